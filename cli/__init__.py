@@ -1,0 +1,1 @@
+"""What a person types: options in, one call, a table or JSON out."""

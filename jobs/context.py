@@ -1,0 +1,148 @@
+"""
+All that the work in jobs/ asks of the world around it.
+
+train.py and generate.py see nothing but this: no database, no Redis, no paths
+outside their attempt. worker/context.py implements it over the shared volume;
+a test implements it over a temporary folder.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+CheckpointKind = Literal["resume", "epoch", "final"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A decoded data set: uint8 pictures, memory-mapped, in a fixed order."""
+
+    pictures_N3HW: "NDArray[np.uint8]"
+    fingerprint: str  # sha-256 over names, contents and size: the same pictures, the same value
+    classes: tuple[str, ...] = ()
+    labels_N: "NDArray[np.int64] | None" = None
+
+    def __len__(self) -> int:
+        return len(self.pictures_N3HW)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A stored checkpoint, verified against the sha-256 in the job table, in memory."""
+
+    step: int
+    epoch: int
+    tensors: "dict[str, Tensor]"
+    meta: dict[str, Any]
+    sha256: str
+    job_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One generated picture and its line in manifest.jsonl."""
+
+    index: int  # place in the result, from 0: the file's name
+    pixels_HW3: "NDArray[np.uint8]"
+    record: dict[str, Any] = field(default_factory=dict)  # seed, draw, score
+
+
+class PictureSink(Protocol):
+    """Where a generation job puts its pictures; nothing is visible before publish()."""
+
+    def add(self, pictures: Iterable[Picture]) -> None:
+        """Encode and write; indices come in rising order."""
+
+    def add_grid(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
+        """Write one grid, e.g. name 'grid-0000'."""
+
+    def publish(self) -> dict[str, Any]:
+        """Make all of it durable, then visible; returns facts for the job's result."""
+
+
+class JobContext(Protocol):
+    """What a running job may do. Every method may raise StopRequested or a StorageError."""
+
+    job_id: int
+    attempt: int
+
+    def stop_reason(self) -> str | None:
+        """A jobs.states.StopReason once somebody wants the job to stop; cheap, ask at every step."""
+
+    def report(
+        self,
+        done: int,
+        total: int,
+        unit: str,
+        *,
+        rate: float | None = None,
+        epoch: int | None = None,
+        epochs: int | None = None,
+        phase: str | None = None,
+    ) -> None:
+        """
+        Say how far the work is. Cheap: the context thins out what it passes on.
+
+        Args:
+            done, total: counted in `unit` ('pictures').
+            rate: pictures per second, measured by the job.
+            phase: what is done now, when it is not the work itself ('reading pictures').
+        """
+
+    def log(self, message: str) -> None:
+        """One line for log.txt."""
+
+    def metrics(self, record: Mapping[str, float | int | str | None]) -> None:
+        """One line for metrics.jsonl."""
+
+    def images(self, data: str, size: int) -> Images:
+        """The data set, decoded once and kept on the volume by its fingerprint."""
+
+    def resume(self) -> Snapshot | None:
+        """The newest intact state of this job, or None for a fresh start."""
+
+    def save_checkpoint(
+        self,
+        *,
+        kind: CheckpointKind,
+        epoch: int,
+        step: int,
+        state: "Mapping[str, Tensor]",
+        generator: "Mapping[str, Tensor]",
+        meta: Mapping[str, Any],
+    ) -> None:
+        """
+        Make a checkpoint durable, then register it under the fence.
+
+        Args:
+            kind: 'resume' (replaced by the next), 'epoch' (every save_every), 'final'.
+            epoch: epochs that are complete.
+            step: the only cursor: discriminator batches seen so far.
+            state: all that the run needs to go on (state.safetensors).
+            generator: all that generation needs: EMA generator and discriminator.
+            meta: JSON facts needed to rebuild the networks and counters.
+
+        Raises:
+            LeaseLostError: another attempt owns the job; nothing was registered.
+        """
+
+    def save_sample(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
+        """One grid of samples, e.g. name 'epoch-0005'."""
+
+    def model(self) -> Snapshot:
+        """The generator that this generation job draws from (generator.safetensors)."""
+
+    def weights(self, path: str) -> "dict[str, Tensor]":
+        """Starting weights from a file the user gave (.pth or .safetensors), safely read."""
+
+    def pictures(self, *, format: str = "png") -> PictureSink:
+        """Where to put generated pictures."""
+
+    def scratch(self) -> Path:
+        """The attempt's own folder."""

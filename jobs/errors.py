@@ -1,0 +1,223 @@
+"""
+Every error that ganq raises on purpose.
+
+    GanqError
+      SpecError (also ValueError)          a request that cannot work; exit 2
+      NotFoundError                        exit 3
+        JobNotFoundError
+        CheckpointNotFoundError
+      ConfigError                          a setting or the set-up is wrong
+      JobError
+        InvalidTransitionError
+        LeaseLostError                     another attempt owns the job now
+      DatasetError                         no pictures, too few, too many broken
+      StorageError
+        DatabaseUnavailableError
+        SchemaMismatchError
+        CheckpointCorruptError
+        ForeignFileError                   a weight file that is not what it says
+        DiskFullError
+        VolumeError                        read-only, missing, not a directory
+      QueueUnavailableError                Redis is not there
+      WorkerError
+        GpuUnavailableError
+        GpuBusyError                       another worker holds this GPU
+        OutOfMemoryError                   of the device
+      TrainingDivergedError
+    StopRequested (BaseException)          `except Exception` cannot swallow it
+
+Each class carries a machine-readable `code`, which stands in the job table,
+an exit code for the command line, and a retry policy for the supervisor.
+"""
+
+from enum import StrEnum
+from typing import Any, ClassVar
+
+
+class Retry(StrEnum):
+    """What a supervisor does with a job that ended in this error."""
+
+    NEVER = "never"  # the next try would end the same way
+    FRESH = "fresh"  # once, in a new process
+    LATER = "later"  # the surroundings are at fault: with backoff, not counted
+
+
+class GanqError(Exception):
+    """
+    Base of all errors meant for a person: one line of what was wrong, one of what to do.
+
+    Args:
+        message: what was wrong, without a full stop at the end.
+        hint: the way out, as a command or a sentence.
+        facts: kept as attributes, so that callers need not parse the message.
+    """
+
+    code: ClassVar[str] = "ERROR"
+    exit_code: ClassVar[int] = 1
+    retry: ClassVar[Retry] = Retry.NEVER
+
+    def __init__(self, message: str, *, hint: str | None = None, **facts: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.facts = facts
+
+    def __getattr__(self, name: str) -> Any:
+        facts = self.__dict__.get("facts", {})
+        if name in facts:
+            return facts[name]
+        raise AttributeError(name)
+
+
+class SpecError(GanqError, ValueError):
+    """The request itself cannot work: a size, a count, a combination of options."""
+
+    code = "BAD_SPEC"
+    exit_code = 2
+
+
+class NotFoundError(GanqError):
+    """Something the user named does not exist."""
+
+    code = "NOT_FOUND"
+    exit_code = 3
+
+
+class JobNotFoundError(NotFoundError):
+    """No job has this id or name."""
+
+    code = "JOB_NOT_FOUND"
+
+
+class CheckpointNotFoundError(NotFoundError):
+    """The job has no such checkpoint, or none yet."""
+
+    code = "CHECKPOINT_NOT_FOUND"
+
+
+class ConfigError(GanqError):
+    """A setting has a value that cannot work, or the machine lacks something."""
+
+    code = "BAD_CONFIG"
+    exit_code = 2
+
+
+class JobError(GanqError):
+    """The job table refused a step."""
+
+    code = "JOB_ERROR"
+
+
+class InvalidTransitionError(JobError):
+    """A job cannot go from its state to that one."""
+
+    code = "INVALID_TRANSITION"
+
+
+class LeaseLostError(JobError):
+    """The (attempt, token) of the caller is not the job's any more: touch nothing."""
+
+    code = "LEASE_LOST"
+
+
+class DatasetError(GanqError):
+    """A folder of pictures that cannot be trained on."""
+
+    code = "BAD_DATASET"
+
+
+class StorageError(GanqError):
+    """The table or the volume did not do what it must."""
+
+    code = "STORAGE_ERROR"
+    retry = Retry.LATER
+
+
+class DatabaseUnavailableError(StorageError):
+    """The job table cannot be reached."""
+
+    code = "DATABASE_UNAVAILABLE"
+
+
+class SchemaMismatchError(StorageError):
+    """The database is older or newer than this code."""
+
+    code = "SCHEMA_MISMATCH"
+    retry = Retry.NEVER
+
+
+class CheckpointCorruptError(StorageError):
+    """A checkpoint's bytes are not those that were registered."""
+
+    code = "CHECKPOINT_CORRUPT"
+    retry = Retry.NEVER
+
+
+class ForeignFileError(StorageError):
+    """A weight file from outside that is not what it says, or not safe."""
+
+    code = "FOREIGN_FILE"
+    retry = Retry.NEVER
+
+
+class DiskFullError(StorageError):
+    """No room on the volume."""
+
+    code = "DISK_FULL"
+
+
+class VolumeError(StorageError):
+    """The volume is missing, read-only or not a directory."""
+
+    code = "VOLUME_UNAVAILABLE"
+
+
+class QueueUnavailableError(GanqError):
+    """Redis cannot be reached: jobs are still accepted and found by polling."""
+
+    code = "REDIS_UNAVAILABLE"
+    retry = Retry.LATER
+
+
+class WorkerError(GanqError):
+    """A worker cannot do its work."""
+
+    code = "WORKER_ERROR"
+
+
+class GpuUnavailableError(WorkerError):
+    """The GPU that was asked for is not there."""
+
+    code = "GPU_UNAVAILABLE"
+
+
+class GpuBusyError(WorkerError):
+    """Another worker of this machine already holds the GPU."""
+
+    code = "GPU_BUSY"
+
+
+class OutOfMemoryError(WorkerError):
+    """The device ran out of memory."""
+
+    code = "OUT_OF_MEMORY"
+    retry = Retry.FRESH
+
+
+class TrainingDivergedError(GanqError):
+    """A loss or a weight is not finite."""
+
+    code = "NAN_LOSS"
+
+
+class StopRequested(BaseException):
+    """
+    The job was asked to stop and has put its work in order.
+
+    Args:
+        reason: a jobs.states.StopReason value.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

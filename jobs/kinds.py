@@ -1,0 +1,68 @@
+"""
+The table of job kinds. A new kind is one row here, one spec, one run(spec, ctx).
+
+The runner is a path, so that torch loads in a pinned worker and nowhere else.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+from jobs.errors import SpecError
+
+if TYPE_CHECKING:
+    from jobs.context import JobContext
+    from jobs.specs import Spec
+
+
+class Run(Protocol):
+    """The work of a kind: returns JSON facts for the job's result."""
+
+    def __call__(self, spec: Any, ctx: "JobContext") -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class JobKind:
+    """What the rest of ganq knows of a kind."""
+
+    name: str
+    spec: str
+    runner: str | None  # None: made by the command line, never run by a worker
+    priority: int  # default; higher runs first
+    makes_model: bool  # generate can draw from it
+
+    def spec_class(self) -> "type[Spec]":
+        spec: type[Spec] = _resolve(self.spec)
+        return spec
+
+    def run_function(self) -> Run:
+        if self.runner is None:
+            raise SpecError(f"a job of kind {self.name} is not run by workers")
+        run: Run = _resolve(self.runner)
+        return run
+
+
+def _resolve(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+KINDS: dict[str, JobKind] = {
+    kind.name: kind
+    for kind in (
+        JobKind("train", "jobs.specs:TrainSpec", "jobs.train:run", 0, True),
+        JobKind("generate", "jobs.specs:GenerateSpec", "jobs.generate:run", 10, False),
+        JobKind("import", "jobs.specs:ImportSpec", None, 0, True),
+    )
+}
+
+
+def kind_named(name: str) -> JobKind:
+    """
+    Raises:
+        SpecError: if this version of ganq knows no such kind.
+    """
+    try:
+        return KINDS[name]
+    except KeyError:
+        raise SpecError(f"there is no job kind {name[:40]!r}", hint=f"kinds: {', '.join(KINDS)}") from None

@@ -1,0 +1,291 @@
+"""
+What a person asks for, resolved and frozen: TrainSpec, GenerateSpec, ImportSpec.
+
+A spec is validated once, when it is submitted; it then travels as JSON in the
+job table and in spec.json. Everything that changes the result stands in it.
+"""
+
+import re
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from jobs.errors import SpecError
+from jobs.recipes import RECIPES
+
+SPEC_VERSION = 1
+MAX_COUNT = 100_000_000
+MAX_SEED = 2**63 - 1
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Augment = Literal["translation", "color", "cutout"]
+
+
+def check_name(name: str) -> str:
+    """
+    A name that is safe in a path, a shell and a table.
+
+    Raises:
+        SpecError: if it is not; a name of digits only would hide an id.
+    """
+    if not NAME_PATTERN.fullmatch(name) or name.isdigit():
+        raise SpecError(
+            f"{name[:70]!r} cannot be a name",
+            hint="use letters, digits, '.', '_' and '-', at most 64, not digits alone",
+        )
+    return name
+
+
+def size_plan(size: int) -> tuple[int, bool]:
+    """
+    How a picture size is reached from the 4×4 of the first layer.
+
+    Returns:
+        (doublings k, triple): 3·4·2^k ends in the origin's (5, 3, 1) layer, triple is True;
+        4·2^(k+1) ends in a (4, 2, 1) layer, triple is False.
+
+    Raises:
+        SpecError: if the size is neither; the hint names the nearest that are.
+    """
+    for k in range(1, 8):
+        if size == 12 * 2**k:
+            return k, True
+        if size == 8 * 2**k:
+            return k, False
+    possible = sorted([12 * 2**k for k in range(1, 6)] + [8 * 2**k for k in range(1, 6)])
+    near = sorted(sorted(possible, key=lambda other: abs(other - size))[:2])
+    raise SpecError(
+        f"pictures of {size}×{size} cannot be made: the layers double 4×4, or triple it once",
+        hint=f"--size {near[0]} or --size {near[1]} work (all: {', '.join(map(str, possible))})",
+    )
+
+
+class Spec(BaseModel):
+    """Base of all specs: frozen, strict about unknown fields, JSON both ways."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: ClassVar[str]
+
+    @classmethod
+    def create(cls, **given: Any) -> Self:
+        """
+        Validate options as a person gave them; None means 'not given'.
+
+        Raises:
+            SpecError: in one line, which option, what was wrong.
+        """
+        try:
+            return cls.model_validate({k: v for k, v in given.items() if v is not None})
+        except ValidationError as exc:
+            raise _in_one_line(exc) from exc
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """
+        Read a spec back from the job table.
+
+        Raises:
+            SpecError: if it was written by a version that knows other fields.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as exc:
+            raise _in_one_line(exc) from exc
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; from_json() gives an equal spec back."""
+        return self.model_dump(mode="json")
+
+
+def _in_one_line(exc: ValidationError) -> SpecError:
+    first = exc.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, SpecError):
+        return cause
+    option = "--" + "-".join(str(part) for part in first["loc"][:1]).replace("_", "-")
+    what = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    shown = f" (given: {str(given)[:60]})" if not isinstance(given, dict) else ""
+    return SpecError(f"{option}: {what[0].lower()}{what[1:]}{shown}")
+
+
+class TrainSpec(Spec):
+    """One training run. Field defaults are the tutorial's; `recipe` overrides them first."""
+
+    kind: ClassVar[str] = "train"
+
+    data: str
+    """Absolute path of a folder, zip or tar of pictures."""
+    recipe: str = "origin"
+    size: int = 96
+    """Side of the square pictures, in pixels; see size_plan()."""
+    batch: Annotated[int, Field(ge=2, le=8192)] = 256
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 400
+    lr_g: Rate = 2e-4
+    lr_d: Rate = 2e-4
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    nz: Annotated[int, Field(ge=1, le=4096)] = 100
+    ngf: Annotated[int, Field(ge=1, le=1024)] = 64
+    ndf: Annotated[int, Field(ge=1, le=1024)] = 64
+    d_every: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """The discriminator steps when the batch index within the epoch is divisible by this."""
+    g_every: Annotated[int, Field(ge=1, le=10_000)] = 5
+    save_every: Annotated[int, Field(ge=1, le=1_000_000)] = 5
+    """Epochs between sample grids with kept checkpoints."""
+    seed: Seed = 0
+    loader_workers: Annotated[int, Field(ge=0, le=256)] = 4
+    """Processes that decode pictures, once; training itself reads the cache."""
+    init_netg: str | None = None
+    init_netd: str | None = None
+    """Starting weights for each network: absolute path of a .pth or .safetensors file."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    loss: Literal["bce", "hinge", "nonsaturating"] = "bce"
+    norm_d: Literal["batch", "spectral"] = "batch"
+    """'batch' ends in a sigmoid as the origin does; 'spectral' gives logits."""
+    noise: Literal["stale", "fresh"] = "stale"
+    """'stale': D sees the same fakes until G steps again, as in the origin. 'fresh': new at each D step."""
+    ema_half_life_kimg: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    """Half-life of the generator's moving average, in thousands of pictures; 0 is off."""
+    augment: tuple[Augment, ...] = ()
+    """DiffAugment policies that D sees, on real and fake alike."""
+    mirror: bool = False
+    """Show half of the pictures mirrored; only where left and right may be swapped."""
+    max_skip: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of files that may be unreadable before the data set is refused."""
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds between resume checkpoints, apart from save_every."""
+    keep_last: Annotated[int, Field(ge=1, le=1000)] = 2
+    keep_every: Annotated[int, Field(ge=0)] = 0
+    """Keep each checkpoint whose epoch is divisible by this; 0: only the last ones and the final."""
+    deterministic: bool = True
+    """On a GPU: deterministic kernels, so that a resumed run ends with the same bits."""
+    continue_from: int | None = None
+    """Id of the job whose last checkpoint this run goes on from."""
+
+    @classmethod
+    def create(cls, **given: Any) -> Self:
+        name = given.get("recipe") or "origin"
+        if name not in RECIPES:
+            raise SpecError(
+                f"there is no recipe {str(name)[:40]!r}",
+                hint=f"--recipe is one of: {', '.join(RECIPES)}",
+            )
+        chosen = {k: v for k, v in given.items() if v is not None}
+        return super().create(**{**RECIPES[name].defaults, **chosen})
+
+    @field_validator("size")
+    @classmethod
+    def _reachable(cls, size: int) -> int:
+        size_plan(size)
+        return size
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.loss == "bce" and self.norm_d == "spectral":
+            raise SpecError(
+                "--loss bce reads a sigmoid, and --norm-d spectral gives logits",
+                hint="use --loss nonsaturating (the same loss on logits) or --norm-d batch",
+            )
+        if self.loss != "bce" and self.norm_d == "batch":
+            raise SpecError(
+                f"--loss {self.loss} reads logits, and --norm-d batch ends in a sigmoid",
+                hint="use --norm-d spectral or --loss bce",
+            )
+        return self
+
+
+class GenerateSpec(Spec):
+    """One set of pictures from one checkpoint. Picture i depends on (checkpoint, seed, i) alone."""
+
+    kind: ClassVar[str] = "generate"
+
+    source: int
+    """Id of the training or import job that the generator comes from."""
+    checkpoint: str = "best"
+    """'best', 'last', or the number of complete epochs."""
+    count: Count | None = None
+    seeds: tuple[tuple[int, int], ...] = ()
+    """Picture numbers as inclusive ranges (first, last); instead of `count`."""
+    seed: Seed = 0
+    keep: Count | None = None
+    of: Count | None = None
+    """Draw `of` pictures, publish the `keep` that the discriminator scores highest, best first."""
+    noise_mean: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)] = 0.0
+    noise_std: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
+    format: Literal["png"] = "png"
+    grid: Annotated[int, Field(ge=0, le=4096)] = 64
+    """Pictures on one grid page; 0 makes no grids."""
+    grid_pages: Annotated[int, Field(ge=0, le=10_000)] = 16
+    """Grid pages at most; later pictures have files but no page."""
+    micro_batch: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Fixed size of every forward pass: picture i sits at slot i mod micro_batch."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    deterministic: bool = True
+    out: str | None = None
+    """Absolute path of a folder that gets a copy of the result."""
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _checkpoint_word(cls, value: str) -> str:
+        if value not in ("best", "last") and not value.isdigit():
+            raise SpecError(
+                f"--checkpoint {value[:40]!r} names no checkpoint",
+                hint="use best, last, or a number of epochs (ganq checkpoints JOB lists them)",
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _one_way_to_count(self) -> Self:
+        ways = [self.count is not None, bool(self.seeds), self.keep is not None or self.of is not None]
+        if sum(ways) != 1:
+            raise SpecError(
+                "say how many pictures in exactly one way",
+                hint="--count N, or --seeds A-B, or --keep K --of N",
+            )
+        if (self.keep is None) != (self.of is None):
+            raise SpecError("--keep and --of go together", hint="e.g. --keep 64 --of 512")
+        if self.keep is not None and self.of is not None and self.keep > self.of:
+            raise SpecError(
+                f"--keep {self.keep} is more than --of {self.of}",
+                hint="--of is how many are drawn, --keep how many of them stay",
+            )
+        for first, last in self.seeds:
+            if not 0 <= first <= last < MAX_COUNT:
+                raise SpecError(
+                    f"--seeds {first}-{last} is no range of picture numbers",
+                    hint="e.g. --seeds 0-63 or --seeds 0,4,10-20",
+                )
+        return self
+
+    @property
+    def total(self) -> int:
+        """Pictures that are published."""
+        if self.keep is not None:
+            return self.keep
+        if self.count is not None:
+            return self.count
+        return sum(last - first + 1 for first, last in self.seeds)
+
+    @property
+    def drawn(self) -> int:
+        """Pictures that are computed."""
+        return self.of if self.of is not None else self.total
+
+
+class ImportSpec(Spec):
+    """Weights from outside, made usable by `generate --from NAME`."""
+
+    kind: ClassVar[str] = "import"
+
+    netg: str
+    netd: str | None = None
+    size: int
+    nz: int
+    ngf: int
+    ndf: int
