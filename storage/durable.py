@@ -133,6 +133,7 @@ def write_folder(target: Path, writers: Mapping[str, Callable[[Path], None]]) ->
     try:
         temp.mkdir()
         entries = []
+        total = 0
         for name, write in writers.items():
             path = temp / name
             write(path)
@@ -141,7 +142,9 @@ def write_folder(target: Path, writers: Mapping[str, Callable[[Path], None]]) ->
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            entries.append({"name": name, "bytes": path.stat().st_size, "sha256": sha256_file(path)})
+            size = path.stat().st_size
+            total += size
+            entries.append({"name": name, "bytes": size, "sha256": sha256_file(path)})
         digest = write_json(temp / MANIFEST, {"files": entries})
         fsync_folder(temp)
         os.rename(temp, target)
@@ -152,7 +155,7 @@ def write_folder(target: Path, writers: Mapping[str, Callable[[Path], None]]) ->
     except BaseException:
         shutil.rmtree(temp, ignore_errors=True)
         raise
-    return digest, sum(entry["bytes"] for entry in entries)
+    return digest, total
 
 
 def read_verified(folder: Path, name: str, manifest_sha256: str) -> bytes:

@@ -1,0 +1,627 @@
+"""
+The only code that changes a job's state.
+
+Every step is one transaction: a compare-and-set on (id, state, attempt, token),
+the attempt's row, and an event beside it. A worker whose lease has passed on
+changes zero rows and learns it by LeaseLostError. Each function may run again
+after a commit whose answer was lost: it recognises what it has already done.
+"""
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, and_, func, insert, literal_column, or_, select, text, update
+from sqlalchemy.exc import IntegrityError
+
+from jobs.errors import GanqError, InvalidTransitionError, JobNotFoundError, Retry, SpecError
+from jobs.states import JobState, Outcome
+from storage.engine import Database
+from storage.jobs import Checkpoint, Job, Lease, WorkerIdentity
+from storage.models import CLAIMABLE, RUNNING, attempt, checkpoint, dependency, job, utcnow
+from storage.transitions import (
+    BACKOFF_S,
+    Decision,
+    after_crash,
+    get_job,
+    how_it_ended,
+    lease_lost,
+    leave,
+    locked_job,
+    owned_by,
+    record_event,
+)
+
+FinishedFiles = Callable[[int], tuple[str, str, int, int]]
+"""New job's id → (path relative to the volume, manifest sha-256, bytes, epoch)."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What somebody wants of a running job."""
+
+    cancel: bool
+
+
+@dataclass(frozen=True)
+class Beat:
+    """One running job as the reaper sees it."""
+
+    job_id: int
+    attempt: int
+    hb_seq: int
+    boot_id: str | None
+    pid: int | None
+    start_ticks: int | None
+    worker: str | None
+
+
+class JobStore:
+    """All changes of state, on SQLite and Postgres alike."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    # --- submit -------------------------------------------------------------------------
+
+    def submit(
+        self,
+        *,
+        kind: str,
+        spec: dict[str, Any],
+        spec_version: int,
+        submit_key: str,
+        user: str,
+        name: str | None = None,
+        queue: str = "default",
+        priority: int = 0,
+        after: Sequence[int] = (),
+        retry_of: int | None = None,
+        held: bool = False,
+    ) -> Job:
+        """
+        Accept a job: when this returns, the row is committed.
+
+        Args:
+            submit_key: made by the client; the same key gives the same row, once.
+            after: jobs that must succeed first.
+
+        Raises:
+            JobNotFoundError: a job in `after` does not exist.
+            SpecError: a job in `after` has failed or was cancelled.
+        """
+
+        def work(conn: Connection) -> Job:
+            known = conn.execute(select(job).where(job.c.submit_key == submit_key)).first()
+            if known is not None:
+                return Job.from_row(known)
+            blockers = 0
+            for needed in after:
+                # The parent's row is locked, so that it cannot end between this look and our insert.
+                state = conn.execute(
+                    select(job.c.state).where(job.c.id == needed).with_for_update()
+                ).scalar_one_or_none()
+                if state is None:
+                    raise JobNotFoundError(
+                        f"there is no job {needed} to wait for", hint="ganq status lists them"
+                    )
+                if state in (JobState.FAILED, JobState.CANCELLED):
+                    raise SpecError(
+                        f"job {needed} has {state}, so a job after it would never run",
+                        hint=f"ganq retry {needed}, or submit without --after",
+                    )
+                blockers += state != JobState.SUCCEEDED
+            new_id = conn.execute(
+                insert(job)
+                .values(
+                    submit_key=submit_key,
+                    name=name,
+                    kind=kind,
+                    queue=queue,
+                    user=user,
+                    priority=priority,
+                    spec=spec,
+                    spec_version=spec_version,
+                    state=JobState.QUEUED,
+                    held=int(held),
+                    blockers=blockers,
+                    retry_of=retry_of,
+                    created_at=utcnow(),
+                )
+                .returning(job.c.id)
+            ).scalar_one()
+            for needed in dict.fromkeys(after):
+                conn.execute(insert(dependency).values(job_id=new_id, needs=needed))
+            record_event(conn, new_id, "submitted", detail={"retry_of": retry_of} if retry_of else None)
+            return get_job(conn, new_id)
+
+        try:
+            return self.database.write(work)
+        except IntegrityError:  # two submits with one key at the same moment: the other one won
+            return self.database.write(work)
+
+    def add_finished(
+        self,
+        *,
+        kind: str,
+        spec: dict[str, Any],
+        spec_version: int,
+        user: str,
+        name: str,
+        files: FinishedFiles,
+    ) -> Job:
+        """
+        Record a job whose work is already done, with its checkpoint: `ganq import`.
+
+        Args:
+            files: called with the new id while the row is not yet committed; it makes
+                the files durable and says where they are. If it fails, nothing is recorded.
+        """
+
+        def work(conn: Connection) -> Job:
+            new_id = conn.execute(
+                insert(job)
+                .values(
+                    submit_key=secrets.token_hex(16),
+                    name=name,
+                    kind=kind,
+                    queue="none",
+                    user=user,
+                    priority=0,
+                    spec=spec,
+                    spec_version=spec_version,
+                    state=JobState.SUCCEEDED,
+                    attempt=1,
+                    created_at=utcnow(),
+                    started_at=utcnow(),
+                    finished_at=utcnow(),
+                )
+                .returning(job.c.id)
+            ).scalar_one()
+            path, digest, size, epoch = files(new_id)
+            conn.execute(
+                insert(checkpoint).values(
+                    job_id=new_id,
+                    attempt=1,
+                    kind="import",
+                    epoch=epoch,
+                    step=0,
+                    path=path,
+                    manifest_sha256=digest,
+                    bytes=size,
+                    created_at=utcnow(),
+                )
+            )
+            record_event(conn, new_id, "imported", attempt=1, detail={"path": path})
+            return get_job(conn, new_id)
+
+        return self.database.write(work)
+
+    # --- claim and lease ------------------------------------------------------------------
+
+    def claim(self, who: WorkerIdentity, *, kinds: Sequence[str], spec_version: int) -> Lease | None:
+        """
+        Take the best job that this worker can run: highest priority, then oldest.
+
+        The attempt number is the fencing token: it only ever goes up.
+        """
+        token = secrets.token_hex(16)
+
+        def work(conn: Connection) -> Lease | None:
+            best = conn.execute(
+                select(job.c.id)
+                .where(
+                    text(CLAIMABLE),
+                    job.c.queue.in_(who.queues),
+                    job.c.kind.in_(kinds),
+                    job.c.spec_version <= spec_version,
+                    or_(job.c.not_before.is_(None), job.c.not_before <= utcnow()),
+                )
+                .order_by(literal_column("priority").desc(), job.c.id)
+                .limit(1)
+                .with_for_update(skip_locked=True)
+            ).scalar_one_or_none()
+            if best is None:
+                return None
+            changed = conn.execute(
+                update(job)
+                .where(job.c.id == best, job.c.state == JobState.QUEUED)
+                .values(
+                    state=JobState.RUNNING,
+                    attempt=job.c.attempt + 1,
+                    lease_token=token,
+                    worker=who.name,
+                    hb_seq=job.c.hb_seq + 1,
+                    not_before=None,
+                    error_code=None,
+                    error_message=None,
+                    error_hint=None,
+                    started_at=func.coalesce(job.c.started_at, utcnow()),
+                )
+            )
+            if changed.rowcount != 1:
+                return None
+            claimed = get_job(conn, best)
+            conn.execute(
+                insert(attempt).values(
+                    job_id=best,
+                    number=claimed.attempt,
+                    lease_token=token,
+                    worker=who.name,
+                    host=who.host,
+                    device=who.device,
+                    boot_id=who.boot_id,
+                    pid=who.pid,
+                    start_ticks=who.start_ticks,
+                    started_at=utcnow(),
+                )
+            )
+            record_event(conn, best, "claimed", attempt=claimed.attempt, worker=who.name)
+            return Lease(claimed, claimed.attempt, token)
+
+        return self.database.write(work)
+
+    def heartbeat(self, lease: Lease, progress: dict[str, Any] | None, *, patience_s: float = 5.0) -> Wishes:
+        """
+        Say that the job is alive, carry its progress, bring back what is wished of it.
+
+        Raises:
+            LeaseLostError: the job belongs to another attempt; kill the runner, touch nothing.
+        """
+
+        def work(conn: Connection) -> Wishes:
+            values: dict[str, Any] = {"hb_seq": job.c.hb_seq + 1}
+            if progress is not None:
+                values["progress"] = progress
+            if conn.execute(update(job).where(owned_by(lease)).values(values)).rowcount != 1:
+                raise lease_lost(lease)
+            wish = conn.execute(
+                select(job.c.cancel_requested_at).where(job.c.id == lease.job_id)
+            ).scalar_one()
+            return Wishes(cancel=wish is not None)
+
+        return self.database.write(work, patience_s=patience_s)
+
+    def wishes(self, lease: Lease) -> Wishes:
+        """What is wished, without a beat: one indexed read.
+
+        Raises:
+            LeaseLostError: the job belongs to another attempt.
+        """
+
+        def work(conn: Connection) -> Wishes:
+            row = conn.execute(select(job.c.cancel_requested_at).where(owned_by(lease))).first()
+            if row is None:
+                raise lease_lost(lease)
+            return Wishes(cancel=row[0] is not None)
+
+        return self.database.read(work)
+
+    def pin_inputs(self, lease: Lease, inputs: dict[str, Any]) -> None:
+        """
+        Fix what the job reads (checkpoint, fingerprint), so that every attempt reads the same.
+
+        Raises:
+            LeaseLostError: the job belongs to another attempt.
+        """
+
+        def work(conn: Connection) -> None:
+            if conn.execute(update(job).where(owned_by(lease)).values(inputs=inputs)).rowcount != 1:
+                raise lease_lost(lease)
+
+        self.database.write(work)
+
+    def register_checkpoint(
+        self, lease: Lease, *, kind: str, epoch: int, step: int, path: str, manifest_sha256: str, size: int
+    ) -> int:
+        """
+        Make a durable checkpoint folder real. It also counts as progress against crashes.
+
+        Returns:
+            The checkpoint's id.
+
+        Raises:
+            LeaseLostError: the job belongs to another attempt; the folder stays unreferenced.
+        """
+
+        def work(conn: Connection) -> int:
+            # The owner's row is locked until commit: no other attempt can begin meanwhile.
+            if conn.execute(select(job.c.id).where(owned_by(lease)).with_for_update()).first() is None:
+                raise lease_lost(lease)
+            known = conn.execute(
+                select(checkpoint.c.id).where(checkpoint.c.job_id == lease.job_id, checkpoint.c.path == path)
+            ).scalar_one_or_none()
+            if known is not None:
+                return int(known)
+            conn.execute(update(job).where(job.c.id == lease.job_id).values(crash_count=0, waits=0))
+            new_id = conn.execute(
+                insert(checkpoint)
+                .values(
+                    job_id=lease.job_id,
+                    attempt=lease.attempt,
+                    kind=kind,
+                    epoch=epoch,
+                    step=step,
+                    path=path,
+                    manifest_sha256=manifest_sha256,
+                    bytes=size,
+                    created_at=utcnow(),
+                )
+                .returning(checkpoint.c.id)
+            ).scalar_one()
+            if kind != "resume":
+                record_event(
+                    conn,
+                    lease.job_id,
+                    "checkpoint",
+                    attempt=lease.attempt,
+                    detail={"kind": kind, "epoch": epoch, "step": step},
+                )
+            return int(new_id)
+
+        return self.database.write(work)
+
+    def forget_checkpoints(self, lease: Lease, ids: Sequence[int]) -> list[Checkpoint]:
+        """
+        Take rows out of the table before their folders are deleted; pinned ones stay.
+
+        Returns:
+            The checkpoints whose folders may now go.
+
+        Raises:
+            LeaseLostError: the job belongs to another attempt.
+        """
+
+        def work(conn: Connection) -> list[Checkpoint]:
+            if conn.execute(select(job.c.id).where(owned_by(lease)).with_for_update()).first() is None:
+                raise lease_lost(lease)
+            pinned = {
+                (inputs or {}).get("checkpoint_id")
+                for (inputs,) in conn.execute(
+                    select(job.c.inputs).where(job.c.state.in_((JobState.QUEUED, JobState.RUNNING)))
+                )
+            }
+            going = [
+                Checkpoint.from_row(row)
+                for row in conn.execute(select(checkpoint).where(checkpoint.c.id.in_(ids)))
+                if row.id not in pinned
+            ]
+            conn.execute(checkpoint.delete().where(checkpoint.c.id.in_([one.id for one in going])))
+            return going
+
+        return self.database.write(work)
+
+    # --- the ends of an attempt -----------------------------------------------------------
+
+    def succeed(self, lease: Lease, result: dict[str, Any]) -> None:
+        """
+        Publish: the result's pointers become real in this one step.
+
+        Raises:
+            LeaseLostError: the job belongs to another attempt; the result is nobody's.
+        """
+        bit_exact = result.get("bit_exact")
+        values = {
+            "result": result,
+            "bit_exact": None if bit_exact is None else int(bit_exact),
+            "error_code": None,
+            "error_message": None,
+            "error_hint": None,
+        }
+        self._settle(lease, JobState.SUCCEEDED, Outcome.SUCCEEDED, values, None)
+
+    def cancel_done(self, lease: Lease) -> None:
+        """The runner has stopped because somebody wished it."""
+        self._settle(lease, JobState.CANCELLED, Outcome.CANCELLED, {}, None)
+
+    def release(self, lease: Lease, reason: str) -> None:
+        """Give the job back unharmed (drain, preemption): it costs the job no patience."""
+        self._settle(lease, JobState.QUEUED, Outcome.RELEASED, {"rung_at": None}, {"reason": reason})
+
+    def fail(self, lease: Lease, error: GanqError) -> JobState:
+        """
+        Settle an error by its policy: never again, once in a fresh process, or later.
+
+        Returns:
+            The state that the job is in now.
+        """
+        told = {"error_code": error.code, "error_message": error.message, "error_hint": error.hint}
+
+        def decide(row: Any) -> Decision:
+            if row.cancel_requested_at is not None:
+                return JobState.CANCELLED, Outcome.CANCELLED, {}
+            if error.retry is Retry.LATER:
+                later = utcnow() + BACKOFF_S[min(row.waits, len(BACKOFF_S) - 1)]
+                return JobState.QUEUED, Outcome.RETRIED, {**told, "not_before": later, "waits": row.waits + 1}
+            if error.retry is Retry.FRESH and row.fresh_retries < 1:
+                return JobState.QUEUED, Outcome.RETRIED, {**told, "fresh_retries": row.fresh_retries + 1}
+            return JobState.FAILED, Outcome.FAILED, told
+
+        return self._settle_by(lease, decide, {"code": error.code, "message": error.message})
+
+    def crashed(self, lease: Lease, message: str) -> JobState:
+        """
+        The runner died under a living supervisor. The third time without progress is the last.
+
+        Returns:
+            The state that the job is in now.
+        """
+
+        def decide(row: Any) -> Decision:
+            return after_crash(row, message)
+
+        return self._settle_by(lease, decide, {"message": message})
+
+    def rescue(self, beat: Beat, why: str) -> JobState | None:
+        """
+        Take a job back from a worker that fell silent (the reaper's compare-and-set).
+
+        Returns:
+            The job's new state, or None if it moved by itself in the meantime.
+        """
+
+        def work(conn: Connection) -> JobState | None:
+            row = conn.execute(
+                select(job)
+                .where(
+                    job.c.id == beat.job_id,
+                    job.c.state == JobState.RUNNING,
+                    job.c.attempt == beat.attempt,
+                    job.c.hb_seq == beat.hb_seq,
+                )
+                .with_for_update()
+            ).first()
+            if row is None:
+                return None
+            if row.cancel_requested_at is not None:
+                new: JobState = JobState.CANCELLED
+                values: dict[str, Any] = {}
+            else:
+                new, values = JobState.QUEUED, {"rung_at": None}
+            leave(conn, row, new, Outcome.LOST, values, {"why": why})
+            return new
+
+        return self.database.write(work)
+
+    def _settle(
+        self,
+        lease: Lease,
+        new: JobState,
+        outcome: Outcome,
+        values: dict[str, Any],
+        detail: dict[str, Any] | None,
+    ) -> None:
+        self._settle_by(lease, lambda row: (new, outcome, values), detail)
+
+    def _settle_by(
+        self, lease: Lease, decide: Callable[[Any], Decision], detail: dict[str, Any] | None
+    ) -> JobState:
+        def work(conn: Connection) -> JobState:
+            row = conn.execute(select(job).where(owned_by(lease)).with_for_update()).first()
+            if row is None:
+                done = conn.execute(
+                    select(attempt.c.outcome, job.c.state)
+                    .join(job, job.c.id == attempt.c.job_id)
+                    .where(
+                        attempt.c.job_id == lease.job_id,
+                        attempt.c.number == lease.attempt,
+                        attempt.c.lease_token == lease.token,
+                        attempt.c.ended_at.is_not(None),
+                        attempt.c.outcome != Outcome.LOST,
+                    )
+                ).first()
+                if done is not None:  # our own commit, whose answer was lost
+                    return JobState(done.state)
+                raise lease_lost(lease)
+            new, outcome, values = decide(row)
+            leave(conn, row, new, outcome, values, detail)
+            return JobState(new)
+
+        return self.database.write(work)
+
+    # --- wishes of a person ---------------------------------------------------------------
+
+    def request_cancel(self, job_id: int) -> Job:
+        """
+        Cancel a queued job at once, or ask its worker to stop it.
+
+        Raises:
+            JobNotFoundError, InvalidTransitionError: it is not there, or has already ended.
+        """
+
+        def work(conn: Connection) -> Job:
+            row = locked_job(conn, job_id)
+            if JobState(row.state).terminal:
+                raise InvalidTransitionError(
+                    f"job {job_id} has already {how_it_ended(row.state)}",
+                    hint=f"ganq status {job_id} shows it",
+                )
+            if row.cancel_requested_at is None:
+                conn.execute(update(job).where(job.c.id == job_id).values(cancel_requested_at=utcnow()))
+                record_event(conn, job_id, "cancel_requested")
+            if row.state == JobState.QUEUED:
+                leave(conn, row, JobState.CANCELLED, None, {}, None)
+            return get_job(conn, job_id)
+
+        return self.database.write(work)
+
+    def hold(self, job_id: int, *, held: bool) -> Job:
+        """
+        Keep a queued job from being claimed, or let it go again.
+
+        Raises:
+            JobNotFoundError, InvalidTransitionError: it is not there, or not queued.
+        """
+
+        def work(conn: Connection) -> Job:
+            row = locked_job(conn, job_id)
+            if row.state != JobState.QUEUED:
+                raise InvalidTransitionError(
+                    f"job {job_id} is {row.state}, and only a queued job can be held or released",
+                    hint=f"ganq cancel {job_id} stops a running job",
+                )
+            if bool(row.held) != held:
+                conn.execute(update(job).where(job.c.id == job_id).values(held=int(held), rung_at=None))
+                record_event(conn, job_id, "held" if held else "unheld")
+            return get_job(conn, job_id)
+
+        return self.database.write(work)
+
+    # --- recovery -------------------------------------------------------------------------
+
+    def running(self) -> list[Beat]:
+        """All running jobs with their heartbeat counters, for the reaper."""
+
+        def work(conn: Connection) -> list[Beat]:
+            rows = conn.execute(
+                select(
+                    job.c.id,
+                    job.c.attempt,
+                    job.c.hb_seq,
+                    attempt.c.boot_id,
+                    attempt.c.pid,
+                    attempt.c.start_ticks,
+                    job.c.worker,
+                )
+                .join(attempt, and_(attempt.c.job_id == job.c.id, attempt.c.number == job.c.attempt))
+                .where(text(f"job.{RUNNING}"))
+            )
+            return [Beat(*row) for row in rows]
+
+        return self.database.read(work)
+
+    def due_bells(self, *, again_s: float, limit: int) -> list[tuple[int, str]]:
+        """
+        Queued jobs that nobody was told of, or too long ago; marks them as rung.
+
+        Returns:
+            (job id, queue), best first.
+        """
+
+        def work(conn: Connection) -> list[tuple[int, str]]:
+            rows = conn.execute(
+                select(job.c.id, job.c.queue)
+                .where(
+                    text(CLAIMABLE),
+                    or_(job.c.not_before.is_(None), job.c.not_before <= utcnow()),
+                    or_(job.c.rung_at.is_(None), job.c.rung_at < utcnow() - again_s),
+                )
+                .order_by(literal_column("priority").desc(), job.c.id)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+            ).all()
+            if rows:
+                conn.execute(
+                    update(job).where(job.c.id.in_([row.id for row in rows])).values(rung_at=utcnow())
+                )
+            return [(row.id, row.queue) for row in rows]
+
+        return self.database.write(work)
+
+    def mark_rung(self, job_id: int) -> None:
+        """The submitter has rung for this job itself."""
+        self.database.write(
+            lambda conn: conn.execute(update(job).where(job.c.id == job_id).values(rung_at=utcnow())),
+            patience_s=2.0,
+        )

@@ -1,0 +1,10 @@
+"""Runs the migrations on the connection that storage/schema.py hands over."""
+
+from alembic import context
+
+from storage.models import metadata
+
+connection = context.config.attributes["connection"]
+context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,210 @@
+"""Reads of the job table for the command line and the workers; changes nothing."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, func, or_, select
+
+from jobs.errors import CheckpointNotFoundError, JobNotFoundError
+from jobs.states import JobState
+from storage.engine import Database
+from storage.jobs import Checkpoint, Event, Job, WorkerRow
+from storage.models import attempt, checkpoint, dependency, event, job, utcnow, worker
+
+PAGE = 500
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which jobs to list; None means any."""
+
+    states: tuple[JobState, ...] | None = None
+    kind: str | None = None
+    user: str | None = None
+    name: str | None = None
+    after_id: int | None = None
+    before_id: int | None = None
+
+    def where(self) -> list[ColumnElement[bool]]:
+        wanted: list[ColumnElement[bool]] = []
+        if self.states is not None:
+            wanted.append(job.c.state.in_(self.states))
+        if self.kind is not None:
+            wanted.append(job.c.kind == self.kind)
+        if self.user is not None:
+            wanted.append(job.c.user == self.user)
+        if self.name is not None:
+            wanted.append(job.c.name.contains(self.name, autoescape=True))
+        if self.after_id is not None:
+            wanted.append(job.c.id > self.after_id)
+        if self.before_id is not None:
+            wanted.append(job.c.id < self.before_id)
+        return wanted
+
+
+class Queries:
+    """Questions to the job table."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def now(self) -> float:
+        """The database's clock: ages are measured against it, not against this machine's."""
+        return self.database.read(lambda conn: float(conn.execute(select(utcnow())).scalar_one()))
+
+    def get(self, job_id: int) -> Job:
+        """
+        Raises:
+            JobNotFoundError: no such id.
+        """
+        found = self.database.read(lambda conn: conn.execute(select(job).where(job.c.id == job_id)).first())
+        if found is None:
+            raise JobNotFoundError(f"there is no job {job_id}", hint="ganq status lists them")
+        return Job.from_row(found)
+
+    def find(self, reference: str) -> Job:
+        """
+        A job by its id, or the newest one with this name.
+
+        Raises:
+            JobNotFoundError: neither; the hint names jobs that are near.
+        """
+        if re.fullmatch(r"\d{1,18}", reference):
+            return self.get(int(reference))
+        newest = self.database.read(
+            lambda conn: conn.execute(
+                select(job).where(job.c.name == reference).order_by(job.c.id.desc()).limit(1)
+            ).first()
+        )
+        if newest is None:
+            raise JobNotFoundError(
+                f"there is no job named {reference[:70]!r}", hint="ganq status lists ids and names"
+            )
+        return Job.from_row(newest)
+
+    def page(self, wanted: Filter, *, limit: int, oldest_first: bool = False) -> list[Job]:
+        """Up to `limit` jobs, newest first unless asked otherwise."""
+        order = job.c.id if oldest_first else job.c.id.desc()
+        query = select(job).where(*wanted.where()).order_by(order).limit(limit)
+        return self.database.read(lambda conn: [Job.from_row(row) for row in conn.execute(query)])
+
+    def stream(self, wanted: Filter) -> Iterator[Job]:
+        """All matching jobs, newest first, in pages by id: memory does not grow with their number."""
+        before = wanted.before_id
+        while True:
+            page = self.page(Filter(**{**wanted.__dict__, "before_id": before}), limit=PAGE)
+            yield from page
+            if len(page) < PAGE:
+                return
+            before = page[-1].id
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        query = select(job.c.state, func.count()).group_by(job.c.state)
+        found = self.database.read(lambda conn: {str(s): int(n) for s, n in conn.execute(query)})
+        return {state: found.get(state, 0) for state in JobState}
+
+    def newest_model(self) -> Job:
+        """
+        The job that `generate` draws from by default: the newest training or import that has not failed.
+
+        Raises:
+            JobNotFoundError: nothing was trained or imported yet.
+        """
+        from jobs.kinds import KINDS
+
+        kinds = [kind.name for kind in KINDS.values() if kind.makes_model]
+        has_checkpoint = select(checkpoint.c.id).where(checkpoint.c.job_id == job.c.id).exists()
+        query = (
+            select(job)
+            .where(
+                job.c.kind.in_(kinds),
+                or_(job.c.state.not_in((JobState.FAILED, JobState.CANCELLED)), has_checkpoint),
+            )
+            .order_by(job.c.id.desc())
+            .limit(1)
+        )
+        found = self.database.read(lambda conn: conn.execute(query).first())
+        if found is None:
+            raise JobNotFoundError(
+                "there is nothing to generate from yet",
+                hint="train first (ganq submit train --data DIR), or import weights (ganq import)",
+            )
+        return Job.from_row(found)
+
+    def events(self, job_id: int, *, after_id: int = 0) -> list[Event]:
+        """A job's history, oldest first."""
+        query = select(event).where(event.c.job_id == job_id, event.c.id > after_id).order_by(event.c.id)
+        return self.database.read(lambda conn: [Event.from_row(row) for row in conn.execute(query)])
+
+    def attempts(self, job_id: int) -> list[dict[str, Any]]:
+        """A job's attempts, oldest first, without their tokens."""
+        query = select(attempt).where(attempt.c.job_id == job_id).order_by(attempt.c.number)
+        rows = self.database.read(lambda conn: conn.execute(query).all())
+        return [{k: v for k, v in row._mapping.items() if k != "lease_token"} for row in rows]
+
+    def needs(self, job_id: int) -> list[tuple[int, JobState]]:
+        """The jobs that this one waits for."""
+        query = (
+            select(job.c.id, job.c.state)
+            .join(dependency, dependency.c.needs == job.c.id)
+            .where(dependency.c.job_id == job_id)
+            .order_by(job.c.id)
+        )
+        return self.database.read(lambda conn: [(row.id, JobState(row.state)) for row in conn.execute(query)])
+
+    def checkpoints(self, job_id: int) -> list[Checkpoint]:
+        """A job's registered checkpoints, oldest first."""
+        query = (
+            select(checkpoint)
+            .where(checkpoint.c.job_id == job_id)
+            .order_by(checkpoint.c.step, checkpoint.c.id)
+        )
+        return self.database.read(lambda conn: [Checkpoint.from_row(row) for row in conn.execute(query)])
+
+    def choose_checkpoint(self, job_id: int, which: str) -> Checkpoint:
+        """
+        Args:
+            which: 'best' (lowest metric; the last one while there is no metric), 'last',
+                or a number of complete epochs.
+
+        Raises:
+            CheckpointNotFoundError: the job has none, or not that one; the hint lists what there is.
+        """
+        there = self.checkpoints(job_id)
+        if not there:
+            raise CheckpointNotFoundError(
+                f"job {job_id} has no checkpoint yet", hint=f"ganq status {job_id} shows how far it is"
+            )
+        if which == "last":
+            return there[-1]
+        if which == "best":
+            measured = [one for one in there if one.metric is not None]
+            return min(measured, key=lambda one: one.metric or 0.0) if measured else there[-1]
+        exact = [one for one in there if one.epoch == int(which) and one.kind != "resume"]
+        if not exact:
+            epochs = sorted({one.epoch for one in there if one.kind != "resume"}) or [there[-1].epoch]
+            raise CheckpointNotFoundError(
+                f"job {job_id} has no checkpoint of epoch {which}",
+                hint=f"it has: {', '.join(map(str, epochs[-12:]))}; or use best, last",
+            )
+        return exact[-1]
+
+    def workers(self) -> list[WorkerRow]:
+        """All workers that ever spoke, by name."""
+        query = select(worker, (utcnow() - worker.c.seen_at).label("silent_s")).order_by(worker.c.name)
+        return self.database.read(lambda conn: [WorkerRow.from_row(row) for row in conn.execute(query)])
+
+    def queue_position(self, one: Job) -> int:
+        """How many claimable jobs stand before a queued one."""
+
+        def ask(conn: Connection) -> int:
+            ahead = or_(job.c.priority > one.priority, (job.c.priority == one.priority) & (job.c.id < one.id))
+            query = select(func.count()).where(
+                job.c.state == JobState.QUEUED, job.c.held == 0, job.c.blockers == 0, ahead
+            )
+            return int(conn.execute(query).scalar_one())
+
+        return self.database.read(ask)

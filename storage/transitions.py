@@ -1,0 +1,137 @@
+"""
+How a job moves: the compare-and-set under every change of state, with its attempt and event.
+
+storage/job_store.py decides when; this module is the only one that writes `state`
+into an existing row.
+"""
+
+from typing import Any
+
+from sqlalchemy import Connection, and_, insert, select, update
+
+from jobs.errors import InvalidTransitionError, JobNotFoundError, LeaseLostError
+from jobs.states import JobState, Outcome, check_transition
+from storage.jobs import Job, Lease
+from storage.models import attempt, dependency, event, job, utcnow
+
+MAX_CRASHES = 3
+BACKOFF_S = (2.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+Decision = tuple[JobState, Outcome, dict[str, Any]]
+"""Where a job goes, how its attempt ended, and the columns that tell of it."""
+
+
+def owned_by(lease: Lease) -> Any:
+    return and_(
+        job.c.id == lease.job_id,
+        job.c.state == JobState.RUNNING,
+        job.c.attempt == lease.attempt,
+        job.c.lease_token == lease.token,
+    )
+
+
+def lease_lost(lease: Lease) -> LeaseLostError:
+    return LeaseLostError(
+        f"job {lease.job_id} is no longer this worker's (attempt {lease.attempt})", job_id=lease.job_id
+    )
+
+
+def get_job(conn: Connection, job_id: int) -> Job:
+    return Job.from_row(conn.execute(select(job).where(job.c.id == job_id)).one())
+
+
+def locked_job(conn: Connection, job_id: int) -> Any:
+    row = conn.execute(select(job).where(job.c.id == job_id).with_for_update()).first()
+    if row is None:
+        raise JobNotFoundError(f"there is no job {job_id}", hint="ganq status lists them")
+    return row
+
+
+def how_it_ended(state: str) -> str:
+    return "been cancelled" if state == JobState.CANCELLED else state
+
+
+def record_event(
+    conn: Connection,
+    job_id: int,
+    type: str,
+    *,
+    attempt: int | None = None,
+    worker: str | None = None,
+    detail: dict[str, Any] | None = None,
+) -> None:
+    conn.execute(
+        insert(event).values(
+            job_id=job_id, at=utcnow(), type=type, attempt=attempt, worker=worker, detail=detail
+        )
+    )
+
+
+def after_crash(row: Any, message: str) -> Decision:
+    if row.cancel_requested_at is not None:
+        return JobState.CANCELLED, Outcome.CANCELLED, {}
+    crashes = row.crash_count + 1
+    told = {"error_code": "CRASHED", "error_message": message, "crash_count": crashes}
+    if crashes >= MAX_CRASHES:
+        told["error_code"] = "POISON"
+        told["error_message"] = f"{message}; {crashes} times without progress"
+        told["error_hint"] = f"ganq logs {row.id} shows its last lines; ganq retry {row.id} tries again"
+        return JobState.FAILED, Outcome.CRASHED, told
+    told["not_before"] = utcnow() + BACKOFF_S[crashes - 1]
+    return JobState.QUEUED, Outcome.CRASHED, told
+
+
+def leave(
+    conn: Connection,
+    row: Any,
+    new: JobState,
+    outcome: Outcome | None,
+    values: dict[str, Any],
+    detail: dict[str, Any] | None,
+) -> None:
+    """Move a locked row out of its state: job, attempt, event and dependants in one transaction."""
+    check_transition(JobState(row.state), new)
+    ending = {"finished_at": utcnow()} if new.terminal else {"lease_token": None, "worker": None}
+    changed = conn.execute(
+        update(job)
+        .where(job.c.id == row.id, job.c.state == row.state, job.c.attempt == row.attempt)
+        .values(state=new, **{**ending, **values})
+    )
+    if changed.rowcount != 1:
+        raise InvalidTransitionError(f"job {row.id} moved while it was locked", old=row.state, new=new)
+    if outcome is not None:
+        conn.execute(
+            update(attempt)
+            .where(attempt.c.job_id == row.id, attempt.c.number == row.attempt, attempt.c.ended_at.is_(None))
+            .values(
+                ended_at=utcnow(),
+                outcome=outcome,
+                error_code=values.get("error_code"),
+                error_message=values.get("error_message"),
+            )
+        )
+    kind = str(new) if new.terminal else str(outcome)
+    record_event(conn, row.id, kind, attempt=row.attempt, worker=row.worker, detail=detail)
+    if new.terminal:
+        tell_dependants(conn, row.id, new)
+
+
+def tell_dependants(conn: Connection, job_id: int, ended: JobState) -> None:
+    """Unblock the jobs that waited for this one, or end them with it."""
+    waiting = conn.execute(
+        select(job)
+        .join(dependency, dependency.c.job_id == job.c.id)
+        .where(dependency.c.needs == job_id, job.c.state == JobState.QUEUED)
+        .with_for_update(of=job)
+    ).all()
+    for row in waiting:
+        if ended is JobState.SUCCEEDED:
+            conn.execute(update(job).where(job.c.id == row.id).values(blockers=job.c.blockers - 1))
+            continue
+        told = {
+            "error_code": "DEPENDENCY_FAILED",
+            "error_message": f"job {job_id}, which it waited for, has {how_it_ended(ended)}",
+            "error_hint": f"ganq status {job_id} says why; ganq retry {job_id}, then submit this one again",
+        }
+        new = JobState.CANCELLED if ended is JobState.CANCELLED else JobState.FAILED
+        leave(conn, row, new, None, told, {"needs": job_id})
