@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from jobs.specs import Spec
 
 
+SPEC_VERSION = 1
+"""Version of what specs say; a worker leaves jobs with a newer one to newer workers."""
+
+
 class Run(Protocol):
     """The work of a kind: returns JSON facts for the job's result."""
 
@@ -29,7 +33,8 @@ class JobKind:
     spec: str
     runner: str | None  # None: made by the command line, never run by a worker
     priority: int  # default; higher runs first
-    makes_model: bool  # generate can draw from it
+    makes_model: bool = False  # others can draw from its checkpoints
+    needs_model: bool = False  # its spec names a `source` job and a `checkpoint` of it
 
     def spec_class(self) -> "type[Spec]":
         spec: type[Spec] = _resolve(self.spec)
@@ -50,9 +55,9 @@ def _resolve(path: str) -> Any:
 KINDS: dict[str, JobKind] = {
     kind.name: kind
     for kind in (
-        JobKind("train", "jobs.specs:TrainSpec", "jobs.train:run", 0, True),
-        JobKind("generate", "jobs.specs:GenerateSpec", "jobs.generate:run", 10, False),
-        JobKind("import", "jobs.specs:ImportSpec", None, 0, True),
+        JobKind("train", "jobs.specs:TrainSpec", "jobs.train:run", 0, makes_model=True),
+        JobKind("generate", "jobs.specs:GenerateSpec", "jobs.generate:run", 10, needs_model=True),
+        JobKind("import", "jobs.specs:ImportSpec", None, 0, makes_model=True),
     )
 }
 

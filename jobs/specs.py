@@ -11,9 +11,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from jobs.errors import SpecError
+from jobs.kinds import SPEC_VERSION as SPEC_VERSION
 from jobs.recipes import RECIPES
 
-SPEC_VERSION = 1
 MAX_COUNT = 100_000_000
 MAX_SEED = 2**63 - 1
 

@@ -39,7 +39,7 @@ class Settings:
     queues: str = "default"
     """Queues that a worker serves, separated by commas."""
     heartbeat_seconds: float = 10.0
-    progress_seconds: float = 1.0
+    progress_seconds: float = 2.0
     wishes_seconds: float = 1.0
     lease_seconds: float = 60.0
     """Silence after which a job is taken back from its worker."""

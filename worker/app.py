@@ -1,0 +1,76 @@
+"""
+The Celery application: routing, process pool and reconnects are Celery's; the promises are not.
+
+A message is a doorbell. It carries a hint and may be lost, doubled or forged
+without any harm: what runs is decided by the job table alone.
+"""
+
+from typing import Any
+
+from celery import Celery
+
+from storage.settings import Settings
+
+TASK = "ganq.run_job"
+VISIBILITY_TIMEOUT_S = 7 * 24 * 3600
+
+
+def queue_key(queue: str) -> str:
+    """The name of a ganq queue on the broker."""
+    return f"ganq.{queue}"
+
+
+def broker_url(settings: Settings) -> str:
+    """kombu's spelling of the Redis URL."""
+    return settings.redis_url
+
+
+def make_app(settings: Settings, *, connect_timeout_s: float = 5.0) -> Celery:
+    """The application, for workers and for those who ring."""
+    app = Celery("ganq", broker=broker_url(settings), set_as_current=True)
+    app.conf.update(
+        # One long job a worker, and later jobs go to the idle worker: a bell is fetched
+        # only when the pool's one process is free.
+        worker_concurrency=1,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        # Early acknowledgement: with a late one, Redis delivers a long job twice.
+        task_acks_late=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        task_ignore_result=True,
+        result_backend=None,
+        task_serializer="json",
+        accept_content=["json"],
+        task_default_queue=queue_key("default"),
+        task_create_missing_queues=True,
+        broker_connection_retry=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "visibility_timeout": VISIBILITY_TIMEOUT_S,
+            "socket_timeout": 30,
+            "socket_connect_timeout": connect_timeout_s,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+        },
+        # Any client of Redis could broadcast a shutdown.
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        event_queue_durable=False,
+    )
+    if settings.embedded_redis:
+        # A unix socket knows no TCP keepalive.
+        app.conf.broker_transport_options.pop("socket_keepalive")
+    return app
+
+
+def send_bell(app: Celery, queue: str, job_id: int) -> None:
+    """
+    Ring once.
+
+    Raises:
+        kombu.exceptions.OperationalError: Redis is not there.
+    """
+    options: dict[str, Any] = {"queue": queue_key(queue), "retry": False, "ignore_result": True}
+    app.send_task(TASK, args=[job_id], **options)

@@ -1,0 +1,28 @@
+"""Ring for a job that was just submitted. Best effort: the table is the truth, and workers poll it."""
+
+from storage.settings import Settings
+
+RING_TIMEOUT_S = 1.0
+
+
+def ring(settings: Settings, job_id: int, queue: str) -> bool:
+    """
+    Tell the workers that a job waits.
+
+    Returns:
+        False if Redis is not there; an idle worker then finds the job by itself
+        within settings.poll_seconds.
+    """
+    from kombu.exceptions import OperationalError
+    from redis.exceptions import RedisError
+
+    from worker.app import make_app, send_bell
+
+    app = make_app(settings, connect_timeout_s=RING_TIMEOUT_S)
+    try:
+        send_bell(app, queue, job_id)
+    except (OperationalError, RedisError, OSError):
+        return False
+    finally:
+        app.close()
+    return True

@@ -1,0 +1,225 @@
+"""RunContext: what a running job may do, carried out on the shared volume and told to the supervisor."""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.context import CheckpointKind, Images, PictureSink, Snapshot
+from jobs.errors import CheckpointCorruptError, StopRequested
+from storage.durable import make_folder, read_verified, write_folder, write_json
+from storage.volume import Volume
+from worker.channel import Channel
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+REPORT_EVERY_S = 0.25
+
+
+class RunContext:
+    """One attempt's view of the world; implements jobs.context.JobContext."""
+
+    def __init__(self, order: dict[str, Any], channel: Channel, volume: Volume) -> None:
+        self.job_id: int = order["job_id"]
+        self.attempt: int = order["attempt"]
+        self.order = order
+        self.channel = channel
+        self.volume = volume
+        self.folder = volume.attempt(self.job_id, self.attempt)
+        self._stop: str | None = None
+        self._acked = threading.Event()
+        self._reported_at = 0.0
+        make_folder(self.folder)
+        self._log = open(self.folder / "log.txt", "a", buffering=1)  # noqa: SIM115 - closed by close()
+        self._metrics = open(self.folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
+
+    def close(self) -> None:
+        self._log.close()
+        self._metrics.close()
+
+    # --- told by the supervisor, from the reading thread -----------------------------------
+
+    def ask_to_stop(self, reason: str) -> None:
+        self._stop = reason
+
+    def acknowledge(self) -> None:
+        self._acked.set()
+
+    # --- JobContext ------------------------------------------------------------------------
+
+    def stop_reason(self) -> str | None:
+        return self._stop
+
+    def report(
+        self,
+        done: int,
+        total: int,
+        unit: str,
+        *,
+        rate: float | None = None,
+        epoch: int | None = None,
+        epochs: int | None = None,
+        phase: str | None = None,
+    ) -> None:
+        now = time.monotonic()
+        if now - self._reported_at < REPORT_EVERY_S and done < total:
+            return
+        self._reported_at = now
+        facts = {
+            "done": done,
+            "total": total,
+            "unit": unit,
+            "rate": rate,
+            "epoch": epoch,
+            "epochs": epochs,
+            "phase": phase,
+        }
+        self._send("progress", progress={key: value for key, value in facts.items() if value is not None})
+
+    def log(self, message: str) -> None:
+        self._log.write(f"{time.strftime('%H:%M:%S')} {message}\n")
+
+    def metrics(self, record: Mapping[str, float | int | str | None]) -> None:
+        self._metrics.write(json.dumps(dict(record)) + "\n")
+
+    def images(self, data: str, size: int) -> Images:
+        from storage import datasets
+
+        known = self.order["inputs"].get("fingerprint")
+        if known is not None:
+            cached = datasets.open_cached(self.volume, known)
+            if cached is not None:
+                return cached
+        spec = self.order["spec"]
+
+        def progress(done: int, total: int) -> None:
+            self.report(done, total, "pictures", phase="reading pictures")
+            if self._stop is not None:
+                raise StopRequested(self._stop)
+
+        images = datasets.open_images(
+            self.volume,
+            data,
+            size,
+            max_skip=spec["max_skip"],
+            workers=spec["loader_workers"],
+            progress=progress,
+        )
+        if known is None:
+            self._send("inputs", inputs={"fingerprint": images.fingerprint})
+        return images
+
+    def resume(self) -> Snapshot | None:
+        candidates = self.order["checkpoints"]
+        for pointer in candidates:
+            try:
+                return self._snapshot(pointer, "state.safetensors")
+            except CheckpointCorruptError as exc:
+                self.log(f"checkpoint {pointer['path']} is skipped: {exc}")
+        if candidates:
+            raise CheckpointCorruptError(
+                f"none of the {len(candidates)} checkpoints is whole",
+                hint=f"ganq retry {self.job_id} starts again from nothing",
+            )
+        return None
+
+    def model(self) -> Snapshot:
+        return self._snapshot(self.order["inputs"]["checkpoint"], "generator.safetensors")
+
+    def weights(self, path: str) -> "dict[str, Tensor]":
+        from storage.foreign import read_weights
+
+        return read_weights(Path(path))
+
+    def save_checkpoint(
+        self,
+        *,
+        kind: CheckpointKind,
+        epoch: int,
+        step: int,
+        state: "Mapping[str, Tensor]",
+        generator: "Mapping[str, Tensor]",
+        meta: Mapping[str, Any],
+    ) -> None:
+        from safetensors.torch import save_file
+
+        name = {"resume": f"resume-{step:09d}", "epoch": f"epoch-{epoch:04d}", "final": "final"}[kind]
+        target = self.volume.checkpoints(self.job_id, self.attempt) / name
+        if target.exists():  # left by a stop between the rename and the row
+            shutil.rmtree(target)
+        digest, size = write_folder(
+            target,
+            {
+                "state.safetensors": lambda path: save_file(dict(state), path),
+                "generator.safetensors": lambda path: save_file(dict(generator), path),
+                "state.json": lambda path: _dump(path, {**meta, "kind": kind, "epoch": epoch, "step": step}),
+            },
+        )
+        self._acked.clear()
+        self._send(
+            "checkpoint",
+            kind=kind,
+            epoch=epoch,
+            step=step,
+            path=self.volume.relative(target),
+            manifest_sha256=digest,
+            bytes=size,
+        )
+        # The supervisor answers when the row is committed, or kills this process when
+        # the lease is lost; a database that is away makes both of us wait.
+        self._acked.wait()
+        self.log(f"checkpoint {name}: epoch {epoch}, step {step}, {size / 1e6:.1f} MB")
+
+    def save_sample(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
+        from storage.pictures import write_png
+
+        folder = self.folder / "samples"
+        make_folder(folder)
+        write_png(folder / f"{name}.png", pixels_HW3)
+
+    def pictures(self, *, format: str = "png") -> PictureSink:
+        from storage.pictures import PngFolder
+
+        return PngFolder(self.folder)
+
+    def scratch(self) -> Path:
+        return self.folder
+
+    # --- inside ----------------------------------------------------------------------------
+
+    def write_spec(self) -> None:
+        """What was asked, resolved, with what will answer it: <volume>/jobs/N/spec.json."""
+        from storage.version import version
+
+        path = self.volume.job(self.job_id) / "spec.json"
+        if not path.exists():
+            about = {"ganq": version(), "kind": self.order["kind"], "inputs": self.order["inputs"]}
+            write_json(path, {"job": self.job_id, "spec": self.order["spec"], **about})
+
+    def _snapshot(self, pointer: dict[str, Any], name: str) -> Snapshot:
+        from safetensors.torch import load
+
+        folder = self.volume.absolute(pointer["path"])
+        data = read_verified(folder, name, pointer["manifest_sha256"])
+        meta = json.loads(read_verified(folder, "state.json", pointer["manifest_sha256"]))
+        return Snapshot(
+            step=pointer["step"],
+            epoch=pointer["epoch"],
+            tensors=load(data),
+            meta=meta,
+            sha256=pointer["manifest_sha256"],
+            job_id=pointer["job_id"],
+        )
+
+    def _send(self, op: str, **facts: Any) -> None:
+        self.channel.send(op, job_id=self.job_id, **facts)
+
+
+def _dump(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True))

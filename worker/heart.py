@@ -1,0 +1,112 @@
+"""The supervisor's thread that keeps a lease alive: beats, carries progress, reads wishes."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+from jobs.errors import GanqError, LeaseLostError
+from storage.job_store import JobStore
+from storage.jobs import Lease
+from storage.settings import Settings
+from storage.worker_store import WorkerStore
+
+log = logging.getLogger("ganq.heart")
+
+News = Literal["lost", "cancel"]
+
+
+class Heart(threading.Thread):
+    """
+    Beats every heartbeat_seconds on connections of its own, sooner when there is progress to show.
+
+    A database that is away stops nothing: the fence decides at publication. A lease
+    that has passed on is told to the supervisor once, as is a wish to cancel.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        workers: WorkerStore,
+        settings: Settings,
+        tell: Callable[[News, Lease], None],
+    ) -> None:
+        super().__init__(name="heart", daemon=True)
+        self.store = store
+        self.workers = workers
+        self.settings = settings
+        self.tell = tell
+        self.stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._lease: Lease | None = None
+        self._progress: dict[str, Any] | None = None
+        self._worker_state = "idle"
+        self._told: set[News] = set()
+        self._last_beat = 0.0
+        self._last_said = 0.0
+
+    def begin(self, lease: Lease) -> None:
+        """Keep this lease alive from now on."""
+        with self._lock:
+            self._lease, self._progress, self._told = lease, None, set()
+            self._last_beat = time.monotonic()
+            self._worker_state, self._last_said = "busy", 0.0
+
+    def end(self) -> None:
+        """The lease is settled."""
+        with self._lock:
+            self._lease = None
+            if self._worker_state == "busy":
+                self._worker_state = "idle"
+            self._last_said = 0.0
+
+    def drain(self) -> None:
+        with self._lock:
+            self._worker_state, self._last_said = "draining", 0.0
+
+    def progress(self, facts: dict[str, Any]) -> None:
+        with self._lock:
+            self._progress = facts
+
+    def run(self) -> None:
+        while not self.stopping.wait(min(self.settings.wishes_seconds, self.settings.heartbeat_seconds)):
+            with self._lock:
+                lease, progress = self._lease, self._progress
+                state, last_said = self._worker_state, self._last_said
+            now = time.monotonic()
+            try:
+                if lease is not None:
+                    self._beat(lease, progress, now)
+                if now - last_said >= self.settings.heartbeat_seconds:
+                    self.workers.say(state, lease.job_id if lease else None)
+                    with self._lock:
+                        self._last_said = now if self._worker_state == state else 0.0
+            except LeaseLostError:
+                if lease is not None:
+                    self._tell("lost", lease)
+            except GanqError as exc:
+                log.warning("no heartbeat: %s", exc)
+
+    def _beat(self, lease: Lease, progress: dict[str, Any] | None, now: float) -> None:
+        news = progress is not None and now - self._last_beat >= self.settings.progress_seconds
+        if news or now - self._last_beat >= self.settings.heartbeat_seconds:
+            wishes = self.store.heartbeat(lease, progress)
+            with self._lock:
+                self._last_beat = now
+                if self._progress is progress:
+                    self._progress = None
+        else:
+            wishes = self.store.wishes(lease)
+        if wishes.cancel:
+            self._tell("cancel", lease)
+
+    def _tell(self, news: News, lease: Lease) -> None:
+        with self._lock:
+            if news in self._told or self._lease is not lease:
+                return
+            self._told.add(news)
+        self.tell(news, lease)
+
+    def stop(self) -> None:
+        self.stopping.set()

@@ -1,0 +1,229 @@
+"""
+`ganq worker`: one Celery process a GPU, each with a supervisor of its own.
+
+With several GPUs this process starts one `ganq worker --gpus UUID` for each and
+keeps them running; with one, or none, it becomes that worker.
+"""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from jobs.errors import ConfigError
+from storage.schema import open_database
+from storage.settings import Settings
+from storage.volume import Volume
+from worker import gpu, logs
+from worker.local import runtime_folder, worker_command
+from worker.tasks import WAKE_ENV
+
+log = logging.getLogger("ganq.worker")
+
+RESTART_PAUSE_S = (0.5, 2.0, 10.0, 30.0)
+FATAL_EXIT = 4  # the supervisor says: a setting is wrong, trying again would end the same way
+
+
+def launch(
+    settings: Settings, *, gpus: str = "auto", queues: tuple[str, ...] = (), name: str | None = None
+) -> int:
+    """
+    Run workers until SIGTERM.
+
+    Args:
+        gpus: 'auto', 'all', 'none', or indices and UUIDs separated by commas.
+        queues: queues to serve; the settings' by default.
+        name: the worker's name; '<host>-gpu0' or '<host>-cpu' by default.
+
+    Returns:
+        The exit code: 0 after a drain.
+
+    Raises:
+        GpuUnavailableError, GpuBusyError, ConfigError, StorageError: nothing was started.
+    """
+    logs.configure(settings)
+    Volume(settings.volume).ensure()
+    open_database(settings, create=True).dispose()
+    chosen = gpu.choose(gpus)
+    queues = queues or tuple(one.strip() for one in settings.queues.split(",") if one.strip())
+    if len(chosen) > 1:
+        return Fleet(chosen, queues, name).run()
+    return Worker(settings, chosen[0] if chosen else None, queues, name).run()
+
+
+class Worker:
+    """Celery in this process, the supervisor beside it."""
+
+    def __init__(
+        self, settings: Settings, device: gpu.Gpu | None, queues: tuple[str, ...], name: str | None
+    ) -> None:
+        self.settings = settings
+        self.queues = queues
+        host = socket.gethostname().split(".")[0]
+        self.name = name or f"{host}-{device.label if device else 'cpu'}"
+        folder = runtime_folder(settings)
+        self.locks: list[IO[str]] = [gpu.lock(f"worker {self.name}", folder)]
+        if device is not None:
+            self.locks.append(gpu.lock(device.uuid))
+        self.environment = {
+            **os.environ,
+            **gpu.pin(device),
+            WAKE_ENV: str(folder / f"wake-{os.getpid()}.sock"),
+            "GANQ_PARENT": str(os.getpid()),
+            "GANQ_WORKER_NAME": self.name,
+            "GANQ_WORKER_DEVICE": f"{device.label} {device.name}" if device else "cpu",
+            "GANQ_WORKER_QUEUES": ",".join(queues),
+        }
+        self.app: Any = None
+        self.stopping = False
+        self.exit_code = 0
+        self.supervisor: subprocess.Popen[str] | None = None
+
+    def run(self) -> int:
+        """Start the supervisor, then Celery; return when both have drained."""
+        # Ours come before Celery starts: it puts the current folder first on the import path.
+        from celery.signals import worker_shutting_down
+
+        from worker.app import make_app, queue_key
+        from worker.tasks import register
+
+        os.environ.update(gpu.pin(None) | {WAKE_ENV: self.environment[WAKE_ENV]})
+        self.app = make_app(self.settings)
+        register(self.app)
+        self._start_supervisor()
+        keeper = threading.Thread(target=self._keep_supervisor, name="keeper", daemon=True)
+        keeper.start()
+        worker_shutting_down.connect(lambda **_: self._stop(), weak=False)
+        try:
+            self.app.worker_main(
+                [
+                    "worker",
+                    "--hostname",
+                    f"{self.name}@%h",
+                    "--queues",
+                    ",".join(queue_key(one) for one in self.queues),
+                    "--loglevel",
+                    "WARNING",
+                    "--without-gossip",
+                    "--without-mingle",
+                    "--pool",
+                    "prefork",
+                    "--concurrency",
+                    "1",
+                ]
+            )
+        except SystemExit as exc:
+            self.exit_code = self.exit_code or int(exc.code or 0)
+        finally:
+            self._stop()
+            keeper.join(timeout=self.settings.drain_seconds + 30)
+            Path(self.environment[WAKE_ENV]).unlink(missing_ok=True)
+        return self.exit_code
+
+    def _start_supervisor(self) -> None:
+        # Its own session: a terminal's Ctrl-C and a group's SIGTERM go to Celery alone,
+        # which passes them on once.
+        self.supervisor = subprocess.Popen(
+            [sys.executable, "-P", "-m", "worker.supervisor"],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def _keep_supervisor(self) -> None:
+        """Ring for the supervisor, and start another if it dies."""
+        tries = 0
+        while True:
+            began = time.monotonic()
+            assert self.supervisor is not None
+            assert self.supervisor.stdout is not None
+            for line in self.supervisor.stdout:
+                self._ring(line.split())
+            code = self.supervisor.wait()
+            if self.stopping:
+                return
+            if code == FATAL_EXIT:
+                self.exit_code = 1
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            tries = 0 if time.monotonic() - began > 60 else tries + 1
+            log.warning("the supervisor has ended (code %s); starting another", code)
+            time.sleep(RESTART_PAUSE_S[min(tries, len(RESTART_PAUSE_S) - 1)])
+            if self.stopping:
+                return
+            # The new one dies with this thread, which lives as long as the process.
+            self._start_supervisor()
+
+    def _ring(self, words: list[str]) -> None:
+        from kombu.exceptions import OperationalError
+        from redis.exceptions import RedisError
+
+        from worker.app import send_bell
+
+        if len(words) == 3 and words[0] == "ring" and words[2].isdigit():
+            try:
+                send_bell(self.app, words[1], int(words[2]))
+            except (OperationalError, RedisError, OSError) as exc:
+                log.debug("not rung: %s", exc)
+
+    def _stop(self) -> None:
+        self.stopping = True
+        if self.supervisor is not None and self.supervisor.poll() is None:
+            self.supervisor.terminate()
+
+
+class Fleet:
+    """One child `ganq worker` a GPU; restarts those that fall, passes signals on."""
+
+    def __init__(self, gpus: list[gpu.Gpu], queues: tuple[str, ...], name: str | None) -> None:
+        self.gpus = gpus
+        self.queues = queues
+        self.name = name
+        self.children: dict[str, subprocess.Popen[bytes]] = {}
+        self.stopping = False
+
+    def run(self) -> int:
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sig, self._stop)
+        tries: dict[str, int] = {}
+        while not self.stopping:
+            for one in self.gpus:
+                child = self.children.get(one.uuid)
+                if child is None or child.poll() is not None:
+                    tries[one.uuid] = tries.get(one.uuid, -1) + 1
+                    if tries[one.uuid]:
+                        time.sleep(RESTART_PAUSE_S[min(tries[one.uuid], len(RESTART_PAUSE_S)) - 1])
+                    if not self.stopping:
+                        self.children[one.uuid] = self._start(one)
+            time.sleep(1.0)
+        codes = [child.wait() for child in self.children.values()]
+        return max((abs(code) for code in codes), default=0)
+
+    def _start(self, one: gpu.Gpu) -> subprocess.Popen[bytes]:
+        named = ["--name", f"{self.name}-{one.label}"] if self.name else []
+        command = worker_command("worker", "--gpus", one.uuid, "--queues", ",".join(self.queues), *named)
+        return subprocess.Popen(command, start_new_session=True)
+
+    def _stop(self, *_: Any) -> None:
+        self.stopping = True
+        for child in self.children.values():
+            if child.poll() is None:
+                child.terminate()
+
+
+def require_queues(queues: tuple[str, ...]) -> None:
+    """
+    Raises:
+        ConfigError: a queue's name has characters that do not belong there.
+    """
+    for one in queues:
+        if not one.replace("-", "").replace("_", "").isalnum():
+            raise ConfigError(f"{one[:40]!r} cannot be a queue's name", hint="letters, digits, '-' and '_'")

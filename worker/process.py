@@ -1,0 +1,50 @@
+"""Facts about processes of this machine: who they are, whether they still live, how they die together."""
+
+import ctypes
+import os
+import signal
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+
+
+def boot_id() -> str:
+    """
+    Names this boot of this machine and this process namespace.
+
+    Two containers on one machine share the boot but not their process ids, so
+    the namespace is part of the name.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def start_ticks(pid: int) -> int:
+    """When a process began, in clock ticks since boot; 0 if it is gone. Tells a reused id apart."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    # The name in parentheses may hold spaces; what follows the last ')' does not.
+    fields = stat.rpartition(")")[2].split()
+    return 0 if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def is_alive(pid: int, ticks: int) -> bool:
+    """Whether the very process that was recorded still lives."""
+    return start_ticks(pid) == ticks != 0
+
+
+def die_with_parent(parent: int, sig: signal.Signals) -> None:
+    """
+    Have the kernel signal this process when its parent dies (prctl(2)).
+
+    Raises:
+        SystemExit: the parent is already gone.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(sig), 0, 0, 0)
+    if os.getppid() != parent:  # it died before the call above
+        raise SystemExit(1)

@@ -1,0 +1,153 @@
+"""
+The dispatcher and the reaper: every supervisor runs both, and many do no harm.
+
+The reaper trusts no wall clock. It takes a job back when (attempt, hb_seq) has not
+changed for lease_seconds on its own monotonic clock, over reads that all succeeded.
+"""
+
+import fcntl
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from jobs.errors import GanqError
+from storage.engine import Database
+from storage.job_store import Beat, JobStore
+from storage.settings import Settings
+from storage.worker_store import WorkerStore
+from worker.process import boot_id, is_alive
+
+log = logging.getLogger("ganq.recovery")
+
+BELLS_AT_ONCE = 50
+
+
+@dataclass
+class Watch:
+    """How long one (attempt, hb_seq) has been seen without a change."""
+
+    attempt: int
+    hb_seq: int
+    since: float
+
+
+class Reaper:
+    """Takes jobs back from workers that died or fell silent."""
+
+    def __init__(self, store: JobStore, settings: Settings) -> None:
+        self.store = store
+        self.lease_s = settings.lease_seconds
+        self.patience_s = max(3 * settings.reap_seconds, 1.0)
+        self.boot = boot_id()
+        self.watched: dict[int, Watch] = {}
+        self.last_read: float | None = None
+
+    def tick(self, now: float | None = None) -> list[int]:
+        """
+        One look at all running jobs.
+
+        Args:
+            now: monotonic seconds; this process's clock by default.
+
+        Returns:
+            Ids of the jobs that were taken back.
+
+        Raises:
+            DatabaseUnavailableError: nothing was concluded.
+        """
+        now = time.monotonic() if now is None else now
+        if self.last_read is not None and now - self.last_read > self.patience_s:
+            self.watched.clear()  # we were away ourselves: what we saw before counts for nothing
+        beats = self.store.running()
+        self.last_read = now
+        rescued = []
+        for beat in beats:
+            why = self._verdict(beat, now)
+            if why and self.store.rescue(beat, why) is not None:
+                log.warning("job %s taken back: %s", beat.job_id, why)
+                rescued.append(beat.job_id)
+        alive = {beat.job_id for beat in beats}
+        self.watched = {job_id: seen for job_id, seen in self.watched.items() if job_id in alive}
+        return rescued
+
+    def _verdict(self, beat: Beat, now: float) -> str | None:
+        here = bool(self.boot) and beat.boot_id == self.boot
+        if here and beat.pid and not is_alive(beat.pid, beat.start_ticks or 0):
+            return f"worker {beat.worker} (process {beat.pid}) has died"
+        seen = self.watched.get(beat.job_id)
+        if seen is None or (seen.attempt, seen.hb_seq) != (beat.attempt, beat.hb_seq):
+            self.watched[beat.job_id] = Watch(beat.attempt, beat.hb_seq, now)
+            return None
+        if now - seen.since >= self.lease_s:
+            return f"worker {beat.worker} has been silent for {now - seen.since:.0f} s"
+        return None
+
+
+class Recovery(threading.Thread):
+    """The supervisor's thread for reaping, ringing again and looking after SQLite's WAL."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        workers: WorkerStore,
+        ring: Callable[[str, int], None],
+        wake: Callable[[], None],
+    ) -> None:
+        super().__init__(name="recovery", daemon=True)
+        self.database = database
+        self.settings = settings
+        self.store = JobStore(database)
+        self.workers = workers
+        self.ring = ring
+        self.wake = wake
+        self.reaper = Reaper(self.store, settings)
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        self.workers_forgotten = False
+        next_ring = 0.0
+        wal_lock: IO[str] | None = None
+        while True:
+            try:
+                if self.reaper.tick():
+                    self.wake()
+                if time.monotonic() >= next_ring:
+                    self.dispatch()
+                    next_ring = time.monotonic() + self.settings.poll_seconds
+                if self.settings.is_sqlite:
+                    wal_lock = wal_lock or _try_lock(self.settings.runtime / "wal.lock")
+                    if wal_lock is not None:
+                        self.database.checkpoint_wal()
+                if not self.workers_forgotten:
+                    self.workers.forget_old()
+                    self.workers_forgotten = True
+            except GanqError as exc:
+                log.warning("recovery waits: %s", exc)
+            if self.stopping.wait(self.settings.reap_seconds * random.uniform(0.8, 1.2)):
+                return
+
+    def dispatch(self) -> None:
+        """Ring for queued jobs that nobody was told of."""
+        for job_id, queue in self.store.due_bells(
+            again_s=self.settings.ring_again_seconds, limit=BELLS_AT_ONCE
+        ):
+            self.ring(queue, job_id)
+
+    def stop(self) -> None:
+        self.stopping.set()
+
+
+def _try_lock(path: Path) -> IO[str] | None:
+    file = open(path, "w")  # noqa: SIM115 - stays open for as long as the lock is held
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file

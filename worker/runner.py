@@ -1,0 +1,200 @@
+"""
+The warm child with torch in it: takes one order at a time from its supervisor and does the work.
+
+It touches no database. It dies with its supervisor, so that a killed worker
+leaves no orphan on the GPU.
+"""
+
+import errno
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+from jobs.errors import GanqError, OutOfMemoryError, StopRequested
+from jobs.kinds import kind_named
+from storage.durable import raise_storage_error
+from storage.settings import Settings
+from storage.volume import Volume
+from worker.channel import Channel, Message
+from worker.context import RunContext
+from worker.process import die_with_parent
+from worker.warm_runner import CHANNEL_ENV
+
+STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
+
+
+class Runner:
+    """One process, many jobs in a row."""
+
+    def __init__(self, channel: Channel, volume: Volume) -> None:
+        self.channel = channel
+        self.volume = volume
+        self.orders: list[Message] = []
+        self.arrived = threading.Condition()
+        self.context: RunContext | None = None
+
+    def serve(self) -> None:
+        """Run orders until the supervisor is gone."""
+        threading.Thread(target=self._listen, name="channel", daemon=True).start()
+        import torch  # noqa: F401 - the warm part: seconds, before the first order comes
+
+        self.channel.send("ready")
+        while True:
+            with self.arrived:
+                while not self.orders:
+                    self.arrived.wait()
+                order = self.orders.pop(0)
+            if not self._run(order):
+                return
+
+    def _listen(self) -> None:
+        while True:
+            messages = self.channel.receive()
+            if messages is None:
+                os._exit(0)
+            for message in messages:
+                self._on_message(message)
+
+    def _on_message(self, message: Message) -> None:
+        with self.arrived:
+            if message["op"] == "run":
+                self.orders.append(message["order"])
+                self.arrived.notify()
+            elif self.context is not None and message["op"] == "stop":
+                self.context.ask_to_stop(message["reason"])
+            elif self.context is not None and message["op"] == "ack":
+                self.context.acknowledge()
+            elif message["op"] == "stop" and self.orders:
+                self.orders[0]["stop"] = message["reason"]
+
+    def _run(self, order: Message) -> bool:
+        """
+        Do one job and say how it ended.
+
+        Returns:
+            False if this process should be replaced.
+        """
+        answer: dict[str, Any]
+        healthy = True
+        ctx: RunContext | None = None
+        try:
+            with self.arrived:
+                ctx = self.context = RunContext(order, self.channel, self.volume)
+                if "stop" in order:
+                    ctx.ask_to_stop(order["stop"])
+            ctx.write_spec()
+            answer = self._work(order, ctx)
+        except StopRequested as stop:
+            answer = {"op": "stopped", "reason": stop.reason}
+        except GanqError as exc:
+            healthy = not isinstance(exc, OutOfMemoryError)
+            answer = _failed(exc, replace=not healthy)
+        except MemoryError:
+            healthy = False
+            answer = _failed(
+                OutOfMemoryError("the machine's memory is full", hint="use a smaller --batch"), True
+            )
+        except OSError as exc:
+            answer, healthy = _os_error(exc, ctx)
+        except Exception as exc:
+            # A defect, ours or torch's: a fresh process tries again, three times at most.
+            _note(ctx, traceback.format_exc())
+            answer = {"op": "crashed", "message": f"{type(exc).__name__}: {_first_line(exc)}"}
+            healthy = False
+        if ctx is not None:
+            if answer["op"] == "failed":
+                ctx.log(f"error {answer['code']}: {answer['message']}")
+            ctx.close()
+        with self.arrived:
+            self.context = None
+        self.channel.send(**answer, job_id=order["job_id"])
+        return healthy
+
+    def _work(self, order: Message, ctx: RunContext) -> dict[str, Any]:
+        kind = kind_named(order["kind"])
+        spec = kind.spec_class().from_json(order["spec"])
+        with _output_to(ctx):
+            ctx.log(f"job {ctx.job_id}, attempt {ctx.attempt}: {order['kind']}")
+            began = time.monotonic()
+            result = kind.run_function()(spec, ctx)
+            ctx.log(f"done in {time.monotonic() - began:.1f} s")
+        out = getattr(spec, "out", None)
+        if out is not None:
+            from storage.pictures import copy_out
+
+            result = {**result, **copy_out(ctx.folder, out)}
+        return {"op": "done", "result": result}
+
+
+class _output_to:  # noqa: N801 - reads as a statement
+    """Send this process's stdout, stderr and stack dumps into a job's log while it runs."""
+
+    def __init__(self, ctx: RunContext) -> None:
+        self.fd = ctx._log.fileno()
+
+    def __enter__(self) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.saved = os.dup(1), os.dup(2)
+        os.dup2(self.fd, 1)
+        os.dup2(self.fd, 2)
+
+    def __exit__(self, *exc: object) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for fd, saved in zip((1, 2), self.saved, strict=True):
+            os.dup2(saved, fd)
+            os.close(saved)
+
+
+def _failed(exc: GanqError, replace: bool) -> dict[str, Any]:
+    return {
+        "op": "failed",
+        "code": exc.code,
+        "message": exc.message,
+        "hint": exc.hint,
+        "replace": replace,
+    }
+
+
+def _os_error(exc: OSError, ctx: RunContext | None) -> tuple[dict[str, Any], bool]:
+    """A full or broken volume is a storage error wherever it shows; anything else is a defect."""
+    if exc.errno in STORAGE_ERRNOS and ctx is not None:
+        try:
+            raise_storage_error(exc, ctx.folder)
+        except GanqError as told:
+            return _failed(told, replace=False), True
+    _note(ctx, traceback.format_exc())
+    return {"op": "crashed", "message": f"{type(exc).__name__}: {_first_line(exc)}"}, False
+
+
+def _note(ctx: RunContext | None, text: str) -> None:
+    if ctx is not None:
+        ctx.log(text)
+    else:
+        sys.stderr.write(text)
+
+
+def _first_line(exc: Exception) -> str:
+    return (str(exc).strip().splitlines() or ["no message"])[0][:500]
+
+
+def main() -> None:
+    """Entry point of the process that worker/warm_runner.py starts."""
+    die_with_parent(int(os.environ["GANQ_SUPERVISOR"]), signal.SIGKILL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the supervisor decides when to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    sock = socket.socket(fileno=int(os.environ.pop(CHANNEL_ENV)))
+    Runner(Channel(sock), Volume(Settings.load().volume)).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""`ganq up`: the whole local stack in the foreground: database, embedded Redis, workers."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import IO
+
+from jobs.errors import ConfigError, GpuBusyError
+from storage.queries import Queries
+from storage.schema import open_database
+from storage.settings import Settings
+from storage.volume import Volume
+from worker import gpu
+from worker.local import EmbeddedRedis, runtime_folder, worker_command
+
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 90.0
+
+
+@contextmanager
+def local_stack(
+    settings: Settings, *, gpus: str = "auto", log: IO[bytes] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """
+    Everything that one machine needs, for as long as the block runs.
+
+    Args:
+        gpus: see worker.gpu.choose().
+        log: where the workers' log goes; this process's stderr by default.
+
+    Yields:
+        The process of `ganq worker`.
+
+    Raises:
+        ConfigError: another stack of this GANQ_HOME is up, or a part does not start.
+    """
+    Volume(settings.volume).ensure()
+    open_database(settings, create=True).dispose()
+    try:
+        held = gpu.lock("up", runtime_folder(settings))
+    except GpuBusyError:
+        raise ConfigError(
+            f"ganq is already up for {settings.home}", hint="ganq workers shows it; or set another GANQ_HOME"
+        ) from None
+    with held, EmbeddedRedis(settings) if settings.embedded_redis else nullcontext():
+        worker = subprocess.Popen(
+            worker_command("worker", "--gpus", gpus),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            yield worker
+        finally:
+            stop(worker)
+
+
+def stop(worker: subprocess.Popen[bytes]) -> None:
+    """Drain: the running job is saved and goes back to the queue."""
+    if worker.poll() is None:
+        worker.send_signal(signal.SIGTERM)
+        try:
+            worker.wait(timeout=STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+
+
+def wait_ready(settings: Settings, worker: subprocess.Popen[bytes]) -> bool:
+    """Wait until a worker has spoken; False if the process ended instead."""
+    database = open_database(settings)
+    queries = Queries(database)
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    try:
+        while time.monotonic() < deadline:
+            if worker.poll() is not None:
+                return False
+            if any(one.silent_s < 30 and one.state in ("idle", "busy") for one in queries.workers()):
+                return True
+            time.sleep(0.1)
+    finally:
+        database.dispose()
+    return True

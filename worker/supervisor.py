@@ -1,0 +1,486 @@
+"""
+Owns the lease of one job at a time: claim, order, watch, settle, and the next.
+
+A process of its own, in its own session: neither Redis nor Celery can stop it from
+beating. Only this process of a worker touches the database. One thread runs the
+loop below; Heart beats beside it, Recovery reaps and rings.
+"""
+
+import logging
+import os
+import queue
+import random
+import selectors
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jobs import errors
+from jobs.errors import DatabaseUnavailableError, GanqError, LeaseLostError
+from jobs.kinds import KINDS, SPEC_VERSION
+from jobs.states import StopReason
+from storage.job_store import JobStore
+from storage.jobs import Lease, WorkerIdentity
+from storage.queries import Queries
+from storage.schema import open_database
+from storage.settings import Settings
+from storage.volume import Volume
+from storage.worker_store import WorkerStore
+from worker import logs
+from worker.channel import Message
+from worker.heart import Heart, News
+from worker.orders import make_order, prunable
+from worker.process import boot_id, die_with_parent, start_ticks
+from worker.recovery import Recovery
+from worker.tasks import WAKE_ENV
+from worker.warm_runner import WarmRunner
+
+log = logging.getLogger("ganq.supervisor")
+
+CANCEL_GRACE_S = 15.0
+RETRY_DATABASE_S = 1.0
+
+
+class Supervisor:
+    """One worker: one GPU or the CPU, one job at a time."""
+
+    def __init__(self, settings: Settings, who: WorkerIdentity, wake_socket: Path) -> None:
+        self.settings = settings
+        self.who = who
+        self.volume = Volume(settings.volume)
+        self.database = open_database(settings)
+        self.store = JobStore(self.database)
+        self.queries = Queries(self.database)
+        self.workers = WorkerStore(self.database, who)
+        self.kinds = tuple(name for name, kind in KINDS.items() if kind.runner is not None)
+
+        self.lease: Lease | None = None
+        self.stop_sent: StopReason | None = None
+        self.stop_deadline = 0.0
+        self.terminated_at: float | None = None
+        self.draining = False
+        self.next_poll = 0.0
+
+        self.runner = WarmRunner(settings)
+        self.watched_fd: int | None = None
+        self.bells: list[socket.socket] = []
+        self.news: queue.SimpleQueue[tuple[News, Lease]] = queue.SimpleQueue()
+        self.selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self.selector.register(self._wake_read, selectors.EVENT_READ, "wake")
+        self.listener = _listen(wake_socket)
+        self.selector.register(self.listener, selectors.EVENT_READ, "bell")
+
+        self.heart = Heart(self.store, self.workers, settings, self._tell)
+        self.recovery = Recovery(self.database, settings, self.workers, _ring_through_parent, self._wake)
+
+    # --- the loop -------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Work until SIGTERM; returns the exit code."""
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sig, self._on_sigterm)
+        self.workers.say("starting")
+        self._watch_runner()
+        self.heart.start()
+        self.recovery.start()
+        log.info("worker %s is ready on %s", self.who.name, self.who.device)
+        try:
+            while not (self.draining and self.lease is None):
+                self._turn()
+        finally:
+            self._close()
+        return 0
+
+    def _turn(self) -> None:
+        """One round: what has arrived, then what is due."""
+        for key, _ in self.selector.select(self._timeout()):
+            if key.data == "wake":
+                with suppress(BlockingIOError):
+                    while os.read(self._wake_read, 4096):
+                        pass
+            elif key.data == "bell":
+                self._answer_bell()
+            elif key.data == "runner":
+                self._hear_runner()
+        while not self.news.empty():
+            what, lease = self.news.get()
+            if lease is self.lease:
+                self._on_news(what)
+        if self.terminated_at is not None and not self.draining:
+            self._drain()
+        self._check_deadlines()
+        if self.lease is None and not self.draining and time.monotonic() >= self.next_poll:
+            self._claim()
+
+    def _timeout(self) -> float:
+        now = time.monotonic()
+        if self.lease is None:
+            return max(0.0, min(self.next_poll - now, 60.0))
+        return 0.5 if self.stop_sent else 5.0
+
+    def _wake(self) -> None:
+        """Look at the table now (from any thread)."""
+        self.next_poll = 0.0
+        with suppress(BlockingIOError):
+            os.write(self._wake_write, b"!")
+
+    def _tell(self, news: News, lease: Lease) -> None:
+        self.news.put((news, lease))
+        with suppress(BlockingIOError):
+            os.write(self._wake_write, b"!")
+
+    # --- bells ----------------------------------------------------------------------------
+
+    def _answer_bell(self) -> None:
+        sock, _ = self.listener.accept()
+        if self.lease is not None:
+            self._say(sock, "busy")
+        elif self.draining or not self._claim():
+            self._say(sock, "nothing")
+            sock.close()
+            return
+        else:
+            assert self.lease is not None
+            self._say(sock, f"claimed {self.lease.job_id}")
+        self.bells.append(sock)
+
+    def _say(self, sock: socket.socket, word: str) -> None:
+        with suppress(OSError):
+            sock.sendall(word.encode() + b"\n")
+
+    def _dismiss_bells(self) -> None:
+        """Nothing more to do: Celery may fetch the next bell."""
+        for sock in self.bells:
+            self._say(sock, "idle")
+            sock.close()
+        self.bells.clear()
+
+    # --- claim and order ------------------------------------------------------------------
+
+    def _claim(self) -> bool:
+        """Take the best job of the table, if there is one, and hand it to the runner."""
+        while not self.draining:
+            self.next_poll = time.monotonic() + self.settings.poll_seconds * random.uniform(0.8, 1.2)
+            try:
+                lease = self.store.claim(self.who, kinds=self.kinds, spec_version=SPEC_VERSION)
+            except GanqError as exc:
+                log.warning("cannot claim: %s", exc)
+                break
+            if lease is None:
+                break
+            log.info("job %s: attempt %s", lease.job_id, lease.attempt)
+            self.lease, self.stop_sent = lease, None
+            self.heart.begin(lease)
+            try:
+                self.volume.ensure()
+                order = make_order(lease, self.store, self.queries)
+                self._watch_runner()
+                assert self.runner.channel is not None
+                self.runner.heard_at = time.monotonic()
+                self.runner.channel.send("run", order=order)
+                return True
+            except LeaseLostError:
+                self._forget("lost before it began")
+            except GanqError as exc:
+                self._settle(exc.code, self.store.fail, lease, exc)
+            except OSError:
+                self._settle("crashed", self.store.crashed, lease, "the runner died as the job began")
+        self._dismiss_bells()
+        return False
+
+    def _watch_runner(self) -> None:
+        channel = self.runner.ensure()
+        if self.watched_fd != channel.fileno():
+            self._unwatch_runner()
+            self.selector.register(channel.sock, selectors.EVENT_READ, "runner")
+            self.watched_fd = channel.fileno()
+
+    def _unwatch_runner(self) -> None:
+        if self.watched_fd is not None:
+            with suppress(KeyError, ValueError):
+                self.selector.unregister(self.watched_fd)
+            self.watched_fd = None
+
+    # --- what the runner says -------------------------------------------------------------
+
+    def _hear_runner(self) -> None:
+        messages = self.runner.receive()
+        if messages is None:
+            self._unwatch_runner()
+            how = self.runner.ended()
+            if self.lease is not None:
+                self._on_runner_death(how)
+            elif not self.draining:
+                log.warning("the idle runner has %s; starting another", how)
+                self._watch_runner()
+            return
+        for message in messages:
+            if message.get("job_id") not in (None, self.lease.job_id if self.lease else None):
+                continue  # a late word about a job that is settled
+            self._on_message(message)
+
+    def _on_message(self, message: Message) -> None:
+        op, lease = message["op"], self.lease
+        if op == "ready" or lease is None:
+            return
+        if op == "progress":
+            self.heart.progress(message["progress"])
+        elif op == "inputs":
+            inputs = {**(lease.job.inputs or {}), **message["inputs"]}
+            self._guarded(self.store.pin_inputs, lease, inputs)
+        elif op == "checkpoint":
+            self._register(lease, message)
+        elif op == "done":
+            self._settle("succeeded", self.store.succeed, lease, message["result"])
+            self._after_job()
+        elif op == "stopped":
+            self._on_stopped(lease, message["reason"])
+        elif op == "failed":
+            error = error_from(message)
+            if message.get("replace"):
+                self._kill_runner()
+            self._settle(error.code, self.store.fail, lease, error)
+            self._after_job()
+        elif op == "crashed":
+            self._kill_runner()
+            self._settle("crashed", self.store.crashed, lease, message["message"])
+            self._after_job()
+
+    def _register(self, lease: Lease, message: Message) -> None:
+        """Make a checkpoint real, tell the runner, and let older ones go."""
+
+        register = partial(
+            self.store.register_checkpoint,
+            lease,
+            kind=message["kind"],
+            epoch=message["epoch"],
+            step=message["step"],
+            path=message["path"],
+            manifest_sha256=message["manifest_sha256"],
+            size=message["bytes"],
+        )
+        if not self._guarded(register):
+            return
+        with suppress(OSError):
+            assert self.runner.channel is not None
+            self.runner.channel.send("ack", ok=True)
+        spec = lease.job.spec
+        try:
+            own = self.queries.checkpoints(lease.job_id)
+            going = prunable(own, keep_last=spec.get("keep_last", 2), keep_every=spec.get("keep_every", 0))
+            for gone in self.store.forget_checkpoints(lease, [one.id for one in going]) if going else ():
+                shutil.rmtree(self.volume.absolute(gone.path), ignore_errors=True)
+        except GanqError as exc:
+            log.warning("job %s: old checkpoints stay for now: %s", lease.job_id, exc)
+
+    def _on_stopped(self, lease: Lease, reason: str) -> None:
+        if reason == StopReason.CANCEL:
+            self._settle("cancelled", self.store.cancel_done, lease)
+        else:
+            self._settle(f"released ({reason})", self.store.release, lease, reason)
+        self._after_job()
+
+    def _on_runner_death(self, how: str) -> None:
+        lease = self.lease
+        assert lease is not None
+        if self.stop_sent is StopReason.CANCEL:
+            self._settle("cancelled", self.store.cancel_done, lease)
+        elif self.stop_sent is not None:
+            reason = str(self.stop_sent)
+            self._settle(f"released ({reason})", self.store.release, lease, reason)
+        else:
+            self._settle("crashed", self.store.crashed, lease, f"the runner was {how}")
+        self._after_job()
+
+    # --- stopping -------------------------------------------------------------------------
+
+    def _on_news(self, what: News) -> None:
+        if what == "lost":
+            self._kill_runner()
+            self._forget("its lease has passed on")
+            self._after_job()
+        elif self.stop_sent is not StopReason.CANCEL:
+            self._ask_to_stop(StopReason.CANCEL, CANCEL_GRACE_S)
+
+    def _on_sigterm(self, *_: Any) -> None:
+        """Only a mark: the loop may be in the middle of a commit."""
+        if self.terminated_at is None:
+            self.terminated_at = time.monotonic()
+
+    def _drain(self) -> None:
+        """SIGTERM: claim no more, bring the running job into order, give it back."""
+        log.info("draining")
+        self.draining = True
+        self.heart.drain()
+        if self.lease is not None and self.stop_sent is None:
+            self._ask_to_stop(StopReason.DRAIN, self.settings.drain_seconds)
+
+    def _ask_to_stop(self, reason: StopReason, grace_s: float) -> None:
+        self.stop_sent = reason
+        self.stop_deadline = time.monotonic() + grace_s
+        with suppress(OSError):
+            if self.runner.channel is not None:
+                self.runner.channel.send("stop", reason=str(reason))
+
+    def _check_deadlines(self) -> None:
+        if self.lease is None:
+            return
+        if self.stop_sent is not None and time.monotonic() >= self.stop_deadline:
+            log.warning("job %s did not stop in time: killing its runner", self.lease.job_id)
+            self._kill_runner()
+            self._on_runner_death("killed")
+        elif self.settings.stall_seconds and self.runner.silent_s > self.settings.stall_seconds:
+            silent = self.runner.silent_s
+            lease = self.lease
+            self.runner.dump()
+            self._kill_runner()
+            message = f"no progress for {silent:.0f} s: taken as hung"
+            self._settle("stalled", self.store.crashed, lease, message)
+            self._after_job()
+
+    def _kill_runner(self) -> None:
+        self._unwatch_runner()
+        self.runner.kill()
+
+    # --- settling -------------------------------------------------------------------------
+
+    def _settle(self, word: str, commit: Callable[..., Any], *args: Any) -> None:
+        """Write the end of the attempt, however long the database is away; then let the job go."""
+        if self._guarded(commit, *args):
+            assert self.lease is not None
+            log.info("job %s: %s", self.lease.job_id, word)
+            self._forget()
+
+    def _guarded(self, commit: Callable[..., Any], *args: Any) -> bool:
+        """
+        Commit under the fence, waiting for a database that is away.
+
+        Returns:
+            False if the lease was lost: the runner is dead and the job is someone else's.
+        """
+        while True:
+            try:
+                commit(*args)
+                return True
+            except LeaseLostError:
+                self._kill_runner()
+                self._forget("its lease has passed on")
+                return False
+            except DatabaseUnavailableError as exc:
+                log.warning("waiting for the database: %s", exc)
+                overdue = self.terminated_at is not None and (
+                    time.monotonic() - self.terminated_at > self.settings.drain_seconds
+                )
+                if overdue:
+                    # The reaper of another worker will take the job back.
+                    self._kill_runner()
+                    self._forget("the database is away, and this worker must go")
+                    return False
+                time.sleep(RETRY_DATABASE_S)
+
+    def _forget(self, why: str | None = None) -> None:
+        if why and self.lease is not None:
+            log.warning("job %s: let go: %s", self.lease.job_id, why)
+        self.lease = None
+        self.stop_sent = None
+        self.heart.end()
+
+    def _after_job(self) -> None:
+        """A warm runner for the next job, and the next job at once."""
+        if self.lease is not None:
+            return
+        if self.draining:
+            self._dismiss_bells()
+            return
+        self._watch_runner()
+        self._claim()
+
+    def _close(self) -> None:
+        self.heart.stop()
+        self.recovery.stop()
+        self._dismiss_bells()
+        self._kill_runner()
+        self.listener.close()
+        with suppress(GanqError):
+            self.workers.say("stopped")
+        self.database.dispose()
+        log.info("worker %s has stopped", self.who.name)
+
+
+def error_from(message: Message) -> GanqError:
+    """The runner's error, with the class that its code names, so that its policy holds."""
+    by_code = {cls.code: cls for cls in _all_errors(GanqError)}
+    cls = by_code.get(message["code"], GanqError)
+    return cls(message["message"], hint=message.get("hint"))
+
+
+def _all_errors(base: type[GanqError]) -> list[type[GanqError]]:
+    return [base, *(cls for child in base.__subclasses__() for cls in _all_errors(child))]
+
+
+def _listen(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.bind(str(path))
+    sock.listen(16)
+    return sock
+
+
+def _ring_through_parent(queue_name: str, job_id: int) -> None:
+    """Ring by way of the Celery process that started us: Celery's import costs 30 MB."""
+    with suppress(OSError, ValueError):
+        sys.stdout.write(f"ring {queue_name} {job_id}\n")
+        sys.stdout.flush()
+
+
+def identity(settings: Settings, name: str, device: str, queues: tuple[str, ...]) -> WorkerIdentity:
+    """Who this process is, as the attempt rows record it."""
+    from storage.version import version
+
+    pid = os.getpid()
+    return WorkerIdentity(
+        name=name,
+        host=socket.gethostname(),
+        device=device,
+        boot_id=boot_id(),
+        pid=pid,
+        start_ticks=start_ticks(pid),
+        queues=queues,
+        version=version(),
+    )
+
+
+def main() -> int:
+    """Entry point of the process that worker/launcher.py starts."""
+    die_with_parent(int(os.environ["GANQ_PARENT"]), signal.SIGTERM)
+    settings = Settings.load()
+    logs.configure(settings)
+    who = identity(
+        settings,
+        os.environ["GANQ_WORKER_NAME"],
+        os.environ["GANQ_WORKER_DEVICE"],
+        tuple(os.environ["GANQ_WORKER_QUEUES"].split(",")),
+    )
+    try:
+        return Supervisor(settings, who, Path(os.environ[WAKE_ENV])).run()
+    except errors.DatabaseUnavailableError as exc:
+        log.error("%s", exc)
+        return 1
+    except GanqError as exc:
+        log.error("%s → %s", exc.message, exc.hint)
+        return 4
+
+
+if __name__ == "__main__":
+    sys.exit(main())

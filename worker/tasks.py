@@ -1,0 +1,49 @@
+"""
+The one task, `ganq.run_job`: wake the supervisor, and hold Celery's only process until it is idle.
+
+Holding it is what sends later bells to other, idle workers. The argument is a
+hint; the supervisor claims the best job of the table.
+"""
+
+import os
+import socket
+from typing import Any
+
+from celery import Celery
+
+from worker.app import TASK, queue_key
+
+WAKE_ENV = "GANQ_WAKE_SOCKET"
+
+
+def register(app: Celery) -> None:
+    """Add the task to an application."""
+
+    @app.task(name=TASK, bind=True, ignore_result=True)  # type: ignore[untyped-decorator]
+    def run_job(self: Any, hint: int = 0, *args: Any, **kwargs: Any) -> None:
+        for reply in wake(os.environ[WAKE_ENV]):
+            if reply == "busy":
+                # The supervisor found work by itself before this bell came: pass the bell on,
+                # so that it wakes another worker, and take no more until this one is idle.
+                info = self.request.delivery_info or {}
+                queue = info.get("routing_key") or queue_key("default")
+                app.send_task(TASK, args=[hint], queue=queue, retry=False)
+
+
+def wake(path: str) -> Any:
+    """
+    Ring at a supervisor's socket.
+
+    Yields:
+        'claimed N', 'nothing' or 'busy', then 'idle' once it has nothing more to do.
+        Ends at once if no supervisor listens.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.connect(path)
+            sock.sendall(b"ring\n")
+            with sock.makefile("r", encoding="ascii") as lines:
+                for line in lines:
+                    yield line.strip()
+    except OSError:
+        return
