@@ -92,7 +92,7 @@ class Discriminator(nn.Module):
 
         def conv(into: int, out: int, kernel: int, stride: int, padding: int, *, bias: bool) -> nn.Module:
             layer = nn.Conv2d(into, out, kernel, stride, padding, bias=bias)
-            return cast(nn.Module, spectral_norm(layer)) if spectral else layer
+            return spectral_norm(layer) if spectral else layer
 
         factors = widths(size)[::-1]
         layers: list[nn.Module] = []
