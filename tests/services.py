@@ -195,9 +195,13 @@ class Postgres(Server):
                 [str(self.binaries / "postgres"), "--version"], capture_output=True, check=True, **self._as
             )
         except (PermissionError, subprocess.CalledProcessError):
-            copy = self.folder / "install"
-            shutil.copytree(self.binaries.parent, copy, symlinks=True)
-            self.binaries = copy / "bin"
+            package = self.binaries.parent.parent
+            copy = self.folder / "install" / package.name
+            shutil.copytree(self.binaries.parent, copy / self.binaries.parent.name, symlinks=True)
+            libraries = package.with_name(f"{package.name}.libs")  # a wheel's, found relative to the binary
+            if libraries.is_dir():
+                shutil.copytree(libraries, copy.with_name(libraries.name), symlinks=True)
+            self.binaries = copy / self.binaries.parent.name / "bin"
 
     def restart(self) -> None:
         """Start, or start again after halt(), on the same port with the same data."""
