@@ -30,6 +30,7 @@ from storage.transitions import (
     leave,
     locked_job,
     owned_by,
+    plain,
     record_event,
 )
 
@@ -97,7 +98,8 @@ class JobStore:
             if known is not None:
                 return Job.from_row(known)
             blockers = 0
-            for needed in after:
+            needs = sorted(set(after))  # one order for all, so that two submits cannot lock crosswise
+            for needed in needs:
                 # The parent's row is locked, so that it cannot end between this look and our insert.
                 state = conn.execute(
                     select(job.c.state).where(job.c.id == needed).with_for_update()
@@ -131,7 +133,7 @@ class JobStore:
                 )
                 .returning(job.c.id)
             ).scalar_one()
-            for needed in dict.fromkeys(after):
+            for needed in needs:
                 conn.execute(insert(dependency).values(job_id=new_id, needs=needed))
             record_event(conn, new_id, "submitted", detail={"retry_of": retry_of} if retry_of else None)
             return get_job(conn, new_id)
@@ -159,11 +161,16 @@ class JobStore:
                 the files durable and says where they are. If it fails, nothing is recorded.
         """
 
+        submit_key = secrets.token_hex(16)
+
         def work(conn: Connection) -> Job:
+            known = conn.execute(select(job).where(job.c.submit_key == submit_key)).first()
+            if known is not None:  # our own commit, whose answer was lost
+                return Job.from_row(known)
             new_id = conn.execute(
                 insert(job)
                 .values(
-                    submit_key=secrets.token_hex(16),
+                    submit_key=submit_key,
                     name=name,
                     kind=kind,
                     queue="none",
@@ -207,8 +214,17 @@ class JobStore:
         The attempt number is the fencing token: it only ever goes up.
         """
         token = secrets.token_hex(16)
+        again = False
 
         def work(conn: Connection) -> Lease | None:
+            nonlocal again
+            if again:
+                mine = conn.execute(
+                    select(job).where(text(f"job.{RUNNING}"), job.c.lease_token == token)
+                ).first()
+                if mine is not None:  # our own commit, whose answer was lost
+                    return Lease(Job.from_row(mine), mine.attempt, token)
+            again = True
             best = conn.execute(
                 select(job.c.id)
                 .where(
@@ -384,7 +400,9 @@ class JobStore:
             }
             going = [
                 Checkpoint.from_row(row)
-                for row in conn.execute(select(checkpoint).where(checkpoint.c.id.in_(ids)))
+                for row in conn.execute(
+                    select(checkpoint).where(checkpoint.c.id.in_(ids), checkpoint.c.job_id == lease.job_id)
+                )
                 if row.id not in pinned
             ]
             conn.execute(checkpoint.delete().where(checkpoint.c.id.in_([one.id for one in going])))
@@ -409,15 +427,33 @@ class JobStore:
             "error_message": None,
             "error_hint": None,
         }
-        self._settle(lease, JobState.SUCCEEDED, Outcome.SUCCEEDED, values, None)
+        self._settle_by(
+            lease, lambda row: (JobState.SUCCEEDED, Outcome.SUCCEEDED, values), {Outcome.SUCCEEDED}, None
+        )
 
     def cancel_done(self, lease: Lease) -> None:
         """The runner has stopped because somebody wished it."""
-        self._settle(lease, JobState.CANCELLED, Outcome.CANCELLED, {}, None)
+        self._settle_by(
+            lease, lambda row: (JobState.CANCELLED, Outcome.CANCELLED, {}), {Outcome.CANCELLED}, None
+        )
 
-    def release(self, lease: Lease, reason: str) -> None:
-        """Give the job back unharmed (drain, preemption): it costs the job no patience."""
-        self._settle(lease, JobState.QUEUED, Outcome.RELEASED, {"rung_at": None}, {"reason": reason})
+    def release(self, lease: Lease, reason: str) -> JobState:
+        """
+        Give the job back unharmed (drain, preemption): it costs the job no patience.
+
+        Returns:
+            The state that the job is in now: cancelled, if somebody wished it meanwhile.
+
+        Raises:
+            LeaseLostError: the job belongs to another attempt.
+        """
+
+        def decide(row: Any) -> Decision:
+            if row.cancel_requested_at is not None:
+                return JobState.CANCELLED, Outcome.CANCELLED, {}
+            return JobState.QUEUED, Outcome.RELEASED, {}
+
+        return self._settle_by(lease, decide, {Outcome.RELEASED, Outcome.CANCELLED}, {"reason": reason})
 
     def fail(self, lease: Lease, error: GanqError) -> JobState:
         """
@@ -426,7 +462,11 @@ class JobStore:
         Returns:
             The state that the job is in now.
         """
-        told = {"error_code": error.code, "error_message": error.message, "error_hint": error.hint}
+        told = {
+            "error_code": error.code,
+            "error_message": plain(error.message),
+            "error_hint": plain(error.hint),
+        }
 
         def decide(row: Any) -> Decision:
             if row.cancel_requested_at is not None:
@@ -438,7 +478,8 @@ class JobStore:
                 return JobState.QUEUED, Outcome.RETRIED, {**told, "fresh_retries": row.fresh_retries + 1}
             return JobState.FAILED, Outcome.FAILED, told
 
-        return self._settle_by(lease, decide, {"code": error.code, "message": error.message})
+        endings = {Outcome.RETRIED, Outcome.FAILED, Outcome.CANCELLED}
+        return self._settle_by(lease, decide, endings, {"code": error.code, "message": error.message})
 
     def crashed(self, lease: Lease, message: str) -> JobState:
         """
@@ -451,7 +492,7 @@ class JobStore:
         def decide(row: Any) -> Decision:
             return after_crash(row, message)
 
-        return self._settle_by(lease, decide, {"message": message})
+        return self._settle_by(lease, decide, {Outcome.CRASHED, Outcome.CANCELLED}, {"message": message})
 
     def rescue(self, beat: Beat, why: str) -> JobState | None:
         """
@@ -478,25 +519,22 @@ class JobStore:
                 new: JobState = JobState.CANCELLED
                 values: dict[str, Any] = {}
             else:
-                new, values = JobState.QUEUED, {"rung_at": None}
+                new, values = JobState.QUEUED, {}
             leave(conn, row, new, Outcome.LOST, values, {"why": why})
             return new
 
         return self.database.write(work)
 
-    def _settle(
+    def _settle_by(
         self,
         lease: Lease,
-        new: JobState,
-        outcome: Outcome,
-        values: dict[str, Any],
+        decide: Callable[[Any], Decision],
+        endings: set[Outcome],
         detail: dict[str, Any] | None,
-    ) -> None:
-        self._settle_by(lease, lambda row: (new, outcome, values), detail)
-
-    def _settle_by(
-        self, lease: Lease, decide: Callable[[Any], Decision], detail: dict[str, Any] | None
     ) -> JobState:
+        """End an attempt as `decide` says. `endings` are all outcomes that it may say: an attempt that
+        ended in one of them has been settled by this very call, and its commit's answer was lost."""
+
         def work(conn: Connection) -> JobState:
             row = conn.execute(select(job).where(owned_by(lease)).with_for_update()).first()
             if row is None:
@@ -508,10 +546,10 @@ class JobStore:
                         attempt.c.number == lease.attempt,
                         attempt.c.lease_token == lease.token,
                         attempt.c.ended_at.is_not(None),
-                        attempt.c.outcome != Outcome.LOST,
+                        attempt.c.outcome.in_(endings),
                     )
                 ).first()
-                if done is not None:  # our own commit, whose answer was lost
+                if done is not None:
                     return JobState(done.state)
                 raise lease_lost(lease)
             new, outcome, values = decide(row)
@@ -530,8 +568,14 @@ class JobStore:
             JobNotFoundError, InvalidTransitionError: it is not there, or has already ended.
         """
 
+        again = False
+
         def work(conn: Connection) -> Job:
+            nonlocal again
             row = locked_job(conn, job_id)
+            if again and row.state == JobState.CANCELLED:  # our own commit, whose answer was lost
+                return Job.from_row(row)
+            again = True
             if JobState(row.state).terminal:
                 raise InvalidTransitionError(
                     f"job {job_id} has already {how_it_ended(row.state)}",

@@ -47,6 +47,12 @@ def locked_job(conn: Connection, job_id: int) -> Any:
     return row
 
 
+def plain(text: str | None) -> str | None:
+    """Text that both databases take: Postgres refuses NUL, and neither takes half a surrogate pair,
+    which stands in the name of a file that is no UTF-8."""
+    return None if text is None else text.encode("utf-8", "replace").decode().replace("\0", "")
+
+
 def how_it_ended(state: str) -> str:
     return "been cancelled" if state == JobState.CANCELLED else state
 
@@ -71,10 +77,10 @@ def after_crash(row: Any, message: str) -> Decision:
     if row.cancel_requested_at is not None:
         return JobState.CANCELLED, Outcome.CANCELLED, {}
     crashes = row.crash_count + 1
-    told = {"error_code": "CRASHED", "error_message": message, "crash_count": crashes}
+    told = {"error_code": "CRASHED", "error_message": plain(message), "crash_count": crashes}
     if crashes >= MAX_CRASHES:
         told["error_code"] = "POISON"
-        told["error_message"] = f"{message}; {crashes} times without progress"
+        told["error_message"] = f"{plain(message)}; {crashes} times without progress"
         told["error_hint"] = f"ganq logs {row.id} shows its last lines; ganq retry {row.id} tries again"
         return JobState.FAILED, Outcome.CRASHED, told
     told["not_before"] = utcnow() + BACKOFF_S[crashes - 1]
@@ -90,8 +96,24 @@ def leave(
     detail: dict[str, Any] | None,
 ) -> None:
     """Move a locked row out of its state: job, attempt, event and dependants in one transaction."""
+    _move(conn, row, new, outcome, values, detail)
+    if new.terminal:
+        tell_dependants(conn, row.id, new)
+
+
+def _move(
+    conn: Connection,
+    row: Any,
+    new: JobState,
+    outcome: Outcome | None,
+    values: dict[str, Any],
+    detail: dict[str, Any] | None,
+) -> None:
     check_transition(JobState(row.state), new)
-    ending = {"finished_at": utcnow()} if new.terminal else {"lease_token": None, "worker": None}
+    # Back in the queue nobody has been told of it yet, whatever was rung before it ran.
+    ending = (
+        {"finished_at": utcnow()} if new.terminal else {"lease_token": None, "worker": None, "rung_at": None}
+    )
     changed = conn.execute(
         update(job)
         .where(job.c.id == row.id, job.c.state == row.state, job.c.attempt == row.attempt)
@@ -112,26 +134,33 @@ def leave(
         )
     kind = str(new) if new.terminal else str(outcome)
     record_event(conn, row.id, kind, attempt=row.attempt, worker=row.worker, detail=detail)
-    if new.terminal:
-        tell_dependants(conn, row.id, new)
 
 
 def tell_dependants(conn: Connection, job_id: int, ended: JobState) -> None:
-    """Unblock the jobs that waited for this one, or end them with it."""
-    waiting = conn.execute(
-        select(job)
-        .join(dependency, dependency.c.job_id == job.c.id)
-        .where(dependency.c.needs == job_id, job.c.state == JobState.QUEUED)
-        .with_for_update(of=job)
-    ).all()
-    for row in waiting:
-        if ended is JobState.SUCCEEDED:
-            conn.execute(update(job).where(job.c.id == row.id).values(blockers=job.c.blockers - 1))
-            continue
-        told = {
-            "error_code": "DEPENDENCY_FAILED",
-            "error_message": f"job {job_id}, which it waited for, has {how_it_ended(ended)}",
-            "error_hint": f"ganq status {job_id} says why; ganq retry {job_id}, then submit this one again",
-        }
-        new = JobState.CANCELLED if ended is JobState.CANCELLED else JobState.FAILED
-        leave(conn, row, new, None, told, {"needs": job_id})
+    """Unblock the jobs that waited for this one, or end them with it, and those that waited for them."""
+    # A list instead of a recursion: a chain may be longer than Python's stack. Each round asks
+    # the table anew, because a job that waits for two of them may have ended in the round before.
+    ended_jobs = [(job_id, ended)]
+    while ended_jobs:
+        needed, ending = ended_jobs.pop(0)
+        waiting = conn.execute(
+            select(job)
+            .join(dependency, dependency.c.job_id == job.c.id)
+            .where(dependency.c.needs == needed, job.c.state == JobState.QUEUED)
+            .order_by(job.c.id)
+            .with_for_update(of=job)
+        ).all()
+        for row in waiting:
+            if ending is JobState.SUCCEEDED:
+                conn.execute(
+                    update(job).where(job.c.id == row.id).values(blockers=job.c.blockers - 1, rung_at=None)
+                )
+                continue
+            told = {
+                "error_code": "DEPENDENCY_FAILED",
+                "error_message": f"job {needed}, which it waited for, has {how_it_ended(ending)}",
+                "error_hint": f"ganq status {needed} says why; ganq retry {needed}, then submit this again",
+            }
+            new = JobState.CANCELLED if ending is JobState.CANCELLED else JobState.FAILED
+            _move(conn, row, new, None, told, {"needs": needed})
+            ended_jobs.append((row.id, new))

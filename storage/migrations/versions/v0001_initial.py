@@ -5,6 +5,8 @@ Two triggers hold what no code may break: a terminal state is final, and the
 history is only ever added to.
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -33,7 +35,7 @@ POSTGRES_TRIGGERS = (
 )
 
 
-def where(condition: str) -> dict[str, sa.TextClause]:
+def where(condition: str) -> dict[str, Any]:
     """The condition of a partial index, for both dialects."""
     return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}
 
