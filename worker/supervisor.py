@@ -174,10 +174,13 @@ class Supervisor:
             self.next_poll = time.monotonic() + self.settings.poll_seconds * random.uniform(0.8, 1.2)
             try:
                 lease = self.store.claim(self.who, kinds=self.kinds, spec_version=SPEC_VERSION)
+                due_s = self.store.due_in() if lease is None else None
             except GanqError as exc:
                 log.warning("cannot claim: %s", exc)
                 break
             if lease is None:
+                if due_s is not None:
+                    self.next_poll = min(self.next_poll, time.monotonic() + due_s + 0.05)
                 break
             log.info("job %s: attempt %s", lease.job_id, lease.attempt)
             self.lease, self.stop_sent = lease, None

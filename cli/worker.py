@@ -1,0 +1,35 @@
+"""`ganq worker`: run jobs on this machine's GPUs."""
+
+import click
+
+
+@click.command()
+@click.option(
+    "--gpus",
+    default="auto",
+    show_default=True,
+    metavar="WHICH",
+    help="auto or all (every GPU; the CPU where there is none), none, or indices and UUIDs: 0,1",
+)
+@click.option("--queues", metavar="A,B", help="Queues to serve.  [default: GANQ_QUEUES, or 'default']")
+@click.option("--name", metavar="NAME", help="The worker's name.  [default: HOST-gpu0, HOST-cpu]")
+def worker(gpus: str, queues: str | None, name: str | None) -> None:
+    """
+    Run jobs on this machine: one worker per GPU, or one on the CPU.
+
+    SIGTERM (Ctrl-C) drains: the running job is saved, goes back to the queue and
+    goes on elsewhere, or here when a worker is back.
+
+    \b
+    Examples:
+      ganq worker
+      ganq worker --gpus 0,1 --queues default,urgent
+      ganq worker --gpus none --name spare
+    """
+    from jobs.specs import check_name
+    from storage.settings import Settings
+    from worker.launcher import launch, require_queues
+
+    chosen = tuple(one.strip() for one in (queues or "").split(",") if one.strip())
+    require_queues(chosen)
+    raise SystemExit(launch(Settings.load(), gpus=gpus, queues=chosen, name=check_name(name) if name else None))
