@@ -1,0 +1,181 @@
+"""
+The sandbox that opens a .pth from outside: one process, one file, no second chance.
+
+    python -P storage/unpickle.py OUT.safetensors < foreign.pth
+
+Imports nothing of ganq, so that it can be started by its path from an empty folder with
+a bare environment. The file comes as standard input: its path, and with it the rest
+of the disk, stays unknown. torch.load runs with weights_only=True and nothing is tried
+after it fails. Behind that stand an audit hook that refuses programs, sockets and
+writing, and limits on memory, CPU time and file size, in case the unpickler has
+another hole (CVE-2025-32434, CVE-2026-24747). Prints one line of JSON.
+"""
+
+import json
+import os
+import re
+import resource
+import sys
+import warnings
+import zipfile
+from typing import Any
+
+MAX_BYTES = 2 * 1024**3
+SPARE_BYTES = 1024**3  # address space beyond what torch itself and the file's tensors take
+CPU_SECONDS = 60
+WRAPPED = ("state_dict", "model_state_dict")
+
+# Everything through which Python code leaves its process; 'open' is looked at below.
+FORBIDDEN = (
+    "os.exec",
+    "os.fork",
+    "os.kill",
+    "os.link",
+    "os.mkdir",
+    "os.posix_spawn",
+    "os.putenv",
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.spawn",
+    "os.startfile",
+    "os.symlink",
+    "os.system",
+    "os.truncate",
+    "pty.spawn",
+    "shutil.",
+    "socket.",
+    "subprocess.Popen",
+)
+
+
+class RefusedError(Exception):
+    """Why the file was not converted; `reason` is a key of storage.foreign.REASONS."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail
+
+
+def lock_down(file_bytes: int) -> None:
+    """No way out of this process from here on. Cannot be undone, which is the point."""
+
+    def refuse(event: str, args: tuple[Any, ...]) -> None:
+        writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes or event.startswith(FORBIDDEN):
+            raise PermissionError(f"blocked: {event}")
+
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    memory = used + 4 * file_bytes + SPARE_BYTES
+    spent = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(spent.ru_utime + spent.ru_stime) + CPU_SECONDS
+    for limit, value in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_FSIZE, MAX_BYTES + 16 * 1024**2),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(limit)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (value, value))
+    sys.addaudithook(refuse)
+
+
+def read(file: Any) -> Any:
+    """torch.load, with its many ways to fail sorted into a few reasons."""
+    import torch
+
+    is_zip = file.read(2) == b"PK"
+    if is_zip:
+        if not zipfile.is_zipfile(file):  # a zip's table of contents is its end
+            raise RefusedError("damaged", "its end is missing")
+        if not any(name.endswith("data.pkl") for name in zipfile.ZipFile(file).namelist()):
+            raise RefusedError("format")
+    file.seek(0)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError as exc:
+        raise RefusedError("memory") from exc
+    except Exception as exc:
+        said = str(exc)
+        named = re.search(r"GLOBAL\s+(\S+)", said) or re.search(r"unrecognized function (.+)", said)
+        if named:
+            raise RefusedError("code", named[1][:80]) from exc
+        if isinstance(exc, PermissionError):
+            raise RefusedError("code", said[:80]) from exc
+        if "allocate memory" in said:
+            raise RefusedError("memory") from exc
+        if type(exc).__name__ == "UnpicklingError":
+            raise RefusedError("format") from exc
+        raise RefusedError("damaged", first_line(said)) from exc
+
+
+def first_line(said: str) -> str:
+    """What an exception of torch says, without the place in its C++ source."""
+    return re.sub(r"^\[enforce fail at [^\]]*\] \. ", "", said.strip()).split("\n")[0][:120]
+
+
+def flat_tensors(loaded: Any) -> dict[str, Any]:
+    """
+    The float tensors of a state dict, as float32, owning their memory; counters as int64.
+
+    Raises:
+        RefusedError: it is something else, or holds a value that is not finite.
+    """
+    import torch
+
+    if not isinstance(loaded, dict):
+        raise RefusedError("not_weights", f"a {type(loaded).__name__}")
+    for name in WRAPPED:
+        if isinstance(loaded.get(name), dict):
+            loaded = loaded[name]
+    if not loaded:
+        raise RefusedError("not_weights", "an empty dictionary")
+    tensors: dict[str, Any] = {}
+    total = 0
+    for key, value in loaded.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            names = ", ".join(str(name)[:40] for name in list(loaded)[:4])
+            raise RefusedError("not_weights", f"a dictionary of other things ({names})")
+        counter = key.endswith("num_batches_tracked") and not value.is_floating_point()
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        if not plain or not (counter or value.is_floating_point()):
+            raise RefusedError("not_floats", f"{key[:60]} is {value.dtype}".replace("torch.", ""))
+        # A view of one number can claim any shape: count before copying.
+        total += value.numel() * max(value.element_size(), 4)
+        if total > MAX_BYTES:
+            raise RefusedError("too_big")
+        kept = value.detach().to(torch.int64 if counter else torch.float32).contiguous().clone()
+        if not counter and not bool(torch.isfinite(kept).all()):
+            raise RefusedError("not_finite", key[:60])
+        tensors[key] = kept
+    return tensors
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")  # stderr is read by a program, for the reason of a crash
+    import torch
+    from safetensors.torch import save
+
+    torch.set_num_threads(1)
+    answer: dict[str, Any]
+    with open(sys.argv[1], "xb") as out, os.fdopen(0, "rb") as file:
+        try:
+            lock_down(os.fstat(0).st_size)
+            tensors = flat_tensors(read(file))
+            out.write(save(tensors))
+            answer = {"ok": True, "tensors": len(tensors)}
+        except RefusedError as exc:
+            answer = {"ok": False, "reason": exc.reason, "detail": exc.detail}
+        except MemoryError:
+            answer = {"ok": False, "reason": "memory", "detail": ""}
+        except RuntimeError as exc:
+            reason = "memory" if "allocate memory" in str(exc) else "damaged"
+            answer = {"ok": False, "reason": reason, "detail": first_line(str(exc))}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
