@@ -1,0 +1,88 @@
+"""
+Batches out of the decoded data set: a permutation of (seed, epoch), nothing to remember.
+
+The pictures lie as uint8 in a memory-mapped file, or on the GPU when they fit;
+they become floats where they are used. No loader processes, so a resumed run has
+no loader state to restore.
+"""
+
+import torch
+from torch import Tensor
+
+from jobs.context import Images
+from jobs.errors import DatasetError
+from jobs.gan import seeds
+
+SHARE_OF_FREE = 0.5
+"""Of the GPU's free memory the data set may take; the networks need the rest."""
+UPLOAD_PICTURES = 4096
+
+
+class Batches:
+    """
+    The batches of a training run, by epoch and place.
+
+    Args:
+        images: the decoded data set.
+        batch: pictures in a batch; the last, incomplete batch of an epoch is dropped.
+        mirror: flip each picture with probability 1/2.
+
+    Raises:
+        DatasetError: fewer pictures than one batch.
+    """
+
+    def __init__(self, images: Images, *, batch: int, seed: int, mirror: bool, device: torch.device) -> None:
+        if len(images) < batch:
+            raise DatasetError(
+                f"{len(images)} pictures do not fill one batch of {batch}",
+                hint=f"--batch {max(2, len(images))} or less, or more pictures",
+                pictures=len(images),
+                batch=batch,
+            )
+        self.images = images
+        self.batch = batch
+        self.seed = seed
+        self.mirror = mirror
+        self.device = device
+        self.per_epoch = len(images) // batch
+        self._epoch = -1
+        self._order_N = torch.empty(0, dtype=torch.int64)
+        self._on_device_N3HW = self._upload() if device.type == "cuda" else None
+
+    def _upload(self) -> Tensor | None:
+        """The whole data set on the GPU, or None when it does not fit."""
+        pictures_N3HW = self.images.pictures_N3HW
+        free, _ = torch.cuda.mem_get_info(self.device)
+        if pictures_N3HW.nbytes > free * SHARE_OF_FREE:
+            return None
+        there_N3HW = torch.empty(pictures_N3HW.shape, dtype=torch.uint8, device=self.device)
+        for start in range(0, len(pictures_N3HW), UPLOAD_PICTURES):
+            part = torch.from_numpy(pictures_N3HW[start : start + UPLOAD_PICTURES].copy())
+            there_N3HW[start : start + len(part)].copy_(part)
+        return there_N3HW
+
+    def get(self, epoch: int, place: int) -> Tensor:
+        """
+        Returns:
+            float32 (batch, 3, H, W) in [-1, 1], channels last, on the device.
+        """
+        if epoch != self._epoch:
+            self._order_N = seeds.permutation(self.seed, epoch, len(self.images))
+            self._epoch = epoch
+        chosen_B = self._order_N[place * self.batch : (place + 1) * self.batch]
+        bytes_B3HW = self._gather(chosen_B)
+        if self.mirror:
+            draws = seeds.generator(self.seed, "mirror", epoch, place)
+            flip_B = torch.rand(self.batch, generator=draws).lt_(0.5).bool().to(self.device)
+            bytes_B3HW = torch.where(flip_B.view(-1, 1, 1, 1), bytes_B3HW.flip(3), bytes_B3HW)
+        # ToTensor and Normalize(0.5, 0.5) in torchvision's own order of operations: the same bits.
+        bytes_B3HW = bytes_B3HW.contiguous(memory_format=torch.channels_last)
+        return bytes_B3HW.float().div_(255).sub_(0.5).div_(0.5)
+
+    def _gather(self, chosen_B: Tensor) -> Tensor:
+        if self._on_device_N3HW is not None:
+            return self._on_device_N3HW[chosen_B.to(self.device)]
+        bytes_B3HW = torch.from_numpy(self.images.pictures_N3HW[chosen_B.numpy()])
+        if self.device.type == "cuda":
+            return bytes_B3HW.pin_memory().to(self.device, non_blocking=True)
+        return bytes_B3HW

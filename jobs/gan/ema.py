@@ -1,0 +1,51 @@
+"""
+The moving average of the generator's weights: what is kept, shown and sampled.
+
+G circles around its goal; the mean of its way is nearer than any point of it.
+
+Source: Karras et al. 2021 (stylegan3, training_loop.py): a half-life counted in
+pictures, which grows with the run at first, so that the average forgets its start.
+"""
+
+import copy
+
+import torch
+
+from jobs.gan.networks import Generator
+
+RAMP_UP = 0.05
+"""The half-life is at most this share of the pictures seen so far."""
+
+
+def ema_decay(pictures: int, seen: int, half_life: float) -> float:
+    """
+    Share of the old average that stays.
+
+    Args:
+        pictures: that G made since the last update.
+        seen: that G made since the run began, these included.
+        half_life: in pictures.
+    """
+    return float(0.5 ** (pictures / max(min(half_life, seen * RAMP_UP), 1e-8)))
+
+
+class Ema:
+    """A copy of a network, in eval mode, that follows it slowly."""
+
+    def __init__(self, net: Generator, half_life: float) -> None:
+        self.half_life = half_life
+        self.net = copy.deepcopy(net).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, net: Generator, *, pictures: int, seen: int) -> None:
+        """
+        Move towards `net`, BatchNorm's running statistics included: the statistics of
+        single steps belong to weights that the average has not.
+        """
+        towards = 1 - ema_decay(pictures, seen, self.half_life)
+        mine, its = self.net.state_dict().values(), net.state_dict().values()
+        floats = [(a, b) for a, b in zip(mine, its, strict=True) if a.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], towards)
+        for a, b in zip(mine, its, strict=True):
+            if not a.is_floating_point():
+                a.copy_(b)

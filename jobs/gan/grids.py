@@ -1,0 +1,55 @@
+"""Pictures side by side, laid out as torchvision's make_grid does, without its two seconds of import."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+COLUMNS = 8
+PADDING = 2
+
+
+def to_uint8(pictures_B3HW: Tensor, low: float = -1.0, high: float = 1.0) -> "NDArray[np.uint8]":
+    """
+    Map [low, high] to 0…255, clamped and rounded as torchvision's save_image rounds.
+
+    Returns:
+        uint8 (B, H, W, 3), on the CPU.
+    """
+    scaled = pictures_B3HW.detach().float().clamp(low, high).sub_(low).div_(max(high - low, 1e-5))
+    bytes_B3HW = scaled.mul_(255).add_(0.5).clamp_(0, 255).to(torch.uint8)
+    return bytes_B3HW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def stretched(pictures_B3HW: Tensor) -> "NDArray[np.uint8]":
+    """Like to_uint8(), from the least to the greatest value of all pictures: the tutorial's grids."""
+    return to_uint8(pictures_B3HW, float(pictures_B3HW.min()), float(pictures_B3HW.max()))
+
+
+def tile(
+    pictures_BHW3: "NDArray[np.uint8]", columns: int = COLUMNS, padding: int = PADDING
+) -> "NDArray[np.uint8]":
+    """
+    One picture of many: `columns` a row, black lines of `padding` pixels around each.
+
+    Returns:
+        uint8 (H, W, 3). A single picture stays as it is, as in make_grid.
+    """
+    import numpy as np
+
+    count, high, wide, _ = pictures_BHW3.shape
+    if count == 1:
+        only: NDArray[np.uint8] = pictures_BHW3[0]
+        return only
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    grid = np.zeros((rows * (high + padding) + padding, columns * (wide + padding) + padding, 3), np.uint8)
+    for place, picture in enumerate(pictures_BHW3):
+        row, column = divmod(place, columns)
+        top, left = row * (high + padding) + padding, column * (wide + padding) + padding
+        grid[top : top + high, left : left + wide] = picture
+    return grid

@@ -1,0 +1,79 @@
+"""Generators loaded from checkpoints, the last few kept, so that a warm process need not build them again."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from jobs.context import Snapshot
+from jobs.errors import CheckpointCorruptError, SpecError
+from jobs.gan.networks import Architecture, Discriminator, Generator
+
+KEPT = 4
+
+
+@dataclass(frozen=True)
+class Model:
+    """A pair in eval mode, channels last, on its device."""
+
+    arch: Architecture
+    generator: Generator
+    discriminator: Discriminator | None
+
+    def scorer(self) -> Discriminator:
+        """
+        Raises:
+            SpecError: the model came without a discriminator.
+        """
+        if self.discriminator is None:
+            raise SpecError(
+                "this model has no discriminator, so there is nothing to choose the best pictures by",
+                hint="use --count N instead of --keep and --of, or import the model with its netd file",
+            )
+        return self.discriminator
+
+
+_loaded: "OrderedDict[tuple[str, str], Model]" = OrderedDict()
+
+
+def load(snapshot: Snapshot, device: torch.device) -> Model:
+    """
+    Args:
+        snapshot: tensors 'G.…' and, if it can score, 'D.…'; meta["arch"].
+
+    Raises:
+        CheckpointCorruptError: the tensors do not fit meta["arch"].
+    """
+    key = (snapshot.sha256, str(device))
+    if key not in _loaded:
+        _loaded[key] = _build(snapshot, device)
+        while len(_loaded) > KEPT:
+            _loaded.popitem(last=False)
+    _loaded.move_to_end(key)
+    return _loaded[key]
+
+
+def _build(snapshot: Snapshot, device: torch.device) -> Model:
+    arch = Architecture.from_json(snapshot.meta["arch"])
+    generator = arch.build_generator()
+    _fill(generator, snapshot.tensors, "G.", device)
+    discriminator = None
+    if any(key.startswith("D.") for key in snapshot.tensors):
+        discriminator = arch.build_discriminator()
+        _fill(discriminator, snapshot.tensors, "D.", device)
+    return Model(arch, generator, discriminator)
+
+
+def _fill(net: nn.Module, tensors: Mapping[str, Tensor], prefix: str, device: torch.device) -> None:
+    own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    try:
+        net.load_state_dict(own)
+    except RuntimeError as exc:
+        raise CheckpointCorruptError(
+            "the checkpoint's tensors are not those of the networks it describes",
+            hint="another checkpoint of the job may be whole: ganq checkpoints JOB",
+        ) from exc
+    net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net.eval().requires_grad_(False)

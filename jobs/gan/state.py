@@ -1,0 +1,230 @@
+"""
+All that a training run is at one moment, and its way into a checkpoint and back.
+
+The step is the only cursor: epoch, order, noise and augmentation follow from it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from jobs.errors import CheckpointCorruptError, SpecError, TrainingDivergedError
+from jobs.gan import seeds
+from jobs.gan.ema import Ema
+from jobs.gan.networks import Architecture, Discriminator, Generator
+from jobs.specs import TrainSpec
+
+FREE_TO_CHANGE = frozenset(
+    {
+        "data",  # a folder may move: the pictures' fingerprint is compared instead
+        "epochs",
+        "save_every",
+        "device",
+        "deterministic",  # with `device` in the build fingerprint, which says bit_exact or not
+        "init_netg",  # these two were used up when the run began
+        "init_netd",
+        "loader_workers",
+        "max_skip",
+        "checkpoint_seconds",
+        "keep_last",
+        "keep_every",
+        "continue_from",
+    }
+)
+"""Options that may differ between a run and the one it goes on from."""
+
+
+@dataclass
+class TrainState:
+    """Networks, their averages, their optimisers, and how far they are."""
+
+    generator: Generator
+    discriminator: Discriminator
+    opt_g: Adam
+    opt_d: Adam
+    ema: Ema | None
+    step: int = 0
+    """Batches of real pictures that are done."""
+
+    @classmethod
+    def fresh(cls, spec: TrainSpec, device: torch.device) -> "TrainState":
+        """Networks with initial weights of the spec's seed, in train mode, channels last."""
+        arch = Architecture.of_spec(spec)
+        # Channels last is the layout of oneDNN's and cuDNN's fast kernels: a quarter off a
+        # step on a CPU. Fused Adam is a third of the loop over parameters.
+        generator = arch.build_generator(seeds.derive(spec.seed, "init-g"))
+        generator.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        discriminator = arch.build_discriminator(seeds.derive(spec.seed, "init-d"))
+        discriminator.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        betas = (spec.beta1, spec.beta2)
+        return cls(
+            generator=generator,
+            discriminator=discriminator,
+            opt_g=Adam(generator.parameters(), lr=spec.lr_g, betas=betas, fused=True),
+            opt_d=Adam(discriminator.parameters(), lr=spec.lr_d, betas=betas, fused=True),
+            ema=Ema(generator, spec.ema_half_life_kimg * 1000) if spec.ema_half_life_kimg else None,
+        )
+
+    def start_from(self, netg: Mapping[str, Tensor] | None, netd: Mapping[str, Tensor] | None) -> None:
+        """
+        Take over starting weights.
+
+        Raises:
+            SpecError: a file does not fit the network that the options describe.
+        """
+        if netg is not None:
+            _load_start(self.generator, _without_prefix(netg, "G."), "--init-netg")
+            if self.ema is not None:
+                self.ema.net.load_state_dict(self.generator.state_dict())
+        if netd is not None:
+            _load_start(self.discriminator, _without_prefix(netd, "D."), "--init-netd")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that load() needs: copies on the CPU."""
+        return {
+            **_copies("g.", self.generator.state_dict()),
+            **_copies("d.", self.discriminator.state_dict()),
+            **_copies("ema.", self.ema.net.state_dict() if self.ema else {}),
+            **_copies("opt_g.", _flat(self.opt_g)),
+            **_copies("opt_d.", _flat(self.opt_d)),
+        }
+
+    def generator_tensors(self) -> dict[str, Tensor]:
+        """All that generation needs, keys 'G.…' (the average, where there is one) and 'D.…'."""
+        return {
+            **_copies("G.", self.sampler.state_dict()),
+            **_copies("D.", self.discriminator.state_dict()),
+        }
+
+    @property
+    def sampler(self) -> Generator:
+        """The generator that is shown and kept."""
+        return self.ema.net if self.ema else self.generator
+
+    def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """
+        Go back to the state that tensors() gave at `step`.
+
+        Raises:
+            CheckpointCorruptError: it holds other tensors than this run has.
+        """
+        mine = self.tensors()
+        # A fresh optimiser has no moments to compare with.
+        wanted = set(mine) | {key for key in tensors if key.startswith("opt_")}
+        if wanted != set(tensors):
+            odd = sorted(wanted.symmetric_difference(tensors))
+            raise CheckpointCorruptError(
+                f"this checkpoint does not fit the run: {', '.join(odd[:3])}",
+                hint="an older checkpoint may: ganq checkpoints JOB",
+            )
+        self.generator.load_state_dict(_under("g.", tensors))
+        self.discriminator.load_state_dict(_under("d.", tensors))
+        if self.ema is not None:
+            self.ema.net.load_state_dict(_under("ema.", tensors))
+        _unflatten(self.opt_g, _under("opt_g.", tensors))
+        _unflatten(self.opt_d, _under("opt_d.", tensors))
+        self.step = step
+
+    def check_finite(self) -> None:
+        """
+        Raises:
+            TrainingDivergedError: a weight, statistic or moment is NaN or infinite.
+        """
+        live = [*self.generator.state_dict().values(), *self.discriminator.state_dict().values()]
+        live += [*_flat(self.opt_g).values(), *_flat(self.opt_d).values()]
+        live += self.ema.net.state_dict().values() if self.ema else ()
+        if not all_finite(live):
+            raise diverged("a weight is no finite number", self.step)
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no element is NaN or infinite; waits for a GPU once, not once a tensor."""
+    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+    # The largest magnitude of a tensor is finite exactly when all of it is.
+    return bool(torch.stack(list(torch._foreach_norm(floats, float("inf")))).isfinite().all())
+
+
+def diverged(what: str, step: int) -> TrainingDivergedError:
+    """The error of a run whose numbers have left the rails."""
+    return TrainingDivergedError(
+        f"training diverged at step {step}: {what}",
+        hint="checkpoints from before are whole (ganq checkpoints JOB); "
+        "start again with a lower --lr-g and --lr-d, or with --recipe plus",
+        step=step,
+    )
+
+
+def check_same_run(saved: Mapping[str, Any], spec: TrainSpec) -> None:
+    """
+    Refuse to go on with options that would make it another run.
+
+    Raises:
+        SpecError: naming each option that differs, old value and new.
+    """
+    mine = spec.to_json()
+    differ = [
+        f"--{name.replace('_', '-')} {saved[name]} is now {mine[name]}"
+        for name in mine
+        if name in saved and name not in FREE_TO_CHANGE and saved[name] != mine[name]
+    ]
+    if differ:
+        raise SpecError(
+            f"the checkpoint was trained with other options: {'; '.join(differ)}",
+            hint="go on with the old values, or start a new run (--init-netg takes over its generator)",
+            options=differ,
+        )
+
+
+def _copies(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        prefix + key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()
+    }
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
+    """ganq's own generator files hold both networks, the tutorial's one, without a prefix."""
+    return _under(prefix, tensors) or tensors
+
+
+def _flat(optimizer: Optimizer) -> dict[str, Tensor]:
+    """'<parameter>.<name>' → tensor: Adam's step, exp_avg and exp_avg_sq."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+
+
+def _unflatten(optimizer: Optimizer, flat: Mapping[str, Tensor]) -> None:
+    """
+    Put the moments back in the memory layout of their parameter.
+
+    Adam's fused kernel walks parameter and moments in memory order: contiguous
+    moments beside a channels-last parameter would be wrong, not just slow.
+    """
+    optimizer.state.clear()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for key, value in flat.items():
+        index, name = key.split(".", 1)
+        parameter = parameters[int(index)]
+        if name == "step":
+            restored = value.to(device=parameter.device, dtype=torch.float32, copy=True)
+        else:
+            restored = torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(value)
+        optimizer.state[parameter][name] = restored.detach()
+
+
+def _load_start(net: nn.Module, weights: Mapping[str, Tensor], option: str) -> None:
+    try:
+        net.load_state_dict(dict(weights))
+    except RuntimeError as exc:
+        first = str(exc).splitlines()[1].strip() if "\n" in str(exc) else str(exc)
+        raise SpecError(
+            f"{option}: the weights do not fit the network: {first[:160]}",
+            hint="--size, --nz, --ngf, --ndf and --norm-d must be those it was trained with",
+        ) from exc

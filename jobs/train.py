@@ -1,0 +1,350 @@
+"""
+One training run, from the pictures to the last checkpoint, in the order it happens.
+
+Nothing random is carried from step to step (jobs/gan/seeds.py), so a run that was
+stopped anywhere and taken up again makes the same steps as one that was not.
+
+Shapes in names: N pictures in the data set, B in a batch, Z latent numbers, H, W pixels.
+"""
+
+import copy
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from jobs.context import CheckpointKind, Images, JobContext
+from jobs.errors import DatasetError, SpecError, StopRequested
+from jobs.gan import device as devices
+from jobs.gan import grids, seeds
+from jobs.gan.augment import diff_augment
+from jobs.gan.data import Batches
+from jobs.gan.fakes import StaleFakes
+from jobs.gan.losses import LOSSES
+from jobs.gan.meter import Meter
+from jobs.gan.networks import Architecture
+from jobs.gan.state import TrainState, check_same_run
+from jobs.specs import TrainSpec
+from jobs.states import StopReason
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+LOG_EVERY = 25
+"""Batches between two lines of metrics, and between two looks for NaN."""
+SHOWN = 64
+"""Pictures on a sample grid."""
+
+
+def run(spec: TrainSpec, ctx: JobContext) -> dict[str, Any]:
+    """
+    Train until spec.epochs are complete.
+
+    Returns:
+        Facts for the job's result: steps, epochs, images, last losses, speed, exactness.
+
+    Raises:
+        DatasetError: too few pictures, or others than the run began with.
+        SpecError: the checkpoint was trained with other options.
+        TrainingDivergedError: a loss or weight is not finite; no such checkpoint is saved.
+        OutOfMemoryError: --batch or the networks are too large for the device.
+        StopRequested: somebody wants the run to stop; it can be taken up again.
+    """
+    with devices.memory_errors("a smaller --batch (half of it first) or a smaller --ngf and --ndf"):
+        return Training(spec, ctx).run()
+
+
+class Training:
+    """What the chapters of one run share."""
+
+    def __init__(self, spec: TrainSpec, ctx: JobContext) -> None:
+        self.spec = spec
+        self.ctx = ctx
+
+        # The device, and all that the last bit depends on.
+        self.device = devices.choose(spec.device)
+        devices.set_exactness(self.device, deterministic=spec.deterministic)
+        self.build = devices.build_fingerprint(self.device, deterministic=spec.deterministic)
+
+        # The pictures, decoded once for all runs.
+        ctx.report(0, 1, "pictures", phase="reading pictures")
+        self.images: Images = ctx.images(spec.data, spec.size)
+        self.batches = Batches(
+            self.images, batch=spec.batch, seed=spec.seed, mirror=spec.mirror, device=self.device
+        )
+        self.total_steps = spec.epochs * self.batches.per_epoch
+
+        # The networks: fresh, from the user's weights, or where the run stopped.
+        self.state = TrainState.fresh(spec, self.device)
+        self.bit_exact = True
+        self.sampled_step = -1
+        self.resumed_from = self._resume()
+        if self.resumed_from is None:
+            self.state.start_from(
+                ctx.weights(spec.init_netg) if spec.init_netg else None,
+                ctx.weights(spec.init_netd) if spec.init_netd else None,
+            )
+
+        # What the steps need.
+        self.loss = LOSSES[spec.loss]
+        self.stale_fakes = StaleFakes(self.state.generator) if spec.noise == "stale" else None
+        self.one_pass = spec.norm_d == "spectral"
+        self.fixed_latents_BZ11 = self._latents("fixed")
+        self.meter = Meter()
+        self.last: dict[str, float] = {}
+        self.rate: float | None = None
+        self.saved_step = self.state.step
+        self.saved_at = self.logged_at = time.monotonic()
+        self.logged_step = self.state.step
+
+    def _resume(self) -> int | None:
+        """Take up the newest state of this job; returns its step, None for a fresh start."""
+        snapshot = self.ctx.resume()
+        if snapshot is None:
+            return None
+        meta = snapshot.meta
+        check_same_run(meta.get("spec", {}), self.spec)
+        if meta.get("fingerprint") != self.images.fingerprint:
+            raise DatasetError(
+                f"the pictures at {self.spec.data} are not those that this run began with",
+                hint="bring them back, or start a new run (--init-netg takes over its generator)",
+                began_with=meta.get("fingerprint"),
+                found=self.images.fingerprint,
+            )
+        if snapshot.step > self.total_steps:
+            age = snapshot.step // self.batches.per_epoch
+            raise SpecError(
+                f"--epochs {self.spec.epochs}: the run is {age} epochs old",
+                hint="--epochs counts from the very start: give more than it has",
+            )
+        self.state.load(snapshot.tensors, snapshot.step)
+        self.sampled_step = snapshot.step if meta.get("sampled") else -1
+        same_build = meta.get("build") == self.build
+        self.bit_exact = bool(meta.get("bit_exact", True)) and same_build
+        self.ctx.log(
+            f"going on from step {snapshot.step} of {self.total_steps}"
+            + ("" if same_build else "; another build or device: the result will differ in its last bits")
+        )
+        return snapshot.step
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self) -> dict[str, Any]:
+        spec, state, per_epoch = self.spec, self.state, self.batches.per_epoch
+        started, first_step = time.monotonic(), state.step
+        while state.step < self.total_steps:
+            self._obey_stop()
+
+            # One batch: D first, then G, each when its turn comes in the epoch.
+            epoch, place = divmod(state.step, per_epoch)
+            self._batch(epoch, place)
+            state.step += 1
+            self._progress()
+
+            # Whole epochs: a grid and a checkpoint every save_every, and at the end.
+            epochs_done, rest = divmod(state.step, per_epoch)
+            if rest == 0 and state.step == self.total_steps:
+                break
+            if rest == 0 and epochs_done % spec.save_every == 0:
+                self._save_sample()
+                self._save("epoch")
+            elif time.monotonic() - self.saved_at >= spec.checkpoint_seconds:
+                self._save("resume")
+
+        self._save_sample()
+        self._save("final")
+        seconds = time.monotonic() - started
+        return {
+            "step": state.step,
+            "epoch": state.step // per_epoch,
+            "g_steps": self.g_steps,
+            "images": state.step * spec.batch,
+            "pictures": len(self.images),
+            **{name: self.last.get(name) for name in ("loss_d", "loss_g", "d_real", "d_fake")},
+            "images_per_s": round((state.step - first_step) * spec.batch / max(seconds, 1e-9), 2),
+            "seconds": round(seconds, 3),
+            "resumed_from": self.resumed_from,
+            "bit_exact": self.bit_exact,
+            "device": self.build["device"],
+        }
+
+    def _batch(self, epoch: int, place: int) -> None:
+        """One batch of real pictures. `place` is its index in the epoch, from 0."""
+        d_turn = place % self.spec.d_every == 0
+        g_turn = place % self.spec.g_every == 0
+        state, net = self.state, self.state.generator
+
+        if self.stale_fakes is None and (d_turn or g_turn):
+            # Fresh: one noise for this batch; when both step, G's pass serves both.
+            with torch.set_grad_enabled(g_turn):
+                fakes_B3HW = net(self._latents("noise", state.step))
+            if d_turn:
+                self._d_step(self.batches.get(epoch, place), fakes_B3HW.detach())
+            if g_turn:
+                self._g_step(fakes_B3HW)
+
+        # Stale, as in the tutorial: the noise is drawn before the loop and redrawn by each
+        # step of G, which uses the new one; D then sees it until G steps again. It is known
+        # by the number of G's steps, so it needs no place in a checkpoint.
+        if self.stale_fakes is not None and d_turn:
+            stale_B3HW = self.stale_fakes.get(self.g_steps, self._latents("noise", self.g_steps))
+            self._d_step(self.batches.get(epoch, place), stale_B3HW)
+        if self.stale_fakes is not None and g_turn:
+            self._g_step(net(self._latents("noise", self.g_steps + 1)))
+
+    @property
+    def g_steps(self) -> int:
+        """How often G has stepped before this batch: on each place in the epoch that g_every divides."""
+        epochs, rest = divmod(self.state.step, self.batches.per_epoch)
+        every = self.spec.g_every
+        return epochs * -(-self.batches.per_epoch // every) + -(-rest // every)
+
+    def _latents(self, stream: str, *steps: int) -> Tensor:
+        shape = (self.spec.batch, self.spec.nz, 1, 1)
+        return seeds.noise(self.spec.seed, stream, *steps, shape=shape).to(self.device)
+
+    # ------------------------------------------------------------------ the two steps
+
+    def _d_step(self, reals_B3HW: Tensor, fakes_B3HW: Tensor) -> None:
+        """The discriminator learns to tell them apart: both gradients, then one step."""
+        net, loss = self.state.discriminator, self.loss
+        self.state.opt_d.zero_grad()
+        if self.one_pass:
+            # Without BatchNorm a picture's score does not depend on its neighbours.
+            both = self._seen_by_d(torch.cat([reals_B3HW, fakes_B3HW]), "augment-d")
+            real_B, fake_B = net(both).chunk(2)
+            loss_d = loss.d_real(real_B) + loss.d_fake(fake_B)
+            torch.autograd.backward(loss_d)
+        else:
+            real_B = net(self._seen_by_d(reals_B3HW, "augment-real"))
+            loss_real = loss.d_real(real_B)
+            torch.autograd.backward(loss_real)
+            fake_B = net(self._seen_by_d(fakes_B3HW, "augment-fake"))
+            loss_fake = loss.d_fake(fake_B)
+            torch.autograd.backward(loss_fake)
+            loss_d = loss_real.detach() + loss_fake.detach()
+        self.state.opt_d.step()
+        self.meter.add({"loss_d": loss_d, "d_real": real_B.mean(), "d_fake": fake_B.mean()})
+
+    def _g_step(self, fakes_B3HW: Tensor) -> None:
+        """The generator learns what the discriminator takes for real."""
+        state = self.state
+        state.opt_g.zero_grad()
+        # D's own gradients would be a third of its backward pass, for nothing.
+        state.discriminator.requires_grad_(False)
+        loss_g = self.loss.g(state.discriminator(self._seen_by_d(fakes_B3HW, "augment-g")))
+        torch.autograd.backward(loss_g)
+        state.discriminator.requires_grad_(True)
+        state.opt_g.step()
+        if state.ema is not None:
+            batch = self.spec.batch
+            state.ema.update(state.generator, pictures=batch, seen=(self.g_steps + 1) * batch)
+        self.meter.add({"loss_g": loss_g})
+
+    def _seen_by_d(self, pictures_B3HW: Tensor, stream: str) -> Tensor:
+        if not self.spec.augment:
+            return pictures_B3HW
+        draws = seeds.generator(self.spec.seed, stream, self.state.step)
+        return diff_augment(pictures_B3HW, self.spec.augment, draws)
+
+    # ------------------------------------------------------------------ telling and keeping
+
+    def _obey_stop(self) -> None:
+        """
+        Raises:
+            StopRequested: drained or preempted, with a checkpoint; cancelled or lost, at once.
+        """
+        reason = self.ctx.stop_reason()
+        if reason is None:
+            return
+        if reason in (StopReason.DRAIN, StopReason.PREEMPT) and self.state.step > self.saved_step:
+            self._save("resume")
+        raise StopRequested(reason)
+
+    def _progress(self) -> None:
+        spec, step, per_epoch = self.spec, self.state.step, self.batches.per_epoch
+        if step % per_epoch == 0 or step % per_epoch % LOG_EVERY == 0:
+            self._log()
+        self.ctx.report(
+            step * spec.batch,
+            self.total_steps * spec.batch,
+            "pictures",
+            rate=self.rate,
+            epoch=step // per_epoch,
+            epochs=spec.epochs,
+        )
+
+    def _log(self) -> None:
+        """One line of metrics; a value that is not finite ends the run here."""
+        step, now = self.state.step, time.monotonic()
+        if step == self.logged_step:
+            return
+        means = self.meter.read(step)
+        self.last |= means
+        self.rate = (step - self.logged_step) * self.spec.batch / max(now - self.logged_at, 1e-9)
+        self.logged_step, self.logged_at = step, now
+        self.ctx.metrics(
+            {
+                "step": step,
+                "epoch": step // self.batches.per_epoch,
+                "images": step * self.spec.batch,
+                **{name: means.get(name) for name in ("loss_d", "loss_g", "d_real", "d_fake")},
+                "images_per_s": round(self.rate, 2),
+            }
+        )
+
+    def _save(self, kind: CheckpointKind) -> None:
+        """
+        Raises:
+            TrainingDivergedError: something is not finite; nothing was saved.
+        """
+        state = self.state
+        self._log()
+        state.check_finite()
+        self.ctx.save_checkpoint(
+            kind=kind,
+            epoch=state.step // self.batches.per_epoch,
+            step=state.step,
+            state=state.tensors(),
+            generator=state.generator_tensors(),
+            meta={
+                "arch": Architecture.of_spec(self.spec).to_json(),
+                "recipe": self.spec.recipe,
+                "spec": self.spec.to_json(),
+                "seed": self.spec.seed,
+                "step": state.step,
+                "epoch": state.step // self.batches.per_epoch,
+                "g_steps": self.g_steps,
+                "images": state.step * self.spec.batch,
+                "fingerprint": self.images.fingerprint,
+                "build": self.build,
+                "bit_exact": self.bit_exact,
+                "sampled": self.sampled_step == state.step,
+            },
+        )
+        # A long save is no slow training: the next rate counts from here.
+        self.saved_step = state.step
+        self.saved_at = self.logged_at = time.monotonic()
+
+    def _save_sample(self) -> None:
+        """The grid of this epoch, from the same latents each time."""
+        epoch = self.state.step // self.batches.per_epoch
+        self._log()
+        self.state.check_finite()
+        self.ctx.save_sample(f"epoch-{epoch:04d}", self._sample(epoch))
+
+    @torch.no_grad()
+    def _sample(self, epoch: int) -> "NDArray[np.uint8]":
+        if self.spec.recipe != "origin" or self.state.ema is not None:
+            net = copy.deepcopy(self.state.sampler).eval()
+            return grids.tile(grids.to_uint8(net(self.fixed_latents_BZ11[:SHOWN])))
+        # The tutorial shows G in train mode, all fixed latents at once, and so moves its
+        # running statistics before it saves them: once, also if the run was stopped right
+        # after. A grid that the tutorial would not make uses a copy.
+        its_own = epoch % self.spec.save_every == 0 and self.sampled_step != self.state.step
+        net = self.state.generator if its_own else copy.deepcopy(self.state.generator)
+        if its_own:
+            self.sampled_step = self.state.step
+        return grids.tile(grids.stretched(net(self.fixed_latents_BZ11)[:SHOWN]))
