@@ -83,7 +83,8 @@ def export_safetensors(
     """netg_E.safetensors and netd_E.safetensors: same keys as .pth, nothing that could run."""
     from safetensors.torch import save
 
-    about = {"format": "pt", "ganq.arch": json.dumps(dict(arch), sort_keys=True), "ganq.epoch": str(epoch)}
+    # One entry: safetensors writes several in a random order, and equal weights should be equal files.
+    about = {"ganq": json.dumps({"arch": dict(arch), "epoch": epoch}, sort_keys=True)}
 
     def encode(weights: "dict[str, Tensor]") -> bytes:
         return save(weights, metadata=about)

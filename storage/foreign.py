@@ -131,20 +131,27 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     except (OSError, ValueError) as exc:
         what = os.strerror(exc.errno or errno.EINVAL) if isinstance(exc, OSError) else str(exc)
         raise ForeignFileError(f"{path} cannot be read: {what.lower()}", hint="see its permissions") from exc
-    with os.fdopen(fd, "rb") as file:
-        about = os.fstat(fd)
-        if stat.S_ISDIR(about.st_mode):
-            raise ForeignFileError(f"{path} is a folder", hint="give one .pth or .safetensors file in it")
-        if not stat.S_ISREG(about.st_mode):
-            raise ForeignFileError(f"{path} is not a plain file", hint="give a .pth or .safetensors file")
-        if about.st_size == 0:
-            raise ForeignFileError(f"{path} is empty", hint=GET_AGAIN)
-        if about.st_size > MAX_BYTES:
-            raise ForeignFileError(
-                f"{path} is {about.st_size / 1e9:.1f} GB, and weights may be 2 GiB at most",
-                hint="the tutorial's files are about 14 and 11 MB; is this another kind of file?",
-            )
-        yield file
+    try:
+        _check_plain_file(os.fstat(fd), path)
+        # Unbuffered, so that the position here is the position that the sandbox finds.
+        with os.fdopen(fd, "rb", buffering=0, closefd=False) as file:
+            yield file
+    finally:
+        os.close(fd)
+
+
+def _check_plain_file(about: os.stat_result, path: Path) -> None:
+    if stat.S_ISDIR(about.st_mode):
+        raise ForeignFileError(f"{path} is a folder", hint="give one .pth or .safetensors file in it")
+    if not stat.S_ISREG(about.st_mode):
+        raise ForeignFileError(f"{path} is not a plain file", hint="give a .pth or .safetensors file")
+    if about.st_size == 0:
+        raise ForeignFileError(f"{path} is empty", hint=GET_AGAIN)
+    if about.st_size > MAX_BYTES:
+        raise ForeignFileError(
+            f"{path} is {about.st_size / 1e9:.1f} GB, and weights may be 2 GiB at most",
+            hint="the tutorial's files are about 14 and 11 MB; is this another kind of file?",
+        )
 
 
 def _refuse_look_alikes(head: bytes, path: Path) -> None:

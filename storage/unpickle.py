@@ -27,6 +27,8 @@ WRAPPED = ("state_dict", "model_state_dict")
 
 # Everything through which Python code leaves its process; 'open' is looked at below.
 FORBIDDEN = (
+    "ctypes.dlopen",
+    "ctypes.dlsym",
     "os.exec",
     "os.fork",
     "os.kill",
@@ -48,6 +50,8 @@ FORBIDDEN = (
     "subprocess.Popen",
 )
 
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
 
 class RefusedError(Exception):
     """Why the file was not converted; `reason` is a key of storage.foreign.REASONS."""
@@ -62,7 +66,7 @@ def lock_down(file_bytes: int) -> None:
     """No way out of this process from here on. Cannot be undone, which is the point."""
 
     def refuse(event: str, args: tuple[Any, ...]) -> None:
-        writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        writes = event == "open" and isinstance(args[2], int) and args[2] & WRITING
         if writes or event.startswith(FORBIDDEN):
             raise PermissionError(f"blocked: {event}")
 
@@ -87,6 +91,7 @@ def read(file: Any) -> Any:
     """torch.load, with its many ways to fail sorted into a few reasons."""
     import torch
 
+    file.seek(0)  # the parent has read the beginning through the same descriptor
     is_zip = file.read(2) == b"PK"
     if is_zip:
         if not zipfile.is_zipfile(file):  # a zip's table of contents is its end
@@ -108,7 +113,9 @@ def read(file: Any) -> Any:
         if "allocate memory" in said:
             raise RefusedError("memory") from exc
         if type(exc).__name__ == "UnpicklingError":
-            raise RefusedError("format") from exc
+            broken = re.search(r"WeightsUnpickler error:\s*(.+)", said)
+            detail = broken[1][:80] if broken else "its pickle is none"
+            raise RefusedError("damaged" if is_zip else "format", detail) from exc
         raise RefusedError("damaged", first_line(said)) from exc
 
 
