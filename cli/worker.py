@@ -32,4 +32,6 @@ def worker(gpus: str, queues: str | None, name: str | None) -> None:
 
     chosen = tuple(one.strip() for one in (queues or "").split(",") if one.strip())
     require_queues(chosen)
-    raise SystemExit(launch(Settings.load(), gpus=gpus, queues=chosen, name=check_name(name) if name else None))
+    raise SystemExit(
+        launch(Settings.load(), gpus=gpus, queues=chosen, name=check_name(name) if name else None)
+    )

@@ -25,8 +25,13 @@ def broker_url(settings: Settings) -> str:
     return settings.redis_url
 
 
-def make_app(settings: Settings, *, connect_timeout_s: float = 5.0) -> Celery:
-    """The application, for workers and for those who ring."""
+def make_app(settings: Settings, *, patient: bool = True) -> Celery:
+    """
+    The application.
+
+    Args:
+        patient: workers wait for a Redis that is away; who rings tries once.
+    """
     app = Celery("ganq", broker=broker_url(settings), set_as_current=True)
     app.conf.update(
         # One long job a worker, and later jobs go to the idle worker: a bell is fetched
@@ -49,7 +54,7 @@ def make_app(settings: Settings, *, connect_timeout_s: float = 5.0) -> Celery:
         broker_transport_options={
             "visibility_timeout": VISIBILITY_TIMEOUT_S,
             "socket_timeout": 30,
-            "socket_connect_timeout": connect_timeout_s,
+            "socket_connect_timeout": 5 if patient else 1,
             "socket_keepalive": True,
             "health_check_interval": 25,
         },
@@ -59,6 +64,8 @@ def make_app(settings: Settings, *, connect_timeout_s: float = 5.0) -> Celery:
         worker_hijack_root_logger=False,
         event_queue_durable=False,
     )
+    if not patient:
+        app.conf.broker_transport_options |= {"max_retries": 0, "interval_start": 0}
     if settings.embedded_redis:
         # A unix socket knows no TCP keepalive.
         app.conf.broker_transport_options.pop("socket_keepalive")

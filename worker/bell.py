@@ -2,8 +2,6 @@
 
 from storage.settings import Settings
 
-RING_TIMEOUT_S = 1.0
-
 
 def ring(settings: Settings, job_id: int, queue: str) -> bool:
     """
@@ -18,7 +16,7 @@ def ring(settings: Settings, job_id: int, queue: str) -> bool:
 
     from worker.app import make_app, send_bell
 
-    app = make_app(settings, connect_timeout_s=RING_TIMEOUT_S)
+    app = make_app(settings, patient=False)
     try:
         send_bell(app, queue, job_id)
     except (OperationalError, RedisError, OSError):

@@ -22,7 +22,7 @@ from storage.settings import Settings
 from storage.volume import Volume
 from worker import gpu, logs
 from worker.local import runtime_folder, worker_command
-from worker.tasks import WAKE_ENV
+from worker.wake import WAKE_ENV
 
 log = logging.getLogger("ganq.worker")
 

@@ -39,7 +39,7 @@ from worker.heart import Heart, News
 from worker.orders import make_order, prunable
 from worker.process import boot_id, die_with_parent, start_ticks
 from worker.recovery import Recovery
-from worker.tasks import WAKE_ENV
+from worker.wake import WAKE_ENV
 from worker.warm_runner import WarmRunner
 
 log = logging.getLogger("ganq.supervisor")

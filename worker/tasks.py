@@ -6,14 +6,12 @@ hint; the supervisor claims the best job of the table.
 """
 
 import os
-import socket
 from typing import Any
 
 from celery import Celery
 
 from worker.app import TASK, queue_key
-
-WAKE_ENV = "GANQ_WAKE_SOCKET"
+from worker.wake import WAKE_ENV, wake
 
 
 def register(app: Celery) -> None:
@@ -28,22 +26,3 @@ def register(app: Celery) -> None:
                 info = self.request.delivery_info or {}
                 queue = info.get("routing_key") or queue_key("default")
                 app.send_task(TASK, args=[hint], queue=queue, retry=False)
-
-
-def wake(path: str) -> Any:
-    """
-    Ring at a supervisor's socket.
-
-    Yields:
-        'claimed N', 'nothing' or 'busy', then 'idle' once it has nothing more to do.
-        Ends at once if no supervisor listens.
-    """
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.connect(path)
-            sock.sendall(b"ring\n")
-            with sock.makefile("r", encoding="ascii") as lines:
-                for line in lines:
-                    yield line.strip()
-    except OSError:
-        return

@@ -1,0 +1,88 @@
+"""Which checkpoints stay, and that a job's inputs are chosen once."""
+
+import pytest
+
+from jobs.errors import CheckpointNotFoundError
+from storage.jobs import Checkpoint
+from worker.orders import make_order, prunable
+
+
+def row(id: int, kind: str, epoch: int, metric: float | None = None) -> Checkpoint:
+    return Checkpoint(
+        id, 1, 1, kind, epoch, epoch * 10, f"jobs/000001/a1/checkpoints/{id}", "0", 1, metric, 0.0
+    )
+
+
+def gone(rows: list[Checkpoint], **policy: int) -> list[int]:
+    return [one.id for one in prunable(rows, **{"keep_last": 2, "keep_every": 0, **policy})]
+
+
+def test_the_last_epochs_stay_and_older_ones_go() -> None:
+    assert gone([row(n, "epoch", n * 5) for n in range(1, 6)]) == [1, 2, 3]
+
+
+def test_a_resume_point_goes_when_a_newer_checkpoint_is_there() -> None:
+    assert gone([row(1, "resume", 1), row(2, "resume", 2)]) == [1]
+    assert gone([row(1, "resume", 1), row(2, "epoch", 5)]) == [1]
+
+
+def test_the_newest_checkpoint_always_stays() -> None:
+    assert gone([row(1, "resume", 1)]) == []
+
+
+def test_every_mth_epoch_the_best_and_the_final_stay() -> None:
+    rows = [row(n, "epoch", n * 5, metric=abs(n - 3)) for n in range(1, 9)] + [row(9, "final", 40)]
+    assert gone(rows, keep_every=20) == [1, 2, 5, 6]
+
+
+def test_an_import_is_never_pruned() -> None:
+    assert gone([row(1, "import", 0), row(2, "epoch", 1)]) == []
+
+
+def test_a_generation_reads_the_checkpoint_that_its_first_attempt_chose(
+    store, queries, running_job_factory, job_factory, claim
+) -> None:
+    training = running_job_factory()
+
+    def save(epoch: int) -> None:
+        store.register_checkpoint(
+            training,
+            kind="epoch",
+            epoch=epoch,
+            step=epoch,
+            path=f"p{epoch}",
+            manifest_sha256="0" * 64,
+            size=1,
+        )
+
+    save(1)
+    spec = {"source": training.job_id, "checkpoint": "last", "count": 4}
+    lease = None
+    job_factory(kind="generate", spec=spec, priority=9)
+    lease = claim()
+    assert make_order(lease, store, queries)["inputs"]["checkpoint"]["epoch"] == 1
+    save(2)
+    store.release(lease, "drain")
+    again = claim()
+    assert again.attempt == 2
+    assert make_order(again, store, queries)["inputs"]["checkpoint"]["epoch"] == 1
+
+
+def test_a_generation_without_a_checkpoint_to_read_is_told_so(
+    store, queries, running_job_factory, job_factory, claim
+) -> None:
+    training = running_job_factory()
+    job_factory(
+        kind="generate", spec={"source": training.job_id, "checkpoint": "best", "count": 1}, priority=9
+    )
+    with pytest.raises(CheckpointNotFoundError):
+        make_order(claim(), store, queries)
+
+
+def test_a_training_gets_its_checkpoints_newest_first(store, queries, running_job_factory) -> None:
+    lease = running_job_factory()
+    for step in (1, 2, 3):
+        store.register_checkpoint(
+            lease, kind="epoch", epoch=step, step=step, path=f"p{step}", manifest_sha256="0" * 64, size=1
+        )
+    assert [one["step"] for one in make_order(lease, store, queries)["checkpoints"]] == [3, 2, 1]
