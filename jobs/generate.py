@@ -107,7 +107,7 @@ class Generation:
         return sorted(heap, reverse=True)
 
     def _drawn(self) -> "Iterator[tuple[list[int], NDArray[np.uint8], list[float]]]":
-        """Draw numbers, pixels (N, H, W, 3) and scores (empty if not asked for), micro-batch by micro-batch."""
+        """Draw numbers, pixels (N, H, W, 3) and scores (none if not asked for), by micro-batch."""
         block = -1
         pixels_BHW3: NDArray[np.uint8] | None = None
         scores: list[float] = []

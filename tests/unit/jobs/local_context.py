@@ -1,0 +1,155 @@
+"""A JobContext over a temporary folder and plain memory: what train and generate need, without a queue."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jobs.context import CheckpointKind, Images, Picture, Snapshot
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+def sha256_of(tensors: "Mapping[str, Tensor]") -> str:
+    """One value for all names, shapes, types and bits."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def noise_images(count: int, size: int, seed: int = 0) -> Images:
+    """Pictures of smooth random blobs."""
+    small = np.random.default_rng(seed).integers(0, 256, (count, 3, 4, 4), dtype=np.uint8)
+    pictures_N3HW = small.repeat(size // 4, axis=2).repeat(size // 4, axis=3)
+    return Images(pictures_N3HW, hashlib.sha256(pictures_N3HW.tobytes()).hexdigest())
+
+
+@dataclass
+class Saved:
+    """What save_checkpoint was given."""
+
+    kind: CheckpointKind
+    epoch: int
+    step: int
+    state: "dict[str, Tensor]"
+    generator: "dict[str, Tensor]"
+    meta: dict[str, Any]
+
+    def for_resume(self) -> Snapshot:
+        return Snapshot(self.step, self.epoch, self.state, self.meta, sha256_of(self.state), 1)
+
+    def for_generate(self) -> Snapshot:
+        return Snapshot(self.step, self.epoch, self.generator, self.meta, sha256_of(self.generator), 1)
+
+
+@dataclass
+class LocalSink:
+    """Holds what was added; `published` stays False until publish()."""
+
+    pictures: list[Picture] = field(default_factory=list)
+    grids: "dict[str, NDArray[np.uint8]]" = field(default_factory=dict)
+    published: bool = False
+
+    def add(self, pictures: Iterable[Picture]) -> None:
+        for picture in pictures:
+            assert picture.index == len(self.pictures), "indices come in rising order"
+            self.pictures.append(picture)
+
+    def add_grid(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
+        self.grids[name] = pixels_HW3
+
+    def publish(self) -> dict[str, Any]:
+        self.published = True
+        return {"published": len(self.pictures)}
+
+
+@dataclass
+class LocalContext:
+    """
+    One attempt. Give `resume_from` the last checkpoint of an earlier one to go on.
+
+    Args:
+        stop_at: asked with the number of earlier questions; returns a StopReason or None.
+    """
+
+    folder: Path
+    data: Images | None = None
+    resume_from: Snapshot | None = None
+    source: Snapshot | None = None
+    stop_at: Callable[[int], str | None] = lambda asked: None
+    start_weights: "dict[str, dict[str, Tensor]]" = field(default_factory=dict)
+    job_id: int = 1
+    attempt: int = 1
+
+    saved: list[Saved] = field(default_factory=list)
+    samples: "dict[str, NDArray[np.uint8]]" = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    sink: LocalSink = field(default_factory=LocalSink)
+    asked: int = 0
+
+    def stop_reason(self) -> str | None:
+        self.asked += 1
+        return self.stop_at(self.asked - 1)
+
+    def report(self, done: int, total: int, unit: str, **more: Any) -> None:
+        assert 0 <= done <= total
+        self.reports.append({"done": done, "total": total, "unit": unit, **more})
+
+    def log(self, message: str) -> None:
+        self.lines.append(message)
+
+    def metrics(self, record: Mapping[str, float | int | str | None]) -> None:
+        self.records.append(dict(record))
+
+    def images(self, data: str, size: int) -> Images:
+        assert self.data is not None
+        return self.data
+
+    def resume(self) -> Snapshot | None:
+        return self.resume_from
+
+    def save_checkpoint(
+        self,
+        *,
+        kind: CheckpointKind,
+        epoch: int,
+        step: int,
+        state: "Mapping[str, Tensor]",
+        generator: "Mapping[str, Tensor]",
+        meta: Mapping[str, Any],
+    ) -> None:
+        # Through a file, as in life: what safetensors refuses must fail here too.
+        from safetensors.torch import load_file, save_file
+
+        read = []
+        for name, tensors in (("state", state), ("generator", generator)):
+            path = self.folder / f"{name}-{self.attempt}-{step}-{kind}.safetensors"
+            save_file(dict(tensors), path)
+            read.append(load_file(path))
+        self.saved.append(Saved(kind, epoch, step, read[0], read[1], dict(meta)))
+
+    def save_sample(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
+        self.samples[name] = pixels_HW3
+
+    def model(self) -> Snapshot:
+        assert self.source is not None
+        return self.source
+
+    def weights(self, path: str) -> "dict[str, Tensor]":
+        return self.start_weights[path]
+
+    def pictures(self, *, format: str = "png") -> LocalSink:
+        return self.sink
+
+    def scratch(self) -> Path:
+        return self.folder
