@@ -5,12 +5,14 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.context import CheckpointKind, Images, PictureSink, Snapshot
 from jobs.errors import CheckpointCorruptError, StopRequested
-from storage.durable import make_folder, read_verified, write_folder, write_json
+from storage.checkpoints import read_checkpoint, write_checkpoint
+from storage.durable import make_folder, write_json
 from storage.volume import Volume
 from worker.channel import Channel
 
@@ -20,6 +22,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REPORT_EVERY_S = 0.25
+
+
+@dataclass(frozen=True)
+class Checkpointed:
+    """A checkpoint's row, as the supervisor hands it over."""
+
+    job_id: int
+    path: str
+    manifest_sha256: str
+    epoch: int
+    step: int
 
 
 class RunContext:
@@ -119,7 +132,7 @@ class RunContext:
         candidates = self.order["checkpoints"]
         for pointer in candidates:
             try:
-                return self._snapshot(pointer, "state.safetensors")
+                return read_checkpoint(self.volume, Checkpointed(**pointer), "state")
             except CheckpointCorruptError as exc:
                 self.log(f"checkpoint {pointer['path']} is skipped: {exc}")
         if candidates:
@@ -130,7 +143,7 @@ class RunContext:
         return None
 
     def model(self) -> Snapshot:
-        return self._snapshot(self.order["inputs"]["checkpoint"], "generator.safetensors")
+        return read_checkpoint(self.volume, Checkpointed(**self.order["inputs"]["checkpoint"]), "generator")
 
     def weights(self, path: str) -> "dict[str, Tensor]":
         from storage.foreign import read_weights
@@ -147,20 +160,12 @@ class RunContext:
         generator: "Mapping[str, Tensor]",
         meta: Mapping[str, Any],
     ) -> None:
-        from safetensors.torch import save_file
-
         name = {"resume": f"resume-{step:09d}", "epoch": f"epoch-{epoch:04d}", "final": "final"}[kind]
         target = self.volume.checkpoints(self.job_id, self.attempt) / name
         if target.exists():  # left by a stop between the rename and the row
             shutil.rmtree(target)
-        digest, size = write_folder(
-            target,
-            {
-                "state.safetensors": lambda path: save_file(dict(state), path),
-                "generator.safetensors": lambda path: save_file(dict(generator), path),
-                "state.json": lambda path: _dump(path, {**meta, "kind": kind, "epoch": epoch, "step": step}),
-            },
-        )
+        facts = {**meta, "kind": kind, "epoch": epoch, "step": step}
+        digest, size = write_checkpoint(target, state=state, generator=generator, meta=facts)
         self._acked.clear()
         self._send(
             "checkpoint",
@@ -202,24 +207,5 @@ class RunContext:
             about = {"ganq": version(), "kind": self.order["kind"], "inputs": self.order["inputs"]}
             write_json(path, {"job": self.job_id, "spec": self.order["spec"], **about})
 
-    def _snapshot(self, pointer: dict[str, Any], name: str) -> Snapshot:
-        from safetensors.torch import load
-
-        folder = self.volume.absolute(pointer["path"])
-        data = read_verified(folder, name, pointer["manifest_sha256"])
-        meta = json.loads(read_verified(folder, "state.json", pointer["manifest_sha256"]))
-        return Snapshot(
-            step=pointer["step"],
-            epoch=pointer["epoch"],
-            tensors=load(data),
-            meta=meta,
-            sha256=pointer["manifest_sha256"],
-            job_id=pointer["job_id"],
-        )
-
     def _send(self, op: str, **facts: Any) -> None:
         self.channel.send(op, job_id=self.job_id, **facts)
-
-
-def _dump(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, sort_keys=True))

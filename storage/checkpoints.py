@@ -1,0 +1,90 @@
+"""
+Checkpoint folders: what lies in them, and how they are written and read back.
+
+    state.safetensors      all that a run needs to go on
+    generator.safetensors  all that generation needs: EMA generator and discriminator
+    state.json             facts to rebuild the networks and counters
+    MANIFEST.json          sha-256 of each; its own sha-256 stands in the job table
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from jobs.context import Snapshot
+from storage.durable import read_verified, write_folder
+from storage.volume import Volume
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STATE, GENERATOR, FACTS = "state.safetensors", "generator.safetensors", "state.json"
+
+
+class Pointer(Protocol):
+    """A checkpoint's row, as far as reading it goes."""
+
+    @property
+    def job_id(self) -> int: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def manifest_sha256(self) -> str: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def step(self) -> int: ...
+
+
+def write_checkpoint(
+    target: Path,
+    *,
+    generator: "Mapping[str, Tensor]",
+    meta: Mapping[str, Any],
+    state: "Mapping[str, Tensor] | None" = None,
+) -> tuple[str, int]:
+    """
+    Write one checkpoint folder, durable and whole.
+
+    Returns:
+        (sha-256 of its manifest, bytes).
+
+    Raises:
+        DiskFullError, VolumeError: nothing is left behind.
+    """
+    from safetensors.torch import save_file
+
+    def facts(path: Path) -> None:
+        path.write_text(json.dumps(dict(meta), indent=1, sort_keys=True))
+
+    files = {
+        GENERATOR: lambda path: save_file(dict(generator), path),
+        FACTS: facts,
+    }
+    if state is not None:
+        whole = dict(state)
+        files = {STATE: lambda path: save_file(whole, path), **files}
+    return write_folder(target, files)
+
+
+def read_checkpoint(volume: Volume, one: Pointer, part: Literal["state", "generator"]) -> Snapshot:
+    """
+    Read one part of a checkpoint, verified, into memory.
+
+    Raises:
+        CheckpointCorruptError: missing, torn or changed.
+    """
+    from safetensors.torch import load
+
+    folder = volume.absolute(one.path)
+    data = read_verified(folder, STATE if part == "state" else GENERATOR, one.manifest_sha256)
+    meta = json.loads(read_verified(folder, FACTS, one.manifest_sha256))
+    return Snapshot(
+        step=one.step,
+        epoch=one.epoch,
+        tensors=load(data),
+        meta=meta,
+        sha256=one.manifest_sha256,
+        job_id=one.job_id,
+    )

@@ -1,0 +1,55 @@
+"""`ganq import`: weights from outside become a finished job that `generate --from NAME` draws from."""
+
+import secrets
+import shutil
+from pathlib import Path
+
+from jobs.kinds import SPEC_VERSION
+from storage.checkpoints import write_checkpoint
+from storage.durable import make_folder
+from storage.job_store import JobStore
+from storage.jobs import Job
+from storage.volume import Volume
+
+
+def import_weights(
+    store: JobStore, volume: Volume, *, netg: Path, netd: Path | None, name: str, user: str
+) -> Job:
+    """
+    Convert foreign weight files and record them as a job of kind `import`.
+
+    Args:
+        netg, netd: .pth or .safetensors files; without netd, --keep cannot score.
+
+    Raises:
+        ForeignFileError, NotFoundError: the files are not what they say; nothing was recorded.
+        DiskFullError, VolumeError: nothing was recorded.
+    """
+    from jobs.gan.weights import epoch_of_name
+    from jobs.specs import ImportSpec
+    from storage.foreign import load_origin
+
+    arch, tensors = load_origin(netg, netd)
+    epoch = epoch_of_name(netg.name) or 0
+    spec = ImportSpec.create(
+        netg=str(netg), netd=str(netd) if netd else None, **{k: arch[k] for k in ("size", "nz", "ngf", "ndf")}
+    )
+    volume.ensure()
+    staged = volume.root / "jobs" / f".import-{secrets.token_hex(6)}"
+    meta = {"arch": arch, "recipe": "import", "epoch": epoch, "step": 0, "kind": "import"}
+    digest, size = write_checkpoint(staged, generator=tensors, meta=meta)
+
+    def place(job_id: int) -> tuple[str, str, int, int]:
+        target = volume.checkpoints(job_id, 1) / "import"
+        if target.exists():  # of an import that was killed before its row was committed
+            shutil.rmtree(target)
+        make_folder(target.parent)
+        staged.rename(target)
+        return volume.relative(target), digest, size, epoch
+
+    try:
+        return store.add_finished(
+            kind="import", spec=spec.to_json(), spec_version=SPEC_VERSION, user=user, name=name, files=place
+        )
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
