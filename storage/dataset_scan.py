@@ -170,9 +170,8 @@ def _scan_tar(source: Path) -> Listing:
 
 
 def _hidden(name: str) -> bool:
-    return any(
-        part.startswith(".") and part not in (".", "..") for part in name.split("/")
-    ) or name.startswith("__MACOSX/")
+    parts = name.split("/")
+    return parts[0] == "__MACOSX" or any(one.startswith(".") and one not in (".", "..") for one in parts)
 
 
 def _unsafe_name(name: str) -> str | None:

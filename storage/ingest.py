@@ -50,7 +50,7 @@ ANSWER = struct.Struct(">qIQ")
 SIXTEEN_TO_EIGHT = [(value * 255 + 32767) // 65535 for value in range(65536)]
 
 
-class Unusable(Exception):
+class UnusableError(Exception):
     """
     A picture that is left out.
 
@@ -78,27 +78,27 @@ def decode(data: bytes, size: int = 0) -> tuple[dict[str, Any], bytes]:
         in the order channel, row, column, or nothing for size 0.
 
     Raises:
-        Unusable: with the reason.
+        UnusableError: with the reason.
     """
     if not data:
-        raise Unusable("empty file")
+        raise UnusableError("empty file")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         # Many phones write such files, and the picture in them is sound.
         warnings.filterwarnings("ignore", message="Image appears to be a malformed MPO")
         try:
             return _decode(data, size)
-        except Unusable:
+        except UnusableError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-            raise Unusable(f"more than {MAX_PIXELS // 1_000_000} megapixels") from exc
+            raise UnusableError(f"more than {MAX_PIXELS // 1_000_000} megapixels") from exc
         except UnidentifiedImageError as exc:
-            raise Unusable("not a picture in a known format", _start(data)) from exc
+            raise UnusableError("not a picture in a known format", _start(data)) from exc
         except MemoryError as exc:
-            raise Unusable("takes too much memory to decode") from exc
+            raise UnusableError("takes too much memory to decode") from exc
         except Exception as exc:
             # Pillow's plugins raise nearly anything on broken data: struct.error, SyntaxError, KeyError.
-            raise Unusable("broken or truncated", f"{type(exc).__name__}: {exc}"[:200]) from exc
+            raise UnusableError("broken or truncated", f"{type(exc).__name__}: {exc}"[:200]) from exc
 
 
 def _decode(data: bytes, size: int) -> tuple[dict[str, Any], bytes]:
@@ -112,11 +112,11 @@ def _decode(data: bytes, size: int) -> tuple[dict[str, Any], bytes]:
             "notes": [],
         }
         if min(width, height) < MIN_SIDE:
-            raise Unusable(f"smaller than {MIN_SIDE}×{MIN_SIDE} pixels", f"{width}×{height}")
+            raise UnusableError(f"smaller than {MIN_SIDE}×{MIN_SIDE} pixels", f"{width}×{height}")
         if width * height > MAX_PIXELS:
-            raise Unusable(f"more than {MAX_PIXELS // 1_000_000} megapixels", f"{width}×{height}")
+            raise UnusableError(f"more than {MAX_PIXELS // 1_000_000} megapixels", f"{width}×{height}")
         if size and size * size * max(width, height) > MAX_PIXELS * min(width, height):
-            raise Unusable("far longer than wide", f"{width}×{height}")
+            raise UnusableError("far longer than wide", f"{width}×{height}")
         if getattr(image, "n_frames", 1) > 1:
             facts["notes"].append("first frame only")
         image.load()
@@ -145,14 +145,14 @@ def _rgb(image: Image.Image, facts: dict[str, Any]) -> Image.Image:
         deep = image.convert("I")
         low, high = deep.getextrema()
         if not 0 <= low <= high <= 65535:  # type: ignore[operator]  # one band: a pair of numbers
-            raise Unusable("pixel values of 32 bits, with no range given", f"{low}…{high}")
+            raise UnusableError("pixel values of 32 bits, with no range given", f"{low}…{high}")
         facts["notes"].append("16 bits scaled to 8")
         return deep.point(SIXTEEN_TO_EIGHT, "L").convert("RGB")
     if mode == "F":
-        raise Unusable("floating-point pixels, with no range given")
+        raise UnusableError("floating-point pixels, with no range given")
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        if rgba.getextrema()[3] != (255, 255):
+        if rgba.getchannel("A").getextrema() != (255, 255):
             facts["notes"].append("transparency on white")
             white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
             white.alpha_composite(rgba)
@@ -224,7 +224,7 @@ def main() -> None:
         pixels = b""
         try:
             facts, pixels = decode(data, size)
-        except Unusable as exc:
+        except UnusableError as exc:
             facts = {"reason": exc.reason, "detail": exc.detail}
         text = json.dumps(facts).encode()
         sink.write(ANSWER.pack(number, len(text), len(pixels)) + text)

@@ -102,11 +102,11 @@ class RunContext:
         self._metrics.write(json.dumps(dict(record)) + "\n")
 
     def images(self, data: str, size: int) -> Images:
-        from storage import datasets
+        from storage.datasets import open_cached, open_images
 
         known = self.order["inputs"].get("fingerprint")
         if known is not None:
-            cached = datasets.open_cached(self.volume, known)
+            cached = open_cached(self.volume, known)
             if cached is not None:
                 return cached
         spec = self.order["spec"]
@@ -116,7 +116,7 @@ class RunContext:
             if self._stop is not None:
                 raise StopRequested(self._stop)
 
-        images = datasets.open_images(
+        images = open_images(
             self.volume,
             data,
             size,
