@@ -1,7 +1,7 @@
 """Reads of the job table for the command line and the workers; changes nothing."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,6 +154,19 @@ class Queries:
             .order_by(job.c.id)
         )
         return self.database.read(lambda conn: [(row.id, JobState(row.state)) for row in conn.execute(query)])
+
+    def unmet(self, job_ids: Sequence[int]) -> dict[int, list[int]]:
+        """For jobs that wait for others: which of those have not ended yet, by one query."""
+        query = (
+            select(dependency.c.job_id, dependency.c.needs)
+            .join(job, job.c.id == dependency.c.needs)
+            .where(dependency.c.job_id.in_(job_ids), job.c.state.in_((JobState.QUEUED, JobState.RUNNING)))
+            .order_by(dependency.c.needs)
+        )
+        waiting: dict[int, list[int]] = {}
+        for row in self.database.read(lambda conn: conn.execute(query).all()) if job_ids else ():
+            waiting.setdefault(row.job_id, []).append(row.needs)
+        return waiting
 
     def checkpoints(self, job_id: int) -> list[Checkpoint]:
         """A job's registered checkpoints, oldest first."""

@@ -1,0 +1,52 @@
+"""
+After a job was committed: ring for it, and say what may keep it waiting.
+
+The job is accepted whatever happens here; so all that fails is a notice.
+"""
+
+from contextlib import suppress
+
+from cli import output
+from cli.session import Session
+from jobs.errors import DatabaseUnavailableError
+from storage.jobs import Job
+
+SPOKEN_S = 60.0
+
+
+def ring(session: Session, job: Job) -> None:
+    """Wake the workers, or say that they will find the job by themselves, or that there are none."""
+    served = _served(session, job.queue)
+    if not (job.state.terminal or job.held or job.blockers) and not _reach(session, job):
+        # The embedded Redis comes with the first worker: without one there is nothing else to say.
+        if served is not None or not session.settings.embedded_redis:
+            output.notice(
+                f"Redis does not answer: job {job.id} is accepted all the same,"
+                f" and workers find it by polling within ~{session.settings.poll_seconds:.0f} s"
+            )
+    if served is None:
+        output.notice("no worker is running: start one with `ganq up` or `ganq worker`")
+    elif not served:
+        output.notice(f"no running worker serves the queue {job.queue}: ganq worker --queues {job.queue}")
+
+
+def _reach(session: Session, job: Job) -> bool:
+    from worker.bell import ring as ring_bell
+
+    if not ring_bell(session.settings, job.id, job.queue):
+        return False
+    with suppress(DatabaseUnavailableError):  # then it is rung for once more, which does no harm
+        session.store.mark_rung(job.id)
+    return True
+
+
+def _served(session: Session, queue: str) -> bool | None:
+    """Whether a worker that has spoken lately takes jobs of this queue; None if there is no worker."""
+    alive = [
+        one
+        for one in session.queries.workers()
+        if one.silent_s < SPOKEN_S and one.state not in ("stopped", "draining")
+    ]
+    if not alive:
+        return None
+    return any(queue in one.queues.split(",") for one in alive)

@@ -1,0 +1,48 @@
+"""How fast jobs like this one were: the only honest estimate is a measured one."""
+
+from statistics import median
+from typing import Any
+
+from jobs.errors import JobNotFoundError
+from jobs.specs import TrainSpec
+from storage.jobs import Job
+from storage.queries import Filter, Queries
+
+LOOK_BACK = 100
+LIKE_TRAINING = ("size", "nz", "ngf", "ndf", "d_every", "g_every", "norm_d")
+LIKE_DRAWING = ("size", "nz", "ngf")
+
+
+def training_rate(queries: Queries, spec: TrainSpec) -> float | None:
+    """Median pictures per second of earlier trainings of the same networks; None if there are none."""
+    wanted = spec.to_json()
+    earlier = queries.page(Filter(kind="train"), limit=LOOK_BACK)
+    return _median([one for one in earlier if _alike(one.spec, wanted, LIKE_TRAINING)])
+
+
+def generation_rate(queries: Queries, model: Job) -> float | None:
+    """Median pictures per second of earlier generations from networks like this one's."""
+    specs: dict[int, dict[str, Any]] = {model.id: model.spec}
+    alike = []
+    for one in queries.page(Filter(kind="generate"), limit=LOOK_BACK):
+        source = one.spec.get("source")
+        if not isinstance(source, int):
+            continue
+        if source not in specs:
+            try:
+                specs[source] = queries.get(source).spec
+            except JobNotFoundError:
+                continue
+        if _alike(specs[source], model.spec, LIKE_DRAWING):
+            alike.append(one)
+    return _median(alike)
+
+
+def _alike(one: dict[str, Any], other: dict[str, Any], names: tuple[str, ...]) -> bool:
+    return all(one.get(name) == other.get(name) for name in names)
+
+
+def _median(jobs: list[Job]) -> float | None:
+    rates = [one.progress.get("rate") for one in jobs if one.progress]
+    measured = [rate for rate in rates if isinstance(rate, int | float) and rate > 0]
+    return float(median(measured)) if measured else None

@@ -1,0 +1,190 @@
+"""Everything about one job, as `ganq status JOB` shows it."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from cli import output, words
+from cli.session import Session
+from jobs.states import JobState
+from storage.jobs import Job
+
+EVENTS = 8
+LOG_LINES = 8
+LOG_TAIL_BYTES = 64 * 1024
+
+
+def lines(session: Session, job_id: int) -> list[str]:
+    """The page for a person, line by line."""
+    queries = session.queries
+    job = queries.get(job_id)
+    around = words.Surroundings.of(queries, [job])
+    page = [f"job {job.id}{f' · {output.clean(job.name)}' if job.name else ''} · {job.kind}", ""]
+    page += _facts(_about(session, job, around))
+    page += _section("spec", _facts(_spec(job)))
+    page += _section("attempts", _attempts(session, job, around))
+    page += _section("checkpoints", _checkpoints(session, job))
+    page += _section("results", _results(session, job))
+    page += _section("events", _events(session, job))
+    page += _section("log", log_tail(session, job, LOG_LINES))
+    return page
+
+
+def as_json(session: Session, job_id: int) -> dict[str, Any]:
+    """The same for a program."""
+    queries = session.queries
+    job = queries.get(job_id)
+    around = words.Surroundings.of(queries, [job])
+    return {
+        **words.as_json(job, around),
+        "queue_position": queries.queue_position(job) + 1 if _claimable(job) else None,
+        "inputs": job.inputs,
+        "attempts": queries.attempts(job.id),
+        "checkpoints": [one.__dict__ for one in queries.checkpoints(job.id)],
+        "events": [one.__dict__ for one in queries.events(job.id)],
+        "log_tail": log_tail(session, job, LOG_LINES),
+        "paths": {name: str(path) for name, path in result_paths(session, job).items()},
+    }
+
+
+def result_paths(session: Session, job: Job) -> dict[str, Any]:
+    """Where a job's results lie, by what they are; only what its result names."""
+    if job.attempt == 0:
+        return {}
+    folder = session.volume.attempt(job.id, job.attempt)
+    found: dict[str, Any] = {"folder": folder}
+    for name, relative in (job.result or {}).items():
+        if name in ("checkpoint", "samples", "images", "grids", "manifest") and isinstance(relative, str):
+            path = (folder / relative).absolute()
+            found[name] = path if path.is_relative_to(folder) else folder
+    if job.state is not JobState.SUCCEEDED and (folder / "samples").is_dir():
+        found["samples"] = folder / "samples"
+    out = job.spec.get("out")
+    if out and job.state is JobState.SUCCEEDED:
+        found["copy"] = out
+    return found
+
+
+def log_tail(session: Session, job: Job, count: int) -> list[str]:
+    """The last lines of the newest attempt's log; [] if there is none that can be read."""
+    if job.attempt == 0:
+        return []
+    path = session.volume.attempt(job.id, job.attempt) / "log.txt"
+    try:
+        with open(path, "rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES)
+            file.seek(start)
+            said = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    return [output.clean(line) for line in said[-count:]]
+
+
+# --- the parts of the page ----------------------------------------------------------------
+
+
+def _about(session: Session, job: Job, around: words.Surroundings) -> Iterator[tuple[str, str]]:
+    yield "state", words.state(job, around)
+    if job.error_message:
+        yield "error", f"{job.error_message} [{job.error_code}]"
+    if job.error_hint:
+        yield "", f"→ {job.error_hint}"
+    share, progress = words.fraction(job), words.progress(job)
+    if progress:
+        yield "progress", f"{words.bar(share, 24)} {progress}" + (f" {share:.0%}" if share else "")
+    if (speed := words.rate(job)) is not None:
+        left = words.eta(job)
+        ends = f", {output.duration(left)} left" if left is not None else ""
+        yield "rate", f"{speed:,.1f} pictures/s{ends}"
+    if _claimable(job):
+        ahead = session.queries.queue_position(job)
+        yield "in the queue", "next" if ahead == 0 else f"{output.count(ahead, 'job')} before it"
+    for needed, how in session.queries.needs(job.id):
+        yield "after", f"job {needed} ({how})"
+    yield "worker", words.place(job, around)
+    yield "submitted", f"{output.moment(job.created_at)} by {job.user}"
+    yield "started", output.moment(job.started_at)
+    yield "ended", output.moment(job.finished_at)
+    if job.started_at is not None:
+        yield "took", output.duration((job.finished_at or around.now) - job.started_at)
+    if job.retry_of is not None:
+        yield "retry of", f"job {job.retry_of}"
+    if job.bit_exact is not None:
+        yield (
+            "bit-exact",
+            "yes" if job.bit_exact else "no: it was resumed on another device, build or number of threads",
+        )
+    yield "queue", f"{job.queue}, priority {job.priority}"
+
+
+def _claimable(job: Job) -> bool:
+    return job.state is JobState.QUEUED and not job.held and not job.blockers
+
+
+def _spec(job: Job) -> Iterator[tuple[str, str]]:
+    for name, value in job.spec.items():
+        if value is None or value == [] or value == "":
+            continue
+        if isinstance(value, list):
+            value = ", ".join("-".join(map(str, v)) if isinstance(v, list) else str(v) for v in value)
+        yield name, str(value)
+
+
+def _attempts(session: Session, job: Job, around: words.Surroundings) -> Iterator[str]:
+    for one in session.queries.attempts(job.id):
+        took = output.duration((one["ended_at"] or around.now) - one["started_at"])
+        why = f": {one['error_message']}" if one["error_message"] else ""
+        yield output.clean(
+            f"{one['number']}  {one['outcome'] or 'running'} after {took} on {one['worker']}"
+            f" ({one['device'] or '?'}, {one['host'] or '?'}){why}"
+        )
+
+
+def _checkpoints(session: Session, job: Job) -> Iterator[str]:
+    known = session.queries.checkpoints(job.id)
+    if not known:
+        return
+    last = known[-1]
+    epochs = sorted({one.epoch for one in known if one.kind != "resume"})
+    listed = ", ".join(map(str, epochs[-12:]))
+    yield f"{output.count(len(known), 'checkpoint')}, newest at epoch {last.epoch}, step {last.step:,}"
+    if epochs:
+        yield f"epochs {'… ' if len(epochs) > 12 else ''}{listed}   (ganq checkpoints {job.id})"
+
+
+def _results(session: Session, job: Job) -> Iterator[str]:
+    paths = result_paths(session, job)
+    if not paths:
+        return
+    yield from _facts((name, str(path)) for name, path in paths.items())
+    yield f"ganq open {job.id}"
+
+
+def _events(session: Session, job: Job) -> Iterator[str]:
+    known = session.queries.events(job.id)
+    if len(known) > EVENTS:
+        yield f"… {len(known) - EVENTS} earlier   (ganq events {job.id})"
+    for one in known[-EVENTS:]:
+        yield event_line(one)
+
+
+def event_line(one: Any) -> str:
+    """One event in one line."""
+    parts = [output.moment(one.at), one.type]
+    if one.attempt is not None:
+        parts.append(f"attempt {one.attempt}")
+    if one.worker:
+        parts.append(one.worker)
+    parts += [f"{key}={value}" for key, value in (one.detail or {}).items()]
+    return output.clean("  ".join(parts))
+
+
+def _facts(facts: Any) -> list[str]:
+    pairs = [(name, output.clean(value)) for name, value in facts if value not in ("", None)]
+    width = max((len(name) for name, _ in pairs), default=0)
+    return [f"{name.ljust(width)}  {value}" for name, value in pairs]
+
+
+def _section(title: str, body: Any) -> list[str]:
+    found = list(body)
+    return ["", title, *(f"  {line}" for line in found)] if found else []

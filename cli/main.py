@@ -1,0 +1,148 @@
+"""
+The entry point of `ganq`: the table of commands, and the one place where an error becomes an exit code.
+
+Nothing but click is imported here: help must be instant, and so must a typo.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from cli.lazy import Entry, LazyGroup, examples
+
+WORK, WATCH, DATA, RUN, ADMIN = "Work", "Watch", "Data and models", "Run", "Admin"
+
+COMMANDS = (
+    Entry("submit", "cli.submit:submit", "Submit a training or a generation job.", WORK),
+    Entry("cancel", "cli.change:cancel", "Cancel queued or running jobs.", WORK),
+    Entry("hold", "cli.change:hold", "Keep queued jobs from starting.", WORK),
+    Entry("release", "cli.change:release", "Let held jobs start.", WORK),
+    Entry("retry", "cli.change:retry", "Submit an ended job again, as a new one.", WORK),
+    Entry("status", "cli.status:status", "List jobs, or show all about one.", WATCH),
+    Entry("wait", "cli.wait:wait", "Wait until jobs have ended.", WATCH),
+    Entry("logs", "cli.logs:logs", "Print what a job has logged.", WATCH),
+    Entry("events", "cli.logs:events", "Print a job's history.", WATCH),
+    Entry("open", "cli.results:open_", "Show where a job's results are.", WATCH),
+    Entry("workers", "cli.workers:workers", "List the workers.", WATCH),
+    Entry("dataset", "cli.dataset:dataset", "Check, make and list data sets.", DATA),
+    Entry("checkpoints", "cli.results:checkpoints", "List a job's checkpoints.", DATA),
+    Entry("import", "cli.importing:import_", "Make weights from elsewhere usable.", DATA),
+    Entry("export", "cli.exporting:export", "Write a job's weights for other programs.", DATA),
+    Entry("up", "cli.up:up", "Run everything on this machine.", RUN),
+    Entry("demo", "cli.demo:demo", "See it work: draw faces, train, generate.", RUN),
+    Entry("worker", "cli.worker:worker", "Run one worker for each GPU.", RUN),
+    Entry("doctor", "cli.doctor:doctor", "Look for what is wrong with the set-up.", ADMIN),
+    Entry("health", "cli.doctor:health", "Say whether the parts answer, by exit code.", ADMIN),
+    Entry("db", "cli.db:db", "Make or upgrade the job table.", ADMIN),
+    Entry("completion", "cli.completion:completion", "Print a shell's completion script.", ADMIN),
+)
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
+DEFECT_HINT = "this is a defect in ganq; --debug shows it"
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from storage.version import version
+
+        click.echo(f"ganq {version()}")
+        ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    entries=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=examples(
+        "ganq submit train --data faces/ --epochs 400",
+        "ganq submit generate --count 1000",
+        "ganq status",
+    ),
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error (also GANQ_DEBUG=1).")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show it, leave.",
+)
+def root(debug: bool) -> None:
+    """A job queue for GANs: train, generate, and watch it happen."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run one command.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 usage, 3 not found, 124 timeout, 130 Ctrl-C.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    # An option of the whole program is understood wherever it stands, as people type it at the end.
+    debug = "--debug" in args or os.environ.get("GANQ_DEBUG", "") not in ("", "0")
+    args = [arg for arg in args if arg != "--debug"]
+    as_json = "--json" in args
+    try:
+        code = _run(args)
+        sys.stdout.flush()
+        return code
+    except (KeyboardInterrupt, click.Abort):
+        _raise_if(debug)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone (`ganq status | head`): the rest is unwanted, also at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
+    except click.ClickException as exc:
+        _raise_if(debug)
+        return _tell(exc.format_message(), _usage_hint(exc), "USAGE", exc.exit_code, as_json)
+    except Exception as exc:
+        _raise_if(debug)
+        from jobs.errors import GanqError
+
+        if isinstance(exc, GanqError):
+            return _tell(exc.message, exc.hint, exc.code, exc.exit_code, as_json)
+        said = str(exc).strip().splitlines()
+        what = f"{type(exc).__name__}: {said[0]}" if said else type(exc).__name__
+        return _tell(what, DEFECT_HINT, "DEFECT", EXIT_FAILED, as_json)
+
+
+def _run(args: list[str]) -> int:
+    outcome: Any = root.main(args, prog_name="ganq", standalone_mode=False)
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _raise_if(debug: bool) -> None:
+    if debug:
+        raise
+
+
+def _usage_hint(exc: click.ClickException) -> str | None:
+    ctx = getattr(exc, "ctx", None)
+    return f"{ctx.command_path} --help" if ctx is not None else None
+
+
+def _tell(message: str, hint: str | None, code: str, exit_code: int, as_json: bool) -> int:
+    """Write an error for a person, or for a program that asked for JSON; returns its exit code."""
+    from storage.settings import redact
+
+    if as_json:
+        import json
+
+        told = {"code": code, "message": redact(message), "hint": redact(hint) if hint else None}
+        click.echo(json.dumps({"error": told}), err=True)
+        return exit_code
+    text = " ".join(redact(message).split())
+    click.echo(click.style("error: ", fg="red") + (text[:1].lower() + text[1:]).rstrip("."), err=True)
+    if hint:
+        click.echo(f"  → {redact(hint)}", err=True)
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

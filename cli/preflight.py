@@ -1,0 +1,224 @@
+"""
+What is looked at before a job is accepted: cheap checks, so that a wrong path is known now.
+
+Nothing is decoded here; the data set's own reader has the last word, on the worker.
+"""
+
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from jobs.errors import DatasetError, NotFoundError, SpecError
+from jobs.specs import TrainSpec, size_plan
+from storage.settings import Settings
+
+JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
+PICTURES = JPEG | {".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".tga", ".avif"}
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+WEIGHTS = (".pth", ".pt", ".safetensors")
+WIDEST = 8  # jobs.gan.networks.WIDEST, whose import would load torch
+
+
+# --- the data set -------------------------------------------------------------------------
+
+
+def find_data(settings: Settings, given: str | None) -> str:
+    """
+    The data set to train on: as given, else GANQ_DATA, else the one last made or used.
+
+    Returns:
+        Its absolute path.
+
+    Raises:
+        SpecError: none of them; the hint names both ways out.
+        NotFoundError: there is nothing at that path.
+    """
+    for chosen, source in (
+        (given, "--data"),
+        (settings.data, "GANQ_DATA"),
+        (last_data(settings), "the data set that was used last"),
+    ):
+        if not chosen:
+            continue
+        path = Path(chosen).expanduser().absolute()
+        if path.exists():
+            return str(path)
+        raise NotFoundError(
+            f"there is no data set at {path}" + ("" if source == "--data" else f" ({source})"),
+            hint="--data DIR names a folder, zip or tar of pictures; ganq dataset make draws one",
+        )
+    raise SpecError(
+        "there is no data set to train on yet",
+        hint="--data DIR names your pictures, or draw some: ganq dataset make",
+    )
+
+
+def last_data(settings: Settings) -> str | None:
+    """The data set that was made or used last on this machine."""
+    try:
+        return (settings.home / "last-data").read_text().strip() or None
+    except OSError:
+        return None
+
+
+def remember_data(settings: Settings, path: str) -> None:
+    """Make this data set the default of the next `ganq submit train`; best effort."""
+    target = settings.home / "last-data"
+    temp = target.with_name(f".last-data-{os.getpid()}")
+    try:
+        temp.write_text(path + "\n")
+        temp.replace(target)
+    except OSError:
+        temp.unlink(missing_ok=True)
+
+
+def count_pictures(path: str, enough: int | None = None) -> int:
+    """
+    Files that are pictures by their name, in a folder, zip or tar; at most `enough`.
+
+    Raises:
+        DatasetError: neither of the three, or it cannot be read.
+    """
+    found = 0
+    try:
+        for name in _names(Path(path)):
+            if Path(name).suffix.lower() in PICTURES and not Path(name).name.startswith("."):
+                found += 1
+                if found == enough:
+                    break
+    except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError) as exc:
+        said = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        raise DatasetError(
+            f"{path} cannot be read: {said.lower()}", hint="ganq dataset check tells more"
+        ) from exc
+    return found
+
+
+def _names(path: Path) -> Iterator[str]:
+    if path.is_dir():
+
+        def refuse(exc: OSError) -> None:
+            raise exc
+
+        for _, folders, files in os.walk(path, onerror=refuse, followlinks=True):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            yield from files
+    elif path.name.lower().endswith(".zip"):
+        with zipfile.ZipFile(path) as archive:
+            yield from archive.namelist()
+    elif path.name.lower().endswith(TARS):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.isfile():
+                    yield member.name
+    else:
+        raise DatasetError(
+            f"{path} is neither a folder nor a zip or tar of pictures", hint="--data DIR names a folder"
+        )
+
+
+def check_training(spec: TrainSpec) -> None:
+    """
+    Refuse what would fail on the worker's first minute.
+
+    Raises:
+        DatasetError: fewer pictures than one batch.
+        NotFoundError, SpecError: starting weights that are not there, or no weights.
+    """
+    found = count_pictures(spec.data, spec.batch)
+    if found == 0:
+        raise DatasetError(
+            f"{spec.data} holds no pictures",
+            hint="--data names a folder (or zip, tar) of JPEG, PNG or other pictures",
+        )
+    if found < spec.batch:
+        raise DatasetError(
+            f"{spec.data} holds {found} pictures, fewer than one batch of {spec.batch}",
+            hint=f"--batch {found} at most, or add pictures" if found > 1 else "add pictures",
+        )
+    for option, weights in (("--init-netg", spec.init_netg), ("--init-netd", spec.init_netd)):
+        if weights is None:
+            continue
+        if not Path(weights).is_file():
+            raise NotFoundError(f"{option}: there is no file {weights}", hint="check the path")
+        if not weights.lower().endswith(WEIGHTS):
+            raise SpecError(
+                f"{option}: {weights} is no weight file by its name", hint=f"it ends in {', '.join(WEIGHTS)}"
+            )
+
+
+# --- what it will cost --------------------------------------------------------------------
+
+
+def weights_of(size: int, nz: int, ngf: int, ndf: int, norm_d: str) -> tuple[int, int]:
+    """
+    Numbers that the two networks hold, buffers included, without building them.
+
+    Returns:
+        (generator, discriminator)
+    """
+    doublings, triple = size_plan(size)
+    factors = [min(WIDEST, 2**k) for k in range(doublings, -1, -1)]
+    edge = 25 if triple else 16
+    per_norm = 4  # weight, bias, running mean and variance of each channel
+    generator, channels = 0, nz
+    for factor in factors:
+        generator += channels * ngf * factor * 16 + per_norm * ngf * factor + 1
+        channels = ngf * factor
+    generator += channels * 3 * edge
+    spectral = norm_d == "spectral"
+    discriminator, channels = 0, 3
+    for place, factor in enumerate(reversed(factors)):
+        kernel = edge if place == 0 else 16
+        out = ndf * factor
+        discriminator += channels * out * kernel
+        if spectral:  # bias, and the power iteration's u and v
+            discriminator += 2 * out + channels * kernel
+        elif place > 0:
+            discriminator += per_norm * out + 1
+        channels = out
+    discriminator += channels * 16 + 1
+    if spectral:
+        discriminator += 1 + channels * 16
+    return generator, discriminator
+
+
+def checkpoint_bytes(spec: TrainSpec) -> int:
+    """
+    Bytes of one checkpoint, about: the state (both networks, two moments of Adam each,
+    the moving average) and beside it what generation needs.
+    """
+    generator, discriminator = weights_of(spec.size, spec.nz, spec.ngf, spec.ndf, spec.norm_d)
+    average = generator if spec.ema_half_life_kimg > 0 else 0
+    return 4 * (3 * (generator + discriminator) + average + generator + discriminator)
+
+
+def checkpoints_kept(spec: TrainSpec) -> int:
+    """Checkpoints on disk at most: the last ones, every keep_every-th, the final, a resume point."""
+    saved = spec.epochs // spec.save_every
+    apart = spec.epochs // spec.keep_every if spec.keep_every else 0
+    return min(saved, spec.keep_last + apart) + 2
+
+
+def training_plan(spec: TrainSpec, pictures: int) -> dict[str, int]:
+    """
+    What a run will do: steps of each network, pictures that D sees, bytes on disk.
+
+    Args:
+        pictures: files that are pictures by their name.
+    """
+    batches = pictures // spec.batch
+    kept = checkpoints_kept(spec)
+    return {
+        "pictures": pictures,
+        "batches_per_epoch": batches,
+        "steps_d": spec.epochs * -(-batches // spec.d_every),
+        "steps_g": spec.epochs * -(-batches // spec.g_every),
+        "pictures_shown": spec.epochs * batches * spec.batch,
+        "sample_grids": spec.epochs // spec.save_every,
+        "checkpoints_kept": kept,
+        "checkpoint_bytes": checkpoint_bytes(spec),
+        "bytes_on_disk": kept * checkpoint_bytes(spec) + pictures * 3 * spec.size**2,
+    }

@@ -1,0 +1,97 @@
+"""What most commands need: the settings, and the job table if there is one."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+from click.shell_completion import CompletionItem
+
+from jobs.errors import JobNotFoundError, SchemaMismatchError
+from storage.settings import Settings
+
+if TYPE_CHECKING:
+    from storage.engine import Database
+    from storage.job_store import JobStore
+    from storage.jobs import Job
+    from storage.queries import Queries
+    from storage.volume import Volume
+
+COMPLETIONS = 200
+
+
+@dataclass(frozen=True)
+class Session:
+    """One command's view of ganq. Imports what it opens only when it is opened."""
+
+    settings: Settings
+    database: "Database"
+    queries: "Queries"
+
+    @property
+    def store(self) -> "JobStore":
+        from storage.job_store import JobStore
+
+        return JobStore(self.database)
+
+    @property
+    def volume(self) -> "Volume":
+        from storage.volume import Volume
+
+        return Volume(self.settings.volume)
+
+
+class NoJobsYetError(JobNotFoundError):
+    """There is no job table here: nothing was ever submitted."""
+
+
+def open_session(*, create: bool = False, settings: Settings | None = None) -> Session:
+    """
+    Args:
+        create: make a SQLite job table that does not exist yet (commands that write the first row).
+
+    Raises:
+        NoJobsYetError: there is none, and it is not to be made.
+        SchemaMismatchError, DatabaseUnavailableError: it cannot be used.
+    """
+    from storage.queries import Queries
+    from storage.schema import open_database
+
+    settings = settings or Settings.load()
+    try:
+        database = open_database(settings, create=create)
+    except SchemaMismatchError as exc:
+        if exc.facts.get("missing"):
+            raise NoJobsYetError(
+                f"there are no jobs yet (no job table at {settings.database_url.removeprefix('sqlite:///')})",
+                hint="the first ganq submit makes it; GANQ_HOME says where",
+            ) from exc
+        raise
+    return Session(settings, database, Queries(database))
+
+
+class JobReference(click.ParamType[str]):
+    """A job's id or name; the shell completes both."""
+
+    name = "job"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        with suppress(Exception):  # a shell that completes must not be disturbed
+            from storage.queries import Filter
+
+            session = open_session()
+            jobs = session.queries.page(Filter(), limit=COMPLETIONS)
+            return _completions(jobs, incomplete)
+        return []
+
+
+def _completions(jobs: "list[Job]", incomplete: str) -> list[CompletionItem]:
+    items = [CompletionItem(str(one.id), help=f"{one.kind} {one.name or ''} {one.state}") for one in jobs]
+    names = dict.fromkeys(one.name for one in jobs if one.name)
+    items += [CompletionItem(name, help="newest job of this name") for name in names]
+    return [item for item in items if item.value.startswith(incomplete)]
+
+
+JOB = JobReference()

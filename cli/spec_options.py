@@ -1,0 +1,95 @@
+"""
+Options made from the fields of a spec, so that the command line and the spec cannot differ.
+
+A field's type, choices and bounds stand in the spec alone; a command brings the words.
+A field without words fails at import, and so do words without a field.
+"""
+
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import click
+from pydantic.fields import FieldInfo
+
+from jobs.recipes import RECIPES
+from jobs.specs import Spec
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def spec_options(
+    spec: type[Spec],
+    words: Mapping[str, str],
+    *,
+    own: Iterable[str] = (),
+    kinds: Mapping[str, click.ParamType[Any]] | None = None,
+    names: Mapping[str, tuple[str, ...]] | None = None,
+) -> Callable[[F], F]:
+    """
+    Decorator: each field of a spec as an option; None stands for 'not given'.
+
+    Args:
+        words: help for each field, in the order of the help page.
+        own: fields for which the command has options of its own.
+        kinds: fields whose value a person writes in another form than JSON's.
+        names: more names of an option, as others know it.
+
+    Raises:
+        TypeError: a field has no words, or words have no field.
+    """
+    fields = spec.model_fields
+    if odd := set(fields) ^ (set(words) | set(own)):
+        raise TypeError(f"{spec.__name__} and its options differ in: {', '.join(sorted(odd))}")
+
+    def decorate(command: F) -> F:
+        for name in reversed(list(words)):
+            flags = (names or {}).get(name) or ("--" + name.replace("_", "-"),)
+            help_text = f"{words[name]} {_default_words(spec, name, fields[name])}".rstrip()
+            kind = (kinds or {}).get(name) or _type(fields[name])
+            if kind is bool:
+                flags, kind = (f"{flags[0]}/--no-{flags[0][2:]}",), None
+            command = click.option(*flags, name, type=kind, default=None, help=help_text)(command)
+        return command
+
+    return decorate
+
+
+def given_only(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a person has typed."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _type(field: FieldInfo) -> Any:
+    annotation = field.annotation
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = next(one for one in get_args(annotation) if one is not type(None))
+    if get_origin(annotation) is Literal:
+        return click.Choice(get_args(annotation))
+    return annotation
+
+
+def _default_words(spec: type[Spec], name: str, field: FieldInfo) -> str:
+    """What holds if nothing is said: one value, or one for each recipe."""
+    if name == "recipe":  # it is what the other defaults depend on; its words name its own
+        return ""
+    if field.is_required() or field.default is None or field.default == ():
+        values = {}
+    else:
+        values = {"": _shown(field.default)}
+    if spec.kind == "train":
+        by_recipe = {one.name: _shown(one.defaults[name]) for one in RECIPES.values() if name in one.defaults}
+        values = by_recipe or values
+    if not values:
+        return ""
+    if len(set(values.values())) == 1:
+        return f"[default: {next(iter(values.values()))}]"
+    return "[default: " + ", ".join(f"{value} ({recipe})" for recipe, value in values.items()) + "]"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ",".join(value) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,244 @@
+"""`ganq status`: all jobs at a glance, or everything about one."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli import output
+from cli.lazy import examples
+from cli.session import JOB, NoJobsYetError, Session, open_session
+from jobs.errors import SpecError
+from jobs.states import JobState
+
+if TYPE_CHECKING:
+    from storage.jobs import Job
+    from storage.queries import Filter
+
+COLUMNS = ("ID", "NAME", "KIND", "STATE", "PROGRESS", "RATE", "ETA", "WORKER", "AGE")
+RIGHT = ("ID", "RATE", "ETA", "AGE")
+DEFAULT_LIMIT = 20
+WATCH_S = 1.0
+
+
+@click.command(
+    epilog=examples(
+        "ganq status",
+        "ganq status 12",
+        "ganq status faces --watch",
+        "ganq status --state failed --state cancelled --all",
+        "ganq status --json --all | jq '.[] | select(.kind == \"train\") | .id'",
+    )
+)
+@click.argument("job", required=False, type=JOB)
+@click.option(
+    "--state", "states", multiple=True, type=click.Choice([*JobState]), help="Only these; repeatable."
+)
+@click.option("--kind", help="Only this kind: train, generate, import.")
+@click.option("--user", help="Only jobs of this user.")
+@click.option("--name", help="Only jobs whose name contains this.")
+@click.option("--limit", type=click.IntRange(1), help=f"How many to list (default {DEFAULT_LIMIT}).")
+@click.option("--all", "everything", is_flag=True, help="List all, however many.")
+@click.option("--watch", is_flag=True, help="Redraw every second, until Ctrl-C.")
+@output.json_option
+def status(
+    job: str | None,
+    states: tuple[str, ...],
+    kind: str | None,
+    user: str | None,
+    name: str | None,
+    limit: int | None,
+    everything: bool,
+    watch: bool,
+    as_json: bool,
+) -> int:
+    """List jobs, newest first; or show all about one JOB (an id or a name)."""
+    filtered = bool(states or kind or user or name or limit or everything)
+    if job is not None and filtered:
+        raise SpecError(
+            "one job and a filter do not go together", hint=f"ganq status {job}, or ganq status --name {job}"
+        )
+    if watch and (as_json or not output.on_terminal()):
+        raise SpecError(
+            "--watch redraws a terminal, and this is none",
+            hint="ganq wait JOB prints a line for each change; ganq status --json prints once",
+        )
+    if kind is not None:
+        from jobs.kinds import kind_named
+
+        kind_named(kind)
+    try:
+        session = open_session()
+    except NoJobsYetError as exc:
+        if job is not None:
+            raise
+        return _no_jobs_yet(as_json, exc)
+    if job is not None:
+        return _one(session, job, watch, as_json)
+
+    from storage.queries import Filter
+
+    wanted = Filter(states=tuple(JobState(one) for one in states) or None, kind=kind, user=user, name=name)
+    if as_json:
+        return _list_as_json(session, wanted, None if everything else limit or DEFAULT_LIMIT)
+    if watch:
+        return _watch(lambda: _overview(session, wanted, limit or _screen_rows()))
+    if everything and not output.on_terminal():
+        return _stream(session, wanted)
+    rows, footer = _overview_rows(session, wanted, None if everything else limit or DEFAULT_LIMIT)
+    if rows:
+        output.print_table(COLUMNS, rows, right=RIGHT)
+    click.echo(footer)
+    return 0
+
+
+def _no_jobs_yet(as_json: bool, exc: NoJobsYetError) -> int:
+    """Nothing was ever submitted: no error, but a way forward."""
+    if as_json:
+        output.print_json_array(())
+        return 0
+    click.echo("no jobs yet")
+    click.echo("  → ganq submit train --data DIR starts the first; ganq demo shows it all")
+    output.notice(exc.message)
+    return 0
+
+
+# --- the list -----------------------------------------------------------------------------
+
+
+def _overview_rows(session: Session, wanted: "Filter", limit: int | None) -> tuple[list[list[str]], str]:
+    from cli import words
+
+    jobs = (
+        list(session.queries.stream(wanted)) if limit is None else session.queries.page(wanted, limit=limit)
+    )
+    around = words.Surroundings.of(session.queries, jobs)
+    bars = output.on_terminal()
+    return [_row(one, around, bars) for one in jobs], _footer(session, len(jobs), wanted)
+
+
+def _row(one: "Job", around: Any, bars: bool) -> list[str]:
+    from cli import words
+
+    share = words.fraction(one)
+    progress = words.progress(one)
+    if bars and one.progress is not None:
+        progress = f"{words.bar(share)} {progress}"
+    elif share is not None and progress:
+        progress = f"{progress} {share:.0%}"
+    return [
+        str(one.id),
+        one.name or "",
+        one.kind,
+        words.state(one, around),
+        progress,
+        words.rate_text(words.rate(one)),
+        output.duration(words.eta(one)),
+        words.place(one, around),
+        words.age(one, around),
+    ]
+
+
+def _footer(session: Session, shown: int, wanted: "Filter") -> str:
+    """How many there are in all, by state, and how to see the rest."""
+    from storage.queries import Filter
+
+    counts = session.queries.counts()
+    total = sum(counts.values())
+    if total == 0:
+        return "no jobs yet\n  → ganq submit train --data DIR starts the first; ganq demo shows it all"
+    by_state = ", ".join(f"{number:,} {state}" for state, number in counts.items() if number)
+    line = f"{output.count(total, 'job')}: {by_state}"
+    if shown < total and wanted == Filter():
+        line += f" · newest {shown} shown; --all shows every one, ganq status ID one of them"
+    elif wanted != Filter():
+        line += f" · {shown} shown of those that match; --all or --limit N shows more"
+    return line
+
+
+def _stream(session: Session, wanted: "Filter") -> int:
+    """All jobs into a pipe: one aligned page after another, at constant memory."""
+    from cli import words
+
+    widths = (6, 20, 8, 12, 28, 8, 12, 20, 12)
+    click.echo("  ".join(h.ljust(w) for h, w in zip(COLUMNS, widths, strict=True)).rstrip())
+    shown = 0
+    for page in _pages(session.queries.stream(wanted)):
+        around = words.Surroundings.of(session.queries, page)
+        for one in page:
+            cells = [output.clean(cell) for cell in _row(one, around, False)]
+            click.echo("  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip())
+        shown += len(page)
+    click.echo(_footer(session, shown, wanted))
+    return 0
+
+
+def _pages(jobs: "Iterator[Job]", size: int = 500) -> "Iterator[list[Job]]":
+    from itertools import islice
+
+    while page := list(islice(jobs, size)):
+        yield page
+
+
+def _list_as_json(session: Session, wanted: "Filter", limit: int | None) -> int:
+    from itertools import islice
+
+    from cli import words
+
+    def facts() -> Iterator[dict[str, Any]]:
+        for page in _pages(islice(session.queries.stream(wanted), limit)):
+            around = words.Surroundings.of(session.queries, page)
+            for one in page:
+                yield words.as_json(one, around)
+
+    output.print_json_array(facts())
+    return 0
+
+
+# --- on a terminal ------------------------------------------------------------------------
+
+
+def _screen_rows() -> int:
+    import shutil
+
+    return max(5, shutil.get_terminal_size().lines - 4)
+
+
+def _overview(session: Session, wanted: "Filter", limit: int) -> Any:
+    from rich.console import Group
+    from rich.text import Text
+
+    rows, footer = _overview_rows(session, wanted, limit)
+    return Group(output.rich_table(COLUMNS, rows, right=RIGHT), Text(footer, style="dim"))
+
+
+def _watch(draw: Callable[[], Any], ended: Callable[[], bool] = lambda: False) -> int:
+    """Redraw in place until Ctrl-C, or until there is nothing more to see."""
+    from rich.live import Live
+
+    with Live(draw(), auto_refresh=False, screen=False) as live:
+        while not ended():
+            time.sleep(WATCH_S)
+            live.update(draw(), refresh=True)
+    return 0
+
+
+def _one(session: Session, reference: str, watch: bool, as_json: bool) -> int:
+    from cli import job_page
+
+    job_id = session.queries.find(reference).id
+    if as_json:
+        output.print_json(job_page.as_json(session, job_id))
+        return 0
+
+    def lines() -> Sequence[str]:
+        return job_page.lines(session, job_id)
+
+    if watch:
+        from rich.text import Text
+
+        return _watch(lambda: Text("\n".join(lines())), lambda: session.queries.get(job_id).state.terminal)
+    for line in lines():
+        click.echo(line)
+    return 0

@@ -1,0 +1,179 @@
+"""`ganq submit`: what its commands share. The row in the table is the acceptance; all else follows it."""
+
+import re
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from cli import output
+from cli.lazy import Entry, LazyGroup, examples
+from cli.session import JOB, Session
+from jobs.errors import SpecError
+
+if TYPE_CHECKING:
+    from jobs.specs import Spec
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+KEY = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+
+@click.group(
+    cls=LazyGroup,
+    entries=(
+        Entry("train", "cli.submit_train:train", "Train a GAN on a folder of pictures."),
+        Entry("generate", "cli.submit_generate:generate", "Make pictures from a trained GAN."),
+    ),
+    epilog=examples("ganq submit train --data faces/", "ganq submit generate --count 1000"),
+)
+def submit() -> None:
+    """Submit a job. Once it is accepted it is never lost, whatever goes down."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What every kind of job can be given beside its spec."""
+
+    name: str | None
+    priority: int | None
+    queue: str
+    after: tuple[str, ...]
+    user: str | None
+    held: bool
+    dry_run: bool
+    wait: bool
+    as_json: bool
+    submit_key: str | None
+
+    def __post_init__(self) -> None:
+        for option, value in (
+            ("--queue", self.queue),
+            ("--user", self.user),
+            ("--submit-key", self.submit_key),
+        ):
+            if value is not None and not KEY.fullmatch(value):
+                raise SpecError(
+                    f"{option} {value[:70]!r} cannot be used",
+                    hint="letters, digits, '.', '_', ':' and '-', at most 64",
+                )
+        if self.wait and self.held:
+            raise SpecError("--wait would wait for ever for a job on --hold", hint="use one of the two")
+        if self.name is not None:
+            from jobs.specs import check_name
+
+            check_name(self.name)
+
+
+def wish_options(command: F) -> F:
+    """Decorator: the options that every `ganq submit` command has; take() gathers them."""
+    for option in reversed(
+        (
+            click.option("--name", help="A name for the job; it works wherever an id does."),
+            click.option("--priority", type=click.IntRange(-1000, 1000), help="Higher runs first."),
+            click.option("--queue", default="default", show_default=True, help="Which workers may take it."),
+            click.option(
+                "--after", multiple=True, type=JOB, help="Start when this job has succeeded; repeatable."
+            ),
+            click.option("--user", help="Who asks. Default: who you are here."),
+            click.option(
+                "--hold", "held", is_flag=True, help="Accept it, but let it start at `ganq release` only."
+            ),
+            click.option(
+                "--submit-key", help="The same key gives the same job, once: for scripts that repeat."
+            ),
+            click.option("--dry-run", is_flag=True, help="Show what would be done; submit nothing."),
+            click.option("--wait", is_flag=True, help="Wait for its end, and exit 0 or 1 by it."),
+            output.json_option,
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def take_wish(options: dict[str, Any]) -> Wish:
+    """Take the options of wish_options() out of all that were given."""
+    return Wish(**{name: options.pop(name) for name in Wish.__dataclass_fields__})
+
+
+def accept(session: Session, spec: "Spec", wish: Wish, *, after: Sequence[int] = ()) -> int:
+    """
+    Commit the job, ring for it, say so, and wait for it if that is wished.
+
+    Args:
+        after: jobs that this one needs by its nature, beside those of --after.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        JobNotFoundError, SpecError: a job in --after does not exist or has failed.
+    """
+    from cli import words
+    from cli.acceptance import ring
+    from jobs.kinds import kind_named
+    from jobs.specs import SPEC_VERSION
+
+    named = [session.queries.find(one).id for one in wish.after]
+    job = session.store.submit(
+        kind=spec.kind,
+        spec=spec.to_json(),
+        spec_version=SPEC_VERSION,
+        submit_key=wish.submit_key or secrets.token_hex(16),
+        user=wish.user or session.settings.user,
+        name=wish.name,
+        queue=wish.queue,
+        priority=kind_named(spec.kind).priority if wish.priority is None else wish.priority,
+        after=[*dict.fromkeys([*after, *named])],
+        held=wish.held,
+    )
+    if not wish.as_json:
+        around = words.Surroundings.of(session.queries, [job])
+        name = f" ({job.name})" if job.name else ""
+        click.echo(f"job {job.id}{name}: {job.kind} accepted, {words.state(job, around)}")
+    ring(session, job)
+    if wish.wait:
+        from cli.follow import fate, follow
+
+        ended, timed_out = follow(session, [job.id], quiet=wish.as_json)
+        if wish.as_json:
+            output.print_json(words.as_json(ended[0], words.Surroundings.of(session.queries, ended)))
+        return fate(ended, timed_out)
+    if wish.as_json:
+        output.print_json(words.as_json(job, words.Surroundings.of(session.queries, [job])))
+    else:
+        click.echo(f"  → ganq status {job.id} --watch, ganq logs {job.id} -f")
+    return 0
+
+
+def show_plan(spec: "Spec", plan: Mapping[str, Any], seconds: float | None, as_json: bool) -> int:
+    """What --dry-run prints: the resolved spec, what it amounts to, and how long it may take."""
+    if as_json:
+        output.print_json(
+            {"kind": spec.kind, "spec": spec.to_json(), "plan": dict(plan), "estimate_seconds": seconds}
+        )
+        return 0
+    facts = {name: value for name, value in spec.to_json().items() if value not in (None, [])}
+    for title, rows in (("spec", facts), ("plan", plan)):
+        click.echo(title)
+        width = max(map(len, rows))
+        for name, value in rows.items():
+            shown = _shown(name, value)
+            click.echo(f"  {name.ljust(width)}  {output.clean(shown)}")
+    click.echo("time")
+    if seconds is None:
+        click.echo("  unknown: no job like this one has run here yet")
+    else:
+        click.echo(f"  about {output.duration(seconds)}, at the rate of earlier jobs")
+    click.echo("nothing was submitted (--dry-run)")
+    return 0
+
+
+def _shown(name: str, value: Any) -> str:
+    if "bytes" in name:
+        return output.size(value)
+    if isinstance(value, list):
+        return ",".join("-".join(map(str, one)) if isinstance(one, list) else str(one) for one in value)
+    return f"{value:,}" if type(value) is int and name != "seed" else str(value)

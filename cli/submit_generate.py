@@ -1,0 +1,186 @@
+"""`ganq submit generate`."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli import output
+from cli.lazy import examples
+from cli.preflight import WEIGHTS
+from cli.session import JOB, Session, open_session
+from cli.spec_options import given_only, spec_options
+from cli.submit import accept, show_plan, take_wish, wish_options
+from jobs.errors import CheckpointNotFoundError, JobNotFoundError, SpecError
+from jobs.kinds import kind_named
+from jobs.specs import GenerateSpec
+from storage.jobs import Job
+
+WORDS = {
+    "count": "How many pictures.",
+    "seeds": "Or these pictures by number: 0,4-6.",
+    "keep": "Or the K that the discriminator likes best …",
+    "of": "… of so many that are drawn.",
+    "checkpoint": "best, last, or a number of epochs.",
+    "seed": "Picture i depends on (checkpoint, seed, i) alone.",
+    "noise_mean": "Mean of the latent numbers.",
+    "noise_std": "Their standard deviation; less is tamer.",
+    "grid": "Pictures on one grid; 0 makes no grids.",
+    "grid_pages": "Grids at most.",
+    "out": "A folder that gets a copy of the result.",
+    "device": "Where to draw.",
+    "format": "File format of the pictures.",
+    "micro_batch": "Pictures in one pass; part of what fixes the bits.",
+    "deterministic": "On a GPU: kernels that always give the same bits.",
+}
+
+RANGE = re.compile(r"(\d{1,12})(?:-(\d{1,12}))?")
+PICTURE_BYTES_PER_PIXEL = 1.7
+"""A PNG of a face, about: 15.5 kB at 96×96."""
+
+
+class Ranges(click.ParamType[tuple[tuple[int, int], ...]]):
+    """'0,4-6' to ((0, 0), (4, 6))."""
+
+    name = "a,b-c"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[tuple[int, int], ...]:
+        if isinstance(value, tuple):
+            return value
+        ranges = []
+        for part in str(value).split(","):
+            found = RANGE.fullmatch(part.strip())
+            if found is None:
+                self.fail(f"{part[:40]!r} is no picture number or range; e.g. 0,4-6", param, ctx)
+            ranges.append((int(found[1]), int(found[2] or found[1])))
+        return tuple(ranges)
+
+
+@click.command(
+    epilog=examples(
+        "ganq submit generate --count 1000",
+        "ganq submit generate --from faces --checkpoint 200 --seeds 0,4-6 --out pictures/",
+        "ganq submit generate --keep 64 --of 512 --noise-std 0.8 --wait",
+        "ganq submit generate --from 12 --now --count 64",
+    )
+)
+@click.option(
+    "--from", "source", type=JOB, help="Job or name to draw from. Default: the newest training or import."
+)
+@click.option(
+    "--now", is_flag=True, help="Don't wait for a training that has not ended: take its latest checkpoint."
+)
+@spec_options(GenerateSpec, WORDS, own=("source",), kinds={"seeds": Ranges(), "out": click.Path()})
+@wish_options
+def generate(source: str | None, now: bool, **options: Any) -> int:
+    """Make pictures from a trained GAN."""
+    wish = take_wish(options)
+    given = given_only(options)
+    if "out" in given:
+        given["out"] = _out_folder(given["out"])
+    # What is wrong with the numbers is said before the table is asked anything.
+    GenerateSpec.create(source=0, **given)
+    session = open_session()
+    model = find_model(session, source)
+    if now and "checkpoint" not in given and not model.state.terminal:
+        given["checkpoint"] = "last"
+    spec = GenerateSpec.create(source=model.id, **given)
+    after = check_source(session, model, spec.checkpoint, now=now)
+    if wish.dry_run:
+        plan = _plan(model, spec)
+        from cli.estimate import generation_rate
+
+        rate = generation_rate(session.queries, model)
+        return show_plan(spec, plan, spec.drawn / rate if rate else None, wish.as_json)
+    if source is None:
+        output.notice(f"drawing from job {model.id}{f' ({model.name})' if model.name else ''}")
+    if after:
+        output.notice(
+            f"job {model.id} is {model.state}: this one waits for it (--now takes its latest checkpoint)"
+        )
+    return accept(session, spec, wish, after=after)
+
+
+def find_model(session: Session, source: str | None) -> Job:
+    """
+    The job that the generator comes from.
+
+    Raises:
+        JobNotFoundError: there is none.
+        SpecError: a job without a generator, or a file, which must be imported first.
+    """
+    if source is None:
+        return session.queries.newest_model()
+    try:
+        job = session.queries.find(source)
+    except JobNotFoundError:
+        path = Path(source).expanduser()
+        if path.exists() or "/" in source or path.suffix.lower() in WEIGHTS:
+            raise SpecError(
+                f"--from {source[:200]} is a path, and generation draws from jobs",
+                hint=f"make it one first: ganq import {source[:200]} --name NAME; then --from NAME",
+            ) from None
+        raise
+    if not kind_named(job.kind).makes_model:
+        origin = job.spec.get("source")
+        raise SpecError(
+            f"job {job.id} is of kind {job.kind} and has no generator of its own",
+            hint=f"--from {origin} is what it drew from" if origin is not None else "--from a training job",
+        )
+    return job
+
+
+def check_source(session: Session, model: Job, checkpoint: str, *, now: bool) -> list[int]:
+    """
+    Whether the checkpoint is there, or will be.
+
+    Args:
+        now: don't wait for a training that has not ended.
+
+    Returns:
+        The jobs to wait for.
+
+    Raises:
+        CheckpointNotFoundError: it is not there, and never will be.
+    """
+    if not model.state.terminal and not now:
+        epochs = model.spec.get("epochs")
+        if checkpoint.isdigit() and isinstance(epochs, int) and int(checkpoint) > epochs:
+            raise CheckpointNotFoundError(
+                f"job {model.id} ends at epoch {epochs}, before epoch {checkpoint}",
+                hint="use best, last, or an earlier epoch",
+            )
+        return [model.id]
+    try:
+        session.queries.choose_checkpoint(model.id, checkpoint)
+    except CheckpointNotFoundError as exc:
+        if model.state.terminal and not session.queries.checkpoints(model.id):
+            raise CheckpointNotFoundError(
+                f"job {model.id} has {'been ' if model.state == 'cancelled' else ''}{model.state} "
+                "and left no checkpoint",
+                hint=f"ganq retry {model.id} trains it again; --from another job",
+            ) from exc
+        raise
+    return []
+
+
+def _plan(model: Job, spec: GenerateSpec) -> dict[str, Any]:
+    pages = min(-(-spec.total // spec.grid), spec.grid_pages) if spec.grid else 0
+    size = model.spec.get("size", 96)
+    return {
+        "model": f"job {model.id} ({model.state})",
+        "pictures_drawn": spec.drawn,
+        "pictures_kept": spec.total,
+        "grids": pages,
+        "bytes_on_disk": int(spec.total * size * size * PICTURE_BYTES_PER_PIXEL),
+    }
+
+
+def _out_folder(given: str) -> str:
+    path = Path(given).expanduser().absolute()
+    if path.exists() and not path.is_dir():
+        raise SpecError(f"--out {path} is a file", hint="name a folder; it is made if it is not there")
+    return str(path)

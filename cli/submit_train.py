@@ -1,0 +1,179 @@
+"""`ganq submit train`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli import output, preflight
+from cli.lazy import examples
+from cli.session import JOB, NoJobsYetError, Session, open_session
+from cli.spec_options import given_only, spec_options
+from cli.submit import accept, show_plan, take_wish, wish_options
+from jobs.errors import CheckpointNotFoundError, SpecError
+from jobs.recipes import DEFAULT_RECIPE, RECIPES
+from jobs.specs import TrainSpec
+from storage.jobs import Job
+from storage.settings import Settings
+
+WORDS = {
+    "data": "Folder, zip or tar of pictures. Default: GANQ_DATA, or the one last made or used.",
+    "recipe": f"A set of defaults for all below [default: {DEFAULT_RECIPE}]. "
+    + " ".join(f"{one.name}: {one.summary}." for one in RECIPES.values()),
+    "size": "Side of the square pictures, in pixels: 8·2^k or 12·2^k.",
+    "batch": "Pictures in one step.",
+    "epochs": "How often each picture is seen.",
+    "save_every": "Epochs between sample grids with checkpoints.",
+    "seed": "Where all chance comes from: the same seed gives the same bits.",
+    "device": "Where to train.",
+    "lr_g": "Adam's learning rate, generator.",
+    "lr_d": "Adam's learning rate, discriminator.",
+    "beta1": "Adam's first beta.",
+    "beta2": "Adam's second beta.",
+    "nz": "Numbers in one latent vector.",
+    "ngf": "Width of the generator.",
+    "ndf": "Width of the discriminator.",
+    "d_every": "The discriminator steps on every N-th batch.",
+    "g_every": "The generator steps on every N-th batch.",
+    "loss": "The game that the two networks play.",
+    "norm_d": "How the discriminator is kept in bounds.",
+    "noise": "Whether D sees new fakes at each step, or the same until G steps.",
+    "ema_half_life_kimg": "Half-life of the generator's average, in thousands of pictures; 0 is off.",
+    "augment": "What D sees changed, of translation, color and cutout; 'none' for nothing.",
+    "mirror": "Show half of the pictures mirrored; only if left and right may be swapped.",
+    "max_skip": "Share of broken files that is accepted.",
+    "loader_workers": "Processes that decode the pictures, once.",
+    "init_netg": "Starting weights of the generator (.pth, .safetensors).",
+    "init_netd": "Starting weights of the discriminator.",
+    "checkpoint_seconds": "Seconds between resume points.",
+    "keep_last": "Newest checkpoints that stay.",
+    "keep_every": "Keep each checkpoint whose epoch is divisible by this; 0: none for that reason.",
+    "deterministic": "On a GPU: kernels that always give the same bits.",
+}
+
+PATHS: dict[str, click.ParamType[Any]] = {name: click.Path() for name in ("data", "init_netg", "init_netd")}
+
+FIXED = ("recipe", "size", "nz", "ngf", "ndf", "norm_d")
+"""What a run that goes on cannot change: the checkpoint holds networks of this form."""
+
+
+class Policies(click.ParamType[tuple[str, ...]]):
+    """'translation,color' or 'none'."""
+
+    name = "a,b|none"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        chosen = dict.fromkeys(part.strip() for part in str(value).split(","))
+        return () if [*chosen] == ["none"] else tuple(chosen)
+
+
+@click.command(
+    epilog=examples(
+        "ganq submit train --data faces/ --epochs 400",
+        "ganq submit train --data faces.zip --size 64 --augment none --name small --wait",
+        "ganq submit train --recipe origin --g-every 5 --dry-run",
+        "ganq submit train --continue small --epochs 800",
+    )
+)
+@click.option(
+    "--continue", "source", type=JOB, help="Go on from the last checkpoint of this job, with its spec."
+)
+@spec_options(
+    TrainSpec,
+    WORDS,
+    own=("continue_from",),
+    kinds={"augment": Policies(), "recipe": click.Choice([*RECIPES]), **PATHS},
+    names={"loader_workers": ("--loader-workers", "--num-workers")},
+)
+@wish_options
+def train(source: str | None, **options: Any) -> int:
+    """Train a GAN on a folder of pictures."""
+    wish = take_wish(options)
+    settings = Settings.load()
+    given = _absolute(given_only(options))
+    after: list[int] = []
+    if source is None:
+        given["data"] = preflight.find_data(settings, given.get("data"))
+        spec = TrainSpec.create(**{"recipe": DEFAULT_RECIPE, **given})
+    else:
+        session = open_session(settings=settings)
+        parent = session.queries.find(source)
+        if "data" in given:
+            given["data"] = preflight.find_data(settings, given["data"])
+        spec = continued(session, parent, given)
+        if not parent.state.terminal:
+            after = [parent.id]
+    preflight.check_training(spec)
+    if wish.dry_run:
+        plan = preflight.training_plan(spec, preflight.count_pictures(spec.data))
+        return show_plan(spec, plan, _estimate(settings, spec, plan), wish.as_json)
+    session = open_session(create=True, settings=settings)
+    if after:
+        output.notice(f"job {after[0]} has not ended; this one waits for it")
+    code = accept(session, spec, wish, after=after)
+    preflight.remember_data(settings, spec.data)
+    return code
+
+
+def continued(session: Session, parent: Job, given: dict[str, Any]) -> TrainSpec:
+    """
+    The spec of a run that goes on where another ended.
+
+    Args:
+        given: what was typed; overrides the parent's spec.
+
+    Raises:
+        SpecError: no training job, no later end, or other networks.
+        CheckpointNotFoundError: there is nothing to go on from.
+    """
+    if parent.kind != TrainSpec.kind:
+        raise SpecError(
+            f"job {parent.id} is of kind {parent.kind}, and only a training goes on",
+            hint="--init-netg and --init-netd start from weight files",
+        )
+    changed = [name for name in FIXED if name in given and given[name] != parent.spec.get(name)]
+    if changed:
+        told = ", ".join(
+            f"--{name.replace('_', '-')} {given[name]} (it has {parent.spec.get(name)})" for name in changed
+        )
+        raise SpecError(
+            f"job {parent.id} cannot go on with {told}", hint="leave it away, or submit a new training"
+        )
+    known = session.queries.checkpoints(parent.id)
+    if parent.state.terminal and not known:
+        raise CheckpointNotFoundError(
+            f"job {parent.id} has {parent.state} and left no checkpoint to go on from",
+            hint=f"ganq retry {parent.id} starts it again",
+        )
+    done = known[-1].epoch if parent.state.terminal else parent.spec["epochs"]
+    epochs = given.get("epochs", parent.spec["epochs"])
+    if epochs <= done:
+        raise SpecError(
+            f"job {parent.id} has {output.count(done, 'epoch')} already: --epochs {epochs} adds none",
+            hint=f"--epochs counts from the start of job {parent.id}: e.g. --epochs {2 * max(done, 1)}",
+        )
+    # The checkpoint holds the weights; where the first ones came from plays no part any more.
+    fresh = {"init_netg": None, "init_netd": None, "continue_from": parent.id}
+    return TrainSpec.from_json({**parent.spec, **fresh, **given})
+
+
+def _absolute(given: dict[str, Any]) -> dict[str, Any]:
+    """Paths as the worker needs them: it runs in another folder."""
+    for name in ("init_netg", "init_netd"):
+        if name in given:
+            given[name] = str(Path(given[name]).expanduser().absolute())
+    return given
+
+
+def _estimate(settings: Settings, spec: TrainSpec, plan: dict[str, int]) -> float | None:
+    from cli.estimate import training_rate
+
+    try:
+        rate = training_rate(open_session(settings=settings).queries, spec)
+    except NoJobsYetError:
+        return None
+    return plan["pictures_shown"] / rate if rate else None

@@ -1,0 +1,34 @@
+"""`ganq wait`: block until jobs have ended, and exit by their fate."""
+
+import click
+
+from cli import output
+from cli.lazy import examples
+from cli.session import JOB, open_session
+
+
+@click.command(
+    epilog=examples(
+        "ganq wait 12", "ganq wait 12 13 --timeout 3600 && ganq open 13", "ganq wait faces --json"
+    )
+)
+@click.argument("jobs", nargs=-1, required=True, type=JOB)
+@click.option("--timeout", type=click.FloatRange(0), help="Give up after so many seconds (exit code 124).")
+@output.json_option
+def wait(jobs: tuple[str, ...], timeout: float | None, as_json: bool) -> int:
+    """
+    Wait until JOBS have ended, showing their progress.
+
+    Exit code: 0 all succeeded, 1 one failed or was cancelled, 124 the time ran out.
+    Ctrl-C stops the waiting, not the jobs.
+    """
+    from cli import words
+    from cli.follow import fate, follow
+
+    session = open_session()
+    ids = list(dict.fromkeys(session.queries.find(one).id for one in jobs))
+    ended, timed_out = follow(session, ids, timeout_s=timeout, quiet=as_json)
+    if as_json:
+        around = words.Surroundings.of(session.queries, ended)
+        output.print_json([words.as_json(one, around) for one in ended])
+    return fate(ended, timed_out)

@@ -1,0 +1,164 @@
+"""
+A job in words that are true: what the table's state alone does not say.
+
+'running' with a wish to cancel is 'cancelling'; 'queued' may mean held, waiting for
+another job, or waiting to try again. Used by status, wait and submit --wait alike.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cli.output import clean, duration
+from jobs.states import JobState
+from storage.jobs import Job, WorkerRow
+from storage.queries import Queries
+
+SILENT_S = 60.0
+"""A worker that has not spoken for so long is shown as silent; the reaper takes its job."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a job's words depend on beside its own row."""
+
+    now: float
+    workers: Mapping[str, WorkerRow] = field(default_factory=dict)
+    unmet: Mapping[int, Sequence[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, queries: Queries, jobs: Iterable[Job]) -> "Surroundings":
+        waiting = [one.id for one in jobs if one.state is JobState.QUEUED and one.blockers]
+        return cls(
+            now=queries.now(),
+            workers={row.name: row for row in queries.workers()},
+            unmet=queries.unmet(waiting) if waiting else {},
+        )
+
+
+def state(job: Job, around: Surroundings) -> str:
+    """The job's state, with why it does not move when it does not."""
+    if job.state is JobState.RUNNING:
+        worker = around.workers.get(job.worker or "")
+        if job.cancel_requested_at is not None:
+            return "cancelling"
+        if worker is not None and worker.silent_s > SILENT_S:
+            return f"silent for {duration(worker.silent_s)}"
+        return "running"
+    if job.state is not JobState.QUEUED:
+        return str(job.state)
+    if job.held:
+        return "held"
+    if job.blockers:
+        needed = around.unmet.get(job.id, ())
+        return f"waits for {', '.join(map(str, needed)) or 'another job'}"
+    if job.not_before is not None and job.not_before > around.now:
+        why = f": {job.error_code}" if job.error_code else ""
+        return f"retry in {duration(job.not_before - around.now)}{why}"
+    return "queued"
+
+
+def fraction(job: Job) -> float | None:
+    """Share that is done, 0 to 1; None if the job has not said."""
+    if job.state is JobState.SUCCEEDED:
+        return 1.0
+    progress = job.progress or {}
+    done, total = _number(progress.get("done")), _number(progress.get("total"))
+    if done is None or not total:
+        return None
+    return min(1.0, max(0.0, done / total))
+
+
+def progress(job: Job) -> str:
+    """'epoch 12/400', '640/1,000 pictures', or the phase that is not the work itself."""
+    told = job.progress or {}
+    if job.state is JobState.RUNNING and told.get("phase"):
+        return clean(told["phase"])
+    epoch, epochs = _number(told.get("epoch")), _number(told.get("epochs"))
+    if epochs:
+        return f"epoch {int(epoch or 0):,}/{int(epochs):,}"
+    done, total = _number(told.get("done")), _number(told.get("total"))
+    if done is None or total is None:
+        return ""
+    return f"{int(done):,}/{int(total):,} {clean(told.get('unit') or '')}".rstrip()
+
+
+def rate(job: Job) -> float | None:
+    """Pictures a second, while it runs."""
+    found = _number((job.progress or {}).get("rate"))
+    return found if job.state is JobState.RUNNING and found else None
+
+
+def rate_text(per_second: float | None) -> str:
+    if per_second is None:
+        return ""
+    return f"{per_second:,.0f}/s" if per_second >= 10 else f"{per_second:.1f}/s"
+
+
+def eta(job: Job) -> float | None:
+    """Seconds that are left at the present rate; None if nobody can say."""
+    told = job.progress or {}
+    done, total, speed = _number(told.get("done")), _number(told.get("total")), rate(job)
+    if done is None or total is None or speed is None or told.get("phase"):
+        return None
+    return max(0.0, (total - done) / speed)
+
+
+def place(job: Job, around: Surroundings) -> str:
+    """The worker and its device, while it runs."""
+    if job.state is not JobState.RUNNING or not job.worker:
+        return ""
+    worker = around.workers.get(job.worker)
+    if worker is None or worker.device in job.worker:
+        return clean(job.worker)
+    return clean(f"{job.worker} ({worker.device})")
+
+
+def age(job: Job, around: Surroundings) -> str:
+    return duration(around.now - job.created_at)
+
+
+def bar(share: float | None, width: int = 10) -> str:
+    """'██████────', for a terminal; blank until the job has said how far it is."""
+    if share is None:
+        return " " * width
+    full = int(share * width)
+    return "█" * full + "─" * (width - full)
+
+
+def as_json(job: Job, around: Surroundings) -> dict[str, Any]:
+    """A job for programs: the row's facts, and the words beside them."""
+    return {
+        "id": job.id,
+        "name": job.name,
+        "kind": job.kind,
+        "state": str(job.state),
+        "status": state(job, around),
+        "user": job.user,
+        "queue": job.queue,
+        "priority": job.priority,
+        "attempt": job.attempt,
+        "worker": job.worker,
+        "held": job.held,
+        "waits_for": list(around.unmet.get(job.id, ())),
+        "not_before": job.not_before,
+        "cancel_requested_at": job.cancel_requested_at,
+        "progress": job.progress,
+        "fraction": fraction(job),
+        "eta_seconds": eta(job),
+        "result": job.result,
+        "error": None
+        if job.error_code is None
+        else {"code": job.error_code, "message": job.error_message, "hint": job.error_hint},
+        "bit_exact": job.bit_exact,
+        "retry_of": job.retry_of,
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "spec": job.spec,
+    }
+
+
+def _number(value: Any) -> float | None:
+    """Progress is JSON from another process: anything may stand in it."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
