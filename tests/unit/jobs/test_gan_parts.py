@@ -206,7 +206,11 @@ def test_mirrored_batches_flip_some_pictures_and_the_same_ones_each_time():
     flipped = (mirrored == plain.flip(3)).flatten(1).all(1)
     assert (same | flipped).all()
     assert 16 < int(same.sum()) < 48
-    assert torch.equal(mirrored, Batches(images, batch=64, seed=0, mirror=True, device=CPU).get(0, 0))
+    again = Batches(images, batch=64, seed=0, mirror=True, device=CPU)
+    assert torch.equal(mirrored, again.get(0, 0))
+    plain_next = Batches(images, batch=64, seed=0, mirror=False, device=CPU).get(1, 0)
+    same_next = (again.get(1, 0) == plain_next).flatten(1).all(1)
+    assert not torch.equal(same, same_next), "each epoch draws anew"
 
 
 def test_fewer_pictures_than_a_batch_are_refused_with_the_way_out():

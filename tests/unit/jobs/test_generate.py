@@ -78,8 +78,8 @@ def test_records_say_where_a_picture_comes_from_and_are_scored_only_when_asked()
 
 
 def test_seed_mean_and_std_change_the_pictures():
-    for given in ({"seed": 4}, {"noise_mean": 1.0}, {"noise_std": 0.5}):
-        assert not np.array_equal(pixels(generate(count=8, **given)[1]), WHOLE[:8])
+    for other in ({"seed": 4}, {"noise_mean": 1.0}, {"noise_std": 0.5}):
+        assert not np.array_equal(pixels(generate(count=8, **other)[1]), WHOLE[:8])
     assert len({p.tobytes() for p in pixels(generate(count=8, noise_std=0.0)[1])}) == 1
 
 
