@@ -17,13 +17,13 @@ SPOKEN_S = 60.0
 def ring(session: Session, job: Job) -> None:
     """Wake the workers, or say that they will find the job by themselves, or that there are none."""
     served = _served(session, job.queue)
-    if not (job.state.terminal or job.held or job.blockers) and not _reach(session, job):
-        # The embedded Redis comes with the first worker: without one there is nothing else to say.
-        if served is not None or not session.settings.embedded_redis:
-            output.notice(
-                f"Redis does not answer: job {job.id} is accepted all the same,"
-                f" and workers find it by polling within ~{session.settings.poll_seconds:.0f} s"
-            )
+    rung = job.state.terminal or job.held or job.blockers > 0 or _reach(session, job)
+    # The embedded Redis comes with the first worker: without one there is nothing else to say.
+    if not rung and (served is not None or not session.settings.embedded_redis):
+        output.notice(
+            f"Redis does not answer: job {job.id} is accepted all the same,"
+            f" and workers find it by polling within ~{session.settings.poll_seconds:.0f} s"
+        )
     if served is None:
         output.notice("no worker is running: start one with `ganq up` or `ganq worker`")
     elif not served:

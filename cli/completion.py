@@ -21,11 +21,11 @@ def completion(shell: str) -> int:
     """Print the completion script of SHELL: commands, options, job ids and names."""
     from click.shell_completion import get_completion_class
 
-    from cli.main import root
+    from cli.main import COMPLETE, root
 
     found = get_completion_class(shell)
     assert found is not None
-    maker = found(root, {}, "ganq", "_GANQ_COMPLETE")
+    maker = found(root, {}, "ganq", COMPLETE)
     # Not maker.source(): on bash it starts a bash, only to look at its version.
     click.echo(f"# To install it: {INSTALL[shell]}")
     click.echo(maker.source_template % maker.source_vars())

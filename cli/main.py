@@ -41,6 +41,8 @@ COMMANDS = (
 )
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
+COMPLETE = "_GANQ_COMPLETE"
+"""The variable by which a shell's completion script asks."""
 DEFECT_HINT = "this is a defect in ganq; --debug shows it"
 
 
@@ -95,9 +97,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _raise_if(debug)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone (`ganq status | head`): the rest is unwanted, also at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_stdout()
         return EXIT_PIPE
+    except click.exceptions.NoArgsIsHelpError as exc:
+        exc.show()
+        return EXIT_USAGE
     except click.ClickException as exc:
         _raise_if(debug)
         return _tell(exc.format_message(), _usage_hint(exc), "USAGE", exc.exit_code, as_json)
@@ -107,14 +111,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if isinstance(exc, GanqError):
             return _tell(exc.message, exc.hint, exc.code, exc.exit_code, as_json)
+        if isinstance(exc, OSError) and exc.strerror:
+            _abandon_stdout()
+            where = f"{exc.filename}: " if exc.filename else ""
+            return _tell(
+                f"{where}{exc.strerror.lower()}", "--debug shows where", "OS_ERROR", EXIT_FAILED, as_json
+            )
         said = str(exc).strip().splitlines()
         what = f"{type(exc).__name__}: {said[0]}" if said else type(exc).__name__
         return _tell(what, DEFECT_HINT, "DEFECT", EXIT_FAILED, as_json)
 
 
 def _run(args: list[str]) -> int:
-    outcome: Any = root.main(args, prog_name="ganq", standalone_mode=False)
+    # Not root.main(): it would turn a reader that has gone into exit code 1.
+    if instruction := os.environ.get(COMPLETE):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(root, {}, "ganq", COMPLETE, instruction)
+    try:
+        with root.make_context("ganq", args) as ctx:
+            outcome: Any = root.invoke(ctx)
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
     return outcome if isinstance(outcome, int) else 0
+
+
+def _abandon_stdout() -> None:
+    """The reader has gone (`ganq status | head`), or the disk is full: the rest is unwanted, also at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _raise_if(debug: bool) -> None:
@@ -138,7 +162,9 @@ def _tell(message: str, hint: str | None, code: str, exit_code: int, as_json: bo
         click.echo(json.dumps({"error": told}), err=True)
         return exit_code
     text = " ".join(redact(message).split())
-    click.echo(click.style("error: ", fg="red") + (text[:1].lower() + text[1:]).rstrip("."), err=True)
+    if text[1:2].islower():  # click's own begin with a capital; a class's name keeps it
+        text = text[0].lower() + text[1:] if code == "USAGE" else text
+    click.echo(click.style("error: ", fg="red") + text.rstrip("."), err=True)
     if hint:
         click.echo(f"  → {redact(hint)}", err=True)
     return exit_code

@@ -85,26 +85,49 @@ STATE_STYLES = {
 }
 
 
+SHRINK = {"NAME": 6, "WORKER": 6, "STATE": 10, "PATH": 12, "HOST": 6, "DEVICE": 6}
+"""Columns that give way on a narrow terminal, down to so many characters."""
+DROP = ("AGE", "RATE", "KIND", "WORKER", "VERSION", "QUEUES")
+"""Columns that then go, in this order: a table with broken lines tells less."""
+
+
 def rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> Any:
     """The same table for a terminal; a state is coloured by its first word."""
+    import shutil
+
     from rich.table import Table
     from rich.text import Text
 
+    widths = _fit(headers, rows, shutil.get_terminal_size().columns)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in headers:
-        table.add_column(
-            name,
-            justify="right" if name in right else "left",
-            no_wrap=name not in ("STATE", "DETAIL"),
-            overflow="ellipsis",
-        )
+    for name, width in widths.items():
+        justify: Any = "right" if name in right else "left"
+        table.add_column(name, justify=justify, width=width, no_wrap=True, overflow="ellipsis")
     for row in rows:
-        cells = [Text(clean(cell)) for cell in row]
-        for name, cell in zip(headers, cells, strict=True):
-            if name == "STATE":
-                cell.stylize(STATE_STYLES.get(cell.plain.split(" ")[0], ""))
-        table.add_row(*cells)
+        cells = {name: Text(clean(cell)) for name, cell in zip(headers, row, strict=True) if name in widths}
+        if "STATE" in cells:
+            cells["STATE"].stylize(STATE_STYLES.get(cells["STATE"].plain.split(" ")[0], ""))
+        table.add_row(*cells.values())
     return table
+
+
+def _fit(headers: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> dict[str, int]:
+    """The columns that fit, with their widths in characters."""
+    widths = {
+        name: max([len(name), *(len(clean(row[place])) for row in rows)])
+        for place, name in enumerate(headers)
+    }
+
+    def excess() -> int:
+        return sum(widths.values()) + 2 * (len(widths) - 1) - room
+
+    for name, least in SHRINK.items():
+        if name in widths and excess() > 0:
+            widths[name] = max(min(least, widths[name]), widths[name] - excess())
+    for name in DROP:
+        if name in widths and excess() > 0:
+            del widths[name]
+    return widths
 
 
 def duration(seconds: float | None) -> str:
@@ -119,6 +142,14 @@ def duration(seconds: float | None) -> str:
     if whole < 86400:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def roughly(seconds: float) -> str:
+    """The largest unit alone: '8 s', '12 min', '3 h', '2 d'."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
 
 
 def size(count: float) -> str:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 COLUMNS = ("ID", "NAME", "KIND", "STATE", "PROGRESS", "RATE", "ETA", "WORKER", "AGE")
 RIGHT = ("ID", "RATE", "ETA", "AGE")
 DEFAULT_LIMIT = 20
+STATES = [state.value for state in JobState]
 WATCH_S = 1.0
+FIRST_STEP = "ganq submit train --data DIR submits the first one; ganq demo shows it all"
 
 
 @click.command(
@@ -33,7 +35,11 @@ WATCH_S = 1.0
 )
 @click.argument("job", required=False, type=JOB)
 @click.option(
-    "--state", "states", multiple=True, type=click.Choice([*JobState]), help="Only these; repeatable."
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(STATES),
+    help="Only these; repeatable.",
 )
 @click.option("--kind", help="Only this kind: train, generate, import.")
 @click.option("--user", help="Only jobs of this user.")
@@ -98,9 +104,8 @@ def _no_jobs_yet(as_json: bool, exc: NoJobsYetError) -> int:
     if as_json:
         output.print_json_array(())
         return 0
-    click.echo("no jobs yet")
-    click.echo("  → ganq submit train --data DIR starts the first; ganq demo shows it all")
-    output.notice(exc.message)
+    click.echo(exc.message)
+    click.echo(f"  → {FIRST_STEP}")
     return 0
 
 
@@ -147,7 +152,7 @@ def _footer(session: Session, shown: int, wanted: "Filter") -> str:
     counts = session.queries.counts()
     total = sum(counts.values())
     if total == 0:
-        return "no jobs yet\n  → ganq submit train --data DIR starts the first; ganq demo shows it all"
+        return f"no jobs yet\n  → {FIRST_STEP}"
     by_state = ", ".join(f"{number:,} {state}" for state, number in counts.items() if number)
     line = f"{output.count(total, 'job')}: {by_state}"
     if shown < total and wanted == Filter():

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,7 +15,9 @@ from cli.submit import accept, show_plan, take_wish, wish_options
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError, SpecError
 from jobs.kinds import kind_named
 from jobs.specs import GenerateSpec
-from storage.jobs import Job
+
+if TYPE_CHECKING:
+    from storage.jobs import Job
 
 WORDS = {
     "count": "How many pictures.",
@@ -104,7 +106,7 @@ def generate(source: str | None, now: bool, **options: Any) -> int:
     return accept(session, spec, wish, after=after)
 
 
-def find_model(session: Session, source: str | None) -> Job:
+def find_model(session: Session, source: str | None) -> "Job":
     """
     The job that the generator comes from.
 
@@ -133,7 +135,7 @@ def find_model(session: Session, source: str | None) -> Job:
     return job
 
 
-def check_source(session: Session, model: Job, checkpoint: str, *, now: bool) -> list[int]:
+def check_source(session: Session, model: "Job", checkpoint: str, *, now: bool) -> list[int]:
     """
     Whether the checkpoint is there, or will be.
 
@@ -167,7 +169,7 @@ def check_source(session: Session, model: Job, checkpoint: str, *, now: bool) ->
     return []
 
 
-def _plan(model: Job, spec: GenerateSpec) -> dict[str, Any]:
+def _plan(model: "Job", spec: GenerateSpec) -> dict[str, Any]:
     pages = min(-(-spec.total // spec.grid), spec.grid_pages) if spec.grid else 0
     size = model.spec.get("size", 96)
     return {

@@ -1,7 +1,7 @@
 """`ganq submit train`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,8 +13,10 @@ from cli.submit import accept, show_plan, take_wish, wish_options
 from jobs.errors import CheckpointNotFoundError, SpecError
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
 from jobs.specs import TrainSpec
-from storage.jobs import Job
 from storage.settings import Settings
+
+if TYPE_CHECKING:
+    from storage.jobs import Job
 
 WORDS = {
     "data": "Folder, zip or tar of pictures. Default: GANQ_DATA, or the one last made or used.",
@@ -119,7 +121,7 @@ def train(source: str | None, **options: Any) -> int:
     return code
 
 
-def continued(session: Session, parent: Job, given: dict[str, Any]) -> TrainSpec:
+def continued(session: Session, parent: "Job", given: dict[str, Any]) -> TrainSpec:
     """
     The spec of a run that goes on where another ended.
 

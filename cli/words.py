@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cli.output import clean, duration
+from cli.output import clean, duration, roughly
 from jobs.states import JobState
 from storage.jobs import Job, WorkerRow
 from storage.queries import Queries
@@ -115,7 +115,7 @@ def place(job: Job, around: Surroundings) -> str:
 
 
 def age(job: Job, around: Surroundings) -> str:
-    return duration(around.now - job.created_at)
+    return roughly(around.now - job.created_at)
 
 
 def bar(share: float | None, width: int = 10) -> str:
