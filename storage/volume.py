@@ -4,7 +4,7 @@ Where things lie on the shared volume. Paths are made from ids only, never from 
     <volume>/jobs/000012/spec.json
     <volume>/jobs/000012/a1/checkpoints/epoch-0005/   samples/   images/   grids/   metrics.jsonl   log.txt
     <volume>/datasets/<fingerprint>/images.u8  index.json  report.json
-    <volume>/latest/<job>-<name>                      links for a file manager
+    <volume>/latest/<name, or kind>                   links to the newest attempt, for a file manager
 """
 
 import os

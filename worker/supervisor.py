@@ -187,6 +187,8 @@ class Supervisor:
             self.heart.begin(lease)
             try:
                 self.volume.ensure()
+                attempt = self.volume.attempt(lease.job_id, lease.attempt)
+                self.volume.point_latest(lease.job.name or lease.job.kind, attempt)
                 order = make_order(lease, self.store, self.queries)
                 self._watch_runner()
                 assert self.runner.channel is not None

@@ -1,0 +1,161 @@
+"""`ganq dataset`: look at pictures before training, draw a demo set, list what is decoded."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli import output
+from cli.lazy import Entry, LazyGroup, examples
+from cli.progress import progress
+
+COMMANDS = (
+    Entry("check", "cli.dataset:check", "Open every picture and say what training would find."),
+    Entry("make", "cli.dataset:make", "Draw cartoon faces to train on."),
+    Entry("list", "cli.dataset:list_", "List the data sets that are decoded on the volume."),
+)
+
+SHOWN = 20
+
+
+@click.group(cls=LazyGroup, entries=COMMANDS)
+def dataset() -> None:
+    """Check, make and list data sets."""
+
+
+@click.command(epilog=examples("ganq dataset check faces/", "ganq dataset check faces.zip --json"))
+@click.argument("data", type=click.Path(path_type=Path))
+@output.json_option
+def check(data: Path, as_json: bool) -> int:
+    """
+    Open every picture of DATA (folder, zip or tar) as training would, and report.
+
+    Counts, sizes and kinds, what is converted on the way, and each file that would
+    be left out with the reason. Exit code 1 if more than 5 % would be.
+    """
+    from storage.datasets import check as look
+
+    with progress("looking", "pictures") as tick:
+        found = look(data.absolute(), progress=tick)
+    bad = found.pictures - found.usable
+    fine = found.usable > 0 and bad <= 0.05 * found.pictures
+    if as_json:
+        output.print_json(found.to_json())
+        return 0 if fine else 1
+    click.echo(f"{found.source} ({found.kind}): {found.pictures} pictures, {found.usable} usable")
+    for title, counts in (
+        ("sizes", found.sizes),
+        ("modes", found.modes),
+        ("formats", found.formats),
+        ("converted", found.notes),
+    ):
+        if counts:
+            click.echo(f"  {title:10}" + _most(counts.most_common()))
+    if found.classes:
+        click.echo(f"  {'classes':10}" + _most(list(found.classes.items())))
+    if found.ignored:
+        total = sum(found.ignored.values())
+        click.echo(
+            f"  {'ignored':10}{total} files that are no pictures ({', '.join(sorted(found.ignored)[:8])})"
+        )
+    for one in found.skipped[:SHOWN]:
+        detail = f" ({output.clean(one.detail)})" if one.detail else ""
+        click.echo(f"  left out  {output.clean(one.name)}: {one.reason}{detail}")
+    if len(found.skipped) > SHOWN:
+        click.echo(f"  … and {len(found.skipped) - SHOWN} more; --json lists all")
+    if not fine:
+        share = min(bad / found.pictures + 0.01, 1.0)
+        output.notice(
+            f"too many are unusable for training's default of 5 %: mend them, or --max-skip {share:.2f}"
+        )
+    return 0 if fine else 1
+
+
+def _most(counts: list[tuple[str, int]]) -> str:
+    shown = ", ".join(f"{output.clean(name)}: {count}" for name, count in counts[:6])
+    return shown + (f", {len(counts) - 6} others" if len(counts) > 6 else "")
+
+
+def _print_styles(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    from storage.faces import styles
+
+    rows = [(one.name, one.title, one.creator, one.licence, one.source) for one in styles()]
+    output.print_table(["STYLE", "TITLE", "ARTIST", "LICENCE", "SOURCE"], rows)
+    ctx.exit()
+
+
+@click.command(
+    epilog=examples(
+        "ganq dataset make",
+        "ganq dataset make faces --style big-smile --count 5000",
+        "ganq dataset make --styles",
+    )
+)
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+@click.option("--style", default="adventurer", show_default=True, help="Whose drawing; --styles lists them.")
+@click.option("--count", type=int, default=2000, show_default=True, help="How many faces.")
+@click.option("--size", type=int, default=96, show_default=True, help="Side in pixels.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other faces.")
+@click.option(
+    "--styles",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_styles,
+    help="List the styles with their artists and licences, and leave.",
+)
+@output.json_option
+def make(folder: Path | None, style: str, count: int, size: int, seed: int, as_json: bool) -> None:
+    """
+    Draw cartoon faces into FOLDER and make it the default of `ganq submit train`.
+
+    The styles are by artists, under licences that allow it; who drew them stands in
+    ATTRIBUTION.txt beside the pictures.  [default folder: GANQ_HOME/pictures/STYLE-COUNT]
+    """
+    from cli.preflight import remember_data
+    from storage.faces import make_faces, styles
+    from storage.settings import Settings
+
+    settings = Settings.load()
+    target = (folder or settings.home / "pictures" / f"{style}-{count}").absolute()
+    with progress("drawing", "faces") as tick:
+        make_faces(target, style=style, count=count, size=size, seed=seed, progress=tick)
+    remember_data(settings, str(target))
+    drawn = next(one for one in styles() if one.name == style)
+    facts: dict[str, Any] = {"folder": str(target), "count": count, "size": size, "seed": seed, **vars(drawn)}
+    if as_json:
+        output.print_json(facts)
+        return
+    click.echo(f"{count} faces in {target}")
+    click.echo(f"{drawn.title} by {drawn.creator}, {drawn.licence}")
+    click.echo("next: ganq submit train --epochs 100")
+
+
+@click.command("list", epilog=examples("ganq dataset list"))
+@output.json_option
+def list_(as_json: bool) -> None:
+    """List the data sets that are decoded on the volume, oldest first."""
+    from storage.datasets import list_datasets
+    from storage.settings import Settings
+    from storage.volume import Volume
+
+    found = list_datasets(Volume(Settings.load().volume))
+    if as_json:
+        output.print_json(found)
+        return
+    if not found:
+        output.notice("none is decoded yet: the first training on a data set does it")
+        return
+    rows = [
+        (
+            one["fingerprint"][:12],
+            str(one["count"]),
+            f"{one['size']}×{one['size']}",
+            f"{one['bytes'] / 1e6:.0f} MB",
+            one["source"],
+        )
+        for one in found
+    ]
+    output.print_table(["FINGERPRINT", "PICTURES", "SIZE", "BYTES", "SOURCE"], rows)

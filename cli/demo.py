@@ -1,0 +1,123 @@
+"""`ganq demo`: draw faces, train on them and generate through the queue, all in one place."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli import output
+from cli.lazy import examples
+
+if TYPE_CHECKING:
+    from cli.session import Session
+    from storage.jobs import Job
+
+STYLE = "adventurer"
+FACES = 1000
+TRAIN = {
+    "--size": "48",
+    "--ngf": "32",
+    "--ndf": "32",
+    "--epochs": "60",
+    "--save-every": "10",
+    "--ema-half-life-kimg": "2",
+}
+PICTURES = 64
+
+
+@click.command(epilog=examples("ganq demo", "ganq demo --home demo --gpus none"))
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("ganq-demo"),
+    show_default=True,
+    help="Folder for all that the demo makes: pictures, job table, results.",
+)
+@click.option("--gpus", default="auto", show_default=True, metavar="WHICH", help="As in ganq worker.")
+def demo(home: Path, gpus: str) -> int:
+    """
+    See ganq work, in a few minutes on two CPU cores.
+
+    Draws a thousand cartoon faces, starts the local stack, submits a training job
+    and a generation job, follows them, and says where the pictures are. Everything
+    stays in one folder; delete it when you have seen enough.
+    """
+    from cli.session import open_session
+    from storage.faces import make_faces, styles
+    from storage.settings import Settings
+    from worker.stack import local_stack, wait_ready
+
+    for name in [name for name in os.environ if name.startswith("GANQ_")]:
+        del os.environ[name]  # the demo must not end up in somebody's real queue
+    os.environ["GANQ_HOME"] = str(home.absolute())
+    settings = Settings.load()
+    faces = settings.home / "faces"
+
+    drawn = next(one for one in styles() if one.name == STYLE)
+    from cli.progress import progress
+
+    output.notice(f"1  drawing {FACES} faces: {drawn.title} by {drawn.creator}, {drawn.licence}")
+    with progress("   drawing", "faces") as tick:
+        make_faces(faces, style=STYLE, count=FACES, size=96, progress=tick)
+
+    output.notice("2  starting the local stack: job table, Redis, a worker")
+    settings.home.mkdir(parents=True, exist_ok=True)
+    log = settings.home / "demo.log"
+    with open(log, "wb") as sink, local_stack(settings, gpus=gpus, log=sink) as worker:
+        if not wait_ready(settings, worker):
+            output.notice(f"the worker has ended: see {log}")
+            return 1
+        options = [part for pair in TRAIN.items() for part in pair]
+        output.notice("3  two commands, as you would type them")
+        training = _ganq("submit", "train", "--data", str(faces), *options, "--name", "demo")
+        generating = _ganq("submit", "generate", "--from", str(training), "--count", str(PICTURES))
+        session = open_session()
+        code = _follow(session, [training, generating])
+        _ganq_prints("status")
+        return code or _show(session, session.queries.get(generating), drawn.attribution())
+
+
+def _ganq(*arguments: str) -> int:
+    """Run a command of ours, show it, and return the id of the job that it made."""
+    import json
+    import subprocess
+
+    from worker.local import worker_command
+
+    output.notice("   $ ganq " + " ".join(arguments))
+    done = subprocess.run(
+        worker_command(*arguments, "--json"), stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise SystemExit(done.returncode)
+    return int(json.loads(done.stdout)["id"])
+
+
+def _ganq_prints(*arguments: str) -> None:
+    import subprocess
+
+    from worker.local import worker_command
+
+    output.notice("\n   $ ganq " + " ".join(arguments))
+    subprocess.run(worker_command(*arguments), check=False)
+
+
+def _follow(session: "Session", ids: list[int]) -> int:
+    from cli.follow import fate, follow
+
+    jobs, timed_out = follow(session, ids)
+    return fate(jobs, timed_out)
+
+
+def _show(session: "Session", job: "Job", attribution: str) -> int:
+    """Say where the pictures are."""
+    attempt = session.volume.attempt(job.id, job.attempt)
+    result = job.result or {}
+    click.echo(f"\n{result.get('pictures')} pictures  {attempt / 'images'}")
+    for grid in result.get("grids", []):
+        click.echo(f"grid         {attempt / grid}")
+    click.echo(f"samples      {session.volume.latest / 'demo' / 'samples'}  (how they became faces)")
+    click.echo(f"\nTrained on: {attribution.strip()}")
+    click.echo(f"\nmore: GANQ_HOME={session.settings.home} ganq up, then ganq submit generate --count 1000")
+    return 0
