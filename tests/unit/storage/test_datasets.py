@@ -1,0 +1,370 @@
+"""Pictures of every kind come in, broken ones are left out with the reason, and the cache is found again."""
+
+import io
+import os
+import signal
+import struct
+import tarfile
+import threading
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.errors import DatasetError, DiskFullError, NotFoundError
+from storage import datasets
+from storage.dataset_pool import decode_all
+from storage.dataset_scan import scan
+from storage.datasets import check, list_datasets, open_cached, open_images
+from storage.volume import Volume
+
+RED = (200, 30, 40)
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Volume:
+    volume = Volume(tmp_path / "volume")
+    volume.ensure()
+    return volume
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    """Twenty different sound pictures."""
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for i in range(20):
+        picture(i).save(folder / f"{i:03d}.png")
+    return folder
+
+
+def picture(seed: int, size: tuple[int, int] = (30, 24)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A small PNG that claims to be huge, and is."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    squeezer = zlib.compressobj(9)
+    row = squeezer.compress(b"\0" * (1 + width // 8))
+    body = row + b"".join(squeezer.compress(b"\0" * (1 + width // 8)) for _ in range(height - 1))
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", body + squeezer.flush()) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+# --- what comes out ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(96, 96), (120, 90), (77, 201), (50, 40), (97, 96)])
+def test_pixels_are_those_of_torchvisions_resize_and_centre_crop(size, volume, tmp_path) -> None:
+    from torchvision import transforms
+
+    folder = tmp_path / "one"
+    folder.mkdir()
+    original = picture(1, size)
+    original.save(folder / "a.png")
+    images = open_images(volume, str(folder), 48)
+    expected = transforms.Compose([transforms.Resize(48), transforms.CenterCrop(48)])(original)
+    assert np.array_equal(images.pictures_N3HW[0], np.asarray(expected).transpose(2, 0, 1))
+
+
+def converted(folder: Path, name: str, image: Image.Image, **how: object) -> np.ndarray:
+    """The mean colour that ganq makes of a picture."""
+    folder.mkdir(exist_ok=True)
+    image.save(folder / name, **how)
+    decoded = next(decode_all([(0, (folder / name).read_bytes())], size=16, workers=1))
+    assert decoded.reason is None, decoded.facts
+    return np.frombuffer(decoded.pixels, np.uint8).reshape(3, -1).mean(axis=1)
+
+
+def test_transparency_is_composed_on_white(tmp_path) -> None:
+    clear = Image.new("RGBA", (20, 20), (*RED, 0))
+    assert converted(tmp_path, "clear.png", clear).tolist() == [255, 255, 255]
+    palette = Image.new("P", (20, 20), 1)
+    palette.putpalette([0, 0, 0, *RED])
+    assert converted(tmp_path, "p.png", palette, transparency=1).tolist() == [255, 255, 255]
+    assert converted(tmp_path, "q.png", palette).tolist() == list(RED)
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path) -> None:
+    grey = Image.fromarray(np.full((20, 20), 32768, np.uint16))
+    assert converted(tmp_path, "deep.png", grey).tolist() == [128, 128, 128]
+
+
+def test_grey_and_cmyk_become_rgb(tmp_path) -> None:
+    assert converted(tmp_path, "grey.png", Image.new("L", (20, 20), 77)).tolist() == [77, 77, 77]
+    red = converted(tmp_path, "c.jpg", Image.new("CMYK", (20, 20), (0, 255, 255, 0)), quality=95)
+    assert red[0] > 200
+    assert red[1] < 60
+
+
+def test_a_picture_is_turned_as_its_exif_says(tmp_path) -> None:
+    image = Image.new("RGB", (40, 40), (0, 0, 0))
+    image.paste((255, 255, 255), (0, 0, 40, 10))  # a white stripe at the top
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=exif)
+    decoded = next(decode_all([(0, buffer.getvalue())], size=40, workers=1))
+    pixels = np.frombuffer(decoded.pixels, np.uint8).reshape(3, 40, 40)
+    assert pixels[0, :10].max() == 0
+    assert pixels[0, 30:].min() == 255
+
+
+def test_only_the_first_frame_of_a_gif_is_used(tmp_path) -> None:
+    frames = [Image.new("RGB", (20, 20), colour) for colour in (RED, (0, 255, 0))]
+    mean = converted(tmp_path, "a.gif", frames[0], save_all=True, append_images=frames[1:])
+    assert np.abs(mean - RED).max() < 8
+
+
+# --- what is left out -------------------------------------------------------------------------
+
+
+def test_broken_pictures_are_left_out_and_reported(faces, volume) -> None:
+    (faces / "a-empty.png").touch()
+    (faces / "b-text.png").write_text("<html>not a picture</html>")
+    whole = (faces / "001.png").read_bytes()
+    (faces / "c-torn.png").write_bytes(whole[: len(whole) // 2])
+    picture(1, (4, 40)).save(faces / "d-tiny.png")
+    (faces / "e-bomb.png").write_bytes(bomb(20_000, 20_000))
+    (faces / "notes.txt").write_text("no picture, and none is claimed")
+    images = open_images(volume, str(faces), 16, max_skip=0.3)
+    assert len(images) == 20
+    report = datasets.json.loads((volume.dataset(images.fingerprint) / "report.json").read_text())
+    reasons = {one["name"]: one["reason"] for one in report["skipped"]}
+    assert set(reasons) == {"a-empty.png", "b-text.png", "c-torn.png", "d-tiny.png", "e-bomb.png"}
+    assert reasons["a-empty.png"] == "empty file"
+    assert "megapixels" in reasons["e-bomb.png"]
+    assert report["ignored"] == {".txt": 1}
+
+
+def test_too_many_broken_pictures_refuse_the_data_set_and_leave_nothing(faces, volume) -> None:
+    for i in range(5):
+        (faces / f"broken{i}.png").write_bytes(b"no")
+    with pytest.raises(DatasetError) as caught:
+        open_images(volume, str(faces), 16)
+    assert "5 of 25" in caught.value.message
+    assert "--max-skip 0.21" in caught.value.hint
+    assert list(volume.datasets.iterdir()) == []
+
+
+def test_a_folder_without_pictures_is_a_clear_error(tmp_path, volume) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "readme.md").touch()
+    with pytest.raises(DatasetError, match="no pictures"):
+        open_images(volume, str(tmp_path / "empty"), 16)
+    with pytest.raises(NotFoundError):
+        open_images(volume, str(tmp_path / "nowhere"), 16)
+    with pytest.raises(DatasetError, match="no folder, zip or tar"):
+        open_images(volume, str(tmp_path / "empty" / "readme.md"), 16)
+
+
+def test_pipes_devices_and_links_that_lead_away_are_left_out(faces, volume, tmp_path) -> None:
+    os.mkfifo(faces / "pipe.png")
+    outside = tmp_path / "outside.png"
+    picture(99).save(outside)
+    (faces / "away.png").symlink_to(outside)
+    (faces / "nowhere.png").symlink_to(tmp_path / "gone.png")
+    (faces / "loop").symlink_to(faces)
+    (faces / "inside.png").symlink_to(faces / "001.png")
+    listing = scan(faces)
+    assert "inside.png" in listing.names
+    assert {one.name for one in listing.skipped} == {"pipe.png", "away.png", "nowhere.png", "loop"}
+    assert len(open_images(volume, str(faces), 16)) == 21
+
+
+def test_a_pipe_that_takes_a_files_place_does_not_hang_the_reader(faces) -> None:
+    listing = scan(faces)
+    (faces / "005.png").unlink()
+    os.mkfifo(faces / "005.png")
+    with datasets.open_reader(listing, faces) as reader, pytest.raises(datasets.UnreadableError):
+        reader.read("005.png")
+
+
+def test_a_decoder_that_dies_costs_one_picture(monkeypatch, tmp_path) -> None:
+    from storage import dataset_pool
+
+    real = dataset_pool.Decoder.decode
+
+    def murderous(self, number, data, size):
+        if number == 3:
+            os.kill(self._ensure().pid, signal.SIGKILL)
+        return real(self, number, data, size)
+
+    monkeypatch.setattr(dataset_pool.Decoder, "decode", murderous)
+    buffer = io.BytesIO()
+    picture(1).save(buffer, "PNG")
+    answers = list(decode_all([(n, buffer.getvalue()) for n in range(8)], size=16, workers=1))
+    assert [one.number for one in answers if one.reason] == [3]
+    assert "decoder" in (answers[3].reason or "")
+
+
+# --- trees and archives -----------------------------------------------------------------------
+
+
+def test_class_folders_become_labels_and_flat_folders_have_none(faces, volume, tmp_path) -> None:
+    tree = tmp_path / "tree"
+    for name in ("cats", "dogs"):
+        (tree / name).mkdir(parents=True)
+        for i in range(3):
+            picture(i + len(name) * (name == "dogs")).save(tree / name / f"{i}.png")
+    images = open_images(volume, str(tree), 16)
+    assert images.classes == ("cats", "dogs")
+    assert images.labels_N.tolist() == [0, 0, 0, 1, 1, 1]
+    assert open_images(volume, str(faces), 16).classes == ()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_an_archive_gives_the_same_pictures_as_its_folder(kind, faces, volume, tmp_path) -> None:
+    archive = tmp_path / f"faces.{kind}"
+    names = sorted(faces.iterdir(), reverse=True)  # the archive's own order must not matter
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as out:
+            for name in names:
+                out.write(name, name.name)
+    else:
+        with tarfile.open(archive, "w:gz" if kind == "tar.gz" else "w") as out:
+            for name in names:
+                out.add(name, name.name)
+    packed, plain = open_images(volume, str(archive), 16), open_images(volume, str(faces), 16)
+    assert packed.fingerprint == plain.fingerprint
+    assert np.array_equal(packed.pictures_N3HW, plain.pictures_N3HW)
+    assert not list(volume.datasets.glob(".unpack-*"))
+
+
+def test_members_that_lead_out_of_an_archive_are_left_out(tmp_path, volume) -> None:
+    buffer = io.BytesIO()
+    picture(1).save(buffer, "PNG")
+    data = buffer.getvalue()
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as out:
+        for name in ("../up.png", "/abs.png", "a\\..\\b.png", "good.png"):
+            out.writestr(name, data)
+        link = zipfile.ZipInfo("link.png")
+        link.external_attr = 0o120777 << 16
+        out.writestr(link, "/etc/passwd")
+    listing = scan(tmp_path / "evil.zip")
+    assert listing.names == ["good.png"]
+    assert len(listing.skipped) == 4
+    with tarfile.open(tmp_path / "evil.tar", "w") as out:
+        for name in ("../up.png", "good.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            out.addfile(info, io.BytesIO(data))
+        hard = tarfile.TarInfo("hard.png")
+        hard.type, hard.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        out.addfile(hard)
+    assert scan(tmp_path / "evil.tar").names == ["good.png"]
+    assert len(open_images(volume, str(tmp_path / "evil.tar"), 16)) == 1
+    assert not (tmp_path / "up.png").exists()
+
+
+def test_an_archive_bomb_is_refused(tmp_path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("a.png", b"\0" * (50 << 20))
+    assert [one.reason for one in scan(tmp_path / "bomb.zip").skipped] == [
+        "unpacks to more than 100 times its size"
+    ]
+    with tarfile.open(tmp_path / "bomb.tar.gz", "w:gz") as out:
+        info = tarfile.TarInfo("a.png")
+        info.size = 50 << 20
+        out.addfile(info, io.BytesIO(b"\0" * info.size))
+    with pytest.raises(DatasetError, match="100 times"):
+        scan(tmp_path / "bomb.tar.gz")
+
+
+# --- the cache --------------------------------------------------------------------------------
+
+
+def test_a_second_look_decodes_nothing(faces, volume) -> None:
+    calls: list[int] = []
+    first = open_images(volume, str(faces), 16, progress=lambda done, total: calls.append(done))
+    assert calls[-1] == 20
+    calls.clear()
+    again = open_images(volume, str(faces), 16, progress=lambda done, total: calls.append(done))
+    assert calls == []
+    assert again.fingerprint == first.fingerprint
+
+
+def test_the_cache_outlives_its_source(faces, volume) -> None:
+    first = open_images(volume, str(faces), 16)
+    for one in faces.iterdir():
+        one.unlink()
+    cached = open_cached(volume, first.fingerprint)
+    assert cached is not None
+    assert len(cached) == 20
+
+
+@pytest.mark.parametrize("change", ["content", "name", "size"])
+def test_another_content_name_or_size_is_another_fingerprint(change, faces, volume) -> None:
+    first = open_images(volume, str(faces), 16)
+    size = 16
+    if change == "content":
+        picture(1234).save(faces / "003.png")
+    elif change == "name":
+        (faces / "003.png").rename(faces / "0035.png")
+    else:
+        size = 24
+    assert open_images(volume, str(faces), size).fingerprint != first.fingerprint
+
+
+def test_a_cache_that_lost_bytes_is_made_again(faces, volume) -> None:
+    first = open_images(volume, str(faces), 16)
+    pixels = np.array(first.pictures_N3HW)
+    with open(volume.dataset(first.fingerprint) / "images.u8", "r+b") as file:
+        file.truncate(100)
+    assert open_cached(volume, first.fingerprint) is None
+    assert np.array_equal(open_images(volume, str(faces), 16).pictures_N3HW, pixels)
+
+
+def test_two_builders_at_once_end_with_one_whole_cache(faces, volume) -> None:
+    found: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(open_images(volume, str(faces), 16).fingerprint))
+        for _ in range(4)
+    ]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert len(found) == 4
+    assert [one.name for one in volume.datasets.iterdir()] == [found[0]]
+
+
+def test_a_cache_that_does_not_fit_is_refused_with_bytes_needed_and_free(faces, volume, monkeypatch) -> None:
+    monkeypatch.setattr(datasets, "RESERVE_BYTES", 1 << 60)
+    with pytest.raises(DiskFullError) as caught:
+        open_images(volume, str(faces), 16)
+    assert "free" in caught.value.message
+    assert list(volume.datasets.iterdir()) == []
+
+
+def test_pictures_are_in_the_order_of_their_names(faces, volume) -> None:
+    images = open_images(volume, str(faces), 24)
+    for i in (0, 7, 19):
+        with Image.open(faces / f"{i:03d}.png") as one:
+            expected = np.asarray(one.crop((3, 0, 27, 24))).transpose(2, 0, 1)
+        assert np.array_equal(images.pictures_N3HW[i], expected)
+
+
+def test_the_list_names_source_count_and_size(faces, volume) -> None:
+    open_images(volume, str(faces), 16)
+    (one,) = list_datasets(volume)
+    assert (one["source"], one["count"], one["size"], one["bytes"]) == (str(faces), 20, 16, 20 * 3 * 16 * 16)
+
+
+def test_check_counts_what_training_would_find(faces) -> None:
+    (faces / "x.png").write_bytes(b"no")
+    Image.new("RGBA", (30, 24), (1, 2, 3, 4)).save(faces / "y.png")
+    found = check(faces)
+    assert (found.pictures, found.usable) == (22, 21)
+    assert found.sizes["30×24"] == 21
+    assert found.modes == {"RGB": 20, "RGBA": 1}
+    assert [one.name for one in found.skipped] == ["x.png"]

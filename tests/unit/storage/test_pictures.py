@@ -1,0 +1,103 @@
+"""Generated pictures appear together, lossless, named by a manifest that can be checked."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.context import Picture
+from jobs.errors import StorageError
+from storage.durable import sha256_file
+from storage.pictures import PngFolder, copy_out, encode_png, verify_manifest, write_png
+
+
+def pixels(seed: int, size: int = 24) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8)
+
+
+def filled(folder: Path, count: int = 10) -> PngFolder:
+    sink = PngFolder(folder)
+    sink.add(Picture(i, pixels(i), {"seed": 7, "draw": i, "score": None}) for i in range(count))
+    sink.add_grid("grid-0000", pixels(99, 64))
+    return sink
+
+
+def test_png_is_lossless_whatever_the_layout_in_memory(tmp_path) -> None:
+    for image in (pixels(1), pixels(2)[:, ::-1], pixels(3).transpose(1, 0, 2)):
+        write_png(tmp_path / "a.png", image)
+        with Image.open(tmp_path / "a.png") as back:
+            assert np.array_equal(np.asarray(back), image)
+
+
+def test_png_without_fpng_is_lossless_too(monkeypatch) -> None:
+    import io
+    import sys
+
+    monkeypatch.setitem(sys.modules, "fpng", None)
+    with Image.open(io.BytesIO(encode_png(pixels(1)))) as back:
+        assert np.array_equal(np.asarray(back), pixels(1))
+
+
+def test_nothing_is_visible_before_publication(tmp_path) -> None:
+    sink = filled(tmp_path / "a1")
+    assert not any((tmp_path / "a1" / name).exists() for name in ("images", "grids", "manifest.jsonl"))
+    facts = sink.publish()
+    assert facts["pictures"] == 10
+    assert facts["grids"] == ["grids/grid-0000.png"]
+    assert verify_manifest(tmp_path / "a1", manifest_sha256=facts["manifest_sha256"]) == 10
+    assert not list((tmp_path / "a1").glob("*.tmp-*"))
+
+
+def test_the_manifest_has_index_seed_draw_score_and_hash(tmp_path) -> None:
+    filled(tmp_path / "a1").publish()
+    line = json.loads((tmp_path / "a1" / "manifest.jsonl").read_text().splitlines()[3])
+    assert line["index"] == 3
+    assert (line["seed"], line["draw"], line["score"]) == (7, 3, None)
+    assert line["sha256"] == sha256_file(tmp_path / "a1" / line["file"])
+
+
+@pytest.mark.parametrize("harm", ["missing", "changed", "extra", "renumbered"])
+def test_a_result_that_was_harmed_does_not_verify(harm, tmp_path) -> None:
+    filled(tmp_path / "a1").publish()
+    images = tmp_path / "a1" / "images"
+    if harm == "missing":
+        (images / "000004.png").unlink()
+    elif harm == "changed":
+        shutil.copy(images / "000001.png", images / "000002.png")
+    elif harm == "extra":
+        shutil.copy(images / "000001.png", images / "000011.png")
+    else:
+        manifest = tmp_path / "a1" / "manifest.jsonl"
+        manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(StorageError):
+        verify_manifest(tmp_path / "a1")
+
+
+def test_a_gap_in_the_indices_is_refused(tmp_path) -> None:
+    sink = PngFolder(tmp_path / "a1")
+    with pytest.raises(StorageError, match="came where 0 was due"):
+        sink.add([Picture(1, pixels(1))])
+
+
+def test_leftovers_of_a_killed_attempt_are_swept_and_never_published(tmp_path) -> None:
+    filled(tmp_path / "a1", count=15)  # killed before it was published
+    filled(tmp_path / "a1", count=3).publish()
+    assert verify_manifest(tmp_path / "a1") == 3
+    assert not list((tmp_path / "a1").glob("*.tmp-*"))
+
+
+def test_discarded_pictures_leave_nothing(tmp_path) -> None:
+    filled(tmp_path / "a1").discard()
+    assert list((tmp_path / "a1").iterdir()) == []
+
+
+def test_results_are_copied_out_and_a_bad_place_is_told_and_harmless(tmp_path) -> None:
+    filled(tmp_path / "a1").publish()
+    assert copy_out(tmp_path / "a1", str(tmp_path / "out")) == {"out": str(tmp_path / "out")}
+    assert verify_manifest(tmp_path / "out") == 10
+    (tmp_path / "file").touch()
+    assert "out_error" in copy_out(tmp_path / "a1", str(tmp_path / "file"))
+    assert verify_manifest(tmp_path / "a1") == 10
