@@ -67,6 +67,9 @@ def open_session(*, create: bool = False, settings: Settings | None = None) -> S
                 hint="the first ganq submit makes it; GANQ_HOME says where",
             ) from exc
         raise
+    ctx = click.get_current_context(silent=True)
+    if ctx is not None:
+        ctx.call_on_close(database.dispose)
     return Session(settings, database, Queries(database))
 
 

@@ -1,0 +1,230 @@
+"""Bad input and bad surroundings: one clear line, the way out, an exit code, nothing half-written."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cli import main as entry
+
+
+def set_schema(path: Path, revision: str) -> None:
+    with sqlite3.connect(path) as conn:
+        conn.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+    conn.close()
+
+
+def one_line_and_hint(err: str) -> tuple[str, str]:
+    lines = [line for line in err.splitlines() if line]
+    assert len(lines) == 2, err
+    assert lines[0].startswith("error: ")
+    assert lines[1].startswith("  → ")
+    return lines[0], lines[1]
+
+
+def test_an_unknown_command_names_the_near_one(ganq):
+    said = ganq("statsu")
+    assert said.code == 2
+    line, hint = one_line_and_hint(said.err)
+    assert "did you mean status?" in line
+    assert "ganq --help" in hint
+
+
+def test_an_unknown_option_is_a_usage_error(ganq, pictures):
+    said = ganq("submit", "train", "--data", pictures, "--epoch-count", 3)
+    assert said.code == 2
+    line, _ = one_line_and_hint(said.err)
+    assert "--epoch-count" in line
+
+
+def test_a_value_of_the_wrong_type_is_a_usage_error(ganq, pictures):
+    said = ganq("submit", "train", "--data", pictures, "--epochs", "many")
+    assert said.code == 2
+    assert "'many'" in one_line_and_hint(said.err)[0]
+
+
+def test_a_job_that_does_not_exist_is_exit_code_3_in_every_command_that_takes_one(ganq):
+    for command in (
+        ("status",),
+        ("wait",),
+        ("logs",),
+        ("events",),
+        ("cancel",),
+        ("hold",),
+        ("release",),
+        ("retry",),
+        ("open",),
+        ("checkpoints",),
+    ):
+        said = ganq(*command, 99)
+        assert said.code == 3, command
+        assert "there is no job 99" in one_line_and_hint(said.err)[0]
+
+
+def test_with_json_the_error_is_json_on_stderr_and_stdout_stays_empty(ganq):
+    said = ganq("status", 99, "--json")
+    assert said.code == 3
+    assert said.out == ""
+    assert said.error() == {
+        "code": "JOB_NOT_FOUND",
+        "message": "there is no job 99",
+        "hint": "ganq status lists them",
+    }
+
+
+@pytest.mark.parametrize(
+    ("revision", "word", "way"), [("0000", "older", "ganq db upgrade"), ("9999", "newer", "install")]
+)
+def test_a_database_of_another_schema_is_refused_and_left_alone(
+    ganq, settings, pictures, revision, word, way
+):
+    path = settings.home / "ganq.db"
+    set_schema(path, revision)
+    for command in (("status",), ("submit", "train", "--data", pictures), ("cancel", "1")):
+        said = ganq(*command)
+        assert said.code == 1
+        line, hint = one_line_and_hint(said.err)
+        assert word in line
+        assert way in hint
+    with sqlite3.connect(path) as conn:
+        assert conn.execute("SELECT count(*) FROM job").fetchone() == (0,)
+        assert conn.execute("SELECT version_num FROM alembic_version").fetchone() == (revision,)
+    conn.close()
+
+
+def test_db_upgrade_refuses_a_database_from_the_future(ganq, settings):
+    set_schema(settings.home / "ganq.db", "9999")
+    said = ganq("db", "upgrade")
+    assert said.code == 1
+    assert "newer" in one_line_and_hint(said.err)[0]
+
+
+def test_db_upgrade_makes_the_tables_of_a_new_home_and_then_has_nothing_to_do(bare_ganq, tmp_path):
+    assert bare_ganq("db", "status").code == 1
+    first = bare_ganq("db", "upgrade", "--json").json()
+    assert (first["before"], first["schema"]) == (None, "0001")
+    assert bare_ganq("db", "upgrade", "--json").json()["before"] == "0001"
+    assert bare_ganq("db", "status").code == 0
+
+
+def test_a_file_that_is_no_database_is_named_as_such(ganq, settings):
+    (settings.home / "ganq.db").write_bytes(b"these are not the tables you are looking for" * 100)
+    said = ganq("status")
+    assert said.code == 1
+    assert "not a SQLite database" in one_line_and_hint(said.err)[0]
+
+
+def test_a_postgres_that_is_not_there_is_one_line_and_its_password_is_masked(ganq, monkeypatch):
+    monkeypatch.setenv("GANQ_DATABASE_URL", "postgresql://ganq:geheim@127.0.0.1:1/ganq")
+    monkeypatch.setattr("storage.engine.Database.read.__kwdefaults__", {"patience_s": 0.2})
+    said = ganq("status")
+    assert said.code == 1
+    assert "cannot be reached" in one_line_and_hint(said.err)[0]
+    assert "geheim" not in said.err
+
+
+def test_a_setting_that_cannot_work_is_named(ganq, monkeypatch):
+    monkeypatch.setenv("GANQ_POLL_SECONDS", "soon")
+    said = ganq("status")
+    assert said.code == 2
+    assert "GANQ_POLL_SECONDS=soon" in one_line_and_hint(said.err)[0]
+
+
+def test_a_home_that_cannot_be_made_is_one_line_and_nothing_is_written(
+    bare_ganq, monkeypatch, tmp_path, pictures
+):
+    blocked = tmp_path / "a-file"
+    blocked.touch()
+    monkeypatch.setenv("GANQ_HOME", str(blocked / "home"))
+    said = bare_ganq("submit", "train", "--data", pictures)
+    assert said.code == 1
+    one_line_and_hint(said.err)
+    assert said.out == ""
+    assert blocked.read_bytes() == b""
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes wherever it likes")
+def test_a_read_only_home_is_one_line(bare_ganq, monkeypatch, tmp_path, pictures):
+    home = tmp_path / "new-home"
+    home.mkdir(mode=0o500)
+    said = bare_ganq("submit", "train", "--data", pictures)
+    assert said.code == 1
+    one_line_and_hint(said.err)
+    assert list(home.iterdir()) == []
+
+
+def test_commands_before_the_first_job_say_how_to_begin(bare_ganq, tmp_path):
+    said = bare_ganq("status")
+    assert said.code == 0
+    assert "no jobs yet" in said.out
+    assert "ganq submit train" in said.out
+    assert bare_ganq("status", "--json").json() == []
+    assert bare_ganq("workers").code == 0
+    assert bare_ganq("wait", 1).code == 3
+    assert bare_ganq("submit", "generate", "--count", 3).code == 3
+    assert not (tmp_path / "new-home").exists(), "a command that only asks has written something"
+
+
+def test_an_unexpected_error_is_one_line_that_says_it_is_a_defect(ganq, monkeypatch):
+    def fail(*args: object, **options: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("storage.queries.Queries.page", fail)
+    said = ganq("status")
+    assert said.code == 1
+    line, hint = one_line_and_hint(said.err)
+    assert line == "error: ZeroDivisionError: division by zero"
+    assert hint == f"  → {entry.DEFECT_HINT}"
+    with pytest.raises(ZeroDivisionError):
+        entry.main(["status", "--debug"])
+    monkeypatch.setenv("GANQ_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        entry.main(["status"])
+
+
+def test_control_characters_of_an_argument_do_not_reach_the_terminal(ganq):
+    said = ganq("status", "\x1b[31mred\x07")
+    assert said.code == 3
+    assert "\x1b" not in said.err
+    assert "\x07" not in said.err
+
+
+def run_process(shell: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+
+
+def test_a_reader_that_has_gone_is_quiet(ganq, job_factory: Callable[..., object]):
+    for _ in range(200):
+        job_factory()
+    done = run_process(
+        f"{sys.executable} -m cli.main status --json --all | head -c 1; echo ${{PIPESTATUS[0]}}"
+    )
+    assert done.stderr == ""
+    assert done.stdout == "[141\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_an_output_that_cannot_be_written_is_one_line(ganq, job_factory: Callable[..., object]):
+    job_factory()
+    done = run_process(f"{sys.executable} -m cli.main status > /dev/full")
+    assert done.returncode == 1
+    assert one_line_and_hint(done.stderr)[0] == "error: no space left on device"
+
+
+def test_ctrl_c_while_waiting_is_130_and_says_that_the_work_goes_on(ganq, job_factory: Callable[..., object]):
+    job_factory()
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", "wait", "1"], stderr=subprocess.PIPE, text=True
+    )
+    assert waiting.stderr is not None
+    assert "job 1: queued" in waiting.stderr.readline()
+    waiting.send_signal(2)
+    rest = waiting.stderr.read()
+    assert waiting.wait(10) == 130
+    waiting.stderr.close()
+    assert "the work goes on" in rest
+    assert "Traceback" not in rest

@@ -1,0 +1,82 @@
+"""The entry point: it starts fast, every command loads, and the docs say what the help says."""
+
+import subprocess
+import sys
+
+import click
+import pytest
+
+from cli.lazy import LazyGroup
+from cli.main import COMMANDS, main, root
+from cli.reference import PAGE, commands, page
+
+HEAVY = ("torch", "celery", "sqlalchemy", "redis", "pydantic", "rich", "numpy", "alembic", "platformdirs")
+
+
+def loaded_after(*argv: str) -> set[str]:
+    """The modules that a fresh Python holds after one command."""
+    program = (
+        "import sys\nfrom cli.main import main\n"
+        f"code = main({list(argv)!r})\n"
+        "print('\\n'.join(sys.modules), file=sys.stderr)\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 2), done.stderr
+    return {line.split(".")[0] for line in done.stderr.splitlines()}
+
+
+@pytest.mark.parametrize("argv", [("--help",), ("submit", "--help"), ("--version",), ("statsu",)])
+def test_help_and_a_typo_load_nothing_heavy(argv: tuple[str, ...]) -> None:
+    assert loaded_after(*argv).isdisjoint(HEAVY)
+
+
+def test_status_loads_no_torch_no_celery_and_off_a_terminal_no_rich(ganq: object) -> None:
+    assert loaded_after("status").isdisjoint({"torch", "celery", "redis", "rich", "pydantic", "numpy"})
+
+
+def all_commands() -> list[tuple[tuple[str, ...], click.Command]]:
+    return list(commands())
+
+
+@pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
+def test_every_row_of_the_table_loads_and_has_the_name_it_is_listed_by(entry: object) -> None:
+    assert isinstance(root, LazyGroup)
+    command = root.get_command(click.Context(root), entry.name)  # type: ignore[attr-defined]
+    assert command is not None
+    assert command.name == entry.name  # type: ignore[attr-defined]
+
+
+def test_every_command_has_help_and_an_example_of_itself() -> None:
+    for path, command in all_commands():
+        name = " ".join(path)
+        assert command.help, name
+        shown = (command.epilog or "") + command.help
+        assert name in shown, f"{name} has no example in its help"
+
+
+def test_the_reference_is_what_the_commands_say() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m cli.reference"
+
+
+def test_help_groups_the_commands_in_sections(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert [
+        line for line in out.splitlines() if line in ("Work:", "Watch:", "Data and models:", "Run:", "Admin:")
+    ]
+    assert out.index("Work:") < out.index("Watch:") < out.index("Admin:")
+
+
+def test_no_command_at_all_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "submit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_and_how_to_install_it(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion", shell]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("# To install it: ")
+    assert "_GANQ_COMPLETE" in out

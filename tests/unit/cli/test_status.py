@@ -1,0 +1,293 @@
+"""`ganq status` and its sisters that only look: the words must be true."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+
+from jobs.errors import DiskFullError
+
+
+def row_of(said, job_id):
+    return next(line for line in said.out.splitlines() if line.split()[0] == str(job_id))
+
+
+def test_a_running_job_shows_epoch_rate_eta_and_worker(ganq, store, running_job_factory):
+    lease = running_job_factory(name="faces")
+    store.heartbeat(
+        lease, {"done": 250, "total": 1000, "unit": "pictures", "rate": 25.0, "epoch": 1, "epochs": 4}
+    )
+    row = row_of(ganq("status"), 1)
+    for part in ("faces", "train", "running", "epoch 1/4 25%", "25/s", "30 s", "w1"):
+        assert part in row
+    told = ganq("status", "--json").json()[0]
+    assert (told["fraction"], told["eta_seconds"]) == (0.25, 30.0)
+
+
+def test_a_generation_shows_its_pictures(ganq, store, running_job_factory):
+    lease = running_job_factory(kind="generate")
+    store.heartbeat(lease, {"done": 640, "total": 1000, "unit": "pictures", "rate": None})
+    assert "640/1,000 pictures 64%" in row_of(ganq("status"), 1)
+
+
+def test_a_phase_that_is_not_the_work_is_named_and_promises_no_end(ganq, store, running_job_factory):
+    lease = running_job_factory()
+    store.heartbeat(lease, {"done": 5, "total": 10, "rate": 5.0, "phase": "reading pictures"})
+    assert "reading pictures" in row_of(ganq("status"), 1)
+    assert ganq("status", 1, "--json").json()["eta_seconds"] is None
+
+
+def test_progress_that_is_nonsense_breaks_no_table(ganq, store, running_job_factory):
+    lease = running_job_factory()
+    store.heartbeat(lease, {"done": "x", "total": 0, "rate": "fast", "epoch": None, "unit": "\x1b[2J"})
+    said = ganq("status")
+    assert said.code == 0
+    assert "\x1b" not in said.out
+
+
+def test_words_are_true_for_jobs_that_do_not_move(ganq, store, job_factory, running_job_factory):
+    cancelling = running_job_factory()
+    store.request_cancel(cancelling.job_id)
+    held = job_factory(held=True)
+    waiting = job_factory(after=[held.id])
+    later = running_job_factory()
+    store.fail(later, DiskFullError("no room left"))
+    ended = job_factory()
+    store.request_cancel(ended.id)
+    said = ganq("status")
+    assert "cancelling" in row_of(said, cancelling.job_id)
+    assert "held" in row_of(said, held.id)
+    assert f"waits for {held.id}" in row_of(said, waiting.id)
+    assert "retry in" in row_of(said, later.job_id)
+    assert "DISK_FULL" in row_of(said, later.job_id)
+    assert "cancelled" in row_of(said, ended.id)
+
+
+def test_a_job_whose_worker_fell_silent_is_not_called_running(
+    ganq, database, running_job_factory, worker_identity
+):
+    from sqlalchemy import text
+
+    from storage.worker_store import WorkerStore
+
+    WorkerStore(database, worker_identity).say("busy", 1)
+    running_job_factory()
+    assert "running" in row_of(ganq("status"), 1)
+    database.write(lambda conn: conn.execute(text("UPDATE worker SET seen_at = seen_at - 90")))
+    assert "silent for 1 min 30 s" in row_of(ganq("status"), 1)
+    assert ganq("workers", "--json").json()[0]["status"] == "silent"
+    assert "silent" in ganq("workers").out
+
+
+def test_a_worker_is_shown_with_its_job_device_and_version(ganq, database, make_identity):
+    from storage.worker_store import WorkerStore
+
+    WorkerStore(database, make_identity("node7-gpu3", device="gpu3 (H100)")).say("busy", 42)
+    out = ganq("workers").out
+    for part in ("node7-gpu3", "busy", "42", "gpu3 (H100)", "testhost", "0.1.0", "0 s ago"):
+        assert part in out
+
+
+def test_the_list_is_newest_first_limited_and_says_so(ganq, job_factory):
+    for _ in range(25):
+        job_factory()
+    said = ganq("status")
+    lines = said.out.splitlines()
+    assert [int(line.split()[0]) for line in lines[1:-1]] == list(range(25, 5, -1))
+    assert "25 jobs: 25 queued" in lines[-1]
+    assert "--all" in lines[-1]
+    assert len(ganq("status", "--limit", 3).out.splitlines()) == 5
+    assert len(ganq("status", "--all").out.splitlines()) == 27
+    assert len(ganq("status", "--json").json()) == 20
+    assert len(ganq("status", "--json", "--all").json()) == 25
+
+
+def test_filters_choose_by_state_kind_user_and_name(ganq, store, job_factory):
+    job_factory(name="faces")
+    job_factory(name="faces-2", user="ada")
+    job_factory(kind="generate")
+    store.request_cancel(1)
+
+    def ids(*options):
+        return [one["id"] for one in ganq("status", "--json", *options).json()]
+
+    assert ids("--state", "cancelled") == [1]
+    assert ids("--state", "cancelled", "--state", "queued") == [3, 2, 1]
+    assert ids("--kind", "generate") == [3]
+    assert ids("--user", "ada") == [2]
+    assert ids("--name", "face") == [2, 1]
+    assert ids("--name", "face", "--state", "queued") == [2]
+    assert ganq("status", "--kind", "paint").code == 2
+    assert ganq("status", "--state", "sleeping").code == 2
+    assert ganq("status", 1, "--kind", "train").code == 2
+
+
+def test_all_jobs_as_json_come_in_pages_with_their_words(ganq, job_factory, monkeypatch):
+    monkeypatch.setattr("storage.queries.PAGE", 4)
+    first = job_factory()
+    for _ in range(9):
+        job_factory(after=[first.id])
+    told = ganq("status", "--json", "--all").json()
+    assert [one["id"] for one in told] == list(range(10, 0, -1))
+    assert told[0]["status"] == "waits for 1"
+
+
+def test_one_job_is_shown_whole(ganq, store, settings, running_job_factory):
+    from jobs.errors import DatasetError
+    from storage.volume import Volume
+
+    lease = running_job_factory(name="faces", spec={"data": "/pictures/faces", "epochs": 4})
+    folder = Volume(settings.volume).attempt(1, 1)
+    (folder / "samples").mkdir(parents=True)
+    (folder / "log.txt").write_text("reading\n\x1b[31mred ink\n")
+    store.register_checkpoint(
+        lease,
+        kind="epoch",
+        epoch=2,
+        step=20,
+        path="jobs/000001/a1/checkpoints/epoch-0002",
+        manifest_sha256="0" * 64,
+        size=10,
+    )
+    store.fail(lease, DatasetError("too many pictures are broken", hint="ganq dataset check"))
+    said = ganq("status", "faces")
+    for part in (
+        "job 1 · faces · train",
+        "failed",
+        "too many pictures are broken [BAD_DATASET]",
+        "→ ganq dataset check",
+        "/pictures/faces",
+        "failed after",
+        "w1",
+        "1 checkpoint, newest at epoch 2",
+        str(folder / "samples"),
+        "ganq open 1",
+        "submitted",
+        "claimed",
+        "red ink",
+    ):
+        assert part in said.out, part
+    assert "\x1b" not in said.out
+    told = ganq("status", "faces", "--json").json()
+    assert told["error"]["code"] == "BAD_DATASET"
+    assert told["attempts"][0]["outcome"] == "failed"
+    assert "lease_token" not in told["attempts"][0]
+    assert told["log_tail"][-1].endswith("red ink")
+    assert told["checkpoints"][0]["epoch"] == 2
+
+
+def test_a_queued_job_knows_its_place(ganq, job_factory):
+    job_factory()
+    job_factory()
+    job_factory(priority=5)
+    assert "2 jobs before it" in ganq("status", 2).out
+    assert "next" in ganq("status", 3).out
+    assert ganq("status", 2, "--json").json()["queue_position"] == 3
+
+
+def test_a_finished_job_says_where_its_results_are_and_that_they_are_bit_exact(ganq, trained, settings):
+    job_id = trained()
+    folder = settings.volume / "jobs" / f"{job_id:06d}" / "a1"
+    said = ganq("status", job_id)
+    assert str(folder / "samples") in said.out
+    assert "bit-exact" in said.out
+
+
+def test_a_result_cannot_point_outside_its_attempt(ganq, store, running_job_factory, settings):
+    lease = running_job_factory()
+    store.succeed(lease, {"samples": "/etc"})
+    folder = settings.volume / "jobs" / "000001" / "a1"
+    assert ganq("status", 1, "--json").json()["paths"]["samples"] == str(folder)
+
+
+def test_a_name_means_its_newest_job(ganq, job_factory):
+    job_factory(name="faces")
+    job_factory(name="faces")
+    assert ganq("status", "faces", "--json").json()["id"] == 2
+
+
+def test_watch_needs_a_terminal(ganq, job_factory):
+    job_factory()
+    said = ganq("status", "--watch")
+    assert said.code == 2
+    assert "ganq wait" in said.err
+
+
+def on_a_terminal(*argv, columns=100, until=b""):
+    """What a command draws on a real terminal; interrupted by Ctrl-C once `until` was drawn."""
+    reader, writer = pty.openpty()
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "LINES": "30"}
+    env.pop("NO_COLOR", None)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", *argv], stdout=writer, stderr=writer, stdin=writer, env=env
+    )
+    os.close(writer)
+    drawn = b""
+    interrupted = False
+    while True:
+        try:
+            part = os.read(reader, 65536)
+        except OSError:  # Linux's way to say that the other side was closed
+            break
+        if not part:
+            break
+        drawn += part
+        if until and until in drawn and not interrupted:
+            process.send_signal(2)
+            interrupted = True
+    os.close(reader)
+    return process.wait(20), drawn.decode()
+
+
+def test_a_terminal_gets_bars_and_colours(ganq, store, running_job_factory):
+    lease = running_job_factory(name="faces")
+    store.heartbeat(lease, {"done": 5, "total": 10, "unit": "pictures", "rate": 5.0, "epoch": 2, "epochs": 4})
+    code, drawn = on_a_terminal("status")
+    assert code == 0
+    assert "█████─────" in drawn
+    assert "\x1b[" in drawn
+    _, drawn = on_a_terminal("status", columns=46)
+    header, row, *_ = re.sub(r"\x1b\[[0-9;]*m", "", drawn).splitlines()
+    assert len(row.rstrip()) <= 46, "the terminal would break the line"
+    assert "AGE" not in header
+    assert "running" in row
+
+
+def test_no_color_is_respected_on_a_terminal(ganq, job_factory, monkeypatch):
+    job_factory()
+    import cli.output
+
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(cli.output, "on_terminal", lambda: True)
+    assert "\x1b[3" not in ganq("status").out
+
+
+def test_watch_redraws_until_ctrl_c(ganq, job_factory):
+    job_factory(name="faces")
+    code, drawn = on_a_terminal("status", "--watch", until=b"queued")
+    assert code == 130
+    assert "faces" in drawn
+    assert "Traceback" not in drawn
+
+
+@pytest.mark.parametrize("word", ["99", "fac"])
+def test_the_shell_completes_ids_and_names(ganq, job_factory, monkeypatch, word):
+    job_factory(name="faces")
+    monkeypatch.setenv("_GANQ_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", f"ganq wait {word}")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    said = ganq()
+    assert said.code == 0
+    assert said.out.strip() == ("plain,faces" if word == "fac" else "")
+
+
+def test_completion_without_a_job_table_is_silent_and_makes_none(bare_ganq, monkeypatch, tmp_path):
+    monkeypatch.setenv("_GANQ_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "ganq wait ")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    said = bare_ganq()
+    assert (said.out.strip(), said.err) == ("", "")
+    assert not (tmp_path / "new-home").exists()

@@ -1,0 +1,501 @@
+"""`ganq submit`: what is refused before it is accepted, and what exactly is accepted."""
+
+import tarfile
+import zipfile
+
+import pytest
+
+from cli.preflight import checkpoint_bytes, count_pictures, training_plan, weights_of
+from jobs.recipes import DEFAULT_RECIPE, RECIPES
+from jobs.specs import GenerateSpec, TrainSpec
+
+# --- train --------------------------------------------------------------------------------
+
+
+def test_a_training_is_accepted_with_the_default_recipe_and_redis_away_is_a_notice(ganq, queries, pictures):
+    said = ganq("submit", "train", "--data", pictures, "--name", "faces")
+    assert said.code == 0
+    assert "job 1 (faces): train accepted, queued" in said.out
+    assert "accepted all the same" in said.err
+    assert "no worker is running" in said.err
+    job = queries.get(1)
+    assert (job.name, job.kind, job.user, job.queue, job.priority) == (
+        "faces",
+        "train",
+        "tester",
+        "default",
+        0,
+    )
+    assert job.spec == TrainSpec.create(data=str(pictures), recipe=DEFAULT_RECIPE).to_json()
+
+
+def test_no_notice_when_a_worker_listens_and_redis_is_there(
+    ganq, pictures, database, worker_identity, redis_url
+):
+    from storage.worker_store import WorkerStore
+
+    WorkerStore(database, worker_identity).say("idle")
+    said = ganq("submit", "train", "--data", pictures)
+    assert (said.code, said.err) == (0, "")
+
+
+def test_a_queue_that_no_worker_serves_is_noticed(ganq, pictures, database, worker_identity):
+    from storage.worker_store import WorkerStore
+
+    WorkerStore(database, worker_identity).say("idle")
+    said = ganq("submit", "train", "--data", pictures, "--queue", "nights")
+    assert "no running worker serves the queue nights" in said.err
+
+
+TYPED = {
+    "recipe": ("--recipe", "origin", "origin"),
+    "size": ("--size", "64", 64),
+    "batch": ("--batch", "16", 16),
+    "epochs": ("--epochs", "7", 7),
+    "lr_g": ("--lr-g", "1e-3", 1e-3),
+    "lr_d": ("--lr-d", "1e-3", 1e-3),
+    "beta1": ("--beta1", "0.4", 0.4),
+    "beta2": ("--beta2", "0.9", 0.9),
+    "nz": ("--nz", "64", 64),
+    "ngf": ("--ngf", "16", 16),
+    "ndf": ("--ndf", "16", 16),
+    "d_every": ("--d-every", "2", 2),
+    "g_every": ("--g-every", "3", 3),
+    "save_every": ("--save-every", "9", 9),
+    "seed": ("--seed", "11", 11),
+    "loader_workers": ("--num-workers", "2", 2),
+    "device": ("--device", "cpu", "cpu"),
+    "loss": ("--loss", "nonsaturating", "nonsaturating"),
+    "norm_d": ("--norm-d", "spectral", "spectral"),
+    "noise": ("--noise", "stale", "stale"),
+    "ema_half_life_kimg": ("--ema-half-life-kimg", "5", 5.0),
+    "augment": ("--augment", "cutout,color", ["cutout", "color"]),
+    "mirror": ("--mirror", None, True),
+    "max_skip": ("--max-skip", "0.2", 0.2),
+    "checkpoint_seconds": ("--checkpoint-seconds", "30", 30.0),
+    "keep_last": ("--keep-last", "4", 4),
+    "keep_every": ("--keep-every", "50", 50),
+    "deterministic": ("--no-deterministic", None, False),
+}
+ELSEWHERE = {"data", "init_netg", "init_netd", "continue_from"}
+
+
+def test_the_table_of_typed_options_holds_every_field():
+    assert set(TYPED) | ELSEWHERE == set(TrainSpec.model_fields)
+
+
+@pytest.mark.parametrize("field", TYPED)
+def test_each_option_reaches_its_field_and_no_other(ganq, pictures, field):
+    flag, value, expected = TYPED[field]
+    typed = [flag] if value is None else [flag, value]
+    # --recipe origin alone would want batches of 256.
+    said = ganq("submit", "train", "--data", pictures, "--batch", 8, *typed, "--dry-run", "--json")
+    assert said.code == 0, said.err
+    base = {"batch": 8, "recipe": "origin" if field == "recipe" else DEFAULT_RECIPE}
+    plain = TrainSpec.create(data=str(pictures), **base).to_json()
+    assert said.json()["spec"] == {**plain, field: expected}
+
+
+def test_augment_none_turns_the_recipes_policies_off(ganq, pictures):
+    said = ganq("submit", "train", "--data", pictures, "--augment", "none", "--dry-run", "--json")
+    assert said.json()["spec"]["augment"] == []
+    assert RECIPES[DEFAULT_RECIPE].defaults["augment"]
+
+
+BAD = {
+    "an impossible size": (("--size", 50), 2, "pictures of 50×50 cannot be made", "--size 48 or --size 64"),
+    "a batch of one": (("--batch", 1), 2, "--batch", None),
+    "no epochs": (("--epochs", 0), 2, "--epochs", None),
+    "a rate that is no number": (("--lr-g", "nan"), 2, "--lr-g", None),
+    "an unknown recipe": (("--recipe", "magic"), 2, "'magic'", None),
+    "an unknown policy": (("--augment", "blur"), 2, "--augment", None),
+    "a game that does not fit": (
+        ("--loss", "bce"),
+        2,
+        "--norm-d spectral gives logits",
+        "--loss nonsaturating",
+    ),
+    "a batch larger than the set": (
+        ("--batch", 71),
+        1,
+        "70 pictures, fewer than one batch of 71",
+        "--batch 70",
+    ),
+    "weights that are not there": (("--init-netg", "/nowhere/netg.pth"), 3, "/nowhere/netg.pth", None),
+    "a name of digits": (("--name", "12"), 2, "cannot be a name", None),
+    "a name with a slash": (("--name", "../x"), 2, "cannot be a name", None),
+    "a queue with a space": (("--queue", "a b"), 2, "--queue", None),
+    "a job before it that is not there": (("--after", 99), 3, "there is no job 99", None),
+    "waiting for a held job": (("--hold", "--wait"), 2, "for ever", None),
+    "a priority out of range": (("--priority", 10**9), 2, "--priority", None),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_request_is_one_line_and_no_row(ganq, queries, pictures, case):
+    typed, code, message, hint = BAD[case]
+    said = ganq("submit", "train", "--data", pictures, *typed)
+    assert said.code == code, said.err
+    first, *rest = said.err.splitlines()
+    assert message in first
+    assert hint is None or hint in rest[0]
+    assert sum(queries.counts().values()) == 0
+    assert ganq("submit", "train").code == 2, "a refused data set must not become the default"
+
+
+def test_no_data_set_names_both_ways_out(ganq):
+    said = ganq("submit", "train")
+    assert said.code == 2
+    assert "--data DIR" in said.err
+    assert "ganq dataset make" in said.err
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "a text file", "a broken zip"])
+def test_data_that_is_none_is_refused(ganq, queries, tmp_path, what):
+    path = tmp_path / "data"
+    if what == "empty":
+        path.mkdir()
+    elif what == "a text file":
+        path.write_text("hello")
+    elif what == "a broken zip":
+        path = tmp_path / "data.zip"
+        path.write_bytes(b"PK but not really")
+    said = ganq("submit", "train", "--data", path)
+    assert said.code == (3 if what == "missing" else 1)
+    assert str(path) in said.err.splitlines()[0]
+    assert "→" in said.err
+    assert sum(queries.counts().values()) == 0
+
+
+def test_the_data_set_used_last_is_the_default_and_ganq_data_comes_before_it(
+    ganq, queries, pictures, monkeypatch, tmp_path
+):
+    ganq("submit", "train", "--data", pictures)
+    assert ganq("submit", "train").code == 0
+    assert queries.get(2).spec["data"] == str(pictures)
+    other = tmp_path / "other"
+    pictures.rename(other)
+    assert ganq("submit", "train").code == 3
+    monkeypatch.setenv("GANQ_DATA", str(other))
+    assert ganq("submit", "train").code == 0
+    assert queries.get(3).spec["data"] == str(other)
+
+
+def test_a_relative_path_is_made_absolute(ganq, queries, pictures, monkeypatch):
+    monkeypatch.chdir(pictures.parent)
+    weights = pictures.parent / "netg.pth"
+    weights.touch()
+    assert ganq("submit", "train", "--data", "faces", "--init-netg", "netg.pth").code == 0
+    spec = queries.get(1).spec
+    assert (spec["data"], spec["init_netg"]) == (str(pictures), str(weights))
+
+
+def test_pictures_are_counted_by_name_in_folders_zips_and_tars(pictures, tmp_path):
+    (pictures / "notes.txt").touch()
+    (pictures / ".hidden.png").touch()
+    (pictures / "more").mkdir()
+    (pictures / "more" / "A.JPG").touch()
+    assert count_pictures(str(pictures)) == 71
+    assert count_pictures(str(pictures), enough=5) == 5
+    with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
+        for file in pictures.rglob("*"):
+            archive.write(file, file.relative_to(tmp_path))
+    assert count_pictures(str(tmp_path / "faces.zip")) == 71
+    with tarfile.open(tmp_path / "faces.tar.gz", "w:gz") as tar:
+        tar.add(pictures, "faces")
+    assert count_pictures(str(tmp_path / "faces.tar.gz")) == 71
+
+
+def test_the_same_submit_key_gives_the_same_job(ganq, queries, pictures):
+    for _ in range(2):
+        said = ganq("submit", "train", "--data", pictures, "--submit-key", "nightly-7", "--json")
+        assert said.json()["id"] == 1
+    assert sum(queries.counts().values()) == 1
+
+
+def test_name_priority_queue_user_hold_and_after_reach_the_row(ganq, queries, pictures):
+    ganq("submit", "train", "--data", pictures, "--name", "first")
+    said = ganq(
+        "submit",
+        "train",
+        "--data",
+        pictures,
+        "--priority",
+        -3,
+        "--queue",
+        "nights",
+        "--user",
+        "ada",
+        "--hold",
+        "--after",
+        "first",
+        "--json",
+    )
+    job = queries.get(2)
+    assert (job.priority, job.queue, job.user, job.held, job.blockers) == (-3, "nights", "ada", True, 1)
+    assert said.json()["status"] == "held"
+    assert said.json()["waits_for"] == [1]
+
+
+def test_a_dry_run_writes_nothing_at_all(bare_ganq, tmp_path, pictures):
+    said = bare_ganq("submit", "train", "--data", pictures, "--epochs", 10, "--dry-run")
+    assert said.code == 0
+    assert "nothing was submitted" in said.out
+    assert not (tmp_path / "new-home").exists()
+
+
+def test_the_plan_counts_steps_as_the_tutorial_does():
+    spec = TrainSpec.create(data="/x", recipe="origin", batch=256, epochs=400)
+    plan = training_plan(spec, 16_000)
+    # RECIPES: 62 batches an epoch, 24,800 steps of D, 13 of G an epoch.
+    assert (plan["batches_per_epoch"], plan["steps_d"], plan["steps_g"]) == (62, 24_800, 5_200)
+    assert plan["pictures_shown"] == 400 * 62 * 256
+
+
+def test_a_dry_run_estimates_from_the_rate_of_earlier_jobs(ganq, trained, pictures):
+    asked = (
+        "submit",
+        "train",
+        "--data",
+        pictures,
+        "--size",
+        24,
+        "--ngf",
+        8,
+        "--ndf",
+        8,
+        "--batch",
+        10,
+        "--epochs",
+        5,
+    )
+    assert ganq(*asked, "--dry-run", "--json").json()["estimate_seconds"] is None
+    trained(rate=50.0)
+    # 5 epochs of 70 pictures at 50 a second.
+    assert ganq(*asked, "--dry-run", "--json").json()["estimate_seconds"] == pytest.approx(7.0)
+    assert "about 7 s" in ganq(*asked, "--dry-run").out
+
+
+@pytest.mark.parametrize("norm_d", ["batch", "spectral"])
+@pytest.mark.parametrize("size", [16, 24, 96, 128])
+def test_the_size_of_the_networks_is_known_without_building_them(size, norm_d):
+    from jobs.gan.networks import Discriminator, Generator
+
+    def numbers(network):
+        return sum(one.numel() for one in network.state_dict().values())
+
+    found = weights_of(size, 20, 8, 4, norm_d)
+    assert found == (
+        numbers(Generator(size=size, nz=20, ngf=8)),
+        numbers(Discriminator(size=size, ndf=4, norm=norm_d)),
+    )
+
+
+def test_the_bytes_of_a_checkpoint_grow_with_the_moving_average():
+    without = TrainSpec.create(data="/x", recipe="origin")
+    assert checkpoint_bytes(without.model_copy(update={"ema_half_life_kimg": 5.0})) > checkpoint_bytes(
+        without
+    )
+
+
+# --- train --continue ---------------------------------------------------------------------
+
+
+def test_continue_copies_the_spec_and_goes_on_from_the_job(ganq, queries, trained, pictures):
+    parent = trained(epochs=4, name="faces")
+    said = ganq("submit", "train", "--continue", "faces", "--data", pictures, "--epochs", 9, "--batch", 8)
+    assert said.code == 0, said.err
+    spec, old = queries.get(parent + 1).spec, queries.get(parent).spec
+    changed = {"data": str(pictures), "epochs": 9, "batch": 8, "continue_from": parent}
+    assert spec == {**old, **changed}
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "message"),
+    [
+        (("--epochs", 4), 2, "has 4 epochs already"),
+        ((), 2, "has 4 epochs already"),
+        (("--epochs", 9, "--size", 48), 2, "--size 48 (it has 24)"),
+        (("--epochs", 9, "--recipe", "origin"), 2, "--recipe origin (it has plus)"),
+    ],
+)
+def test_continue_refuses_what_a_checkpoint_cannot_do(ganq, queries, trained, pictures, typed, code, message):
+    parent = trained(epochs=4)
+    said = ganq("submit", "train", "--continue", parent, "--data", pictures, *typed)
+    assert said.code == code
+    assert message in said.err.splitlines()[0]
+    assert sum(queries.counts().values()) == 1
+
+
+def test_continue_waits_for_a_training_that_has_not_ended(ganq, queries, pictures):
+    ganq("submit", "train", "--data", pictures, "--epochs", 4)
+    said = ganq("submit", "train", "--continue", 1, "--epochs", 8)
+    assert said.code == 0
+    assert "this one waits for it" in said.err
+    assert queries.needs(2)[0][0] == 1
+
+
+def test_continue_needs_a_checkpoint(ganq, store, pictures):
+    ganq("submit", "train", "--data", pictures)
+    store.request_cancel(1)
+    said = ganq("submit", "train", "--continue", 1, "--epochs", 800)
+    assert said.code == 3
+    assert "left no checkpoint" in said.err
+
+
+# --- generate -----------------------------------------------------------------------------
+
+GENERATE_TYPED = {
+    "count": ("--count", "9", 9),
+    "checkpoint": ("--checkpoint", "last", "last"),
+    "seed": ("--seed", "5", 5),
+    "noise_mean": ("--noise-mean", "0.5", 0.5),
+    "noise_std": ("--noise-std", "0.8", 0.8),
+    "format": ("--format", "png", "png"),
+    "grid": ("--grid", "16", 16),
+    "grid_pages": ("--grid-pages", "2", 2),
+    "micro_batch": ("--micro-batch", "32", 32),
+    "device": ("--device", "cpu", "cpu"),
+    "deterministic": ("--no-deterministic", None, False),
+    "out": ("--out", "/tmp/pictures-of-ganq", "/tmp/pictures-of-ganq"),
+}
+
+
+def test_the_table_of_generate_options_holds_every_field():
+    assert set(GENERATE_TYPED) | {"source", "seeds", "keep", "of"} == set(GenerateSpec.model_fields)
+
+
+@pytest.mark.parametrize("field", GENERATE_TYPED)
+def test_each_generate_option_reaches_its_field_and_no_other(ganq, trained, field):
+    source = trained()
+    flag, value, expected = GENERATE_TYPED[field]
+    typed = [flag] if value is None else [flag, value]
+    said = ganq("submit", "generate", "--count", 4, *typed, "--dry-run", "--json")
+    assert said.code == 0, said.err
+    assert said.json()["spec"] == {**GenerateSpec.create(source=source, count=4).to_json(), field: expected}
+
+
+def test_seeds_are_numbers_and_ranges(ganq, trained):
+    trained()
+    said = ganq("submit", "generate", "--seeds", "0,4-6", "--dry-run", "--json").json()
+    assert said["spec"]["seeds"] == [[0, 0], [4, 6]]
+    assert said["plan"]["pictures_kept"] == 4
+
+
+def test_keep_of_is_the_tutorials_best_of_many(ganq, queries, trained):
+    source = trained()
+    assert ganq("submit", "generate", "--keep", 64, "--of", 512).code == 0
+    job = queries.get(source + 1)
+    assert (job.spec["keep"], job.spec["of"], job.priority) == (64, 512, 10)
+
+
+BAD_GENERATE = {
+    "no number of pictures": ((), 2, "exactly one way"),
+    "two ways to count": (("--count", 3, "--seeds", "1-2"), 2, "exactly one way"),
+    "keep without of": (("--keep", 3), 2, "--keep and --of go together"),
+    "more kept than drawn": (("--keep", 9, "--of", 3), 2, "--keep 9 is more than --of 3"),
+    "none": (("--count", 0), 2, "--count"),
+    "a range backwards": (("--seeds", "6-4"), 2, "--seeds 6-4"),
+    "a range of words": (("--seeds", "a-b"), 2, "'a-b'"),
+    "a checkpoint that is none": (("--count", 1, "--checkpoint", "newest"), 2, "names no checkpoint"),
+    "an epoch that was not kept": (("--count", 1, "--checkpoint", "3"), 3, "no checkpoint of epoch 3"),
+    "a path of weights": (("--count", 1, "--from", "/x/netg_399.pth"), 2, "is a path"),
+    "a job that is not there": (("--count", 1, "--from", "nobody"), 3, "no job named 'nobody'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_GENERATE)
+def test_a_bad_generation_is_one_line_and_no_row(ganq, queries, trained, case):
+    trained()
+    typed, code, message = BAD_GENERATE[case]
+    said = ganq("submit", "generate", *typed)
+    assert said.code == code, said.err
+    assert message in said.err.splitlines()[0]
+    assert sum(queries.counts().values()) == 1
+
+
+def test_a_path_is_refused_with_the_command_that_imports_it(ganq, trained, tmp_path, monkeypatch):
+    trained()
+    (tmp_path / "weights").mkdir()
+    monkeypatch.chdir(tmp_path)
+    said = ganq("submit", "generate", "--from", "weights", "--count", 1)
+    assert said.code == 2
+    assert "ganq import weights --name NAME" in said.err
+
+
+def test_an_out_that_is_a_file_is_refused(ganq, trained, tmp_path):
+    trained()
+    (tmp_path / "out").touch()
+    said = ganq("submit", "generate", "--count", 1, "--out", tmp_path / "out")
+    assert said.code == 2
+    assert "is a file" in said.err
+
+
+def test_generation_waits_for_a_training_that_has_not_ended_and_says_so(ganq, queries, pictures):
+    ganq("submit", "train", "--data", pictures, "--epochs", 5)
+    said = ganq("submit", "generate", "--count", 2)
+    assert said.code == 0
+    assert "job 1 is queued: this one waits for it" in said.err
+    assert [needed for needed, _ in queries.needs(2)] == [1]
+    assert "waits for 1" in ganq("status").out
+    said = ganq("submit", "generate", "--count", 2, "--checkpoint", 6)
+    assert said.code == 3
+    assert "ends at epoch 5" in said.err
+
+
+def test_now_takes_the_latest_checkpoint_of_a_running_training(ganq, queries, store, running_job_factory):
+    lease = running_job_factory(spec=TrainSpec.create(data="/pictures").to_json())
+    said = ganq("submit", "generate", "--count", 2, "--now")
+    assert said.code == 3, "there is none yet"
+    store.register_checkpoint(
+        lease,
+        kind="epoch",
+        epoch=5,
+        step=50,
+        path="jobs/000001/a1/checkpoints/epoch-0005",
+        manifest_sha256="0" * 64,
+        size=10,
+    )
+    assert ganq("submit", "generate", "--count", 2, "--now").code == 0
+    job = queries.get(2)
+    assert job.spec["checkpoint"] == "last"
+    assert job.blockers == 0
+
+
+def test_a_failed_training_with_checkpoints_can_be_drawn_from_without_waiting(ganq, queries, trained):
+    source = trained(end="fail")
+    assert ganq("submit", "generate", "--from", source, "--count", 2).code == 0
+    assert queries.get(source + 1).blockers == 0
+
+
+def test_a_failed_training_without_checkpoints_cannot(ganq, store, job_factory):
+    store.request_cancel(job_factory().id)
+    said = ganq("submit", "generate", "--from", 1, "--count", 2)
+    assert said.code == 3
+    assert "job 1 has been cancelled and left no checkpoint" in said.err
+    assert "ganq retry 1" in said.err
+
+
+def test_a_generation_is_no_model_and_its_own_source_is_named(ganq, trained):
+    source = trained()
+    ganq("submit", "generate", "--count", 2)
+    said = ganq("submit", "generate", "--from", source + 1, "--count", 2)
+    assert said.code == 2
+    assert f"--from {source}" in said.err
+
+
+def test_wait_exits_by_the_jobs_fate(ganq, pictures, store, queries):
+    import threading
+    import time
+
+    def cancel() -> None:
+        while not sum(queries.counts().values()):
+            time.sleep(0.02)
+        store.request_cancel(1)
+
+    other = threading.Thread(target=cancel)
+    other.start()
+    said = ganq("submit", "train", "--data", pictures, "--wait")
+    other.join()
+    assert said.code == 1
+    assert "job 1 was cancelled" in said.err
