@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from cli import output, words
@@ -12,6 +13,8 @@ from storage.jobs import Job
 EVENTS = 8
 LOG_LINES = 8
 LOG_TAIL_BYTES = 64 * 1024
+WHOLE_AT_ONCE = ("checkpoints", "samples", "metrics.jsonl")
+PUBLISHED = ("images", "grids", "manifest.jsonl")
 
 
 def lines(session: Session, job_id: int) -> list[str]:
@@ -47,21 +50,22 @@ def as_json(session: Session, job_id: int) -> dict[str, Any]:
     }
 
 
-def result_paths(session: Session, job: Job) -> dict[str, Any]:
-    """Where a job's results lie, by what they are; only what its result names."""
+def result_paths(session: Session, job: Job) -> dict[str, Path]:
+    """
+    Where a job's results lie, by what they are: what its newest attempt holds.
+
+    Pictures count as results once the job has succeeded; samples and checkpoints are
+    whole as soon as they are there.
+    """
     if job.attempt == 0:
         return {}
     folder = session.volume.attempt(job.id, job.attempt)
-    found: dict[str, Any] = {"folder": folder}
-    for name, relative in (job.result or {}).items():
-        if name in ("checkpoint", "samples", "images", "grids", "manifest") and isinstance(relative, str):
-            path = (folder / relative).absolute()
-            found[name] = path if path.is_relative_to(folder) else folder
-    if job.state is not JobState.SUCCEEDED and (folder / "samples").is_dir():
-        found["samples"] = folder / "samples"
+    found = {"folder": folder}
+    names = WHOLE_AT_ONCE + (PUBLISHED if job.state is JobState.SUCCEEDED else ())
+    found |= {Path(name).stem: folder / name for name in names if (folder / name).exists()}
     out = job.spec.get("out")
     if out and job.state is JobState.SUCCEEDED:
-        found["copy"] = out
+        found["copy"] = Path(out)
     return found
 
 

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import click
 
@@ -28,7 +27,7 @@ def open_(job: str, print_only: bool, as_json: bool) -> int:
 
     session = open_session()
     found = session.queries.find(job)
-    paths = {name: Path(path) for name, path in result_paths(session, found).items()}
+    paths = result_paths(session, found)
     best = next((paths[n] for n in ("copy", "images", "grids", "samples", "folder") if n in paths), None)
     if best is None or not best.exists():
         raise NotFoundError(

@@ -128,7 +128,7 @@ def _row(one: "Job", around: Any, bars: bool) -> list[str]:
 
     share = words.fraction(one)
     progress = words.progress(one)
-    if bars and one.progress is not None:
+    if bars and share is not None and progress:
         progress = f"{words.bar(share)} {progress}"
     elif share is not None and progress:
         progress = f"{progress} {share:.0%}"

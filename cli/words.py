@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cli.output import clean, duration, roughly
+from cli.output import clean, count, duration, roughly
 from jobs.states import JobState
 from storage.jobs import Job, WorkerRow
 from storage.queries import Queries
@@ -75,6 +75,11 @@ def progress(job: Job) -> str:
     if job.state is JobState.RUNNING and told.get("phase"):
         return clean(told["phase"])
     epoch, epochs = _number(told.get("epoch")), _number(told.get("epochs"))
+    if job.state is JobState.SUCCEEDED:  # the last beat before the end told of less than all
+        made = _number((job.result or {}).get("pictures")) if job.kind == "generate" else None
+        if made is not None:
+            return count(int(made), "picture")
+        epoch = epochs
     if epochs:
         return f"epoch {int(epoch or 0):,}/{int(epochs):,}"
     done, total = _number(told.get("done")), _number(told.get("total"))

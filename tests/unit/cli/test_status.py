@@ -190,17 +190,33 @@ def test_a_queued_job_knows_its_place(ganq, job_factory):
 
 def test_a_finished_job_says_where_its_results_are_and_that_they_are_bit_exact(ganq, trained, settings):
     job_id = trained()
-    folder = settings.volume / "jobs" / f"{job_id:06d}" / "a1"
+    samples = settings.volume / "jobs" / f"{job_id:06d}" / "a1" / "samples"
+    samples.mkdir(parents=True)
     said = ganq("status", job_id)
-    assert str(folder / "samples") in said.out
+    assert f"samples  {samples}" in said.out
     assert "bit-exact" in said.out
 
 
-def test_a_result_cannot_point_outside_its_attempt(ganq, store, running_job_factory, settings):
+def test_pictures_of_a_generation_that_did_not_end_are_no_result(ganq, store, settings, running_job_factory):
+    lease = running_job_factory(kind="generate")
+    images = settings.volume / "jobs" / "000001" / "a1" / "images"
+    images.mkdir(parents=True)
+    assert "images" not in ganq("status", 1, "--json").json()["paths"]
+    store.succeed(lease, {"pictures": 4})
+    assert ganq("status", 1, "--json").json()["paths"]["images"] == str(images)
+
+
+def test_a_job_that_has_succeeded_shows_all_of_its_work_done(ganq, store, running_job_factory):
     lease = running_job_factory()
-    store.succeed(lease, {"samples": "/etc"})
-    folder = settings.volume / "jobs" / "000001" / "a1"
-    assert ganq("status", 1, "--json").json()["paths"]["samples"] == str(folder)
+    store.heartbeat(
+        lease, {"done": 58, "total": 60, "unit": "pictures", "rate": 4.0, "epoch": 58, "epochs": 60}
+    )
+    store.succeed(lease, {})
+    row = row_of(ganq("status"), 1)
+    assert "epoch 60/60 100%" in row
+    assert "4.0/s" not in row
+    store.succeed(running_job_factory(kind="generate"), {"pictures": 1000})
+    assert "1,000 pictures" in row_of(ganq("status"), 2)
 
 
 def test_a_name_means_its_newest_job(ganq, job_factory):
