@@ -1,0 +1,188 @@
+"""The main job, end to end, as a user types it: submit, train, generate, status; on both databases."""
+
+import hashlib
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from machine import Ganq, part, until
+from PIL import Image
+from safetensors.numpy import load_file
+
+from storage.pictures import verify_manifest
+
+pytestmark = pytest.mark.slow
+
+
+def attempt_folder(ganq: Ganq, job_id: int) -> Path:
+    job = ganq.job(job_id)
+    return Path(ganq.env["GANQ_VOLUME"]) / "jobs" / f"{job_id:06d}" / f"a{job['attempt']}"
+
+
+def weights(folder: Path) -> str:
+    """One hash over every tensor of a state, name by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(folder / "state.safetensors").items()):
+        digest.update(name.encode() + str(tensor.dtype).encode() + np.ascontiguousarray(tensor).tobytes())
+    return digest.hexdigest()
+
+
+def test_train_then_generate_through_redis(ganq: Ganq, redis_url, small) -> None:
+    ganq.start_worker()
+    train = ganq.json("submit", "train", *small, "--epochs", "2", "--save-every", "1", "--name", "tiny")["id"]
+    generate = ganq.json("submit", "generate", "--count", "40", "--grid", "16")["id"]
+    assert ganq.run("wait", str(train), str(generate), "--timeout", "90").returncode == 0
+    trained, made = ganq.job(train), ganq.job(generate)
+    assert trained["state"] == made["state"] == "succeeded"
+    assert trained["bit_exact"] is True
+    folder = attempt_folder(ganq, generate)
+    assert verify_manifest(folder, manifest_sha256=made["result"]["manifest_sha256"]) == 40
+    assert len(list((folder / "grids").iterdir())) == 3
+    with Image.open(attempt_folder(ganq, train) / "samples" / "epoch-0002.png") as grid:
+        assert grid.size[0] > 16 * 8
+    spec = json.loads((folder.parent / "spec.json").read_text())
+    assert spec["spec"]["count"] == 40
+
+
+def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(ganq: Ganq, small) -> None:
+    options = [*small, "--epochs", "40", "--save-every", "5", "--checkpoint-seconds", "0.3"]
+    worker = ganq.start_worker()
+    plain = ganq.json("submit", "train", *options)["id"]
+    assert ganq.run("wait", str(plain), "--timeout", "120").returncode == 0
+    killed = ganq.json("submit", "train", *options)["id"]
+    until(lambda: len(ganq.json("checkpoints", str(killed))) >= 1, what="a first checkpoint")
+    runner = part(worker, "worker.runner")
+    assert runner is not None
+    runner.send_signal(signal.SIGKILL)
+    until(lambda: ganq.job(killed)["attempt"] == 2, what="a second attempt")
+    until(lambda: len(list(attempt_folder(ganq, killed).glob("checkpoints/*"))) >= 1, what="its checkpoint")
+    supervisor = part(worker, "worker.supervisor")
+    assert supervisor is not None
+    supervisor.send_signal(signal.SIGKILL)
+    assert ganq.run("wait", str(killed), "--timeout", "120").returncode == 0
+    job = ganq.job(killed)
+    assert job["attempt"] >= 2
+    assert job["bit_exact"] is True
+    final = [attempt_folder(ganq, one) / "checkpoints" / "final" for one in (plain, killed)]
+    assert weights(final[0]) == weights(final[1])
+
+
+def test_sigterm_drains_and_another_worker_goes_on(ganq: Ganq, small) -> None:
+    first = ganq.start_worker("w1")
+    job = ganq.json("submit", "train", *small, "--epochs", "2000", "--save-every", "1000")["id"]
+    until(lambda: (ganq.job(job)["progress"] or {}).get("epoch", 0) >= 2, what="two epochs")
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(timeout=30) == 0
+    drained = ganq.job(job)
+    assert drained["state"] == "queued"
+    assert [one["outcome"] for one in drained["attempts"]] == ["released"]
+    assert [one["kind"] for one in ganq.json("checkpoints", str(job))] == ["resume"]
+    ganq.start_worker("w2")
+    until(lambda: ganq.job(job)["attempt"] == 2, what="the second worker's attempt")
+    until(lambda: "going on from step" in ganq("logs", str(job)), what="the resumed step")
+    ganq("cancel", str(job))
+    until(lambda: ganq.job(job)["state"] == "cancelled", within_s=15, what="the cancel")
+
+
+def test_a_running_job_is_cancelled_within_seconds_and_the_worker_takes_the_next(ganq: Ganq, small) -> None:
+    ganq.start_worker()
+    long = ganq.json("submit", "train", *small, "--epochs", "100000")["id"]
+    until(lambda: ganq.job(long)["state"] == "running", what="a start")
+    assert "cancel requested" in ganq("cancel", str(long))
+    until(lambda: ganq.job(long)["state"] == "cancelled", within_s=15, what="the cancel")
+    short = ganq.json("submit", "train", *small, "--epochs", "1")["id"]
+    assert ganq.run("wait", str(short), "--timeout", "60").returncode == 0
+    assert ganq.run("cancel", str(long)).returncode == 1
+
+
+def test_without_redis_jobs_are_accepted_and_found_by_polling(ganq: Ganq, small) -> None:
+    ganq.start_worker()
+    done = ganq.run("submit", "train", *small, "--epochs", "1", "--wait")
+    assert done.returncode == 0, done.stderr
+    assert "Redis does not answer" in done.stderr
+
+
+def test_pictures_do_not_depend_on_the_worker_or_on_a_kill(ganq: Ganq, small) -> None:
+    worker = ganq.start_worker()
+    ganq("submit", "train", *small, "--epochs", "1", "--name", "m", "--wait")
+    tiny = [
+        "submit",
+        "generate",
+        "--from",
+        "m",
+        "--micro-batch",
+        "1",
+        "--grid",
+        "0",
+    ]  # slow enough to be caught
+    whole = ganq.json(*tiny, "--count", "6000")["id"]
+    until(lambda: (ganq.job(whole)["progress"] or {}).get("done", 0) > 0, what="the first pictures")
+    runner = part(worker, "worker.runner")
+    assert runner is not None
+    runner.send_signal(signal.SIGKILL)
+    assert ganq.run("wait", str(whole), "--timeout", "90").returncode == 0
+    assert ganq.job(whole)["attempt"] == 2
+    piece = ganq.json(*tiny, "--seeds", "1000-1009,5999")["id"]
+    assert ganq.run("wait", str(piece), "--timeout", "60").returncode == 0
+    assert verify_manifest(attempt_folder(ganq, whole)) == 6000
+
+    def hashes(job: int) -> dict[int, str]:
+        lines = (attempt_folder(ganq, job) / "manifest.jsonl").read_text().splitlines()
+        return {line["draw"]: line["sha256"] for line in map(json.loads, lines)}
+
+    small_set, large_set = hashes(piece), hashes(whole)
+    assert list(small_set) == [*range(1000, 1010), 5999]
+    assert all(large_set[draw] == digest for draw, digest in small_set.items())
+
+
+def test_a_bad_data_set_fails_at_once_with_the_way_out(ganq: Ganq, tmp_path) -> None:
+    ganq.start_worker()
+    (tmp_path / "bad").mkdir()
+    for i in range(20):
+        (tmp_path / "bad" / f"{i}.png").write_bytes(b"no picture")
+    done = ganq.run("submit", "train", "--data", str(tmp_path / "bad"), "--batch", "16", "--wait")
+    assert done.returncode == 1
+    job = ganq.json("status")[0]
+    assert (job["state"], job["error"]["code"], job["attempt"]) == ("failed", "BAD_DATASET", 1)
+    assert "20 of 20" in job["error"]["message"]
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_a_second_worker_of_one_name_is_refused(ganq: Ganq, backend) -> None:
+    ganq.start_worker()
+    until(lambda: ganq.json("workers"), what="the first worker")
+    second = ganq.run("worker", "--gpus", "none", "--name", "w1")
+    assert second.returncode == 1
+    assert "already holds" in second.stderr
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_up_runs_the_whole_stack_and_leaves_nothing_behind(tmp_path, faces, backend, settings_env) -> None:
+    env = {key: value for key, value in settings_env.items() if key not in ("GANQ_REDIS_URL",)}
+    ganq = Ganq(env, tmp_path)
+    ganq.env.pop("GANQ_REDIS_URL", None)
+    ganq.env["GANQ_HOME"] = str(tmp_path / "up")
+    ganq.env.pop("GANQ_DATABASE_URL")
+    ganq.env.pop("GANQ_VOLUME")
+    import sys
+
+    up = subprocess.Popen(
+        [sys.executable, "-P", "-m", "cli.main", "up", "--gpus", "none"],
+        env=ganq.env,
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    ganq.workers.append(up)
+    try:
+        until(lambda: (tmp_path / "up" / "ganq.db").exists() and ganq.json("workers"), what="the stack")
+        options = ["--size", "16", "--ngf", "4", "--ndf", "4", "--batch", "16", "--epochs", "1"]
+        done = ganq.run("submit", "train", "--data", str(faces), *options, "--wait")
+        assert done.returncode == 0, done.stderr
+        assert "Redis does not answer" not in done.stderr
+    finally:
+        ganq.stop()
+    assert up.returncode == 0

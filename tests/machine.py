@@ -1,0 +1,110 @@
+"""Real workers, started as a user starts them; real kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+START_S = 60.0
+
+
+class Ganq:
+    """The installed `ganq` on a machine of the test's own."""
+
+    def __init__(self, env: dict[str, str], folder: Path) -> None:
+        self.env = {**os.environ, **env, "OMP_NUM_THREADS": "1"}
+        self.folder = folder
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def __call__(self, *arguments: str, code: int = 0) -> str:
+        """Run one command; returns what it printed."""
+        done = self.run(*arguments)
+        assert done.returncode == code, f"{done.returncode}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "cli.main", *arguments],
+            env=self.env,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self(*arguments, "--json"))
+
+    def start_worker(self, name: str = "w1", **env: str) -> "subprocess.Popen[bytes]":
+        log = open(self.folder / f"{name}.log", "ab")  # noqa: SIM115 - the worker keeps writing to it
+        worker = subprocess.Popen(
+            [sys.executable, "-P", "-m", "cli.main", "worker", "--gpus", "none", "--name", name],
+            env={**self.env, **env},
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        log.close()
+        self.workers.append(worker)
+        return worker
+
+    def log(self, name: str = "w1") -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    def job(self, job_id: int) -> dict[str, Any]:
+        job: dict[str, Any] = self.json("status", str(job_id))
+        return job
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            family = _family(worker.pid)
+            if worker.poll() is None:
+                worker.send_signal(signal.SIGTERM)
+                try:
+                    worker.wait(timeout=30)
+                except subprocess.TimeoutExpired:
+                    worker.kill()
+                    worker.wait()
+            _, alive = psutil.wait_procs(family, timeout=10)
+            for process in alive:
+                process.kill()
+            assert not alive, f"a worker left {alive} behind"
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def part(worker: "subprocess.Popen[bytes]", module: str) -> psutil.Process | None:
+    """A process of a worker's family by the module that it runs: worker.supervisor, worker.runner."""
+    for process in _family(worker.pid):
+        try:
+            if module in process.cmdline():
+                return process
+        except psutil.NoSuchProcess:
+            continue
+    return None
+
+
+def until(true: Callable[[], Any], *, within_s: float = START_S, what: str = "") -> Any:
+    """Wait for something that real processes bring about."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        found = true()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"did not come about within {within_s:.0f} s: {what or true}")
