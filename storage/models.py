@@ -105,6 +105,8 @@ job = Table(
     Index("ix_job_state_id", "state", "id"),
     Index(
         "ix_job_claimable",
+        # Constant in this index, but without it SQLite takes ix_job_state_id and sorts the whole queue.
+        "state",
         text("priority DESC"),
         "id",
         sqlite_where=text(CLAIMABLE),

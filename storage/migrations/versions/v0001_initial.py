@@ -81,7 +81,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("submit_key", name="uq_job_submit_key"),
         sqlite_autoincrement=True,
     )
-    op.create_index("ix_job_claimable", "job", [sa.text("priority DESC"), "id"], **where(CLAIMABLE))
+    op.create_index("ix_job_claimable", "job", ["state", sa.text("priority DESC"), "id"], **where(CLAIMABLE))
     op.create_index("ix_job_name", "job", ["name"], unique=False)
     op.create_index("ix_job_running", "job", ["id"], unique=False, **where("state = 'running'"))
     op.create_index("ix_job_state_id", "job", ["state", "id"], unique=False)

@@ -1,0 +1,465 @@
+"""Submitting, claiming and holding a lease: on SQLite and on Postgres alike."""
+
+import inspect
+import multiprocessing
+import secrets
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from tables import (
+    beat_of,
+    claim_all,
+    event_types,
+    everything_of,
+    first_answer_lost,
+    job_row,
+    recorded,
+    set_columns,
+)
+
+from jobs.errors import JobNotFoundError, LeaseLostError, SpecError, TrainingDivergedError
+from jobs.specs import SPEC_VERSION
+from jobs.states import JobState
+
+# --- submit -----------------------------------------------------------------------------------
+
+
+def test_an_accepted_job_is_queued_with_all_that_was_said(job_factory, queries):
+    made = job_factory(kind="generate", name="faces", priority=7, user="ada", queue="fast")
+
+    found = queries.get(made.id)
+
+    assert found == made
+    assert (found.state, found.attempt, found.priority, found.user, found.queue) == (
+        JobState.QUEUED,
+        0,
+        7,
+        "ada",
+        "fast",
+    )
+    assert found.spec == {"source": 1, "count": 4}
+    assert [one.type for one in queries.events(made.id)] == ["submitted"]
+
+
+def test_fifty_submits_with_one_key_make_one_job(job_factory, queries):
+    key = secrets.token_hex(16)
+    start = threading.Barrier(50)
+
+    def submit(_: int) -> int:
+        start.wait()
+        return job_factory(submit_key=key).id
+
+    with ThreadPoolExecutor(50) as pool:
+        ids = set(pool.map(submit, range(50)))
+
+    assert len(ids) == 1
+    assert queries.counts()["queued"] == 1
+    assert [one.type for one in queries.events(ids.pop())] == ["submitted"]
+
+
+def test_a_submit_whose_commit_answer_was_lost_is_not_doubled(database, job_factory, queries):
+    with first_answer_lost(database):
+        made = job_factory()
+
+    assert queries.counts()["queued"] == 1
+    assert event_types(database, made.id) == ["submitted"]
+
+
+def test_names_and_users_with_sql_in_them_are_only_text(job_factory, queries):
+    nasty = "x'); DROP TABLE job; --"
+    made = job_factory(name=nasty, user='a"b\\%_;')
+
+    assert queries.find(nasty).id == made.id
+    assert queries.get(made.id).user == 'a"b\\%_;'
+    with pytest.raises(JobNotFoundError):
+        queries.find("x' OR '1'='1")
+
+
+# --- claim ------------------------------------------------------------------------------------
+
+
+def test_claims_go_by_priority_then_age(job_factory, claim):
+    low, first, second, high = (job_factory(priority=p).id for p in (-5, 0, 0, 9))
+
+    order = [claim().job_id for _ in range(4)]
+
+    assert order == [high, first, second, low]
+    assert claim() is None
+
+
+def test_a_claim_opens_an_attempt_with_the_workers_facts(
+    database, job_factory, claim, queries, make_identity
+):
+    made = job_factory()
+
+    lease = claim(make_identity("w7", device="GPU-1", pid=4711, start_ticks=99))
+
+    assert (lease.job_id, lease.attempt) == (made.id, 1)
+    assert lease.job.state is JobState.RUNNING
+    (only,) = queries.attempts(made.id)
+    assert (only["number"], only["worker"], only["device"], only["pid"], only["start_ticks"]) == (
+        1,
+        "w7",
+        "GPU-1",
+        4711,
+        99,
+    )
+    assert "lease_token" not in only
+    assert event_types(database, made.id) == ["submitted", "claimed"]
+
+
+def test_a_claim_whose_commit_answer_was_lost_takes_one_job(database, job_factory, claim, queries):
+    first, second = job_factory(), job_factory()
+
+    with first_answer_lost(database):
+        lease = claim()
+
+    assert lease.job_id == first.id
+    assert lease.token == job_row(database, first.id)["lease_token"]
+    assert queries.get(second.id).state is JobState.QUEUED
+
+
+def test_threads_never_claim_the_same_job(job_factory, claim, make_identity):
+    wanted = {job_factory().id for _ in range(40)}
+
+    def drain(number: int) -> list[int]:
+        got = []
+        while lease := claim(make_identity(f"w{number}")):
+            got.append(lease.job_id)
+        return got
+
+    with ThreadPoolExecutor(8) as pool:
+        got = [one for part in pool.map(drain, range(8)) for one in part]
+
+    assert sorted(got) == sorted(wanted)
+
+
+def test_eight_processes_share_fifty_jobs_without_a_double(
+    settings, job_factory, make_identity, tmp_path, database, queries
+):
+    wanted = [job_factory().id for _ in range(50)]
+    database.dispose()  # nothing of ours is open while the others begin
+    spawn = multiprocessing.get_context("spawn")
+    sinks = [tmp_path / f"got{n}" for n in range(8)]
+    processes = [
+        spawn.Process(target=claim_all, args=(settings, make_identity(f"p{n}"), sink))
+        for n, sink in enumerate(sinks)
+    ]
+    for one in processes:
+        one.start()
+    for one in processes:
+        one.join(60)
+
+    assert [one.exitcode for one in processes] == [0] * 8
+    got = [line.split() for sink in sinks for line in sink.read_text().splitlines()]
+    assert sorted(int(job_id) for job_id, _, _ in got) == wanted
+    for job_id, attempt, token in got:
+        row = job_row(database, int(job_id))
+        assert (row["attempt"], row["lease_token"]) == (int(attempt), token)
+    assert queries.counts()["running"] == 50
+
+
+def test_a_worker_leaves_queues_kinds_and_versions_that_are_not_its_own(job_factory, claim, make_identity):
+    other_queue = job_factory(queue="studio", priority=9)
+    newer = job_factory(spec_version=SPEC_VERSION + 1, priority=8)
+    other_kind = job_factory(kind="generate", priority=7)
+    ours = job_factory()
+
+    assert claim(kinds=("train",)).job_id == ours.id
+    assert claim(kinds=("train",)) is None
+    assert claim(make_identity(queues=("default", "studio"))).job_id == other_queue.id
+    assert claim().job_id == other_kind.id
+    assert claim() is None
+    assert claim(spec_version=SPEC_VERSION + 1).job_id == newer.id
+
+
+def test_a_job_waits_until_its_time_has_come(database, job_factory, claim, queries):
+    made = job_factory()
+    set_columns(database, made.id, not_before=queries.now() + 60)
+    assert claim() is None
+
+    set_columns(database, made.id, not_before=queries.now() - 1)
+
+    assert claim().job_id == made.id
+    assert queries.get(made.id).not_before is None
+
+
+def test_a_held_job_is_not_claimed_until_it_is_let_go(database, store, job_factory, claim):
+    made = job_factory()
+    store.hold(made.id, held=True)
+    store.hold(made.id, held=True)
+    assert claim() is None
+
+    store.hold(made.id, held=False)
+
+    assert claim().job_id == made.id
+    assert event_types(database, made.id) == ["submitted", "held", "unheld", "claimed"]
+
+
+def test_a_job_can_be_submitted_held(job_factory, claim):
+    job_factory(held=True)
+    assert claim() is None
+
+
+def test_a_claim_among_20000_jobs_reads_the_partial_index(database, job_factory, claim, backend):
+    first = job_factory()
+    columns = (
+        'submit_key, kind, queue, "user", priority, spec, spec_version, state, held, blockers, created_at'
+    )
+    number = (
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)"
+        if backend == "sqlite"
+        else "WITH n AS (SELECT generate_series(1, 20000) AS i)"
+    )
+    rows = "SELECT 'k' || i, 'train', 'default', 'u', i % 7, '{}', 1, 'queued', 0, 0, 0 FROM n"
+    if backend == "postgres":
+        rows = rows.replace("'{}'", "'{}'::json")
+    insert = f"{number} INSERT INTO job ({columns}) {rows}"
+    database.write(lambda conn: conn.execute(text(insert)))
+    if backend == "postgres":
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+            conn.execute(text("ANALYZE job"))
+
+    with recorded(database) as seen:
+        lease = claim()
+
+    assert lease.job_id > first.id  # of the highest priority
+    statement, parameters = next(
+        (s, p) for s, p in seen if s.lstrip().startswith("SELECT job.id") and "queue" in s
+    )
+    explain = "EXPLAIN QUERY PLAN " if backend == "sqlite" else "EXPLAIN "
+
+    def ask(conn: Any) -> str:
+        return "\n".join(str(row[-1]) for row in conn.exec_driver_sql(explain + statement, parameters).all())
+
+    plan = database.read(ask)
+    assert "ix_job_claimable" in plan
+    assert "TEMP B-TREE" not in plan, "the whole queue is sorted at every claim"
+    assert "Sort" not in plan, "the whole queue is sorted at every claim"
+
+
+# --- the lease --------------------------------------------------------------------------------
+
+
+def test_a_heartbeat_counts_up_and_carries_progress(store, running_job_factory, queries):
+    lease = running_job_factory()
+    before = queries.get(lease.job_id).hb_seq
+
+    wishes = store.heartbeat(lease, {"done": 3, "total": 9})
+    store.heartbeat(lease, None)
+
+    found = queries.get(lease.job_id)
+    assert found.hb_seq == before + 2
+    assert found.progress == {"done": 3, "total": 9}
+    assert wishes.cancel is False
+
+
+def test_inputs_are_pinned_for_all_attempts(store, running_job_factory, claim):
+    lease = running_job_factory()
+    store.pin_inputs(lease, {"checkpoint_id": 12})
+    store.release(lease, "drain")
+
+    assert claim().job.inputs == {"checkpoint_id": 12}
+
+
+def register(store, lease, epoch: int, **changes: Any) -> int:
+    values = {
+        "kind": "epoch",
+        "epoch": epoch,
+        "step": epoch * 10,
+        "path": f"jobs/{lease.job_id:06d}/a{lease.attempt}/checkpoints/epoch-{epoch:04d}",
+        "manifest_sha256": "0" * 64,
+        "size": 1000,
+    }
+    return store.register_checkpoint(lease, **{**values, **changes})
+
+
+STALE = {
+    "heartbeat": lambda store, lease: store.heartbeat(lease, {"done": 99}),
+    "wishes": lambda store, lease: store.wishes(lease),
+    "pin_inputs": lambda store, lease: store.pin_inputs(lease, {"checkpoint_id": 99}),
+    "checkpoint": lambda store, lease: register(store, lease, 99),
+    "forget_checkpoints": lambda store, lease: store.forget_checkpoints(lease, [1]),
+    "succeed": lambda store, lease: store.succeed(lease, {"pictures": 99}),
+    "cancel_done": lambda store, lease: store.cancel_done(lease),
+    "fail": lambda store, lease: store.fail(lease, TrainingDivergedError("the loss is nan")),
+    "crashed": lambda store, lease: store.crashed(lease, "killed"),
+    "release": lambda store, lease: store.release(lease, "drain"),
+}
+
+
+@pytest.mark.parametrize("claimed_again", [False, True], ids=["queued", "running again"])
+@pytest.mark.parametrize("action", STALE)
+def test_a_stale_lease_changes_nothing(
+    database, store, running_job_factory, claim, make_identity, action, claimed_again
+):
+    stale = running_job_factory()
+    register(store, stale, 1)
+    store.rescue(beat_of(store, stale.job_id), "silent")
+    if claimed_again:
+        assert claim(make_identity("w2")).job_id == stale.job_id
+    before = everything_of(database, stale.job_id)
+
+    with pytest.raises(LeaseLostError) as caught:
+        STALE[action](store, stale)
+
+    assert caught.value.job_id == stale.job_id
+    assert everything_of(database, stale.job_id) == before
+
+
+def test_the_right_attempt_with_a_wrong_token_changes_nothing(database, store, running_job_factory):
+    lease = running_job_factory()
+    forged = type(lease)(lease.job, lease.attempt, "0" * 32)
+    before = everything_of(database, lease.job_id)
+
+    for action in STALE.values():
+        with pytest.raises(LeaseLostError):
+            action(store, forged)
+
+    assert everything_of(database, lease.job_id) == before
+
+
+# --- checkpoints ------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_registered_once_however_often_it_is_said(database, store, running_job_factory):
+    lease = running_job_factory()
+
+    with first_answer_lost(database):
+        once = register(store, lease, 5)
+
+    assert register(store, lease, 5) == once
+    assert event_types(database, lease.job_id).count("checkpoint") == 1
+
+
+def test_forgetting_spares_pinned_checkpoints_and_those_of_other_jobs(
+    store, running_job_factory, make_identity, queries
+):
+    lease = running_job_factory()
+    old, pinned, kept = (register(store, lease, epoch) for epoch in (1, 2, 3))
+    other = running_job_factory(make_identity("w2"))
+    foreign = register(store, other, 1)
+    reader = running_job_factory(make_identity("w3"), kind="generate")
+    store.pin_inputs(reader, {"checkpoint_id": pinned})
+
+    going = store.forget_checkpoints(lease, [old, pinned, foreign])
+
+    assert [one.id for one in going] == [old]
+    assert [one.id for one in queries.checkpoints(lease.job_id)] == [pinned, kept]
+    assert [one.id for one in queries.checkpoints(other.job_id)] == [foreign]
+
+
+# --- dependencies -----------------------------------------------------------------------------
+
+
+def test_a_job_waits_until_all_it_needs_have_succeeded(
+    database, store, running_job_factory, job_factory, claim, make_identity, queries
+):
+    one, two = running_job_factory(), running_job_factory(make_identity("w2"))
+    waiting = job_factory(after=[two.job_id, one.job_id])
+    assert claim() is None
+    assert queries.needs(waiting.id) == [(one.job_id, JobState.RUNNING), (two.job_id, JobState.RUNNING)]
+
+    store.succeed(one, {})
+    assert claim() is None
+    store.succeed(two, {})
+
+    assert claim().job_id == waiting.id
+
+
+def test_naming_the_same_need_twice_waits_for_it_once(store, running_job_factory, job_factory, claim):
+    lease = running_job_factory()
+    waiting = job_factory(after=[lease.job_id, lease.job_id])
+
+    store.succeed(lease, {})
+
+    assert claim().job_id == waiting.id
+
+
+def test_a_job_after_one_that_has_succeeded_is_free_at_once(store, running_job_factory, job_factory, claim):
+    lease = running_job_factory()
+    store.succeed(lease, {})
+    waiting = job_factory(after=[lease.job_id])
+
+    assert claim().job_id == waiting.id
+
+
+def test_failure_ends_the_whole_chain_with_its_reason(store, running_job_factory, job_factory, queries):
+    lease = running_job_factory()
+    child = job_factory(after=[lease.job_id])
+    grandchild = job_factory(after=[child.id])
+
+    store.fail(lease, TrainingDivergedError("the loss is nan"))
+
+    assert queries.get(child.id).state is JobState.FAILED
+    assert queries.get(child.id).error_code == "DEPENDENCY_FAILED"
+    assert f"job {child.id}," in queries.get(grandchild.id).error_message
+
+
+def test_cancelling_ends_the_whole_chain_as_cancelled(store, job_factory, queries):
+    first = job_factory()
+    child = job_factory(after=[first.id])
+    grandchild = job_factory(after=[child.id])
+
+    store.request_cancel(first.id)
+
+    assert [queries.get(one.id).state for one in (child, grandchild)] == [JobState.CANCELLED] * 2
+    assert queries.get(child.id).error_message == f"job {first.id}, which it waited for, has been cancelled"
+
+
+def test_a_job_that_needs_both_a_job_and_its_dependant_ends_once(
+    database, store, running_job_factory, job_factory, queries
+):
+    lease = running_job_factory()
+    child = job_factory(after=[lease.job_id])
+    both = job_factory(after=[lease.job_id, child.id])
+
+    store.fail(lease, TrainingDivergedError("the loss is nan"))
+
+    assert queries.get(both.id).state is JobState.FAILED
+    assert event_types(database, both.id) == ["submitted", "failed"]
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_a_chain_longer_than_the_stack_ends_too(store, job_factory, queries):
+    first = last = job_factory()
+    for _ in range(400):
+        last = job_factory(after=[last.id])
+
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 300)
+    try:
+        store.request_cancel(first.id)
+    finally:
+        sys.setrecursionlimit(limit)
+
+    assert queries.get(last.id).state is JobState.CANCELLED
+
+
+@pytest.mark.parametrize("ending", ["failed", "cancelled"])
+def test_a_job_after_one_that_will_never_succeed_is_refused(
+    store, running_job_factory, job_factory, queries, ending
+):
+    lease = running_job_factory()
+    if ending == "failed":
+        store.fail(lease, TrainingDivergedError("the loss is nan"))
+    else:
+        store.cancel_done(lease)
+
+    with pytest.raises(SpecError) as caught:
+        job_factory(after=[lease.job_id])
+
+    assert "would never run" in caught.value.message
+    assert f"ganq retry {lease.job_id}" in caught.value.hint
+    assert queries.counts()["queued"] == 0
+
+
+def test_a_job_after_one_that_does_not_exist_is_refused(job_factory, queries):
+    with pytest.raises(JobNotFoundError):
+        job_factory(after=[4711])
+    assert Counter(queries.counts()).total() == 0

@@ -1,0 +1,112 @@
+"""What tests look at in the job table behind its back, and how they break it."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, event, func, select, update
+from sqlalchemy.exc import OperationalError
+
+from jobs.specs import SPEC_VERSION
+from storage.engine import Database
+from storage.job_store import Beat, JobStore
+from storage.jobs import Lease, WorkerIdentity
+from storage.models import attempt, checkpoint, job
+from storage.models import event as event_table
+from storage.settings import Settings
+
+
+def job_row(database: Database, job_id: int) -> dict[str, Any]:
+    """All columns of a job, lease token included."""
+    return dict(
+        database.read(lambda conn: conn.execute(select(job).where(job.c.id == job_id)).one())._mapping
+    )
+
+
+def everything_of(database: Database, job_id: int) -> tuple[Any, ...]:
+    """All rows that belong to a job: equal before and after means that nothing was written."""
+
+    def ask(conn: Connection) -> tuple[Any, ...]:
+        return (
+            tuple(conn.execute(select(job).where(job.c.id == job_id)).one()),
+            *(
+                tuple(map(tuple, conn.execute(select(table).where(table.c.job_id == job_id))))
+                for table in (attempt, checkpoint, event_table)
+            ),
+        )
+
+    return database.read(ask)
+
+
+def open_attempts(database: Database, job_id: int) -> int:
+    query = select(func.count()).where(attempt.c.job_id == job_id, attempt.c.ended_at.is_(None))
+    return int(database.read(lambda conn: conn.execute(query).scalar_one()))
+
+
+def event_types(database: Database, job_id: int) -> list[str]:
+    query = select(event_table.c.type).where(event_table.c.job_id == job_id).order_by(event_table.c.id)
+    return [str(one) for one in database.read(lambda conn: conn.execute(query).scalars().all())]
+
+
+def set_columns(database: Database, job_id: int, **values: Any) -> None:
+    """Change columns directly, e.g. to let a backoff pass without waiting for it."""
+    database.write(lambda conn: conn.execute(update(job).where(job.c.id == job_id).values(**values)))
+
+
+def beat_of(store: JobStore, job_id: int) -> Beat:
+    return next(one for one in store.running() if one.job_id == job_id)
+
+
+@contextmanager
+def first_answer_lost(database: Database) -> Iterator[None]:
+    """The next transaction commits, but its caller sees the connection break: commit in doubt."""
+
+    class LosesFirstAnswer:
+        lost = False
+
+        @contextmanager
+        def begin(self) -> Iterator[Connection]:
+            with real.begin() as conn:
+                yield conn
+            if not self.lost:
+                self.lost = True
+                raise OperationalError(
+                    "COMMIT", {}, sqlite3.OperationalError("gone"), connection_invalidated=True
+                )
+
+    real: Engine = database.engine
+    breaking = LosesFirstAnswer()
+    database.engine = breaking  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        database.engine = real
+    assert breaking.lost, "no transaction was committed"
+
+
+@contextmanager
+def recorded(database: Database) -> Iterator[list[tuple[str, Any]]]:
+    """Every statement that is sent meanwhile, with its parameters."""
+    seen: list[tuple[str, Any]] = []
+
+    def note(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        seen.append((statement, parameters))
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        event.remove(database.engine, "before_cursor_execute", note)
+
+
+def claim_all(settings: Settings, who: WorkerIdentity, sink: Path) -> None:
+    """A process that claims jobs until there are none, and writes down which it got."""
+    database = Database(settings)
+    store = JobStore(database)
+    got: list[Lease] = []
+    while lease := store.claim(who, kinds=("train",), spec_version=SPEC_VERSION):
+        got.append(lease)
+    sink.write_text("\n".join(f"{one.job_id} {one.attempt} {one.token}" for one in got))
+    database.dispose()
