@@ -5,18 +5,12 @@ Nothing is decoded here; the data set's own reader has the last word, on the wor
 """
 
 import os
-import tarfile
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.errors import DatasetError, NotFoundError, SpecError
 from jobs.specs import TrainSpec, size_plan
 from storage.settings import Settings
 
-JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
-PICTURES = JPEG | {".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".tga", ".avif"}
-TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 WEIGHTS = (".pth", ".pt", ".safetensors")
 WIDEST = 8  # jobs.gan.networks.WIDEST, whose import would load torch
 
@@ -74,49 +68,16 @@ def remember_data(settings: Settings, path: str) -> None:
         temp.unlink(missing_ok=True)
 
 
-def count_pictures(path: str, enough: int | None = None) -> int:
+def count_pictures(path: str) -> int:
     """
-    Files that are pictures by their name, in a folder, zip or tar; at most `enough`.
+    Files that are pictures by their name, in a folder, zip or tar; none is opened.
 
     Raises:
         DatasetError: neither of the three, or it cannot be read.
     """
-    found = 0
-    try:
-        for name in _names(Path(path)):
-            if Path(name).suffix.lower() in PICTURES and not Path(name).name.startswith("."):
-                found += 1
-                if found == enough:
-                    break
-    except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError) as exc:
-        said = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        raise DatasetError(
-            f"{path} cannot be read: {said.lower()}", hint="ganq dataset check tells more"
-        ) from exc
-    return found
+    from storage.dataset_scan import scan
 
-
-def _names(path: Path) -> Iterator[str]:
-    if path.is_dir():
-
-        def refuse(exc: OSError) -> None:
-            raise exc
-
-        for _, folders, files in os.walk(path, onerror=refuse, followlinks=True):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            yield from files
-    elif path.name.lower().endswith(".zip"):
-        with zipfile.ZipFile(path) as archive:
-            yield from archive.namelist()
-    elif path.name.lower().endswith(TARS):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                if member.isfile():
-                    yield member.name
-    else:
-        raise DatasetError(
-            f"{path} is neither a folder nor a zip or tar of pictures", hint="--data DIR names a folder"
-        )
+    return len(scan(Path(path)).names)
 
 
 def check_training(spec: TrainSpec) -> None:
@@ -127,7 +88,7 @@ def check_training(spec: TrainSpec) -> None:
         DatasetError: fewer pictures than one batch.
         NotFoundError, SpecError: starting weights that are not there, or no weights.
     """
-    found = count_pictures(spec.data, spec.batch)
+    found = count_pictures(spec.data)
     if found == 0:
         raise DatasetError(
             f"{spec.data} holds no pictures",

@@ -196,7 +196,6 @@ def test_pictures_are_counted_by_name_in_folders_zips_and_tars(pictures, tmp_pat
     (pictures / "more").mkdir()
     (pictures / "more" / "A.JPG").touch()
     assert count_pictures(str(pictures)) == 71
-    assert count_pictures(str(pictures), enough=5) == 5
     with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
         for file in pictures.rglob("*"):
             archive.write(file, file.relative_to(tmp_path))
