@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import QueuePool
 
@@ -27,6 +27,8 @@ SCHEMA_REVISION = "0001"
 # then one process alone moves the WAL into the database, see checkpoint_wal().
 WAL_RESET_FIXED = (3, 51, 3)
 NETWORK_FILESYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "lustre", "ceph", "glusterfs", "beegfs")
+HOPELESS = ("does not exist", "authentication failed", "no password supplied", "no pg_hba.conf entry")
+"""What Postgres says, without a code, to a connection that no waiting will mend."""
 RETRY_SQLSTATES = ("40001", "40P01", "57P01", "57P02", "57P03", "53300", "55P03")
 
 T = TypeVar("T")
@@ -65,10 +67,11 @@ class Database:
                 with engine.begin() as conn:
                     return work(conn)
             except DBAPIError as exc:
-                if not _passing(exc):
-                    raise _explained(exc, self.url) from exc
-                if time.monotonic() + pause > deadline:
-                    raise _explained(exc, self.url) from exc
+                if not _passing(exc) or time.monotonic() + pause > deadline:
+                    explained = _explained(exc, self.url)
+                    if explained is exc:
+                        raise
+                    raise explained from exc
                 time.sleep(pause)
                 pause = min(pause * 2, 2.0)
 
@@ -133,7 +136,7 @@ def _sqlite_engine(url: str) -> Engine:
     # A pooled connection must not cross a fork, which is why only processes that never
     # fork keep a Database.
     engine = create_engine(
-        url,
+        URL.create("sqlite", database=str(path)),  # as it is: '?' in a folder's name begins no options
         poolclass=QueuePool,
         pool_size=4,
         max_overflow=8,
@@ -181,7 +184,7 @@ def _passing(exc: DBAPIError) -> bool:
         return state in RETRY_SQLSTATES or state.startswith("08")
     if isinstance(exc.orig, sqlite3.OperationalError):
         return "locked" in str(exc.orig) or "busy" in str(exc.orig)
-    return isinstance(exc, OperationalError) and state is None
+    return isinstance(exc, OperationalError) and not any(word in str(exc.orig) for word in HOPELESS)
 
 
 def _explained(exc: DBAPIError, url: str) -> Exception:
@@ -194,7 +197,8 @@ def _explained(exc: DBAPIError, url: str) -> Exception:
         return DatabaseUnavailableError(
             f"{shown} is not a SQLite database, or it is damaged", hint="move it away, or restore a backup"
         )
-    if isinstance(exc, OperationalError):
+    wrong_sql = getattr(exc.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+    if isinstance(exc, OperationalError) and not wrong_sql:
         return DatabaseUnavailableError(
             f"the job table cannot be reached: {said} ({shown})",
             hint="check GANQ_DATABASE_URL and that the database runs: ganq doctor",

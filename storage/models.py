@@ -103,17 +103,17 @@ job = Table(
     Column("started_at", Double),
     Column("finished_at", Double),
     Index("ix_job_state_id", "state", "id"),
-    Index(
-        "ix_job_claimable",
-        # Constant in this index, but without it SQLite takes ix_job_state_id and sorts the whole queue.
-        "state",
-        text("priority DESC"),
-        "id",
-        sqlite_where=text(CLAIMABLE),
-        postgresql_where=text(CLAIMABLE),
-    ),
     Index("ix_job_running", "id", sqlite_where=text(RUNNING), postgresql_where=text(RUNNING)),
     sqlite_autoincrement=True,
+)
+
+Index(
+    "ix_job_claimable",
+    job.c.state,  # the same in all of this index, but without it SQLite sorts the whole queue instead
+    job.c.priority.desc(),
+    job.c.id,
+    sqlite_where=text(CLAIMABLE),
+    postgresql_where=text(CLAIMABLE),
 )
 
 attempt = Table(

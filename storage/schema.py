@@ -68,13 +68,14 @@ def open_database(settings: Settings, *, create: bool = False) -> Database:
                     missing=True,
                 )
             _make_parent(path)
-            database = Database(settings)
-            upgrade(database)
-            return database
     database = Database(settings)
-    if create and settings.is_sqlite and database.revision() is None:
-        upgrade(database)
-    database.require_schema()
+    try:
+        if create and settings.is_sqlite and database.revision() is None:
+            upgrade(database)
+        database.require_schema()
+    except BaseException:
+        database.dispose()
+        raise
     return database
 
 

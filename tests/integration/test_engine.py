@@ -1,0 +1,296 @@
+"""Opening, retrying and explaining: what happens when the database is slow, away or not one."""
+
+import os
+import socket
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import make_settings
+from services import Postgres, free_port
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from jobs.errors import ConfigError, DatabaseUnavailableError, SchemaMismatchError
+from storage import engine as engine_module
+from storage.engine import Database, filesystem_type
+from storage.schema import open_database
+
+only_sqlite = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+only_postgres = pytest.mark.parametrize("backend", ["postgres"], indirect=True)
+
+
+def one_line(exc: Exception) -> str:
+    assert "\n" not in str(exc)
+    return str(exc)
+
+
+# --- transactions -------------------------------------------------------------------------------
+
+
+def test_work_that_fails_leaves_nothing_behind(database, job_factory, queries):
+    def work(conn):
+        conn.execute(text("DELETE FROM event"))
+        raise RuntimeError("in the middle")
+
+    made = job_factory()
+    with pytest.raises(RuntimeError):
+        database.write(work)
+
+    assert len(queries.events(made.id)) == 1
+
+
+def test_an_error_of_ours_is_raised_as_it_is_and_at_once(database):
+    begun = time.monotonic()
+    with pytest.raises(DBAPIError):
+        database.write(lambda conn: conn.execute(text("SELECT nonsense FROM job")))
+    with pytest.raises(IntegrityError):
+        database.write(
+            lambda conn: conn.execute(text("INSERT INTO dependency (job_id, needs) VALUES (1, 2)"))
+        )
+    assert time.monotonic() - begun < 2
+
+
+def test_a_table_that_is_missing_names_the_command_that_makes_it(database):
+    with pytest.raises(SchemaMismatchError) as caught:
+        database.read(lambda conn: conn.execute(text("SELECT * FROM no_such_table")))
+    assert "ganq db upgrade" in caught.value.hint
+
+
+# --- SQLite -------------------------------------------------------------------------------------
+
+
+@only_sqlite
+def test_sqlite_is_set_so_that_a_commit_is_durable_and_writers_wait(database):
+    def ask(conn):
+        return {
+            name: conn.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "wal_autocheckpoint")
+        }
+
+    found = database.read(ask)
+
+    one_checkpointer = sqlite3.sqlite_version_info < (3, 51, 3)
+    assert found == {
+        "journal_mode": "wal",
+        "synchronous": 2,  # FULL
+        "foreign_keys": 1,
+        "busy_timeout": 30_000,
+        "wal_autocheckpoint": 0 if one_checkpointer else 1000,
+    }
+
+
+@only_sqlite
+def test_a_write_begins_immediately_so_that_reading_first_cannot_break_it(database, job_factory):
+    made = job_factory()
+    both_inside = threading.Barrier(2)
+    raised = []
+
+    def read_then_write(wait: float) -> None:
+        def work(conn):
+            conn.execute(text("SELECT * FROM job")).all()
+            time.sleep(wait)
+            conn.execute(text("UPDATE job SET priority = priority + 1 WHERE id = :id"), {"id": made.id})
+
+        both_inside.wait()
+        try:
+            with database.engine.begin() as conn:
+                work(conn)
+        except DBAPIError as exc:
+            raised.append(exc)
+
+    threads = [threading.Thread(target=read_then_write, args=(0.2,)) for _ in range(2)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+
+    assert raised == []
+    found = database.read(lambda conn: conn.execute(text("SELECT priority FROM job")).scalar())
+    assert found == 2
+
+
+@only_sqlite
+def test_a_reader_is_not_kept_waiting_by_a_writer(database, job_factory, queries):
+    made = job_factory()
+    with database.engine.begin() as conn:
+        conn.execute(text("UPDATE job SET priority = 9"))
+        begun = time.monotonic()
+        assert queries.get(made.id).priority == 0
+        assert time.monotonic() - begun < 1
+
+
+@only_sqlite
+def test_the_wal_is_moved_into_the_database(database, settings, job_factory):
+    job_factory()
+    path = settings.database_url.removeprefix("sqlite:///")
+
+    database.checkpoint_wal()
+
+    copy = path + ".copy"
+    with open(path, "rb") as source, open(copy, "wb") as target:  # without its WAL
+        target.write(source.read())
+    alone = sqlite3.connect(copy)
+    assert alone.execute("SELECT count(*) FROM job").fetchone() == (1,)
+    alone.close()
+
+
+def test_a_file_that_is_no_database_is_said_to_be_none(tmp_path):
+    path = tmp_path / "ganq.db"
+    path.write_bytes(b"this is a letter to my aunt, and no database\n" * 100)
+
+    with pytest.raises(DatabaseUnavailableError) as caught:
+        open_database(make_settings(tmp_path, f"sqlite:///{path}"))
+
+    assert "is not a SQLite database" in one_line(caught.value)
+    assert path.read_bytes().startswith(b"this is a letter"), "it was changed"
+
+
+def test_a_folder_in_place_of_the_database_is_explained(tmp_path):
+    (tmp_path / "ganq.db").mkdir()
+
+    with pytest.raises(DatabaseUnavailableError) as caught:
+        open_database(make_settings(tmp_path, f"sqlite:///{tmp_path / 'ganq.db'}"))
+
+    assert "unable to open database file" in one_line(caught.value)
+
+
+def test_a_relative_path_is_refused(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        Database(make_settings(tmp_path, "sqlite:///ganq.db"))
+    assert "four slashes" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs"])
+def test_sqlite_on_a_network_filesystem_is_refused_and_postgres_named(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(engine_module, "filesystem_type", lambda folder: kind)
+
+    with pytest.raises(ConfigError) as caught:
+        Database(make_settings(tmp_path, f"sqlite:///{tmp_path / 'ganq.db'}"))
+
+    assert kind in one_line(caught.value)
+    assert "Postgres" in caught.value.hint
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/mountinfo"), reason="Linux tells the type of a file system"
+)
+def test_the_type_of_a_filesystem_is_read_from_the_longest_mount_point(tmp_path):
+    assert filesystem_type(Path("/proc/self")) == "proc"
+    assert filesystem_type(tmp_path) not in ("", "proc")
+
+
+@pytest.mark.parametrize("folder", ["with space", "with ? mark", "with % and #", "ünï"])
+def test_a_home_with_odd_letters_holds_a_database(tmp_path, folder):
+    path = tmp_path / folder / "ganq.db"
+
+    database = open_database(make_settings(tmp_path, f"sqlite:///{path}"), create=True)
+    database.dispose()
+
+    assert path.is_file()
+
+
+# --- Postgres -----------------------------------------------------------------------------------
+
+
+def refused(url: str, tmp_path) -> tuple[DatabaseUnavailableError, float]:
+    begun = time.monotonic()
+    with pytest.raises(DatabaseUnavailableError) as caught:
+        open_database(make_settings(tmp_path, url))
+    return caught.value, time.monotonic() - begun
+
+
+def test_a_postgres_that_is_not_there_is_told_soon_and_without_its_password(tmp_path):
+    url = f"postgresql+psycopg://ganq:hunter2@127.0.0.1:{free_port()}/ganq"
+
+    error, seconds = refused(url, tmp_path)
+
+    assert seconds < 10
+    assert "hunter2" not in one_line(error)
+    assert "ganq:***@127.0.0.1" in str(error)
+    assert "ganq doctor" in error.hint
+
+
+def test_a_host_that_swallows_packets_is_told_soon_too(tmp_path):
+    # A full backlog drops new connections without an answer, as a firewall does.
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        port = silent.getsockname()[1]
+        fillers = [socket.socket() for _ in range(3)]
+        for one in fillers:
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", port))
+
+        _, seconds = refused(f"postgresql+psycopg://ganq:hunter2@127.0.0.1:{port}/ganq", tmp_path)
+
+        for one in fillers:
+            one.close()
+    assert seconds < 12
+
+
+def test_a_postgres_database_that_does_not_exist_is_told_at_once(postgres: Postgres, tmp_path):
+    error, seconds = refused(postgres.tcp_url("nowhere"), tmp_path)
+
+    assert 'database "nowhere" does not exist' in one_line(error)
+    assert postgres.password not in str(error)
+    assert seconds < 2
+
+
+def test_a_wrong_postgres_password_is_told_at_once_and_not_shown(postgres: Postgres, tmp_path):
+    url = postgres.tcp_url("postgres").replace(postgres.password, "hunter2")
+
+    error, seconds = refused(url, tmp_path)
+
+    assert "authentication failed" in one_line(error)
+    assert "hunter2" not in str(error)
+    assert seconds < 2
+
+
+@only_postgres
+def test_connections_that_the_server_cut_are_made_anew(database, postgres, queries, job_factory):
+    made = job_factory()
+    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'ganq'"
+    postgres.sql(cut)
+
+    assert queries.get(made.id).id == made.id
+    cuts = []
+
+    def work(conn):
+        found = conn.execute(text("SELECT pg_backend_pid()")).scalar()
+        if not cuts:
+            cuts.append(found)
+            postgres.sql(f"SELECT pg_terminate_backend({found})")
+        conn.execute(text("UPDATE job SET priority = priority + 1"))
+
+    database.write(work)
+    assert queries.get(made.id).priority == 1
+
+
+@only_postgres
+def test_a_deadlock_is_tried_again(database, job_factory, queries):
+    one, two = job_factory(), job_factory()
+    both_hold_one = threading.Barrier(2, timeout=10)
+    tries = []
+
+    def crosswise(first: int, second: int) -> None:
+        def work(conn):
+            tries.append(first)
+            touch = text("UPDATE job SET priority = priority + 1 WHERE id = :id")
+            conn.execute(touch, {"id": first})
+            if len(tries) <= 2:
+                both_hold_one.wait()
+            conn.execute(touch, {"id": second})
+
+        database.write(work)
+
+    threads = [threading.Thread(target=crosswise, args=pair) for pair in ((one.id, two.id), (two.id, one.id))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(tries) == 3
+    assert [queries.get(job.id).priority for job in (one, two)] == [2, 2]

@@ -1,0 +1,255 @@
+"""What the command line asks of the job table."""
+
+import time
+
+import pytest
+from sqlalchemy import insert, update
+from tables import set_columns
+
+from jobs.errors import CheckpointNotFoundError, JobNotFoundError, TrainingDivergedError
+from jobs.states import JobState
+from storage.models import checkpoint, job, worker
+from storage.queries import PAGE, Filter
+from storage.worker_store import FORGET_S, WorkerStore
+
+
+def register(store, lease, *, epoch: int, step: int | None = None, kind: str = "epoch") -> int:
+    return store.register_checkpoint(
+        lease,
+        kind=kind,
+        epoch=epoch,
+        step=epoch * 10 if step is None else step,
+        path=f"jobs/{lease.job_id:06d}/a{lease.attempt}/{kind}-{epoch}-{step}",
+        manifest_sha256="0" * 64,
+        size=1,
+    )
+
+
+def measure(database, checkpoint_id: int, metric: float) -> None:
+    database.write(
+        lambda conn: conn.execute(
+            update(checkpoint).where(checkpoint.c.id == checkpoint_id).values(metric=metric)
+        )
+    )
+
+
+# --- one job ------------------------------------------------------------------------------------
+
+
+def test_a_job_is_found_by_id_and_by_the_newest_of_its_name(job_factory, queries):
+    old, new = job_factory(name="faces"), job_factory(name="faces")
+
+    assert queries.find(str(old.id)).id == old.id
+    assert queries.find("faces").id == new.id
+
+
+@pytest.mark.parametrize("reference", ["4711", "nobody", "9" * 18, "9" * 40, "", "1 ", "-1", "%", "fac%"])
+def test_a_job_that_is_not_there_is_said_to_be_not_there(job_factory, queries, reference):
+    job_factory(name="faces")
+    with pytest.raises(JobNotFoundError) as caught:
+        queries.find(reference)
+    assert caught.value.exit_code == 3
+    assert "ganq status" in caught.value.hint
+
+
+# --- lists --------------------------------------------------------------------------------------
+
+
+def test_pages_follow_each_other_by_id_without_a_gap_or_a_double(job_factory, queries):
+    made = [job_factory().id for _ in range(7)]
+
+    first = queries.page(Filter(), limit=3)
+    second = queries.page(Filter(before_id=first[-1].id), limit=3)
+    job_factory()  # a job that comes meanwhile moves no page
+    third = queries.page(Filter(before_id=second[-1].id), limit=3)
+
+    assert [one.id for page in (first, second, third) for one in page] == made[::-1]
+    oldest = queries.page(Filter(after_id=made[1]), limit=2, oldest_first=True)
+    assert [one.id for one in oldest] == made[2:4]
+
+
+def test_the_stream_goes_on_over_the_edges_of_its_pages(database, job_factory, queries):
+    row = {
+        "kind": "train",
+        "queue": "default",
+        "user": "u",
+        "priority": 0,
+        "spec": {},
+        "spec_version": 1,
+        "state": "queued",
+        "created_at": 0.0,
+    }
+    rows = [{**row, "submit_key": str(number)} for number in range(2 * PAGE)]
+    database.write(lambda conn: conn.execute(insert(job), rows))
+
+    ids = [one.id for one in queries.stream(Filter())]
+
+    assert len(ids) == 2 * PAGE
+    assert ids == sorted(set(ids), reverse=True)
+
+
+def test_filters_narrow_the_list(store, running_job_factory, job_factory, queries):
+    lease = running_job_factory(name="faces-1")
+    ada = job_factory(user="ada", name="faces_2", kind="generate")
+
+    def ids(**wanted):
+        return [one.id for one in queries.page(Filter(**wanted), limit=9)]
+
+    assert ids() == [ada.id, lease.job_id]
+    assert ids(states=(JobState.RUNNING,)) == [lease.job_id]
+    assert ids(states=()) == []
+    assert ids(kind="generate") == [ada.id]
+    assert ids(user="ada") == [ada.id]
+    assert ids(name="faces") == [ada.id, lease.job_id]
+    assert ids(name="s_") == [ada.id], "an underscore is a letter, not a wildcard"
+    assert ids(name="%") == []
+
+
+def test_counts_name_every_state_also_those_without_jobs(store, running_job_factory, job_factory, queries):
+    store.succeed(running_job_factory(), {})
+    running_job_factory()
+    job_factory()
+    store.request_cancel(job_factory().id)
+
+    assert queries.counts() == {"queued": 1, "running": 1, "succeeded": 1, "failed": 0, "cancelled": 1}
+
+
+def test_the_queue_position_counts_those_that_go_first(store, job_factory, queries):
+    job_factory(priority=5)
+    job_factory(priority=9, held=True)
+    mine = job_factory()
+    job_factory()
+
+    assert queries.queue_position(mine) == 1
+
+
+def test_unmet_needs_are_those_that_have_not_ended(store, running_job_factory, job_factory, queries):
+    done, open_ = running_job_factory(), job_factory()
+    waiting = job_factory(after=[done.job_id, open_.id])
+    store.succeed(done, {})
+
+    assert queries.unmet([waiting.id, open_.id]) == {waiting.id: [open_.id]}
+    assert queries.unmet([]) == {}
+
+
+# --- models and checkpoints ---------------------------------------------------------------------
+
+
+def test_the_newest_model_is_the_newest_training_that_can_give_one(
+    store, running_job_factory, job_factory, queries
+):
+    with pytest.raises(JobNotFoundError) as caught:
+        queries.newest_model()
+    assert "ganq submit train" in caught.value.hint
+
+    good = running_job_factory()
+    register(store, good, epoch=5)
+    store.succeed(good, {})
+    job_factory(kind="generate")
+    failed = running_job_factory()
+    store.fail(failed, TrainingDivergedError("nan"))
+    assert queries.newest_model().id == good.job_id
+
+    failed_late = running_job_factory()
+    register(store, failed_late, epoch=5)
+    store.fail(failed_late, TrainingDivergedError("nan"))
+    assert queries.newest_model().id == failed_late.job_id
+
+    unfinished = job_factory()
+    assert queries.newest_model().id == unfinished.id
+
+
+def test_best_is_the_lowest_metric_and_the_last_while_there_is_none(
+    database, store, running_job_factory, queries
+):
+    lease = running_job_factory()
+    first, second, third = (register(store, lease, epoch=epoch) for epoch in (5, 10, 15))
+
+    assert queries.choose_checkpoint(lease.job_id, "best").id == third
+    measure(database, first, 3.0)
+    measure(database, second, 0.0)
+    assert queries.choose_checkpoint(lease.job_id, "best").id == second
+    assert queries.choose_checkpoint(lease.job_id, "last").id == third
+    assert queries.choose_checkpoint(lease.job_id, "5").id == first
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(store, running_job_factory, queries):
+    lease = running_job_factory()
+    with pytest.raises(CheckpointNotFoundError, match="no checkpoint yet"):
+        queries.choose_checkpoint(lease.job_id, "best")
+
+    register(store, lease, epoch=5)
+    register(store, lease, epoch=7, kind="resume")
+
+    with pytest.raises(CheckpointNotFoundError) as caught:
+        queries.choose_checkpoint(lease.job_id, "7")
+    assert "it has: 5;" in caught.value.hint
+    assert queries.choose_checkpoint(lease.job_id, "last").epoch == 7
+
+
+# --- history ------------------------------------------------------------------------------------
+
+
+def test_events_come_in_order_and_from_a_given_one_on(store, running_job_factory, queries):
+    lease = running_job_factory()
+    register(store, lease, epoch=5)
+    store.succeed(lease, {})
+
+    events = queries.events(lease.job_id)
+
+    assert [one.type for one in events] == ["submitted", "claimed", "checkpoint", "succeeded"]
+    assert [one.id for one in events] == sorted(one.id for one in events)
+    assert [one.at for one in events] == sorted(one.at for one in events)
+    assert (events[1].worker, events[1].attempt) == ("w1", 1)
+    assert events[2].detail == {"kind": "epoch", "epoch": 5, "step": 50}
+    assert queries.events(lease.job_id, after_id=events[1].id) == events[2:]
+
+
+def test_times_come_from_the_databases_clock(job_factory, queries):
+    before, made, after = queries.now(), job_factory(), queries.now()
+
+    assert before - 0.01 <= made.created_at <= after + 0.01
+    assert abs(after - time.time()) < 5
+
+
+# --- workers ------------------------------------------------------------------------------------
+
+
+def test_a_worker_is_seen_with_what_it_last_said(database, make_identity, queries):
+    here = WorkerStore(database, make_identity("w2", queues=("default", "studio"), device="GPU-7"))
+    WorkerStore(database, make_identity("w1")).say("starting")
+    here.say("starting")
+    here.say("busy", 12)
+
+    first, second = queries.workers()
+
+    assert (first.name, first.state, first.job_id) == ("w1", "starting", None)
+    assert (second.name, second.state, second.job_id, second.queues, second.device) == (
+        "w2",
+        "busy",
+        12,
+        "default,studio",
+        "GPU-7",
+    )
+    assert -0.01 <= second.silent_s < 5
+
+
+def test_a_worker_that_was_silent_for_a_week_is_forgotten(database, make_identity, queries):
+    old, new = (WorkerStore(database, make_identity(name)) for name in ("old", "new"))
+    old.say("idle")
+    new.say("idle")
+    long_ago = queries.now() - FORGET_S - 60
+    database.write(
+        lambda conn: conn.execute(update(worker).where(worker.c.name == "old").values(seen_at=long_ago))
+    )
+
+    new.forget_old()
+
+    assert [one.name for one in queries.workers()] == ["new"]
+
+
+def test_columns_set_behind_the_stores_back_are_read_as_they_are(database, job_factory, queries):
+    made = job_factory()
+    set_columns(database, made.id, bit_exact=0, progress={"done": 1})
+    assert queries.get(made.id).bit_exact is False
+    assert queries.get(made.id).progress == {"done": 1}

@@ -1,0 +1,163 @@
+"""Making and upgrading the tables."""
+
+import threading
+
+import alembic.op
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from conftest import make_settings
+from sqlalchemy import inspect, text
+
+from jobs.errors import SchemaMismatchError
+from storage.engine import SCHEMA_REVISION, Database
+from storage.models import metadata
+from storage.schema import open_database, upgrade
+
+
+@pytest.fixture
+def empty(empty_database_url, tmp_path):
+    database = Database(make_settings(tmp_path, empty_database_url))
+    yield database
+    database.dispose()
+
+
+def pretend(database: Database, revision: str) -> None:
+    database.write(
+        lambda conn: conn.execute(text("UPDATE alembic_version SET version_num = :new"), {"new": revision})
+    )
+
+
+def test_an_empty_database_is_upgraded_and_once_more_changes_nothing(empty):
+    assert empty.revision() is None
+
+    assert upgrade(empty) == (None, SCHEMA_REVISION)
+    assert upgrade(empty) == (SCHEMA_REVISION, SCHEMA_REVISION)
+
+    empty.require_schema()
+    assert set(metadata.tables) < set(inspect(empty.engine).get_table_names())
+
+
+def test_two_upgrades_at_once_wait_for_each_other(empty, empty_database_url, tmp_path):
+    start = threading.Barrier(2)
+    done, failed = [], []
+
+    def run(database: Database) -> None:
+        start.wait()
+        try:
+            done.append(upgrade(database))
+        except Exception as exc:
+            failed.append(exc)
+
+    other = Database(make_settings(tmp_path, empty_database_url))
+    threads = [threading.Thread(target=run, args=(database,)) for database in (empty, other)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    other.dispose()
+
+    assert failed == []
+    assert [now for _, now in done] == [SCHEMA_REVISION] * 2
+    empty.require_schema()
+
+
+def test_the_migrations_make_exactly_the_tables_of_the_models(database):
+    with database.engine.connect() as conn:
+        context = MigrationContext.configure(
+            conn, opts={"compare_type": True, "compare_server_default": True}
+        )
+        assert compare_metadata(context, metadata) == []
+
+
+def test_partial_indexes_and_triggers_are_those_of_the_models(database, backend):
+    """Alembic's comparison sees neither, so the database is asked itself."""
+    ask = (
+        "SELECT name, sql FROM sqlite_master WHERE type IN ('index', 'trigger') AND sql IS NOT NULL"
+        if backend == "sqlite"
+        else "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'"
+        " UNION SELECT tgname::text, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal"
+    )
+    found = dict(map(tuple, database.read(lambda conn: conn.execute(text(ask)).all())))
+
+    assert {"job_terminal_is_final", "event_is_append_only"} <= set(found)
+    for name, condition in {
+        "ix_job_claimable": ("'queued'", "held = 0", "blockers = 0"),
+        "ix_job_running": ("'running'",),
+        "uq_attempt_open": ("ended_at IS NULL",),
+    }.items():
+        _, _, where = found[name].partition("WHERE")
+        assert all(part in where for part in condition), found[name]
+    assert "UNIQUE" in found["uq_attempt_open"]
+
+
+def test_a_database_without_tables_names_the_command(empty, empty_database_url, tmp_path, backend):
+    if backend == "sqlite":
+        with empty.engine.connect():  # the file is there now, empty
+            pass
+
+    with pytest.raises(SchemaMismatchError) as caught:
+        open_database(make_settings(tmp_path, empty_database_url))
+
+    assert "has no tables yet" in caught.value.message
+    assert "ganq db upgrade" in caught.value.hint
+
+
+def test_an_older_database_is_refused_with_the_way_up(database, settings):
+    pretend(database, "0000")
+
+    with pytest.raises(SchemaMismatchError) as caught:
+        open_database(settings)
+
+    assert "older (schema 0000)" in caught.value.message
+    assert "ganq db upgrade" in caught.value.hint
+
+
+def test_a_newer_database_is_refused_and_never_touched(database, settings):
+    pretend(database, "9999")
+
+    with pytest.raises(SchemaMismatchError) as caught:
+        open_database(settings, create=True)
+    assert "newer (schema 9999)" in caught.value.message
+    assert "install" in caught.value.hint
+    with pytest.raises(SchemaMismatchError):
+        upgrade(database)
+
+    assert database.revision() == "9999"
+
+
+def test_an_upgrade_that_fails_in_the_middle_leaves_an_empty_database(empty, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(alembic.op, "execute", broken)  # the triggers come last
+    with pytest.raises(RuntimeError):
+        upgrade(empty)
+    monkeypatch.undo()
+
+    assert inspect(empty.engine).get_table_names() == []
+    assert upgrade(empty) == (None, SCHEMA_REVISION)
+
+
+def test_a_sqlite_file_that_is_not_there_is_made_only_by_those_who_may(tmp_path):
+    path = tmp_path / "deep" / "home" / "ganq.db"
+    settings = make_settings(tmp_path, f"sqlite:///{path}")
+
+    with pytest.raises(SchemaMismatchError) as caught:
+        open_database(settings)
+    assert caught.value.missing is True
+    assert str(path) in caught.value.message
+    assert not path.parent.exists()
+
+    open_database(settings, create=True).dispose()
+    open_database(settings).dispose()
+
+
+def test_a_crash_right_after_the_file_was_made_is_mended_by_the_next_command(tmp_path):
+    path = tmp_path / "ganq.db"
+    path.touch()
+
+    database = open_database(make_settings(tmp_path, f"sqlite:///{path}"), create=True)
+
+    assert database.revision() == SCHEMA_REVISION
+    database.dispose()
