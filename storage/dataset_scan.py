@@ -5,17 +5,20 @@ Nothing is extracted to a name that came from outside. What leaves the folder, i
 regular file, or grows without measure when unpacked is left out, with the reason.
 """
 
+import lzma
 import os
 import stat
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from jobs.errors import DatasetError, NotFoundError
+from storage.durable import raise_storage_error
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MAX_FILE_BYTES = 512 << 20
@@ -24,6 +27,18 @@ MAX_RATIO = 100
 """Unpacked to packed bytes: pictures hardly shrink, bombs do."""
 RATIO_FREE_BYTES = 1 << 20
 """Below this a large ratio is a small file, not a bomb."""
+MAX_HEADER_BYTES = 1 << 20
+"""A tar's long names and pax headers; tarfile reads them into memory whole."""
+BROKEN = (
+    EOFError,
+    RuntimeError,
+    ValueError,
+    lzma.LZMAError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What the archive modules raise on broken archives, besides OSError."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +59,34 @@ class Listing:
     names: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     ignored: dict[str, int] = field(default_factory=dict)  # suffix → files that are no pictures
+    _wrapper: str = ""
 
     def classes(self) -> tuple[str, ...]:
-        """First-level folders, if every picture lies in one and there are several."""
-        tops = {PurePosixPath(name).parts[0] if "/" in name else None for name in self.names}
+        """
+        First-level folders, if every picture lies in one and there are several.
+
+        One folder around everything in an archive is its packaging: faces.zip usually holds faces/.
+        """
+        self._wrapper = ""
+        tops = self._tops()
+        if self.kind != "folder" and len(tops) == 1 and None not in tops:
+            self._wrapper = f"{tops.pop()}/"
+            tops = self._tops()
         if None in tops or len(tops) < 2:
             return ()
         return tuple(sorted(top for top in tops if top is not None))
 
+    def class_of(self, name: str) -> str:
+        """The class of a picture; only after classes() found some."""
+        return name.removeprefix(self._wrapper).split("/", 1)[0]
+
+    def _tops(self) -> set[str | None]:
+        inside = (name.removeprefix(self._wrapper) for name in self.names)
+        return {name.split("/", 1)[0] if "/" in name else None for name in inside}
+
     def _take(self, name: str) -> None:
         suffix = PurePosixPath(name).suffix.lower()
-        if suffix in SUFFIXES:
+        if is_picture_name(name):
             self.names.append(name)
         else:
             self.ignored[suffix or "(none)"] = self.ignored.get(suffix or "(none)", 0) + 1
@@ -62,8 +94,13 @@ class Listing:
             raise DatasetError(f"{self.source} holds more than {MAX_FILES} pictures", hint="split it")
 
     def _sorted(self) -> "Listing":
-        self.names.sort(key=os.fsencode)
+        # An archive may name a member twice; the last one counts, as when it is unpacked.
+        self.names = sorted(set(self.names), key=os.fsencode)
         return self
+
+
+def is_picture_name(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def scan(source: Path) -> Listing:
@@ -83,11 +120,25 @@ def scan(source: Path) -> Listing:
             )
         if source.is_file() and zipfile.is_zipfile(source):
             return _scan_zip(source)
-        if source.is_file() and tarfile.is_tarfile(source):
+        if source.is_file() and _is_tar(source):
             return _scan_tar(source)
-    except (OSError, zipfile.BadZipFile, tarfile.TarError) as exc:
+    except OSError as exc:
         raise DatasetError(f"{source} cannot be read: {exc}", hint="check its permissions") from exc
+    except BROKEN as exc:
+        raise _broken(source, exc) from exc
     raise DatasetError(f"{source} is no folder, zip or tar", hint="give a folder of pictures, a zip or a tar")
+
+
+def _is_tar(source: Path) -> bool:
+    try:
+        tarfile.open(source, tarinfo=_BoundedInfo).close()
+    except tarfile.TarError:
+        return False
+    return True
+
+
+def _broken(source: Path, exc: Exception) -> DatasetError:
+    return DatasetError(f"{source} is a broken archive: {exc}", hint="pack or download it again")
 
 
 def _scan_folder(root: Path) -> Listing:
@@ -145,14 +196,14 @@ def _scan_zip(source: Path) -> Listing:
             if reason:
                 listing.skipped.append(Skipped(member.filename[:200], reason))
             else:
-                listing._take(member.filename)
+                listing._take(_plain(member.filename))
     return listing._sorted()
 
 
 def _scan_tar(source: Path) -> Listing:
     listing = Listing(source, "tar")
     budget = source.stat().st_size * MAX_RATIO + RATIO_FREE_BYTES
-    with tarfile.open(source) as archive:
+    with tarfile.open(source, tarinfo=_BoundedInfo) as archive:
         for member in archive:
             budget -= member.size
             if budget < 0:
@@ -165,8 +216,27 @@ def _scan_tar(source: Path) -> Listing:
             if reason:
                 listing.skipped.append(Skipped(member.name[:200], reason))
             else:
-                listing._take(member.name)
+                listing._take(_plain(member.name))
     return listing._sorted()
+
+
+class _BoundedInfo(tarfile.TarInfo):
+    """Refuses a header that would fill the memory before its member is even seen."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        members = (*tarfile.REGULAR_TYPES, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE)
+        if self.type not in members and self.size > MAX_HEADER_BYTES:
+            # A DatasetError passes through tarfile, which takes its own errors for other formats.
+            raise DatasetError(
+                f"the archive has a header of {self.size} bytes", hint="is it a bomb? unpack it yourself"
+            )
+        info: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]  # not in typeshed
+        return info
+
+
+def _plain(name: str) -> str:
+    """`tar -C faces .` writes ./001.png; that is the picture 001.png."""
+    return str(PurePosixPath(name))
 
 
 def _hidden(name: str) -> bool:
@@ -202,19 +272,22 @@ class Reader:
 
 class _FolderReader(Reader):
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = os.path.realpath(root)
 
     def read(self, name: str) -> bytes:
         # O_NONBLOCK: a FIFO in a file's place must not hang us before fstat() has looked at it.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            fd = os.open(os.path.realpath(self.root / name), flags)
+            fd = os.open(os.path.realpath(os.path.join(self.root, name)), flags)
         except OSError as exc:
             raise UnreadableError(os.strerror(exc.errno or 0).lower()) from exc
         with os.fdopen(fd, "rb") as file:
             about = os.fstat(fd)
             if not stat.S_ISREG(about.st_mode):
                 raise UnreadableError("no regular file")
+            # Of the open file, since a link may have taken the name's place after the scan.
+            if not os.readlink(f"/proc/self/fd/{fd}").startswith(os.path.join(self.root, "")):
+                raise UnreadableError("link out of the folder")
             if about.st_size > MAX_FILE_BYTES:
                 raise UnreadableError(f"larger than {MAX_FILE_BYTES >> 20} MiB")
             try:
@@ -226,12 +299,13 @@ class _FolderReader(Reader):
 class _ZipReader(Reader):
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self.archive = archive
+        self.members = {_plain(one.filename): one for one in archive.infolist()}
 
     def read(self, name: str) -> bytes:
         try:
-            with self.archive.open(name) as file:
+            with self.archive.open(self.members[name]) as file:
                 data = file.read(MAX_FILE_BYTES + 1)
-        except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError) as exc:
+        except (OSError, *BROKEN) as exc:
             raise UnreadableError(f"broken in the archive: {exc}") from exc
         if len(data) > MAX_FILE_BYTES:
             raise UnreadableError(f"larger than {MAX_FILE_BYTES >> 20} MiB")
@@ -245,14 +319,24 @@ class _UnpackedReader(Reader):
         wanted = {name: number for number, name in enumerate(listing.names)}
         self.folder = folder
         self.wanted = wanted
-        with tarfile.open(listing.source) as archive:
-            for member in archive:
-                number = wanted.get(member.name)
-                if number is None or not member.isreg() or member.size > MAX_FILE_BYTES:
-                    continue
-                source = archive.extractfile(member)
-                if source is not None:
-                    (folder / str(number)).write_bytes(source.read())
+        for number, data in self._members(listing.source):
+            try:
+                (folder / str(number)).write_bytes(data)
+            except OSError as exc:
+                raise_storage_error(exc, folder)
+
+    def _members(self, source: Path) -> Iterator[tuple[int, bytes]]:
+        try:
+            with tarfile.open(source, tarinfo=_BoundedInfo) as archive:
+                for member in archive:
+                    number = self.wanted.get(_plain(member.name))
+                    if number is None or not member.isreg() or member.size > MAX_FILE_BYTES:
+                        continue
+                    file = archive.extractfile(member)
+                    if file is not None:
+                        yield number, file.read()
+        except (OSError, *BROKEN) as exc:
+            raise _broken(source, exc) from exc
 
     def read(self, name: str) -> bytes:
         try:

@@ -18,6 +18,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,17 @@ from typing import TYPE_CHECKING, Any
 from jobs.context import Images
 from jobs.errors import DatasetError, DiskFullError
 from storage.dataset_pool import Decoded, decode_all
-from storage.dataset_scan import Listing, Reader, Skipped, UnreadableError, open_reader, scan
+from storage.dataset_scan import (
+    Listing,
+    Reader,
+    Skipped,
+    UnreadableError,
+    is_picture_name,
+    open_reader,
+    scan,
+)
 from storage.durable import TEMP_MARK, fsync_folder, make_folder, raise_storage_error, write_json
-from storage.volume import Volume
+from storage.volume import FINGERPRINT, Volume
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -36,6 +45,7 @@ FORMAT = 1
 """Goes into the fingerprint: a change of how pixels are made must make new caches."""
 IMAGES, INDEX, REPORT = "images.u8", "index.json", "report.json"
 RESERVE_BYTES = 64 << 20
+UNREADABLE = "cannot be read"
 
 Progress = Callable[[int, int], None]
 
@@ -72,10 +82,15 @@ def open_images(
         raise no_pictures(listing)
     make_folder(volume.datasets)
     with open_reader(listing, volume.datasets) as reader:
-        digests = _digests(listing, reader)
+        digests = _digests(listing, reader, progress)
         fingerprint = _fingerprint(listing, digests, size)
         cached = open_cached(volume, fingerprint)
         if cached is not None:
+            # Another job may have made it, and been content with fewer pictures.
+            with suppress(OSError):
+                report = json.loads((volume.dataset(fingerprint) / REPORT).read_text())
+                left_out = [Skipped(**one) for one in report["skipped"]]
+                _require_enough(listing, report["used"], left_out, max_skip)
             return cached
         _build(volume, listing, reader, digests, fingerprint, size, max_skip, workers, progress)
     built = open_cached(volume, fingerprint)
@@ -89,39 +104,47 @@ def open_cached(volume: Volume, fingerprint: str) -> Images | None:
     import numpy as np
 
     folder = volume.dataset(fingerprint)
-    try:
-        index = json.loads((folder / INDEX).read_text())
-        count, size = index["count"], index["size"]
-        if (folder / IMAGES).stat().st_size != count * 3 * size * size:
-            return None
-    except (OSError, ValueError, KeyError):
+    index = _whole(folder)
+    if index is None:
         return None
-    pictures = np.memmap(folder / IMAGES, dtype=np.uint8, mode="r", shape=(count, 3, size, size))
+    shape = (index["count"], 3, index["size"], index["size"])
+    pictures = np.memmap(folder / IMAGES, dtype=np.uint8, mode="r", shape=shape)
     labels = np.asarray(index["labels"], dtype=np.int64) if index["classes"] else None
     return Images(pictures, fingerprint, tuple(index["classes"]), labels)
 
 
+def _whole(folder: Path) -> dict[str, Any] | None:
+    """The index of a cache that has all its keys and bytes, else None."""
+    try:
+        index: dict[str, Any] = json.loads((folder / INDEX).read_text())
+        expected = index["count"] * 3 * index["size"] ** 2
+        labelled = len(index["labels"]) == (index["count"] if index["classes"] else 0)
+        whole = (folder / IMAGES).stat().st_size == expected and labelled
+        return index if whole else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def list_datasets(volume: Volume) -> list[dict[str, Any]]:
     """All decoded data sets: fingerprint, source, count, size, bytes, when."""
+    keys = ("source", "count", "size", "classes", "created_at")
     found = []
-    for index in sorted(volume.datasets.glob(f"*/{INDEX}")):
-        try:
-            facts = json.loads(index.read_text())
-            about = (index.parent / IMAGES).stat()
-        except (OSError, ValueError):
-            continue
-        keys = ("source", "count", "size", "classes", "created_at")
-        found.append(
-            {"fingerprint": index.parent.name, "bytes": about.st_size, **{k: facts[k] for k in keys}}
-        )
-    return sorted(found, key=lambda one: float(one["created_at"]))
+    for path in sorted(volume.datasets.glob(f"*/{INDEX}")):
+        index = _whole(path.parent)
+        if index is not None and FINGERPRINT.fullmatch(path.parent.name):
+            bytes_ = index["count"] * 3 * index["size"] ** 2
+            about = {key: index.get(key) for key in keys}
+            found.append({"fingerprint": path.parent.name, "bytes": bytes_, **about})
+    return sorted(found, key=lambda one: float(one["created_at"] or 0))
 
 
 def no_pictures(listing: Listing) -> DatasetError:
     """The error of a source without a single picture file."""
     others = sum(listing.ignored.values())
     return DatasetError(
-        f"there are no pictures in {listing.source}" + (f" ({others} other files)" if others else ""),
+        f"there are no pictures in {listing.source}"
+        + (f" ({others} other files)" if others else "")
+        + (f"; left out: {_most(listing.skipped)}" if listing.skipped else ""),
         hint="give a folder with PNG, JPEG or WEBP files, or draw some: ganq dataset make DIR",
     )
 
@@ -129,10 +152,11 @@ def no_pictures(listing: Listing) -> DatasetError:
 # --- building ---------------------------------------------------------------------------------
 
 
-def _digests(listing: Listing, reader: Reader) -> list[str]:
+def _digests(listing: Listing, reader: Reader, progress: Progress) -> list[str]:
     """sha-256 of every picture file, '' for one that cannot be read."""
     digests = []
     for name in listing.names:
+        progress(0, len(listing.names))  # a job that says nothing for ten minutes is taken as hung
         try:
             digests.append(hashlib.sha256(reader.read(name)).hexdigest())
         except UnreadableError:
@@ -150,7 +174,7 @@ def _contents(listing: Listing, reader: Reader, skipped: list[Skipped]) -> Itera
         try:
             yield number, reader.read(name)
         except UnreadableError as exc:
-            skipped.append(Skipped(name, f"cannot be read: {exc}"))
+            skipped.append(Skipped(name, f"{UNREADABLE}: {exc}"))
 
 
 def _build(
@@ -171,14 +195,23 @@ def _build(
     skipped: list[Skipped] = []
     used: list[int] = []
 
+    def changed(number: int) -> DatasetError:
+        return DatasetError(
+            f"{listing.names[number]} changed while the pictures were read",
+            hint="let nothing write there, and try again",
+        )
+
     def checked() -> Iterator[tuple[int, bytes]]:
         for number, data in _contents(listing, reader, skipped):
             if hashlib.sha256(data).hexdigest() != digests[number]:
-                raise DatasetError(
-                    f"{listing.names[number]} changed while the pictures were read",
-                    hint="let nothing write there, and try again",
-                )
+                raise changed(number)
             yield number, data
+        # One that could be read before and is left out now stands in the fingerprint all
+        # the same: two caches of one name would differ.
+        missing = {one.name for one in skipped if one.reason.startswith(UNREADABLE)}
+        for number, name in enumerate(listing.names):
+            if name in missing and digests[number]:
+                raise changed(number)
 
     try:
         temp.mkdir()
@@ -188,7 +221,7 @@ def _build(
                 progress(answer.number + 1, total)
             file.flush()
             os.fsync(file.fileno())
-        _require_enough(listing, len(used), skipped, max_skip)
+        _require_enough(listing, len(used), [*listing.skipped, *skipped], max_skip)
         write_json(temp / REPORT, _report(listing, used, skipped))
         write_json(temp / INDEX, _index(listing, used, size))
         fsync_folder(temp)
@@ -218,21 +251,12 @@ def _publish(temp: Path, target: Path) -> None:
         if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         broken = target.with_name(f"{target.name}{TEMP_MARK}old-{secrets.token_hex(4)}")
-        if _is_whole(target):
+        if _whole(target) is not None:
             return
         os.rename(target, broken)
         os.rename(temp, target)
         shutil.rmtree(broken, ignore_errors=True)
     fsync_folder(target.parent)
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        index = json.loads((folder / INDEX).read_text())
-        expected: int = index["count"] * 3 * index["size"] ** 2
-        return (folder / IMAGES).stat().st_size == expected
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def _index(listing: Listing, used: list[int], size: int) -> dict[str, Any]:
@@ -246,7 +270,7 @@ def _index(listing: Listing, used: list[int], size: int) -> dict[str, Any]:
         "source": str(listing.source),
         "names": [name.encode("utf-8", "replace").decode() for name in names],
         "classes": list(classes),
-        "labels": [place[name.split("/", 1)[0]] for name in names] if classes else [],
+        "labels": [place[listing.class_of(name)] for name in names] if classes else [],
         "created_at": time.time(),
     }
 
@@ -270,16 +294,20 @@ def _require_room(folder: Path, needed: int) -> None:
 
 
 def _require_enough(listing: Listing, used: int, skipped: list[Skipped], max_skip: float) -> None:
-    bad, total = len(skipped), len(listing.names)
+    meant = [one for one in skipped if is_picture_name(one.name)]
+    bad, total = len(meant), used + len(meant)
     if used and bad <= max_skip * total:
         return
-    reasons = Counter(one.reason for one in skipped).most_common(3)
-    told = ", ".join(f"{count} × {reason}" for reason, count in reasons)
     raise DatasetError(
-        f"{bad} of {total} pictures in {listing.source} cannot be used: {told}",
+        f"{bad} of {total} pictures in {listing.source} cannot be used: {_most(meant)}",
         hint=f"ganq dataset check {listing.source} lists them"
         + (f"; --max-skip {min(bad / total + 0.01, 1):.2f} goes on without them" if used else ""),
     )
+
+
+def _most(skipped: list[Skipped]) -> str:
+    reasons = Counter(one.reason for one in skipped).most_common(3)
+    return ", ".join(f"{count} × {reason}" for reason, count in reasons)
 
 
 def _cores(workers: int) -> int:
@@ -323,7 +351,8 @@ def check(data: Path, *, workers: int = 4, scratch: Path | None = None, progress
     import tempfile
 
     listing = scan(data)
-    found = Check(str(data), listing.kind, pictures=len(listing.names), ignored=listing.ignored)
+    meant = len(listing.names) + sum(is_picture_name(one.name) for one in listing.skipped)
+    found = Check(str(data), listing.kind, pictures=meant, ignored=listing.ignored)
     found.skipped.extend(listing.skipped)
     classes = listing.classes()
     found.classes = dict.fromkeys(classes, 0)
@@ -343,5 +372,5 @@ def check(data: Path, *, workers: int = 4, scratch: Path | None = None, progress
             found.formats[facts["format"]] += 1
             found.notes.update(facts["notes"])
             if classes:
-                found.classes[name.split("/", 1)[0]] += 1
+                found.classes[listing.class_of(name)] += 1
     return found

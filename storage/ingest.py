@@ -45,6 +45,8 @@ REQUEST = struct.Struct(">qIQ")
 """Picture's number, side of the square wanted (0: only look at it), bytes that follow."""
 ANSWER = struct.Struct(">qIQ")
 """Picture's number, bytes of JSON facts, bytes of pixels."""
+READY = b"ready"
+"""A child's first word; one that never says it has fallen over its start, not over a picture."""
 
 # 65535 must become 255, and Pillow's own conversion clips at 255 instead.
 SIXTEEN_TO_EIGHT = [(value * 255 + 32767) // 65535 for value in range(65536)]
@@ -86,6 +88,8 @@ def decode(data: bytes, size: int = 0) -> tuple[dict[str, Any], bytes]:
         warnings.simplefilter("error")
         # Many phones write such files, and the picture in them is sound.
         warnings.filterwarnings("ignore", message="Image appears to be a malformed MPO")
+        # Broken metadata around sound pixels, see _upright().
+        warnings.filterwarnings("ignore", message=r"(Possibly corrupt|Corrupt) EXIF data")
         try:
             return _decode(data, size)
         except UnusableError:
@@ -196,7 +200,10 @@ def _shut_in() -> None:
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    # A limit that the surroundings set (ulimit -v) can only be lowered.
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    memory = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 
 
 def _grant_seconds() -> None:
@@ -205,7 +212,10 @@ def _grant_seconds() -> None:
 
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + CPU_SECONDS, hard))
+    soft = int(used) + CPU_SECONDS
+    resource.setrlimit(
+        resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard)
+    )
 
 
 def main() -> None:
@@ -215,6 +225,8 @@ def main() -> None:
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not end up between the pixels
+    sink.write(READY)
+    sink.flush()
     while header := source.read(REQUEST.size):
         number, size, length = REQUEST.unpack(header)
         data = source.read(length)

@@ -161,7 +161,13 @@ class PngFolder:
             self.discard()
             raise_storage_error(exc, self.folder)
         text = "".join(line + "\n" for line in self.lines)
-        digest = write_bytes(self.folder / MANIFEST, text.encode())
+        try:
+            digest = write_bytes(self.folder / MANIFEST, text.encode())
+        except StorageError:
+            for name in (IMAGES, GRIDS):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            raise
+        self._made = False
         return {
             "pictures": len(self.lines),
             "images": IMAGES,
@@ -188,12 +194,21 @@ def verify_manifest(folder: Path, *, manifest_sha256: str | None = None) -> int:
     Raises:
         StorageError: what is wrong with the first that is.
     """
+    path = folder / MANIFEST
+    if manifest_sha256 is not None and (not path.is_file() or sha256_file(path) != manifest_sha256):
+        raise StorageError(f"{path} has changed since it was published")
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return _verify_lines(folder, lines)
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError) as exc:
+        # Pillow's UnidentifiedImageError is an OSError, a torn line a ValueError.
+        raise StorageError(f"{path} or a picture that it names is broken: {exc}") from exc
+
+
+def _verify_lines(folder: Path, lines: list[dict[str, Any]]) -> int:
     from PIL import Image
 
     path = folder / MANIFEST
-    if manifest_sha256 is not None and sha256_file(path) != manifest_sha256:
-        raise StorageError(f"{path} has changed since it was published")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
     if [line["index"] for line in lines] != list(range(len(lines))):
         raise StorageError(f"{path} does not hold the indices 0 to {len(lines) - 1}")
     for line in lines:
@@ -208,6 +223,16 @@ def verify_manifest(folder: Path, *, manifest_sha256: str | None = None) -> int:
     return len(lines)
 
 
+def _remove_older(target: Path) -> None:
+    """Of an earlier copy, so that no picture of another result stays among the new ones."""
+    if not (target / MANIFEST).is_file():
+        return
+    (target / MANIFEST).unlink()
+    for old in (*(target / IMAGES).glob("*.png"), *(target / GRIDS).glob("grid-*.png")):
+        if old.stem.isdigit() or old.parent.name == GRIDS:
+            old.unlink()
+
+
 def copy_out(folder: Path, out: str) -> dict[str, Any]:
     """
     Copy a published result into the user's own folder (--out).
@@ -218,6 +243,7 @@ def copy_out(folder: Path, out: str) -> dict[str, Any]:
     target = Path(out)
     try:
         target.mkdir(parents=True, exist_ok=True)
+        _remove_older(target)
         for name in (IMAGES, GRIDS):
             if (folder / name).is_dir():
                 shutil.copytree(folder / name, target / name, dirs_exist_ok=True)

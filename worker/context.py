@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from storage.pictures import PngFolder
+
 REPORT_EVERY_S = 0.25
 
 
@@ -48,11 +50,14 @@ class RunContext:
         self._stop: str | None = None
         self._acked = threading.Event()
         self._reported_at = 0.0
+        self._sinks: list[PngFolder] = []
         make_folder(self.folder)
         self._log = open(self.folder / "log.txt", "a", buffering=1)  # noqa: SIM115 - closed by close()
         self._metrics = open(self.folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
 
     def close(self) -> None:
+        for sink in self._sinks:
+            sink.discard()  # what a stop left unpublished; nothing after publish()
         self._log.close()
         self._metrics.close()
 
@@ -191,7 +196,9 @@ class RunContext:
     def pictures(self, *, format: str = "png") -> PictureSink:
         from storage.pictures import PngFolder
 
-        return PngFolder(self.folder)
+        sink = PngFolder(self.folder)
+        self._sinks.append(sink)
+        return sink
 
     def scratch(self) -> Path:
         return self.folder

@@ -2,8 +2,12 @@
 
 import io
 import os
+import resource
+import shutil
 import signal
 import struct
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -11,10 +15,11 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
-from jobs.errors import DatasetError, DiskFullError, NotFoundError
+from jobs.errors import DatasetError, DiskFullError, NotFoundError, StopRequested, StorageError
 from storage import datasets
 from storage.dataset_pool import decode_all
 from storage.dataset_scan import scan
@@ -178,7 +183,9 @@ def test_pipes_devices_and_links_that_lead_away_are_left_out(faces, volume, tmp_
     listing = scan(faces)
     assert "inside.png" in listing.names
     assert {one.name for one in listing.skipped} == {"pipe.png", "away.png", "nowhere.png", "loop"}
-    assert len(open_images(volume, str(faces), 16)) == 21
+    with pytest.raises(DatasetError, match="link"):
+        open_images(volume, str(faces), 16)
+    assert len(open_images(volume, str(faces), 16, max_skip=0.2)) == 21
 
 
 def test_a_pipe_that_takes_a_files_place_does_not_hang_the_reader(faces) -> None:
@@ -192,19 +199,76 @@ def test_a_pipe_that_takes_a_files_place_does_not_hang_the_reader(faces) -> None
 def test_a_decoder_that_dies_costs_one_picture(monkeypatch, tmp_path) -> None:
     from storage import dataset_pool
 
-    real = dataset_pool.Decoder.decode
+    real = dataset_pool.Decoder._ask
 
     def murderous(self, number, data, size):
         if number == 3:
             os.kill(self._ensure().pid, signal.SIGKILL)
         return real(self, number, data, size)
 
-    monkeypatch.setattr(dataset_pool.Decoder, "decode", murderous)
+    monkeypatch.setattr(dataset_pool.Decoder, "_ask", murderous)
     buffer = io.BytesIO()
     picture(1).save(buffer, "PNG")
     answers = list(decode_all([(n, buffer.getvalue()) for n in range(8)], size=16, workers=1))
     assert [one.number for one in answers if one.reason] == [3]
     assert "decoder" in (answers[3].reason or "")
+
+
+def test_a_decoder_that_hangs_costs_one_picture(monkeypatch) -> None:
+    from storage import dataset_pool
+
+    monkeypatch.setattr(dataset_pool, "WALL_SECONDS", 1.0)
+    monkeypatch.setattr(dataset_pool, "WATCH_SECONDS", 0.1)
+    real = dataset_pool.Decoder._ask
+
+    def sleepy(self, number, data, size):
+        if number == 3:
+            os.kill(self._ensure().pid, signal.SIGSTOP)
+        return real(self, number, data, size)
+
+    monkeypatch.setattr(dataset_pool.Decoder, "_ask", sleepy)
+    buffer = io.BytesIO()
+    picture(1).save(buffer, "PNG")
+    answers = list(decode_all([(n, buffer.getvalue()) for n in range(8)], size=16, workers=1))
+    assert [one.number for one in answers if one.reason] == [3]
+
+
+def test_a_decoder_that_is_killed_once_costs_no_picture(monkeypatch) -> None:
+    from storage import dataset_pool
+
+    real = dataset_pool.Decoder._ask
+    killed: list[int] = []
+
+    def unlucky(self, number, data, size):
+        if number == 3 and not killed:
+            killed.append(number)
+            os.kill(self._ensure().pid, signal.SIGKILL)
+        return real(self, number, data, size)
+
+    monkeypatch.setattr(dataset_pool.Decoder, "_ask", unlucky)
+    buffer = io.BytesIO()
+    picture(1).save(buffer, "PNG")
+    answers = list(decode_all([(n, buffer.getvalue()) for n in range(8)], size=16, workers=1))
+    assert killed
+    assert not [one for one in answers if one.reason]
+
+
+def test_decoders_that_cannot_start_are_not_the_pictures_fault(faces, volume, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(StorageError, match="does not start"):
+        open_images(volume, str(faces), 16)
+    assert list(volume.datasets.iterdir()) == []
+
+
+def test_a_stop_while_decoding_leaves_neither_files_nor_processes(faces, volume) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise StopRequested("cancel")
+
+    with pytest.raises(StopRequested):
+        open_images(volume, str(faces), 16, workers=2, progress=stop)
+    assert list(volume.datasets.iterdir()) == []
+    assert not psutil.Process().children()
 
 
 # --- trees and archives -----------------------------------------------------------------------
@@ -240,6 +304,132 @@ def test_an_archive_gives_the_same_pictures_as_its_folder(kind, faces, volume, t
     assert not list(volume.datasets.glob(".unpack-*"))
 
 
+def packed(path: Path, names: list[str], mode: str = "w:gz") -> Path:
+    with tarfile.open(path, mode) as out:
+        for i, name in enumerate(names):
+            buffer = io.BytesIO()
+            picture(i).save(buffer, "PNG")
+            info = tarfile.TarInfo(name)
+            info.size = len(buffer.getvalue())
+            out.addfile(info, io.BytesIO(buffer.getvalue()))
+    return path
+
+
+def test_a_tar_of_the_current_folder_has_the_same_names_and_classes(volume, tmp_path) -> None:
+    flat = packed(tmp_path / "flat.tgz", ["./1.png", "./2.png"])
+    assert open_images(volume, str(flat), 16).classes == ()
+    tree = packed(tmp_path / "tree.tgz", ["./cats/1.png", "./dogs/2.png"])
+    images = open_images(volume, str(tree), 16)
+    assert images.classes == ("cats", "dogs")
+    assert images.labels_N.tolist() == [0, 1]
+    assert check(tree).classes == {"cats": 1, "dogs": 1}
+
+
+def test_the_one_folder_around_an_archive_is_no_class(volume, tmp_path) -> None:
+    archive = packed(tmp_path / "w.tgz", ["faces/cats/1.png", "faces/dogs/2.png"])
+    assert open_images(volume, str(archive), 16).classes == ("cats", "dogs")
+
+
+@pytest.mark.parametrize("mode", ["gz", "xz", "bz2"])
+def test_a_torn_archive_is_one_clear_line(mode, volume, tmp_path) -> None:
+    whole = packed(tmp_path / "whole", [f"{i}.png" for i in range(40)], f"w:{mode}").read_bytes()
+    (tmp_path / "torn").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DatasetError):
+        open_images(volume, str(tmp_path / "torn"), 16)
+    assert list(volume.datasets.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_a_broken_member_of_a_zip_costs_one_picture(method, volume, tmp_path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", method) as out:
+        for i in range(30):
+            buffer = io.BytesIO()
+            picture(i).save(buffer, "PNG")
+            out.writestr(f"{i:02d}.png", buffer.getvalue())
+        offset = out.getinfo("05.png").header_offset
+    data = bytearray(path.read_bytes())
+    data[offset + 40 : offset + 300] = b"\xff" * 260
+    path.write_bytes(data)
+    assert len(open_images(volume, str(path), 16)) == 29
+
+
+def test_a_huge_header_in_a_tar_is_refused_unread(tmp_path) -> None:
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 40 << 20
+    (tmp_path / "a.tar").write_bytes(header.tobuf(tarfile.USTAR_FORMAT) + b"\0" * (40 << 20))
+    with pytest.raises(DatasetError, match="a header of"):
+        scan(tmp_path / "a.tar")
+
+
+def test_a_picture_that_vanishes_while_it_is_read_refuses_the_data_set(faces, volume, monkeypatch) -> None:
+    real = datasets._digests
+
+    def then_vanish(*given):
+        digests = real(*given)
+        (faces / "007.png").unlink()
+        return digests
+
+    monkeypatch.setattr(datasets, "_digests", then_vanish)
+    with pytest.raises(DatasetError, match="changed while"):
+        open_images(volume, str(faces), 16)
+    assert list(volume.datasets.iterdir()) == []
+
+
+def test_max_skip_holds_for_a_cache_that_another_job_made(faces, volume) -> None:
+    for i in range(5):
+        (faces / f"broken{i}.png").write_bytes(b"no")
+    open_images(volume, str(faces), 16, max_skip=0.5)
+    with pytest.raises(DatasetError, match="5 of 25"):
+        open_images(volume, str(faces), 16)
+
+
+def test_a_folder_of_links_that_lead_away_says_so(faces, volume, tmp_path) -> None:
+    away = tmp_path / "away"
+    away.mkdir()
+    for one in faces.iterdir():
+        (away / one.name).symlink_to(one)
+    with pytest.raises(DatasetError, match="20 × link out of the folder"):
+        open_images(volume, str(away), 16)
+
+
+def test_a_link_that_takes_a_files_place_is_not_followed_out(faces, tmp_path) -> None:
+    listing = scan(faces)
+    outside = tmp_path / "outside.png"
+    picture(99).save(outside)
+    (faces / "005.png").unlink()
+    (faces / "005.png").symlink_to(outside)
+    with datasets.open_reader(listing, faces) as reader, pytest.raises(datasets.UnreadableError):
+        reader.read("005.png")
+
+
+@pytest.mark.parametrize("index", ["[]", '{"count": 20, "size": 16}', "{torn"])
+def test_a_cache_with_a_broken_index_is_made_again(index, faces, volume) -> None:
+    first = open_images(volume, str(faces), 16)
+    (volume.dataset(first.fingerprint) / "index.json").write_text(index)
+    assert list_datasets(volume) == []
+    assert len(open_images(volume, str(faces), 16)) == 20
+
+
+def test_sound_pixels_under_broken_exif_are_used() -> None:
+    buffer = io.BytesIO()
+    broken = b"Exif\0\0MM\0*\xff\xff\xff\xffgarbage"
+    Image.new("RGB", (20, 20), RED).save(buffer, "JPEG", exif=broken)
+    assert next(decode_all([(0, buffer.getvalue())], size=16, workers=1)).reason is None
+
+
+@pytest.mark.parametrize("limit", [resource.RLIMIT_AS, resource.RLIMIT_CPU])
+def test_decoders_work_under_the_limits_of_a_tighter_surrounding(limit) -> None:
+    code = (
+        "import io, resource; from PIL import Image; from storage.dataset_pool import decode_all\n"
+        f"resource.setrlimit({int(limit)}, ({{v}}, {{v}}))\n"
+        "b = io.BytesIO(); Image.new('RGB', (20, 20)).save(b, 'PNG')\n"
+        "print(next(decode_all([(0, b.getvalue())], size=16, workers=1)).reason)"
+    ).format(v=2 << 30 if limit == resource.RLIMIT_AS else 30)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None"
+
+
 def test_members_that_lead_out_of_an_archive_are_left_out(tmp_path, volume) -> None:
     buffer = io.BytesIO()
     picture(1).save(buffer, "PNG")
@@ -262,7 +452,7 @@ def test_members_that_lead_out_of_an_archive_are_left_out(tmp_path, volume) -> N
         hard.type, hard.linkname = tarfile.SYMTYPE, "/etc/passwd"
         out.addfile(hard)
     assert scan(tmp_path / "evil.tar").names == ["good.png"]
-    assert len(open_images(volume, str(tmp_path / "evil.tar"), 16)) == 1
+    assert len(open_images(volume, str(tmp_path / "evil.tar"), 16, max_skip=0.7)) == 1
     assert not (tmp_path / "up.png").exists()
 
 
@@ -289,7 +479,7 @@ def test_a_second_look_decodes_nothing(faces, volume) -> None:
     assert calls[-1] == 20
     calls.clear()
     again = open_images(volume, str(faces), 16, progress=lambda done, total: calls.append(done))
-    assert calls == []
+    assert set(calls) == {0}  # it says that it looks, and decodes none
     assert again.fingerprint == first.fingerprint
 
 

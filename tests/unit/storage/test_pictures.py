@@ -101,3 +101,41 @@ def test_results_are_copied_out_and_a_bad_place_is_told_and_harmless(tmp_path) -
     (tmp_path / "file").touch()
     assert "out_error" in copy_out(tmp_path / "a1", str(tmp_path / "file"))
     assert verify_manifest(tmp_path / "a1") == 10
+
+
+def test_a_smaller_result_copied_over_a_larger_one_leaves_none_of_it(tmp_path) -> None:
+    filled(tmp_path / "a1", count=10).publish()
+    filled(tmp_path / "a2", count=4).publish()
+    out = tmp_path / "out"
+    copy_out(tmp_path / "a1", str(out))
+    (out / "images" / "mine.png").write_bytes(b"the user's own")
+    copy_out(tmp_path / "a2", str(out))
+    assert (out / "images" / "mine.png").exists()
+    (out / "images" / "mine.png").unlink()
+    assert verify_manifest(out) == 4
+
+
+def test_a_manifest_that_cannot_be_written_leaves_no_pictures_behind(tmp_path) -> None:
+    (tmp_path / "a1" / "manifest.jsonl" / "in the way").mkdir(parents=True)
+    sink = filled(tmp_path / "a1")
+    with pytest.raises(StorageError):
+        sink.publish()
+    assert [one.name for one in (tmp_path / "a1").iterdir()] == ["manifest.jsonl"]
+
+
+@pytest.mark.parametrize("harm", ["no manifest", "torn manifest", "not a picture"])
+def test_whatever_is_wrong_with_a_result_is_a_storage_error(harm, tmp_path) -> None:
+    filled(tmp_path / "a1").publish()
+    manifest = tmp_path / "a1" / "manifest.jsonl"
+    if harm == "no manifest":
+        manifest.unlink()
+    elif harm == "torn manifest":
+        manifest.write_text("{torn")
+    else:
+        lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+        bad = tmp_path / "a1" / lines[0]["file"]
+        bad.write_bytes(b"not a picture")
+        lines[0]["sha256"] = sha256_file(bad)
+        manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(StorageError):
+        verify_manifest(tmp_path / "a1")
