@@ -107,11 +107,12 @@ def _in_one_line(exc: ValidationError) -> SpecError:
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, SpecError):
         return cause
-    option = "--" + "-".join(str(part) for part in first["loc"][:1]).replace("_", "-")
+    option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "spec"
     what = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
     shown = f" (given: {str(given)[:60]})" if not isinstance(given, dict) else ""
-    return SpecError(f"{option}: {what[0].lower()}{what[1:]}{shown}")
+    line = f"{option}: {what[0].lower()}{what[1:]}{shown}"
+    return SpecError("".join(letter if letter.isprintable() else "?" for letter in line))
 
 
 class TrainSpec(Spec):
@@ -158,10 +159,10 @@ class TrainSpec(Spec):
     """Show half of the pictures mirrored; only where left and right may be swapped."""
     max_skip: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of files that may be unreadable before the data set is refused."""
-    checkpoint_seconds: Annotated[float, Field(gt=0)] = 300.0
+    checkpoint_seconds: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] = 300.0
     """Seconds between resume checkpoints, apart from save_every."""
     keep_last: Annotated[int, Field(ge=1, le=1000)] = 2
-    keep_every: Annotated[int, Field(ge=0)] = 0
+    keep_every: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Keep each checkpoint whose epoch is divisible by this; 0: only the last ones and the final."""
     deterministic: bool = True
     """On a GPU: deterministic kernels, so that a resumed run ends with the same bits."""
@@ -233,7 +234,7 @@ class GenerateSpec(Spec):
     @field_validator("checkpoint")
     @classmethod
     def _checkpoint_word(cls, value: str) -> str:
-        if value not in ("best", "last") and not value.isdigit():
+        if value not in ("best", "last") and not re.fullmatch(r"[0-9]{1,9}", value):
             raise SpecError(
                 f"--checkpoint {value[:40]!r} names no checkpoint",
                 hint="use best, last, or a number of epochs (ganq checkpoints JOB lists them)",
@@ -261,6 +262,11 @@ class GenerateSpec(Spec):
                     f"--seeds {first}-{last} is no range of picture numbers",
                     hint="e.g. --seeds 0-63 or --seeds 0,4,10-20",
                 )
+        if self.total > MAX_COUNT:
+            raise SpecError(
+                f"--seeds names {self.total} pictures, and one job makes at most {MAX_COUNT}",
+                hint="submit several jobs",
+            )
         return self
 
     @property

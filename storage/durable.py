@@ -27,7 +27,8 @@ TEMP_MARK = ".tmp-"
 
 def raise_storage_error(exc: OSError, path: Path) -> NoReturn:
     """Turn an OSError on the volume into the error that says what to do about it."""
-    folder = path if path.is_dir() else path.parent
+    # os.path.isdir(), because Path.is_dir() itself raises where the folder above may not be entered.
+    folder = path if os.path.isdir(path) else path.parent
     if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         free = "unknown"
         with suppress(OSError):
@@ -95,7 +96,7 @@ def make_folder(folder: Path) -> None:
     """Create a folder with its parents, each name durable."""
     missing = []
     here = folder
-    while not here.is_dir():
+    while not os.path.isdir(here) and here != here.parent:
         missing.append(here)
         here = here.parent
     try:

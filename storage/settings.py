@@ -18,6 +18,7 @@ from jobs.errors import ConfigError
 
 PREFIX = "GANQ_"
 SECRETS = ("database_url", "redis_url")
+USER_LETTERS = 64  # what the job table's column holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,12 @@ class Settings:
         """
         env = os.environ if env is None else env
         home = Path(env.get(f"{PREFIX}HOME") or _default_home()).expanduser().absolute()
-        given = _from_toml(Path(env.get(f"{PREFIX}CONFIG") or home / "ganq.toml"))
+        config = env.get(f"{PREFIX}CONFIG")
+        if config and not Path(config).is_file():
+            raise ConfigError(
+                f"GANQ_CONFIG={config} is no file", hint="write one, or unset GANQ_CONFIG to do without"
+            )
+        given = _from_toml(Path(config or home / "ganq.toml"))
         given.update(_from_env(env))
         values: dict[str, Any] = {
             "home": home,
@@ -107,6 +113,8 @@ class Settings:
             elif name != "home":
                 values[name] = str(raw)
         values["database_url"] = _database_url(values["database_url"])
+        if len(values["user"]) > USER_LETTERS:
+            raise ConfigError(f"GANQ_USER has more than {USER_LETTERS} letters", hint="choose a shorter one")
         settings = cls(**values)
         if not settings.redis_url:
             socket = settings.runtime / "redis.sock"
@@ -179,10 +187,12 @@ def _database_url(url: str) -> str:
     )
 
 
-_PASSWORD = re.compile(r"(\w+://[^:/@\s]*):[^@\s]+@")
+# Up to the last @, because a password may hold one; better a host masked than a password shown.
+_PASSWORD = re.compile(r"(\w+://[^:/@\s]*):\S+@")
+_PASSWORD_OPTION = re.compile(r"(\bpassword=)[^&\s]+", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def redact(text: str) -> str:
     """Mask passwords in URLs and strip control characters, before anything is shown or logged."""
-    return _CONTROL.sub("", _PASSWORD.sub(r"\1:***@", text))
+    return _CONTROL.sub("", _PASSWORD_OPTION.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text)))

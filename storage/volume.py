@@ -69,7 +69,7 @@ class Volume:
         Raises:
             VolumeError: missing and not creatable, not a folder, read-only.
         """
-        if self.root.exists() and not self.root.is_dir():
+        if os.path.exists(self.root) and not os.path.isdir(self.root):
             raise VolumeError(f"{self.root} is not a folder", hint="point GANQ_VOLUME at a folder")
         for folder in (self.root / "jobs", self.datasets, self.latest):
             make_folder(folder)
@@ -86,4 +86,7 @@ class Volume:
             self.latest.mkdir(exist_ok=True)
             temp = self.latest / f".{label}-{secrets.token_hex(4)}"
             temp.symlink_to(os.path.relpath(target, self.latest))
-            temp.rename(self.latest / label)
+            try:
+                temp.rename(self.latest / label)
+            except OSError:  # somebody has put a folder there: it is theirs
+                temp.unlink()

@@ -80,6 +80,12 @@ def test_names_and_users_with_sql_in_them_are_only_text(job_factory, queries):
         queries.find("x' OR '1'='1")
 
 
+@pytest.mark.parametrize("path", ["/caf\udce9", "/a\0b", "/ünï ☃"], ids=ascii)
+def test_a_folder_with_any_name_survives_the_table(job_factory, queries, path):
+    made = job_factory(spec={"data": path})
+    assert queries.get(made.id).spec == {"data": path}
+
+
 # --- claim ------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,143 @@
+"""Settings: environment first, then ganq.toml, then defaults; and nothing secret is shown."""
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.errors import ConfigError
+from storage.settings import Settings, redact
+
+
+def load(home, **env: str) -> Settings:
+    return Settings.load({"GANQ_HOME": str(home), **{f"GANQ_{k.upper()}": v for k, v in env.items()}})
+
+
+def refused(home, **env: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        load(home, **env)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def write_config(home, text: str) -> None:
+    (home / "ganq.toml").write_text(text)
+    (home / "ganq.toml").chmod(0o600)
+
+
+def test_a_single_machine_needs_no_settings(tmp_path):
+    settings = load(tmp_path)
+
+    assert settings.volume == tmp_path / "volume"
+    assert settings.database_url == f"sqlite:///{tmp_path}/ganq.db"
+    assert settings.is_sqlite
+    assert settings.embedded_redis
+    assert settings.redis_url == f"redis+socket://{settings.runtime}/redis.sock"
+    assert settings.user
+
+
+def test_without_a_home_the_platforms_folder_is_taken():
+    assert Settings.load({}).home.name == "ganq"
+
+
+def test_the_environment_goes_before_the_file_and_the_file_before_defaults(tmp_path):
+    write_config(tmp_path, 'volume = "/from/file"\nuser = "file"\npoll_seconds = 3\n')
+
+    settings = load(tmp_path, user="env")
+
+    assert (settings.user, str(settings.volume), settings.poll_seconds) == ("env", "/from/file", 3.0)
+    assert settings.reap_seconds == 10.0
+
+
+@pytest.mark.parametrize("url", ["postgresql://u@h/d", "postgres://u@h/d", "postgresql+psycopg://u@h/d"])
+def test_a_postgres_url_works_as_people_write_it(tmp_path, url):
+    assert load(tmp_path, database_url=url).database_url == "postgresql+psycopg://u@h/d"
+
+
+@pytest.mark.parametrize("url", ["mysql://u:hunter2@h/d", "sqlite://", "nonsense", "postgresql:u:hunter2@h"])
+def test_another_database_is_refused_without_showing_its_password(tmp_path, url):
+    error = refused(tmp_path, database_url=url)
+    assert "neither SQLite nor Postgres" in error.message
+    if "://" in url:
+        assert "hunter2" not in error.message
+
+
+def test_a_secret_may_come_from_a_file(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("postgresql://u:hunter2@h/d\n")
+
+    settings = load(tmp_path, database_url_file=str(secret))
+
+    assert settings.database_url == "postgresql+psycopg://u:hunter2@h/d"
+    assert "hunter2" not in str(settings.redacted())
+    assert "GANQ_DATABASE_URL_FILE" in refused(tmp_path, database_url_file="/nowhere").message
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf", "1e12", ""])
+def test_seconds_that_are_none_are_refused_by_name(tmp_path, value):
+    write_config(tmp_path, f'lease_seconds = "{value}"\n')
+    assert "GANQ_LEASE_SECONDS" in refused(tmp_path).message
+
+
+def test_a_setting_that_does_not_exist_is_refused_with_those_that_do(tmp_path):
+    write_config(tmp_path, 'voluem = "/x"\n')
+    error = refused(tmp_path)
+    assert "'voluem'" in error.message
+    assert "volume" in error.hint
+
+
+def test_a_file_that_is_no_toml_is_refused(tmp_path):
+    write_config(tmp_path, "volume = /x\n")
+    assert "no valid TOML" in refused(tmp_path).message
+
+
+def test_a_file_that_everybody_can_write_is_refused(tmp_path):
+    write_config(tmp_path, 'user = "ada"\n')
+    (tmp_path / "ganq.toml").chmod(0o666)
+    assert "chmod o-w" in refused(tmp_path).hint
+
+
+def test_a_config_file_that_was_named_must_be_there(tmp_path):
+    assert "is no file" in refused(tmp_path, config=str(tmp_path / "missing.toml")).message
+
+
+def test_a_user_that_does_not_fit_the_table_is_refused(tmp_path):
+    assert load(tmp_path, user="x" * 64).user == "x" * 64
+    assert "64" in refused(tmp_path, user="x" * 65).message
+
+
+def test_sockets_have_short_paths_and_a_folder_for_each_home_and_user(tmp_path):
+    one, other = load(tmp_path / ("deep/" * 40)), load(tmp_path)
+    assert len(str(one.runtime / "redis.sock")) < 107
+    assert one.runtime != other.runtime
+    assert str(os.getuid()) in one.runtime.name
+
+
+# --- redact -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://ada:pw@h/d", "postgresql://ada:***@h/d"),
+        ("redis://:pw@h:6379/0", "redis://:***@h:6379/0"),
+        (
+            "cannot reach postgresql+psycopg://ada:p@w@h/d now",
+            "cannot reach postgresql+psycopg://ada:***@h/d now",
+        ),
+        ("postgresql://h/d?user=ada&password=pw&x=1", "postgresql://h/d?user=ada&password=***&x=1"),
+        ("postgresql://ada@h:5432/d", "postgresql://ada@h:5432/d"),
+        ("sqlite:////home/a:b/ganq.db", "sqlite:////home/a:b/ganq.db"),
+        ("\x1b[31mred\x07 ü\n", "[31mred ü\n"),
+    ],
+)
+def test_passwords_are_masked_and_control_characters_dropped(text, shown):
+    assert redact(text) == shown
+
+
+@given(st.text(st.characters(exclude_categories=["Z", "C"]), min_size=3))
+def test_no_password_is_ever_shown_whole(password):
+    masked = redact(f"postgresql://ada:Q{password}Q@dbhost/d")
+    assert f"Q{password}Q" not in masked
+    assert masked.startswith("postgresql://ada:***@")
