@@ -1,0 +1,69 @@
+"""
+Run benchmarks and write their results: `python -m benchmarks [NAME …]`.
+
+Each ratio is taken against a named peer in the same run. Nothing else should run
+on the machine meanwhile; the A/A column shows whether something did.
+"""
+
+import argparse
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import report
+
+NAMES = ("startup", "dispatch", "memory", "generate", "train")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure ganq against its peers."
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all by default")
+    parser.add_argument(
+        "--rounds", type=int, help="rounds of each alternation (default: the benchmark's own)"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder for data sets and jobs; kept, so the next run is faster"
+    )
+    parser.add_argument("--no-write", action="store_true", help="only print")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(NAMES):
+        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    work = options.work.absolute() if options.work else Path(tempfile.mkdtemp(prefix="ganq-bench-"))
+    work.mkdir(parents=True, exist_ok=True)
+    short = []
+    try:
+        for name in options.names or NAMES:
+            short += _one(name, work, options.rounds, write=not options.no_write)
+    finally:
+        if not options.work:
+            shutil.rmtree(work, ignore_errors=True)
+    for one in short:
+        print(f"short of its bar: {one}")
+    return 0
+
+
+def _one(name: str, work: Path, rounds: int | None, *, write: bool) -> list[str]:
+    benchmark = importlib.import_module(f"benchmarks.{name}")
+    print(f"{name}: {time.strftime('%H:%M:%S')}, load {os.getloadavg()[0]:.1f}", flush=True)
+    before = os.getloadavg()[0]
+    ratios, raw = benchmark.run(work, rounds)
+    for one in ratios:
+        aa = f"  A/A {one.aa_median:.2f} ({one.aa_low:.2f}–{one.aa_high:.2f})" if one.aa_median else ""
+        print(
+            f"{one.what} / {one.against}, {one.metric}: {one.median:.2f} ({one.low:.2f}–{one.high:.2f}){aa}"
+            f"  [{one.value:.4g} / {one.peer_value:.4g}]  {one.bar} {'' if one.met is not False else 'SHORT'}"
+        )
+    if write:
+        path = report.write(name, benchmark.EXPLAINED, ratios, raw, [before, os.getloadavg()[0]])
+        print(f"written: benchmarks/results/{path.name}")
+    return [f"{one.what} / {one.against}: {one.median:.2f}, {one.bar}" for one in ratios if one.met is False]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

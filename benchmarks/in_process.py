@@ -1,0 +1,190 @@
+"""
+ganq's own training and generation called directly, in a warm process without a queue.
+
+The context below keeps what a job keeps (decoded pictures, checkpoints, files, all
+made durable), so that what is left between it and a queued job is the queue.
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.context import CheckpointKind, Images, PictureSink, Snapshot
+from storage.checkpoints import read_checkpoint, write_checkpoint
+from storage.datasets import open_images
+from storage.pictures import PngFolder, write_png
+from storage.volume import Volume
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """A checkpoint, as read_checkpoint() wants it."""
+
+    path: str
+    manifest_sha256: str
+    job_id: int = 1
+    epoch: int = 0
+    step: int = 0
+
+
+@dataclass
+class LocalContext:
+    """One job in a folder; implements jobs.context.JobContext."""
+
+    folder: Path
+    source: Pointer | None = None
+    source_volume: Path | None = None
+    job_id: int = 1
+    attempt: int = 1
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.volume = Volume(self.folder)
+        self.volume.ensure()
+        self.attempt_folder = self.volume.attempt(1, 1)
+
+    def stop_reason(self) -> str | None:
+        return None
+
+    def report(self, done: int, total: int, unit: str, **more: Any) -> None:
+        pass
+
+    def log(self, message: str) -> None:
+        pass
+
+    def metrics(self, record: Mapping[str, float | int | str | None]) -> None:
+        self.records.append(dict(record))
+
+    def images(self, data: str, size: int) -> Images:
+        return open_images(self.volume, data, size)
+
+    def resume(self) -> Snapshot | None:
+        return None
+
+    def save_checkpoint(
+        self,
+        *,
+        kind: CheckpointKind,
+        epoch: int,
+        step: int,
+        state: "Mapping[str, Tensor]",
+        generator: "Mapping[str, Tensor]",
+        meta: Mapping[str, Any],
+    ) -> None:
+        target = self.volume.checkpoints(1, 1) / f"{kind}-{step:09d}"
+        shutil.rmtree(target, ignore_errors=True)
+        write_checkpoint(target, state=state, generator=generator, meta=meta)
+
+    def save_sample(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
+        folder = self.attempt_folder / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_png(folder / f"{name}.png", pixels_HW3)
+
+    def model(self) -> Snapshot:
+        assert self.source is not None
+        assert self.source_volume is not None
+        return read_checkpoint(Volume(self.source_volume), self.source, "generator")
+
+    def weights(self, path: str) -> "dict[str, Tensor]":
+        raise NotImplementedError
+
+    def pictures(self, *, format: str = "png") -> PictureSink:
+        return PngFolder(self.attempt_folder)
+
+    def scratch(self) -> Path:
+        return self.folder
+
+
+def loop_seconds(records: list[dict[str, Any]]) -> float:
+    """Seconds in the loop over batches, from a run's metrics: without set-up and saving."""
+    seconds, before = 0.0, 0
+    for record in records:
+        seconds += (record["images"] - before) / record["images_per_s"]
+        before = record["images"]
+    return seconds
+
+
+def train(folder: str, spec: dict[str, Any]) -> dict[str, float]:
+    """
+    Returns:
+        images, loop_s, whole_s: as in benchmarks.plain_dcgan.train().
+    """
+    import jobs.train
+    from jobs.specs import TrainSpec
+
+    began = time.perf_counter()
+    ctx = LocalContext(Path(folder))
+    result = jobs.train.run(TrainSpec.from_json(spec), ctx)
+    whole_s = time.perf_counter() - began
+    return {"images": result["images"], "loop_s": loop_seconds(ctx.records), "whole_s": whole_s}
+
+
+def generate(
+    folder: str, spec: dict[str, Any], source: dict[str, Any], source_volume: str
+) -> dict[str, float]:
+    """
+    Returns:
+        images, whole_s.
+    """
+    import jobs.generate
+    from jobs.specs import GenerateSpec
+
+    began = time.perf_counter()
+    ctx = LocalContext(Path(folder), Pointer(**source), Path(source_volume))
+    result = jobs.generate.run(GenerateSpec.from_json(spec), ctx)
+    return {"images": result["pictures"], "whole_s": time.perf_counter() - began}
+
+
+def export(source: dict[str, Any], source_volume: str, netg: str) -> dict[str, float]:
+    """Write the generator as the tutorial's file, for the plain script."""
+    import torch
+
+    snapshot = read_checkpoint(Volume(Path(source_volume)), Pointer(**source), "generator")
+    torch.save(
+        {key.removeprefix("G."): value for key, value in snapshot.tensors.items() if key.startswith("G.")},
+        netg,
+    )
+    return {}
+
+
+def forward(
+    count: int, source: dict[str, Any], source_volume: str, micro_batch: int = 64
+) -> dict[str, float]:
+    """ganq's forward alone, for the profile."""
+    import torch
+
+    from jobs.gan import models
+
+    snapshot = read_checkpoint(Volume(Path(source_volume)), Pointer(**source), "generator")
+    model = models.load(snapshot, torch.device("cpu"))
+    latents = torch.randn(micro_batch, model.arch.nz, 1, 1)
+    began = time.perf_counter()
+    with torch.inference_mode():
+        for _ in range(0, count, micro_batch):
+            model.generator(latents)
+    return {"images": count, "whole_s": time.perf_counter() - began}
+
+
+def serve() -> None:
+    """Answer orders on stdin, one JSON line each."""
+    import torch  # noqa: F401 - the warm part
+
+    work = {"train": train, "generate": generate, "export": export, "forward": forward}
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        print(json.dumps(work[order.pop("do")](**order)), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

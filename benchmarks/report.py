@@ -1,0 +1,148 @@
+"""Results on disk: one JSON file a benchmark and day, and a table of the newest of each."""
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Ratio
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = (
+    "torch", "torchvision", "numpy", "pillow", "fpng", "celery", "redis", "sqlalchemy", "psycopg", "click",
+)  # fmt: skip
+
+
+def circumstances() -> dict[str, Any]:
+    """Hardware, versions and commit; nothing that names this machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "hardware": {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "memory_gib": round(memory / 2**30, 1),
+            "gpu": None,
+        },
+        "versions": {"python": platform.python_version(), "linux": platform.release()} | _packages(),
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "changed_files": _git("status", "--porcelain", "--untracked-files=no").count("\n") + 1
+        if _git("status", "--porcelain", "--untracked-files=no")
+        else 0,
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "?")
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
+def write(name: str, explained: str, ratios: list[Ratio], raw: dict[str, Any], load: list[float]) -> Path:
+    """
+    Write results/<name>-<date>.json, then results/README.md anew.
+
+    Args:
+        load: the machine's load average (1 min) before and after.
+    """
+    now = datetime.now(UTC)
+    path = RESULTS / f"{name}-{now:%Y-%m-%d}.json"
+    RESULTS.mkdir(exist_ok=True)
+    facts = {
+        "name": name,
+        "at": f"{now:%Y-%m-%dT%H:%M:%SZ}",
+        **circumstances(),
+        "load_before_after": [round(one, 2) for one in load],
+        "explained": explained,
+        "ratios": [one.to_json() for one in ratios],
+        "values": _rounded(raw),
+    }
+    path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    (RESULTS / "README.md").write_text(table())
+    return path
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list) else value
+
+
+def table() -> str:
+    """The newest result of each benchmark, as Markdown."""
+    newest: dict[str, dict[str, Any]] = {}
+    for path in RESULTS.glob("*.json"):
+        facts = json.loads(path.read_text())
+        if facts["at"] > newest.get(facts["name"], {"at": ""})["at"]:
+            newest[facts["name"]] = facts
+    lines = [
+        "# Results",
+        "",
+        "Made by `make bench`. Each ratio is the median of the rounds' own ratios, with their quartiles;",
+        "A/A is the peer against itself one round later, which shows how much of that is the machine.",
+        "",
+    ]
+    for name, facts in sorted(newest.items()):
+        lines += _section(name, facts)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(name: str, facts: dict[str, Any]) -> list[str]:
+    hardware, versions = facts["hardware"], facts["versions"]
+    about = ", ".join(f"{key} {value}" for key, value in versions.items())
+    changed = f" with {facts['changed_files']} changed files" if facts["changed_files"] else ""
+    load = " → ".join(f"{one:.1f}" for one in facts["load_before_after"])
+    lines = [
+        f"## {name}",
+        "",
+        facts["explained"],
+        "",
+        "| what | against | of | ratio | quartiles | A/A | value | peer | must | |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in facts["ratios"]:
+        aa = (
+            "–"
+            if one["aa_median"] is None
+            else f"{one['aa_median']:.2f} ({one['aa_low']:.2f}–{one['aa_high']:.2f})"
+        )
+        met = {True: "✓", False: "✗ short", None: ""}[one["met"]]
+        spread = "–" if one["aa_median"] is None else f"{one['low']:.2f}–{one['high']:.2f}"
+        lines.append(
+            f"| {one['what']} | {one['against']} | {one['metric']} | **{one['median']:.2f}** | {spread} | {aa} "
+            f"| {one['value']:.4g} | {one['peer_value']:.4g} | {one['bar']} | {met} |"
+        )
+    return [
+        *lines,
+        "",
+        f"{facts['at']}, commit {facts['commit']}{changed}; {hardware['cpu']}, {hardware['cores']} cores, "
+        f"{hardware['memory_gib']} GiB, load {load}; {about}.",
+        "",
+    ]

@@ -1,0 +1,202 @@
+"""The stage of the benchmarks: a data set, warm peers, and ganq up as a user starts it."""
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from benchmarks.in_process import loop_seconds
+from jobs.kinds import kind_named
+from jobs.specs import SPEC_VERSION, Spec
+from jobs.states import JobState
+from storage.job_store import JobStore
+from storage.jobs import Job
+from storage.queries import Queries
+from storage.schema import open_database, upgrade
+from storage.settings import Settings
+from storage.volume import Volume
+from worker.bell import ring
+
+FACES = 1280
+STYLE = "adventurer"
+READY_S = 90.0
+
+
+def faces(work: Path, count: int = FACES) -> Path:
+    """An ImageFolder tree of `count` demo faces, 96×96; drawn once for all benchmarks of a run."""
+    from storage.faces import make_faces
+
+    tree = work / f"faces-{count}"
+    if not (tree / "all").is_dir():
+        make_faces(tree / "all", style=STYLE, count=count, size=96)
+    return tree
+
+
+class Child:
+    """A warm process that answers orders, one JSON line each."""
+
+    def __init__(self, module: str, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=clean_environment(),
+        )
+        self._answer()
+
+    def __call__(self, do: str, **order: Any) -> dict[str, float]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": do, **order}) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.process.args!r} ended with code {self.process.wait()}")
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=30)
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """The environment without the caller's own GANQ_* settings."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("GANQ_")} | more
+
+
+class Queue:
+    """
+    `ganq up` with one warm CPU worker in a home of its own, and a client beside it.
+
+    Args:
+        urls: GANQ_DATABASE_URL and GANQ_REDIS_URL; SQLite and the embedded Redis by default.
+    """
+
+    def __init__(self, home: Path, **urls: str) -> None:
+        self.env = clean_environment(GANQ_HOME=str(home), **urls)
+        self.settings = Settings.load(self.env)
+        home.mkdir(parents=True, exist_ok=True)
+        self.log = open(home / "up.log", "ab")  # noqa: SIM115 - the stack keeps writing to it
+
+    def __enter__(self) -> Self:
+        self._make_tables()
+        self.up = subprocess.Popen(
+            [sys.executable, "-P", "-m", "cli.main", "up", "--gpus", "none"],
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+        )
+        self.database = open_database(self.settings)
+        self.store, self.queries = JobStore(self.database), Queries(self.database)
+        deadline = time.monotonic() + READY_S
+        while not any(one.state == "idle" for one in self.queries.workers()):
+            if self.up.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"ganq up did not start: {Path(self.log.name).read_text()[-2000:]}")
+            time.sleep(0.2)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.database.dispose()
+        self.up.terminate()
+        self.up.wait(timeout=120)
+        self.log.close()
+
+    def _make_tables(self) -> None:
+        if self.settings.is_sqlite:
+            open_database(self.settings, create=True).dispose()
+            return
+        from storage.engine import Database
+
+        database = Database(self.settings)
+        upgrade(database)
+        database.dispose()
+
+    def submit(self, spec: Spec) -> Job:
+        """Accept and ring, as `ganq submit` does."""
+        job = self.store.submit(
+            kind=spec.kind,
+            spec=spec.to_json(),
+            spec_version=SPEC_VERSION,
+            submit_key=secrets.token_hex(16),
+            user="benchmark",
+            priority=kind_named(spec.kind).priority,
+        )
+        if ring(self.settings, job.id, job.queue):
+            self.store.mark_rung(job.id)
+        return job
+
+    def wait(self, job: Job, every_s: float = 0.02) -> Job:
+        """
+        Wait for the end of a job.
+
+        Raises:
+            RuntimeError: it did not succeed.
+        """
+        while not (job := self.queries.get(job.id)).state.terminal:
+            time.sleep(every_s)
+        if job.state is not JobState.SUCCEEDED:
+            raise RuntimeError(f"job {job.id} {job.state}: {job.error_message}")
+        return job
+
+    def train(self, spec: Spec) -> dict[str, float]:
+        """One training from submit to success; the values of benchmarks.in_process.train()."""
+        began = time.perf_counter()
+        job = self.wait(self.submit(spec), every_s=0.05)
+        whole_s = time.perf_counter() - began
+        lines = (self.attempt(job) / "metrics.jsonl").read_text().splitlines()
+        assert job.result is not None
+        return {
+            "images": job.result["images"],
+            "loop_s": loop_seconds([json.loads(line) for line in lines]),
+            "whole_s": whole_s,
+        }
+
+    def generate(self, spec: Spec) -> dict[str, float]:
+        """One generation from submit to success."""
+        began = time.perf_counter()
+        job = self.wait(self.submit(spec), every_s=0.01)
+        assert job.result is not None
+        return {"images": job.result["pictures"], "whole_s": time.perf_counter() - began}
+
+    def attempt(self, job: Job) -> Path:
+        return Volume(self.settings.volume).attempt(job.id, job.attempt)
+
+    def pointer(self, job: Job) -> dict[str, Any]:
+        """Where the last checkpoint of a job lies, for benchmarks.in_process."""
+        last = self.queries.checkpoints(job.id)[-1]
+        return {"path": last.path, "manifest_sha256": last.manifest_sha256}
+
+
+def with_rates(measured: Mapping[str, float]) -> dict[str, float]:
+    """Adds pictures per second, of the whole and, where it is known, of the loop alone."""
+    rates = {
+        name.replace("_s", "_rate"): measured["images"] / measured[name]
+        for name in ("loop_s", "whole_s")
+        if name in measured
+    }
+    return {**measured, **rates}
+
+
+def remove(folder: Path) -> None:
+    """Outside of what is measured: a full disk would be measured next."""
+    shutil.rmtree(folder, ignore_errors=True)
