@@ -294,6 +294,7 @@ def as_nobody() -> Iterator[Path]:
     if root:
         os.seteuid(0)
     folder.chmod(0o755)
+    (folder / "hidden").chmod(0o755)
     shutil.rmtree(folder)
 
 
