@@ -149,7 +149,7 @@ def check_gpus() -> tuple[int, Finding]:
 
 def _driver() -> str | None:
     try:
-        found = re.search(r"Kernel Module\D*([\d.]+)", DRIVER.read_text())
+        found = re.search(r"\b(\d{3,}(?:\.\d+)+)", DRIVER.read_text())
     except OSError:
         return None
     return found[1] if found else None
