@@ -1,27 +1,35 @@
-# syntax=docker/dockerfile:1
-# One image for workers, migrations and commands. BASE is any Python ≥ 3.11 image.
+# One image for workers, the migration and commands. BASE is any image with Python ≥ 3.11 and its venv module.
 ARG BASE=python:3.13-slim-bookworm
-FROM ${BASE} AS build
-WORKDIR /src
-COPY requirements.lock ./
+
+# The libraries, by hash; nearly all of the image, and rebuilt only when the lock changes.
+FROM ${BASE} AS libraries
+COPY requirements.lock /tmp/requirements.lock
 RUN python3 -m venv /opt/ganq \
-    && /opt/ganq/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r requirements.lock
+    && /opt/ganq/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r /tmp/requirements.lock \
+    && rm /tmp/requirements.lock
+
+FROM libraries AS wheel
+WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY cli cli
 COPY worker worker
 COPY storage storage
 COPY jobs jobs
-RUN /opt/ganq/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
+# The locked setuptools builds it: nothing is fetched here.
+RUN /opt/ganq/bin/pip wheel --no-index --no-deps --no-build-isolation --wheel-dir /wheel .
 
-FROM ${BASE}
-COPY --from=build /opt/ganq /opt/ganq
+FROM libraries
+COPY --from=wheel /wheel /wheel
+RUN /opt/ganq/bin/pip install --no-cache-dir --no-index --no-deps /wheel/*.whl \
+    && install --directory --owner=10001 --group=10001 /volume
 # GANQ_HOME holds nothing that matters here: the table is in Postgres, the files on the volume.
+# The user has no home, and the root file system may be read-only: caches go to /tmp.
 ENV PATH=/opt/ganq/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
     GANQ_HOME=/tmp/ganq \
     GANQ_VOLUME=/volume
 USER 10001:10001
-VOLUME /volume
 ENTRYPOINT ["ganq"]
 CMD ["worker"]
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s CMD ["ganq", "health"]
