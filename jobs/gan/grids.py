@@ -20,7 +20,8 @@ def to_uint8(pictures_B3HW: Tensor, low: float = -1.0, high: float = 1.0) -> "ND
     Returns:
         uint8 (B, H, W, 3), on the CPU.
     """
-    scaled = pictures_B3HW.detach().float().clamp(low, high).sub_(low).div_(max(high - low, 1e-5))
+    # save_image clamps to [low, high] first; the clamp at the end gives the same bytes.
+    scaled = pictures_B3HW.detach().float().sub(low).div_(max(high - low, 1e-5))
     bytes_B3HW = scaled.mul_(255).add_(0.5).clamp_(0, 255).to(torch.uint8)
     return bytes_B3HW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from jobs.context import Snapshot
 from jobs.errors import CheckpointCorruptError, SpecError
-from jobs.gan.networks import Architecture, Discriminator, Generator
+from jobs.gan.inference import for_inference
+from jobs.gan.networks import Architecture, Discriminator
 
 KEPT = 4
 
@@ -19,7 +20,7 @@ class Model:
     """A pair in eval mode, channels last, on its device."""
 
     arch: Architecture
-    generator: Generator
+    generator: nn.Module
     discriminator: Discriminator | None
 
     def scorer(self) -> Discriminator:
@@ -58,15 +59,16 @@ def load(snapshot: Snapshot, device: torch.device) -> Model:
 def _build(snapshot: Snapshot, device: torch.device) -> Model:
     arch = Architecture.from_json(snapshot.meta["arch"])
     generator = arch.build_generator()
-    _fill(generator, snapshot.tensors, "G.", device)
+    _fill(generator, snapshot.tensors, "G.")
     discriminator = None
     if any(key.startswith("D.") for key in snapshot.tensors):
         discriminator = arch.build_discriminator()
-        _fill(discriminator, snapshot.tensors, "D.", device)
-    return Model(arch, generator, discriminator)
+        _fill(discriminator, snapshot.tensors, "D.")
+        discriminator.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Model(arch, for_inference(generator, device), discriminator)
 
 
-def _fill(net: nn.Module, tensors: Mapping[str, Tensor], prefix: str, device: torch.device) -> None:
+def _fill(net: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
     own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     try:
         net.load_state_dict(own)
@@ -75,5 +77,4 @@ def _fill(net: nn.Module, tensors: Mapping[str, Tensor], prefix: str, device: to
             "the checkpoint's tensors are not those of the networks it describes",
             hint="another checkpoint of the job may be whole: ganq checkpoints JOB",
         ) from exc
-    net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     net.eval().requires_grad_(False)
