@@ -13,15 +13,19 @@ if TYPE_CHECKING:
     from cli.session import Session
     from storage.jobs import Job
 
-STYLE = "adventurer"
+# Chosen by looking: these show faces after 90 s of training on two cores (tried: four styles,
+# learning rates 1 to 4e-4, batch 32 and 64, half-lives 2 and 4, with and without augmentation).
+STYLE = "pixel-art"
 FACES = 1000
 TRAIN = {
     "--size": "48",
     "--ngf": "32",
     "--ndf": "32",
-    "--epochs": "60",
-    "--save-every": "10",
-    "--ema-half-life-kimg": "2",
+    "--lr-g": "4e-4",
+    "--lr-d": "4e-4",
+    "--ema-half-life-kimg": "4",
+    "--epochs": "120",
+    "--save-every": "20",
 }
 PICTURES = 64
 

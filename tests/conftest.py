@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from storage.queries import Queries
     from storage.settings import Settings
 
+# Read when torch is first imported: threads that spin would starve the workers that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 ALL_KINDS = ("train", "generate")
 
 
