@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 Piece = Callable[[], Mapping[str, float]]
@@ -92,7 +93,7 @@ def compare(
         at_least, at_most: the bar, if there is one.
     """
     ratios = [a / b for a, b in zip(mine, peer, strict=True)]
-    itself = [a / b for a, b in zip(peer, peer[1:], strict=False)]
+    itself = [a / b for a, b in pairwise(peer)]
     median = statistics.median(ratios)
     bar = f"≥ {at_least:g}" if at_least is not None else f"≤ {at_most:g}" if at_most is not None else ""
     met = None

@@ -29,9 +29,7 @@ def circumstances() -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version(), "linux": platform.release()} | _packages(),
         "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "changed_files": _git("status", "--porcelain", "--untracked-files=no").count("\n") + 1
-        if _git("status", "--porcelain", "--untracked-files=no")
-        else 0,
+        "changed_files": len(_git("status", "--porcelain", "--untracked-files=no").splitlines()),
     }
 
 
@@ -136,8 +134,8 @@ def _section(name: str, facts: dict[str, Any]) -> list[str]:
         met = {True: "✓", False: "✗ short", None: ""}[one["met"]]
         spread = "–" if one["aa_median"] is None else f"{one['low']:.2f}–{one['high']:.2f}"
         lines.append(
-            f"| {one['what']} | {one['against']} | {one['metric']} | **{one['median']:.2f}** | {spread} | {aa} "
-            f"| {one['value']:.4g} | {one['peer_value']:.4g} | {one['bar']} | {met} |"
+            f"| {one['what']} | {one['against']} | {one['metric']} | **{one['median']:.2f}** "
+            f"| {spread} | {aa} | {one['value']:.4g} | {one['peer_value']:.4g} | {one['bar']} | {met} |"
         )
     return [
         *lines,

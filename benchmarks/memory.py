@@ -1,0 +1,92 @@
+"""Memory: what a worker's own processes hold, and what the runner needs above PyTorch."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks import stack
+from benchmarks.measure import Ratio, limit
+from jobs.specs import TrainSpec
+
+EXPLAINED = """\
+MB (10⁶ bytes) of PSS from smaps_rollup, in which a page that several processes share counts in
+parts. Supervisor and Celery: the supervisor, `ganq worker` and its pool process, after a
+job; the highest of the samples during the training counts. The runner's highest sample in a
+training at ngf 64, batch 256, is held against a process that has only imported torch, the
+decoded data set and 1 GB."""
+
+MB = 1e6
+
+
+def pss(pid: int) -> float:
+    """Bytes, 0 if the process has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def _parts(up: int) -> dict[str, list[psutil.Process]]:
+    """The processes below `ganq up`, by what they are."""
+    found: dict[str, list[psutil.Process]] = {"supervisor": [], "runner": [], "celery": [], "redis": []}
+    for process in psutil.Process(up).children(recursive=True):
+        try:
+            line = process.cmdline()
+        except psutil.Error:
+            continue
+        if "worker.supervisor" in line:
+            found["supervisor"].append(process)
+        elif "worker.runner" in line:
+            found["runner"].append(process)
+        elif line and "redis" in line[0]:
+            found["redis"].append(process)
+        elif "worker" in line or any("celery" in word or "ForkPool" in word for word in line):
+            found["celery"].append(process)
+    return found
+
+
+def run(work: Path, rounds: int | None) -> tuple[list[Ratio], dict[str, Any]]:
+    """
+    Returns:
+        The table's lines, and all samples.
+    """
+    data = stack.faces(work)
+    spec = TrainSpec.create(data=str(data), recipe="origin", epochs=1, save_every=1, device="cpu")
+    bare = subprocess.Popen(
+        [sys.executable, "-c", "import torch; print(flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert bare.stdout is not None
+    bare.stdout.readline()
+    samples: dict[str, list[float]] = {}
+    with stack.Queue(work / "memory-queue") as queue:
+        job = queue.submit(spec)
+        while not queue.queries.get(job.id).state.terminal:
+            for name, processes in _parts(queue.up.pid).items():
+                samples.setdefault(name, []).append(sum(pss(one.pid) for one in processes) / MB)
+            samples.setdefault("bare torch", []).append(pss(bare.pid) / MB)
+            time.sleep(0.2)
+        queue.wait(job)
+        cache = sum(one.stat().st_size for one in queue.settings.volume.glob("datasets/*/images.u8")) / MB
+    bare.communicate(b"\n")
+    most = {name: max(values) for name, values in samples.items()}
+    most["data set"] = cache
+    own = max(a + b for a, b in zip(samples["supervisor"], samples["celery"], strict=True))
+    allowed = most["bare torch"] + cache + 1000
+    lines = [
+        limit("supervisor + Celery processes", "120 MB", "PSS, MB", own, 120.0),
+        limit(
+            "runner in training, ngf 64, batch 256",
+            "torch + data set + 1 GB",
+            "PSS, MB",
+            most["runner"],
+            allowed,
+        ),
+    ]
+    return lines, {"highest": most, "samples": samples}

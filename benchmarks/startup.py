@@ -1,0 +1,85 @@
+"""Start-up: `ganq --help` and `ganq status` on 1,000 jobs beside the imports that they cannot do without."""
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import stack
+from benchmarks.measure import Ratio, alternate, compare
+from jobs.specs import SPEC_VERSION, TrainSpec
+from storage.job_store import JobStore
+from storage.schema import open_database
+from storage.settings import Settings
+
+EXPLAINED = """\
+Milliseconds of a whole process, from start to exit, output into a pipe. `wall` is what a person
+waits, `cpu` is user and system time, which a busy machine disturbs less."""
+
+JOBS = 1000
+
+
+def run(work: Path, rounds: int | None) -> tuple[list[Ratio], dict[str, Any]]:
+    """
+    Returns:
+        The table's lines, and all values by command and round.
+    """
+    home = work / "startup"
+    environment = stack.clean_environment(GANQ_HOME=str(home))
+    _fill(Settings.load(environment))
+    ganq = str(Path(sys.executable).parent / "ganq")
+    commands = {
+        "import click": [sys.executable, "-c", "import click"],
+        "ganq --help": [ganq, "--help"],
+        "import click, sqlalchemy": [sys.executable, "-c", "import click, sqlalchemy"],
+        f"ganq status, {JOBS:,} jobs": [ganq, "status"],
+    }
+    pieces = {
+        name: lambda command=command: _timed(command, environment) for name, command in commands.items()
+    }
+    series = alternate(pieces, rounds or 41, warm_up=3, say=lambda line: None)
+    lines = []
+    names = list(commands)
+    for mine, peer, most in ((names[1], names[0], 2.5), (names[3], names[2], 2.0)):
+        for metric, bar in (("wall", most), ("cpu", most)):
+            lines.append(
+                compare(
+                    mine, peer, f"{metric}, ms", series.of(mine, metric), series.of(peer, metric), at_most=bar
+                )
+            )
+    return lines, series.values
+
+
+def _timed(command: list[str], environment: dict[str, str]) -> dict[str, float]:
+    began = time.perf_counter()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    process.stdout.close()
+    process.stderr.close()
+    if process.returncode:
+        raise RuntimeError(f"{command[-2:]} ended with {process.returncode}: {said.decode()[-500:]}")
+    return {"wall": wall * 1000, "cpu": (usage.ru_utime + usage.ru_stime) * 1000}
+
+
+def _fill(settings: Settings) -> None:
+    database = open_database(settings, create=True)
+    store = JobStore(database)
+    spec = TrainSpec.create(data="/pictures", recipe="plus").to_json()
+    for _ in range(JOBS):
+        store.submit(
+            kind="train",
+            spec=spec,
+            spec_version=SPEC_VERSION,
+            submit_key=secrets.token_hex(16),
+            user="benchmark",
+        )
+    database.dispose()
