@@ -116,6 +116,21 @@ def test_an_sqlite_with_the_wal_defect_is_told_how_it_is_guarded(ganq, monkeypat
     assert "before 99.0.0" in findings(ganq("doctor", "--json"))["sqlite"][0]["said"]
 
 
+def test_a_wal_that_nobody_empties_is_a_warning(ganq, monkeypatch, database, job_factory):
+    monkeypatch.setattr("storage.diagnosis.LARGE_WAL_BYTES", 0)
+    job_factory()
+    told = findings(ganq("doctor", "--json"))["sqlite"]
+    assert [one["verdict"] for one in told] == ["ok", "warn"]
+    assert "WAL has grown" in told[1]["said"]
+
+
+def test_a_database_that_this_user_cannot_write_fails(ganq, monkeypatch):
+    monkeypatch.setattr("storage.diagnosis.os.access", lambda path, mode: False)
+    said = ganq("doctor")
+    assert said.code == 1
+    assert "cannot be written by this user" in said.out
+
+
 def test_a_clock_that_is_off_is_a_warning_with_the_direction(ganq, monkeypatch):
     monkeypatch.setattr("storage.queries.Queries.now", lambda self: __import__("time").time() + 3600)
     (clock,) = findings(ganq("doctor", "--json"))["clock"]
@@ -275,6 +290,21 @@ def test_room_on_the_volume_decides(settings, monkeypatch, free, verdict):
     monkeypatch.setattr(storage_diagnosis.shutil, "disk_usage", lambda path: usage(2e12, 0, free))
     monkeypatch.setattr(storage_diagnosis, "filesystem_type", lambda path: "ext4")
     assert [one.verdict for one in storage_diagnosis.check_volume(settings)] == [verdict]
+
+
+def test_a_volume_in_memory_and_one_without_room_for_names_are_warnings(settings, monkeypatch):
+    from types import SimpleNamespace
+
+    from storage import diagnosis as storage_diagnosis
+
+    settings.volume.mkdir()
+    monkeypatch.setattr(storage_diagnosis, "filesystem_type", lambda path: "tmpfs")
+    monkeypatch.setattr(
+        storage_diagnosis.os, "statvfs", lambda path: SimpleNamespace(f_files=100_000, f_favail=12)
+    )
+    told = [one.said for one in storage_diagnosis.check_volume(settings) if one.verdict == "warn"]
+    assert any("only 12 more files" in line for line in told)
+    assert any("gone at the next boot" in line for line in told)
 
 
 # --- this machine -------------------------------------------------------------------------
