@@ -6,7 +6,6 @@ cannot look says so in its finding instead of raising.
 """
 
 import os
-import shutil
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -271,7 +270,8 @@ def check_volume(settings: Settings) -> Iterator[Finding]:
     if reason is not None:
         yield fail("volume", f"{root} cannot be written: {reason}", "check its owner and how it is mounted")
     kind = filesystem_type(root)
-    free = shutil.disk_usage(root).free
+    about = os.statvfs(root)
+    free = about.f_bavail * about.f_frsize
     room = f"{free / 1e9:,.1f} GB free"
     if free < EMPTY_BYTES:
         yield fail("volume", f"{root} is full: {room}", "delete what is not needed; waiting jobs then go on")
@@ -280,9 +280,8 @@ def check_volume(settings: Settings) -> Iterator[Finding]:
     elif reason is None:
         shared = " (shared)" if kind in NETWORK_FILESYSTEMS else ""
         yield ok("volume", f"{root}, on {kind or 'an unknown file system'}{shared}, {room}")
-    inodes = os.statvfs(root)
-    if inodes.f_files and inodes.f_favail < LOW_INODES:
-        yield warn("volume", f"only {inodes.f_favail:,} more files can be made on it", "delete old pictures")
+    if about.f_files and about.f_favail < LOW_INODES:
+        yield warn("volume", f"only {about.f_favail:,} more files can be made on it", "delete old pictures")
     if kind in ("tmpfs", "ramfs"):
         yield warn(
             "volume", f"{root} lies in memory and is gone at the next boot", "set GANQ_VOLUME to a disk"

@@ -279,30 +279,33 @@ def test_a_volume_that_cannot_be_written_fails(settings, monkeypatch):
     assert "permission denied" in told[0].said
 
 
-@pytest.mark.parametrize(("free", "verdict"), [(1e8, "fail"), (1e9, "warn"), (1e12, "ok")])
-def test_room_on_the_volume_decides(settings, monkeypatch, free, verdict):
-    from collections import namedtuple
-
-    from storage import diagnosis as storage_diagnosis
-
-    usage = namedtuple("usage", "total used free")
-    settings.volume.mkdir()
-    monkeypatch.setattr(storage_diagnosis.shutil, "disk_usage", lambda path: usage(2e12, 0, free))
-    monkeypatch.setattr(storage_diagnosis, "filesystem_type", lambda path: "ext4")
-    assert [one.verdict for one in storage_diagnosis.check_volume(settings)] == [verdict]
-
-
-def test_a_volume_in_memory_and_one_without_room_for_names_are_warnings(settings, monkeypatch):
+@pytest.fixture
+def file_system(settings, monkeypatch):
+    """Has the volume lie on such a file system: file_system('tmpfs', free=1e12, files=12)."""
     from types import SimpleNamespace
 
-    from storage import diagnosis as storage_diagnosis
+    def pretend(kind: str = "ext4", *, free: float = 1e12, files: int = 1_000_000) -> None:
+        about = SimpleNamespace(f_bavail=free / 4096, f_frsize=4096, f_files=2_000_000, f_favail=files)
+        monkeypatch.setattr("storage.diagnosis.filesystem_type", lambda path: kind)
+        monkeypatch.setattr("storage.diagnosis.os.statvfs", lambda path: about)
 
     settings.volume.mkdir()
-    monkeypatch.setattr(storage_diagnosis, "filesystem_type", lambda path: "tmpfs")
-    monkeypatch.setattr(
-        storage_diagnosis.os, "statvfs", lambda path: SimpleNamespace(f_files=100_000, f_favail=12)
-    )
-    told = [one.said for one in storage_diagnosis.check_volume(settings) if one.verdict == "warn"]
+    return pretend
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(1e8, "fail"), (1e9, "warn"), (1e12, "ok")])
+def test_room_on_the_volume_decides(settings, file_system, free, verdict):
+    from storage.diagnosis import check_volume
+
+    file_system(free=free)
+    assert [one.verdict for one in check_volume(settings)] == [verdict]
+
+
+def test_a_volume_in_memory_and_one_without_room_for_names_are_warnings(settings, file_system):
+    from storage.diagnosis import check_volume
+
+    file_system("tmpfs", files=12)
+    told = [one.said for one in check_volume(settings) if one.verdict == "warn"]
     assert any("only 12 more files" in line for line in told)
     assert any("gone at the next boot" in line for line in told)
 
