@@ -146,8 +146,7 @@ def write_folder(target: Path, writers: Mapping[str, Callable[[Path], None]]) ->
             size = path.stat().st_size
             total += size
             entries.append({"name": name, "bytes": size, "sha256": sha256_file(path)})
-        digest = write_json(temp / MANIFEST, {"files": entries})
-        fsync_folder(temp)
+        digest = write_json(temp / MANIFEST, {"files": entries})  # syncs the folder's names, too
         os.rename(temp, target)
         fsync_folder(target.parent)
     except OSError as exc:

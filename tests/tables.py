@@ -1,8 +1,10 @@
 """What tests look at in the job table behind its back, and how they break it."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,45 @@ def everything_of(database: Database, job_id: int) -> tuple[Any, ...]:
                 for table in (attempt, checkpoint, event_table)
             ),
         )
+
+    return database.read(ask)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the table says of one job."""
+
+    state: str
+    attempt: int
+    held: bool
+    cancel: bool
+    finished: bool
+    open_attempts: int
+    events: list[str]
+
+
+def seen(database: Database, ids: Sequence[int]) -> dict[int, Seen]:
+    """All of these jobs in one transaction, so that a test may ask after every step."""
+
+    def ask(conn: Connection) -> dict[int, Seen]:
+        events: dict[int, list[str]] = defaultdict(list)
+        ordered = select(event_table.c.job_id, event_table.c.type).order_by(event_table.c.id)
+        for job_id, type_ in conn.execute(ordered.where(event_table.c.job_id.in_(ids))):
+            events[job_id].append(type_)
+        still_open = select(attempt.c.job_id).where(attempt.c.job_id.in_(ids), attempt.c.ended_at.is_(None))
+        open_ = Counter(conn.execute(still_open).scalars())
+        return {
+            row.id: Seen(
+                row.state,
+                row.attempt,
+                bool(row.held),
+                row.cancel_requested_at is not None,
+                row.finished_at is not None,
+                open_[row.id],
+                events[row.id],
+            )
+            for row in conn.execute(select(job).where(job.c.id.in_(ids)))
+        }
 
     return database.read(ask)
 
@@ -89,14 +130,14 @@ def first_answer_lost(database: Database) -> Iterator[None]:
 @contextmanager
 def recorded(database: Database) -> Iterator[list[tuple[str, Any]]]:
     """Every statement that is sent meanwhile, with its parameters."""
-    seen: list[tuple[str, Any]] = []
+    sent: list[tuple[str, Any]] = []
 
     def note(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
-        seen.append((statement, parameters))
+        sent.append((statement, parameters))
 
     event.listen(database.engine, "before_cursor_execute", note)
     try:
-        yield seen
+        yield sent
     finally:
         event.remove(database.engine, "before_cursor_execute", note)
 

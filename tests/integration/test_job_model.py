@@ -19,7 +19,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from tables import beat_of, event_types, open_attempts, set_columns
+from tables import Seen, beat_of, seen, set_columns
 
 from jobs.errors import (
     DiskFullError,
@@ -198,13 +198,18 @@ def machine(database, take, submit):
 
         @invariant()
         def the_table_agrees(self):
-            for job_id, model in self.jobs.items():
-                found = queries.get(job_id)
-                assert (found.state, found.attempt, found.held) == (model.state, model.attempt, model.held)
-                assert (found.cancel_requested_at is not None) == model.cancel
-                assert open_attempts(database, job_id) == (model.state == "running")
-                assert event_types(database, job_id) == model.events
-                assert (found.finished_at is not None) == (JobState(model.state) in ENDED)
+            assert seen(database, sorted(self.jobs)) == {
+                job_id: Seen(
+                    state=model.state,
+                    attempt=model.attempt,
+                    held=model.held,
+                    cancel=model.cancel,
+                    finished=model.state in ENDED,
+                    open_attempts=int(model.state == "running"),
+                    events=model.events,
+                )
+                for job_id, model in self.jobs.items()
+            }
 
     return Jobs
 
@@ -213,8 +218,8 @@ def test_any_sequence_of_operations_keeps_to_the_model(database, claim, job_fact
     run_state_machine_as_test(
         machine(database, claim, job_factory),
         settings=settings(
-            max_examples=25,
-            stateful_step_count=20,
+            max_examples=50,
+            stateful_step_count=30,
             deadline=None,
             derandomize=True,
             suppress_health_check=list(HealthCheck),
