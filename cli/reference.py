@@ -15,6 +15,7 @@ from cli.main import root
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 WIDTH = 100
+HELP_NAMES = ["-h", "--help"]
 
 OPENING = """\
 # The command line
@@ -53,10 +54,13 @@ def help_page(path: tuple[str, ...], command: click.Command) -> str:
     """A command's help as it prints itself, at a fixed width."""
     parent: click.Context | None = None
     for name in path[:-1]:
-        parent = click.Context(root, info_name=name, parent=parent, terminal_width=WIDTH)
+        # A command keeps the names of its help option from its first use on, so that they must
+        # be right before it is parsed.
+        parent = click.Context(
+            root, info_name=name, parent=parent, terminal_width=WIDTH, help_option_names=HELP_NAMES
+        )
     ctx = command.make_context(path[-1], [], parent=parent, resilient_parsing=True)
     ctx.terminal_width = WIDTH
-    ctx.help_option_names = ["-h", "--help"]
     return command.get_help(ctx).rstrip()
 
 

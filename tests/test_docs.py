@@ -69,7 +69,7 @@ def shell_lines(page: Path) -> Iterator[str]:
 def parse(words: list[str]) -> None:
     """Parse a command line as click would, without running it."""
     group: click.Command = root
-    ctx = click.Context(root, info_name="ganq")
+    ctx = click.Context(root, info_name="ganq", help_option_names=["-h", "--help"])
     rest = words[1:]
     while isinstance(group, click.Group):
         assert rest, f"{' '.join(words)} names no command"
