@@ -88,7 +88,9 @@ def folder(text: str) -> Path:
     """An absolute path that can stand in .env and in a mount."""
     path = Path(text).expanduser().resolve()
     if re.search(r"['\n\r:]", str(path)):
-        raise argparse.ArgumentTypeError(f"{path} has a quote, a colon or a line break; choose another folder")
+        raise argparse.ArgumentTypeError(
+            f"{path} has a quote, a colon or a line break; choose another folder"
+        )
     return path
 
 
