@@ -35,7 +35,7 @@ def raise_storage_error(exc: OSError, path: Path) -> NoReturn:
             free = f"{shutil.disk_usage(folder).free / 1e6:.0f} MB"
         raise DiskFullError(
             f"no room left at {folder} (free: {free})",
-            hint="make room (ganq gc) or point GANQ_VOLUME at a larger disk; the job goes on by itself",
+            hint="make room, or point GANQ_VOLUME at a larger disk; the job goes on by itself",
         ) from exc
     if exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         raise VolumeError(

@@ -44,7 +44,7 @@ class Settings:
     wishes_seconds: float = 1.0
     lease_seconds: float = 60.0
     """Silence after which a job is taken back from its worker."""
-    reap_seconds: float = 10.0
+    reap_seconds: float = 5.0
     poll_seconds: float = 15.0
     """How often an idle worker looks at the table without being rung."""
     ring_again_seconds: float = 120.0
