@@ -154,8 +154,9 @@ def main() -> None:
             "GANQ_POSTGRES_PORT": str(chosen.postgres_port),
         }
     )
+    pictures = shlex.quote(f"{chosen.data}/…")
     print("docker compose --profile gpu up -d      (or --profile cpu)")
-    print(f". {shlex.quote(str(FOLDER / 'host.env'))}      then: ganq submit train --data {chosen.data}/…")
+    print(f". {shlex.quote(str(FOLDER / 'host.env'))}      then: ganq submit train --data {pictures}")
 
 
 if __name__ == "__main__":
