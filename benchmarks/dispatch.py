@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks import stack
 from benchmarks.measure import Ratio, alternate, compare, quantile
+from benchmarks.neighbours import Watch
 from jobs.specs import GenerateSpec, TrainSpec
 from storage.volume import Volume
 from tests.services import Postgres, Redis, postgres_binaries, redis_binary
@@ -55,7 +56,7 @@ def bare_celery(redis_url: str, log: Path) -> Iterator[None]:
         worker.wait(timeout=30)
 
 
-def run(work: Path, rounds: int | None) -> tuple[list[Ratio], dict[str, Any]]:
+def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
     Raises:
         RuntimeError: there is no redis-server or no Postgres here.
@@ -76,7 +77,7 @@ def run(work: Path, rounds: int | None) -> tuple[list[Ratio], dict[str, Any]]:
                 urls["GANQ_DATABASE_URL"] = database
             queue = stage.enter_context(stack.Queue(work / f"dispatch-{name.lower()}", **urls))
             pieces[f"ganq on {name}"] = _ganq(queue, _tiny_model(work, queue))
-        series = alternate(pieces, rounds or 60, warm_up=3, say=lambda line: None)
+        series = alternate(pieces, rounds or 60, watch=watch, warm_up=3, say=lambda line: None)
     return _ratios(series.values), series.values
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from benchmarks import stack
 from benchmarks.measure import Ratio, Series, alternate, compare
+from benchmarks.neighbours import Watch
 from jobs.specs import GenerateSpec, TrainSpec
 
 EXPLAINED = """\
@@ -17,7 +18,7 @@ encoded or written: PyTorch's own limit."""
 COUNT = 1000
 
 
-def run(work: Path, rounds: int | None) -> tuple[list[Ratio], dict[str, Any]]:
+def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
     Returns:
         The table's lines, and all values by configuration, piece and round.
@@ -32,7 +33,7 @@ def run(work: Path, rounds: int | None) -> tuple[list[Ratio], dict[str, Any]]:
     ):
         for ngf in (64, 32):
             label = f"ngf {ngf}"
-            series = _alternate(work, data, queue, plain, local, ngf, rounds or 9)
+            series = _alternate(work, data, queue, plain, local, ngf, rounds or 9, watch)
             raw[label] = series.values
             ratios += _ratios(series, label)
     return ratios, raw
@@ -46,6 +47,7 @@ def _alternate(
     local: stack.Child,
     ngf: int,
     rounds: int,
+    watch: Watch,
 ) -> Series:
     # A short training gives pictures that compress like pictures, not like noise.
     trained = queue.wait(
@@ -79,7 +81,7 @@ def _alternate(
             local("forward", count=COUNT, source=source, source_volume=volume)
         ),
     }
-    return alternate(pieces, rounds)
+    return alternate(pieces, rounds, watch=watch)
 
 
 def _ratios(series: Series, label: str) -> list[Ratio]:

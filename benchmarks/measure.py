@@ -1,10 +1,13 @@
 """Alternating measurements and their ratios: A B A B …, medians, spread, and A against itself."""
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
+
+from benchmarks.neighbours import Meter, Watch
 
 Piece = Callable[[], Mapping[str, float]]
 """One short measurement; returns named values."""
@@ -25,22 +28,39 @@ class Series:
 
 
 def alternate(
-    pieces: Mapping[str, Piece], rounds: int, *, warm_up: int = 1, say: Callable[[str], None] = print
+    pieces: Mapping[str, Piece],
+    rounds: int,
+    *,
+    watch: Watch,
+    warm_up: int = 1,
+    say: Callable[[str], None] = print,
 ) -> Series:
     """
     Run the pieces in turn, `rounds` times, after `warm_up` rounds that do not count.
 
-    Whatever else the machine does meets neighbours of one round alike.
+    Whatever else the machine does meets neighbours of one round alike; a piece during which
+    others took much of the processors is measured again. Their share stands in the
+    series as 'others'.
     """
     series = Series()
     for number in range(-warm_up, rounds):
         for name, piece in pieces.items():
-            measured = piece()
+            measured = _quietly(piece, watch) if number >= 0 else piece()
             if number >= 0:
                 series.add(name, measured)
             shown = ", ".join(f"{key} {value:.4g}" for key, value in measured.items())
             say(f"  {f'round {number + 1}/{rounds}' if number >= 0 else 'warm-up'}  {name}: {shown}")
     return series
+
+
+def _quietly(piece: Piece, watch: Watch) -> dict[str, float]:
+    while True:
+        watch.wait_for_quiet()
+        meter, began = Meter(), time.monotonic()
+        measured = piece()
+        share = meter.share()
+        if not watch.again(share, time.monotonic() - began):
+            return {**measured, "others": share}
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -10,6 +10,7 @@ import psutil
 
 from benchmarks import stack
 from benchmarks.measure import Ratio, limit
+from benchmarks.neighbours import Watch
 from jobs.specs import TrainSpec
 
 EXPLAINED = """\
@@ -50,7 +51,7 @@ def _parts(up: int) -> dict[str, list[psutil.Process]]:
     return found
 
 
-def run(work: Path, rounds: int | None) -> tuple[list[Ratio], dict[str, Any]]:
+def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
     Returns:
         The table's lines, and all samples.

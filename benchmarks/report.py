@@ -61,12 +61,12 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def write(name: str, explained: str, ratios: list[Ratio], raw: dict[str, Any], load: list[float]) -> Path:
+def write(name: str, explained: str, ratios: list[Ratio], raw: dict[str, Any], others: float | None) -> Path:
     """
     Write results/<name>-<date>.json, then results/README.md anew.
 
     Args:
-        load: the machine's load average (1 min) before and after.
+        others: median share of the processors that other programs took meanwhile.
     """
     now = datetime.now(UTC)
     path = RESULTS / f"{name}-{now:%Y-%m-%d}.json"
@@ -75,7 +75,7 @@ def write(name: str, explained: str, ratios: list[Ratio], raw: dict[str, Any], l
         "name": name,
         "at": f"{now:%Y-%m-%dT%H:%M:%SZ}",
         **circumstances(),
-        "load_before_after": [round(one, 2) for one in load],
+        "others": None if others is None else round(others, 3),
         "explained": explained,
         "ratios": [one.to_json() for one in ratios],
         "values": _rounded(raw),
@@ -116,7 +116,7 @@ def _section(name: str, facts: dict[str, Any]) -> list[str]:
     hardware, versions = facts["hardware"], facts["versions"]
     about = ", ".join(f"{key} {value}" for key, value in versions.items())
     changed = f" with {facts['changed_files']} changed files" if facts["changed_files"] else ""
-    load = " → ".join(f"{one:.1f}" for one in facts["load_before_after"])
+    others = "" if facts["others"] is None else f", others took {facts['others']:.0%} of the processors"
     lines = [
         f"## {name}",
         "",
@@ -141,6 +141,6 @@ def _section(name: str, facts: dict[str, Any]) -> list[str]:
         *lines,
         "",
         f"{facts['at']}, commit {facts['commit']}{changed}; {hardware['cpu']}, {hardware['cores']} cores, "
-        f"{hardware['memory_gib']} GiB, load {load}; {about}.",
+        f"{hardware['memory_gib']} GiB{others}; {about}.",
         "",
     ]

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks import stack
 from benchmarks.measure import Ratio, alternate, compare
+from benchmarks.neighbours import Watch
 from jobs.specs import SPEC_VERSION, TrainSpec
 from storage.job_store import JobStore
 from storage.schema import open_database
@@ -22,7 +23,7 @@ waits, `cpu` is user and system time, which a busy machine disturbs less."""
 JOBS = 1000
 
 
-def run(work: Path, rounds: int | None) -> tuple[list[Ratio], dict[str, Any]]:
+def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
     Returns:
         The table's lines, and all values by command and round.
@@ -40,7 +41,7 @@ def run(work: Path, rounds: int | None) -> tuple[list[Ratio], dict[str, Any]]:
     pieces = {
         name: lambda command=command: _timed(command, environment) for name, command in commands.items()
     }
-    series = alternate(pieces, rounds or 41, warm_up=3, say=lambda line: None)
+    series = alternate(pieces, rounds or 41, watch=watch, warm_up=3, say=lambda line: None)
     lines = []
     names = list(commands)
     for mine, peer, most in ((names[1], names[0], 2.5), (names[3], names[2], 2.0)):

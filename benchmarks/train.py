@@ -5,6 +5,7 @@ from typing import Any
 
 from benchmarks import stack
 from benchmarks.measure import Ratio, Series, alternate, compare
+from benchmarks.neighbours import Watch
 from jobs.specs import TrainSpec
 
 EXPLAINED = """\
@@ -17,7 +18,7 @@ loader processes; ganq reads pictures that were decoded once, before the first r
 SIZES = ({"ngf": 64, "ndf": 64, "batch": 256}, {"ngf": 32, "ndf": 32, "batch": 64})
 
 
-def run(work: Path, rounds: int | None) -> tuple[list[Ratio], dict[str, Any]]:
+def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
     Returns:
         The table's lines, and all values by configuration, piece and round.
@@ -35,14 +36,20 @@ def run(work: Path, rounds: int | None) -> tuple[list[Ratio], dict[str, Any]]:
             spec = TrainSpec.create(
                 data=str(data), recipe="origin", size=96, epochs=1, save_every=1, device="cpu", **options
             )
-            series = _alternate(work, queue, plain, local, spec, rounds or 9)
+            series = _alternate(work, queue, plain, local, spec, rounds or 9, watch)
             raw[label] = series.values
             ratios += _ratios(series, label)
     return ratios, raw
 
 
 def _alternate(
-    work: Path, queue: stack.Queue, plain: stack.Child, local: stack.Child, spec: TrainSpec, rounds: int
+    work: Path,
+    queue: stack.Queue,
+    plain: stack.Child,
+    local: stack.Child,
+    spec: TrainSpec,
+    rounds: int,
+    watch: Watch,
 ) -> Series:
     options = {key: getattr(spec, key) for key in ("data", "size", "batch", "epochs", "ngf", "ndf")}
 
@@ -60,7 +67,7 @@ def _alternate(
         "in-process": lambda: stack.with_rates(in_process()),
         "queue": lambda: stack.with_rates(queued()),
     }
-    return alternate(pieces, rounds)
+    return alternate(pieces, rounds, watch=watch)
 
 
 def _ratios(series: Series, label: str) -> list[Ratio]:
