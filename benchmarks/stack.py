@@ -140,9 +140,10 @@ class Queue:
             submit_key=secrets.token_hex(16),
             user="benchmark",
             priority=kind_named(spec.kind).priority,
+            ringing=True,
         )
-        if ring(self.settings, job.id, job.queue):
-            self.store.mark_rung(job.id)
+        if not ring(self.settings, job.id, job.queue):
+            self.store.not_rung(job.id)
         return job
 
     def wait(self, job: Job, every_s: float = 0.02) -> Job:

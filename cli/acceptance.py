@@ -33,11 +33,11 @@ def ring(session: Session, job: Job) -> None:
 def _reach(session: Session, job: Job) -> bool:
     from worker.bell import ring as ring_bell
 
-    if not ring_bell(session.settings, job.id, job.queue):
-        return False
-    with suppress(DatabaseUnavailableError):  # then it is rung for once more, which does no harm
-        session.store.mark_rung(job.id)
-    return True
+    if ring_bell(session.settings, job.id, job.queue):
+        return True
+    with suppress(DatabaseUnavailableError):  # then it is rung for a little later
+        session.store.not_rung(job.id)
+    return False
 
 
 def _served(session: Session, queue: str) -> bool | None:

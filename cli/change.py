@@ -115,6 +115,7 @@ def retry(jobs: tuple[str, ...], as_json: bool) -> int:
         if kind.needs_model and not session.queries.get(job.spec["source"]).state.terminal:
             after = [job.spec["source"]]
         new = session.store.submit(
+            ringing=True,
             after=after,
             kind=job.kind,
             spec=job.spec,

@@ -118,6 +118,7 @@ def accept(session: Session, spec: "Spec", wish: Wish, *, after: Sequence[int] =
 
     named = [session.queries.find(one).id for one in wish.after]
     job = session.store.submit(
+        ringing=True,
         kind=spec.kind,
         spec=spec.to_json(),
         spec_version=SPEC_VERSION,

@@ -80,6 +80,7 @@ class JobStore:
         after: Sequence[int] = (),
         retry_of: int | None = None,
         held: bool = False,
+        ringing: bool = False,
     ) -> Job:
         """
         Accept a job: when this returns, the row is committed.
@@ -87,6 +88,8 @@ class JobStore:
         Args:
             submit_key: made by the client; the same key gives the same row, once.
             after: jobs that must succeed first.
+            ringing: the caller rings as soon as this returns. It is recorded here and not
+                after the bell: a row that is being updated is one that a claim skips.
 
         Raises:
             JobNotFoundError: a job in `after` does not exist.
@@ -129,6 +132,7 @@ class JobStore:
                     held=int(held),
                     blockers=blockers,
                     retry_of=retry_of,
+                    rung_at=utcnow() if ringing and not held and not blockers else None,
                     created_at=utcnow(),
                 )
                 .returning(job.c.id)
@@ -676,9 +680,9 @@ class JobStore:
 
         return self.database.read(work)
 
-    def mark_rung(self, job_id: int) -> None:
-        """The submitter has rung for this job itself."""
+    def not_rung(self, job_id: int) -> None:
+        """The submitter could not ring after all: the dispatcher does it at its next look."""
         self.database.write(
-            lambda conn: conn.execute(update(job).where(job.c.id == job_id).values(rung_at=utcnow())),
+            lambda conn: conn.execute(update(job).where(job.c.id == job_id).values(rung_at=None)),
             patience_s=2.0,
         )

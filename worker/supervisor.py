@@ -46,6 +46,7 @@ log = logging.getLogger("ganq.supervisor")
 
 CANCEL_GRACE_S = 15.0
 RETRY_DATABASE_S = 1.0
+LOOK_AGAIN_S = 0.3
 
 
 class Supervisor:
@@ -147,6 +148,8 @@ class Supervisor:
         if self.lease is not None:
             self._say(sock, "busy")
         elif self.draining or not self._claim():
+            # Another transaction may have had the row in its hands just then: look once more.
+            self.next_poll = min(self.next_poll, time.monotonic() + LOOK_AGAIN_S)
             self._say(sock, "nothing")
             sock.close()
             return

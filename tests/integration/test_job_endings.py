@@ -357,17 +357,17 @@ def test_a_bell_is_rung_once_for_each_job_best_first(database, store, job_factor
 
 
 def test_a_job_whose_submitter_rang_is_not_rung_again_at_once(store, job_factory):
-    made = job_factory()
-    store.mark_rung(made.id)
+    made = job_factory(ringing=True)
     assert store.due_bells(again_s=120, limit=9) == []
+    store.not_rung(made.id)  # Redis was away
+    assert store.due_bells(again_s=120, limit=9) == [(made.id, "default")]
 
 
 @pytest.mark.parametrize("action", ["release", "crashed", "fail later"])
 def test_a_job_back_in_the_queue_is_rung_for_as_soon_as_it_may_run(
     database, store, running_job_factory, action
 ):
-    lease = running_job_factory()
-    store.mark_rung(lease.job_id)
+    lease = running_job_factory(ringing=True)
     SETTLE[action][0](store, lease)
     set_columns(database, lease.job_id, not_before=None)
 
@@ -376,8 +376,7 @@ def test_a_job_back_in_the_queue_is_rung_for_as_soon_as_it_may_run(
 
 def test_a_job_that_waited_for_another_is_rung_for_when_it_is_free(store, running_job_factory, job_factory):
     lease = running_job_factory()
-    waiting = job_factory(after=[lease.job_id])
-    store.mark_rung(waiting.id)
+    waiting = job_factory(after=[lease.job_id], ringing=True)
     assert store.due_bells(again_s=120, limit=9) == []
 
     store.succeed(lease, {})
