@@ -18,7 +18,7 @@ app.conf.update(task_ignore_result=True, task_default_queue="bare")
 _answers: "redis.Redis | None" = None
 
 
-@app.task(ignore_result=True)
+@app.task(ignore_result=True)  # type: ignore[untyped-decorator]
 def note(sent: float) -> None:
     """Tell when the body began."""
     began = time.time()

@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,7 +179,12 @@ def serve() -> None:
     """Answer orders on stdin, one JSON line each."""
     import torch  # noqa: F401 - the warm part
 
-    work = {"train": train, "generate": generate, "export": export, "forward": forward}
+    work: dict[str, Callable[..., dict[str, float]]] = {
+        "train": train,
+        "generate": generate,
+        "export": export,
+        "forward": forward,
+    }
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         order = json.loads(line)
