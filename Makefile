@@ -32,7 +32,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
 docs: $(STAMP)
-	$(BIN)/python -m cli.reference > docs/cli.md
+	$(BIN)/python -m cli.reference
 
 EXTRAS := --extra local --extra faces --extra onnx
 COMPILE := uv pip compile pyproject.toml $(EXTRAS) --universal --python-version 3.11 --generate-hashes --upgrade

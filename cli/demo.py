@@ -68,8 +68,8 @@ def demo(home: Path, gpus: str) -> int:
     output.notice("2  starting the local stack: job table, Redis, a worker")
     settings.home.mkdir(parents=True, exist_ok=True)
     log = settings.home / "demo.log"
-    with open(log, "wb") as sink, local_stack(settings, gpus=gpus, log=sink) as worker:
-        if not wait_ready(settings, worker):
+    with open(log, "wb") as sink, local_stack(settings, gpus=gpus, log=sink) as stack:
+        if not wait_ready(settings, stack.worker):
             output.notice(f"the worker has ended: see {log}")
             return 1
         options = [part for pair in TRAIN.items() for part in pair]

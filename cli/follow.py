@@ -90,7 +90,9 @@ def ending(job: Job) -> str:
     if job.started_at is not None and job.finished_at is not None:
         took = f" after {output.duration(job.finished_at - job.started_at)}"
     if job.state is JobState.SUCCEEDED:
-        return f"job {job.id}{name} has succeeded{took}: ganq open {job.id}"
+        failed = (job.result or {}).get("out_error")
+        not_copied = f"\n  but was not copied: {output.clean(failed)}" if failed else ""
+        return f"job {job.id}{name} has succeeded{took}: ganq open {job.id}{not_copied}"
     if job.state is JobState.CANCELLED:
         return f"job {job.id}{name} was cancelled{took}"
     if job.state is JobState.FAILED:

@@ -24,12 +24,12 @@ def lines(session: Session, job_id: int) -> list[str]:
     around = words.Surroundings.of(queries, [job])
     page = [f"job {job.id}{f' · {output.clean(job.name)}' if job.name else ''} · {job.kind}", ""]
     page += _facts(_about(session, job, around))
-    page += _section("spec", _facts(_spec(job)))
     page += _section("attempts", _attempts(session, job, around))
     page += _section("checkpoints", _checkpoints(session, job))
     page += _section("results", _results(session, job))
     page += _section("events", _events(session, job))
     page += _section("log", log_tail(session, job, LOG_LINES))
+    page += _section("spec", _facts(_spec(job)))
     return page
 
 
@@ -64,7 +64,7 @@ def result_paths(session: Session, job: Job) -> dict[str, Path]:
     names = WHOLE_AT_ONCE + (PUBLISHED if job.state is JobState.SUCCEEDED else ())
     found |= {Path(name).stem: folder / name for name in names if (folder / name).exists()}
     out = job.spec.get("out")
-    if out and job.state is JobState.SUCCEEDED:
+    if out and job.state is JobState.SUCCEEDED and (job.result or {}).get("out") and Path(out).is_dir():
         found["copy"] = Path(out)
     return found
 
@@ -93,6 +93,8 @@ def _about(session: Session, job: Job, around: words.Surroundings) -> Iterator[t
         yield "error", f"{job.error_message} [{job.error_code}]"
     if job.error_hint:
         yield "", f"→ {job.error_hint}"
+    if failed := (job.result or {}).get("out_error"):
+        yield "not copied", f"{failed} (the pictures themselves are safe: ganq open {job.id})"
     share, progress = words.fraction(job), words.progress(job)
     if progress:
         yield "progress", f"{words.bar(share, 24)} {progress}" + (f" {share:.0%}" if share else "")

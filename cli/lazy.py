@@ -5,7 +5,7 @@ A click group that imports a subcommand when it is used, not before.
 import of click and nothing else, however heavy the commands are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import click
@@ -26,11 +26,19 @@ class LazyGroup(click.Group):
 
     Args:
         entries: the subcommands, in the order of the help.
+        meant: words that people try, and what they are called here.
     """
 
-    def __init__(self, *args: Any, entries: Sequence[Entry] = (), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        entries: Sequence[Entry] = (),
+        meant: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.entries = {entry.name: entry for entry in entries}
+        self.meant = dict(meant or {})
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.entries)
@@ -50,6 +58,8 @@ class LazyGroup(click.Group):
     def _near(self, name: str) -> str:
         from difflib import get_close_matches
 
+        if name in self.meant:
+            return f"; did you mean {self.meant[name]}?"
         near = get_close_matches(name, self.entries, n=2, cutoff=0.5)
         return f"; did you mean {' or '.join(near)}?" if near else ""
 

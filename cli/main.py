@@ -40,6 +40,20 @@ COMMANDS = (
     Entry("completion", "cli.completion:completion", "Print a shell's completion script.", ADMIN),
 )
 
+MEANT = {
+    "train": "submit train",
+    "generate": "submit generate",
+    "list": "status",
+    "ls": "status",
+    "ps": "status",
+    "queue": "status",
+    "delete": "cancel",
+    "stop": "cancel",
+    "kill": "cancel",
+    "log": "logs",
+    "help": "--help",
+}
+
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
 COMPLETE = "_GANQ_COMPLETE"
 """The variable by which a shell's completion script asks."""
@@ -57,6 +71,7 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
 @click.group(
     cls=LazyGroup,
     entries=COMMANDS,
+    meant=MEANT,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=examples(
         "ganq submit train --data faces/ --epochs 400",
@@ -77,6 +92,13 @@ def root(debug: bool) -> None:
     """A job queue for GANs: train, generate, and watch it happen."""
 
 
+def _open_missing_streams() -> None:
+    """A daemon may start us with stdout closed (`>&-`): what we print is then nobody's, and no error."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open as long as the process lives
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """
     Run one command.
@@ -84,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 usage, 3 not found, 124 timeout, 130 Ctrl-C.
     """
+    _open_missing_streams()
     args = list(sys.argv[1:] if argv is None else argv)
     # An option of the whole program is understood wherever it stands, as people type it at the end.
     debug = "--debug" in args or os.environ.get("GANQ_DEBUG", "") not in ("", "0")

@@ -29,6 +29,8 @@ def find_data(settings: Settings, given: str | None) -> str:
         SpecError: none of them; the hint names both ways out.
         NotFoundError: there is nothing at that path.
     """
+    if given is not None and not given.strip():
+        raise SpecError("--data is empty", hint="name a folder, zip or tar of pictures")
     for chosen, source in (
         (given, "--data"),
         (settings.data, "GANQ_DATA"),

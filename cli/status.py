@@ -44,7 +44,9 @@ FIRST_STEP = "ganq submit train --data DIR submits the first one; ganq demo show
 @click.option("--kind", help="Only this kind: train, generate, import.")
 @click.option("--user", help="Only jobs of this user.")
 @click.option("--name", help="Only jobs whose name contains this.")
-@click.option("--limit", type=click.IntRange(1), help=f"How many to list (default {DEFAULT_LIMIT}).")
+@click.option(
+    "--limit", type=click.IntRange(1, 1_000_000), help=f"How many to list (default {DEFAULT_LIMIT})."
+)
 @click.option("--all", "everything", is_flag=True, help="List all, however many.")
 @click.option("--watch", is_flag=True, help="Redraw every second, until Ctrl-C.")
 @output.json_option

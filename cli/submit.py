@@ -1,6 +1,5 @@
 """`ganq submit`: what its commands share. The row in the table is the acceptance; all else follows it."""
 
-import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +11,13 @@ from cli import output
 from cli.lazy import Entry, LazyGroup, examples
 from cli.session import JOB, Session
 from jobs.errors import SpecError
+from storage.settings import WORD, WORD_HINT
 
 if TYPE_CHECKING:
     from jobs.specs import Spec
+    from storage.jobs import Job
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-KEY = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 @click.group(
@@ -54,10 +53,10 @@ class Wish:
             ("--user", self.user),
             ("--submit-key", self.submit_key),
         ):
-            if value is not None and not KEY.fullmatch(value):
+            if value is not None and not WORD.fullmatch(value):
                 raise SpecError(
                     f"{option} {value[:70]!r} cannot be used",
-                    hint="letters, digits, '.', '_', ':' and '-', at most 64",
+                    hint=WORD_HINT,
                 )
         if self.wait and self.held:
             raise SpecError("--wait would wait for ever for a job on --hold", hint="use one of the two")
@@ -72,7 +71,11 @@ def wish_options(command: F) -> F:
     for option in reversed(
         (
             click.option("--name", help="A name for the job; it works wherever an id does."),
-            click.option("--priority", type=click.IntRange(-1000, 1000), help="Higher runs first."),
+            click.option(
+                "--priority",
+                type=click.IntRange(-1000, 1000),
+                help="Higher runs first.  [default: 0 for train, 10 for generate]",
+            ),
             click.option("--queue", default="default", show_default=True, help="Which workers may take it."),
             click.option(
                 "--after", multiple=True, type=JOB, help="Start when this job has succeeded; repeatable."
@@ -130,6 +133,8 @@ def accept(session: Session, spec: "Spec", wish: Wish, *, after: Sequence[int] =
         after=[*dict.fromkeys([*after, *named])],
         held=wish.held,
     )
+    if wish.name is not None:
+        _say_if_taken(session, job)
     if not wish.as_json:
         around = words.Surroundings.of(session.queries, [job])
         name = f" ({job.name})" if job.name else ""
@@ -147,6 +152,16 @@ def accept(session: Session, spec: "Spec", wish: Wish, *, after: Sequence[int] =
     else:
         click.echo(f"  → ganq status {job.id} --watch, ganq logs {job.id} -f")
     return 0
+
+
+def _say_if_taken(session: Session, job: "Job") -> None:
+    """A name means its newest job: say which one it meant until now."""
+    from storage.queries import Filter
+
+    for one in session.queries.page(Filter(before_id=job.id, name=job.name), limit=20):
+        if one.name == job.name:
+            output.notice(f"{job.name} was job {one.id} ({one.state}); from now on it means job {job.id}")
+            return
 
 
 def show_plan(spec: "Spec", plan: Mapping[str, Any], seconds: float | None, as_json: bool) -> int:

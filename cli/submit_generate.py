@@ -97,12 +97,17 @@ def generate(source: str | None, now: bool, **options: Any) -> int:
 
         rate = generation_rate(session.queries, model)
         return show_plan(spec, plan, spec.drawn / rate if rate else None, wish.as_json)
+    if spec.keep is not None and model.kind == "import" and model.spec.get("netd") is None:
+        raise SpecError(
+            f"job {model.id} came without a discriminator, which --keep needs to score pictures",
+            hint="use --count, or import it again with its netd file",
+        )
     if source is None:
         output.notice(f"drawing from job {model.id}{f' ({model.name})' if model.name else ''}")
     if after:
-        output.notice(
-            f"job {model.id} is {model.state}: this one waits for it (--now takes its latest checkpoint)"
-        )
+        way = f"ganq release {model.id} lets it start" if model.held else "--now takes its latest checkpoint"
+        state = "held" if model.held else model.state
+        output.notice(f"job {model.id} is {state}: this one waits for it ({way})")
     return accept(session, spec, wish, after=after)
 
 
@@ -185,4 +190,10 @@ def _out_folder(given: str) -> str:
     path = Path(given).expanduser().absolute()
     if path.exists() and not path.is_dir():
         raise SpecError(f"--out {path} is a file", hint="name a folder; it is made if it is not there")
+    from storage.pictures import occupied
+
+    if (taken := occupied(path)) is not None:
+        raise SpecError(
+            f"--out {path} already holds {taken}, and would be overwritten", hint="name another folder"
+        )
     return str(path)

@@ -114,6 +114,8 @@ def train(source: str | None, **options: Any) -> int:
         plan = preflight.training_plan(spec, preflight.count_pictures(spec.data))
         return show_plan(spec, plan, _estimate(settings, spec, plan), wish.as_json)
     session = open_session(create=True, settings=settings)
+    if options.get("data") is None:
+        output.notice(f"training on {spec.data}")
     if after:
         output.notice(f"job {after[0]} has not ended; this one waits for it")
     code = accept(session, spec, wish, after=after)

@@ -20,6 +20,7 @@ def up(gpus: str) -> None:
       ganq up --gpus none
     """
     import signal
+    import time
 
     from storage.settings import Settings
     from worker.stack import local_stack, wait_ready
@@ -30,13 +31,21 @@ def up(gpus: str) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    with local_stack(settings, gpus=gpus) as worker:
-        if wait_ready(settings, worker):
-            click.echo(f"ganq is up: {settings.home}", err=True)
-            click.echo("submit from another terminal:  ganq submit train --data DIR", err=True)
-            click.echo("Ctrl-C saves the running job and stops", err=True)
+    code = 0
+    with local_stack(settings, gpus=gpus) as stack:
         try:
-            code = worker.wait()
+            if wait_ready(settings, stack.worker):
+                click.echo(f"ganq is up: {settings.home}", err=True)
+                click.echo("submit from another terminal:  ganq submit train --data DIR", err=True)
+                click.echo("Ctrl-C saves the running job and stops", err=True)
+            # A worker that ends by itself has said why; one that was killed (by a machine short
+            # of memory, say) could not, and its job waits to go on.
+            while (code := stack.worker.wait()) < 0:
+                click.echo(
+                    f"the worker was killed by {signal.Signals(-code).name}; starting another", err=True
+                )
+                time.sleep(1.0)
+                stack.start_worker()
         except KeyboardInterrupt:
             click.echo("\nstopping: the running job is being saved …", err=True)
             code = 0

@@ -28,10 +28,9 @@ def worker(gpus: str, queues: str | None, name: str | None) -> None:
     """
     from jobs.specs import check_name
     from storage.settings import Settings
-    from worker.launcher import launch, require_queues
+    from worker.launcher import launch
 
     chosen = tuple(one.strip() for one in (queues or "").split(",") if one.strip())
-    require_queues(chosen)
     raise SystemExit(
         launch(Settings.load(), gpus=gpus, queues=chosen, name=check_name(name) if name else None)
     )

@@ -48,9 +48,10 @@ class Snapshot:
 class Picture:
     """One generated picture and its line in manifest.jsonl."""
 
-    index: int  # place in the result, from 0: the file's name
+    index: int  # place in the result, from 0
     pixels_HW3: "NDArray[np.uint8]"
     record: dict[str, Any] = field(default_factory=dict)  # seed, draw, score
+    number: int | None = None  # what the file is called after; the index if None
 
 
 class PictureSink(Protocol):

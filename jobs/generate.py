@@ -173,9 +173,14 @@ class _Writer:
         pixels: "NDArray[np.uint8] | list[NDArray[np.uint8]]",
         scores: "list[float] | list[None]",
     ) -> None:
-        seed = self.spec.seed
+        seed, by_rank = self.spec.seed, self.spec.keep is not None
         self.sink.add(
-            Picture(self.written + place, picture_HW3, {"seed": seed, "draw": draw, "score": score})
+            Picture(
+                self.written + place,
+                picture_HW3,
+                {"seed": seed, "draw": draw, "score": score},
+                number=None if by_rank else draw,
+            )
             for place, (draw, picture_HW3, score) in enumerate(zip(draws, pixels, scores, strict=True))
         )
         self.written += len(draws)

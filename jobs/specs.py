@@ -6,6 +6,7 @@ job table and in spec.json. Everything that changes the result stands in it.
 """
 
 import re
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -267,6 +268,10 @@ class GenerateSpec(Spec):
                 f"--seeds names {self.total} pictures, and one job makes at most {MAX_COUNT}",
                 hint="submit several jobs",
             )
+        ends = sorted(self.seeds)
+        for (_, last), (first, _) in pairwise(ends):
+            if first <= last:
+                raise SpecError(f"--seeds names picture {first} twice", hint="name each picture once")
         return self
 
     @property

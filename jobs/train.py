@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 LOG_EVERY = 25
 """Batches between two lines of metrics, and between two looks for NaN."""
+SHOWN_LOSSES = ("loss_d", "loss_g")
 SHOWN = 64
 """Pictures on a sample grid."""
 
@@ -285,10 +286,14 @@ class Training:
         self.last |= means
         self.rate = (step - self.logged_step) * self.spec.batch / max(now - self.logged_at, 1e-9)
         self.logged_step, self.logged_at = step, now
+        epoch, rest = divmod(step, self.batches.per_epoch)
+        if rest == 0:
+            losses = "  ".join(f"{name} {self.last[name]:.4f}" for name in SHOWN_LOSSES if name in self.last)
+            self.ctx.log(f"epoch {epoch}/{self.spec.epochs}  {losses}  {self.rate:.0f} pictures/s")
         self.ctx.metrics(
             {
                 "step": step,
-                "epoch": step // self.batches.per_epoch,
+                "epoch": epoch,
                 "images": step * self.spec.batch,
                 **{name: means.get(name) for name in ("loss_d", "loss_g", "d_real", "d_fake")},
                 "images_per_s": round(self.rate, 2),

@@ -89,8 +89,10 @@ def open_images(
             # Another job may have made it, and been content with fewer pictures.
             with suppress(OSError):
                 report = json.loads((volume.dataset(fingerprint) / REPORT).read_text())
-                left_out = [Skipped(**one) for one in report["skipped"]]
-                _require_enough(listing, report["used"], left_out, max_skip)
+                # What the scan left out is this source's; what would not decode is the same
+                # for every source of this fingerprint.
+                left_out = [Skipped(**one) for one in report["skipped"] if one["name"] in listing.names]
+                _require_enough(listing, report["used"], [*listing.skipped, *left_out], max_skip)
             return cached
         _build(volume, listing, reader, digests, fingerprint, size, max_skip, workers, progress)
     built = open_cached(volume, fingerprint)
@@ -123,6 +125,15 @@ def _whole(folder: Path) -> dict[str, Any] | None:
         return index if whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def left_out(volume: Volume, fingerprint: str) -> list[Skipped]:
+    """The files that a decoded data set does without, and why."""
+    try:
+        report = json.loads((volume.dataset(fingerprint) / REPORT).read_text())
+        return [Skipped(**one) for one in report["skipped"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def list_datasets(volume: Volume) -> list[dict[str, Any]]:
@@ -288,7 +299,8 @@ def _require_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + RESERVE_BYTES:
         raise DiskFullError(
-            f"the decoded pictures need {needed / 1e6:.0f} MB, and {folder} has {free / 1e6:.0f} MB free",
+            f"the decoded pictures need {(needed + RESERVE_BYTES) / 1e6:.0f} MB with the reserve, "
+            f"and {folder} has {free / 1e6:.0f} MB free",
             hint="make room, or point GANQ_VOLUME at a larger disk; the job goes on by itself",
         )
 

@@ -197,6 +197,13 @@ def _explained(exc: DBAPIError, url: str) -> Exception:
         return DatabaseUnavailableError(
             f"{shown} is not a SQLite database, or it is damaged", hint="move it away, or restore a backup"
         )
+    if "invalid connection option" in said or "invalid URI" in said:
+        return ConfigError(f"GANQ_DATABASE_URL: {said}", hint="see the PostgreSQL manual, connection URIs")
+    if "readonly database" in said:
+        return DatabaseUnavailableError(
+            f"the job table cannot be written by this user ({shown})",
+            hint="check the permissions of the file and its folder",
+        )
     wrong_sql = getattr(exc.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
     if isinstance(exc, OperationalError) and not wrong_sql:
         return DatabaseUnavailableError(

@@ -99,6 +99,11 @@ class JobStore:
         def work(conn: Connection) -> Job:
             known = conn.execute(select(job).where(job.c.submit_key == submit_key)).first()
             if known is not None:
+                if (known.kind, known.spec) != (kind, spec):
+                    raise SpecError(
+                        f"the submit key {submit_key[:64]!r} is that of job {known.id}, another request",
+                        hint="the same key must come with the same request; use another key",
+                    )
                 return Job.from_row(known)
             blockers = 0
             needs = sorted(set(after))  # one order for all, so that two submits cannot lock crosswise

@@ -127,7 +127,8 @@ class PngFolder:
     def _write(self, picture: Picture) -> None:
         if picture.index != len(self.lines):
             raise StorageError(f"picture {picture.index} came where {len(self.lines)} was due")
-        name = f"{picture.index:0{DIGITS}d}.png"
+        number = picture.index if picture.number is None else picture.number
+        name = f"{number:0{DIGITS}d}.png"
         data = encode_png(picture.pixels_HW3)
         with open(self.images / name, "xb", buffering=0) as file:
             if file.write(data) != len(data):
@@ -223,14 +224,9 @@ def _verify_lines(folder: Path, lines: list[dict[str, Any]]) -> int:
     return len(lines)
 
 
-def _remove_older(target: Path) -> None:
-    """Of an earlier copy, so that no picture of another result stays among the new ones."""
-    if not (target / MANIFEST).is_file():
-        return
-    (target / MANIFEST).unlink()
-    for old in (*(target / IMAGES).glob("*.png"), *(target / GRIDS).glob("grid-*.png")):
-        if old.stem.isdigit() or old.parent.name == GRIDS:
-            old.unlink()
+def occupied(folder: Path) -> str | None:
+    """The name in a folder that a copied result would collide with; None if there is none."""
+    return next((name for name in (IMAGES, GRIDS, MANIFEST) if (folder / name).exists()), None)
 
 
 def copy_out(folder: Path, out: str) -> dict[str, Any]:
@@ -241,9 +237,10 @@ def copy_out(folder: Path, out: str) -> dict[str, Any]:
         {'out': where}, or {'out_error': why not}: the result itself is already safe.
     """
     target = Path(out)
+    if (taken := occupied(target)) is not None:
+        return {"out_error": f"{target} already holds {taken}: nothing there was touched"}
     try:
         target.mkdir(parents=True, exist_ok=True)
-        _remove_older(target)
         for name in (IMAGES, GRIDS):
             if (folder / name).is_dir():
                 shutil.copytree(folder / name, target / name, dirs_exist_ok=True)

@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from jobs.errors import ConfigError
 
 PREFIX = "GANQ_"
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 SECRETS = ("database_url", "redis_url")
 USER_LETTERS = 64  # what the job table's column holds
 
@@ -79,6 +81,29 @@ class Settings:
             for f in fields(self)
         }
 
+    def _check_together(self) -> None:
+        """
+        Raises:
+            ConfigError: intervals with which no lease could be kept, or an unknown way to log.
+        """
+        for name in ("heartbeat", "wishes", "reap", "poll", "lease"):
+            if not getattr(self, f"{name}_seconds") > 0:
+                raise ConfigError(
+                    f"GANQ_{name.upper()}_SECONDS must be more than 0", hint="e.g. leave it out"
+                )
+        if self.lease_seconds < 3 * self.heartbeat_seconds:
+            raise ConfigError(
+                f"GANQ_LEASE_SECONDS={self.lease_seconds:g} is less than three heartbeats of "
+                f"{self.heartbeat_seconds:g} s: living workers would lose their jobs",
+                hint="raise it, or lower GANQ_HEARTBEAT_SECONDS",
+            )
+        if self.log_level.upper() not in LOG_LEVELS:
+            raise ConfigError(
+                f"GANQ_LOG_LEVEL={self.log_level[:40]} is none", hint=f"one of {', '.join(LOG_LEVELS)}"
+            )
+        if self.log_format not in ("text", "json"):
+            raise ConfigError(f"GANQ_LOG_FORMAT={self.log_format[:40]} is none", hint="text or json")
+
     @classmethod
     def load(cls, env: Mapping[str, str] | None = None) -> "Settings":
         """
@@ -113,13 +138,23 @@ class Settings:
             elif name != "home":
                 values[name] = str(raw)
         values["database_url"] = _database_url(values["database_url"])
+        if values["redis_url"]:
+            values["redis_url"] = _redis_url(values["redis_url"])
         if len(values["user"]) > USER_LETTERS:
             raise ConfigError(f"GANQ_USER has more than {USER_LETTERS} letters", hint="choose a shorter one")
+        if not WORD.fullmatch(values["user"]):
+            raise ConfigError("GANQ_USER has characters that do not belong in a name", hint=WORD_HINT)
         settings = cls(**values)
+        settings._check_together()
         if not settings.redis_url:
             socket = settings.runtime / "redis.sock"
             settings = cls(**{**values, "redis_url": f"redis+socket://{socket}"})
         return settings
+
+
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+"""What a user, a queue or a submit key may be called: safe in a shell, a table and a Redis key."""
+WORD_HINT = "letters, digits, '.', '_', ':' and '-', at most 64"
 
 
 def _default_home() -> Path:
@@ -143,9 +178,10 @@ def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
         if name in SECRETS and env.get(f"{key}_FILE"):
             try:
                 given[name] = Path(env[f"{key}_FILE"]).read_text().strip()
-            except OSError as exc:
+            except (OSError, UnicodeDecodeError) as exc:
+                said = exc.strerror if isinstance(exc, OSError) and exc.strerror else "it is no text"
                 raise ConfigError(
-                    f"{key}_FILE cannot be read: {(exc.strerror or str(exc)).lower()}",
+                    f"{key}_FILE cannot be read: {said.lower()}",
                     hint=f"check {env[f'{key}_FILE']}",
                 ) from exc
         elif env.get(key):
@@ -154,8 +190,10 @@ def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _from_toml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
+    if not path.is_file():
+        raise ConfigError(f"{path} is no regular file", hint="make it one, or remove it")
     if path.stat().st_mode & 0o002:
         raise ConfigError(f"{path} can be written by everybody", hint=f"chmod o-w {path}")
     try:
@@ -178,16 +216,41 @@ def _database_url(url: str) -> str:
     """Name the driver, so that a plain postgresql:// works as people write it."""
     for scheme in ("postgresql://", "postgres://"):
         if url.startswith(scheme):
-            return "postgresql+psycopg://" + url.removeprefix(scheme)
-    if url.startswith(("postgresql+psycopg://", "sqlite:///")):
+            url = "postgresql+psycopg://" + url.removeprefix(scheme)
+    if url.startswith("postgresql+psycopg://"):
+        _check_port("GANQ_DATABASE_URL", url)
+        return url
+    if url.startswith("sqlite:////"):
         return url
     raise ConfigError(
-        f"GANQ_DATABASE_URL={redact(url)} is neither SQLite nor Postgres",
-        hint="e.g. sqlite:////var/lib/ganq/ganq.db or postgresql://user@host/ganq",
+        f"GANQ_DATABASE_URL={redact(url)} is neither Postgres nor an absolute SQLite path",
+        hint="e.g. sqlite:////var/lib/ganq/ganq.db (four slashes) or postgresql://user@host/ganq",
     )
 
 
-# Up to the last @, because a password may hold one; better a host masked than a password shown.
+def _redis_url(url: str) -> str:
+    """Refuse what no Redis can be reached by, before a job is accepted and cannot be rung for."""
+    if url.startswith("redis+socket:///"):
+        return url
+    path = urlsplit(url).path.strip("/") if url.startswith(("redis://", "rediss://")) else "?"
+    if path and not path.isdigit():
+        raise ConfigError(
+            f"GANQ_REDIS_URL={redact(url)} names no Redis",
+            hint="e.g. redis://host:6379/0, rediss://… with TLS, redis+socket:///path/redis.sock",
+        )
+    _check_port("GANQ_REDIS_URL", url)
+    return url
+
+
+def _check_port(setting: str, url: str) -> None:
+    try:
+        urlsplit(url).port  # noqa: B018 - reading it is the check
+    except ValueError as exc:
+        raise ConfigError(
+            f"{setting}={redact(url)}: its port is no number", hint="e.g. :5432, :6379"
+        ) from exc
+
+
 _PASSWORD = re.compile(r"(\w+://[^:/@\s]*):\S+@")
 _PASSWORD_OPTION = re.compile(r"(\bpassword=)[^&\s]+", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

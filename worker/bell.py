@@ -19,7 +19,8 @@ def ring(settings: Settings, job_id: int, queue: str) -> bool:
     app = make_app(settings, patient=False)
     try:
         send_bell(app, queue, job_id)
-    except (OperationalError, RedisError, OSError):
+    except (OperationalError, RedisError, OSError, ValueError, LookupError):
+        # ValueError, LookupError: kombu of an address that it cannot read. The job is accepted.
         return False
     finally:
         app.close()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from storage.pictures import PngFolder
 
 REPORT_EVERY_S = 0.25
+SKIPPED_SHOWN = 50
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class RunContext:
         self._metrics.write(json.dumps(dict(record)) + "\n")
 
     def images(self, data: str, size: int) -> Images:
-        from storage.datasets import open_cached, open_images
+        from storage.datasets import left_out, open_cached, open_images
 
         known = self.order["inputs"].get("fingerprint")
         if known is not None:
@@ -129,6 +130,10 @@ class RunContext:
             workers=spec["loader_workers"],
             progress=progress,
         )
+        for one in (skipped := left_out(self.volume, images.fingerprint))[:SKIPPED_SHOWN]:
+            self.log(f"left out: {one.name}: {one.reason}")
+        if skipped:
+            self.log(f"{len(images)} pictures used, {len(skipped)} files left out")
         if known is None:
             self._send("inputs", inputs={"fingerprint": images.fingerprint})
         return images

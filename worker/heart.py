@@ -85,7 +85,7 @@ class Heart(threading.Thread):
             except LeaseLostError:
                 if lease is not None:
                     self._tell("lost", lease)
-            except GanqError as exc:
+            except (GanqError, OSError) as exc:
                 log.warning("no heartbeat: %s", exc)
 
     def _beat(self, lease: Lease, progress: dict[str, Any] | None, now: float) -> None:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from jobs.errors import ConfigError
 from storage.schema import open_database
-from storage.settings import Settings
+from storage.settings import WORD, WORD_HINT, Settings
 from storage.volume import Volume
 from worker import gpu, logs
 from worker.local import runtime_folder, worker_command
@@ -27,6 +27,7 @@ from worker.wake import WAKE_ENV
 log = logging.getLogger("ganq.worker")
 
 RESTART_PAUSE_S = (0.5, 2.0, 10.0, 30.0)
+CELERY_PAUSE_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 FATAL_EXIT = 4  # the supervisor says: a setting is wrong, trying again would end the same way
 
 
@@ -52,6 +53,7 @@ def launch(
     open_database(settings, create=True).dispose()
     chosen = gpu.choose(gpus)
     queues = queues or tuple(one.strip() for one in settings.queues.split(",") if one.strip())
+    require_queues(queues)
     if len(chosen) > 1:
         return Fleet(chosen, queues, name).run()
     return Worker(settings, chosen[0] if chosen else None, queues, name).run()
@@ -93,44 +95,72 @@ class Worker:
         from celery.platforms import SecurityWarning
         from celery.signals import worker_shutting_down
 
-        from worker.app import make_app, queue_key
-        from worker.tasks import register
+        from worker.app import make_app
 
         # Celery warns root of pickled messages; only JSON is accepted here.
         warnings.filterwarnings("ignore", category=SecurityWarning)
         os.environ.update(gpu.pin(None) | {WAKE_ENV: self.environment[WAKE_ENV]})
         self.app = make_app(self.settings)
-        register(self.app)
         self._start_supervisor()
         keeper = threading.Thread(target=self._keep_supervisor, name="keeper", daemon=True)
         keeper.start()
         worker_shutting_down.connect(lambda **_: self._stop(), weak=False)
         try:
-            self.app.worker_main(
-                [
-                    "--quiet",
-                    "worker",
-                    "--hostname",
-                    f"{self.name}@%h",
-                    "--queues",
-                    ",".join(queue_key(one) for one in self.queues),
-                    "--loglevel",
-                    "WARNING",
-                    "--without-gossip",
-                    "--without-mingle",
-                    "--pool",
-                    "prefork",
-                    "--concurrency",
-                    "1",
-                ]
-            )
-        except SystemExit as exc:
-            self.exit_code = self.exit_code or int(exc.code or 0)
+            self._run_celery()
         finally:
             self._stop()
             keeper.join(timeout=self.settings.drain_seconds + 30)
             Path(self.environment[WAKE_ENV]).unlink(missing_ok=True)
         return self.exit_code
+
+    def _run_celery(self) -> None:
+        """
+        Celery until it is told to stop.
+
+        A message that it cannot read, which anybody who may write to Redis can send, ends
+        Celery's worker. It is then started again, the bells thrown away: the message would
+        come back, and the dispatcher rings again. The supervisor works on meanwhile.
+        """
+        from worker.app import queue_key
+        from worker.tasks import register
+
+        def on_signal(*_: Any) -> None:
+            self._stop()
+
+        arguments = ["--quiet", "worker", "--hostname", f"{self.name}@%h", "--loglevel", "WARNING"]
+        arguments += ["--queues", ",".join(queue_key(one) for one in self.queues)]
+        arguments += ["--without-gossip", "--without-mingle", "--pool", "prefork", "--concurrency", "1"]
+        register(self.app)
+        tries = 0
+        while not self.stopping:
+            began = time.monotonic()
+            try:
+                self.app.worker_main(arguments)
+            except SystemExit as exc:
+                log.debug("Celery left with %s", exc.code)
+            for sig in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(sig, on_signal)  # Celery's own mean nothing while it is not running
+            if self.stopping:
+                return
+            tries = 0 if time.monotonic() - began > 60 else tries + 1
+            log.warning("Celery's worker has ended by itself (a message it cannot read?); starting it again")
+            again_at = time.monotonic() + CELERY_PAUSE_S[min(tries, len(CELERY_PAUSE_S) - 1)]
+            while not self.stopping and time.monotonic() < again_at:
+                time.sleep(0.1)
+            self._throw_bells_away()
+
+    def _throw_bells_away(self) -> None:
+        from kombu.exceptions import OperationalError
+        from redis.exceptions import RedisError
+
+        from worker.app import queue_key
+
+        try:
+            with self.app.connection_for_write() as connection:
+                for one in self.queues:
+                    connection.default_channel.queue_purge(queue_key(one))
+        except (OperationalError, RedisError, OSError) as exc:
+            log.debug("bells not thrown away: %s", exc)
 
     def _start_supervisor(self) -> None:
         # Its own session: a terminal's Ctrl-C and a group's SIGTERM go to Celery alone,
@@ -177,7 +207,7 @@ class Worker:
         if len(words) == 3 and words[0] == "ring" and words[2].isdigit():
             try:
                 send_bell(self.app, words[1], int(words[2]))
-            except (OperationalError, RedisError, OSError) as exc:
+            except (OperationalError, RedisError, OSError, ValueError, LookupError) as exc:
                 log.debug("not rung: %s", exc)
 
     def _stop(self) -> None:
@@ -231,5 +261,5 @@ def require_queues(queues: tuple[str, ...]) -> None:
         ConfigError: a queue's name has characters that do not belong there.
     """
     for one in queues:
-        if not one.replace("-", "").replace("_", "").isalnum():
-            raise ConfigError(f"{one[:40]!r} cannot be a queue's name", hint="letters, digits, '-' and '_'")
+        if not WORD.fullmatch(one):
+            raise ConfigError(f"{one[:40]!r} cannot be a queue's name", hint=WORD_HINT)

@@ -127,7 +127,7 @@ class Recovery(threading.Thread):
                 if not self.workers_forgotten:
                     self.workers.forget_old()
                     self.workers_forgotten = True
-            except GanqError as exc:
+            except (GanqError, OSError) as exc:  # OSError: the runtime folder was cleaned away
                 log.warning("recovery waits: %s", exc)
             if self.stopping.wait(self.settings.reap_seconds * random.uniform(0.8, 1.2)):
                 return

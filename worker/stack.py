@@ -20,19 +20,35 @@ READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 90.0
 
 
+class LocalStack:
+    """The processes of one machine; start_worker() starts one again that has died."""
+
+    def __init__(self, gpus: str, log: IO[bytes] | None) -> None:
+        self.gpus = gpus
+        self.log = log
+        self.worker = self.start_worker()
+
+    def start_worker(self) -> "subprocess.Popen[bytes]":
+        self.worker = subprocess.Popen(
+            bound_to_this(signal.SIGTERM, worker_command("worker", "--gpus", self.gpus)),
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+        )
+        return self.worker
+
+
 @contextmanager
 def local_stack(
     settings: Settings, *, gpus: str = "auto", log: IO[bytes] | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Iterator[LocalStack]:
     """
     Everything that one machine needs, for as long as the block runs.
 
     Args:
         gpus: see worker.gpu.choose().
         log: where the workers' log goes; this process's stderr by default.
-
-    Yields:
-        The process of `ganq worker`.
 
     Raises:
         ConfigError: another stack of this GANQ_HOME is up, or a part does not start.
@@ -46,17 +62,11 @@ def local_stack(
             f"ganq is already up for {settings.home}", hint="ganq workers shows it; or set another GANQ_HOME"
         ) from None
     with held, EmbeddedRedis(settings) if settings.embedded_redis else nullcontext():
-        worker = subprocess.Popen(
-            bound_to_this(signal.SIGTERM, worker_command("worker", "--gpus", gpus)),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        stack = LocalStack(gpus, log)
         try:
-            yield worker
+            yield stack
         finally:
-            stop(worker)
+            stop(stack.worker)
 
 
 def stop(worker: subprocess.Popen[bytes]) -> None:

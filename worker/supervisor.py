@@ -60,6 +60,8 @@ class Supervisor:
         self.store = JobStore(self.database)
         self.queries = Queries(self.database)
         self.workers = WorkerStore(self.database, who)
+        # A look at a local file costs next to nothing, so a bell that was lost costs little too.
+        self.poll_s = min(settings.poll_seconds, 3.0 if settings.is_sqlite else settings.poll_seconds)
         self.kinds = tuple(name for name, kind in KINDS.items() if kind.runner is not None)
 
         self.lease: Lease | None = None
@@ -71,6 +73,8 @@ class Supervisor:
 
         self.runner = WarmRunner(settings)
         self.watched_fd: int | None = None
+        self.runner_deaths = 0
+        self.runner_due = 0.0
         self.bells: list[socket.socket] = []
         self.news: queue.SimpleQueue[tuple[News, Lease]] = queue.SimpleQueue()
         self.selector = selectors.DefaultSelector()
@@ -121,13 +125,16 @@ class Supervisor:
         if self.terminated_at is not None and not self.draining:
             self._drain()
         self._check_deadlines()
+        if self.watched_fd is None and not self.draining and time.monotonic() >= self.runner_due:
+            self._watch_runner()
         if self.lease is None and not self.draining and time.monotonic() >= self.next_poll:
             self._claim()
 
     def _timeout(self) -> float:
         now = time.monotonic()
         if self.lease is None:
-            return max(0.0, min(self.next_poll - now, 60.0))
+            runner_s = 60.0 if self.watched_fd is not None else self.runner_due - now
+            return max(0.0, min(self.next_poll - now, runner_s, 60.0))
         return 0.5 if self.stop_sent else 5.0
 
     def _wake(self) -> None:
@@ -174,7 +181,7 @@ class Supervisor:
     def _claim(self) -> bool:
         """Take the best job of the table, if there is one, and hand it to the runner."""
         while not self.draining:
-            self.next_poll = time.monotonic() + self.settings.poll_seconds * random.uniform(0.8, 1.2)
+            self.next_poll = time.monotonic() + self.poll_s * random.uniform(0.8, 1.2)
             try:
                 lease = self.store.claim(self.who, kinds=self.kinds, spec_version=SPEC_VERSION)
                 due_s = self.store.due_in() if lease is None else None
@@ -230,8 +237,11 @@ class Supervisor:
             if self.lease is not None:
                 self._on_runner_death(how)
             elif not self.draining:
-                log.warning("the idle runner has %s; starting another", how)
-                self._watch_runner()
+                # One that cannot even start must not be started as fast as Python can.
+                self.runner_deaths += 1
+                pause_s = min(0.5 * 2**self.runner_deaths, 60.0)
+                log.warning("the idle runner was %s; another starts in %.0f s", how, pause_s)
+                self.runner_due = time.monotonic() + pause_s
             return
         for message in messages:
             if message.get("job_id") not in (None, self.lease.job_id if self.lease else None):
@@ -240,6 +250,8 @@ class Supervisor:
 
     def _on_message(self, message: Message) -> None:
         op, lease = message["op"], self.lease
+        if op == "ready":
+            self.runner_deaths = 0
         if op == "ready" or lease is None:
             return
         if op == "progress":
@@ -258,7 +270,7 @@ class Supervisor:
             error = error_from(message)
             if message.get("replace"):
                 self._kill_runner()
-            self._settle(error.code, self.store.fail, lease, error)
+            self._settle(f"{error.code}: {error.message}", self.store.fail, lease, error)
             self._after_job()
         elif op == "crashed":
             self._kill_runner()

@@ -24,5 +24,7 @@ def register(app: Celery) -> None:
                 # The supervisor found work by itself before this bell came: pass the bell on,
                 # so that it wakes another worker, and take no more until this one is idle.
                 info = self.request.delivery_info or {}
-                queue = info.get("routing_key") or queue_key("default")
+                queue = str(info.get("routing_key"))
+                if not queue.startswith(queue_key("")):  # a forged message names no key of ours
+                    continue
                 app.send_task(TASK, args=[hint], queue=queue, retry=False)

@@ -58,7 +58,7 @@ def test_a_postgres_url_works_as_people_write_it(tmp_path, url):
 @pytest.mark.parametrize("url", ["mysql://u:hunter2@h/d", "sqlite://", "nonsense", "postgresql:u:hunter2@h"])
 def test_another_database_is_refused_without_showing_its_password(tmp_path, url):
     error = refused(tmp_path, database_url=url)
-    assert "neither SQLite nor Postgres" in error.message
+    assert "neither Postgres nor an absolute SQLite path" in error.message
     if "://" in url:
         assert "hunter2" not in error.message
 

@@ -103,16 +103,22 @@ def test_results_are_copied_out_and_a_bad_place_is_told_and_harmless(tmp_path) -
     assert verify_manifest(tmp_path / "a1") == 10
 
 
-def test_a_smaller_result_copied_over_a_larger_one_leaves_none_of_it(tmp_path) -> None:
-    filled(tmp_path / "a1", count=10).publish()
-    filled(tmp_path / "a2", count=4).publish()
-    out = tmp_path / "out"
-    copy_out(tmp_path / "a1", str(out))
-    (out / "images" / "mine.png").write_bytes(b"the user's own")
-    copy_out(tmp_path / "a2", str(out))
-    assert (out / "images" / "mine.png").exists()
-    (out / "images" / "mine.png").unlink()
-    assert verify_manifest(out) == 4
+def test_a_folder_that_holds_pictures_already_is_not_written_to(tmp_path) -> None:
+    filled(tmp_path / "a1", count=4).publish()
+    own = tmp_path / "out" / "images" / "000000.png"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    assert "already holds images" in copy_out(tmp_path / "a1", str(tmp_path / "out"))["out_error"]
+    assert own.read_text() == "mine"
+    assert [one.name for one in (tmp_path / "out").iterdir()] == ["images"]
+
+
+def test_a_picture_is_called_after_its_number(tmp_path) -> None:
+    sink = PngFolder(tmp_path / "a1")
+    sink.add(Picture(i, pixels(i), {}, number=number) for i, number in enumerate((7, 1000)))
+    sink.publish()
+    assert sorted(one.name for one in (tmp_path / "a1" / "images").iterdir()) == ["000007.png", "001000.png"]
+    assert verify_manifest(tmp_path / "a1") == 2
 
 
 def test_a_manifest_that_cannot_be_written_leaves_no_pictures_behind(tmp_path) -> None:

@@ -1,0 +1,95 @@
+"""Who may write to Redis can ring, and no more: forged messages stop nothing and start nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import redis
+from machine import Ganq, part, until
+
+from worker.app import TASK, queue_key
+
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("backend", ["sqlite"], indirect=True)]
+
+
+def envelope(body: str = "W10=", **changes: object) -> str:
+    """What kombu puts into Redis, with something wrong in it."""
+    headers = {"lang": "py", "task": TASK, "id": "1", "root_id": "1", "parent_id": None, "group": None}
+    properties = {
+        "correlation_id": "1",
+        "delivery_mode": 2,
+        "delivery_info": {"exchange": "", "routing_key": queue_key("default")},
+        "priority": 0,
+        "body_encoding": "base64",
+        "delivery_tag": "1",
+    }
+    message = {
+        "body": body,
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": headers,
+        "properties": properties,
+    }
+    return json.dumps({**message, **changes})
+
+
+FORGED = [
+    "garbage",
+    b"\xff\xfe",
+    "[]",
+    envelope(headers={"task": "os.system", "id": "2"}),
+    envelope(headers={"task": [1], "id": "3"}),
+    envelope(**{"content-type": "application/x-python-serialize"}),
+]
+
+
+def test_forged_messages_stop_no_worker_and_run_nothing(ganq: Ganq, redis_url, small) -> None:
+    worker = ganq.start_worker()
+    until(lambda: ganq.json("workers"), what="the worker")
+    client = redis.Redis.from_url(redis_url)
+    for message in FORGED:
+        client.lpush(queue_key("default"), message)
+    until(lambda: client.llen(queue_key("default")) == 0, within_s=100, what="all of them read")
+    done = ganq.run("submit", "train", *small, "--epochs", "1", "--wait")
+    assert done.returncode == 0, done.stderr
+    assert worker.poll() is None
+    assert len(ganq.json("status")) == 1
+    client.close()
+
+
+def test_duplicate_bells_run_a_job_once(ganq: Ganq, redis_url, small) -> None:
+    ganq.start_worker()
+    until(lambda: ganq.json("workers"), what="the worker")
+    job = ganq.json("submit", "train", *small, "--epochs", "1")["id"]
+    client = redis.Redis.from_url(redis_url)
+    for _ in range(20):
+        client.lpush(queue_key("default"), envelope(body="W1sxXSwge30sIHt9XQ=="))
+    client.close()
+    assert ganq.run("wait", str(job), "--timeout", "60").returncode == 0
+    until(lambda: ganq.json("workers")[0]["state"] == "idle", what="an idle worker")
+    assert ganq.job(job)["attempt"] == 1
+
+
+def test_up_starts_a_killed_worker_again_and_the_job_goes_on(ganq: Ganq, small, settings_env) -> None:
+    ganq.env.pop("GANQ_REDIS_URL")
+    up = subprocess.Popen(
+        [sys.executable, "-P", "-m", "cli.main", "up", "--gpus", "none"],
+        env=ganq.env,
+        cwd=ganq.folder,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    ganq.workers.append(up)
+    until(lambda: ganq.json("workers"), what="the worker")
+    job = ganq.json("submit", "train", *small, "--epochs", "3000", "--checkpoint-seconds", "0.3")["id"]
+    until(lambda: ganq.json("checkpoints", str(job)), what="a checkpoint")
+    worker = part(up, "worker")
+    assert worker is not None
+    worker.send_signal(signal.SIGKILL)
+    until(lambda: ganq.job(job)["attempt"] >= 2, what="another attempt")
+    assert up.poll() is None
+    ganq("cancel", str(job))
+    until(lambda: ganq.job(job)["state"] == "cancelled", within_s=20, what="the cancel")
