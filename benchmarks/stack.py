@@ -42,13 +42,13 @@ def faces(work: Path, count: int = FACES) -> Path:
 class Child:
     """A warm process that answers orders, one JSON line each."""
 
-    def __init__(self, module: str, *arguments: str) -> None:
+    def __init__(self, module: str, *arguments: str, **env: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=clean_environment(),
+            env=clean_environment(**env),
         )
         self._answer()
 
