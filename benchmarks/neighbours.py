@@ -8,6 +8,10 @@ import psutil
 
 SAMPLE_S = 0.5
 POLL_S = 1.0
+QUIET_FOR_S = 5.0
+"""How long a look at the neighbours holds."""
+SHORTEST_S = 1.0
+"""Processor time is counted in hundredths of seconds: a shorter piece says nothing about others."""
 
 
 @dataclass
@@ -23,22 +27,27 @@ class Watch:
     most: float = 0.1
     patience_s: float = 900.0
     spent_s: float = 0.0
+    looked_at: float = -QUIET_FOR_S
 
     def wait_for_quiet(self) -> None:
         """Until others take less than `most`, or patience is at its end."""
+        if time.monotonic() - self.looked_at < QUIET_FOR_S:
+            return
         while self.spent_s < self.patience_s:
             meter = Meter()
             time.sleep(SAMPLE_S)
             if meter.share() <= self.most:
+                self.looked_at = time.monotonic()
                 return
             time.sleep(POLL_S)
             self.spent_s += SAMPLE_S + POLL_S
 
     def again(self, share: float, seconds: float) -> bool:
         """Whether a piece must be measured again."""
-        if share <= self.most or self.spent_s >= self.patience_s:
+        if share <= self.most or seconds < SHORTEST_S or self.spent_s >= self.patience_s:
             return False
         self.spent_s += seconds
+        self.looked_at = -QUIET_FOR_S
         return True
 
 
