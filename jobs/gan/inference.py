@@ -4,8 +4,8 @@ The same generator with less to do: BatchNorm folded into the convolutions, the 
 In eval mode BatchNorm is a scale and a shift for each channel, which a convolution
 can carry. The layer next to the pixels has three output channels, too few for
 the CPU's kernels of transposed convolutions; as a plain convolution that makes
-nine pixels of each position at once it takes less than half of the time. Together that
-is a third off the forward pass. The folding is done in float64, always
+nine pixels of each position at once it takes less than half of the time. With the first layer
+as a matrix product, that is up to half off the forward pass. The folding is done in float64, always
 in the same way, so equal weights give equal pictures.
 """
 
@@ -32,8 +32,7 @@ def for_inference(net: Generator, device: torch.device) -> nn.Module:
         if isinstance(layer, nn.ConvTranspose2d):
             norm = after if isinstance(after, nn.BatchNorm2d) else None
             folded = _folded(layer, norm)
-            # A GPU's kernels know no such weakness.
-            layers.append(PhaseConvolution(folded) if norm is None and device.type == "cpu" else folded)
+            layers.append(_for_cpu(folded) if device.type == "cpu" else folded)
         elif not isinstance(layer, nn.BatchNorm2d):
             layers.append(layer)
     quick = nn.Sequential(*layers).eval().requires_grad_(False)
@@ -62,6 +61,30 @@ def _folded(layer: nn.ConvTranspose2d, norm: nn.BatchNorm2d | None) -> nn.ConvTr
         assert out.bias is not None
         out.bias.copy_(norm.bias.double() - norm.running_mean.double() * scale_C)
     return out
+
+
+def _for_cpu(layer: nn.ConvTranspose2d) -> nn.Module:
+    """The two layers at which the CPU's kernels are weak; a GPU's know no such weakness."""
+    if layer.stride[0] == 1:
+        return LatentLayer(layer)
+    return PhaseConvolution(layer) if layer.out_channels == 3 else layer
+
+
+class LatentLayer(nn.Module):
+    """A transposed convolution of a 1×1 picture is a matrix product: an eighth of the time."""
+
+    def __init__(self, layer: nn.ConvTranspose2d) -> None:
+        super().__init__()
+        into, self.out, self.high, self.wide = layer.weight.shape
+        assert layer.bias is not None
+        places = self.high * self.wide
+        weight = layer.weight.detach().permute(2, 3, 1, 0).reshape(places * self.out, into)
+        self.weight = nn.Parameter(weight.contiguous())
+        self.bias = nn.Parameter(layer.bias.detach().repeat(places))
+
+    def forward(self, latents_BZ11: Tensor) -> Tensor:
+        pixels_BP = nn.functional.linear(latents_BZ11.flatten(1), self.weight, self.bias)
+        return pixels_BP.view(-1, self.high, self.wide, self.out).permute(0, 3, 1, 2)
 
 
 class PhaseConvolution(nn.Module):
