@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +24,8 @@ from storage.schema import open_database, upgrade
 from storage.settings import Settings
 from storage.volume import Volume
 from worker.bell import ring
+from worker.local import worker_command
+from worker.process import bound_to_this
 
 FACES = 1280
 STYLE = "adventurer"
@@ -97,7 +100,8 @@ class Queue:
     def __enter__(self) -> Self:
         self._make_tables()
         self.up = subprocess.Popen(
-            [sys.executable, "-P", "-m", "cli.main", "up", "--gpus", "none"],
+            # It goes when this process does, however that ends.
+            bound_to_this(signal.SIGTERM, worker_command("up", "--gpus", "none")),
             env=self.env,
             stdin=subprocess.DEVNULL,
             stdout=self.log,
