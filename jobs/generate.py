@@ -18,6 +18,7 @@ import torch
 
 from jobs.context import JobContext, Picture, PictureSink
 from jobs.errors import CheckpointCorruptError, StopRequested
+from jobs.failpoints import failpoint
 from jobs.gan import device as devices
 from jobs.gan import grids, models, seeds
 from jobs.specs import GenerateSpec
@@ -62,6 +63,7 @@ class Generation:
         ctx.report(0, spec.drawn, "pictures", phase="loading the model")
         snapshot = ctx.model()
         self.model = models.load(snapshot, self.device)
+        failpoint("generate.loaded")
         self.scorer = self.model.scorer() if spec.keep is not None else None
         self.latents = seeds.Latents(spec.seed, self.model.arch.nz)
         self.done = 0
@@ -119,6 +121,7 @@ class Generation:
                     raise StopRequested(reason)
                 block = wanted
                 pixels_BHW3, scores = self._micro_batch(block)
+                failpoint("generate.drawn")
             places = slice(draws[0] % self.spec.micro_batch, draws[-1] % self.spec.micro_batch + 1)
             yield list(draws), pixels_BHW3[places], scores[places]
             self.done += len(draws)

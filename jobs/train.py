@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jobs.context import CheckpointKind, Images, JobContext
 from jobs.errors import DatasetError, SpecError, StopRequested
+from jobs.failpoints import failpoint
 from jobs.gan import device as devices
 from jobs.gan import grids, seeds
 from jobs.gan.augment import diff_augment
@@ -72,6 +73,7 @@ class Training:
         # The pictures, decoded once for all runs.
         ctx.report(0, 1, "pictures", phase="reading pictures")
         self.images: Images = ctx.images(spec.data, spec.size)
+        failpoint("train.data_open")
         self.batches = Batches(
             self.images, batch=spec.batch, seed=spec.seed, mirror=spec.mirror, device=self.device
         )
@@ -135,6 +137,7 @@ class Training:
     def run(self) -> dict[str, Any]:
         spec, state, per_epoch = self.spec, self.state, self.batches.per_epoch
         started, first_step = time.monotonic(), state.step
+        failpoint("train.built")
         while state.step < self.total_steps:
             self._obey_stop()
 
@@ -142,6 +145,7 @@ class Training:
             epoch, place = divmod(state.step, per_epoch)
             self._batch(epoch, place)
             state.step += 1
+            failpoint("train.stepped")
             self._progress()
 
             # Whole epochs: a grid and a checkpoint every save_every, and at the end.
@@ -183,6 +187,7 @@ class Training:
                 fakes_B3HW = net(self._latents("noise", state.step))
             if d_turn:
                 self._d_step(self.batches.get(epoch, place), fakes_B3HW.detach())
+            failpoint("train.between_networks")
             if g_turn:
                 self._g_step(fakes_B3HW)
 
@@ -192,6 +197,7 @@ class Training:
         if self.stale_fakes is not None and d_turn:
             stale_B3HW = self.stale_fakes.get(self.g_steps, self._latents("noise", self.g_steps))
             self._d_step(self.batches.get(epoch, place), stale_B3HW)
+            failpoint("train.between_networks")
         if self.stale_fakes is not None and g_turn:
             self._g_step(net(self._latents("noise", self.g_steps + 1)))
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from jobs.errors import CheckpointCorruptError, DiskFullError, StorageError, VolumeError
+from jobs.failpoints import failpoint, guard
 
 MANIFEST = "MANIFEST.json"
 TEMP_MARK = ".tmp-"
@@ -47,7 +48,19 @@ def raise_storage_error(exc: OSError, path: Path) -> NoReturn:
 
 def fsync_folder(folder: Path) -> None:
     """Make the names in a folder durable; a file's own fsync does not do that."""
+    if not guard("fsync"):
+        return
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _fsync_path(path: Path) -> None:
+    if not guard("fsync"):
+        return
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
@@ -67,8 +80,11 @@ def durable_file(path: Path) -> Iterator[IO[bytes]]:
         with open(temp, "xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if guard("fsync"):
+                os.fsync(file.fileno())
+        failpoint("file.synced")
         os.rename(temp, path)
+        failpoint("file.renamed")
         fsync_folder(path.parent)
     except OSError as exc:
         with suppress(OSError):
@@ -133,21 +149,21 @@ def write_folder(target: Path, writers: Mapping[str, Callable[[Path], None]]) ->
     temp = target.with_name(f"{target.name}{TEMP_MARK}{secrets.token_hex(4)}")
     try:
         temp.mkdir()
+        failpoint("folder.begun")
         entries = []
         total = 0
         for name, write in writers.items():
             path = temp / name
             write(path)
-            fd = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            failpoint("folder.file_written")
+            _fsync_path(path)
             size = path.stat().st_size
             total += size
             entries.append({"name": name, "bytes": size, "sha256": sha256_file(path)})
         digest = write_json(temp / MANIFEST, {"files": entries})  # syncs the folder's names, too
+        failpoint("folder.written")
         os.rename(temp, target)
+        failpoint("folder.renamed")
         fsync_folder(target.parent)
     except OSError as exc:
         shutil.rmtree(temp, ignore_errors=True)

@@ -20,7 +20,7 @@ from sqlalchemy.pool import QueuePool
 from jobs.errors import ConfigError, DatabaseUnavailableError, SchemaMismatchError
 from storage.settings import Settings, redact
 
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 """Newest migration that this code knows; workers and commands refuse any other."""
 
 # Of these, several writers may meet a defect in how a WAL is reset (fixed in 3.51.3):

@@ -352,7 +352,8 @@ class JobStore:
 
         def work(conn: Connection) -> int:
             # The owner's row is locked until commit: no other attempt can begin meanwhile.
-            if conn.execute(select(job.c.id).where(owned_by(lease)).with_for_update()).first() is None:
+            mine = owned_by(lease, "checkpoint_fence")
+            if conn.execute(select(job.c.id).where(mine).with_for_update()).first() is None:
                 raise lease_lost(lease)
             known = conn.execute(
                 select(checkpoint.c.id).where(checkpoint.c.job_id == lease.job_id, checkpoint.c.path == path)
@@ -545,7 +546,8 @@ class JobStore:
         ended in one of them has been settled by this very call, and its commit's answer was lost."""
 
         def work(conn: Connection) -> JobState:
-            row = conn.execute(select(job).where(owned_by(lease)).with_for_update()).first()
+            mine = owned_by(lease, "finish_fence")
+            row = conn.execute(select(job).where(mine).with_for_update()).first()
             if row is None:
                 done = conn.execute(
                     select(attempt.c.outcome, job.c.state)

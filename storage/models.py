@@ -7,6 +7,9 @@ checkpoint    the pointers that make a checkpoint's folder real
 event         append-only: what happened to a job, written in the same transaction
 worker        who is there
 dependency    job waits for needs
+share         when each user was last served
+quota         how many jobs of a user or a queue may run at once
+schema_info   the oldest code that may work on these tables
 """
 
 from typing import Any
@@ -44,7 +47,9 @@ Json = JSON(none_as_null=True)
 Id = BigInteger().with_variant(Integer(), "sqlite")
 
 # The planner of SQLite matches a partial index by its text: queries use the same literals.
-CLAIMABLE = "state = 'queued' AND held = 0 AND blockers = 0"
+CLAIMABLE = "state = 'queued' AND held = 0 AND blockers = 0 AND not_before IS NULL"
+RIPENING = "state = 'queued' AND not_before IS NOT NULL"
+YIELDED = "state = 'queued' AND yielded_at IS NOT NULL"
 RUNNING = "state = 'running'"
 
 
@@ -102,7 +107,29 @@ job = Table(
     Column("created_at", Double, nullable=False),
     Column("started_at", Double),
     Column("finished_at", Double),
+    Column("part_of", Id),  # the job whose share of pictures this one makes
+    Column("sweep", String(64)),  # the array that it was submitted with
+    Column("preemptible", Integer, nullable=False, server_default=text("0")),
+    Column("preempt_for", Id),  # a waiting job for which this one is asked to yield
+    Column("yields", Integer, nullable=False, server_default=text("0")),
+    Column("yielded_at", Double),
+    Column("time_limit_s", Double),
+    Column("ran_s", Double, nullable=False, server_default=text("0")),  # of attempts that have ended
     Index("ix_job_state_id", "state", "id"),
+    Index("ix_job_yielded", "yielded_at", sqlite_where=text(YIELDED), postgresql_where=text(YIELDED)),
+    Index("ix_job_ripening", "not_before", sqlite_where=text(RIPENING), postgresql_where=text(RIPENING)),
+    Index(
+        "ix_job_part_of",
+        "part_of",
+        sqlite_where=text("part_of IS NOT NULL"),
+        postgresql_where=text("part_of IS NOT NULL"),
+    ),
+    Index(
+        "ix_job_sweep",
+        "sweep",
+        sqlite_where=text("sweep IS NOT NULL"),
+        postgresql_where=text("sweep IS NOT NULL"),
+    ),
     Index("ix_job_running", "id", sqlite_where=text(RUNNING), postgresql_where=text(RUNNING)),
     sqlite_autoincrement=True,
 )
@@ -110,7 +137,9 @@ job = Table(
 Index(
     "ix_job_claimable",
     job.c.state,  # the same in all of this index, but without it SQLite sorts the whole queue instead
+    job.c.queue,
     job.c.priority.desc(),
+    job.c.user,
     job.c.id,
     sqlite_where=text(CLAIMABLE),
     postgresql_where=text(CLAIMABLE),
@@ -196,4 +225,26 @@ dependency = Table(
     metadata,
     Column("job_id", Id, ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
     Column("needs", Id, ForeignKey("job.id", ondelete="CASCADE"), primary_key=True, index=True),
+)
+
+share = Table(
+    "share",
+    metadata,
+    Column("user", String(64), primary_key=True),
+    Column("served_at", Double, nullable=False),
+)
+
+quota = Table(
+    "quota",
+    metadata,
+    Column("scope", String(16), primary_key=True),  # user, queue
+    Column("name", String(64), primary_key=True),  # '*': each that has no row of its own
+    Column("max_running", Integer, nullable=False),
+)
+
+schema_info = Table(
+    "schema_info",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("compatible_from", String(32), nullable=False),
 )

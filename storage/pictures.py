@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.context import Picture
 from jobs.errors import StorageError
+from jobs.failpoints import failpoint, guard
 from storage.durable import (
     TEMP_MARK,
     fsync_folder,
@@ -72,6 +73,8 @@ def sync_filesystem(folder: Path) -> None:
     Raises:
         OSError: the disk is full or broken.
     """
+    if not guard("fsync"):
+        return
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
@@ -133,6 +136,7 @@ class PngFolder:
         with open(self.images / name, "xb", buffering=0) as file:
             if file.write(data) != len(data):
                 raise OSError(28, "no space left on device", name)
+        failpoint("pictures.written")
         self.bytes += len(data)
         line = {"index": picture.index, "file": f"{IMAGES}/{name}", **picture.record}
         self.lines.append(
@@ -152,12 +156,14 @@ class PngFolder:
         try:
             self._make()
             sync_filesystem(self.folder)
+            failpoint("pictures.synced")
             for temp, name in ((self.images, IMAGES), (self.grids, GRIDS)):
                 final = self.folder / name
                 if final.exists():  # the same attempt never publishes twice; a stray folder is nobody's
                     shutil.rmtree(final)
                 temp.rename(final)
             fsync_folder(self.folder)
+            failpoint("pictures.renamed")
         except OSError as exc:
             self.discard()
             raise_storage_error(exc, self.folder)
@@ -168,6 +174,7 @@ class PngFolder:
             for name in (IMAGES, GRIDS):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             raise
+        failpoint("pictures.published")
         self._made = False
         return {
             "pictures": len(self.lines),

@@ -17,6 +17,7 @@ import traceback
 from typing import Any
 
 from jobs.errors import GanqError, OutOfMemoryError, StopRequested
+from jobs.failpoints import failpoint
 from jobs.kinds import kind_named
 from storage.durable import raise_storage_error
 from storage.settings import Settings
@@ -88,8 +89,10 @@ class Runner:
                 ctx = self.context = RunContext(order, self.channel, self.volume)
                 if "stop" in order:
                     ctx.ask_to_stop(order["stop"])
+            failpoint("runner.ordered")
             ctx.write_spec()
             answer = self._work(order, ctx)
+            failpoint("runner.worked")
         except StopRequested as stop:
             answer = {"op": "stopped", "reason": stop.reason}
         except GanqError as exc:

@@ -24,6 +24,7 @@ from typing import Any
 
 from jobs import errors
 from jobs.errors import DatabaseUnavailableError, GanqError, LeaseLostError
+from jobs.failpoints import failpoint
 from jobs.kinds import KINDS, SPEC_VERSION
 from jobs.states import StopReason
 from storage.job_store import JobStore
@@ -193,6 +194,7 @@ class Supervisor:
                     self.next_poll = min(self.next_poll, time.monotonic() + due_s + 0.05)
                 break
             log.info("job %s: attempt %s", lease.job_id, lease.attempt)
+            failpoint("supervisor.claimed")
             self.lease, self.stop_sent = lease, None
             self.heart.begin(lease)
             try:
@@ -262,7 +264,9 @@ class Supervisor:
         elif op == "checkpoint":
             self._register(lease, message)
         elif op == "done":
+            failpoint("supervisor.before_finish")
             self._settle("succeeded", self.store.succeed, lease, message["result"])
+            failpoint("supervisor.finished")
             self._after_job()
         elif op == "stopped":
             self._on_stopped(lease, message["reason"])
@@ -290,8 +294,10 @@ class Supervisor:
             manifest_sha256=message["manifest_sha256"],
             size=message["bytes"],
         )
+        failpoint("supervisor.before_register")
         if not self._guarded(register):
             return
+        failpoint("supervisor.registered")
         with suppress(OSError):
             assert self.runner.channel is not None
             self.runner.channel.send("ack", ok=True)
@@ -300,6 +306,7 @@ class Supervisor:
             own = self.queries.checkpoints(lease.job_id)
             going = prunable(own, keep_last=spec.get("keep_last", 2), keep_every=spec.get("keep_every", 0))
             for gone in self.store.forget_checkpoints(lease, [one.id for one in going]) if going else ():
+                failpoint("supervisor.forgotten")
                 shutil.rmtree(self.volume.absolute(gone.path), ignore_errors=True)
         except GanqError as exc:
             log.warning("job %s: old checkpoints stay for now: %s", lease.job_id, exc)
