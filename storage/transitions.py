@@ -16,7 +16,7 @@ from storage.jobs import Job, Lease
 from storage.models import attempt, dependency, event, job, utcnow
 
 MAX_CRASHES = 3
-BACKOFF_S = (2.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+BACKOFF_S = (2.0, 10.0, 30.0, 60.0)
 
 Decision = tuple[JobState, Outcome, dict[str, Any]]
 """Where a job goes, how its attempt ended, and the columns that tell of it."""
