@@ -142,8 +142,8 @@ class JobContext(Protocol):
     def weights(self, path: str) -> "dict[str, Tensor]":
         """Starting weights from a file the user gave (.pth or .safetensors), safely read."""
 
-    def pictures(self, *, format: str = "png") -> PictureSink:
-        """Where to put generated pictures."""
+    def pictures(self, *, format: str = "png", total: int | None = None) -> PictureSink:
+        """Where to put generated pictures; `total`: how many will come."""
 
     def scratch(self) -> Path:
         """The attempt's own folder."""

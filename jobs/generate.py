@@ -70,7 +70,7 @@ class Generation:
         self.started = time.monotonic()
 
     def run(self) -> dict[str, Any]:
-        spec, sink = self.spec, self.ctx.pictures(format=self.spec.format)
+        spec, sink = self.spec, self.ctx.pictures(format=self.spec.format, total=self.spec.total)
         writer = _Writer(sink, spec)
         if spec.keep is None:
             for draws, pixels_NHW3, _ in self._drawn():

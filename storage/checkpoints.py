@@ -8,6 +8,8 @@ Checkpoint folders: what lies in them, and how they are written and read back.
 """
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -18,6 +20,9 @@ from storage.volume import Volume
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+MANIFEST_ROOM = 64 * 1024
+"""Bytes of state.json and MANIFEST.json, at most."""
 
 STATE, GENERATOR, FACTS = "state.safetensors", "generator.safetensors", "state.json"
 
@@ -51,21 +56,39 @@ def write_checkpoint(
         (sha-256 of its manifest, bytes).
 
     Raises:
-        DiskFullError, VolumeError: nothing is left behind.
+        DiskFullError, VolumeError, StorageError: nothing is left behind.
     """
-    from safetensors.torch import save_file
 
     def facts(path: Path) -> None:
         path.write_text(json.dumps(dict(meta), indent=1, sort_keys=True))
 
     files = {
-        GENERATOR: lambda path: save_file(dict(generator), path),
+        GENERATOR: lambda path: _save(generator, path),
         FACTS: facts,
     }
     if state is not None:
-        whole = dict(state)
-        files = {STATE: lambda path: save_file(whole, path), **files}
-    return write_folder(target, files)
+        whole = state
+        files = {STATE: lambda path: _save(whole, path), **files}
+    needed = sum(one.nbytes for part in (generator, state or {}) for one in part.values())
+    return write_folder(target, files, needed=needed + MANIFEST_ROOM)
+
+
+def _save(tensors: "Mapping[str, Tensor]", path: Path) -> None:
+    """
+    Raises:
+        OSError: also where safetensors (written in Rust) says it in words of its own: a full
+            disk would be taken for a defect, and the third one ends the job.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as exc:
+        said = re.search(r"\(os error (\d+)\)", str(exc))
+        if said is None:
+            raise
+        raise OSError(int(said[1]), os.strerror(int(said[1])), str(path)) from exc
 
 
 def read_checkpoint(volume: Volume, one: Pointer, part: Literal["state", "generator"]) -> Snapshot:

@@ -17,33 +17,79 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, TypeVar
 
 from jobs.errors import CheckpointCorruptError, DiskFullError, StorageError, VolumeError
 from jobs.failpoints import failpoint, guard
 
 MANIFEST = "MANIFEST.json"
 TEMP_MARK = ".tmp-"
+BROKEN_FILE = (errno.EIO, errno.ESTALE)
+"""The file is lost, the disk perhaps not: a new file may succeed where this one never will again."""
+
+T = TypeVar("T")
 
 
-def raise_storage_error(exc: OSError, path: Path) -> NoReturn:
-    """Turn an OSError on the volume into the error that says what to do about it."""
+def raise_storage_error(exc: OSError, path: Path, *, needed: int | None = None) -> NoReturn:
+    """
+    Turn an OSError on the volume into the error that says what to do about it.
+
+    Args:
+        needed: bytes that were to be written, where that is known.
+    """
     # os.path.isdir(), because Path.is_dir() itself raises where the folder above may not be entered.
     folder = path if os.path.isdir(path) else path.parent
     if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        free = "unknown"
-        with suppress(OSError):
-            free = f"{shutil.disk_usage(folder).free / 1e6:.0f} MB"
-        raise DiskFullError(
-            f"no room left at {folder} (free: {free})",
-            hint="make room, or point GANQ_VOLUME at a larger disk; the job goes on by itself",
-        ) from exc
+        raise _disk_full(folder, needed) from exc
     if exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         raise VolumeError(
             f"cannot write at {folder}: {os.strerror(exc.errno or 0).lower()}",
             hint="make it writable for this user, or point GANQ_VOLUME at another place",
         ) from exc
     raise StorageError(f"{folder}: {(exc.strerror or str(exc)).lower()}", hint="see ganq doctor") from exc
+
+
+def _disk_full(folder: Path, needed: int | None) -> DiskFullError:
+    free = free_bytes(folder)
+    sizes = [] if needed is None else [f"needed: {_in_words(needed)}"]
+    sizes.append(f"free: {'unknown' if free is None else _in_words(free)}")
+    return DiskFullError(
+        f"no room left at {folder} ({', '.join(sizes)})",
+        hint="make room, or point GANQ_VOLUME at a larger disk; the job goes on by itself",
+        needed=needed,
+        free=free,
+    )
+
+
+def _in_words(size: int) -> str:
+    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= length:
+            return f"{size / length:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Bytes that this user may still write at a folder; None where the file system does not say."""
+    try:
+        about = os.statvfs(folder)
+    except OSError:
+        return None
+    if about.f_blocks == 0:
+        return None
+    blocks = about.f_bfree if os.geteuid() == 0 else about.f_bavail  # some are kept back for root
+    return blocks * about.f_frsize
+
+
+def require_room(folder: Path, needed: int) -> None:
+    """
+    Refuse to begin what would fill the disk and fail: others write there, too.
+
+    Raises:
+        DiskFullError: with the bytes needed and free.
+    """
+    free = free_bytes(folder)
+    if free is not None and free < needed:
+        raise _disk_full(folder, needed)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -67,10 +113,37 @@ def _fsync_path(path: Path) -> None:
         os.close(fd)
 
 
+def _rename(temp: Path, target: Path) -> None:
+    """
+    rename(2), whose failure means little on NFS: the server may have done it and its answer was lost.
+
+    The temp name is nobody else's. If it is gone and the target is there, it was renamed.
+    """
+    try:
+        os.rename(temp, target)
+    except OSError:
+        if os.path.lexists(temp) or not os.path.lexists(target):
+            raise
+
+
+def _once_more_if_broken(work: Callable[[], T]) -> T:
+    """Run `work`, which begins with a file of its own, and again if that file broke (BROKEN_FILE)."""
+    try:
+        return work()
+    except StorageError as exc:
+        cause = exc.__cause__
+        if not isinstance(cause, OSError) or cause.errno not in BROKEN_FILE:
+            raise
+    return work()
+
+
 @contextmanager
-def durable_file(path: Path) -> Iterator[IO[bytes]]:
+def durable_file(path: Path, *, needed: int | None = None) -> Iterator[IO[bytes]]:
     """
     Open a file that appears at `path`, whole and synced, when the block ends well.
+
+    Args:
+        needed: bytes that will be written, to tell of them where there is no room.
 
     Raises:
         DiskFullError, VolumeError, StorageError: the old file, if any, is untouched.
@@ -83,13 +156,13 @@ def durable_file(path: Path) -> Iterator[IO[bytes]]:
             if guard("fsync"):
                 os.fsync(file.fileno())
         failpoint("file.synced")
-        os.rename(temp, path)
+        _rename(temp, path)
         failpoint("file.renamed")
         fsync_folder(path.parent)
     except OSError as exc:
         with suppress(OSError):
             temp.unlink(missing_ok=True)
-        raise_storage_error(exc, path)
+        raise_storage_error(exc, path, needed=needed)
     except BaseException:
         with suppress(OSError):
             temp.unlink(missing_ok=True)
@@ -97,9 +170,13 @@ def durable_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_bytes(path: Path, data: bytes) -> str:
-    """Write a whole file durably; returns its sha-256 in hex."""
-    with durable_file(path) as file:
-        file.write(data)
+    """Write a whole file durably, with a second file if the first broke; returns its sha-256 in hex."""
+
+    def write() -> None:
+        with durable_file(path, needed=len(data)) as file:
+            file.write(data)
+
+    _once_more_if_broken(write)
     return hashlib.sha256(data).hexdigest()
 
 
@@ -130,13 +207,17 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_folder(target: Path, writers: Mapping[str, Callable[[Path], None]]) -> tuple[str, int]:
+def write_folder(
+    target: Path, writers: Mapping[str, Callable[[Path], None]], *, needed: int | None = None
+) -> tuple[str, int]:
     """
     Write several files as one folder that appears whole, with MANIFEST.json last.
 
     Args:
         target: the folder; must not exist yet.
-        writers: file name → function that writes that path.
+        writers: file name → function that writes that path; called again, with another
+            path, if the first file broke.
+        needed: bytes in all, about; nothing is begun if there is no room for them.
 
     Returns:
         (sha-256 of MANIFEST.json in hex, bytes in all). The manifest holds the
@@ -146,6 +227,14 @@ def write_folder(target: Path, writers: Mapping[str, Callable[[Path], None]]) ->
         DiskFullError, VolumeError, StorageError: nothing is left behind.
     """
     make_folder(target.parent)
+    if needed is not None:
+        require_room(target.parent, needed)
+    return _once_more_if_broken(lambda: _write_folder(target, writers, needed))
+
+
+def _write_folder(
+    target: Path, writers: Mapping[str, Callable[[Path], None]], needed: int | None
+) -> tuple[str, int]:
     temp = target.with_name(f"{target.name}{TEMP_MARK}{secrets.token_hex(4)}")
     try:
         temp.mkdir()
@@ -162,12 +251,12 @@ def write_folder(target: Path, writers: Mapping[str, Callable[[Path], None]]) ->
             entries.append({"name": name, "bytes": size, "sha256": sha256_file(path)})
         digest = write_json(temp / MANIFEST, {"files": entries})  # syncs the folder's names, too
         failpoint("folder.written")
-        os.rename(temp, target)
+        _rename(temp, target)
         failpoint("folder.renamed")
         fsync_folder(target.parent)
     except OSError as exc:
         shutil.rmtree(temp, ignore_errors=True)
-        raise_storage_error(exc, target)
+        raise_storage_error(exc, target, needed=needed)
     except BaseException:
         shutil.rmtree(temp, ignore_errors=True)
         raise
@@ -192,15 +281,25 @@ def read_verified(folder: Path, name: str, manifest_sha256: str) -> bytes:
         )
 
     try:
-        manifest = (folder / MANIFEST).read_bytes()
+        manifest = _read(folder / MANIFEST)
         if hashlib.sha256(manifest).hexdigest() != manifest_sha256:
             raise corrupt("its manifest is not the one that was registered")
         listed = {entry["name"]: entry["sha256"] for entry in json.loads(manifest)["files"]}
         if name not in listed:
             raise corrupt(f"its manifest does not list {name}")
-        data = (folder / name).read_bytes()
+        data = _read(folder / name)
     except OSError as exc:
         raise corrupt((exc.strerror or str(exc)).lower()) from exc
     if hashlib.sha256(data).hexdigest() != listed[name]:
         raise corrupt(f"{name} has changed since it was written")
     return data
+
+
+def _read(path: Path) -> bytes:
+    """A file's bytes; opened once more if an NFS server has forgotten the first handle."""
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        if exc.errno != errno.ESTALE:
+            raise
+    return path.read_bytes()

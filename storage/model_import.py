@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.kinds import SPEC_VERSION
 from storage.checkpoints import write_checkpoint
-from storage.durable import make_folder
+from storage.durable import fsync_folder, make_folder
 from storage.job_store import JobStore
 from storage.jobs import Job
 from storage.volume import Volume
@@ -45,6 +45,7 @@ def import_weights(
             shutil.rmtree(target)
         make_folder(target.parent)
         staged.rename(target)
+        fsync_folder(target.parent)  # the row that will name it must not be more durable than it
         return volume.relative(target), digest, size, epoch
 
     try:

@@ -7,6 +7,7 @@ renamed, and manifest.jsonl, which names them all, comes last.
 """
 
 import ctypes
+import errno
 import hashlib
 import io
 import json
@@ -26,6 +27,7 @@ from storage.durable import (
     fsync_folder,
     make_folder,
     raise_storage_error,
+    require_room,
     sha256_file,
     write_bytes,
 )
@@ -90,18 +92,23 @@ class PngFolder:
 
     Args:
         folder: the attempt's own folder.
+        total: pictures that will come, if that is known: a disk that has no room for them
+            is told after the first of them, not after hours.
 
     A full disk or a stop leaves nothing visible and nothing temporary behind.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, total: int | None = None) -> None:
         self.folder = folder
+        self.total = total
         mark = f"{TEMP_MARK}{secrets.token_hex(4)}"
         self.images = folder / f"{IMAGES}{mark}"
         self.grids = folder / f"{GRIDS}{mark}"
         self.lines: list[str] = []
         self.names: list[str] = []
         self.bytes = 0
+        self._blocks = 0
+        self._block = 1
         self._made = False
 
     def _make(self) -> None:
@@ -110,6 +117,7 @@ class PngFolder:
             make_folder(self.folder)
             self.images.mkdir()
             self.grids.mkdir()
+            self._block = os.statvfs(self.folder).f_frsize or 1
             self._made = True
 
     def _sweep(self) -> None:
@@ -123,9 +131,21 @@ class PngFolder:
             self._make()
             for picture in pictures:
                 self._write(picture)
+            if (coming := self._coming()) is not None:
+                require_room(self.folder, coming)
         except OSError as exc:
             self.discard()
-            raise_storage_error(exc, self.folder)
+            raise_storage_error(exc, self.folder, needed=self._coming())
+        except StorageError:
+            self.discard()
+            raise
+
+    def _coming(self) -> int | None:
+        """Bytes on the disk that the pictures which are still to come will take, about."""
+        if self.total is None or not self._blocks:
+            return None
+        begun = max(len(self.lines), 1)
+        return (self.total - len(self.lines)) * self._blocks * self._block // begun
 
     def _write(self, picture: Picture) -> None:
         if picture.index != len(self.lines):
@@ -133,9 +153,10 @@ class PngFolder:
         number = picture.index if picture.number is None else picture.number
         name = f"{number:0{DIGITS}d}.png"
         data = encode_png(picture.pixels_HW3)
+        self._blocks += -(-len(data) // self._block)
         with open(self.images / name, "xb", buffering=0) as file:
             if file.write(data) != len(data):
-                raise OSError(28, "no space left on device", name)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
         failpoint("pictures.written")
         self.bytes += len(data)
         line = {"index": picture.index, "file": f"{IMAGES}/{name}", **picture.record}

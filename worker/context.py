@@ -198,10 +198,10 @@ class RunContext:
         make_folder(folder)
         write_png(folder / f"{name}.png", pixels_HW3)
 
-    def pictures(self, *, format: str = "png") -> PictureSink:
+    def pictures(self, *, format: str = "png", total: int | None = None) -> PictureSink:
         from storage.pictures import PngFolder
 
-        sink = PngFolder(self.folder)
+        sink = PngFolder(self.folder, total=total)
         self._sinks.append(sink)
         return sink
 

@@ -148,7 +148,7 @@ class LocalContext:
     def weights(self, path: str) -> "dict[str, Tensor]":
         return self.start_weights[path]
 
-    def pictures(self, *, format: str = "png") -> LocalSink:
+    def pictures(self, *, format: str = "png", total: int | None = None) -> LocalSink:
         return self.sink
 
     def scratch(self) -> Path:
