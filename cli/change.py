@@ -125,6 +125,7 @@ def retry(jobs: tuple[str, ...], as_json: bool) -> int:
             name=job.name,
             queue=job.queue,
             priority=job.priority,
+            preemptible=job.preemptible,
             retry_of=job.id,
         )
         _ring(session, new)

@@ -120,7 +120,8 @@ def _about(session: Session, job: Job, around: words.Surroundings) -> Iterator[t
             "bit-exact",
             "yes" if job.bit_exact else "no: it was resumed on another device, build or number of threads",
         )
-    yield "queue", f"{job.queue}, priority {job.priority}"
+    yields = f", yielded {output.count(job.yields, 'time')} to others" if job.yields else ""
+    yield "queue", f"{job.queue}, priority {job.priority}{yields}"
 
 
 def _claimable(job: Job) -> bool:

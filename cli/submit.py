@@ -38,6 +38,7 @@ class Wish:
 
     name: str | None
     priority: int | None
+    no_preempt: bool
     queue: str
     after: tuple[str, ...]
     user: str | None
@@ -75,6 +76,11 @@ def wish_options(command: F) -> F:
                 "--priority",
                 type=click.IntRange(-1000, 1000),
                 help="Higher runs first.  [default: 0 for train, 10 for generate]",
+            ),
+            click.option(
+                "--no-preempt",
+                is_flag=True,
+                help="Never make room for a job of higher priority (a training does, and loses nothing).",
             ),
             click.option("--queue", default="default", show_default=True, help="Which workers may take it."),
             click.option(
@@ -119,6 +125,7 @@ def accept(session: Session, spec: "Spec", wish: Wish, *, after: Sequence[int] =
     from jobs.kinds import kind_named
     from jobs.specs import SPEC_VERSION
 
+    kind = kind_named(spec.kind)
     named = [session.queries.find(one).id for one in wish.after]
     job = session.store.submit(
         ringing=True,
@@ -129,7 +136,8 @@ def accept(session: Session, spec: "Spec", wish: Wish, *, after: Sequence[int] =
         user=wish.user or session.settings.user,
         name=wish.name,
         queue=wish.queue,
-        priority=kind_named(spec.kind).priority if wish.priority is None else wish.priority,
+        priority=kind.priority if wish.priority is None else wish.priority,
+        preemptible=kind.preemptible and not wish.no_preempt,
         after=[*dict.fromkeys([*after, *named])],
         held=wish.held,
     )

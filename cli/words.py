@@ -142,6 +142,8 @@ def as_json(job: Job, around: Surroundings) -> dict[str, Any]:
         "user": job.user,
         "queue": job.queue,
         "priority": job.priority,
+        "preemptible": job.preemptible,
+        "yields": job.yields,
         "attempt": job.attempt,
         "worker": job.worker,
         "held": job.held,

@@ -34,6 +34,7 @@ class JobKind:
     runner: str | None  # None: made by the command line, never run by a worker
     priority: int  # default; higher runs first
     makes_model: bool = False  # others can draw from its checkpoints
+    preemptible: bool = False  # it can stop at any step and go on later with the same bits
     needs_model: bool = False  # its spec names a `source` job and a `checkpoint` of it
 
     def spec_class(self) -> "type[Spec]":
@@ -55,7 +56,7 @@ def _resolve(path: str) -> Any:
 KINDS: dict[str, JobKind] = {
     kind.name: kind
     for kind in (
-        JobKind("train", "jobs.specs:TrainSpec", "jobs.train:run", 0, makes_model=True),
+        JobKind("train", "jobs.specs:TrainSpec", "jobs.train:run", 0, makes_model=True, preemptible=True),
         JobKind("generate", "jobs.specs:GenerateSpec", "jobs.generate:run", 10, needs_model=True),
         JobKind("import", "jobs.specs:ImportSpec", None, 0, makes_model=True),
     )

@@ -12,14 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, insert, literal_column, or_, select, text, update
+from sqlalchemy import Connection, and_, func, insert, or_, select, text, true, update
 from sqlalchemy.exc import IntegrityError
 
 from jobs.errors import GanqError, InvalidTransitionError, JobNotFoundError, Retry, SpecError
-from jobs.states import JobState, Outcome
+from jobs.failpoints import guard
+from jobs.states import JobState, Outcome, StopReason
+from storage.claims import Wanted, best_job, idle_worker, may_stay, ripen, waits_above
 from storage.engine import Database
 from storage.jobs import Checkpoint, Job, Lease, WorkerIdentity
-from storage.models import CLAIMABLE, RUNNING, attempt, checkpoint, dependency, job, utcnow
+from storage.models import CLAIMABLE, RIPENING, RUNNING, attempt, checkpoint, dependency, job, utcnow
 from storage.transitions import (
     BACKOFF_S,
     Decision,
@@ -43,6 +45,7 @@ class Wishes:
     """What somebody wants of a running job."""
 
     cancel: bool
+    yield_to: int | None = None  # a waiting job of higher priority
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class JobStore:
         after: Sequence[int] = (),
         retry_of: int | None = None,
         held: bool = False,
+        preemptible: bool = False,
+        time_limit_s: float | None = None,
         ringing: bool = False,
     ) -> Job:
         """
@@ -88,6 +93,8 @@ class JobStore:
         Args:
             submit_key: made by the client; the same key gives the same row, once.
             after: jobs that must succeed first.
+            preemptible: it may be asked to make room for a job of higher priority.
+            time_limit_s: seconds that it may run, over all attempts.
             ringing: the caller rings as soon as this returns. It is recorded here and not
                 after the bell: a row that is being updated is one that a claim skips.
 
@@ -135,6 +142,8 @@ class JobStore:
                     spec_version=spec_version,
                     state=JobState.QUEUED,
                     held=int(held),
+                    preemptible=int(preemptible),
+                    time_limit_s=time_limit_s,
                     blockers=blockers,
                     retry_of=retry_of,
                     rung_at=utcnow() if ringing and not held and not blockers else None,
@@ -218,12 +227,14 @@ class JobStore:
 
     def claim(self, who: WorkerIdentity, *, kinds: Sequence[str], spec_version: int) -> Lease | None:
         """
-        Take the best job that this worker can run: highest priority, then oldest.
+        Take the best job that this worker can run; storage/claims.py says which that is.
 
         The attempt number is the fencing token: it only ever goes up.
         """
         token = secrets.token_hex(16)
         again = False
+        wanted = Wanted(who.queues, kinds, spec_version)
+        seen_before = None if guard("claim_cas") else self.database.read(lambda c: best_job(c, wanted))
 
         def work(conn: Connection) -> Lease | None:
             nonlocal again
@@ -234,40 +245,30 @@ class JobStore:
                 if mine is not None:  # our own commit, whose answer was lost
                     return Lease(Job.from_row(mine), mine.attempt, token)
             again = True
-            best = conn.execute(
-                select(job.c.id)
-                .where(
-                    text(CLAIMABLE),
-                    job.c.queue.in_(who.queues),
-                    job.c.kind.in_(kinds),
-                    job.c.spec_version <= spec_version,
-                    or_(job.c.not_before.is_(None), job.c.not_before <= utcnow()),
-                )
-                .order_by(literal_column("priority").desc(), job.c.id)
-                .limit(1)
-                .with_for_update(skip_locked=True)
-            ).scalar_one_or_none()
+            ripen(conn)
+            best = best_job(conn, wanted) if guard("claim_cas") else seen_before
             if best is None:
                 return None
-            changed = conn.execute(
+            still = job.c.state == JobState.QUEUED if guard("claim_cas") else true()
+            taken = conn.execute(
                 update(job)
-                .where(job.c.id == best, job.c.state == JobState.QUEUED)
+                .where(job.c.id == best, still)
                 .values(
                     state=JobState.RUNNING,
                     attempt=job.c.attempt + 1,
                     lease_token=token,
                     worker=who.name,
                     hb_seq=job.c.hb_seq + 1,
-                    not_before=None,
                     error_code=None,
                     error_message=None,
                     error_hint=None,
                     started_at=func.coalesce(job.c.started_at, utcnow()),
                 )
-            )
-            if changed.rowcount != 1:
+                .returning(job)
+            ).first()
+            if taken is None:
                 return None
-            claimed = get_job(conn, best)
+            claimed = Job.from_row(taken)
             conn.execute(
                 insert(attempt).values(
                     job_id=best,
@@ -301,10 +302,9 @@ class JobStore:
                 values["progress"] = progress
             if conn.execute(update(job).where(owned_by(lease)).values(values)).rowcount != 1:
                 raise lease_lost(lease)
-            wish = conn.execute(
-                select(job.c.cancel_requested_at).where(job.c.id == lease.job_id)
-            ).scalar_one()
-            return Wishes(cancel=wish is not None)
+            wished = select(job.c.cancel_requested_at, job.c.preempt_for).where(job.c.id == lease.job_id)
+            cancel_at, waiting = conn.execute(wished).one()
+            return Wishes(cancel_at is not None, waiting)
 
         return self.database.write(work, patience_s=patience_s)
 
@@ -316,12 +316,56 @@ class JobStore:
         """
 
         def work(conn: Connection) -> Wishes:
-            row = conn.execute(select(job.c.cancel_requested_at).where(owned_by(lease))).first()
+            wished = select(job.c.cancel_requested_at, job.c.preempt_for).where(owned_by(lease))
+            row = conn.execute(wished).first()
             if row is None:
                 raise lease_lost(lease)
-            return Wishes(cancel=row[0] is not None)
+            return Wishes(row.cancel_requested_at is not None, row.preempt_for)
 
         return self.database.read(work)
+
+    def offer_to_yield(self, lease: Lease, who: WorkerIdentity, *, kinds: Sequence[str]) -> int | None:
+        """
+        Let this running job make room for a waiting one of higher priority, if there is one
+        that no idle worker will take and no other job makes room for.
+
+        A job that has yielded before stays, once it is back, for as long as it was kept
+        waiting: at least half of the time is its own.
+
+        Returns:
+            The waiting job, which this one now yields to; heartbeat() and wishes() say it, too.
+        """
+        if not lease.job.preemptible:
+            return None
+        wanted = Wanted(who.queues, kinds, lease.job.spec_version)
+
+        def waiting_for_us(conn: Connection) -> int | None:
+            waiting = waits_above(conn, wanted, lease.job.priority)
+            if waiting is None or may_stay(conn, lease) or idle_worker(conn, waiting):
+                return None
+            taken = conn.execute(select(job.c.id).where(text(RUNNING), job.c.preempt_for == waiting)).first()
+            return None if taken is not None else waiting
+
+        if self.database.read(waiting_for_us) is None:
+            return None
+
+        def work(conn: Connection) -> int | None:
+            waiting = waiting_for_us(conn)
+            if waiting is None:
+                return None
+            # Two victims for one waiting job would be one too many: its row is the lock.
+            still = select(job.c.id).where(job.c.id == waiting, text(CLAIMABLE))
+            if conn.execute(still.with_for_update(skip_locked=True)).first() is None:
+                return None
+            if waiting_for_us(conn) != waiting:
+                return None
+            mine = update(job).where(owned_by(lease), job.c.preempt_for.is_(None))
+            if conn.execute(mine.values(preempt_for=waiting)).rowcount != 1:
+                return None
+            record_event(conn, lease.job_id, "asked_to_yield", attempt=lease.attempt, detail={"to": waiting})
+            return waiting
+
+        return self.database.write(work, patience_s=2.0)
 
     def pin_inputs(self, lease: Lease, inputs: dict[str, Any]) -> None:
         """
@@ -461,6 +505,9 @@ class JobStore:
         def decide(row: Any) -> Decision:
             if row.cancel_requested_at is not None:
                 return JobState.CANCELLED, Outcome.CANCELLED, {}
+            if reason == StopReason.PREEMPT:
+                yielded = {"yields": row.yields + 1, "yielded_at": utcnow()}
+                return JobState.QUEUED, Outcome.RELEASED, yielded
             return JobState.QUEUED, Outcome.RELEASED, {}
 
         return self._settle_by(lease, decide, {Outcome.RELEASED, Outcome.CANCELLED}, {"reason": reason})
@@ -651,21 +698,21 @@ class JobStore:
         Queued jobs that nobody was told of, or too long ago; marks them as rung.
 
         Returns:
-            (job id, queue), best first.
+            (job id, queue). In no order: a bell is a hint, and the claim takes the best job.
         """
+        silent = select(job.c.id, job.c.queue).where(
+            text(CLAIMABLE), or_(job.c.rung_at.is_(None), job.c.rung_at < utcnow() - again_s)
+        )
+        ripe = select(job.c.id).where(text(RIPENING), job.c.not_before <= utcnow())
+        # A look that locks nothing first: most of the time there is nothing to ring for.
+        if not self.database.read(
+            lambda conn: conn.execute(silent.limit(1)).first() or conn.execute(ripe).first()
+        ):
+            return []
 
         def work(conn: Connection) -> list[tuple[int, str]]:
-            rows = conn.execute(
-                select(job.c.id, job.c.queue)
-                .where(
-                    text(CLAIMABLE),
-                    or_(job.c.not_before.is_(None), job.c.not_before <= utcnow()),
-                    or_(job.c.rung_at.is_(None), job.c.rung_at < utcnow() - again_s),
-                )
-                .order_by(literal_column("priority").desc(), job.c.id)
-                .limit(limit)
-                .with_for_update(skip_locked=True)
-            ).all()
+            ripen(conn)
+            rows = conn.execute(silent.limit(limit).with_for_update(skip_locked=True)).all()
             if rows:
                 conn.execute(
                     update(job).where(job.c.id.in_([row.id for row in rows])).values(rung_at=utcnow())
@@ -680,7 +727,7 @@ class JobStore:
         def work(conn: Connection) -> float | None:
             soonest = conn.execute(
                 select(func.min(job.c.not_before) - utcnow()).where(
-                    text(CLAIMABLE), job.c.not_before.is_not(None)
+                    text(RIPENING), job.c.held == 0, job.c.blockers == 0
                 )
             ).scalar_one()
             return None if soonest is None else max(float(soonest), 0.0)

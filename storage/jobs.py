@@ -37,6 +37,11 @@ class Job:
     error_hint: str | None
     bit_exact: bool | None
     retry_of: int | None
+    preemptible: bool
+    yields: int
+    yielded_at: float | None
+    time_limit_s: float | None
+    ran_s: float
     created_at: float
     started_at: float | None
     finished_at: float | None
@@ -48,10 +53,11 @@ class Job:
             **{
                 name: values[name]
                 for name in cls.__dataclass_fields__
-                if name not in ("state", "held", "bit_exact")
+                if name not in ("state", "held", "preemptible", "bit_exact")
             },
             state=JobState(values["state"]),
             held=bool(values["held"]),
+            preemptible=bool(values["preemptible"]),
             bit_exact=None if values["bit_exact"] is None else bool(values["bit_exact"]),
         )
 

@@ -118,9 +118,11 @@ def _move(
 ) -> None:
     check_transition(JobState(row.state), new)
     # Back in the queue nobody has been told of it yet, whatever was rung before it ran.
-    ending = (
+    ending: dict[str, Any] = (
         {"finished_at": utcnow()} if new.terminal else {"lease_token": None, "worker": None, "rung_at": None}
     )
+    # Any end but a yield ends the wish to yield and the memory of it; of a yield, `values` tells.
+    ending |= {"preempt_for": None, "yielded_at": None}
     changed = conn.execute(
         update(job)
         .where(job.c.id == row.id, job.c.state == row.state, job.c.attempt == row.attempt)

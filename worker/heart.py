@@ -14,7 +14,7 @@ from storage.worker_store import WorkerStore
 
 log = logging.getLogger("ganq.heart")
 
-News = Literal["lost", "cancel"]
+News = Literal["lost", "cancel", "yield"]
 
 
 class Heart(threading.Thread):
@@ -22,7 +22,8 @@ class Heart(threading.Thread):
     Beats every heartbeat_seconds on connections of its own, sooner when there is progress to show.
 
     A database that is away stops nothing: the fence decides at publication. A lease
-    that has passed on is told to the supervisor once, as is a wish to cancel.
+    that has passed on is told to the supervisor once, as is a wish to cancel, and that
+    the job should yield to one of higher priority.
     """
 
     def __init__(
@@ -31,13 +32,16 @@ class Heart(threading.Thread):
         workers: WorkerStore,
         settings: Settings,
         tell: Callable[[News, Lease], None],
+        offer: Callable[[Lease], int | None],
     ) -> None:
         super().__init__(name="heart", daemon=True)
         self.store = store
+        self.offer = offer
         self.workers = workers
         self.settings = settings
         self.tell = tell
         self.stopping = threading.Event()
+        self._look = threading.Event()
         self._lock = threading.Lock()
         self._lease: Lease | None = None
         self._progress: dict[str, Any] | None = None
@@ -69,8 +73,17 @@ class Heart(threading.Thread):
         with self._lock:
             self._progress = facts
 
+    def look_now(self) -> None:
+        """Something new may be wished: do not wait for the next turn."""
+        self._look.set()
+
     def run(self) -> None:
-        while not self.stopping.wait(min(self.settings.wishes_seconds, self.settings.heartbeat_seconds)):
+        pause_s = min(self.settings.wishes_seconds, self.settings.heartbeat_seconds)
+        while True:
+            self._look.wait(pause_s)
+            self._look.clear()
+            if self.stopping.is_set():
+                return
             with self._lock:
                 lease, progress = self._lease, self._progress
                 state, last_said = self._worker_state, self._last_said
@@ -100,6 +113,8 @@ class Heart(threading.Thread):
             wishes = self.store.wishes(lease)
         if wishes.cancel:
             self._tell("cancel", lease)
+        elif wishes.yield_to is not None or self.offer(lease) is not None:
+            self._tell("yield", lease)
 
     def _tell(self, news: News, lease: Lease) -> None:
         with self._lock:
@@ -110,3 +125,4 @@ class Heart(threading.Thread):
 
     def stop(self) -> None:
         self.stopping.set()
+        self._look.set()

@@ -86,7 +86,8 @@ class Supervisor:
         self.listener = _listen(wake_socket)
         self.selector.register(self.listener, selectors.EVENT_READ, "bell")
 
-        self.heart = Heart(self.store, self.workers, settings, self._tell)
+        offer = partial(self.store.offer_to_yield, who=who, kinds=self.kinds)
+        self.heart = Heart(self.store, self.workers, settings, self._tell, offer)
         self.recovery = Recovery(self.database, settings, self.workers, _ring_through_parent, self._wake)
 
     # --- the loop -------------------------------------------------------------------------
@@ -155,6 +156,7 @@ class Supervisor:
         sock, _ = self.listener.accept()
         if self.lease is not None:
             self._say(sock, "busy")
+            self.heart.look_now()  # what was rung for may be worth yielding to
         elif self.draining or not self._claim():
             # Another transaction may have had the row in its hands just then: look once more.
             self.next_poll = min(self.next_poll, time.monotonic() + LOOK_AGAIN_S)
@@ -337,6 +339,9 @@ class Supervisor:
             self._kill_runner()
             self._forget("its lease has passed on")
             self._after_job()
+        elif what == "yield":
+            if self.stop_sent is None:
+                self._ask_to_stop(StopReason.PREEMPT, self.settings.drain_seconds)
         elif self.stop_sent is not StopReason.CANCEL:
             self._ask_to_stop(StopReason.CANCEL, CANCEL_GRACE_S)
 

@@ -235,18 +235,23 @@ def test_a_claim_among_20000_jobs_reads_the_partial_index(database, job_factory,
         lease = claim()
 
     assert lease.job_id > first.id  # of the highest priority
-    statement, parameters = next(
-        (s, p) for s, p in seen if s.lstrip().startswith("SELECT job.id") and "queue" in s
-    )
+    looks = [(s, p) for s, p in seen if s.lstrip().startswith(("SELECT", "WITH")) and "FROM job" in s]
+    assert len(looks) >= 4, "the claim no longer looks as this test thinks"
     explain = "EXPLAIN QUERY PLAN " if backend == "sqlite" else "EXPLAIN "
-
-    def ask(conn: Any) -> str:
-        return "\n".join(str(row[-1]) for row in conn.exec_driver_sql(explain + statement, parameters).all())
-
-    plan = database.read(ask)
-    assert "ix_job_claimable" in plan
-    assert "TEMP B-TREE" not in plan, "the whole queue is sorted at every claim"
-    assert "Sort" not in plan, "the whole queue is sorted at every claim"
+    plans = [
+        database.read(
+            lambda conn, s=s, p=p: "\n".join(
+                str(row[-1]) for row in conn.exec_driver_sql(explain + s, p).all()
+            )
+        )
+        for s, p in looks
+    ]
+    assert sum("ix_job_claimable" in plan for plan in plans) >= 3
+    for plan in plans:
+        assert "TEMP B-TREE" not in plan, "the whole queue is sorted at every claim"
+        assert "Sort" not in plan, "the whole queue is sorted at every claim"
+        assert "Seq Scan on job" not in plan, "the whole table is read at every claim"
+        assert "SCAN job" not in plan.replace("SCAN job USING COVERING INDEX ix_job_running", "")
 
 
 # --- the lease --------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cli import main as entry
+from storage.engine import SCHEMA_REVISION
 
 
 def set_schema(path: Path, revision: str) -> None:
@@ -106,7 +107,7 @@ def test_db_upgrade_refuses_a_database_from_the_future(ganq, settings):
 def test_db_upgrade_makes_the_tables_of_a_new_home_and_then_has_nothing_to_do(bare_ganq, tmp_path):
     assert bare_ganq("db", "status").code == 1
     first = bare_ganq("db", "upgrade", "--json").json()
-    assert (first["before"], first["schema"]) == (None, "0001")
+    assert (first["before"], first["schema"]) == (None, SCHEMA_REVISION)
     assert bare_ganq("db", "upgrade", "--json").json()["before"] == "0001"
     assert bare_ganq("db", "status").code == 0
 

@@ -1,0 +1,238 @@
+"""Who gets the next worker: priority, turns between users, quotas, and room for what is urgent."""
+
+from collections import Counter
+
+import pytest
+from sqlalchemy import delete, insert, update
+from tables import event_types, set_columns
+
+from jobs.specs import SPEC_VERSION
+from jobs.states import StopReason
+from storage.claims import PATIENCE_S
+from storage.models import attempt, quota
+
+KINDS = ("train", "generate")
+
+
+def limit(database, scope, name, most):
+    row = {"scope": scope, "name": name, "max_running": most}
+    database.write(lambda conn: conn.execute(insert(quota).values(row)))
+
+
+def offer(store, lease, who):
+    return store.offer_to_yield(lease, who, kinds=KINDS)
+
+
+def test_of_equal_priority_users_take_turns_however_many_jobs_each_has(store, job_factory, claim):
+    for _ in range(6):
+        job_factory(user="ada")
+    for user in ("ben", "ben", "cem"):
+        job_factory(user=user)
+
+    served = []
+    for _ in range(9):
+        lease = claim()
+        served.append(lease.job.user)
+        store.succeed(lease, {})
+
+    assert Counter(served[:3]) == {"ada": 1, "ben": 1, "cem": 1}
+    assert Counter(served[:5]) == {"ada": 2, "ben": 2, "cem": 1}
+    assert served[5:] == ["ada"] * 4
+
+
+def test_the_user_with_fewer_running_jobs_comes_first(job_factory, claim):
+    for user in ("ada", "ada", "ada", "ben", "ben"):
+        job_factory(user=user)
+    assert Counter(claim().job.user for _ in range(4)) == {"ada": 2, "ben": 2}
+
+
+def test_priority_comes_before_turns(store, job_factory, claim):
+    urgent = [job_factory(user="ada", priority=3) for _ in range(3)]
+    job_factory(user="ben", priority=2)
+    for one in urgent:
+        lease = claim()
+        assert lease.job_id == one.id
+        store.succeed(lease, {})
+    assert claim().job.user == "ben"
+
+
+def test_of_one_user_the_oldest_comes_first_over_all_queues_of_a_worker(job_factory, claim, make_identity):
+    first = job_factory(queue="studio")
+    job_factory()
+    both = make_identity(queues=("default", "studio"))
+    assert claim(both).job_id == first.id
+
+
+def test_a_user_at_the_quota_is_passed_over_and_served_when_a_job_has_ended(
+    database, store, job_factory, claim
+):
+    limit(database, "user", "*", 2)
+    limit(database, "user", "ben", 1)
+    for user in ("ada", "ada", "ada", "ben", "ben"):
+        job_factory(user=user)
+    lower = job_factory(user="cem", priority=-5)
+
+    leases = [claim() for _ in range(4)]
+    assert Counter(one.job.user for one in leases) == {"ada": 2, "ben": 1, "cem": 1}
+    assert leases[-1].job_id == lower.id, "a lower priority may run where the higher is at its quota"
+    assert claim() is None
+
+    store.succeed(next(one for one in leases if one.job.user == "ben"), {})
+    assert claim().job.user == "ben"
+
+
+def test_a_queue_at_its_quota_is_passed_over(database, job_factory, claim, make_identity):
+    limit(database, "queue", "studio", 1)
+    for _ in range(2):
+        job_factory(queue="studio", priority=9)
+    job_factory()
+    both = make_identity(queues=("default", "studio"))
+    assert [claim(both).job.queue for _ in range(2)] == ["studio", "default"]
+    assert claim(both) is None
+    database.write(lambda conn: conn.execute(delete(quota)))
+    assert claim(both).job.queue == "studio"
+
+
+# --- making room --------------------------------------------------------------------------------
+
+
+def test_a_training_makes_room_for_a_waiting_job_of_higher_priority_and_runs_after_it(
+    database, store, job_factory, claim, worker_identity, queries
+):
+    job_factory(preemptible=True)
+    training = claim()
+    assert offer(store, training, worker_identity) is None
+    urgent = job_factory(kind="generate", priority=10)
+
+    assert offer(store, training, worker_identity) == urgent.id
+    assert store.wishes(training).yield_to == urgent.id
+    assert store.heartbeat(training, None).yield_to == urgent.id
+    store.release(training, StopReason.PREEMPT)
+
+    assert claim().job_id == urgent.id
+    again = claim()
+    assert (again.job_id, again.job.yields, again.job.crash_count) == (training.job_id, 1, 0)
+    assert store.wishes(again).yield_to is None
+    assert event_types(database, training.job_id) == [
+        "submitted",
+        "claimed",
+        "asked_to_yield",
+        "released",
+        "claimed",
+    ]
+
+
+@pytest.mark.parametrize("priority", [-1, 0])
+def test_nothing_yields_to_what_is_not_more_urgent(store, job_factory, claim, worker_identity, priority):
+    job_factory(preemptible=True)
+    training = claim()
+    job_factory(kind="generate", priority=priority)
+    assert offer(store, training, worker_identity) is None
+
+
+def test_a_job_that_is_not_preemptible_stays(store, job_factory, claim, worker_identity):
+    job_factory(preemptible=False)
+    training = claim()
+    job_factory(kind="generate", priority=10)
+    assert offer(store, training, worker_identity) is None
+    assert store.wishes(training).yield_to is None
+
+
+def test_one_waiting_job_gets_one_victim(store, job_factory, claim, make_identity):
+    workers = [make_identity(name) for name in ("w1", "w2", "w3")]
+    for _ in workers:
+        job_factory(preemptible=True)
+    leases = [claim(who) for who in workers]
+    urgent = job_factory(kind="generate", priority=10)
+
+    answers = [offer(store, lease, who) for lease, who in zip(leases, workers, strict=True)]
+    assert Counter(answers) == {urgent.id: 1, None: 2}
+
+    another = job_factory(kind="generate", priority=10)
+    store.release(leases[0], StopReason.PREEMPT)
+    assert claim(workers[0]).job_id == urgent.id
+    assert offer(store, leases[1], workers[1]) == another.id
+
+
+def test_nobody_yields_while_an_idle_worker_serves_the_queue(
+    database, store, job_factory, claim, make_identity
+):
+    from storage.worker_store import WorkerStore
+
+    busy, idle = make_identity("busy"), make_identity("idle")
+    WorkerStore(database, idle).say("idle")
+    job_factory(preemptible=True)
+    training = claim(busy)
+    urgent = job_factory(kind="generate", priority=10)
+    assert offer(store, training, busy) is None
+
+    WorkerStore(database, idle).say("busy")
+    assert offer(store, training, busy) == urgent.id
+
+
+def test_an_idle_worker_that_does_not_take_the_job_is_not_waited_for(
+    database, store, job_factory, claim, make_identity, queries
+):
+    from storage.worker_store import WorkerStore
+
+    WorkerStore(database, make_identity("deaf")).say("idle")
+    job_factory(preemptible=True)
+    training = claim()
+    urgent = job_factory(kind="generate", priority=10)
+    set_columns(database, urgent.id, created_at=queries.now() - 10)
+    assert offer(store, training, make_identity()) == urgent.id
+
+
+def test_nobody_yields_to_a_job_that_could_not_run(
+    database, store, job_factory, claim, worker_identity, make_identity
+):
+    job_factory(preemptible=True)
+    training = claim()
+    job_factory(kind="generate", priority=10, queue="studio")
+    job_factory(kind="generate", priority=10, held=True)
+    job_factory(kind="generate", priority=10, spec_version=SPEC_VERSION + 1)
+    assert offer(store, training, worker_identity) is None
+
+    limit(database, "user", "tester", 1)
+    job_factory(kind="generate", priority=10)
+    assert offer(store, training, worker_identity) is None, "its own user is at the quota"
+
+
+def test_a_job_that_yielded_stays_for_as_long_as_it_was_kept_waiting(
+    database, store, job_factory, claim, worker_identity, queries
+):
+    job_factory(preemptible=True)
+    store.release(claim(), StopReason.PREEMPT)
+    training = claim()
+    set_columns(database, training.job_id, yielded_at=queries.now() - 100)
+    training = type(training)(queries.get(training.job_id), training.attempt, training.token)
+    urgent = job_factory(kind="generate", priority=10)
+    assert offer(store, training, worker_identity) is None, "it waited 100 s and has just begun"
+
+    began = update(attempt).where(attempt.c.job_id == training.job_id, attempt.c.ended_at.is_(None))
+    database.write(lambda conn: conn.execute(began.values(started_at=queries.now() - 60)))
+    assert offer(store, training, worker_identity) == urgent.id, "it waited 40 s and has run for 60 s"
+
+
+def test_a_job_that_yielded_and_waited_long_goes_before_everything(
+    database, store, job_factory, claim, queries
+):
+    job_factory(preemptible=True)
+    training = claim()
+    store.release(training, StopReason.PREEMPT)
+    for _ in range(3):
+        job_factory(kind="generate", priority=10)
+    lease = claim()
+    assert lease.job.kind == "generate"
+
+    set_columns(database, training.job_id, yielded_at=queries.now() - PATIENCE_S - 1)
+    assert claim().job_id == training.job_id
+
+
+def test_a_drain_after_a_yield_is_no_yield(store, job_factory, claim, queries):
+    job_factory(preemptible=True)
+    store.release(claim(), StopReason.PREEMPT)
+    lease = claim()
+    store.release(lease, StopReason.DRAIN)
+    found = queries.get(lease.job_id)
+    assert (found.yields, found.yielded_at) == (1, None)
