@@ -5,9 +5,10 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from jobs.context import CheckpointKind, Images, PictureSink, Snapshot
 from jobs.errors import CheckpointCorruptError, StopRequested
@@ -53,8 +54,8 @@ class RunContext:
         self._reported_at = 0.0
         self._sinks: list[PngFolder] = []
         make_folder(self.folder)
-        self._log = open(self.folder / "log.txt", "a", buffering=1)  # noqa: SIM115 - closed by close()
-        self._metrics = open(self.folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
+        self._log = open(self.folder / "log.txt", "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        self._metrics = open(self.folder / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115
 
     def close(self) -> None:
         for sink in self._sinks:
@@ -102,10 +103,10 @@ class RunContext:
         self._send("progress", progress={key: value for key, value in facts.items() if value is not None})
 
     def log(self, message: str) -> None:
-        self._log.write(f"{time.strftime('%H:%M:%S')} {message}\n")
+        _append(self._log, f"{time.strftime('%H:%M:%S')} {message}\n")
 
     def metrics(self, record: Mapping[str, float | int | str | None]) -> None:
-        self._metrics.write(json.dumps(dict(record)) + "\n")
+        _append(self._metrics, json.dumps(dict(record)) + "\n")
 
     def images(self, data: str, size: int) -> Images:
         from storage.datasets import left_out, open_cached, open_images
@@ -221,3 +222,9 @@ class RunContext:
 
     def _send(self, op: str, **facts: Any) -> None:
         self.channel.send(op, job_id=self.job_id, **facts)
+
+
+def _append(file: IO[bytes], line: str) -> None:
+    """A log that cannot be written, as on a full disk, must not end the work that it tells of."""
+    with suppress(OSError):
+        file.write(line.encode(errors="backslashreplace"))

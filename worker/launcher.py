@@ -48,6 +48,7 @@ def launch(
     Raises:
         GpuUnavailableError, GpuBusyError, ConfigError, StorageError: nothing was started.
     """
+    _open_standard_files()
     logs.configure(settings)
     Volume(settings.volume).ensure()
     open_database(settings, create=True).dispose()
@@ -253,6 +254,25 @@ class Fleet:
         for child in self.children.values():
             if child.poll() is None:
                 child.terminate()
+
+
+def _open_standard_files() -> None:
+    """
+    Put /dev/null where stdin, stdout or stderr was closed (`ganq worker >&-`).
+
+    The next file that is opened would get that number, and what this process or a child
+    says would be written into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(null := os.open(os.devnull, os.O_RDWR), number)
+            if null != number:
+                os.close(null)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def require_queues(queues: tuple[str, ...]) -> None:

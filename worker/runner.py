@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from typing import Any
 
 from jobs.errors import GanqError, OutOfMemoryError, StopRequested
@@ -142,18 +143,22 @@ class _output_to:  # noqa: N801 - reads as a statement
         self.fd = ctx._log.fileno()
 
     def __enter__(self) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         self.saved = os.dup(1), os.dup(2)
         os.dup2(self.fd, 1)
         os.dup2(self.fd, 2)
 
     def __exit__(self, *exc: object) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         for fd, saved in zip((1, 2), self.saved, strict=True):
             os.dup2(saved, fd)
             os.close(saved)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a log on a full disk: the work is not at fault
+            stream.flush()
 
 
 def _failed(exc: GanqError, replace: bool) -> dict[str, Any]:

@@ -471,9 +471,10 @@ def _listen(path: Path) -> socket.socket:
 
 def _ring_through_parent(queue_name: str, job_id: int) -> None:
     """Ring by way of the Celery process that started us: Celery's import costs 30 MB."""
-    with suppress(OSError, ValueError):
-        sys.stdout.write(f"ring {queue_name} {job_id}\n")
-        sys.stdout.flush()
+    # A pipe that is full, because Redis hangs, must not stop the thread that reaps: a lost
+    # bell costs seconds. A line is far shorter than PIPE_BUF, so it goes whole or not at all.
+    with suppress(OSError):
+        os.write(1, f"ring {queue_name} {job_id}\n".encode())
 
 
 def identity(settings: Settings, name: str, device: str, queues: tuple[str, ...]) -> WorkerIdentity:
@@ -498,6 +499,7 @@ def main() -> int:
     die_with_parent(int(os.environ["GANQ_PARENT"]), signal.SIGTERM)
     settings = Settings.load()
     logs.configure(settings)
+    os.set_blocking(1, False)  # see _ring_through_parent()
     who = identity(
         settings,
         os.environ["GANQ_WORKER_NAME"],
