@@ -42,6 +42,8 @@ class Database:
         self.is_sqlite = settings.is_sqlite
         self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgres_engine(self.url)
         self._readers = self.engine.execution_options(ganq_read=True)
+        self.answered_at = time.monotonic()
+        """When the database last answered any thread of this process (monotonic)."""
 
     def write(self, work: Callable[[Connection], T], *, patience_s: float = 30.0) -> T:
         """
@@ -65,7 +67,9 @@ class Database:
         while True:
             try:
                 with engine.begin() as conn:
-                    return work(conn)
+                    found = work(conn)
+                self.answered_at = time.monotonic()
+                return found
             except DBAPIError as exc:
                 if not _passing(exc) or time.monotonic() + pause > deadline:
                     explained = _explained(exc, self.url)

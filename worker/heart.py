@@ -49,6 +49,8 @@ class Heart(threading.Thread):
         self._told: set[News] = set()
         self._last_beat = 0.0
         self._last_said = 0.0
+        # For the sign of life (worker/pulse.py): the last round, and the last word that was taken.
+        self.looped_at = self.spoke_at = time.monotonic()
 
     def begin(self, lease: Lease) -> None:
         """Keep this lease alive from now on."""
@@ -87,12 +89,14 @@ class Heart(threading.Thread):
             with self._lock:
                 lease, progress = self._lease, self._progress
                 state, last_said = self._worker_state, self._last_said
-            now = time.monotonic()
+            now = self.looped_at = time.monotonic()
             try:
                 if lease is not None:
                     self._beat(lease, progress, now)
+                    self.spoke_at = time.monotonic()
                 if now - last_said >= self.settings.heartbeat_seconds:
                     self.workers.say(state, lease.job_id if lease else None)
+                    self.spoke_at = time.monotonic()
                     with self._lock:
                         self._last_said = now if self._worker_state == state else 0.0
             except LeaseLostError:

@@ -39,6 +39,7 @@ from worker.channel import Message
 from worker.heart import Heart, News
 from worker.orders import make_order, prunable
 from worker.process import boot_id, die_with_parent, start_ticks
+from worker.pulse import Pulse, pulse_socket
 from worker.recovery import Recovery
 from worker.wake import WAKE_ENV
 from worker.warm_runner import WarmRunner
@@ -89,6 +90,7 @@ class Supervisor:
         offer = partial(self.store.offer_to_yield, who=who, kinds=self.kinds)
         self.heart = Heart(self.store, self.workers, settings, self._tell, offer)
         self.recovery = Recovery(self.database, settings, self.workers, _ring_through_parent, self._wake)
+        self.pulse = Pulse(self, pulse_socket(wake_socket))
 
     # --- the loop -------------------------------------------------------------------------
 
@@ -101,6 +103,7 @@ class Supervisor:
         self._watch_runner()
         self.heart.start()
         self.recovery.start()
+        self.pulse.start()
         log.info("worker %s is ready on %s", self.who.name, self.who.device)
         try:
             while not (self.draining and self.lease is None):
@@ -111,6 +114,7 @@ class Supervisor:
 
     def _turn(self) -> None:
         """One round: what has arrived, then what is due."""
+        self.pulse.turned()
         for key, _ in self.selector.select(self._timeout()):
             if key.data == "wake":
                 with suppress(BlockingIOError):
@@ -446,6 +450,7 @@ class Supervisor:
         self.listener.close()
         with suppress(GanqError):
             self.workers.say("stopped")
+        self.pulse.stop()
         self.database.dispose()
         log.info("worker %s has stopped", self.who.name)
 

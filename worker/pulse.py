@@ -1,0 +1,105 @@
+"""
+A supervisor's sign of life: a socket in the runtime folder that says how it is, whatever the database does.
+
+`ganq health` asks there. A thread of its own answers, because the others may be waiting
+for the database. It costs nothing while nobody asks, and a stopped process cannot answer.
+Beside the socket lies a file with the worker's name, to name one that cannot.
+
+    live-<pid of the launcher>.sock   live-<pid of the launcher>.json
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from worker.supervisor import Supervisor
+
+log = logging.getLogger("ganq.pulse")
+
+CLIENT_S = 2.0
+"""What somebody who asks has for taking the answer; the next one waits meanwhile."""
+
+
+def pulse_socket(wake_socket: Path) -> Path:
+    """Where the supervisor behind this wake socket tells how it is; equally long, so it fits, too."""
+    return wake_socket.with_name(wake_socket.name.replace("wake-", "live-", 1))
+
+
+class Pulse(threading.Thread):
+    """Answers each connection with one line of JSON, then closes it."""
+
+    def __init__(self, supervisor: "Supervisor", path: Path) -> None:
+        super().__init__(name="pulse", daemon=True)
+        self.supervisor = supervisor
+        self.path = path
+        self.turned_at = time.monotonic()
+        self.drained_at: float | None = None
+        self._write_name()
+        path.unlink(missing_ok=True)
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(str(path))
+        self.listener.listen(16)
+
+    def _write_name(self) -> None:
+        named = self.path.with_suffix(".json")
+        beside = named.with_suffix(f".{os.getpid()}")
+        beside.write_text(json.dumps({"worker": self.supervisor.who.name, "pid": os.getpid()}))
+        beside.replace(named)
+
+    def turned(self) -> None:
+        """The supervisor's loop begins another round."""
+        self.turned_at = time.monotonic()
+        if self.supervisor.draining and self.drained_at is None:
+            self.drained_at = self.turned_at
+
+    def run(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return  # stop() has closed it
+            with client, suppress(OSError):
+                client.settimeout(CLIENT_S)
+                client.sendall(json.dumps(self.facts()).encode() + b"\n")
+
+    def facts(self) -> dict[str, Any]:
+        """What the supervisor knows of itself; ages are seconds, by the monotonic clock."""
+        supervisor = self.supervisor
+        settings, heart, lease = supervisor.settings, supervisor.heart, supervisor.lease
+        now = time.monotonic()
+        threads = (heart, supervisor.recovery)
+        state = "draining" if supervisor.draining else "idle" if lease is None else "busy"
+        return {
+            "worker": supervisor.who.name,
+            "pid": os.getpid(),
+            "state": state,
+            "job_id": lease.job_id if lease is not None else None,
+            "turned_s": now - self.turned_at,
+            "beat_s": now - heart.looped_at,
+            "spoke_s": now - heart.spoke_at,
+            "database_s": now - supervisor.database.answered_at,
+            "draining_s": now - self.drained_at if self.drained_at is not None else None,
+            "dead_threads": [
+                one.name
+                for one in threads
+                if one.ident is not None and not one.is_alive() and not one.stopping.is_set()
+            ],
+            "away_after_s": 3 * max(settings.heartbeat_seconds, settings.reap_seconds),
+            "drain_seconds": settings.drain_seconds,
+        }
+
+    def stop(self) -> None:
+        """This worker says goodbye: nothing of it stays behind."""
+        with suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)  # wakes the thread, which closing alone would not
+        self.listener.close()
+        for path in (self.path, self.path.with_suffix(".json")):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
