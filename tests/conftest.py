@@ -21,6 +21,8 @@ import pytest
 from services import Postgres, Redis, missing, postgres_binaries, redis_binary
 
 if TYPE_CHECKING:
+    from machine import Ganq
+
     from storage.engine import Database
     from storage.job_store import JobStore
     from storage.jobs import Job, Lease, WorkerIdentity
@@ -293,3 +295,30 @@ def running_job_factory(
         return lease
 
     return make
+
+
+# --- a machine with the installed `ganq` --------------------------------------------------------
+
+
+@pytest.fixture
+def ganq(settings_env: dict[str, str], tmp_path: Path) -> "Iterator[Ganq]":
+    """The command line and real workers, on the test's own settings."""
+    from machine import Ganq
+
+    machine = Ganq(settings_env, tmp_path)
+    yield machine
+    machine.stop()
+
+
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred cartoon faces."""
+    from storage.faces import make_faces
+
+    return make_faces(tmp_path_factory.mktemp("pictures") / "faces", count=96, size=24)
+
+
+@pytest.fixture
+def small(faces: Path) -> list[str]:
+    """Options of a training that takes a second."""
+    return ["--data", str(faces), "--size", "16", "--ngf", "4", "--ndf", "4", "--nz", "8", "--batch", "16"]
