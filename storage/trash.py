@@ -1,0 +1,64 @@
+"""Deleting on a volume where somebody may have planted links: every step goes by descriptor, none by path."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+
+from jobs.failpoints import failpoint
+
+
+@contextmanager
+def opened(root: Path, folder: PurePosixPath) -> Iterator[int]:
+    """
+    A folder of the volume, of whose path no part is a link, whatever somebody has put there.
+
+    Raises:
+        OSError: a part is missing, or a link.
+    """
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for part in folder.parts:
+            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def delete_tree(parent: int, name: str) -> None:
+    """
+    Delete a file, a link or a folder with all that is in it, following no link.
+
+    Args:
+        parent: descriptor of the folder that it is in.
+
+    Raises:
+        OSError: the first thing that could not be deleted; the rest has been, as far as it goes.
+    """
+    try:
+        folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+    except FileNotFoundError:
+        return  # another gc was faster
+    except OSError as exc:
+        if exc.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=parent)
+        failpoint("gc.deleting")
+        return
+    first: OSError | None = None
+    try:
+        for inner in os.listdir(folder):
+            try:
+                delete_tree(folder, inner)
+            except OSError as exc:
+                first = first or exc
+    finally:
+        os.close(folder)
+    if first is not None:
+        raise first
+    with suppress(FileNotFoundError):
+        os.rmdir(name, dir_fd=parent)
