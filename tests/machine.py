@@ -1,5 +1,6 @@
 """Real workers, started as a user starts them; real kills."""
 
+import hashlib
 import json
 import os
 import signal
@@ -79,6 +80,23 @@ class Ganq:
             for process in alive:
                 process.kill()
             assert not alive, f"a worker left {alive} behind"
+
+
+def attempt_folder(ganq: Ganq, job_id: int) -> Path:
+    """Where the newest attempt of a job writes."""
+    attempt = ganq.job(job_id)["attempt"]
+    return Path(ganq.env["GANQ_VOLUME"]) / "jobs" / f"{job_id:06d}" / f"a{attempt}"
+
+
+def weights(folder: Path) -> str:
+    """One hash over every tensor of a checkpoint folder's state, name by name."""
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(folder / "state.safetensors").items()):
+        digest.update(name.encode() + str(tensor.dtype).encode() + np.ascontiguousarray(tensor).tobytes())
+    return digest.hexdigest()
 
 
 def _family(pid: int) -> list[psutil.Process]:

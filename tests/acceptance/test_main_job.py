@@ -1,33 +1,16 @@
 """The main job, end to end, as a user types it: submit, train, generate, status; on both databases."""
 
-import hashlib
 import json
 import signal
 import subprocess
-from pathlib import Path
 
-import numpy as np
 import pytest
-from machine import Ganq, part, until
+from machine import Ganq, attempt_folder, part, until, weights
 from PIL import Image
-from safetensors.numpy import load_file
 
 from storage.pictures import verify_manifest
 
 pytestmark = pytest.mark.slow
-
-
-def attempt_folder(ganq: Ganq, job_id: int) -> Path:
-    job = ganq.job(job_id)
-    return Path(ganq.env["GANQ_VOLUME"]) / "jobs" / f"{job_id:06d}" / f"a{job['attempt']}"
-
-
-def weights(folder: Path) -> str:
-    """One hash over every tensor of a state, name by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(load_file(folder / "state.safetensors").items()):
-        digest.update(name.encode() + str(tensor.dtype).encode() + np.ascontiguousarray(tensor).tobytes())
-    return digest.hexdigest()
 
 
 def test_train_then_generate_through_redis(ganq: Ganq, redis_url, small) -> None:

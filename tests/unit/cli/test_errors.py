@@ -108,7 +108,7 @@ def test_db_upgrade_makes_the_tables_of_a_new_home_and_then_has_nothing_to_do(ba
     assert bare_ganq("db", "status").code == 1
     first = bare_ganq("db", "upgrade", "--json").json()
     assert (first["before"], first["schema"]) == (None, SCHEMA_REVISION)
-    assert bare_ganq("db", "upgrade", "--json").json()["before"] == "0001"
+    assert bare_ganq("db", "upgrade", "--json").json()["before"] == SCHEMA_REVISION
     assert bare_ganq("db", "status").code == 0
 
 
