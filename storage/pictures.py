@@ -8,6 +8,7 @@ renamed, and manifest.jsonl, which names them all, comes last.
 
 import ctypes
 import errno
+import filecmp
 import hashlib
 import io
 import json
@@ -174,6 +175,7 @@ class PngFolder:
         self.names.append(f"{GRIDS}/{name}.png")
 
     def publish(self) -> dict[str, Any]:
+        text = "".join(line + "\n" for line in self.lines)
         try:
             self._make()
             sync_filesystem(self.folder)
@@ -183,17 +185,15 @@ class PngFolder:
                 if final.exists():  # the same attempt never publishes twice; a stray folder is nobody's
                     shutil.rmtree(final)
                 temp.rename(final)
+                failpoint(f"pictures.{name}_renamed")
             fsync_folder(self.folder)
             failpoint("pictures.renamed")
-        except OSError as exc:
-            self.discard()
-            raise_storage_error(exc, self.folder)
-        text = "".join(line + "\n" for line in self.lines)
-        try:
             digest = write_bytes(self.folder / MANIFEST, text.encode())
+        except OSError as exc:
+            self._take_back()
+            raise_storage_error(exc, self.folder, needed=len(text))
         except StorageError:
-            for name in (IMAGES, GRIDS):
-                shutil.rmtree(self.folder / name, ignore_errors=True)
+            self._take_back()
             raise
         failpoint("pictures.published")
         self._made = False
@@ -205,6 +205,12 @@ class PngFolder:
             "manifest_sha256": digest,
             "bytes": self.bytes,
         }
+
+    def _take_back(self) -> None:
+        """Half a result is none: remove what has its name already, too."""
+        self.discard()
+        for name in (IMAGES, GRIDS):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def discard(self) -> None:
         """Remove what was written and not published."""
@@ -259,23 +265,70 @@ def occupied(folder: Path) -> str | None:
 
 def copy_out(folder: Path, out: str) -> dict[str, Any]:
     """
-    Copy a published result into the user's own folder (--out).
+    Copy a published result into the user's own folder (--out): whole or not at all.
+
+    An attempt that was killed here is followed by one with the same bytes, which takes
+    for its own what is the same and copies the rest.
 
     Returns:
         {'out': where}, or {'out_error': why not}: the result itself is already safe.
     """
     target = Path(out)
-    if (taken := occupied(target)) is not None:
-        return {"out_error": f"{target} already holds {taken}: nothing there was touched"}
+    names = [name for name in (IMAGES, GRIDS, MANIFEST) if (folder / name).exists()]
     try:
+        taken = next((n for n in names if (target / n).exists() and not _same(folder / n, target / n)), None)
+        if taken is not None:
+            return {"out_error": f"{target} already holds {taken}: nothing there was touched"}
         target.mkdir(parents=True, exist_ok=True)
-        for name in (IMAGES, GRIDS):
-            if (folder / name).is_dir():
-                shutil.copytree(folder / name, target / name, dirs_exist_ok=True)
-        shutil.copy2(folder / MANIFEST, target / MANIFEST)
+        for name in names:
+            if not (target / name).exists():
+                # Named after the job, so that its next attempt finds what this one left.
+                _copy_whole(folder / name, target / name, mark=folder.parent.name)
+                failpoint("pictures.copied")
     except OSError as exc:
         with suppress(OSError):
             if not any(target.iterdir()):
                 target.rmdir()
         return {"out_error": f"{target}: {(exc.strerror or str(exc)).lower()}"}
     return {"out": str(target)}
+
+
+def _copy_whole(source: Path, target: Path, *, mark: str) -> None:
+    """
+    Copy a file or a folder so that it appears under its name complete and durable.
+
+    Raises:
+        OSError: nothing is left behind.
+    """
+    temp = target.with_name(f".{target.name}{TEMP_MARK}{mark}")
+    _remove(temp)
+    try:
+        if source.is_dir():
+            shutil.copytree(source, temp)
+        else:
+            shutil.copy2(source, temp)
+        sync_filesystem(target.parent)
+        temp.rename(target)
+        fsync_folder(target.parent)
+    except OSError:
+        _remove(temp)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two files, or two folders of files, hold the same bytes under the same names."""
+    if one.is_dir() != other.is_dir():
+        return False
+    if not one.is_dir():
+        return filecmp.cmp(one, other, shallow=False)
+    names = sorted(path.name for path in one.iterdir())
+    if names != sorted(path.name for path in other.iterdir()):
+        return False
+    return not any(filecmp.cmpfiles(one, other, names, shallow=False)[1:])
