@@ -1,4 +1,4 @@
-"""`ganq doctor`: what is wrong with the set-up; `ganq health`: whether this host's worker speaks."""
+"""`ganq doctor`: what is wrong with the set-up."""
 
 import click
 
@@ -68,45 +68,3 @@ def _show(verdict: str, check: str, said: str, hint: str | None) -> None:
     click.echo(f"{word}{check:<10}{output.clean(said)}")
     if hint is not None:
         click.echo(f"      {'':<10}→ {output.clean(hint)}")
-
-
-@click.command(epilog=examples("ganq health", "ganq health --name node7-gpu0"))
-@click.option("--name", metavar="NAME", help="This worker.  [default: any worker of this host]")
-def health(name: str | None) -> int:
-    """
-    Exit 0 if this host's worker has spoken lately, 1 otherwise: for a container's health check.
-
-    Lately is within three heartbeats and a lease, 90 seconds by default. Asks the
-    job table alone; a database that is away is unhealthy too, though it ends no run.
-    """
-    import socket
-
-    from cli.session import open_session
-    from jobs.errors import GanqError
-    from storage.settings import Settings
-
-    # Every failure is exit code 1: Docker keeps 2 for itself.
-    try:
-        settings = Settings.load()
-        known = open_session(settings=settings).queries.workers()
-    except GanqError as exc:
-        click.echo(f"unhealthy: {output.clean(exc.message)}")
-        return 1
-    host = socket.gethostname()
-    ours = [one for one in known if (one.name == name if name else one.host == host)]
-    limit_s = 3 * settings.heartbeat_seconds + settings.lease_seconds
-    healthy = [one for one in ours if one.state != "stopped" and one.silent_s <= limit_s]
-    if healthy:
-        best = min(healthy, key=lambda one: one.silent_s)
-        click.echo(f"healthy: {output.clean(best.name)} is {best.state}")
-        return 0
-    whose = f"called {name}" if name else f"of the host {host}"
-    if not ours:
-        click.echo(output.clean(f"unhealthy: no worker {whose} has ever spoken"))
-        return 1
-    last = min(ours, key=lambda one: one.silent_s)
-    how = (
-        "has stopped" if last.state == "stopped" else f"has been silent for {output.duration(last.silent_s)}"
-    )
-    click.echo(output.clean(f"unhealthy: worker {last.name} {how}"))
-    return 1

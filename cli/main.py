@@ -35,7 +35,7 @@ COMMANDS = (
     Entry("demo", "cli.demo:demo", "See it work: draw faces, train, generate.", RUN),
     Entry("worker", "cli.worker:worker", "Run one worker for each GPU.", RUN),
     Entry("doctor", "cli.doctor:doctor", "Look for what is wrong with the set-up.", ADMIN),
-    Entry("health", "cli.doctor:health", "Say whether the parts answer, by exit code.", ADMIN),
+    Entry("health", "cli.health:health", "Say whether the workers here are well, by exit code.", ADMIN),
     Entry("db", "cli.db:db", "Make or upgrade the job table.", ADMIN),
     Entry("completion", "cli.completion:completion", "Print a shell's completion script.", ADMIN),
 )

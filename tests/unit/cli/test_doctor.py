@@ -1,4 +1,4 @@
-"""`ganq doctor` names what is wrong and the way out; `ganq health` answers by its exit code alone."""
+"""`ganq doctor` names what is wrong and the way out."""
 
 import os
 import socket
@@ -388,54 +388,3 @@ def test_an_extra_that_is_missing_is_no_failure(monkeypatch):
     assert "pip install 'ganq[onnx]'" in told["onnx"].said
     assert told["onnx"].verdict == "ok"
     assert "is installed" in told["faces"].said
-
-
-# --- health -------------------------------------------------------------------------------
-
-
-def test_a_worker_of_this_host_that_speaks_is_healthy(ganq, speak):
-    speak("w1", "busy")
-    said = ganq("health")
-    assert (said.code, said.out) == (0, "healthy: w1 is busy\n")
-    assert ganq("health", "--name", "w1").code == 0
-
-
-def test_a_worker_of_another_host_makes_this_one_no_healthier(ganq, speak):
-    speak("w1", host="elsewhere")
-    said = ganq("health")
-    assert said.code == 1
-    assert "has ever spoken" in said.out
-    assert ganq("health", "--name", "w1").code == 0
-    assert ganq("health", "--name", "w2").code == 1
-
-
-def test_silence_is_measured_in_heartbeats_and_the_lease(ganq, settings, speak):
-    limit = 3 * settings.heartbeat_seconds + settings.lease_seconds
-    speak("w1", ago=limit - 1.0)
-    assert ganq("health").code == 0
-    speak("w1", ago=limit + 1.0)
-    said = ganq("health")
-    assert said.code == 1
-    assert "has been silent for" in said.out
-
-
-def test_a_worker_that_has_stopped_is_not_healthy(ganq, speak):
-    speak("w1", "stopped")
-    said = ganq("health")
-    assert (said.code, said.out) == (1, "unhealthy: worker w1 has stopped\n")
-
-
-def test_every_failure_of_health_is_one_line_and_exit_code_1(bare_ganq, tmp_path, monkeypatch):
-    said = bare_ganq("health")
-    assert (said.code, said.out.count("\n")) == (1, 1)
-    monkeypatch.setenv("GANQ_LEASE_SECONDS", "soon")
-    said = bare_ganq("health")
-    assert (said.code, said.out.count("\n")) == (1, 1)
-
-
-def test_health_loads_neither_torch_nor_celery_nor_redis(ganq):
-    program = (
-        "import sys; from cli.main import main; main(['health'])\n"
-        "assert {'torch', 'celery', 'redis', 'numpy'}.isdisjoint(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
