@@ -68,7 +68,10 @@ class LocalContext:
     def images(self, data: str, size: int) -> Images:
         return open_images(self.volume, data, size)
 
-    def resume(self) -> Snapshot | None:
+    def event(self, type: str, **detail: Any) -> None:
+        pass
+
+    def resume(self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False) -> Snapshot | None:
         return None
 
     def save_checkpoint(

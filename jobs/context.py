@@ -6,7 +6,7 @@ outside their attempt. worker/context.py implements it over the shared volume;
 a test implements it over a temporary folder.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -105,8 +105,26 @@ class JobContext(Protocol):
     def images(self, data: str, size: int) -> Images:
         """The data set, decoded once and kept on the volume by its fingerprint."""
 
-    def resume(self) -> Snapshot | None:
-        """The newest intact state of this job, or None for a fresh start."""
+    def event(self, type: str, **detail: Any) -> None:
+        """Something that a person should find in the job's history, e.g. 'rolled_back'."""
+
+    def resume(
+        self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False
+    ) -> Snapshot | None:
+        """
+        Go on from the newest checkpoint of this job that is whole and can be taken up.
+
+        Args:
+            take_up: raises CheckpointCorruptError for one that will not do; then an older one is tried.
+            whole_epoch: pass over those of kind 'resume'.
+
+        Returns:
+            The one that was taken up; None: there are none, so this is a fresh start.
+
+        Raises:
+            CheckpointCorruptError: there are some, and not one of them is whole.
+            DiskFullError: there is no room for the next.
+        """
 
     def save_checkpoint(
         self,

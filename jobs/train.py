@@ -12,19 +12,20 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from jobs.context import CheckpointKind, Images, JobContext
-from jobs.errors import DatasetError, SpecError, StopRequested
+from jobs.context import CheckpointKind, Images, JobContext, Snapshot
+from jobs.errors import DatasetError, DiskFullError, SpecError, StopRequested, TrainingDivergedError
 from jobs.failpoints import failpoint
 from jobs.gan import device as devices
 from jobs.gan import grids, seeds
 from jobs.gan.augment import diff_augment
 from jobs.gan.data import Batches
 from jobs.gan.fakes import StaleFakes
+from jobs.gan.journal import METRICS, Journal
 from jobs.gan.losses import LOSSES
-from jobs.gan.meter import Meter
 from jobs.gan.networks import Architecture
+from jobs.gan.rollback import Rollbacks
 from jobs.gan.state import TrainState, check_same_run
 from jobs.specs import TrainSpec
 from jobs.states import StopReason
@@ -33,11 +34,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-LOG_EVERY = 25
-"""Batches between two lines of metrics, and between two looks for NaN."""
-SHOWN_LOSSES = ("loss_d", "loss_g")
 SHOWN = 64
 """Pictures on a sample grid."""
+MISSES = 3
+"""Saves in a row that may find the disk full before the job goes back to the queue."""
 
 
 def run(spec: TrainSpec, ctx: JobContext) -> dict[str, Any]:
@@ -50,11 +50,13 @@ def run(spec: TrainSpec, ctx: JobContext) -> dict[str, Any]:
     Raises:
         DatasetError: too few pictures, or others than the run began with.
         SpecError: the checkpoint was trained with other options.
-        TrainingDivergedError: a loss or weight is not finite; no such checkpoint is saved.
+        TrainingDivergedError: a loss or weight is not finite, and going back did not help;
+            no such checkpoint is saved.
+        DiskFullError: no room for the last checkpoint, or for several in a row.
         OutOfMemoryError: --batch or the networks are too large for the device.
         StopRequested: somebody wants the run to stop; it can be taken up again.
     """
-    with devices.memory_errors("a smaller --batch (half of it first) or a smaller --ngf and --ndf"):
+    with devices.memory_errors(f"--batch {max(2, spec.batch // 2)}, or a smaller --ngf and --ndf"):
         return Training(spec, ctx).run()
 
 
@@ -79,34 +81,50 @@ class Training:
         )
         self.total_steps = spec.epochs * self.batches.per_epoch
 
-        # The networks: fresh, from the user's weights, or where the run stopped.
-        self.state = TrainState.fresh(spec, self.device)
-        self.bit_exact = True
-        self.sampled_step = -1
-        self.resumed_from = self._resume()
-        if self.resumed_from is None:
-            self.state.start_from(
-                ctx.weights(spec.init_netg) if spec.init_netg else None,
-                ctx.weights(spec.init_netd) if spec.init_netd else None,
-            )
-
         # What the steps need.
         self.loss = LOSSES[spec.loss]
-        self.stale_fakes = StaleFakes(self.state.generator) if spec.noise == "stale" else None
         self.one_pass = spec.norm_d == "spectral"
         self.fixed_latents_BZ11 = self._latents("fixed")
-        self.meter = Meter()
-        self.last: dict[str, float] = {}
-        self.rate: float | None = None
-        self.saved_step = self.state.step
-        self.saved_at = self.logged_at = time.monotonic()
-        self.logged_step = self.state.step
+        self.journal = Journal(spec, ctx, self.batches.per_epoch)
+        self.rollbacks = Rollbacks()
+        self.bit_exact = True
+        self.misses = 0
 
-    def _resume(self) -> int | None:
-        """Take up the newest state of this job; returns its step, None for a fresh start."""
-        snapshot = self.ctx.resume()
+        # The networks: fresh, from the user's weights, or where the run stopped.
+        self.resumed_from = self._begin()
+
+    def _begin(self, *, whole_epoch: bool = False) -> int | None:
+        """
+        Be where the newest checkpoint was, or at the very start.
+
+        Args:
+            whole_epoch: only a checkpoint that every run of this spec makes will do, none by the clock.
+
+        Returns:
+            The checkpoint's step, None for a fresh start.
+        """
+        self.state = TrainState.fresh(self.spec, self.device)
+        self.sampled_step = -1
+        snapshot = self.ctx.resume(self._take_up, whole_epoch=whole_epoch)
         if snapshot is None:
-            return None
+            self.state.start_from(
+                self.ctx.weights(self.spec.init_netg) if self.spec.init_netg else None,
+                self.ctx.weights(self.spec.init_netd) if self.spec.init_netd else None,
+            )
+        scale = self.rollbacks.lr_scale
+        self.state.set_rates(scale * self.spec.lr_g, scale * self.spec.lr_d)
+        self.stale_fakes = StaleFakes(self.state.generator) if self.spec.noise == "stale" else None
+        self.saved_step = self.state.step
+        self.saved_at = time.monotonic()
+        self.journal.start_at(self.state.step)
+        return snapshot.step if snapshot else None
+
+    def _take_up(self, snapshot: Snapshot) -> None:
+        """
+        Raises:
+            CheckpointCorruptError: it does not fit these networks.
+            DatasetError, SpecError: it belongs to another run.
+        """
         meta = snapshot.meta
         check_same_run(meta.get("spec", {}), self.spec)
         if meta.get("fingerprint") != self.images.fingerprint:
@@ -124,20 +142,68 @@ class Training:
             )
         self.state.load(snapshot.tensors, snapshot.step)
         self.sampled_step = snapshot.step if meta.get("sampled") else -1
-        same_build = meta.get("build") == self.build
-        self.bit_exact = bool(meta.get("bit_exact", True)) and same_build
-        self.ctx.log(
-            f"going on from step {snapshot.step} of {self.total_steps}"
-            + ("" if same_build else "; another build or device: the result will differ in its last bits")
-        )
-        return snapshot.step
+        if self.rollbacks.seen_at is not None:
+            return  # going back: what was tried is in memory, and newer than what stands here
+        self.rollbacks = Rollbacks.from_json(meta)
+        self.ctx.log(f"going on from step {snapshot.step} of {self.total_steps}")
+        changed = devices.differences(meta.get("build") or {}, self.build)
+        self.bit_exact = bool(meta.get("bit_exact", True)) and not changed
+        if changed:
+            told = "; ".join(changed)
+            self.ctx.log(f"another build or device, so the result will differ in its last bits: {told}")
+            self.ctx.event("not_bit_exact", step=snapshot.step, changed=told)
+
+    def _go_back(self, diverged: TrainingDivergedError) -> None:
+        """
+        Try once more from a checkpoint, when there is something left to try.
+
+        Raises:
+            TrainingDivergedError: there is not.
+        """
+        way = self.rollbacks.way_back(diverged)
+        # Lower rates begin where every run of this spec has a checkpoint, so that where they
+        # begin does not depend on the clock, nor on how often the run was stopped.
+        self._begin(whole_epoch=way == "lower rates")
+        self.rollbacks.went_back(self.state.step)
+        self.ctx.log(f"{diverged.message}: back to step {self.state.step}, {way}")
+        self.ctx.event("rolled_back", step=diverged.step, to=self.state.step, now=way, why=diverged.message)
 
     # ------------------------------------------------------------------ the loop
 
     def run(self) -> dict[str, Any]:
-        spec, state, per_epoch = self.spec, self.state, self.batches.per_epoch
-        started, first_step = time.monotonic(), state.step
+        spec, per_epoch = self.spec, self.batches.per_epoch
+        started, first_step = time.monotonic(), self.state.step
         failpoint("train.built")
+        while True:
+            try:
+                self._train()
+                break
+            except TrainingDivergedError as diverged:
+                self._go_back(diverged)
+        seconds, step = time.monotonic() - started, self.state.step
+        return {
+            "step": step,
+            "epoch": step // per_epoch,
+            "g_steps": self.g_steps,
+            "images": step * spec.batch,
+            "pictures": len(self.images),
+            **{name: self.journal.last.get(name) for name in METRICS},
+            "images_per_s": round((step - first_step) * spec.batch / max(seconds, 1e-9), 2),
+            "seconds": round(seconds, 3),
+            "resumed_from": self.resumed_from,
+            "bit_exact": self.bit_exact,
+            **self.rollbacks.to_json(),
+            "device": self.build["device"],
+        }
+
+    def _train(self) -> None:
+        """
+        From where the state is to the end of the last epoch.
+
+        Raises:
+            TrainingDivergedError: a loss or weight is not finite; nothing of it was kept.
+        """
+        spec, state, per_epoch = self.spec, self.state, self.batches.per_epoch
         while state.step < self.total_steps:
             self._obey_stop()
 
@@ -146,45 +212,30 @@ class Training:
             self._batch(epoch, place)
             state.step += 1
             failpoint("train.stepped")
-            self._progress()
+            self.journal.stepped(state.step)
 
             # Whole epochs: a grid and a checkpoint every save_every, and at the end.
             epochs_done, rest = divmod(state.step, per_epoch)
             if rest == 0 and state.step == self.total_steps:
                 break
             if rest == 0 and epochs_done % spec.save_every == 0:
-                self._save_sample()
-                self._save("epoch")
+                self._keep("epoch")
             elif time.monotonic() - self.saved_at >= spec.checkpoint_seconds:
-                self._save("resume")
-
-        self._save_sample()
-        self._save("final")
-        seconds = time.monotonic() - started
-        return {
-            "step": state.step,
-            "epoch": state.step // per_epoch,
-            "g_steps": self.g_steps,
-            "images": state.step * spec.batch,
-            "pictures": len(self.images),
-            **{name: self.last.get(name) for name in ("loss_d", "loss_g", "d_real", "d_fake")},
-            "images_per_s": round((state.step - first_step) * spec.batch / max(seconds, 1e-9), 2),
-            "seconds": round(seconds, 3),
-            "resumed_from": self.resumed_from,
-            "bit_exact": self.bit_exact,
-            "device": self.build["device"],
-        }
+                self._keep("resume")
+        self._keep("final")
 
     def _batch(self, epoch: int, place: int) -> None:
         """One batch of real pictures. `place` is its index in the epoch, from 0."""
         d_turn = place % self.spec.d_every == 0
         g_turn = place % self.spec.g_every == 0
-        state, net = self.state, self.state.generator
+        net = self.state.generator
+        if failpoint("train.out_of_memory"):
+            raise torch.OutOfMemoryError("failpoint train.out_of_memory")
 
         if self.stale_fakes is None and (d_turn or g_turn):
             # Fresh: one noise for this batch; when both step, G's pass serves both.
             with torch.set_grad_enabled(g_turn):
-                fakes_B3HW = net(self._latents("noise", state.step))
+                fakes_B3HW = net(self._latents("noise", self.state.step))
             if d_turn:
                 self._d_step(self.batches.get(epoch, place), fakes_B3HW.detach())
             failpoint("train.between_networks")
@@ -232,8 +283,10 @@ class Training:
             loss_fake = loss.d_fake(fake_B)
             torch.autograd.backward(loss_fake)
             loss_d = loss_real.detach() + loss_fake.detach()
+        if failpoint("train.nan"):
+            nn.utils.clip_grad_value_(net.parameters(), float("nan"))
         self.state.opt_d.step()
-        self.meter.add({"loss_d": loss_d, "d_real": real_B.mean(), "d_fake": fake_B.mean()})
+        self.journal.meter.add({"loss_d": loss_d, "d_real": real_B.mean(), "d_fake": fake_B.mean()})
 
     def _g_step(self, fakes_B3HW: Tensor) -> None:
         """The generator learns what the discriminator takes for real."""
@@ -248,7 +301,7 @@ class Training:
         if state.ema is not None:
             batch = self.spec.batch
             state.ema.update(state.generator, pictures=batch, seen=(self.g_steps + 1) * batch)
-        self.meter.add({"loss_g": loss_g})
+        self.journal.meter.add({"loss_g": loss_g})
 
     def _seen_by_d(self, pictures_B3HW: Tensor, stream: str) -> Tensor:
         if not self.spec.augment:
@@ -267,83 +320,74 @@ class Training:
         if reason is None:
             return
         if reason in (StopReason.DRAIN, StopReason.PREEMPT) and self.state.step > self.saved_step:
-            self._save("resume")
+            self._keep("resume")
         raise StopRequested(reason)
 
-    def _progress(self) -> None:
-        spec, step, per_epoch = self.spec, self.state.step, self.batches.per_epoch
-        if step % per_epoch == 0 or step % per_epoch % LOG_EVERY == 0:
-            self._log()
-        self.ctx.report(
-            step * spec.batch,
-            self.total_steps * spec.batch,
-            "pictures",
-            rate=self.rate,
-            epoch=step // per_epoch,
-            epochs=spec.epochs,
-        )
-
-    def _log(self) -> None:
-        """One line of metrics; a value that is not finite ends the run here."""
-        step, now = self.state.step, time.monotonic()
-        if step == self.logged_step:
-            return
-        means = self.meter.read(step)
-        self.last |= means
-        self.rate = (step - self.logged_step) * self.spec.batch / max(now - self.logged_at, 1e-9)
-        self.logged_step, self.logged_at = step, now
-        epoch, rest = divmod(step, self.batches.per_epoch)
-        if rest == 0:
-            losses = "  ".join(f"{name} {self.last[name]:.4f}" for name in SHOWN_LOSSES if name in self.last)
-            self.ctx.log(f"epoch {epoch}/{self.spec.epochs}  {losses}  {self.rate:.0f} pictures/s")
-        self.ctx.metrics(
-            {
-                "step": step,
-                "epoch": epoch,
-                "images": step * self.spec.batch,
-                **{name: means.get(name) for name in ("loss_d", "loss_g", "d_real", "d_fake")},
-                "images_per_s": round(self.rate, 2),
-            }
-        )
-
-    def _save(self, kind: CheckpointKind) -> None:
+    def _keep(self, kind: CheckpointKind) -> None:
         """
+        Save all that the run is; a whole epoch's with its grid. A full disk is borne for a while.
+
         Raises:
             TrainingDivergedError: something is not finite; nothing was saved.
+            DiskFullError: no room for the last checkpoint of all, or too often in a row.
         """
-        state = self.state
-        self._log()
-        state.check_finite()
+        self.journal.write(self.state.step)
+        self.state.check_finite()
+        try:
+            if kind != "resume":
+                self._save_sample()
+            self._save(kind)
+        except DiskFullError as full:
+            self._miss(kind, full)
+        else:
+            self.saved_step = self.state.step
+            self.rollbacks.saved(self.state.step)
+            self.misses, self.journal.trouble = 0, None
+        self.saved_at = time.monotonic()
+        self.journal.rest()
+
+    def _miss(self, kind: CheckpointKind, full: DiskFullError) -> None:
+        """
+        Raises:
+            DiskFullError: it cannot be borne any longer.
+        """
+        self.misses += 1
+        if kind == "final" or self.misses > MISSES:
+            raise full
+        age = f"{(self.state.step - self.saved_step) * self.spec.batch:,} pictures"
+        self.ctx.log(f"NOT SAVED: {full.message}; the last checkpoint is {age} old, and training goes on")
+        self.journal.trouble = f"{full.code}: {full.message}, {self.misses} of {MISSES} saves missed"
+        self.ctx.event("save_missed", code=full.code, why=full.message, misses=self.misses)
+
+    def _save(self, kind: CheckpointKind) -> None:
+        state, epoch = self.state, self.state.step // self.batches.per_epoch
+        tensors = state.tensors()
         self.ctx.save_checkpoint(
             kind=kind,
-            epoch=state.step // self.batches.per_epoch,
+            epoch=epoch,
             step=state.step,
-            state=state.tensors(),
-            generator=state.generator_tensors(),
+            state=tensors,
+            generator=state.generator_tensors(tensors),
             meta={
                 "arch": Architecture.of_spec(self.spec).to_json(),
                 "recipe": self.spec.recipe,
                 "spec": self.spec.to_json(),
                 "seed": self.spec.seed,
                 "step": state.step,
-                "epoch": state.step // self.batches.per_epoch,
+                "epoch": epoch,
                 "g_steps": self.g_steps,
                 "images": state.step * self.spec.batch,
                 "fingerprint": self.images.fingerprint,
                 "build": self.build,
                 "bit_exact": self.bit_exact,
                 "sampled": self.sampled_step == state.step,
+                **self.rollbacks.to_json(),
             },
         )
-        # A long save is no slow training: the next rate counts from here.
-        self.saved_step = state.step
-        self.saved_at = self.logged_at = time.monotonic()
 
     def _save_sample(self) -> None:
         """The grid of this epoch, from the same latents each time."""
         epoch = self.state.step // self.batches.per_epoch
-        self._log()
-        self.state.check_finite()
         self.ctx.save_sample(f"epoch-{epoch:04d}", self._sample(epoch))
 
     @torch.no_grad()

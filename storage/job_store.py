@@ -381,6 +381,22 @@ class JobStore:
 
         self.database.write(work)
 
+    def note(self, lease: Lease, type: str, detail: dict[str, Any]) -> None:
+        """
+        An entry in the job's history that the work itself makes.
+
+        Raises:
+            LeaseLostError: the job belongs to another attempt.
+        """
+
+        def work(conn: Connection) -> None:
+            if conn.execute(select(job.c.id).where(owned_by(lease)).with_for_update()).first() is None:
+                raise lease_lost(lease)
+            told = {key: plain(value) if isinstance(value, str) else value for key, value in detail.items()}
+            record_event(conn, lease.job_id, type, attempt=lease.attempt, detail=told)
+
+        self.database.write(work)
+
     def register_checkpoint(
         self, lease: Lease, *, kind: str, epoch: int, step: int, path: str, manifest_sha256: str, size: int
     ) -> int:

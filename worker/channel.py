@@ -1,8 +1,8 @@
 """
 How the supervisor and its runner talk: one JSON object a line over a socket pair.
 
-supervisor → runner   run {order} · stop {reason} · ack {ok} · quit
-runner → supervisor   ready · progress · inputs · checkpoint (waits for its ack)
+supervisor → runner   run {order} · stop {reason} · ack {ok} · forgotten {paths}
+runner → supervisor   ready · progress · inputs · event · checkpoint (waits for its ack)
                       done {result} · stopped {reason} · failed {code, message, hint}
 """
 

@@ -4,16 +4,18 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from jobs.context import CheckpointKind, Images, PictureSink, Snapshot
-from jobs.errors import CheckpointCorruptError, StopRequested
+from jobs.errors import CheckpointCorruptError, DatasetError, StopRequested
+from jobs.failpoints import failpoint
+from jobs.states import StopReason
 from storage.checkpoints import read_checkpoint, write_checkpoint
-from storage.durable import make_folder, write_json
+from storage.durable import make_folder, require_room, write_json
 from storage.volume import Volume
 from worker.channel import Channel
 
@@ -37,6 +39,8 @@ class Checkpointed:
     manifest_sha256: str
     epoch: int
     step: int
+    kind: str = ""
+    bytes: int = 0
 
 
 class RunContext:
@@ -53,6 +57,7 @@ class RunContext:
         self._acked = threading.Event()
         self._reported_at = 0.0
         self._sinks: list[PngFolder] = []
+        self._checkpoints = [Checkpointed(**pointer) for pointer in order["checkpoints"]]  # newest first
         make_folder(self.folder)
         self._log = open(self.folder / "log.txt", "ab", buffering=0)  # noqa: SIM115 - closed by close()
         self._metrics = open(self.folder / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115
@@ -71,9 +76,15 @@ class RunContext:
     def acknowledge(self) -> None:
         self._acked.set()
 
+    def forget(self, paths: list[str]) -> None:
+        """These checkpoints were let go by retention."""
+        self._checkpoints = [one for one in self._checkpoints if one.path not in paths]
+
     # --- JobContext ------------------------------------------------------------------------
 
     def stop_reason(self) -> str | None:
+        if failpoint("context.preempted"):
+            self._stop = StopReason.PREEMPT
         return self._stop
 
     def report(
@@ -137,19 +148,34 @@ class RunContext:
             self.log(f"{len(images)} pictures used, {len(skipped)} files left out")
         if known is None:
             self._send("inputs", inputs={"fingerprint": images.fingerprint})
+        elif known != images.fingerprint:
+            raise DatasetError(
+                f"the pictures at {data} are not those that this run began with, and their copy is gone",
+                hint=f"bring them back, then ganq retry {self.job_id}; or start a new run with the new ones",
+            )
         return images
 
-    def resume(self) -> Snapshot | None:
-        candidates = self.order["checkpoints"]
-        for pointer in candidates:
+    def event(self, type: str, **detail: Any) -> None:
+        self._send("event", type=type, detail=detail)
+
+    def resume(self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False) -> Snapshot | None:
+        wanted = [one for one in self._checkpoints if one.kind != "resume" or not whole_epoch]
+        for one in wanted:
             try:
-                return read_checkpoint(self.volume, Checkpointed(**pointer), "state")
+                snapshot = read_checkpoint(self.volume, one, "state")
+                take_up(snapshot)
             except CheckpointCorruptError as exc:
-                self.log(f"checkpoint {pointer['path']} is skipped: {exc}")
-        if candidates:
+                self.log(f"checkpoint {one.path} is skipped: {exc.message}")
+                self.event("checkpoint_skipped", path=one.path, step=one.step, why=exc.message)
+                continue
+            # The next one is written before this one goes, and others write there, too.
+            require_room(self.folder, 2 * one.bytes)
+            return snapshot
+        if wanted:
+            whose = wanted[0].job_id
             raise CheckpointCorruptError(
-                f"none of the {len(candidates)} checkpoints is whole",
-                hint=f"ganq retry {self.job_id} starts again from nothing",
+                f"none of the {len(wanted)} checkpoints of job {whose} is whole",
+                hint=f"ganq retry {whose} starts it again from nothing",
             )
         return None
 
@@ -172,9 +198,7 @@ class RunContext:
         meta: Mapping[str, Any],
     ) -> None:
         name = {"resume": f"resume-{step:09d}", "epoch": f"epoch-{epoch:04d}", "final": "final"}[kind]
-        target = self.volume.checkpoints(self.job_id, self.attempt) / name
-        if target.exists():  # left by a stop between the rename and the row
-            shutil.rmtree(target)
+        target = self._free_place(self.volume.checkpoints(self.job_id, self.attempt) / name)
         facts = {**meta, "kind": kind, "epoch": epoch, "step": step}
         digest, size = write_checkpoint(target, state=state, generator=generator, meta=facts)
         self._acked.clear()
@@ -190,7 +214,9 @@ class RunContext:
         # The supervisor answers when the row is committed, or kills this process when
         # the lease is lost; a database that is away makes both of us wait.
         self._acked.wait()
-        self.log(f"checkpoint {name}: epoch {epoch}, step {step}, {size / 1e6:.1f} MB")
+        mine = Checkpointed(self.job_id, self.volume.relative(target), digest, epoch, step, kind, size)
+        self._checkpoints.insert(0, mine)
+        self.log(f"checkpoint {target.name}: epoch {epoch}, step {step}, {size / 1e6:.1f} MB")
 
     def save_sample(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
         from storage.pictures import write_png
@@ -219,6 +245,17 @@ class RunContext:
         if not path.exists():
             about = {"ganq": version(), "kind": self.order["kind"], "inputs": self.order["inputs"]}
             write_json(path, {"job": self.job_id, "spec": self.order["spec"], **about})
+
+    def _free_place(self, target: Path) -> Path:
+        """This folder, or one beside it: a run that went back comes by the same step again."""
+        known = {one.path for one in self._checkpoints}
+        place, again = target, 1
+        while self.volume.relative(place) in known:
+            again += 1
+            place = target.with_name(f"{target.name}.{again}")
+        if place.exists():  # renamed, but never registered: the folder above could not be synced
+            shutil.rmtree(place)
+        return place
 
     def _send(self, op: str, **facts: Any) -> None:
         self.channel.send(op, job_id=self.job_id, **facts)

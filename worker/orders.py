@@ -32,10 +32,10 @@ def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any
         chosen = queries.choose_checkpoint(job.spec["source"], job.spec["checkpoint"])
         inputs |= {"checkpoint_id": chosen.id, "checkpoint": _pointer(chosen)}
         store.pin_inputs(lease, inputs)
-    own = queries.checkpoints(job.id)
+    own = _as_written(queries.checkpoints(job.id))
     parent = job.spec.get("continue_from")
     if not own and parent is not None:
-        own = queries.checkpoints(parent)
+        own = _as_written(queries.checkpoints(parent))
         if not own:
             raise CheckpointNotFoundError(
                 f"job {parent} has no checkpoint to go on from", hint=f"ganq checkpoints {parent}"
@@ -46,8 +46,13 @@ def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any
         "kind": job.kind,
         "spec": job.spec,
         "inputs": inputs,
-        "checkpoints": [_pointer(one) for one in reversed(own)],
+        "checkpoints": [_pointer(one) | {"kind": one.kind, "bytes": one.bytes} for one in reversed(own)],
     }
+
+
+def _as_written(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+    """In the order in which they were made: a run that went back left later steps behind that it gave up."""
+    return sorted(checkpoints, key=lambda one: one.id)
 
 
 def _pointer(one: Checkpoint) -> dict[str, Any]:
@@ -69,6 +74,7 @@ def prunable(checkpoints: list[Checkpoint], *, keep_last: int, keep_every: int) 
         keep_last: epoch checkpoints that stay, beside the final one.
         keep_every: epochs divisible by this stay; 0: none for that reason.
     """
+    checkpoints = _as_written(checkpoints)
     newest = checkpoints[-1].id if checkpoints else None
     epochs = [one for one in checkpoints if one.kind == "epoch"]
     last = {one.id for one in epochs[-keep_last:]}

@@ -72,6 +72,8 @@ class Runner:
                 self.context.ask_to_stop(message["reason"])
             elif self.context is not None and message["op"] == "ack":
                 self.context.acknowledge()
+            elif self.context is not None and message["op"] == "forgotten":
+                self.context.forget(message["paths"])
             elif message["op"] == "stop" and self.orders:
                 self.orders[0]["stop"] = message["reason"]
 
@@ -105,7 +107,7 @@ class Runner:
                 OutOfMemoryError("the machine's memory is full", hint="use a smaller --batch"), True
             )
         except OSError as exc:
-            answer, healthy = _os_error(exc, ctx)
+            answer, healthy = _os_error(exc, ctx, self.volume)
         except Exception as exc:
             # A defect, ours or torch's: a fresh process tries again, three times at most.
             _note(ctx, traceback.format_exc())
@@ -171,11 +173,11 @@ def _failed(exc: GanqError, replace: bool) -> dict[str, Any]:
     }
 
 
-def _os_error(exc: OSError, ctx: RunContext | None) -> tuple[dict[str, Any], bool]:
+def _os_error(exc: OSError, ctx: RunContext | None, volume: Volume) -> tuple[dict[str, Any], bool]:
     """A full or broken volume is a storage error wherever it shows; anything else is a defect."""
-    if exc.errno in STORAGE_ERRNOS and ctx is not None:
+    if exc.errno in STORAGE_ERRNOS:
         try:
-            raise_storage_error(exc, ctx.folder)
+            raise_storage_error(exc, ctx.folder if ctx else volume.root)
         except GanqError as told:
             return _failed(told, replace=False), True
     _note(ctx, traceback.format_exc())

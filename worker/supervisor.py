@@ -267,6 +267,8 @@ class Supervisor:
         elif op == "inputs":
             inputs = {**(lease.job.inputs or {}), **message["inputs"]}
             self._guarded(self.store.pin_inputs, lease, inputs)
+        elif op == "event":
+            self._guarded(self.store.note, lease, message["type"], message["detail"])
         elif op == "checkpoint":
             self._register(lease, message)
         elif op == "done":
@@ -311,9 +313,13 @@ class Supervisor:
         try:
             own = self.queries.checkpoints(lease.job_id)
             going = prunable(own, keep_last=spec.get("keep_last", 2), keep_every=spec.get("keep_every", 0))
-            for gone in self.store.forget_checkpoints(lease, [one.id for one in going]) if going else ():
+            gone = self.store.forget_checkpoints(lease, [one.id for one in going]) if going else []
+            for one in gone:
                 failpoint("supervisor.forgotten")
-                shutil.rmtree(self.volume.absolute(gone.path), ignore_errors=True)
+                shutil.rmtree(self.volume.absolute(one.path), ignore_errors=True)
+            if gone and self.runner.channel is not None:
+                with suppress(OSError):
+                    self.runner.channel.send("forgotten", paths=[one.path for one in gone])
         except GanqError as exc:
             log.warning("job %s: old checkpoints stay for now: %s", lease.job_id, exc)
 

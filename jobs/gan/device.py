@@ -1,7 +1,7 @@
 """Where the numbers are crunched: CPU or the one GPU this process is pinned to, and how exactly."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,11 @@ def build_fingerprint(device: torch.device, *, deterministic: bool) -> dict[str,
     }
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What changed from one build_fingerprint() to another, for a person: 'torch 2.9 is now 2.10'."""
+    return [f"{key} {before.get(key)} is now {now[key]}" for key in now if before.get(key) != now[key]]
+
+
 def _cpu_name() -> str:
     """The processor's model, and the instructions that PyTorch's kernels use of it."""
     model = platform.processor() or platform.machine()
@@ -78,6 +83,8 @@ def memory_errors(hint: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as exc:
         raise OutOfMemoryError("the GPU has not enough free memory for this job", hint=hint) from exc
+    except MemoryError as exc:
+        raise OutOfMemoryError("this machine has not enough free memory for this job", hint=hint) from exc
     except RuntimeError as exc:
         if "DefaultCPUAllocator" not in str(exc):
             raise

@@ -31,6 +31,7 @@ FREE_TO_CHANGE = frozenset(
         "max_skip",
         "checkpoint_seconds",
         "keep_last",
+        "keep_best",
         "keep_every",
         "continue_from",
     }
@@ -93,12 +94,24 @@ class TrainState:
             **_copies("opt_d.", _flat(self.opt_d)),
         }
 
-    def generator_tensors(self) -> dict[str, Tensor]:
-        """All that generation needs, keys 'G.…' (the average, where there is one) and 'D.…'."""
+    def generator_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """
+        All that generation needs, keys 'G.…' (the average, where there is one) and 'D.…'.
+
+        Args:
+            tensors: what tensors() gave, whose copies are used again.
+        """
+        shown = _under("ema." if self.ema else "g.", tensors)
         return {
-            **_copies("G.", self.sampler.state_dict()),
-            **_copies("D.", self.discriminator.state_dict()),
+            **{f"G.{key}": value for key, value in shown.items()},
+            **{f"D.{key}": value for key, value in _under("d.", tensors).items()},
         }
+
+    def set_rates(self, lr_g: float, lr_d: float) -> None:
+        """Learning rates from now on; no part of load(), because they belong to the run's plan."""
+        for optimizer, rate in ((self.opt_g, lr_g), (self.opt_d, lr_d)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
 
     @property
     def sampler(self) -> Generator:
@@ -110,7 +123,8 @@ class TrainState:
         Go back to the state that tensors() gave at `step`.
 
         Raises:
-            CheckpointCorruptError: it holds other tensors than this run has.
+            CheckpointCorruptError: it holds other tensors than this run has; the state is a
+                mixture then, and needs another load().
         """
         mine = self.tensors()
         # A fresh optimiser has no moments to compare with.
@@ -121,12 +135,18 @@ class TrainState:
                 f"this checkpoint does not fit the run: {', '.join(odd[:3])}",
                 hint="an older checkpoint may: ganq checkpoints JOB",
             )
-        self.generator.load_state_dict(_under("g.", tensors))
-        self.discriminator.load_state_dict(_under("d.", tensors))
-        if self.ema is not None:
-            self.ema.net.load_state_dict(_under("ema.", tensors))
-        _unflatten(self.opt_g, _under("opt_g.", tensors))
-        _unflatten(self.opt_d, _under("opt_d.", tensors))
+        try:
+            self.generator.load_state_dict(_under("g.", tensors))
+            self.discriminator.load_state_dict(_under("d.", tensors))
+            if self.ema is not None:
+                self.ema.net.load_state_dict(_under("ema.", tensors))
+            _unflatten(self.opt_g, _under("opt_g.", tensors))
+            _unflatten(self.opt_d, _under("opt_d.", tensors))
+        except (RuntimeError, IndexError, ValueError) as exc:  # other shapes than these networks have
+            raise CheckpointCorruptError(
+                f"this checkpoint does not fit the run: {(str(exc).splitlines() or [''])[-1].strip()[:160]}",
+                hint="an older checkpoint may: ganq checkpoints JOB",
+            ) from exc
         self.step = step
 
     def check_finite(self) -> None:

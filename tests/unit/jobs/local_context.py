@@ -94,6 +94,7 @@ class LocalContext:
     lines: list[str] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
     reports: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
     sink: LocalSink = field(default_factory=LocalSink)
     asked: int = 0
 
@@ -115,8 +116,15 @@ class LocalContext:
         assert self.data is not None
         return self.data
 
-    def resume(self) -> Snapshot | None:
-        return self.resume_from
+    def event(self, type: str, **detail: Any) -> None:
+        self.events.append({"type": type, **detail})
+
+    def resume(self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False) -> Snapshot | None:
+        own = [one.for_resume() for one in self.saved if one.kind != "resume" or not whole_epoch]
+        newest = own[-1] if own else self.resume_from
+        if newest is not None:
+            take_up(newest)
+        return newest
 
     def save_checkpoint(
         self,
