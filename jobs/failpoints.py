@@ -60,7 +60,9 @@ def parse(text: str) -> dict[str, Entry]:
 
 
 _entries = parse(os.environ.get("GANQ_FAILPOINTS", "")) if ENABLED else {}
-_guards_off = frozenset(os.environ.get("GANQ_GUARDS_OFF", "").split(",")) if ENABLED else frozenset()
+_guards_off = (
+    frozenset(filter(None, os.environ.get("GANQ_GUARDS_OFF", "").split(","))) if ENABLED else frozenset()
+)
 _times: Counter[str] = Counter()
 
 
