@@ -156,8 +156,10 @@ def durable_file(path: Path, *, needed: int | None = None) -> Iterator[IO[bytes]
             if guard("fsync"):
                 os.fsync(file.fileno())
         failpoint("file.synced")
+        failpoint(f"file.synced.{path.name}")
         _rename(temp, path)
         failpoint("file.renamed")
+        failpoint(f"file.renamed.{path.name}")
         fsync_folder(path.parent)
     except OSError as exc:
         with suppress(OSError):

@@ -38,10 +38,10 @@ def add_model(settings: Settings, name: str = "m", *, ngf: int = 4, seed: int = 
     database = Database(settings)
     try:
         store = JobStore(database)
-        spec = {"netg": "/nowhere", "netd": None, **{key: arch.to_json()[key] for key in ("size", "nz")}}
+        sides = {key: arch.to_json()[key] for key in ("size", "nz")}
         job = store.add_finished(
             kind="import",
-            spec=spec | {"ngf": ngf, "ndf": 4},
+            spec={"netg": "/nowhere", "netd": "/nowhere", **sides, "ngf": ngf, "ndf": 4},
             spec_version=1,
             user="t",
             name=name,

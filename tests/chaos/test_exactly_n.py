@@ -1,0 +1,214 @@
+"""
+Generation that is killed, stopped or rung for too often ends with exactly the pictures it was asked for.
+
+Rows F2, F7 and F15 of docs/fault-matrix.md. What must be true afterwards is always the
+same: indices 0…N−1, every hash right, no file besides, and the bytes of an undisturbed run.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+from machine import Ganq, until
+from results import add_model, attempt_folder, lines, result_files
+from sqlalchemy import text
+from tables import job_row
+
+from storage.engine import Database
+from storage.pictures import verify_manifest
+from worker.app import queue_key
+
+sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+
+OPTIONS = ["--from", "m", "--micro-batch", "4", "--grid", "16"]
+WAYS = {
+    "count": ["--count", "60"],
+    "best": ["--keep", "10", "--of", "60"],
+    "seeds": ["--seeds", "3-20,50-70,1000"],
+}
+PICTURES = {"count": 60, "best": 10, "seeds": 40}
+
+RUNNER_POINTS = [
+    "runner.ordered",
+    "generate.loaded",
+    "generate.drawn@1",
+    "generate.drawn@7",
+    "pictures.written@1",
+    "pictures.written@9",
+    "pictures.synced",
+    "pictures.images_renamed",
+    "pictures.grids_renamed",
+    "pictures.renamed",
+    "file.synced.manifest.jsonl",
+    "file.renamed.manifest.jsonl",
+    "pictures.published",
+    "runner.worked",
+]
+SUPERVISOR_POINTS = ["supervisor.claimed", "supervisor.before_finish", "supervisor.finished"]
+PATIENCE_S = 120.0
+
+
+def failpoints(tmp_path: Path, points: list[str]) -> dict[str, str]:
+    """Environment in which each point kills the first process that comes by, and no other."""
+    fired = tmp_path / "fired"
+    fired.mkdir(exist_ok=True)
+    entries = []
+    for point in points:
+        name, _, times = point.partition("@")
+        entries.append(f"{name}=kill@{times or 1}")
+    return {
+        "GANQ_ENABLE_FAILPOINTS": "1",
+        "GANQ_FAILPOINTS": ";".join(entries),
+        "GANQ_FAILPOINTS_FIRED": str(fired),
+    }
+
+
+@contextmanager
+def without_backoff(database: Database) -> Iterator[None]:
+    """A job that crashed may run at once, as often as it takes: nobody waits for its backoff."""
+    done = threading.Event()
+    sql = text("UPDATE job SET crash_count = 0, not_before = NULL WHERE state = 'queued' AND crash_count > 0")
+
+    def clear() -> None:
+        while not done.wait(0.1):
+            database.write(lambda conn: conn.execute(sql))
+
+    thread = threading.Thread(target=clear)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def submit(ganq: Ganq, way: str) -> int:
+    return int(ganq.json("submit", "generate", *OPTIONS, *WAYS[way])["id"])
+
+
+def finished(ganq: Ganq, job: int) -> Path:
+    """The folder of a job that succeeded, after all that can be checked of it has been."""
+    row = ganq.job(job)
+    assert row["state"] == "succeeded", row["error"]
+    folder = attempt_folder(Path(ganq.env["GANQ_VOLUME"]), row)
+    verify_manifest(folder, manifest_sha256=row["result"]["manifest_sha256"])
+    others = {one.name for one in folder.iterdir()} - {"images", "grids", "manifest.jsonl"}
+    assert others <= {"log.txt", "metrics.jsonl"}, "a file that nobody asked for"
+    return folder
+
+
+def undisturbed(ganq: Ganq, ways: list[str]) -> dict[str, dict[str, bytes]]:
+    """The bytes of each way to ask, from a worker that nobody troubles."""
+    worker = ganq.start_worker("calm")
+    jobs = {way: submit(ganq, way) for way in ways}
+    for job in jobs.values():
+        assert ganq.run("wait", str(job), "--timeout", "60").returncode == 0
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(30) == 0
+    return {way: result_files(finished(ganq, job)) for way, job in jobs.items()}
+
+
+def sweep(ganq: Ganq, database: Database, tmp_path: Path, points: dict[str, list[str]]) -> None:
+    """Kill one job of each way at all its points, one after the other; compare with the undisturbed."""
+    calm = undisturbed(ganq, list(points))
+    for way, chosen in points.items():
+        result = killed_at(ganq, database, tmp_path / way, way, chosen)
+        assert len(lines(result)) == PICTURES[way]
+        assert result_files(result) == calm[way]
+
+
+def killed_at(ganq: Ganq, database: Database, folder: Path, way: str, points: list[str]) -> Path:
+    """Returns the folder of a job that met all these points and succeeded all the same."""
+    folder.mkdir()
+    environment = failpoints(folder, points)
+    workers = [ganq.start_worker(f"{way}{n}", **environment) for n in range(2)]
+    job = submit(ganq, way)
+    with without_backoff(database):
+        # The table itself is asked: a command each time would take a core from the workers.
+        until(lambda: job_row(database, job)["state"] == "succeeded", within_s=PATIENCE_S, what=way)
+    expected = {point.partition("@")[0] for point in points}
+    until(lambda: {one.name for one in (folder / "fired").iterdir()} == expected, what="all points")
+    # Past the commit a kill costs nothing: the job had ended.
+    assert ganq.job(job)["attempt"] == len(expected - {"supervisor.finished"}) + 1
+    for worker in workers:
+        worker.send_signal(signal.SIGTERM)
+    for worker in workers:
+        assert worker.wait(30) == 0
+    return finished(ganq, job)
+
+
+@sqlite_only
+def test_a_generation_killed_at_every_phase_ends_with_exactly_its_pictures(
+    ganq: Ganq, database: Database, settings, tmp_path
+) -> None:
+    """F2. One job, killed once at each phase."""
+    add_model(settings)
+    names = {one.partition("@")[0]: one for one in RUNNER_POINTS}  # each name can fire once
+    sweep(ganq, database, tmp_path, {"count": [*names.values(), *SUPERVISOR_POINTS]})
+
+
+@pytest.mark.tier2
+def test_every_way_to_ask_survives_a_kill_at_every_phase(
+    ganq: Ganq, database: Database, settings, tmp_path
+) -> None:
+    """F2 in full: --count, --keep/--of and --seeds, first and later pictures, both databases."""
+    add_model(settings)
+    late = {one.partition("@")[0]: one for one in RUNNER_POINTS}
+    early = {one.partition("@")[0]: one for one in reversed(RUNNER_POINTS)}
+    sweep(
+        ganq,
+        database,
+        tmp_path,
+        {
+            "count": [*early.values(), *SUPERVISOR_POINTS],
+            "best": [*late.values(), *SUPERVISOR_POINTS],
+            "seeds": [*late.values(), *SUPERVISOR_POINTS],
+        },
+    )
+
+
+@pytest.mark.tier2
+@sqlite_only
+def test_best_and_seeds_are_the_same_after_a_kill_while_they_are_written(
+    ganq: Ganq, database: Database, settings, tmp_path
+) -> None:
+    """F2 for --keep/--of and --seeds."""
+    add_model(settings)
+    few = ["pictures.written@9", "pictures.renamed"]
+    sweep(ganq, database, tmp_path, {"best": few, "seeds": few})
+
+
+@sqlite_only
+def test_drained_and_rung_for_fifty_times_it_still_makes_each_picture_once(
+    ganq: Ganq, redis_url, database: Database, settings
+) -> None:
+    """F7 and F15: SIGTERM in mid-generation, duplicate and reordered bells, another worker finishes."""
+    from messages import bell
+
+    add_model(settings)
+    calm = undisturbed(ganq, ["count"])
+    slow = {"GANQ_ENABLE_FAILPOINTS": "1", "GANQ_FAILPOINTS": "generate.drawn=sleep:0.2@1+"}
+    first = ganq.start_worker("first", **slow)
+    job = submit(ganq, "count")
+    other = submit(ganq, "seeds")
+    client = redis.Redis.from_url(redis_url)
+    for number in range(50):
+        client.lpush(queue_key("default"), bell(other if number % 2 else job, number))
+    until(lambda: (job_row(database, job)["progress"] or {}).get("done"), what="the first pictures")
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(30) == 0
+    assert job_row(database, job)["state"] == "queued"
+    ganq.start_worker("second")
+    ganq.start_worker("third")
+    for number in range(50):
+        client.lpush(queue_key("default"), bell(job, 100 + number))
+    client.close()
+    assert ganq.run("wait", str(job), str(other), "--timeout", "60").returncode == 0
+    assert result_files(finished(ganq, job)) == calm["count"]
+    finished(ganq, other)
+    assert [one["outcome"] for one in ganq.job(job)["attempts"]] == ["released", "succeeded"]
+    assert ganq.job(other)["attempt"] == 1
