@@ -1,35 +1,42 @@
 """
-Engines and transactions for the job table: SQLite on one machine, Postgres on several.
+Transactions for the job table: SQLite on one machine, Postgres on several.
 
-A write transaction on SQLite is BEGIN IMMEDIATE: a deferred one that reads first
-fails at once with SQLITE_BUSY_SNAPSHOT, whatever the busy timeout says.
-synchronous=FULL because NORMAL lost 50 of 50 acknowledged commits in a power cut.
+What a moment's wait mends is tried again: a lock, a conflict, a server that restarts.
+What does not pass is told in one line.
 """
 
-import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 from jobs.errors import ConfigError, DatabaseUnavailableError, SchemaMismatchError
+from storage.filesystems import NETWORK_FILESYSTEMS as NETWORK_FILESYSTEMS
+from storage.filesystems import filesystem_type as filesystem_type
+from storage.filesystems import is_network_filesystem
+from storage.postgres_engine import postgres_engine
 from storage.settings import Settings, redact
+from storage.sqlite_engine import WAL_RESET_FIXED as WAL_RESET_FIXED
+from storage.sqlite_engine import Wal, sqlite_engine
 
 SCHEMA_REVISION = "0002"
-"""Newest migration that this code knows; workers and commands refuse any other."""
+"""Newest migration that this code knows; it works on newer schemas that say so, never on older."""
 
-# Of these, several writers may meet a defect in how a WAL is reset (fixed in 3.51.3):
-# then one process alone moves the WAL into the database, see checkpoint_wal().
-WAL_RESET_FIXED = (3, 51, 3)
-NETWORK_FILESYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "lustre", "ceph", "glusterfs", "beegfs")
 HOPELESS = ("does not exist", "authentication failed", "no password supplied", "no pg_hba.conf entry")
 """What Postgres says, without a code, to a connection that no waiting will mend."""
-RETRY_SQLSTATES = ("40001", "40P01", "57P01", "57P02", "57P03", "53300", "55P03")
+RETRY_SQLSTATES = (
+    *("40001", "40P01"),  # serialization failure, deadlock
+    *("55P03", "53300"),  # lock timeout, too many connections
+    *("57P01", "57P02", "57P03", "57P05"),  # shut down, crashed, starting up, idle for too long
+    *("25P03", "25006"),  # idle in a transaction for too long, a standby that is not promoted yet
+)
+FULL_BYTES = 65_536
+"""A disk with less room than this is full, whatever SQLite calls it."""
 
 T = TypeVar("T")
 
@@ -40,10 +47,18 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         self.url = settings.database_url
         self.is_sqlite = settings.is_sqlite
-        self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgres_engine(self.url)
+        self.wal: Wal | None = None
+        if self.is_sqlite:
+            path = sqlite_path(self.url)
+            self.engine = sqlite_engine(path)
+            self.wal = Wal(path)
+        else:
+            self.engine = postgres_engine(self.url)
         self._readers = self.engine.execution_options(ganq_read=True)
         self.answered_at = time.monotonic()
         """When the database last answered any thread of this process (monotonic)."""
+        self.answered_at = time.monotonic()
+        """When the database last answered any thread of this process (worker/pulse.py)."""
 
     def write(self, work: Callable[[Connection], T], *, patience_s: float = 30.0) -> T:
         """
@@ -54,8 +69,12 @@ class Database:
 
         Raises:
             DatabaseUnavailableError: after patience_s seconds.
+            SchemaMismatchError: the tables are not those of this code.
         """
-        return self._run(self.engine, work, patience_s)
+        done = self._run(self.engine, work, patience_s)
+        if self.wal is not None:
+            self.wal.tend()
+        return done
 
     def read(self, work: Callable[[Connection], T], *, patience_s: float = 5.0) -> T:
         """Run `work` in one read transaction; see write()."""
@@ -72,52 +91,38 @@ class Database:
                 return found
             except DBAPIError as exc:
                 if not _passing(exc) or time.monotonic() + pause > deadline:
-                    explained = _explained(exc, self.url)
-                    if explained is exc:
-                        raise
-                    raise explained from exc
+                    self._give_up(exc)
+                if getattr(exc.orig, "sqlstate", None) == "25006":
+                    self.engine.dispose()  # a new connection may find the server that can be written
                 time.sleep(pause)
                 pause = min(pause * 2, 2.0)
 
+    def _give_up(self, exc: DBAPIError) -> NoReturn:
+        if _names_the_unknown(exc):
+            self.require_schema()  # the likeliest reason, which tells more than the statement
+        explained = _explained(exc, self.url)
+        if explained is exc:
+            raise exc
+        raise explained from exc
+
     def revision(self) -> str | None:
         """The schema's migration, or None for an empty database."""
-
-        def ask(conn: Connection) -> str | None:
-            found = conn.execute(text("SELECT version_num FROM alembic_version")).scalar()
-            return str(found) if found is not None else None
-
         try:
-            return self.read(ask)
+            return self.read(schema_revision)
         except MissingTableError:
             return None
 
     def require_schema(self) -> None:
         """
         Raises:
-            SchemaMismatchError: empty, older or newer; the hint names the command.
+            SchemaMismatchError: empty, older, or newer and not for this code; the hint names the command.
         """
-        found = self.revision()
-        if found == SCHEMA_REVISION:
-            return
-        if found is None:
-            raise SchemaMismatchError("the database has no tables yet", hint="run: ganq db upgrade")
-        if found < SCHEMA_REVISION:
-            raise SchemaMismatchError(
-                f"the database is older (schema {found}) than this ganq (schema {SCHEMA_REVISION})",
-                hint="run: ganq db upgrade",
-            )
-        raise SchemaMismatchError(
-            f"the database is newer (schema {found}) than this ganq (schema {SCHEMA_REVISION})",
-            hint="install the ganq that made it, or a newer one",
-        )
+        self.read(check_schema)
 
     def checkpoint_wal(self) -> None:
-        """Move SQLite's WAL into the database; the caller holds the machine's lock for it."""
-        if self.is_sqlite:
-            with self.engine.connect() as conn:
-                raw = conn.connection.dbapi_connection
-                assert raw is not None
-                raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        """Move SQLite's WAL into the database."""
+        if self.wal is not None:
+            self.wal.checkpoint()
 
     def dispose(self) -> None:
         self.engine.dispose()
@@ -127,57 +132,58 @@ class MissingTableError(SchemaMismatchError):
     """The table that was asked for does not exist: the database is empty."""
 
 
-def _sqlite_engine(url: str) -> Engine:
+def schema_revision(conn: Connection) -> str | None:
+    """The schema's migration; the table must be there."""
+    found = conn.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return str(found) if found is not None else None
+
+
+def check_schema(conn: Connection) -> None:
+    """
+    Whether this code may work on this schema, in the caller's transaction.
+
+    Code runs on its own schema, and on a newer one if that says so: a migration that
+    only adds leaves `schema_info.compatible_from` as it is, one that breaks raises it.
+    On Postgres the look also locks out a migration until the transaction ends.
+
+    Raises:
+        SchemaMismatchError: it may not.
+    """
+    found = schema_revision(conn)
+    if found == SCHEMA_REVISION:
+        return
+    if found is None:
+        raise MissingTableError("the database has no tables yet", hint="run: ganq db upgrade")
+    if found < SCHEMA_REVISION:
+        raise SchemaMismatchError(
+            f"the database is older (schema {found}) than this ganq (schema {SCHEMA_REVISION})",
+            hint="run: ganq db upgrade",
+        )
+    oldest = conn.execute(text("SELECT compatible_from FROM schema_info")).scalar()
+    if oldest is None or str(oldest) > SCHEMA_REVISION:
+        needs = f", and needs one that knows schema {oldest}" if oldest else ""
+        raise SchemaMismatchError(
+            f"the database is newer (schema {found}) than this ganq (schema {SCHEMA_REVISION}){needs}",
+            hint="install the ganq that made it, or a newer one",
+        )
+
+
+def sqlite_path(url: str) -> Path:
+    """
+    Raises:
+        ConfigError: a relative path, or one on a file system where SQLite's locks do not hold.
+    """
     path = Path(url.removeprefix("sqlite:///"))
     if not path.is_absolute():
         raise ConfigError(f"{url} is a relative path", hint="use four slashes: sqlite:////absolute/path")
-    kind = filesystem_type(path.parent)
-    if kind in NETWORK_FILESYSTEMS or kind.startswith("fuse."):
+    folder = path.resolve().parent  # the file itself may be a link to another file system
+    kind = filesystem_type(folder)
+    if is_network_filesystem(kind):
         raise ConfigError(
-            f"SQLite cannot be kept on {kind} ({path.parent}): its locks do not hold there",
+            f"SQLite cannot be kept on {kind} ({folder}): its locks do not hold there",
             hint="put GANQ_DATABASE_URL on a local disk, or use Postgres for several machines",
         )
-    # A pooled connection must not cross a fork, which is why only processes that never
-    # fork keep a Database.
-    engine = create_engine(
-        URL.create("sqlite", database=str(path)),  # as it is: '?' in a folder's name begins no options
-        poolclass=QueuePool,
-        pool_size=4,
-        max_overflow=8,
-        connect_args={"timeout": 30.0, "check_same_thread": False, "isolation_level": None},
-    )
-
-    @event.listens_for(engine, "connect")
-    def _pragmas(raw: Any, record: Any) -> None:
-        raw.execute("PRAGMA busy_timeout = 30000")
-        raw.execute("PRAGMA journal_mode = WAL")
-        raw.execute("PRAGMA synchronous = FULL")
-        raw.execute("PRAGMA foreign_keys = ON")
-        one_checkpointer = sqlite3.sqlite_version_info < WAL_RESET_FIXED
-        raw.execute(f"PRAGMA wal_autocheckpoint = {0 if one_checkpointer else 1000}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(conn: Connection) -> None:
-        reading = conn.get_execution_options().get("ganq_read", False)
-        conn.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _postgres_engine(url: str) -> Engine:
-    return create_engine(
-        url,
-        pool_pre_ping=True,
-        pool_size=4,
-        max_overflow=8,
-        connect_args={
-            "connect_timeout": 5,
-            "application_name": "ganq",
-            "tcp_user_timeout": 20_000,
-            "options": "-c lock_timeout=5s -c statement_timeout=30s"
-            " -c idle_in_transaction_session_timeout=30s",
-        },
-    )
+    return path
 
 
 def _passing(exc: DBAPIError) -> bool:
@@ -189,6 +195,15 @@ def _passing(exc: DBAPIError) -> bool:
     if isinstance(exc.orig, sqlite3.OperationalError):
         return "locked" in str(exc.orig) or "busy" in str(exc.orig)
     return isinstance(exc, OperationalError) and not any(word in str(exc.orig) for word in HOPELESS)
+
+
+def _names_the_unknown(exc: DBAPIError) -> bool:
+    """A column that does not exist."""
+    said = str(exc.orig)
+    return getattr(exc.orig, "sqlstate", None) == "42703" or (
+        isinstance(exc, OperationalError | ProgrammingError)
+        and ("no such column" in said or "has no column" in said)
+    )
 
 
 def _explained(exc: DBAPIError, url: str) -> Exception:
@@ -208,8 +223,13 @@ def _explained(exc: DBAPIError, url: str) -> Exception:
             f"the job table cannot be written by this user ({shown})",
             hint="check the permissions of the file and its folder",
         )
+    if sqlstate == "53100" or _disk_is_full(exc.orig, url):
+        return DatabaseUnavailableError(
+            f"the disk of the job table is full ({shown})",
+            hint="make room there: what was accepted is safe, and the workers wait for it",
+        )
     wrong_sql = getattr(exc.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
-    if isinstance(exc, OperationalError) and not wrong_sql:
+    if (isinstance(exc, OperationalError) and not wrong_sql) or sqlstate == "25006":
         return DatabaseUnavailableError(
             f"the job table cannot be reached: {said} ({shown})",
             hint="check GANQ_DATABASE_URL and that the database runs: ganq doctor",
@@ -217,17 +237,18 @@ def _explained(exc: DBAPIError, url: str) -> Exception:
     return exc
 
 
-def filesystem_type(folder: Path) -> str:
-    """The type of the file system that holds a folder, '' where the system does not say."""
+def _disk_is_full(orig: Any, url: str) -> bool:
+    """SQLite says SQLITE_FULL, or calls it an I/O error when its index of the WAL cannot grow."""
+    code = getattr(orig, "sqlite_errorcode", None)
+    if code is None or code & 0xFF not in (
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+    ):
+        return False
+    if code == sqlite3.SQLITE_FULL:
+        return True
     try:
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        return shutil.disk_usage(Path(url.removeprefix("sqlite:///")).parent).free < FULL_BYTES
     except OSError:
-        return ""
-    real = os.path.realpath(folder)
-    best, kind = "", ""
-    for line in mounts:
-        left, _, right = line.partition(" - ")
-        point = left.split()[4].replace("\\040", " ")
-        if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
-            best, kind = point, right.split()[0]
-    return kind
+        return False
