@@ -19,10 +19,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, TextClause, bindparam, func, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    TextClause,
+    and_,
+    bindparam,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from storage.jobs import Lease
 from storage.models import CLAIMABLE, RIPENING, RUNNING, YIELDED, attempt, job, quota, utcnow, worker
+from storage.transitions import BACKOFF_S
 
 PATIENCE_S = 600.0
 """A job that yielded goes before all others when it has waited so many seconds."""
@@ -90,9 +103,19 @@ class Wanted:
         return {"kinds": list(self.kinds), "spec_version": self.spec_version, **more}
 
 
+def is_ripe() -> ColumnElement[bool]:
+    """
+    A job that waited for its time may be claimed now.
+
+    A time further ahead than the longest backoff was noted before somebody set the clock back.
+    """
+    now, longest = utcnow(), BACKOFF_S[-1] + 1
+    return and_(text(RIPENING), or_(job.c.not_before <= now, job.c.not_before > now + longest))
+
+
 def ripen(conn: Connection) -> None:
     """Let jobs whose time has come be claimed: `not_before` passes into NULL."""
-    ripe = select(job.c.id).where(text(RIPENING), job.c.not_before <= utcnow()).limit(RIPE_AT_ONCE)
+    ripe = select(job.c.id).where(is_ripe()).limit(RIPE_AT_ONCE)
     ids = conn.execute(ripe.with_for_update(skip_locked=True)).scalars().all()
     if ids:
         conn.execute(update(job).where(job.c.id.in_(ids)).values(not_before=None))

@@ -8,6 +8,7 @@ after a commit whose answer was lost: it recognises what it has already done.
 """
 
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from jobs.errors import GanqError, InvalidTransitionError, JobNotFoundError, Ret
 from jobs.failpoints import guard
 from jobs.states import JobState, Outcome, StopReason
 from storage.claims import Wanted, best_job, idle_worker, may_stay, ripen, waits_above
-from storage.engine import Database
+from storage.engine import Database, check_schema
 from storage.jobs import Checkpoint, Job, Lease, WorkerIdentity
 from storage.models import CLAIMABLE, RIPENING, RUNNING, attempt, checkpoint, dependency, job, utcnow
 from storage.transitions import (
@@ -238,6 +239,7 @@ class JobStore:
 
         def work(conn: Connection) -> Lease | None:
             nonlocal again
+            check_schema(conn)
             if again:
                 mine = conn.execute(
                     select(job).where(text(f"job.{RUNNING}"), job.c.lease_token == token)
@@ -567,13 +569,18 @@ class JobStore:
 
         return self._settle_by(lease, decide, {Outcome.CRASHED, Outcome.CANCELLED}, {"message": message})
 
-    def rescue(self, beat: Beat, why: str) -> JobState | None:
+    def rescue(self, beat: Beat, why: str, *, within_s: float = float("inf")) -> JobState | None:
         """
         Take a job back from a worker that fell silent (the reaper's compare-and-set).
+
+        Args:
+            within_s: let it be if the table could not be written for so long: whoever
+                kept us waiting has kept the worker from beating, too.
 
         Returns:
             The job's new state, or None if it moved by itself in the meantime.
         """
+        began = time.monotonic()
 
         def work(conn: Connection) -> JobState | None:
             row = conn.execute(
@@ -586,7 +593,7 @@ class JobStore:
                 )
                 .with_for_update()
             ).first()
-            if row is None:
+            if row is None or time.monotonic() - began > within_s:
                 return None
             if row.cancel_requested_at is not None:
                 new: JobState = JobState.CANCELLED
@@ -717,9 +724,15 @@ class JobStore:
             (job id, queue). In no order: a bell is a hint, and the claim takes the best job.
         """
         silent = select(job.c.id, job.c.queue).where(
-            text(CLAIMABLE), or_(job.c.rung_at.is_(None), job.c.rung_at < utcnow() - again_s)
+            text(CLAIMABLE),
+            # A bell of the future was noted before somebody set the clock back.
+            or_(
+                job.c.rung_at.is_(None),
+                job.c.rung_at < utcnow() - again_s,
+                job.c.rung_at > utcnow() + again_s,
+            ),
         )
-        ripe = select(job.c.id).where(text(RIPENING), job.c.not_before <= utcnow())
+        ripe = select(job.c.id).where(is_ripe())
         # A look that locks nothing first: most of the time there is nothing to ring for.
         if not self.database.read(
             lambda conn: conn.execute(silent.limit(1)).first() or conn.execute(ripe).first()

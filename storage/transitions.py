@@ -7,7 +7,7 @@ into an existing row.
 
 from typing import Any
 
-from sqlalchemy import Connection, and_, insert, select, update
+from sqlalchemy import Connection, and_, case, insert, select, update
 
 from jobs.errors import InvalidTransitionError, JobNotFoundError, LeaseLostError
 from jobs.failpoints import guard
@@ -73,10 +73,11 @@ def record_event(
     worker: str | None = None,
     detail: dict[str, Any] | None = None,
 ) -> None:
+    # A job's history never runs backwards, even if somebody sets the clock back.
+    last = select(event.c.at).where(event.c.job_id == job_id).order_by(event.c.id.desc()).limit(1)
+    at = case((last.scalar_subquery() > utcnow(), last.scalar_subquery()), else_=utcnow())
     conn.execute(
-        insert(event).values(
-            job_id=job_id, at=utcnow(), type=type, attempt=attempt, worker=worker, detail=detail
-        )
+        insert(event).values(job_id=job_id, at=at, type=type, attempt=attempt, worker=worker, detail=detail)
     )
 
 

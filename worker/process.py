@@ -14,12 +14,19 @@ def boot_id() -> str:
     Names this boot of this machine and this process namespace.
 
     Two containers on one machine share the boot but not their process ids, so
-    the namespace is part of the name.
+    the namespace is part of the name; nor, in time namespaces, when a process began.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
     except OSError:
+        return ""
+    return ":".join([boot, *(_namespace(kind) for kind in ("pid", "time"))])
+
+
+def _namespace(kind: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/ns/{kind}").strip(f"{kind}:[]")
+    except OSError:  # a kernel before 5.6 has no time namespaces
         return ""
 
 

@@ -5,17 +5,14 @@ The reaper trusts no wall clock. It takes a job back when (attempt, hb_seq) has 
 changed for lease_seconds on its own monotonic clock, over reads that all succeeded.
 """
 
-import fcntl
 import logging
 import random
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
 
-from jobs.errors import GanqError
+from jobs.errors import GanqError, SchemaMismatchError
 from storage.engine import Database
 from storage.job_store import Beat, JobStore
 from storage.settings import Settings
@@ -68,9 +65,11 @@ class Reaper:
         rescued = []
         for beat in beats:
             why = self._verdict(beat, now)
-            if why and self.store.rescue(beat, why) is not None:
+            if why and self.store.rescue(beat, why, within_s=self.patience_s) is not None:
                 log.warning("job %s taken back: %s", beat.job_id, why)
                 rescued.append(beat.job_id)
+            elif why:
+                self.watched.pop(beat.job_id, None)
         alive = {beat.job_id for beat in beats}
         self.watched = {job_id: seen for job_id, seen in self.watched.items() if job_id in alive}
         return rescued
@@ -89,7 +88,7 @@ class Reaper:
 
 
 class Recovery(threading.Thread):
-    """The supervisor's thread for reaping, ringing again and looking after SQLite's WAL."""
+    """The supervisor's thread for reaping, ringing again, and noticing a schema that is not for this code."""
 
     def __init__(
         self,
@@ -98,6 +97,7 @@ class Recovery(threading.Thread):
         workers: WorkerStore,
         ring: Callable[[str, int], None],
         wake: Callable[[], None],
+        misfit: Callable[[SchemaMismatchError], None],
     ) -> None:
         super().__init__(name="recovery", daemon=True)
         self.database = database
@@ -106,28 +106,27 @@ class Recovery(threading.Thread):
         self.workers = workers
         self.ring = ring
         self.wake = wake
+        self.misfit = misfit
         self.reaper = Reaper(self.store, settings)
         self.stopping = threading.Event()
 
     def run(self) -> None:
         self.workers_forgotten = False
         next_ring = 0.0
-        wal_lock: IO[str] | None = None
         while True:
             try:
+                self.database.require_schema()
                 if self.reaper.tick():
                     self.wake()
                 if time.monotonic() >= next_ring:
                     self.dispatch()
                     next_ring = time.monotonic() + self.settings.poll_seconds
-                if self.settings.is_sqlite:
-                    wal_lock = wal_lock or _try_lock(self.settings.runtime / "wal.lock")
-                    if wal_lock is not None:
-                        self.database.checkpoint_wal()
                 if not self.workers_forgotten:
                     self.workers.forget_old()
                     self.workers_forgotten = True
-            except (GanqError, OSError) as exc:  # OSError: the runtime folder was cleaned away
+            except SchemaMismatchError as exc:
+                self.misfit(exc)
+            except (GanqError, OSError) as exc:
                 log.warning("recovery waits: %s", exc)
             if self.stopping.wait(self.settings.reap_seconds * random.uniform(0.8, 1.2)):
                 return
@@ -141,13 +140,3 @@ class Recovery(threading.Thread):
 
     def stop(self) -> None:
         self.stopping.set()
-
-
-def _try_lock(path: Path) -> IO[str] | None:
-    file = open(path, "w")  # noqa: SIM115 - stays open for as long as the lock is held
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import errors
-from jobs.errors import DatabaseUnavailableError, GanqError, LeaseLostError
+from jobs.errors import DatabaseUnavailableError, GanqError, LeaseLostError, SchemaMismatchError
 from jobs.failpoints import failpoint
 from jobs.kinds import KINDS, SPEC_VERSION
 from jobs.states import StopReason
@@ -49,6 +49,10 @@ log = logging.getLogger("ganq.supervisor")
 CANCEL_GRACE_S = 15.0
 RETRY_DATABASE_S = 1.0
 LOOK_AGAIN_S = 0.3
+AWAY_S = 10.0
+"""A round of the loop that took longer: this process was stopped, or waited for the database."""
+FATAL_EXIT = 4
+"""Something is wrong that another supervisor would find wrong, too: see worker/launcher.py."""
 
 
 class Supervisor:
@@ -70,6 +74,8 @@ class Supervisor:
         self.stop_sent: StopReason | None = None
         self.stop_deadline = 0.0
         self.terminated_at: float | None = None
+        self.misfit: SchemaMismatchError | None = None
+        self.checked_at = time.monotonic()
         self.draining = False
         self.next_poll = 0.0
 
@@ -89,7 +95,9 @@ class Supervisor:
 
         offer = partial(self.store.offer_to_yield, who=who, kinds=self.kinds)
         self.heart = Heart(self.store, self.workers, settings, self._tell, offer)
-        self.recovery = Recovery(self.database, settings, self.workers, _ring_through_parent, self._wake)
+        self.recovery = Recovery(
+            self.database, settings, self.workers, _ring_through_parent, self._wake, self._on_misfit
+        )
         self.pulse = Pulse(self, pulse_socket(wake_socket))
 
     # --- the loop -------------------------------------------------------------------------
@@ -110,7 +118,7 @@ class Supervisor:
                 self._turn()
         finally:
             self._close()
-        return 0
+        return FATAL_EXIT if self.misfit else 0
 
     def _turn(self) -> None:
         """One round: what has arrived, then what is due."""
@@ -135,6 +143,14 @@ class Supervisor:
             self._watch_runner()
         if self.lease is None and not self.draining and time.monotonic() >= self.next_poll:
             self._claim()
+
+    def _on_misfit(self, exc: SchemaMismatchError) -> None:
+        """Somebody has changed the schema under us (from any thread): drain and leave."""
+        if self.misfit is None:
+            self.misfit = exc
+            log.error("this worker gives its job back and stops: %s → %s", exc.message, exc.hint)
+            self._on_sigterm()
+            self._wake()
 
     def _timeout(self) -> float:
         now = time.monotonic()
@@ -192,6 +208,9 @@ class Supervisor:
             try:
                 lease = self.store.claim(self.who, kinds=self.kinds, spec_version=SPEC_VERSION)
                 due_s = self.store.due_in() if lease is None else None
+            except SchemaMismatchError as exc:
+                self._on_misfit(exc)
+                break
             except GanqError as exc:
                 log.warning("cannot claim: %s", exc)
                 break
@@ -376,6 +395,10 @@ class Supervisor:
                 self.runner.channel.send("stop", reason=str(reason))
 
     def _check_deadlines(self) -> None:
+        now, before = time.monotonic(), self.checked_at
+        self.checked_at = now
+        if now - before > AWAY_S:
+            self.runner.heard_at = now  # its words may lie unread, or it was stopped as we were
         if self.lease is None:
             return
         if self.stop_sent is not None and time.monotonic() >= self.stop_deadline:
@@ -414,6 +437,7 @@ class Supervisor:
         while True:
             try:
                 commit(*args)
+                self.runner.heard_at = time.monotonic()  # it may have waited for us, however long
                 return True
             except LeaseLostError:
                 self._kill_runner()
@@ -430,6 +454,12 @@ class Supervisor:
                     self._forget("the database is away, and this worker must go")
                     return False
                 time.sleep(RETRY_DATABASE_S)
+            except SchemaMismatchError as exc:
+                # A worker that fits the new schema will take the job back.
+                self._on_misfit(exc)
+                self._kill_runner()
+                self._forget("the job table is no longer as this worker knows it")
+                return False
 
     def _forget(self, why: str | None = None) -> None:
         if why and self.lease is not None:
@@ -524,7 +554,7 @@ def main() -> int:
         return 1
     except GanqError as exc:
         log.error("%s → %s", exc.message, exc.hint)
-        return 4
+        return FATAL_EXIT
 
 
 if __name__ == "__main__":
