@@ -48,8 +48,9 @@ WORDS = {
     "init_netg": "Starting weights of the generator (.pth, .safetensors).",
     "init_netd": "Starting weights of the discriminator.",
     "checkpoint_seconds": "Seconds between resume points.",
-    "keep_last": "Newest checkpoints that stay.",
-    "keep_every": "Keep each checkpoint whose epoch is divisible by this; 0: none for that reason.",
+    "keep_last": "Newest epoch checkpoints that stay, beside the final one and one resume point.",
+    "keep_every": "Each checkpoint whose epoch is divisible by this stays, too; 0: none for that reason.",
+    "keep_best": "So many of the measured ones stay, too: those with the lowest metric.",
     "deterministic": "On a GPU: kernels that always give the same bits.",
 }
 

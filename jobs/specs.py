@@ -165,6 +165,8 @@ class TrainSpec(Spec):
     keep_last: Annotated[int, Field(ge=1, le=1000)] = 2
     keep_every: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Keep each checkpoint whose epoch is divisible by this; 0: only the last ones and the final."""
+    keep_best: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Keep so many of the checkpoints that were measured, those with the lowest metric."""
     deterministic: bool = True
     """On a GPU: deterministic kernels, so that a resumed run ends with the same bits."""
     continue_from: int | None = None

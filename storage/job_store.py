@@ -23,6 +23,7 @@ from storage.claims import Wanted, best_job, idle_worker, may_stay, ripen, waits
 from storage.engine import Database, check_schema
 from storage.jobs import Checkpoint, Job, Lease, WorkerIdentity
 from storage.models import CLAIMABLE, RIPENING, RUNNING, attempt, checkpoint, dependency, job, utcnow
+from storage.pins import hold_checkpoint, unneeded
 from storage.transitions import (
     BACKOFF_S,
     Decision,
@@ -369,19 +370,31 @@ class JobStore:
 
         return self.database.write(work, patience_s=2.0)
 
-    def pin_inputs(self, lease: Lease, inputs: dict[str, Any]) -> None:
+    def pin_inputs(self, lease: Lease, inputs: dict[str, Any]) -> dict[str, Any] | None:
         """
         Fix what the job reads (checkpoint, fingerprint), so that every attempt reads the same.
+
+        Args:
+            inputs: added to those that are fixed already.
+
+        Returns:
+            What is fixed. None if the checkpoint was let go since it was chosen: nothing was fixed.
 
         Raises:
             LeaseLostError: the job belongs to another attempt.
         """
 
-        def work(conn: Connection) -> None:
-            if conn.execute(update(job).where(owned_by(lease)).values(inputs=inputs)).rowcount != 1:
+        def work(conn: Connection) -> dict[str, Any] | None:
+            row = conn.execute(select(job.c.inputs).where(owned_by(lease)).with_for_update()).first()
+            if row is None:
                 raise lease_lost(lease)
+            if "checkpoint_id" in inputs and not hold_checkpoint(conn, inputs["checkpoint_id"]):
+                return None
+            fixed = {**(row.inputs or {}), **inputs}
+            conn.execute(update(job).where(job.c.id == lease.job_id).values(inputs=fixed))
+            return fixed
 
-        self.database.write(work)
+        return self.database.write(work)
 
     def note(self, lease: Lease, type: str, detail: dict[str, Any]) -> None:
         """
@@ -452,7 +465,7 @@ class JobStore:
 
     def forget_checkpoints(self, lease: Lease, ids: Sequence[int]) -> list[Checkpoint]:
         """
-        Take rows out of the table before their folders are deleted; pinned ones stay.
+        Take rows out of the table before their folders are deleted; those that a job needs stay.
 
         Returns:
             The checkpoints whose folders may now go.
@@ -464,19 +477,7 @@ class JobStore:
         def work(conn: Connection) -> list[Checkpoint]:
             if conn.execute(select(job.c.id).where(owned_by(lease)).with_for_update()).first() is None:
                 raise lease_lost(lease)
-            pinned = {
-                (inputs or {}).get("checkpoint_id")
-                for (inputs,) in conn.execute(
-                    select(job.c.inputs).where(job.c.state.in_((JobState.QUEUED, JobState.RUNNING)))
-                )
-            }
-            going = [
-                Checkpoint.from_row(row)
-                for row in conn.execute(
-                    select(checkpoint).where(checkpoint.c.id.in_(ids), checkpoint.c.job_id == lease.job_id)
-                )
-                if row.id not in pinned
-            ]
+            going = unneeded(conn, lease.job_id, ids)
             conn.execute(checkpoint.delete().where(checkpoint.c.id.in_([one.id for one in going])))
             return going
 

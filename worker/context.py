@@ -244,6 +244,7 @@ class RunContext:
         path = self.volume.job(self.job_id) / "spec.json"
         if not path.exists():
             about = {"ganq": version(), "kind": self.order["kind"], "inputs": self.order["inputs"]}
+            about["submitted_at"] = self.order["submitted_at"]  # ganq gc knows the job by it
             write_json(path, {"job": self.job_id, "spec": self.order["spec"], **about})
 
     def _free_place(self, target: Path) -> Path:

@@ -8,6 +8,7 @@ reads the same checkpoint and the same pictures.
 from typing import Any
 
 from jobs.errors import CheckpointNotFoundError
+from jobs.failpoints import failpoint
 from jobs.kinds import kind_named
 from storage.job_store import JobStore
 from storage.jobs import Checkpoint, Lease
@@ -20,7 +21,7 @@ def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any
         lease: the claim that the order is for.
 
     Returns:
-        JSON: job_id, attempt, kind, spec, inputs, checkpoints (own ones, newest first).
+        JSON: job_id, attempt, kind, spec, submitted_at, inputs, checkpoints (own ones, newest first).
 
     Raises:
         CheckpointNotFoundError: the job wants a model that is not there.
@@ -29,9 +30,7 @@ def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any
     job = lease.job
     inputs = dict(job.inputs or {})
     if kind_named(job.kind).needs_model and "checkpoint" not in inputs:
-        chosen = queries.choose_checkpoint(job.spec["source"], job.spec["checkpoint"])
-        inputs |= {"checkpoint_id": chosen.id, "checkpoint": _pointer(chosen)}
-        store.pin_inputs(lease, inputs)
+        inputs |= _choose(lease, store, queries)
     own = _as_written(queries.checkpoints(job.id))
     parent = job.spec.get("continue_from")
     if not own and parent is not None:
@@ -45,6 +44,7 @@ def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any
         "attempt": lease.attempt,
         "kind": job.kind,
         "spec": job.spec,
+        "submitted_at": job.created_at,
         "inputs": inputs,
         "checkpoints": [_pointer(one) | {"kind": one.kind, "bytes": one.bytes} for one in reversed(own)],
     }
@@ -53,6 +53,18 @@ def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any
 def _as_written(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     """In the order in which they were made: a run that went back left later steps behind that it gave up."""
     return sorted(checkpoints, key=lambda one: one.id)
+
+
+def _choose(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
+    """Choose the checkpoint and pin it; again, if the training let it go in between."""
+    spec = lease.job.spec
+    while True:
+        chosen = queries.choose_checkpoint(spec["source"], spec["checkpoint"])
+        failpoint("orders.chosen")
+        pin = {"checkpoint_id": chosen.id, "checkpoint": _pointer(chosen)}
+        fixed = store.pin_inputs(lease, pin)
+        if fixed is not None:
+            return fixed
 
 
 def _pointer(one: Checkpoint) -> dict[str, Any]:
@@ -65,7 +77,9 @@ def _pointer(one: Checkpoint) -> dict[str, Any]:
     }
 
 
-def prunable(checkpoints: list[Checkpoint], *, keep_last: int, keep_every: int) -> list[Checkpoint]:
+def prunable(
+    checkpoints: list[Checkpoint], *, keep_last: int, keep_every: int, keep_best: int = 1
+) -> list[Checkpoint]:
     """
     Checkpoints that retention lets go: resume points behind the newest, and old epochs.
 
@@ -73,21 +87,18 @@ def prunable(checkpoints: list[Checkpoint], *, keep_last: int, keep_every: int) 
         checkpoints: oldest first.
         keep_last: epoch checkpoints that stay, beside the final one.
         keep_every: epochs divisible by this stay; 0: none for that reason.
+        keep_best: so many of the measured epochs with the lowest metric stay.
     """
     checkpoints = _as_written(checkpoints)
-    newest = checkpoints[-1].id if checkpoints else None
     epochs = [one for one in checkpoints if one.kind == "epoch"]
-    last = {one.id for one in epochs[-keep_last:]}
-    best = {
-        min(
-            (one for one in epochs if one.metric is not None), key=lambda one: one.metric or 0.0, default=None
-        )
-    }
-    going = []
-    for one in checkpoints:
-        if one.id == newest or one.kind in ("final", "import") or one in best:
-            continue
-        kept_by_epoch = one.kind == "epoch" and keep_every > 0 and one.epoch % keep_every == 0
-        if one.id not in last and not kept_by_epoch:
-            going.append(one)
-    return going
+    ranked = sorted(
+        (one for one in epochs if one.metric is not None), key=lambda one: (one.metric or 0.0, one.epoch)
+    )
+    staying = {one.id for one in (*checkpoints[-1:], *epochs[-keep_last:], *ranked[:keep_best])}
+    return [
+        one
+        for one in checkpoints
+        if one.id not in staying
+        and one.kind not in ("final", "import")
+        and not (one.kind == "epoch" and keep_every > 0 and one.epoch % keep_every == 0)
+    ]

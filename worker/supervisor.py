@@ -331,7 +331,12 @@ class Supervisor:
         spec = lease.job.spec
         try:
             own = self.queries.checkpoints(lease.job_id)
-            going = prunable(own, keep_last=spec.get("keep_last", 2), keep_every=spec.get("keep_every", 0))
+            going = prunable(
+                own,
+                keep_last=spec.get("keep_last", 2),
+                keep_every=spec.get("keep_every", 0),
+                keep_best=spec.get("keep_best", 1),
+            )
             gone = self.store.forget_checkpoints(lease, [one.id for one in going]) if going else []
             for one in gone:
                 failpoint("supervisor.forgotten")

@@ -1,0 +1,50 @@
+"""
+Which checkpoints a job that waits or runs needs: retention must leave those alone.
+
+A choice and its pin are two steps, and retention may come in between. So a pin locks the
+checkpoint's row and fails if it is gone, and retention locks the rows before it asks
+who has pinned them: whoever is second sees what the first has done.
+"""
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, select
+
+from jobs.states import JobState
+from storage.jobs import Checkpoint
+from storage.models import checkpoint, job
+
+LIVE = (JobState.QUEUED, JobState.RUNNING)
+
+
+def hold_checkpoint(conn: Connection, checkpoint_id: int) -> bool:
+    """Keep a checkpoint's row as it is until this transaction ends; False if it is gone."""
+    held = select(checkpoint.c.id).where(checkpoint.c.id == checkpoint_id).with_for_update(read=True)
+    return conn.execute(held).first() is not None
+
+
+def unneeded(conn: Connection, job_id: int, ids: Sequence[int]) -> list[Checkpoint]:
+    """Those of a job's checkpoints that nobody has pinned or names; their rows are locked."""
+    chosen = select(checkpoint).where(checkpoint.c.id.in_(ids), checkpoint.c.job_id == job_id)
+    rows = [Checkpoint.from_row(row) for row in conn.execute(chosen.with_for_update())]
+    if not rows:
+        return []
+    pinned = {
+        (inputs or {}).get("checkpoint_id")
+        for (inputs,) in conn.execute(
+            select(job.c.inputs).where(job.c.state.in_(LIVE), job.c.inputs.is_not(None))
+        )
+    }
+    # 'best' and 'last' are of what is there when the job begins; an epoch is a promise.
+    reads_this = job.c.spec["source"].as_integer() == job_id
+    named = {
+        str(which)
+        for (which,) in conn.execute(
+            select(job.c.spec["checkpoint"].as_string()).where(
+                job.c.state == JobState.QUEUED, job.c.kind.not_in(("train", "import")), reads_this
+            )
+        )
+    }
+    return [
+        one for one in rows if one.id not in pinned and not (one.kind != "resume" and str(one.epoch) in named)
+    ]
