@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from jobs.errors import GanqError, InvalidTransitionError, JobNotFoundError, Retry, SpecError
 from jobs.failpoints import guard
 from jobs.states import JobState, Outcome, StopReason
-from storage.claims import Wanted, best_job, idle_worker, may_stay, ripen, waits_above
+from storage.claims import Wanted, best_job, idle_worker, is_ripe, may_stay, ripen, waits_above
 from storage.engine import Database, check_schema
 from storage.jobs import Checkpoint, Job, Lease, WorkerIdentity
 from storage.models import CLAIMABLE, RIPENING, RUNNING, attempt, checkpoint, dependency, job, utcnow
