@@ -37,14 +37,15 @@ def upgrade(as_json: bool) -> int:
     settings = Settings.load()
     url = redact(settings.database_url)
     if settings.is_sqlite and not Path(settings.database_url.removeprefix("sqlite:///")).exists():
-        schema.open_database(settings, create=True)
+        schema.open_database(settings, create=True).dispose()
         before, now = None, SCHEMA_REVISION
     else:
         before, now = schema.upgrade(Database(settings))
     if as_json:
         output.print_json({"database": url, "before": before, "schema": now})
     elif before == now:
-        click.echo(f"{url} already has schema {now}")
+        newer = f", newer than this ganq's {SCHEMA_REVISION} and fit for it" if now > SCHEMA_REVISION else ""
+        click.echo(f"{url} already has schema {now}{newer}")
     else:
         click.echo(f"{url}: schema {before or 'none'} → {now}")
     return 0
@@ -53,24 +54,34 @@ def upgrade(as_json: bool) -> int:
 @click.command(epilog=examples("ganq db status", "ganq db status --json"))
 @output.json_option
 def status(as_json: bool) -> int:
-    """Say which schema the database has; exit code 1 unless it is this ganq's."""
+    """Say which schema the database has; exit code 1 unless this ganq can work on it."""
     from pathlib import Path
 
+    from jobs.errors import SchemaMismatchError
     from storage.engine import SCHEMA_REVISION, Database
     from storage.settings import Settings, redact
 
     settings = Settings.load()
     absent = settings.is_sqlite and not Path(settings.database_url.removeprefix("sqlite:///")).exists()
-    found = None if absent else Database(settings).revision()
+    found, misfit = None, None
+    if not absent:
+        database = Database(settings)
+        found = database.revision()
+        try:
+            database.require_schema()
+        except SchemaMismatchError as exc:
+            misfit = exc
+    usable = found is not None and misfit is None
     url = redact(settings.database_url)
     if as_json:
-        output.print_json({"database": url, "schema": found, "needed": SCHEMA_REVISION})
+        output.print_json({"database": url, "schema": found, "needed": SCHEMA_REVISION, "usable": usable})
     elif found == SCHEMA_REVISION:
         click.echo(f"{url} has schema {found}, as this ganq needs")
+    elif usable:
+        click.echo(f"{url} has schema {found}, newer than this ganq's {SCHEMA_REVISION} and fit for it")
     else:
         click.echo(
             f"{url} has {f'schema {found}' if found else 'no tables'}; this ganq needs {SCHEMA_REVISION}"
         )
-        if found is None or found < SCHEMA_REVISION:
-            click.echo("  → ganq db upgrade")
-    return 0 if found == SCHEMA_REVISION else 1
+        click.echo(f"  → {(misfit.hint if misfit else None) or 'run: ganq db upgrade'}")
+    return 0 if usable else 1

@@ -1,7 +1,8 @@
 """Postgres for the job table: every wait has an end, on the server and on this side of the line."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -36,6 +37,25 @@ def postgres_engine(url: str) -> Engine:
         return _bounded_connection().connect(*arguments, **options)
 
     return engine
+
+
+@contextmanager
+def patient_connections(engine: Engine) -> Iterator[None]:
+    """For statements that may take any time: the connections that are opened meanwhile wait for ever."""
+    if engine.dialect.name != "postgresql":
+        yield
+        return
+
+    def wait_for_ever(raw: Any, record: Any) -> None:
+        raw.answer_s = None
+
+    engine.dispose()
+    event.listen(engine, "connect", wait_for_ever)
+    try:
+        yield
+    finally:
+        event.remove(engine, "connect", wait_for_ever)
+        engine.dispose()
 
 
 @cache
