@@ -283,7 +283,7 @@ class Training:
             loss_fake = loss.d_fake(fake_B)
             torch.autograd.backward(loss_fake)
             loss_d = loss_real.detach() + loss_fake.detach()
-        if failpoint("train.nan"):
+        if failpoint(f"train.nan.{self.state.step}x{self.rollbacks.lr_scale:g}"):
             nn.utils.clip_grad_value_(net.parameters(), float("nan"))
         self.state.opt_d.step()
         self.journal.meter.add({"loss_d": loss_d, "d_real": real_B.mean(), "d_fake": fake_B.mean()})
