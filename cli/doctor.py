@@ -1,13 +1,24 @@
-"""`ganq doctor`: what is wrong with the set-up."""
+"""`ganq doctor`: what is wrong with the set-up, and what to do about it."""
+
+from typing import TYPE_CHECKING
 
 import click
 
 from cli import output
 from cli.lazy import examples
 
-COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from storage.probe import Finding
+    from storage.settings import Settings
+
+COLOURS = {"ok": "green", "warn": "yellow", "bad": "red"}
 SHOWN = ("home", "volume", "database_url", "redis_url", "data", "user", "queues")
 """Settings that are always shown; the others only where they differ from their defaults."""
+SETTINGS_S = 5.0
+SHORTEST_SECRET = 6
+"""A password that is shorter would be masked in the middle of words."""
 
 
 @click.command(epilog=examples("ganq doctor", "ganq doctor --json"))
@@ -16,55 +27,82 @@ def doctor(as_json: bool) -> int:
     """
     Look at all that ganq stands on, and say what to do about what is wrong.
 
-    Settings, job table, Redis, volume, GPUs, torch, workers, and jobs that cannot
-    move. Changes nothing. Exit code 1 if something failed; a warning is no failure.
+    Settings and their files, job table, workers, jobs that cannot move, Redis, volume
+    and what lies on it, GPUs, torch. Changes nothing, and waits for nothing for long.
+    Exit code 1 if something is bad; a warning is not.
     """
+    from jobs.errors import GanqError
+    from storage.probe import bad, within
     from storage.settings import Settings
+
+    try:
+        settings = within(SETTINGS_S, Settings.load)
+    except GanqError as exc:
+        return _report(None, [bad("settings", exc.message, exc.hint)], as_json)
+    except TimeoutError:
+        hint = "GANQ_CONFIG, GANQ_DATABASE_URL_FILE and GANQ_REDIS_URL_FILE must name plain files"
+        return _report(
+            None, [bad("settings", "a file of the settings cannot be read to its end", hint)], as_json
+        )
     from worker.diagnosis import examine
 
-    settings = Settings.load()
-    findings = []
-    if not as_json:
-        _show_settings(settings.redacted(), settings)
-    for finding in examine(settings):
-        findings.append(finding)
+    return _report(settings, examine(settings), as_json)
+
+
+def _report(settings: "Settings | None", findings: "Iterable[Finding]", as_json: bool) -> int:
+    masked = _masker(settings)
+    if settings is not None and not as_json:
+        _show_settings(settings)
+    told = []
+    for one in findings:
+        said, hint = masked(one.said), None if one.hint is None else masked(one.hint)
+        told.append({"check": one.check, "verdict": str(one.verdict), "said": said, "hint": hint})
         if not as_json:
-            _show(finding.verdict, finding.check, finding.said, finding.hint)
-    counted = {verdict: sum(one.verdict == verdict for one in findings) for verdict in COLOURS}
+            _show(one.check, str(one.verdict), said, hint)
+    counted = {verdict: sum(one["verdict"] == verdict for one in told) for verdict in COLOURS}
     if as_json:
-        told = [
-            {
-                "check": one.check,
-                "verdict": str(one.verdict),
-                "said": output.clean(one.said),
-                "hint": None if one.hint is None else output.clean(one.hint),
-            }
-            for one in findings
-        ]
-        output.print_json({"ok": not counted["fail"], "settings": settings.redacted(), "findings": told})
+        shown = settings.redacted() if settings is not None else None
+        output.print_json({"ok": not counted["bad"], "settings": shown, "findings": told})
     else:
-        click.echo(
-            f"\n{counted['ok']} ok, {output.count(counted['warn'], 'warning')}, {counted['fail']} failed"
-        )
-    return 1 if counted["fail"] else 0
+        click.echo(f"\n{counted['ok']} ok, {output.count(counted['warn'], 'warning')}, {counted['bad']} bad")
+    return 1 if counted["bad"] else 0
 
 
-def _show_settings(values: dict[str, object], settings: object) -> None:
+def _masker(settings: "Settings | None") -> "Callable[[str], str]":
+    """Cleans a text of passwords in URLs, and of this set-up's own wherever a server repeats them."""
+    from urllib.parse import unquote, urlsplit
+
+    known = set()
+    for url in (settings.database_url, settings.redis_url) if settings is not None else ():
+        given = urlsplit(url).password
+        known |= {given, unquote(given)} if given else set()
+    secrets = sorted((one for one in known if len(one) >= SHORTEST_SECRET), key=len, reverse=True)
+
+    def mask(text: str) -> str:
+        for one in secrets:
+            text = text.replace(one, "***")
+        return output.clean(text)
+
+    return mask
+
+
+def _show_settings(settings: "Settings") -> None:
     from dataclasses import MISSING, fields
 
-    for f in fields(settings):  # type: ignore[arg-type]
+    values = settings.redacted()
+    for f in fields(settings):
         changed = f.default is not MISSING and values[f.name] != f.default
         if values[f.name] is not None and (f.name in SHOWN or changed):
             click.echo(f"{f.name:<20}{output.clean(values[f.name])}")
     click.echo()
 
 
-def _show(verdict: str, check: str, said: str, hint: str | None) -> None:
+def _show(check: str, verdict: str, said: str, hint: str | None) -> None:
     import os
 
     word = f"{verdict:<6}"
     if output.on_terminal() and not os.environ.get("NO_COLOR"):
         word = click.style(word, fg=COLOURS[verdict])
-    click.echo(f"{word}{check:<10}{output.clean(said)}")
+    click.echo(f"{word}{check:<10}{said}")
     if hint is not None:
-        click.echo(f"      {'':<10}→ {output.clean(hint)}")
+        click.echo(f"      {'':<10}→ {hint}")

@@ -1,80 +1,62 @@
 """
-What `ganq doctor` finds out about the job table and the volume, and what a finding is.
+What `ganq doctor` finds out about the job table itself: where it is, whether it keeps what it accepts.
 
-Nothing here changes anything: each check looks, and says what to do. A check that
-cannot look says so in its finding instead of raising.
+Nothing here changes anything: each check looks, and says what to do.
 """
 
 import os
 import sqlite3
+import stat
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import quote
 
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, text
+from sqlalchemy.engine import make_url
 
-from jobs.errors import GanqError
-from jobs.states import JobState
-from storage.engine import (
-    NETWORK_FILESYSTEMS,
-    SCHEMA_REVISION,
-    WAL_RESET_FIXED,
-    Database,
-    filesystem_type,
-)
+from jobs.errors import SchemaMismatchError
+from storage.engine import SCHEMA_REVISION, WAL_RESET_FIXED, Database
 from storage.jobs import Job, WorkerRow
-from storage.models import CLAIMABLE, job
-from storage.queries import Filter, Queries
-from storage.settings import Settings, redact
+from storage.mounts import mount_of
+from storage.probe import Finding, bad, ok, warn
+from storage.queries import Queries
+from storage.settings import Settings
 
 CLOCK_S = 5.0
 """Clocks that differ by more make ages look wrong; leases are measured without them."""
-LOW_BYTES = 5_000_000_000
-EMPTY_BYTES = 200_000_000
-LOW_INODES = 10_000
 LARGE_WAL_BYTES = 500_000_000
-LISTED = 5
+EMPTY_BYTES = 200_000_000
+LOCKED_S = 5.0
+"""A lock that is held for longer than this is not held by a worker that is well."""
+OLDEST_POSTGRES = 14
+"""Older ones get no fixes any more (postgresql.org/support/versioning)."""
+CONNECTIONS_OF_A_WORKER = 4
+MOUNT_IN_MEMORY = ("tmpfs", "ramfs")
 
 
-class Verdict(StrEnum):
-    """How a finding is to be taken."""
+@dataclass
+class Facts:
+    """What one check has learned and a later one needs; empty while the job table is away."""
 
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of `ganq doctor`: what was looked at, what was found, what to do."""
-
-    check: str
-    verdict: Verdict
-    said: str
-    hint: str | None = None
+    database: Database | None = None
+    workers: list[WorkerRow] = field(default_factory=list)
+    running: list[Job] = field(default_factory=list)
+    attempt_started: dict[int, float] = field(default_factory=dict)
+    """Job → seconds since its running attempt began."""
+    checkpoint_bytes: list[int] = field(default_factory=list)
+    """Of the last checkpoint of each running training; of the newest ones if none runs."""
 
 
-def ok(check: str, said: str) -> Finding:
-    return Finding(check, Verdict.OK, said)
+def check_job_table(settings: Settings, facts: Facts) -> Iterator[Finding]:
+    """The database, its schema, its clock, and what its rows say of workers and jobs."""
+    from storage.diagnosis_jobs import check_jobs_and_workers
 
-
-def warn(check: str, said: str, hint: str) -> Finding:
-    return Finding(check, Verdict.WARN, said, hint)
-
-
-def fail(check: str, said: str, hint: str | None) -> Finding:
-    return Finding(check, Verdict.FAIL, said, hint)
-
-
-# --- the job table ------------------------------------------------------------------------
-
-
-def check_job_table(settings: Settings) -> Iterator[Finding]:
-    """The database, its clock, and what its rows say of workers and jobs."""
     if settings.is_sqlite:
-        path = Path(settings.database_url.removeprefix("sqlite:///"))
+        path = sqlite_file(settings)
         if not path.exists():
             yield warn(
                 "database",
@@ -82,68 +64,241 @@ def check_job_table(settings: Settings) -> Iterator[Finding]:
                 "ganq up or the first ganq submit makes it",
             )
             return
+        yield from check_sqlite_file(path)
+    database = Database(settings)  # refuses SQLite on a network file system
+    if settings.is_sqlite:
+        yield from check_sqlite(path)
+    else:
+        yield from check_postgres(settings, database)
     try:
-        database = Database(settings)
-    except GanqError as exc:
-        yield fail("database", exc.message, exc.hint)
-        return
-    try:
-        yield from _check_database(database)
         database.require_schema()
-        yield ok("schema", f"{SCHEMA_REVISION}, as this ganq needs")
-        queries = Queries(database)
-        yield check_clock(queries)
-        workers = queries.workers()
-        yield from check_workers(workers, settings)
-        running = queries.page(Filter(states=(JobState.RUNNING,)), limit=1000)
-        yield from check_running(running, workers, settings)
-        yield from check_queued(queued_by_queue(database), workers, settings)
-    except GanqError as exc:
-        yield fail("database", exc.message, exc.hint)
-    finally:
-        database.dispose()
-
-
-def _check_database(database: Database) -> Iterator[Finding]:
-    began = time.monotonic()
-    if not database.is_sqlite:
-        facts = database.read(_postgres_facts)
-        took_ms = 1000 * (time.monotonic() - began)
-        yield ok("database", f"Postgres {facts['server_version']} answers in {took_ms:.0f} ms")
-        risky = [name for name in ("fsync", "synchronous_commit") if facts[name] == "off"]
-        if risky:
-            yield warn(
-                "database",
-                f"{' and '.join(risky)} off: a power cut may lose jobs that were accepted",
-                f"set {risky[0]} = on in postgresql.conf",
-            )
+    except SchemaMismatchError as exc:
+        yield bad("schema", exc.message, exc.hint)
         return
-    database.read(lambda conn: conn.execute(text("SELECT count(*) FROM sqlite_master")))
-    path = Path(database.url.removeprefix("sqlite:///"))
-    kind = filesystem_type(path.parent)
-    yield ok("database", f"SQLite at {path}" + (f", on {kind}" if kind else ""))
-    note = (
-        ""
-        if sqlite3.sqlite_version_info >= WAL_RESET_FIXED
-        else f"; before {'.'.join(map(str, WAL_RESET_FIXED))} its WAL may be reset wrongly under several"
-        " writers, so one worker alone resets it"
+    yield _schema(database)
+    facts.database = database
+    yield check_clock(Queries(database))
+    yield from check_jobs_and_workers(settings, facts)
+
+
+def _schema(database: Database) -> Finding:
+    found = database.revision()
+    if found == SCHEMA_REVISION:
+        return ok("schema", f"{found}, as this ganq needs")
+    return warn(
+        "schema",
+        f"{found} is newer than this ganq ({SCHEMA_REVISION}), which can work on it for now",
+        "install the newer ganq here, too",
     )
-    yield ok("sqlite", sqlite3.sqlite_version + note)
+
+
+# --- SQLite -------------------------------------------------------------------------------
+
+
+def sqlite_file(settings: Settings) -> Path:
+    return Path(settings.database_url.removeprefix("sqlite:///"))
+
+
+def check_sqlite_file(path: Path) -> Iterator[Finding]:
+    """Before it is opened: whose it is, and where it lies."""
+    about = path.stat()
+    if about.st_mode & stat.S_IWOTH:
+        yield bad("database", f"{path} can be written by everybody, who then owns ganq", f"chmod o-w {path}")
+    mount = mount_of(path.parent)
+    if mount is not None and mount.kind in MOUNT_IN_MEMORY:
+        yield warn(
+            "database", f"{path} lies in memory and is gone at the next boot", "set GANQ_HOME to a disk"
+        )
+    elif mount is not None and mount.kind == "overlay":
+        yield warn(
+            "database",
+            f"{path} lies in the container itself and is gone with it",
+            "mount a volume there, or use Postgres",
+        )
+    room = os.statvfs(path.parent)
+    free = room.f_bavail * room.f_frsize
+    if free < EMPTY_BYTES:
+        yield bad(
+            "database",
+            f"the disk of {path} has {free / 1e6:,.0f} MB left: soon no job can be accepted",
+            f"make room on {mount.point if mount else path.parent}",
+        )
+
+
+def check_sqlite(path: Path) -> Iterator[Finding]:
+    """Whether it opens, can be written, and how its WAL is kept safe."""
     if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
-        yield fail("database", f"{path} cannot be written by this user", f"check the owner of {path.parent}")
+        yield bad("database", f"{path} cannot be written by this user", f"check the owner of {path.parent}")
+    yield _lock(path)
+    version = sqlite3.sqlite_version
+    if sqlite3.sqlite_version_info >= WAL_RESET_FIXED:
+        yield ok("sqlite", f"{version}, without the WAL-reset defect")
+    else:
+        yield _wal_guard(path, version)
     wal = path.with_name(path.name + "-wal")
     if wal.exists() and wal.stat().st_size > LARGE_WAL_BYTES:
         yield warn(
             "sqlite",
             f"its WAL has grown to {wal.stat().st_size / 1e6:,.0f} MB",
-            "a running worker empties it: ganq up",
+            "a running worker empties it: ganq up; a reader that never ends keeps it (lsof says who)",
         )
 
 
+def _lock(path: Path) -> Finding:
+    """The write lock, taken and given back: who holds it for long stops every worker."""
+    began = time.monotonic()
+    try:
+        with closing(
+            sqlite3.connect(
+                f"file:{quote(str(path))}?mode=rw", uri=True, timeout=LOCKED_S, isolation_level=None
+            )
+        ) as raw:
+            raw.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            raw.execute("BEGIN IMMEDIATE")
+            raw.execute("ROLLBACK")
+    except sqlite3.OperationalError as exc:
+        if "locked" in str(exc):
+            return bad(
+                "database",
+                f"a process has held the lock of {path} for {LOCKED_S:.0f} s: no worker can write",
+                f"fuser -v {path} names it; a copy or a shell that was left open?",
+            )
+        if "readonly" in str(exc) or "unable to open" in str(exc):
+            return bad("database", f"{path}: {exc}", f"check the owner of {path.parent}")
+        raise
+    except sqlite3.DatabaseError as exc:
+        return bad(
+            "database",
+            f"{path} is not a SQLite database, or it is damaged: {exc}",
+            "move it away, or restore a backup",
+        )
+    mount = mount_of(path.parent)
+    where = f", on {mount.kind}" if mount else ""
+    took_ms = 1000 * (time.monotonic() - began)
+    return ok("database", f"SQLite at {path}{where}, opened and locked in {took_ms:.0f} ms")
+
+
+def _wal_guard(path: Path, version: str) -> Finding:
+    """Of the WAL-reset defect: ganq's connections must leave the WAL to the guarded checkpoint."""
+    from storage.sqlite_engine import sqlite_engine
+
+    fixed = ".".join(map(str, WAL_RESET_FIXED))
+    engine = sqlite_engine(path)
+    try:
+        with engine.connect() as conn:
+            automatic = conn.exec_driver_sql("PRAGMA wal_autocheckpoint").scalar_one()
+    finally:
+        engine.dispose()
+    if automatic:
+        return bad(
+            "sqlite",
+            f"{version} has the WAL-reset defect, and checkpoints by itself every {automatic} pages",
+            f"an SQLite of {fixed} or newer",
+        )
+    return ok(
+        "sqlite",
+        f"{version}; the WAL-reset defect (mended in {fixed}) is guarded against:"
+        " checkpoints are made by one process at a time, while nobody can commit",
+    )
+
+
+# --- Postgres -----------------------------------------------------------------------------
+
+SHOWN = (
+    *("server_version", "server_version_num", "fsync", "synchronous_commit", "full_page_writes"),
+    *("max_connections", "superuser_reserved_connections", "server_encoding"),
+)
+RISKS = {
+    "fsync": "a power cut may damage the whole database",
+    "full_page_writes": "a power cut may damage the whole database",
+    "synchronous_commit": "a power cut may lose jobs that were accepted",
+}
+
+
+def check_postgres(settings: Settings, database: Database) -> Iterator[Finding]:
+    """Its version, whether it keeps what it has accepted, and whether it has connections to give."""
+    began = time.monotonic()
+    facts = database.read(_postgres_facts)
+    took_ms = 1000 * (time.monotonic() - began)
+    version = facts["server_version"].split()[0]
+    if int(facts["server_version_num"]) // 10_000 < OLDEST_POSTGRES:
+        yield warn(
+            "database",
+            f"Postgres {version} gets no fixes any more",
+            f"{OLDEST_POSTGRES} or newer: pg_upgrade",
+        )
+    else:
+        yield ok("database", f"Postgres {version} answers in {took_ms:.0f} ms")
+    if facts["standby"] == "True":
+        yield bad(
+            "database", "this server is a standby: nothing can be written", "GANQ_DATABASE_URL of the primary"
+        )
+    for name, risk in RISKS.items():
+        if facts[name] == "off":
+            yield warn("database", f"{name} is off: {risk}", f"set {name} = on in postgresql.conf")
+    if facts["server_encoding"] != "UTF8":
+        yield warn(
+            "database",
+            f"its encoding is {facts['server_encoding']}: messages may be refused",
+            "make it anew: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
+        )
+    if facts["ssl"] == "False" and not _near(settings.database_url):
+        yield warn(
+            "database",
+            "the way to it is not encrypted: passwords and jobs can be read and changed",
+            "?sslmode=verify-full in GANQ_DATABASE_URL",
+        )
+    yield _connections(facts)
+
+
+def _near(url: str) -> bool:
+    host = make_url(url).host
+    if not host or host == "localhost" or host.startswith("/"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _connections(facts: dict[str, str]) -> Finding:
+    """Whether there is room for another worker: in the server, for this user, in this database."""
+    server = int(facts["max_connections"]) - int(facts["superuser_reserved_connections"])
+    limits = {
+        "": (int(facts["used"]), server),
+        " of this user": (int(facts["used_by_role"]), int(facts["role_limit"])),
+        " of this database": (int(facts["used_in_database"]), int(facts["database_limit"])),
+    }
+    limits = {whose: pair for whose, pair in limits.items() if pair[1] >= 0}  # -1: no limit of its own
+    whose, (used, most) = min(limits.items(), key=lambda one: one[1][1] - one[1][0])
+    said = f"{used} of {most} connections{whose} are in use"
+    if most - used < CONNECTIONS_OF_A_WORKER or used > 0.8 * most:
+        return warn(
+            "database",
+            f"{said}: further workers or commands may be refused",
+            "raise max_connections (or that limit), or end what is not needed: pg_stat_activity",
+        )
+    return ok("database", said)
+
+
 def _postgres_facts(conn: Connection) -> dict[str, str]:
-    names = ("server_version", "fsync", "synchronous_commit")
-    found = {name: str(conn.execute(text(f"SHOW {name}")).scalar_one()) for name in names}
-    return {**found, "server_version": found["server_version"].split()[0]}
+    found = {name: str(conn.execute(text(f"SHOW {name}")).scalar_one()) for name in SHOWN}
+    asked = conn.execute(
+        text(
+            "SELECT pg_is_in_recovery() AS standby,"
+            " (SELECT sum(numbackends) FROM pg_stat_database) AS used,"
+            " (SELECT count(*) FROM pg_stat_activity WHERE usename = current_user) AS used_by_role,"
+            " (SELECT numbackends FROM pg_stat_database WHERE datname = current_database())"
+            "  AS used_in_database,"
+            " (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user) AS role_limit,"
+            " (SELECT datconnlimit FROM pg_database WHERE datname = current_database()) AS database_limit,"
+            " (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS ssl"
+        )
+    ).one()
+    return {**found, **{name: str(value) for name, value in asked._mapping.items()}}
+
+
+# --- the clock ----------------------------------------------------------------------------
 
 
 def check_clock(queries: Queries) -> Finding:
@@ -159,141 +314,3 @@ def check_clock(queries: Queries) -> Finding:
             "set it by NTP; leases do not depend on it, but log times do",
         )
     return ok("clock", f"agrees with the database's to {max(abs(apart), 0.1):.1f} s")
-
-
-# --- workers and jobs ---------------------------------------------------------------------
-
-
-def alive(worker: WorkerRow, settings: Settings) -> bool:
-    """Whether a worker has spoken lately and has not said goodbye."""
-    return worker.state != "stopped" and worker.silent_s <= settings.lease_seconds
-
-
-def check_workers(workers: Sequence[WorkerRow], settings: Settings) -> Iterator[Finding]:
-    """Who is there, who has fallen silent, who runs another version."""
-    from storage.version import version
-
-    living = [one for one in workers if alive(one, settings)]
-    silent = [one for one in workers if one.state != "stopped" and not alive(one, settings)]
-    if living:
-        hosts = len({one.host for one in living})
-        busy = sum(one.state == "busy" for one in living)
-        yield ok("workers", f"{len(living)} alive on {hosts} host{'s' * (hosts > 1)}, {busy} busy")
-    else:
-        yield warn("workers", "none is running", "ganq up, or ganq worker on each machine with a GPU")
-    if silent:
-        longest = max(one.silent_s for one in silent)
-        yield warn(
-            "workers",
-            f"silent without having stopped: {_listed([one.name for one in silent])}, up to {longest:,.0f} s",
-            "look at those machines; a worker that is gone for good is forgotten after a week",
-        )
-    others = [f"{one.name} ({one.version})" for one in living if one.version != version()]
-    if others:
-        yield warn(
-            "workers",
-            f"run another version than this ganq {version()}: {_listed(others)}",
-            "install one version everywhere; a worker drains on SIGTERM and loses nothing",
-        )
-
-
-def check_running(
-    running: Sequence[Job], workers: Sequence[WorkerRow], settings: Settings
-) -> Iterator[Finding]:
-    """Running jobs whose worker does not speak any more."""
-    living = {one.name for one in workers if alive(one, settings)}
-    orphans = [str(one.id) for one in running if one.worker not in living]
-    if orphans and living:
-        yield warn(
-            "jobs",
-            f"running on a worker that is silent: {_listed(orphans)}",
-            f"nothing: a living worker takes them back after {settings.lease_seconds:.0f} s",
-        )
-    elif orphans:
-        yield fail(
-            "jobs",
-            f"marked as running, and no worker is alive to take them back: {_listed(orphans)}",
-            "ganq up or ganq worker: they go on from their last checkpoints",
-        )
-    elif running:
-        yield ok("jobs", f"{len(running)} running, each on a worker that speaks")
-
-
-def queued_by_queue(database: Database) -> dict[str, int]:
-    """How many jobs each queue holds that a worker could take now or later."""
-    query = select(job.c.queue, func.count()).where(text(CLAIMABLE)).group_by(job.c.queue)
-    return database.read(lambda conn: {str(queue): int(n) for queue, n in conn.execute(query)})
-
-
-def check_queued(
-    queued: dict[str, int], workers: Sequence[WorkerRow], settings: Settings
-) -> Iterator[Finding]:
-    """Queued jobs that nobody will ever take."""
-    takers = [one for one in workers if alive(one, settings) and one.state != "draining"]
-    served = {queue for one in takers for queue in one.queues.split(",")}
-    for queue, number in sorted(queued.items()):
-        jobs = f"{number:,} queued job{'s' * (number != 1)}"
-        if queue in served:
-            yield ok("jobs", f"{jobs} in the queue {queue}")
-        elif takers:
-            yield fail(
-                "jobs",
-                f"{jobs} in the queue {queue}, which no living worker serves",
-                f"ganq worker --queues {queue}",
-            )
-        else:
-            yield warn(
-                "jobs", f"{jobs} in the queue {queue}, and no worker is there", "ganq up, or ganq worker"
-            )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return redact(", ".join(names[:LISTED]) + more)
-
-
-# --- the volume ---------------------------------------------------------------------------
-
-
-def check_volume(settings: Settings) -> Iterator[Finding]:
-    """There, writable, on what kind of file system, with room."""
-    root = settings.volume
-    if not root.exists():
-        yield warn(
-            "volume", f"there is no folder {root} yet", "the first worker makes it; or set GANQ_VOLUME"
-        )
-        return
-    if not root.is_dir():
-        yield fail("volume", f"{root} is not a folder", "point GANQ_VOLUME at a folder")
-        return
-    reason = _cannot_write(root)
-    if reason is not None:
-        yield fail("volume", f"{root} cannot be written: {reason}", "check its owner and how it is mounted")
-    kind = filesystem_type(root)
-    about = os.statvfs(root)
-    free = about.f_bavail * about.f_frsize
-    room = f"{free / 1e9:,.1f} GB free"
-    if free < EMPTY_BYTES:
-        yield fail("volume", f"{root} is full: {room}", "delete what is not needed; waiting jobs then go on")
-    elif free < LOW_BYTES:
-        yield warn("volume", f"{root} has little room: {room}", "submit --dry-run says what a job will need")
-    elif reason is None:
-        shared = " (shared)" if kind in NETWORK_FILESYSTEMS else ""
-        yield ok("volume", f"{root}, on {kind or 'an unknown file system'}{shared}, {room}")
-    if about.f_files and about.f_favail < LOW_INODES:
-        yield warn("volume", f"only {about.f_favail:,} more files can be made on it", "delete old pictures")
-    if kind in ("tmpfs", "ramfs"):
-        yield warn(
-            "volume", f"{root} lies in memory and is gone at the next boot", "set GANQ_VOLUME to a disk"
-        )
-
-
-def _cannot_write(folder: Path) -> str | None:
-    """Why a file cannot be made there; found out by making one, because root may all by its bits."""
-    probe = folder / f".doctor-{os.getpid()}"
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as exc:
-        return (exc.strerror or type(exc).__name__).lower()
-    return None

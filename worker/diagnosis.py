@@ -1,27 +1,33 @@
 """
-What `ganq doctor` finds out about this machine: Redis, GPUs, the torch that is installed, the extras.
+What `ganq doctor` looks at, in order, and for how long; each check is in the module named for its subject.
 
-torch is never imported: its version and build stand in files that are read as text.
+Probes that need nothing of each other run side by side, so that the whole takes as
+long as the slowest, and at most a minute and a half with GPUs, half a minute without.
 """
 
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib import metadata
-from pathlib import Path
-from urllib.parse import urlsplit
 
-from jobs.errors import GanqError
-from storage.diagnosis import Finding, check_job_table, check_volume, fail, ok, warn
-from storage.settings import Settings, redact
+from storage.diagnosis import Facts, check_job_table
+from storage.diagnosis_volume import check_orphans, check_room, check_same_volume, check_volume
+from storage.probe import Finding, Probe, ok, warn
+from storage.settings import Settings
+from worker.diagnosis_gpu import check_gpus_and_torch
+from worker.diagnosis_machine import check_files, check_runtime, check_workers_here
+from worker.diagnosis_redis import check_redis
 
-TORCH_NEEDED = (2, 10)
-"""Older ones run code from files that weights_only=True should make safe: CVE-2026-24747."""
-OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
-"""CUDA's major version → the oldest driver series that runs it (NVIDIA, CUDA compatibility)."""
-LONGEST_SOCKET = 107
-DRIVER = Path("/proc/driver/nvidia/version")
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+TABLE_S = 15.0
+REDIS_S = 12.0
+VOLUME_S = 10.0
+ORPHANS_S = 10.0
+GPU_S = 85.0
+"""nvidia-smi has 20 s, torch 60."""
+HERE_S = 5.0
+HINT_DATABASE = "is it there, and the way to it? a firewall that drops packets, or a server that is stopped"
+HINT_VOLUME = "is its server there? ls the folder; a hard mount waits until it is"
 USES = {
     "local": "the embedded Redis of ganq up",
     "faces": "ganq dataset make and ganq demo",
@@ -32,173 +38,58 @@ USES = {
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Every check, from what all else stands on to what is nice to have."""
+    facts = Facts()
+
+    def begin(check: str, look: partial[Iterator[Finding]], within_s: float, hint: str) -> Probe:
+        return Probe(check, look, within_s=within_s, hint=hint)
+
+    table = begin("database", partial(check_job_table, settings, facts), TABLE_S, HINT_DATABASE)
+    redis = begin(
+        "redis", partial(check_redis, settings), REDIS_S, "check GANQ_REDIS_URL and the name server"
+    )
+    volume = begin("volume", partial(check_volume, settings), VOLUME_S, HINT_VOLUME)
+    gpus = begin("gpus", partial(check_gpus_and_torch), GPU_S, "nvidia-smi hangs: check the driver (dmesg)")
+    files = begin("files", partial(check_files, settings), HERE_S, HINT_VOLUME)
+    sockets = begin("sockets", partial(check_runtime, settings), HERE_S, HINT_VOLUME)
     yield check_python()
-    yield check_runtime(settings)
-    yield from check_job_table(settings)
-    yield check_redis(settings)
-    yield from check_volume(settings)
-    gpus, finding = check_gpus()
-    yield finding
-    yield check_torch(gpus)
+    yield from files
+    yield from sockets
+    yield from table
+    # These need what the rows say.
+    here = begin("sockets", partial(check_workers_here, settings, facts), HERE_S, HINT_VOLUME)
+    same = begin("volume", partial(check_same_volume, settings, facts), VOLUME_S, HINT_VOLUME)
+    room = begin("room", partial(check_room, settings, facts), VOLUME_S, HINT_VOLUME)
+    orphans = begin("orphans", partial(_orphans, settings, facts), ORPHANS_S + 1.0, HINT_VOLUME)
+    yield from here
+    yield from redis
+    yield from volume
+    yield from same
+    yield from room
+    yield from orphans
+    yield from gpus
     yield from check_extras()
+    if facts.database is not None:
+        facts.database.dispose()
+
+
+def _orphans(settings: Settings, facts: Facts) -> Iterator[Finding]:
+    """A volume that is too large to look through now is no fault of it."""
+    from storage.probe import within
+
+    try:
+        yield from within(ORPHANS_S, lambda: list(check_orphans(settings, facts)))
+    except TimeoutError:
+        yield ok(
+            "orphans", f"not counted: that takes longer than {ORPHANS_S:.0f} s; ganq gc --dry-run counts"
+        )
 
 
 def check_python() -> Finding:
     from storage.version import version
 
+    if version() == "0+unknown":
+        return warn("ganq", "it is not installed, only found on the path", "pip install it: pip install ganq")
     return ok("ganq", f"{version()}, Python {'.'.join(map(str, sys.version_info[:3]))}")
-
-
-def check_runtime(settings: Settings) -> Finding:
-    """Where sockets and locks lie: a socket's path has at most 107 bytes."""
-    longest = len(str(settings.runtime / "wake-4194304.sock").encode())
-    if longest > LONGEST_SOCKET:
-        return fail(
-            "sockets",
-            f"{settings.runtime} is too long for a socket ({longest} bytes, {LONGEST_SOCKET} are possible)",
-            "set TMPDIR to a shorter path, e.g. /tmp",
-        )
-    return ok("sockets", str(settings.runtime))
-
-
-# --- Redis --------------------------------------------------------------------------------
-
-
-def check_redis(settings: Settings) -> Finding:
-    """Whether the doorbell answers; without it workers find jobs by polling."""
-    import redis
-
-    # kombu and redis-py spell a unix socket in two ways.
-    url = re.sub(r"^redis\+socket://", "unix://", settings.redis_url)
-    late = f"jobs run all the same, up to {settings.poll_seconds:.0f} s later"
-    try:
-        client = redis.Redis.from_url(url, socket_connect_timeout=2.0, socket_timeout=2.0)
-    except ValueError as exc:
-        return fail(
-            "redis", f"GANQ_REDIS_URL={redact(settings.redis_url)} is no URL of a Redis: {exc}", HINT_URL
-        )
-    try:
-        client.ping()
-        version = client.info("server").get("redis_version", "of an unknown version")
-    except redis.exceptions.ConnectionError as exc:
-        # Its subclasses tell of a server that is there and turns us away.
-        if isinstance(exc, redis.exceptions.AuthenticationError):
-            return fail("redis", f"Redis refuses the user or password: {_first(exc)}", HINT_URL)
-        if settings.embedded_redis:
-            return _embedded_redis_is_down(late)
-        return warn(
-            "redis", f"Redis does not answer: {_first(exc)}; {late}", "start it, or check GANQ_REDIS_URL"
-        )
-    except redis.exceptions.TimeoutError:
-        return warn(
-            "redis", f"Redis does not answer within 2 s; {late}", "check GANQ_REDIS_URL and the network"
-        )
-    except redis.exceptions.RedisError as exc:
-        return fail("redis", f"Redis answers, but not as it should: {_first(exc)}", HINT_URL)
-    finally:
-        client.close()
-    address = urlsplit(settings.redis_url)
-    if address.scheme in ("redis", "rediss") and address.hostname not in LOOPBACK and not address.password:
-        return warn(
-            "redis",
-            f"Redis {version} at {address.hostname} takes commands from anybody who reaches it",
-            "give it a password and an ACL: docs/operations.md",
-        )
-    return ok("redis", f"Redis {version} answers; it need not keep anything on disk")
-
-
-HINT_URL = (
-    "GANQ_REDIS_URL is redis://USER:PASSWORD@HOST:6379/0, best in a file that GANQ_REDIS_URL_FILE names"
-)
-
-
-def _embedded_redis_is_down(late: str) -> Finding:
-    from worker.local import redis_server
-
-    try:
-        program = redis_server()
-    except GanqError as exc:
-        return fail("redis", exc.message, exc.hint)
-    return warn("redis", f"the embedded Redis ({program}) is not running; {late}", "ganq up starts it")
-
-
-def _first(exc: Exception) -> str:
-    return redact((str(exc).strip().splitlines() or [type(exc).__name__])[0]).rstrip(".")
-
-
-# --- GPUs and torch -----------------------------------------------------------------------
-
-
-def check_gpus() -> tuple[int, Finding]:
-    """
-    Returns:
-        (number of GPUs, finding)
-    """
-    from worker import gpu
-
-    try:
-        there = gpu.discover()
-    except GanqError as exc:
-        return 0, fail("gpus", exc.message, exc.hint)
-    if not there:
-        return 0, ok("gpus", "none that nvidia-smi knows: a worker runs on the CPU")
-    names = ", ".join(f"{one.label} {one.name} ({one.memory_mib / 1024:.0f} GiB)" for one in there)
-    driver = _driver()
-    return len(there), ok("gpus", names + (f"; driver {driver}" if driver else ""))
-
-
-def _driver() -> str | None:
-    try:
-        found = re.search(r"\b(\d{3,}(?:\.\d+)+)", DRIVER.read_text())
-    except OSError:
-        return None
-    return found[1] if found else None
-
-
-def check_torch(gpus: int) -> Finding:
-    """The installed torch: new enough, and built for the device that is here."""
-    try:
-        installed = metadata.distribution("torch")
-    except metadata.PackageNotFoundError:
-        return fail("torch", "torch is not installed", "pip install torch torchvision")
-    version = installed.version
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    if numbers is None or (int(numbers[1]), int(numbers[2])) < TORCH_NEEDED:
-        needed = ".".join(map(str, TORCH_NEEDED))
-        return fail(
-            "torch",
-            f"torch {version} may run code from weight files",
-            f"pip install 'torch>={needed}' torchvision",
-        )
-    build = torch_build(Path(str(installed.locate_file("torch/version.py"))))
-    if gpus and build == "cpu":
-        return fail(
-            "torch",
-            f"torch {version} is built for the CPU alone, and this machine has {gpus} GPU{'s' * (gpus > 1)}",
-            "pip install --force-reinstall torch torchvision, from the index for your CUDA: pytorch.org",
-        )
-    cuda = re.match(r"CUDA (\d+)", build)
-    driver = _driver() if gpus else None
-    if cuda and driver and int(driver.split(".")[0]) < OLDEST_DRIVER.get(int(cuda[1]), 0):
-        return fail(
-            "torch",
-            f"torch {version} is built for {build}, which the driver {driver} is too old for",
-            f"a driver of the series {OLDEST_DRIVER[int(cuda[1])]} or newer, or a torch for an older CUDA",
-        )
-    return ok("torch", f"{version}, built for {'the CPU' if build == 'cpu' else build}")
-
-
-def torch_build(version_file: Path) -> str:
-    """'cpu', 'CUDA 12.8', 'ROCm 6.4' or 'an unknown device'; torch/version.py is read, not run."""
-    try:
-        source = version_file.read_text()
-    except OSError:
-        return "an unknown device"
-    for name, title in (("cuda", "CUDA"), ("hip", "ROCm")):
-        found = re.search(rf"^{name}\b[^=\n]*=\s*['\"]([\d.]+)", source, re.MULTILINE)
-        if found:
-            return f"{title} {found[1]}"
-    return "cpu"
 
 
 # --- extras -------------------------------------------------------------------------------

@@ -20,6 +20,13 @@ class Said:
     def json(self) -> Any:
         return json.loads(self.out)
 
+    def findings(self) -> dict[str, list[dict[str, Any]]]:
+        """What `ganq doctor --json` found, by check."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for one in self.json()["findings"]:
+            found.setdefault(one["check"], []).append(one)
+        return found
+
     def error(self) -> Any:
         """The error of a command with --json."""
         return json.loads(self.err.strip().splitlines()[-1])["error"]
@@ -118,3 +125,22 @@ def trained(running_job_factory: Callable[..., Any], store: Any) -> Callable[...
         return int(lease.job_id)
 
     return make
+
+
+@pytest.fixture
+def speak(database: Any, make_identity: Callable[..., Any]) -> Callable[..., None]:
+    """Has a worker speak in the job table, now or some seconds ago: speak('w1', 'idle', ago=90)."""
+    import socket
+
+    from sqlalchemy import text
+
+    from storage.version import version
+    from storage.worker_store import WorkerStore
+
+    def say(name: str, state: str = "idle", *, ago: float = 0.0, **changes: Any) -> None:
+        who = make_identity(name, **{"host": socket.gethostname(), "version": version(), **changes})
+        WorkerStore(database, who).say(state)
+        moved = text("UPDATE worker SET seen_at = seen_at - :ago WHERE name = :name")
+        database.write(lambda conn: conn.execute(moved, {"ago": ago, "name": name}))
+
+    return say

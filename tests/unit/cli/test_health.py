@@ -8,24 +8,9 @@ import threading
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 
 from worker import health
 from worker.health import Status, judge
-
-
-@pytest.fixture
-def speak(database, make_identity):
-    """Has a worker speak in the job table, now or some seconds ago: speak('w1', 'idle', ago=90)."""
-    from storage.worker_store import WorkerStore
-
-    def say(name: str, state: str = "idle", *, ago: float = 0.0, **changes: Any) -> None:
-        WorkerStore(database, make_identity(name, **{"host": socket.gethostname(), **changes})).say(state)
-        moved = text("UPDATE worker SET seen_at = seen_at - :ago WHERE name = :name")
-        database.write(lambda conn: conn.execute(moved, {"ago": ago, "name": name}))
-
-    return say
-
 
 # --- what a supervisor says of itself -----------------------------------------------------
 

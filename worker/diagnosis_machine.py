@@ -1,0 +1,184 @@
+"""
+What `ganq doctor` finds out about this machine: whose its files are, and whether its workers meet.
+
+Workers of one machine find each other by locks and sockets in the temporary folder; with
+two of them (another TMPDIR, systemd's PrivateTmp) two workers may take one GPU.
+"""
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from storage.diagnosis import Facts
+from storage.diagnosis_jobs import alive, listed
+from storage.jobs import WorkerRow
+from storage.probe import Finding, bad, ok, warn
+from storage.settings import PREFIX, SECRETS, Settings
+from worker.process import boot_id, is_alive
+from worker.wake import WAKE_ENV
+
+LONGEST_SOCKET = 107
+
+
+# --- files that decide --------------------------------------------------------------------
+
+
+def check_files(settings: Settings, env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """Who may change the settings and read the passwords: files, and the folders that hold them."""
+    config = Path(env.get(f"{PREFIX}CONFIG") or settings.home / "ganq.toml")
+    secret = [Path(name) for one in SECRETS if (name := env.get(f"{PREFIX}{one.upper()}_FILE"))]
+    found = []
+    for path in [config, *secret]:
+        if path.exists():
+            found += list(_file(path, secret=path in secret or _holds_password(path)))
+    if settings.home.is_dir():
+        found += list(_folder(settings.home))
+    yield from found or [ok("files", "settings and passwords are in the hands of their owner alone")]
+
+
+def _file(path: Path, *, secret: bool) -> Iterator[Finding]:
+    about = path.stat()
+    if about.st_mode & stat.S_IWOTH:
+        yield bad("files", f"{path} can be written by everybody", f"chmod o-w {path}")
+    elif about.st_uid not in (0, os.getuid()):
+        yield warn(
+            "files", f"{path} belongs to another user (uid {about.st_uid}), who may change it", "chown"
+        )
+    if secret and stat.S_ISREG(about.st_mode) and about.st_mode & stat.S_IROTH:
+        yield warn("files", f"{path} holds a password and can be read by everybody", f"chmod 600 {path}")
+    yield from _folder(path.parent)
+
+
+def _folder(folder: Path) -> Iterator[Finding]:
+    """A folder that all may write, without the sticky bit: anybody may put another file in a file's place."""
+    mode = folder.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        yield bad(
+            "files", f"everybody may put other files in the place of those in {folder}", f"chmod o-w {folder}"
+        )
+
+
+def _holds_password(path: Path) -> bool:
+    from urllib.parse import urlsplit
+
+    with suppress(OSError, UnicodeDecodeError, ValueError):
+        return any(
+            urlsplit(word.strip("'\" ")).password for word in path.read_text().split() if "://" in word
+        )
+    return False
+
+
+# --- the runtime folder -------------------------------------------------------------------
+
+
+def check_runtime(settings: Settings) -> Iterator[Finding]:
+    """Where sockets and locks lie: private to this user, short enough, where TMPDIR says."""
+    folder = settings.runtime
+    asked = os.environ.get("TMPDIR")
+    if asked and Path(asked).absolute() != Path(tempfile.gettempdir()).absolute():
+        yield warn(
+            "sockets",
+            f"TMPDIR={asked} cannot be used, {tempfile.gettempdir()} is used instead",
+            "make that folder, or unset TMPDIR",
+        )
+    longest = len(str(folder / "wake-4194304.sock").encode())
+    if longest > LONGEST_SOCKET:
+        yield bad(
+            "sockets",
+            f"{folder} is too long for a socket ({longest} bytes, {LONGEST_SOCKET} are possible)",
+            "set TMPDIR to a shorter path, e.g. /tmp",
+        )
+        return
+    parent = folder.parent.stat()
+    if parent.st_mode & stat.S_IWOTH and not parent.st_mode & stat.S_ISVTX:
+        yield bad(
+            "sockets",
+            f"anybody may take away what lies in {folder.parent}",
+            f"chmod +t {folder.parent}",
+        )
+    try:
+        about = folder.lstat()
+    except FileNotFoundError:
+        yield ok("sockets", f"{folder}, made when it is needed")
+        return
+    wrong = []
+    if not stat.S_ISDIR(about.st_mode):
+        wrong.append("is no folder")
+    if about.st_uid != os.getuid():
+        wrong.append(f"belongs to another user (uid {about.st_uid})")
+    if stat.S_IMODE(about.st_mode) & 0o077:
+        wrong.append(f"is open to others (mode {stat.S_IMODE(about.st_mode):o})")
+    if wrong:
+        yield bad("sockets", f"{folder} {' and '.join(wrong)}: no worker starts", f"rm -r {folder}")
+    else:
+        yield ok("sockets", str(folder))
+
+
+# --- the workers of this machine ----------------------------------------------------------
+
+
+def check_workers_here(settings: Settings, facts: Facts) -> Iterator[Finding]:
+    """Whether the workers of this machine live, and use the same runtime folder as this command."""
+    here = boot_id()
+    ours = [one for one in facts.workers if one.boot_id == here and here and one.state != "stopped"]
+    dead = [one.name for one in ours if not is_alive(one.pid or 0, one.start_ticks or 0)]
+    if dead:
+        yield warn(
+            "workers", f"died on this machine: {listed(dead)}", "start them again; their logs may say why"
+        )
+    for one in ours:
+        if one.name not in dead and alive(one, settings):
+            yield from _runtime_of(one, settings)
+
+
+def _runtime_of(worker: WorkerRow, settings: Settings) -> Iterator[Finding]:
+    env = _environment(worker.pid or 0)
+    if env is None or WAKE_ENV not in env:
+        return  # another user's: its surroundings are not ours to see
+    socket = Path(env[WAKE_ENV])
+    theirs = socket.parent
+    consequence = "ganq health does not see it, and two such workers may take one GPU"
+    hint = "one TMPDIR and one GANQ_HOME for all of this machine"
+    if theirs != settings.runtime:
+        yield warn(
+            "sockets", f"{worker.name} has its own in {theirs}, not {settings.runtime}: {consequence}", hint
+        )
+    elif not _same_place(worker.pid or 0, theirs):
+        yield warn(
+            "sockets",
+            f"{worker.name} sees another {theirs.parent} than this command: {consequence}",
+            "PrivateTmp=no in the service, or TMPDIR on a folder that is shared",
+        )
+    elif not socket.exists():
+        yield warn(
+            "sockets",
+            f"that of {worker.name} has been deleted: it finds jobs by polling alone",
+            f"restart it; keep what cleans {theirs.parent} from {theirs.name} (tmpfiles.d: x)",
+        )
+
+
+def _environment(pid: int) -> dict[str, str] | None:
+    try:
+        raw = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return None
+    pairs = (part.partition("=") for part in raw.decode(errors="replace").split("\0") if part)
+    return {name: value for name, _, value in pairs}
+
+
+def _same_place(pid: int, folder: Path) -> bool:
+    """Whether a process sees the same folder under this name: it may have a /tmp of its own."""
+    try:
+        theirs = os.stat(f"/proc/{pid}/root{folder}")
+    except FileNotFoundError:
+        return not folder.exists()
+    except OSError:
+        return True  # not ours to see
+    try:
+        mine = os.stat(folder)
+    except OSError:
+        return False
+    return (theirs.st_dev, theirs.st_ino) == (mine.st_dev, mine.st_ino)
