@@ -115,6 +115,8 @@ def _about(session: Session, job: Job, around: words.Surroundings) -> Iterator[t
         yield "took", output.duration((job.finished_at or around.now) - job.started_at)
     if job.retry_of is not None:
         yield "retry of", f"job {job.retry_of}"
+    if deleted_at := (job.result or {}).get("deleted_at"):
+        yield "files", f"its results were deleted by ganq gc, {output.moment(deleted_at)}; its log stays"
     if job.bit_exact is not None:
         yield (
             "bit-exact",

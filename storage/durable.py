@@ -55,7 +55,8 @@ def _disk_full(folder: Path, needed: int | None) -> DiskFullError:
     sizes.append(f"free: {'unknown' if free is None else _in_words(free)}")
     return DiskFullError(
         f"no room left at {folder} ({', '.join(sizes)})",
-        hint="make room, or point GANQ_VOLUME at a larger disk; the job goes on by itself",
+        hint="make room (ganq gc --dry-run shows what can go), or point GANQ_VOLUME at a larger disk; "
+        "the job goes on by itself",
         needed=needed,
         free=free,
     )

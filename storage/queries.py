@@ -108,7 +108,7 @@ class Queries:
 
     def newest_model(self) -> Job:
         """
-        The job that `generate` draws from by default: the newest training or import that has not failed.
+        The job that `generate` draws from by default: the newest training or import that has a checkpoint or may get one.
 
         Raises:
             JobNotFoundError: nothing was trained or imported yet.
@@ -121,7 +121,8 @@ class Queries:
             select(job)
             .where(
                 job.c.kind.in_(kinds),
-                or_(job.c.state.not_in((JobState.FAILED, JobState.CANCELLED)), has_checkpoint),
+                # One that has ended may have failed, or ganq gc may have taken what it made.
+                or_(job.c.state.in_((JobState.QUEUED, JobState.RUNNING)), has_checkpoint),
             )
             .order_by(job.c.id.desc())
             .limit(1)
