@@ -108,7 +108,7 @@ class Queries:
 
     def newest_model(self) -> Job:
         """
-        The job that `generate` draws from by default: the newest training or import that has a checkpoint or may get one.
+        The job that `generate` draws from by default: the newest that has a checkpoint or may get one.
 
         Raises:
             JobNotFoundError: nothing was trained or imported yet.
