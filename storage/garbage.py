@@ -109,7 +109,7 @@ class Garbage:
             items += self._of_jobs(ours[start : start + AT_ONCE], plan)
         unused = {f"datasets/{one.fingerprint}": one for one in self._datasets(now)}
         items += [(path, Reason.DATASET, None) for path in unused]
-        items += self._links(now, [path for path, reason, _ in items if reason is Reason.NO_JOB])
+        items += self._links(now, [path for path, _, _ in items])
         for path, reason, job_id in items:
             try:
                 size = facts.measure(self.volume.root / path)[0]
@@ -179,16 +179,9 @@ class Garbage:
             found: list[Found] = []
             known = facts.job_facts(conn, ids)
             needed = facts.needed_jobs(conn) if policy.jobs_s is not None else {}
-            wholes = {facts.whole_of(one) for one in known.values()} - set(known)
-            around = {**known, **(facts.job_facts(conn, sorted(wholes)) if policy.jobs_s is not None else {})}
             for job_id, job in known.items():
                 going = dict(rules.leftovers(job, seen[job_id], policy))
-                whole = around.get(facts.whole_of(job))
-                if (
-                    policy.jobs_s is not None
-                    and job_id not in needed
-                    and (whole is None or (rules.old_enough(whole, policy.jobs_s) and whole.id not in needed))
-                ):
+                if job_id not in needed:
                     going = {**dict(rules.results(job, seen[job_id], policy)), **going}
                 if not going:
                     continue
@@ -203,8 +196,8 @@ class Garbage:
             return found
 
         found = self.database.read(ask, patience_s=30.0)
-        whole_folders = {path for path, reason, _ in found if reason is Reason.RESULTS}
-        return [one for one in found if not _inside(one[0], whole_folders)]
+        as_a_whole = {path for path, reason, _ in found if reason in (Reason.RESULTS, Reason.PART)}
+        return [one for one in found if not _inside(one[0], as_a_whole)]
 
     def _loose(self, now: float) -> list[Found]:
         """Temporary names that belong to no attempt."""
@@ -291,11 +284,7 @@ class Garbage:
         if not ids or age_s is None:
             return
 
-        def work(conn: Connection) -> None:
-            wholes = sorted({facts.whole_of(one) for one in facts.job_facts(conn, ids).values()})
-            facts.give_up(conn, wholes, age_s=age_s)
-
-        self.database.write(work)
+        self.database.write(partial(facts.give_up, ids=ids, age_s=age_s))
         failpoint("gc.given_up")
 
     def _sweep_job(self, job_id: int, items: Sequence[Item], done: Swept) -> None:

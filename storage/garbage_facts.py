@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, or_, select, update
+from sqlalchemy import Connection, select, update
 
 from jobs.errors import VolumeError
 from jobs.states import JobState
@@ -100,7 +100,7 @@ def see_job(volume: Volume, job_id: int) -> JobSeen:
 
 def measure(path: Path) -> tuple[int, float]:
     """
-    Bytes of all files below a path, and when the newest of it was changed, by the volume's clock.
+    Bytes that deleting a path sets free, and when the newest of it was changed, by the volume's clock.
 
     Raises:
         MountedError: it reaches into another file system.
@@ -109,7 +109,7 @@ def measure(path: Path) -> tuple[int, float]:
     top = os.lstat(path)
     size, newest = 0, top.st_mtime
     if not stat.S_ISDIR(top.st_mode):
-        return (0 if stat.S_ISLNK(top.st_mode) else top.st_size), newest
+        return _freed(top), newest
     with os.scandir(path) as found:
         for entry in found:
             about = entry.stat(follow_symlinks=False)
@@ -119,9 +119,14 @@ def measure(path: Path) -> tuple[int, float]:
                 inner, changed = measure(Path(entry.path))
                 size, newest = size + inner, max(newest, changed)
             else:
-                size += 0 if entry.is_symlink() else about.st_size
+                size += _freed(about)
                 newest = max(newest, about.st_mtime)
     return size, newest
+
+
+def _freed(about: os.stat_result) -> int:
+    """A picture that a part and its whole both have is freed with the last of them."""
+    return about.st_size if stat.S_ISREG(about.st_mode) and about.st_nlink == 1 else 0
 
 
 def volume_clock(volume: Volume) -> float:
@@ -191,6 +196,11 @@ def job_facts(conn: Connection, ids: Sequence[int]) -> dict[int, JobFacts]:
         select(checkpoint.c.job_id, checkpoint.c.path).where(checkpoint.c.job_id.in_(ids))
     ):
         paths.setdefault(row[0], set()).add(row[1])
+    whole = job.alias("whole")
+    of_whole = (
+        whole.c.state.label("whole_state"),
+        (utcnow() - whole.c.finished_at).label("whole_ended_age_s"),
+    )
     columns = (
         job.c.id,
         job.c.kind,
@@ -210,11 +220,17 @@ def job_facts(conn: Connection, ids: Sequence[int]) -> dict[int, JobFacts]:
             created_at=row.created_at,
             ended_age_s=row.ended_age_s,
             part_of=row.part_of,
+            whole_ended_age_s=row.whole_ended_age_s,
+            whole_published=row.whole_state == JobState.SUCCEEDED,
             given_up="deleted_at" in (row.result or {}),
             attempts=attempts.get(row.id, {}),
             checkpoints=frozenset(paths.get(row.id, ())),
         )
-        for row in conn.execute(select(*columns, ended_age).where(job.c.id.in_(ids)))
+        for row in conn.execute(
+            select(*columns, *of_whole, ended_age)
+            .outerjoin(whole, whole.c.id == job.c.part_of)
+            .where(job.c.id.in_(ids))
+        )
     }
 
 
@@ -231,10 +247,10 @@ def belongs(conn: Connection, facts: JobFacts, said: dict[str, Any]) -> bool:
 def needed_jobs(conn: Connection) -> dict[int, int]:
     """Each job whose files one that waits or runs will read, or may choose to → the one that will."""
     needed: dict[int, int] = {}
-    live = select(job.c.id, job.c.spec, job.c.inputs, job.c.part_of).where(job.c.state.in_(LIVE))
+    live = select(job.c.id, job.c.spec, job.c.inputs).where(job.c.state.in_(LIVE))
     for row in conn.execute(live):
         spec, pinned = row.spec or {}, (row.inputs or {}).get("checkpoint") or {}
-        for one in (spec.get("source"), spec.get("continue_from"), pinned.get("job_id"), row.part_of):
+        for one in (spec.get("source"), spec.get("continue_from"), pinned.get("job_id")):
             if isinstance(one, int):
                 needed.setdefault(one, row.id)
         for value in spec.values():  # a training on the pictures of another job, or from its weights
@@ -272,53 +288,29 @@ def picture_readers(conn: Connection) -> list[Reader]:
     ]
 
 
-def whole_of(facts: JobFacts) -> int:
-    """The job that stands for all its parts: they keep their files, or lose them, together."""
-    return facts.id if facts.part_of is None else facts.part_of
-
-
-def give_up(conn: Connection, wholes: Sequence[int], *, age_s: float) -> dict[int, str]:
+def give_up(conn: Connection, ids: Sequence[int], *, age_s: float) -> None:
     """
-    Take the results of jobs, and those of their parts, out of the table, so that their files may go.
+    Take the results of old jobs out of the table, so that their files may go; not of one that is needed.
 
     Args:
-        wholes: see whole_of(); one transaction for several, because who needs whom is asked once.
+        ids: several, because who needs whom is asked once.
         age_s: how long ago they must have ended.
-
-    Returns:
-        Those that stay → why.
     """
+    ended = (utcnow() - job.c.finished_at).label("ended_age_s")
     rows = conn.execute(
-        select(job, (utcnow() - job.c.finished_at).label("ended_age_s"))
-        .where(or_(job.c.id.in_(wholes), job.c.part_of.in_(wholes)))
-        .order_by(job.c.id)  # one order for all, so that two transactions cannot lock crosswise
-        .with_for_update()
+        # One order for all, so that two transactions cannot lock crosswise.
+        select(job, ended).where(job.c.id.in_(ids)).order_by(job.c.id).with_for_update()
     ).all()
     needed = needed_jobs(conn)
-    kept: dict[int, str] = {}
-    for row in rows:
-        why = _why_kept(row, needed, age_s)
-        if why is not None:
-            kept.setdefault(row.id if row.part_of is None else row.part_of, why)
-    going = [row for row in rows if (row.id if row.part_of is None else row.part_of) not in kept]
-    conn.execute(checkpoint.delete().where(checkpoint.c.job_id.in_([row.id for row in going])))
     now = conn.execute(select(utcnow())).scalar_one()
-    for row in going:
-        if "deleted_at" not in (row.result or {}):
-            told = {**(row.result or {}), "deleted_at": now}
-            conn.execute(update(job).where(job.c.id == row.id).values(result=told))
-            record_event(conn, row.id, "results_deleted")
-    return kept
-
-
-def _why_kept(row: Any, needed: dict[int, int], age_s: float) -> str | None:
-    if not JobState(row.state).terminal:
-        return f"job {row.id} is {row.state}"
-    if row.kind == "import":
-        return f"job {row.id} is an import"
-    if row.ended_age_s is None or row.ended_age_s < age_s:
-        return f"job {row.id} has ended too lately"
-    return f"job {needed[row.id]} needs it" if row.id in needed else None
+    for row in rows:
+        old = JobState(row.state).terminal and row.ended_age_s is not None and row.ended_age_s >= age_s
+        if not old or row.id in needed or "deleted_at" in (row.result or {}):
+            continue
+        conn.execute(checkpoint.delete().where(checkpoint.c.job_id == row.id))
+        told = {**(row.result or {}), "deleted_at": now}
+        conn.execute(update(job).where(job.c.id == row.id).values(result=told))
+        record_event(conn, row.id, "results_deleted")
 
 
 def sample(ids: Iterable[int], count: int) -> list[int]:

@@ -37,6 +37,7 @@ class Reason(StrEnum):
     UNPUBLISHED = "pictures that were never published"
     UNFINISHED = "unfinished file"
     TRASH = "left by an earlier gc"
+    PART = "part of a published whole"
     NO_JOB = "folder without a job"
     LINK = "link to nothing"
     DATASET = "data set not needed"
@@ -68,6 +69,9 @@ class JobFacts:
     created_at: float
     ended_age_s: float | None = None
     part_of: int | None = None
+    """The job whose pictures this one has made a share of."""
+    whole_ended_age_s: float | None = None
+    whole_published: bool = False
     given_up: bool = False
     """An earlier gc has taken its results out of the table."""
     attempts: Mapping[int, float | None] = field(default_factory=dict)
@@ -105,10 +109,24 @@ def leftovers(job: JobFacts, seen: JobSeen, policy: Policy) -> Found:
         for name in seen.names:
             if (reason := _temporary(name)) is not None:
                 yield f"{seen.folder}/{name}", reason
+    if _spent_part(job, policy):
+        if job.whole_published:
+            yield seen.folder, Reason.PART
+            return
+        for one in seen.attempts:
+            for name in filter(RESULTS.fullmatch, one.names):
+                yield f"{seen.folder}/a{one.number}/{name}", Reason.UNPUBLISHED
     for one in seen.attempts:
         age = job.attempts.get(one.number)  # None: open, or the table knows of no such attempt
         if age is not None and age >= policy.grace_s:
             yield from _of_attempt(job, one, f"{seen.folder}/a{one.number}")
+
+
+def _spent_part(job: JobFacts, policy: Policy) -> bool:
+    """Whether a part has been gathered by its whole, or never will be."""
+    over = all(age is not None and age >= policy.grace_s for age in job.attempts.values())
+    age = job.whole_ended_age_s
+    return over and job.state.terminal and age is not None and age >= policy.grace_s
 
 
 def _of_attempt(job: JobFacts, seen: AttemptSeen, folder: str) -> Found:
@@ -154,6 +172,7 @@ def old_enough(job: JobFacts, age_s: float) -> bool:
     """Whether a job's results may be asked for; an import is a model that nothing here could make again."""
     return (
         job.kind != "import"
+        and job.part_of is None
         and job.state.terminal
         and job.ended_age_s is not None
         and job.ended_age_s >= age_s
