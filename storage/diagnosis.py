@@ -20,8 +20,8 @@ from sqlalchemy.engine import make_url
 
 from jobs.errors import SchemaMismatchError
 from storage.engine import SCHEMA_REVISION, WAL_RESET_FIXED, Database
+from storage.filesystems import mount_of
 from storage.jobs import Job, WorkerRow
-from storage.mounts import mount_of
 from storage.probe import Finding, bad, ok, warn
 from storage.queries import Queries
 from storage.settings import Settings
@@ -50,6 +50,11 @@ class Facts:
     checkpoint_bytes: list[int] = field(default_factory=list)
     """Of the last checkpoint of each running training; of the newest ones if none runs."""
 
+    def close(self) -> None:
+        """Whoever looks at the job table through these is done."""
+        if self.database is not None:
+            self.database.dispose()
+
 
 def check_job_table(settings: Settings, facts: Facts) -> Iterator[Finding]:
     """The database, its schema, its clock, and what its rows say of workers and jobs."""
@@ -66,19 +71,25 @@ def check_job_table(settings: Settings, facts: Facts) -> Iterator[Finding]:
             return
         yield from check_sqlite_file(path)
     database = Database(settings)  # refuses SQLite on a network file system
-    if settings.is_sqlite:
-        yield from check_sqlite(path)
-    else:
-        yield from check_postgres(settings, database)
     try:
-        database.require_schema()
+        yield from _check_opened(settings, database)
+        facts.database = database
+        yield check_clock(Queries(database))
+        yield from check_jobs_and_workers(settings, facts)
     except SchemaMismatchError as exc:
         yield bad("schema", exc.message, exc.hint)
-        return
+    finally:
+        if facts.database is None:
+            database.dispose()
+
+
+def _check_opened(settings: Settings, database: Database) -> Iterator[Finding]:
+    if settings.is_sqlite:
+        yield from check_sqlite(sqlite_file(settings))
+    else:
+        yield from check_postgres(settings, database)
+    database.require_schema()
     yield _schema(database)
-    facts.database = database
-    yield check_clock(Queries(database))
-    yield from check_jobs_and_workers(settings, facts)
 
 
 def _schema(database: Database) -> Finding:
@@ -183,7 +194,8 @@ def _wal_guard(path: Path, version: str) -> Finding:
     from storage.sqlite_engine import sqlite_engine
 
     fixed = ".".join(map(str, WAL_RESET_FIXED))
-    engine = sqlite_engine(path)
+    # As a reader: it may just be locked.
+    engine = sqlite_engine(path).execution_options(ganq_read=True)
     try:
         with engine.connect() as conn:
             automatic = conn.exec_driver_sql("PRAGMA wal_autocheckpoint").scalar_one()

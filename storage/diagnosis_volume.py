@@ -8,7 +8,7 @@ from pathlib import Path
 from jobs.errors import VolumeError
 from storage.diagnosis import EMPTY_BYTES, MOUNT_IN_MEMORY, Facts
 from storage.diagnosis_jobs import listed
-from storage.mounts import MOUNTINFO, Mount, mount_of
+from storage.filesystems import MOUNTINFO, Mount, is_network_filesystem, mount_of
 from storage.probe import Finding, bad, ok, warn
 from storage.settings import Settings
 from storage.volume import Volume
@@ -17,7 +17,6 @@ LOW_BYTES = 5_000_000_000
 LOW_INODES = 10_000
 CACHE_S = 90.0
 """For so long a client of NFS may not see what another has made."""
-SHARED = ("nfs", "nfs4", "cifs", "smb3", "9p", "lustre", "ceph", "glusterfs", "beegfs", "virtiofs", "gpfs")
 
 
 def check_volume(settings: Settings, mountinfo: Path = MOUNTINFO) -> Iterator[Finding]:
@@ -48,7 +47,7 @@ def check_volume(settings: Settings, mountinfo: Path = MOUNTINFO) -> Iterator[Fi
             "ganq gc --dry-run; ganq submit train --dry-run says what a job will need",
         )
     elif reason is None:
-        shared = " (shared)" if kind in SHARED else ""
+        shared = " (shared)" if is_network_filesystem(kind) else ""
         yield ok("volume", f"{root}, on {kind}{shared}, {room}")
     if about.f_files and about.f_favail < LOW_INODES:
         yield warn("volume", f"only {about.f_favail:,} more files can be made on it", "delete old pictures")
@@ -180,7 +179,8 @@ def check_orphans(settings: Settings, facts: Facts) -> Iterator[Finding]:
     if not plan.items:
         yield ok("orphans", "none: the job table points to all that lies on the volume")
         return
-    said = f"{len(plan.items):,} thing{'s' * (len(plan.items) > 1)} on the volume that nobody needs, {_size(size)}"
+    number = len(plan.items)
+    said = f"{number:,} thing{'s' * (number > 1)} on the volume that nobody needs, {_size(size)}"
     about = os.statvfs(settings.volume)
     if size > 0.1 * about.f_blocks * about.f_frsize:
         yield warn("orphans", said, "ganq gc deletes them, ganq gc --dry-run lists them")

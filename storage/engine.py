@@ -56,8 +56,6 @@ class Database:
             self.engine = postgres_engine(self.url)
         self._readers = self.engine.execution_options(ganq_read=True)
         self.answered_at = time.monotonic()
-        """When the database last answered any thread of this process (monotonic)."""
-        self.answered_at = time.monotonic()
         """When the database last answered any thread of this process (worker/pulse.py)."""
 
     def write(self, work: Callable[[Connection], T], *, patience_s: float = 30.0) -> T:

@@ -1,7 +1,12 @@
-"""Which file system holds a folder: SQLite's locks hold on a local disk alone."""
+"""
+Which file system holds a folder, and how it is mounted.
+
+SQLite's locks hold on a local disk alone, and a shared volume is as good as its options.
+"""
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 MOUNTINFO = Path("/proc/self/mountinfo")
@@ -21,35 +26,55 @@ def is_network_filesystem(kind: str) -> bool:
     return kind in NETWORK_FILESYSTEMS or kind.startswith("fuse")
 
 
-def filesystem_type(folder: Path, mountinfo: Path = MOUNTINFO) -> str:
+@dataclass(frozen=True)
+class Mount:
+    """One line of /proc/self/mountinfo."""
+
+    point: str
+    kind: str
+    source: str
+    options: frozenset[str]
+    """Of the mount and of its file system: 'rw', 'hard', 'lookupcache=pos'."""
+
+
+def mount_of(folder: Path, mountinfo: Path = MOUNTINFO) -> Mount | None:
     """
-    The type of the file system that holds a folder, '' where the system does not say.
+    The mount that holds a folder; None where the system does not say.
 
     Args:
-        folder: need not exist yet; links are followed.
+        folder: need not exist; links are followed.
         mountinfo: see proc(5).
     """
     try:
-        mounts = mountinfo.read_text(errors="surrogateescape").splitlines()
+        lines = mountinfo.read_text(errors="surrogateescape").splitlines()
     except OSError:
-        return ""
+        return None
     real = os.path.realpath(folder)
     try:
         number = os.stat(real).st_dev
         device = f"{os.major(number)}:{os.minor(number)}"
     except OSError:
         device = ""
-    best, kind = (False, -1), ""
-    for line in mounts:
+    best: tuple[tuple[bool, int], Mount] | None = None
+    for line in lines:
         left, _, right = line.partition(" - ")
-        fields = left.split()
+        fields, about = left.split(), right.split()
+        if len(fields) < 6 or len(about) < 3:
+            continue
         point = _unescaped(fields[4])
         if real == point or real.startswith(point.rstrip("/") + "/"):
             # The device decides where it is listed: a later mount may hide a longer mount point.
             rank = (fields[2] == device, len(point))
-            if rank >= best:
-                best, kind = rank, right.split()[0]
-    return kind
+            if best is None or rank >= best[0]:
+                options = frozenset(f"{fields[5]},{about[2]}".split(","))
+                best = rank, Mount(point, about[0], _unescaped(about[1]), options)
+    return best[1] if best else None
+
+
+def filesystem_type(folder: Path, mountinfo: Path = MOUNTINFO) -> str:
+    """The type of the file system that holds a folder, '' where the system does not say."""
+    mount = mount_of(folder, mountinfo)
+    return mount.kind if mount is not None else ""
 
 
 def _unescaped(point: str) -> str:

@@ -68,8 +68,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from orphans
     yield from gpus
     yield from check_extras()
-    if facts.database is not None:
-        facts.database.dispose()
+    facts.close()
 
 
 def _orphans(settings: Settings, facts: Facts) -> Iterator[Finding]:

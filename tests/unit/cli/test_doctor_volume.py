@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from storage.diagnosis import Facts
 from storage.diagnosis_volume import check_orphans, check_room, check_same_volume, check_volume
-from storage.mounts import Mount, mount_of
+from storage.filesystems import Mount, mount_of
 from storage.probe import Finding
 
 
