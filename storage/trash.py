@@ -45,9 +45,9 @@ def delete_tree(parent: int, name: str) -> None:
     except OSError as exc:
         if exc.errno not in (errno.ENOTDIR, errno.ELOOP):
             raise
+        failpoint("gc.deleting")
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=parent)
-        failpoint("gc.deleting")
         return
     first: OSError | None = None
     try:
