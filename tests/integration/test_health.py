@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -203,14 +204,16 @@ class away:  # noqa: N801 - reads as a phrase
         master = psutil.Process(self.server.process.pid)
         self.all = [master, *master.children(recursive=True)]
         for one in self.all:
-            one.suspend()
+            with suppress(psutil.NoSuchProcess):  # a backend that has just ended
+                one.suspend()
 
     def __exit__(self, *_: object) -> None:
         if self.how == "halted":
             self.server.restart()
             return
         for one in reversed(self.all):
-            one.resume()
+            with suppress(psutil.NoSuchProcess):
+                one.resume()
 
 
 def test_a_worker_whose_celery_and_redis_are_deaf_is_healthy_because_it_polls(
