@@ -86,3 +86,15 @@ def test_a_training_gets_its_checkpoints_newest_first(store, queries, running_jo
             lease, kind="epoch", epoch=step, step=step, path=f"p{step}", manifest_sha256="0" * 64, size=1
         )
     assert [one["step"] for one in make_order(lease, store, queries)["checkpoints"]] == [3, 2, 1]
+
+
+def test_the_k_best_of_the_measured_epochs_stay() -> None:
+    rows = [row(n, "epoch", n * 5, metric=abs(n - 3)) for n in range(1, 8)] + [row(8, "epoch", 40)]
+    assert gone(rows, keep_best=0) == [1, 2, 3, 4, 5, 6]
+    assert gone(rows) == [1, 2, 4, 5, 6]
+    assert gone(rows, keep_best=3) == [1, 5, 6]
+
+
+def test_the_best_are_those_that_were_measured() -> None:
+    rows = [row(n, "epoch", n * 5) for n in range(1, 6)]
+    assert gone(rows, keep_best=5) == [1, 2, 3]
