@@ -149,13 +149,17 @@ class Postgres(Server):
     Args:
         binaries: see postgres_binaries().
         fsync: on, for tests about durability.
+        settings: of postgresql.conf, instead of those below.
     """
 
     stop_signal = signal.SIGINT  # Postgres's fast shutdown: it does not wait for clients
 
-    def __init__(self, binaries: Path, *, fsync: bool = False) -> None:
+    def __init__(
+        self, binaries: Path, *, fsync: bool = False, settings: "dict[str, str] | None" = None
+    ) -> None:
         super().__init__()
         self.binaries = binaries
+        self.settings = settings or {}
         self.port = free_port()
         self.password = secrets.token_hex(8)
         self.fsync = fsync
@@ -219,6 +223,7 @@ class Postgres(Server):
             "max_connections": "120",
             "shared_buffers": "64MB",
             "jit": "off",
+            **self.settings,
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         self.start(
@@ -226,6 +231,13 @@ class Postgres(Server):
             self._answers,
             **self._as,
         )
+
+    def crash(self) -> None:
+        """Stop as `pg_ctl stop -m immediate` does: without a checkpoint, so that a start must recover."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGQUIT)
+        self.process.wait(STOP_S)
+        self.process = None
 
     def _answers(self) -> bool:
         import psycopg

@@ -7,10 +7,11 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from conftest import make_settings
-from sqlalchemy import inspect, text
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.exc import DBAPIError
 
-from jobs.errors import SchemaMismatchError
-from storage.engine import SCHEMA_REVISION, Database
+from jobs.errors import DatabaseUnavailableError, SchemaMismatchError
+from storage.engine import SCHEMA_REVISION, Database, check_schema
 from storage.models import metadata
 from storage.schema import open_database, upgrade
 
@@ -22,10 +23,13 @@ def empty(empty_database_url, tmp_path):
     database.dispose()
 
 
-def pretend(database: Database, revision: str) -> None:
-    database.write(
-        lambda conn: conn.execute(text("UPDATE alembic_version SET version_num = :new"), {"new": revision})
-    )
+def pretend(database: Database, revision: str, *, compatible_from: str | None = None) -> None:
+    def work(conn: Connection) -> None:
+        conn.execute(text("UPDATE alembic_version SET version_num = :new"), {"new": revision})
+        oldest = {"oldest": compatible_from or revision}
+        conn.execute(text("UPDATE schema_info SET compatible_from = :oldest"), oldest)
+
+    database.write(work)
 
 
 def test_an_empty_database_is_upgraded_and_once_more_changes_nothing(empty):
@@ -124,6 +128,86 @@ def test_a_newer_database_is_refused_and_never_touched(database, settings):
         upgrade(database)
 
     assert database.revision() == "9999"
+
+
+def test_a_newer_database_that_says_so_is_used_and_never_touched(database, settings, job_factory, claim):
+    pretend(database, "9999", compatible_from=SCHEMA_REVISION)
+
+    open_database(settings).dispose()
+    assert upgrade(database) == ("9999", "9999")
+    made = job_factory()
+
+    assert claim().job_id == made.id
+
+
+def test_a_claim_looks_at_the_schema_in_its_own_transaction(database, job_factory, claim, queries):
+    made = job_factory()
+    pretend(database, "9999")
+
+    with pytest.raises(SchemaMismatchError):
+        claim()
+
+    assert queries.get(made.id).attempt == 0
+
+
+def test_a_column_that_is_gone_is_blamed_on_the_schema_where_that_has_changed(database, claim, job_factory):
+    job_factory()
+    with pytest.raises(DBAPIError):
+        database.write(lambda conn: conn.execute(text("UPDATE job SET gone = 1")))
+    pretend(database, "9999")
+
+    with pytest.raises(SchemaMismatchError) as caught:
+        database.write(lambda conn: conn.execute(text("UPDATE job SET gone = 1")))
+
+    assert "newer (schema 9999)" in caught.value.message
+
+
+def test_an_upgrade_waits_until_a_claim_has_ended(database, settings, backend):
+    if backend == "sqlite":
+        pytest.skip("on SQLite there is one write transaction at a time")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow_claim() -> None:
+        with database.engine.begin() as conn:
+            check_schema(conn)
+            begun.set()
+            go_on.wait(10)
+
+    claiming = threading.Thread(target=slow_claim)
+    claiming.start()
+    begun.wait(10)
+    other = Database(settings)
+    upgrading = threading.Thread(target=lambda: upgrade(other))
+    upgrading.start()
+    upgrading.join(0.5)
+    assert upgrading.is_alive(), "it ran beside a claim"
+    go_on.set()
+    upgrading.join(10)
+    claiming.join(10)
+    other.dispose()
+    assert not upgrading.is_alive()
+
+
+def test_every_migration_since_the_second_says_which_code_may_still_run(database):
+    oldest = database.read(lambda conn: conn.execute(text("SELECT compatible_from FROM schema_info")).all())
+    assert len(oldest) == 1
+    assert "0002" <= oldest[0][0] <= SCHEMA_REVISION
+
+
+def test_a_job_table_that_was_deleted_is_not_replaced_by_an_empty_one(tmp_path):
+    path = tmp_path / "ganq.db"
+    settings = make_settings(tmp_path, f"sqlite:///{path}")
+    working = open_database(settings, create=True)
+    working.write(lambda conn: conn.execute(text("UPDATE schema_info SET compatible_from = '0002'")))
+    path.unlink()
+
+    with pytest.raises(DatabaseUnavailableError) as caught:
+        open_database(settings, create=True)
+    working.dispose()
+
+    assert "deleted or moved away" in caught.value.message
+    assert "restore a backup" in caught.value.hint
+    assert not path.exists()
 
 
 def test_an_upgrade_that_fails_in_the_middle_leaves_an_empty_database(empty, monkeypatch):

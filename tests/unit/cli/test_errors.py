@@ -16,6 +16,7 @@ from storage.engine import SCHEMA_REVISION
 def set_schema(path: Path, revision: str) -> None:
     with sqlite3.connect(path) as conn:
         conn.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+        conn.execute("UPDATE schema_info SET compatible_from = ?", (revision,))
     conn.close()
 
 
