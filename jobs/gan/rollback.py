@@ -27,7 +27,7 @@ class Rollbacks:
     history: list[dict[str, Any]] = field(default_factory=list)
     """One entry for each: the step where it diverged, the step it went back to, the scale after."""
     seen_at: int | None = None
-    """Where it last diverged, until a checkpoint beyond shows that it got past."""
+    """Where it last diverged, until a checkpoint shows that it got past."""
 
     def way_back(self, diverged: TrainingDivergedError) -> Way:
         """
@@ -53,8 +53,8 @@ class Rollbacks:
         self.history.append({"step": self.seen_at, "to": to, "lr_scale": self.lr_scale})
 
     def saved(self, step: int) -> None:
-        """A whole state was kept; beyond the place of the last trouble it is over."""
-        if self.seen_at is not None and step > self.seen_at:
+        """A state without NaN was kept: where the trouble had shown, or later, it is over."""
+        if self.seen_at is not None and step >= self.seen_at:
             self.seen_at = None
 
     # --- in a checkpoint ---------------------------------------------------------------------

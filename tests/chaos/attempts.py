@@ -143,6 +143,11 @@ class Desk:
             (one.kind, one.step): hashes(self.folder(one)) for one in self.checkpoints if one.kind != "resume"
         }
 
+    def final(self) -> dict[str, str]:
+        """Hashes of the last checkpoint of all."""
+        assert self.checkpoints[-1].kind == "final"
+        return hashes(self.folder(self.checkpoints[-1]))
+
     def samples(self) -> dict[str, set[str]]:
         """Name of each grid → hashes of it in every attempt that drew it."""
         found: dict[str, set[str]] = {}
