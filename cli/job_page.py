@@ -11,6 +11,9 @@ from jobs.states import JobState
 from storage.jobs import Job
 
 EVENTS = 8
+TROUBLES = ("checkpoint_skipped", "not_bit_exact", "rolled_back", "save_missed")
+"""Events that are shown however long ago they were, the last few of them."""
+TROUBLES_SHOWN = 4
 LOG_LINES = 8
 LOG_TAIL_BYTES = 64 * 1024
 WHOLE_AT_ONCE = ("checkpoints", "samples", "metrics.jsonl")
@@ -123,6 +126,8 @@ def _about(session: Session, job: Job, around: words.Surroundings) -> Iterator[t
             "yes" if job.bit_exact else "no: it was resumed on another device, build or number of threads",
         )
     yields = f", yielded {output.count(job.yields, 'time')} to others" if job.yields else ""
+    if (back := (job.result or {}).get("rollbacks")) and back[-1]["lr_scale"] != 1:
+        yield "rates", f"halved: the training had diverged at step {back[-1]['step']:,}"
     yield "queue", f"{job.queue}, priority {job.priority}{yields}"
 
 
@@ -171,9 +176,10 @@ def _results(session: Session, job: Job) -> Iterator[str]:
 
 def _events(session: Session, job: Job) -> Iterator[str]:
     known = session.queries.events(job.id)
-    if len(known) > EVENTS:
-        yield f"… {len(known) - EVENTS} earlier   (ganq events {job.id})"
-    for one in known[-EVENTS:]:
+    earlier = known[:-EVENTS]
+    if earlier:
+        yield f"… {len(earlier)} earlier   (ganq events {job.id})"
+    for one in [*[old for old in earlier if old.type in TROUBLES][-TROUBLES_SHOWN:], *known[-EVENTS:]]:
         yield event_line(one)
 
 
