@@ -271,8 +271,9 @@ def _open_standard_files() -> None:
             if null != number:
                 os.close(null)
             os.set_inheritable(number, True)
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+        for attribute in (name, f"__{name}__"):  # Celery logs to sys.__stderr__
+            if getattr(sys, attribute) is None:
+                setattr(sys, attribute, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def require_queues(queues: tuple[str, ...]) -> None:
