@@ -20,6 +20,7 @@ Left to the caller, because they hold only at certain moments:
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from sqlalchemy import Connection, Table, select, text
@@ -195,7 +196,7 @@ def one_open_attempt(row: Any, attempts: Sequence[Any], *, clock: bool = True) -
     won = [one.number for one in attempts if one.outcome == "succeeded"]
     if won != ([row.attempt] if row.state == "succeeded" else []):
         yield f"I1: job {row.id} is {row.state}, attempt {row.attempt}, and attempts {won} succeeded"
-    for before, after in zip(attempts, attempts[1:], strict=False):
+    for before, after in pairwise(attempts):
         if clock and (before.ended_at or 0.0) > after.started_at + TICK_S:
             yield f"I3: attempts {before.number} and {after.number} of job {row.id} overlap"
 
@@ -283,4 +284,5 @@ def no_secret(rows: Iterable[Any], secrets: Sequence[str]) -> Iterator[str]:
     for row in rows if secrets else ():
         for name, value in row._mapping.items():
             if any(secret in str(value) for secret in secrets):
-                yield f"I10: a secret stands in the table, column {name}: {row._mapping.get('job_id', row[0])}"
+                owner = row._mapping.get("job_id", row[0])
+                yield f"I10: a secret stands in the table, column {name}, of job {owner}"

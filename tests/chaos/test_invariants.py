@@ -15,6 +15,7 @@ import pytest
 from chaos.invariants import Memory, assert_invariants, look, unfinished, violations
 from chaos.invariants_volume import leftovers, runners, two_runners, unequal_trainings
 from sqlalchemy import delete, insert, text, update
+from tables import beat_of, set_columns
 from volumes import Files
 
 from jobs.context import Picture
@@ -26,7 +27,6 @@ from storage.jobs import Lease
 from storage.models import attempt, checkpoint, event, job, utcnow
 from storage.pictures import PngFolder
 from storage.volume import Volume
-from tables import beat_of, set_columns
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 
