@@ -23,7 +23,8 @@ ANSWER_S = 5.0
 LOOP_S = 180.0
 """A loop or heart that has not come round for so long is stuck: an idle one turns every minute."""
 DRAIN_LATE_S = 30.0
-TABLE_S = 8.0
+TABLE_S = 6.0
+"""With the rest, less than the 10 s that a container's engine gives a check."""
 
 
 class Status(StrEnum):

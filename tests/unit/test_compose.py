@@ -133,7 +133,7 @@ def test_only_workers_hang_on_a_profile(services: dict[str, Any]) -> None:
 def test_every_worker_has_a_name_and_a_hostname_of_its_own(services: dict[str, Any]) -> None:
     names = [services[name]["command"][services[name]["command"].index("--name") + 1] for name in WORKERS]
     assert len(set(names)) == len(WORKERS)
-    # `ganq health` asks for the workers of its host: a shared name would hide a dead one.
+    # Where `ganq health` must ask the job table, it asks for its host: a shared name would hide a dead one.
     assert [services[name]["hostname"] for name in WORKERS] == names
 
 

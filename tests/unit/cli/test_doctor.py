@@ -152,3 +152,12 @@ def test_an_answer_in_time_is_passed_on_and_so_is_an_error():
         within(5, lambda: 1 // 0)
     with pytest.raises(TimeoutError):
         within(0.1, lambda: time.sleep(30))
+
+
+def test_a_password_is_masked_wherever_a_server_repeats_it(settings):
+    from dataclasses import replace
+
+    from cli.doctor import _masker
+
+    masked = _masker(replace(settings, redis_url="redis://ada:s3cret%2Fbell@127.0.0.1:1/0"))
+    assert masked("refused: s3cret/bell, as in s3cret%2Fbell") == "refused: ***, as in ***"
