@@ -189,8 +189,8 @@ def test_a_row_that_somebody_holds_for_ever_is_told_and_not_waited_for(database,
     holder = database.engine.connect()
     holder.execute(text("SELECT 1 FROM job FOR UPDATE"))
     begun = time.monotonic()
+    touch = text("UPDATE job SET priority = 1 WHERE id = :id")
     with pytest.raises(DatabaseUnavailableError) as caught:
-        touch = text("UPDATE job SET priority = 1 WHERE id = :id")
         database.write(lambda conn: conn.execute(touch, {"id": made.id}), patience_s=1.0)
     assert 4 < time.monotonic() - begun < 9
     assert "lock timeout" in str(caught.value)
@@ -337,7 +337,7 @@ def test_a_standby_that_lacks_the_finish_runs_the_job_again(tmp_path, make_ident
             lease, kind="final", epoch=1, step=9, path="jobs/2/a1/final", manifest_sha256="0" * 64, size=1
         )
         store.succeed(lease, {"final": "jobs/2/a1/final"})
-        forgotten = submit(store, "asynchronous")
+        submit(store, "asynchronous")
         first.crash()
         database.dispose()
         standby.promote()
@@ -348,6 +348,7 @@ def test_a_standby_that_lacks_the_finish_runs_the_job_again(tmp_path, make_ident
         found = queries.get(running.id)
         assert (found.state, found.result) == (JobState.RUNNING, None), "a result without its commit"
         assert queries.checkpoints(running.id) == [], "a dangling checkpoint"
+        assert sum(queries.counts().values()) == 2
         # The worker that had finished asks again: on this timeline it still owns the job.
         store.rescue(beat_of(store, running.id), "its worker thinks that it is done")
         again = store.claim(who, kinds=("train",), spec_version=SPEC_VERSION)
@@ -716,7 +717,7 @@ def test_a_full_disk_under_the_job_table_is_told_and_loses_nothing(small_disk, m
     told = submit_until_full()
     assert "the disk of the job table is full" in told
     assert "make room there" in told
-    assert queries.counts()["queued"] == len(accepted) > 100, "readers read on"
+    assert queries.counts()["queued"] == len(accepted) > 50, "readers read on"
     subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
     submit(store, "again")
     database.dispose()
@@ -732,9 +733,9 @@ def test_a_disk_that_is_full_from_the_first_word_is_told_too(small_disk) -> None
     database = open_database(make_settings(small_disk, f"sqlite:///{small_disk / 'ganq.db'}"), create=True)
     database.dispose()
     (small_disk / "ballast").write_bytes(b"x" * shutil.disk_usage(small_disk).free)
+    url = f"sqlite:///{small_disk / 'ganq.db'}"
     with pytest.raises(DatabaseUnavailableError) as caught:
-        store = JobStore(open_database(make_settings(small_disk, f"sqlite:///{small_disk / 'ganq.db'}")))
-        submit(store)
+        submit(JobStore(open_database(make_settings(small_disk, url))))
     assert "the disk of the job table is full" in caught.value.message
     (small_disk / "ballast").unlink()
     database = open_database(make_settings(small_disk, f"sqlite:///{small_disk / 'ganq.db'}"))
@@ -757,7 +758,8 @@ database = Database(make_settings(path.parent, f"sqlite:///{path}"))
 store = JobStore(database)
 assert database.read(lambda c: c.exec_driver_sql("PRAGMA wal_autocheckpoint").scalar()) == 0
 for i in range(number):
-    job = store.submit(kind="train", spec={"data": "x" * 20000}, spec_version=1, submit_key=f"{me}-{i}", user="u")
+    spec = {"data": "x" * 20000}
+    job = store.submit(kind="train", spec=spec, spec_version=1, submit_key=f"{me}-{i}", user="u")
     print(job.id, flush=True)
 """
 
@@ -770,38 +772,35 @@ def test_the_wal_stays_small_under_many_processes_one_of_them_killed_and_one_sto
     path = Path(settings.database_url.removeprefix("sqlite:///"))
     wal = Path(f"{path}-wal")
     env = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parents[2]}"}
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITES, str(i), str(path), "400"],
-            env=env, stdout=open(tmp_path / f"{i}.txt", "w"),  # noqa: SIM115 - the child writes to it
-        )
-        for i in range(4)
-    ]  # fmt: skip
-    largest, begun = 0, time.monotonic()
-    stopped = killed = False
-    while any(one.poll() is None for one in children[1:]):
-        with_wal = wal.stat().st_size if wal.exists() else 0
-        largest = max(largest, with_wal)
-        if not killed and (tmp_path / "0.txt").stat().st_size > 300:
-            children[0].kill()
-            children[1].send_signal(signal.SIGSTOP)
-            killed = True
-            begun = time.monotonic()
-        if killed and not stopped and time.monotonic() - begun > 1.5:
-            children[1].send_signal(signal.SIGCONT)
-            stopped = True
+    children = []
+    for i in range(4):
+        with open(tmp_path / f"{i}.txt", "w") as said:
+            command = [sys.executable, "-c", WRITES, str(i), str(path), "400"]
+            children.append(subprocess.Popen(command, env=env, stdout=said))
+    largest, victim, stopped_at = 0, None, float("inf")
+    while any(one.poll() is None for one in children):
+        largest = max(largest, wal.stat().st_size if wal.exists() else 0)
+        if victim is None:
+            told = [(tmp_path / f"{i}.txt").stat().st_size for i in range(4)]
+            if max(told) > 200:  # the fastest is killed, another one stopped
+                victim = told.index(max(told))
+                children[victim].kill()
+                children[victim - 1].send_signal(signal.SIGSTOP)
+                stopped_at = time.monotonic()
+        if time.monotonic() - stopped_at > 1.5:
+            assert victim is not None
+            children[victim - 1].send_signal(signal.SIGCONT)
+            stopped_at = float("inf")
         time.sleep(0.005)
-    assert killed
-    assert stopped
-    assert [one.wait() for one in children[1:]] == [0, 0, 0]
-    children[0].wait()
+    assert victim is not None
+    assert sorted(one.wait() for one in children) == [-signal.SIGKILL, 0, 0, 0]
     assert 0 < largest < 3 * WAL_BYTES, f"the WAL grew to {largest:,} bytes"
     raw = sqlite3.connect(path)
     assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     there = {row[0] for row in raw.execute("SELECT id FROM job")}
     raw.close()
-    told = {int(line) for i in range(4) for line in (tmp_path / f"{i}.txt").read_text().split()}
-    assert told <= there, "an accepted job is gone"
+    accepted = {int(line) for i in range(4) for line in (tmp_path / f"{i}.txt").read_text().split()}
+    assert accepted <= there, "an accepted job is gone"
     assert len(there) * 20_000 > 4 * WAL_BYTES, "too little was written to see anything"
 
 
