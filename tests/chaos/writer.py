@@ -1,0 +1,146 @@
+"""
+All that a worker makes durable, in the order in which it does, without torch: for strace.
+
+    python writer.py HOME checkpoints|pictures|all
+
+The database is HOME/ganq.db, the volume HOME/volume. What has been committed is said on
+stderr, so that a trace shows where the row stands among the system calls.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from jobs.context import Picture
+from jobs.specs import SPEC_VERSION
+from storage.checkpoints import FACTS, GENERATOR, STATE
+from storage.durable import make_folder, read_verified, write_folder, write_json
+from storage.engine import Database
+from storage.job_store import JobStore
+from storage.jobs import Lease, WorkerIdentity
+from storage.pictures import PngFolder, verify_manifest
+from storage.queries import Queries
+from storage.settings import Settings
+from storage.volume import Volume
+
+WHO = WorkerIdentity("w", "host", "cpu", "boot", os.getpid(), 1, ("default",), "0")
+PICTURES, STEPS = 5, 3
+
+
+def settings_of(home: Path) -> Settings:
+    return Settings.load({"GANQ_HOME": str(home), "GANQ_USER": "tester"})
+
+
+def mark(word: str) -> None:
+    os.write(2, f"MARK {word}\n".encode())
+
+
+def take(store: JobStore, kind: str, key: str) -> Lease:
+    spec = {"source": 1, "count": PICTURES}
+    store.submit(kind=kind, spec=spec, spec_version=SPEC_VERSION, submit_key=key, user="tester")
+    lease = store.claim(WHO, kinds=(kind,), spec_version=SPEC_VERSION)
+    assert lease is not None
+    return lease
+
+
+def blob(letter: str, size: int = 30_000) -> bytes:
+    return letter.encode() * size
+
+
+def train(store: JobStore, volume: Volume, key: str) -> None:
+    """Checkpoints, each registered when it is durable; the one before goes when it is not needed."""
+    lease = take(store, "train", key)
+    make_folder(volume.attempt(lease.job_id, lease.attempt))
+    write_json(volume.job(lease.job_id) / "spec.json", {"job": lease.job_id})
+    ids: list[int] = []
+    for step in range(1, STEPS + 1):
+        letter = "abc"[step % 3]
+        target = volume.checkpoints(lease.job_id, lease.attempt) / f"epoch-{step:04d}"
+        mark("checkpoint")
+        digest, size = write_folder(
+            target,
+            {
+                STATE: lambda path, letter=letter: path.write_bytes(blob(letter)) and None,
+                GENERATOR: lambda path, letter=letter: path.write_bytes(blob(letter, 5_000)) and None,
+                FACTS: lambda path: path.write_text("{}") and None,
+            },
+        )
+        mark("written")
+        path = volume.relative(target)
+        ids.append(
+            store.register_checkpoint(
+                lease, kind="epoch", epoch=step, step=step, path=path, manifest_sha256=digest, size=size
+            )
+        )
+        mark("registered")
+        for gone in store.forget_checkpoints(lease, ids[:-2]):
+            shutil.rmtree(volume.absolute(gone.path))
+    store.succeed(lease, {})
+
+
+def generate(store: JobStore, volume: Volume, key: str) -> None:
+    lease = take(store, "generate", key)
+    sink = PngFolder(volume.attempt(lease.job_id, lease.attempt), total=PICTURES)
+    pixels = np.random.default_rng(0).integers(0, 255, (PICTURES, 16, 16, 3), dtype=np.uint8)
+    mark("pictures")
+    sink.add(Picture(index, pixels[index], {"seed": 0, "draw": index}) for index in range(PICTURES))
+    sink.add_grid("grid-0000", pixels[0])
+    facts = sink.publish()
+    mark("published")
+    store.succeed(lease, facts)
+    mark("succeeded")
+
+
+def check(home: Path) -> tuple[int, int]:
+    """
+    Everything that the table points at is there, whole and right.
+
+    Returns:
+        (registered checkpoints, published results).
+    """
+    settings = settings_of(home)
+    database = Database(settings)
+    volume = Volume(settings.volume)
+    queries = Queries(database)
+    try:
+        with database.engine.connect() as conn:
+            assert conn.exec_driver_sql("PRAGMA integrity_check").scalar_one() == "ok"
+        from storage.queries import Filter
+
+        checkpoints = results = 0
+        for job in queries.page(Filter(), limit=1000):
+            for one in queries.checkpoints(job.id):
+                for name in (STATE, GENERATOR):
+                    if name == GENERATOR or one.kind != "import":
+                        read_verified(volume.absolute(one.path), name, one.manifest_sha256)
+                checkpoints += 1
+            if job.kind == "generate" and job.state == "succeeded":
+                assert job.result is not None
+                folder = volume.attempt(job.id, job.attempt)
+                verify_manifest(folder, manifest_sha256=job.result["manifest_sha256"])
+                results += 1
+        return checkpoints, results
+    finally:
+        database.dispose()
+
+
+def main() -> None:
+    home, what = Path(sys.argv[1]), sys.argv[2]
+    settings = settings_of(home)
+    database = Database(settings)
+    store, volume = JobStore(database), Volume(settings.volume)
+    volume.ensure()
+    mark("begun")
+    if what in ("checkpoints", "all"):
+        train(store, volume, f"train-{os.getpid()}")
+    if what in ("pictures", "all"):
+        generate(store, volume, f"generate-{os.getpid()}")
+    mark("ended")
+    database.dispose()
+
+
+if __name__ == "__main__":
+    main()
