@@ -32,8 +32,9 @@ def runtime_folder(settings: Settings) -> Path:
     """
     folder = settings.runtime
     folder.mkdir(mode=0o700, exist_ok=True)
-    about = folder.stat()
-    if about.st_uid != os.getuid() or stat.S_IMODE(about.st_mode) & 0o077:
+    about = folder.lstat()  # a link of somebody else's may lead to a folder of ours
+    private = stat.S_ISDIR(about.st_mode) and not stat.S_IMODE(about.st_mode) & 0o077
+    if about.st_uid != os.getuid() or not private:
         raise ConfigError(f"{folder} is not private to this user", hint=f"remove it: rm -r {folder}")
     return folder
 

@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
+from jobs.errors import ConfigError
 from worker import diagnosis, diagnosis_gpu
 from worker.diagnosis_machine import check_files, check_runtime
+from worker.local import runtime_folder
 
 
 @pytest.fixture
@@ -199,8 +201,12 @@ def test_a_runtime_folder_that_is_open_to_others_or_theirs_fails(settings, own_t
     assert "mode 755" in told.said
     assert told.hint == f"rm -r {settings.runtime}"
     settings.runtime.rmdir()
-    settings.runtime.symlink_to("/etc")
+    ours = own_tmp / "ours"
+    ours.mkdir(mode=0o700)
+    settings.runtime.symlink_to(ours)
     assert worst(check_runtime(settings)) == {"bad"}
+    with pytest.raises(ConfigError, match="is not private"):
+        runtime_folder(settings)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a folder away")
