@@ -78,7 +78,22 @@ def written(home: Path, what: str, *options: str, log: Path) -> "subprocess.Comp
 def traced(home: Path, what: str, log: Path) -> list[str]:
     done = written(home, what, "-e", f"trace={CALLS}", log=log)
     assert done.returncode == 0, done.stderr
-    return log.read_text().splitlines()
+    return whole(log.read_text().splitlines())
+
+
+def whole(lines: list[str]) -> list[str]:
+    """Join what strace cut in two because another process spoke meanwhile; each stands where it ended."""
+    begun: dict[str, str] = {}
+    found = []
+    for line in lines:
+        pid = line.partition(" ")[0]
+        if line.endswith("<unfinished ...>"):
+            begun[pid] = line.removesuffix("<unfinished ...>").rstrip()
+        elif "resumed>" in line:
+            found.append(begun.pop(pid, pid) + line.partition("resumed>")[2])
+        else:
+            found.append(line)
+    return found
 
 
 class Trace:
@@ -153,7 +168,7 @@ def test_a_data_set_is_durable_before_it_has_its_name(faces: Path, tmp_path: Pat
     command = [sys.executable, "-c", code, str(tmp_path / "volume"), str(faces)]
     done = strace(log, "-e", f"trace={CALLS}", command=command)
     assert done.returncode == 0, done.stderr
-    trace = Trace(log.read_text().splitlines(), "begun")
+    trace = Trace(whole(log.read_text().splitlines()), "begun")
     temp = r"datasets/[^>\"]*\.tmp-\w+"
     trace.then(rf"write\(\d+<[^>]*{temp}/images\.u8>").then(rf"fsync\(\d+<[^>]*{temp}/images\.u8>\){OK}")
     trace.then(rf"fsync\(\d+<[^>]*{temp}/index\.json\.tmp-\w+>\){OK}").then(rf'rename.*index\.json"{OK}')
@@ -290,7 +305,7 @@ def one_error(home: Path, tmp_path: Path, call: str, error: str, number: int) ->
     calls = "trace=fsync,rename,unlink,openat"
     inject = f"inject={call}:error={error}:when={number}"
     done = written(copy, "checkpoints", "-e", calls, "-e", inject, log=log)
-    lines = log.read_text().splitlines()
+    lines = whole(log.read_text().splitlines())
     hit = next((n for n, line in enumerate(lines) if "INJECTED" in line), None)
     if hit is None:
         return None
