@@ -17,7 +17,7 @@ from sqlalchemy import Connection, and_, func, insert, or_, select, text, true, 
 from sqlalchemy.exc import IntegrityError
 
 from jobs.errors import GanqError, InvalidTransitionError, JobNotFoundError, Retry, SpecError
-from jobs.failpoints import guard
+from jobs.failpoints import failpoint, guard
 from jobs.states import JobState, Outcome, StopReason
 from storage.claims import Wanted, best_job, idle_worker, is_ripe, may_stay, ripen, waits_above
 from storage.engine import Database, check_schema
@@ -156,12 +156,15 @@ class JobStore:
             for needed in needs:
                 conn.execute(insert(dependency).values(job_id=new_id, needs=needed))
             record_event(conn, new_id, "submitted", detail={"retry_of": retry_of} if retry_of else None)
+            failpoint("submit.inserted")
             return get_job(conn, new_id)
 
         try:
-            return self.database.write(work)
+            accepted = self.database.write(work)
         except IntegrityError:  # two submits with one key at the same moment: the other one won
-            return self.database.write(work)
+            accepted = self.database.write(work)
+        failpoint("submit.committed")
+        return accepted
 
     def add_finished(
         self,
