@@ -10,6 +10,7 @@ Every error that ganq raises on purpose.
       JobError
         InvalidTransitionError
         LeaseLostError                     another attempt owns the job now
+        TimeLimitError                     the job has run for as long as it may
       DatasetError                         no pictures, too few, too many broken
       StorageError
         DatabaseUnavailableError
@@ -118,6 +119,12 @@ class LeaseLostError(JobError):
     """The (attempt, token) of the caller is not the job's any more: touch nothing."""
 
     code = "LEASE_LOST"
+
+
+class TimeLimitError(JobError):
+    """The job has run, over all its attempts, for as long as it may."""
+
+    code = "TIME_LIMIT"
 
 
 class DatasetError(GanqError):

@@ -59,4 +59,9 @@ class StopReason(StrEnum):
     CANCEL = "cancel"
     DRAIN = "drain"
     PREEMPT = "preempt"
+    TIME_LIMIT = "time limit"
     LOST = "lost"
+
+
+KEEPS_WORK = frozenset({StopReason.DRAIN, StopReason.PREEMPT, StopReason.TIME_LIMIT})
+"""Stops after which the work may go on: what was done since the last checkpoint is saved first."""

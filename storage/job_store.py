@@ -560,7 +560,7 @@ class JobStore:
         endings = {Outcome.RETRIED, Outcome.FAILED, Outcome.CANCELLED}
         return self._settle_by(lease, decide, endings, {"code": error.code, "message": error.message})
 
-    def crashed(self, lease: Lease, message: str) -> JobState:
+    def crashed(self, lease: Lease, message: str, *, code: str = "CRASHED") -> JobState:
         """
         The runner died under a living supervisor. The third time without progress is the last.
 
@@ -569,7 +569,7 @@ class JobStore:
         """
 
         def decide(row: Any) -> Decision:
-            return after_crash(row, message)
+            return after_crash(row, message, code)
 
         return self._settle_by(lease, decide, {Outcome.CRASHED, Outcome.CANCELLED}, {"message": message})
 
@@ -638,7 +638,8 @@ class JobStore:
                     return JobState(done.state)
                 raise lease_lost(lease)
             new, outcome, values = decide(row)
-            leave(conn, row, new, outcome, values, detail)
+            # The holder's own clock cannot be set, as the database's can.
+            leave(conn, row, new, outcome, {**values, "ran_s": row.ran_s + lease.ran_s}, detail)
             return JobState(new)
 
         return self.database.write(work)

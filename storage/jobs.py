@@ -1,6 +1,7 @@
 """What a row of the job table looks like to the rest of ganq: Job, Lease, Checkpoint and kin."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Row
@@ -69,10 +70,17 @@ class Lease:
     job: Job
     attempt: int
     token: str
+    claimed_at: float = field(default_factory=time.monotonic, compare=False)
+    """Monotonic seconds of the process that holds it."""
 
     @property
     def job_id(self) -> int:
         return self.job.id
+
+    @property
+    def ran_s(self) -> float:
+        """Seconds since the claim."""
+        return time.monotonic() - self.claimed_at
 
 
 @dataclass(frozen=True)

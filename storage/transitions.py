@@ -81,11 +81,11 @@ def record_event(
     )
 
 
-def after_crash(row: Any, message: str) -> Decision:
+def after_crash(row: Any, message: str, code: str = "CRASHED") -> Decision:
     if row.cancel_requested_at is not None:
         return JobState.CANCELLED, Outcome.CANCELLED, {}
     crashes = row.crash_count + 1
-    told = {"error_code": "CRASHED", "error_message": plain(message), "crash_count": crashes}
+    told = {"error_code": code, "error_message": plain(message), "crash_count": crashes}
     if crashes >= MAX_CRASHES:
         told["error_code"] = "POISON"
         told["error_message"] = f"{plain(message)}; {crashes} times without progress"
@@ -124,6 +124,8 @@ def _move(
     )
     # Any end but a yield ends the wish to yield and the memory of it; of a yield, `values` tells.
     ending |= {"preempt_for": None, "yielded_at": None}
+    if outcome is not None:
+        ending["ran_s"] = job.c.ran_s + _seconds_of_attempt(row)
     changed = conn.execute(
         update(job)
         .where(job.c.id == row.id, job.c.state == row.state, job.c.attempt == row.attempt)
@@ -144,6 +146,13 @@ def _move(
         )
     kind = str(new) if new.terminal else str(outcome)
     record_event(conn, row.id, kind, attempt=row.attempt, worker=row.worker, detail=detail)
+
+
+def _seconds_of_attempt(row: Any) -> Any:
+    """How long a running job has run this time, by the database's clock, which may have been set back."""
+    began = select(attempt.c.started_at).where(attempt.c.job_id == row.id, attempt.c.number == row.attempt)
+    ran_s = utcnow() - began.scalar_subquery()
+    return case((ran_s > 0, ran_s), else_=0.0)
 
 
 def tell_dependants(conn: Connection, job_id: int, ended: JobState) -> None:

@@ -4,9 +4,18 @@ import ctypes
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+STATES = {
+    "R": "running",
+    "S": "asleep",
+    "D": "waiting in the kernel, where no signal reaches it",
+    "T": "stopped",
+    "t": "stopped by a debugger",
+    "Z": "dead",
+}
 
 
 def boot_id() -> str:
@@ -44,6 +53,19 @@ def start_ticks(pid: int) -> int:
 def is_alive(pid: int, ticks: int) -> bool:
     """Whether the very process that was recorded still lives."""
     return start_ticks(pid) == ticks != 0
+
+
+def where(pid: int) -> str:
+    """What a process that does not answer is doing, by /proc, in words."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "gone"
+    told = STATES.get(state, f"in state {state}")
+    with suppress(OSError):
+        if (place := Path(f"/proc/{pid}/wchan").read_text().strip("\0\n 0")) and state in "DS":
+            told += f" ({place})"
+    return told
 
 
 def die_with_parent(parent: int, sig: signal.Signals) -> None:

@@ -51,7 +51,8 @@ class Runner:
             with self.arrived:
                 while not self.orders:
                     self.arrived.wait()
-                order = self.orders.pop(0)
+                # The order stays where it is until it has a context, so that a stop finds one of them.
+                order = self.orders[0]
             if not self._run(order):
                 return
 
@@ -89,6 +90,7 @@ class Runner:
         ctx: RunContext | None = None
         try:
             with self.arrived:
+                self.orders.pop(0)
                 ctx = self.context = RunContext(order, self.channel, self.volume)
                 if "stop" in order:
                     ctx.ask_to_stop(order["stop"])

@@ -35,22 +35,21 @@ from storage.settings import Settings
 from storage.volume import Volume
 from storage.worker_store import WorkerStore
 from worker import logs
+from worker.bells import Bells
 from worker.channel import Message
 from worker.heart import Heart, News
 from worker.orders import make_order, prunable
 from worker.process import boot_id, die_with_parent, start_ticks
 from worker.pulse import Pulse, pulse_socket
 from worker.recovery import Recovery
+from worker.stopping import CANCEL_GRACE_S, HASTE_S, SAME_SIGNAL_S, Watch, time_limit_error
 from worker.wake import WAKE_ENV
 from worker.warm_runner import WarmRunner
 
 log = logging.getLogger("ganq.supervisor")
 
-CANCEL_GRACE_S = 15.0
 RETRY_DATABASE_S = 1.0
 LOOK_AGAIN_S = 0.3
-AWAY_S = 10.0
-"""A round of the loop that took longer: this process was stopped, or waited for the database."""
 FATAL_EXIT = 4
 """Something is wrong that another supervisor would find wrong, too: see worker/launcher.py."""
 
@@ -71,11 +70,11 @@ class Supervisor:
         self.kinds = tuple(name for name, kind in KINDS.items() if kind.runner is not None)
 
         self.lease: Lease | None = None
-        self.stop_sent: StopReason | None = None
-        self.stop_deadline = 0.0
+        self.watch = Watch(settings.stall_seconds)
         self.terminated_at: float | None = None
+        self.hastened = False
         self.misfit: SchemaMismatchError | None = None
-        self.checked_at = time.monotonic()
+        self.orders_parts: list[dict[str, Any]] = []  # of the job in hand, if it was split
         self.draining = False
         self.next_poll = 0.0
 
@@ -83,15 +82,14 @@ class Supervisor:
         self.watched_fd: int | None = None
         self.runner_deaths = 0
         self.runner_due = 0.0
-        self.bells: list[socket.socket] = []
         self.news: queue.SimpleQueue[tuple[News, Lease]] = queue.SimpleQueue()
         self.selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self.selector.register(self._wake_read, selectors.EVENT_READ, "wake")
-        self.listener = _listen(wake_socket)
-        self.selector.register(self.listener, selectors.EVENT_READ, "bell")
+        self.bells = Bells(wake_socket)
+        self.selector.register(self.bells.listener, selectors.EVENT_READ, "bell")
 
         offer = partial(self.store.offer_to_yield, who=who, kinds=self.kinds)
         self.heart = Heart(self.store, self.workers, settings, self._tell, offer)
@@ -157,7 +155,7 @@ class Supervisor:
         if self.lease is None:
             runner_s = 60.0 if self.watched_fd is not None else self.runner_due - now
             return max(0.0, min(self.next_poll - now, runner_s, 60.0))
-        return 0.5 if self.stop_sent else 5.0
+        return self.watch.next_s
 
     def _wake(self) -> None:
         """Look at the table now (from any thread)."""
@@ -173,31 +171,17 @@ class Supervisor:
     # --- bells ----------------------------------------------------------------------------
 
     def _answer_bell(self) -> None:
-        sock, _ = self.listener.accept()
+        sock = self.bells.accept()
         if self.lease is not None:
-            self._say(sock, "busy")
+            self.bells.keep(sock, "busy")
             self.heart.look_now()  # what was rung for may be worth yielding to
         elif self.draining or not self._claim():
             # Another transaction may have had the row in its hands just then: look once more.
             self.next_poll = min(self.next_poll, time.monotonic() + LOOK_AGAIN_S)
-            self._say(sock, "nothing")
-            sock.close()
-            return
+            self.bells.send_away(sock, "nothing")
         else:
             assert self.lease is not None
-            self._say(sock, f"claimed {self.lease.job_id}")
-        self.bells.append(sock)
-
-    def _say(self, sock: socket.socket, word: str) -> None:
-        with suppress(OSError):
-            sock.sendall(word.encode() + b"\n")
-
-    def _dismiss_bells(self) -> None:
-        """Nothing more to do: Celery may fetch the next bell."""
-        for sock in self.bells:
-            self._say(sock, "idle")
-            sock.close()
-        self.bells.clear()
+            self.bells.keep(sock, f"claimed {self.lease.job_id}")
 
     # --- claim and order ------------------------------------------------------------------
 
@@ -220,16 +204,20 @@ class Supervisor:
                 break
             log.info("job %s: attempt %s", lease.job_id, lease.attempt)
             failpoint("supervisor.claimed")
-            self.lease, self.stop_sent = lease, None
+            self.lease = lease
+            self.watch.begin(lease)
             self.heart.begin(lease)
             try:
+                if self.watch.time_is_up:
+                    raise self._time_limit_error(lease)
                 self.volume.ensure()
                 attempt = self.volume.attempt(lease.job_id, lease.attempt)
                 self.volume.point_latest(lease.job.name or lease.job.kind, attempt)
                 order = make_order(lease, self.store, self.queries)
+                self.orders_parts = order["parts"]
                 self._watch_runner()
                 assert self.runner.channel is not None
-                self.runner.heard_at = time.monotonic()
+                self.watch.moved("starting")
                 self.runner.channel.send("run", order=order)
                 return True
             except LeaseLostError:
@@ -238,7 +226,7 @@ class Supervisor:
                 self._settle(exc.code, self.store.fail, lease, exc)
             except OSError:
                 self._settle("crashed", self.store.crashed, lease, "the runner died as the job began")
-        self._dismiss_bells()
+        self.bells.dismiss()
         return False
 
     def _watch_runner(self) -> None:
@@ -273,6 +261,7 @@ class Supervisor:
         for message in messages:
             if message.get("job_id") not in (None, self.lease.job_id if self.lease else None):
                 continue  # a late word about a job that is settled
+            self.watch.heard(message)
             self._on_message(message)
 
     def _on_message(self, message: Message) -> None:
@@ -294,6 +283,7 @@ class Supervisor:
             failpoint("supervisor.before_finish")
             self._settle("succeeded", self.store.succeed, lease, message["result"])
             failpoint("supervisor.finished")
+            self._drop_parts(lease)
             self._after_job()
         elif op == "stopped":
             self._on_stopped(lease, message["reason"])
@@ -325,9 +315,7 @@ class Supervisor:
         if not self._guarded(register):
             return
         failpoint("supervisor.registered")
-        with suppress(OSError):
-            assert self.runner.channel is not None
-            self.runner.channel.send("ack", ok=True)
+        self.runner.send("ack", ok=True)
         spec = lease.job.spec
         try:
             own = self.queries.checkpoints(lease.job_id)
@@ -341,15 +329,25 @@ class Supervisor:
             for one in gone:
                 failpoint("supervisor.forgotten")
                 shutil.rmtree(self.volume.absolute(one.path), ignore_errors=True)
-            if gone and self.runner.channel is not None:
-                with suppress(OSError):
-                    self.runner.channel.send("forgotten", paths=[one.path for one in gone])
+            if gone:
+                self.runner.send("forgotten", paths=[one.path for one in gone])
         except GanqError as exc:
             log.warning("job %s: old checkpoints stay for now: %s", lease.job_id, exc)
+
+    def _drop_parts(self, lease: Lease) -> None:
+        """A whole that is published has all that its parts made; what is missed here is for ganq gc."""
+        if self.lease is not None or not self.orders_parts:
+            return
+        for part in self.orders_parts:
+            shutil.rmtree(self.volume.job(part["job_id"]), ignore_errors=True)
+        self.orders_parts = []
 
     def _on_stopped(self, lease: Lease, reason: str) -> None:
         if reason == StopReason.CANCEL:
             self._settle("cancelled", self.store.cancel_done, lease)
+        elif reason == StopReason.TIME_LIMIT:
+            error = self._time_limit_error(lease)
+            self._settle(f"{error.code}: {error.message}", self.store.fail, lease, error)
         else:
             self._settle(f"released ({reason})", self.store.release, lease, reason)
         self._after_job()
@@ -357,14 +355,18 @@ class Supervisor:
     def _on_runner_death(self, how: str) -> None:
         lease = self.lease
         assert lease is not None
-        if self.stop_sent is StopReason.CANCEL:
-            self._settle("cancelled", self.store.cancel_done, lease)
-        elif self.stop_sent is not None:
-            reason = str(self.stop_sent)
-            self._settle(f"released ({reason})", self.store.release, lease, reason)
-        else:
-            self._settle("crashed", self.store.crashed, lease, f"the runner was {how}")
+        if self.watch.asked is not None:
+            self._on_stopped(lease, self.watch.asked)
+            return
+        self._settle("crashed", self.store.crashed, lease, f"the runner was {how}")
         self._after_job()
+
+    def _time_limit_error(self, lease: Lease) -> GanqError:
+        try:
+            has_checkpoint = bool(self.queries.checkpoints(lease.job_id))
+        except DatabaseUnavailableError:  # only the hint depends on it
+            has_checkpoint = False
+        return time_limit_error(lease.job, has_checkpoint=has_checkpoint)
 
     # --- stopping -------------------------------------------------------------------------
 
@@ -374,50 +376,61 @@ class Supervisor:
             self._forget("its lease has passed on")
             self._after_job()
         elif what == "yield":
-            if self.stop_sent is None:
+            if self.watch.asked is None:
                 self._ask_to_stop(StopReason.PREEMPT, self.settings.drain_seconds)
-        elif self.stop_sent is not StopReason.CANCEL:
+        elif self.watch.asked is not StopReason.CANCEL:
             self._ask_to_stop(StopReason.CANCEL, CANCEL_GRACE_S)
 
     def _on_sigterm(self, *_: Any) -> None:
         """Only a mark: the loop may be in the middle of a commit."""
+        now = time.monotonic()
         if self.terminated_at is None:
-            self.terminated_at = time.monotonic()
+            self.terminated_at = now
+        elif now - self.terminated_at > SAME_SIGNAL_S:
+            self.hastened = True
 
     def _drain(self) -> None:
         """SIGTERM: claim no more, bring the running job into order, give it back."""
         log.info("draining")
         self.draining = True
         self.heart.drain()
-        if self.lease is not None and self.stop_sent is None:
-            self._ask_to_stop(StopReason.DRAIN, self.settings.drain_seconds)
+        if self.lease is not None:
+            if self.watch.asked is None:
+                self._ask_to_stop(StopReason.DRAIN, self.settings.drain_seconds)
+            else:
+                self.watch.hasten(self.settings.drain_seconds)
 
     def _ask_to_stop(self, reason: StopReason, grace_s: float) -> None:
-        self.stop_sent = reason
-        self.stop_deadline = time.monotonic() + grace_s
-        with suppress(OSError):
-            if self.runner.channel is not None:
-                self.runner.channel.send("stop", reason=str(reason))
+        self.watch.ask(reason, grace_s)
+        self.runner.send("stop", reason=str(reason))
 
     def _check_deadlines(self) -> None:
-        now, before = time.monotonic(), self.checked_at
-        self.checked_at = now
-        if now - before > AWAY_S:
-            self.runner.heard_at = now  # its words may lie unread, or it was stopped as we were
-        if self.lease is None:
+        self.watch.excuse_absence()
+        lease = self.lease
+        if lease is None:
             return
-        if self.stop_sent is not None and time.monotonic() >= self.stop_deadline:
-            log.warning("job %s did not stop in time: killing its runner", self.lease.job_id)
+        if self.hastened:
+            self.watch.hasten(HASTE_S)
+        verdict = self.watch.verdict()
+        if verdict == "time is up":
+            log.info("job %s has run for as long as it may", lease.job_id)
+            self._ask_to_stop(StopReason.TIME_LIMIT, self.settings.drain_seconds)
+        elif verdict == "overdue":
+            log.warning("job %s did not stop in time: killing its runner", lease.job_id)
             self._kill_runner()
             self._on_runner_death("killed")
-        elif self.settings.stall_seconds and self.runner.silent_s > self.settings.stall_seconds:
-            silent = self.runner.silent_s
-            lease = self.lease
-            self.runner.dump()
-            self._kill_runner()
-            message = f"no progress for {silent:.0f} s: taken as hung"
-            self._settle("stalled", self.store.crashed, lease, message)
-            self._after_job()
+        elif verdict == "hung":
+            self._end_hung(lease)
+
+    def _end_hung(self, lease: Lease) -> None:
+        """The process lives, and its work does not move: keep its stacks, then replace it."""
+        still_s = self.watch.still_s
+        log_file = self.volume.attempt(lease.job_id, lease.attempt) / "log.txt"
+        told = self.runner.dump(log_file, f"no progress for {still_s:.0f} s: taken as hung")
+        self._kill_runner()
+        message = f"no progress for {still_s:.0f} s: taken as hung; {told}"
+        self._settle("stalled", partial(self.store.crashed, code="STALLED"), lease, message)
+        self._after_job()
 
     def _kill_runner(self) -> None:
         self._unwatch_runner()
@@ -442,7 +455,7 @@ class Supervisor:
         while True:
             try:
                 commit(*args)
-                self.runner.heard_at = time.monotonic()  # it may have waited for us, however long
+                self.watch.moved(self.watch.quiet)  # it may have waited for us, however long
                 return True
             except LeaseLostError:
                 self._kill_runner()
@@ -470,7 +483,7 @@ class Supervisor:
         if why and self.lease is not None:
             log.warning("job %s: let go: %s", self.lease.job_id, why)
         self.lease = None
-        self.stop_sent = None
+        self.watch.end()
         self.heart.end()
 
     def _after_job(self) -> None:
@@ -478,7 +491,7 @@ class Supervisor:
         if self.lease is not None:
             return
         if self.draining:
-            self._dismiss_bells()
+            self.bells.dismiss()
             return
         self._watch_runner()
         self._claim()
@@ -486,9 +499,8 @@ class Supervisor:
     def _close(self) -> None:
         self.heart.stop()
         self.recovery.stop()
-        self._dismiss_bells()
+        self.bells.close()
         self._kill_runner()
-        self.listener.close()
         with suppress(GanqError):
             self.workers.say("stopped")
         self.pulse.stop()
@@ -505,14 +517,6 @@ def error_from(message: Message) -> GanqError:
 
 def _all_errors(base: type[GanqError]) -> list[type[GanqError]]:
     return [base, *(cls for child in base.__subclasses__() for cls in _all_errors(child))]
-
-
-def _listen(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.bind(str(path))
-    sock.listen(16)
-    return sock
 
 
 def _ring_through_parent(queue_name: str, job_id: int) -> None:

@@ -8,13 +8,18 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 from storage.settings import Settings
 from worker.channel import Channel, Message
+from worker.process import where
 
 log = logging.getLogger("ganq.runner")
 
 CHANNEL_ENV = "GANQ_CHANNEL_FD"
+DUMP_S = 2.0
+WARN_EVERY_S = 30.0
 
 
 class WarmRunner:
@@ -24,7 +29,6 @@ class WarmRunner:
         self.settings = settings
         self.process: subprocess.Popen[bytes] | None = None
         self.channel: Channel | None = None
-        self.heard_at = 0.0
 
     @property
     def pid(self) -> int | None:
@@ -55,29 +59,43 @@ class WarmRunner:
                 start_new_session=True,
             )
         self.channel = Channel(ours)
-        self.heard_at = time.monotonic()
         return self.channel
 
     def receive(self) -> list[Message] | None:
         """Messages that have arrived; None: the runner is gone."""
-        if self.channel is None:
-            return None
-        messages = self.channel.receive()
-        if messages:
-            self.heard_at = time.monotonic()
-        return messages
+        return None if self.channel is None else self.channel.receive()
 
-    @property
-    def silent_s(self) -> float:
-        """Seconds since the runner last said anything."""
-        return time.monotonic() - self.heard_at
+    def send(self, op: str, **facts: Any) -> None:
+        """Say something to a runner that may be dead: its end is heard on the same channel."""
+        with suppress(OSError):
+            if self.channel is not None:
+                self.channel.send(op, **facts)
 
-    def dump(self) -> None:
-        """Have the runner write all its stacks into the job's log (faulthandler)."""
-        if self.process is not None and self.process.poll() is None:
-            with suppress(ProcessLookupError):
-                self.process.send_signal(signal.SIGUSR1)
-            time.sleep(0.3)
+    def dump(self, log_file: Path, why: str) -> str:
+        """
+        Have the runner write all its stacks into the job's log (faulthandler).
+
+        The handler is C and needs no interpreter, so it also runs while something holds that.
+        It does not run while the main thread waits in the kernel, or is stopped.
+
+        Returns:
+            Where the stacks are, or why there are none, in words.
+        """
+        if self.process is None or self.process.poll() is not None:
+            return "its process is gone"
+        _append(log_file, why)
+        before = _size(log_file)
+        with suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGUSR1)
+        deadline = time.monotonic() + DUMP_S
+        while _size(log_file) == before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if _size(log_file) > before:
+            time.sleep(0.2)  # the other threads' stacks follow
+            return "the stacks of its threads are in its log"
+        told = f"no stacks: its main thread is {where(self.process.pid)}"
+        _append(log_file, told)
+        return told
 
     def kill(self) -> str:
         """
@@ -93,7 +111,7 @@ class WarmRunner:
             return "not running"
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        code = self.process.wait()
+        code = _await_end(self.process)
         self.process = None
         if code < 0:
             with suppress(ValueError):
@@ -106,3 +124,29 @@ class WarmRunner:
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=2.0)
         return self.kill()
+
+
+def _await_end(process: "subprocess.Popen[bytes]") -> int:
+    """
+    The exit code of a killed process.
+
+    One that is stuck in the kernel, as in a GPU's driver, outlives SIGKILL. Nothing else
+    may use its GPU until it is gone, so there is nothing to do but wait, and say so.
+    """
+    while True:
+        try:
+            return process.wait(timeout=WARN_EVERY_S)
+        except subprocess.TimeoutExpired:
+            log.error("the runner (process %s) does not die: it is %s", process.pid, where(process.pid))
+
+
+def _append(log_file: Path, line: str) -> None:
+    with suppress(OSError), open(log_file, "a") as file:
+        file.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+
+
+def _size(log_file: Path) -> int:
+    try:
+        return log_file.stat().st_size
+    except OSError:
+        return 0

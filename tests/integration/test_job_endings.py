@@ -238,7 +238,7 @@ def test_errors_of_the_surroundings_back_off_ever_longer_and_never_count(
         set_columns(database, lease.job_id, not_before=None)
         lease = claim()
 
-    assert waits == [pytest.approx(one, abs=1) for one in (2, 10, 30, 60, 120, 300, 300, 300)]
+    assert waits == [pytest.approx(one, abs=1) for one in (2, 10, 30, 60, 60, 60, 60, 60)]
     assert outcomes(queries, lease.job_id) == [Outcome.RETRIED] * 8 + [None]
     assert queries.get(lease.job_id).error_code is None, "a new attempt begins without the old error"
 
