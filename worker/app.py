@@ -53,7 +53,7 @@ def make_app(settings: Settings, *, patient: bool = True) -> Celery:
         broker_connection_max_retries=None,
         broker_transport_options={
             "visibility_timeout": VISIBILITY_TIMEOUT_S,
-            "socket_timeout": 30 if patient else 2,
+            "socket_timeout": 30 if patient else 1,
             "socket_connect_timeout": 5 if patient else 1,
             "socket_keepalive": True,
             "health_check_interval": 25,

@@ -27,6 +27,7 @@ from worker.wake import WAKE_ENV
 log = logging.getLogger("ganq.worker")
 
 RESTART_PAUSE_S = (0.5, 2.0, 10.0, 30.0)
+CELERY_GRACE_S = 8.0
 CELERY_PAUSE_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 FATAL_EXIT = 4  # the supervisor says: a setting is wrong, trying again would end the same way
 
@@ -212,9 +213,28 @@ class Worker:
                 log.debug("not rung: %s", exc)
 
     def _stop(self) -> None:
-        self.stopping = True
+        first, self.stopping = not self.stopping, True
         if self.supervisor is not None and self.supervisor.poll() is None:
             self.supervisor.terminate()
+        if first:
+            threading.Thread(target=self._leave_anyway, name="leaver", daemon=True).start()
+
+    def _leave_anyway(self) -> None:
+        """
+        End this process when Celery does not: it waits half a minute and more for a Redis that hangs.
+
+        By then the supervisor has drained, and nothing that Celery still does matters.
+        """
+        from billiard import active_children
+
+        assert self.supervisor is not None
+        self.supervisor.wait()
+        time.sleep(CELERY_GRACE_S)
+        log.warning("Celery does not end (does Redis hang?): leaving without it")
+        for child in active_children():
+            os.kill(child.pid, signal.SIGKILL)
+        Path(self.environment[WAKE_ENV]).unlink(missing_ok=True)
+        os._exit(self.exit_code)
 
 
 class Fleet:
