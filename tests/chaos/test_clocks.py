@@ -1,14 +1,14 @@
 """
 Clocks that jump and machines that sleep: F40 and F41 of the fault matrix.
 
-libfaketime shifts the wall clock of one process while it runs (FAKETIME_TIMESTAMP_FILE);
-the monotonic clock stays, as it does when NTP or a person sets a clock.
+wallclock.c shifts the wall clock of one process while it runs; the monotonic clock stays,
+as it does when NTP or a person sets a clock.
 """
 
-import glob
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -24,20 +24,7 @@ from tables import set_columns
 from jobs.errors import DiskFullError
 from worker.recovery import Reaper
 
-HOURS = {"ahead": "+7200", "back": "-7200"}
-
-
-def library() -> str | None:
-    """libfaketime for programs with threads; as root it is installed where apt can."""
-    where = "/usr/lib/*/faketime/libfaketimeMT.so.1"
-    if not glob.glob(where) and os.geteuid() == 0 and shutil.which("apt-get"):
-        subprocess.run(
-            ["apt-get", "install", "-y", "--no-install-recommends", "libfaketime"],
-            capture_output=True,
-            timeout=120,
-            check=False,
-        )
-    return next(iter(glob.glob(where)), None)
+HOURS = {"ahead": 7200.0, "back": -7200.0}
 
 
 @dataclass
@@ -45,41 +32,44 @@ class Clock:
     """A wall clock that a test can set while a process looks at it."""
 
     file: Path
-    so: str
+    so: Path
 
     @property
     def env(self) -> dict[str, str]:
-        return {
-            "LD_PRELOAD": self.so,
-            "FAKETIME_TIMESTAMP_FILE": str(self.file),
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_RESET": "1",
-        }
+        return {"LD_PRELOAD": str(self.so), "WALLCLOCK_OFFSET": str(self.file)}
 
-    def set(self, offset: str) -> None:
-        """Seconds from the true time: '+7200'."""
-        beside = self.file.with_suffix(".new")
-        beside.write_text(f"{offset}\n")
-        beside.replace(self.file)
+    def set(self, offset: float) -> None:
+        """Seconds from the true time."""
+        with open(self.file, "r+b") as file:  # in place: the process has it mapped
+            file.write(struct.pack("d", offset))
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("shifting a process's clock needs Linux and a C compiler (cc)")
+    so = tmp_path_factory.mktemp("clock") / "wallclock.so"
+    source = Path(__file__).with_name("wallclock.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", so, source, "-lm"], check=True)
+    return so
 
 
 @pytest.fixture
-def clock(tmp_path: Path) -> Clock:
-    so = library()
-    if so is None:
-        pytest.skip("no libfaketime: apt-get install libfaketime")
-    found = Clock(tmp_path / "clock", so)
-    found.set("+0")
+def clock(tmp_path: Path, shim: Path) -> Clock:
+    found = Clock(tmp_path / "clock", shim)
+    found.file.write_bytes(struct.pack("d", 7200.0))
+    ask = "import time; time.sleep(0.01); print(time.time(), time.monotonic())"
     said = subprocess.run(
-        [sys.executable, "-c", "import time; print(time.time(), time.monotonic())"],
-        env={**os.environ, **found.env, "FAKETIME_TIMESTAMP_FILE": ""} | {"FAKETIME": "+7200"},
+        [sys.executable, "-c", ask],
+        env={**os.environ, **found.env},
         capture_output=True,
         text=True,
         check=True,
     ).stdout.split()
-    assert abs(float(said[0]) - time.time() - 7200) < 60, "libfaketime does not shift the wall clock"
-    assert abs(float(said[1]) - time.monotonic()) < 60, "libfaketime shifts the monotonic clock, too"
+    assert abs(float(said[0]) - time.time() - 7200) < 60, "the wall clock is not shifted"
+    assert abs(float(said[1]) - time.monotonic()) < 60, "the monotonic clock is shifted, too"
+    found.set(0.0)
     return found
 
 
@@ -102,14 +92,14 @@ def test_a_workers_clock_may_jump_both_ways_while_another_reaps(ganq: Ganq, smal
     until(lambda: ganq.json("checkpoints", str(job)), what="a checkpoint")
     ganq.start_worker("reaps")
     until(lambda: len(ganq.json("workers")) == 2, what="the worker that reaps")
-    for offset in (HOURS["ahead"], HOURS["back"], "+0"):
+    for offset in (HOURS["ahead"], HOURS["back"], 0.0):
         clock.set(offset)
         step = newest(ganq, job)
         time.sleep(3.0)  # more than a lease
         until(lambda step=step: newest(ganq, job) > step, what="a checkpoint")
         found = ganq.job(job)
         assert (found["state"], found["attempt"]) == ("running", 1), (
-            f"taken back when the clock went {offset}"
+            f"taken back when the clock was set to {offset:+.0f} s"
         )
     ganq("cancel", str(job))
     until(lambda: ganq.job(job)["state"] == "cancelled", within_s=15, what="the cancel")
