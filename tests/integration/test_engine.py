@@ -163,7 +163,10 @@ def test_a_relative_path_is_refused(tmp_path):
     assert "four slashes" in caught.value.hint
 
 
-@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs"])
+@pytest.mark.parametrize(
+    "kind",
+    ["nfs", "nfs4", "cifs", "smb3", "9p", "lustre", "ceph", "virtiofs", "fuse", "fuse.sshfs", "fuseblk"],
+)
 def test_sqlite_on_a_network_filesystem_is_refused_and_postgres_named(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(engine_module, "filesystem_type", lambda folder: kind)
 
@@ -180,6 +183,39 @@ def test_sqlite_on_a_network_filesystem_is_refused_and_postgres_named(tmp_path, 
 def test_the_type_of_a_filesystem_is_read_from_the_longest_mount_point(tmp_path):
     assert filesystem_type(Path("/proc/self")) == "proc"
     assert filesystem_type(tmp_path) not in ("", "proc")
+
+
+MOUNTS = r"""
+21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+30 21 0:40 / {home}/far rw,relatime - nfs4 server:/export rw,vers=4.2,hard
+31 21 0:41 / {home}/far\040away rw - fuse.sshfs user@host:/ rw,user_id=0
+32 21 0:42 / {home}/hidden/below rw - nfs server:/old rw
+33 21 {device} / {home}/hidden rw - ext4 /dev/sdb1 rw
+34 21 0:44 / {home}/farm rw - xfs /dev/sdc1 rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"),
+    [
+        ("", "ext4"),
+        ("far", "nfs4"),
+        ("far/deep/down", "nfs4"),
+        ("far away/x", "fuse.sshfs"),
+        ("farm", "xfs"),  # not below 'far'
+        ("farther", "ext4"),
+        ("hidden/below", "ext4"),  # a later mount lies over the older one
+    ],
+)
+def test_the_mount_that_holds_a_folder_is_found(tmp_path, folder, kind):
+    where, device = tmp_path / folder, "0:99"
+    if folder.startswith("hidden"):
+        where.mkdir(parents=True)
+        number = where.stat().st_dev
+        device = f"{os.major(number)}:{os.minor(number)}"
+    listed = tmp_path / "mountinfo"
+    listed.write_text(MOUNTS.strip().format(home=tmp_path, device=device))
+    assert filesystem_type(where, listed) == kind
 
 
 @pytest.mark.parametrize("folder", ["with space", "with ? mark", "with % and #", "ünï"])
