@@ -75,6 +75,7 @@ TYPED = {
     "checkpoint_seconds": ("--checkpoint-seconds", "30", 30.0),
     "keep_last": ("--keep-last", "4", 4),
     "keep_every": ("--keep-every", "50", 50),
+    "keep_best": ("--keep-best", "3", 3),
     "deterministic": ("--no-deterministic", None, False),
 }
 ELSEWHERE = {"data", "init_netg", "init_netd", "continue_from"}
