@@ -37,6 +37,8 @@ from storage.faces import make_faces
 
 HEAL_S = 240.0
 """Jobs that wait when the faults end must have ended after so long."""
+LEAVE_S = 60.0
+"""So long may an idle worker take to leave when it is told to."""
 LAST_SHOWN = 15
 EXPLAINED = {"POISON", "DEPENDENCY_FAILED"}
 """Codes of failures that kills alone can bring about."""
@@ -113,12 +115,14 @@ class Chaos:
                 worker.send_signal(signal.SIGTERM)
         for name in self.stage.names:
             try:
-                self.stage.workers[name].wait(60)
+                self.stage.workers[name].wait(LEAVE_S)
             except subprocess.TimeoutExpired:
-                self._violates([f"I2: worker {name} has not left 60 s after SIGTERM"])
-        deadline = time.monotonic() + 20
+                self._violates([f"I2: worker {name} has not left {LEAVE_S:.0f} s after SIGTERM"])
+        deadline = time.monotonic() + 5
         while self.stage.alive() and time.monotonic() < deadline:
             time.sleep(0.2)
+        if self.stage.alive():
+            print(self.stage.dump())
         left = [f"{one.pid} {' '.join(one.cmdline()[-3:])}" for one in self.stage.alive()]
         if left:
             self._violates([f"I9: processes of workers that have gone are still there: {left}"])

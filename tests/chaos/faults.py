@@ -51,9 +51,8 @@ class Faults:
         self._busy: set[str] = set()
         """Workers and servers that a fault is at: one at a time."""
         self._lock = threading.RLock()
-        self._healed = threading.Event()
-        self._mender = threading.Thread(target=self._mend, name="mender", daemon=True)
-        self._mender.start()
+        self._ending, self._mended = threading.Event(), threading.Event()
+        threading.Thread(target=self._mend, name="mender", daemon=True).start()
 
     def act(self) -> str | None:
         """One fault; returns what was done, or None if there was nothing to do it to."""
@@ -63,10 +62,16 @@ class Faults:
         return done
 
     def _mend(self) -> None:
-        while not self._healed.wait(0.05):
+        while True:
+            ending = self._ending.wait(0.05)
             with self._lock:
-                while self._due and self._due[0][0] <= time.monotonic():
+                while self._due and (ending or self._due[0][0] <= time.monotonic()):
                     heapq.heappop(self._due)[2]()
+            if ending:
+                break
+        self._mended.set()
+        # A server that this thread has started is told by the kernel when this thread is gone.
+        threading.Event().wait()
 
     def tend(self) -> None:
         """Start the workers that have ended."""
@@ -77,10 +82,8 @@ class Faults:
 
     def heal(self) -> None:
         """Mend everything now, and let nothing happen any more."""
-        self._healed.set()
-        self._mender.join()
-        while self._due:
-            heapq.heappop(self._due)[2]()
+        self._ending.set()
+        self._mended.wait()
         self._busy.clear()
         for one in self.stage.alive():
             with suppress(psutil.NoSuchProcess):

@@ -63,6 +63,7 @@ class Stage:
             env |= {"GANQ_ENABLE_FAILPOINTS": "1", "GANQ_GUARDS_OFF": guards_off}
         for name in [one for one in os.environ if one.startswith("GANQ_")]:
             del os.environ[name]  # a developer's own settings
+        env["PYTHONPATH"] = str(self._dumps_on_signal())
         self.ganq = Ganq(env, folder)
         self.database = Database(self.settings)
         upgrade(self.database)
@@ -91,6 +92,26 @@ class Stage:
             self.postgres.stop()
 
     # --- workers --------------------------------------------------------------------------
+
+    def _dumps_on_signal(self) -> Path:
+        """Code that every process of a worker begins with: SIGUSR2 has it write all its stacks."""
+        folder = self.folder / "dumps"
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(
+            "import faulthandler, signal, os\n"
+            f"where = open({str(folder)!r} + f'/{{os.getpid()}}.txt', 'w')\n"
+            "faulthandler.register(signal.SIGUSR2, file=where, all_threads=True, chain=False)\n"
+        )
+        return folder
+
+    def dump(self) -> str:
+        """What every process that is still there is doing; those that have not begun would die of it."""
+        for one in self.alive():
+            if (self.folder / "dumps" / f"{one.pid}.txt").exists():
+                one.send_signal(signal.SIGUSR2)
+        time.sleep(1.0)
+        files = sorted((self.folder / "dumps").glob("*.txt"))
+        return "\n".join(f"{one.stem}:\n{one.read_text()}" for one in files if one.stat().st_size)
 
     def start(self, name: str) -> None:
         self.workers[name] = self.ganq.start_worker(name)
