@@ -32,8 +32,8 @@ HOPELESS = ("does not exist", "authentication failed", "no password supplied", "
 RETRY_SQLSTATES = (
     *("40001", "40P01"),  # serialization failure, deadlock
     *("55P03", "53300"),  # lock timeout, too many connections
-    *("57P01", "57P02", "57P03", "57P05"),  # shut down, crashed, starting up, idle for too long
-    *("25P03", "25006"),  # idle in a transaction for too long, a standby that is not promoted yet
+    *("57P01", "57P02", "57P03"),  # shut down, crashed, starting up
+    "25006",  # a standby that is not promoted yet
 )
 FULL_BYTES = 65_536
 """A disk with less room than this is full, whatever SQLite calls it."""

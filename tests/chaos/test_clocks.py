@@ -205,7 +205,7 @@ def family(worker: "subprocess.Popen[bytes]") -> list[psutil.Process]:
 def test_a_machine_that_slept_longer_than_a_lease_goes_on_where_it_was(
     ganq: Ganq, small, first_awake: str
 ) -> None:
-    owner = ganq.start_worker("owner", GANQ_STALL_SECONDS="3", GANQ_REAP_SECONDS="0.2")
+    owner = ganq.start_worker("owner", GANQ_STALL_SECONDS="12")
     job = ganq.json("submit", "train", *small, "--epochs", "100000", "--checkpoint-seconds", "0.5")["id"]
     until(lambda: ganq.json("checkpoints", str(job)), what="a checkpoint")
     reaper = ganq.start_worker("reaper")
@@ -213,7 +213,7 @@ def test_a_machine_that_slept_longer_than_a_lease_goes_on_where_it_was(
     families = {"owner": family(owner), "reaper": family(reaper)}
     for one in [*families["owner"], *families["reaper"]]:
         one.send_signal(signal.SIGSTOP)
-    time.sleep(11.0)  # leases are 2 s here, and a runner that is silent for 3 s is taken as hung
+    time.sleep(15.0)  # leases are 2 s here, and a runner that is silent for 12 s is taken as hung
     step = ganq.json("checkpoints", str(job))[-1]["step"]
     last = "reaper" if first_awake == "owner" else "owner"
     for name in (first_awake, last):

@@ -198,6 +198,28 @@ def test_a_row_that_somebody_holds_for_ever_is_told_and_not_waited_for(database,
 
 
 @only_postgres
+def test_a_server_that_only_reads_is_waited_for_like_one_that_is_away(
+    database, postgres, queries, job_factory
+):
+    """A standby before its promotion, or a primary that was demoted."""
+    made = job_factory()
+    name = str(database.engine.url.database)
+    postgres.sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    database.engine.dispose()
+    touch = text("UPDATE job SET priority = 7")
+    with pytest.raises(DatabaseUnavailableError) as caught:
+        database.write(lambda conn: conn.execute(touch), patience_s=0.5)
+    assert "read-only" in str(caught.value)
+    promoting = threading.Timer(
+        1.0, lambda: postgres.sql(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
+    )
+    promoting.start()
+    database.write(lambda conn: conn.execute(touch))
+    promoting.join()
+    assert queries.get(made.id).priority == 7
+
+
+@only_postgres
 def test_a_frozen_client_loses_its_transaction_and_its_locks(database, job_factory, queries):
     """With a shorter timeout than ours, so that the test can wait for it; the way is the same."""
     made = job_factory()
@@ -449,7 +471,7 @@ class Standby:
 def split(own_postgres: Postgres, tmp_path: Path) -> Iterator[tuple[Ganq, Proxy, str]]:
     """A machine, a proxy to its database, and the URL through it."""
     direct = own_postgres.tcp_url(own_postgres.create())
-    ganq = machine_on(direct, tmp_path / "home", stall_seconds=4)
+    ganq = machine_on(direct, tmp_path / "home", stall_seconds=9)
     with Proxy(own_postgres.port) as proxy:
         yield ganq, proxy, direct.replace(f":{own_postgres.port}/", f":{proxy.port}/")
         proxy.heal()
@@ -468,7 +490,7 @@ def test_a_database_that_is_away_longer_than_a_lease_kills_no_run(split, small, 
     getattr(proxy, how)()
     time.sleep(1.0)  # what was under way has arrived
     before = ganq.json("checkpoints", str(job))
-    time.sleep(10.0)  # five leases, and more than a runner may be silent
+    time.sleep(12.0)  # six leases, and more than a runner may be silent
     assert ganq.json("checkpoints", str(job)) == before, "something was published meanwhile"
     proxy.heal()
     step = before[-1]["step"]
@@ -638,6 +660,16 @@ def test_a_file_that_was_moved_away_is_told_and_used_again_when_it_is_back(
     path.with_suffix(".away").rename(path)
     assert queries.get(made.id).id == made.id
     assert job_factory().id == made.id + 1
+
+
+@only_sqlite
+def test_a_file_that_vanished_before_the_first_word_is_not_made_anew(settings) -> None:
+    database = Database(settings)
+    path = Path(settings.database_url.removeprefix("sqlite:///"))
+    path.unlink()
+    with pytest.raises(DatabaseUnavailableError):
+        database.read(lambda conn: conn.execute(text("SELECT 1")))
+    assert not path.exists()
 
 
 @only_sqlite
