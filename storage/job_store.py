@@ -684,8 +684,14 @@ class JobStore:
             JobNotFoundError, InvalidTransitionError: it is not there, or not queued.
         """
 
+        again = False
+
         def work(conn: Connection) -> Job:
+            nonlocal again
             row = locked_job(conn, job_id)
+            if again and row.state != JobState.QUEUED and not held and not row.held:
+                return Job.from_row(row)  # our own commit, whose answer was lost; it was claimed since
+            again = True
             if row.state != JobState.QUEUED:
                 raise InvalidTransitionError(
                     f"job {job_id} is {row.state}, and only a queued job can be held or released",
