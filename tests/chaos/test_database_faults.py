@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from conftest import make_settings
 from machine import Ganq, part, until
 from services import Postgres, free_port, postgres_binaries
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 from tables import beat_of, event_types, job_row, open_attempts
 
 from jobs.errors import ConfigError, DatabaseUnavailableError, DiskFullError
@@ -152,6 +154,32 @@ def test_a_cancel_whose_answer_was_lost_is_no_error(
     assert proxy.lost == 1
     assert found.state is (JobState.RUNNING if running else JobState.CANCELLED)
     assert event_types(database, wanted).count("cancel_requested") == 1
+
+
+@only_postgres
+def test_a_release_whose_answer_was_lost_is_no_error_though_the_job_was_claimed(
+    database, store, job_factory, claim, through, monkeypatch
+):
+    made = job_factory(held=True)
+    real = through.database.engine
+
+    class ClaimedBeforeTheSecondTry:
+        tries = 0
+
+        @contextmanager
+        def begin(self) -> Iterator[Any]:
+            self.tries += 1
+            with real.begin() as conn:
+                yield conn
+            if self.tries == 1:
+                assert claim() is not None
+                raise OperationalError("COMMIT", {}, Exception("gone"), connection_invalidated=True)
+
+    monkeypatch.setattr(through.database, "engine", ClaimedBeforeTheSecondTry())
+    found = through.hold(made.id, held=False)
+    monkeypatch.undo()
+    assert found.state is JobState.RUNNING
+    assert event_types(database, made.id).count("unheld") == 1
 
 
 @only_postgres
