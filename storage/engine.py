@@ -132,7 +132,7 @@ class MissingTableError(SchemaMismatchError):
 
 def schema_revision(conn: Connection) -> str | None:
     """The schema's migration; the table must be there."""
-    found = conn.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    found = conn.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
     return str(found) if found is not None else None
 
 
