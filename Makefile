@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint bench docs clean lock
+.PHONY: install demo test chaos random lint bench docs clean lock
 
 $(STAMP): requirements-dev.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("ganq needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -20,7 +20,20 @@ demo: $(STAMP)
 	$(BIN)/ganq demo --home demo
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not tier2 and not tier3"
+
+SEED ?= 1
+SECONDS ?= 90
+DATABASE ?= sqlite
+
+# Minutes of faults, one after the other, then at random; tests/chaos/README.md tells more.
+chaos: $(STAMP)
+	$(BIN)/python -m pytest -m tier2
+	$(MAKE) random
+
+# One run of the random mode: make random SEED=1 SECONDS=90 DATABASE=postgres GUARDS_OFF=finish_fence
+random: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m chaos.chaos --seed $(SEED) --seconds $(SECONDS) --database $(DATABASE) --guards-off "$(GUARDS_OFF)"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
