@@ -88,6 +88,12 @@ class LocalContext:
         shutil.rmtree(target, ignore_errors=True)
         write_checkpoint(target, state=state, generator=generator, meta=meta)
 
+    def is_saving(self) -> bool:
+        return False
+
+    def wait_for_save(self) -> None:
+        pass
+
     def save_sample(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
         folder = self.attempt_folder / "samples"
         folder.mkdir(parents=True, exist_ok=True)

@@ -137,7 +137,9 @@ class JobContext(Protocol):
         meta: Mapping[str, Any],
     ) -> None:
         """
-        Make a checkpoint durable, then register it under the fence.
+        Have a checkpoint made durable, then registered under the fence; it may go on after this returns.
+
+        One at a time: call wait_for_save() before the next. What is handed over must not change.
 
         Args:
             kind: 'resume' (replaced by the next), 'epoch' (every save_every), 'final'.
@@ -146,9 +148,17 @@ class JobContext(Protocol):
             state: all that the run needs to go on (state.safetensors).
             generator: all that generation needs: EMA generator and discriminator.
             meta: JSON facts needed to rebuild the networks and counters.
+        """
+
+    def is_saving(self) -> bool:
+        """Whether a checkpoint is still on its way; cheap, ask at every step."""
+
+    def wait_for_save(self) -> None:
+        """
+        Until the checkpoint that was handed over last is registered; at once if none is on its way.
 
         Raises:
-            LeaseLostError: another attempt owns the job; nothing was registered.
+            DiskFullError, VolumeError, StorageError: it could not be written; nothing was registered.
         """
 
     def save_sample(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:

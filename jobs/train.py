@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from jobs.context import CheckpointKind, Images, JobContext, Snapshot
-from jobs.errors import DatasetError, DiskFullError, SpecError, StopRequested, TrainingDivergedError
+from jobs.errors import DatasetError, SpecError, StopRequested, TrainingDivergedError
 from jobs.failpoints import failpoint
 from jobs.gan import device as devices
 from jobs.gan import grids, seeds
@@ -26,9 +26,10 @@ from jobs.gan.journal import METRICS, Journal
 from jobs.gan.losses import LOSSES
 from jobs.gan.networks import Architecture
 from jobs.gan.rollback import Rollbacks
+from jobs.gan.saves import Saves
 from jobs.gan.state import TrainState, check_same_run
 from jobs.specs import TrainSpec
-from jobs.states import StopReason
+from jobs.states import KEEPS_WORK
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 SHOWN = 64
 """Pictures on a sample grid."""
-MISSES = 3
-"""Saves in a row that may find the disk full before the job goes back to the queue."""
 
 
 def run(spec: TrainSpec, ctx: JobContext) -> dict[str, Any]:
@@ -87,8 +86,8 @@ class Training:
         self.fixed_latents_BZ11 = self._latents("fixed")
         self.journal = Journal(spec, ctx, self.batches.per_epoch)
         self.rollbacks = Rollbacks()
+        self.saves = Saves(ctx, self.journal, safe=lambda step: self.rollbacks.saved(step))
         self.bit_exact = True
-        self.misses = 0
 
         # The networks: fresh, from the user's weights, or where the run stopped.
         self.resumed_from = self._begin()
@@ -114,8 +113,7 @@ class Training:
         scale = self.rollbacks.lr_scale
         self.state.set_rates(scale * self.spec.lr_g, scale * self.spec.lr_d)
         self.stale_fakes = StaleFakes(self.state.generator) if self.spec.noise == "stale" else None
-        self.saved_step = self.state.step
-        self.saved_at = time.monotonic()
+        self.saves.start_at(self.state.step)
         self.journal.start_at(self.state.step)
         return snapshot.step if snapshot else None
 
@@ -160,6 +158,7 @@ class Training:
         Raises:
             TrainingDivergedError: there is not.
         """
+        self.saves.settle()
         way = self.rollbacks.way_back(diverged)
         # Lower rates begin where every run of this spec has a checkpoint, so that where they
         # begin does not depend on the clock, nor on how often the run was stopped.
@@ -212,6 +211,7 @@ class Training:
             self._batch(epoch, place)
             state.step += 1
             failpoint("train.stepped")
+            self.saves.look()
             self.journal.stepped(state.step)
 
             # Whole epochs: a grid and a checkpoint every save_every, and at the end.
@@ -220,7 +220,7 @@ class Training:
                 break
             if rest == 0 and epochs_done % spec.save_every == 0:
                 self._keep("epoch")
-            elif time.monotonic() - self.saved_at >= spec.checkpoint_seconds:
+            elif time.monotonic() - self.saves.handed_at >= spec.checkpoint_seconds:
                 self._keep("resume")
         self._keep("final")
 
@@ -319,13 +319,16 @@ class Training:
         reason = self.ctx.stop_reason()
         if reason is None:
             return
-        if reason in (StopReason.DRAIN, StopReason.PREEMPT) and self.state.step > self.saved_step:
-            self._keep("resume")
+        if reason in KEEPS_WORK:
+            self.saves.settle()
+            if self.state.step > self.saves.step:
+                self._keep("resume")
+                self.saves.settle()
         raise StopRequested(reason)
 
     def _keep(self, kind: CheckpointKind) -> None:
         """
-        Save all that the run is; a whole epoch's with its grid. A full disk is borne for a while.
+        Save all that the run is; a whole epoch's with its grid.
 
         Raises:
             TrainingDivergedError: something is not finite; nothing was saved.
@@ -333,31 +336,13 @@ class Training:
         """
         self.journal.write(self.state.step)
         self.state.check_finite()
-        try:
+
+        def save() -> None:
             if kind != "resume":
                 self._save_sample()
             self._save(kind)
-        except DiskFullError as full:
-            self._miss(kind, full)
-        else:
-            self.saved_step = self.state.step
-            self.rollbacks.saved(self.state.step)
-            self.misses, self.journal.trouble = 0, None
-        self.saved_at = time.monotonic()
-        self.journal.rest()
 
-    def _miss(self, kind: CheckpointKind, full: DiskFullError) -> None:
-        """
-        Raises:
-            DiskFullError: it cannot be borne any longer.
-        """
-        self.misses += 1
-        if kind == "final" or self.misses > MISSES:
-            raise full
-        age = f"{(self.state.step - self.saved_step) * self.spec.batch:,} pictures"
-        self.ctx.log(f"NOT SAVED: {full.message}; the last checkpoint is {age} old, and training goes on")
-        self.journal.trouble = f"{full.code}: {full.message}, {self.misses} of {MISSES} saves missed"
-        self.ctx.event("save_missed", code=full.code, why=full.message, misses=self.misses)
+        self.saves.hand_over(kind, self.state.step, save)
 
     def _save(self, kind: CheckpointKind) -> None:
         state, epoch = self.state, self.state.step // self.batches.per_epoch

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -43,6 +44,22 @@ class Checkpointed:
     bytes: int = 0
 
 
+class Saver(threading.Thread):
+    """Writes one checkpoint beside the training; keeps what went wrong for who waits."""
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        super().__init__(name="saver", daemon=True)
+        self.write = write
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.write()
+        except Exception as exc:
+            self.error = exc
+
+
 class RunContext:
     """One attempt's view of the world; implements jobs.context.JobContext."""
 
@@ -57,12 +74,16 @@ class RunContext:
         self._acked = threading.Event()
         self._reported_at = 0.0
         self._sinks: list[PngFolder] = []
+        self._saver: Saver | None = None
+        self._announced: Checkpointed | None = None
         self._checkpoints = [Checkpointed(**pointer) for pointer in order["checkpoints"]]  # newest first
         make_folder(self.folder)
         self._log = open(self.folder / "log.txt", "ab", buffering=0)  # noqa: SIM115 - closed by close()
         self._metrics = open(self.folder / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115
 
     def close(self) -> None:
+        if self._saver is not None:
+            self._saver.join()  # its supervisor answers: the end of this job is told after this
         for sink in self._sinks:
             sink.discard()  # what a stop left unpublished; nothing after publish()
         self._log.close()
@@ -74,6 +95,8 @@ class RunContext:
         self._stop = reason
 
     def acknowledge(self) -> None:
+        if self._announced is not None:
+            self._checkpoints = [self._announced, *self._checkpoints]
         self._acked.set()
 
     def forget(self, paths: list[str]) -> None:
@@ -200,23 +223,47 @@ class RunContext:
         name = {"resume": f"resume-{step:09d}", "epoch": f"epoch-{epoch:04d}", "final": "final"}[kind]
         target = self._free_place(self.volume.checkpoints(self.job_id, self.attempt) / name)
         facts = {**meta, "kind": kind, "epoch": epoch, "step": step}
+        assert not self.is_saving(), "wait_for_save() first"
+        self._saver = Saver(partial(self._write, target, kind, epoch, step, state, generator, facts))
+
+    def _write(
+        self,
+        target: Path,
+        kind: str,
+        epoch: int,
+        step: int,
+        state: "Mapping[str, Tensor]",
+        generator: "Mapping[str, Tensor]",
+        facts: Mapping[str, Any],
+    ) -> None:
+        """The part of a save that nobody waits for; on the saver's thread."""
         digest, size = write_checkpoint(target, state=state, generator=generator, meta=facts)
+        path = self.volume.relative(target)
+        self._announced = Checkpointed(self.job_id, path, digest, epoch, step, kind, size)
         self._acked.clear()
         self._send(
             "checkpoint",
             kind=kind,
             epoch=epoch,
             step=step,
-            path=self.volume.relative(target),
+            path=path,
             manifest_sha256=digest,
             bytes=size,
         )
         # The supervisor answers when the row is committed, or kills this process when
         # the lease is lost; a database that is away makes both of us wait.
         self._acked.wait()
-        mine = Checkpointed(self.job_id, self.volume.relative(target), digest, epoch, step, kind, size)
-        self._checkpoints.insert(0, mine)
         self.log(f"checkpoint {target.name}: epoch {epoch}, step {step}, {size / 1e6:.1f} MB")
+
+    def is_saving(self) -> bool:
+        return self._saver is not None and self._saver.is_alive()
+
+    def wait_for_save(self) -> None:
+        saver, self._saver = self._saver, None
+        if saver is not None:
+            saver.join()
+            if saver.error is not None:
+                raise saver.error
 
     def save_sample(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
         from storage.pictures import write_png

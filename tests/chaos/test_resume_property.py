@@ -165,7 +165,7 @@ def test_p2_with_many_more_specs_and_places_to_die(volume, options, kills):
 def test_options_that_differ_on_resume_are_refused_with_all_of_them(volume):
     options = {"recipe": "plus", "size": 16, "ngf": 4, "ndf": 4, "batch": 4, "epochs": 2, "save_every": 1}
     one = desk(volume, options)
-    assert one.attempt("train.stepped=kill@7")["op"] == "killed"
+    assert one.attempt(dies="registered")["op"] == "killed"
     one.spec = TrainSpec.create(
         **{**one.spec.to_json(), "batch": 5, "lr_g": 1e-3, "noise": "stale", "augment": (), "epochs": 9}
     )
@@ -185,7 +185,7 @@ def test_options_that_differ_on_resume_are_refused_with_all_of_them(volume):
 def test_another_number_of_threads_goes_on_and_is_told(volume):
     options = {"recipe": "plus", "size": 16, "ngf": 4, "ndf": 4, "batch": 4, "epochs": 2, "save_every": 1}
     one = desk(volume, options)
-    assert one.attempt("train.stepped=kill@7")["op"] == "killed"
+    assert one.attempt(dies="registered")["op"] == "killed"
     assert one.attempt(threads=2)["op"] == "done"
     assert one.result["bit_exact"] is False
     (told,) = one.events

@@ -146,6 +146,12 @@ class LocalContext:
             read.append(load_file(path))
         self.saved.append(Saved(kind, epoch, step, read[0], read[1], dict(meta)))
 
+    def is_saving(self) -> bool:
+        return False
+
+    def wait_for_save(self) -> None:
+        pass
+
     def save_sample(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
         self.samples[name] = pixels_HW3
 
