@@ -32,6 +32,8 @@ INTERVALS = {
     "drain_seconds": 15.0,
 }
 LEASE_S = INTERVALS["lease_seconds"]
+SLOW = "generate.drawn=sleep:0.2@1+;train.stepped=sleep:0.1@1+"
+START_AGAIN_S = 1.5
 
 
 class Stage:
@@ -59,8 +61,8 @@ class Stage:
         values |= {"redis_url": self.redis.url, **INTERVALS}
         self.settings = Settings(**values)
         env = {f"GANQ_{name.upper()}": str(value) for name, value in values.items()}
-        if guards_off:
-            env |= {"GANQ_ENABLE_FAILPOINTS": "1", "GANQ_GUARDS_OFF": guards_off}
+        # Jobs that last: what hits an idle worker shows nothing. A sleep costs the two cores nothing.
+        env |= {"GANQ_ENABLE_FAILPOINTS": "1", "GANQ_FAILPOINTS": SLOW, "GANQ_GUARDS_OFF": guards_off}
         for name in [one for one in os.environ if one.startswith("GANQ_")]:
             del os.environ[name]  # a developer's own settings
         env["PYTHONPATH"] = str(self._dumps_on_signal())
@@ -70,6 +72,7 @@ class Stage:
         self.volume = Volume(self.settings.volume)
         self.volume.ensure()
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
+        self.started: dict[str, float] = {}
         self.names = [f"w{number + 1}" for number in range(workers)]
         self.everyone: dict[tuple[int, float], psutil.Process] = {}
         self.redis_up = self.database_up = True
@@ -113,8 +116,11 @@ class Stage:
         files = sorted((self.folder / "dumps").glob("*.txt"))
         return "\n".join(f"{one.stem}:\n{one.read_text()}" for one in files if one.stat().st_size)
 
-    def start(self, name: str) -> None:
-        self.workers[name] = self.ganq.start_worker(name)
+    def start(self, name: str, **env: str) -> None:
+        """Not at once again: one that finds the place taken must not eat the cores that it waits for."""
+        if time.monotonic() - self.started.get(name, 0.0) >= START_AGAIN_S:
+            self.started[name] = time.monotonic()
+            self.workers[name] = self.ganq.start_worker(name, **env)
 
     def running(self, name: str) -> bool:
         worker = self.workers.get(name)
