@@ -174,6 +174,9 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # The locks live as long as either: a supervisor whose launcher was killed still
+            # drains, with its runner on the GPU, and no second worker may begin there.
+            pass_fds=[lock.fileno() for lock in self.locks],
         )
 
     def _keep_supervisor(self) -> None:
