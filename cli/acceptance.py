@@ -12,12 +12,15 @@ from jobs.errors import DatabaseUnavailableError
 from storage.jobs import Job
 
 SPOKEN_S = 60.0
+BELLS = 16
 
 
 def ring(session: Session, job: Job) -> None:
     """Wake the workers, or say that they will find the job by themselves, or that there are none."""
     served = _served(session, job.queue)
-    rung = job.state.terminal or job.held or job.blockers > 0 or _reach(session, job)
+    parts = session.queries.parts(job.id) if job.blockers else []
+    # One bell wakes one worker: as many as there may be workers for it.
+    rung = all(_rung(session, one) for one in parts[:BELLS] or [job])
     # The embedded Redis comes with the first worker: without one there is nothing else to say.
     if not rung and (served is not None or not session.settings.embedded_redis):
         output.notice(
@@ -28,6 +31,10 @@ def ring(session: Session, job: Job) -> None:
         output.notice("no worker is running: start one with `ganq up` or `ganq worker`")
     elif not served:
         output.notice(f"no running worker serves the queue {job.queue}: ganq worker --queues {job.queue}")
+
+
+def _rung(session: Session, job: Job) -> bool:
+    return job.state.terminal or job.held or job.blockers > 0 or _reach(session, job)
 
 
 def _reach(session: Session, job: Job) -> bool:

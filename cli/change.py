@@ -1,140 +1,188 @@
-"""`ganq cancel`, `hold`, `release`, `retry`: what a person wishes of jobs that exist."""
+"""`ganq cancel`, `hold`, `release`: what a person wishes of jobs that exist."""
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from cli import output
 from cli.lazy import examples
 from cli.session import JOB, Session, open_session
-from jobs.errors import GanqError, InvalidTransitionError
+from jobs.errors import GanqError, InvalidTransitionError, SpecError
 from jobs.states import JobState
 
 if TYPE_CHECKING:
     from storage.jobs import Job
 
+F = TypeVar("F", bound=Callable[..., Any])
+OPEN = (JobState.QUEUED, JobState.RUNNING)
+LISTED = "no job is like that"
 
-def _each(references: Sequence[str], as_json: bool, act: "Callable[[Session, Job], tuple[Job, str]]") -> int:
+
+def each(
+    session: Session,
+    references: Iterable[str],
+    as_json: bool,
+    act: "Callable[[Session, Job], Iterable[tuple[Job, str]]]",
+) -> int:
     """
     Do one thing to several jobs; one that cannot does not keep the others from it.
+
+    Args:
+        act: yields what was done, to which job.
 
     Returns:
         0, or the exit code of the first that could not.
     """
-    session = open_session()
+    wanted = list(dict.fromkeys(references))
     told: list[dict[str, Any]] = []
     failures: list[GanqError] = []
-    for reference in dict.fromkeys(references):
+    for reference in wanted:
         try:
-            job, word = act(session, session.queries.find(reference))
+            for job, word in act(session, session.queries.find(reference)):
+                told.append({"id": job.id, "name": job.name, "state": str(job.state), "done": word})
+                if not as_json:
+                    name = f" ({output.clean(job.name)})" if job.name else ""
+                    click.echo(f"job {job.id}{name}: {word}")
         except GanqError as exc:
-            if len(set(references)) == 1:
+            if len(wanted) == 1 and not told:
                 raise
             failures.append(exc)
             error = {"code": exc.code, "message": exc.message, "hint": exc.hint}
             told.append({"job": reference, "error": error})
             if not as_json:
                 output.notice(f"error: {exc.message}")
-            continue
-        told.append({"id": job.id, "name": job.name, "state": str(job.state), "done": word})
-        if not as_json:
-            click.echo(f"job {job.id}{f' ({output.clean(job.name)})' if job.name else ''}: {word}")
     if as_json:
         output.print_json(told)
     return failures[0].exit_code if failures else 0
 
 
-@click.command(epilog=examples("ganq cancel 12", "ganq cancel 12 13 faces"))
-@click.argument("jobs", nargs=-1, required=True, type=JOB)
-@output.json_option
-def cancel(jobs: tuple[str, ...], as_json: bool) -> int:
+def many_options(command: F) -> F:
+    """Decorator: which jobs, by name or by what they are like; chosen() reads them."""
+    for option in reversed(
+        (
+            click.argument("jobs", nargs=-1, type=JOB),
+            click.option(
+                "--all", "everything", is_flag=True, help="All that have not ended, or those of them that …"
+            ),
+            click.option(
+                "--state",
+                "states",
+                multiple=True,
+                type=click.Choice([str(one) for one in OPEN]),
+                help="… are in this state;",
+            ),
+            click.option("--kind", help="… are of this kind: train, generate;"),
+            click.option("--user", help="… are of this user;"),
+            click.option("--name", help="… have a name that contains this."),
+            click.option("--yes", is_flag=True, help="With --all on a terminal: do not ask."),
+            output.json_option,
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def chosen(session: Session, verb: str, options: dict[str, Any]) -> list[str]:
+    """
+    The jobs that many_options() name, newest first.
+
+    Raises:
+        SpecError: none were named, or both by name and by what they are like.
+    """
+    named: tuple[str, ...] = options["jobs"]
+    like = {name: options[name] for name in ("kind", "user", "name") if options[name] is not None}
+    if named and (options["everything"] or options["states"] or like):
+        raise SpecError("name the jobs, or say --all with what they are like", hint=f"ganq {verb} {named[0]}")
+    if named:
+        return list(named)
+    if not options["everything"]:
+        raise SpecError(
+            f"which jobs? {verb} takes ids and names, or --all", hint="ganq status lists those that are there"
+        )
+    if "kind" in like:
+        from jobs.kinds import kind_named
+
+        kind_named(like["kind"])
+    from storage.queries import Filter
+
+    states = tuple(JobState(one) for one in options["states"]) or OPEN
+    # The newest first: what waits for others goes before them, and nothing starts in between.
+    found = [str(one.id) for one in session.queries.stream(Filter(states=states, **like))]
+    if not found and not options["as_json"]:
+        click.echo(LISTED)
+    if len(found) > 1 and output.on_terminal() and not options["as_json"] and not options["yes"]:
+        click.confirm(f"{verb} {output.count(len(found), 'job')}?", abort=True)
+    return found
+
+
+@click.command(
+    epilog=examples(
+        "ganq cancel 12", "ganq cancel 12 13 faces", "ganq cancel --all --state queued --user anna"
+    )
+)
+@many_options
+def cancel(as_json: bool, **options: Any) -> int:
     """
     Cancel JOBS: a queued one at once, a running one at its next step.
 
-    Checkpoints that a training job has written stay usable.
+    'cancelled' is said of a job that has ended, 'cancel requested' of one whose worker was
+    asked: it stops within 15 seconds, or has succeeded before. Checkpoints that a training
+    job has written stay usable.
     """
+    session = open_session()
+    references = chosen(session, "cancel", {**options, "as_json": as_json})
+    ended_before: set[int] = set()
+    if len(references) > 1:
+        for reference in references if not options["everything"] else ():
+            try:
+                job = session.queries.find(reference)
+            except GanqError:
+                continue  # it is said below
+            if job.state.terminal:
+                ended_before.add(job.id)
 
-    def act(session: Session, job: "Job") -> "tuple[Job, str]":
-        now = session.store.request_cancel(job.id)
-        return now, "cancelled" if now.state is JobState.CANCELLED else "cancel requested"
+    def act(session: Session, job: "Job") -> "Iterable[tuple[Job, str]]":
+        try:
+            now = session.store.request_cancel(job.id)
+        except InvalidTransitionError:
+            now = session.queries.get(job.id)
+            by_us = len(references) > 1 and job.id not in ended_before and now.state is JobState.CANCELLED
+            if options["everything"] and now.state.terminal:
+                yield now, str(now.state)  # it ended by itself just now
+            elif by_us:
+                yield now, "cancelled, with a job that it waited for"
+            else:
+                raise
+            return
+        yield now, "cancelled" if now.state is JobState.CANCELLED else "cancel requested"
 
-    return _each(jobs, as_json, act)
+    return each(session, references, as_json, act)
 
 
 @click.command(epilog=examples("ganq hold 12", "ganq submit train --data faces/ --hold"))
 @click.argument("jobs", nargs=-1, required=True, type=JOB)
 @output.json_option
-def hold(jobs: tuple[str, ...], as_json: bool) -> int:
+def hold(jobs: Sequence[str], as_json: bool) -> int:
     """Keep queued JOBS from starting, until `ganq release`."""
-    return _each(jobs, as_json, lambda session, job: (session.store.hold(job.id, held=True), "held"))
+
+    def act(session: Session, job: "Job") -> "Iterable[tuple[Job, str]]":
+        yield session.store.hold(job.id, held=True), "held"
+
+    return each(open_session(), jobs, as_json, act)
 
 
 @click.command(epilog=examples("ganq release 12"))
 @click.argument("jobs", nargs=-1, required=True, type=JOB)
 @output.json_option
-def release(jobs: tuple[str, ...], as_json: bool) -> int:
+def release(jobs: Sequence[str], as_json: bool) -> int:
     """Let held JOBS start."""
 
-    def act(session: Session, job: "Job") -> "tuple[Job, str]":
+    def act(session: Session, job: "Job") -> "Iterable[tuple[Job, str]]":
+        from cli.acceptance import ring
+
         now = session.store.hold(job.id, held=False)
-        _ring(session, now)
-        return now, "released"
+        ring(session, now)
+        yield now, "released"
 
-    return _each(jobs, as_json, act)
-
-
-@click.command(
-    epilog=examples("ganq retry 12", "ganq retry $(ganq status --state failed --json | jq '.[].id')")
-)
-@click.argument("jobs", nargs=-1, required=True, type=JOB)
-@output.json_option
-def retry(jobs: tuple[str, ...], as_json: bool) -> int:
-    """
-    Submit ended JOBS again: new jobs with the same spec and name, linked to the old ones.
-
-    What has ended stays as it was. A training job starts from the beginning; to go on
-    from its last checkpoint use `ganq submit train --continue JOB`.
-    """
-    import secrets
-
-    def act(session: Session, job: "Job") -> "tuple[Job, str]":
-        if not job.state.terminal:
-            raise InvalidTransitionError(
-                f"job {job.id} is {job.state}, and only an ended job can be retried",
-                hint=f"ganq wait {job.id}, or ganq cancel {job.id} first",
-            )
-        from jobs.kinds import kind_named
-
-        kind = kind_named(job.kind)
-        if kind.runner is None:
-            raise InvalidTransitionError(
-                f"job {job.id} is an {job.kind}, which no worker runs", hint="ganq import does it again"
-            )
-        after = []
-        if kind.needs_model and not session.queries.get(job.spec["source"]).state.terminal:
-            after = [job.spec["source"]]
-        new = session.store.submit(
-            ringing=True,
-            after=after,
-            kind=job.kind,
-            spec=job.spec,
-            spec_version=job.spec_version,
-            submit_key=secrets.token_hex(16),
-            user=session.settings.user,
-            name=job.name,
-            queue=job.queue,
-            priority=job.priority,
-            preemptible=job.preemptible,
-            retry_of=job.id,
-        )
-        _ring(session, new)
-        return new, f"submitted as a retry of job {job.id}"
-
-    return _each(jobs, as_json, act)
-
-
-def _ring(session: Session, job: "Job") -> None:
-    from cli.acceptance import ring
-
-    ring(session, job)
+    return each(open_session(), jobs, as_json, act)

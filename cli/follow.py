@@ -63,7 +63,8 @@ def _until_ended(
         jobs: list[Job] = []
         try:
             jobs = [session.queries.get(one) for one in job_ids]
-            view.show(jobs, words.Surroundings.of(session.queries, jobs))
+            around = words.Surroundings.of(session.queries, jobs)
+            view.show([words.as_one(one, around) for one in jobs], around)
             away = False
         except DatabaseUnavailableError as exc:
             if not away:

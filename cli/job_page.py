@@ -7,6 +7,7 @@ from typing import Any
 
 from cli import output, words
 from cli.session import Session
+from jobs.durations import in_words
 from jobs.states import JobState
 from storage.jobs import Job
 
@@ -25,6 +26,7 @@ def lines(session: Session, job_id: int) -> list[str]:
     queries = session.queries
     job = queries.get(job_id)
     around = words.Surroundings.of(queries, [job])
+    job = words.as_one(job, around)
     page = [f"job {job.id}{f' · {output.clean(job.name)}' if job.name else ''} · {job.kind}", ""]
     page += _facts(_about(session, job, around))
     page += _section("attempts", _attempts(session, job, around))
@@ -108,6 +110,11 @@ def _about(session: Session, job: Job, around: words.Surroundings) -> Iterator[t
     if _claimable(job):
         ahead = session.queries.queue_position(job)
         yield "in the queue", "next" if ahead == 0 else f"{output.count(ahead, 'job')} before it"
+    if (parts := around.parts.get(job.id)) is not None:
+        told = f"{parts.ended} of {parts.number} have ended, {parts.running} running"
+        yield "parts", f"{told}   (ganq status {job.id} --parts)"
+    if job.part_of is not None:
+        yield "part of", f"job {job.part_of}"
     for needed, how in session.queries.needs(job.id):
         yield "after", f"job {needed} ({how})"
     yield "worker", words.place(job, around)
@@ -116,6 +123,9 @@ def _about(session: Session, job: Job, around: words.Surroundings) -> Iterator[t
     yield "ended", output.moment(job.finished_at)
     if job.started_at is not None:
         yield "took", output.duration((job.finished_at or around.now) - job.started_at)
+    if job.time_limit_s is not None:
+        ran_s = job.ran_s + _runs_for(session, job, around)
+        yield "time limit", f"{in_words(job.time_limit_s)} of running, {in_words(ran_s)} used"
     if job.retry_of is not None:
         yield "retry of", f"job {job.retry_of}"
     if deleted_at := (job.result or {}).get("deleted_at"):
@@ -129,6 +139,13 @@ def _about(session: Session, job: Job, around: words.Surroundings) -> Iterator[t
     if (back := (job.result or {}).get("rollbacks")) and back[-1]["lr_scale"] != 1:
         yield "rates", f"halved: the training had diverged at step {back[-1]['step']:,}"
     yield "queue", f"{job.queue}, priority {job.priority}{yields}"
+
+
+def _runs_for(session: Session, job: Job, around: words.Surroundings) -> float:
+    """Seconds that the attempt has run that is running now."""
+    if job.state is not JobState.RUNNING or not (attempts := session.queries.attempts(job.id)):
+        return 0.0
+    return float(max(around.now - attempts[-1]["started_at"], 0.0))
 
 
 def _claimable(job: Job) -> bool:

@@ -20,7 +20,7 @@ COMMANDS = (
     Entry("cancel", "cli.change:cancel", "Cancel queued or running jobs.", WORK),
     Entry("hold", "cli.change:hold", "Keep queued jobs from starting.", WORK),
     Entry("release", "cli.change:release", "Let held jobs start.", WORK),
-    Entry("retry", "cli.change:retry", "Submit an ended job again, as a new one.", WORK),
+    Entry("retry", "cli.retry:retry", "Submit an ended job again, as a new one.", WORK),
     Entry("status", "cli.status:status", "List jobs, or show all about one.", WATCH),
     Entry("wait", "cli.wait:wait", "Wait until jobs have ended.", WATCH),
     Entry("logs", "cli.logs:logs", "Print what a job has logged.", WATCH),

@@ -48,6 +48,7 @@ FIRST_STEP = "ganq submit train --data DIR submits the first one; ganq demo show
     "--limit", type=click.IntRange(1, 1_000_000), help=f"How many to list (default {DEFAULT_LIMIT})."
 )
 @click.option("--all", "everything", is_flag=True, help="List all, however many.")
+@click.option("--parts", is_flag=True, help="List the parts of split jobs, too; with JOB, those of this one.")
 @click.option("--watch", is_flag=True, help="Redraw every second, until Ctrl-C.")
 @output.json_option
 def status(
@@ -58,6 +59,7 @@ def status(
     name: str | None,
     limit: int | None,
     everything: bool,
+    parts: bool,
     watch: bool,
     as_json: bool,
 ) -> int:
@@ -82,12 +84,19 @@ def status(
         if job is not None:
             raise
         return _no_jobs_yet(as_json, exc)
-    if job is not None:
+    if job is not None and not parts:
         return _one(session, job, watch, as_json)
 
     from storage.queries import Filter
 
-    wanted = Filter(states=tuple(JobState(one) for one in states) or None, kind=kind, user=user, name=name)
+    wanted = Filter(
+        states=tuple(JobState(one) for one in states) or None,
+        kind=kind,
+        user=user,
+        name=name,
+        parts=parts,
+        part_of=session.queries.find(job).id if job is not None else None,
+    )
     if as_json:
         return _list_as_json(session, wanted, None if everything else limit or DEFAULT_LIMIT)
     if watch:
@@ -128,6 +137,7 @@ def _overview_rows(session: Session, wanted: "Filter", limit: int | None) -> tup
 def _row(one: "Job", around: Any, bars: bool) -> list[str]:
     from cli import words
 
+    one = words.as_one(one, around)
     share = words.fraction(one)
     progress = words.progress(one)
     if bars and share is not None and progress:

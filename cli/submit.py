@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cli import output
+from cli.durations import Duration
 from cli.lazy import Entry, LazyGroup, examples
 from cli.session import JOB, Session
 from jobs.errors import SpecError
@@ -43,6 +44,7 @@ class Wish:
     after: tuple[str, ...]
     user: str | None
     held: bool
+    time_limit: float | None
     dry_run: bool
     wait: bool
     as_json: bool
@@ -91,6 +93,11 @@ def wish_options(command: F) -> F:
                 "--hold", "held", is_flag=True, help="Accept it, but let it start at `ganq release` only."
             ),
             click.option(
+                "--time-limit",
+                type=Duration(),
+                help="How long it may run, over all attempts: 2h30m, 1d. A training saves itself first.",
+            ),
+            click.option(
                 "--submit-key", help="The same key gives the same job, once: for scripts that repeat."
             ),
             click.option("--dry-run", is_flag=True, help="Show what would be done; submit nothing."),
@@ -127,8 +134,11 @@ def accept(session: Session, spec: "Spec", wish: Wish, *, after: Sequence[int] =
 
     kind = kind_named(spec.kind)
     named = [session.queries.find(one).id for one in wish.after]
+    split = spec.split()
     job = session.store.submit(
         ringing=True,
+        parts=[(part.to_json(), part.pictures) for part in split],
+        max_workers=getattr(spec, "max_workers", 0),
         kind=spec.kind,
         spec=spec.to_json(),
         spec_version=SPEC_VERSION,
@@ -140,6 +150,7 @@ def accept(session: Session, spec: "Spec", wish: Wish, *, after: Sequence[int] =
         preemptible=kind.preemptible and not wish.no_preempt,
         after=[*dict.fromkeys([*after, *named])],
         held=wish.held,
+        time_limit_s=wish.time_limit,
     )
     if wish.name is not None:
         _say_if_taken(session, job)

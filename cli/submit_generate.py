@@ -34,6 +34,8 @@ WORDS = {
     "device": "Where to draw.",
     "format": "File format of the pictures.",
     "micro_batch": "Pictures in one pass; part of what fixes the bits.",
+    "shard_size": "Pictures in one part; a job of more is split, and workers share it.",
+    "max_workers": "Workers that may be at this job at once; 0: all that are free.",
     "deterministic": "On a GPU: kernels that always give the same bits.",
 }
 
@@ -75,7 +77,7 @@ class Ranges(click.ParamType[tuple[tuple[int, int], ...]]):
 @click.option(
     "--now", is_flag=True, help="Don't wait for a training that has not ended: take its latest checkpoint."
 )
-@spec_options(GenerateSpec, WORDS, own=("source",), kinds={"seeds": Ranges(), "out": click.Path()})
+@spec_options(GenerateSpec, WORDS, own=("source", "draws"), kinds={"seeds": Ranges(), "out": click.Path()})
 @wish_options
 def generate(source: str | None, now: bool, **options: Any) -> int:
     """Make pictures from a trained GAN."""

@@ -6,12 +6,13 @@ another job, or waiting to try again. Used by status, wait and submit --wait ali
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cli.output import clean, count, duration, roughly
 from jobs.states import JobState
 from storage.jobs import Job, WorkerRow
+from storage.parts import Parts
 from storage.queries import Queries
 
 SILENT_S = 60.0
@@ -25,6 +26,7 @@ class Surroundings:
     now: float
     workers: Mapping[str, WorkerRow] = field(default_factory=dict)
     unmet: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    parts: Mapping[int, Parts] = field(default_factory=dict)
 
     @classmethod
     def of(cls, queries: Queries, jobs: Iterable[Job]) -> "Surroundings":
@@ -33,7 +35,22 @@ class Surroundings:
             now=queries.now(),
             workers={row.name: row for row in queries.workers()},
             unmet=queries.unmet(waiting) if waiting else {},
+            parts=queries.parts_of_all(waiting) if waiting else {},
         )
+
+
+def as_one(job: Job, around: Surroundings) -> Job:
+    """A job whose parts are under way, as the one job that it is to a person: running, with their sum."""
+    parts = around.parts.get(job.id)
+    if parts is None or job.state is not JobState.QUEUED or not job.blockers or not parts.under_way:
+        return job
+    progress = {"done": parts.done, "total": parts.total, "unit": "pictures"}
+    return replace(
+        job,
+        state=JobState.RUNNING,
+        progress={**progress, "rate": round(parts.rate, 2) or None},
+        worker=", ".join(parts.workers) or None,
+    )
 
 
 def state(job: Job, around: Surroundings) -> str:
@@ -45,12 +62,16 @@ def state(job: Job, around: Surroundings) -> str:
         if worker is not None and worker.silent_s > SILENT_S:
             return f"silent for {duration(worker.silent_s)}"
         return "running"
+    if job.state is JobState.SUCCEEDED and job.cancel_requested_at is not None:
+        return "succeeded (cancel too late)"
     if job.state is not JobState.QUEUED:
         return str(job.state)
     if job.held:
         return "held"
     if job.blockers:
         needed = around.unmet.get(job.id, ())
+        if not needed and job.id in around.parts:
+            return "queued"
         return f"waits for {', '.join(map(str, needed)) or 'another job'}"
     if job.not_before is not None and job.not_before > around.now:
         why = f": {job.error_code}" if job.error_code else ""
@@ -133,6 +154,8 @@ def bar(share: float | None, width: int = 10) -> str:
 
 def as_json(job: Job, around: Surroundings) -> dict[str, Any]:
     """A job for programs: the row's facts, and the words beside them."""
+    job = as_one(job, around)
+    parts = around.parts.get(job.id)
     return {
         "id": job.id,
         "name": job.name,
@@ -149,7 +172,13 @@ def as_json(job: Job, around: Surroundings) -> dict[str, Any]:
         "held": job.held,
         "waits_for": list(around.unmet.get(job.id, ())),
         "not_before": job.not_before,
+        "time_limit_s": job.time_limit_s,
+        "ran_s": job.ran_s,
         "cancel_requested_at": job.cancel_requested_at,
+        "part_of": job.part_of,
+        "parts": None
+        if parts is None
+        else {"number": parts.number, "ended": parts.ended, "running": parts.running},
         "progress": job.progress,
         "fraction": fraction(job),
         "eta_seconds": eta(job),

@@ -54,11 +54,22 @@ class Picture:
     number: int | None = None  # what the file is called after; the index if None
 
 
+@dataclass(frozen=True)
+class Made:
+    """A picture that a part of this job has made: its line in the part's manifest, and where it lies."""
+
+    path: Path
+    record: dict[str, Any]  # seed, draw, score, bytes, sha256
+
+
 class PictureSink(Protocol):
     """Where a generation job puts its pictures; nothing is visible before publish()."""
 
     def add(self, pictures: Iterable[Picture]) -> None:
         """Encode and write; indices come in rising order."""
+
+    def adopt(self, made: Made, *, index: int, number: int) -> None:
+        """Take over a picture as it is, under another place; indices come in rising order."""
 
     def add_grid(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
         """Write one grid, e.g. name 'grid-0000'."""
@@ -108,9 +119,7 @@ class JobContext(Protocol):
     def event(self, type: str, **detail: Any) -> None:
         """Something that a person should find in the job's history, e.g. 'rolled_back'."""
 
-    def resume(
-        self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False
-    ) -> Snapshot | None:
+    def resume(self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False) -> Snapshot | None:
         """
         Go on from the newest checkpoint of this job that is whole and can be taken up.
 
@@ -169,6 +178,9 @@ class JobContext(Protocol):
 
     def weights(self, path: str) -> "dict[str, Tensor]":
         """Starting weights from a file the user gave (.pth or .safetensors), safely read."""
+
+    def parts(self) -> list[Iterable[Made]]:
+        """Of a job that was split: what each part has made, in the order of draws."""
 
     def pictures(self, *, format: str = "png", total: int | None = None) -> PictureSink:
         """Where to put generated pictures; `total`: how many will come."""

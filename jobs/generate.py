@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from jobs import gather
 from jobs.context import JobContext, Picture, PictureSink
 from jobs.errors import CheckpointCorruptError, StopRequested
 from jobs.failpoints import failpoint
@@ -48,6 +49,9 @@ def run(spec: GenerateSpec, ctx: JobContext) -> dict[str, Any]:
         SpecError: --keep with a model that has no discriminator.
         StopRequested: somebody wants the job to stop; nothing was published.
     """
+    parts = ctx.parts()
+    if parts:
+        return gather.run(spec, ctx, parts)
     with devices.memory_errors("a smaller --micro-batch; note that it is part of what makes a picture"):
         return Generation(spec, ctx).run()
 
@@ -60,7 +64,8 @@ class Generation:
         self.ctx = ctx
         self.device = devices.choose(spec.device)
         devices.set_exactness(self.device, deterministic=spec.deterministic)
-        ctx.report(0, spec.drawn, "pictures", phase="loading the model")
+        self.due = spec.pictures
+        ctx.report(0, self.due, "pictures", phase="loading the model")
         snapshot = ctx.model()
         self.model = models.load(snapshot, self.device)
         failpoint("generate.loaded")
@@ -70,7 +75,9 @@ class Generation:
         self.started = time.monotonic()
 
     def run(self) -> dict[str, Any]:
-        spec, sink = self.spec, self.ctx.pictures(format=self.spec.format, total=self.spec.total)
+        spec = self.spec
+        coming = self.due if spec.keep is None else min(spec.keep, self.due)
+        sink = self.ctx.pictures(format=spec.format, total=coming)
         writer = _Writer(sink, spec)
         if spec.keep is None:
             for draws, pixels_NHW3, _ in self._drawn():
@@ -82,14 +89,14 @@ class Generation:
                 part = best[start : start + spec.micro_batch]
                 draws = [-drawn.minus_draw for drawn in part]
                 writer.write(draws, [drawn.pixels_HW3 for drawn in part], [drawn.score for drawn in part])
-        writer.finish()
-        self.ctx.report(self.done, spec.drawn, "pictures", phase="publishing")
+        writer.pages.finish()
+        self.ctx.report(self.done, self.due, "pictures", phase="publishing")
         published = sink.publish()
         seconds = time.monotonic() - self.started
         return {
             "pictures": writer.written,
             "drawn": self.done,
-            "grids": writer.pages,
+            "grids": writer.pages.made,
             "seed": spec.seed,
             "images_per_s": round(self.done / max(seconds, 1e-9), 2),
             "seconds": round(seconds, 3),
@@ -113,7 +120,7 @@ class Generation:
         block = -1
         pixels_BHW3: NDArray[np.uint8] | None = None
         scores: list[float] = []
-        for draws in _by_block(self._ranges(), self.spec.micro_batch):
+        for draws in _by_block(self.spec.ranges, self.spec.micro_batch):
             wanted = draws[0] // self.spec.micro_batch
             if wanted != block or pixels_BHW3 is None:
                 reason = self.ctx.stop_reason()
@@ -126,10 +133,7 @@ class Generation:
             yield list(draws), pixels_BHW3[places], scores[places]
             self.done += len(draws)
             rate = self.done / max(time.monotonic() - self.started, 1e-9)
-            self.ctx.report(self.done, self.spec.drawn, "pictures", rate=rate)
-
-    def _ranges(self) -> tuple[tuple[int, int], ...]:
-        return self.spec.seeds or ((0, self.spec.drawn - 1),)
+            self.ctx.report(self.done, self.due, "pictures", rate=rate)
 
     @torch.inference_mode()
     def _micro_batch(self, block: int) -> "tuple[NDArray[np.uint8], list[float]]":
@@ -161,14 +165,13 @@ def _by_block(ranges: tuple[tuple[int, int], ...], size: int) -> Iterator[range]
 
 
 class _Writer:
-    """Feeds pictures and grid pages to the sink, in order."""
+    """Feeds pictures to the sink and to the grid pages, in order."""
 
     def __init__(self, sink: PictureSink, spec: GenerateSpec) -> None:
         self.sink = sink
         self.spec = spec
         self.written = 0
-        self.pages = 0
-        self._page: list[NDArray[np.uint8]] = []
+        self.pages = grids.GridPages(sink, size=spec.grid, most=spec.grid_pages)
 
     def write(
         self,
@@ -188,18 +191,4 @@ class _Writer:
         )
         self.written += len(draws)
         for picture_HW3 in pixels:
-            if self.pages == self.spec.grid_pages or self.spec.grid == 0:
-                return
-            self._page.append(picture_HW3)
-            if len(self._page) == self.spec.grid:
-                self.finish()
-
-    def finish(self) -> None:
-        """Write the page that was begun, full or not."""
-        if not self._page:
-            return
-        import numpy as np
-
-        self.sink.add_grid(f"grid-{self.pages:04d}", grids.tile(np.stack(self._page)))
-        self.pages += 1
-        self._page.clear()
+            self.pages.add(picture_HW3)

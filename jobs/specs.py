@@ -6,6 +6,7 @@ job table and in spec.json. Everything that changes the result stands in it.
 """
 
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -16,6 +17,7 @@ from jobs.kinds import SPEC_VERSION as SPEC_VERSION
 from jobs.recipes import RECIPES
 
 MAX_COUNT = 100_000_000
+MAX_PARTS = 1000
 MAX_SEED = 2**63 - 1
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -97,6 +99,10 @@ class Spec(BaseModel):
             return cls.model_validate(data)
         except ValidationError as exc:
             raise _in_one_line(exc) from exc
+
+    def split(self) -> "Sequence[GenerateSpec]":
+        """The parts that many workers share, if this is such a job."""
+        return ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; from_json() gives an equal spec back."""
@@ -233,6 +239,12 @@ class GenerateSpec(Spec):
     deterministic: bool = True
     out: str | None = None
     """Absolute path of a folder that gets a copy of the result."""
+    shard_size: Count = 8192
+    """Pictures that one worker draws at a time; a larger job is split, and many workers share it."""
+    max_workers: Annotated[int, Field(ge=0, le=MAX_PARTS)] = 0
+    """Workers that may be at this job at once; 0: all that are free."""
+    draws: tuple[int, int] | None = None
+    """Of a part of a larger job: the places (first, last) in the order of draws that it computes."""
 
     @field_validator("checkpoint")
     @classmethod
@@ -287,8 +299,44 @@ class GenerateSpec(Spec):
 
     @property
     def drawn(self) -> int:
-        """Pictures that are computed."""
+        """Pictures that are computed, by all parts together."""
         return self.of if self.of is not None else self.total
+
+    @property
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """The picture numbers that are computed here, as inclusive ranges in order."""
+        whole = self.seeds or ((0, self.drawn - 1),)
+        if self.draws is None:
+            return whole
+        mine, place = [], 0
+        for first, last in whole:
+            begin = max(first, first + self.draws[0] - place)
+            end = min(last, first + self.draws[1] - place)
+            if begin <= end:
+                mine.append((begin, end))
+            place += last - first + 1
+        return tuple(mine)
+
+    @property
+    def pictures(self) -> int:
+        """Pictures that are computed here."""
+        return sum(last - first + 1 for first, last in self.ranges)
+
+    def split(self) -> "list[GenerateSpec]":
+        """
+        The parts of a large job, each a range of draws; none if one worker should do all of it.
+
+        Borders are borders of micro-batches, so that no picture is computed twice.
+        """
+        size = max(self.shard_size, -(-self.drawn // MAX_PARTS))
+        size = -(-size // self.micro_batch) * self.micro_batch
+        if self.draws is not None or self.drawn <= size:
+            return []
+        alone = {"grid": 0, "out": None}
+        return [
+            self.model_copy(update={**alone, "draws": (first, min(first + size, self.drawn) - 1)})
+            for first in range(0, self.drawn, size)
+        ]
 
 
 class ImportSpec(Spec):

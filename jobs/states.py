@@ -59,7 +59,7 @@ class StopReason(StrEnum):
     CANCEL = "cancel"
     DRAIN = "drain"
     PREEMPT = "preempt"
-    TIME_LIMIT = "time limit"
+    TIME_LIMIT = "time_limit"
     LOST = "lost"
 
 

@@ -23,6 +23,7 @@ from storage.claims import Wanted, best_job, idle_worker, is_ripe, may_stay, rip
 from storage.engine import Database, check_schema
 from storage.jobs import Checkpoint, Job, Lease, WorkerIdentity
 from storage.models import CLAIMABLE, RIPENING, RUNNING, attempt, checkpoint, dependency, job, utcnow
+from storage.parts import hold_parts, insert_parts
 from storage.pins import hold_checkpoint, unneeded
 from storage.transitions import (
     BACKOFF_S,
@@ -88,6 +89,8 @@ class JobStore:
         preemptible: bool = False,
         time_limit_s: float | None = None,
         ringing: bool = False,
+        parts: Sequence[tuple[dict[str, Any], int]] = (),
+        max_workers: int = 0,
     ) -> Job:
         """
         Accept a job: when this returns, the row is committed.
@@ -97,6 +100,8 @@ class JobStore:
             after: jobs that must succeed first.
             preemptible: it may be asked to make room for a job of higher priority.
             time_limit_s: seconds that it may run, over all attempts.
+            parts: (spec, pictures) of each part of a job that many workers share.
+            max_workers: parts that may run at once; 0: all.
             ringing: the caller rings as soon as this returns. It is recorded here and not
                 after the bell: a row that is being updated is one that a claim skips.
 
@@ -146,15 +151,22 @@ class JobStore:
                     held=int(held),
                     preemptible=int(preemptible),
                     time_limit_s=time_limit_s,
-                    blockers=blockers,
+                    blockers=blockers + len(parts),
                     retry_of=retry_of,
-                    rung_at=utcnow() if ringing and not held and not blockers else None,
+                    rung_at=utcnow() if ringing and not held and not blockers and not parts else None,
                     created_at=utcnow(),
                 )
                 .returning(job.c.id)
             ).scalar_one()
             for needed in needs:
                 conn.execute(insert(dependency).values(job_id=new_id, needs=needed))
+            if parts:
+                common = {"kind": kind, "queue": queue, "user": user, "priority": priority}
+                common |= {"spec_version": spec_version, "state": JobState.QUEUED, "held": int(held)}
+                common |= {"time_limit_s": time_limit_s}
+                insert_parts(
+                    conn, new_id, submit_key, common, parts, needs=needs, blockers=blockers, lanes=max_workers
+                )
             record_event(conn, new_id, "submitted", detail={"retry_of": retry_of} if retry_of else None)
             failpoint("submit.inserted")
             return get_job(conn, new_id)
@@ -381,20 +393,29 @@ class JobStore:
             inputs: added to those that are fixed already.
 
         Returns:
-            What is fixed. None if the checkpoint was let go since it was chosen: nothing was fixed.
+            What is fixed: of a part, what its siblings fixed before it. None if the checkpoint
+            was let go since it was chosen: nothing was fixed.
 
         Raises:
             LeaseLostError: the job belongs to another attempt.
         """
 
         def work(conn: Connection) -> dict[str, Any] | None:
+            whole = lease.job.part_of
+            shared: dict[str, Any] = {}
+            if whole is not None:
+                # All parts draw from one checkpoint: the first to choose chooses for all.
+                its = select(job.c.inputs).where(job.c.id == whole).with_for_update()
+                shared = conn.execute(its).scalar_one() or {}
             row = conn.execute(select(job.c.inputs).where(owned_by(lease)).with_for_update()).first()
             if row is None:
                 raise lease_lost(lease)
-            if "checkpoint_id" in inputs and not hold_checkpoint(conn, inputs["checkpoint_id"]):
+            wanted = {**inputs, **shared}
+            if "checkpoint_id" in wanted and not hold_checkpoint(conn, wanted["checkpoint_id"]):
                 return None
-            fixed = {**(row.inputs or {}), **inputs}
-            conn.execute(update(job).where(job.c.id == lease.job_id).values(inputs=fixed))
+            fixed = {**(row.inputs or {}), **wanted}
+            ours = (lease.job_id,) if whole is None else (lease.job_id, whole)
+            conn.execute(update(job).where(job.c.id.in_(ours)).values(inputs=fixed))
             return fixed
 
         return self.database.write(work)
@@ -419,7 +440,7 @@ class JobStore:
         self, lease: Lease, *, kind: str, epoch: int, step: int, path: str, manifest_sha256: str, size: int
     ) -> int:
         """
-        Make a durable checkpoint folder real. It also counts as progress against crashes.
+        Make a durable checkpoint folder real. A later step than any before forgives all crashes.
 
         Returns:
             The checkpoint's id.
@@ -438,7 +459,11 @@ class JobStore:
             ).scalar_one_or_none()
             if known is not None:
                 return int(known)
-            conn.execute(update(job).where(job.c.id == lease.job_id).values(crash_count=0, waits=0))
+            # A run that goes back and forth over the same steps makes no progress.
+            newest = select(func.max(checkpoint.c.step)).where(checkpoint.c.job_id == lease.job_id)
+            best = conn.execute(newest).scalar_one()
+            forgiven = {"crash_count": 0} if best is None or step > best else {}
+            conn.execute(update(job).where(job.c.id == lease.job_id).values(waits=0, **forgiven))
             new_id = conn.execute(
                 insert(checkpoint)
                 .values(
@@ -560,7 +585,7 @@ class JobStore:
         endings = {Outcome.RETRIED, Outcome.FAILED, Outcome.CANCELLED}
         return self._settle_by(lease, decide, endings, {"code": error.code, "message": error.message})
 
-    def crashed(self, lease: Lease, message: str, *, code: str = "CRASHED") -> JobState:
+    def crashed(self, lease: Lease, message: str, *, hung: bool = False) -> JobState:
         """
         The runner died under a living supervisor. The third time without progress is the last.
 
@@ -569,7 +594,7 @@ class JobStore:
         """
 
         def decide(row: Any) -> Decision:
-            return after_crash(row, message, code)
+            return after_crash(row, message, hung=hung)
 
         return self._settle_by(lease, decide, {Outcome.CRASHED, Outcome.CANCELLED}, {"message": message})
 
@@ -662,6 +687,11 @@ class JobStore:
             if again and row.state == JobState.CANCELLED:  # our own commit, whose answer was lost
                 return Job.from_row(row)
             again = True
+            if row.part_of is not None:
+                raise InvalidTransitionError(
+                    f"job {job_id} is a part of job {row.part_of}, and goes with it",
+                    hint=f"ganq cancel {row.part_of}",
+                )
             if JobState(row.state).terminal:
                 raise InvalidTransitionError(
                     f"job {job_id} has already {how_it_ended(row.state)}",
@@ -699,6 +729,7 @@ class JobStore:
                 )
             if bool(row.held) != held:
                 conn.execute(update(job).where(job.c.id == job_id).values(held=int(held), rung_at=None))
+                hold_parts(conn, job_id, held=held)
                 record_event(conn, job_id, "held" if held else "unheld")
             return get_job(conn, job_id)
 

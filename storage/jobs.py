@@ -39,6 +39,7 @@ class Job:
     bit_exact: bool | None
     retry_of: int | None
     preemptible: bool
+    part_of: int | None
     yields: int
     yielded_at: float | None
     time_limit_s: float | None

@@ -15,12 +15,12 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.context import Picture
+from jobs.context import Made, Picture
 from jobs.errors import StorageError
 from jobs.failpoints import failpoint, guard
 from storage.durable import (
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 IMAGES, GRIDS, MANIFEST = "images", "grids", "manifest.jsonl"
 DIGITS = 6
+LINES_AT_ONCE = 1000
+NO_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system says that makes no hard links."""
 
 
 def encode_png(pixels_HW3: "NDArray[np.uint8]") -> bytes:
@@ -105,8 +108,11 @@ class PngFolder:
         mark = f"{TEMP_MARK}{secrets.token_hex(4)}"
         self.images = folder / f"{IMAGES}{mark}"
         self.grids = folder / f"{GRIDS}{mark}"
-        self.lines: list[str] = []
+        self.manifest = folder / f"{MANIFEST}{mark}"
+        self.written = 0
         self.names: list[str] = []
+        self._lines: list[bytes] = []  # those that are not on the volume yet
+        self._digest = hashlib.sha256()
         self.bytes = 0
         self._blocks = 0
         self._block = 1
@@ -126,6 +132,8 @@ class PngFolder:
         for kind in (IMAGES, GRIDS):
             for left in self.folder.glob(f"{kind}{TEMP_MARK}*"):
                 shutil.rmtree(left, ignore_errors=True)
+        for line_file in self.folder.glob(f"{MANIFEST}{TEMP_MARK}*"):
+            line_file.unlink(missing_ok=True)
 
     def add(self, pictures: Iterable[Picture]) -> None:
         try:
@@ -145,12 +153,11 @@ class PngFolder:
         """Bytes on the disk that the pictures which are still to come will take, about."""
         if self.total is None or not self._blocks:
             return None
-        begun = max(len(self.lines), 1)
-        return (self.total - len(self.lines)) * self._blocks * self._block // begun
+        begun = max(self.written, 1)
+        return (self.total - self.written) * self._blocks * self._block // begun
 
     def _write(self, picture: Picture) -> None:
-        if picture.index != len(self.lines):
-            raise StorageError(f"picture {picture.index} came where {len(self.lines)} was due")
+        self._expect(picture.index)
         number = picture.index if picture.number is None else picture.number
         name = f"{number:0{DIGITS}d}.png"
         data = encode_png(picture.pixels_HW3)
@@ -159,11 +166,45 @@ class PngFolder:
             if file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
         failpoint("pictures.written")
-        self.bytes += len(data)
-        line = {"index": picture.index, "file": f"{IMAGES}/{name}", **picture.record}
-        self.lines.append(
-            json.dumps({**line, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
-        )
+        found = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        self._list(picture.index, name, {**picture.record, **found})
+
+    def adopt(self, made: Made, *, index: int, number: int) -> None:
+        """A hard link: no byte is written twice, and the part's own folder may go afterwards."""
+        self._expect(index)
+        name = f"{number:0{DIGITS}d}.png"
+        try:
+            self._make()
+            try:
+                os.link(made.path, self.images / name)
+            except OSError as exc:
+                if exc.errno not in NO_LINKS:
+                    raise
+                shutil.copyfile(made.path, self.images / name)
+            self._list(index, name, made.record)
+        except OSError as exc:
+            self.discard()
+            raise_storage_error(exc, self.folder, needed=self._coming())
+
+    def _expect(self, index: int) -> None:
+        if index != self.written:
+            raise StorageError(f"picture {index} came where {self.written} was due")
+
+    def _list(self, index: int, name: str, record: dict[str, Any]) -> None:
+        """The picture's line in the manifest."""
+        line = json.dumps({"index": index, "file": f"{IMAGES}/{name}", **record}).encode() + b"\n"
+        self._lines.append(line)
+        self._digest.update(line)
+        if len(self._lines) == LINES_AT_ONCE:
+            self._write_lines()
+        self.bytes += record["bytes"]
+        self.written += 1
+
+    def _write_lines(self) -> None:
+        """A million lines belong on the volume, not into memory."""
+        with open(self.manifest, "ab") as file:
+            file.writelines(self._lines)
+        self._lines.clear()
 
     def add_grid(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
         try:
@@ -175,9 +216,9 @@ class PngFolder:
         self.names.append(f"{GRIDS}/{name}.png")
 
     def publish(self) -> dict[str, Any]:
-        text = "".join(line + "\n" for line in self.lines)
         try:
             self._make()
+            self._write_lines()
             sync_filesystem(self.folder)
             failpoint("pictures.synced")
             for temp, name in ((self.images, IMAGES), (self.grids, GRIDS)):
@@ -188,35 +229,58 @@ class PngFolder:
                 failpoint(f"pictures.{name}_renamed")
             fsync_folder(self.folder)
             failpoint("pictures.renamed")
-            digest = write_bytes(self.folder / MANIFEST, text.encode())
+            self.manifest.rename(self.folder / MANIFEST)
+            failpoint("pictures.manifest_renamed")
+            fsync_folder(self.folder)
         except OSError as exc:
             self._take_back()
-            raise_storage_error(exc, self.folder, needed=len(text))
-        except StorageError:
-            self._take_back()
-            raise
+            raise_storage_error(exc, self.folder)
         failpoint("pictures.published")
         self._made = False
         return {
-            "pictures": len(self.lines),
+            "pictures": self.written,
             "images": IMAGES,
             "grids": self.names,
             "manifest": MANIFEST,
-            "manifest_sha256": digest,
+            "manifest_sha256": self._digest.hexdigest(),
             "bytes": self.bytes,
         }
 
     def _take_back(self) -> None:
         """Half a result is none: remove what has its name already, too."""
         self.discard()
+        with suppress(OSError):
+            (self.folder / MANIFEST).unlink(missing_ok=True)
         for name in (IMAGES, GRIDS):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def discard(self) -> None:
         """Remove what was written and not published."""
+        with suppress(OSError):
+            self.manifest.unlink(missing_ok=True)
         for temp in (self.images, self.grids):
             shutil.rmtree(temp, ignore_errors=True)
         self._made = False
+
+
+def read_manifest(folder: Path, manifest_sha256: str) -> Iterator[Made]:
+    """
+    The pictures of a published result, in order, a line at a time.
+
+    Raises:
+        StorageError: the manifest is not the one that was registered.
+    """
+    path = folder / MANIFEST
+    try:
+        if sha256_file(path) != manifest_sha256:
+            raise StorageError(f"{path} has changed since it was published")
+        with open(path) as lines:
+            for line in lines:
+                record = json.loads(line)
+                del record["index"]
+                yield Made(folder / record.pop("file"), record)
+    except OSError as exc:
+        raise_storage_error(exc, path)
 
 
 def verify_manifest(folder: Path, *, manifest_sha256: str | None = None) -> int:

@@ -12,6 +12,7 @@ from jobs.states import JobState
 from storage.engine import Database
 from storage.jobs import Checkpoint, Event, Job, WorkerRow
 from storage.models import attempt, checkpoint, dependency, event, job, utcnow, worker
+from storage.parts import Parts, parts_of, summaries
 
 PAGE = 500
 
@@ -26,9 +27,16 @@ class Filter:
     name: str | None = None
     after_id: int | None = None
     before_id: int | None = None
+    parts: bool = False
+    """Whether the parts of split jobs are listed, too."""
+    part_of: int | None = None
 
     def where(self) -> list[ColumnElement[bool]]:
         wanted: list[ColumnElement[bool]] = []
+        if not self.parts:
+            wanted.append(job.c.part_of.is_(None))
+        if self.part_of is not None:
+            wanted.append(job.c.part_of == self.part_of)
         if self.states is not None:
             wanted.append(job.c.state.in_(self.states))
         if self.kind is not None:
@@ -102,7 +110,7 @@ class Queries:
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""
-        query = select(job.c.state, func.count()).group_by(job.c.state)
+        query = select(job.c.state, func.count()).where(job.c.part_of.is_(None)).group_by(job.c.state)
         found = self.database.read(lambda conn: {str(s): int(n) for s, n in conn.execute(query)})
         return {state: found.get(state, 0) for state in JobState}
 
@@ -146,22 +154,57 @@ class Queries:
         rows = self.database.read(lambda conn: conn.execute(query).all())
         return [{k: v for k, v in row._mapping.items() if k != "lease_token"} for row in rows]
 
+    def parts(self, job_id: int) -> list[Job]:
+        """The parts of a job that was split, in the order of draws; none of any other."""
+        return self.database.read(lambda conn: [Job.from_row(row) for row in parts_of(conn, job_id)])
+
+    def parts_of_all(self, job_ids: Sequence[int]) -> dict[int, Parts]:
+        """How far the parts of split jobs are."""
+        return self.database.read(lambda conn: summaries(conn, job_ids))
+
     def needs(self, job_id: int) -> list[tuple[int, JobState]]:
-        """The jobs that this one waits for."""
+        """The jobs that this one waits for; its own parts aside."""
         query = (
             select(job.c.id, job.c.state)
             .join(dependency, dependency.c.needs == job.c.id)
-            .where(dependency.c.job_id == job_id)
+            .where(dependency.c.job_id == job_id, job.c.part_of.is_(None))
             .order_by(job.c.id)
         )
         return self.database.read(lambda conn: [(row.id, JobState(row.state)) for row in conn.execute(query)])
+
+    def ended_with(self, job_id: int) -> list[Job]:
+        """The jobs that ended because this one did, those that waited for them included, oldest first."""
+
+        def ask(conn: Connection) -> list[Job]:
+            found: dict[int, Job] = {}
+            needed = [job_id]
+            while needed:
+                query = (
+                    select(job)
+                    .join(dependency, dependency.c.job_id == job.c.id)
+                    .where(
+                        dependency.c.needs.in_(needed[:PAGE]),
+                        job.c.error_code == "DEPENDENCY_FAILED",
+                        job.c.part_of.is_(None),
+                    )
+                )
+                new = {row.id: Job.from_row(row) for row in conn.execute(query) if row.id not in found}
+                found |= new
+                needed = [*needed[PAGE:], *new]
+            return [found[one] for one in sorted(found)]
+
+        return self.database.read(ask)
 
     def unmet(self, job_ids: Sequence[int]) -> dict[int, list[int]]:
         """For jobs that wait for others: which of those have not ended yet, by one query."""
         query = (
             select(dependency.c.job_id, dependency.c.needs)
             .join(job, job.c.id == dependency.c.needs)
-            .where(dependency.c.job_id.in_(job_ids), job.c.state.in_((JobState.QUEUED, JobState.RUNNING)))
+            .where(
+                dependency.c.job_id.in_(job_ids),
+                job.c.part_of.is_(None),
+                job.c.state.in_((JobState.QUEUED, JobState.RUNNING)),
+            )
             .order_by(dependency.c.needs)
         )
         waiting: dict[int, list[int]] = {}

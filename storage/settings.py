@@ -46,13 +46,14 @@ class Settings:
     wishes_seconds: float = 1.0
     lease_seconds: float = 60.0
     """Silence after which a job is taken back from its worker."""
-    reap_seconds: float = 5.0
+    reap_seconds: float = 2.0
+    """How often each worker looks for jobs whose worker has died or fallen silent."""
     poll_seconds: float = 15.0
     """How often an idle worker looks at the table without being rung."""
     ring_again_seconds: float = 120.0
     drain_seconds: float = 60.0
     stall_seconds: float = 600.0
-    """A running job that reports nothing for so long is taken as hung; 0 never."""
+    """A running job whose counters do not move for so long is taken as hung; 0 never."""
     log_level: str = "INFO"
     log_format: str = "text"
     """'text' for people, 'json' for machines."""

@@ -7,7 +7,7 @@ into an existing row.
 
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, insert, select, update
+from sqlalchemy import Connection, and_, case, insert, select, text, update
 
 from jobs.errors import InvalidTransitionError, JobNotFoundError, LeaseLostError
 from jobs.failpoints import guard
@@ -81,11 +81,15 @@ def record_event(
     )
 
 
-def after_crash(row: Any, message: str, code: str = "CRASHED") -> Decision:
+def after_crash(row: Any, message: str, *, hung: bool = False) -> Decision:
     if row.cancel_requested_at is not None:
         return JobState.CANCELLED, Outcome.CANCELLED, {}
     crashes = row.crash_count + 1
-    told = {"error_code": code, "error_message": plain(message), "crash_count": crashes}
+    told = {
+        "error_code": "STALLED" if hung else "CRASHED",
+        "error_message": plain(message),
+        "crash_count": crashes,
+    }
     if crashes >= MAX_CRASHES:
         told["error_code"] = "POISON"
         told["error_message"] = f"{plain(message)}; {crashes} times without progress"
@@ -175,11 +179,36 @@ def tell_dependants(conn: Connection, job_id: int, ended: JobState) -> None:
                     update(job).where(job.c.id == row.id).values(blockers=job.c.blockers - 1, rung_at=None)
                 )
                 continue
-            told = {
-                "error_code": "DEPENDENCY_FAILED",
-                "error_message": f"job {needed}, which it waited for, has {how_it_ended(ending)}",
-                "error_hint": f"ganq status {needed} says why; ganq retry {needed}, then submit this again",
-            }
             new = JobState.CANCELLED if ending is JobState.CANCELLED else JobState.FAILED
-            _move(conn, row, new, None, told, {"needs": needed})
+            _move(conn, row, new, None, _told_of(conn, needed, ending, row.id), {"needs": needed})
             ended_jobs.append((row.id, new))
+        if ending is not JobState.SUCCEEDED:
+            ended_jobs += _end_parts(conn, needed)
+
+
+def _told_of(conn: Connection, needed: int, ending: JobState, waiting: int) -> dict[str, Any]:
+    """Why a job ends with the one that it waited for; a whole ends with the error of its part."""
+    parent = conn.execute(select(job).where(job.c.id == needed)).one()
+    if parent.part_of == waiting and ending is JobState.FAILED:
+        hint = parent.error_hint or f"ganq status {needed} shows the part that failed"
+        code, message = parent.error_code, f"{parent.error_message} (part {needed})"
+        return {"error_code": code, "error_message": message, "error_hint": hint}
+    return {
+        "error_code": "DEPENDENCY_FAILED",
+        "error_message": f"job {needed}, which it waited for, has {how_it_ended(ending)}",
+        "error_hint": f"ganq status {needed} says why; ganq retry {needed}, then submit this again",
+    }
+
+
+def _end_parts(conn: Connection, whole: int) -> list[tuple[int, JobState]]:
+    """A job that has ended without success needs its parts no more: cancel them."""
+    ended = []
+    rows = select(job).where(text("part_of IS NOT NULL"), job.c.part_of == whole)
+    for row in conn.execute(rows.order_by(job.c.id).with_for_update()).all():
+        if row.state == JobState.QUEUED:
+            _move(conn, row, JobState.CANCELLED, None, {}, {"part_of": whole})
+            ended.append((row.id, JobState.CANCELLED))
+        elif row.state == JobState.RUNNING and row.cancel_requested_at is None:
+            conn.execute(update(job).where(job.c.id == row.id).values(cancel_requested_at=utcnow()))
+            record_event(conn, row.id, "cancel_requested", detail={"part_of": whole})
+    return ended

@@ -4,14 +4,14 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from jobs.context import CheckpointKind, Images, PictureSink, Snapshot
+from jobs.context import CheckpointKind, Images, Made, PictureSink, Snapshot
 from jobs.errors import CheckpointCorruptError, DatasetError, StopRequested
 from jobs.failpoints import failpoint
 from jobs.states import StopReason
@@ -261,6 +261,8 @@ class RunContext:
     def wait_for_save(self) -> None:
         saver, self._saver = self._saver, None
         if saver is not None:
+            if saver.is_alive():
+                self._send("quiet", why="saving a checkpoint")  # however slow the volume: not hung
             saver.join()
             if saver.error is not None:
                 raise saver.error
@@ -271,6 +273,14 @@ class RunContext:
         folder = self.folder / "samples"
         make_folder(folder)
         write_png(folder / f"{name}.png", pixels_HW3)
+
+    def parts(self) -> list[Iterable[Made]]:
+        from storage.pictures import read_manifest
+
+        return [
+            read_manifest(self.volume.attempt(one["job_id"], one["attempt"]), one["manifest_sha256"])
+            for one in self.order["parts"]
+        ]
 
     def pictures(self, *, format: str = "png", total: int | None = None) -> PictureSink:
         from storage.pictures import PngFolder

@@ -88,6 +88,7 @@ class Worker:
         self.stopping = False
         self.exit_code = 0
         self.supervisor: subprocess.Popen[str] | None = None
+        self.told: subprocess.Popen[str] | None = None
 
     def run(self) -> int:
         """Start the supervisor, then Celery; return when both have drained."""
@@ -110,7 +111,8 @@ class Worker:
         try:
             self._run_celery()
         finally:
-            self._stop()
+            if self.told is not self.supervisor:
+                self._stop()
             keeper.join(timeout=self.settings.drain_seconds + 30)
             Path(self.environment[WAKE_ENV]).unlink(missing_ok=True)
         return self.exit_code
@@ -216,8 +218,10 @@ class Worker:
                 log.debug("not rung: %s", exc)
 
     def _stop(self) -> None:
+        """Pass a signal on, once for each that came: the second hastens the supervisor."""
         first, self.stopping = not self.stopping, True
         if self.supervisor is not None and self.supervisor.poll() is None:
+            self.told = self.supervisor
             self.supervisor.terminate()
         if first:
             threading.Thread(target=self._leave_anyway, name="leaver", daemon=True).start()

@@ -11,7 +11,7 @@ from jobs.errors import CheckpointNotFoundError
 from jobs.failpoints import failpoint
 from jobs.kinds import kind_named
 from storage.job_store import JobStore
-from storage.jobs import Checkpoint, Lease
+from storage.jobs import Checkpoint, Job, Lease
 from storage.queries import Queries
 
 
@@ -21,7 +21,8 @@ def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any
         lease: the claim that the order is for.
 
     Returns:
-        JSON: job_id, attempt, kind, spec, submitted_at, inputs, checkpoints (own ones, newest first).
+        JSON: job_id, attempt, kind, spec, submitted_at, inputs, parts (of a job that was split),
+        checkpoints (own ones, newest first).
 
     Raises:
         CheckpointNotFoundError: the job wants a model that is not there.
@@ -46,6 +47,7 @@ def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any
         "spec": job.spec,
         "submitted_at": job.created_at,
         "inputs": inputs,
+        "parts": [_made(one) for one in queries.parts(job.id)],
         "checkpoints": [_pointer(one) | {"kind": one.kind, "bytes": one.bytes} for one in reversed(own)],
     }
 
@@ -65,6 +67,12 @@ def _choose(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
         fixed = store.pin_inputs(lease, pin)
         if fixed is not None:
             return fixed
+
+
+def _made(part: Job) -> dict[str, Any]:
+    """Where a part of a split job has put its pictures."""
+    digest = (part.result or {}).get("manifest_sha256")
+    return {"job_id": part.id, "attempt": part.attempt, "manifest_sha256": digest}
 
 
 def _pointer(one: Checkpoint) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Reaper:
     def __init__(self, store: JobStore, settings: Settings) -> None:
         self.store = store
         self.lease_s = settings.lease_seconds
-        self.patience_s = max(3 * settings.reap_seconds, 1.0)
+        self.patience_s = max(3 * settings.reap_seconds, settings.lease_seconds / 4, 1.0)
         self.boot = boot_id()
         self.watched: dict[int, Watch] = {}
         self.last_read: float | None = None

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from jobs.durations import in_words
 from jobs.errors import TimeLimitError
 from jobs.states import StopReason
 from storage.jobs import Job, Lease
@@ -128,12 +129,3 @@ def time_limit_error(job: Job, *, has_checkpoint: bool) -> TimeLimitError:
     else:
         hint = "submit it again with a longer --time-limit"
     return TimeLimitError(f"it has run for its time limit of {in_words(job.time_limit_s or 0.0)}", hint=hint)
-
-
-def in_words(seconds: float) -> str:
-    """'2h30m', as --time-limit takes it."""
-    whole = round(seconds)
-    if whole < 1:
-        return f"{seconds:g}s"
-    parts = ((whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "m"), (whole % 60, "s"))
-    return "".join(f"{count}{unit}" for count, unit in parts if count)

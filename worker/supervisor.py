@@ -429,7 +429,7 @@ class Supervisor:
         told = self.runner.dump(log_file, f"no progress for {still_s:.0f} s: taken as hung")
         self._kill_runner()
         message = f"no progress for {still_s:.0f} s: taken as hung; {told}"
-        self._settle("stalled", partial(self.store.crashed, code="STALLED"), lease, message)
+        self._settle("stalled", partial(self.store.crashed, hung=True), lease, message)
         self._after_job()
 
     def _kill_runner(self) -> None:

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from jobs.context import PictureSink
+
 COLUMNS = 8
 PADDING = 2
 
@@ -54,3 +56,43 @@ def tile(
         top, left = row * (high + padding) + padding, column * (wide + padding) + padding
         grid[top : top + high, left : left + wide] = picture
     return grid
+
+
+class GridPages:
+    """
+    Pages of pictures, written one by one as they fill.
+
+    Args:
+        sink: where a page goes.
+        size: pictures on a page; 0: no pages.
+        most: pages at most; what comes later has no page.
+    """
+
+    def __init__(self, sink: "PictureSink", *, size: int, most: int) -> None:
+        self.sink = sink
+        self.size = size
+        self.most = most
+        self.made = 0
+        self._page: list[NDArray[np.uint8]] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether no further picture will be shown."""
+        return self.size == 0 or self.made == self.most
+
+    def add(self, picture_HW3: "NDArray[np.uint8]") -> None:
+        if self.full:
+            return
+        self._page.append(picture_HW3)
+        if len(self._page) == self.size:
+            self.finish()
+
+    def finish(self) -> None:
+        """Write the page that was begun, full or not."""
+        if not self._page:
+            return
+        import numpy as np
+
+        self.sink.add_grid(f"grid-{self.made:04d}", tile(np.stack(self._page)))
+        self.made += 1
+        self._page.clear()

@@ -192,14 +192,14 @@ def killed_at(ganq: Ganq, database: Database, folder: Path, small: list[str], po
 
 @sqlite_only
 def test_a_training_killed_at_its_phases_ends_with_the_bits_of_an_undisturbed_one(
-    ganq: Ganq, database: Database, small, tmp_path
+    ganq: Ganq, redis_url, database: Database, small, tmp_path
 ) -> None:
     killed_at(ganq, database, tmp_path, small, FEW)
 
 
 @pytest.mark.tier2
 def test_a_training_killed_at_every_phase_ends_with_the_bits_of_an_undisturbed_one(
-    ganq: Ganq, database: Database, small, tmp_path
+    ganq: Ganq, redis_url, database: Database, small, tmp_path
 ) -> None:
     killed_at(ganq, database, tmp_path, small, PHASES)
 
@@ -290,7 +290,7 @@ def test_no_memory_asks_for_a_fresh_process_and_names_a_batch(new_desk, point):
 
 
 @sqlite_only
-def test_out_of_memory_gets_one_fresh_process_and_then_fails(ganq: Ganq, small) -> None:
+def test_out_of_memory_gets_one_fresh_process_and_then_fails(ganq: Ganq, redis_url, small) -> None:
     worker = ganq.start_worker(
         GANQ_ENABLE_FAILPOINTS="1", GANQ_FAILPOINTS="train.out_of_memory=on@8+;train.stepped=sleep:0.05@1+"
     )
@@ -567,7 +567,7 @@ def small_volume(settings_env: dict[str, str], backend: str) -> Iterator[Path]:
 
 @sqlite_only
 def test_a_disk_that_fills_up_under_a_training_is_told_borne_and_waited_for(
-    small_volume: Path, ganq: Ganq, database: Database, small
+    small_volume: Path, ganq: Ganq, redis_url, database: Database, small
 ) -> None:
     ganq.start_worker(GANQ_ENABLE_FAILPOINTS="1", GANQ_FAILPOINTS="train.stepped=sleep:0.03@1+")
     options = [*small, "--epochs", "24", "--save-every", "12", "--checkpoint-seconds", "1"]
@@ -605,8 +605,10 @@ def test_a_disk_that_fills_up_under_a_training_is_told_borne_and_waited_for(
 
 
 @sqlite_only
-def test_status_tells_of_bad_checkpoints_of_another_build_and_of_going_back(ganq: Ganq, small) -> None:
-    slowly = {"GANQ_ENABLE_FAILPOINTS": "1", "GANQ_FAILPOINTS": "train.stepped=sleep:0.2@1+"}
+def test_status_tells_of_bad_checkpoints_of_another_build_and_of_going_back(
+    ganq: Ganq, redis_url, small
+) -> None:
+    slowly = {"GANQ_ENABLE_FAILPOINTS": "1", "GANQ_FAILPOINTS": "train.stepped=sleep:0.12@1+"}
     first = ganq.start_worker("w1", **slowly)
     options = [*small, "--epochs", "16", "--save-every", "1", "--checkpoint-seconds", "1000"]
     jobs = [ganq.json("submit", "train", *options)["id"] for _ in range(2)]

@@ -272,10 +272,11 @@ def test_a_heartbeat_counts_up_and_carries_progress(store, running_job_factory, 
 
 def test_inputs_are_pinned_for_all_attempts(store, running_job_factory, claim):
     lease = running_job_factory()
-    store.pin_inputs(lease, {"checkpoint_id": 12})
+    pin = {"checkpoint_id": register(store, lease, 1)}
+    assert store.pin_inputs(lease, pin) == pin
     store.release(lease, "drain")
 
-    assert claim().job.inputs == {"checkpoint_id": 12}
+    assert claim().job.inputs == pin
 
 
 def register(store, lease, epoch: int, **changes: Any) -> int:

@@ -47,7 +47,7 @@ def test_the_environment_goes_before_the_file_and_the_file_before_defaults(tmp_p
     settings = load(tmp_path, user="env")
 
     assert (settings.user, str(settings.volume), settings.poll_seconds) == ("env", "/from/file", 3.0)
-    assert settings.reap_seconds == 5.0
+    assert settings.reap_seconds == 2.0
 
 
 @pytest.mark.parametrize("url", ["postgresql://u@h/d", "postgres://u@h/d", "postgresql+psycopg://u@h/d"])

@@ -349,6 +349,8 @@ GENERATE_TYPED = {
     "count": ("--count", "9", 9),
     "checkpoint": ("--checkpoint", "last", "last"),
     "seed": ("--seed", "5", 5),
+    "shard_size": ("--shard-size", "640", 640),
+    "max_workers": ("--max-workers", "3", 3),
     "noise_mean": ("--noise-mean", "0.5", 0.5),
     "noise_std": ("--noise-std", "0.8", 0.8),
     "format": ("--format", "png", "png"),
@@ -362,7 +364,7 @@ GENERATE_TYPED = {
 
 
 def test_the_table_of_generate_options_holds_every_field():
-    assert set(GENERATE_TYPED) | {"source", "seeds", "keep", "of"} == set(GenerateSpec.model_fields)
+    assert set(GENERATE_TYPED) | {"source", "seeds", "keep", "of", "draws"} == set(GenerateSpec.model_fields)
 
 
 @pytest.mark.parametrize("field", GENERATE_TYPED)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.context import CheckpointKind, Images, Picture, Snapshot
+from jobs.context import CheckpointKind, Images, Made, Picture, Snapshot
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,6 +62,9 @@ class LocalSink:
         for picture in pictures:
             assert picture.index == len(self.pictures), "indices come in rising order"
             self.pictures.append(picture)
+
+    def adopt(self, made: Made, *, index: int, number: int) -> None:
+        raise AssertionError("a job without parts adopts nothing")
 
     def add_grid(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
         self.grids[name] = pixels_HW3
@@ -161,6 +164,9 @@ class LocalContext:
 
     def weights(self, path: str) -> "dict[str, Tensor]":
         return self.start_weights[path]
+
+    def parts(self) -> list[Iterable[Made]]:
+        return []
 
     def pictures(self, *, format: str = "png", total: int | None = None) -> LocalSink:
         return self.sink

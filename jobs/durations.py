@@ -1,0 +1,33 @@
+"""Lengths of time as people write them: '2h30m', '90min', '1.5d'."""
+
+import re
+
+UNITS = {"d": 86400.0, "h": 3600.0, "min": 60.0, "m": 60.0, "s": 1.0}
+_PART = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*(d|h|min|m|s)\s*")
+_WHOLE = re.compile(rf"(?:{_PART.pattern})+")
+
+
+def parse(text: str) -> float:
+    """
+    Args:
+        text: numbers with units, one after the other: d, h, min or m, s.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        ValueError: it is none of that; a number without a unit could mean anything.
+    """
+    text = text.strip().lower()
+    if not _WHOLE.fullmatch(text):
+        raise ValueError(f"{text[:40]!r} is no length of time; e.g. 2h30m, 90min, 1d")
+    return sum(float(number) * UNITS[unit] for number, unit in _PART.findall(text))
+
+
+def in_words(seconds: float) -> str:
+    """'2h30m', as parse() takes it; to the second from one second on."""
+    whole = round(seconds)
+    if whole < 1:
+        return f"{seconds:.3g}s"
+    parts = ((whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "m"), (whole % 60, "s"))
+    return "".join(f"{count}{unit}" for count, unit in parts if count)
