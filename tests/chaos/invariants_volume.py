@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,14 +139,14 @@ def exact_pictures(row: Any, view: View, volume: Volume, memory: Memory) -> Iter
     where = (volume.relative(folder), digest)
     if where in memory.verified:
         return
-    elsewhere = [
-        path.parent.name
-        for path in sorted(volume.job(row.id).glob(f"a*/{PICTURES_MANIFEST}"))
-        if path.parent != folder and sha256_file(path) == digest
-    ]
-    if elsewhere and not (folder / PICTURES_MANIFEST).exists():
-        yield f"I4: attempt {row.attempt} of job {row.id} succeeded, and its result lies in {elsewhere}"
     try:
+        elsewhere = [
+            path.parent.name
+            for path in sorted(volume.job(row.id).glob(f"a*/{PICTURES_MANIFEST}"))
+            if path.parent != folder and sha256_file(path) == digest
+        ]
+        if elsewhere and not (folder / PICTURES_MANIFEST).exists():
+            yield f"I4: attempt {row.attempt} of job {row.id} succeeded, and its result lies in {elsewhere}"
         number = verify_manifest(folder, manifest_sha256=digest)
         missing = [name for name in result["grids"] if not (folder / name).is_file()]
         others = {one.name for one in folder.iterdir()} - BESIDE_A_RESULT
@@ -245,9 +247,11 @@ def leftovers(database: Database, volume: Volume) -> list[str]:
 def no_secret_in_files(folder: Path, secrets: Sequence[str]) -> list[str]:
     """I10: no log, spec or metric holds a secret."""
     found = []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".txt", ".json", ".jsonl", ".log") and path.is_file():
-            said = path.read_text(errors="replace")
-            if any(secret in said for secret in secrets):
-                found.append(f"I10: a secret stands in {path}")
+    for here, _, names in os.walk(folder):  # passes over what goes away meanwhile, as rglob() does not
+        for path in (Path(here, name) for name in sorted(names)):
+            with suppress(FileNotFoundError):
+                if path.suffix in (".txt", ".json", ".jsonl", ".log"):
+                    said = path.read_text(errors="replace")
+                    if any(secret in said for secret in secrets):
+                        found.append(f"I10: a secret stands in {path}")
     return found
