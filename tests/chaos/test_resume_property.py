@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from chaos.attempts import Desk
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -145,7 +145,13 @@ def hold_p2(volume: Volume, options: dict[str, object], kills: list[object]) -> 
         shutil.rmtree(volume.job(one.job_id))
 
 
-ANY = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck), "database": None}
+ANY = {
+    "deadline": None,
+    "derandomize": True,
+    "suppress_health_check": list(HealthCheck),
+    "database": None,
+    "phases": [Phase.generate],  # to shrink an example of several seconds would take the time limit
+}
 
 
 @settings(max_examples=6, **ANY)
