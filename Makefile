@@ -33,7 +33,7 @@ chaos: $(STAMP)
 
 # One run of the random mode: make random SEED=1 SECONDS=90 DATABASE=postgres GUARDS_OFF=finish_fence
 random: $(STAMP)
-	PYTHONPATH=tests $(BIN)/python -m chaos.chaos --seed $(SEED) --seconds $(SECONDS) --database $(DATABASE) --guards-off "$(GUARDS_OFF)"
+	PYTHONPATH=tests $(BIN)/python -m chaos.random_mode --seed $(SEED) --seconds $(SECONDS) --database $(DATABASE) --guards-off "$(GUARDS_OFF)"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 The random mode: real workers on real jobs, and faults drawn from a seed.
 
     make chaos SEED=1 SECONDS=90 DATABASE=postgres
-    PYTHONPATH=tests python -m chaos.chaos --seed 1 --seconds 90 --database sqlite [--guards-off NAME]
+    PYTHONPATH=tests python -m chaos.random_mode --seed 1 --seconds 90 --database sqlite [--guards-off NAME]
 
 What is checked when: after every fault, and every second, the table in one snapshot and
 every file that the snapshot points to (chaos.invariants); every second the processes.
@@ -261,7 +261,7 @@ def tell(chaos: Chaos, facts: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="chaos", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="random_mode", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=90.0)
     parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
