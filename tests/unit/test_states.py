@@ -42,7 +42,7 @@ def test_words_fit_into_their_columns():
     assert max(map(len, Outcome)) <= attempt.c.outcome.type.length
     codes = [cls.code for cls in all_errors()]
     assert max(map(len, [*codes, "DEPENDENCY_FAILED"])) <= job.c.error_code.type.length
-    assert set(StopReason) == {"cancel", "drain", "preempt", "lost"}
+    assert set(StopReason) == {"cancel", "drain", "preempt", "time_limit", "lost"}
 
 
 def all_errors() -> list[type[GanqError]]:
