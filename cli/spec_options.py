@@ -80,7 +80,11 @@ def _default_words(spec: type[Spec], name: str, field: FieldInfo) -> str:
     else:
         values = {"": _shown(field.default)}
     if spec.kind == "train":
-        by_recipe = {one.name: _shown(one.defaults[name]) for one in RECIPES.values() if name in one.defaults}
+        by_recipe = {
+            one.name: _shown(one.defaults.get(name, field.default))
+            for one in RECIPES.values()
+            if any(name in other.defaults for other in RECIPES.values())
+        }
         values = by_recipe or values
     if not values:
         return ""

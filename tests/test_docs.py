@@ -16,6 +16,7 @@ from cli.main import COMMANDS, root
 from jobs import errors
 from jobs.errors import GanqError
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
+from jobs.specs import TrainSpec
 from jobs.states import TRANSITIONS, JobState, Outcome, StopReason
 from storage.settings import SECRETS, Settings
 
@@ -267,12 +268,12 @@ def test_the_table_of_recipes_has_each_option_in_which_they_differ() -> None:
     def cell(value: object) -> str:
         return (",".join(value) or "none") if isinstance(value, tuple) else str(value)
 
-    names = list(RECIPES)
+    specs = [TrainSpec.create(data="/p", recipe=name) for name in RECIPES]
     options = {option for one in RECIPES.values() for option in one.defaults}
     differ = {
-        "--" + option.replace("_", "-"): [cell(RECIPES[name].defaults[option]) for name in names]
+        "--" + option.replace("_", "-"): [cell(getattr(spec, option)) for spec in specs]
         for option in options
-        if len({cell(RECIPES[name].defaults[option]) for name in names}) > 1
+        if len({cell(getattr(spec, option)) for spec in specs}) > 1
     }
     told = {row[0]: row[1:] for row in rows(ROOT / "README.md", "| option |")}
     assert told == differ

@@ -78,7 +78,6 @@ class _Shift(torch.autograd.Function):
         pixels_NC = pictures_BCHW.permute(0, 2, 3, 1).reshape(-1, C)
         moved_BHWC = pixels_NC.index_select(0, pixel_BHW.flatten()).view(B, H, W, C)
         moved_BHWC = moved_BHWC * (y_there_BH1 & x_there_B1W).unsqueeze(3)
-        moved_BHWC = moved_BHWC * (y_there_BH1 & x_there_B1W).unsqueeze(3)
         moved_BCHW: Tensor = moved_BHWC.permute(0, 3, 1, 2)
         return moved_BCHW
 

@@ -2,13 +2,15 @@
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import jobs.recipes
 from jobs.errors import SpecError
-from jobs.recipes import RECIPES
+from jobs.recipes import DEFAULT_RECIPE, RECIPES
 from jobs.specs import (
     MAX_COUNT,
     MAX_SEED,
@@ -159,6 +161,13 @@ def test_every_recipe_gives_a_spec_and_every_part_of_it_can_be_changed(name):
     for option, value in RECIPES[name].defaults.items():
         assert getattr(spec, option) == value
     assert TrainSpec.create(data="/p", recipe=name, batch=32, g_every=7).batch == 32
+
+
+def test_every_file_among_the_recipes_is_one():
+    files = {path.stem for path in Path(jobs.recipes.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(RECIPES)
+    assert all(name == recipe.name and recipe.summary for name, recipe in RECIPES.items())
+    assert DEFAULT_RECIPE in RECIPES
 
 
 def test_none_means_not_given():

@@ -1,0 +1,123 @@
+"""
+The two steps of a run: D learns to tell real from fake, G learns what D takes for real.
+
+Shapes in names: B pictures in a batch, Z latent numbers, H, W pixels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from jobs.failpoints import failpoint
+from jobs.gan import seeds
+from jobs.gan.augment import diff_augment
+from jobs.gan.data import Batches
+from jobs.gan.fakes import StaleFakes
+from jobs.gan.journal import Journal
+from jobs.gan.losses import LOSSES
+from jobs.gan.rollback import Rollbacks
+from jobs.gan.state import TrainState
+from jobs.specs import TrainSpec
+
+
+class Steps:
+    """What one batch does to the state; all that it draws follows from the spec's seed and the step."""
+
+    def __init__(
+        self,
+        spec: TrainSpec,
+        state: TrainState,
+        batches: Batches,
+        journal: Journal,
+        rollbacks: Rollbacks,
+    ) -> None:
+        self.spec = spec
+        self.state = state
+        self.batches = batches
+        self.journal = journal
+        self.rollbacks = rollbacks
+        self.loss = LOSSES[spec.loss]
+        self.one_pass = spec.norm_d == "spectral"
+        self.stale_fakes = StaleFakes(state.generator) if spec.noise == "stale" else None
+
+    def batch(self, epoch: int, place: int) -> None:
+        """One batch of real pictures: D first, then G. `place` is its index in the epoch, from 0."""
+        d_turn = place % self.spec.d_every == 0
+        g_turn = place % self.spec.g_every == 0
+        net = self.state.generator
+        if failpoint("train.out_of_memory"):
+            raise torch.OutOfMemoryError("failpoint train.out_of_memory")
+
+        if self.stale_fakes is None and (d_turn or g_turn):
+            # Fresh: one noise for this batch; when both step, G's pass serves both.
+            with torch.set_grad_enabled(g_turn):
+                fakes_B3HW = net(self._latents(self.state.step))
+            if d_turn:
+                self._d_step(self.batches.get(epoch, place), fakes_B3HW.detach())
+            failpoint("train.between_networks")
+            if g_turn:
+                self._g_step(fakes_B3HW)
+
+        # Stale, as in the tutorial: the noise is drawn before the loop and redrawn by each
+        # step of G, which uses the new one; D then sees it until G steps again. It is known
+        # by the number of G's steps, so it needs no place in a checkpoint.
+        if self.stale_fakes is not None and d_turn:
+            stale_B3HW = self.stale_fakes.get(self.g_steps, self._latents(self.g_steps))
+            self._d_step(self.batches.get(epoch, place), stale_B3HW)
+            failpoint("train.between_networks")
+        if self.stale_fakes is not None and g_turn:
+            self._g_step(net(self._latents(self.g_steps + 1)))
+
+    @property
+    def g_steps(self) -> int:
+        """How often G has stepped before this batch: on each place in the epoch that g_every divides."""
+        epochs, rest = divmod(self.state.step, self.batches.per_epoch)
+        every = self.spec.g_every
+        return epochs * -(-self.batches.per_epoch // every) + -(-rest // every)
+
+    def _latents(self, draw: int) -> Tensor:
+        shape = (self.spec.batch, self.spec.nz, 1, 1)
+        return seeds.noise(self.spec.seed, "noise", draw, shape=shape).to(self.batches.device)
+
+    def _d_step(self, reals_B3HW: Tensor, fakes_B3HW: Tensor) -> None:
+        """The discriminator learns to tell them apart: both gradients, then one step."""
+        net, loss = self.state.discriminator, self.loss
+        self.state.opt_d.zero_grad()
+        if self.one_pass:
+            # Without BatchNorm a picture's score does not depend on its neighbours.
+            both = self._seen_by_d(torch.cat([reals_B3HW, fakes_B3HW]), "augment-d")
+            real_B, fake_B = net(both).chunk(2)
+            loss_d = loss.d_real(real_B) + loss.d_fake(fake_B)
+            torch.autograd.backward(loss_d)
+        else:
+            real_B = net(self._seen_by_d(reals_B3HW, "augment-real"))
+            loss_real = loss.d_real(real_B)
+            torch.autograd.backward(loss_real)
+            fake_B = net(self._seen_by_d(fakes_B3HW, "augment-fake"))
+            loss_fake = loss.d_fake(fake_B)
+            torch.autograd.backward(loss_fake)
+            loss_d = loss_real.detach() + loss_fake.detach()
+        if failpoint(f"train.nan.{self.state.step}x{self.rollbacks.lr_scale:g}"):
+            nn.utils.clip_grad_value_(net.parameters(), float("nan"))
+        self.state.opt_d.step()
+        self.journal.meter.add({"loss_d": loss_d, "d_real": real_B.mean(), "d_fake": fake_B.mean()})
+
+    def _g_step(self, fakes_B3HW: Tensor) -> None:
+        """The generator learns what the discriminator takes for real."""
+        state = self.state
+        state.opt_g.zero_grad()
+        # D's own gradients would be a third of its backward pass, for nothing.
+        state.discriminator.requires_grad_(False)
+        loss_g = self.loss.g(state.discriminator(self._seen_by_d(fakes_B3HW, "augment-g")))
+        torch.autograd.backward(loss_g)
+        state.discriminator.requires_grad_(True)
+        state.opt_g.step()
+        if state.ema is not None:
+            batch = self.spec.batch
+            state.ema.update(state.generator, pictures=batch, seen=(self.g_steps + 1) * batch)
+        self.journal.meter.add({"loss_g": loss_g})
+
+    def _seen_by_d(self, pictures_B3HW: Tensor, stream: str) -> Tensor:
+        if not self.spec.augment:
+            return pictures_B3HW
+        draws = seeds.generator(self.spec.seed, stream, self.state.step)
+        return diff_augment(pictures_B3HW, self.spec.augment, draws)
