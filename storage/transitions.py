@@ -1,7 +1,7 @@
 """
 How a job moves: the compare-and-set under every change of state, with its attempt and event.
 
-storage/job_store.py decides when; this module is the only one that writes `state`
+storage/job_store/ decides when; this module is the only one that writes `state`
 into an existing row.
 """
 

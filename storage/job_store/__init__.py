@@ -1,0 +1,30 @@
+"""
+The only code that changes a job's state.
+
+Every step is one transaction: a compare-and-set on (id, state, attempt, token),
+the attempt's row, and an event beside it. A worker whose lease has passed on
+changes zero rows and learns it by LeaseLostError. Each function may run again
+after a commit whose answer was lost: it recognises what it has already done.
+
+submitting    accept
+leases        claim, beat, yield, pin
+checkpoints   register, forget
+endings       succeed, fail, release, crash
+wishing       cancel, hold
+recovering    take back, ring again
+
+storage/transitions.py holds the compare-and-set itself.
+"""
+
+from storage.job_store.checkpoints import Checkpoints
+from storage.job_store.endings import Endings
+from storage.job_store.leases import Leases
+from storage.job_store.leases import Wishes as Wishes
+from storage.job_store.recovering import Beat as Beat
+from storage.job_store.recovering import Recovering
+from storage.job_store.submitting import Submitting
+from storage.job_store.wishing import Wishing
+
+
+class JobStore(Submitting, Leases, Checkpoints, Endings, Wishing, Recovering):
+    """All changes of state, on SQLite and Postgres alike."""

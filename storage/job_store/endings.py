@@ -1,0 +1,145 @@
+"""How an attempt ends: published, stopped, given back, failed, crashed."""
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from jobs.errors import GanqError, Retry
+from jobs.states import JobState, Outcome, StopReason
+from storage.job_store.base import Store
+from storage.jobs import Lease
+from storage.models import attempt, job, utcnow
+from storage.transitions import (
+    BACKOFF_S,
+    Decision,
+    after_crash,
+    lease_lost,
+    leave,
+    owned_by,
+    plain,
+)
+
+
+class Endings(Store):
+    """Settle an attempt, once."""
+
+    def succeed(self, lease: Lease, result: dict[str, Any]) -> None:
+        """
+        Publish: the result's pointers become real in this one step.
+
+        Raises:
+            LeaseLostError: the job belongs to another attempt; the result is nobody's.
+        """
+        bit_exact = result.get("bit_exact")
+        values = {
+            "result": result,
+            "bit_exact": None if bit_exact is None else int(bit_exact),
+            "error_code": None,
+            "error_message": None,
+            "error_hint": None,
+        }
+        self._settle_by(
+            lease, lambda row: (JobState.SUCCEEDED, Outcome.SUCCEEDED, values), {Outcome.SUCCEEDED}, None
+        )
+
+    def cancel_done(self, lease: Lease) -> None:
+        """The runner has stopped because somebody wished it."""
+        self._settle_by(
+            lease, lambda row: (JobState.CANCELLED, Outcome.CANCELLED, {}), {Outcome.CANCELLED}, None
+        )
+
+    def release(self, lease: Lease, reason: str) -> JobState:
+        """
+        Give the job back unharmed (drain, preemption): it costs the job no patience.
+
+        Returns:
+            The state that the job is in now: cancelled, if somebody wished it meanwhile.
+
+        Raises:
+            LeaseLostError: the job belongs to another attempt.
+        """
+
+        def decide(row: Any) -> Decision:
+            if row.cancel_requested_at is not None:
+                return JobState.CANCELLED, Outcome.CANCELLED, {}
+            if reason == StopReason.PREEMPT:
+                yielded = {"yields": row.yields + 1, "yielded_at": utcnow()}
+                return JobState.QUEUED, Outcome.RELEASED, yielded
+            return JobState.QUEUED, Outcome.RELEASED, {}
+
+        return self._settle_by(lease, decide, {Outcome.RELEASED, Outcome.CANCELLED}, {"reason": reason})
+
+    def fail(self, lease: Lease, error: GanqError) -> JobState:
+        """
+        Settle an error by its policy: never again, once in a fresh process, or later.
+
+        Returns:
+            The state that the job is in now.
+        """
+        told = {
+            "error_code": error.code,
+            "error_message": plain(error.message),
+            "error_hint": plain(error.hint),
+        }
+
+        def decide(row: Any) -> Decision:
+            if row.cancel_requested_at is not None:
+                return JobState.CANCELLED, Outcome.CANCELLED, {}
+            if error.retry is Retry.LATER:
+                later = utcnow() + BACKOFF_S[min(row.waits, len(BACKOFF_S) - 1)]
+                return JobState.QUEUED, Outcome.RETRIED, {**told, "not_before": later, "waits": row.waits + 1}
+            if error.retry is Retry.FRESH and row.fresh_retries < 1:
+                return JobState.QUEUED, Outcome.RETRIED, {**told, "fresh_retries": row.fresh_retries + 1}
+            return JobState.FAILED, Outcome.FAILED, told
+
+        endings = {Outcome.RETRIED, Outcome.FAILED, Outcome.CANCELLED}
+        return self._settle_by(lease, decide, endings, {"code": error.code, "message": error.message})
+
+    def crashed(self, lease: Lease, message: str, *, hung: bool = False) -> JobState:
+        """
+        The runner died under a living supervisor. The third time without progress is the last.
+
+        Returns:
+            The state that the job is in now.
+        """
+
+        def decide(row: Any) -> Decision:
+            return after_crash(row, message, hung=hung)
+
+        return self._settle_by(lease, decide, {Outcome.CRASHED, Outcome.CANCELLED}, {"message": message})
+
+    def _settle_by(
+        self,
+        lease: Lease,
+        decide: Callable[[Any], Decision],
+        endings: set[Outcome],
+        detail: dict[str, Any] | None,
+    ) -> JobState:
+        """End an attempt as `decide` says. `endings` are all outcomes that it may say: an attempt that
+        ended in one of them has been settled by this very call, and its commit's answer was lost."""
+
+        def work(conn: Connection) -> JobState:
+            mine = owned_by(lease, "finish_fence")
+            row = conn.execute(select(job).where(mine).with_for_update()).first()
+            if row is None:
+                done = conn.execute(
+                    select(attempt.c.outcome, job.c.state)
+                    .join(job, job.c.id == attempt.c.job_id)
+                    .where(
+                        attempt.c.job_id == lease.job_id,
+                        attempt.c.number == lease.attempt,
+                        attempt.c.lease_token == lease.token,
+                        attempt.c.ended_at.is_not(None),
+                        attempt.c.outcome.in_(endings),
+                    )
+                ).first()
+                if done is not None:
+                    return JobState(done.state)
+                raise lease_lost(lease)
+            new, outcome, values = decide(row)
+            # The holder's own clock cannot be set, as the database's can.
+            leave(conn, row, new, outcome, {**values, "ran_s": row.ran_s + lease.ran_s}, detail)
+            return JobState(new)
+
+        return self.database.write(work)

@@ -1,0 +1,143 @@
+"""For the reaper and the dispatcher: who is silent, and who must be rung for."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, and_, func, or_, select, text, update
+
+from jobs.states import JobState, Outcome
+from storage.claims import is_ripe, ripen
+from storage.job_store.base import Store
+from storage.models import CLAIMABLE, RIPENING, RUNNING, attempt, job, utcnow
+from storage.transitions import (
+    leave,
+)
+
+
+@dataclass(frozen=True)
+class Beat:
+    """One running job as the reaper sees it."""
+
+    job_id: int
+    attempt: int
+    hb_seq: int
+    boot_id: str | None
+    pid: int | None
+    start_ticks: int | None
+    worker: str | None
+
+
+class Recovering(Store):
+    """Take jobs back, ring again."""
+
+    def running(self) -> list[Beat]:
+        """All running jobs with their heartbeat counters, for the reaper."""
+
+        def work(conn: Connection) -> list[Beat]:
+            rows = conn.execute(
+                select(
+                    job.c.id,
+                    job.c.attempt,
+                    job.c.hb_seq,
+                    attempt.c.boot_id,
+                    attempt.c.pid,
+                    attempt.c.start_ticks,
+                    job.c.worker,
+                )
+                .join(attempt, and_(attempt.c.job_id == job.c.id, attempt.c.number == job.c.attempt))
+                .where(text(f"job.{RUNNING}"))
+            )
+            return [Beat(*row) for row in rows]
+
+        return self.database.read(work)
+
+    def rescue(self, beat: Beat, why: str, *, within_s: float = float("inf")) -> JobState | None:
+        """
+        Take a job back from a worker that fell silent (the reaper's compare-and-set).
+
+        Args:
+            within_s: let it be if the table could not be written for so long: whoever
+                kept us waiting has kept the worker from beating, too.
+
+        Returns:
+            The job's new state, or None if it moved by itself in the meantime.
+        """
+        began = time.monotonic()
+
+        def work(conn: Connection) -> JobState | None:
+            row = conn.execute(
+                select(job)
+                .where(
+                    job.c.id == beat.job_id,
+                    job.c.state == JobState.RUNNING,
+                    job.c.attempt == beat.attempt,
+                    job.c.hb_seq == beat.hb_seq,
+                )
+                .with_for_update()
+            ).first()
+            if row is None or time.monotonic() - began > within_s:
+                return None
+            if row.cancel_requested_at is not None:
+                new: JobState = JobState.CANCELLED
+                values: dict[str, Any] = {}
+            else:
+                new, values = JobState.QUEUED, {}
+            leave(conn, row, new, Outcome.LOST, values, {"why": why})
+            return new
+
+        return self.database.write(work)
+
+    def due_bells(self, *, again_s: float, limit: int) -> list[tuple[int, str]]:
+        """
+        Queued jobs that nobody was told of, or too long ago; marks them as rung.
+
+        Returns:
+            (job id, queue). In no order: a bell is a hint, and the claim takes the best job.
+        """
+        silent = select(job.c.id, job.c.queue).where(
+            text(CLAIMABLE),
+            # A bell of the future was noted before somebody set the clock back.
+            or_(
+                job.c.rung_at.is_(None),
+                job.c.rung_at < utcnow() - again_s,
+                job.c.rung_at > utcnow() + again_s,
+            ),
+        )
+        ripe = select(job.c.id).where(is_ripe())
+        # A look that locks nothing first: most of the time there is nothing to ring for.
+        if not self.database.read(
+            lambda conn: conn.execute(silent.limit(1)).first() or conn.execute(ripe).first()
+        ):
+            return []
+
+        def work(conn: Connection) -> list[tuple[int, str]]:
+            ripen(conn)
+            rows = conn.execute(silent.limit(limit).with_for_update(skip_locked=True)).all()
+            if rows:
+                conn.execute(
+                    update(job).where(job.c.id.in_([row.id for row in rows])).values(rung_at=utcnow())
+                )
+            return [(row.id, row.queue) for row in rows]
+
+        return self.database.write(work)
+
+    def due_in(self) -> float | None:
+        """Seconds until the next job that waits for its time may be claimed; None if none waits."""
+
+        def work(conn: Connection) -> float | None:
+            soonest = conn.execute(
+                select(func.min(job.c.not_before) - utcnow()).where(
+                    text(RIPENING), job.c.held == 0, job.c.blockers == 0
+                )
+            ).scalar_one()
+            return None if soonest is None else max(float(soonest), 0.0)
+
+        return self.database.read(work)
+
+    def not_rung(self, job_id: int) -> None:
+        """The submitter could not ring after all: the dispatcher does it at its next look."""
+        self.database.write(
+            lambda conn: conn.execute(update(job).where(job.c.id == job_id).values(rung_at=None)),
+            patience_s=2.0,
+        )

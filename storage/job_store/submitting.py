@@ -1,0 +1,195 @@
+"""Accepting a job: the row is the acceptance."""
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, insert, select
+from sqlalchemy.exc import IntegrityError
+
+from jobs.errors import JobNotFoundError, SpecError
+from jobs.failpoints import failpoint
+from jobs.states import JobState
+from storage.job_store.base import Store
+from storage.jobs import Job
+from storage.models import checkpoint, dependency, job, utcnow
+from storage.parts import insert_parts
+from storage.transitions import (
+    get_job,
+    record_event,
+)
+
+FinishedFiles = Callable[[int], tuple[str, str, int, int]]
+"""New job's id → (path relative to the volume, manifest sha-256, bytes, epoch)."""
+
+
+class Submitting(Store):
+    """Insert jobs."""
+
+    def submit(
+        self,
+        *,
+        kind: str,
+        spec: dict[str, Any],
+        spec_version: int,
+        submit_key: str,
+        user: str,
+        name: str | None = None,
+        queue: str = "default",
+        priority: int = 0,
+        after: Sequence[int] = (),
+        retry_of: int | None = None,
+        held: bool = False,
+        preemptible: bool = False,
+        time_limit_s: float | None = None,
+        ringing: bool = False,
+        parts: Sequence[tuple[dict[str, Any], int]] = (),
+        max_workers: int = 0,
+    ) -> Job:
+        """
+        Accept a job: when this returns, the row is committed.
+
+        Args:
+            submit_key: made by the client; the same key gives the same row, once.
+            after: jobs that must succeed first.
+            preemptible: it may be asked to make room for a job of higher priority.
+            time_limit_s: seconds that it may run, over all attempts.
+            parts: (spec, pictures) of each part of a job that many workers share.
+            max_workers: parts that may run at once; 0: all.
+            ringing: the caller rings as soon as this returns. It is recorded here and not
+                after the bell: a row that is being updated is one that a claim skips.
+
+        Raises:
+            JobNotFoundError: a job in `after` does not exist.
+            SpecError: a job in `after` has failed or was cancelled.
+        """
+
+        def work(conn: Connection) -> Job:
+            known = conn.execute(select(job).where(job.c.submit_key == submit_key)).first()
+            if known is not None:
+                if (known.kind, known.spec) != (kind, spec):
+                    raise SpecError(
+                        f"the submit key {submit_key[:64]!r} is that of job {known.id}, another request",
+                        hint="the same key must come with the same request; use another key",
+                    )
+                return Job.from_row(known)
+            blockers = 0
+            needs = sorted(set(after))  # one order for all, so that two submits cannot lock crosswise
+            for needed in needs:
+                # The parent's row is locked, so that it cannot end between this look and our insert.
+                state = conn.execute(
+                    select(job.c.state).where(job.c.id == needed).with_for_update()
+                ).scalar_one_or_none()
+                if state is None:
+                    raise JobNotFoundError(
+                        f"there is no job {needed} to wait for", hint="ganq status lists them"
+                    )
+                if state in (JobState.FAILED, JobState.CANCELLED):
+                    raise SpecError(
+                        f"job {needed} has {state}, so a job after it would never run",
+                        hint=f"ganq retry {needed}, or submit without --after",
+                    )
+                blockers += state != JobState.SUCCEEDED
+            new_id = conn.execute(
+                insert(job)
+                .values(
+                    submit_key=submit_key,
+                    name=name,
+                    kind=kind,
+                    queue=queue,
+                    user=user,
+                    priority=priority,
+                    spec=spec,
+                    spec_version=spec_version,
+                    state=JobState.QUEUED,
+                    held=int(held),
+                    preemptible=int(preemptible),
+                    time_limit_s=time_limit_s,
+                    blockers=blockers + len(parts),
+                    retry_of=retry_of,
+                    rung_at=utcnow() if ringing and not held and not blockers and not parts else None,
+                    created_at=utcnow(),
+                )
+                .returning(job.c.id)
+            ).scalar_one()
+            for needed in needs:
+                conn.execute(insert(dependency).values(job_id=new_id, needs=needed))
+            if parts:
+                common = {"kind": kind, "queue": queue, "user": user, "priority": priority}
+                common |= {"spec_version": spec_version, "state": JobState.QUEUED, "held": int(held)}
+                common |= {"time_limit_s": time_limit_s}
+                insert_parts(
+                    conn, new_id, submit_key, common, parts, needs=needs, blockers=blockers, lanes=max_workers
+                )
+            record_event(conn, new_id, "submitted", detail={"retry_of": retry_of} if retry_of else None)
+            failpoint("submit.inserted")
+            return get_job(conn, new_id)
+
+        try:
+            accepted = self.database.write(work)
+        except IntegrityError:  # two submits with one key at the same moment: the other one won
+            accepted = self.database.write(work)
+        failpoint("submit.committed")
+        return accepted
+
+    def add_finished(
+        self,
+        *,
+        kind: str,
+        spec: dict[str, Any],
+        spec_version: int,
+        user: str,
+        name: str,
+        files: FinishedFiles,
+    ) -> Job:
+        """
+        Record a job whose work is already done, with its checkpoint: `ganq import`.
+
+        Args:
+            files: called with the new id while the row is not yet committed; it makes
+                the files durable and says where they are. If it fails, nothing is recorded.
+        """
+
+        submit_key = secrets.token_hex(16)
+
+        def work(conn: Connection) -> Job:
+            known = conn.execute(select(job).where(job.c.submit_key == submit_key)).first()
+            if known is not None:  # our own commit, whose answer was lost
+                return Job.from_row(known)
+            new_id = conn.execute(
+                insert(job)
+                .values(
+                    submit_key=submit_key,
+                    name=name,
+                    kind=kind,
+                    queue="none",
+                    user=user,
+                    priority=0,
+                    spec=spec,
+                    spec_version=spec_version,
+                    state=JobState.SUCCEEDED,
+                    attempt=1,
+                    created_at=utcnow(),
+                    started_at=utcnow(),
+                    finished_at=utcnow(),
+                )
+                .returning(job.c.id)
+            ).scalar_one()
+            path, digest, size, epoch = files(new_id)
+            conn.execute(
+                insert(checkpoint).values(
+                    job_id=new_id,
+                    attempt=1,
+                    kind="import",
+                    epoch=epoch,
+                    step=0,
+                    path=path,
+                    manifest_sha256=digest,
+                    bytes=size,
+                    created_at=utcnow(),
+                )
+            )
+            record_event(conn, new_id, "imported", attempt=1, detail={"path": path})
+            return get_job(conn, new_id)
+
+        return self.database.write(work)
