@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.context import CheckpointKind, Images, PictureSink, Snapshot
+from jobs.context import CheckpointKind, Images, PictureSink, Sample, Snapshot
 from storage.checkpoints import read_checkpoint, write_checkpoint
 from storage.datasets import open_images
 from storage.pictures import PngFolder, write_png
@@ -83,7 +83,10 @@ class LocalContext:
         state: "Mapping[str, Tensor]",
         generator: "Mapping[str, Tensor]",
         meta: Mapping[str, Any],
+        sample: Sample | None = None,
     ) -> None:
+        if sample is not None:
+            self.save_sample(sample.name, sample.draw())
         target = self.volume.checkpoints(1, 1) / f"{kind}-{step:09d}"
         shutil.rmtree(target, ignore_errors=True)
         write_checkpoint(target, state=state, generator=generator, meta=meta)

@@ -33,6 +33,16 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """A grid of samples that is drawn when it is written, beside the training."""
+
+    name: str
+    """E.g. 'epoch-0005'."""
+    draw: "Callable[[], NDArray[np.uint8]]"
+    """Gives uint8 (H, W, 3). Runs on another thread than the training."""
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """A stored checkpoint, verified against the sha-256 in the job table, in memory."""
 
@@ -144,6 +154,7 @@ class JobContext(Protocol):
         state: "Mapping[str, Tensor]",
         generator: "Mapping[str, Tensor]",
         meta: Mapping[str, Any],
+        sample: Sample | None = None,
     ) -> None:
         """
         Have a checkpoint made durable, then registered under the fence; it may go on after this returns.
@@ -155,8 +166,10 @@ class JobContext(Protocol):
             epoch: epochs that are complete.
             step: the only cursor: discriminator batches seen so far.
             state: all that the run needs to go on (state.safetensors).
-            generator: all that generation needs: EMA generator and discriminator.
+            generator: all that generation needs: EMA generator and discriminator. Both on the
+                CPU, in any memory layout.
             meta: JSON facts needed to rebuild the networks and counters.
+            sample: a grid that is drawn and written first.
         """
 
     def is_saving(self) -> bool:

@@ -7,33 +7,25 @@ stopped anywhere and taken up again makes the same steps as one that was not.
 Shapes in names: N pictures in the data set, B in a batch, Z latent numbers, H, W pixels.
 """
 
-import copy
 import time
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from jobs.context import CheckpointKind, Images, JobContext, Snapshot
 from jobs.errors import DatasetError, SpecError, StopRequested, TrainingDivergedError
 from jobs.failpoints import failpoint
 from jobs.gan import device as devices
-from jobs.gan import grids, seeds
+from jobs.gan import seeds
 from jobs.gan.data import Batches
 from jobs.gan.journal import METRICS, Journal
 from jobs.gan.networks import Architecture
 from jobs.gan.rollback import Rollbacks
+from jobs.gan.samples import Samples
 from jobs.gan.saves import Saves
 from jobs.gan.state import TrainState, check_same_run
 from jobs.gan.steps import Steps
+from jobs.gan.stills import Stills
 from jobs.specs import TrainSpec
 from jobs.states import KEEPS_WORK
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-SHOWN = 64
-"""Pictures on a sample grid."""
 
 
 def run(spec: TrainSpec, ctx: JobContext) -> dict[str, Any]:
@@ -83,6 +75,8 @@ class Training:
         self.journal = Journal(spec, ctx, self.batches.per_epoch)
         self.rollbacks = Rollbacks()
         self.saves = Saves(ctx, self.journal, safe=lambda step: self.rollbacks.saved(step))
+        self.stills = Stills()
+        self.longest_stall_s = 0.0
         self.bit_exact = True
 
         # The networks: fresh, from the user's weights, or where the run stopped.
@@ -99,7 +93,7 @@ class Training:
             The checkpoint's step, None for a fresh start.
         """
         self.state = TrainState.fresh(self.spec, self.device)
-        self.sampled_step = -1
+        self.samples = Samples(self.spec, self.state, self.fixed_latents_BZ11)
         snapshot = self.ctx.resume(self._take_up, whole_epoch=whole_epoch)
         if snapshot is None:
             self.state.start_from(
@@ -135,7 +129,7 @@ class Training:
                 hint="--epochs counts from the very start: give more than it has",
             )
         self.state.load(snapshot.tensors, snapshot.step)
-        self.sampled_step = snapshot.step if meta.get("sampled") else -1
+        self.samples.step = snapshot.step if meta.get("sampled") else -1
         if self.rollbacks.seen_at is not None:
             return  # going back: what was tried is in memory, and newer than what stands here
         self.rollbacks = Rollbacks.from_json(meta)
@@ -185,6 +179,7 @@ class Training:
             **{name: self.journal.last.get(name) for name in METRICS},
             "images_per_s": round((step - first_step) * spec.batch / max(seconds, 1e-9), 2),
             "seconds": round(seconds, 3),
+            "longest_stall_s": round(self.longest_stall_s, 4),
             "resumed_from": self.resumed_from,
             "bit_exact": self.bit_exact,
             **self.rollbacks.to_json(),
@@ -245,25 +240,26 @@ class Training:
             TrainingDivergedError: something is not finite; nothing was saved.
             DiskFullError: no room for the last checkpoint of all, or too often in a row.
         """
+        began = time.monotonic()
         self.journal.write(self.state.step)
         self.state.check_finite()
-
-        def save() -> None:
-            if kind != "resume":
-                self._save_sample()
-            self._save(kind)
-
-        self.saves.hand_over(kind, self.state.step, save)
+        self.saves.hand_over(kind, self.state.step, lambda: self._save(kind))
+        if kind != "final":
+            self.longest_stall_s = max(self.longest_stall_s, time.monotonic() - began)
 
     def _save(self, kind: CheckpointKind) -> None:
+        """Copy what a checkpoint holds; all that takes longer happens beside the training."""
         state, epoch = self.state, self.state.step // self.batches.per_epoch
-        tensors = state.tensors()
+        shown = self.samples.pass_of_the_tutorial(epoch) if kind != "resume" else None
+        tensors = self.stills.take(state.tensors())
+        generator = state.generator_tensors(tensors)
         self.ctx.save_checkpoint(
             kind=kind,
             epoch=epoch,
             step=state.step,
             state=tensors,
-            generator=state.generator_tensors(tensors),
+            generator=generator,
+            sample=self.samples.sample(epoch, shown, generator) if kind != "resume" else None,
             meta={
                 "arch": Architecture.of_spec(self.spec).to_json(),
                 "recipe": self.spec.recipe,
@@ -276,26 +272,7 @@ class Training:
                 "fingerprint": self.images.fingerprint,
                 "build": self.build,
                 "bit_exact": self.bit_exact,
-                "sampled": self.sampled_step == state.step,
+                "sampled": self.samples.step == state.step,
                 **self.rollbacks.to_json(),
             },
         )
-
-    def _save_sample(self) -> None:
-        """The grid of this epoch, from the same latents each time."""
-        epoch = self.state.step // self.batches.per_epoch
-        self.ctx.save_sample(f"epoch-{epoch:04d}", self._sample(epoch))
-
-    @torch.no_grad()
-    def _sample(self, epoch: int) -> "NDArray[np.uint8]":
-        if self.spec.recipe != "origin" or self.state.ema is not None:
-            net = copy.deepcopy(self.state.sampler).eval()
-            return grids.tile(grids.to_uint8(net(self.fixed_latents_BZ11[:SHOWN])))
-        # The tutorial shows G in train mode, all fixed latents at once, and so moves its
-        # running statistics before it saves them: once, also if the run was stopped right
-        # after. A grid that the tutorial would not make uses a copy.
-        its_own = epoch % self.spec.save_every == 0 and self.sampled_step != self.state.step
-        net = self.state.generator if its_own else copy.deepcopy(self.state.generator)
-        if its_own:
-            self.sampled_step = self.state.step
-        return grids.tile(grids.stretched(net(self.fixed_latents_BZ11)[:SHOWN]))

@@ -83,7 +83,8 @@ def _save(tensors: "Mapping[str, Tensor]", path: Path) -> None:
     from safetensors.torch import save_file
 
     try:
-        save_file(dict(tensors), path)
+        # safetensors takes plain memory only; a run hands over its weights in its own layout.
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as exc:
         said = re.search(r"\(os error (\d+)\)", str(exc))
         if said is None:

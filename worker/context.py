@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from jobs.context import CheckpointKind, Images, Made, PictureSink, Snapshot
+from jobs.context import CheckpointKind, Images, Made, PictureSink, Sample, Snapshot
 from jobs.errors import CheckpointCorruptError, DatasetError, StopRequested
 from jobs.failpoints import failpoint
 from jobs.states import StopReason
@@ -219,12 +219,13 @@ class RunContext:
         state: "Mapping[str, Tensor]",
         generator: "Mapping[str, Tensor]",
         meta: Mapping[str, Any],
+        sample: Sample | None = None,
     ) -> None:
         name = {"resume": f"resume-{step:09d}", "epoch": f"epoch-{epoch:04d}", "final": "final"}[kind]
         target = self._free_place(self.volume.checkpoints(self.job_id, self.attempt) / name)
         facts = {**meta, "kind": kind, "epoch": epoch, "step": step}
         assert not self.is_saving(), "wait_for_save() first"
-        self._saver = Saver(partial(self._write, target, kind, epoch, step, state, generator, facts))
+        self._saver = Saver(partial(self._write, target, kind, epoch, step, state, generator, facts, sample))
 
     def _write(
         self,
@@ -235,8 +236,11 @@ class RunContext:
         state: "Mapping[str, Tensor]",
         generator: "Mapping[str, Tensor]",
         facts: Mapping[str, Any],
+        sample: Sample | None,
     ) -> None:
         """The part of a save that nobody waits for; on the saver's thread."""
+        if sample is not None:
+            self.save_sample(sample.name, sample.draw())
         digest, size = write_checkpoint(target, state=state, generator=generator, meta=facts)
         path = self.volume.relative(target)
         self._announced = Checkpointed(self.job_id, path, digest, epoch, step, kind, size)

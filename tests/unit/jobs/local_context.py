@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.context import CheckpointKind, Images, Made, Picture, Snapshot
+from jobs.context import CheckpointKind, Images, Made, Picture, Sample, Snapshot
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -138,14 +138,17 @@ class LocalContext:
         state: "Mapping[str, Tensor]",
         generator: "Mapping[str, Tensor]",
         meta: Mapping[str, Any],
+        sample: Sample | None = None,
     ) -> None:
+        if sample is not None:
+            self.save_sample(sample.name, sample.draw())
         # Through a file, as in life: what safetensors refuses must fail here too.
         from safetensors.torch import load_file, save_file
 
         read = []
         for name, tensors in (("state", state), ("generator", generator)):
             path = self.folder / f"{name}-{self.attempt}-{step}-{kind}.safetensors"
-            save_file(dict(tensors), path)
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
             read.append(load_file(path))
         self.saved.append(Saved(kind, epoch, step, read[0], read[1], dict(meta)))
 
