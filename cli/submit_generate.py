@@ -1,6 +1,7 @@
 """`ganq submit generate`."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,11 @@ WORDS = {
     "seeds": "Or these pictures by number: 0,4-6.",
     "keep": "Or the K that the discriminator likes best …",
     "of": "… of so many that are drawn.",
+    "interpolate": "Or the frames of a way between pictures, 3,17,42; as GIF and MP4, too.",
+    "frames": "Frames of the whole way. Default: 60 from one picture to the next.",
+    "grid_epochs": "Add a grid of the first 8 pictures with a row for each checkpoint that was kept.",
+    "reject": "Draw again what the discriminator likes least: this share of all draws, e.g. 0.5.",
+    "truncation": "Keep each latent number within ± this; less is tamer, e.g. 0.7.",
     "checkpoint": "best, last, or a number of epochs.",
     "seed": "Picture i depends on (checkpoint, seed, i) alone.",
     "noise_mean": "Mean of the latent numbers.",
@@ -63,12 +69,38 @@ class Ranges(click.ParamType[tuple[tuple[int, int], ...]]):
         return tuple(ranges)
 
 
+class Numbers(click.ParamType[tuple[int, ...]]):
+    """'3,17' to (3, 17)."""
+
+    name = "a,b"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        for part in parts:
+            if not re.fullmatch(r"[0-9]{1,12}", part):
+                self.fail(f"{part[:40]!r} is no picture number; e.g. 3,17", param, ctx)
+        return tuple(map(int, parts))
+
+
+KINDS_OF_OPTIONS: dict[str, click.ParamType[Any]] = {
+    "seeds": Ranges(),
+    "interpolate": Numbers(),
+    "out": click.Path(),
+}
+
+
 @click.command(
     epilog=examples(
         "ganq submit generate --count 1000",
         "ganq submit generate --from faces --checkpoint 200 --seeds 0,4-6 --out pictures/",
         "ganq submit generate --keep 64 --of 512 --noise-std 0.8 --wait",
         "ganq submit generate --from 12 --now --count 64",
+        "ganq submit generate --interpolate 3,17,42,3 --frames 240 --out film/",
+        "ganq submit generate --count 8 --grid-epochs",
     )
 )
 @click.option(
@@ -77,7 +109,7 @@ class Ranges(click.ParamType[tuple[tuple[int, int], ...]]):
 @click.option(
     "--now", is_flag=True, help="Don't wait for a training that has not ended: take its latest checkpoint."
 )
-@spec_options(GenerateSpec, WORDS, own=("source", "draws"), kinds={"seeds": Ranges(), "out": click.Path()})
+@spec_options(GenerateSpec, WORDS, own=("source", "draws"), kinds=KINDS_OF_OPTIONS)
 @wish_options
 def generate(source: str | None, now: bool, **options: Any) -> int:
     """Make pictures from a trained GAN."""
@@ -99,13 +131,18 @@ def generate(source: str | None, now: bool, **options: Any) -> int:
 
         rate = generation_rate(session.queries, model)
         return show_plan(spec, plan, spec.drawn / rate if rate else None, wish.as_json)
-    if spec.keep is not None and model.kind == "import" and model.spec.get("netd") is None:
+    scoring = "--keep" if spec.keep is not None else "--reject" if spec.reject is not None else None
+    if scoring and model.kind == "import" and model.spec.get("netd") is None:
         raise SpecError(
-            f"job {model.id} came without a discriminator, which --keep needs to score pictures",
+            f"job {model.id} came without a discriminator, which {scoring} needs to score pictures",
             hint="use --count, or import it again with its netd file",
         )
     if source is None:
         output.notice(f"drawing from job {model.id}{f' ({model.name})' if model.name else ''}")
+    if spec.interpolate and find_spec("av") is None:
+        output.notice(
+            "there will be a GIF, and an MP4 only if PyAV is at the worker: pip install 'ganq[video]'"
+        )
     if after:
         way = f"ganq release {model.id} lets it start" if model.held else "--now takes its latest checkpoint"
         state = "held" if model.held else model.state

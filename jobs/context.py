@@ -6,7 +6,7 @@ outside their attempt. worker/context.py implements it over the shared volume;
 a test implements it over a temporary folder.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -83,6 +83,9 @@ class PictureSink(Protocol):
 
     def add_grid(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
         """Write one grid, e.g. name 'grid-0000'."""
+
+    def add_file(self, name: str, data: bytes) -> None:
+        """Write one more file that is shown beside the grids, e.g. name 'interpolation.gif'."""
 
     def publish(self) -> dict[str, Any]:
         """Make all of it durable, then visible; returns facts for the job's result."""
@@ -188,6 +191,9 @@ class JobContext(Protocol):
 
     def model(self) -> Snapshot:
         """The generator that this generation job draws from (generator.safetensors)."""
+
+    def models(self) -> "Iterator[Snapshot]":
+        """The checkpoints of that model which were kept, oldest first, for --grid-epochs."""
 
     def weights(self, path: str) -> "dict[str, Tensor]":
         """Starting weights from a file the user gave (.pth or .safetensors), safely read."""

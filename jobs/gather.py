@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from jobs import showing
 from jobs.context import JobContext, Made
 from jobs.errors import StopRequested
 from jobs.failpoints import failpoint
@@ -43,6 +44,7 @@ def run(spec: GenerateSpec, ctx: JobContext, parts: list[Iterable[Made]]) -> dic
     sink = ctx.pictures(format=spec.format, total=spec.total)
     pages = GridPages(sink, size=spec.grid, most=spec.grid_pages)
     in_order = _all(parts) if spec.keep is None else _best(parts, spec.keep)
+    shown = showing.Shown(spec)
     gathered = 0
     for placed in in_order:
         reason = ctx.stop_reason()
@@ -52,9 +54,11 @@ def run(spec: GenerateSpec, ctx: JobContext, parts: list[Iterable[Made]]) -> dic
         failpoint("gather.adopted")
         if not pages.full:
             pages.add(_pixels(placed.made))
+        shown.add(placed.made.record["draw"])
         gathered += 1
         ctx.report(gathered, spec.total, "pictures", phase="gathering")
     pages.finish()
+    more = showing.finish(spec, ctx, sink, shown)
     published = sink.publish()
     return {
         "pictures": gathered,
@@ -63,6 +67,7 @@ def run(spec: GenerateSpec, ctx: JobContext, parts: list[Iterable[Made]]) -> dic
         "seed": spec.seed,
         "parts": len(parts),
         "seconds": round(time.monotonic() - started, 3),
+        **more,
         **published,
     }
 

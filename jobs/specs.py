@@ -22,8 +22,13 @@ MAX_SEED = 2**63 - 1
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
+MAX_FRAMES = 3600
+"""Of one film: it is put together in memory. Two and a half minutes."""
+FRAMES_A_LEG = 60
+
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+PictureNumber = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Augment = Literal["translation", "color", "cutout"]
 
@@ -226,6 +231,16 @@ class GenerateSpec(Spec):
     keep: Count | None = None
     of: Count | None = None
     """Draw `of` pictures, publish the `keep` that the discriminator scores highest, best first."""
+    interpolate: tuple[PictureNumber, ...] = ()
+    """Numbers of pictures; the frames of a way through them are drawn, instead of `count` pictures."""
+    frames: Annotated[int, Field(ge=2, le=MAX_FRAMES)] | None = None
+    """Of the whole way, its ends included; None: 60 for each leg."""
+    grid_epochs: bool = False
+    """Add a grid of the first pictures with a row for each checkpoint that was kept."""
+    reject: Annotated[float, Field(gt=0, le=0.95)] | None = None
+    """Share of all draws, those with the lowest scores: place i is drawn again until it is none of them."""
+    truncation: Annotated[float, Field(ge=0.01, le=10)] | None = None
+    """Each latent number lies within ± this, before noise_mean and noise_std are put on."""
     noise_mean: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)] = 0.0
     noise_std: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
     format: Literal["png"] = "png"
@@ -258,11 +273,11 @@ class GenerateSpec(Spec):
 
     @model_validator(mode="after")
     def _one_way_to_count(self) -> Self:
-        ways = [self.count is not None, bool(self.seeds), self.keep is not None or self.of is not None]
-        if sum(ways) != 1:
+        ranked = self.keep is not None or self.of is not None
+        if sum((self.count is not None, bool(self.seeds), ranked, bool(self.interpolate))) != 1:
             raise SpecError(
                 "say how many pictures in exactly one way",
-                hint="--count N, or --seeds A-B, or --keep K --of N",
+                hint="--count N, or --seeds A-B, or --keep K --of N, or --interpolate A,B --frames N",
             )
         if (self.keep is None) != (self.of is None):
             raise SpecError("--keep and --of go together", hint="e.g. --keep 64 --of 512")
@@ -282,15 +297,51 @@ class GenerateSpec(Spec):
                 f"--seeds names {self.total} pictures, and one job makes at most {MAX_COUNT}",
                 hint="submit several jobs",
             )
+        self._check_way()
+        if self.reject is not None and (ranked or self.interpolate):
+            other = "--keep" if ranked else "--interpolate"
+            raise SpecError(
+                f"--reject and {other} do not go together",
+                hint="both choose by the discriminator's score: use one of them"
+                if ranked
+                else "the frames between two pictures are what they are",
+            )
         ends = sorted(self.seeds)
         for (_, last), (first, _) in pairwise(ends):
             if first <= last:
                 raise SpecError(f"--seeds names picture {first} twice", hint="name each picture once")
         return self
 
+    def _check_way(self) -> None:
+        """
+        Raises:
+            SpecError: --interpolate and --frames that give no way.
+        """
+        points = self.interpolate
+        if not points:
+            if self.frames is not None:
+                raise SpecError(
+                    "--frames says how many pictures lie on a way, and there is none",
+                    hint="e.g. --interpolate 3,17 --frames 120",
+                )
+            return
+        if len(points) < 2 or any(one == other for one, other in pairwise(points)):
+            raise SpecError(
+                f"--interpolate {','.join(map(str, points))} is no way from one picture to another",
+                hint="name two pictures or more by their numbers, e.g. --interpolate 3,17 or 3,17,42,3",
+            )
+        if not len(points) <= self.total <= MAX_FRAMES:
+            raise SpecError(
+                f"{self.total} frames are too {'few' if self.total < len(points) else 'many'} "
+                f"for {len(points)} pictures",
+                hint=f"--frames is at least one for each picture, and at most {MAX_FRAMES:,}",
+            )
+
     @property
     def total(self) -> int:
         """Pictures that are published."""
+        if self.interpolate:
+            return self.frames or FRAMES_A_LEG * (len(self.interpolate) - 1)
         if self.keep is not None:
             return self.keep
         if self.count is not None:
@@ -330,9 +381,9 @@ class GenerateSpec(Spec):
         """
         size = max(self.shard_size, -(-self.drawn // MAX_PARTS))
         size = -(-size // self.micro_batch) * self.micro_batch
-        if self.draws is not None or self.drawn <= size:
+        if self.draws is not None or self.drawn <= size or self.interpolate:
             return []
-        alone = {"grid": 0, "out": None}
+        alone = {"grid": 0, "out": None, "grid_epochs": False}
         return [
             self.model_copy(update={**alone, "draws": (first, min(first + size, self.drawn) - 1)})
             for first in range(0, self.drawn, size)

@@ -111,6 +111,7 @@ class PngFolder:
         self.manifest = folder / f"{MANIFEST}{mark}"
         self.written = 0
         self.names: list[str] = []
+        self.files: list[dict[str, Any]] = []
         self._lines: list[bytes] = []  # those that are not on the volume yet
         self._digest = hashlib.sha256()
         self.bytes = 0
@@ -215,6 +216,16 @@ class PngFolder:
             raise_storage_error(exc, self.folder)
         self.names.append(f"{GRIDS}/{name}.png")
 
+    def add_file(self, name: str, data: bytes) -> None:
+        try:
+            self._make()
+            (self.grids / name).write_bytes(data)
+        except OSError as exc:
+            self.discard()
+            raise_storage_error(exc, self.folder, needed=len(data))
+        digest = hashlib.sha256(data).hexdigest()
+        self.files.append({"name": f"{GRIDS}/{name}", "bytes": len(data), "sha256": digest})
+
     def publish(self) -> dict[str, Any]:
         try:
             self._make()
@@ -244,6 +255,7 @@ class PngFolder:
             "manifest": MANIFEST,
             "manifest_sha256": self._digest.hexdigest(),
             "bytes": self.bytes,
+            **({"files": self.files} if self.files else {}),
         }
 
     def _take_back(self) -> None:

@@ -6,7 +6,8 @@ checkpoint's row and fails if it is gone, and retention locks the rows before it
 who has pinned them: whoever is second sees what the first has done.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from sqlalchemy import Connection, select
 
@@ -17,10 +18,17 @@ from storage.models import checkpoint, job
 LIVE = (JobState.QUEUED, JobState.RUNNING)
 
 
-def hold_checkpoint(conn: Connection, checkpoint_id: int) -> bool:
-    """Keep a checkpoint's row as it is until this transaction ends; False if it is gone."""
-    held = select(checkpoint.c.id).where(checkpoint.c.id == checkpoint_id).with_for_update(read=True)
-    return conn.execute(held).first() is not None
+def pinned_ids(inputs: dict[str, Any] | None) -> set[int]:
+    """The checkpoints that a job has pinned: the one that it draws from, and those of --grid-epochs."""
+    fixed = inputs or {}
+    one = {fixed["checkpoint_id"]} if "checkpoint_id" in fixed else set()
+    return one | set(fixed.get("checkpoint_ids", ()))
+
+
+def hold_checkpoints(conn: Connection, ids: Collection[int]) -> bool:
+    """Keep the rows of checkpoints as they are until this transaction ends; False if one is gone."""
+    held = select(checkpoint.c.id).where(checkpoint.c.id.in_(ids)).order_by(checkpoint.c.id)
+    return len(conn.execute(held.with_for_update(read=True)).all()) == len(ids)
 
 
 def unneeded(conn: Connection, job_id: int, ids: Sequence[int]) -> list[Checkpoint]:
@@ -29,12 +37,8 @@ def unneeded(conn: Connection, job_id: int, ids: Sequence[int]) -> list[Checkpoi
     rows = [Checkpoint.from_row(row) for row in conn.execute(chosen.with_for_update())]
     if not rows:
         return []
-    pinned = {
-        (inputs or {}).get("checkpoint_id")
-        for (inputs,) in conn.execute(
-            select(job.c.inputs).where(job.c.state.in_(LIVE), job.c.inputs.is_not(None))
-        )
-    }
+    live = select(job.c.inputs).where(job.c.state.in_(LIVE), job.c.inputs.is_not(None))
+    pinned = {one for (inputs,) in conn.execute(live) for one in pinned_ids(inputs)}
     # 'best' and 'last' are of what is there when the job begins; an epoch is a promise.
     reads_this = job.c.spec["source"].as_integer() == job_id
     named = {

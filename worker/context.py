@@ -4,7 +4,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -204,6 +204,10 @@ class RunContext:
 
     def model(self) -> Snapshot:
         return read_checkpoint(self.volume, Checkpointed(**self.order["inputs"]["checkpoint"]), "generator")
+
+    def models(self) -> Iterator[Snapshot]:
+        for pointer in self.order["inputs"].get("checkpoints", ()):
+            yield read_checkpoint(self.volume, Checkpointed(**pointer), "generator")
 
     def weights(self, path: str) -> "dict[str, Tensor]":
         from storage.foreign import read_weights

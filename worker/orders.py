@@ -14,6 +14,9 @@ from storage.job_store import JobStore
 from storage.jobs import Checkpoint, Job, Lease
 from storage.queries import Queries
 
+EPOCH_ROWS = 32
+"""Rows of --grid-epochs at most."""
+
 
 def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
     """
@@ -32,6 +35,8 @@ def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any
     inputs = dict(job.inputs or {})
     if kind_named(job.kind).needs_model and "checkpoint" not in inputs:
         inputs |= _choose(lease, store, queries)
+    if job.spec.get("grid_epochs") and "checkpoints" not in inputs:
+        inputs |= _choose_epochs(lease, store, queries)
     own = _as_written(queries.checkpoints(job.id))
     parent = job.spec.get("continue_from")
     if not own and parent is not None:
@@ -67,6 +72,30 @@ def _choose(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
         fixed = store.pin_inputs(lease, pin)
         if fixed is not None:
             return fixed
+
+
+def _choose_epochs(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
+    """Pin the checkpoints that retention has kept until now, for a grid with a row for each."""
+    source = lease.job.spec["source"]
+    while True:
+        there = _as_written(queries.checkpoints(source))
+        kept = spread([one for one in there if one.kind != "resume"] or there, EPOCH_ROWS)
+        if not kept:
+            raise CheckpointNotFoundError(
+                f"job {source} has no checkpoint yet", hint=f"ganq status {source} shows how far it is"
+            )
+        pin = {"checkpoint_ids": [one.id for one in kept], "checkpoints": [_pointer(one) for one in kept]}
+        fixed = store.pin_inputs(lease, pin)
+        if fixed is not None:
+            return fixed
+
+
+def spread(checkpoints: list[Checkpoint], most: int) -> list[Checkpoint]:
+    """At most so many, evenly from the first to the last; one for each step."""
+    distinct = list({one.step: one for one in checkpoints}.values())
+    if len(distinct) <= most:
+        return distinct
+    return [distinct[place * (len(distinct) - 1) // (most - 1)] for place in range(most)]
 
 
 def _made(part: Job) -> dict[str, Any]:

@@ -59,18 +59,19 @@ class Latents:
     about a hundred would come twice. Costs 4 µs a picture.
     """
 
-    def __init__(self, seed: int, nz: int) -> None:
-        key = int.from_bytes(_digest(seed, "latents", ())[:16], "little")
+    def __init__(self, seed: int, nz: int, *, stream: str = "latents") -> None:
+        key = int.from_bytes(_digest(seed, stream, ())[:16], "little")
         self.nz = nz
         self._philox = np.random.Philox(key=key)
         self._normal = np.random.Generator(self._philox)
         self._start = self._philox.state
 
-    def rows(self, draws: Iterable[int], *, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    def rows(self, draws: Iterable[int], *, mean: float = 0.0, std: float = 1.0, retry: int = 0) -> Tensor:
         """
         Args:
             draws: picture numbers, each from 0 to 2⁶³.
             mean, std: of the normal distribution.
+            retry: which of a picture's own tries; 0 is the picture as it comes.
 
         Returns:
             float32, shape (len(draws), nz).
@@ -78,8 +79,8 @@ class Latents:
         numbers = list(draws)
         rows_NZ = np.empty((len(numbers), self.nz), np.float32)
         for row_Z, number in zip(rows_NZ, numbers, strict=True):
-            # The counter's second word is ours; the first counts the blocks within a picture.
-            self._start["state"]["counter"][:] = (0, number, 0, 0)
+            # The counter's second and third words are ours; the first counts blocks within a picture.
+            self._start["state"]["counter"][:] = (0, number, retry, 0)
             self._philox.state = self._start
             self._normal.standard_normal(dtype=np.float32, out=row_Z)
         return torch.from_numpy(rows_NZ).mul_(std).add_(mean)

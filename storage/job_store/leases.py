@@ -14,7 +14,7 @@ from storage.engine import check_schema
 from storage.job_store.base import Store
 from storage.jobs import Job, Lease, WorkerIdentity
 from storage.models import CLAIMABLE, RUNNING, attempt, job, utcnow
-from storage.pins import hold_checkpoint
+from storage.pins import hold_checkpoints, pinned_ids
 from storage.transitions import (
     lease_lost,
     owned_by,
@@ -203,7 +203,7 @@ class Leases(Store):
             if row is None:
                 raise lease_lost(lease)
             wanted = {**inputs, **shared}
-            if "checkpoint_id" in wanted and not hold_checkpoint(conn, wanted["checkpoint_id"]):
+            if (ids := pinned_ids(wanted)) and not hold_checkpoints(conn, ids):
                 return None
             fixed = {**(row.inputs or {}), **wanted}
             ours = (lease.job_id,) if whole is None else (lease.job_id, whole)

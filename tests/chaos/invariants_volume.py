@@ -13,10 +13,13 @@ import psutil
 from chaos.invariants import ENDS, Memory, View, look
 
 from jobs.errors import GanqError
+from jobs.specs import GenerateSpec
 from storage.durable import MANIFEST, TEMP_MARK, sha256_file
 from storage.engine import Database
 from storage.pictures import GRIDS, IMAGES, verify_manifest
 from storage.pictures import MANIFEST as PICTURES_MANIFEST
+from storage.pins import pinned_ids
+from storage.result_files import verify_files
 from storage.volume import Volume
 
 BESIDE_A_RESULT = {IMAGES, GRIDS, PICTURES_MANIFEST, "log.txt", "metrics.jsonl"}
@@ -86,11 +89,11 @@ def whole_checkpoint(one: Any, volume: Volume, memory: Memory) -> Iterator[str]:
 
 def pinned_input(row: Any, view: View) -> Iterator[str]:
     """I7: the checkpoint that a waiting or running job has pinned has not been let go."""
-    wanted = (row.inputs or {}).get("checkpoint_id")
-    if row.state not in ENDS and wanted is not None:
+    wanted = pinned_ids(row.inputs)
+    if row.state not in ENDS and wanted:
         ids = {one.id for each in view.checkpoints.values() for one in each}
-        if wanted not in ids:
-            yield f"I7: job {row.id} is {row.state}, and checkpoint {wanted}, which it reads, is gone"
+        if gone := sorted(wanted - ids):
+            yield f"I7: job {row.id} is {row.state}, and {gone} of the checkpoints that it reads are gone"
 
 
 def whole_spec(job_id: int, volume: Volume) -> list[str]:
@@ -121,6 +124,8 @@ def pictures_asked(spec: dict[str, Any]) -> int:
     """How many pictures a generation was asked for."""
     if spec.get("keep") is not None:
         return int(spec["keep"])
+    if spec.get("interpolate"):
+        return GenerateSpec.from_json(spec).total
     if spec.get("seeds"):
         return sum(last - first + 1 for first, last in spec["seeds"])
     return int(spec["count"])
@@ -149,6 +154,7 @@ def exact_pictures(row: Any, view: View, volume: Volume, memory: Memory) -> Iter
             yield f"I4: attempt {row.attempt} of job {row.id} succeeded, and its result lies in {elsewhere}"
         number = verify_manifest(folder, manifest_sha256=digest)
         missing = [name for name in result["grids"] if not (folder / name).is_file()]
+        verify_files(folder, result.get("files", ()))
         others = {one.name for one in folder.iterdir()} - BESIDE_A_RESULT
     except (GanqError, OSError, KeyError) as exc:
         yield f"I5: the result of job {row.id} (attempt {row.attempt}): {exc}"

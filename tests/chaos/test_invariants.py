@@ -87,6 +87,7 @@ def world(database, store, settings, job_factory, running_job_factory, claim) ->
     drawn = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), dtype=np.uint8)
     sink.add(Picture(index, pixels, {"seed": index}) for index, pixels in enumerate(drawn))
     sink.add_grid("grid-0000", drawn[0])
+    sink.add_file("film.gif", b"a film of three pictures")
     made = sink.publish()
     spec = {"job": lease.job_id, "spec": lease.job.spec, "submitted_at": lease.job.created_at}
     (volume.job(lease.job_id) / "spec.json").write_text(json.dumps(spec))
@@ -208,6 +209,7 @@ BREAKS: dict[str, tuple[str, Callable[[World], Any]]] = {
     "another manifest": ("I5", lambda w: flip(w.pictures / "manifest.jsonl")),
     "fewer than asked": ("I5", lambda w: change(w, w.generate, spec={"source": w.train, "count": 4})),
     "a grid missing": ("I5", lambda w: (w.pictures / "grids" / "grid-0000.png").unlink()),
+    "a film changed": ("I5", lambda w: flip(w.pictures / "grids" / "film.gif")),
     "a stray file": ("I5", lambda w: (w.pictures / "images.tmp-12345678").mkdir()),
     "a checkpoint gone": ("I7", lambda w: shutil.rmtree(w.final())),
     "a checkpoint changed": ("I7", lambda w: flip(w.final() / "generator.safetensors")),
@@ -217,6 +219,10 @@ BREAKS: dict[str, tuple[str, Callable[[World], Any]]] = {
     "a temporary name": ("I7", temporary),
     "a way out of the volume": ("I7", lambda w: w.write(update(checkpoint).values(path="../../etc"))),
     "a pinned checkpoint gone": ("I7", lambda w: change(w, w.waiting, inputs={"checkpoint_id": 999})),
+    "one of many pinned gone": (
+        "I7",
+        lambda w: change(w, w.waiting, inputs={"checkpoint_ids": [w.files.registered(w.train)[0].id, 999]}),
+    ),
     "a torn spec": ("I7", lambda w: os.truncate(w.volume.job(w.train) / "spec.json", 5)),
     "a link to something temporary": ("I7", torn_link),
     "an unknown code": ("I10", lambda w: change(w, w.failed, error_code="OOPS")),

@@ -366,6 +366,18 @@ def test_forgetting_spares_pinned_checkpoints_and_those_of_other_jobs(
     assert [one.id for one in queries.checkpoints(other.job_id)] == [foreign]
 
 
+def test_all_of_several_pinned_checkpoints_stay_or_nothing_is_pinned(
+    store, running_job_factory, make_identity, queries
+):
+    lease = running_job_factory()
+    one, two, three = (register(store, lease, epoch) for epoch in (1, 2, 3))
+    reader = running_job_factory(make_identity("w3"), kind="generate")
+    store.pin_inputs(reader, {"checkpoint_ids": [one, two]})
+    assert store.pin_inputs(reader, {"checkpoint_ids": [one, 999]}) is None
+
+    assert [gone.id for gone in store.forget_checkpoints(lease, [one, two, three])] == [three]
+
+
 # --- dependencies -----------------------------------------------------------------------------
 
 

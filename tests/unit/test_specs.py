@@ -106,6 +106,9 @@ amounts = (
     st.integers(1, MAX_COUNT).map(lambda count: {"count": count})
     | st.lists(ranges, min_size=1, max_size=5).filter(apart).map(lambda seeds: {"seeds": tuple(seeds)})
     | keeps
+    | st.lists(st.integers(0, 10**6), min_size=2, max_size=5, unique=True).map(
+        lambda points: {"interpolate": tuple(points), "frames": len(points) + 7}
+    )
 )
 generate_specs = st.builds(
     lambda amount, **rest: GenerateSpec.create(**amount, **rest),
@@ -129,7 +132,9 @@ def test_a_spec_survives_the_job_table(spec):
 
 @given(generate_specs)
 def test_as_many_pictures_are_published_as_were_asked_for(spec):
-    if spec.seeds:
+    if spec.interpolate:
+        assert spec.total == len(spec.interpolate) + 7
+    elif spec.seeds:
         assert spec.total == sum(last - first + 1 for first, last in spec.seeds)
     else:
         assert spec.total == (spec.keep or spec.count)
@@ -223,6 +228,17 @@ BAD_GENERATE = {
     "an endless number": ({"count": 1, "checkpoint": "9" * 5000}, "names no checkpoint"),
     "noise of nan": ({"count": 1, "noise_std": float("nan")}, "--noise-std"),
     "negative noise": ({"count": 1, "noise_std": -1}, "--noise-std"),
+    "a way of one": ({"interpolate": (3,)}, "no way from one picture to another"),
+    "a way that stands": ({"interpolate": (3, 3)}, "no way from one picture to another"),
+    "frames of nothing": ({"count": 1, "frames": 9}, "there is none"),
+    "fewer frames than pictures": ({"interpolate": (1, 2, 3), "frames": 2}, "too few"),
+    "a film of hours": ({"interpolate": (1, 2), "frames": 100_000}, "--frames"),
+    "many frames by default": ({"interpolate": tuple(range(99))}, "too many"),
+    "a way and a count": ({"interpolate": (1, 2), "count": 5}, "exactly one way"),
+    "a rejection of all": ({"count": 1, "reject": 1.0}, "--reject"),
+    "two choices by score": ({"keep": 1, "of": 2, "reject": 0.5}, "do not go together"),
+    "frames that are rejected": ({"interpolate": (1, 2), "reject": 0.5}, "do not go together"),
+    "truncation to nothing": ({"count": 1, "truncation": 0.0}, "--truncation"),
     "another format": ({"count": 1, "format": "exe"}, "--format"),
 }
 

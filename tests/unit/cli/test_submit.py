@@ -359,12 +359,18 @@ GENERATE_TYPED = {
     "micro_batch": ("--micro-batch", "32", 32),
     "device": ("--device", "cpu", "cpu"),
     "deterministic": ("--no-deterministic", None, False),
+    "grid_epochs": ("--grid-epochs", None, True),
+    "reject": ("--reject", "0.5", 0.5),
+    "truncation": ("--truncation", "0.7", 0.7),
     "out": ("--out", "/tmp/pictures-of-ganq", "/tmp/pictures-of-ganq"),
 }
 
 
+OF_THEIR_OWN = {"source", "seeds", "keep", "of", "draws", "interpolate", "frames"}
+
+
 def test_the_table_of_generate_options_holds_every_field():
-    assert set(GENERATE_TYPED) | {"source", "seeds", "keep", "of", "draws"} == set(GenerateSpec.model_fields)
+    assert set(GENERATE_TYPED) | OF_THEIR_OWN == set(GenerateSpec.model_fields)
 
 
 @pytest.mark.parametrize("field", GENERATE_TYPED)
@@ -384,6 +390,25 @@ def test_seeds_are_numbers_and_ranges(ganq, trained):
     assert said["plan"]["pictures_kept"] == 4
 
 
+def test_a_way_is_picture_numbers_and_so_many_frames(ganq, trained):
+    trained()
+    said = ganq(
+        "submit", "generate", "--interpolate", "3, 17,42", "--frames", 7, "--dry-run", "--json"
+    ).json()
+    assert (said["spec"]["interpolate"], said["spec"]["frames"]) == ([3, 17, 42], 7)
+    assert said["plan"]["pictures_kept"] == 7
+    said = ganq("submit", "generate", "--interpolate", "3,17,42", "--dry-run", "--json").json()
+    assert said["plan"]["pictures_kept"] == 120
+
+
+def test_a_way_without_the_library_for_films_says_what_brings_it(ganq, trained, monkeypatch):
+    trained()
+    monkeypatch.setattr("cli.submit_generate.find_spec", lambda name: None)
+    said = ganq("submit", "generate", "--interpolate", "3,17")
+    assert said.code == 0
+    assert "pip install 'ganq[video]'" in said.err
+
+
 def test_keep_of_is_the_tutorials_best_of_many(ganq, queries, trained):
     source = trained()
     assert ganq("submit", "generate", "--keep", 64, "--of", 512).code == 0
@@ -398,6 +423,8 @@ BAD_GENERATE = {
     "more kept than drawn": (("--keep", 9, "--of", 3), 2, "--keep 9 is more than --of 3"),
     "none": (("--count", 0), 2, "--count"),
     "a range backwards": (("--seeds", "6-4"), 2, "--seeds 6-4"),
+    "a way of words": (("--interpolate", "3,x"), 2, "'x' is no picture number"),
+    "a way to nowhere": (("--interpolate", "3"), 2, "no way"),
     "a range of words": (("--seeds", "a-b"), 2, "'a-b'"),
     "a checkpoint that is none": (("--count", 1, "--checkpoint", "newest"), 2, "names no checkpoint"),
     "an epoch that was not kept": (("--count", 1, "--checkpoint", "3"), 3, "no checkpoint of epoch 3"),

@@ -1,7 +1,7 @@
 """A JobContext over a temporary folder and plain memory: what train and generate need, without a queue."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,7 @@ class LocalSink:
 
     pictures: list[Picture] = field(default_factory=list)
     grids: "dict[str, NDArray[np.uint8]]" = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
     published: bool = False
 
     def add(self, pictures: Iterable[Picture]) -> None:
@@ -68,6 +69,9 @@ class LocalSink:
 
     def add_grid(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
         self.grids[name] = pixels_HW3
+
+    def add_file(self, name: str, data: bytes) -> None:
+        self.files[name] = data
 
     def publish(self) -> dict[str, Any]:
         self.published = True
@@ -87,6 +91,7 @@ class LocalContext:
     data: Images | None = None
     resume_from: Snapshot | None = None
     source: Snapshot | None = None
+    kept: list[Snapshot] = field(default_factory=list)
     stop_at: Callable[[int], str | None] = lambda asked: None
     start_weights: "dict[str, dict[str, Tensor]]" = field(default_factory=dict)
     job_id: int = 1
@@ -164,6 +169,9 @@ class LocalContext:
     def model(self) -> Snapshot:
         assert self.source is not None
         return self.source
+
+    def models(self) -> Iterator[Snapshot]:
+        yield from self.kept
 
     def weights(self, path: str) -> "dict[str, Tensor]":
         return self.start_weights[path]

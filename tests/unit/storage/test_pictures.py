@@ -12,6 +12,7 @@ from jobs.context import Picture
 from jobs.errors import StorageError
 from storage.durable import sha256_file
 from storage.pictures import PngFolder, copy_out, encode_png, verify_manifest, write_png
+from storage.result_files import verify_files
 
 
 def pixels(seed: int, size: int = 24) -> np.ndarray:
@@ -145,3 +146,23 @@ def test_whatever_is_wrong_with_a_result_is_a_storage_error(harm, tmp_path) -> N
         manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(StorageError):
         verify_manifest(tmp_path / "a1")
+
+
+def test_another_file_appears_with_the_pictures_and_is_verified_by_what_the_result_says(tmp_path) -> None:
+    sink = filled(tmp_path / "a1")
+    sink.add_file("film.gif", b"GIF89a...")
+    assert not (tmp_path / "a1" / "grids").exists()
+    facts = sink.publish()
+    assert [one["name"] for one in facts["files"]] == ["grids/film.gif"]
+    verify_files(tmp_path / "a1", facts["files"])
+    verify_manifest(tmp_path / "a1", manifest_sha256=facts["manifest_sha256"])
+    (tmp_path / "a1" / "grids" / "film.gif").write_bytes(b"GIF89a..!")
+    with pytest.raises(StorageError, match="changed"):
+        verify_files(tmp_path / "a1", facts["files"])
+    (tmp_path / "a1" / "grids" / "film.gif").unlink()
+    with pytest.raises(StorageError, match="missing"):
+        verify_files(tmp_path / "a1", facts["files"])
+
+
+def test_a_result_without_other_files_says_nothing_of_them(tmp_path) -> None:
+    assert "files" not in filled(tmp_path / "a1").publish()

@@ -1,10 +1,12 @@
 """Which checkpoints stay, and that a job's inputs are chosen once."""
 
+from itertools import pairwise
+
 import pytest
 
 from jobs.errors import CheckpointNotFoundError
 from storage.jobs import Checkpoint
-from worker.orders import make_order, prunable
+from worker.orders import make_order, prunable, spread
 
 
 def row(id: int, kind: str, epoch: int, metric: float | None = None) -> Checkpoint:
@@ -66,6 +68,41 @@ def test_a_generation_reads_the_checkpoint_that_its_first_attempt_chose(
     again = claim()
     assert again.attempt == 2
     assert make_order(again, store, queries)["inputs"]["checkpoint"]["epoch"] == 1
+
+
+def test_a_grid_of_epochs_reads_those_that_were_kept_when_its_first_attempt_began(
+    store, queries, running_job_factory, job_factory, claim
+) -> None:
+    training = running_job_factory()
+
+    def save(epoch: int, kind: str = "epoch") -> None:
+        store.register_checkpoint(
+            training, kind=kind, epoch=epoch, step=epoch, path=f"p{epoch}", manifest_sha256="0" * 64, size=1
+        )
+
+    for epoch in (5, 10, 15):
+        save(epoch)
+    save(16, "resume")
+    store.forget_checkpoints(training, [queries.checkpoints(training.job_id)[1].id])
+    job_factory(kind="generate", spec={**SPEC, "source": training.job_id}, priority=9)
+    lease = claim()
+    first = make_order(lease, store, queries)["inputs"]
+    assert [one["epoch"] for one in first["checkpoints"]] == [5, 15]
+    assert first["checkpoint"]["epoch"] == 16
+    save(20)
+    store.release(lease, "drain")
+    assert make_order(claim(), store, queries)["inputs"] == first
+
+
+SPEC = {"checkpoint": "last", "count": 4, "grid_epochs": True}
+
+
+def test_many_epochs_are_thinned_evenly_and_one_step_has_one_row() -> None:
+    rows = [row(n, "epoch", n * 5) for n in range(1, 101)]
+    shown = [one.id for one in spread([*rows, row(101, "final", 500)], 12)]
+    assert (len(shown), shown[0], shown[-1]) == (12, 1, 101)
+    assert {later - one for one, later in pairwise(shown[:-1])} == {9}
+    assert [one.id for one in spread(rows[:3], 12)] == [1, 2, 3]
 
 
 def test_a_generation_without_a_checkpoint_to_read_is_told_so(
