@@ -18,6 +18,7 @@ from jobs.gan import seeds
 from jobs.gan.data import Batches
 from jobs.gan.journal import METRICS, Journal
 from jobs.gan.networks import Architecture
+from jobs.gan.passes import build_facts
 from jobs.gan.rollback import Rollbacks
 from jobs.gan.samples import Samples
 from jobs.gan.saves import Saves
@@ -59,6 +60,7 @@ class Training:
         self.device = devices.choose(spec.device)
         devices.set_exactness(self.device, deterministic=spec.deterministic)
         self.build = devices.build_fingerprint(self.device, deterministic=spec.deterministic)
+        self.build |= build_facts(spec, self.device)
 
         # The pictures, decoded once for all runs.
         ctx.report(0, 1, "pictures", phase="reading pictures")

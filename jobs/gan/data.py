@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jobs.context import Images
 from jobs.errors import DatasetError
+from jobs.gan import device as devices
 from jobs.gan import seeds
 
 SHARE_OF_FREE = 0.5
@@ -67,22 +68,22 @@ class Batches:
             float32 (batch, 3, H, W) in [-1, 1], channels last, on the device.
         """
         if epoch != self._epoch:
-            self._order_N = seeds.permutation(self.seed, epoch, len(self.images))
+            order_N = seeds.permutation(self.seed, epoch, len(self.images))
+            self._order_N = order_N if self._on_device_N3HW is None else devices.send(order_N, self.device)
             self._epoch = epoch
         chosen_B = self._order_N[place * self.batch : (place + 1) * self.batch]
         bytes_B3HW = self._gather(chosen_B)
         if self.mirror:
             draws = seeds.generator(self.seed, "mirror", epoch, place)
-            flip_B = torch.rand(self.batch, generator=draws).lt_(0.5).bool().to(self.device)
-            bytes_B3HW = torch.where(flip_B.view(-1, 1, 1, 1), bytes_B3HW.flip(3), bytes_B3HW)
+            flip_B = torch.rand(self.batch, generator=draws).lt_(0.5).bool()
+            bytes_B3HW = torch.where(
+                devices.send(flip_B, self.device).view(-1, 1, 1, 1), bytes_B3HW.flip(3), bytes_B3HW
+            )
         # ToTensor and Normalize(0.5, 0.5) in torchvision's own order of operations: the same bits.
         bytes_B3HW = bytes_B3HW.contiguous(memory_format=torch.channels_last)
         return bytes_B3HW.float().div_(255).sub_(0.5).div_(0.5)
 
     def _gather(self, chosen_B: Tensor) -> Tensor:
         if self._on_device_N3HW is not None:
-            return self._on_device_N3HW[chosen_B.to(self.device)]
-        bytes_B3HW = torch.from_numpy(self.images.pictures_N3HW[chosen_B.numpy()])
-        if self.device.type == "cuda":
-            return bytes_B3HW.pin_memory().to(self.device, non_blocking=True)
-        return bytes_B3HW
+            return self._on_device_N3HW[chosen_B]
+        return devices.send(torch.from_numpy(self.images.pictures_N3HW[chosen_B.numpy()]), self.device)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from jobs.errors import GpuUnavailableError, OutOfMemoryError
 
@@ -43,6 +44,18 @@ def set_exactness(device: torch.device, *, deterministic: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """
+    A tensor that was made on the CPU, on the device; a GPU is not waited for.
+
+    Plain memory is copied only after all that the GPU still has to do, and this process
+    would wait for it at every step; pinned memory is copied when its turn comes.
+    """
+    if device.type != "cuda":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def build_fingerprint(device: torch.device, *, deterministic: bool) -> dict[str, Any]:
     """
     All that the last bit of a result may depend on besides the spec and the pictures.
@@ -59,8 +72,13 @@ def build_fingerprint(device: torch.device, *, deterministic: bool) -> dict[str,
     }
 
 
+SINCE_0_2 = {"precision": "fp32", "compiled": False}
+"""What a fingerprint meant that does not say so."""
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What changed from one build_fingerprint() to another, for a person: 'torch 2.9 is now 2.10'."""
+    before = {**SINCE_0_2, **before}
     return [f"{key} {before.get(key)} is now {now[key]}" for key in now if before.get(key) != now[key]]
 
 

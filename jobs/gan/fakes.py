@@ -7,6 +7,8 @@ repeated passes is that each moved BatchNorm's running statistics, and that is
 replayed. It takes a fifth off a step of D.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -14,10 +16,16 @@ from jobs.gan.networks import Generator
 
 
 class StaleFakes:
-    """The fakes that D sees until G steps again. Needs G in train mode."""
+    """
+    The fakes that D sees until G steps again. Needs G in train mode.
 
-    def __init__(self, net: Generator) -> None:
-        self._net = net
+    Args:
+        net: whose statistics move.
+        run: a pass of it; net itself by default.
+    """
+
+    def __init__(self, net: Generator, run: Callable[[Tensor], Tensor] | None = None) -> None:
+        self._run = run or net
         self._norms = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
         self._g_steps = -1
         self._pictures_B3HW = torch.empty(0)
@@ -52,7 +60,7 @@ class StaleFakes:
         before = [buffer.clone() for buffer in buffers]
         for buffer in buffers:
             buffer.zero_()
-        self._pictures_B3HW = self._net(latents_BZ11)
+        self._pictures_B3HW = self._run(latents_BZ11)
         self._moves = [(_copy(norm.running_mean), _copy(norm.running_var)) for norm in self._norms]
         for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from jobs.failpoints import failpoint
+from jobs.gan import device as devices
 from jobs.gan import seeds
 from jobs.gan.augment import diff_augment
 from jobs.gan.data import Batches
 from jobs.gan.fakes import StaleFakes
 from jobs.gan.journal import Journal
 from jobs.gan.losses import LOSSES
+from jobs.gan.passes import Passes
 from jobs.gan.rollback import Rollbacks
 from jobs.gan.state import TrainState
 from jobs.specs import TrainSpec
@@ -37,13 +39,14 @@ class Steps:
         self.rollbacks = rollbacks
         self.loss = LOSSES[spec.loss]
         self.one_pass = spec.norm_d == "spectral"
-        self.stale_fakes = StaleFakes(state.generator) if spec.noise == "stale" else None
+        self.passes = Passes(spec, state, batches.device)
+        self.stale_fakes = StaleFakes(state.generator, self.passes.g) if spec.noise == "stale" else None
 
     def batch(self, epoch: int, place: int) -> None:
         """One batch of real pictures: D first, then G. `place` is its index in the epoch, from 0."""
         d_turn = place % self.spec.d_every == 0
         g_turn = place % self.spec.g_every == 0
-        net = self.state.generator
+        net = self.passes.g
         if failpoint("train.out_of_memory"):
             raise torch.OutOfMemoryError("failpoint train.out_of_memory")
 
@@ -76,11 +79,11 @@ class Steps:
 
     def _latents(self, draw: int) -> Tensor:
         shape = (self.spec.batch, self.spec.nz, 1, 1)
-        return seeds.noise(self.spec.seed, "noise", draw, shape=shape).to(self.batches.device)
+        return devices.send(seeds.noise(self.spec.seed, "noise", draw, shape=shape), self.batches.device)
 
     def _d_step(self, reals_B3HW: Tensor, fakes_B3HW: Tensor) -> None:
         """The discriminator learns to tell them apart: both gradients, then one step."""
-        net, loss = self.state.discriminator, self.loss
+        net, loss = self.passes.d, self.loss
         self.state.opt_d.zero_grad()
         if self.one_pass:
             # Without BatchNorm a picture's score does not depend on its neighbours.
@@ -97,7 +100,7 @@ class Steps:
             torch.autograd.backward(loss_fake)
             loss_d = loss_real.detach() + loss_fake.detach()
         if failpoint(f"train.nan.{self.state.step}x{self.rollbacks.lr_scale:g}"):
-            nn.utils.clip_grad_value_(net.parameters(), float("nan"))
+            nn.utils.clip_grad_value_(self.state.discriminator.parameters(), float("nan"))
         self.state.opt_d.step()
         self.journal.meter.add({"loss_d": loss_d, "d_real": real_B.mean(), "d_fake": fake_B.mean()})
 
@@ -107,7 +110,7 @@ class Steps:
         state.opt_g.zero_grad()
         # D's own gradients would be a third of its backward pass, for nothing.
         state.discriminator.requires_grad_(False)
-        loss_g = self.loss.g(state.discriminator(self._seen_by_d(fakes_B3HW, "augment-g")))
+        loss_g = self.loss.g(self.passes.d(self._seen_by_d(fakes_B3HW, "augment-g")))
         torch.autograd.backward(loss_g)
         state.discriminator.requires_grad_(True)
         state.opt_g.step()

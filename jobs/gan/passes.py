@@ -1,0 +1,133 @@
+"""
+How the two networks are run in a plain pass: in which numbers, and compiled or not.
+
+Weights, moments, losses, penalties and the average stay in float32 and are never
+compiled: autocast computes convolutions in bfloat16 between weights of 32 bits, and
+AOTAutograd, which is behind torch.compile, has no second derivative. A penalty therefore
+runs the network itself (state.discriminator), and only Passes.g and Passes.d run these.
+
+Shapes in names: B pictures, Z latent numbers, H, W pixels.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from jobs.errors import SpecError
+from jobs.gan.state import TrainState
+from jobs.specs import TrainSpec
+
+Precision = Literal["fp32", "bf16"]
+
+
+def precision_of(spec: TrainSpec, device: torch.device) -> Precision:
+    """
+    What --precision comes to on this device.
+
+    'auto' is bf16 on a GPU that computes in it, but for the origin, which is there to be
+    compared with the tutorial, and on a CPU, where few compute in it.
+
+    Raises:
+        SpecError: bf16 on a GPU that only imitates it.
+    """
+    native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if spec.precision == "bf16" and not native:
+        raise SpecError(
+            f"--precision bf16: {torch.cuda.get_device_name(device)} does not compute in bfloat16",
+            hint="--precision fp32, or auto",
+        )
+    if spec.precision != "auto":
+        return spec.precision
+    return "bf16" if device.type == "cuda" and native and spec.recipe != "origin" else "fp32"
+
+
+class Passes:
+    """
+    Plain passes of a run's two networks.
+
+    Args:
+        state: whose networks they are; in bf16 they are changed so that some layers stay in float32.
+
+    Raises:
+        SpecError: this worker cannot compile.
+    """
+
+    def __init__(self, spec: TrainSpec, state: TrainState, device: torch.device) -> None:
+        self.precision = precision_of(spec, device)
+        self.device = device
+        self._g: Callable[..., Any] = state.generator
+        self._d: Callable[..., Any] = state.discriminator
+        if self.precision == "bf16":
+            for net in (state.generator, state.discriminator):
+                _spare(net, device.type)
+        if spec.compile:
+            _check_compiler(device, deterministic=spec.deterministic)
+            # Shapes never change, and a graph for any shape would be slower.
+            self._g = torch.compile(self._g, dynamic=False)
+            self._d = torch.compile(self._d, dynamic=False)
+
+    def g(self, latents_BZ11: Tensor, *more: Tensor) -> Tensor:
+        """Pictures, float32 (B, 3, H, W); `more` is what else the generator takes."""
+        return self._run(self._g, latents_BZ11, *more)
+
+    def d(self, pictures_B3HW: Tensor, *more: Tensor) -> Tensor:
+        """Scores, float32 (B,)."""
+        return self._run(self._d, pictures_B3HW, *more)
+
+    def _run(self, net: Callable[..., Any], *what: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            made: Tensor = net(*what)
+        return made.float()
+
+
+def build_facts(spec: TrainSpec, device: torch.device) -> dict[str, Any]:
+    """What a run's last bits depend on here, for the build fingerprint."""
+    return {"precision": precision_of(spec, device), "compiled": spec.compile}
+
+
+def _spare(net: nn.Module, kind: str) -> None:
+    """
+    Keep in float32 what bfloat16's 8 bits would spoil.
+
+    A sigmoid above 0.998 would be 1, whose logarithm a loss has no use for; a tanh has
+    fewer steps near ±1 than a picture has greys; and spectral norm's power iteration
+    writes into buffers of 32 bits.
+    """
+    for layer in net.modules():
+        if isinstance(layer, nn.Sigmoid | nn.Tanh):
+            layer.register_forward_pre_hook(_to_float32)
+        elif isinstance(layer, ParametrizationList):
+            layer.forward = torch.autocast(kind, enabled=False)(layer.forward)  # type: ignore[method-assign]
+
+
+def _to_float32(layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(one.float() for one in given)
+
+
+def _check_compiler(device: torch.device, *, deterministic: bool) -> None:
+    """
+    Compile something small, so that a worker without a compiler says so before the run begins.
+
+    Raises:
+        SpecError: with the compiler's own words.
+    """
+    import torch._dynamo.exc
+    import torch._inductor.config
+
+    # Kernels would be chosen by how long they take, which is another one on another day.
+    torch._inductor.config.deterministic = deterministic
+    try:
+        torch.compile(_small, dynamic=False)(torch.ones(8, device=device))
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as exc:
+        said = (str(exc).strip().splitlines() or ["?"])[0][:160]
+        raise SpecError(
+            f"--compile: this worker cannot compile: {said}",
+            hint="--no-compile; on a CPU PyTorch needs a C++ compiler and Python's headers, on a GPU Triton",
+        ) from exc
+
+
+def _small(numbers: Tensor) -> Tensor:
+    return numbers * 2 + 1

@@ -1,0 +1,138 @@
+"""Plain passes in bfloat16 and compiled: what they may change, and what they may not."""
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+from unit.jobs.local_context import LocalContext, noise_images, sha256_of
+
+import jobs.train
+from jobs.errors import SpecError, StopRequested
+from jobs.gan import device as devices
+from jobs.gan import passes
+from jobs.gan.passes import Passes, precision_of
+from jobs.gan.state import TrainState
+from jobs.specs import TrainSpec
+from jobs.states import StopReason
+
+IMAGES = noise_images(21, 16)
+CPU = torch.device("cpu")
+
+
+def spec_of(recipe="origin", **given):
+    small = {"size": 16, "nz": 4, "ngf": 3, "ndf": 3, "batch": 4, "epochs": 3, "save_every": 2, "seed": 5}
+    return TrainSpec.create(**{"data": "/faces", "recipe": recipe, **small, **given})
+
+
+def train(folder, spec, **given):
+    ctx = LocalContext(folder, data=IMAGES, **given)
+    return jobs.train.run(spec, ctx), ctx
+
+
+@pytest.mark.parametrize("recipe", ["origin", "plus"])
+def test_a_run_in_bf16_is_finite_resumes_to_the_last_bit_and_keeps_weights_of_32_bits(tmp_path, recipe):
+    spec = spec_of(recipe, precision="bf16")
+    result, straight = train(tmp_path, spec)
+    assert all(value is not None for key, value in result.items() if key.startswith("loss"))
+    final = straight.saved[-1]
+    assert {one.dtype for one in final.state.values()} <= {torch.float32, torch.int64}
+    assert final.meta["build"]["precision"] == "bf16"
+    stopped = LocalContext(
+        tmp_path, data=IMAGES, stop_at=lambda asked: StopReason.DRAIN if asked == 7 else None
+    )
+    with pytest.raises(StopRequested):
+        jobs.train.run(spec, stopped)
+    resumed, ctx = train(tmp_path, spec, resume_from=stopped.saved[-1].for_resume())
+    assert resumed["bit_exact"] is True
+    assert sha256_of(ctx.saved[-1].state) == sha256_of(final.state)
+    in_fp32 = train(tmp_path, spec_of(recipe, precision="fp32"))[1].saved[-1]
+    assert sha256_of(in_fp32.state) != sha256_of(final.state), "bf16 was asked for, and nothing was rounded"
+
+
+def test_bf16_rounds_convolutions_and_neither_scores_nor_pictures(tmp_path):
+    seen = {}
+
+    def remember(layer, given, made):
+        seen[type(layer).__name__] = made.dtype
+
+    state = TrainState.fresh(spec_of(), CPU)
+    run = Passes(spec_of(precision="bf16"), state, CPU)
+    for net in (state.generator, state.discriminator):
+        for layer in net.modules():
+            layer.register_forward_hook(remember)
+    scores = run.d(run.g(torch.randn(4, 4, 1, 1)))
+    assert scores.dtype == torch.float32
+    assert seen["Conv2d"] == seen["ConvTranspose2d"] == torch.bfloat16
+    assert seen["Sigmoid"] == seen["Tanh"] == torch.float32
+
+
+def test_a_penalty_on_the_network_itself_has_a_second_derivative_in_32_bits():
+    state = TrainState.fresh(spec_of("plus"), CPU)
+    Passes(spec_of("plus", precision="bf16"), state, CPU)
+    pictures = torch.randn(4, 3, 16, 16, requires_grad=True)
+    scores = state.discriminator(pictures)
+    (gradient,) = torch.autograd.grad(scores.sum(), pictures, create_graph=True)
+    assert gradient.dtype == torch.float32
+    gradient.square().sum().backward()
+    convolutions = [layer for layer in state.discriminator.modules() if isinstance(layer, nn.Conv2d)]
+    assert all(layer.parametrizations.weight.original.grad.abs().sum() > 0 for layer in convolutions)
+
+
+def test_without_an_option_a_cpu_computes_in_32_bits_and_compiles_nothing():
+    for recipe in ("origin", "plus"):
+        assert precision_of(spec_of(recipe), CPU) == "fp32"
+        assert passes.build_facts(spec_of(recipe), CPU) == {"precision": "fp32", "compiled": False}
+
+
+def test_a_checkpoint_from_before_precision_had_a_name_goes_on_bit_exact(tmp_path):
+    snapshot = train(tmp_path, spec_of(epochs=1))[1].saved[-1].for_resume()
+    for fact in ("precision", "compiled"):
+        del snapshot.meta["build"][fact]
+    for option in ("precision", "compile"):
+        del snapshot.meta["spec"][option]
+    assert train(tmp_path, spec_of(epochs=2), resume_from=snapshot)[0]["bit_exact"] is True
+
+
+def test_a_run_does_not_change_its_precision_on_the_way(tmp_path):
+    snapshot = train(tmp_path, spec_of(epochs=1))[1].saved[-1].for_resume()
+    with pytest.raises(SpecError, match="--precision auto is now bf16"):
+        train(tmp_path, spec_of(epochs=2, precision="bf16"), resume_from=snapshot)
+
+
+def test_a_worker_that_cannot_compile_says_so_in_one_line(monkeypatch):
+    def without_a_compiler(*args, **options):
+        def fails(*given):
+            raise RuntimeError("No working C++ compiler found\nand more")
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", without_a_compiler)
+    with pytest.raises(SpecError, match="cannot compile: No working C") as caught:
+        Passes(spec_of(compile=True), TrainState.fresh(spec_of(), CPU), CPU)
+    assert "\n" not in caught.value.message
+    assert "--no-compile" in caught.value.hint
+
+
+@pytest.mark.tier2
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
+@pytest.mark.parametrize("recipe", ["origin", "plus"])
+def test_a_compiled_run_is_close_to_an_eager_one_and_resumes_to_the_last_bit(tmp_path, recipe):
+    spec = spec_of(recipe, compile=True, epochs=2)
+    _, straight = train(tmp_path, spec)
+    assert straight.saved[-1].meta["build"]["compiled"] is True
+    _, eager = train(tmp_path, spec_of(recipe, epochs=2))
+    for key, value in eager.saved[-1].state.items():
+        torch.testing.assert_close(straight.saved[-1].state[key], value, rtol=1e-3, atol=1e-3, msg=key)
+    stopped = LocalContext(
+        tmp_path, data=IMAGES, stop_at=lambda asked: StopReason.DRAIN if asked == 3 else None
+    )
+    with pytest.raises(StopRequested):
+        jobs.train.run(spec, stopped)
+    _, resumed = train(tmp_path, spec, resume_from=stopped.saved[-1].for_resume())
+    assert sha256_of(resumed.saved[-1].state) == sha256_of(straight.saved[-1].state)
+
+
+def test_what_goes_to_the_device_is_left_alone_on_a_cpu():
+    numbers = torch.randn(3)
+    assert devices.send(numbers, CPU) is numbers
