@@ -9,15 +9,16 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.context import CheckpointKind, Images, PictureSink, Sample, Snapshot
+from jobs.context import CheckpointKind, Images, Made, PictureSink, Sample, Snapshot
 from storage.checkpoints import read_checkpoint, write_checkpoint
+from storage.codecs import write_png
 from storage.datasets import open_images
-from storage.pictures import PngFolder, write_png
+from storage.pictures import PictureFiles
 from storage.volume import Volume
 
 if TYPE_CHECKING:
@@ -110,8 +111,13 @@ class LocalContext:
     def weights(self, path: str) -> "dict[str, Tensor]":
         raise NotImplementedError
 
-    def pictures(self, *, format: str = "png") -> PictureSink:
-        return PngFolder(self.attempt_folder)
+    def pictures(
+        self, *, format: str = "png", quality: int | None = None, total: int | None = None
+    ) -> PictureSink:
+        return PictureFiles(self.attempt_folder, format=format, quality=quality, total=total)
+
+    def parts(self) -> list[Iterable[Made]]:
+        return []
 
     def scratch(self) -> Path:
         return self.folder

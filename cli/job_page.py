@@ -18,7 +18,7 @@ TROUBLES_SHOWN = 4
 LOG_LINES = 8
 LOG_TAIL_BYTES = 64 * 1024
 WHOLE_AT_ONCE = ("checkpoints", "samples", "metrics.jsonl")
-PUBLISHED = ("images", "grids", "manifest.jsonl")
+PUBLISHED = ("grids", "manifest.jsonl")
 
 
 def lines(session: Session, job_id: int) -> list[str]:
@@ -66,8 +66,12 @@ def result_paths(session: Session, job: Job) -> dict[str, Path]:
         return {}
     folder = session.volume.attempt(job.id, job.attempt)
     found = {"folder": folder}
-    names = WHOLE_AT_ONCE + (PUBLISHED if job.state is JobState.SUCCEEDED else ())
-    found |= {Path(name).stem: folder / name for name in names if (folder / name).exists()}
+    names = {Path(name).stem: name for name in WHOLE_AT_ONCE}
+    if job.state is JobState.SUCCEEDED:
+        # Pictures are a folder of files or an archive, as their format has it.
+        names |= {"images": (job.result or {}).get("images", "images")}
+        names |= {Path(name).stem: name for name in PUBLISHED}
+    found |= {what: folder / name for what, name in names.items() if (folder / name).exists()}
     out = job.spec.get("out")
     if out and job.state is JobState.SUCCEEDED and (job.result or {}).get("out") and Path(out).is_dir():
         found["copy"] = Path(out)

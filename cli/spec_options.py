@@ -18,6 +18,28 @@ from jobs.specs import Spec
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Once(click.Option):
+    """An option that may not be given twice: for a wish that a script cannot mean to replace."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        super().add_to_parser(parser, ctx)
+        for flag in (*self.opts, *self.secondary_opts):
+            option = parser._long_opt.get(flag) or parser._short_opt.get(flag)
+            if option is not None:
+                self._refuse_a_second(option, ctx)
+
+    def _refuse_a_second(self, option: Any, ctx: click.Context) -> None:
+        take = option.process
+
+        def process(value: Any, state: Any) -> None:
+            there, before = self.name in state.opts, state.opts.get(self.name)
+            take(value, state)
+            if there and (after := state.opts[self.name]) != before:
+                raise click.UsageError(f"{self.opts[0]} was given twice: {before} and {after}", ctx)
+
+        option.process = process
+
+
 def spec_options(
     spec: type[Spec],
     words: Mapping[str, str],
@@ -25,6 +47,7 @@ def spec_options(
     own: Iterable[str] = (),
     kinds: Mapping[str, click.ParamType[Any]] | None = None,
     names: Mapping[str, tuple[str, ...]] | None = None,
+    once: Iterable[str] = (),
 ) -> Callable[[F], F]:
     """
     Decorator: each field of a spec as an option; None stands for 'not given'.
@@ -34,6 +57,7 @@ def spec_options(
         own: fields for which the command has options of its own.
         kinds: fields whose value a person writes in another form than JSON's.
         names: more names of an option, as others know it.
+        once: options of which a second value is an error; of others the last one counts.
 
     Raises:
         TypeError: a field has no words, or words have no field.
@@ -49,7 +73,8 @@ def spec_options(
             kind = (kinds or {}).get(name) or _type(fields[name])
             if kind is bool:
                 flags, kind = (f"{flags[0]}/--no-{flags[0][2:]}",), None
-            command = click.option(*flags, name, type=kind, default=None, help=help_text)(command)
+            cls = Once if name in once else click.Option
+            command = click.option(*flags, name, cls=cls, type=kind, default=None, help=help_text)(command)
         return command
 
     return decorate

@@ -38,7 +38,8 @@ WORDS = {
     "grid_pages": "Grids at most.",
     "out": "A folder that gets a copy of the result.",
     "device": "Where to draw.",
-    "format": "File format of the pictures.",
+    "format": "Files of that kind, or one archive: tar of PNGs, npz of arrays.",
+    "quality": "Of jpeg [95], or of a webp that loses something; a webp is lossless without.",
     "micro_batch": "Pictures in one pass; part of what fixes the bits.",
     "shard_size": "Pictures in one part; a job of more is split, and workers share it.",
     "max_workers": "Workers that may be at this job at once; 0: all that are free.",
@@ -109,7 +110,7 @@ KINDS_OF_OPTIONS: dict[str, click.ParamType[Any]] = {
 @click.option(
     "--now", is_flag=True, help="Don't wait for a training that has not ended: take its latest checkpoint."
 )
-@spec_options(GenerateSpec, WORDS, own=("source", "draws"), kinds=KINDS_OF_OPTIONS)
+@spec_options(GenerateSpec, WORDS, own=("source", "draws"), kinds=KINDS_OF_OPTIONS, once=("format",))
 @wish_options
 def generate(source: str | None, now: bool, **options: Any) -> int:
     """Make pictures from a trained GAN."""
@@ -229,7 +230,7 @@ def _out_folder(given: str) -> str:
     path = Path(given).expanduser().absolute()
     if path.exists() and not path.is_dir():
         raise SpecError(f"--out {path} is a file", hint="name a folder; it is made if it is not there")
-    from storage.pictures import occupied
+    from storage.published import occupied
 
     if (taken := occupied(path)) is not None:
         raise SpecError(

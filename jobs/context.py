@@ -69,7 +69,8 @@ class Made:
     """A picture that a part of this job has made: its line in the part's manifest, and where it lies."""
 
     path: Path
-    record: dict[str, Any]  # seed, draw, score, bytes, sha256
+    record: dict[str, Any]  # seed, draw, score, bytes, sha256, and shape where the format does not tell it
+    offset: int = 0  # where it begins in a file that holds many
 
 
 class PictureSink(Protocol):
@@ -80,6 +81,12 @@ class PictureSink(Protocol):
 
     def adopt(self, made: Made, *, index: int, number: int) -> None:
         """Take over a picture as it is, under another place; indices come in rising order."""
+
+    def shown(self, pixels_HW3: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
+        """The picture as who reads it back will see it: a lossy format changes it."""
+
+    def pixels(self, made: Made) -> "NDArray[np.uint8]":
+        """What a picture that can be taken over shows: uint8 (H, W, 3)."""
 
     def add_grid(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
         """Write one grid, e.g. name 'grid-0000'."""
@@ -201,8 +208,16 @@ class JobContext(Protocol):
     def parts(self) -> list[Iterable[Made]]:
         """Of a job that was split: what each part has made, in the order of draws."""
 
-    def pictures(self, *, format: str = "png", total: int | None = None) -> PictureSink:
-        """Where to put generated pictures; `total`: how many will come."""
+    def pictures(
+        self, *, format: str = "png", quality: int | None = None, total: int | None = None
+    ) -> PictureSink:
+        """
+        Where to put generated pictures.
+
+        Args:
+            format, quality: as in GenerateSpec.
+            total: how many will come.
+        """
 
     def scratch(self) -> Path:
         """The attempt's own folder."""

@@ -1,8 +1,8 @@
 """
 The last step of a generation that was split: publish as one what its parts have made.
 
-No picture is made anew and none is copied where the volume can link, so the result has
-the bytes that one worker alone would have made.
+No picture is made anew. Files are linked where the volume can do that, and what lies in an
+archive is copied, so the result has the bytes that one worker alone would have made.
 """
 
 import time
@@ -41,7 +41,7 @@ def run(spec: GenerateSpec, ctx: JobContext, parts: list[Iterable[Made]]) -> dic
         StorageError: a part's result is not what was registered.
     """
     started = time.monotonic()
-    sink = ctx.pictures(format=spec.format, total=spec.total)
+    sink = ctx.pictures(format=spec.format, quality=spec.quality, total=spec.total)
     pages = GridPages(sink, size=spec.grid, most=spec.grid_pages)
     in_order = _all(parts) if spec.keep is None else _best(parts, spec.keep)
     shown = showing.Shown(spec)
@@ -53,7 +53,7 @@ def run(spec: GenerateSpec, ctx: JobContext, parts: list[Iterable[Made]]) -> dic
         sink.adopt(placed.made, index=placed.index, number=placed.number)
         failpoint("gather.adopted")
         if not pages.full:
-            pages.add(_pixels(placed.made))
+            pages.add(sink.pixels(placed.made))
         shown.add(placed.made.record["draw"])
         gathered += 1
         ctx.report(gathered, spec.total, "pictures", phase="gathering")
@@ -89,12 +89,3 @@ def _best(parts: list[Iterable[Made]], keep: int) -> Iterator[Placed]:
     merged = heapq.merge(*parts, key=lambda made: (-made.record["score"], made.record["draw"]))
     for index, made in enumerate(islice(merged, keep)):
         yield Placed(index, index, made)
-
-
-def _pixels(made: Made) -> Any:
-    """uint8 (H, W, 3)."""
-    import numpy as np
-    from PIL import Image
-
-    with Image.open(made.path) as picture:
-        return np.asarray(picture.convert("RGB"))

@@ -82,7 +82,7 @@ class Generation:
         if spec.reject is not None:
             self._set_threshold(spec.reject)
         coming = self.due if spec.keep is None else min(spec.keep, self.due)
-        sink = self.ctx.pictures(format=spec.format, total=coming)
+        sink = self.ctx.pictures(format=spec.format, quality=spec.quality, total=coming)
         writer = _Writer(sink, spec, self.record)
         if spec.keep is None:
             for draws, pixels_NHW3, scores in self._drawn():
@@ -228,5 +228,6 @@ class _Writer:
         )
         self.written += len(draws)
         for draw, picture_HW3 in zip(draws, pixels, strict=True):
-            self.pages.add(picture_HW3)
+            if not self.pages.full:
+                self.pages.add(self.sink.shown(picture_HW3))
             self.shown.add(draw, picture_HW3)

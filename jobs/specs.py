@@ -26,6 +26,9 @@ MAX_FRAMES = 3600
 """Of one film: it is put together in memory. Two and a half minutes."""
 FRAMES_A_LEG = 60
 
+LOSSY = ("jpeg", "webp")
+"""Formats that may lose something, and so have a quality."""
+
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 PictureNumber = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
@@ -247,7 +250,10 @@ class GenerateSpec(Spec):
     """Each latent number lies within ± this, before noise_mean and noise_std are put on."""
     noise_mean: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)] = 0.0
     noise_std: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
-    format: Literal["png"] = "png"
+    format: Literal["png", "webp", "jpeg", "tar", "npz"] = "png"
+    """Files of one encoding, tar archives of PNGs, or one npz of arrays; see storage/containers.py."""
+    quality: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Of jpeg (95 if None); a webp is lossless if None. Other formats lose nothing and have none."""
     grid: Annotated[int, Field(ge=0, le=4096)] = 64
     """Pictures on one grid page; 0 makes no grids."""
     grid_pages: Annotated[int, Field(ge=0, le=10_000)] = 16
@@ -282,6 +288,11 @@ class GenerateSpec(Spec):
             raise SpecError(
                 "say how many pictures in exactly one way",
                 hint="--count N, or --seeds A-B, or --keep K --of N, or --interpolate A,B --frames N",
+            )
+        if self.quality is not None and self.format not in LOSSY:
+            raise SpecError(
+                f"--quality belongs to --format {' and '.join(LOSSY)}; {self.format} loses nothing",
+                hint="leave --quality out, or add --format jpeg",
             )
         if (self.keep is None) != (self.of is None):
             raise SpecError("--keep and --of go together", hint="e.g. --keep 64 --of 512")

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from jobs.states import JobState
+from storage.containers import RESULT as PICTURES
 from storage.durable import TEMP_MARK
-from storage.pictures import GRIDS, IMAGES, MANIFEST
 
 TRASH = ".trash-"
 TRASHED = re.compile(rf"{re.escape(TRASH)}[0-9a-f]+")
 TEMP = re.compile(rf".+{re.escape(TEMP_MARK)}(?:old-)?[0-9a-f]+")
 CHECKPOINTS, SAMPLES = "checkpoints", "samples"
-PICTURES = re.compile(rf"{IMAGES}|{GRIDS}|{re.escape(MANIFEST)}|shard-\d+\.tar")
 RESULTS = re.compile(rf"{PICTURES.pattern}|{CHECKPOINTS}|{SAMPLES}")
 """What `--jobs` deletes of an ended job; its log, metrics and spec are small, and stay."""
 ROOT_TEMPS = re.compile(r"\.(?:probe|doctor)-[0-9a-f]+")

@@ -6,6 +6,7 @@ from typing import Any
 
 from storage.engine import Database
 from storage.job_store import JobStore
+from storage.published import names_of_result
 from storage.settings import Settings
 from storage.volume import Volume
 
@@ -62,12 +63,10 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def result_files(folder: Path) -> dict[str, bytes]:
-    """Every byte of a published result: pictures, grids, manifest."""
-    found = {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for kind in ("images", "grids")
-        if (folder / kind).is_dir()
-        for path in sorted((folder / kind).rglob("*"))
-        if path.is_file()
-    }
-    return {**found, "manifest.jsonl": (folder / "manifest.jsonl").read_bytes()}
+    """Every byte of a published result: pictures or archives, grids, manifest."""
+    found = {}
+    for name in names_of_result(folder):
+        path = folder / name
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        found |= {one.relative_to(folder).as_posix(): one.read_bytes() for one in files}
+    return found

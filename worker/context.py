@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from storage.pictures import PngFolder
+    from storage.pictures import PictureFiles
 
 REPORT_EVERY_S = 0.25
 SKIPPED_SHOWN = 50
@@ -73,7 +73,7 @@ class RunContext:
         self._stop: str | None = None
         self._acked = threading.Event()
         self._reported_at = 0.0
-        self._sinks: list[PngFolder] = []
+        self._sinks: list[PictureFiles] = []
         self._saver: Saver | None = None
         self._announced: Checkpointed | None = None
         self._checkpoints = [Checkpointed(**pointer) for pointer in order["checkpoints"]]  # newest first
@@ -276,24 +276,26 @@ class RunContext:
                 raise saver.error
 
     def save_sample(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
-        from storage.pictures import write_png
+        from storage.codecs import write_png
 
         folder = self.folder / "samples"
         make_folder(folder)
         write_png(folder / f"{name}.png", pixels_HW3)
 
     def parts(self) -> list[Iterable[Made]]:
-        from storage.pictures import read_manifest
+        from storage.published import read_manifest
 
         return [
             read_manifest(self.volume.attempt(one["job_id"], one["attempt"]), one["manifest_sha256"])
             for one in self.order["parts"]
         ]
 
-    def pictures(self, *, format: str = "png", total: int | None = None) -> PictureSink:
-        from storage.pictures import PngFolder
+    def pictures(
+        self, *, format: str = "png", quality: int | None = None, total: int | None = None
+    ) -> PictureSink:
+        from storage.pictures import PictureFiles
 
-        sink = PngFolder(self.folder, total=total)
+        sink = PictureFiles(self.folder, format=format, quality=quality, total=total)
         self._sinks.append(sink)
         return sink
 

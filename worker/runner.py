@@ -134,7 +134,7 @@ class Runner:
             ctx.log(f"done in {time.monotonic() - began:.1f} s")
         out = getattr(spec, "out", None)
         if out is not None:
-            from storage.pictures import copy_out
+            from storage.published import copy_out
 
             result = {**result, **copy_out(ctx.folder, out)}
         return {"op": "done", "result": result}

@@ -8,7 +8,7 @@ import pytest
 from machine import Ganq, attempt_folder, part, until, weights
 from PIL import Image
 
-from storage.pictures import verify_manifest
+from storage.published import verify_manifest
 
 pytestmark = pytest.mark.slow
 

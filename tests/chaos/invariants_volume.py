@@ -14,15 +14,16 @@ from chaos.invariants import ENDS, Memory, View, look
 
 from jobs.errors import GanqError
 from jobs.specs import GenerateSpec
+from storage.containers import MANIFEST as PICTURES_MANIFEST
+from storage.containers import RESULT
 from storage.durable import MANIFEST, TEMP_MARK, sha256_file
 from storage.engine import Database
-from storage.pictures import GRIDS, IMAGES, verify_manifest
-from storage.pictures import MANIFEST as PICTURES_MANIFEST
 from storage.pins import pinned_ids
+from storage.published import verify_manifest
 from storage.result_files import verify_files
 from storage.volume import Volume
 
-BESIDE_A_RESULT = {IMAGES, GRIDS, PICTURES_MANIFEST, "log.txt", "metrics.jsonl"}
+BESIDE_A_RESULT = {"log.txt", "metrics.jsonl"}
 GENERATES = "generate"
 
 
@@ -155,7 +156,11 @@ def exact_pictures(row: Any, view: View, volume: Volume, memory: Memory) -> Iter
         number = verify_manifest(folder, manifest_sha256=digest)
         missing = [name for name in result["grids"] if not (folder / name).is_file()]
         verify_files(folder, result.get("files", ()))
-        others = {one.name for one in folder.iterdir()} - BESIDE_A_RESULT
+        others = {
+            one.name
+            for one in folder.iterdir()
+            if one.name not in BESIDE_A_RESULT and not RESULT.fullmatch(one.name)
+        }
     except (GanqError, OSError, KeyError) as exc:
         yield f"I5: the result of job {row.id} (attempt {row.attempt}): {exc}"
         return

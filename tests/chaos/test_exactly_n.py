@@ -19,7 +19,7 @@ from sqlalchemy import text
 from tables import job_row
 
 from storage.engine import Database
-from storage.pictures import verify_manifest
+from storage.published import names_of_result, verify_manifest
 from worker.app import queue_key
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
@@ -29,8 +29,10 @@ WAYS = {
     "count": ["--count", "60"],
     "best": ["--keep", "10", "--of", "60"],
     "seeds": ["--seeds", "3-20,50-70,1000"],
+    "tar": ["--count", "60", "--format", "tar"],
+    "npz": ["--keep", "40", "--of", "60", "--format", "npz"],
 }
-PICTURES = {"count": 60, "best": 10, "seeds": 40}
+PICTURES = {"count": 60, "best": 10, "seeds": 40, "tar": 60, "npz": 40}
 
 RUNNER_POINTS = [
     "runner.ordered",
@@ -96,7 +98,7 @@ def finished(ganq: Ganq, job: int) -> Path:
     assert row["state"] == "succeeded", row["error"]
     folder = attempt_folder(Path(ganq.env["GANQ_VOLUME"]), row)
     verify_manifest(folder, manifest_sha256=row["result"]["manifest_sha256"])
-    others = {one.name for one in folder.iterdir()} - {"images", "grids", "manifest.jsonl"}
+    others = {one.name for one in folder.iterdir()} - set(names_of_result(folder))
     assert others <= {"log.txt", "metrics.jsonl"}, "a file that nobody asked for"
     return folder
 
@@ -117,7 +119,7 @@ def sweep(ganq: Ganq, database: Database, tmp_path: Path, points: dict[str, list
     calm = undisturbed(ganq, list(points))
     for way, chosen in points.items():
         result = killed_at(ganq, database, tmp_path / way, way, chosen)
-        assert len(lines(result)) == PICTURES[way]
+        assert len([line for line in lines(result) if "index" in line]) == PICTURES[way]
         assert result_files(result) == calm[way]
 
 
@@ -167,19 +169,21 @@ def test_every_way_to_ask_survives_a_kill_at_every_phase(
             "count": [*early.values(), *SUPERVISOR_POINTS],
             "best": [*late.values(), *SUPERVISOR_POINTS],
             "seeds": [*late.values(), *SUPERVISOR_POINTS],
+            "tar": [*late.values(), *SUPERVISOR_POINTS],
+            "npz": [*late.values(), *SUPERVISOR_POINTS],
         },
     )
 
 
 @pytest.mark.tier2
 @sqlite_only
-def test_best_and_seeds_are_the_same_after_a_kill_while_they_are_written(
+def test_other_ways_to_ask_are_the_same_after_a_kill_while_they_are_written(
     ganq: Ganq, database: Database, settings, tmp_path
 ) -> None:
-    """F2 for --keep/--of and --seeds."""
+    """F2 for --keep/--of, --seeds and archives."""
     add_model(settings)
     few = ["pictures.written@9", "pictures.renamed"]
-    sweep(ganq, database, tmp_path, {"best": few, "seeds": few})
+    sweep(ganq, database, tmp_path, {"best": few, "seeds": few, "tar": few, "npz": few})
 
 
 @sqlite_only

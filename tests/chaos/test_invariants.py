@@ -25,7 +25,7 @@ from storage.engine import Database
 from storage.job_store import JobStore
 from storage.jobs import Lease
 from storage.models import attempt, checkpoint, event, job, utcnow
-from storage.pictures import PngFolder
+from storage.pictures import PictureFiles
 from storage.volume import Volume
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
@@ -83,7 +83,7 @@ def world(database, store, settings, job_factory, running_job_factory, claim) ->
     pinned = world.files.registered(world.train)[-1]
     assert store.pin_inputs(lease, {"checkpoint_id": pinned.id}) is not None
     folder = volume.attempt(lease.job_id, lease.attempt)
-    sink = PngFolder(folder)
+    sink = PictureFiles(folder)
     drawn = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), dtype=np.uint8)
     sink.add(Picture(index, pixels, {"seed": index}) for index, pixels in enumerate(drawn))
     sink.add_grid("grid-0000", drawn[0])

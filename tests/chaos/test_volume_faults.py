@@ -28,7 +28,7 @@ from jobs.errors import CheckpointCorruptError, DiskFullError
 from storage.checkpoints import GENERATOR, write_checkpoint
 from storage.durable import MANIFEST, read_verified, write_bytes, write_folder
 from storage.engine import Database
-from storage.pictures import verify_manifest
+from storage.published import verify_manifest
 from storage.queries import Queries
 from storage.volume import Volume
 

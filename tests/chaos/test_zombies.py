@@ -17,7 +17,7 @@ from results import add_model, attempt_folder, lines
 from tables import everything_of, job_row
 
 from storage.engine import Database
-from storage.pictures import verify_manifest
+from storage.published import verify_manifest
 
 GENERATE = ["submit", "generate", "--from", "m", "--micro-batch", "4", "--count", "40", "--grid", "16"]
 

@@ -21,7 +21,8 @@ from storage.durable import make_folder, read_verified, write_folder, write_json
 from storage.engine import Database
 from storage.job_store import JobStore
 from storage.jobs import Lease, WorkerIdentity
-from storage.pictures import PngFolder, verify_manifest
+from storage.pictures import PictureFiles
+from storage.published import verify_manifest
 from storage.queries import Queries
 from storage.settings import Settings
 from storage.volume import Volume
@@ -83,7 +84,7 @@ def train(store: JobStore, volume: Volume, key: str) -> None:
 
 def generate(store: JobStore, volume: Volume, key: str) -> None:
     lease = take(store, "generate", key)
-    sink = PngFolder(volume.attempt(lease.job_id, lease.attempt), total=PICTURES)
+    sink = PictureFiles(volume.attempt(lease.job_id, lease.attempt), total=PICTURES)
     pixels = np.random.default_rng(0).integers(0, 255, (PICTURES, 16, 16, 3), dtype=np.uint8)
     mark("pictures")
     sink.add(Picture(index, pixels[index], {"seed": 0, "draw": index}) for index in range(PICTURES))

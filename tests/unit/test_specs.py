@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jobs.recipes
@@ -13,6 +13,7 @@ from jobs.errors import SpecError
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
 from jobs.specs import (
     MAX_COUNT,
+    MAX_PARTS,
     MAX_SEED,
     GenerateSpec,
     ImportSpec,
@@ -140,6 +141,54 @@ def test_as_many_pictures_are_published_as_were_asked_for(spec):
         assert spec.total == (spec.keep or spec.count)
     assert spec.drawn >= spec.total
     assert spec.drawn == (spec.of or spec.total)
+
+
+small_amounts = (
+    st.integers(1, 1500).map(lambda count: {"count": count})
+    | st.lists(
+        st.tuples(st.integers(0, 3000), st.integers(0, 300)).map(lambda pair: (pair[0], sum(pair))),
+        min_size=1,
+        max_size=6,
+    )
+    .filter(apart)
+    .map(lambda seeds: {"seeds": tuple(seeds)})
+    | st.tuples(st.integers(1, 300), st.integers(0, 1200)).map(
+        lambda pair: {"keep": pair[0], "of": sum(pair)}
+    )
+)
+
+
+@settings(deadline=None)
+@given(small_amounts, st.integers(1, 300), st.integers(1, 80))
+def test_the_parts_of_a_job_draw_each_picture_exactly_once_in_whole_micro_batches(amount, shard, micro_batch):
+    spec = GenerateSpec.create(source=1, shard_size=shard, micro_batch=micro_batch, out="/p", **amount)
+    parts = spec.split()
+    if not parts:
+        assert spec.drawn <= max(shard, micro_batch) + micro_batch
+        return
+
+    def draws(one):
+        return [draw for first, last in one.ranges for draw in range(first, last + 1)]
+
+    assert [draw for part in parts for draw in draws(part)] == draws(spec)
+    assert sum(part.pictures for part in parts) == spec.drawn
+    assert len(parts) > 1
+    assert all(part.split() == [] for part in parts), "a part has no parts"
+    assert all((part.grid, part.out) == (0, None) for part in parts), "grids and copies are the whole's"
+    assert all(part.from_json(part.to_json()) == part for part in parts)
+    places = [part.draws for part in parts]
+    assert all(first % micro_batch == 0 for first, _ in places)
+    assert all(last + 1 == first for (_, last), (first, _) in pairwise(places))
+    if not spec.seeds:  # draw i is in place i: no micro-batch is computed twice
+        blocks = [{draw // micro_batch for draw in draws(part)} for part in parts]
+        assert sum(map(len, blocks)) == len(set().union(*blocks))
+
+
+@pytest.mark.parametrize("amount", [{"count": MAX_COUNT}, {"keep": 10, "of": MAX_COUNT}])
+def test_the_largest_job_in_the_smallest_shards_is_a_thousand_parts(amount):
+    parts = GenerateSpec.create(source=1, shard_size=1, **amount).split()
+    assert 990 <= len(parts) <= MAX_PARTS
+    assert sum(part.pictures for part in parts) == MAX_COUNT
 
 
 def test_a_spec_cannot_be_changed_after_it_was_made():

@@ -353,7 +353,7 @@ GENERATE_TYPED = {
     "max_workers": ("--max-workers", "3", 3),
     "noise_mean": ("--noise-mean", "0.5", 0.5),
     "noise_std": ("--noise-std", "0.8", 0.8),
-    "format": ("--format", "png", "png"),
+    "format": ("--format", "npz", "npz"),
     "grid": ("--grid", "16", 16),
     "grid_pages": ("--grid-pages", "2", 2),
     "micro_batch": ("--micro-batch", "32", 32),
@@ -366,7 +366,7 @@ GENERATE_TYPED = {
 }
 
 
-OF_THEIR_OWN = {"source", "seeds", "keep", "of", "draws", "interpolate", "frames"}
+OF_THEIR_OWN = {"source", "seeds", "keep", "of", "draws", "quality", "interpolate", "frames"}
 
 
 def test_the_table_of_generate_options_holds_every_field():
@@ -381,6 +381,14 @@ def test_each_generate_option_reaches_its_field_and_no_other(ganq, trained, fiel
     said = ganq("submit", "generate", "--count", 4, *typed, "--dry-run", "--json")
     assert said.code == 0, said.err
     assert said.json()["spec"] == {**GenerateSpec.create(source=source, count=4).to_json(), field: expected}
+
+
+def test_a_lossy_format_may_have_a_quality(ganq, trained):
+    trained()
+    said = ganq(
+        "submit", "generate", "--count", 4, "--format", "jpeg", "--quality", 80, "--dry-run", "--json"
+    )
+    assert (said.json()["spec"]["format"], said.json()["spec"]["quality"]) == ("jpeg", 80)
 
 
 def test_seeds_are_numbers_and_ranges(ganq, trained):
@@ -422,6 +430,13 @@ BAD_GENERATE = {
     "keep without of": (("--keep", 3), 2, "--keep and --of go together"),
     "more kept than drawn": (("--keep", 9, "--of", 3), 2, "--keep 9 is more than --of 3"),
     "none": (("--count", 0), 2, "--count"),
+    "less than none": (("--count", -1), 2, "--count"),
+    "a million millions": (("--count", 10**12), 2, "less than or equal to 100000000"),
+    "the best of a million millions": (("--keep", 1, "--of", 10**12), 2, "--of"),
+    "a shard of none": (("--count", 1, "--shard-size", 0), 2, "--shard-size"),
+    "a format that is none": (("--count", 1, "--format", "gif"), 2, "'tar', 'npz'"),
+    "two formats": (("--count", 1, "--format", "png", "--format", "tar"), 2, "twice: png and tar"),
+    "a quality of what loses nothing": (("--count", 1, "--quality", 90), 2, "png loses nothing"),
     "a range backwards": (("--seeds", "6-4"), 2, "--seeds 6-4"),
     "a way of words": (("--interpolate", "3,x"), 2, "'x' is no picture number"),
     "a way to nowhere": (("--interpolate", "3"), 2, "no way"),

@@ -67,6 +67,12 @@ class LocalSink:
     def adopt(self, made: Made, *, index: int, number: int) -> None:
         raise AssertionError("a job without parts adopts nothing")
 
+    def shown(self, pixels_HW3: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
+        return pixels_HW3
+
+    def pixels(self, made: Made) -> "NDArray[np.uint8]":
+        raise AssertionError("a job without parts adopts nothing")
+
     def add_grid(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
         self.grids[name] = pixels_HW3
 
@@ -179,7 +185,9 @@ class LocalContext:
     def parts(self) -> list[Iterable[Made]]:
         return []
 
-    def pictures(self, *, format: str = "png", total: int | None = None) -> LocalSink:
+    def pictures(
+        self, *, format: str = "png", quality: int | None = None, total: int | None = None
+    ) -> LocalSink:
         return self.sink
 
     def scratch(self) -> Path:

@@ -10,8 +10,10 @@ from PIL import Image
 
 from jobs.context import Picture
 from jobs.errors import StorageError
+from storage.codecs import encode_png, write_png
 from storage.durable import sha256_file
-from storage.pictures import PngFolder, copy_out, encode_png, verify_manifest, write_png
+from storage.pictures import PictureFiles
+from storage.published import copy_out, verify_manifest
 from storage.result_files import verify_files
 
 
@@ -19,8 +21,8 @@ def pixels(seed: int, size: int = 24) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8)
 
 
-def filled(folder: Path, count: int = 10) -> PngFolder:
-    sink = PngFolder(folder)
+def filled(folder: Path, count: int = 10) -> PictureFiles:
+    sink = PictureFiles(folder)
     sink.add(Picture(i, pixels(i), {"seed": 7, "draw": i, "score": None}) for i in range(count))
     sink.add_grid("grid-0000", pixels(99, 64))
     return sink
@@ -78,7 +80,7 @@ def test_a_result_that_was_harmed_does_not_verify(harm, tmp_path) -> None:
 
 
 def test_a_gap_in_the_indices_is_refused(tmp_path) -> None:
-    sink = PngFolder(tmp_path / "a1")
+    sink = PictureFiles(tmp_path / "a1")
     with pytest.raises(StorageError, match="came where 0 was due"):
         sink.add([Picture(1, pixels(1))])
 
@@ -115,7 +117,7 @@ def test_a_folder_that_holds_pictures_already_is_not_written_to(tmp_path) -> Non
 
 
 def test_a_picture_is_called_after_its_number(tmp_path) -> None:
-    sink = PngFolder(tmp_path / "a1")
+    sink = PictureFiles(tmp_path / "a1")
     sink.add(Picture(i, pixels(i), {}, number=number) for i, number in enumerate((7, 1000)))
     sink.publish()
     assert sorted(one.name for one in (tmp_path / "a1" / "images").iterdir()) == ["000007.png", "001000.png"]

@@ -1,0 +1,201 @@
+"""Published results of generation jobs: read, verified, copied to where a person wants them."""
+
+import filecmp
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from jobs.context import Made
+from jobs.errors import StorageError
+from jobs.failpoints import failpoint
+from storage.codecs import decode
+from storage.containers import IMAGES, MANIFEST, RESULT, bytes_of
+from storage.durable import TEMP_MARK, fsync_folder, raise_storage_error, sha256_file
+from storage.pictures import sync_filesystem
+
+
+def read_manifest(folder: Path, manifest_sha256: str) -> Iterator[Made]:
+    """
+    The pictures of a published result, in order, a line at a time.
+
+    Raises:
+        StorageError: the manifest is not the one that was registered.
+    """
+    path = folder / MANIFEST
+    try:
+        if sha256_file(path) != manifest_sha256:
+            raise StorageError(f"{path} has changed since it was published")
+        with open(path) as lines:
+            for line in lines:
+                record = json.loads(line)
+                if "index" in record:  # the last lines tell of whole archives
+                    yield _made(folder, record)
+    except OSError as exc:
+        raise_storage_error(exc, path)
+
+
+def _made(folder: Path, line: dict[str, Any]) -> Made:
+    where = ("index", "file", "member", "offset")
+    record = {name: value for name, value in line.items() if name not in where}
+    return Made(folder / line["file"], record, offset=line.get("offset", 0))
+
+
+def verify_manifest(folder: Path, *, manifest_sha256: str | None = None) -> int:
+    """
+    Check a published result: indices 0…N−1, every picture there, whole and decodable, none besides.
+
+    Memory does not grow with the number of pictures.
+
+    Returns:
+        How many pictures there are.
+
+    Raises:
+        StorageError: what is wrong with the first that is.
+    """
+    path = folder / MANIFEST
+    if manifest_sha256 is not None and (not path.is_file() or sha256_file(path) != manifest_sha256):
+        raise StorageError(f"{path} has changed since it was published")
+    try:
+        with open(path) as lines:
+            return _verify_lines(folder, lines)
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError) as exc:
+        # Pillow's UnidentifiedImageError is an OSError, a torn line a ValueError.
+        raise StorageError(f"{path} or a picture that it names is broken: {exc}") from exc
+
+
+def _verify_lines(folder: Path, lines: IO[str]) -> int:
+    count = 0
+    named, archives = _Names(), _Names()
+    for text in lines:
+        line = json.loads(text)
+        if "archive" in line:
+            _verify_archive(folder / line["archive"], line)
+            archives.add(line["archive"])
+            continue
+        if line["index"] != count:
+            raise StorageError(f"{folder / MANIFEST} does not hold the indices from 0 on: {count} is missing")
+        _verify_picture(_made(folder, line))
+        if (file := Path(line["file"])).parent.name == IMAGES:
+            named.add(file.name)
+        count += 1
+    there, archives_there = _Names(), _Names()
+    if (folder / IMAGES).is_dir():
+        for one in os.scandir(folder / IMAGES):
+            there.add(one.name)
+    for name in names_of_result(folder):
+        if Path(name).suffix in (".tar", ".npz"):
+            archives_there.add(name)
+    if named.sum != there.sum or archives.sum != archives_there.sum:
+        raise StorageError(f"{folder} holds pictures that the manifest does not name, or lacks some")
+    return count
+
+
+def _verify_picture(made: Made) -> None:
+    if not made.path.is_file() or hashlib.sha256(data := bytes_of(made)).hexdigest() != made.record["sha256"]:
+        raise StorageError(f"{made.path} is missing or has changed")
+    if "shape" not in made.record:
+        decode(data)
+
+
+def _verify_archive(path: Path, line: dict[str, Any]) -> None:
+    if path.stat().st_size != line["bytes"] or sha256_file(path) != line["sha256"]:
+        raise StorageError(f"{path} has changed since it was published")
+
+
+class _Names:
+    """A set of names that is told from another one without holding either: the sum of their hashes."""
+
+    def __init__(self) -> None:
+        self.sum = 0
+
+    def add(self, name: str) -> None:
+        self.sum += int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest())
+
+
+def names_of_result(folder: Path) -> list[str]:
+    """What a folder holds of a published result; the manifest, which makes it one, comes last."""
+    if not folder.is_dir():
+        return []
+    found = sorted(name for name in os.listdir(folder) if RESULT.fullmatch(name))
+    return sorted(found, key=lambda name: name == MANIFEST)
+
+
+def occupied(folder: Path) -> str | None:
+    """The name in a folder that a copied result would collide with; None if there is none."""
+    return next(iter(names_of_result(folder)), None)
+
+
+def copy_out(folder: Path, out: str) -> dict[str, Any]:
+    """
+    Copy a published result into the user's own folder (--out): whole or not at all.
+
+    An attempt that was killed here is followed by one with the same bytes, which takes
+    for its own what is the same and copies the rest.
+
+    Returns:
+        {'out': where}, or {'out_error': why not}: the result itself is already safe.
+    """
+    target = Path(out)
+    names = names_of_result(folder)
+    try:
+        taken = next((n for n in names if (target / n).exists() and not _same(folder / n, target / n)), None)
+        if taken is not None:
+            return {"out_error": f"{target} already holds {taken}: nothing there was touched"}
+        target.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            if not (target / name).exists():
+                # Named after the job, so that its next attempt finds what this one left.
+                _copy_whole(folder / name, target / name, mark=folder.parent.name)
+                failpoint("pictures.copied")
+    except OSError as exc:
+        with suppress(OSError):
+            if not any(target.iterdir()):
+                target.rmdir()
+        return {"out_error": f"{target}: {(exc.strerror or str(exc)).lower()}"}
+    return {"out": str(target)}
+
+
+def _copy_whole(source: Path, target: Path, *, mark: str) -> None:
+    """
+    Copy a file or a folder so that it appears under its name complete and durable.
+
+    Raises:
+        OSError: nothing is left behind.
+    """
+    temp = target.with_name(f".{target.name}{TEMP_MARK}{mark}")
+    _remove(temp)
+    try:
+        if source.is_dir():
+            shutil.copytree(source, temp)
+        else:
+            shutil.copy2(source, temp)
+        sync_filesystem(target.parent)
+        temp.rename(target)
+        fsync_folder(target.parent)
+    except OSError:
+        _remove(temp)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two files, or two folders of files, hold the same bytes under the same names."""
+    if one.is_dir() != other.is_dir():
+        return False
+    if not one.is_dir():
+        return filecmp.cmp(one, other, shallow=False)
+    names = sorted(path.name for path in one.iterdir())
+    if names != sorted(path.name for path in other.iterdir()):
+        return False
+    return not any(filecmp.cmpfiles(one, other, names, shallow=False)[1:])
