@@ -10,8 +10,11 @@ Shapes in names: B pictures in a micro-batch, Z latent numbers, H, W pixels.
 
 import heapq
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,12 +25,30 @@ from jobs.errors import CheckpointCorruptError, StopRequested
 from jobs.failpoints import failpoint
 from jobs.gan import device as devices
 from jobs.gan import grids, models, selection
+from jobs.gan.conveyor import Conveyor
 from jobs.gan.interpolation import Path, Rows
+from jobs.gan.landing import Landing, Runway
 from jobs.specs import GenerateSpec
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+AHEAD = 2
+"""Micro-batches that may wait to be encoded and written: with one the writer waited now and then."""
+
+
+MicroBatch = Callable[[], "tuple[NDArray[np.uint8], list[float]]"]
+"""Waits for the pixels (B, H, W, 3) and the scores of a micro-batch that was set about."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some pictures in the order in which they are published, each with its line in the manifest."""
+
+    pixels: "NDArray[np.uint8] | list[NDArray[np.uint8]]"
+    records: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, order=True)
@@ -37,6 +58,7 @@ class Drawn:
     score: float
     minus_draw: int
     pixels_HW3: "NDArray[np.uint8]" = field(compare=False)
+    record: dict[str, Any] = field(compare=False)
 
 
 def run(spec: GenerateSpec, ctx: JobContext) -> dict[str, Any]:
@@ -74,6 +96,7 @@ class Generation:
         self.scorer = self.model.scorer() if chooses else None
         self.latents = selection.latents_of(spec, self.model.arch.nz)
         self.rejection: selection.Rejection | None = None
+        self.runway = Runway(self.device)
         self.done = 0
         self.started = time.monotonic()
 
@@ -83,17 +106,11 @@ class Generation:
             self._set_threshold(spec.reject)
         coming = self.due if spec.keep is None else min(spec.keep, self.due)
         sink = self.ctx.pictures(format=spec.format, quality=spec.quality, total=coming)
-        writer = _Writer(sink, spec, self.record)
-        if spec.keep is None:
-            for draws, pixels_NHW3, scores in self._drawn():
-                writer.write(draws, pixels_NHW3, scores or [None] * len(draws))
-        else:
-            best = self._best(spec.keep)
-            # Micro-batches again, so that no more than one is encoded at a time.
-            for start in range(0, len(best), spec.micro_batch):
-                part = best[start : start + spec.micro_batch]
-                draws = [-drawn.minus_draw for drawn in part]
-                writer.write(draws, [drawn.pixels_HW3 for drawn in part], [drawn.score for drawn in part])
+        writer = _Writer(sink, spec)
+        chosen = self._drawn() if spec.keep is None else self._best(spec.keep)
+        with Conveyor(writer.write, ahead=AHEAD) as conveyor:
+            for batch in chosen:
+                conveyor.put(batch)
         writer.pages.finish()
         self.ctx.report(self.done, self.due, "pictures", phase="publishing")
         more = showing.finish(spec, self.ctx, sink, writer.shown)
@@ -111,42 +128,66 @@ class Generation:
             **published,
         }
 
-    def _best(self, keep: int) -> list[Drawn]:
+    def _best(self, keep: int) -> Iterator[Batch]:
         """The `keep` best of all draws, best first; memory for `keep` pictures, however many are drawn."""
         heap: list[Drawn] = []
-        for draws, pixels_NHW3, scores in self._drawn():
-            for draw, pixels_HW3, score in zip(draws, pixels_NHW3, scores, strict=True):
+        for batch in self._drawn():
+            for pixels_HW3, record in zip(batch.pixels, batch.records, strict=True):
+                worth = record["score"], -record["draw"]
                 if len(heap) < keep:
-                    heapq.heappush(heap, Drawn(score, -draw, pixels_HW3.copy()))
-                elif (score, -draw) > (heap[0].score, heap[0].minus_draw):
-                    heapq.heapreplace(heap, Drawn(score, -draw, pixels_HW3.copy()))
-        return sorted(heap, reverse=True)
+                    heapq.heappush(heap, Drawn(*worth, pixels_HW3.copy(), record))
+                elif worth > (heap[0].score, heap[0].minus_draw):
+                    heapq.heapreplace(heap, Drawn(*worth, pixels_HW3.copy(), record))
+        heap.sort(reverse=True)
+        # Micro-batches again, so that few are encoded at a time.
+        for start in range(0, len(heap), self.spec.micro_batch):
+            part = heap[start : start + self.spec.micro_batch]
+            yield Batch([drawn.pixels_HW3 for drawn in part], [drawn.record for drawn in part])
 
-    def _drawn(self) -> "Iterator[tuple[list[int], NDArray[np.uint8], list[float]]]":
-        """Draw numbers, pixels (N, H, W, 3) and scores (none if not asked for), by micro-batch."""
-        block = -1
-        pixels_BHW3: NDArray[np.uint8] | None = None
-        scores: list[float] = []
-        for draws in _by_block(self.spec.ranges, self.spec.micro_batch):
-            wanted = draws[0] // self.spec.micro_batch
-            if wanted != block or pixels_BHW3 is None:
-                block = wanted
-                pixels_BHW3, scores = (
-                    self.rejection.micro_batch(block) if self.rejection else self._micro_batch(block)
-                )
-                failpoint("generate.drawn")
-            places = slice(draws[0] % self.spec.micro_batch, draws[-1] % self.spec.micro_batch + 1)
-            yield list(draws), pixels_BHW3[places], scores[places]
+    def _drawn(self) -> Iterator[Batch]:
+        """All pictures that were asked for, by micro-batch; on a GPU one is computed while one is copied."""
+        ahead = 0 if self.rejection else self.runway.ahead
+        under_way: deque[tuple[MicroBatch, list[range]]] = deque()
+        for block, wanted in _by_block(self.spec.ranges, self.spec.micro_batch):
+            under_way.append((self._begin(block), wanted))
+            failpoint("generate.drawn")
+            if len(under_way) > ahead:
+                yield from self._landed(*under_way.popleft())
+        while under_way:
+            yield from self._landed(*under_way.popleft())
+
+    def _begin(self, block: int) -> MicroBatch:
+        """Set about a micro-batch; what this returns waits until it is there."""
+        if self.rejection is None:
+            return partial(_finish, self._send(block))
+        drawn = self.rejection.micro_batch(block)  # which looks at each try before the next
+        return lambda: drawn
+
+    def _landed(self, micro_batch: MicroBatch, wanted: list[range]) -> Iterator[Batch]:
+        """Of one micro-batch what was asked for."""
+        pixels_BHW3, scores = micro_batch()
+        for draws in wanted:
+            first = draws[0] % self.spec.micro_batch
+            places = range(first, first + len(draws))
+            records = [
+                self._record(draw, scores[place] if scores else None)
+                for draw, place in zip(draws, places, strict=True)
+            ]
+            yield Batch(pixels_BHW3[first : first + len(draws)], records)
             self.done += len(draws)
             rate = self.done / max(time.monotonic() - self.started, 1e-9)
             self.ctx.report(self.done, self.due, "pictures", rate=rate)
 
-    def record(self, draw: int) -> dict[str, Any]:
-        """What the manifest says of a picture beside seed, number and score."""
+    def _record(self, draw: int, score: float | None) -> dict[str, Any]:
+        """A picture's line in the manifest."""
+        record: dict[str, Any] = {"seed": self.spec.seed, "draw": draw, "score": score}
         if isinstance(self.latents, Path):
             leg, share = self.latents.place(draw)
-            return {"from": self.spec.interpolate[leg], "to": self.spec.interpolate[leg + 1], "share": share}
-        return self.rejection.record(draw % self.spec.micro_batch) if self.rejection else {}
+            ends = {"from": self.spec.interpolate[leg], "to": self.spec.interpolate[leg + 1]}
+            return {**record, **ends, "share": share}
+        if self.rejection is not None:
+            return {**record, **self.rejection.record(draw % self.spec.micro_batch)}
+        return record
 
     def _set_threshold(self, share: float) -> None:
         """The score under which the worst of this model's pictures lie."""
@@ -154,25 +195,21 @@ class Generation:
         calibration = selection.calibration_latents(self.spec, self.model.arch.nz)
         self.rejection = selection.Rejection(
             share,
-            draw=lambda block, retry: self._micro_batch(block, retry=retry),
-            calibrate=lambda block: self._micro_batch(block, latents=calibration)[1],
+            draw=lambda block, retry: _finish(self._send(block, retry=retry)),
+            calibrate=lambda block: _finish(self._send(block, latents=calibration))[1],
             micro_batch=self.spec.micro_batch,
         )
 
     @torch.inference_mode()
-    def _micro_batch(
-        self, block: int, *, retry: int = 0, latents: Rows | None = None
-    ) -> "tuple[NDArray[np.uint8], list[float]]":
+    def _send(self, block: int, *, retry: int = 0, latents: Rows | None = None) -> Landing:
         """
+        Compute one whole micro-batch; on a GPU this returns before it is there.
+
         Args:
             retry: which of each picture's own tries.
             latents: other ones than the spec's.
 
-        Returns:
-            uint8 (B, H, W, 3), and B scores if they were asked for.
-
         Raises:
-            CheckpointCorruptError: a picture is not finite: broken weights.
             StopRequested: somebody wants the job to stop.
         """
         reason = self.ctx.stop_reason()
@@ -184,50 +221,61 @@ class Generation:
         latents_BZ = (latents or self.latents).rows(numbers, mean=mean, std=std, retry=retry)
         pictures_B3HW = self.model.generator(latents_BZ.to(self.device)[:, :, None, None])
         scores_B = self.scorer(pictures_B3HW) if self.scorer else pictures_B3HW.new_zeros(0)
-        if not bool(torch.isfinite(pictures_B3HW.sum() + scores_B.sum())):
-            raise CheckpointCorruptError(
-                "this model makes pictures that are no finite numbers",
-                hint="another checkpoint of the job may be whole: ganq checkpoints JOB",
-            )
-        return grids.to_uint8(pictures_B3HW), scores_B.float().tolist()
+        return self.runway.send(pictures_B3HW, scores_B)
 
 
-def _by_block(ranges: tuple[tuple[int, int], ...], size: int) -> Iterator[range]:
-    """Cut inclusive ranges at the borders of micro-batches."""
-    for first, last in ranges:
-        for block in range(first // size, last // size + 1):
-            yield range(max(first, block * size), min(last, (block + 1) * size - 1) + 1)
+def _finish(landing: Landing) -> "tuple[NDArray[np.uint8], list[float]]":
+    """
+    Wait for a micro-batch.
+
+    Returns:
+        uint8 (B, H, W, 3), and B scores if they were asked for.
+
+    Raises:
+        CheckpointCorruptError: a picture is not finite: broken weights.
+    """
+    pixels_BHW3, scores, finite = landing.wait()
+    if not finite:
+        raise CheckpointCorruptError(
+            "this model makes pictures that are no finite numbers",
+            hint="another checkpoint of the job may be whole: ganq checkpoints JOB",
+        )
+    return pixels_BHW3, scores
+
+
+def _by_block(ranges: tuple[tuple[int, int], ...], size: int) -> Iterator[tuple[int, list[range]]]:
+    """Each micro-batch with what of it is wanted: inclusive ranges, cut at the micro-batches' borders."""
+    pieces = (
+        range(max(first, block * size), min(last, (block + 1) * size - 1) + 1)
+        for first, last in ranges
+        for block in range(first // size, last // size + 1)
+    )
+    for block, wanted in groupby(pieces, key=lambda draws: draws[0] // size):
+        yield block, list(wanted)
 
 
 class _Writer:
     """Feeds pictures to the sink and to the grid pages, in order."""
 
-    def __init__(self, sink: PictureSink, spec: GenerateSpec, more: Callable[[int], dict[str, Any]]) -> None:
+    def __init__(self, sink: PictureSink, spec: GenerateSpec) -> None:
         self.sink = sink
-        self.spec = spec
-        self.more = more
+        self.by_rank = spec.keep is not None
         self.written = 0
         self.shown = showing.Shown(spec)
         self.pages = grids.GridPages(sink, size=spec.grid, most=spec.grid_pages)
 
-    def write(
-        self,
-        draws: list[int],
-        pixels: "NDArray[np.uint8] | list[NDArray[np.uint8]]",
-        scores: "list[float] | list[None]",
-    ) -> None:
-        seed, by_rank = self.spec.seed, self.spec.keep is not None
+    def write(self, batch: Batch) -> None:
         self.sink.add(
             Picture(
                 self.written + place,
                 picture_HW3,
-                {"seed": seed, "draw": draw, "score": score, **self.more(draw)},
-                number=None if by_rank else draw,
+                record,
+                number=None if self.by_rank else record["draw"],
             )
-            for place, (draw, picture_HW3, score) in enumerate(zip(draws, pixels, scores, strict=True))
+            for place, (picture_HW3, record) in enumerate(zip(batch.pixels, batch.records, strict=True))
         )
-        self.written += len(draws)
-        for draw, picture_HW3 in zip(draws, pixels, strict=True):
+        self.written += len(batch.records)
+        for picture_HW3, record in zip(batch.pixels, batch.records, strict=True):
             if not self.pages.full:
                 self.pages.add(self.sink.shown(picture_HW3))
-            self.shown.add(draw, picture_HW3)
+            self.shown.add(record["draw"], picture_HW3)

@@ -15,17 +15,22 @@ COLUMNS = 8
 PADDING = 2
 
 
-def to_uint8(pictures_B3HW: Tensor, low: float = -1.0, high: float = 1.0) -> "NDArray[np.uint8]":
+def as_bytes(pictures_B3HW: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
     """
     Map [low, high] to 0…255, clamped and rounded as torchvision's save_image rounds.
 
     Returns:
-        uint8 (B, H, W, 3), on the CPU.
+        uint8 (B, H, W, 3), where the pictures are.
     """
     # save_image clamps to [low, high] first; the clamp at the end gives the same bytes.
     scaled = pictures_B3HW.detach().float().sub(low).div_(max(high - low, 1e-5))
     bytes_B3HW = scaled.mul_(255).add_(0.5).clamp_(0, 255).to(torch.uint8)
-    return bytes_B3HW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return bytes_B3HW.permute(0, 2, 3, 1).contiguous()
+
+
+def to_uint8(pictures_B3HW: Tensor, low: float = -1.0, high: float = 1.0) -> "NDArray[np.uint8]":
+    """as_bytes(), on the CPU."""
+    return as_bytes(pictures_B3HW, low, high).cpu().numpy()
 
 
 def stretched(pictures_B3HW: Tensor) -> "NDArray[np.uint8]":
