@@ -29,7 +29,7 @@ class StaleFakes:
         self._norms = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
         self._g_steps = -1
         self._pictures_B3HW = torch.empty(0)
-        self._moves: list[tuple[Tensor, Tensor]] = []
+        self._batch_statistics: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def get(self, g_steps: int, latents_BZ11: Tensor) -> Tensor:
@@ -44,26 +44,47 @@ class StaleFakes:
         if g_steps != self._g_steps:
             self._render(latents_BZ11)
             self._g_steps = g_steps
-        for norm, (mean_C, var_C) in zip(self._norms, self._moves, strict=True):
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
+        for norm, (mean_C, var_C) in zip(self._norms, self._batch_statistics, strict=True):
+            _move(norm.running_mean, mean_C, norm.momentum or 0.0, wide=False)
+            _move(norm.running_var, var_C, norm.momentum or 0.0, wide=True)
             assert norm.num_batches_tracked is not None
-            keep = 1 - (norm.momentum or 0.0)
-            norm.running_mean.mul_(keep).add_(mean_C)
-            norm.running_var.mul_(keep).add_(var_C)
             norm.num_batches_tracked.add_(1)
         return self._pictures_B3HW
 
     def _render(self, latents_BZ11: Tensor) -> None:
-        """One pass from statistics of zero: what it leaves there is what each pass adds."""
+        """One pass with a momentum of 1, which leaves the batch's own statistics; all is put back after."""
         buffers = [buffer for norm in self._norms for buffer in norm.buffers()]
         before = [buffer.clone() for buffer in buffers]
-        for buffer in buffers:
-            buffer.zero_()
-        self._pictures_B3HW = self._run(latents_BZ11)
-        self._moves = [(_copy(norm.running_mean), _copy(norm.running_var)) for norm in self._norms]
+        momenta = [norm.momentum for norm in self._norms]
+        for norm in self._norms:
+            norm.momentum = 1.0
+        try:
+            self._pictures_B3HW = self._run(latents_BZ11)
+        finally:
+            for norm, momentum in zip(self._norms, momenta, strict=True):
+                norm.momentum = momentum
+        self._batch_statistics = [(_copy(norm.running_mean), _copy(norm.running_var)) for norm in self._norms]
         for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
+
+
+def _move(running_C: Tensor | None, seen_C: Tensor, momentum: float, *, wide: bool) -> None:
+    """
+    As BatchNorm's own kernel on a CPU does it, bit for bit.
+
+    Args:
+        wide: its variance is a number of 64 bits until the sum is rounded.
+    """
+    assert running_C is not None
+    running_C.mul_(1 - momentum)
+    if wide:
+        running_C.copy_(running_C.double().add_(seen_C.double(), alpha=_in_32_bits(momentum)))
+    else:
+        running_C.add_(seen_C * momentum)
+
+
+def _in_32_bits(number: float) -> float:
+    return torch.tensor(number, dtype=torch.float32).item()
 
 
 def _copy(statistic_C: Tensor | None) -> Tensor:
