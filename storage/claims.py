@@ -15,14 +15,13 @@ and running jobs are as many as there are workers.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    RowMapping,
     TextClause,
     and_,
     bindparam,
@@ -34,7 +33,7 @@ from sqlalchemy import (
 )
 
 from storage.jobs import Lease
-from storage.models import CLAIMABLE, RIPENING, RUNNING, YIELDED, attempt, job, quota, utcnow, worker
+from storage.models import CLAIMABLE, CLOCKS, RIPENING, RUNNING, YIELDED, attempt, job, quota, utcnow, worker
 from storage.transitions import BACKOFF_S
 
 PATIENCE_S = 600.0
@@ -54,10 +53,6 @@ def _sql(statement: str) -> TextClause:
     return text(statement).bindparams(*(bindparam(name, expanding=True) for name in lists))
 
 
-_LEVEL = _sql(
-    f"SELECT priority FROM job WHERE {CLAIMABLE} AND queue = :queue AND {_MINE} AND priority < :below"
-    " ORDER BY priority DESC LIMIT 1"
-)
 _OLDEST = (
     f"SELECT id FROM job WHERE {CLAIMABLE} AND queue = :queue AND priority = :level"
     f' AND "user" = :name AND {_MINE} ORDER BY id LIMIT 1'
@@ -70,25 +65,50 @@ _PATIENT = (
 _OLDEST_OF = {"sqlite": _sql(_OLDEST), "postgresql": _sql(_OLDEST + " FOR UPDATE SKIP LOCKED")}
 _PATIENT_OF = {"sqlite": _sql(_PATIENT), "postgresql": _sql(_PATIENT + " FOR UPDATE SKIP LOCKED")}
 
-# Each turn of the recursion is one step in the index, over all jobs of a user at once.
+# Who waits at the highest priority of a queue. Each turn of the recursion is one step in the
+# index, over all jobs of a user at once.
 _USERS = _sql(
     f"""
-    WITH RECURSIVE waiting(name) AS (
-        SELECT (SELECT "user" FROM job WHERE {CLAIMABLE} AND queue = :queue AND priority = :level
-                ORDER BY "user" LIMIT 1)
+    WITH RECURSIVE top(level) AS (
+        SELECT priority FROM job WHERE {CLAIMABLE} AND queue = :queue AND {_MINE} AND priority < :below
+        ORDER BY priority DESC LIMIT 1
+    ),
+    waiting(name) AS (
+        SELECT (SELECT "user" FROM job WHERE {CLAIMABLE} AND queue = :queue
+                AND priority = (SELECT level FROM top) ORDER BY "user" LIMIT 1)
         UNION ALL
-        SELECT (SELECT "user" FROM job WHERE {CLAIMABLE} AND queue = :queue AND priority = :level
-                AND "user" > waiting.name ORDER BY "user" LIMIT 1)
+        SELECT (SELECT "user" FROM job WHERE {CLAIMABLE} AND queue = :queue
+                AND priority = (SELECT level FROM top) AND "user" > waiting.name ORDER BY "user" LIMIT 1)
         FROM waiting WHERE waiting.name IS NOT NULL
     )
-    SELECT name, :queue AS queue,
-           (SELECT id FROM job WHERE {CLAIMABLE} AND queue = :queue AND priority = :level
-            AND "user" = waiting.name ORDER BY id LIMIT 1) AS oldest,
+    SELECT (SELECT level FROM top) AS level, name,
+           (SELECT id FROM job WHERE {CLAIMABLE} AND queue = :queue
+            AND priority = (SELECT level FROM top) AND "user" = waiting.name ORDER BY id LIMIT 1) AS oldest,
            (SELECT count(*) FROM job WHERE {RUNNING} AND "user" = waiting.name) AS running,
            coalesce((SELECT served_at FROM share WHERE "user" = waiting.name), 0) AS served_at
     FROM waiting WHERE name IS NOT NULL
     """
 )
+# One look tells whether anything of what is rare is there at all.
+_GLANCE = {
+    dialect: _sql(
+        f"""
+        SELECT (SELECT version_num FROM alembic_version) AS revision,
+               EXISTS (SELECT 1 FROM job WHERE {RIPENING}) AS ripening,
+               EXISTS (SELECT 1 FROM quota) AS quotas,
+               EXISTS (SELECT 1 FROM job WHERE {YIELDED}) AS yielded,
+               {clock} AS now
+        """
+    )
+    for dialect, clock in CLOCKS.items()
+}
+_SERVE = {
+    dialect: _sql(
+        f'INSERT INTO share ("user", served_at) VALUES (:name, {clock})'
+        ' ON CONFLICT ("user") DO UPDATE SET served_at = excluded.served_at'
+    )
+    for dialect, clock in CLOCKS.items()
+}
 
 
 @dataclass(frozen=True)
@@ -121,47 +141,61 @@ def ripen(conn: Connection) -> None:
         conn.execute(update(job).where(job.c.id.in_(ids)).values(not_before=None))
 
 
-def best_job(conn: Connection, wanted: Wanted) -> int | None:
+@dataclass(frozen=True)
+class Glance:
+    """What a claim must look at more closely."""
+
+    revision: str | None
+    ripening: bool
+    quotas: bool
+    yielded: bool
+    now: float
+
+
+def glance(conn: Connection) -> Glance:
+    """One statement instead of five, since most of the time there is nothing of all this."""
+    row = conn.execute(_GLANCE[conn.dialect.name]).one()
+    return Glance(row.revision, bool(row.ripening), bool(row.quotas), bool(row.yielded), float(row.now))
+
+
+def best_job(conn: Connection, wanted: Wanted, seen: Glance | None = None) -> int | None:
     """
     The job that a worker should get, its row locked on Postgres.
 
     Returns:
         Its id; None: nothing that this worker can run may run now.
     """
-    full = _Full(conn)
+    seen = seen or glance(conn)
+    full = _Full(conn, seen.quotas)
     dialect = conn.dialect.name
-    before = conn.execute(select(utcnow())).scalar_one() - PATIENCE_S if _any_yielded(conn) else None
-    if before is not None:
-        bound = wanted.bound(queues=list(wanted.queues), before=before)
-        patient = conn.execute(_PATIENT_OF[dialect], bound).mappings().first()
-        if patient is not None and not full.for_(patient):
-            return int(patient["id"])
+    if seen.yielded:
+        bound = wanted.bound(queues=list(wanted.queues), before=seen.now - PATIENCE_S)
+        patient = conn.execute(_PATIENT_OF[dialect], bound).first()
+        if patient is not None and not full.for_(patient.name, patient.queue):
+            return int(patient.id)
     below = ABOVE_ALL
-    while (level := _level(conn, wanted, below)) is not None:
-        several = False
-        for several, candidate in _in_turn(conn, wanted, level):
-            if full.for_(candidate):
+    while turn := _turn(conn, wanted, below):
+        for one in turn:
+            if full.for_(one.name, one.queue):
                 continue
-            bound = wanted.bound(queue=candidate["queue"], level=level, name=candidate["name"])
-            found = conn.execute(_OLDEST_OF[dialect], bound).scalar_one_or_none()
+            found = conn.execute(_OLDEST_OF[dialect], one.bound(wanted)).scalar_one_or_none()
             if found is not None:
-                if several:
-                    _serve(conn, candidate["name"])
+                if len({other.name for other in turn}) > 1:
+                    _serve(conn, one.name)
                 return int(found)
-        below = level
+        below = turn[0].level
     return None
 
 
 def waits_above(conn: Connection, wanted: Wanted, priority: int) -> int | None:
     """The id of a job that could run on this worker and has a higher priority, if one waits."""
-    level = _level(conn, wanted, ABOVE_ALL)
-    if level is None or level <= priority:
+    turn = _turn(conn, wanted, ABOVE_ALL)
+    if not turn or turn[0].level <= priority:
         return None
-    full = _Full(conn)
-    for _, candidate in _in_turn(conn, wanted, level):
-        if not full.for_(candidate):
-            bound = wanted.bound(queue=candidate["queue"], level=level, name=candidate["name"])
-            found = conn.execute(_OLDEST_OF["sqlite"], bound).scalar_one_or_none()
+    full = _Full(conn, True)
+    for one in turn:
+        if not full.for_(one.name, one.queue):
+            found = conn.execute(_OLDEST_OF["sqlite"], one.bound(wanted)).scalar_one_or_none()
             if found is not None:
                 return int(found)
     return None
@@ -192,51 +226,42 @@ def idle_worker(conn: Connection, waiting: int) -> bool:
     return any(queue in queues.split(",") for queues in conn.execute(idle).scalars())
 
 
-def _any_yielded(conn: Connection) -> bool:
-    return conn.execute(text(f"SELECT 1 FROM job WHERE {YIELDED} LIMIT 1")).first() is not None
+class _Waiting(NamedTuple):
+    """A user in a queue, with jobs at the highest priority there; sorted by whose turn it is."""
+
+    running: int
+    served_at: float
+    name: str
+    oldest: int
+    queue: str
+    level: int
+
+    def bound(self, wanted: Wanted) -> dict[str, Any]:
+        return wanted.bound(queue=self.queue, level=self.level, name=self.name)
 
 
-def _level(conn: Connection, wanted: Wanted, below: int) -> int | None:
-    """The highest priority under `below` at which something waits."""
-    levels = [
-        conn.execute(_LEVEL, wanted.bound(queue=queue, below=below)).scalar_one_or_none()
+def _turn(conn: Connection, wanted: Wanted, below: int) -> list[_Waiting]:
+    """Who waits at the highest priority under `below`, in the order in which they should be served."""
+    waiting = [
+        _Waiting(row.running, row.served_at, row.name, row.oldest, queue, row.level)
         for queue in wanted.queues
+        for row in conn.execute(_USERS, wanted.bound(queue=queue, below=below))
     ]
-    return max((level for level in levels if level is not None), default=None)
-
-
-def _in_turn(conn: Connection, wanted: Wanted, level: int) -> Iterator[tuple[bool, RowMapping]]:
-    """(whether there are several users, user in a queue), in the order in which they should be served."""
-    waiting: list[RowMapping] = []
-    for queue in wanted.queues:
-        waiting += conn.execute(_USERS, {"queue": queue, "level": level}).mappings()
-    several = len({one["name"] for one in waiting}) > 1
-    for one in sorted(waiting, key=_turn):
-        yield several, one
-
-
-def _turn(one: RowMapping) -> tuple[int, float, str, int]:
-    return one["running"], one["served_at"], one["name"], one["oldest"]
+    highest = max((one.level for one in waiting), default=0)
+    return sorted(one for one in waiting if one.level == highest)
 
 
 def _serve(conn: Connection, user: str) -> None:
     """Put a user at the end of the round."""
-    now = str(utcnow().compile(dialect=conn.dialect))
-    conn.execute(
-        text(
-            f'INSERT INTO share ("user", served_at) VALUES (:name, {now})'
-            ' ON CONFLICT ("user") DO UPDATE SET served_at = excluded.served_at'
-        ),
-        {"name": user},
-    )
+    conn.execute(_SERVE[conn.dialect.name], {"name": user})
 
 
 class _Full:
     """Which users and queues have as many running jobs as they may."""
 
-    def __init__(self, conn: Connection) -> None:
+    def __init__(self, conn: Connection, quotas: bool) -> None:
         # Where there are quotas, claims pass one at a time: two must not both take the last place.
-        rows = conn.execute(select(quota).with_for_update()).all()
+        rows = conn.execute(select(quota).with_for_update()).all() if quotas else ()
         self.limits = {(row.scope, row.name): row.max_running for row in rows}
         self.running: Counter[tuple[str, str]] = Counter()
         if self.limits:
@@ -245,10 +270,10 @@ class _Full:
                 self.running["user", user] += number
                 self.running["queue", queue] += number
 
-    def for_(self, candidate: RowMapping) -> bool:
+    def for_(self, user: str, queue: str) -> bool:
         if not self.limits:
             return False
-        places = (("user", candidate["name"]), ("queue", candidate["queue"]))
+        places = (("user", user), ("queue", queue))
         return any(self.running[scope, name] >= self._limit(scope, name) for scope, name in places)
 
     def _limit(self, scope: str, name: str) -> float:

@@ -136,7 +136,7 @@ def schema_revision(conn: Connection) -> str | None:
     return str(found) if found is not None else None
 
 
-def check_schema(conn: Connection) -> None:
+def check_schema(conn: Connection, found: str | None = None) -> None:
     """
     Whether this code may work on this schema, in the caller's transaction.
 
@@ -144,10 +144,13 @@ def check_schema(conn: Connection) -> None:
     only adds leaves `schema_info.compatible_from` as it is, one that breaks raises it.
     On Postgres the look also locks out a migration until the transaction ends.
 
+    Args:
+        found: the revision, if the caller has read it in this transaction.
+
     Raises:
         SchemaMismatchError: it may not.
     """
-    found = schema_revision(conn)
+    found = schema_revision(conn) if found is None else found
     if found == SCHEMA_REVISION:
         return
     if found is None:

@@ -29,7 +29,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.expression import ColumnElement
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
 NAMING = {
@@ -53,22 +53,29 @@ YIELDED = "state = 'queued' AND yielded_at IS NOT NULL"
 RUNNING = "state = 'running'"
 
 
-class utcnow(ColumnElement[float]):  # noqa: N801 - reads as SQL
-    """The database's clock at the moment of the statement, in seconds since 1970."""
+CLOCKS = {
+    "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
+    # now() would be the start of the transaction, which may have waited for a lock.
+    "postgresql": "extract(epoch FROM clock_timestamp())::double precision",
+}
+
+
+class utcnow(FunctionElement[float]):  # noqa: N801 - reads as SQL
+    """
+    The database's clock at the moment of the statement, in seconds since 1970.
+
+    A FunctionElement, because SQLAlchemy cannot cache a statement that holds a bare
+    ColumnElement of ours: compiling it again each time took half of a claim's time.
+    """
 
     type: TypeEngine[float] = Double()
+    name = "utcnow"
     inherit_cache = True
 
 
-@compiles(utcnow, "sqlite")
-def _utcnow_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
-    return "((julianday('now') - 2440587.5) * 86400.0)"
-
-
-@compiles(utcnow, "postgresql")
-def _utcnow_postgres(element: Any, compiler: Any, **kw: Any) -> str:
-    # now() would be the start of the transaction, which may have waited for a lock.
-    return "extract(epoch FROM clock_timestamp())::double precision"
+@compiles(utcnow)
+def _utcnow(element: Any, compiler: Any, **kw: Any) -> str:
+    return CLOCKS[compiler.dialect.name]
 
 
 job = Table(

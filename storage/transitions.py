@@ -7,7 +7,7 @@ into an existing row.
 
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, insert, select, text, update
+from sqlalchemy import Connection, and_, bindparam, case, insert, select, text, update
 
 from jobs.errors import InvalidTransitionError, JobNotFoundError, LeaseLostError
 from jobs.failpoints import guard
@@ -73,12 +73,19 @@ def record_event(
     worker: str | None = None,
     detail: dict[str, Any] | None = None,
 ) -> None:
+    said = {"job_id": job_id, "type": type, "attempt": attempt, "worker": worker, "detail": detail}
+    conn.execute(_EVENT, {**said, "of_job": job_id})
+
+
+def _event() -> Any:
     # A job's history never runs backwards, even if somebody sets the clock back.
-    last = select(event.c.at).where(event.c.job_id == job_id).order_by(event.c.id.desc()).limit(1)
-    at = case((last.scalar_subquery() > utcnow(), last.scalar_subquery()), else_=utcnow())
-    conn.execute(
-        insert(event).values(job_id=job_id, at=at, type=type, attempt=attempt, worker=worker, detail=detail)
-    )
+    last = select(event.c.at).where(event.c.job_id == bindparam("of_job"))
+    last_at = last.order_by(event.c.id.desc()).limit(1).scalar_subquery()
+    return insert(event).values(at=case((last_at > utcnow(), last_at), else_=utcnow()))
+
+
+_EVENT = _event()
+"""Built once: making a statement costs as much as running it."""
 
 
 def after_crash(row: Any, message: str, *, hung: bool = False) -> Decision:

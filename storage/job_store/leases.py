@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, text, true, update
+from sqlalchemy import Connection, bindparam, func, insert, null, select, text, update
 
 from jobs.failpoints import guard
 from jobs.states import JobState
-from storage.claims import Wanted, best_job, idle_worker, may_stay, ripen, waits_above
+from storage.claims import Wanted, best_job, glance, idle_worker, may_stay, ripen, waits_above
 from storage.engine import check_schema
 from storage.job_store.base import Store
 from storage.jobs import Job, Lease, WorkerIdentity
@@ -21,6 +21,26 @@ from storage.transitions import (
     plain,
     record_event,
 )
+
+# Built once: making a statement costs as much as running it.
+TAKE_BLINDLY = (
+    update(job)
+    .where(job.c.id == bindparam("best"))
+    .values(
+        state=JobState.RUNNING,
+        attempt=job.c.attempt + 1,
+        lease_token=bindparam("token"),
+        worker=bindparam("who"),
+        hb_seq=job.c.hb_seq + 1,
+        error_code=null(),
+        error_message=null(),
+        error_hint=null(),
+        started_at=func.coalesce(job.c.started_at, utcnow()),
+    )
+    .returning(job)
+)
+TAKE = TAKE_BLINDLY.where(job.c.state == JobState.QUEUED)
+OPEN = insert(attempt).values(started_at=utcnow())
 
 
 @dataclass(frozen=True)
@@ -47,7 +67,8 @@ class Leases(Store):
 
         def work(conn: Connection) -> Lease | None:
             nonlocal again
-            check_schema(conn)
+            seen = glance(conn)
+            check_schema(conn, seen.revision)
             if again:
                 mine = conn.execute(
                     select(job).where(text(f"job.{RUNNING}"), job.c.lease_token == token)
@@ -55,44 +76,19 @@ class Leases(Store):
                 if mine is not None:  # our own commit, whose answer was lost
                     return Lease(Job.from_row(mine), mine.attempt, token)
             again = True
-            ripen(conn)
-            best = best_job(conn, wanted) if guard("claim_cas") else seen_before
+            if seen.ripening:
+                ripen(conn)
+            best = best_job(conn, wanted, seen) if guard("claim_cas") else seen_before
             if best is None:
                 return None
-            still = job.c.state == JobState.QUEUED if guard("claim_cas") else true()
-            taken = conn.execute(
-                update(job)
-                .where(job.c.id == best, still)
-                .values(
-                    state=JobState.RUNNING,
-                    attempt=job.c.attempt + 1,
-                    lease_token=token,
-                    worker=who.name,
-                    hb_seq=job.c.hb_seq + 1,
-                    error_code=None,
-                    error_message=None,
-                    error_hint=None,
-                    started_at=func.coalesce(job.c.started_at, utcnow()),
-                )
-                .returning(job)
-            ).first()
+            take = TAKE if guard("claim_cas") else TAKE_BLINDLY
+            taken = conn.execute(take, {"best": best, "token": token, "who": who.name}).first()
             if taken is None:
                 return None
             claimed = Job.from_row(taken)
-            conn.execute(
-                insert(attempt).values(
-                    job_id=best,
-                    number=claimed.attempt,
-                    lease_token=token,
-                    worker=who.name,
-                    host=who.host,
-                    device=who.device,
-                    boot_id=who.boot_id,
-                    pid=who.pid,
-                    start_ticks=who.start_ticks,
-                    started_at=utcnow(),
-                )
-            )
+            opened = {"job_id": best, "number": claimed.attempt, "lease_token": token, "worker": who.name}
+            opened |= {"host": who.host, "device": who.device, "boot_id": who.boot_id}
+            conn.execute(OPEN, {**opened, "pid": who.pid, "start_ticks": who.start_ticks})
             record_event(conn, best, "claimed", attempt=claimed.attempt, worker=who.name)
             return Lease(claimed, claimed.attempt, token)
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, insert, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from jobs.errors import JobNotFoundError, SpecError
 from jobs.failpoints import failpoint
@@ -65,70 +66,46 @@ class Submitting(Store):
         """
 
         def work(conn: Connection) -> Job:
-            known = conn.execute(select(job).where(job.c.submit_key == submit_key)).first()
-            if known is not None:
-                if (known.kind, known.spec) != (kind, spec):
-                    raise SpecError(
-                        f"the submit key {submit_key[:64]!r} is that of job {known.id}, another request",
-                        hint="the same key must come with the same request; use another key",
-                    )
-                return Job.from_row(known)
-            blockers = 0
             needs = sorted(set(after))  # one order for all, so that two submits cannot lock crosswise
+            if needs and (known := _known(conn, submit_key, kind, spec)) is not None:
+                return known
+            blockers = hold_needed(conn, needs)
+            said = {
+                "submit_key": submit_key,
+                "name": name,
+                "kind": kind,
+                "queue": queue,
+                "user": user,
+                "priority": priority,
+                "spec": spec,
+                "spec_version": spec_version,
+                "state": JobState.QUEUED,
+                "held": int(held),
+                "preemptible": int(preemptible),
+                "time_limit_s": time_limit_s,
+                "blockers": blockers + len(parts),
+                "retry_of": retry_of,
+            }
+            rung = ringing and not held and not blockers and not parts
+            new = conn.execute(_insert(conn, rung=rung), said).first()
+            if new is None:  # the key is taken
+                known = _known(conn, submit_key, kind, spec)
+                assert known is not None
+                return known
             for needed in needs:
-                # The parent's row is locked, so that it cannot end between this look and our insert.
-                state = conn.execute(
-                    select(job.c.state).where(job.c.id == needed).with_for_update()
-                ).scalar_one_or_none()
-                if state is None:
-                    raise JobNotFoundError(
-                        f"there is no job {needed} to wait for", hint="ganq status lists them"
-                    )
-                if state in (JobState.FAILED, JobState.CANCELLED):
-                    raise SpecError(
-                        f"job {needed} has {state}, so a job after it would never run",
-                        hint=f"ganq retry {needed}, or submit without --after",
-                    )
-                blockers += state != JobState.SUCCEEDED
-            new_id = conn.execute(
-                insert(job)
-                .values(
-                    submit_key=submit_key,
-                    name=name,
-                    kind=kind,
-                    queue=queue,
-                    user=user,
-                    priority=priority,
-                    spec=spec,
-                    spec_version=spec_version,
-                    state=JobState.QUEUED,
-                    held=int(held),
-                    preemptible=int(preemptible),
-                    time_limit_s=time_limit_s,
-                    blockers=blockers + len(parts),
-                    retry_of=retry_of,
-                    rung_at=utcnow() if ringing and not held and not blockers and not parts else None,
-                    created_at=utcnow(),
-                )
-                .returning(job.c.id)
-            ).scalar_one()
-            for needed in needs:
-                conn.execute(insert(dependency).values(job_id=new_id, needs=needed))
+                conn.execute(insert(dependency).values(job_id=new.id, needs=needed))
             if parts:
                 common = {"kind": kind, "queue": queue, "user": user, "priority": priority}
                 common |= {"spec_version": spec_version, "state": JobState.QUEUED, "held": int(held)}
                 common |= {"time_limit_s": time_limit_s}
                 insert_parts(
-                    conn, new_id, submit_key, common, parts, needs=needs, blockers=blockers, lanes=max_workers
+                    conn, new.id, submit_key, common, parts, needs=needs, blockers=blockers, lanes=max_workers
                 )
-            record_event(conn, new_id, "submitted", detail={"retry_of": retry_of} if retry_of else None)
+            record_event(conn, new.id, "submitted", detail={"retry_of": retry_of} if retry_of else None)
             failpoint("submit.inserted")
-            return get_job(conn, new_id)
+            return Job.from_row(new)
 
-        try:
-            accepted = self.database.write(work)
-        except IntegrityError:  # two submits with one key at the same moment: the other one won
-            accepted = self.database.write(work)
+        accepted = self.database.write(work)
         failpoint("submit.committed")
         return accepted
 
@@ -193,3 +170,62 @@ class Submitting(Store):
             return get_job(conn, new_id)
 
         return self.database.write(work)
+
+
+def hold_needed(conn: Connection, needs: Sequence[int]) -> int:
+    """
+    Lock the jobs that a new one waits for, so that none can end between this look and the insert.
+
+    Returns:
+        How many of them have not succeeded yet.
+
+    Raises:
+        JobNotFoundError, SpecError: one is not there, or will never succeed.
+    """
+    blockers = 0
+    for needed in needs:
+        state = conn.execute(
+            select(job.c.state).where(job.c.id == needed).with_for_update()
+        ).scalar_one_or_none()
+        if state is None:
+            raise JobNotFoundError(f"there is no job {needed} to wait for", hint="ganq status lists them")
+        if state in (JobState.FAILED, JobState.CANCELLED):
+            raise SpecError(
+                f"job {needed} has {state}, so a job after it would never run",
+                hint=f"ganq retry {needed}, or submit without --after",
+            )
+        blockers += state != JobState.SUCCEEDED
+    return blockers
+
+
+def _known(conn: Connection, submit_key: str, kind: str, spec: dict[str, Any]) -> Job | None:
+    """
+    The job that this key has made before.
+
+    Raises:
+        SpecError: from another request.
+    """
+    known = conn.execute(select(job).where(job.c.submit_key == submit_key)).first()
+    if known is None:
+        return None
+    if (known.kind, known.spec) != (kind, spec):
+        raise SpecError(
+            f"the submit key {submit_key[:64]!r} is that of job {known.id}, another request",
+            hint="the same key must come with the same request; use another key",
+        )
+    return Job.from_row(known)
+
+
+def _insert(conn: Connection, *, rung: bool) -> Any:
+    """Insert a job and read it, or nothing if its key is taken: one trip instead of three."""
+    return _INSERT[conn.dialect.name, rung]
+
+
+_INSERT = {
+    (name, rung): new(job)
+    .values(rung_at=utcnow() if rung else None, created_at=utcnow())
+    .on_conflict_do_nothing(index_elements=["submit_key"])
+    .returning(job)
+    for name, new in (("sqlite", sqlite_insert), ("postgresql", postgresql_insert))
+    for rung in (False, True)
+}

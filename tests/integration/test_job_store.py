@@ -236,7 +236,7 @@ def test_a_claim_among_20000_jobs_reads_the_partial_index(database, job_factory,
 
     assert lease.job_id > first.id  # of the highest priority
     looks = [(s, p) for s, p in seen if s.lstrip().startswith(("SELECT", "WITH")) and "FROM job" in s]
-    assert len(looks) >= 4, "the claim no longer looks as this test thinks"
+    assert len(looks) >= 3, "the claim no longer looks as this test thinks"
     explain = "EXPLAIN QUERY PLAN " if backend == "sqlite" else "EXPLAIN "
     plans = [
         database.read(
@@ -246,7 +246,7 @@ def test_a_claim_among_20000_jobs_reads_the_partial_index(database, job_factory,
         )
         for s, p in looks
     ]
-    assert sum("ix_job_claimable" in plan for plan in plans) >= 3
+    assert sum("ix_job_claimable" in plan for plan in plans) >= 2
     for plan in plans:
         assert "TEMP B-TREE" not in plan, "the whole queue is sorted at every claim"
         assert "Sort" not in plan, "the whole queue is sorted at every claim"
