@@ -10,14 +10,10 @@ from typing import Any
 from celery import Celery
 
 from storage.settings import Settings
+from worker.bell import TASK as TASK
+from worker.bell import queue_key as queue_key
 
-TASK = "ganq.run_job"
 VISIBILITY_TIMEOUT_S = 7 * 24 * 3600
-
-
-def queue_key(queue: str) -> str:
-    """The name of a ganq queue on the broker."""
-    return f"ganq.{queue}"
 
 
 def broker_url(settings: Settings) -> str:
@@ -25,13 +21,8 @@ def broker_url(settings: Settings) -> str:
     return settings.redis_url
 
 
-def make_app(settings: Settings, *, patient: bool = True) -> Celery:
-    """
-    The application.
-
-    Args:
-        patient: workers wait for a Redis that is away; who rings tries once.
-    """
+def make_app(settings: Settings) -> Celery:
+    """The application of a worker, which waits for a Redis that is away."""
     app = Celery("ganq", broker=broker_url(settings), set_as_current=True)
     app.conf.update(
         # One long job a worker, and later jobs go to the idle worker: a bell is fetched
@@ -53,8 +44,8 @@ def make_app(settings: Settings, *, patient: bool = True) -> Celery:
         broker_connection_max_retries=None,
         broker_transport_options={
             "visibility_timeout": VISIBILITY_TIMEOUT_S,
-            "socket_timeout": 30 if patient else 1,
-            "socket_connect_timeout": 5 if patient else 1,
+            "socket_timeout": 30,
+            "socket_connect_timeout": 5,
             "socket_keepalive": True,
             "health_check_interval": 25,
         },
@@ -64,8 +55,6 @@ def make_app(settings: Settings, *, patient: bool = True) -> Celery:
         worker_hijack_root_logger=False,
         event_queue_durable=False,
     )
-    if not patient:
-        app.conf.broker_transport_options |= {"max_retries": 0, "interval_start": 0}
     if settings.embedded_redis:
         # A unix socket knows no TCP keepalive.
         app.conf.broker_transport_options.pop("socket_keepalive")

@@ -4,6 +4,8 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
+from worker.wake import knock_path
+
 
 class Bells:
     """Who rings is told at once what came of it, and dismissed when there is nothing more to do."""
@@ -13,7 +15,19 @@ class Bells:
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(str(path))
         self.listener.listen(16)
+        self.knocks = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        Path(knock_path(str(path))).unlink(missing_ok=True)
+        self.knocks.bind(knock_path(str(path)))
+        self.knocks.setblocking(False)
         self.waiting: list[socket.socket] = []
+
+    def knocked(self) -> bool:
+        """Whether somebody has knocked since the last look."""
+        found = False
+        with suppress(BlockingIOError):
+            while self.knocks.recv(16):
+                found = True
+        return found
 
     def accept(self) -> socket.socket:
         sock, _ = self.listener.accept()
@@ -38,6 +52,7 @@ class Bells:
     def close(self) -> None:
         self.dismiss()
         self.listener.close()
+        self.knocks.close()
 
 
 def _say(sock: socket.socket, word: str) -> None:

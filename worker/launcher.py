@@ -22,7 +22,7 @@ from storage.settings import WORD, WORD_HINT, Settings
 from storage.volume import Volume
 from worker import gpu, logs
 from worker.local import runtime_folder, worker_command
-from worker.wake import WAKE_ENV
+from worker.wake import WAKE_ENV, knock, knock_path
 
 log = logging.getLogger("ganq.worker")
 
@@ -96,7 +96,7 @@ class Worker:
         import warnings
 
         from celery.platforms import SecurityWarning
-        from celery.signals import worker_shutting_down
+        from celery.signals import task_received, worker_shutting_down
 
         from worker.app import make_app
 
@@ -108,13 +108,14 @@ class Worker:
         keeper = threading.Thread(target=self._keep_supervisor, name="keeper", daemon=True)
         keeper.start()
         worker_shutting_down.connect(lambda **_: self._stop(), weak=False)
+        task_received.connect(lambda **_: knock(self.environment[WAKE_ENV]), weak=False)
         try:
             self._run_celery()
         finally:
             if self.told is not self.supervisor:
                 self._stop()
             keeper.join(timeout=self.settings.drain_seconds + 30)
-            Path(self.environment[WAKE_ENV]).unlink(missing_ok=True)
+            self._remove_sockets()
         return self.exit_code
 
     def _run_celery(self) -> None:
@@ -240,8 +241,12 @@ class Worker:
         log.warning("Celery does not end (does Redis hang?): leaving without it")
         for child in active_children():
             os.kill(child.pid, signal.SIGKILL)
-        Path(self.environment[WAKE_ENV]).unlink(missing_ok=True)
+        self._remove_sockets()
         os._exit(self.exit_code)
+
+    def _remove_sockets(self) -> None:
+        for path in (self.environment[WAKE_ENV], knock_path(self.environment[WAKE_ENV])):
+            Path(path).unlink(missing_ok=True)
 
 
 class Fleet:

@@ -90,6 +90,8 @@ class Supervisor:
         self.selector.register(self._wake_read, selectors.EVENT_READ, "wake")
         self.bells = Bells(wake_socket)
         self.selector.register(self.bells.listener, selectors.EVENT_READ, "bell")
+        self.selector.register(self.bells.knocks, selectors.EVENT_READ, "knock")
+        self.knock_answer: str | None = None  # for the ring that follows a knock
 
         offer = partial(self.store.offer_to_yield, who=who, kinds=self.kinds)
         self.heart = Heart(self.store, self.workers, settings, self._tell, offer)
@@ -126,6 +128,8 @@ class Supervisor:
                 with suppress(BlockingIOError):
                     while os.read(self._wake_read, 4096):
                         pass
+            elif key.data == "knock":
+                self._hear_knocks()
             elif key.data == "bell":
                 self._answer_bell()
             elif key.data == "runner":
@@ -170,18 +174,30 @@ class Supervisor:
 
     # --- bells ----------------------------------------------------------------------------
 
+    def _hear_knocks(self) -> None:
+        if self.bells.knocked():
+            self.knock_answer = self._look()
+
     def _answer_bell(self) -> None:
+        self._hear_knocks()  # a knock comes before its ring
         sock = self.bells.accept()
+        answer, self.knock_answer = self.knock_answer or self._look(), None
         if self.lease is not None:
-            self.bells.keep(sock, "busy")
+            self.bells.keep(sock, answer)
+        else:
+            self.bells.send_away(sock, answer)
+
+    def _look(self) -> str:
+        """Something waits: claim it, if this worker is free."""
+        if self.lease is not None:
             self.heart.look_now()  # what was rung for may be worth yielding to
-        elif self.draining or not self._claim():
+            return "busy"
+        if self.draining or not self._claim():
             # Another transaction may have had the row in its hands just then: look once more.
             self.next_poll = min(self.next_poll, time.monotonic() + LOOK_AGAIN_S)
-            self.bells.send_away(sock, "nothing")
-        else:
-            assert self.lease is not None
-            self.bells.keep(sock, f"claimed {self.lease.job_id}")
+            return "nothing"
+        assert self.lease is not None
+        return f"claimed {self.lease.job_id}"
 
     # --- claim and order ------------------------------------------------------------------
 

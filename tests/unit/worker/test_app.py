@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from worker.app import TASK, make_app, queue_key
+from worker.app import TASK, make_app, queue_key, send_bell
 from worker.tasks import register
 
 pytestmark = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
@@ -58,6 +58,39 @@ def test_a_bell_is_a_small_json_message_with_a_hint(settings, redis_url) -> None
     assert message["headers"]["task"] == TASK
     assert message["content-type"] == "application/json"
     assert len(raw[0]) < 2000
+
+
+def test_a_bell_is_what_celery_itself_would_have_sent(settings, redis_url, app) -> None:
+    import redis
+
+    from worker.bell import ring
+
+    client = redis.Redis.from_url(redis_url)
+    send_bell(app, "default", 7)
+    assert ring(settings, 7, "default") is True
+    ours, celerys = (json.loads(one) for one in client.lrange(queue_key("default"), 0, -1))
+
+    def but_ids(message: dict) -> dict:
+        found = {**message, "headers": dict(message["headers"]), "properties": dict(message["properties"])}
+        for part, names in (("headers", ("id", "root_id", "origin")), ("properties", ("reply_to",))):
+            for name in names:
+                assert isinstance(found[part].pop(name), str)
+        for name in ("correlation_id", "delivery_tag"):
+            assert found["properties"].pop(name)
+        return found
+
+    assert but_ids(ours) == but_ids(celerys)
+    for one in (ours, celerys):
+        assert one["headers"]["id"] == one["headers"]["root_id"] == one["properties"]["correlation_id"]
+
+
+def test_ringing_needs_no_celery(settings, redis_url) -> None:
+    code = (
+        "import sys\nfrom storage.settings import Settings\nfrom worker.bell import ring\n"
+        f"assert ring(Settings.load({{'GANQ_REDIS_URL': {redis_url!r}, 'GANQ_HOME': {str(settings.home)!r}}}), 1, 'q')\n"
+        "heavy = {'celery', 'kombu', 'sqlalchemy'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_ringing_without_redis_is_told_quickly_and_raises_nothing(settings) -> None:
