@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 OPEN = (JobState.QUEUED, JobState.RUNNING)
 LISTED = "no job is like that"
+LISTED_ONE_BY_ONE = 50
+"""More than so many are cancelled by the hundreds, and told of in one line."""
 
 
 def each(
@@ -75,7 +77,8 @@ def many_options(command: F) -> F:
             click.option("--kind", help="… are of this kind: train, generate;"),
             click.option("--user", help="… are of this user;"),
             click.option("--name", help="… have a name that contains this."),
-            click.option("--yes", is_flag=True, help="With --all on a terminal: do not ask."),
+            click.option("--sweep", help="All of this array: its id, or the name that its jobs begin with."),
+            click.option("--yes", is_flag=True, help="With --all or --sweep on a terminal: do not ask."),
             output.json_option,
         )
     ):
@@ -92,11 +95,12 @@ def chosen(session: Session, verb: str, options: dict[str, Any]) -> list[str]:
     """
     named: tuple[str, ...] = options["jobs"]
     like = {name: options[name] for name in ("kind", "user", "name") if options[name] is not None}
-    if named and (options["everything"] or options["states"] or like):
+    many = options["everything"] or options["sweep"] is not None
+    if named and (many or options["states"] or like):
         raise SpecError("name the jobs, or say --all with what they are like", hint=f"ganq {verb} {named[0]}")
     if named:
         return list(named)
-    if not options["everything"]:
+    if not many:
         raise SpecError(
             f"which jobs? {verb} takes ids and names, or --all", hint="ganq status lists those that are there"
         )
@@ -106,19 +110,23 @@ def chosen(session: Session, verb: str, options: dict[str, Any]) -> list[str]:
         kind_named(like["kind"])
     from storage.queries import Filter
 
+    sweep = session.queries.find_sweep(options["sweep"]) if options["sweep"] is not None else None
     states = tuple(JobState(one) for one in options["states"]) or OPEN
     # The newest first: what waits for others goes before them, and nothing starts in between.
-    found = [str(one.id) for one in session.queries.stream(Filter(states=states, **like))]
+    found = session.queries.ids(Filter(states=states, sweep=sweep, **like))
     if not found and not options["as_json"]:
         click.echo(LISTED)
     if len(found) > 1 and output.on_terminal() and not options["as_json"] and not options["yes"]:
         click.confirm(f"{verb} {output.count(len(found), 'job')}?", abort=True)
-    return found
+    return [str(one) for one in found]
 
 
 @click.command(
     epilog=examples(
-        "ganq cancel 12", "ganq cancel 12 13 faces", "ganq cancel --all --state queued --user anna"
+        "ganq cancel 12",
+        "ganq cancel 12 13 faces",
+        "ganq cancel --all --state queued --user anna",
+        "ganq cancel --sweep rates",
     )
 )
 @many_options
@@ -132,9 +140,11 @@ def cancel(as_json: bool, **options: Any) -> int:
     """
     session = open_session()
     references = chosen(session, "cancel", {**options, "as_json": as_json})
+    if not options["jobs"] and len(references) > LISTED_ONE_BY_ONE:
+        return _cancel_many(session, [int(one) for one in references], as_json)
     ended_before: set[int] = set()
     if len(references) > 1:
-        for reference in references if not options["everything"] else ():
+        for reference in references if options["jobs"] else ():
             try:
                 job = session.queries.find(reference)
             except GanqError:
@@ -148,7 +158,7 @@ def cancel(as_json: bool, **options: Any) -> int:
         except InvalidTransitionError:
             now = session.queries.get(job.id)
             by_us = len(references) > 1 and job.id not in ended_before and now.state is JobState.CANCELLED
-            if options["everything"] and now.state.terminal:
+            if not options["jobs"] and now.state.terminal:
                 yield now, str(now.state)  # it ended by itself just now
             elif by_us:
                 yield now, "cancelled, with a job that it waited for"
@@ -158,6 +168,22 @@ def cancel(as_json: bool, **options: Any) -> int:
         yield now, "cancelled" if now.state is JobState.CANCELLED else "cancel requested"
 
     return each(session, references, as_json, act)
+
+
+def _cancel_many(session: Session, ids: Sequence[int], as_json: bool) -> int:
+    """In transactions of some hundred jobs, so that workers claim and beat meanwhile."""
+    done = session.store.cancel_many(ids)
+    if as_json:
+        words = {True: "cancelled", False: "cancel requested"}
+        states = {True: "cancelled", False: "running"}
+        output.print_json_array({"id": one, "state": states[end], "done": words[end]} for one, end in done)
+        return 0
+    ended = asked = 0
+    for _, end in done:
+        ended, asked = ended + end, asked + (not end)
+    running = f"; {output.count(asked, 'running job')} asked to stop" if asked else ""
+    click.echo(f"{output.count(ended, 'job')} cancelled{running}")
+    return 0
 
 
 @click.command(epilog=examples("ganq hold 12", "ganq submit train --data faces/ --hold"))

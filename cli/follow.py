@@ -6,6 +6,7 @@ of a script can be read.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -19,6 +20,8 @@ from storage.jobs import Job
 POLL_S = 0.5
 LINE_EVERY_S = 10.0
 EXIT_TIMEOUT = 124
+BARS = 30
+"""Of more jobs than this only so many of those that have not ended are drawn."""
 
 
 class View(Protocol):
@@ -41,13 +44,17 @@ def follow(
         (the jobs as they stand, whether the time ran out).
     """
     try:
-        with _view(quiet) as view:
+        with _view(quiet, len(job_ids)) as view:
             jobs, timed_out = _until_ended(session, job_ids, timeout_s, view)
     except KeyboardInterrupt:
-        ids = " ".join(map(str, job_ids))
+        ids = " ".join(map(str, job_ids)) if len(job_ids) <= BARS else "--sweep …"
         output.notice(f"\nno longer waiting; the work goes on (ganq wait {ids}, ganq cancel {ids})")
         raise
-    if not quiet:
+    if not quiet and len(jobs) > BARS:
+        for one in [one for one in jobs if one.state is JobState.FAILED][:BARS]:
+            output.notice(ending(one))
+        output.notice(_counted(jobs))
+    elif not quiet:
         for one in jobs:
             if timed_out or output.on_terminal():  # off a terminal each end already has its line
                 output.notice(ending(one))
@@ -59,10 +66,14 @@ def _until_ended(
 ) -> tuple[list[Job], bool]:
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     away = False
+    ended: dict[int, Job] = {}  # what is final needs no second look
     while True:
         jobs: list[Job] = []
         try:
-            jobs = [session.queries.get(one) for one in job_ids]
+            still = [one for one in job_ids if one not in ended]
+            found = {one.id: one for one in session.queries.get_many(still)}
+            ended |= {one.id: one for one in found.values() if one.state.terminal}
+            jobs = [found.get(one) or ended[one] for one in job_ids]
             around = words.Surroundings.of(session.queries, jobs)
             view.show([words.as_one(one, around) for one in jobs], around)
             away = False
@@ -73,7 +84,7 @@ def _until_ended(
         if jobs and all(one.state.terminal for one in jobs):
             return jobs, False
         if deadline is not None and time.monotonic() >= deadline:
-            return jobs or [session.queries.get(one) for one in job_ids], True
+            return jobs or session.queries.get_many(job_ids), True
         time.sleep(POLL_S)
 
 
@@ -104,9 +115,11 @@ def ending(job: Job) -> str:
 
 
 @contextmanager
-def _view(quiet: bool) -> Iterator[View]:
+def _view(quiet: bool, jobs: int) -> Iterator[View]:
     if quiet:
         yield _Silent()
+    elif not output.on_terminal() and jobs > BARS:
+        yield _Counts()
     elif not output.on_terminal():
         yield _Lines()
     else:
@@ -119,6 +132,25 @@ def _view(quiet: bool) -> Iterator[View]:
 class _Silent:
     def show(self, jobs: Sequence[Job], around: words.Surroundings) -> None:
         pass
+
+
+def _counted(jobs: Sequence[Job]) -> str:
+    states = Counter(str(one.state) for one in jobs)
+    by_state = ", ".join(f"{states[state]:,} {state}" for state in JobState if states[state])
+    return f"{output.count(len(jobs), 'job')}: {by_state}"
+
+
+class _Counts:
+    """Of many jobs, how many are in which state, now and then."""
+
+    def __init__(self) -> None:
+        self.said, self.at = "", 0.0
+
+    def show(self, jobs: Sequence[Job], around: words.Surroundings) -> None:
+        now, line = time.monotonic(), _counted(jobs)
+        if line != self.said and now - self.at >= LINE_EVERY_S:
+            self.said, self.at = line, now
+            output.notice(line)
 
 
 class _Lines:
@@ -164,7 +196,8 @@ class _Bars:
         from rich.text import Text
 
         table = Table.grid(padding=(0, 2))
-        for job in jobs:
+        moving = [job for job in jobs if not job.state.terminal]
+        for job in jobs if len(jobs) <= BARS else moving[:BARS]:
             left = words.eta(job)
             cells = [
                 f"{job.id} {job.name or job.kind}",

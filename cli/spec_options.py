@@ -70,7 +70,7 @@ def spec_options(
         for name in reversed(list(words)):
             flags = (names or {}).get(name) or ("--" + name.replace("_", "-"),)
             help_text = f"{words[name]} {_default_words(spec, name, fields[name])}".rstrip()
-            kind = (kinds or {}).get(name) or _type(fields[name])
+            kind = (kinds or {}).get(name) or option_type(fields[name])
             if kind is bool:
                 flags, kind = (f"{flags[0]}/--no-{flags[0][2:]}",), None
             cls = Once if name in once else click.Option
@@ -85,7 +85,7 @@ def given_only(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _type(field: FieldInfo) -> Any:
+def option_type(field: FieldInfo) -> Any:
     annotation = field.annotation
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = next(one for one in get_args(annotation) if one is not type(None))

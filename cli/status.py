@@ -30,6 +30,7 @@ FIRST_STEP = "ganq submit train --data DIR submits the first one; ganq demo show
         "ganq status 12",
         "ganq status faces --watch",
         "ganq status --state failed --state cancelled --all",
+        "ganq status --sweep rates",
         "ganq status --json --all | jq '.[] | select(.kind == \"train\") | .id'",
     )
 )
@@ -44,6 +45,8 @@ FIRST_STEP = "ganq submit train --data DIR submits the first one; ganq demo show
 @click.option("--kind", help="Only this kind: train, generate, import.")
 @click.option("--user", help="Only jobs of this user.")
 @click.option("--name", help="Only jobs whose name contains this.")
+@click.option("--sweep", help="Only the jobs of this array: its id, or the name that they begin with.")
+@click.option("--before", type=click.IntRange(1), help="Only jobs older than this id: the next page.")
 @click.option(
     "--limit", type=click.IntRange(1, 1_000_000), help=f"How many to list (default {DEFAULT_LIMIT})."
 )
@@ -57,6 +60,8 @@ def status(
     kind: str | None,
     user: str | None,
     name: str | None,
+    sweep: str | None,
+    before: int | None,
     limit: int | None,
     everything: bool,
     parts: bool,
@@ -64,7 +69,7 @@ def status(
     as_json: bool,
 ) -> int:
     """List jobs, newest first; or show all about one JOB (an id or a name)."""
-    filtered = bool(states or kind or user or name or limit or everything)
+    filtered = bool(states or kind or user or name or sweep or before or limit or everything)
     if job is not None and filtered:
         raise SpecError(
             "one job and a filter do not go together", hint=f"ganq status {job}, or ganq status --name {job}"
@@ -94,6 +99,8 @@ def status(
         kind=kind,
         user=user,
         name=name,
+        sweep=session.queries.find_sweep(sweep) if sweep is not None else None,
+        before_id=before,
         parts=parts,
         part_of=session.queries.find(job).id if job is not None else None,
     )
@@ -161,12 +168,15 @@ def _footer(session: Session, shown: int, wanted: "Filter") -> str:
     """How many there are in all, by state, and how to see the rest."""
     from storage.queries import Filter
 
-    counts = session.queries.counts()
+    counts = session.queries.counts(sweep=wanted.sweep)
     total = sum(counts.values())
     if total == 0:
         return f"no jobs yet\n  → {FIRST_STEP}"
     by_state = ", ".join(f"{number:,} {state}" for state, number in counts.items() if number)
     line = f"{output.count(total, 'job')}: {by_state}"
+    if wanted.sweep is not None:
+        ended = sum(number for state, number in counts.items() if JobState(state).terminal)
+        line = f"sweep {wanted.sweep}: {ended:,} of {total:,} ended: {by_state}"
     if shown < total and wanted == Filter():
         line += f" · newest {shown} shown; --all shows every one, ganq status ID one of them"
     elif wanted != Filter():

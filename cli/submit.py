@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli import output
+from cli import output, sweep
 from cli.durations import Duration
 from cli.lazy import Entry, LazyGroup, examples
 from cli.session import JOB, Session
@@ -49,6 +49,7 @@ class Wish:
     wait: bool
     as_json: bool
     submit_key: str | None
+    sweep: tuple[str, ...]
 
     def __post_init__(self) -> None:
         for option, value in (
@@ -100,6 +101,7 @@ def wish_options(command: F) -> F:
             click.option(
                 "--submit-key", help="The same key gives the same job, once: for scripts that repeat."
             ),
+            sweep.option,
             click.option("--dry-run", is_flag=True, help="Show what would be done; submit nothing."),
             click.option("--wait", is_flag=True, help="Wait for its end, and exit 0 or 1 by it."),
             output.json_option,
@@ -183,13 +185,25 @@ def _say_if_taken(session: Session, job: "Job") -> None:
             return
 
 
-def show_plan(spec: "Spec", plan: Mapping[str, Any], seconds: float | None, as_json: bool) -> int:
-    """What --dry-run prints: the resolved spec, what it amounts to, and how long it may take."""
+def show_plan(
+    spec: "Spec",
+    plan: Mapping[str, Any],
+    seconds: float | None,
+    as_json: bool,
+    changes: Sequence[Mapping[str, Any]] = (),
+) -> int:
+    """
+    What --dry-run prints: the resolved spec, what it amounts to, and how long it may take.
+
+    Args:
+        changes: of a sweep, whose first job is shown, the fields that change in each.
+    """
     if as_json:
-        output.print_json(
-            {"kind": spec.kind, "spec": spec.to_json(), "plan": dict(plan), "estimate_seconds": seconds}
-        )
+        facts = {"kind": spec.kind, "spec": spec.to_json(), "plan": dict(plan), "estimate_seconds": seconds}
+        output.print_json(facts | ({"sweep": [dict(one) for one in changes]} if changes else {}))
         return 0
+    if changes:
+        click.echo(f"sweep of {sweep.told(changes)}; of the first:")
     facts = {name: value for name, value in spec.to_json().items() if value not in (None, [])}
     for title, rows in (("spec", facts), ("plan", plan)):
         click.echo(title)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli import output
+from cli import output, sweep
 from cli.lazy import examples
 from cli.preflight import WEIGHTS
 from cli.session import JOB, Session, open_session
@@ -87,6 +87,9 @@ class Numbers(click.ParamType[tuple[int, ...]]):
         return tuple(map(int, parts))
 
 
+NEVER_SWEPT = ("source", "draws", "seeds", "out", "interpolate")
+"""What the command finds itself, and what is itself a list or a folder."""
+
 KINDS_OF_OPTIONS: dict[str, click.ParamType[Any]] = {
     "seeds": Ranges(),
     "interpolate": Numbers(),
@@ -118,20 +121,27 @@ def generate(source: str | None, now: bool, **options: Any) -> int:
     given = given_only(options)
     if "out" in given:
         given["out"] = _out_folder(given["out"])
+    changes = sweep.combinations(GenerateSpec, wish.sweep, given, never=NEVER_SWEPT) if wish.sweep else [{}]
+    if wish.sweep and "out" in given:
+        raise SpecError("--out is one folder, and a sweep has many results", hint="leave it away: ganq open")
     # What is wrong with the numbers is said before the table is asked anything.
-    GenerateSpec.create(source=0, **given)
+    for one in changes:
+        GenerateSpec.create(source=0, **given, **one)
     session = open_session()
     model = find_model(session, source)
     if now and "checkpoint" not in given and not model.state.terminal:
         given["checkpoint"] = "last"
-    spec = GenerateSpec.create(source=model.id, **given)
-    after = check_source(session, model, spec.checkpoint, now=now)
+    specs = [GenerateSpec.create(source=model.id, **given, **one) for one in changes]
+    spec = specs[0]
+    for checkpoint in dict.fromkeys(one.checkpoint for one in specs):
+        after = check_source(session, model, checkpoint, now=now)
     if wish.dry_run:
         plan = _plan(model, spec)
         from cli.estimate import generation_rate
 
         rate = generation_rate(session.queries, model)
-        return show_plan(spec, plan, spec.drawn / rate if rate else None, wish.as_json)
+        seconds = spec.drawn / rate if rate else None
+        return show_plan(spec, plan, seconds, wish.as_json, changes if wish.sweep else ())
     scoring = "--keep" if spec.keep is not None else "--reject" if spec.reject is not None else None
     if scoring and model.kind == "import" and model.spec.get("netd") is None:
         raise SpecError(
@@ -148,6 +158,8 @@ def generate(source: str | None, now: bool, **options: Any) -> int:
         way = f"ganq release {model.id} lets it start" if model.held else "--now takes its latest checkpoint"
         state = "held" if model.held else model.state
         output.notice(f"job {model.id} is {state}: this one waits for it ({way})")
+    if wish.sweep:
+        return sweep.accept_sweep(session, specs, wish, after=after)
     return accept(session, spec, wish, after=after)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli import output, preflight
+from cli import output, preflight, sweep
 from cli.lazy import examples
 from cli.session import JOB, NoJobsYetError, Session, open_session
 from cli.spec_options import given_only, spec_options
@@ -62,6 +62,10 @@ FIXED = ("recipe", "size", "nz", "ngf", "ndf", "norm_d")
 """What a run that goes on cannot change: the checkpoint holds networks of this form."""
 
 
+NEVER_SWEPT = ("continue_from", "data", "init_netg", "init_netd", "augment")
+"""Paths, and what is itself a list."""
+
+
 class Policies(click.ParamType[tuple[str, ...]]):
     """'translation,color' or 'none'."""
 
@@ -82,6 +86,7 @@ class Policies(click.ParamType[tuple[str, ...]]):
         "ganq submit train --data faces.zip --size 64 --augment none --name small --wait",
         "ganq submit train --recipe origin --g-every 5 --dry-run",
         "ganq submit train --continue small --epochs 800",
+        "ganq submit train --sweep lr-g=1e-4,2e-4 --sweep seed=0-9 --name rates",
     )
 )
 @click.option(
@@ -100,28 +105,34 @@ def train(source: str | None, **options: Any) -> int:
     wish = take_wish(options)
     settings = Settings.load()
     given = _absolute(given_only(options))
+    changes = sweep.combinations(TrainSpec, wish.sweep, given, never=NEVER_SWEPT) if wish.sweep else [{}]
     after: list[int] = []
     if source is None:
         given["data"] = preflight.find_data(settings, given.get("data"))
-        spec = TrainSpec.create(**{"recipe": DEFAULT_RECIPE, **given})
+        specs = [TrainSpec.create(**{"recipe": DEFAULT_RECIPE, **given, **one}) for one in changes]
     else:
         session = open_session(settings=settings)
         parent = session.queries.find(source)
         if "data" in given:
             given["data"] = preflight.find_data(settings, given["data"])
-        spec = continued(session, parent, given)
+        specs = [continued(session, parent, {**given, **one}) for one in changes]
         if not parent.state.terminal:
             after = [parent.id]
-    preflight.check_training(spec)
+    spec = specs[0]
+    preflight.check_training(max(specs, key=lambda one: one.batch))
     if wish.dry_run:
         plan = preflight.training_plan(spec, preflight.count_pictures(spec.data))
-        return show_plan(spec, plan, _estimate(settings, spec, plan), wish.as_json)
+        estimate = _estimate(settings, spec, plan)
+        return show_plan(spec, plan, estimate, wish.as_json, changes if wish.sweep else ())
     session = open_session(create=True, settings=settings)
     if options.get("data") is None:
         output.notice(f"training on {spec.data}")
     if after:
         output.notice(f"job {after[0]} has not ended; this one waits for it")
-    code = accept(session, spec, wish, after=after)
+    if wish.sweep:
+        code = sweep.accept_sweep(session, specs, wish, after=after)
+    else:
+        code = accept(session, spec, wish, after=after)
     preflight.remember_data(settings, spec.data)
     return code
 

@@ -5,6 +5,7 @@ import click
 from cli import output
 from cli.lazy import examples
 from cli.session import JOB, open_session
+from jobs.errors import SpecError
 
 
 @click.command(
@@ -12,10 +13,11 @@ from cli.session import JOB, open_session
         "ganq wait 12", "ganq wait 12 13 --timeout 3600 && ganq open 13", "ganq wait faces --json"
     )
 )
-@click.argument("jobs", nargs=-1, required=True, type=JOB)
+@click.argument("jobs", nargs=-1, type=JOB)
+@click.option("--sweep", help="All jobs of this array: its id, or the name that they begin with.")
 @click.option("--timeout", type=click.FloatRange(0), help="Give up after so many seconds (exit code 124).")
 @output.json_option
-def wait(jobs: tuple[str, ...], timeout: float | None, as_json: bool) -> int:
+def wait(jobs: tuple[str, ...], sweep: str | None, timeout: float | None, as_json: bool) -> int:
     """
     Wait until JOBS have ended, showing their progress.
 
@@ -25,8 +27,15 @@ def wait(jobs: tuple[str, ...], timeout: float | None, as_json: bool) -> int:
     from cli import words
     from cli.follow import fate, follow
 
+    if not jobs and sweep is None:
+        raise SpecError("wait for which jobs? it takes ids and names, or --sweep", hint="ganq status")
     session = open_session()
     ids = list(dict.fromkeys(session.queries.find(one).id for one in jobs))
+    if sweep is not None:
+        from storage.queries import Filter
+
+        members = session.queries.ids(Filter(sweep=session.queries.find_sweep(sweep)))
+        ids = list(dict.fromkeys([*ids, *reversed(members)]))
     ended, timed_out = follow(session, ids, timeout_s=timeout, quiet=as_json)
     if as_json:
         around = words.Surroundings.of(session.queries, ended)

@@ -176,6 +176,7 @@ def as_json(job: Job, around: Surroundings) -> dict[str, Any]:
         "ran_s": job.ran_s,
         "cancel_requested_at": job.cancel_requested_at,
         "part_of": job.part_of,
+        "sweep": job.sweep,
         "parts": None
         if parts is None
         else {"number": parts.number, "ended": parts.ended, "running": parts.running},

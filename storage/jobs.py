@@ -40,6 +40,7 @@ class Job:
     retry_of: int | None
     preemptible: bool
     part_of: int | None
+    sweep: str | None
     yields: int
     yielded_at: float | None
     time_limit_s: float | None

@@ -3,16 +3,17 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, or_, select
+from sqlalchemy import ColumnElement, Connection, func, or_, select, text
 
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError
 from jobs.states import JobState
 from storage.engine import Database
 from storage.jobs import Checkpoint, Event, Job, WorkerRow
 from storage.models import attempt, checkpoint, dependency, event, job, utcnow, worker
-from storage.parts import Parts, parts_of, summaries
+from storage.parts import PARTS, Parts, parts_of, summaries
 
 PAGE = 500
 
@@ -25,6 +26,7 @@ class Filter:
     kind: str | None = None
     user: str | None = None
     name: str | None = None
+    sweep: str | None = None
     after_id: int | None = None
     before_id: int | None = None
     parts: bool = False
@@ -44,12 +46,20 @@ class Filter:
         if self.user is not None:
             wanted.append(job.c.user == self.user)
         if self.name is not None:
-            wanted.append(job.c.name.contains(self.name, autoescape=True))
+            # The index of names holds all that this needs, and is far smaller than the table.
+            like = select(job.c.id).where(job.c.name.contains(self.name, autoescape=True))
+            wanted.append(job.c.id.in_(like))
+        if self.sweep is not None:
+            wanted += [job.c.sweep.is_not(None), job.c.sweep == self.sweep]
         if self.after_id is not None:
             wanted.append(job.c.id > self.after_id)
         if self.before_id is not None:
             wanted.append(job.c.id < self.before_id)
         return wanted
+
+
+def _scalar(conn: Connection, query: Any) -> Any:
+    return conn.execute(query).scalar_one_or_none()
 
 
 class Queries:
@@ -108,11 +118,60 @@ class Queries:
                 return
             before = page[-1].id
 
-    def counts(self) -> dict[str, int]:
-        """How many jobs are in each state."""
-        query = select(job.c.state, func.count()).where(job.c.part_of.is_(None)).group_by(job.c.state)
-        found = self.database.read(lambda conn: {str(s): int(n) for s, n in conn.execute(query)})
+    def ids(self, wanted: Filter) -> list[int]:
+        """All matching ids, newest first."""
+        query = select(job.c.id).where(*wanted.where()).order_by(job.c.id.desc())
+        return self.database.read(lambda conn: list(conn.execute(query).scalars()), patience_s=30.0)
+
+    def get_many(self, job_ids: Sequence[int]) -> list[Job]:
+        """These jobs, in the order of their ids; what is not there is left out."""
+        pages = [job_ids[start : start + PAGE] for start in range(0, len(job_ids), PAGE)]
+
+        def ask(conn: Connection) -> list[Job]:
+            found = [conn.execute(select(job).where(job.c.id.in_(page))).all() for page in pages]
+            return sorted((Job.from_row(row) for rows in found for row in rows), key=lambda one: one.id)
+
+        return self.database.read(ask)
+
+    def counts(self, *, sweep: str | None = None) -> dict[str, int]:
+        """How many jobs are in each state; of one array only, if it is named."""
+        by_state = select(job.c.state, func.count()).group_by(job.c.state)
+        if sweep is not None:
+            by_state = by_state.where(text("sweep IS NOT NULL"), job.c.sweep == sweep)
+        parts = by_state.where(text(PARTS))
+
+        def ask(conn: Connection) -> dict[str, int]:
+            # All, from the index of states alone, less the parts, from theirs: a count of
+            # what is no part would read a million rows.
+            found = {str(state): int(number) for state, number in conn.execute(by_state)}
+            for state, number in conn.execute(parts):
+                found[state] -= number
+            return found
+
+        found = self.database.read(ask)
         return {state: found.get(state, 0) for state in JobState}
+
+    def find_sweep(self, reference: str) -> str:
+        """
+        An array by its id, by the name that its jobs begin with, or by one of its jobs.
+
+        Raises:
+            JobNotFoundError: there is none.
+        """
+        of_name = select(job.c.sweep).where(job.c.sweep.is_not(None))
+        if re.fullmatch(r"\d{1,18}", reference):
+            tries = [of_name.where(job.c.id == int(reference))]
+        else:
+            tries = [of_name.where(job.c.sweep == reference)]
+            tries += [of_name.where(job.c.name == name) for name in (f"{reference}-0", reference)]
+        for query in tries:
+            newest = query.order_by(job.c.id.desc()).limit(1)
+            found = self.database.read(partial(_scalar, query=newest))
+            if found is not None:
+                return str(found)
+        raise JobNotFoundError(
+            f"there is no sweep {reference[:70]!r}", hint="ganq submit … --sweep says what each is called"
+        )
 
     def newest_model(self) -> Job:
         """

@@ -11,6 +11,7 @@ leases        claim, beat, yield, pin
 checkpoints   register, forget
 endings       succeed, fail, release, crash
 wishing       cancel, hold
+sweeping      accept an array, cancel many
 recovering    take back, ring again
 
 storage/transitions.py holds the compare-and-set itself.
@@ -23,8 +24,9 @@ from storage.job_store.leases import Wishes as Wishes
 from storage.job_store.recovering import Beat as Beat
 from storage.job_store.recovering import Recovering
 from storage.job_store.submitting import Submitting
+from storage.job_store.sweeping import Sweeping
 from storage.job_store.wishing import Wishing
 
 
-class JobStore(Submitting, Leases, Checkpoints, Endings, Wishing, Recovering):
+class JobStore(Submitting, Leases, Checkpoints, Endings, Wishing, Sweeping, Recovering):
     """All changes of state, on SQLite and Postgres alike."""

@@ -77,17 +77,15 @@ def test_wait_outlives_a_database_that_is_away(ganq, trained, monkeypatch):
 
     trained()
     monkeypatch.setattr("cli.follow.POLL_S", 0.01)
-    real, calls = Queries.get, []
+    real, calls = Queries.get_many, []
 
-    def sometimes(self, job_id):
-        calls.append(job_id)
+    def sometimes(self, job_ids):
+        calls.append(job_ids)
         if len(calls) in (1, 2):
             raise DatabaseUnavailableError("the job table cannot be reached")
-        return real(self, job_id)
+        return real(self, job_ids)
 
-    # find() has asked get() once before the waiting begins.
-    monkeypatch.setattr(Queries, "find", lambda self, reference: real(self, int(reference)))
-    monkeypatch.setattr(Queries, "get", sometimes)
+    monkeypatch.setattr(Queries, "get_many", sometimes)
     said = ganq("wait", 1)
     assert said.code == 0
     assert said.err.count("waiting for it") == 1
