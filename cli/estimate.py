@@ -9,8 +9,8 @@ from storage.jobs import Job
 from storage.queries import Filter, Queries
 
 LOOK_BACK = 100
-LIKE_TRAINING = ("size", "nz", "ngf", "ndf", "d_every", "g_every", "norm_d")
-LIKE_DRAWING = ("size", "nz", "ngf")
+LIKE_TRAINING = ("size", "nz", "ngf", "ndf", "d_every", "g_every", "norm_d", "arch")
+LIKE_DRAWING = ("size", "nz", "ngf", "arch")
 
 
 def training_rate(queries: Queries, spec: TrainSpec) -> float | None:
@@ -39,7 +39,9 @@ def generation_rate(queries: Queries, model: Job) -> float | None:
 
 
 def _alike(one: dict[str, Any], other: dict[str, Any], names: tuple[str, ...]) -> bool:
-    return all(one.get(name) == other.get(name) for name in names)
+    # Jobs of ganq 0.1 have no `arch`: it was the tutorial's.
+    old = {"arch": "dcgan"}
+    return all((one.get(name) or old.get(name)) == (other.get(name) or old.get(name)) for name in names)
 
 
 def _median(jobs: list[Job]) -> float | None:

@@ -5,6 +5,7 @@ Nothing is decoded here; the data set's own reader has the last word, on the wor
 """
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 from jobs.errors import DatasetError, NotFoundError, SpecError
@@ -12,7 +13,7 @@ from jobs.specs import TrainSpec, size_plan
 from storage.settings import Settings
 
 WEIGHTS = (".pth", ".pt", ".safetensors")
-WIDEST = 8  # jobs.gan.networks.WIDEST, whose import would load torch
+WIDEST = 8  # jobs.gan.layout.WIDEST, whose import would load torch
 
 
 # --- the data set -------------------------------------------------------------------------
@@ -115,7 +116,7 @@ def check_training(spec: TrainSpec) -> None:
 # --- what it will cost --------------------------------------------------------------------
 
 
-def weights_of(size: int, nz: int, ngf: int, ndf: int, norm_d: str) -> tuple[int, int]:
+def weights_of(size: int, nz: int, ngf: int, ndf: int, norm_d: str, arch: str = "dcgan") -> tuple[int, int]:
     """
     Numbers that the two networks hold, buffers included, without building them.
 
@@ -124,6 +125,8 @@ def weights_of(size: int, nz: int, ngf: int, ndf: int, norm_d: str) -> tuple[int
     """
     doublings, triple = size_plan(size)
     factors = [min(WIDEST, 2**k) for k in range(doublings, -1, -1)]
+    if arch == "residual":
+        return _residual_weights([ngf * one for one in factors], [ndf * one for one in factors], nz, triple)
     edge = 25 if triple else 16
     per_norm = 4  # weight, bias, running mean and variance of each channel
     generator, channels = 0, nz
@@ -139,6 +142,8 @@ def weights_of(size: int, nz: int, ngf: int, ndf: int, norm_d: str) -> tuple[int
         discriminator += channels * out * kernel
         if spectral:  # bias, and the power iteration's u and v
             discriminator += 2 * out + channels * kernel
+        elif norm_d == "none":
+            discriminator += out
         elif place > 0:
             discriminator += per_norm * out + 1
         channels = out
@@ -148,12 +153,29 @@ def weights_of(size: int, nz: int, ngf: int, ndf: int, norm_d: str) -> tuple[int
     return generator, discriminator
 
 
+def _residual_weights(g: list[int], d: list[int], nz: int, triple: bool) -> tuple[int, int]:
+    """
+    Args:
+        g, d: channels of each, from the 4×4 picture outwards.
+    """
+    pixels = 3 * (9 if triple else 4)
+
+    def blocks(channels: list[int]) -> int:
+        """Two 1×1, a grouped 3×3 and two biases for each, and the 1×1 between neighbours."""
+        inside = sum(2 * c * c + 9 * c * (16 if c % 16 == 0 else c) + 2 * c for c in channels)
+        return inside + sum(a * b for a, b in pairwise(channels))
+
+    generator = nz * g[0] * 16 + blocks(g) + (9 * g[-1] + 1) * pixels
+    discriminator = 9 * pixels * d[-1] + blocks(d) + 16 * d[0] + d[0]
+    return generator, discriminator
+
+
 def checkpoint_bytes(spec: TrainSpec) -> int:
     """
     Bytes of one checkpoint, about: the state (both networks, two moments of Adam each,
     the moving average) and beside it what generation needs.
     """
-    generator, discriminator = weights_of(spec.size, spec.nz, spec.ngf, spec.ndf, spec.norm_d)
+    generator, discriminator = weights_of(spec.size, spec.nz, spec.ngf, spec.ndf, spec.norm_d, spec.arch)
     average = generator if spec.ema_half_life_kimg > 0 else 0
     return 4 * (3 * (generator + discriminator) + average + generator + discriminator)
 

@@ -37,8 +37,15 @@ WORDS = {
     "ndf": "Width of the discriminator.",
     "d_every": "The discriminator steps on every N-th batch.",
     "g_every": "The generator steps on every N-th batch.",
+    "arch": "The networks: the tutorial's, or residual ones without normalisation.",
     "loss": "The game that the two networks play.",
     "norm_d": "How the discriminator is kept in bounds.",
+    "r1_gamma": "Penalty on the discriminator's slope at real pictures; 0 is off.",
+    "r2_gamma": "The same at fakes.",
+    "penalty_every": "The penalties come on every N-th step, N times as strong.",
+    "lr_end": "Share of the learning rates that is left at the end, on a cosine.",
+    "gamma_end": "Share of the penalties that is left at the end, on a cosine.",
+    "beta2_end": "beta2 at the end, on a cosine; 0: it stays.",
     "noise": "Whether D sees new fakes at each step, or the same until G steps.",
     "ema_half_life_kimg": "Half-life of the generator's average, in thousands of pictures; 0 is off.",
     "augment": "What D sees changed, of translation, color and cutout; 'none' for nothing.",
@@ -58,7 +65,7 @@ WORDS = {
 
 PATHS: dict[str, click.ParamType[Any]] = {name: click.Path() for name in ("data", "init_netg", "init_netd")}
 
-FIXED = ("recipe", "size", "nz", "ngf", "ndf", "norm_d")
+FIXED = ("recipe", "size", "nz", "ngf", "ndf", "arch", "norm_d")
 """What a run that goes on cannot change: the checkpoint holds networks of this form."""
 
 

@@ -33,6 +33,7 @@ Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 PictureNumber = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Gamma = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Augment = Literal["translation", "color", "cutout"]
 
 
@@ -161,9 +162,23 @@ class TrainSpec(Spec):
     init_netd: str | None = None
     """Starting weights for each network: absolute path of a .pth or .safetensors file."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    loss: Literal["bce", "hinge", "nonsaturating"] = "bce"
-    norm_d: Literal["batch", "spectral"] = "batch"
-    """'batch' ends in a sigmoid as the origin does; 'spectral' gives logits."""
+    arch: Literal["dcgan", "residual"] = "dcgan"
+    """'dcgan' is the tutorial's pair; 'residual' a pair without normalisation, after R3GAN."""
+    loss: Literal["bce", "hinge", "nonsaturating", "relativistic"] = "bce"
+    norm_d: Literal["batch", "spectral", "none"] = "batch"
+    """'batch' ends in a sigmoid as the origin does; 'spectral' and 'none' give logits."""
+    r1_gamma: Gamma = 0.0
+    """Weight of the penalty on D's slope at real pictures, halved as in the papers; 0 is off."""
+    r2_gamma: Gamma = 0.0
+    """The same at fakes."""
+    penalty_every: Annotated[int, Field(ge=1, le=1000)] = 1
+    """The penalties come on every N-th step of D, N times as strong."""
+    lr_end: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
+    """Share of both learning rates that is left at the end of the run, on a cosine."""
+    gamma_end: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
+    """Share of both penalties that is left at the end of the run, on a cosine."""
+    beta2_end: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    """beta2 at the end of the run, on a cosine; 0: it stays as it is."""
     noise: Literal["stale", "fresh"] = "stale"
     """'stale': D sees the same fakes until G steps again, as in the origin. 'fresh': new at each D step."""
     ema_half_life_kimg: Annotated[float, Field(ge=0, le=1e6)] = 0.0
@@ -209,15 +224,26 @@ class TrainSpec(Spec):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.loss == "bce" and self.norm_d == "spectral":
+        if self.loss == "bce" and self.norm_d != "batch":
             raise SpecError(
-                "--loss bce reads a sigmoid, and --norm-d spectral gives logits",
+                f"--loss bce reads a sigmoid, and --norm-d {self.norm_d} gives logits",
                 hint="use --loss nonsaturating (the same loss on logits) or --norm-d batch",
             )
         if self.loss != "bce" and self.norm_d == "batch":
             raise SpecError(
                 f"--loss {self.loss} reads logits, and --norm-d batch ends in a sigmoid",
                 hint="use --norm-d spectral or --loss bce",
+            )
+        if self.arch == "residual" and self.norm_d != "none":
+            raise SpecError(
+                f"--arch residual needs no normalisation, and --norm-d {self.norm_d} would add one",
+                hint="use --norm-d none (the blocks start as nothing instead) or --arch dcgan",
+            )
+        if self.norm_d == "batch" and self.r1_gamma + self.r2_gamma > 0:
+            raise SpecError(
+                "--r1-gamma and --r2-gamma ask for D's slope at each picture, "
+                "and with --norm-d batch a picture's score depends on its neighbours",
+                hint="use --norm-d spectral or none",
             )
         return self
 

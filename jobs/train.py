@@ -102,9 +102,9 @@ class Training:
                 self.ctx.weights(self.spec.init_netg) if self.spec.init_netg else None,
                 self.ctx.weights(self.spec.init_netd) if self.spec.init_netd else None,
             )
-        scale = self.rollbacks.lr_scale
-        self.state.set_rates(scale * self.spec.lr_g, scale * self.spec.lr_d)
-        self.steps = Steps(self.spec, self.state, self.batches, self.journal, self.rollbacks)
+        self.steps = Steps(
+            self.spec, self.state, self.batches, self.journal, self.rollbacks, self.total_steps
+        )
         self.saves.start_at(self.state.step)
         self.journal.start_at(self.state.step)
         return snapshot.step if snapshot else None

@@ -11,7 +11,7 @@ import copy
 
 import torch
 
-from jobs.gan.networks import Generator
+from jobs.gan.networks import AnyGenerator
 
 RAMP_UP = 0.05
 """The half-life is at most this share of the pictures seen so far."""
@@ -32,12 +32,12 @@ def ema_decay(pictures: int, seen: int, half_life: float) -> float:
 class Ema:
     """A copy of a network, in eval mode, that follows it slowly."""
 
-    def __init__(self, net: Generator, half_life: float) -> None:
+    def __init__(self, net: AnyGenerator, half_life: float) -> None:
         self.half_life = half_life
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, net: Generator, *, pictures: int, seen: int) -> None:
+    def update(self, net: AnyGenerator, *, pictures: int, seen: int) -> None:
         """
         Move towards `net`, BatchNorm's running statistics included: the statistics of
         single steps belong to weights that the average has not.

@@ -12,8 +12,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from jobs.gan.networks import Generator
-
 
 class StaleFakes:
     """
@@ -24,7 +22,7 @@ class StaleFakes:
         run: a pass of it; net itself by default.
     """
 
-    def __init__(self, net: Generator, run: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(self, net: nn.Module, run: Callable[[Tensor], Tensor] | None = None) -> None:
         self._run = run or net
         self._norms = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
         self._g_steps = -1

@@ -9,15 +9,17 @@ as a matrix product, that is up to half off the forward pass. The folding is don
 in the same way, so equal weights give equal pictures.
 """
 
+import copy
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from jobs.gan.networks import Generator
+from jobs.gan.networks import AnyGenerator
+from jobs.gan.residual import ResidualGenerator
 
 
-def for_inference(net: Generator, device: torch.device) -> nn.Module:
+def for_inference(net: AnyGenerator, device: torch.device) -> nn.Module:
     """
     Args:
         net: on the CPU, in eval mode; stays as it is.
@@ -26,6 +28,9 @@ def for_inference(net: Generator, device: torch.device) -> nn.Module:
         A network without BatchNorm, channels last, on the device: latents (B, Z, 1, 1)
         to pictures (B, 3, H, W), equal but for the last bits of the floats.
     """
+    if isinstance(net, ResidualGenerator):  # nothing to fold, and no layer at which a CPU is weak
+        same = copy.deepcopy(net).eval().requires_grad_(False)
+        return cast(nn.Module, same.to(device=device, memory_format=torch.channels_last))  # type: ignore[call-overload]
     source = list(net.Gene)
     layers: list[nn.Module] = []
     for layer, after in zip(source, [*source[1:], None], strict=True):

@@ -77,5 +77,5 @@ class Journal:
             losses = "  ".join(f"{name} {self.last[name]:.4f}" for name in SHOWN_LOSSES if name in self.last)
             self.ctx.log(f"epoch {epoch}/{self.spec.epochs}  {losses}  {rate:.0f} pictures/s")
         line: dict[str, Any] = {"step": step, "epoch": epoch, "images": step * self.spec.batch}
-        line |= {name: means.get(name) for name in METRICS}
+        line |= {name: means.get(name) for name in METRICS} | means
         self.ctx.metrics({**line, "images_per_s": round(rate, 2)})

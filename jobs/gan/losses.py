@@ -16,11 +16,29 @@ ScoresToLoss = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Loss:
-    """The three terms of a GAN's game; D minimises d_real + d_fake, G minimises g."""
+    """A game of three terms: D minimises d_real + d_fake, G minimises g."""
 
     d_real: ScoresToLoss
     d_fake: ScoresToLoss
     g: ScoresToLoss
+
+
+class Pairing:
+    """
+    Each fake is judged beside a real picture: only the difference of their logits counts.
+
+    What D says of a fake is then never good or bad in itself, so G cannot win by dropping
+    the kinds of pictures that it makes badly.
+
+    Source: Jolicoeur-Martineau 2018, arXiv:1807.00734; Huang et al. 2025,
+    arXiv:2501.05441, equation 2, which needs R1 and R2 (section 2.2) to converge.
+    """
+
+    def d(self, real_B: Tensor, fake_B: Tensor) -> Tensor:
+        return softplus(fake_B - real_B).mean()
+
+    def g(self, real_B: Tensor, fake_B: Tensor) -> Tensor:
+        return softplus(real_B - fake_B).mean()
 
 
 def _bce(target: float) -> ScoresToLoss:
@@ -33,7 +51,7 @@ def _bce(target: float) -> ScoresToLoss:
     return loss
 
 
-LOSSES: dict[str, Loss] = {
+LOSSES: dict[str, Loss | Pairing] = {
     # Goodfellow et al. 2014, arXiv:1406.2661, with the non-saturating generator: the tutorial's.
     "bce": Loss(_bce(1.0), _bce(0.0), _bce(1.0)),
     # The same on logits, which cannot saturate in float32.
@@ -48,4 +66,19 @@ LOSSES: dict[str, Loss] = {
         lambda logits_B: relu(1 + logits_B).mean(),
         lambda logits_B: -logits_B.mean(),
     ),
+    "relativistic": Pairing(),
 }
+
+
+def squared_slopes(pictures_B3HW: Tensor, scores_B: Tensor) -> Tensor:
+    """
+    How steep D is at each picture: ‖∂score/∂picture‖², shape (B,), differentiable once more.
+
+    R1 holds it down at real pictures, R2 at fakes: γ/2 times its mean (Mescheder et al.
+    2018, arXiv:1801.04406, equations 9 and 10).
+
+    Args:
+        pictures_B3HW: what D has seen, with requires_grad, each scored by itself (no BatchNorm).
+    """
+    (slopes_B3HW,) = torch.autograd.grad(scores_B.sum(), pictures_B3HW, create_graph=True)
+    return slopes_B3HW.square().sum(dim=(1, 2, 3))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from jobs.context import Snapshot
 from jobs.errors import CheckpointCorruptError, SpecError
 from jobs.gan.inference import for_inference
-from jobs.gan.networks import Architecture, Discriminator
+from jobs.gan.networks import AnyDiscriminator, Architecture
 
 KEPT = 4
 
@@ -21,9 +21,9 @@ class Model:
 
     arch: Architecture
     generator: nn.Module
-    discriminator: Discriminator | None
+    discriminator: AnyDiscriminator | None
 
-    def scorer(self) -> Discriminator:
+    def scorer(self) -> AnyDiscriminator:
         """
         Raises:
             SpecError: the model came without a discriminator.

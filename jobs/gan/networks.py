@@ -12,38 +12,20 @@ last layer of G and the first of D triple the side, which makes 96 pixels.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self, cast
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from jobs.errors import SpecError
+from jobs.gan.classes import ClassLatents, ClassScores
+from jobs.gan.layout import edge_layer, widths
+from jobs.gan.residual import ResidualDiscriminator, ResidualGenerator
 from jobs.specs import TrainSpec, size_plan
 
-WIDEST = 8
-"""Channels never exceed 8·ngf or 8·ndf, as at 96 pixels: doubling on would cost 4× the weights a layer."""
-
-
-def widths(size: int) -> list[int]:
-    """
-    Channel factors of the hidden layers of G, from the 4×4 picture outwards.
-
-    Returns:
-        For 96: [8, 4, 2, 1]; D has the same, reversed.
-
-    Raises:
-        SpecError: if no stack of layers makes this size.
-    """
-    doublings, _ = size_plan(size)
-    return [min(WIDEST, 2**k) for k in range(doublings, -1, -1)]
-
-
-def edge_layer(size: int) -> tuple[int, int, int]:
-    """(kernel, stride, padding) of the layer next to the pixels: it triples or doubles the side."""
-    _, triple = size_plan(size)
-    return (5, 3, 1) if triple else (4, 2, 1)
+NormD = Literal["batch", "spectral", "none"]
 
 
 class Generator(nn.Module):
@@ -53,11 +35,12 @@ class Generator(nn.Module):
     No layer has a bias: BatchNorm would take it away again.
     """
 
-    def __init__(self, *, size: int, nz: int, ngf: int) -> None:
+    def __init__(self, *, size: int, nz: int, ngf: int, classes: int = 0) -> None:
         super().__init__()
+        self.GeneClasses = ClassLatents(classes) if classes else None
         factors = widths(size)
         layers: list[nn.Module] = []
-        channels = nz
+        channels = nz + ClassLatents.NUMBERS if classes else nz
         for place, factor in enumerate(factors):
             kernel, stride, padding = (4, 1, 0) if place == 0 else (4, 2, 1)
             layers += [
@@ -69,7 +52,9 @@ class Generator(nn.Module):
         layers += [nn.ConvTranspose2d(channels, 3, *edge_layer(size), bias=False), nn.Tanh()]
         self.Gene = nn.Sequential(*layers)
 
-    def forward(self, latents_BZ11: Tensor) -> Tensor:
+    def forward(self, latents_BZ11: Tensor, labels_B: Tensor | None = None) -> Tensor:
+        if self.GeneClasses is not None:
+            latents_BZ11 = self.GeneClasses(latents_BZ11, labels_B)
         return cast(Tensor, self.Gene(latents_BZ11))
 
 
@@ -84,11 +69,12 @@ class Discriminator(nn.Module):
     stood, so that both kinds have the same indices; the layers then have a bias,
     which BatchNorm's shift made needless. The power iteration's vectors u and v
     are buffers: they travel with the state_dict, so a resumed run goes on exactly.
+    norm 'none': as 'spectral' without the division, for losses that bring penalties.
     """
 
-    def __init__(self, *, size: int, ndf: int, norm: Literal["batch", "spectral"]) -> None:
+    def __init__(self, *, size: int, ndf: int, norm: NormD, classes: int = 0) -> None:
         super().__init__()
-        spectral = norm == "spectral"
+        spectral, batch = norm == "spectral", norm == "batch"
 
         def conv(into: int, out: int, kernel: int, stride: int, padding: int, *, bias: bool) -> nn.Module:
             layer = nn.Conv2d(into, out, kernel, stride, padding, bias=bias)
@@ -99,18 +85,29 @@ class Discriminator(nn.Module):
         channels = 3
         for place, factor in enumerate(factors):
             kernel, stride, padding = edge_layer(size) if place == 0 else (4, 2, 1)
-            layers.append(conv(channels, ndf * factor, kernel, stride, padding, bias=spectral))
+            layers.append(conv(channels, ndf * factor, kernel, stride, padding, bias=not batch))
             if place > 0:
-                layers.append(nn.Identity() if spectral else nn.BatchNorm2d(ndf * factor))
+                layers.append(nn.BatchNorm2d(ndf * factor) if batch else nn.Identity())
             layers.append(nn.LeakyReLU(0.2, inplace=True))
             channels = ndf * factor
+        self.head = len(layers)
         layers.append(conv(channels, 1, 4, 1, 0, bias=True))
-        if not spectral:
+        if batch:
             layers.append(nn.Sigmoid())
         self.Discrim = nn.Sequential(*layers)
+        self.DiscrimClasses = ClassScores(classes, channels, spectral=spectral) if classes else None
 
-    def forward(self, pictures_B3HW: Tensor) -> Tensor:
-        return cast(Tensor, self.Discrim(pictures_B3HW)).flatten()
+    def forward(self, pictures_B3HW: Tensor, labels_B: Tensor | None = None) -> Tensor:
+        if self.DiscrimClasses is None:
+            return cast(Tensor, self.Discrim(pictures_B3HW)).flatten()
+        features_BCHW = self.Discrim[: self.head](pictures_B3HW)
+        logits_B = cast(Tensor, self.Discrim[self.head](features_BCHW)).flatten()
+        logits_B = logits_B + self.DiscrimClasses(features_BCHW, labels_B)
+        return cast(Tensor, self.Discrim[self.head + 1 :](logits_B))
+
+
+AnyGenerator = Generator | ResidualGenerator
+AnyDiscriminator = Discriminator | ResidualDiscriminator
 
 
 @dataclass(frozen=True)
@@ -121,16 +118,33 @@ class Architecture:
     nz: int = 100
     ngf: int = 64
     ndf: int = 64
-    norm_d: Literal["batch", "spectral"] = "batch"
+    norm_d: NormD = "batch"
+    arch: Literal["dcgan", "residual"] = "dcgan"
+    classes: int = 0
+    """Classes that G can be asked for; 0: it knows none."""
 
     def __post_init__(self) -> None:
         size_plan(self.size)
-        if min(self.nz, self.ngf, self.ndf) < 1 or self.norm_d not in ("batch", "spectral"):
+        known = self.norm_d in get_args(NormD) and self.arch in ("dcgan", "residual")
+        fits = self.arch == "dcgan" or self.norm_d == "none"
+        if min(self.nz, self.ngf, self.ndf) < 1 or self.classes < 0 or not known or not fits:
             raise SpecError(f"no network has these measures: {asdict(self)}")
 
     @classmethod
-    def of_spec(cls, spec: TrainSpec) -> Self:
-        return cls(size=spec.size, nz=spec.nz, ngf=spec.ngf, ndf=spec.ndf, norm_d=spec.norm_d)
+    def of_spec(cls, spec: TrainSpec, classes: int = 0) -> Self:
+        """
+        Args:
+            classes: of the data set, if the run is conditional.
+        """
+        return cls(
+            size=spec.size,
+            nz=spec.nz,
+            ngf=spec.ngf,
+            ndf=spec.ndf,
+            norm_d=spec.norm_d,
+            arch=spec.arch,
+            classes=classes,
+        )
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -147,22 +161,25 @@ class Architecture:
             ) from exc
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """What ganq 0.1 does not know is left out where it is as it was then."""
+        later = {one.name: one.default for one in fields(self) if one.name in ("arch", "classes")}
+        return {name: value for name, value in asdict(self).items() if later.get(name) != value}
 
-    def build_generator(self, seed: int | None = None) -> Generator:
+    def build_generator(self, seed: int | None = None) -> AnyGenerator:
         """
-        PyTorch's default initialisation, which is the tutorial's.
-
         Args:
             seed: of the initial weights. None: whatever, because weights are loaded next.
         """
+        kind = ResidualGenerator if self.arch == "residual" else Generator
         with _initial_weights(seed):
-            return Generator(size=self.size, nz=self.nz, ngf=self.ngf)
+            return kind(size=self.size, nz=self.nz, ngf=self.ngf, classes=self.classes)
 
-    def build_discriminator(self, seed: int | None = None) -> Discriminator:
+    def build_discriminator(self, seed: int | None = None) -> AnyDiscriminator:
         """Like build_generator()."""
         with _initial_weights(seed):
-            return Discriminator(size=self.size, ndf=self.ndf, norm=self.norm_d)
+            if self.arch == "residual":
+                return ResidualDiscriminator(size=self.size, ndf=self.ndf, classes=self.classes)
+            return Discriminator(size=self.size, ndf=self.ndf, norm=self.norm_d, classes=self.classes)
 
 
 @contextmanager

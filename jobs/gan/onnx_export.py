@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jobs.errors import ConfigError
-from jobs.gan.networks import Architecture, Generator
+from jobs.gan.networks import AnyGenerator, Architecture
 from jobs.gan.weights import state_dicts
 
 OPSET = 18
@@ -68,7 +68,7 @@ def generator_onnx(arch: Architecture, tensors: Mapping[str, Tensor]) -> tuple[b
     return model, difference
 
 
-def _graph(network: Generator, arch: Architecture) -> bytes:
+def _graph(network: AnyGenerator, arch: Architecture) -> bytes:
     example_BZ11 = torch.zeros(2, arch.nz, 1, 1)  # a batch of 1 would be taken for a constant
     with _quiet():
         program: Any = torch.onnx.export(
@@ -90,7 +90,7 @@ def _graph(network: Generator, arch: Architecture) -> bytes:
     return graph
 
 
-def _difference(session: Any, network: Generator, arch: Architecture, count: int) -> float:
+def _difference(session: Any, network: AnyGenerator, arch: Architecture, count: int) -> float:
     draw = torch.Generator().manual_seed(count)
     latents_BZ11 = torch.randn(count, arch.nz, 1, 1, generator=draw)
     with torch.inference_mode():

@@ -15,7 +15,8 @@ from torch.optim import Adam, Optimizer
 from jobs.errors import CheckpointCorruptError, SpecError, TrainingDivergedError
 from jobs.gan import seeds
 from jobs.gan.ema import Ema
-from jobs.gan.networks import Architecture, Discriminator, Generator
+from jobs.gan.networks import AnyDiscriminator, AnyGenerator, Architecture
+from jobs.gan.schedules import Moment
 from jobs.specs import TrainSpec
 
 FREE_TO_CHANGE = frozenset(
@@ -43,8 +44,8 @@ FREE_TO_CHANGE = frozenset(
 class TrainState:
     """Networks, their averages, their optimisers, and how far they are."""
 
-    generator: Generator
-    discriminator: Discriminator
+    generator: AnyGenerator
+    discriminator: AnyDiscriminator
     opt_g: Adam
     opt_d: Adam
     ema: Ema | None
@@ -107,14 +108,15 @@ class TrainState:
             **{f"D.{key}": value for key, value in _under("d.", tensors).items()},
         }
 
-    def set_rates(self, lr_g: float, lr_d: float) -> None:
-        """Learning rates from now on; no part of load(), because they belong to the run's plan."""
-        for optimizer, rate in ((self.opt_g, lr_g), (self.opt_d, lr_d)):
+    def set_rates(self, now: Moment) -> None:
+        """Rates and beta2 from now on; no part of load(), because they belong to the run's plan."""
+        for optimizer, rate in ((self.opt_g, now.lr_g), (self.opt_d, now.lr_d)):
             for group in optimizer.param_groups:
                 group["lr"] = rate
+                group["betas"] = (group["betas"][0], now.beta2)
 
     @property
-    def sampler(self) -> Generator:
+    def sampler(self) -> AnyGenerator:
         """The generator that is shown and kept."""
         return self.ema.net if self.ema else self.generator
 
@@ -244,5 +246,5 @@ def _load_start(net: nn.Module, weights: Mapping[str, Tensor], option: str) -> N
         first = str(exc).splitlines()[1].strip() if "\n" in str(exc) else str(exc)
         raise SpecError(
             f"{option}: the weights do not fit the network: {first[:160]}",
-            hint="--size, --nz, --ngf, --ndf and --norm-d must be those it was trained with",
+            hint="--size, --nz, --ngf, --ndf, --arch and --norm-d must be those it was trained with",
         ) from exc

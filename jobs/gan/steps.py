@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from jobs.failpoints import failpoint
 from jobs.gan import device as devices
-from jobs.gan import seeds
+from jobs.gan import schedules, seeds
 from jobs.gan.augment import diff_augment
 from jobs.gan.data import Batches
 from jobs.gan.fakes import StaleFakes
 from jobs.gan.journal import Journal
-from jobs.gan.losses import LOSSES
+from jobs.gan.losses import LOSSES, Loss, Pairing, squared_slopes
 from jobs.gan.passes import Passes
 from jobs.gan.rollback import Rollbacks
+from jobs.gan.schedules import Moment
 from jobs.gan.state import TrainState
 from jobs.specs import TrainSpec
 
@@ -31,14 +32,16 @@ class Steps:
         batches: Batches,
         journal: Journal,
         rollbacks: Rollbacks,
+        total_steps: int,
     ) -> None:
         self.spec = spec
         self.state = state
         self.batches = batches
         self.journal = journal
         self.rollbacks = rollbacks
+        self.total_steps = total_steps
         self.loss = LOSSES[spec.loss]
-        self.one_pass = spec.norm_d == "spectral"
+        self.one_pass = spec.norm_d != "batch"
         self.passes = Passes(spec, state, batches.device)
         self.stale_fakes = StaleFakes(state.generator, self.passes.g) if spec.noise == "stale" else None
 
@@ -49,49 +52,60 @@ class Steps:
         net = self.passes.g
         if failpoint("train.out_of_memory"):
             raise torch.OutOfMemoryError("failpoint train.out_of_memory")
+        done = self.state.step / self.total_steps
+        now = schedules.moment(self.spec, done, lr_scale=self.rollbacks.lr_scale)
+        self.state.set_rates(now)
 
         if self.stale_fakes is None and (d_turn or g_turn):
             # Fresh: one noise for this batch; when both step, G's pass serves both.
             with torch.set_grad_enabled(g_turn):
                 fakes_B3HW = net(self._latents(self.state.step))
+            reals_B3HW = self.batches.get(epoch, place)
             if d_turn:
-                self._d_step(self.batches.get(epoch, place), fakes_B3HW.detach())
+                self._d_step(reals_B3HW, fakes_B3HW.detach(), now)
             failpoint("train.between_networks")
             if g_turn:
-                self._g_step(fakes_B3HW)
+                self._g_step(fakes_B3HW, reals_B3HW)
 
         # Stale, as in the tutorial: the noise is drawn before the loop and redrawn by each
         # step of G, which uses the new one; D then sees it until G steps again. It is known
         # by the number of G's steps, so it needs no place in a checkpoint.
-        if self.stale_fakes is not None and d_turn:
-            stale_B3HW = self.stale_fakes.get(self.g_steps, self._latents(self.g_steps))
-            self._d_step(self.batches.get(epoch, place), stale_B3HW)
+        if self.stale_fakes is not None and (d_turn or g_turn):
+            reals_B3HW = self.batches.get(epoch, place)
+            if d_turn:
+                stale_B3HW = self.stale_fakes.get(self.g_steps, self._latents(self.g_steps))
+                self._d_step(reals_B3HW, stale_B3HW, now)
             failpoint("train.between_networks")
-        if self.stale_fakes is not None and g_turn:
-            self._g_step(net(self._latents(self.g_steps + 1)))
+            if g_turn:
+                self._g_step(net(self._latents(self.g_steps + 1)), reals_B3HW)
 
     @property
     def g_steps(self) -> int:
         """How often G has stepped before this batch: on each place in the epoch that g_every divides."""
+        return self._turns(self.spec.g_every)
+
+    @property
+    def d_steps(self) -> int:
+        """How often D has stepped before this batch."""
+        return self._turns(self.spec.d_every)
+
+    def _turns(self, every: int) -> int:
         epochs, rest = divmod(self.state.step, self.batches.per_epoch)
-        every = self.spec.g_every
         return epochs * -(-self.batches.per_epoch // every) + -(-rest // every)
 
     def _latents(self, draw: int) -> Tensor:
         shape = (self.spec.batch, self.spec.nz, 1, 1)
         return devices.send(seeds.noise(self.spec.seed, "noise", draw, shape=shape), self.batches.device)
 
-    def _d_step(self, reals_B3HW: Tensor, fakes_B3HW: Tensor) -> None:
+    def _d_step(self, reals_B3HW: Tensor, fakes_B3HW: Tensor, now: Moment) -> None:
         """The discriminator learns to tell them apart: both gradients, then one step."""
         net, loss = self.passes.d, self.loss
         self.state.opt_d.zero_grad()
         if self.one_pass:
-            # Without BatchNorm a picture's score does not depend on its neighbours.
-            both = self._seen_by_d(torch.cat([reals_B3HW, fakes_B3HW]), "augment-d")
-            real_B, fake_B = net(both).chunk(2)
-            loss_d = loss.d_real(real_B) + loss.d_fake(fake_B)
+            loss_d, real_B, fake_B = self._both_at_once(reals_B3HW, fakes_B3HW, now)
             torch.autograd.backward(loss_d)
         else:
+            assert isinstance(loss, Loss)
             real_B = net(self._seen_by_d(reals_B3HW, "augment-real"))
             loss_real = loss.d_real(real_B)
             torch.autograd.backward(loss_real)
@@ -104,13 +118,45 @@ class Steps:
         self.state.opt_d.step()
         self.journal.meter.add({"loss_d": loss_d, "d_real": real_B.mean(), "d_fake": fake_B.mean()})
 
-    def _g_step(self, fakes_B3HW: Tensor) -> None:
+    def _both_at_once(
+        self, reals_B3HW: Tensor, fakes_B3HW: Tensor, now: Moment
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Without BatchNorm a picture's score does not depend on its neighbours: one pass for both.
+
+        Returns:
+            D's loss with the penalties that are due, the scores of real and of fake.
+        """
+        both = self._seen_by_d(torch.cat([reals_B3HW, fakes_B3HW]), "augment-d")
+        every = self.spec.penalty_every
+        due = (now.r1_gamma > 0 or now.r2_gamma > 0) and self.d_steps % every == 0
+        both.requires_grad_(due)
+        scores = self.state.discriminator(both) if due else self.passes.d(both)
+        real_B, fake_B = scores.chunk(2)
+        if isinstance(self.loss, Pairing):
+            loss_d = self.loss.d(real_B, fake_B)
+        else:
+            loss_d = self.loss.d_real(real_B) + self.loss.d_fake(fake_B)
+        if due:
+            r1, r2 = (slopes_B.mean() for slopes_B in squared_slopes(both, scores).chunk(2))
+            # Lazily: every N-th time, N times as strong (Karras et al. 2020, arXiv:1912.04958, B).
+            penalty = every / 2 * (now.r1_gamma * r1 + now.r2_gamma * r2)
+            self.journal.meter.add({"r1": r1, "r2": r2})
+            loss_d = loss_d + penalty
+        return loss_d, real_B, fake_B
+
+    def _g_step(self, fakes_B3HW: Tensor, reals_B3HW: Tensor) -> None:
         """The generator learns what the discriminator takes for real."""
-        state = self.state
+        state, net = self.state, self.passes.d
         state.opt_g.zero_grad()
         # D's own gradients would be a third of its backward pass, for nothing.
         state.discriminator.requires_grad_(False)
-        loss_g = self.loss.g(self.passes.d(self._seen_by_d(fakes_B3HW, "augment-g")))
+        fake_B = net(self._seen_by_d(fakes_B3HW, "augment-g"))
+        if isinstance(self.loss, Pairing):
+            real_B = net(self._seen_by_d(reals_B3HW, "augment-g-real"))
+            loss_g = self.loss.g(real_B, fake_B)
+        else:
+            loss_g = self.loss.g(fake_B)
         torch.autograd.backward(loss_g)
         state.discriminator.requires_grad_(True)
         state.opt_g.step()

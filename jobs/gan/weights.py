@@ -46,7 +46,7 @@ def network_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         while name.startswith(WRAPPERS):
             name = name.split(".", 1)[1]
         for letter, sequential in SEQUENTIAL.items():
-            if name.startswith(f"{letter}.{sequential}"):
+            if name.startswith(f"{letter}.{sequential[:-1]}"):
                 name = name[2:]
         bare[name] = tensor.float() if tensor.is_floating_point() else tensor.long()
     return _with_missing_parts(_one_sequential(bare))
@@ -91,7 +91,7 @@ def select(tensors: Mapping[str, Tensor], which: Which) -> dict[str, Tensor]:
 
     Keys of the other network go; anything else stays, so that load_state_dict() or fit() names it.
     """
-    other = SEQUENTIAL["D" if which == "G" else "G"]
+    other = SEQUENTIAL["D" if which == "G" else "G"][:-1]
     return {key: tensor for key, tensor in tensors.items() if not key.startswith(other)}
 
 

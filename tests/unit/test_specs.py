@@ -3,6 +3,7 @@
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -71,9 +72,27 @@ plain_text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_s
 rates = st.floats(1e-9, 1, allow_nan=False)
 augments = st.lists(st.sampled_from(["translation", "color", "cutout"]), max_size=3).map(tuple)
 
+# (arch, loss, norm_d, weight of R1) that go together.
+pairs = st.sampled_from(
+    [
+        ("dcgan", "bce", "batch", 0.0),
+        ("dcgan", "hinge", "spectral", 2.0),
+        ("dcgan", "nonsaturating", "none", 0.5),
+        ("dcgan", "relativistic", "spectral", 0.0),
+        ("residual", "relativistic", "none", 1.0),
+        ("residual", "hinge", "none", 0.0),
+    ]
+)
+
+
+def with_pair(pair: tuple[str, str, str, float], **rest: Any) -> TrainSpec:
+    arch, loss, norm_d, gamma = pair
+    return TrainSpec.create(arch=arch, loss=loss, norm_d=norm_d, r1_gamma=gamma, r2_gamma=gamma, **rest)
+
+
 train_specs = st.builds(
-    lambda loss, **rest: TrainSpec.create(norm_d="batch" if loss == "bce" else "spectral", loss=loss, **rest),
-    loss=st.sampled_from(["bce", "hinge", "nonsaturating"]),
+    with_pair,
+    pair=pairs,
     data=plain_text,
     recipe=st.sampled_from(sorted(RECIPES)),
     size=st.sampled_from(SIZES),
@@ -250,6 +269,11 @@ BAD_TRAIN = {
     "endless kimg": ({"ema_half_life_kimg": float("inf")}, "--ema-half-life-kimg"),
     "an augment that is none": ({"augment": ("twirl",)}, "--augment"),
     "sigmoid without one": ({"loss": "bce", "norm_d": "spectral"}, "--loss bce reads a sigmoid"),
+    "a norm too many": ({"recipe": "r3", "norm_d": "spectral"}, "--arch residual"),
+    "slopes through neighbours": ({"r1_gamma": 1.0}, "--r1-gamma"),
+    "a penalty of nan": ({"r2_gamma": float("nan")}, "--r2-gamma"),
+    "a penalty that never comes": ({"penalty_every": 0}, "--penalty-every"),
+    "rates that grow": ({"lr_end": 2.0}, "--lr-end"),
     "logits through one": ({"loss": "hinge", "norm_d": "batch"}, "--loss hinge reads logits"),
 }
 

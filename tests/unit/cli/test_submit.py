@@ -67,6 +67,13 @@ TYPED = {
     "device": ("--device", "cpu", "cpu"),
     "loss": ("--loss", "nonsaturating", "nonsaturating"),
     "norm_d": ("--norm-d", "spectral", "spectral"),
+    "arch": ("--arch", "dcgan", "dcgan"),
+    "r1_gamma": ("--r1-gamma", "2", 2.0),
+    "r2_gamma": ("--r2-gamma", "0.5", 0.5),
+    "penalty_every": ("--penalty-every", "16", 16),
+    "lr_end": ("--lr-end", "0.25", 0.25),
+    "gamma_end": ("--gamma-end", "0.1", 0.1),
+    "beta2_end": ("--beta2-end", "0.99", 0.99),
     "noise": ("--noise", "stale", "stale"),
     "ema_half_life_kimg": ("--ema-half-life-kimg", "5", 5.0),
     "augment": ("--augment", "cutout,color", ["cutout", "color"]),
@@ -276,19 +283,20 @@ def test_a_dry_run_estimates_from_the_rate_of_earlier_jobs(ganq, trained, pictur
     assert "about 7 s" in ganq(*asked, "--dry-run").out
 
 
-@pytest.mark.parametrize("norm_d", ["batch", "spectral"])
+@pytest.mark.parametrize(
+    ("arch", "norm_d"), [("dcgan", "batch"), ("dcgan", "spectral"), ("dcgan", "none"), ("residual", "none")]
+)
 @pytest.mark.parametrize("size", [16, 24, 96, 128])
-def test_the_size_of_the_networks_is_known_without_building_them(size, norm_d):
-    from jobs.gan.networks import Discriminator, Generator
+def test_the_size_of_the_networks_is_known_without_building_them(size, arch, norm_d):
+    from jobs.gan.networks import Architecture
 
     def numbers(network):
         return sum(one.numel() for one in network.state_dict().values())
 
-    found = weights_of(size, 20, 8, 4, norm_d)
-    assert found == (
-        numbers(Generator(size=size, nz=20, ngf=8)),
-        numbers(Discriminator(size=size, ndf=4, norm=norm_d)),
-    )
+    for ngf, ndf in ((8, 4), (16, 3)):
+        pair = Architecture(size=size, nz=20, ngf=ngf, ndf=ndf, arch=arch, norm_d=norm_d)
+        found = weights_of(size, 20, ngf, ndf, norm_d, arch)
+        assert found == (numbers(pair.build_generator()), numbers(pair.build_discriminator()))
 
 
 def test_the_bytes_of_a_checkpoint_grow_with_the_moving_average():

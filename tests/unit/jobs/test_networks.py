@@ -11,7 +11,7 @@ SIZES = [16, 24, 32, 48, 64, 96, 128, 192]
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("norm_d", ["batch", "spectral"])
+@pytest.mark.parametrize("norm_d", ["batch", "spectral", "none"])
 def test_each_size_makes_pictures_and_one_score_each(size, norm_d):
     arch = Architecture(size=size, nz=5, ngf=2, ndf=2, norm_d=norm_d)
     pictures = arch.build_generator(0)(torch.randn(3, 5, 1, 1))
@@ -82,5 +82,10 @@ def test_an_architecture_survives_json_and_refuses_what_it_does_not_know():
     assert Architecture.from_json(arch.to_json()) == arch
     with pytest.raises(SpecError):
         Architecture.from_json({**arch.to_json(), "attention": True})
+    # What ganq 0.1 wrote, and what it can read.
+    assert "arch" not in arch.to_json()
+    assert "classes" not in arch.to_json()
     with pytest.raises(SpecError):
         Architecture(size=50)
+    with pytest.raises(SpecError):
+        Architecture(size=48, arch="residual", norm_d="batch")

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from jobs.errors import ConfigError, DiskFullError, SpecError
+from jobs.errors import ConfigError, DiskFullError, ForeignFileError, SpecError
 from jobs.gan import onnx_export
 from jobs.gan.networks import Architecture
 from jobs.gan.weights import join
 from storage.export import FORMATS, export
-from storage.foreign import load_origin
+from storage.foreign import load_origin, read_weights
 
 
 def checkpoint(arch: Architecture) -> dict[str, Tensor]:
@@ -86,7 +86,21 @@ def test_a_checkpoint_without_discriminator_exports_the_generator_alone(tmp_path
     assert load_file(done.paths[0]).keys() == {key[2:] for key in alone}
 
 
-@pytest.mark.parametrize("arch", ARCHS[:2])
+RESIDUAL = Architecture(size=48, nz=10, ngf=4, ndf=4, arch="residual", norm_d="none")
+
+
+@pytest.mark.parametrize("format", ["pth", "safetensors"])
+def test_a_residual_pair_comes_out_with_its_own_keys(tmp_path: Path, format: str) -> None:
+    tensors = checkpoint(RESIDUAL)
+    netg, netd = export(format, RESIDUAL.to_json(), tensors, tmp_path, 400).paths
+    back = join(read_weights(netg), read_weights(netd))
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[key], tensor) for key, tensor in tensors.items())
+    with pytest.raises(ForeignFileError, match="does not hold a generator"):
+        load_origin(netg, netd)  # ganq import reads the tutorial's networks alone
+
+
+@pytest.mark.parametrize("arch", [*ARCHS[:2], pytest.param(RESIDUAL, id="residual")])
 def test_onnx_gives_the_same_pictures_for_any_batch(tmp_path: Path, arch: Architecture) -> None:
     tensors = checkpoint(arch)
     done = export("onnx", arch.to_json(), tensors, tmp_path, 400)

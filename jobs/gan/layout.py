@@ -1,0 +1,26 @@
+"""How many channels stand at which side, for both kinds of networks."""
+
+from jobs.specs import size_plan
+
+WIDEST = 8
+"""Channels never exceed 8·ngf or 8·ndf, as at 96 pixels: doubling on would cost 4× the weights a layer."""
+
+
+def widths(size: int) -> list[int]:
+    """
+    Channel factors of the hidden layers of G, from the 4×4 picture outwards.
+
+    Returns:
+        For 96: [8, 4, 2, 1]; D has the same, reversed.
+
+    Raises:
+        SpecError: if no stack of layers makes this size.
+    """
+    doublings, _ = size_plan(size)
+    return [min(WIDEST, 2**k) for k in range(doublings, -1, -1)]
+
+
+def edge_layer(size: int) -> tuple[int, int, int]:
+    """(kernel, stride, padding) of the layer next to the pixels: it triples or doubles the side."""
+    _, triple = size_plan(size)
+    return (5, 3, 1) if triple else (4, 2, 1)

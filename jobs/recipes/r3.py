@@ -1,0 +1,30 @@
+"""Residual networks without normalisation, judged in pairs and held by two penalties: after R3GAN."""
+
+from jobs.recipes import Recipe
+
+RECIPE = Recipe(
+    "r3",
+    "residual networks, relativistic pairs with R1 and R2, schedules, EMA and DiffAugment: after R3GAN",
+    {
+        "batch": 64,
+        "epochs": 400,
+        "lr_g": 2e-4,
+        "lr_d": 2e-4,
+        "lr_end": 0.25,
+        "beta1": 0.0,
+        "beta2": 0.9,
+        "beta2_end": 0.99,
+        "d_every": 1,
+        "g_every": 1,
+        "arch": "residual",
+        "loss": "relativistic",
+        "norm_d": "none",
+        "r1_gamma": 1.0,
+        "r2_gamma": 1.0,
+        "gamma_end": 0.1,
+        "penalty_every": 4,
+        "noise": "fresh",
+        "ema_half_life_kimg": 20.0,
+        "augment": ("translation", "color"),
+    },
+)

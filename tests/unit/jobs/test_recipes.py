@@ -1,0 +1,248 @@
+"""The recipes: each resumes to the last bit; penalties, pairs and schedules are what the papers say."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from unit.jobs.local_context import LocalContext, noise_images, sha256_of
+
+import jobs.generate
+import jobs.train
+from jobs.errors import StopRequested
+from jobs.gan import seeds
+from jobs.gan.augment import diff_augment
+from jobs.gan.inference import for_inference
+from jobs.gan.losses import LOSSES, squared_slopes
+from jobs.gan.networks import Architecture
+from jobs.gan.schedules import between, moment
+from jobs.recipes import RECIPES
+from jobs.specs import GenerateSpec, TrainSpec
+from jobs.states import StopReason
+
+IMAGES = noise_images(21, 32)
+RESIDUAL = Architecture(size=32, nz=4, ngf=2, ndf=2, arch="residual", norm_d="none")
+
+
+def spec_of(recipe, **given):
+    small = {"size": 32, "nz": 4, "ngf": 2, "ndf": 2, "batch": 4, "epochs": 2, "save_every": 1, "seed": 5}
+    return TrainSpec.create(**{"data": "/faces", "recipe": recipe, **small, **given})
+
+
+def train(folder, spec, **given):
+    ctx = LocalContext(**{"folder": Path(folder), "data": IMAGES, **given})
+    return jobs.train.run(spec, ctx), ctx
+
+
+# --- every recipe -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_learns_something_and_resumes_to_the_last_bit(tmp_path, recipe):
+    spec = spec_of(recipe)
+    result, straight = train(tmp_path, spec)
+    assert result["bit_exact"] is True
+    start = Architecture.of_spec(spec).build_generator(seeds.derive(5, "init-g")).state_dict()
+    moved = [
+        key for key, value in start.items() if not torch.equal(value, straight.saved[-1].state[f"g.{key}"])
+    ]
+    assert len(moved) > len(start) / 2
+
+    stopped = LocalContext(
+        Path(tmp_path), IMAGES, stop_at=lambda asked: StopReason.DRAIN if asked == 7 else None
+    )
+    with suppress(StopRequested):
+        jobs.train.run(spec, stopped)
+    assert stopped.saved[-1].step == 7
+    again = train(tmp_path, spec, resume_from=stopped.saved[-1].for_resume())[1]
+    assert sha256_of(again.saved[-1].state) == sha256_of(straight.saved[-1].state)
+    assert np.array_equal(again.samples["epoch-0002"], straight.samples["epoch-0002"])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_pictures_can_be_drawn_and_chosen_from_a_run_of_every_recipe(tmp_path, recipe):
+    final = train(tmp_path, spec_of(recipe, epochs=1))[1].saved[-1]
+    ctx = LocalContext(Path(tmp_path), source=final.for_generate())
+    jobs.generate.run(GenerateSpec.create(source=1, keep=3, of=6, micro_batch=4), ctx)
+    scores = [picture.record["score"] for picture in ctx.sink.pictures]
+    assert scores == sorted(scores, reverse=True)
+    assert ctx.sink.pictures[0].pixels_HW3.shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_of_every_recipe_can_start_from_another_of_its_kind(tmp_path, recipe):
+    final = train(tmp_path, spec_of(recipe, epochs=1))[1].saved[-1]
+    ctx = LocalContext(Path(tmp_path), IMAGES, start_weights={"g": final.generator, "d": final.generator})
+    training = jobs.train.Training(spec_of(recipe, init_netg="g", init_netd="d"), ctx)
+    assert all(
+        torch.equal(value, final.generator[f"G.{key}"])
+        for key, value in training.state.generator.state_dict().items()
+    )
+
+
+# --- pairs and penalties ----------------------------------------------------------------------
+
+
+def test_pairs_are_judged_by_the_difference_of_their_logits():
+    real, fake = torch.tensor([2.0, -1.0]), torch.tensor([1.0, 3.0])
+    loss = LOSSES["relativistic"]
+    assert loss.d(real, fake).item() == pytest.approx((np.log1p(np.exp(-1.0)) + np.log1p(np.exp(4.0))) / 2)
+    assert loss.g(real, fake).item() == pytest.approx((np.log1p(np.exp(1.0)) + np.log1p(np.exp(-4.0))) / 2)
+    torch.testing.assert_close(loss.d(real + 7, fake + 7), loss.d(real, fake))
+
+
+def test_slopes_are_those_of_each_picture_alone():
+    net = RESIDUAL.build_discriminator(0).double()
+    fill(net)
+    pictures = torch.randn(3, 3, 32, 32, dtype=torch.float64, requires_grad=True)
+    found = squared_slopes(pictures, net(pictures))
+    for place in range(3):
+        one = pictures[place : place + 1].detach().requires_grad_(True)
+        net(one).sum().backward()
+        assert found[place].item() == pytest.approx(one.grad.square().sum().item())
+    # Against the difference quotient: independent of autograd.
+    step = torch.zeros_like(pictures[:1])
+    step[0, 1, 16, 16] = 1e-6
+    one = pictures[:1].detach().requires_grad_(True)
+    (slope,) = torch.autograd.grad(net(one).sum(), one)
+    quotient = (net(one + step) - net(one - step)) / 2e-6
+    assert slope[0, 1, 16, 16].item() == pytest.approx(quotient.item(), rel=1e-4)
+
+
+def fill(net):
+    """What starts as zero gets values, as after some training."""
+    with torch.no_grad():
+        for place, parameter in enumerate(net.parameters()):
+            if not parameter.any():
+                draw = torch.Generator().manual_seed(place)
+                parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.1)
+
+
+@pytest.mark.parametrize(
+    "arch", [RESIDUAL, *(Architecture(size=32, ndf=2, norm_d=one) for one in ("spectral", "none"))]
+)
+def test_penalties_reach_every_weight_that_shapes_the_slope(arch):
+    net = arch.build_discriminator(0)
+    fill(net)
+    pictures = torch.randn(2, 3, 32, 32).requires_grad_(True)
+    seen = diff_augment(pictures, ("translation", "color", "cutout"), seeds.generator(0, "test"))
+    squared_slopes(pictures, net(seen)).mean().backward()
+    weights = {name: one for name, one in net.named_parameters() if "bias" not in name}
+    assert all(one.grad is not None and bool(one.grad.any()) for one in weights.values())
+
+
+@pytest.mark.parametrize("lazy", [1, 3])
+def test_a_step_of_d_adds_both_penalties_as_the_formula_says(tmp_path, lazy):
+    spec = spec_of("r3", augment=(), r1_gamma=3.0, r2_gamma=0.5, penalty_every=lazy, gamma_end=1.0)
+    training = jobs.train.Training(spec, LocalContext(Path(tmp_path), IMAGES))
+    steps, net = training.steps, training.state.discriminator
+    fill(net)
+    now = moment(spec, 0.0)
+    reals, fakes = training.batches.get(0, 0), torch.rand(4, 3, 32, 32) * 2 - 1
+    loss, real_B, fake_B = steps._both_at_once(reals, fakes, now)
+    found = torch.autograd.grad(loss, list(net.parameters()))
+
+    real, fake = reals.clone().requires_grad_(True), fakes.clone().requires_grad_(True)
+    (slope_real,) = torch.autograd.grad(net(real).sum(), real, create_graph=True)
+    (slope_fake,) = torch.autograd.grad(net(fake).sum(), fake, create_graph=True)
+    pairs = nn.functional.softplus(net(fake) - net(real)).mean()
+    r1 = slope_real.square().sum() / len(reals)
+    r2 = slope_fake.square().sum() / len(fakes)
+    expected = pairs + lazy * (3.0 / 2 * r1 + 0.5 / 2 * r2)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    wanted = torch.autograd.grad(expected, list(net.parameters()))
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-6)
+    assert (real_B.shape, fake_B.shape) == ((4,), (4,))
+
+    training.state.step = 1
+    without, _, _ = steps._both_at_once(reals, fakes, now)
+    assert without.item() == pytest.approx(expected.item() if lazy == 1 else pairs.item(), rel=1e-4)
+
+
+def test_lines_of_metrics_tell_the_penalties(tmp_path):
+    _, ctx = train(tmp_path, spec_of("r3"))
+    assert all(record["r1"] > 0 and record["r2"] > 0 for record in ctx.records)
+
+
+# --- schedules --------------------------------------------------------------------------------
+
+
+def test_a_schedule_goes_from_its_first_value_to_its_last_and_stays_where_nothing_is_asked():
+    assert [between(2.0, 1.0, done) for done in (0, 0.5, 1, 2)] == [2.0, 1.5, 1.0, 1.0]
+    assert all(between(0.3, 0.3, done / 7) == 0.3 for done in range(8))
+    falling = [between(1.0, 0.1, done / 20) for done in range(21)]
+    assert falling == sorted(falling, reverse=True)
+    spec = spec_of("r3", lr_g=1e-3, lr_end=0.5, r1_gamma=2.0, gamma_end=0.25, beta2=0.8, beta2_end=0.9)
+    end = moment(spec, 1.0, lr_scale=0.5)
+    assert (end.lr_g, end.r1_gamma, end.beta2) == pytest.approx((2.5e-4, 0.5, 0.9))
+    for recipe in ("origin", "plus"):
+        plain = spec_of(recipe)
+        assert moment(plain, 0.0) == moment(plain, 0.37) == moment(plain, 1.0)
+        assert moment(plain, 0.5).lr_g == plain.lr_g
+
+
+def test_the_rates_of_a_run_end_where_the_schedule_says(tmp_path):
+    training = jobs.train.Training(
+        spec_of("r3", lr_d=4e-4, lr_end=0.25), LocalContext(Path(tmp_path), IMAGES)
+    )
+    seen = []
+    step = training.state.opt_d.step
+
+    def noted(*args):
+        seen.append(
+            (training.state.opt_d.param_groups[0]["lr"], training.state.opt_d.param_groups[0]["betas"])
+        )
+        return step(*args)
+
+    training.state.opt_d.step = noted
+    training.run()
+    rates = [rate for rate, _ in seen]
+    assert rates[0] == 4e-4
+    assert rates == sorted(rates, reverse=True)
+    assert 1e-4 < rates[-1] < 1.2e-4
+    assert seen[0][1] == (0.0, 0.9)
+    assert 0.98 < seen[-1][1][1] < 0.99
+
+
+# --- the residual networks --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [16, 24, 32, 48, 64, 96, 128, 192, 256])
+def test_the_residual_pair_makes_every_size(size):
+    arch = Architecture(size=size, nz=5, ngf=2, ndf=2, arch="residual", norm_d="none")
+    pictures = arch.build_generator(0)(torch.randn(3, 5, 1, 1))
+    assert pictures.shape == (3, 3, size, size)
+    assert arch.build_discriminator(0)(pictures).shape == (3,)
+    assert Architecture.from_json(arch.to_json()) == arch
+
+
+def test_blocks_begin_as_nothing_and_pictures_without_a_checkerboard():
+    net = RESIDUAL.build_generator(0)
+    blocks = [layer for layer in net.Gene if type(layer).__name__ == "Block"]
+    assert len(blocks) == 3
+    x = torch.randn(2, 8, 4, 4)
+    assert torch.equal(blocks[0](x), x)
+    pictures = net(torch.randn(2, 4, 1, 1))
+    squares = pictures.unfold(2, 2, 2).unfold(3, 2, 2)
+    assert torch.equal(squares, squares[..., :1, :1].expand_as(squares)), "the last resize starts as a repeat"
+
+
+def test_the_scale_of_a_fresh_residual_pair_is_that_of_pictures_and_logits():
+    arch = Architecture(size=96, ngf=16, ndf=16, arch="residual", norm_d="none")
+    pictures = arch.build_generator(0)(torch.randn(16, 100, 1, 1))
+    logits = arch.build_discriminator(0)(pictures)
+    assert 0.3 < pictures.std().item() < 3
+    assert 0.1 < logits.std().item() < 10
+
+
+def test_the_residual_generator_passes_through_inference_unchanged_and_within_its_range():
+    net = RESIDUAL.build_generator(3).eval()
+    latents = 5 * torch.randn(4, 4, 1, 1)
+    with torch.inference_mode():
+        quick = for_inference(net, torch.device("cpu"))(latents)
+        torch.testing.assert_close(quick, net(latents))
+        assert quick.abs().max() == 1
+        assert net.train()(latents).abs().max() > 1, "in training G may leave the range, and D sees it"
