@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,6 +107,13 @@ class LocalContext:
         assert self.source is not None
         assert self.source_volume is not None
         return read_checkpoint(Volume(self.source_volume), self.source, "generator")
+
+    def model_sha256(self) -> str:
+        assert self.source is not None
+        return self.source.manifest_sha256
+
+    def models(self) -> Iterator[Snapshot]:
+        yield self.model()
 
     def weights(self, path: str) -> "dict[str, Tensor]":
         raise NotImplementedError

@@ -17,7 +17,9 @@ from jobs.errors import DatabaseUnavailableError
 from jobs.states import JobState
 from storage.jobs import Job
 
-POLL_S = 0.5
+POLL_S = (0.02, 0.5)
+POLL_SHARE = 0.1
+"""Of the time waited so far: a short job is seen to end at once, a long one costs few questions."""
 LINE_EVERY_S = 10.0
 EXIT_TIMEOUT = 124
 BARS = 30
@@ -64,7 +66,8 @@ def follow(
 def _until_ended(
     session: Session, job_ids: Sequence[int], timeout_s: float | None, view: "View"
 ) -> tuple[list[Job], bool]:
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    began = time.monotonic()
+    deadline = None if timeout_s is None else began + timeout_s
     away = False
     ended: dict[int, Job] = {}  # what is final needs no second look
     while True:
@@ -85,7 +88,13 @@ def _until_ended(
             return jobs, False
         if deadline is not None and time.monotonic() >= deadline:
             return jobs or session.queries.get_many(job_ids), True
-        time.sleep(POLL_S)
+        time.sleep(pause_s(time.monotonic() - began))
+
+
+def pause_s(waited_s: float) -> float:
+    """How long to wait before the next look."""
+    shortest, longest = POLL_S
+    return min(max(waited_s * POLL_SHARE, shortest), longest)
 
 
 def fate(jobs: Sequence[Job], timed_out: bool) -> int:

@@ -199,6 +199,9 @@ class JobContext(Protocol):
     def model(self) -> Snapshot:
         """The generator that this generation job draws from (generator.safetensors)."""
 
+    def model_sha256(self) -> str:
+        """What Snapshot.sha256 of model() will be; nothing is read."""
+
     def models(self) -> "Iterator[Snapshot]":
         """The checkpoints of that model which were kept, oldest first, for --grid-epochs."""
 

@@ -89,8 +89,8 @@ class Generation:
         devices.set_exactness(self.device, deterministic=spec.deterministic)
         self.due = spec.pictures
         ctx.report(0, self.due, "pictures", phase="loading the model")
-        snapshot = ctx.model()
-        self.model = models.load(snapshot, self.device)
+        known = models.recall(ctx.model_sha256(), self.device)
+        self.model = known or models.load(ctx.model(), self.device)
         failpoint("generate.loaded")
         chooses = spec.keep is not None or spec.reject is not None
         self.scorer = self.model.scorer() if chooses else None

@@ -205,6 +205,9 @@ class RunContext:
     def model(self) -> Snapshot:
         return read_checkpoint(self.volume, Checkpointed(**self.order["inputs"]["checkpoint"]), "generator")
 
+    def model_sha256(self) -> str:
+        return str(self.order["inputs"]["checkpoint"]["manifest_sha256"])
+
     def models(self) -> Iterator[Snapshot]:
         for pointer in self.order["inputs"].get("checkpoints", ()):
             yield read_checkpoint(self.volume, Checkpointed(**pointer), "generator")

@@ -47,11 +47,19 @@ def load(snapshot: Snapshot, device: torch.device) -> Model:
     Raises:
         CheckpointCorruptError: the tensors do not fit meta["arch"].
     """
-    key = (snapshot.sha256, str(device))
-    if key not in _loaded:
-        _loaded[key] = _build(snapshot, device)
-        while len(_loaded) > KEPT:
-            _loaded.popitem(last=False)
+    known = recall(snapshot.sha256, device)
+    if known is not None:
+        return known
+    model = _loaded[snapshot.sha256, str(device)] = _build(snapshot, device)
+    while len(_loaded) > KEPT:
+        _loaded.popitem(last=False)
+    return model
+
+
+def recall(sha256: str | None, device: torch.device) -> Model | None:
+    """A model that this process has loaded not long ago: nothing is read."""
+    if sha256 is None or (key := (sha256, str(device))) not in _loaded:
+        return None
     _loaded.move_to_end(key)
     return _loaded[key]
 

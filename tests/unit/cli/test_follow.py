@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cli import follow
 from jobs.errors import DatabaseUnavailableError, DatasetError
 
 
@@ -52,7 +53,7 @@ def test_wait_gives_up_after_its_timeout_with_124(ganq, job_factory):
 def test_wait_prints_a_line_for_each_change_and_not_for_each_look(
     ganq, store, running_job_factory, monkeypatch
 ):
-    monkeypatch.setattr("cli.follow.POLL_S", 0.02)
+    monkeypatch.setattr("cli.follow.POLL_S", (0.02, 0.02))
     lease = running_job_factory(name="faces")
 
     def work() -> None:
@@ -76,7 +77,7 @@ def test_wait_outlives_a_database_that_is_away(ganq, trained, monkeypatch):
     from storage.queries import Queries
 
     trained()
-    monkeypatch.setattr("cli.follow.POLL_S", 0.01)
+    monkeypatch.setattr("cli.follow.POLL_S", (0.01, 0.01))
     real, calls = Queries.get_many, []
 
     def sometimes(self, job_ids):
@@ -167,3 +168,13 @@ def test_events_tell_the_history_in_order(ganq, store, running_job_factory):
     kinds = [one["type"] for one in ganq("events", 1, "--json").json()]
     assert kinds == ["submitted", "claimed", "succeeded"]
     assert [line.split("  ")[1] for line in said.out.splitlines()] == kinds
+
+
+def test_a_short_job_is_looked_at_often_and_a_long_one_seldom():
+    assert follow.pause_s(0.0) == 0.02
+    assert follow.pause_s(3600.0) == 0.5
+    waited, looks = 0.0, 0
+    while waited < 60:
+        waited += follow.pause_s(waited)
+        looks += 1
+    assert looks < 180, "a minute costs few questions"

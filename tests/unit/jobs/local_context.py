@@ -176,6 +176,10 @@ class LocalContext:
         assert self.source is not None
         return self.source
 
+    def model_sha256(self) -> str:
+        assert self.source is not None
+        return self.source.sha256
+
     def models(self) -> Iterator[Snapshot]:
         yield from self.kept
 

@@ -155,6 +155,17 @@ def test_broken_weights_are_named_and_publish_nothing():
             generate(Snapshot(1, 1, tensors, SNAPSHOT.meta, f"broken-{len(tensors)}"), count=4)
 
 
+def test_a_warm_process_does_not_read_the_checkpoint_it_has_loaded(monkeypatch):
+    models._loaded.clear()
+    read = []
+    monkeypatch.setattr(LocalContext, "model", lambda self: read.append(1) or self.source)
+    for count in (1, 2, 3):
+        generate(count=count)
+    assert len(read) == 1
+    generate(snapshot_of(5), count=1)
+    assert len(read) == 2
+
+
 def test_a_warm_process_keeps_its_last_four_models():
     models._loaded.clear()
     for seed in range(6):
