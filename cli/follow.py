@@ -72,6 +72,7 @@ def _until_ended(
     ended: dict[int, Job] = {}  # what is final needs no second look
     while True:
         jobs: list[Job] = []
+        looked = time.monotonic()
         try:
             still = [one for one in job_ids if one not in ended]
             found = {one.id: one for one in session.queries.get_many(still)}
@@ -88,13 +89,14 @@ def _until_ended(
             return jobs, False
         if deadline is not None and time.monotonic() >= deadline:
             return jobs or session.queries.get_many(job_ids), True
-        time.sleep(pause_s(time.monotonic() - began))
+        now = time.monotonic()
+        time.sleep(pause_s(now - began, look_s=now - looked))
 
 
-def pause_s(waited_s: float) -> float:
-    """How long to wait before the next look."""
+def pause_s(waited_s: float, look_s: float = 0.0) -> float:
+    """How long to wait before the next look; as long as the last one took, where many are waited for."""
     shortest, longest = POLL_S
-    return min(max(waited_s * POLL_SHARE, shortest), longest)
+    return min(max(waited_s * POLL_SHARE, shortest, look_s), longest)
 
 
 def fate(jobs: Sequence[Job], timed_out: bool) -> int:

@@ -7,7 +7,13 @@ import click
 @click.option(
     "--gpus", default="auto", show_default=True, metavar="WHICH", help="As in ganq worker: auto, none, 0,1"
 )
-def up(gpus: str) -> None:
+@click.option(
+    "--cpu-workers",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Instead of GPUs: so many workers on the CPU, each on its own share of the cores.",
+)
+def up(gpus: str, cpu_workers: int | None) -> None:
     """
     Start the local stack and stay: job table, embedded Redis, one worker per GPU.
 
@@ -18,6 +24,7 @@ def up(gpus: str) -> None:
     Examples:
       ganq up
       ganq up --gpus none
+      ganq up --cpu-workers 2
     """
     import signal
     import time
@@ -32,7 +39,7 @@ def up(gpus: str) -> None:
 
     signal.signal(signal.SIGTERM, interrupt)
     code = 0
-    with local_stack(settings, gpus=gpus) as stack:
+    with local_stack(settings, gpus=gpus, cpu_workers=cpu_workers) as stack:
         try:
             if wait_ready(settings, stack.worker):
                 click.echo(f"ganq is up: {settings.home}", err=True)

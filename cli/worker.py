@@ -11,9 +11,18 @@ import click
     metavar="WHICH",
     help="auto or all (every GPU; the CPU where there is none), none, or indices and UUIDs: 0,1",
 )
+@click.option(
+    "--cpu-workers",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Instead of GPUs: so many workers on the CPU, each on its own share of the cores.",
+)
+@click.option("--cores", metavar="A,B-C", help="Instead of GPUs: one worker on these CPU cores.")
 @click.option("--queues", metavar="A,B", help="Queues to serve.  [default: GANQ_QUEUES, or 'default']")
 @click.option("--name", metavar="NAME", help="The worker's name.  [default: HOST-gpu0, HOST-cpu]")
-def worker(gpus: str, queues: str | None, name: str | None) -> None:
+def worker(
+    gpus: str, cpu_workers: int | None, cores: str | None, queues: str | None, name: str | None
+) -> None:
     """
     Run jobs on this machine: one worker per GPU, or one on the CPU.
 
@@ -25,6 +34,7 @@ def worker(gpus: str, queues: str | None, name: str | None) -> None:
       ganq worker
       ganq worker --gpus 0,1 --queues default,urgent
       ganq worker --gpus none --name spare
+      ganq worker --cpu-workers 2
     """
     from jobs.specs import check_name
     from storage.settings import Settings
@@ -32,5 +42,12 @@ def worker(gpus: str, queues: str | None, name: str | None) -> None:
 
     chosen = tuple(one.strip() for one in (queues or "").split(",") if one.strip())
     raise SystemExit(
-        launch(Settings.load(), gpus=gpus, queues=chosen, name=check_name(name) if name else None)
+        launch(
+            Settings.load(),
+            gpus=gpus,
+            queues=chosen,
+            name=check_name(name) if name else None,
+            cpu_workers=cpu_workers,
+            cores=cores,
+        )
     )

@@ -34,6 +34,15 @@ class Gpu:
     def label(self) -> str:
         return f"gpu{self.index}"
 
+    @property
+    def key(self) -> str:
+        return self.uuid
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What `ganq worker` is told to run on this one."""
+        return "--gpus", self.uuid
+
 
 def discover() -> list[Gpu]:
     """

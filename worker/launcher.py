@@ -2,7 +2,8 @@
 `ganq worker`: one Celery process a GPU, each with a supervisor of its own.
 
 With several GPUs this process starts one `ganq worker --gpus UUID` for each and
-keeps them running; with one, or none, it becomes that worker.
+keeps them running; with one, or none, it becomes that worker. So with --cpu-workers, which
+start one `ganq worker --cores …` for each share of the cores.
 """
 
 import logging
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +22,9 @@ from jobs.errors import ConfigError
 from storage.schema import open_database
 from storage.settings import WORD, WORD_HINT, Settings
 from storage.volume import Volume
+from worker import cores as core_units
 from worker import gpu, logs
+from worker.cores import Cores
 from worker.local import runtime_folder, worker_command
 from worker.wake import WAKE_ENV, knock, knock_path
 
@@ -33,7 +37,13 @@ FATAL_EXIT = 4  # the supervisor says: a setting is wrong, trying again would en
 
 
 def launch(
-    settings: Settings, *, gpus: str = "auto", queues: tuple[str, ...] = (), name: str | None = None
+    settings: Settings,
+    *,
+    gpus: str = "auto",
+    queues: tuple[str, ...] = (),
+    name: str | None = None,
+    cpu_workers: int | None = None,
+    cores: str | None = None,
 ) -> int:
     """
     Run workers until SIGTERM.
@@ -42,6 +52,8 @@ def launch(
         gpus: 'auto', 'all', 'none', or indices and UUIDs separated by commas.
         queues: queues to serve; the settings' by default.
         name: the worker's name; '<host>-gpu0' or '<host>-cpu' by default.
+        cpu_workers: so many workers on the CPU, which share its cores.
+        cores: of a worker on the CPU, those it is bound to: '0,2-3'.
 
     Returns:
         The exit code: 0 after a drain.
@@ -53,7 +65,7 @@ def launch(
     logs.configure(settings)
     Volume(settings.volume).ensure()
     open_database(settings, create=True).dispose()
-    chosen = gpu.choose(gpus)
+    chosen = _units(gpus, cpu_workers, cores)
     queues = queues or tuple(one.strip() for one in settings.queues.split(",") if one.strip())
     require_queues(queues)
     if len(chosen) > 1:
@@ -61,16 +73,38 @@ def launch(
     return Worker(settings, chosen[0] if chosen else None, queues, name).run()
 
 
+def _units(gpus: str, cpu_workers: int | None, cores: str | None) -> Sequence[gpu.Gpu | Cores]:
+    """
+    What gets a worker each; none: the CPU as a whole.
+
+    Raises:
+        ConfigError: GPUs and cores were asked for at once.
+    """
+    if cpu_workers is None and cores is None:
+        return gpu.choose(gpus)
+    if gpus not in ("auto", "none") or (cpu_workers is not None and cores is not None):
+        raise ConfigError("--gpus, --cpu-workers and --cores each say what to run on", hint="use one of them")
+    return [core_units.parse(cores)] if cores is not None else core_units.divide(cpu_workers or 1)
+
+
+def _described(unit: gpu.Gpu | Cores | None) -> str:
+    """What `ganq workers` shows as the device."""
+    if isinstance(unit, gpu.Gpu):
+        return f"{unit.label} {unit.name}"
+    return "cpu" if unit is None else f"cpu {','.join(map(str, unit.numbers))}"
+
+
 class Worker:
     """Celery in this process, the supervisor beside it."""
 
     def __init__(
-        self, settings: Settings, device: gpu.Gpu | None, queues: tuple[str, ...], name: str | None
+        self, settings: Settings, unit: gpu.Gpu | Cores | None, queues: tuple[str, ...], name: str | None
     ) -> None:
         self.settings = settings
         self.queues = queues
         host = socket.gethostname().split(".")[0]
-        self.name = name or f"{host}-{device.label if device else 'cpu'}"
+        self.name = name or f"{host}-{unit.label if unit else 'cpu'}"
+        device = unit if isinstance(unit, gpu.Gpu) else None
         folder = runtime_folder(settings)
         self.locks: list[IO[str]] = [gpu.lock(f"worker {self.name}", folder)]
         if device is not None:
@@ -78,10 +112,11 @@ class Worker:
         self.environment = {
             **os.environ,
             **gpu.pin(device),
+            **(unit.pin() if isinstance(unit, Cores) else {}),
             WAKE_ENV: str(folder / f"wake-{os.getpid()}.sock"),
             "GANQ_PARENT": str(os.getpid()),
             "GANQ_WORKER_NAME": self.name,
-            "GANQ_WORKER_DEVICE": f"{device.label} {device.name}" if device else "cpu",
+            "GANQ_WORKER_DEVICE": _described(unit),
             "GANQ_WORKER_QUEUES": ",".join(queues),
         }
         self.app: Any = None
@@ -250,10 +285,10 @@ class Worker:
 
 
 class Fleet:
-    """One child `ganq worker` a GPU; restarts those that fall, passes signals on."""
+    """One child `ganq worker` a GPU or a share of the cores; restarts those that fall, passes signals on."""
 
-    def __init__(self, gpus: list[gpu.Gpu], queues: tuple[str, ...], name: str | None) -> None:
-        self.gpus = gpus
+    def __init__(self, units: Sequence[gpu.Gpu | Cores], queues: tuple[str, ...], name: str | None) -> None:
+        self.units = units
         self.queues = queues
         self.name = name
         self.children: dict[str, subprocess.Popen[bytes]] = {}
@@ -264,21 +299,21 @@ class Fleet:
             signal.signal(sig, self._stop)
         tries: dict[str, int] = {}
         while not self.stopping:
-            for one in self.gpus:
-                child = self.children.get(one.uuid)
+            for one in self.units:
+                child = self.children.get(one.key)
                 if child is None or child.poll() is not None:
-                    tries[one.uuid] = tries.get(one.uuid, -1) + 1
-                    if tries[one.uuid]:
-                        time.sleep(RESTART_PAUSE_S[min(tries[one.uuid], len(RESTART_PAUSE_S)) - 1])
+                    tries[one.key] = tries.get(one.key, -1) + 1
+                    if tries[one.key]:
+                        time.sleep(RESTART_PAUSE_S[min(tries[one.key], len(RESTART_PAUSE_S)) - 1])
                     if not self.stopping:
-                        self.children[one.uuid] = self._start(one)
+                        self.children[one.key] = self._start(one)
             time.sleep(1.0)
         codes = [child.wait() for child in self.children.values()]
         return max((abs(code) for code in codes), default=0)
 
-    def _start(self, one: gpu.Gpu) -> subprocess.Popen[bytes]:
+    def _start(self, one: gpu.Gpu | Cores) -> subprocess.Popen[bytes]:
         named = ["--name", f"{self.name}-{one.label}"] if self.name else []
-        command = worker_command("worker", "--gpus", one.uuid, "--queues", ",".join(self.queues), *named)
+        command = worker_command("worker", *one.arguments, "--queues", ",".join(self.queues), *named)
         return subprocess.Popen(command, start_new_session=True)
 
     def _stop(self, *_: Any) -> None:

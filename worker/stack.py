@@ -23,14 +23,16 @@ STOP_TIMEOUT_S = 90.0
 class LocalStack:
     """The processes of one machine; start_worker() starts one again that has died."""
 
-    def __init__(self, gpus: str, log: IO[bytes] | None) -> None:
-        self.gpus = gpus
+    def __init__(self, gpus: str, cpu_workers: int | None, log: IO[bytes] | None) -> None:
+        self.arguments = ["--gpus", gpus]
+        if cpu_workers is not None:
+            self.arguments += ["--cpu-workers", str(cpu_workers)]
         self.log = log
         self.worker = self.start_worker()
 
     def start_worker(self) -> "subprocess.Popen[bytes]":
         self.worker = subprocess.Popen(
-            bound_to_this(signal.SIGTERM, worker_command("worker", "--gpus", self.gpus)),
+            bound_to_this(signal.SIGTERM, worker_command("worker", *self.arguments)),
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=self.log,
@@ -41,13 +43,18 @@ class LocalStack:
 
 @contextmanager
 def local_stack(
-    settings: Settings, *, gpus: str = "auto", log: IO[bytes] | None = None
+    settings: Settings,
+    *,
+    gpus: str = "auto",
+    cpu_workers: int | None = None,
+    log: IO[bytes] | None = None,
 ) -> Iterator[LocalStack]:
     """
     Everything that one machine needs, for as long as the block runs.
 
     Args:
         gpus: see worker.gpu.choose().
+        cpu_workers: workers that share the CPU, instead of GPUs.
         log: where the workers' log goes; this process's stderr by default.
 
     Raises:
@@ -62,7 +69,7 @@ def local_stack(
             f"ganq is already up for {settings.home}", hint="ganq workers shows it; or set another GANQ_HOME"
         ) from None
     with held, EmbeddedRedis(settings) if settings.embedded_redis else nullcontext():
-        stack = LocalStack(gpus, log)
+        stack = LocalStack(gpus, cpu_workers, log)
         try:
             yield stack
         finally:
