@@ -12,6 +12,7 @@ Every error that ganq raises on purpose.
         LeaseLostError                     another attempt owns the job now
         TimeLimitError                     the job has run for as long as it may
       DatasetError                         no pictures, too few, too many broken
+      NotMeasurableError                   pictures that a metric says nothing about
       StorageError
         DatabaseUnavailableError
         SchemaMismatchError
@@ -131,6 +132,12 @@ class DatasetError(GanqError):
     """A folder of pictures that cannot be trained on."""
 
     code = "BAD_DATASET"
+
+
+class NotMeasurableError(GanqError):
+    """A metric would give a number without a meaning for these pictures."""
+
+    code = "NOT_MEASURABLE"
 
 
 class StorageError(GanqError):

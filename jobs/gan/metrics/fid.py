@@ -1,0 +1,63 @@
+"""
+Fréchet distance between two sets of features, each taken for a normal distribution.
+
+Source: Heusel et al. 2017, arXiv:1706.08500 (FID), equation 6. Called by its plain name only on
+the Inception network of that paper; any other network's name stands in the metric's key.
+
+Shapes in names: N real pictures, M made ones, D features.
+"""
+
+import torch
+from torch import Tensor
+
+from jobs.errors import NotMeasurableError
+
+
+def fid(real_ND: Tensor, made_MD: Tensor) -> float:
+    """
+    |μ₁ − μ₂|² + Tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½), in float64.
+
+    Args:
+        real_ND, made_MD: finite; two rows each at least. See is_biased().
+
+    Raises:
+        NotMeasurableError: a set has fewer than two pictures.
+    """
+    if min(len(real_ND), len(made_MD)) < 2:
+        raise NotMeasurableError("FID needs two pictures in each set", hint="use more")
+    real_ND, made_MD = real_ND.double(), made_MD.double()
+    apart = (real_ND.mean(0) - made_MD.mean(0)).square().sum()
+    # Σ = AᵀA for the centred features, each divided by √(N − 1).
+    a_ND = (real_ND - real_ND.mean(0)) / (len(real_ND) - 1) ** 0.5
+    b_MD = (made_MD - made_MD.mean(0)) / (len(made_MD) - 1) ** 0.5
+    spread = a_ND.square().sum() + b_MD.square().sum()
+    return max(0.0, float(apart + spread - 2 * _trace_of_root(a_ND, b_MD)))
+
+
+def _trace_of_root(a_ND: Tensor, b_MD: Tensor) -> Tensor:
+    """
+    Tr((AᵀA BᵀB)^½), without the square root of a product of singular matrices, which may turn complex.
+
+    The eigenvalues of AᵀA BᵀB are the squared singular values of ABᵀ. With fewer pictures than
+    features these are a small matrix's; else those of Σ₁^½ Σ₂ Σ₁^½, which is symmetric and has
+    the same eigenvalues.
+    """
+    if min(len(a_ND), len(b_MD)) < a_ND.shape[1]:
+        singular_N: Tensor = torch.linalg.svdvals(a_ND @ b_MD.T)
+        return singular_N.sum()
+    values_D: Tensor
+    values_D, vectors_DD = torch.linalg.eigh(a_ND.T @ a_ND)
+    root_DD = vectors_DD * values_D.clamp_min(0).sqrt() @ vectors_DD.T
+    both_DD = root_DD @ (b_MD.T @ b_MD) @ root_DD
+    values_D = torch.linalg.eigvalsh((both_DD + both_DD.T) / 2)
+    return values_D.clamp_min(0).sqrt().sum()
+
+
+def is_biased(pictures: int, features: int) -> bool:
+    """
+    Whether sets of this size make the distance too large to be compared with other sizes.
+
+    With no more pictures than features the covariance has no full rank; the bias falls as 1/N
+    (Bińkowski et al. 2018, arXiv:1801.01401, appendix D).
+    """
+    return pictures <= features
