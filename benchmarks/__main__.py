@@ -20,6 +20,8 @@ from benchmarks.neighbours import Watch
 
 NAMES = ("startup", "dispatch", "memory", "generate", "train")
 
+QUICK_ROUNDS = 2
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -28,6 +30,11 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all by default")
     parser.add_argument(
         "--rounds", type=int, help="rounds of each alternation (default: the benchmark's own)"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="two rounds of each: coarser, in a few minutes",
     )
     parser.add_argument(
         "--work", type=Path, help="folder for data sets and jobs; kept, so the next run is faster"
@@ -50,7 +57,7 @@ def main() -> int:
             short += _one(
                 name,
                 work,
-                options.rounds,
+                options.rounds or (QUICK_ROUNDS if options.quick else None),
                 Watch(options.others, options.patience * 60),
                 write=not options.no_write,
             )

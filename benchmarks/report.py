@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,7 +26,7 @@ def circumstances() -> dict[str, Any]:
             "cpu": _cpu(),
             "cores": os.cpu_count(),
             "memory_gib": round(memory / 2**30, 1),
-            "gpu": None,
+            "gpu": _gpu(),
         },
         "versions": {"python": platform.python_version(), "linux": platform.release()} | _packages(),
         "commit": _git("rev-parse", "--short=12", "HEAD"),
@@ -39,6 +40,15 @@ def _cpu() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "?")
+
+
+def _gpu() -> str | None:
+    try:
+        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip().replace("\n", ", ") or None
 
 
 def _packages() -> dict[str, str]:
@@ -93,13 +103,33 @@ def _rounded(value: Any) -> Any:
     return [_rounded(one) for one in value] if isinstance(value, list) else value
 
 
+def newest() -> dict[str, dict[str, Any]]:
+    """The newest result of each benchmark, by name."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        facts = json.loads(path.read_text())
+        if facts["at"] > found.get(facts["name"], {"at": ""})["at"]:
+            found[facts["name"]] = facts
+    return dict(sorted(found.items()))
+
+
+def for_readme() -> str:
+    """The lines that have a bar, as the README's table."""
+    lines = ["| what | beside | of | ratio | must | |", "|---|---|---|---|---|---|"]
+    for name, facts in newest().items():
+        for one in facts["ratios"]:
+            if one["met"] is None:
+                continue
+            # Names of benchmarks are not repeated where a line begins with them.
+            what = one["what"] if one["what"].startswith(name) else f"{name}: {one['what']}"
+            met = "✓" if one["met"] else "✗ short"
+            ratio = f"{one['median']:.2f}"
+            lines.append(f"| {what} | {one['against']} | {one['metric']} | {ratio} | {one['bar']} | {met} |")
+    return "\n".join(lines)
+
+
 def table() -> str:
     """The newest result of each benchmark, as Markdown."""
-    newest: dict[str, dict[str, Any]] = {}
-    for path in RESULTS.glob("*.json"):
-        facts = json.loads(path.read_text())
-        if facts["at"] > newest.get(facts["name"], {"at": ""})["at"]:
-            newest[facts["name"]] = facts
     lines = [
         "# Results",
         "",
@@ -107,7 +137,7 @@ def table() -> str:
         "A/A is the peer against itself one round later, which shows how much of that is the machine.",
         "",
     ]
-    for name, facts in sorted(newest.items()):
+    for name, facts in newest().items():
         lines += _section(name, facts)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -144,3 +174,11 @@ def _section(name: str, facts: dict[str, Any]) -> list[str]:
         f"{hardware['memory_gib']} GiB{others}; {about}.",
         "",
     ]
+
+
+if __name__ == "__main__":
+    # python -m benchmarks.report: results/README.md anew; --readme: print the README's table.
+    if "--readme" in sys.argv:
+        print(for_readme())
+    else:
+        (RESULTS / "README.md").write_text(table())

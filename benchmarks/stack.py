@@ -164,7 +164,7 @@ class Queue:
         return job
 
     def train(self, spec: Spec) -> dict[str, float]:
-        """One training from submit to success; the values of benchmarks.in_process.train()."""
+        """One training from submit to success; in_process.train()'s values, and the longest stall."""
         began = time.perf_counter()
         job = self.wait(self.submit(spec), every_s=0.05)
         whole_s = time.perf_counter() - began
@@ -174,6 +174,7 @@ class Queue:
             "images": job.result["images"],
             "loop_s": loop_seconds([json.loads(line) for line in lines]),
             "whole_s": whole_s,
+            "stall_s": job.result["longest_stall_s"],
         }
 
     def generate(self, spec: Spec) -> dict[str, float]:

@@ -1,12 +1,15 @@
-"""Training: ganq through the queue, in-process, and the tutorial as a plain script."""
+"""Training: ganq through the queue, its loop alone, the tutorial as a script; what a checkpoint costs."""
 
+import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import stack
-from benchmarks.measure import Ratio, Series, alternate, compare
+from benchmarks.measure import Ratio, Series, alternate, compare, limit
 from benchmarks.neighbours import Watch
 from jobs.specs import TrainSpec
+from worker.warm_runner import thread_policy
 
 EXPLAINED = """\
 A piece is one whole job in a warm process: networks made, pictures shown once, a grid and
@@ -14,9 +17,23 @@ the weights saved at the end. `loop` is pictures/s over the batches alone, which
 a run of hours tends to; `whole` counts set-up and saving too, and for the queue all from
 submit to success as the client sees it. The plain script decodes in its loop with 4
 loader processes; ganq reads pictures that were decoded once, before the first round.
-The runner's OpenMP threads sleep while they wait (OMP_WAIT_POLICY=PASSIVE), which costs on a
-quiet machine and saves much on a busy one; `in-process, passive` has the same policy, so what
-is left between it and the queue is the queue alone."""
+`own loop` is ganq's training called directly, with threads that look for work as long as the
+runner's do (GOMP_SPINCOUNT=10000), so that what is left between it and the queue is the
+queue; `own loop, libgomp's spin` looks 300,000 times, which helps on a quiet machine and
+starves its neighbours on a busy one. A stall is how long training stood still for
+a checkpoint: the longest of a run, median over the runs; the final one is waited for by design.
+The tutorial's own grids, every --save-every epochs of the origin, need one pass of G over a whole
+batch in the loop, because it moves the statistics that are saved next: that pass is in the
+stall of the line without a bar."""
+
+STALL_MS = 50.0
+BY_EPOCHS = {"batch": 64, "epochs": 2, "save_every": 1, "g_every": 5}
+STALLS: dict[str, dict[str, Any]] = {
+    "ngf 64, batch 256, by the clock": {"recipe": "origin", "epochs": 1, "checkpoint_seconds": 2},
+    "plus, ngf 64, with its grid": {"recipe": "plus", **BY_EPOCHS},
+    "origin, ngf 64, with the tutorial's pass": {"recipe": "origin", **BY_EPOCHS},
+}
+"""What is trained for a stall, and with which options."""
 
 SIZES = ({"ngf": 64, "ndf": 64, "batch": 256}, {"ngf": 32, "ndf": 32, "batch": 64})
 
@@ -32,17 +49,22 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
     with (
         stack.Queue(work / "train-queue") as queue,
         stack.Child("benchmarks.plain_dcgan", "serve") as plain,
-        stack.Child("benchmarks.in_process") as local,
-        stack.Child("benchmarks.in_process", OMP_WAIT_POLICY="PASSIVE") as patient,
+        stack.Child("benchmarks.in_process", **thread_policy({})) as own,
+        stack.Child("benchmarks.in_process") as spinning,
     ):
         for options in SIZES:
             label = f"ngf {options['ngf']}, batch {options['batch']}"
             spec = TrainSpec.create(
                 data=str(data), recipe="origin", size=96, epochs=1, save_every=1, device="cpu", **options
             )
-            series = _alternate(work, queue, plain, local, patient, spec, rounds or 9, watch)
+            series = _alternate(work, queue, plain, own, spinning, spec, rounds or 5, watch)
             raw[label] = series.values
             ratios += _ratios(series, label)
+        for label, given in STALLS.items():
+            spec = TrainSpec.create(data=str(data), size=96, ngf=64, ndf=64, device="cpu", **given)
+            longest = [queue.train(spec)["stall_s"] * 1000 for _ in range(min(rounds or 3, 3))]
+            raw[f"stall, {label}"] = {"stall_ms": longest}
+            ratios.append(_stall(label, statistics.median(longest), judged="tutorial" not in label))
     return ratios, raw
 
 
@@ -50,8 +72,8 @@ def _alternate(
     work: Path,
     queue: stack.Queue,
     plain: stack.Child,
-    local: stack.Child,
-    patient: stack.Child,
+    own: stack.Child,
+    spinning: stack.Child,
     spec: TrainSpec,
     rounds: int,
     watch: Watch,
@@ -69,8 +91,8 @@ def _alternate(
 
     pieces = {
         "plain": lambda: stack.with_rates(of_plain()),
-        "in-process": lambda: stack.with_rates(in_process(local)),
-        "in-process, passive": lambda: stack.with_rates(in_process(patient)),
+        "own loop": lambda: stack.with_rates(in_process(own)),
+        "own loop, libgomp's spin": lambda: stack.with_rates(in_process(spinning)),
         "queue": lambda: stack.with_rates(queued()),
     }
     return alternate(pieces, rounds, watch=watch)
@@ -85,12 +107,15 @@ def _ratios(series: Series, label: str) -> list[Ratio]:
         )
 
     return [
-        one("queue", "in-process", "loop_rate", 0.95),
-        one("queue", "in-process", "whole_rate", None),
-        one("queue", "in-process, passive", "loop_rate", None),
-        one("queue", "in-process, passive", "whole_rate", None),
-        one("queue", "plain", "loop_rate", 1.0),
+        one("queue", "plain", "loop_rate", 1.2),
         one("queue", "plain", "whole_rate", None),
-        one("in-process", "plain", "loop_rate", 1.0),
-        one("in-process", "plain", "whole_rate", None),
+        one("queue", "own loop", "loop_rate", 0.98),
+        one("queue", "own loop", "whole_rate", None),
+        one("queue", "own loop, libgomp's spin", "loop_rate", None),
+        one("own loop", "plain", "loop_rate", 1.2),
     ]
+
+
+def _stall(label: str, milliseconds: float, *, judged: bool) -> Ratio:
+    line = limit(f"checkpoint stall: {label}", f"{STALL_MS:g} ms", "ms", milliseconds, STALL_MS)
+    return line if judged else replace(line, bar="", met=None)
