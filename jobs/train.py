@@ -74,7 +74,7 @@ class Training:
         # What the steps need.
         shape = (spec.batch, spec.nz, 1, 1)
         self.fixed_latents_BZ11 = seeds.noise(spec.seed, "fixed", shape=shape).to(self.device)
-        self.journal = Journal(spec, ctx, self.batches.per_epoch)
+        self.journal = Journal(spec, ctx, self.batches.per_epoch, late=int(self.device.type == "cuda"))
         self.rollbacks = Rollbacks()
         self.saves = Saves(ctx, self.journal, safe=lambda step: self.rollbacks.saved(step))
         self.stills = Stills()
@@ -204,6 +204,7 @@ class Training:
             self.steps.batch(epoch, place)
             state.step += 1
             failpoint("train.stepped")
+            self.stills.prepare(state.tensors)
             self.saves.look()
             self.journal.stepped(state.step)
 

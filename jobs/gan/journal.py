@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from jobs.context import JobContext
-from jobs.gan.meter import Meter
+from jobs.gan.meter import Meter, Reading
 from jobs.specs import TrainSpec
 
 LOG_EVERY = 25
@@ -19,9 +19,11 @@ class Journal:
 
     Args:
         per_epoch: batches in an epoch.
+        late: lines that may wait for their values while training goes on; 1 on a GPU.
     """
 
-    def __init__(self, spec: TrainSpec, ctx: JobContext, per_epoch: int) -> None:
+    def __init__(self, spec: TrainSpec, ctx: JobContext, per_epoch: int, *, late: int = 0) -> None:
+        self.late = late
         self.spec = spec
         self.ctx = ctx
         self.per_epoch = per_epoch
@@ -35,6 +37,7 @@ class Journal:
     def start_at(self, step: int) -> None:
         """The run begins here, or has gone back to here."""
         self.meter = Meter()
+        self._lines: list[tuple[int, float, Reading]] = []
         self._step, self._at = step, time.monotonic()
 
     def rest(self) -> None:
@@ -48,7 +51,7 @@ class Journal:
         """
         epoch, place = divmod(step, self.per_epoch)
         if place % LOG_EVERY == 0:
-            self.write(step)
+            self.write(step, late=self.late)
         self.ctx.report(
             step * self.spec.batch,
             self.spec.epochs * self.per_epoch * self.spec.batch,
@@ -59,19 +62,28 @@ class Journal:
             phase=self.trouble,
         )
 
-    def write(self, step: int) -> None:
+    def write(self, step: int, *, late: int = 0) -> None:
         """
         One line of metrics; a value that is not finite ends it here.
+
+        Args:
+            late: lines that may be written with a later one: by then a GPU has their values, and
+                nothing has waited for it.
 
         Raises:
             TrainingDivergedError: a loss is not finite.
         """
-        if step == self._step:
-            return
-        means, now = self.meter.read(step), time.monotonic()
+        if step != self._step:
+            now = time.monotonic()
+            self._rate = (step - self._step) * self.spec.batch / max(now - self._at, 1e-9)
+            self._step, self._at = step, now
+            self._lines.append((step, self._rate, self.meter.take()))
+        while len(self._lines) > late:
+            self._tell(*self._lines.pop(0))
+
+    def _tell(self, step: int, rate: float, reading: Reading) -> None:
+        means = reading.means(step)
         self.last |= means
-        self._rate = rate = (step - self._step) * self.spec.batch / max(now - self._at, 1e-9)
-        self._step, self._at = step, now
         epoch, place = divmod(step, self.per_epoch)
         if place == 0:
             losses = "  ".join(f"{name} {self.last[name]:.4f}" for name in SHOWN_LOSSES if name in self.last)

@@ -22,6 +22,12 @@ class Meter:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
 
+    def take(self) -> "Reading":
+        """What was added since the last time, on its way to the CPU; and a fresh start."""
+        reading = Reading(self._sums, self._counts)
+        self._sums, self._counts = {}, {}
+        return reading
+
     def read(self, step: int) -> dict[str, float]:
         """
         The means since the last reading, and a fresh start.
@@ -29,12 +35,36 @@ class Meter:
         Raises:
             TrainingDivergedError: one of them is NaN or infinite.
         """
-        if not self._sums:
-            return {}
-        sums = torch.stack(list(self._sums.values())).tolist()
-        means = {name: total / self._counts[name] for name, total in zip(self._sums, sums, strict=True)}
-        self._sums.clear()
-        self._counts.clear()
+        return self.take().means(step)
+
+
+class Reading:
+    """Sums that were asked for. A GPU writes them into pinned memory when it comes to it."""
+
+    def __init__(self, sums: dict[str, Tensor], counts: dict[str, int]) -> None:
+        self._counts = counts
+        self._sums = torch.stack(list(sums.values())) if sums else torch.empty(0)
+        self._done: torch.cuda.Event | None = None
+        if self._sums.is_cuda:
+            there = torch.empty(self._sums.shape, dtype=self._sums.dtype, pin_memory=True)
+            self._sums = there.copy_(self._sums, non_blocking=True)
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._done.record()
+
+    def means(self, step: int) -> dict[str, float]:
+        """
+        Wait for them, if they are not there yet.
+
+        Args:
+            step: what they belong to.
+
+        Raises:
+            TrainingDivergedError: one of them is NaN or infinite.
+        """
+        if self._done is not None:
+            self._done.synchronize()
+        sums = self._sums.tolist()
+        means = {name: total / count for (name, count), total in zip(self._counts.items(), sums, strict=True)}
         for name, mean in means.items():
             if not -float("inf") < mean < float("inf"):
                 raise diverged(f"{name} is {mean}", step)

@@ -6,7 +6,8 @@ used again by the next one: fresh pages for a hundred megabytes cost more than t
 copying itself, and a GPU writes only into pinned memory without waiting.
 """
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -17,6 +18,24 @@ class Stills:
 
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
+        self._making: threading.Thread | None = None
+
+    def prepare(self, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
+        """
+        Make room on another thread, once, so that the first take() is no slower than the others.
+
+        Args:
+            tensors: gives what take() will get.
+        """
+        if self._making is None:
+            self._making = threading.Thread(target=self._make, args=(tensors(),), name="stills", daemon=True)
+            self._making.start()
+
+    def _make(self, tensors: Mapping[str, Tensor]) -> None:
+        places = {name: self._place(name, tensor) for name, tensor in tensors.items()}
+        for place in places.values():
+            place.zero_()  # pages are given out when they are first written
+        self._kept = places
 
     def take(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """
@@ -27,6 +46,8 @@ class Stills:
         Returns:
             The same names, copies on the CPU, complete.
         """
+        if self._making is not None:
+            self._making.join()
         kept = {name: self._place(name, tensor) for name, tensor in tensors.items()}
         # What is not asked for any more is forgotten.
         self._kept = kept

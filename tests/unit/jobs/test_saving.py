@@ -69,6 +69,18 @@ def test_copies_keep_still_and_lie_where_the_last_ones_lay():
     assert second["w"].data_ptr() == first["w"].data_ptr()
 
 
+def test_room_that_was_made_before_is_used():
+    live = {"w": torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)}
+    stills = Stills()
+    stills.prepare(lambda: live)
+    stills.prepare(lambda: pytest.fail("once is enough"))
+    stills._making.join()
+    place = stills._kept["w"].data_ptr()
+    taken = stills.take(live)
+    assert taken["w"].data_ptr() == place
+    assert torch.equal(taken["w"], live["w"])
+
+
 def test_a_tensor_of_another_form_is_copied_all_the_same():
     stills = Stills()
     stills.take({"w": torch.ones(4), "gone": torch.ones(1)})

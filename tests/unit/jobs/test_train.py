@@ -16,6 +16,7 @@ from unit.jobs.local_context import LocalContext, noise_images, sha256_of
 import jobs.train
 from jobs.errors import DatasetError, SpecError, StopRequested, TrainingDivergedError
 from jobs.gan import seeds
+from jobs.gan.journal import Journal
 from jobs.gan.networks import Architecture
 from jobs.specs import TrainSpec
 from jobs.states import StopReason
@@ -140,6 +141,28 @@ def test_checkpoints_grids_metrics_and_progress_come_when_they_should(tmp_path):
     assert set(ctx.saved[-1].generator) == {
         f"G.{k}" for k in Architecture(size=16, ngf=3).build_generator().state_dict()
     } | {f"D.{k}" for k in Architecture(size=16, ndf=3).build_discriminator().state_dict()}
+
+
+def test_lines_that_wait_for_a_gpu_are_the_same_and_all_are_there_when_something_is_kept(tmp_path):
+    told = []
+    for late in (0, 1):
+        training = jobs.train.Training(spec_of(epochs=5), context(tmp_path))
+        training.journal.late = late
+        training.run()
+        told.append([{**record, "images_per_s": 0} for record in training.ctx.records])
+    assert told[0] == told[1]
+    assert [record["step"] for record in told[1]] == [5, 10, 15, 20, 25]
+
+
+def test_a_line_waits_until_the_next_is_due(tmp_path):
+    ctx = context(tmp_path)
+    journal = Journal(spec_of(epochs=5), ctx, 5, late=1)
+    for step, loss in ((5, 1.0), (10, 2.0)):
+        journal.meter.add({"loss_d": torch.tensor(loss)})
+        journal.stepped(step)
+    assert [record["loss_d"] for record in ctx.records] == [1.0]
+    journal.write(10)
+    assert [record["loss_d"] for record in ctx.records] == [1.0, 2.0]
 
 
 def test_a_grid_that_the_tutorial_would_not_make_moves_no_statistics(tmp_path):
