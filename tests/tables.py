@@ -1,6 +1,7 @@
 """What tests look at in the job table behind its back, and how they break it."""
 
 import sqlite3
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, event, func, select, update
+from sqlalchemy import Connection, Engine, event, func, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from jobs.specs import SPEC_VERSION
@@ -94,6 +95,26 @@ def event_types(database: Database, job_id: int) -> list[str]:
 def set_columns(database: Database, job_id: int, **values: Any) -> None:
     """Change columns directly, e.g. to let a backoff pass without waiting for it."""
     database.write(lambda conn: conn.execute(update(job).where(job.c.id == job_id).values(**values)))
+
+
+@contextmanager
+def without_backoff(database: Database, *, crashes_count: bool = False) -> Iterator[None]:
+    """A job that crashed may run at once, and as often as it takes unless crashes count: nobody waits."""
+    done = threading.Event()
+    change = "not_before = NULL" if crashes_count else "not_before = NULL, crash_count = 0"
+    sql = text(f"UPDATE job SET {change} WHERE state = 'queued' AND not_before IS NOT NULL")
+
+    def clear() -> None:
+        while not done.wait(0.1):
+            database.write(lambda conn: conn.execute(sql))
+
+    thread = threading.Thread(target=clear)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def beat_of(store: JobStore, job_id: int) -> Beat:

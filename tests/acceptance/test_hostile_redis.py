@@ -47,7 +47,7 @@ FORGED = [
 
 def test_forged_messages_stop_no_worker_and_run_nothing(ganq: Ganq, redis_url, small) -> None:
     worker = ganq.start_worker()
-    until(lambda: ganq.json("workers"), what="the worker")
+    until(lambda: ganq.present(), what="the worker")
     client = redis.Redis.from_url(redis_url)
     for message in FORGED:
         client.lpush(queue_key("default"), message)
@@ -61,7 +61,7 @@ def test_forged_messages_stop_no_worker_and_run_nothing(ganq: Ganq, redis_url, s
 
 def test_duplicate_bells_run_a_job_once(ganq: Ganq, redis_url, small) -> None:
     ganq.start_worker()
-    until(lambda: ganq.json("workers"), what="the worker")
+    until(lambda: ganq.present(), what="the worker")
     job = ganq.json("submit", "train", *small, "--epochs", "1")["id"]
     client = redis.Redis.from_url(redis_url)
     for _ in range(20):
@@ -83,13 +83,13 @@ def test_up_starts_a_killed_worker_again_and_the_job_goes_on(ganq: Ganq, small, 
         start_new_session=True,
     )
     ganq.workers.append(up)
-    until(lambda: ganq.json("workers"), what="the worker")
+    until(lambda: ganq.present(), what="the worker")
     job = ganq.json("submit", "train", *small, "--epochs", "3000", "--checkpoint-seconds", "0.3")["id"]
-    until(lambda: ganq.json("checkpoints", str(job)), what="a checkpoint")
+    until(lambda: ganq.steps(job), what="a checkpoint")
     worker = part(up, "worker")
     assert worker is not None
     worker.send_signal(signal.SIGKILL)
-    until(lambda: ganq.job(job)["attempt"] >= 2, what="another attempt")
+    until(lambda: ganq.peek(job)["attempt"] >= 2, what="another attempt")
     assert up.poll() is None
     ganq("cancel", str(job))
-    until(lambda: ganq.job(job)["state"] == "cancelled", within_s=20, what="the cancel")
+    until(lambda: ganq.peek(job)["state"] == "cancelled", within_s=20, what="the cancel")

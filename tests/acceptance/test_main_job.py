@@ -36,11 +36,11 @@ def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(ganq: Ganq, small
     plain = ganq.json("submit", "train", *options)["id"]
     assert ganq.run("wait", str(plain), "--timeout", "120").returncode == 0
     killed = ganq.json("submit", "train", *options)["id"]
-    until(lambda: len(ganq.json("checkpoints", str(killed))) >= 1, what="a first checkpoint")
+    until(lambda: len(ganq.steps(killed)) >= 1, what="a first checkpoint")
     runner = part(worker, "worker.runner")
     assert runner is not None
     runner.send_signal(signal.SIGKILL)
-    until(lambda: ganq.job(killed)["attempt"] == 2, what="a second attempt")
+    until(lambda: ganq.peek(killed)["attempt"] == 2, what="a second attempt")
     until(lambda: len(list(attempt_folder(ganq, killed).glob("checkpoints/*"))) >= 1, what="its checkpoint")
     supervisor = part(worker, "worker.supervisor")
     assert supervisor is not None
@@ -56,7 +56,7 @@ def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(ganq: Ganq, small
 def test_sigterm_drains_and_another_worker_goes_on(ganq: Ganq, small) -> None:
     first = ganq.start_worker("w1")
     job = ganq.json("submit", "train", *small, "--epochs", "2000", "--save-every", "1000")["id"]
-    until(lambda: (ganq.job(job)["progress"] or {}).get("epoch", 0) >= 2, what="two epochs")
+    until(lambda: (ganq.peek(job)["progress"] or {}).get("epoch", 0) >= 2, what="two epochs")
     first.send_signal(signal.SIGTERM)
     assert first.wait(timeout=30) == 0
     drained = ganq.job(job)
@@ -64,18 +64,18 @@ def test_sigterm_drains_and_another_worker_goes_on(ganq: Ganq, small) -> None:
     assert [one["outcome"] for one in drained["attempts"]] == ["released"]
     assert [one["kind"] for one in ganq.json("checkpoints", str(job))] == ["resume"]
     ganq.start_worker("w2")
-    until(lambda: ganq.job(job)["attempt"] == 2, what="the second worker's attempt")
+    until(lambda: ganq.peek(job)["attempt"] == 2, what="the second worker's attempt")
     until(lambda: "going on from step" in ganq("logs", str(job)), what="the resumed step")
     ganq("cancel", str(job))
-    until(lambda: ganq.job(job)["state"] == "cancelled", within_s=15, what="the cancel")
+    until(lambda: ganq.peek(job)["state"] == "cancelled", within_s=15, what="the cancel")
 
 
 def test_a_running_job_is_cancelled_within_seconds_and_the_worker_takes_the_next(ganq: Ganq, small) -> None:
     ganq.start_worker()
     long = ganq.json("submit", "train", *small, "--epochs", "100000")["id"]
-    until(lambda: ganq.job(long)["state"] == "running", what="a start")
+    until(lambda: ganq.peek(long)["state"] == "running", what="a start")
     assert "cancel requested" in ganq("cancel", str(long))
-    until(lambda: ganq.job(long)["state"] == "cancelled", within_s=15, what="the cancel")
+    until(lambda: ganq.peek(long)["state"] == "cancelled", within_s=15, what="the cancel")
     short = ganq.json("submit", "train", *small, "--epochs", "1")["id"]
     assert ganq.run("wait", str(short), "--timeout", "60").returncode == 0
     assert ganq.run("cancel", str(long)).returncode == 1
@@ -102,7 +102,7 @@ def test_pictures_do_not_depend_on_the_worker_or_on_a_kill(ganq: Ganq, small) ->
         "0",
     ]  # slow enough to be caught
     whole = ganq.json(*tiny, "--count", "6000")["id"]
-    until(lambda: (ganq.job(whole)["progress"] or {}).get("done", 0) > 0, what="the first pictures")
+    until(lambda: (ganq.peek(whole)["progress"] or {}).get("done", 0) > 0, what="the first pictures")
     runner = part(worker, "worker.runner")
     assert runner is not None
     runner.send_signal(signal.SIGKILL)
@@ -136,7 +136,7 @@ def test_a_bad_data_set_fails_at_once_with_the_way_out(ganq: Ganq, tmp_path) -> 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_a_second_worker_of_one_name_is_refused(ganq: Ganq, backend) -> None:
     ganq.start_worker()
-    until(lambda: ganq.json("workers"), what="the first worker")
+    until(lambda: ganq.present(), what="the first worker")
     second = ganq.run("worker", "--gpus", "none", "--name", "w1")
     assert second.returncode == 1
     assert "already holds" in second.stderr

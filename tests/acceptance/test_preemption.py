@@ -16,7 +16,7 @@ def test_pictures_come_in_seconds_while_a_training_runs_which_ends_with_the_same
     model = ganq.json("submit", "train", *small, "--epochs", "1", "--name", "model", "--wait")["id"]
     plain = ganq.json("submit", "train", *options, "--wait")["id"]
     training = ganq.json("submit", "train", *options)["id"]
-    until(lambda: (ganq.job(training)["progress"] or {}).get("epoch", 0) >= 2, what="two epochs")
+    until(lambda: (ganq.peek(training)["progress"] or {}).get("epoch", 0) >= 2, what="two epochs")
 
     pictures = ganq.json("submit", "generate", "--from", str(model), "--count", "64", "--wait")
     waited_s = pictures["started_at"] - pictures["created_at"]
@@ -36,7 +36,7 @@ def test_a_training_with_no_preempt_is_left_alone(ganq: Ganq, redis_url, small) 
     ganq.start_worker()
     ganq("submit", "train", *small, "--epochs", "1", "--name", "model", "--wait")
     training = ganq.json("submit", "train", *small, "--epochs", "100000", "--no-preempt")["id"]
-    until(lambda: ganq.job(training)["state"] == "running", what="a start")
+    until(lambda: ganq.peek(training)["state"] == "running", what="a start")
     pictures = ganq.json("submit", "generate", "--from", "model", "--count", "64")["id"]
     time.sleep(3)
     assert ganq.job(pictures)["state"] == "queued"

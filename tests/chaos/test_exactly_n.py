@@ -6,20 +6,18 @@ same: indices 0…N−1, every hash right, no file besides, and the bytes of an 
 """
 
 import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import redis
+from chaos.invariants import assert_invariants
 from machine import Ganq, until
 from results import add_model, attempt_folder, lines, result_files
-from sqlalchemy import text
-from tables import job_row
+from tables import job_row, without_backoff
 
 from storage.engine import Database
 from storage.published import names_of_result, verify_manifest
+from storage.volume import Volume
 from worker.app import queue_key
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
@@ -67,25 +65,6 @@ def failpoints(tmp_path: Path, points: list[str]) -> dict[str, str]:
         "GANQ_FAILPOINTS": ";".join(entries),
         "GANQ_FAILPOINTS_FIRED": str(fired),
     }
-
-
-@contextmanager
-def without_backoff(database: Database) -> Iterator[None]:
-    """A job that crashed may run at once, as often as it takes: nobody waits for its backoff."""
-    done = threading.Event()
-    sql = text("UPDATE job SET crash_count = 0, not_before = NULL WHERE state = 'queued' AND crash_count > 0")
-
-    def clear() -> None:
-        while not done.wait(0.1):
-            database.write(lambda conn: conn.execute(sql))
-
-    thread = threading.Thread(target=clear)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def submit(ganq: Ganq, way: str) -> int:
@@ -151,6 +130,42 @@ def test_a_generation_killed_at_every_phase_ends_with_exactly_its_pictures(
     add_model(settings)
     names = {one.partition("@")[0]: one for one in RUNNER_POINTS}  # each name can fire once
     sweep(ganq, database, tmp_path, {"count": [*names.values(), *SUPERVISOR_POINTS]})
+
+
+def split_and_killed(ganq: Ganq, database: Database, tmp_path: Path, way: str) -> None:
+    """One job in four parts, two workers, each phase of a part and of the gathering killed once."""
+    calm = undisturbed(ganq, [way])
+    points = {one.partition("@")[0]: one for one in reversed(RUNNER_POINTS)}
+    environment = failpoints(tmp_path, [*points.values(), "gather.adopted@20", *SUPERVISOR_POINTS])
+    for number in range(2):
+        ganq.start_worker(f"w{number}", **environment)
+    job = int(ganq.json("submit", "generate", *OPTIONS, *WAYS[way], "--shard-size", "16")["id"])
+    with without_backoff(database):
+        until(lambda: job_row(database, job)["state"] == "succeeded", within_s=PATIENCE_S, what=way)
+    fired = {one.name for one in (tmp_path / "fired").iterdir()}
+    assert fired >= {"gather.adopted", "pictures.written", "pictures.renamed", "supervisor.before_finish"}
+    result = finished(ganq, job)
+    assert len(lines(result)) == PICTURES[way]
+    assert result_files(result) == calm[way]
+    assert_invariants(database, Volume(Path(ganq.env["GANQ_VOLUME"])))
+
+
+@sqlite_only
+def test_a_split_generation_whose_parts_are_killed_has_the_bytes_of_one_that_was_not_split(
+    ganq: Ganq, database: Database, settings, tmp_path
+) -> None:
+    """F2 for parts: what one worker alone would have made."""
+    add_model(settings)
+    split_and_killed(ganq, database, tmp_path, "count")
+
+
+@pytest.mark.tier2
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_ask_may_be_split_and_killed(
+    ganq: Ganq, database: Database, settings, tmp_path, way
+) -> None:
+    add_model(settings)
+    split_and_killed(ganq, database, tmp_path, way)
 
 
 @pytest.mark.tier2

@@ -439,7 +439,7 @@ def test_f46_a_hundred_thousand_queued_jobs(
 ) -> None:
     facts = long_queue(ganq, database, claim, faces, 100_000, users=users)
     ganq.start_worker()
-    until(lambda: ganq.json("workers"), what="a worker among so many")
+    until(lambda: ganq.present(), what="a worker among so many")
     time.sleep(5)
     with redis.Redis.from_url(redis_url) as client:
         bells = client.llen(KEY)
@@ -473,7 +473,7 @@ def test_f49_a_broadcast_shutdown_and_foreign_tasks_stop_nothing_and_change_noth
     """S3, and S1 with arguments: more of these in tests/acceptance/test_hostile_redis.py."""
     add_model(settings)
     worker = ganq.start_worker()
-    until(lambda: ganq.json("workers"), what="the worker")
+    until(lambda: ganq.present(), what="the worker")
     canary = tmp_path / "canary"
     app = make_app(settings)
     app.control.broadcast("shutdown")

@@ -9,10 +9,8 @@ import os
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,7 @@ import pytest
 from chaos.attempts import Desk, hashes, meta
 from chaos.invariants import assert_invariants
 from machine import Ganq, attempt_folder, part, until, weights
-from sqlalchemy import text
-from tables import job_row
+from tables import job_row, without_backoff
 from unit.jobs.local_context import LocalContext, noise_images
 
 import jobs.train
@@ -113,25 +110,6 @@ PHASES = [
     "supervisor.finished",
 ]
 FEW = PHASES[4:12:2] + PHASES[12:15:2] + PHASES[17:]
-
-
-@contextmanager
-def without_backoff(database: Database) -> Iterator[None]:
-    """A job that crashed may run at once, as often as it takes: nobody waits for its backoff."""
-    done = threading.Event()
-    sql = text("UPDATE job SET crash_count = 0, not_before = NULL WHERE state = 'queued' AND crash_count > 0")
-
-    def clear() -> None:
-        while not done.wait(0.1):
-            database.write(lambda conn: conn.execute(sql))
-
-    thread = threading.Thread(target=clear)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def check_work_lost(ganq: Ganq, job: int, attempts: int) -> None:
@@ -573,7 +551,7 @@ def test_a_disk_that_fills_up_under_a_training_is_told_borne_and_waited_for(
     options = [*small, "--epochs", "24", "--save-every", "12", "--checkpoint-seconds", "1"]
     plain = ganq.json("submit", "train", *options, "--wait")["id"]
     job = ganq.json("submit", "train", *options)["id"]
-    until(lambda: ganq.json("checkpoints", str(job)), what="a first checkpoint")
+    until(lambda: ganq.steps(job), what="a first checkpoint")
     fill = small_volume / "somebody's.file"
     with open(fill, "wb") as file:
         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small_volume).free - (16 << 10))
@@ -585,7 +563,7 @@ def test_a_disk_that_fills_up_under_a_training_is_told_borne_and_waited_for(
     shown = until(lambda: phase() if "DISK_FULL" in phase() else "", what="DISK_FULL while it runs")
     assert "needed: " in shown
     assert "free: " in shown
-    until(lambda: ganq.job(job)["state"] == "queued", what="the fourth miss")
+    until(lambda: ganq.peek(job)["state"] == "queued", what="the fourth miss")
     found = ganq.job(job)
     assert found["error"]["code"] == "DISK_FULL"
     assert "needed: " in found["error"]["message"]
@@ -614,13 +592,13 @@ def test_status_tells_of_bad_checkpoints_of_another_build_and_of_going_back(
     jobs = [ganq.json("submit", "train", *options)["id"] for _ in range(2)]
     bad, worse = jobs
     for job in jobs:
-        until(lambda job=job: len(ganq.json("checkpoints", str(job))) == 2, what="two checkpoints")
+        until(lambda job=job: len(ganq.steps(job)) == 2, what="two checkpoints")
         if job == bad:
             runner = part(first, "worker.runner")
             assert runner is not None
             ganq("hold", str(worse))
             runner.send_signal(signal.SIGKILL)
-            until(lambda: ganq.job(bad)["state"] == "queued", what="the crash")
+            until(lambda: ganq.peek(bad)["state"] == "queued", what="the crash")
             ganq("hold", str(bad))
             ganq("release", str(worse))
     first.send_signal(signal.SIGTERM)

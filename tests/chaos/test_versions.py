@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machine import Ganq, part, until
+from machine import Ganq, part, postgres_later, until
 from sqlalchemy import text
 
 from jobs.kinds import SPEC_VERSION
@@ -161,6 +161,7 @@ def test_each_build_runs_its_own_code(wheels) -> None:
         assert said == [str(wheels[name] / "storage" / "engine.py"), revision, str(spec)]
 
 
+@postgres_later
 def test_a_migration_during_a_run_disturbs_nobody_and_newer_specs_wait_for_newer_workers(
     machine: Machine, small
 ) -> None:
@@ -197,6 +198,7 @@ def test_new_code_never_runs_on_an_old_schema_and_never_migrates_by_itself(machi
     assert machine.revision() == SCHEMA_REVISION
 
 
+@postgres_later
 def test_a_breaking_migration_drains_old_workers_and_the_job_goes_on_with_new_ones(
     machine: Machine, small
 ) -> None:
@@ -228,6 +230,7 @@ def test_a_breaking_migration_drains_old_workers_and_the_job_goes_on_with_new_on
     assert "going on from step" in breaking("logs", str(job))
 
 
+@postgres_later
 def test_a_schema_on_which_not_even_the_release_works_ends_the_worker_in_words(
     machine: Machine, small, settings, settings_env
 ) -> None:

@@ -120,7 +120,7 @@ def test_a_worker_with_another_tmpdir_is_named(ganq: Ganq, tmp_path: Path, look:
     other.mkdir()
     ganq.start_worker("w1", TMPDIR=str(other))
     ganq.start_worker("w2")
-    until(lambda: len(ganq.json("workers")) == 2, what="two workers")
+    until(lambda: len(ganq.present()) == 2, what="two workers")
     code, found = look()
     assert code == 0
     said = of(found, "sockets", "w1 has its own in")
@@ -145,7 +145,7 @@ def test_a_worker_with_a_private_tmp_is_named(ganq: Ganq, tmp_path: Path, look: 
         start_new_session=True,
     )
     ganq.workers.append(worker)
-    until(lambda: ganq.json("workers"), what="a worker")
+    until(lambda: ganq.present(), what="a worker")
     _, found = look()
     assert of(found, "sockets", "w1 sees another")["hint"].startswith("PrivateTmp=no")
     assert ganq.run("health").returncode == 0, "the job table knows of it"
@@ -158,7 +158,7 @@ def test_a_worker_whose_sockets_were_cleaned_away_is_named_and_healthy_by_the_jo
     place.mkdir(mode=0o1777)
     ganq.env["TMPDIR"] = str(place)
     ganq.start_worker("w1")
-    until(lambda: ganq.json("workers"), what="a worker")
+    until(lambda: ganq.present(), what="a worker")
     (runtime,) = place.glob("ganq-*-*")
     shutil.rmtree(runtime)
     _, found = look()
@@ -168,7 +168,7 @@ def test_a_worker_whose_sockets_were_cleaned_away_is_named_and_healthy_by_the_jo
 
 def test_a_worker_that_died_and_one_that_is_stopped_are_named(ganq: Ganq, look: Look) -> None:
     first, second = ganq.start_worker("w1"), ganq.start_worker("w2")
-    until(lambda: len(ganq.json("workers")) == 2, what="two workers")
+    until(lambda: len(ganq.present()) == 2, what="two workers")
     supervisor = part(second, "worker.supervisor")
     assert supervisor is not None
     for process in (part(first, "worker.supervisor"), psutil.Process(first.pid)):

@@ -223,7 +223,7 @@ def test_a_worker_whose_celery_and_redis_are_deaf_is_healthy_because_it_polls(
     redis_server.halt()
     try:
         job = ganq.json("submit", "train", *small, "--epochs", "1", "--save-every", "1")["id"]
-        until(lambda: ganq.job(job)["state"] == "succeeded", what="a job found by polling")
+        until(lambda: ganq.peek(job)["state"] == "succeeded", what="a job found by polling")
         assert ask()[0] == 0
     finally:
         redis_server.restart()

@@ -1,0 +1,350 @@
+"""
+Jobs that are to stop, and jobs that do not move: cancels, SIGTERM, time limits, hangs, poison.
+
+Rows F8, F10, F11, F36 and F39 of docs/fault-matrix.md, with real workers on real jobs that
+are met at a point of the test's choice.
+"""
+
+import secrets
+import signal
+import subprocess
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from chaos.invariants import assert_invariants, look, table_violations
+from machine import Ganq, part, until
+from results import add_model
+from tables import beat_of, job_row, without_backoff
+
+from jobs.errors import InvalidTransitionError, LeaseLostError
+from jobs.kinds import SPEC_VERSION, kind_named
+from jobs.specs import GenerateSpec, Spec, TrainSpec
+from storage.engine import Database
+from storage.job_store import JobStore
+from storage.volume import Volume
+
+sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+
+
+TRAIN_POINTS = [
+    "supervisor.claimed",
+    "runner.ordered",
+    "train.data_open",
+    "train.built",
+    "train.stepped",
+    "folder.begun",
+    "folder.written",
+    "folder.renamed",
+    "supervisor.before_register",
+    "supervisor.registered",
+]
+GENERATE_POINTS = [
+    "generate.loaded",
+    "generate.drawn",
+    "pictures.written",
+    "pictures.synced",
+    "pictures.images_renamed",
+    "pictures.renamed",
+    "pictures.published",
+    "runner.worked",
+    "supervisor.before_finish",
+    "supervisor.finished",
+]
+PUBLISHED = set(GENERATE_POINTS[3:-1])
+"""All pictures are drawn: the wish may come too late, and either end is the truth."""
+
+
+def armed(tmp_path: Path, entries: dict[str, str]) -> dict[str, str]:
+    """Environment of workers in which each point acts once, whichever process comes by first."""
+    fired = tmp_path / "fired"
+    fired.mkdir(exist_ok=True)
+    return {
+        "GANQ_ENABLE_FAILPOINTS": "1",
+        "GANQ_FAILPOINTS": ";".join(f"{name}={action}" for name, action in entries.items()),
+        "GANQ_FAILPOINTS_FIRED": str(fired),
+    }
+
+
+def attempts(ganq: Ganq, job: int) -> list[str]:
+    return [one["outcome"] for one in ganq.job(job)["attempts"]]
+
+
+def log_of(ganq: Ganq, job: int, attempt: int) -> str:
+    return (Path(ganq.env["GANQ_VOLUME"]) / "jobs" / f"{job:06d}" / f"a{attempt}" / "log.txt").read_text()
+
+
+# --- F39: cancels -------------------------------------------------------------------------------
+
+
+def stands_still(worker: "subprocess.Popen[bytes]") -> psutil.Process | None:
+    """The process of a worker that has stopped itself at a point."""
+    for what in ("supervisor", "runner"):
+        one = part(worker, f"worker.{what}")
+        if one is not None and one.status() == psutil.STATUS_STOPPED:
+            return one
+    return None
+
+
+def accept(store: JobStore, spec: Spec) -> int:
+    """As `ganq submit` does it, but without a process of its own each time."""
+    kind = kind_named(spec.kind)
+    return store.submit(
+        kind=spec.kind,
+        spec=spec.to_json(),
+        spec_version=SPEC_VERSION,
+        submit_key=secrets.token_hex(16),
+        user="tester",
+        priority=kind.priority,
+    ).id
+
+
+def cancelled_at(
+    ganq: Ganq, database: Database, store, folder: Path, points: list[str], long: Spec, short: Spec
+) -> None:
+    """One job for each point, cancelled while its worker stands there; the worker lives on."""
+    worker = ganq.start_worker(**armed(folder, dict.fromkeys(points, "stop@1+")))
+    marks = folder / "fired"
+    for point in points:
+        (marks / point).touch()  # as if it had acted already
+    slowest = 0.0
+    for point in points:
+        (marks / point).unlink()
+        job = accept(store, long)
+        process = until(lambda: stands_still(worker), what=point)
+        assert (marks / point).exists()
+        asked = time.monotonic()
+        try:
+            store.request_cancel(job)
+        except InvalidTransitionError:
+            assert point == "supervisor.finished"
+        else:
+            row = job_row(database, job)
+            assert row["state"] == "running"
+            assert row["cancel_requested_at"] is not None
+        with suppress(psutil.NoSuchProcess):  # a runner that stood still for longer than its grace was killed
+            process.resume()
+        until(lambda job=job: job_row(database, job)["finished_at"], what=f"the end of job {job} at {point}")
+        slowest = max(slowest, time.monotonic() - asked)
+        row = job_row(database, job)
+        allowed = {"succeeded"} if point == "supervisor.finished" else {"cancelled"}
+        assert row["state"] in (allowed | {"succeeded"} if point in PUBLISHED else allowed), point
+        assert (row["result"] is None) == (row["state"] == "cancelled")
+        assert row["attempt"] == 1
+        assert_invariants(database, Volume(Path(ganq.env["GANQ_VOLUME"])))
+    assert worker.poll() is None
+    last = accept(store, short)
+    until(lambda: job_row(database, last)["state"] == "succeeded", what="a job after all these")
+    print(f"F39: cancelled at {len(points)} points; the slowest had ended {slowest:.1f} s after the wish")
+
+
+@sqlite_only
+def test_f39_a_training_is_cancelled_at_every_point(ganq: Ganq, database, store, faces, tmp_path) -> None:
+    tiny = {"size": 16, "ngf": 4, "ndf": 4, "nz": 8, "batch": 16, "device": "cpu"}
+    long, short = (TrainSpec.create(data=str(faces), epochs=n, save_every=1, **tiny) for n in (10_000, 1))
+    cancelled_at(ganq, database, store, tmp_path, TRAIN_POINTS, long, short)
+
+
+@sqlite_only
+def test_f39_a_generation_is_cancelled_at_every_point(
+    ganq: Ganq, database, store, settings, tmp_path
+) -> None:
+    source = add_model(settings)
+    long, short = (
+        GenerateSpec.create(source=source, count=n, micro_batch=4, grid=4, device="cpu") for n in (1000, 4)
+    )
+    cancelled_at(ganq, database, store, tmp_path, GENERATE_POINTS, long, short)
+
+
+ENDINGS = {
+    "succeed": lambda store, lease, beat: store.succeed(lease, {"pictures": 1}),
+    "release": lambda store, lease, beat: store.release(lease, "drain"),
+    "crash": lambda store, lease, beat: store.crashed(lease, "killed"),
+    "cancel_done": lambda store, lease, beat: store.cancel_done(lease),
+    "rescue": lambda store, lease, beat: store.rescue(beat, "silent", within_s=60.0),
+}
+
+
+def raced(store, running_job_factory, database: Database, ending: str) -> str:
+    """A cancel and an end set off together; returns the state in which the job then is."""
+    lease = running_job_factory()
+    beat = beat_of(store, lease.job_id)
+    start = threading.Barrier(2)
+    refused: list[Exception] = []
+
+    def end() -> None:
+        start.wait()
+        try:
+            ENDINGS[ending](store, lease, beat)
+        except LeaseLostError as exc:
+            refused.append(exc)
+
+    other = threading.Thread(target=end)
+    other.start()
+    start.wait()
+    with suppress(InvalidTransitionError):
+        store.request_cancel(lease.job_id)
+    other.join()
+    assert not refused, f"{ending} was refused because of a mere wish"
+    found = job_row(database, lease.job_id)["state"]
+    return str(found)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_f39_a_cancel_that_meets_an_end_leaves_one_of_the_two(
+    store, running_job_factory, database, ending
+) -> None:
+    # A job that went back to the queue before the wish came was cancelled there.
+    expected = {"succeeded"} if ending == "succeed" else {"cancelled"}
+    assert {raced(store, running_job_factory, database, ending) for _ in range(40)} == expected
+    assert not list(table_violations(look(database)))
+
+
+# --- F8: SIGTERM, and more of it ----------------------------------------------------------------
+
+
+@sqlite_only
+def test_f08_a_second_sigterm_does_not_wait_for_a_job_that_cannot_stop(
+    ganq: Ganq, database, small, tmp_path
+) -> None:
+    stuck = armed(tmp_path, {"train.stepped": "sleep:300@8"})
+    worker = ganq.start_worker("stuck", **stuck, GANQ_DRAIN_SECONDS="200", GANQ_STALL_SECONDS="0")
+    options = [*small, "--epochs", "3", "--save-every", "1", "--checkpoint-seconds", "0.001"]
+    job = int(ganq.json("submit", "train", *options)["id"])
+    until(lambda: (tmp_path / "fired" / "train.stepped").exists(), what="the step that takes long")
+    worker.send_signal(signal.SIGTERM)
+    time.sleep(1.5)  # one that comes at once is the same signal, passed on
+    assert worker.poll() is None
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) in (0, -signal.SIGTERM)
+    row = job_row(database, job)
+    assert (row["state"], row["crash_count"]) == ("queued", 0)
+    assert_invariants(database, Volume(Path(ganq.env["GANQ_VOLUME"])))
+    ganq.start_worker("heir")
+    until(lambda: job_row(database, job)["state"] == "succeeded", what="the end")
+    assert attempts(ganq, job) == ["released", "succeeded"]
+    assert "going on from step" in log_of(ganq, job, 2)
+    assert_invariants(database, Volume(Path(ganq.env["GANQ_VOLUME"])))
+
+
+@sqlite_only
+def test_f08_killed_while_it_drains_loses_nothing(ganq: Ganq, database, small, tmp_path) -> None:
+    stuck = armed(tmp_path, {"train.stepped": "sleep:300@8"})
+    worker = ganq.start_worker("stuck", **stuck, GANQ_DRAIN_SECONDS="200", GANQ_STALL_SECONDS="0")
+    options = [*small, "--epochs", "3", "--save-every", "1", "--checkpoint-seconds", "0.001"]
+    job = int(ganq.json("submit", "train", *options)["id"])
+    until(lambda: (tmp_path / "fired" / "train.stepped").exists(), what="the step that takes long")
+    family = [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)]
+    worker.send_signal(signal.SIGTERM)
+    until(lambda: "draining" in ganq.log("stuck"), what="the drain")
+    for one in family:
+        one.kill()
+    worker.wait()
+    ganq.start_worker("heir")
+    until(lambda: job_row(database, job)["state"] == "succeeded", what="the end")
+    assert attempts(ganq, job) == ["lost", "succeeded"]
+    assert_invariants(database, Volume(Path(ganq.env["GANQ_VOLUME"])))
+
+
+# --- F10, F11: standing still -------------------------------------------------------------------
+
+
+@sqlite_only
+def test_f10_a_worker_that_stands_still_for_less_than_its_lease_goes_on(ganq: Ganq, database, small) -> None:
+    ganq.env["GANQ_LEASE_SECONDS"] = "30"
+    worker = ganq.start_worker("pauses")
+    job = int(ganq.json("submit", "train", *small, "--epochs", "100000")["id"])
+    until(lambda: (job_row(database, job)["progress"] or {}).get("done"), what="the first steps")
+    ganq.start_worker("reaps")
+    until(lambda: len(ganq.present()) == 2, what="the worker that reaps")
+    parts = [part(worker, f"worker.{one}") for one in ("supervisor", "runner")]
+    for one in parts:
+        assert one is not None
+        one.suspend()
+    time.sleep(3.0)
+    for one in reversed(parts):
+        assert one is not None
+        one.resume()
+    beats = job_row(database, job)["hb_seq"]
+    until(lambda: job_row(database, job)["hb_seq"] > beats + 2, what="its beats")
+    row = job_row(database, job)
+    assert (row["state"], row["attempt"]) == ("running", 1)
+    ganq("cancel", str(job))
+    until(lambda: job_row(database, job)["state"] == "cancelled", what="the cancel")
+
+
+@sqlite_only
+@pytest.mark.parametrize("how", ["hang", "sleep"])
+def test_f11_a_run_that_hangs_is_noticed_dumped_killed_and_tried_again(
+    ganq: Ganq, database, small, tmp_path, how
+) -> None:
+    """'hang' holds the interpreter as a kernel launch that never returns does; the heart beats on."""
+    hangs = armed(tmp_path, {"train.stepped": f"{how}:600@8"})
+    worker = ganq.start_worker(**hangs, GANQ_STALL_SECONDS="4")
+    options = [*small, "--epochs", "3", "--save-every", "1"]
+    job = int(ganq.json("submit", "train", *options)["id"])
+    until(lambda: (tmp_path / "fired" / "train.stepped").exists(), what="the step that hangs")
+    hung = part(worker, "worker.runner")
+    assert hung is not None
+    until(lambda: job_row(database, job)["attempt"] == 2, what="the next attempt")
+    assert not hung.is_running() or hung.status() == psutil.STATUS_ZOMBIE, "it still holds the GPU"
+    until(lambda: job_row(database, job)["state"] == "succeeded", what="the end")
+    assert attempts(ganq, job) == ["crashed", "succeeded"]
+    told = log_of(ganq, job, 1)
+    assert "taken as hung" in told
+    assert 'train.py", line' in told, "no stacks"
+    assert_invariants(database, Volume(Path(ganq.env["GANQ_VOLUME"])))
+
+
+# --- F36: poison --------------------------------------------------------------------------------
+
+
+@sqlite_only
+def test_f36_a_job_that_kills_its_worker_each_time_fails_and_hurts_nobody_else(
+    ganq: Ganq, database, settings, small
+) -> None:
+    add_model(settings)
+    ganq.start_worker(GANQ_ENABLE_FAILPOINTS="1", GANQ_FAILPOINTS="train.stepped=kill@2")
+    poison = int(ganq.json("submit", "train", *small, "--epochs", "3", "--no-preempt")["id"])
+    child = int(ganq.json("submit", "generate", "--from", str(poison), "--count", "4")["id"])
+    other = int(ganq.json("submit", "generate", "--from", "m", "--count", "4")["id"])
+    with without_backoff(database, crashes_count=True):
+        until(lambda: job_row(database, poison)["finished_at"], what="the end of the poison")
+    row = job_row(database, poison)
+    assert (row["state"], row["error_code"], row["attempt"]) == ("failed", "POISON", 3)
+    assert attempts(ganq, poison) == ["crashed"] * 3
+    assert job_row(database, child)["error_code"] == "DEPENDENCY_FAILED"
+    until(lambda: job_row(database, other)["state"] == "succeeded", what="the other job")
+    assert job_row(database, other)["attempt"] == 1
+    assert_invariants(database, Volume(Path(ganq.env["GANQ_VOLUME"])))
+
+
+# --- time limits --------------------------------------------------------------------------------
+
+
+@sqlite_only
+def test_a_time_limit_holds_over_all_attempts_and_leaves_a_checkpoint_to_go_on_from(
+    ganq: Ganq, database, small
+) -> None:
+    ganq.start_worker()
+    options = [*small, "--epochs", "100000", "--checkpoint-seconds", "0.5"]
+    job = int(ganq.json("submit", "train", *options, "--time-limit", "6s")["id"])
+    until(lambda: ganq.steps(job), what="a checkpoint")
+    ganq_worker = ganq.workers[-1]
+    runner = part(ganq_worker, "worker.runner")
+    assert runner is not None
+    runner.kill()
+    with without_backoff(database):
+        until(lambda: job_row(database, job)["finished_at"], what="the end of its time")
+    row = job_row(database, job)
+    assert (row["state"], row["error_code"]) == ("failed", "TIME_LIMIT")
+    assert attempts(ganq, job) == ["crashed", "failed"]
+    assert row["ran_s"] >= 6.0
+    assert f"--continue {job}" in row["error_hint"]
+    assert_invariants(database, Volume(Path(ganq.env["GANQ_VOLUME"])))
+    epochs = ganq.json("checkpoints", str(job))[-1]["epoch"] + 1
+    again = int(ganq.json("submit", "train", "--continue", str(job), "--epochs", str(epochs))["id"])
+    until(lambda: job_row(database, again)["state"] == "succeeded", what="what goes on from it")
