@@ -18,7 +18,7 @@ from storage.engine import Database
 from storage.garbage import Garbage, GarbageBusyError, Plan, Swept, alone
 from storage.garbage_rules import Policy, Reason
 from storage.jobs import Job, Lease
-from storage.pins import hold_checkpoint
+from storage.pins import hold_checkpoints
 from storage.volume import Volume
 from worker.orders import make_order
 
@@ -827,7 +827,7 @@ def test_retention_waits_for_a_pin_that_is_being_committed(
 
         from storage.models import job
 
-        assert hold_checkpoint(conn, row.id)
+        assert hold_checkpoints(conn, [row.id])
         forgetting.start()
         time.sleep(0.3)
         conn.execute(update(job).where(job.c.id == lease.job_id).values(inputs={"checkpoint_id": row.id}))
