@@ -36,6 +36,7 @@ COMMANDS = (
     Entry("worker", "cli.worker:worker", "Run one worker for each GPU.", RUN),
     Entry("doctor", "cli.doctor:doctor", "Look for what is wrong with the set-up.", ADMIN),
     Entry("health", "cli.health:health", "Say whether the workers here are well, by exit code.", ADMIN),
+    Entry("limit", "cli.limit:limit", "Limit how many jobs of a user or a queue run at once.", ADMIN),
     Entry("gc", "cli.gc:gc", "Delete from the volume what nobody needs.", ADMIN),
     Entry("db", "cli.db:db", "Make or upgrade the job table.", ADMIN),
     Entry("completion", "cli.completion:completion", "Print a shell's completion script.", ADMIN),
@@ -52,6 +53,8 @@ MEANT = {
     "stop": "cancel",
     "kill": "cancel",
     "log": "logs",
+    "limits": "limit",
+    "quota": "limit",
     "help": "--help",
 }
 

@@ -3,13 +3,15 @@
 from collections import Counter
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import delete, insert, update
 from tables import event_types, set_columns
 
 from jobs.specs import SPEC_VERSION
 from jobs.states import StopReason
 from storage.claims import PATIENCE_S
-from storage.models import attempt, quota
+from storage.models import attempt, event, job, quota, share
 
 KINDS = ("train", "generate")
 
@@ -236,3 +238,68 @@ def test_a_drain_after_a_yield_is_no_yield(store, job_factory, claim, queries):
     store.release(lease, StopReason.DRAIN)
     found = queries.get(lease.job_id)
     assert (found.yields, found.yielded_at) == (1, None)
+
+
+# --- the rule, at random --------------------------------------------------------------------------
+
+WAITING = st.lists(
+    st.tuples(
+        st.sampled_from(("ada", "ben", "cem")),
+        st.integers(-2, 2),
+        st.sampled_from(("default", "studio")),
+        st.sampled_from(KINDS),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    waiting=WAITING,
+    most=st.dictionaries(
+        st.sampled_from((("user", "*"), ("user", "ben"), ("queue", "studio"))), st.integers(0, 2)
+    ),
+    kinds=st.sampled_from((("train",), KINDS)),
+)
+def test_the_order_of_claims_is_the_rule_whatever_waits(
+    database, store, job_factory, make_identity, waiting, most, kinds
+):
+    for table in (event, attempt, job, share, quota):
+        database.write(lambda conn, table=table: conn.execute(delete(table)))
+    for (scope, name), number in most.items():
+        limit(database, scope, name, number)
+    both = make_identity(queues=("default", "studio"))
+    left = {
+        job_factory(user=user, priority=priority, queue=queue, kind=kind).id: (user, priority, queue)
+        for user, priority, queue, kind in waiting
+        if kind in kinds
+    }
+    running: Counter[tuple[str, str]] = Counter()
+    served = {}
+
+    def full(user, queue):
+        own = most.get(("user", user), most.get(("user", "*"), 99))
+        return running["user", user] >= own or running["queue", queue] >= most.get(("queue", queue), 99)
+
+    def rule(job_id):
+        user, priority, _ = left[job_id]
+        return -priority, running["user", user], served.get(user, 0), user, job_id
+
+    for turn in range(1, len(left) + 2):
+        free = [one for one in left if not full(left[one][0], left[one][2])]
+        lease = store.claim(both, kinds=kinds, spec_version=SPEC_VERSION)
+        if not free:
+            assert lease is None
+            return
+        # Turns are taken only where several wait: whoever was served alone lost no turn by it.
+        expected = min(free, key=rule)
+        assert lease is not None
+        user, priority, queue = left[expected]
+        level = {left[one][0] for one in left if left[one][1] == priority}
+        assert lease.job_id == expected
+        if len(level) > 1:
+            served[user] = turn
+        del left[expected]
+        running["user", user] += 1
+        running["queue", queue] += 1

@@ -1,0 +1,53 @@
+"""`ganq limit`: set, listed, taken away; and what it cannot take."""
+
+import pytest
+
+
+def test_a_limit_is_set_held_listed_and_taken_away(ganq, job_factory, claim):
+    for _ in range(3):
+        job_factory(user="ada")
+    assert ganq("limit").out.startswith("no limits")
+    assert "user ada: at most 1 job at once" in ganq("limit", "--user", "ada", 1).out
+    assert claim() is not None
+    assert claim() is None
+    assert ganq("limit", "--json").json() == [
+        {"scope": "user", "name": "ada", "max_running": 1, "running": 1}
+    ]
+    assert ganq("limit", "--user", "ada", 2, "--json").json()["max_running"] == 2
+    assert claim() is not None
+    assert claim() is None
+    assert "no limit" in ganq("limit", "--user", "ada", "none").out
+    assert claim() is not None
+
+
+def test_a_limit_of_nothing_stops_a_queue(ganq, job_factory, claim):
+    job_factory()
+    assert ganq("limit", "--queue", "default", 0).code == 0
+    assert claim() is None
+
+
+def test_a_limit_for_each_counts_the_fullest(ganq, job_factory, claim):
+    for user in ("ada", "ada", "ben", "cem"):
+        job_factory(user=user)
+    ganq("limit", "--user", "*", 1)
+    ganq("limit", "--user", "ada", 2)
+    assert len([lease for lease in (claim() for _ in range(5)) if lease]) == 4
+    listed = {one["name"]: one["running"] for one in ganq("limit", "--json").json()}
+    assert listed == {"ada": 2, "*": 1}
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("--user", "ada"),
+        (2,),
+        ("--user", "ada", "--queue", "default", 2),
+        ("--user", "ada", "two"),
+        ("--user", "ada", "1000001"),
+        ("--user", "a b", 2),
+    ],
+)
+def test_what_is_no_limit_is_said_in_one_line(ganq, typed):
+    said = ganq("limit", *typed)
+    assert said.code == 2
+    assert said.err.startswith("error: ")
