@@ -20,13 +20,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     TextClause,
-    and_,
     bindparam,
     func,
-    or_,
     select,
     text,
     update,
@@ -53,17 +50,25 @@ def _sql(statement: str) -> TextClause:
     return text(statement).bindparams(*(bindparam(name, expanding=True) for name in lists))
 
 
+def _by(dialect: str, index: str) -> str:
+    """SQLite prefers an index with `state` in it, and reads the whole queue, unless it is told."""
+    return f"INDEXED BY {index}" if dialect == "sqlite" else ""
+
+
 _OLDEST = (
     f"SELECT id FROM job WHERE {CLAIMABLE} AND queue = :queue AND priority = :level"
     f' AND "user" = :name AND {_MINE} ORDER BY id LIMIT 1'
 )
 _PATIENT = (
-    f'SELECT id, queue, "user" AS name FROM job WHERE {YIELDED} AND {CLAIMABLE} AND queue IN :queues'
+    f'SELECT id, queue, "user" AS name FROM job {{by}} WHERE {YIELDED} AND {CLAIMABLE} AND queue IN :queues'
     f" AND {_MINE} AND yielded_at < :before ORDER BY yielded_at LIMIT 1"
 )
 # SQLite writes in one transaction at a time, and knows no row locks.
 _OLDEST_OF = {"sqlite": _sql(_OLDEST), "postgresql": _sql(_OLDEST + " FOR UPDATE SKIP LOCKED")}
-_PATIENT_OF = {"sqlite": _sql(_PATIENT), "postgresql": _sql(_PATIENT + " FOR UPDATE SKIP LOCKED")}
+_PATIENT_OF = {
+    "sqlite": _sql(_PATIENT.format(by=_by("sqlite", "ix_job_yielded"))),
+    "postgresql": _sql(_PATIENT.format(by="") + " FOR UPDATE SKIP LOCKED"),
+}
 
 # Who waits at the highest priority of a queue. Each turn of the recursion is one step in the
 # index, over all jobs of a user at once.
@@ -94,10 +99,28 @@ _GLANCE = {
     dialect: _sql(
         f"""
         SELECT (SELECT version_num FROM alembic_version) AS revision,
-               EXISTS (SELECT 1 FROM job WHERE {RIPENING}) AS ripening,
+               EXISTS (SELECT 1 FROM job {_by(dialect, "ix_job_ripening")} WHERE {RIPENING}) AS ripening,
                EXISTS (SELECT 1 FROM quota) AS quotas,
-               EXISTS (SELECT 1 FROM job WHERE {YIELDED}) AS yielded,
+               EXISTS (SELECT 1 FROM job {_by(dialect, "ix_job_yielded")} WHERE {YIELDED}) AS yielded,
                {clock} AS now
+        """
+    )
+    for dialect, clock in CLOCKS.items()
+}
+_RIPE = {
+    dialect: _sql(
+        f"""
+        SELECT id FROM job {_by(dialect, "ix_job_ripening")} WHERE {RIPENING}
+        AND (not_before <= {clock} OR not_before > {clock} + :longest) LIMIT :most
+        """
+    )
+    for dialect, clock in CLOCKS.items()
+}
+_DUE_IN = {
+    dialect: _sql(
+        f"""
+        SELECT min(not_before) - {clock} FROM job {_by(dialect, "ix_job_ripening")}
+        WHERE {RIPENING} AND held = 0 AND blockers = 0
         """
     )
     for dialect, clock in CLOCKS.items()
@@ -123,22 +146,28 @@ class Wanted:
         return {"kinds": list(self.kinds), "spec_version": self.spec_version, **more}
 
 
-def is_ripe() -> ColumnElement[bool]:
+def ripe(conn: Connection, most: int = RIPE_AT_ONCE) -> list[int]:
     """
-    A job that waited for its time may be claimed now.
+    Jobs that waited for their time, which has come.
 
     A time further ahead than the longest backoff was noted before somebody set the clock back.
     """
-    now, longest = utcnow(), BACKOFF_S[-1] + 1
-    return and_(text(RIPENING), or_(job.c.not_before <= now, job.c.not_before > now + longest))
+    bound = {"most": most, "longest": BACKOFF_S[-1] + 1}
+    return list(conn.execute(_RIPE[conn.dialect.name], bound).scalars())
 
 
 def ripen(conn: Connection) -> None:
     """Let jobs whose time has come be claimed: `not_before` passes into NULL."""
-    ripe = select(job.c.id).where(is_ripe()).limit(RIPE_AT_ONCE)
-    ids = conn.execute(ripe.with_for_update(skip_locked=True)).scalars().all()
-    if ids:
-        conn.execute(update(job).where(job.c.id.in_(ids)).values(not_before=None))
+    if ids := ripe(conn):
+        still = select(job.c.id).where(job.c.id.in_(ids), job.c.not_before.is_not(None))
+        locked = still.with_for_update(skip_locked=True)
+        conn.execute(update(job).where(job.c.id.in_(locked)).values(not_before=None))
+
+
+def due_in(conn: Connection) -> float | None:
+    """Seconds until the next job that waits for its time may be claimed; None if none waits."""
+    soonest = conn.execute(_DUE_IN[conn.dialect.name]).scalar_one()
+    return None if soonest is None else max(float(soonest), 0.0)
 
 
 @dataclass(frozen=True)

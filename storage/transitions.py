@@ -190,14 +190,12 @@ def tell_dependants(conn: Connection, job_id: int, ended: JobState) -> None:
     ended_jobs = [(job_id, ended)]
     while ended_jobs:
         needed, ending = ended_jobs.pop(0)
-        waiting = conn.execute(
-            select(job)
-            .join(dependency, dependency.c.job_id == job.c.id)
-            .where(dependency.c.needs == needed, job.c.state == JobState.QUEUED)
-            .order_by(job.c.id)
-            .with_for_update(of=job)
-        ).all()
-        for row in waiting:
+        # Two steps and the state by hand: SQLite would rather read all that is queued.
+        tied = conn.execute(select(dependency.c.job_id).where(dependency.c.needs == needed)).scalars().all()
+        waiting = select(job).where(job.c.id.in_(tied)).order_by(job.c.id).with_for_update()
+        for row in conn.execute(waiting).all() if tied else ():
+            if row.state != JobState.QUEUED:
+                continue
             if ending is JobState.SUCCEEDED:
                 conn.execute(
                     update(job).where(job.c.id == row.id).values(blockers=job.c.blockers - 1, rung_at=None)

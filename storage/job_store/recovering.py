@@ -4,12 +4,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, or_, select, text, update
+from sqlalchemy import Connection, and_, or_, select, text, update
 
 from jobs.states import JobState, Outcome
-from storage.claims import is_ripe, ripen
+from storage.claims import due_in, ripe, ripen
 from storage.job_store.base import Store
-from storage.models import CLAIMABLE, RIPENING, RUNNING, attempt, job, utcnow
+from storage.models import CLAIMABLE, RUNNING, attempt, job, utcnow
 from storage.transitions import (
     leave,
 )
@@ -104,11 +104,8 @@ class Recovering(Store):
                 job.c.rung_at > utcnow() + again_s,
             ),
         )
-        ripe = select(job.c.id).where(is_ripe())
         # A look that locks nothing first: most of the time there is nothing to ring for.
-        if not self.database.read(
-            lambda conn: conn.execute(silent.limit(1)).first() or conn.execute(ripe).first()
-        ):
+        if not self.database.read(lambda conn: conn.execute(silent.limit(1)).first() or ripe(conn, 1)):
             return []
 
         def work(conn: Connection) -> list[tuple[int, str]]:
@@ -125,15 +122,7 @@ class Recovering(Store):
     def due_in(self) -> float | None:
         """Seconds until the next job that waits for its time may be claimed; None if none waits."""
 
-        def work(conn: Connection) -> float | None:
-            soonest = conn.execute(
-                select(func.min(job.c.not_before) - utcnow()).where(
-                    text(RIPENING), job.c.held == 0, job.c.blockers == 0
-                )
-            ).scalar_one()
-            return None if soonest is None else max(float(soonest), 0.0)
-
-        return self.database.read(work)
+        return self.database.read(due_in)
 
     def not_rung(self, job_id: int) -> None:
         """The submitter could not ring after all: the dispatcher does it at its next look."""
