@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.neighbours import Watch
 
-NAMES = ("startup", "dispatch", "memory", "generate", "train")
+NAMES = ("startup", "dispatch", "throughput", "crowd", "memory", "generate", "train")
 
 QUICK_ROUNDS = 2
 

@@ -18,12 +18,13 @@ from storage.volume import Volume
 from tests.services import Postgres, Redis, postgres_binaries, redis_binary
 
 EXPLAINED = """\
-Milliseconds. For ganq from just before the row is inserted until the claim is committed
-(`running`: the job is in the table, survives everything, and has its lease), and until the
-warm runner has begun it (`begun`: its spec.json is written). For bare Celery from just before
-apply_async until the task's body starts: nothing is recorded but the message. One job at a
-time, with random pauses of 0.1 to 0.3 s; client processes are warm. Lines named p95 compare the
-95th percentiles of all rounds and have no spread of their own."""
+Milliseconds. For ganq from just before the row is inserted until the claim has written it
+(`running`: the job is in the table, survives everything, and has its lease as soon as that
+transaction, which began after the bell, commits: one sync more), and until the warm runner
+has begun it (`begun`: its spec.json is written). For bare Celery from just before apply_async
+until the task's body starts: nothing is recorded but the message. One job at a time, with random
+pauses of 0.1 to 0.3 s; client processes are warm. Lines named p95 compare the 95th percentiles of
+all rounds and have no spread of their own."""
 
 
 @contextmanager
@@ -138,9 +139,9 @@ def _ratios(values: dict[str, dict[str, list[float]]]) -> list[Ratio]:
     for name in ("ganq on SQLite", "ganq on Postgres"):
         for what in ("running", "begun"):
             mine = values[name][what]
-            lines.append(
-                compare(f"dispatch, {name}: {what}", "bare Celery: task body", "p50, ms", mine, peer)
-            )
+            most = (2.0, 3.0) if what == "running" else (None, None)
+            titles = f"dispatch, {name}: {what}", "bare Celery: task body"
+            lines.append(compare(*titles, "p50, ms", mine, peer, at_most=most[0]))
             high = [quantile(mine, 0.95)], [quantile(peer, 0.95)]
-            lines.append(compare(f"dispatch, {name}: {what}", "bare Celery: task body", "p95, ms", *high))
+            lines.append(compare(*titles, "p95, ms", *high, at_most=most[1]))
     return lines

@@ -1,0 +1,142 @@
+"""Up to 64 workers that do nothing on one table of 100,000 queued jobs: where throughput stops."""
+
+import json
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks import stack
+from benchmarks.measure import Ratio, limit, quantile
+from benchmarks.neighbours import Watch
+from jobs.specs import SPEC_VERSION
+from storage.engine import Database
+from storage.job_store import JobStore
+from storage.jobs import WorkerIdentity
+from storage.schema import open_database, upgrade
+from storage.settings import Settings
+from tests.services import Postgres, postgres_binaries
+
+EXPLAINED = """\
+Each worker claims and settles in a loop, as a supervisor does, without bell, runner or volume: two
+durable transactions a job. Workers are threads of up to 8 processes on one machine. Claims are timed
+one by one. The table holds 100,000 queued jobs of three users. The bar is that of one worker."""
+
+QUEUED = 100_000
+WORKERS = (1, 2, 4, 8, 16, 32, 64)
+SECONDS = 3.0
+PROCESSES = 8
+
+
+def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
+    """
+    Raises:
+        RuntimeError: there is no Postgres here.
+    """
+    binaries = postgres_binaries()
+    if binaries is None:
+        raise RuntimeError("crowd needs Postgres (the dev packages carry it)")
+    raw: dict[str, Any] = {}
+    lines = []
+    with ExitStack() as stage:
+        postgres = stage.enter_context(Postgres(binaries, fsync=True))
+        for name in ("SQLite", "Postgres"):
+            home = work / f"crowd-{name.lower()}-{secrets.token_hex(3)}"
+            env = {"GANQ_HOME": str(home)}
+            if name == "Postgres":
+                env["GANQ_DATABASE_URL"] = postgres.url(postgres.create())
+            _fill(Settings.load(env))
+            raw[name] = {}
+            for workers in WORKERS:
+                raw[name][str(workers)] = found = _crowd(env, workers)
+                print(f"  {name}, {workers} workers: " + ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
+            p99 = raw[name]["1"]["claim_p99_ms"]
+            lines.append(limit(f"claim at {QUEUED:,} queued, {name}", "10 ms", "p99, ms", p99, 10.0))
+    return lines, raw
+
+
+def _fill(settings: Settings) -> None:
+    if settings.is_sqlite:
+        open_database(settings, create=True).dispose()
+    else:
+        database = Database(settings)
+        upgrade(database)
+        database.dispose()
+    database = open_database(settings)
+    store = JobStore(database)
+    for part in range(QUEUED // 10_000):
+        store.submit_sweep(
+            [{"place": place} for place in range(10_000)],
+            names=[f"crowd-{part}-{place}" for place in range(10_000)],
+            submit_key=secrets.token_hex(16),
+            kind="train",
+            spec_version=SPEC_VERSION,
+            user=f"user{part % 3}",
+            ringing=10_000,
+        )
+    database.dispose()
+
+
+def _crowd(env: dict[str, str], workers: int) -> dict[str, float]:
+    processes = min(workers, PROCESSES)
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.crowd", str(workers // processes), str(place)],
+            env=stack.clean_environment(**env),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for place in range(processes)
+    ]
+    for child in children:
+        assert child.stdout is not None
+        child.stdout.readline()  # it is ready
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    jobs, claims = 0.0, []
+    for child in children:
+        told = json.loads(child.communicate(timeout=120)[0])
+        jobs += told["jobs_per_s"]
+        claims += told["claims_ms"]
+    p50, p99 = quantile(claims, 0.5), quantile(claims, 0.99)
+    return {"jobs_per_s": jobs, "claim_p50_ms": p50, "claim_p99_ms": p99}
+
+
+def _work(threads: int, process: int) -> None:
+    database = open_database(Settings.load())
+    store = JobStore(database)
+    claims: list[float] = []
+
+    def one(place: int) -> None:
+        who = WorkerIdentity(f"w{process}-{place}", "h", "cpu", "b", 1, 1, ("default",), "0")
+        while time.monotonic() < until:
+            began = time.perf_counter()
+            lease = store.claim(who, kinds=("train",), spec_version=SPEC_VERSION)
+            claims.append((time.perf_counter() - began) * 1000)
+            if lease is not None:
+                store.succeed(lease, {})
+                done.append(1)
+
+    done: list[int] = []
+    print("ready", flush=True)
+    sys.stdin.readline()
+    began = time.monotonic()
+    until = began + SECONDS
+    crowd = [threading.Thread(target=one, args=(place,)) for place in range(threads)]
+    for thread in crowd:
+        thread.start()
+    for thread in crowd:
+        thread.join()
+    print(json.dumps({"jobs_per_s": len(done) / (time.monotonic() - began), "claims_ms": claims}))
+    database.dispose()
+
+
+if __name__ == "__main__":
+    _work(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,1 @@
+"""A job kind that does nothing, for measuring what the queue itself costs; no product code knows it."""
