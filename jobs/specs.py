@@ -34,7 +34,7 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 PictureNumber = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Gamma = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
-Augment = Literal["translation", "color", "cutout"]
+Augment = Literal["translation", "color", "cutout", "auto"]
 
 
 def check_name(name: str) -> str:
@@ -184,7 +184,13 @@ class TrainSpec(Spec):
     ema_half_life_kimg: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """Half-life of the generator's moving average, in thousands of pictures; 0 is off."""
     augment: tuple[Augment, ...] = ()
-    """DiffAugment policies that D sees, on real and fake alike."""
+    """DiffAugment policies that D sees, on real and fake alike; 'auto' alone: by the size of the data set."""
+    augment_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
+    """Chance of each policy for each picture; with ada_target at most."""
+    ada_target: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    """Mean sign of D's verdict on training pictures that steers the chance; 0: the chance stays."""
+    ada_kimg: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 100.0
+    """Thousands of pictures in which the chance can go from 0 to 1."""
     mirror: bool = False
     """Show half of the pictures mirrored; only where left and right may be swapped."""
     max_skip: Annotated[float, Field(ge=0, le=1)] = 0.05
@@ -233,6 +239,16 @@ class TrainSpec(Spec):
             raise SpecError(
                 f"--loss {self.loss} reads logits, and --norm-d batch ends in a sigmoid",
                 hint="use --norm-d spectral or --loss bce",
+            )
+        if "auto" in self.augment and len(self.augment) > 1:
+            raise SpecError(
+                "--augment auto chooses by itself, and goes with nothing else",
+                hint="use auto, or name the policies",
+            )
+        if self.ada_target > 0 and not self.augment:
+            raise SpecError(
+                "--ada-target steers how often pictures are changed, and --augment none changes none",
+                hint="use --augment auto, or name policies",
             )
         if self.arch == "residual" and self.norm_d != "none":
             raise SpecError(

@@ -15,37 +15,52 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jobs.gan.device import send
+
 SHIFT = 1 / 8
 HOLE = 1 / 2
 
 
-def diff_augment(pictures_B3HW: Tensor, policies: Collection[str], draws: torch.Generator) -> Tensor:
+def diff_augment(
+    pictures_B3HW: Tensor, policies: Collection[str], draws: torch.Generator, p: Tensor | None = None
+) -> Tensor:
     """
     Args:
         pictures_B3HW: in [-1, 1].
         policies: of 'color', 'translation', 'cutout'; applied in this order, as in the paper's code.
         draws: a CPU generator, used up for this one call.
+        p: chance of each policy for each picture, one number on the pictures' device; None: always.
 
     Returns:
         The same shape; differentiable, twice too. Values may leave [-1, 1]. Where a
         picture was moved away or cut stands 0, a mid grey.
     """
     if "color" in policies:
-        pictures_B3HW = _color(pictures_B3HW, draws)
+        pictures_B3HW = _color(pictures_B3HW, draws, _chosen(pictures_B3HW, draws, p))
     if "translation" in policies:
-        pictures_B3HW = _translation(pictures_B3HW, draws)
+        pictures_B3HW = _translation(pictures_B3HW, draws, _chosen(pictures_B3HW, draws, p))
     if "cutout" in policies:
-        pictures_B3HW = _cutout(pictures_B3HW, draws)
+        pictures_B3HW = _cutout(pictures_B3HW, draws, _chosen(pictures_B3HW, draws, p))
     return pictures_B3HW
 
 
-def _color(pictures_B3HW: Tensor, draws: torch.Generator) -> Tensor:
+def _chosen(pictures_B3HW: Tensor, draws: torch.Generator, p: Tensor | None) -> Tensor | None:
+    """Which pictures a policy changes; None: all of them, and nothing is drawn."""
+    if p is None:
+        return None
+    return send(torch.rand(len(pictures_B3HW), generator=draws), pictures_B3HW.device) < p
+
+
+def _color(pictures_B3HW: Tensor, draws: torch.Generator, chosen_B: Tensor | None) -> Tensor:
     # Brightness b, then saturation s, then contrast c, multiplied out: three passes over
     # the pictures would be six otherwise, and on a CPU they are what this costs.
     strengths_3B111 = torch.rand((3, len(pictures_B3HW), 1, 1, 1), generator=draws)
-    b, s, c = strengths_3B111.to(pictures_B3HW.device) * torch.tensor(
-        [1.0, 2.0, 1.0], device=pictures_B3HW.device
-    ).view(3, 1, 1, 1, 1) + torch.tensor([-0.5, 0.0, 0.5], device=pictures_B3HW.device).view(3, 1, 1, 1, 1)
+    strengths_3B111 = strengths_3B111 * torch.tensor([1.0, 2.0, 1.0]).view(3, 1, 1, 1, 1)
+    strengths_3B111 = strengths_3B111 + torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1, 1, 1)
+    b, s, c = send(strengths_3B111, pictures_B3HW.device)
+    if chosen_B is not None:
+        mine_B111 = chosen_B.view(-1, 1, 1, 1)
+        b, s, c = b * mine_B111, torch.where(mine_B111, s, 1.0), torch.where(mine_B111, c, 1.0)
     grey_B1HW: Tensor = pictures_B3HW.mean(dim=1, keepdim=True)
     level_B111 = grey_B1HW.mean(dim=(2, 3), keepdim=True)
     recoloured_B3HW: Tensor = pictures_B3HW * (c * s) + (
@@ -96,22 +111,27 @@ def shift(pictures_BCHW: Tensor, shifts_2B: Tensor) -> Tensor:
     return moved
 
 
-def _translation(pictures_B3HW: Tensor, draws: torch.Generator) -> Tensor:
+def _translation(pictures_B3HW: Tensor, draws: torch.Generator, chosen_B: Tensor | None) -> Tensor:
     B, _, H, W = pictures_B3HW.shape
     reach_y, reach_x = int(H * SHIFT + 0.5), int(W * SHIFT + 0.5)
     dy_B = torch.randint(-reach_y, reach_y + 1, (B,), generator=draws)
     dx_B = torch.randint(-reach_x, reach_x + 1, (B,), generator=draws)
-    return shift(pictures_B3HW, torch.stack([dy_B, dx_B]).to(pictures_B3HW.device))
+    shifts_2B = send(torch.stack([dy_B, dx_B]), pictures_B3HW.device)
+    return shift(pictures_B3HW, shifts_2B if chosen_B is None else shifts_2B * chosen_B)
 
 
-def _cutout(pictures_B3HW: Tensor, draws: torch.Generator) -> Tensor:
+def _cutout(pictures_B3HW: Tensor, draws: torch.Generator, chosen_B: Tensor | None) -> Tensor:
     B, _, H, W = pictures_B3HW.shape
     device = pictures_B3HW.device
     outside = []
     for side in (H, W):
         hole = int(side * HOLE + 0.5)
-        middle_B = torch.randint(0, side + (1 - hole % 2), (B,), generator=draws).to(device)
+        middle_B = torch.randint(0, side + (1 - hole % 2), (B,), generator=draws)
+        middle_B = send(middle_B, device)
         place_BS = torch.arange(side, device=device).view(1, side) - (middle_B - hole // 2).view(B, 1)
         outside.append((place_BS < 0) | (place_BS >= hole))
     rows_BH, columns_BW = outside
-    return pictures_B3HW * (rows_BH.view(B, 1, H, 1) | columns_BW.view(B, 1, 1, W))
+    stays_B1HW = rows_BH.view(B, 1, H, 1) | columns_BW.view(B, 1, 1, W)
+    if chosen_B is not None:
+        stays_B1HW = stays_B1HW | ~chosen_B.view(B, 1, 1, 1)
+    return pictures_B3HW * stays_B1HW

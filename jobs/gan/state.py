@@ -14,6 +14,7 @@ from torch.optim import Adam, Optimizer
 
 from jobs.errors import CheckpointCorruptError, SpecError, TrainingDivergedError
 from jobs.gan import seeds
+from jobs.gan.ada import Ada
 from jobs.gan.ema import Ema
 from jobs.gan.networks import AnyDiscriminator, AnyGenerator, Architecture
 from jobs.gan.schedules import Moment
@@ -49,6 +50,7 @@ class TrainState:
     opt_g: Adam
     opt_d: Adam
     ema: Ema | None
+    ada: Ada | None = None
     step: int = 0
     """Batches of real pictures that are done."""
 
@@ -69,6 +71,7 @@ class TrainState:
             opt_g=Adam(generator.parameters(), lr=spec.lr_g, betas=betas, fused=True),
             opt_d=Adam(discriminator.parameters(), lr=spec.lr_d, betas=betas, fused=True),
             ema=Ema(generator, spec.ema_half_life_kimg * 1000) if spec.ema_half_life_kimg else None,
+            ada=Ada(spec.ada_target, spec.ada_kimg * 1000, device) if spec.ada_target else None,
         )
 
     def start_from(self, netg: Mapping[str, Tensor] | None, netd: Mapping[str, Tensor] | None) -> None:
@@ -91,6 +94,7 @@ class TrainState:
             **_over("g.", self.generator.state_dict()),
             **_over("d.", self.discriminator.state_dict()),
             **_over("ema.", self.ema.net.state_dict() if self.ema else {}),
+            **({"ada.numbers": self.ada.numbers_3} if self.ada else {}),
             **_over("opt_g.", _flat(self.opt_g)),
             **_over("opt_d.", _flat(self.opt_d)),
         }
@@ -142,6 +146,8 @@ class TrainState:
             self.discriminator.load_state_dict(_under("d.", tensors))
             if self.ema is not None:
                 self.ema.net.load_state_dict(_under("ema.", tensors))
+            if self.ada is not None:
+                self.ada.numbers_3 = tensors["ada.numbers"].to(self.ada.numbers_3.device, copy=True)
             _unflatten(self.opt_g, _under("opt_g.", tensors))
             _unflatten(self.opt_d, _under("opt_d.", tensors))
         except (RuntimeError, IndexError, ValueError) as exc:  # other shapes than these networks have

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from jobs.failpoints import failpoint
+from jobs.gan import ada, schedules, seeds
 from jobs.gan import device as devices
-from jobs.gan import schedules, seeds
 from jobs.gan.augment import diff_augment
 from jobs.gan.data import Batches
 from jobs.gan.fakes import StaleFakes
@@ -42,6 +42,9 @@ class Steps:
         self.total_steps = total_steps
         self.loss = LOSSES[spec.loss]
         self.one_pass = spec.norm_d != "batch"
+        self.policies, self.augment_p = ada.plan(spec.augment, spec.augment_p, len(batches.images))
+        always = self.augment_p == 1
+        self.fixed_p = None if always else torch.tensor(self.augment_p, device=batches.device)
         self.passes = Passes(spec, state, batches.device)
         self.stale_fakes = StaleFakes(state.generator, self.passes.g) if spec.noise == "stale" else None
 
@@ -113,6 +116,7 @@ class Steps:
             loss_fake = loss.d_fake(fake_B)
             torch.autograd.backward(loss_fake)
             loss_d = loss_real.detach() + loss_fake.detach()
+        self._steer(real_B, fake_B)
         if failpoint(f"train.nan.{self.state.step}x{self.rollbacks.lr_scale:g}"):
             nn.utils.clip_grad_value_(self.state.discriminator.parameters(), float("nan"))
         self.state.opt_d.step()
@@ -165,8 +169,20 @@ class Steps:
             state.ema.update(state.generator, pictures=batch, seen=(self.g_steps + 1) * batch)
         self.journal.meter.add({"loss_g": loss_g})
 
+    def _steer(self, real_B: Tensor, fake_B: Tensor) -> None:
+        """Let the chance of a change follow how surely D knows the training pictures."""
+        if self.state.ada is None:
+            return
+        # 'Real' is more than a half of a probability, more than 0 of a logit; of pairs only the
+        # difference means anything.
+        border = fake_B if isinstance(self.loss, Pairing) else 0.0 if self.one_pass else 0.5
+        verdicts_B = real_B.detach() - border
+        self.journal.meter.add({"augment_p": self.state.ada.p, "d_sign": verdicts_B.sign().mean()})
+        self.state.ada.see(verdicts_B, d_steps=self.d_steps, most=self.augment_p)
+
     def _seen_by_d(self, pictures_B3HW: Tensor, stream: str) -> Tensor:
-        if not self.spec.augment:
+        if not self.policies:
             return pictures_B3HW
         draws = seeds.generator(self.spec.seed, stream, self.state.step)
-        return diff_augment(pictures_B3HW, self.spec.augment, draws)
+        p = self.state.ada.p if self.state.ada else self.fixed_p
+        return diff_augment(pictures_B3HW, self.policies, draws, p)

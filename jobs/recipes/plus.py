@@ -18,6 +18,6 @@ RECIPE = Recipe(
         "norm_d": "spectral",
         "noise": "fresh",
         "ema_half_life_kimg": 20.0,
-        "augment": ("translation", "color"),
+        "augment": ("auto",),
     },
 )

@@ -25,6 +25,6 @@ RECIPE = Recipe(
         "penalty_every": 4,
         "noise": "fresh",
         "ema_half_life_kimg": 20.0,
-        "augment": ("translation", "color"),
+        "augment": ("auto",),
     },
 )
