@@ -3,8 +3,8 @@ The residual pair: blocks without normalisation between resizes, after R3GAN, ma
 
 A block adds what it has learned to what came in, and begins as nothing at all, so a deep
 network starts as a shallow one and needs no BatchNorm to train. Sides are doubled by
-repeating pixels and halved by averaging them, which makes no checkerboard as a
-transposed convolution does. The resize next to the pixels is a sub-pixel convolution that
+repeating and smoothing pixels and halved by averaging them, which makes no checkerboard as
+a transposed convolution does. The resize next to the pixels is a sub-pixel convolution that
 starts as a repeat: a layer at full size would cost more than all others together.
 
 Shapes in names: B pictures, C channels, H and W pixels, Z latent numbers.
@@ -18,7 +18,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, leaky_relu
+from torch.nn.functional import avg_pool2d, interpolate, leaky_relu
 
 from jobs.gan.classes import ClassLatents, ClassScores
 from jobs.gan.layout import edge_layer, widths
@@ -76,10 +76,15 @@ class Block(nn.Module):
 
 
 class Double(nn.Module):
-    """Twice the side, by repeating pixels: unlike other ways deterministic on a GPU, backward too."""
+    """
+    Twice the side: pixels are repeated, then averaged over 3×3, which comes to the kernel 1, 2, 2, 1.
+
+    R3GAN's is 1, 3, 3, 1. PyTorch's bilinear resize has no deterministic backward on a GPU.
+    """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return interpolate(x_BCHW, scale_factor=2.0, mode="nearest")
+        repeated = interpolate(x_BCHW, scale_factor=2.0, mode="nearest")
+        return avg_pool2d(repeated, 3, stride=1, padding=1, count_include_pad=False)
 
 
 class ResidualGenerator(nn.Module):
