@@ -43,8 +43,7 @@ RUNNER_POINTS = [
     "pictures.images_renamed",
     "pictures.grids_renamed",
     "pictures.renamed",
-    "file.synced.manifest.jsonl",
-    "file.renamed.manifest.jsonl",
+    "pictures.manifest_renamed",
     "pictures.published",
     "runner.worked",
 ]
