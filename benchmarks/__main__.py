@@ -18,7 +18,9 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.neighbours import Watch
 
-NAMES = ("startup", "dispatch", "throughput", "crowd", "memory", "generate", "train")
+NAMES = (
+    "startup", "dispatch", "throughput", "crowd", "memory", "generate", "workers", "warm", "train",
+)  # fmt: skip
 
 QUICK_ROUNDS = 2
 

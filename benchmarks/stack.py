@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -88,10 +88,20 @@ class Queue:
     `ganq up` with one warm CPU worker in a home of its own, and a client beside it.
 
     Args:
+        workers: options of `ganq up`; one worker on all cores by default.
+        cores: what all of it is bound to; what this process may use by default.
         urls: GANQ_DATABASE_URL and GANQ_REDIS_URL; SQLite and the embedded Redis by default.
     """
 
-    def __init__(self, home: Path, **urls: str) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        workers: tuple[str, ...] = ("--gpus", "none"),
+        cores: Collection[int] | None = None,
+        **urls: str,
+    ) -> None:
+        self.workers, self.cores = workers, cores or os.sched_getaffinity(0)
         self.env = clean_environment(GANQ_HOME=str(home), **urls)
         self.settings = Settings.load(self.env)
         home.mkdir(parents=True, exist_ok=True)
@@ -101,17 +111,19 @@ class Queue:
         self._make_tables()
         self.up = subprocess.Popen(
             # It goes when this process does, however that ends.
-            bound_to_this(signal.SIGTERM, worker_command("up", "--gpus", "none")),
+            bound_to_this(signal.SIGTERM, worker_command("up", *self.workers)),
             env=self.env,
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=self.log,
             start_new_session=True,
         )
+        os.sched_setaffinity(self.up.pid, self.cores)  # before it starts others: they inherit it
         self.database = open_database(self.settings)
         self.store, self.queries = JobStore(self.database), Queries(self.database)
         deadline = time.monotonic() + READY_S
-        while not any(one.state == "idle" for one in self.queries.workers()):
+        wanted = int(self.workers[1]) if self.workers[0] == "--cpu-workers" else 1
+        while sum(one.state == "idle" for one in self.queries.workers()) < wanted:
             if self.up.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"ganq up did not start: {Path(self.log.name).read_text()[-2000:]}")
             time.sleep(0.2)
@@ -145,9 +157,11 @@ class Queue:
             user="benchmark",
             priority=kind_named(spec.kind).priority,
             ringing=True,
+            parts=[(part.to_json(), part.pictures) for part in spec.split()],
         )
-        if not ring(self.settings, job.id, job.queue):
-            self.store.not_rung(job.id)
+        for one in self.queries.parts(job.id) or [job]:
+            if not ring(self.settings, one.id, one.queue):
+                self.store.not_rung(one.id)
         return job
 
     def wait(self, job: Job, every_s: float = 0.02) -> Job:
@@ -179,10 +193,15 @@ class Queue:
 
     def generate(self, spec: Spec) -> dict[str, float]:
         """One generation from submit to success."""
+        return self.generate_job(spec)[0]
+
+    def generate_job(self, spec: Spec) -> tuple[dict[str, float], Job]:
+        """The same, with the job."""
         began = time.perf_counter()
         job = self.wait(self.submit(spec), every_s=0.01)
+        whole_s = time.perf_counter() - began
         assert job.result is not None
-        return {"images": job.result["pictures"], "whole_s": time.perf_counter() - began}
+        return {"images": job.result["pictures"], "whole_s": whole_s}, job
 
     def attempt(self, job: Job) -> Path:
         return Volume(self.settings.volume).attempt(job.id, job.attempt)

@@ -1,5 +1,6 @@
 """Generation: picture i is its own, the best are the best, and stopping publishes nothing."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,32 @@ def test_kept_pictures_are_the_best_of_all_best_first(micro_batch):
     assert [picture.index for picture in ctx.sink.pictures] == list(range(10))
     assert np.abs(pixels(ctx).astype(int) - WHOLE[[record["draw"] for record in kept]]).max() <= 1
     assert (result["drawn"], result["pictures"]) == (60, 10)
+
+
+def peak_bytes(work):
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_best_of_many_take_memory_for_those_that_are_kept_however_many_are_drawn():
+    def best_of(drawn):
+        return peak_bytes(lambda: generate(keep=16, of=drawn, micro_batch=256))
+
+    best_of(512)  # what is imported and built once
+    few, many = best_of(2_000), best_of(20_000)
+    a_picture = 16 * 16 * 3
+    # 18,000 draws more: had each left but its score behind, it would show.
+    assert many - few < 200 * a_picture
+
+
+def test_ten_million_draws_are_cut_up_one_by_one():
+    first = jobs.generate._by_block(((0, 10**7 - 1),), 64)
+    assert peak_bytes(lambda: [next(first) for _ in range(1000)]) < 500_000
+    assert next(first) == (1000, [range(64_000, 64_064)])
 
 
 def test_of_equal_scores_the_earlier_draw_is_kept_and_comes_first():

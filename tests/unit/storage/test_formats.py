@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import tarfile
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -142,6 +143,33 @@ def test_a_discarded_result_leaves_nothing_and_a_killed_one_is_swept(format, tmp
     assert verify_manifest(tmp_path / "a1") == 3
     assert all(RESULT.fullmatch(one.name) for one in (tmp_path / "a1").iterdir())
     killed.discard()  # its file handles
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(format, tmp_path, monkeypatch) -> None:
+    """Neither where they are written, nor where they are gathered, nor where they are verified."""
+    if format in ("webp", "jpeg"):
+        pytest.skip("a folder of files, as png")
+    monkeypatch.setattr("storage.pictures.LINES_AT_ONCE", 100)
+    monkeypatch.setattr(containers, "WRITE_BUFFER", 4096)
+    picture = pixels(1)[:8, :8]
+
+    def work(count: int) -> int:
+        tracemalloc.start()
+        sink = PictureFiles(tmp_path / f"a{count}", format=format, total=count)
+        for i in range(count):
+            sink.add([Picture(i, picture, {"seed": 7, "draw": i, "score": None})])
+        digest = sink.publish()["manifest_sha256"]
+        whole = PictureFiles(tmp_path / f"w{count}", format=format, total=count)
+        for placed in gather._all([read_manifest(tmp_path / f"a{count}", digest)]):
+            whole.adopt(placed.made, index=placed.index, number=placed.number)
+        whole.publish()
+        assert verify_manifest(tmp_path / f"w{count}") == count
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    work(10)
+    assert work(1200) - work(300) < 50_000, "900 lines would be more"
 
 
 @pytest.fixture

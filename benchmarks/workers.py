@@ -1,0 +1,76 @@
+"""Fan-out: one generation in parts by two workers with a core each, beside one worker on one core."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks import stack
+from benchmarks.measure import Ratio, alternate, compare
+from benchmarks.models import copied, trained
+from benchmarks.neighbours import Watch
+from jobs.specs import GenerateSpec
+from storage.jobs import Job
+from storage.published import names_of_result
+
+EXPLAINED = """\
+One job of 8,192 pictures at ngf 32 in parts of 1,024, PNG files, from submit to success, the
+gathering of the parts included. `ganq up --cpu-workers 2` on two cores, beside `ganq up` whose
+processes are all bound to one core. Each round's two results are compared byte by byte."""
+
+COUNT, SHARD = 8192, 1024
+
+
+def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
+    """
+    Raises:
+        RuntimeError: there are no two cores, or the results differ.
+    """
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2:
+        raise RuntimeError("this benchmark needs two cores")
+    two = stack.Queue(work / "workers-two", workers=("--cpu-workers", "2"), cores=cores)
+    one = stack.Queue(work / "workers-one", cores=cores[:1])
+    with two, one:
+        model = trained(work, two, 32)
+        common = {"count": COUNT, "shard_size": SHARD, "device": "cpu"}
+        specs = {
+            two: GenerateSpec.create(source=model.id, **common),
+            one: GenerateSpec.create(source=copied(model, two, one).id, **common),
+        }
+        last: dict[str, tuple[stack.Queue, Job]] = {}
+
+        def piece(name: str, queue: stack.Queue) -> dict[str, float]:
+            measured, job = queue.generate_job(specs[queue])
+            last[name] = queue, job
+            if len(last) == 2:
+                _require_equal(*last.values())
+                last.clear()
+            return stack.with_rates(measured)
+
+        pieces = {
+            "two workers": lambda: piece("two workers", two),
+            "one worker": lambda: piece("one worker", one),
+        }
+        series = alternate(pieces, rounds or 7, watch=watch)
+    mine, peer = series.of("two workers", "whole_rate"), series.of("one worker", "whole_rate")
+    label = f"generate {COUNT:,} in parts: two workers, two cores"
+    line = compare(label, "one worker, one core", "pictures/s", mine, peer, at_least=1.8)
+    return [line], series.values
+
+
+def _require_equal(one: tuple[stack.Queue, Job], other: tuple[stack.Queue, Job]) -> None:
+    folders = [queue.attempt(job) for queue, job in (one, other)]
+    files = [_files(folder) for folder in folders]
+    if files[0] != files[1]:
+        raise RuntimeError("the results of two workers and of one differ")
+    if any((folders[0] / name).read_bytes() != (folders[1] / name).read_bytes() for name in files[0]):
+        raise RuntimeError("the results of two workers and of one differ in their bytes")
+    for folder in folders:  # outside of what is measured
+        stack.remove(folder)
+
+
+def _files(folder: Path) -> list[str]:
+    """All files of a result, by their names within it."""
+    tops = [folder / name for name in names_of_result(folder)]
+    found = [path for top in tops for path in (top, *top.rglob("*")) if path.is_file()]
+    return sorted(path.relative_to(folder).as_posix() for path in found)
