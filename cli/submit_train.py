@@ -64,7 +64,6 @@ WORDS = {
     "keep_best": "So many of the measured ones stay, too: those with the lowest metric.",
     "deterministic": "On a GPU: kernels that always give the same bits.",
     "precision": "Numbers that the networks compute in; 'auto': bf16 on a GPU that has it, but for origin.",
-    "compile": "Compile the networks' plain passes (torch.compile); needs a compiler on the worker.",
 }
 
 PATHS: dict[str, click.ParamType[Any]] = {name: click.Path() for name in ("data", "init_netg", "init_netd")}

@@ -206,8 +206,6 @@ class TrainSpec(Spec):
     """On a GPU: deterministic kernels, so that a resumed run ends with the same bits."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Numbers of the plain passes; 'auto': bf16 on a GPU that has it, but for the origin, else fp32."""
-    compile: bool = False
-    """Compile the plain passes with torch.compile."""
     continue_from: int | None = None
     """Id of the job whose last checkpoint this run goes on from."""
 

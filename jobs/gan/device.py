@@ -72,7 +72,7 @@ def build_fingerprint(device: torch.device, *, deterministic: bool) -> dict[str,
     }
 
 
-SINCE_0_2 = {"precision": "fp32", "compiled": False}
+SINCE_0_2 = {"precision": "fp32"}
 """What a fingerprint meant that does not say so."""
 
 

@@ -1,10 +1,9 @@
 """
-How the two networks are run in a plain pass: in which numbers, and compiled or not.
+How the two networks are run in a plain pass: in which numbers.
 
-Weights, moments, losses, penalties and the average stay in float32 and are never
-compiled: autocast computes convolutions in bfloat16 between weights of 32 bits, and
-AOTAutograd, which is behind torch.compile, has no second derivative. A penalty therefore
-runs the network itself (state.discriminator), and only Passes.g and Passes.d run these.
+Weights, moments, losses, penalties and the average stay in float32: autocast computes
+convolutions in bfloat16 between weights of 32 bits. A penalty runs the network itself
+(state.discriminator), and only Passes.g and Passes.d run in bfloat16.
 
 Shapes in names: B pictures, Z latent numbers, H, W pixels.
 """
@@ -50,9 +49,6 @@ class Passes:
 
     Args:
         state: whose networks they are; in bf16 they are changed so that some layers stay in float32.
-
-    Raises:
-        SpecError: this worker cannot compile.
     """
 
     def __init__(self, spec: TrainSpec, state: TrainState, device: torch.device) -> None:
@@ -63,11 +59,6 @@ class Passes:
         if self.precision == "bf16":
             for net in (state.generator, state.discriminator):
                 _spare(net, device.type)
-        if spec.compile:
-            _check_compiler(device, deterministic=spec.deterministic)
-            # Shapes never change, and a graph for any shape would be slower.
-            self._g = torch.compile(self._g, dynamic=False)
-            self._d = torch.compile(self._d, dynamic=False)
 
     def g(self, latents_BZ11: Tensor, *more: Tensor) -> Tensor:
         """Pictures, float32 (B, 3, H, W); `more` is what else the generator takes."""
@@ -85,7 +76,7 @@ class Passes:
 
 def build_facts(spec: TrainSpec, device: torch.device) -> dict[str, Any]:
     """What a run's last bits depend on here, for the build fingerprint."""
-    return {"precision": precision_of(spec, device), "compiled": spec.compile}
+    return {"precision": precision_of(spec, device)}
 
 
 def _spare(net: nn.Module, kind: str) -> None:
@@ -105,29 +96,3 @@ def _spare(net: nn.Module, kind: str) -> None:
 
 def _to_float32(layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(one.float() for one in given)
-
-
-def _check_compiler(device: torch.device, *, deterministic: bool) -> None:
-    """
-    Compile something small, so that a worker without a compiler says so before the run begins.
-
-    Raises:
-        SpecError: with the compiler's own words.
-    """
-    import torch._dynamo.exc
-    import torch._inductor.config
-
-    # Kernels would be chosen by how long they take, which is another one on another day.
-    torch._inductor.config.deterministic = deterministic
-    try:
-        torch.compile(_small, dynamic=False)(torch.ones(8, device=device))
-    except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as exc:
-        said = (str(exc).strip().splitlines() or ["?"])[0][:160]
-        raise SpecError(
-            f"--compile: this worker cannot compile: {said}",
-            hint="--no-compile; on a CPU PyTorch needs a C++ compiler and Python's headers, on a GPU Triton",
-        ) from exc
-
-
-def _small(numbers: Tensor) -> Tensor:
-    return numbers * 2 + 1

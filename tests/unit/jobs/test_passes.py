@@ -1,6 +1,4 @@
-"""Plain passes in bfloat16 and compiled: what they may change, and what they may not."""
-
-import shutil
+"""Plain passes in bfloat16: what they may change, and what they may not."""
 
 import pytest
 import torch
@@ -79,18 +77,16 @@ def test_a_penalty_on_the_network_itself_has_a_second_derivative_in_32_bits():
     assert all(layer.parametrizations.weight.original.grad.abs().sum() > 0 for layer in convolutions)
 
 
-def test_without_an_option_a_cpu_computes_in_32_bits_and_compiles_nothing():
+def test_without_an_option_a_cpu_computes_in_32_bits():
     for recipe in ("origin", "plus"):
         assert precision_of(spec_of(recipe), CPU) == "fp32"
-        assert passes.build_facts(spec_of(recipe), CPU) == {"precision": "fp32", "compiled": False}
+        assert passes.build_facts(spec_of(recipe), CPU) == {"precision": "fp32"}
 
 
 def test_a_checkpoint_from_before_precision_had_a_name_goes_on_bit_exact(tmp_path):
     snapshot = train(tmp_path, spec_of(epochs=1))[1].saved[-1].for_resume()
-    for fact in ("precision", "compiled"):
-        del snapshot.meta["build"][fact]
-    for option in ("precision", "compile"):
-        del snapshot.meta["spec"][option]
+    for part in ("build", "spec"):
+        del snapshot.meta[part]["precision"]
     assert train(tmp_path, spec_of(epochs=2), resume_from=snapshot)[0]["bit_exact"] is True
 
 
@@ -98,39 +94,6 @@ def test_a_run_does_not_change_its_precision_on_the_way(tmp_path):
     snapshot = train(tmp_path, spec_of(epochs=1))[1].saved[-1].for_resume()
     with pytest.raises(SpecError, match="--precision auto is now bf16"):
         train(tmp_path, spec_of(epochs=2, precision="bf16"), resume_from=snapshot)
-
-
-def test_a_worker_that_cannot_compile_says_so_in_one_line(monkeypatch):
-    def without_a_compiler(*args, **options):
-        def fails(*given):
-            raise RuntimeError("No working C++ compiler found\nand more")
-
-        return fails
-
-    monkeypatch.setattr(torch, "compile", without_a_compiler)
-    with pytest.raises(SpecError, match="cannot compile: No working C") as caught:
-        Passes(spec_of(compile=True), TrainState.fresh(spec_of(), CPU), CPU)
-    assert "\n" not in caught.value.message
-    assert "--no-compile" in caught.value.hint
-
-
-@pytest.mark.tier2
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
-@pytest.mark.parametrize("recipe", ["origin", "plus"])
-def test_a_compiled_run_is_close_to_an_eager_one_and_resumes_to_the_last_bit(tmp_path, recipe):
-    spec = spec_of(recipe, compile=True, epochs=2)
-    _, straight = train(tmp_path, spec)
-    assert straight.saved[-1].meta["build"]["compiled"] is True
-    _, eager = train(tmp_path, spec_of(recipe, epochs=2))
-    for key, value in eager.saved[-1].state.items():
-        torch.testing.assert_close(straight.saved[-1].state[key], value, rtol=1e-3, atol=1e-3, msg=key)
-    stopped = LocalContext(
-        tmp_path, data=IMAGES, stop_at=lambda asked: StopReason.DRAIN if asked == 3 else None
-    )
-    with pytest.raises(StopRequested):
-        jobs.train.run(spec, stopped)
-    _, resumed = train(tmp_path, spec, resume_from=stopped.saved[-1].for_resume())
-    assert sha256_of(resumed.saved[-1].state) == sha256_of(straight.saved[-1].state)
 
 
 def test_what_goes_to_the_device_is_left_alone_on_a_cpu():
