@@ -11,6 +11,7 @@ from cli.session import JOB, NoJobsYetError, Session, open_session
 from cli.spec_options import given_only, spec_options
 from cli.submit import accept, show_plan, take_wish, wish_options
 from jobs.errors import CheckpointNotFoundError, SpecError
+from jobs.kinds import kind_named
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
 from jobs.specs import TrainSpec
 from storage.settings import Settings
@@ -58,6 +59,8 @@ WORDS = {
     "loader_workers": "Processes that decode the pictures, once.",
     "init_netg": "Starting weights of the generator (.pth, .safetensors).",
     "init_netd": "Starting weights of the discriminator.",
+    "freeze_d": "Layers of the discriminator, from the pixels on, that keep their starting weights.",
+    "freeze_g": "Layers of the generator, from the latents on, that keep theirs.",
     "checkpoint_seconds": "Seconds between resume points.",
     "keep_last": "Newest epoch checkpoints that stay, beside the final one and one resume point.",
     "keep_every": "Each checkpoint whose epoch is divisible by this stays, too; 0: none for that reason.",
@@ -68,11 +71,14 @@ WORDS = {
 
 PATHS: dict[str, click.ParamType[Any]] = {name: click.Path() for name in ("data", "init_netg", "init_netd")}
 
+NETWORKS = ("size", "nz", "ngf", "ndf", "arch", "norm_d")
+"""What makes weights of one run fit another."""
+
 FIXED = ("recipe", "size", "nz", "ngf", "ndf", "arch", "norm_d")
 """What a run that goes on cannot change: the checkpoint holds networks of this form."""
 
 
-NEVER_SWEPT = ("continue_from", "data", "init_netg", "init_netd", "augment")
+NEVER_SWEPT = ("continue_from", "init_from", "data", "init_netg", "init_netd", "augment")
 """Paths, and what is itself a list."""
 
 
@@ -96,27 +102,45 @@ class Policies(click.ParamType[tuple[str, ...]]):
         "ganq submit train --data faces.zip --size 64 --augment none --name small --wait",
         "ganq submit train --recipe origin --g-every 5 --dry-run",
         "ganq submit train --continue small --epochs 800",
+        "ganq submit train --init-from faces --data few/ --freeze-d 3 --epochs 50",
         "ganq submit train --sweep lr-g=1e-4,2e-4 --sweep seed=0-9 --name rates",
     )
 )
 @click.option(
     "--continue", "source", type=JOB, help="Go on from the last checkpoint of this job, with its spec."
 )
+@click.option(
+    "--init-from",
+    "start",
+    type=JOB,
+    help="Start from the best networks of this job (fine-tuning): its sizes are taken over.",
+)
 @spec_options(
     TrainSpec,
     WORDS,
-    own=("continue_from",),
+    own=("continue_from", "init_from"),
     kinds={"augment": Policies(), "recipe": click.Choice([*RECIPES]), **PATHS},
     names={"loader_workers": ("--loader-workers", "--num-workers")},
 )
 @wish_options
-def train(source: str | None, **options: Any) -> int:
+def train(source: str | None, start: str | None, **options: Any) -> int:
     """Train a GAN on a folder of pictures."""
     wish = take_wish(options)
     settings = Settings.load()
     given = _absolute(given_only(options))
     changes = sweep.combinations(TrainSpec, wish.sweep, given, never=NEVER_SWEPT) if wish.sweep else [{}]
     after: list[int] = []
+    if start is not None:
+        if source is not None:
+            raise SpecError(
+                "--continue goes on with a run, and --init-from begins a new one",
+                hint="use one of the two",
+            )
+        session = open_session(settings=settings)
+        model = session.queries.find(start)
+        given = started(session, model, given)
+        if not model.state.terminal:
+            after = [model.id]
     if source is None:
         given["data"] = preflight.find_data(settings, given.get("data"))
         specs = [TrainSpec.create(**{"recipe": DEFAULT_RECIPE, **given, **one}) for one in changes]
@@ -185,8 +209,39 @@ def continued(session: Session, parent: "Job", given: dict[str, Any]) -> TrainSp
             hint=f"--epochs counts from the start of job {parent.id}: e.g. --epochs {2 * max(done, 1)}",
         )
     # The checkpoint holds the weights; where the first ones came from plays no part any more.
-    fresh = {"init_netg": None, "init_netd": None, "continue_from": parent.id}
+    fresh = {"init_netg": None, "init_netd": None, "init_from": None, "continue_from": parent.id}
     return TrainSpec.from_json({**parent.spec, **fresh, **given})
+
+
+def started(session: Session, start: "Job", given: dict[str, Any]) -> dict[str, Any]:
+    """
+    The options of a run that starts from another job's networks, with those that it takes over.
+
+    Raises:
+        SpecError: no job with networks, or other ones are asked for.
+        CheckpointNotFoundError: it has ended and left no checkpoint.
+    """
+    if not kind_named(start.kind).makes_model:
+        raise SpecError(
+            f"--init-from: job {start.id} is of kind {start.kind} and has no networks",
+            hint="name a training or an import",
+        )
+    if start.state.terminal and not session.queries.checkpoints(start.id):
+        raise CheckpointNotFoundError(
+            f"job {start.id} has {start.state} and left no checkpoint to start from",
+            hint=f"ganq retry {start.id} trains it again",
+        )
+    # A spec of ganq 0.1 has no `arch`; an import's says nothing of `norm_d`, which its files decide.
+    its = {"arch": "dcgan", **{name: start.spec[name] for name in NETWORKS if name in start.spec}}
+    changed = [name for name in its if name in given and given[name] != its[name]]
+    if changed:
+        told = ", ".join(f"--{name.replace('_', '-')} {given[name]} (it has {its[name]})" for name in changed)
+        raise SpecError(
+            f"job {start.id} cannot be the start of a run with {told}",
+            hint="leave these away: the networks are taken over as they are",
+        )
+    recipe = start.spec.get("recipe", "origin")  # an import is the tutorial's, as a rule
+    return {"recipe": recipe, **its, **given, "init_from": start.id}
 
 
 def _absolute(given: dict[str, Any]) -> dict[str, Any]:

@@ -161,6 +161,12 @@ class TrainSpec(Spec):
     init_netg: str | None = None
     init_netd: str | None = None
     """Starting weights for each network: absolute path of a .pth or .safetensors file."""
+    init_from: int | None = None
+    """Id of the job from whose best checkpoint both networks start."""
+    freeze_d: Annotated[int, Field(ge=0, le=64)] = 0
+    """Layers of D, from the pixels on, that keep their starting weights."""
+    freeze_g: Annotated[int, Field(ge=0, le=64)] = 0
+    """Layers of G, from the latents on, that keep their starting weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     arch: Literal["dcgan", "residual"] = "dcgan"
     """'dcgan' is the tutorial's pair; 'residual' a pair without normalisation, after R3GAN."""
@@ -237,6 +243,19 @@ class TrainSpec(Spec):
             raise SpecError(
                 f"--loss {self.loss} reads logits, and --norm-d batch ends in a sigmoid",
                 hint="use --norm-d spectral or --loss bce",
+            )
+        if self.init_from is not None and (self.init_netg or self.init_netd):
+            raise SpecError(
+                "--init-from brings both networks, and --init-netg or --init-netd names another start",
+                hint="use one of the two ways",
+            )
+        starts_g = self.init_from is not None or self.init_netg or self.continue_from is not None
+        starts_d = self.init_from is not None or self.init_netd or self.continue_from is not None
+        if (self.freeze_g and not starts_g) or (self.freeze_d and not starts_d):
+            option = "--freeze-g" if self.freeze_g and not starts_g else "--freeze-d"
+            raise SpecError(
+                f"{option} would keep layers as they are drawn at random",
+                hint="start from a trained network: --init-from JOB",
             )
         if "auto" in self.augment and len(self.augment) > 1:
             raise SpecError(

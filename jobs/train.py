@@ -97,7 +97,12 @@ class Training:
         self.state = TrainState.fresh(self.spec, self.device)
         self.samples = Samples(self.spec, self.state, self.fixed_latents_BZ11)
         snapshot = self.ctx.resume(self._take_up, whole_epoch=whole_epoch)
-        if snapshot is None:
+        if snapshot is None and self.spec.init_from is not None:
+            start = self.ctx.model()
+            self.ctx.log(f"starting from job {start.job_id}, epoch {start.epoch}")
+            if not self.state.start_from_model(start, Architecture.of_spec(self.spec)):
+                self.ctx.log("it has no discriminator: a fresh one learns with it")
+        elif snapshot is None:
             self.state.start_from(
                 self.ctx.weights(self.spec.init_netg) if self.spec.init_netg else None,
                 self.ctx.weights(self.spec.init_netd) if self.spec.init_netd else None,

@@ -34,10 +34,13 @@ def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any
     job = lease.job
     inputs = dict(job.inputs or {})
     if kind_named(job.kind).needs_model and "checkpoint" not in inputs:
-        inputs |= _choose(lease, store, queries)
+        inputs |= _choose(lease, store, queries, job.spec["source"], job.spec["checkpoint"])
     if job.spec.get("grid_epochs") and "checkpoints" not in inputs:
         inputs |= _choose_epochs(lease, store, queries)
     own = _as_written(queries.checkpoints(job.id))
+    start = job.spec.get("init_from")
+    if start is not None and not own and "checkpoint" not in inputs:
+        inputs |= _choose(lease, store, queries, start, "best")
     parent = job.spec.get("continue_from")
     if not own and parent is not None:
         own = _as_written(queries.checkpoints(parent))
@@ -62,11 +65,10 @@ def _as_written(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     return sorted(checkpoints, key=lambda one: one.id)
 
 
-def _choose(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
+def _choose(lease: Lease, store: JobStore, queries: Queries, source: int, which: str) -> dict[str, Any]:
     """Choose the checkpoint and pin it; again, if the training let it go in between."""
-    spec = lease.job.spec
     while True:
-        chosen = queries.choose_checkpoint(spec["source"], spec["checkpoint"])
+        chosen = queries.choose_checkpoint(source, which)
         failpoint("orders.chosen")
         pin = {"checkpoint_id": chosen.id, "checkpoint": _pointer(chosen)}
         fixed = store.pin_inputs(lease, pin)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from jobs.context import Snapshot
 from jobs.errors import CheckpointCorruptError, SpecError, TrainingDivergedError
 from jobs.gan import seeds
 from jobs.gan.ada import Ada
@@ -29,6 +30,7 @@ FREE_TO_CHANGE = frozenset(
         "deterministic",  # with `device` in the build fingerprint, which says bit_exact or not
         "init_netg",  # these two were used up when the run began
         "init_netd",
+        "init_from",
         "loader_workers",
         "max_skip",
         "checkpoint_seconds",
@@ -51,6 +53,8 @@ class TrainState:
     opt_d: Adam
     ema: Ema | None
     ada: Ada | None = None
+    frozen_d: frozenset[str] = frozenset()
+    """Names of D's weights that never change."""
     step: int = 0
     """Batches of real pictures that are done."""
 
@@ -65,7 +69,12 @@ class TrainState:
         discriminator = arch.build_discriminator(seeds.derive(spec.seed, "init-d"))
         discriminator.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         betas = (spec.beta1, spec.beta2)
+        freeze(generator, "Gene", spec.freeze_g, "--freeze-g")
+        freeze(discriminator, "Discrim", spec.freeze_d, "--freeze-d")
         return cls(
+            frozen_d=frozenset(
+                name for name, one in discriminator.named_parameters() if not one.requires_grad
+            ),
             generator=generator,
             discriminator=discriminator,
             opt_g=Adam(generator.parameters(), lr=spec.lr_g, betas=betas, fused=True),
@@ -87,6 +96,36 @@ class TrainState:
                 self.ema.net.load_state_dict(self.generator.state_dict())
         if netd is not None:
             _load_start(self.discriminator, _without_prefix(netd, "D."), "--init-netd")
+
+    def start_from_model(self, snapshot: Snapshot, arch: Architecture) -> bool:
+        """
+        Take over both networks of another job.
+
+        Returns:
+            Whether it had a discriminator.
+
+        Raises:
+            SpecError: its networks are not of this form; names each option that differs.
+        """
+        its, mine = Architecture.from_json(snapshot.meta["arch"]).to_json(), arch.to_json()
+        differ = [
+            f"--{name.replace('_', '-')} {mine.get(name)} (it has {its.get(name)})"
+            for name in {**its, **mine}
+            if its.get(name) != mine.get(name)
+        ]
+        if differ:
+            raise SpecError(
+                f"job {snapshot.job_id} has other networks than were asked for: {', '.join(differ)}",
+                hint="leave these options away, or start from another job",
+            )
+        has_d = any(key.startswith("D.") for key in snapshot.tensors)
+        self.start_from(snapshot.tensors, snapshot.tensors if has_d else None)
+        return has_d
+
+    def let_d_learn(self, learns: bool) -> None:
+        """Whether a backward pass computes D's own gradients; frozen layers never have any."""
+        for name, one in self.discriminator.named_parameters():
+            one.requires_grad_(learns and name not in self.frozen_d)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that load() needs: the very tensors that the next step changes."""
@@ -164,6 +203,33 @@ class TrainState:
         """
         if not all_finite(self.tensors().values()):
             raise diverged("a weight is no finite number", self.step)
+
+
+def freeze(net: nn.Module, sequential: str, count: int, option: str) -> None:
+    """
+    Let the first layers of a network keep their weights.
+
+    Args:
+        count: of the layers with a convolution; what stands between them freezes along.
+
+    Raises:
+        SpecError: nothing would be left to learn.
+
+    Source: Mo et al. 2020, arXiv:2002.10964 (FreezeD).
+    """
+    layers = list(net.get_submodule(sequential).children())
+    with_kernel = [any(one.dim() == 4 for one in layer.parameters()) for layer in layers]
+    if count >= sum(with_kernel):
+        raise SpecError(
+            f"{option} {count} leaves nothing to learn: the network has {sum(with_kernel)} layers",
+            hint=f"{option} {sum(with_kernel) - 1} at most; half of them is a good start",
+        )
+    seen = 0
+    for layer, has_kernel in zip(layers, with_kernel, strict=True):
+        seen += has_kernel
+        if seen > count:
+            return
+        layer.requires_grad_(False)
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

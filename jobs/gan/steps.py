@@ -154,7 +154,7 @@ class Steps:
         state, net = self.state, self.passes.d
         state.opt_g.zero_grad()
         # D's own gradients would be a third of its backward pass, for nothing.
-        state.discriminator.requires_grad_(False)
+        state.let_d_learn(False)
         fake_B = net(self._seen_by_d(fakes_B3HW, "augment-g"))
         if isinstance(self.loss, Pairing):
             real_B = net(self._seen_by_d(reals_B3HW, "augment-g-real"))
@@ -162,7 +162,7 @@ class Steps:
         else:
             loss_g = self.loss.g(fake_B)
         torch.autograd.backward(loss_g)
-        state.discriminator.requires_grad_(True)
+        state.let_d_learn(True)
         state.opt_g.step()
         if state.ema is not None:
             batch = self.spec.batch

@@ -272,6 +272,8 @@ BAD_TRAIN = {
     "auto with another": ({"augment": ("auto", "color")}, "--augment auto"),
     "nothing to steer": ({"ada_target": 0.6}, "--ada-target steers"),
     "a chance of 2": ({"augment_p": 2.0}, "--augment-p"),
+    "freezing what was never trained": ({"freeze_d": 2}, "--freeze-d"),
+    "two starts": ({"init_from": 3, "init_netg": "/g.pth"}, "--init-from"),
     "a norm too many": ({"recipe": "r3", "norm_d": "spectral"}, "--arch residual"),
     "slopes through neighbours": ({"r1_gamma": 1.0}, "--r1-gamma"),
     "a penalty of nan": ({"r2_gamma": float("nan")}, "--r2-gamma"),

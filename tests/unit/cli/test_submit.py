@@ -83,12 +83,14 @@ TYPED = {
     "mirror": ("--mirror", None, True),
     "max_skip": ("--max-skip", "0.2", 0.2),
     "checkpoint_seconds": ("--checkpoint-seconds", "30", 30.0),
+    "precision": ("--precision", "bf16", "bf16"),
+    "compile": ("--compile", None, True),
     "keep_last": ("--keep-last", "4", 4),
     "keep_every": ("--keep-every", "50", 50),
     "keep_best": ("--keep-best", "3", 3),
     "deterministic": ("--no-deterministic", None, False),
 }
-ELSEWHERE = {"data", "init_netg", "init_netd", "continue_from"}
+ELSEWHERE = {"data", "init_netg", "init_netd", "init_from", "freeze_d", "freeze_g", "continue_from"}
 
 
 def test_the_table_of_typed_options_holds_every_field():
@@ -336,6 +338,36 @@ def test_continue_refuses_what_a_checkpoint_cannot_do(ganq, queries, trained, pi
     assert said.code == code
     assert message in said.err.splitlines()[0]
     assert sum(queries.counts().values()) == 1
+
+
+def test_init_from_takes_over_the_networks_and_begins_a_new_run(ganq, queries, trained, pictures):
+    parent = trained(epochs=4, name="faces")
+    asked = ("submit", "train", "--init-from", "faces", "--data", pictures, "--batch", 8, "--freeze-d", 1)
+    said = ganq(*asked, "--epochs", 2)
+    assert said.code == 0, said.err
+    spec = queries.get(parent + 1).spec
+    assert (spec["init_from"], spec["size"], spec["ngf"], spec["recipe"]) == (parent, 24, 8, "plus")
+    assert (spec["epochs"], spec["freeze_d"], spec["continue_from"]) == (2, 1, None)
+    refused = ganq(*asked, "--ngf", 16, "--size", 48)
+    assert refused.code == 2
+    assert "--size 48 (it has 24), --ngf 16 (it has 8)" in refused.err.splitlines()[0]
+    both = ganq(*asked, "--continue", "faces")
+    assert both.code == 2
+    assert "use one of the two" in both.err
+
+
+def test_init_from_waits_for_a_training_and_refuses_what_has_no_networks(ganq, queries, store, pictures):
+    ganq("submit", "train", "--data", pictures, "--epochs", 4)
+    assert ganq("submit", "train", "--init-from", 1, "--data", pictures).code == 0
+    assert queries.needs(2)[0][0] == 1
+    ganq("submit", "generate", "--from", 1, "--count", 4)
+    said = ganq("submit", "train", "--init-from", 3, "--data", pictures)
+    assert said.code == 2
+    assert "is of kind generate and has no networks" in said.err
+    store.request_cancel(1)
+    said = ganq("submit", "train", "--init-from", 1, "--data", pictures)
+    assert said.code == 3
+    assert "left no checkpoint to start from" in said.err
 
 
 def test_continue_waits_for_a_training_that_has_not_ended(ganq, queries, pictures):

@@ -11,7 +11,7 @@ from unit.jobs.local_context import LocalContext, noise_images, sha256_of
 
 import jobs.generate
 import jobs.train
-from jobs.errors import StopRequested
+from jobs.errors import SpecError, StopRequested
 from jobs.gan import seeds
 from jobs.gan.augment import diff_augment
 from jobs.gan.inference import for_inference
@@ -80,6 +80,75 @@ def test_a_run_of_every_recipe_can_start_from_another_of_its_kind(tmp_path, reci
         torch.equal(value, final.generator[f"G.{key}"])
         for key, value in training.state.generator.state_dict().items()
     )
+
+
+# --- starting from another job ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_starts_from_both_networks_of_another_and_frozen_layers_stay(tmp_path, recipe):
+    first = train(tmp_path, spec_of(recipe, epochs=1))[1].saved[-1]
+    spec = spec_of(recipe, init_from=1, freeze_d=2, freeze_g=1, seed=9)
+    ctx = LocalContext(Path(tmp_path), IMAGES, source=first.for_generate())
+    training = jobs.train.Training(spec, ctx)
+    begun = training.state.tensors()
+    assert all(
+        torch.equal(begun[f"g.{key[2:]}"], one) for key, one in first.generator.items() if key[0] == "G"
+    )
+    assert all(
+        torch.equal(begun[f"d.{key[2:]}"], one) for key, one in first.generator.items() if key[0] == "D"
+    )
+    if training.state.ema is not None:
+        assert all(
+            torch.equal(begun[f"ema.{key[2:]}"], begun[f"g.{key[2:]}"])
+            for key in first.generator
+            if key[0] == "G"
+        )
+    training.run()
+    end = ctx.saved[-1].state
+    for net, which, frozen in (
+        (training.state.generator.Gene, "g.Gene", 1),
+        (training.state.discriminator.Discrim, "d.Discrim", 2),
+    ):
+        kernels = [
+            f"{which}.{place}.{name}"
+            for place, layer in enumerate(net)
+            for name, one in layer.named_parameters()
+            if one.dim() == 4
+        ]
+        places = list(dict.fromkeys(key.split(".")[2] for key in kernels))
+        moved = {
+            place: any(
+                not torch.equal(end[key], first.generator[key.replace("g.", "G.", 1).replace("d.", "D.", 1)])
+                for key in kernels
+                if key.split(".")[2] == place
+            )
+            for place in places
+        }
+        assert [moved[place] for place in places] == [False] * frozen + [True] * (len(places) - frozen)
+
+    # It resumes like any other, without reading the start again.
+    stopped = LocalContext(
+        Path(tmp_path),
+        IMAGES,
+        source=first.for_generate(),
+        stop_at=lambda asked: StopReason.DRAIN if asked == 3 else None,
+    )
+    with suppress(StopRequested):
+        jobs.train.run(spec, stopped)
+    again = train(tmp_path, spec, resume_from=stopped.saved[-1].for_resume())[1]
+    assert sha256_of(again.saved[-1].state) == sha256_of(end)
+
+
+def test_a_start_with_other_networks_or_nothing_left_to_learn_is_refused_by_name(tmp_path):
+    first = train(tmp_path, spec_of("plus", epochs=1))[1].saved[-1].for_generate()
+    ctx = LocalContext(Path(tmp_path), IMAGES, source=first)
+    with pytest.raises(SpecError) as caught:
+        jobs.train.Training(spec_of("r3", init_from=1, nz=5), ctx)
+    assert "--nz 5 (it has 4)" in caught.value.message
+    assert "--norm-d none (it has spectral)" in caught.value.message
+    with pytest.raises(SpecError, match="--freeze-d 4 leaves nothing to learn: the network has 4 layers"):
+        jobs.train.Training(spec_of("plus", init_from=1, freeze_d=4), ctx)
 
 
 # --- pairs and penalties ----------------------------------------------------------------------

@@ -70,6 +70,35 @@ def test_a_generation_reads_the_checkpoint_that_its_first_attempt_chose(
     assert make_order(again, store, queries)["inputs"]["checkpoint"]["epoch"] == 1
 
 
+def test_a_run_that_starts_from_another_reads_what_was_best_when_its_first_attempt_began(
+    store, queries, running_job_factory, job_factory, claim
+) -> None:
+    training = running_job_factory()
+
+    def save(lease, epoch: int) -> None:
+        store.register_checkpoint(
+            lease,
+            kind="epoch",
+            epoch=epoch,
+            step=epoch,
+            path=f"p{lease.job_id}-{epoch}",
+            manifest_sha256="0" * 64,
+            size=1,
+        )
+
+    save(training, 1)
+    job_factory(kind="train", spec={"init_from": training.job_id}, priority=9)
+    lease = claim()
+    assert make_order(lease, store, queries)["inputs"]["checkpoint"]["epoch"] == 1
+    save(training, 2)
+    store.release(lease, "drain")
+    again = claim()
+    assert (again.job_id, again.attempt) == (lease.job_id, 2)
+    assert make_order(again, store, queries)["inputs"]["checkpoint"]["epoch"] == 1
+    pinned = queries.checkpoints(training.job_id)[0]
+    assert store.forget_checkpoints(training, [pinned.id]) == [], "a start that may be read again stays"
+
+
 def test_a_grid_of_epochs_reads_those_that_were_kept_when_its_first_attempt_began(
     store, queries, running_job_factory, job_factory, claim
 ) -> None:
