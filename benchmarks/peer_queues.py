@@ -30,7 +30,9 @@ def rq(url: str, jobs: int) -> float:
     queue = Queue("bench", connection=connection)
     made = [queue.enqueue("benchmarks.peer_queues.note") for _ in range(jobs)]
     Worker([queue], connection=connection).work(burst=True, logging_level="WARNING")
-    ends = sorted(one.ended_at.timestamp() for one in made if one.get_status(refresh=True) == "finished")
+    for one in made:
+        one.refresh()
+    ends = sorted(one.ended_at.timestamp() for one in made if one.ended_at is not None)
     return (len(ends) - 1) / (ends[-1] - ends[0])
 
 
