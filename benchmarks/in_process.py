@@ -72,9 +72,7 @@ class LocalContext:
     def event(self, type: str, **detail: Any) -> None:
         pass
 
-    def resume(
-        self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False, step: int | None = None
-    ) -> Snapshot | None:
+    def resume(self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False) -> Snapshot | None:
         return None
 
     def save_checkpoint(

@@ -5,20 +5,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cli import output, words
+from cli import evaluations, output, words
 from cli.session import Session
 from jobs.durations import in_words
 from jobs.states import JobState
 from storage.jobs import Job
 
 EVENTS = 8
-TROUBLES = ("checkpoint_skipped", "not_bit_exact", "rolled_back", "save_missed", "stopped_early")
+TROUBLES = ("checkpoint_skipped", "not_bit_exact", "rolled_back", "save_missed")
 """Events that are shown however long ago they were, the last few of them."""
 TROUBLES_SHOWN = 4
 LOG_LINES = 8
 LOG_TAIL_BYTES = 64 * 1024
 WHOLE_AT_ONCE = ("checkpoints", "samples", "metrics.jsonl")
-PUBLISHED = ("grids", "manifest.jsonl")
+PUBLISHED = ("grids", "manifest.jsonl", "neighbours.png", "evaluation.json")
 
 
 def lines(session: Session, job_id: int) -> list[str]:
@@ -30,6 +30,8 @@ def lines(session: Session, job_id: int) -> list[str]:
     page = [f"job {job.id}{f' · {output.clean(job.name)}' if job.name else ''} · {job.kind}", ""]
     page += _facts(_about(session, job, around))
     page += _section("attempts", _attempts(session, job, around))
+    if job.kind == "evaluate" and job.state is JobState.SUCCEEDED:
+        page += _section("evaluation", map(output.clean, evaluations.lines(job.result or {})))
     page += _section("checkpoints", _checkpoints(session, job))
     page += _section("results", _results(session, job))
     page += _section("events", _events(session, job))
@@ -139,25 +141,14 @@ def _about(session: Session, job: Job, around: words.Surroundings) -> Iterator[t
             "bit-exact",
             "yes" if job.bit_exact else "no: it was resumed on another device, build or number of threads",
         )
-    if measured := _metric(session, job):
-        yield "metric", measured
-    if stopped := (job.result or {}).get("stopped"):
-        yield "ended", stopped
+    if epochs := (job.result or {}).get("epochs"):
+        yield "epochs", f"{', '.join(map(str, epochs))}   (rows of grids/epochs.png)"
+    if note := (job.result or {}).get("note"):
+        yield "note", str(note)
     yields = f", yielded {output.count(job.yields, 'time')} to others" if job.yields else ""
     if (back := (job.result or {}).get("rollbacks")) and back[-1]["lr_scale"] != 1:
         yield "rates", f"halved: the training had diverged at step {back[-1]['step']:,}"
     yield "queue", f"{job.queue}, priority {job.priority}{yields}"
-
-
-def _metric(session: Session, job: Job) -> str | None:
-    """The best checkpoint's value, and what real pictures get among themselves once that is known."""
-    measured = [one for one in session.queries.checkpoints(job.id) if one.metric is not None]
-    if not measured:
-        return None
-    best = min(measured, key=lambda one: (one.metric or 0.0, one.step))
-    floor = ((job.result or {}).get("metric") or {}).get("floor")
-    told = "" if floor is None else f"; real pictures among themselves {floor:.4g}"
-    return f"{words.metric_key(job.spec)} {best.metric:.4g} at epoch {best.epoch}, the best{told}"
 
 
 def _runs_for(session: Session, job: Job, around: words.Surroundings) -> float:

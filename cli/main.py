@@ -16,7 +16,7 @@ from cli.lazy import Entry, LazyGroup, examples
 WORK, WATCH, DATA, RUN, ADMIN = "Work", "Watch", "Data and models", "Run", "Admin"
 
 COMMANDS = (
-    Entry("submit", "cli.submit:submit", "Submit a training or a generation job.", WORK),
+    Entry("submit", "cli.submit:submit", "Submit a training, a generation or an evaluation.", WORK),
     Entry("cancel", "cli.change:cancel", "Cancel queued or running jobs.", WORK),
     Entry("hold", "cli.change:hold", "Keep queued jobs from starting.", WORK),
     Entry("release", "cli.change:release", "Let held jobs start.", WORK),
@@ -26,6 +26,7 @@ COMMANDS = (
     Entry("logs", "cli.logs:logs", "Print what a job has logged.", WATCH),
     Entry("events", "cli.logs:events", "Print a job's history.", WATCH),
     Entry("open", "cli.results:open_", "Show where a job's results are.", WATCH),
+    Entry("compare", "cli.compare:compare", "Put finished evaluations beside each other.", WATCH),
     Entry("workers", "cli.workers:workers", "List the workers.", WATCH),
     Entry("dataset", "cli.dataset:dataset", "Check, make and list data sets.", DATA),
     Entry("checkpoints", "cli.results:checkpoints", "List a job's checkpoints.", DATA),
@@ -45,6 +46,7 @@ COMMANDS = (
 MEANT = {
     "train": "submit train",
     "generate": "submit generate",
+    "evaluate": "submit evaluate",
     "list": "status",
     "ls": "status",
     "ps": "status",

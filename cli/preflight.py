@@ -83,6 +83,32 @@ def count_pictures(path: str) -> int:
     return len(scan(Path(path)).names)
 
 
+def first_side(path: Path) -> int:
+    """
+    The shorter side of the first picture at a path, in pixels.
+
+    Raises:
+        DatasetError: there is none, or it cannot be read.
+    """
+    import io
+    import tempfile
+
+    from PIL import Image
+
+    from storage.dataset_scan import UnreadableError, open_reader, scan
+
+    listing = scan(path)
+    for name in listing.names[:1]:
+        try:
+            with open_reader(listing, Path(tempfile.gettempdir())) as reader:
+                return min(Image.open(io.BytesIO(reader.read(name))).size)
+        except (UnreadableError, OSError, ValueError) as exc:
+            raise DatasetError(
+                f"{name} in {path} is no picture that can be read", hint="--size says how large they are"
+            ) from exc
+    raise DatasetError(f"{path} holds no pictures", hint="name a folder, zip or tar of pictures")
+
+
 def check_training(spec: TrainSpec) -> None:
     """
     Refuse what would fail on the worker's first minute.

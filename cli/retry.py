@@ -87,8 +87,9 @@ def again(session: Session, job: "Job", instead: Mapping[int, int]) -> "Job":
         if spec.get(field) in instead:
             spec[field] = instead[spec[field]]
     after = [instead.get(needed, needed) for needed, _ in session.queries.needs(job.id)] if instead else []
-    if kind.needs_model and not session.queries.get(spec["source"]).state.terminal:
-        after.append(spec["source"])
+    source = spec.get("source") if kind.needs_model else None
+    if source is not None and not session.queries.get(source).state.terminal:
+        after.append(source)
     new = session.store.submit(
         ringing=True,
         parts=[(part.to_json(), part.pictures) for part in kind.spec_class().from_json(spec).split()],

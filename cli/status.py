@@ -42,7 +42,7 @@ FIRST_STEP = "ganq submit train --data DIR submits the first one; ganq demo show
     type=click.Choice(STATES),
     help="Only these; repeatable.",
 )
-@click.option("--kind", help="Only this kind: train, generate, import.")
+@click.option("--kind", help="Only this kind: train, generate, evaluate, import.")
 @click.option("--user", help="Only jobs of this user.")
 @click.option("--name", help="Only jobs whose name contains this.")
 @click.option("--sweep", help="Only the jobs of this array: its id, or the name that they begin with.")

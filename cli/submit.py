@@ -26,6 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
     entries=(
         Entry("train", "cli.submit_train:train", "Train a GAN on a folder of pictures."),
         Entry("generate", "cli.submit_generate:generate", "Make pictures from a trained GAN."),
+        Entry("evaluate", "cli.submit_evaluate:evaluate", "Measure pictures against the real ones."),
     ),
     epilog=examples("ganq submit train --data faces/", "ganq submit generate --count 1000"),
 )
@@ -78,7 +79,7 @@ def wish_options(command: F) -> F:
             click.option(
                 "--priority",
                 type=click.IntRange(-1000, 1000),
-                help="Higher runs first.  [default: 0 for train, 10 for generate]",
+                help="Higher runs first.  [default: 0 for train, 5 for evaluate, 10 for generate]",
             ),
             click.option(
                 "--no-preempt",

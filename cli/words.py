@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cli import evaluations
 from cli.output import clean, count, duration, roughly
 from jobs.states import JobState
 from storage.jobs import Job, WorkerRow
@@ -97,6 +98,8 @@ def progress(job: Job) -> str:
         return clean(told["phase"])
     epoch, epochs = _number(told.get("epoch")), _number(told.get("epochs"))
     if job.state is JobState.SUCCEEDED:  # the last beat before the end told of less than all
+        if job.kind == "evaluate":
+            return clean(evaluations.in_short(job.result or {}))
         made = _number((job.result or {}).get("pictures")) if job.kind == "generate" else None
         if made is not None:
             return count(int(made), "picture")
@@ -199,9 +202,3 @@ def as_json(job: Job, around: Surroundings) -> dict[str, Any]:
 def _number(value: Any) -> float | None:
     """Progress is JSON from another process: anything may stand in it."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def metric_key(spec: dict[str, Any]) -> str:
-    """What a training's checkpoints are measured by, e.g. 'kid/effnet-lite0'; lower is better."""
-    metric = spec.get("metric", "metric")
-    return f"{metric}/{spec.get('feature_network')}" if metric in ("kid", "fid") else metric

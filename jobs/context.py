@@ -133,22 +133,24 @@ class JobContext(Protocol):
     def metrics(self, record: Mapping[str, float | int | str | None]) -> None:
         """One line for metrics.jsonl."""
 
-    def images(self, data: str, size: int) -> Images:
-        """The data set, decoded once and kept on the volume by its fingerprint."""
+    def images(self, data: str, size: int, *, pin: str = "fingerprint") -> Images:
+        """
+        The data set, decoded once and kept on the volume by its fingerprint.
+
+        Args:
+            pin: under which name the fingerprint is fixed, for a job that reads more than one.
+        """
 
     def event(self, type: str, **detail: Any) -> None:
         """Something that a person should find in the job's history, e.g. 'rolled_back'."""
 
-    def resume(
-        self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False, step: int | None = None
-    ) -> Snapshot | None:
+    def resume(self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False) -> Snapshot | None:
         """
         Go on from the newest checkpoint of this job that is whole and can be taken up.
 
         Args:
             take_up: raises CheckpointCorruptError for one that will not do; then an older one is tried.
             whole_epoch: pass over those of kind 'resume'.
-            step: the one that is wanted; any other if it is not there.
 
         Returns:
             The one that was taken up; None: there are none, so this is a fresh start.
@@ -181,7 +183,7 @@ class JobContext(Protocol):
             state: all that the run needs to go on (state.safetensors).
             generator: all that generation needs: EMA generator and discriminator. Both on the
                 CPU, in any memory layout.
-            meta: JSON facts needed to rebuild the networks and counters; 'metric' goes into the table.
+            meta: JSON facts needed to rebuild the networks and counters.
             sample: a grid that is drawn and written first.
         """
 
@@ -208,8 +210,29 @@ class JobContext(Protocol):
     def models(self) -> "Iterator[Snapshot]":
         """The checkpoints of that model which were kept, oldest first, for --grid-epochs."""
 
-    def weights(self, path: str) -> "dict[str, Tensor]":
-        """Starting weights from a file the user gave (.pth or .safetensors), safely read."""
+    def made_pictures(self, most: int) -> "Iterator[NDArray[np.uint8]] | None":
+        """
+        Pictures that the job named by the spec has published, uint8 (H, W, 3), evenly chosen.
+
+        Returns:
+            None if that job is one that others draw from: see model().
+        """
+
+    def save_files(self, files: "Mapping[str, bytes | NDArray[np.uint8]]") -> list[dict[str, Any]]:
+        """
+        Write files into the attempt's folder, each whole or not at all; pixels become a PNG.
+
+        Returns:
+            name, bytes and sha256 of each, for the job's result, which makes them count.
+        """
+
+    def weights(self, path: str, *, sha256: str | None = None) -> "dict[str, Tensor]":
+        """
+        Weights from a file the user gave (.pth or .safetensors), safely read.
+
+        Raises:
+            ForeignFileError: it is not what it says, or not the file with this sha-256.
+        """
 
     def parts(self) -> list[Iterable[Made]]:
         """Of a job that was split: what each part has made, in the order of draws."""

@@ -128,6 +128,11 @@ class Generation:
             **published,
         }
 
+    def pixels(self) -> "Iterator[NDArray[np.uint8] | list[NDArray[np.uint8]]]":
+        """All pictures that were asked for, uint8 (H, W, 3) each, for who only looks at them."""
+        for batch in self._drawn():
+            yield batch.pixels
+
     def _best(self, keep: int) -> Iterator[Batch]:
         """The `keep` best of all draws, best first; memory for `keep` pictures, however many are drawn."""
         heap: list[Drawn] = []

@@ -25,6 +25,9 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_FRAMES = 3600
 """Of one film: it is put together in memory. Two and a half minutes."""
 FRAMES_A_LEG = 60
+FEWEST_PICTURES = 50
+"""Of a set that is measured; with fewer a metric says more of chance than of pictures."""
+FEATURE_NETWORKS = ("effnet-lite0", "random")
 
 LOSSY = ("jpeg", "webp")
 """Formats that may lose something, and so have a quality."""
@@ -50,6 +53,19 @@ def check_name(name: str) -> str:
             hint="use letters, digits, '.', '_' and '-', at most 64, not digits alone",
         )
     return name
+
+
+def check_checkpoint(which: str) -> str:
+    """
+    Raises:
+        SpecError: it is neither a word for a checkpoint nor a number of epochs.
+    """
+    if which not in ("best", "last") and not re.fullmatch(r"[0-9]{1,9}", which):
+        raise SpecError(
+            f"--checkpoint {which[:40]!r} names no checkpoint",
+            hint="use best, last, or a number of epochs (ganq checkpoints JOB lists them)",
+        )
+    return which
 
 
 def size_plan(size: int) -> tuple[int, bool]:
@@ -208,16 +224,6 @@ class TrainSpec(Spec):
     """Keep each checkpoint whose epoch is divisible by this; 0: only the last ones and the final."""
     keep_best: Annotated[int, Field(ge=0, le=1000)] = 1
     """Keep so many of the checkpoints that were measured, those with the lowest metric."""
-    metric: Literal["kid", "fid", "swd", "none"] = "kid"
-    """What checkpoints are measured by, lower is better."""
-    feature_network: Literal["effnet-lite0", "random"] = "effnet-lite0"
-    """What 'kid' and 'fid' look at pictures with; stands in the metric's key."""
-    eval_every: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Epochs between evaluations; 0: as many as take a twentieth of the run, none if it is too short."""
-    eval_samples: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Pictures of an evaluation, real and made; 0: 64 to 500, by the length of the run."""
-    patience: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Stop after so many evaluations without a new best; 0, or no metric: never."""
     deterministic: bool = True
     """On a GPU: deterministic kernels, so that a resumed run ends with the same bits."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -282,8 +288,6 @@ class TrainSpec(Spec):
                 f"--arch residual needs no normalisation, and --norm-d {self.norm_d} would add one",
                 hint="use --norm-d none (the blocks start as nothing instead) or --arch dcgan",
             )
-        if self.eval_samples == 1:
-            raise SpecError("--eval-samples 1: a metric compares sets", hint="--eval-samples 64 or more")
         if self.norm_d == "batch" and self.r1_gamma + self.r2_gamma > 0:
             raise SpecError(
                 "--r1-gamma and --r2-gamma ask for D's slope at each picture, "
@@ -291,12 +295,6 @@ class TrainSpec(Spec):
                 hint="use --norm-d spectral or none",
             )
         return self
-
-    @property
-    def metric_key(self) -> str:
-        """The name under which values can be compared, e.g. 'kid/effnet-lite0'."""
-        on_features = self.metric in ("kid", "fid")
-        return f"{self.metric}/{self.feature_network}" if on_features else self.metric
 
 
 class GenerateSpec(Spec):
@@ -351,12 +349,7 @@ class GenerateSpec(Spec):
     @field_validator("checkpoint")
     @classmethod
     def _checkpoint_word(cls, value: str) -> str:
-        if value not in ("best", "last") and not re.fullmatch(r"[0-9]{1,9}", value):
-            raise SpecError(
-                f"--checkpoint {value[:40]!r} names no checkpoint",
-                hint="use best, last, or a number of epochs (ganq checkpoints JOB lists them)",
-            )
-        return value
+        return check_checkpoint(value)
 
     @model_validator(mode="after")
     def _one_way_to_count(self) -> Self:
@@ -480,6 +473,60 @@ class GenerateSpec(Spec):
             self.model_copy(update={**alone, "draws": (first, min(first + size, self.drawn) - 1)})
             for first in range(0, self.drawn, size)
         ]
+
+
+class EvaluateSpec(Spec):
+    """One comparison of made pictures with those that a model was trained on."""
+
+    kind: ClassVar[str] = "evaluate"
+
+    source: int | None = None
+    """Id of the training or import job to draw from, or of the generation whose pictures are looked at."""
+    path: str | None = None
+    """Or the absolute path of a folder, zip or tar of made pictures."""
+    checkpoint: str = "best"
+    """'best', 'last', or the number of complete epochs."""
+    data: str
+    """Absolute path of the real pictures."""
+    size: Annotated[int, Field(ge=16, le=1024)]
+    """Side of the pictures that are compared; others are brought to it as for a training."""
+    count: Annotated[int, Field(ge=FEWEST_PICTURES, le=100_000)] = 2000
+    """Made pictures that are drawn or looked at, at most."""
+    search: Annotated[int, Field(ge=FEWEST_PICTURES, le=1_000_000)] = 10_000
+    """Real pictures at most: each is looked at by the feature network."""
+    seed: Seed = 0
+    micro_batch: Annotated[int, Field(ge=1, le=4096)] = 64
+    feature_network: str = "effnet-lite0"
+    """'effnet-lite0', 'random', or the absolute path of a weight file."""
+    feature_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Of that file; a name needs none."""
+    max_skip: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of files that may be unreadable before a set of pictures is refused."""
+    loader_workers: Annotated[int, Field(ge=0, le=256)] = 4
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    deterministic: bool = True
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _checkpoint_word(cls, value: str) -> str:
+        return check_checkpoint(value)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.source is None) == (self.path is None):
+            raise SpecError("an evaluation is of a job or of a path", hint="ganq submit evaluate JOB|PATH")
+        named = self.feature_network in FEATURE_NETWORKS
+        if named and self.feature_sha256 is not None:
+            raise SpecError(
+                f"--feature-sha256 is of a file, and {self.feature_network} is none", hint="leave it away"
+            )
+        if not named and self.feature_sha256 is None:
+            raise SpecError(
+                f"--feature-network {self.feature_network[:200]} is none that ganq brings along",
+                hint=f"{' or '.join(FEATURE_NETWORKS)}; a weight file needs its --feature-sha256 beside it "
+                "(sha256sum FILE prints it)",
+            )
+        return self
 
 
 class ImportSpec(Spec):

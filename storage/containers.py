@@ -19,12 +19,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from jobs.context import Made
 from jobs.errors import StorageError
 from storage import codecs
 from storage.codecs import Codec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 IMAGES, GRIDS, MANIFEST, NPZ = "images", "grids", "manifest.jsonl", "pictures.npz"
 RESULT = re.compile(rf"{IMAGES}|{GRIDS}|{re.escape(MANIFEST)}|shard-\d+\.tar|{re.escape(NPZ)}")
@@ -84,6 +88,21 @@ def bytes_of(made: Made) -> bytes:
     if len(data) != made.record["bytes"]:
         raise StorageError(f"{made.path} is shorter than its manifest says")
     return data
+
+
+def pixels_of(made: Made) -> "NDArray[np.uint8]":
+    """
+    What a published picture shows, whatever its format: uint8 (H, W, 3).
+
+    Raises:
+        OSError, StorageError: it is not there, or not whole.
+    """
+    import numpy as np
+
+    data = bytes_of(made)
+    if (shape := made.record.get("shape")) is not None:
+        return np.frombuffer(data, np.uint8).reshape(shape)
+    return codecs.decode(data)
 
 
 class Folder:

@@ -14,12 +14,14 @@ from enum import StrEnum
 from jobs.states import JobState
 from storage.containers import RESULT as PICTURES
 from storage.durable import TEMP_MARK
+from storage.result_files import REPORTS
 
 TRASH = ".trash-"
 TRASHED = re.compile(rf"{re.escape(TRASH)}[0-9a-f]+")
 TEMP = re.compile(rf".+{re.escape(TEMP_MARK)}(?:old-)?[0-9a-f]+")
 CHECKPOINTS, SAMPLES = "checkpoints", "samples"
-RESULTS = re.compile(rf"{PICTURES.pattern}|{CHECKPOINTS}|{SAMPLES}")
+PUBLISHED = re.compile(rf"{PICTURES.pattern}|{REPORTS.pattern}")
+RESULTS = re.compile(rf"{PUBLISHED.pattern}|{CHECKPOINTS}|{SAMPLES}")
 """What `--jobs` deletes of an ended job; its log, metrics and spec are small, and stay."""
 ROOT_TEMPS = re.compile(r"\.(?:probe|doctor)-[0-9a-f]+")
 JOB_TEMPS = re.compile(r"\.import-[0-9a-f]+(?:\.tmp-[0-9a-f]+)?")
@@ -135,7 +137,7 @@ def _of_attempt(job: JobFacts, seen: AttemptSeen, folder: str) -> Found:
             yield f"{folder}/{name}", reason
         elif job.given_up and RESULTS.fullmatch(name):
             yield f"{folder}/{name}", Reason.RESULTS
-        elif PICTURES.fullmatch(name) and not published:
+        elif PUBLISHED.fullmatch(name) and not published:
             yield f"{folder}/{name}", Reason.UNPUBLISHED
     if job.given_up:  # the folders of these have been named as a whole
         return

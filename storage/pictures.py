@@ -21,7 +21,7 @@ from jobs.context import Made, Picture
 from jobs.errors import StorageError
 from jobs.failpoints import failpoint, guard
 from storage.codecs import decode, encode_png
-from storage.containers import FORMATS, GRIDS, IMAGES, MANIFEST, RESULT, Container, Where, bytes_of
+from storage.containers import FORMATS, GRIDS, IMAGES, MANIFEST, RESULT, Container, Where, pixels_of
 from storage.durable import TEMP_MARK, fsync_folder, make_folder, raise_storage_error, require_room
 
 if TYPE_CHECKING:
@@ -170,15 +170,10 @@ class PictureFiles:
         return decode(self.codec.encode(pixels_HW3, self.quality))
 
     def pixels(self, made: Made) -> "NDArray[np.uint8]":
-        import numpy as np
-
         try:
-            data = bytes_of(made)
+            return pixels_of(made)
         except OSError as exc:
             raise_storage_error(exc, made.path)
-        if not self.codec.suffix:
-            return np.frombuffer(data, np.uint8).reshape(made.record["shape"])
-        return decode(data)
 
     def add_grid(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
         try:

@@ -8,15 +8,19 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from jobs.context import Made
 from jobs.errors import StorageError
 from jobs.failpoints import failpoint
 from storage.codecs import decode
-from storage.containers import IMAGES, MANIFEST, RESULT, bytes_of
+from storage.containers import IMAGES, MANIFEST, RESULT, bytes_of, pixels_of
 from storage.durable import TEMP_MARK, fsync_folder, raise_storage_error, sha256_file
 from storage.pictures import sync_filesystem
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def read_manifest(folder: Path, manifest_sha256: str) -> Iterator[Made]:
@@ -43,6 +47,23 @@ def _made(folder: Path, line: dict[str, Any]) -> Made:
     where = ("index", "file", "member", "offset")
     record = {name: value for name, value in line.items() if name not in where}
     return Made(folder / line["file"], record, offset=line.get("offset", 0))
+
+
+def read_pictures(folder: Path, manifest_sha256: str, most: int) -> "Iterator[NDArray[np.uint8]]":
+    """
+    Pictures of a published result, uint8 (H, W, 3), at most so many, evenly from the first to the last.
+
+    Raises:
+        StorageError: the manifest or a picture is not the one that was registered.
+    """
+    count = sum(1 for _ in read_manifest(folder, manifest_sha256))
+    wanted = {place * count // most for place in range(most)} if count > most else None
+    for place, made in enumerate(read_manifest(folder, manifest_sha256)):
+        if wanted is None or place in wanted:
+            try:
+                yield pixels_of(made)
+            except (OSError, ValueError) as exc:
+                raise StorageError(f"{made.path} is missing or broken: {exc}") from exc
 
 
 def verify_manifest(folder: Path, *, manifest_sha256: str | None = None) -> int:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # Read when torch is first imported: threads that spin would starve the workers that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-ALL_KINDS = ("train", "generate")
+ALL_KINDS = ("train", "generate", "evaluate")
 
 
 @pytest.fixture(autouse=True)

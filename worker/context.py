@@ -142,10 +142,10 @@ class RunContext:
     def metrics(self, record: Mapping[str, float | int | str | None]) -> None:
         _append(self._metrics, json.dumps(dict(record)) + "\n")
 
-    def images(self, data: str, size: int) -> Images:
+    def images(self, data: str, size: int, *, pin: str = "fingerprint") -> Images:
         from storage.datasets import left_out, open_cached, open_images
 
-        known = self.order["inputs"].get("fingerprint")
+        known = self.order["inputs"].get(pin)
         if known is not None:
             cached = open_cached(self.volume, known)
             if cached is not None:
@@ -170,7 +170,7 @@ class RunContext:
         if skipped:
             self.log(f"{len(images)} pictures used, {len(skipped)} files left out")
         if known is None:
-            self._send("inputs", inputs={"fingerprint": images.fingerprint})
+            self._send("inputs", inputs={pin: images.fingerprint})
         elif known != images.fingerprint:
             raise DatasetError(
                 f"the pictures at {data} are not those that this run began with, and their copy is gone",
@@ -181,11 +181,8 @@ class RunContext:
     def event(self, type: str, **detail: Any) -> None:
         self._send("event", type=type, detail=detail)
 
-    def resume(
-        self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False, step: int | None = None
-    ) -> Snapshot | None:
+    def resume(self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False) -> Snapshot | None:
         wanted = [one for one in self._checkpoints if one.kind != "resume" or not whole_epoch]
-        wanted.sort(key=lambda one: one.step != step)  # stable: the newest first among the others
         for one in wanted:
             try:
                 snapshot = read_checkpoint(self.volume, one, "state")
@@ -215,9 +212,26 @@ class RunContext:
         for pointer in self.order["inputs"].get("checkpoints", ()):
             yield read_checkpoint(self.volume, Checkpointed(**pointer), "generator")
 
-    def weights(self, path: str) -> "dict[str, Tensor]":
-        from storage.foreign import read_weights
+    def made_pictures(self, most: int) -> "Iterator[NDArray[np.uint8]] | None":
+        from storage.published import read_pictures
 
+        pinned = self.order["inputs"].get("pictures")
+        if pinned is None:
+            return None
+        folder = self.volume.attempt(pinned["job_id"], pinned["attempt"])
+        return read_pictures(folder, pinned["manifest_sha256"], most)
+
+    def save_files(self, files: "Mapping[str, bytes | NDArray[np.uint8]]") -> list[dict[str, Any]]:
+        from storage.result_files import write_files
+
+        return write_files(self.folder, files)
+
+    def weights(self, path: str, *, sha256: str | None = None) -> "dict[str, Tensor]":
+        from storage.foreign import read_weights
+        from storage.result_files import require_sha256
+
+        if sha256 is not None:
+            require_sha256(Path(path), sha256)
         return read_weights(Path(path))
 
     def save_checkpoint(
@@ -263,7 +277,6 @@ class RunContext:
             path=path,
             manifest_sha256=digest,
             bytes=size,
-            metric=facts.get("metric"),
         )
         # The supervisor answers when the row is committed, or kills this process when
         # the lease is lost; a database that is away makes both of us wait.

@@ -7,7 +7,7 @@ reads the same checkpoint and the same pictures.
 
 from typing import Any
 
-from jobs.errors import CheckpointNotFoundError
+from jobs.errors import CheckpointNotFoundError, NotFoundError
 from jobs.failpoints import failpoint
 from jobs.kinds import kind_named
 from storage.job_store import JobStore
@@ -33,8 +33,8 @@ def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any
     """
     job = lease.job
     inputs = dict(job.inputs or {})
-    if kind_named(job.kind).needs_model and "checkpoint" not in inputs:
-        inputs |= _choose(lease, store, queries, job.spec["source"], job.spec["checkpoint"])
+    if kind_named(job.kind).needs_model and not {"checkpoint", "pictures"} & set(inputs):
+        inputs |= _source(lease, store, queries)
     if job.spec.get("grid_epochs") and "checkpoints" not in inputs:
         inputs |= _choose_epochs(lease, store, queries)
     own = _as_written(queries.checkpoints(job.id))
@@ -74,6 +74,36 @@ def _choose(lease: Lease, store: JobStore, queries: Queries, source: int, which:
         fixed = store.pin_inputs(lease, pin)
         if fixed is not None:
             return fixed
+
+
+def _source(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
+    """Pin what the job reads of the job that its spec names: a checkpoint, or published pictures."""
+    spec = lease.job.spec
+    if spec["source"] is None:
+        return {}
+    source = queries.get(spec["source"])
+    if kind_named(source.kind).makes_model:
+        return _trained_on(lease, store, source) | _choose(
+            lease, store, queries, spec["source"], spec["checkpoint"]
+        )
+    if (source.result or {}).get("manifest_sha256") is None or "deleted_at" in (source.result or {}):
+        raise NotFoundError(
+            f"job {source.id} ({source.state}) has no pictures",
+            hint=f"ganq retry {source.id} makes them again",
+        )
+    model = queries.get(source.spec["source"])
+    fixed = store.pin_inputs(lease, {"pictures": _made(source)}) or {}
+    return fixed | _trained_on(lease, store, model)
+
+
+def _trained_on(lease: Lease, store: JobStore, model: Job) -> dict[str, Any]:
+    """Pin the pictures that a model was trained on, if they are what this job compares with."""
+    spec, known = lease.job.spec, (model.inputs or {}).get("fingerprint")
+    if known is None or spec.get("data") is None:
+        return {}
+    if (spec["data"], spec["size"]) != (model.spec.get("data"), model.spec.get("size")):
+        return {}
+    return store.pin_inputs(lease, {"fingerprint": known}) or {}
 
 
 def _choose_epochs(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def _files_of(row: Any, view: View, volume: Volume, memory: Memory) -> Iterator[
         yield from whole_checkpoint(one, volume, memory)
     yield from pinned_input(row, view)
     yield from exact_pictures(row, view, volume, memory)
+    yield from whole_report(row, volume)
 
 
 # --- I7 -------------------------------------------------------------------------------------
@@ -171,6 +172,17 @@ def exact_pictures(row: Any, view: View, volume: Volume, memory: Memory) -> Iter
         yield f"I5: job {row.id} lacks {missing}, and has what nobody asked for: {sorted(others)}"
     elif number == asked:
         memory.verified.add(where)
+
+
+def whole_report(row: Any, volume: Volume) -> Iterator[str]:
+    """I5: what an evaluation that succeeded has written is there, and is what the row says."""
+    result = row.result or {}
+    if row.kind != "evaluate" or row.state != "succeeded" or "deleted_at" in result:
+        return
+    try:
+        verify_files(volume.job(row.id) / f"a{row.attempt}", result["files"])
+    except (GanqError, OSError, KeyError) as exc:
+        yield f"I5: the report of job {row.id} (attempt {row.attempt}): {exc}"
 
 
 # --- I6 -------------------------------------------------------------------------------------

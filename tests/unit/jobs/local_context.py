@@ -95,6 +95,8 @@ class LocalContext:
 
     folder: Path
     data: Images | None = None
+    other_data: Images | None = None
+    made: "list[NDArray[np.uint8]] | None" = None
     resume_from: Snapshot | None = None
     source: Snapshot | None = None
     kept: list[Snapshot] = field(default_factory=list)
@@ -109,6 +111,7 @@ class LocalContext:
     records: list[dict[str, Any]] = field(default_factory=list)
     reports: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
+    files: "dict[str, bytes | NDArray[np.uint8]]" = field(default_factory=dict)
     sink: LocalSink = field(default_factory=LocalSink)
     asked: int = 0
 
@@ -126,18 +129,16 @@ class LocalContext:
     def metrics(self, record: Mapping[str, float | int | str | None]) -> None:
         self.records.append(dict(record))
 
-    def images(self, data: str, size: int) -> Images:
-        assert self.data is not None
-        return self.data
+    def images(self, data: str, size: int, *, pin: str = "fingerprint") -> Images:
+        found = self.data if pin == "fingerprint" else self.other_data
+        assert found is not None
+        return found
 
     def event(self, type: str, **detail: Any) -> None:
         self.events.append({"type": type, **detail})
 
-    def resume(
-        self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False, step: int | None = None
-    ) -> Snapshot | None:
+    def resume(self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False) -> Snapshot | None:
         own = [one.for_resume() for one in self.saved if one.kind != "resume" or not whole_epoch]
-        own.sort(key=lambda one: one.step == step)
         newest = own[-1] if own else self.resume_from
         if newest is not None:
             take_up(newest)
@@ -186,7 +187,14 @@ class LocalContext:
     def models(self) -> Iterator[Snapshot]:
         yield from self.kept
 
-    def weights(self, path: str) -> "dict[str, Tensor]":
+    def made_pictures(self, most: int) -> "Iterator[NDArray[np.uint8]] | None":
+        return None if self.made is None else iter(self.made[:most])
+
+    def save_files(self, files: "Mapping[str, bytes | NDArray[np.uint8]]") -> list[dict[str, Any]]:
+        self.files |= files
+        return [{"name": name} for name in files]
+
+    def weights(self, path: str, *, sha256: str | None = None) -> "dict[str, Tensor]":
         return self.start_weights[path]
 
     def parts(self) -> list[Iterable[Made]]:

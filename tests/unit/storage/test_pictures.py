@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from jobs.context import Picture
-from jobs.errors import StorageError
+from jobs.errors import ForeignFileError, StorageError
 from storage.codecs import encode_png, write_png
 from storage.durable import sha256_file
 from storage.pictures import PictureFiles
-from storage.published import copy_out, verify_manifest
-from storage.result_files import verify_files
+from storage.published import copy_out, read_pictures, verify_manifest
+from storage.result_files import require_sha256, verify_files, write_files
 
 
 def pixels(seed: int, size: int = 24) -> np.ndarray:
@@ -168,3 +168,24 @@ def test_another_file_appears_with_the_pictures_and_is_verified_by_what_the_resu
 
 def test_a_result_without_other_files_says_nothing_of_them(tmp_path) -> None:
     assert "files" not in filled(tmp_path / "a1").publish()
+
+
+def test_reports_are_written_whole_and_a_file_is_what_its_checksum_says(tmp_path) -> None:
+    files = write_files(tmp_path, {"evaluation.json": b"{}", "neighbours.png": pixels(1)})
+    verify_files(tmp_path, files)
+    with Image.open(tmp_path / "neighbours.png") as back:
+        assert np.array_equal(np.asarray(back), pixels(1))
+    require_sha256(tmp_path / "evaluation.json", files[0]["sha256"])
+    with pytest.raises(ForeignFileError, match="has the sha-256"):
+        require_sha256(tmp_path / "evaluation.json", "0" * 64)
+    with pytest.raises(ForeignFileError, match="cannot be read"):
+        require_sha256(tmp_path / "nowhere", "0" * 64)
+
+
+@pytest.mark.parametrize("most", [3, 10, 99])
+def test_published_pictures_are_read_back_evenly_chosen(tmp_path, most) -> None:
+    facts = filled(tmp_path / "a1").publish()
+    read = list(read_pictures(tmp_path / "a1", facts["manifest_sha256"], most))
+    wanted = range(10) if most >= 10 else [place * 10 // most for place in range(most)]
+    assert len(read) == min(most, 10)
+    assert all(np.array_equal(one, pixels(i)) for one, i in zip(read, wanted, strict=True))

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from jobs.errors import CheckpointNotFoundError
+from jobs.errors import CheckpointNotFoundError, NotFoundError
 from storage.jobs import Checkpoint
 from worker.orders import make_order, prunable, spread
 
@@ -164,3 +164,53 @@ def test_the_k_best_of_the_measured_epochs_stay() -> None:
 def test_the_best_are_those_that_were_measured() -> None:
     rows = [row(n, "epoch", n * 5) for n in range(1, 6)]
     assert gone(rows, keep_best=5) == [1, 2, 3]
+
+
+def evaluation(source: int | None, **changes) -> dict:
+    return {"source": source, "path": None, "checkpoint": "best", "data": "/pictures", "size": 16, **changes}
+
+
+def test_an_evaluation_reads_the_checkpoint_and_the_pictures_of_the_training(
+    store, queries, running_job_factory, job_factory, claim
+) -> None:
+    training = running_job_factory(spec={"data": "/pictures", "size": 16})
+    store.pin_inputs(training, {"fingerprint": "f" * 64})
+    store.register_checkpoint(
+        training, kind="final", epoch=4, step=4, path="p", manifest_sha256="0" * 64, size=1
+    )
+    store.succeed(training, {})
+    job_factory(kind="evaluate", spec=evaluation(training.job_id))
+    inputs = make_order(claim(), store, queries)["inputs"]
+    assert (inputs["checkpoint"]["epoch"], inputs["fingerprint"]) == (4, "f" * 64)
+    job_factory(kind="evaluate", spec=evaluation(training.job_id, data="/others"))
+    assert "fingerprint" not in make_order(claim(), store, queries)["inputs"]
+    job_factory(kind="evaluate", spec=evaluation(None, path="/made"))
+    assert make_order(claim(), store, queries)["inputs"] == {}
+
+
+def test_an_evaluation_of_a_generation_reads_the_attempt_that_was_published(
+    store, queries, running_job_factory, job_factory, claim
+) -> None:
+    training = running_job_factory(spec={"data": "/pictures", "size": 16})
+    store.pin_inputs(training, {"fingerprint": "f" * 64})
+    store.succeed(training, {})
+    drawing = running_job_factory(kind="generate", spec={"source": training.job_id, "checkpoint": "best"})
+    store.succeed(drawing, {"manifest_sha256": "1" * 64})
+    job_factory(kind="evaluate", spec=evaluation(drawing.job_id))
+    lease = claim()
+    inputs = make_order(lease, store, queries)["inputs"]
+    assert inputs["pictures"] == {"job_id": drawing.job_id, "attempt": 1, "manifest_sha256": "1" * 64}
+    assert inputs["fingerprint"] == "f" * 64
+    assert queries.get(lease.job_id).inputs == inputs
+
+
+def test_an_evaluation_of_pictures_that_are_gone_is_told_so(
+    store, queries, running_job_factory, job_factory, claim
+) -> None:
+    training = running_job_factory(spec={})
+    store.succeed(training, {})
+    drawing = running_job_factory(kind="generate", spec={"source": training.job_id, "checkpoint": "best"})
+    store.succeed(drawing, {"manifest_sha256": "1" * 64, "deleted_at": 1.0})
+    job_factory(kind="evaluate", spec=evaluation(drawing.job_id))
+    with pytest.raises(NotFoundError, match="has no pictures"):
+        make_order(claim(), store, queries)

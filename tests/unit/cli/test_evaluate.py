@@ -1,0 +1,185 @@
+"""`ganq submit evaluate` and `ganq compare`: what can be evaluated, against what, and what is shown."""
+
+import shutil
+
+import pytest
+from PIL import Image
+
+REPORT = {
+    "pictures": 250,
+    "metrics": {
+        "kid/random": {"value": 0.0123, "spread": 0.001, "floor": 0.0002, "note": None},
+        "swd": {"value": 12.5, "spread": None, "floor": 3.25, "note": None},
+    },
+    "precision": {"value": 0.8, "best": 0.9},
+    "recall": {"value": 0.4, "best": 0.9},
+    "variety": 0.75,
+    "copying": {"verdict": "none", "share": 0.008, "words": "no sign of copying: 0.8 %"},
+    "notes": ["40 training pictures are exact twins of others and count once"],
+    "data": {"fingerprint": "f"},
+}
+
+
+@pytest.fixture
+def real(tmp_path):
+    folder = tmp_path / "real"
+    folder.mkdir()
+    for number in range(60):
+        Image.new("RGB", (40, 32), (number, 0, 0)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def generated(store, running_job_factory):
+    def make(source, end="succeed"):
+        spec = {"source": source, "checkpoint": "best", "count": 64}
+        lease = running_job_factory(kind="generate", spec=spec)
+        if end == "succeed":
+            store.succeed(lease, {"pictures": 64, "manifest_sha256": "0" * 64})
+        elif end == "fail":
+            from jobs.errors import DatasetError
+
+            store.fail(lease, DatasetError("no pictures"))
+        return lease.job_id
+
+    return make
+
+
+@pytest.fixture
+def evaluated(store, running_job_factory):
+    def make(source, **changes):
+        spec = {"source": source, "path": None, "checkpoint": "best", "data": "/d", "size": 24}
+        lease = running_job_factory(kind="evaluate", spec=spec)
+        store.succeed(lease, {**REPORT, **changes})
+        return lease.job_id
+
+    return make
+
+
+def plan(ganq, *typed):
+    said = ganq("submit", "evaluate", *typed, "--dry-run", "--json")
+    assert said.code == 0, said.err
+    return said.json()["spec"]
+
+
+def test_a_training_is_evaluated_against_what_it_was_trained_on_at_its_size(ganq, trained, queries):
+    source = trained(name="faces")
+    spec = plan(ganq, "faces", "--count", 100)
+    assert (spec["source"], spec["path"], spec["data"]) == (source, None, "/pictures")
+    assert (spec["size"], spec["count"], spec["checkpoint"]) == (24, 100, "best")
+    assert ganq("submit", "evaluate", source).code == 0
+    job = queries.get(source + 1)
+    assert (job.kind, job.priority, job.preemptible) == ("evaluate", 5, False)
+
+
+def test_a_generation_is_evaluated_against_what_its_model_was_trained_on(ganq, trained, generated, real):
+    pictures = generated(trained())
+    spec = plan(ganq, pictures)
+    assert (spec["source"], spec["data"], spec["size"]) == (pictures, "/pictures", 24)
+    assert plan(ganq, pictures, "--data", real)["data"] == str(real)
+    said = ganq("submit", "evaluate", pictures, "--checkpoint", "last")
+    assert (said.code, "made already" in said.err) == (2, True)
+
+
+def test_pictures_at_a_path_are_evaluated_at_their_own_size_unless_told(bare_ganq, real, monkeypatch):
+    spec = plan(bare_ganq, real, "--data", real)
+    assert (spec["source"], spec["path"], spec["size"]) == (None, str(real), 32)
+    assert plan(bare_ganq, real, "--data", real, "--size", 64)["size"] == 64
+    monkeypatch.chdir(real.parent)
+    assert plan(bare_ganq, "real", "--data", "real")["path"] == str(real)
+
+
+def test_a_weight_file_needs_its_checksum(ganq, trained, tmp_path):
+    source = trained()
+    file = tmp_path / "net.pth"
+    file.write_bytes(b"weights")
+    said = ganq("submit", "evaluate", source, "--feature-network", file)
+    assert (said.code, "--feature-sha256" in said.err) == (2, True)
+    typed = ("--feature-network", file, "--feature-sha256", "A" * 64)
+    spec = plan(ganq, source, *typed)
+    assert (spec["feature_network"], spec["feature_sha256"]) == (str(file), "a" * 64)
+
+
+BAD = {
+    "no such thing": (("nobody",), 3, "no job 'nobody', and no folder of that name"),
+    "no such path": (("no/where",), 3, "nothing at"),
+    "no such network": ((1, "--feature-network", "vgg"), 3, "no such network"),
+    "a checksum of a name": ((1, "--feature-sha256", "0" * 64), 2, "--feature-sha256 is of a file"),
+    "too few to draw": ((1, "--count", 10), 2, "--count"),
+    "another checkpoint": ((1, "--checkpoint", "3"), 3, "no checkpoint of epoch 3"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_evaluation_is_one_line_and_no_row(ganq, trained, queries, case):
+    trained()
+    typed, code, message = BAD[case]
+    said = ganq("submit", "evaluate", *typed)
+    assert said.code == code, said.err
+    assert message in said.err.splitlines()[0]
+    assert sum(queries.counts().values()) == 1
+
+
+def test_ten_pictures_and_what_was_never_made_are_refused(ganq, trained, generated, evaluated, real):
+    source = trained()
+    for number in range(10, 60):
+        (real / f"{number}.png").unlink()
+    for typed in ((source, "--data", real), (real, "--data", real)):
+        said = ganq("submit", "evaluate", *typed)
+        assert (said.code, "holds 10 pictures, too few" in said.err) == (1, True), said.err
+    shutil.rmtree(real)
+    assert ganq("submit", "evaluate", source, "--data", real).code == 3
+    said = ganq("submit", "evaluate", generated(source, end="fail"))
+    assert (said.code, "never came" in said.err) == (3, True)
+    said = ganq("submit", "evaluate", evaluated(source))
+    assert (said.code, "has no pictures" in said.err) == (2, True)
+
+
+def test_an_evaluation_can_be_retried_whether_of_a_job_or_of_a_path(ganq, trained, evaluated, real, queries):
+    again = evaluated(trained())
+    assert ganq("retry", again).code == 0
+    assert ganq("submit", "evaluate", real, "--data", real).code == 0
+    assert ganq("cancel", again + 2).code == 0
+    said = ganq("retry", again + 2)
+    assert said.code == 0, said.err
+    assert queries.get(again + 3).spec["path"] == str(real)
+
+
+# --- what is shown --------------------------------------------------------------------------
+
+
+def test_status_shows_what_was_found(ganq, trained, evaluated):
+    one = evaluated(trained())
+    page = ganq("status", one).out
+    assert "kid/random  0.0123 ± 0.001   (real against real: 0.0002)" in page
+    assert "precision  0.80   (real against real: 0.90)" in page
+    assert "no sign of copying" in page
+    assert "40 training pictures are exact twins" in page
+    assert "kid 0.0123, no copies" in ganq("status").out
+
+
+def test_compare_puts_the_best_first_and_takes_jobs_for_their_newest_evaluation(ganq, trained, evaluated):
+    one, other = trained(name="one"), trained(name="other")
+    old = evaluated(one)
+    worse = evaluated(
+        one, metrics={"kid/random": {"value": 0.5}}, copying={"verdict": "copies", "share": 0.2}
+    )
+    better = evaluated(other)
+    ids = [row["id"] for row in ganq("compare", "one", "other", "--json").json()]
+    assert ids == [better, worse]
+    assert [row["id"] for row in ganq("compare", old, worse, "--json").json()] == [old, worse]
+    assert {row["id"] for row in ganq("compare", "--json").json()} == {old, worse, better}
+    table = ganq("compare").out
+    assert "KID/RANDOM" in table
+    assert "20.0% !" in table
+    assert f"job {one}" in table
+
+
+def test_compare_warns_of_other_real_pictures_and_of_what_is_not_there(ganq, trained, evaluated):
+    source = trained()
+    assert "no evaluation has finished yet" in ganq("compare").out
+    said = ganq("compare", source)
+    assert (said.code, "has not been evaluated" in said.err) == (3, True)
+    evaluated(source)
+    evaluated(source, data={"fingerprint": "other"})
+    assert "do not compare" in ganq("compare").err
