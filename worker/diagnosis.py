@@ -32,6 +32,7 @@ USES = {
     "local": "the embedded Redis of ganq up",
     "faces": "ganq dataset make and ganq demo",
     "onnx": "ganq export --format onnx",
+    "video": "ganq submit generate --interpolate: the frames as MP4",
 }
 """What each extra of the package is for."""
 
