@@ -44,8 +44,8 @@ def encode_webp(pixels_HW3: "NDArray[np.uint8]", quality: int | None = None) -> 
     """
     A WebP, lossless unless a quality is named.
 
-    Method 1 takes a third of the default's time, and its files were the smallest but for
-    1 % (of faces at 96×96).
+    Method 1 takes a third of the default's time, for a file of the same size within 1 %
+    (of a smooth picture with noise on it, 96×96).
     """
     if quality is None:
         return _by_pillow(pixels_HW3, "WEBP", lossless=True, method=1, quality=0)
