@@ -71,7 +71,9 @@ def result_paths(session: Session, job: Job) -> dict[str, Path]:
     names = {Path(name).stem: name for name in WHOLE_AT_ONCE}
     if job.state is JobState.SUCCEEDED:
         # Pictures are a folder of files or an archive, as their format has it.
-        names |= {"images": (job.result or {}).get("images", "images")}
+        # (A training's result says by the same word how many it has seen.)
+        images = (job.result or {}).get("images")
+        names |= {"images": images if isinstance(images, str) else "images"}
         names |= {Path(name).stem: name for name in PUBLISHED}
     found |= {what: folder / name for what, name in names.items() if (folder / name).exists()}
     out = job.spec.get("out")

@@ -307,3 +307,10 @@ def test_completion_without_a_job_table_is_silent_and_makes_none(bare_ganq, monk
     said = bare_ganq()
     assert (said.out.strip(), said.err) == ("", "")
     assert not (tmp_path / "new-home").exists()
+
+
+def test_a_training_that_tells_how_many_pictures_it_saw_has_a_page(ganq, store, job_factory, claim):
+    job_factory()
+    store.succeed(claim(), {"images": 640})
+    assert ganq("status", 1, "--json").json()["state"] == "succeeded"
+    assert ganq("status", 1).code == 0
