@@ -72,7 +72,9 @@ class LocalContext:
     def event(self, type: str, **detail: Any) -> None:
         pass
 
-    def resume(self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False) -> Snapshot | None:
+    def resume(
+        self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False, step: int | None = None
+    ) -> Snapshot | None:
         return None
 
     def save_checkpoint(

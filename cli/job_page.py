@@ -12,7 +12,7 @@ from jobs.states import JobState
 from storage.jobs import Job
 
 EVENTS = 8
-TROUBLES = ("checkpoint_skipped", "not_bit_exact", "rolled_back", "save_missed")
+TROUBLES = ("checkpoint_skipped", "not_bit_exact", "rolled_back", "save_missed", "stopped_early")
 """Events that are shown however long ago they were, the last few of them."""
 TROUBLES_SHOWN = 4
 LOG_LINES = 8
@@ -143,6 +143,10 @@ def _about(session: Session, job: Job, around: words.Surroundings) -> Iterator[t
             "bit-exact",
             "yes" if job.bit_exact else "no: it was resumed on another device, build or number of threads",
         )
+    if measured := _metric(session, job):
+        yield "metric", measured
+    if stopped := (job.result or {}).get("stopped"):
+        yield "ended", stopped
     if epochs := (job.result or {}).get("epochs"):
         yield "epochs", f"{', '.join(map(str, epochs))}   (rows of grids/epochs.png)"
     if note := (job.result or {}).get("note"):
@@ -151,6 +155,17 @@ def _about(session: Session, job: Job, around: words.Surroundings) -> Iterator[t
     if (back := (job.result or {}).get("rollbacks")) and back[-1]["lr_scale"] != 1:
         yield "rates", f"halved: the training had diverged at step {back[-1]['step']:,}"
     yield "queue", f"{job.queue}, priority {job.priority}{yields}"
+
+
+def _metric(session: Session, job: Job) -> str | None:
+    """The best checkpoint's value, and what real pictures get among themselves once that is known."""
+    measured = [one for one in session.queries.checkpoints(job.id) if one.metric is not None]
+    if not measured:
+        return None
+    best = min(measured, key=lambda one: (one.metric or 0.0, one.step))
+    floor = ((job.result or {}).get("metric") or {}).get("floor")
+    told = "" if floor is None else f"; real pictures among themselves {floor:.4g}"
+    return f"{words.metric_key(job.spec)} {best.metric:.4g} at epoch {best.epoch}, the best{told}"
 
 
 def _runs_for(session: Session, job: Job, around: words.Surroundings) -> float:

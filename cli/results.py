@@ -101,4 +101,8 @@ def checkpoints(job: str, as_json: bool) -> int:
         for one in known
     ]
     output.print_table(COLUMNS, rows, right=("EPOCH", "STEP", "METRIC", "SIZE"))
+    if any(one.metric is not None for one in known):
+        from cli.words import metric_key
+
+        click.echo(f"metric: {metric_key(found.spec)}, lower is better")
     return 0

@@ -65,6 +65,11 @@ WORDS = {
     "keep_last": "Newest epoch checkpoints that stay, beside the final one and one resume point.",
     "keep_every": "Each checkpoint whose epoch is divisible by this stays, too; 0: none for that reason.",
     "keep_best": "So many of the measured ones stay, too: those with the lowest metric.",
+    "metric": "What checkpoints are measured by, lower is better.",
+    "feature_network": "What 'kid' and 'fid' look at pictures with.",
+    "eval_every": "Epochs between evaluations; 0: as many as take a twentieth of the run.",
+    "eval_samples": "Pictures of an evaluation, real and made; 0: 64 to 500, by the length of the run.",
+    "patience": "Stop after so many evaluations without a new best; 0: never.",
     "deterministic": "On a GPU: kernels that always give the same bits.",
     "precision": "Numbers that the networks compute in; 'auto': bf16 on a GPU that has it, but for origin.",
 }

@@ -202,3 +202,9 @@ def as_json(job: Job, around: Surroundings) -> dict[str, Any]:
 def _number(value: Any) -> float | None:
     """Progress is JSON from another process: anything may stand in it."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def metric_key(spec: dict[str, Any]) -> str:
+    """What a training's checkpoints are measured by, e.g. 'kid/effnet-lite0'; lower is better."""
+    metric = spec.get("metric", "metric")
+    return f"{metric}/{spec.get('feature_network')}" if metric in ("kid", "fid") else metric

@@ -144,13 +144,16 @@ class JobContext(Protocol):
     def event(self, type: str, **detail: Any) -> None:
         """Something that a person should find in the job's history, e.g. 'rolled_back'."""
 
-    def resume(self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False) -> Snapshot | None:
+    def resume(
+        self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False, step: int | None = None
+    ) -> Snapshot | None:
         """
         Go on from the newest checkpoint of this job that is whole and can be taken up.
 
         Args:
             take_up: raises CheckpointCorruptError for one that will not do; then an older one is tried.
             whole_epoch: pass over those of kind 'resume'.
+            step: the one that is wanted; any other if it is not there.
 
         Returns:
             The one that was taken up; None: there are none, so this is a fresh start.
@@ -183,7 +186,7 @@ class JobContext(Protocol):
             state: all that the run needs to go on (state.safetensors).
             generator: all that generation needs: EMA generator and discriminator. Both on the
                 CPU, in any memory layout.
-            meta: JSON facts needed to rebuild the networks and counters.
+            meta: JSON facts needed to rebuild the networks and counters; 'metric' goes into the table.
             sample: a grid that is drawn and written first.
         """
 

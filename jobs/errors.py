@@ -26,6 +26,7 @@ Every error that ganq raises on purpose.
         GpuBusyError                       another worker holds this GPU
         OutOfMemoryError                   of the device
       TrainingDivergedError
+        CollapsedError                     the generator repeats itself
     StopRequested (BaseException)          `except Exception` cannot swallow it
 
 Each class carries a machine-readable `code`, which stands in the job table,
@@ -222,6 +223,12 @@ class TrainingDivergedError(GanqError):
     """A loss or a weight is not finite."""
 
     code = "NAN_LOSS"
+
+
+class CollapsedError(TrainingDivergedError):
+    """The generator makes a few pictures over and over, and once made many."""
+
+    code = "COLLAPSED"
 
 
 class StopRequested(BaseException):

@@ -224,6 +224,16 @@ class TrainSpec(Spec):
     """Keep each checkpoint whose epoch is divisible by this; 0: only the last ones and the final."""
     keep_best: Annotated[int, Field(ge=0, le=1000)] = 1
     """Keep so many of the checkpoints that were measured, those with the lowest metric."""
+    metric: Literal["kid", "fid", "swd", "none"] = "kid"
+    """What checkpoints are measured by, lower is better."""
+    feature_network: Literal["effnet-lite0", "random"] = "effnet-lite0"
+    """What 'kid' and 'fid' look at pictures with; stands in the metric's key."""
+    eval_every: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Epochs between evaluations; 0: as many as take a twentieth of the run, none if it is too short."""
+    eval_samples: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Pictures of an evaluation, real and made; 0: 64 to 500, by the length of the run."""
+    patience: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Stop after so many evaluations without a new best; 0, or no metric: never."""
     deterministic: bool = True
     """On a GPU: deterministic kernels, so that a resumed run ends with the same bits."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -288,6 +298,8 @@ class TrainSpec(Spec):
                 f"--arch residual needs no normalisation, and --norm-d {self.norm_d} would add one",
                 hint="use --norm-d none (the blocks start as nothing instead) or --arch dcgan",
             )
+        if self.eval_samples == 1:
+            raise SpecError("--eval-samples 1: a metric compares sets", hint="--eval-samples 64 or more")
         if self.norm_d == "batch" and self.r1_gamma + self.r2_gamma > 0:
             raise SpecError(
                 "--r1-gamma and --r2-gamma ask for D's slope at each picture, "
@@ -295,6 +307,12 @@ class TrainSpec(Spec):
                 hint="use --norm-d spectral or none",
             )
         return self
+
+    @property
+    def metric_key(self) -> str:
+        """The name under which values can be compared, e.g. 'kid/effnet-lite0'."""
+        on_features = self.metric in ("kid", "fid")
+        return f"{self.metric}/{self.feature_network}" if on_features else self.metric
 
 
 class GenerateSpec(Spec):

@@ -10,12 +10,15 @@ Shapes in names: N pictures in the data set, B in a batch, Z latent numbers, H, 
 import time
 from typing import Any
 
+from torch import Tensor
+
 from jobs.context import CheckpointKind, Images, JobContext, Snapshot
-from jobs.errors import DatasetError, SpecError, StopRequested, TrainingDivergedError
+from jobs.errors import CollapsedError, DatasetError, SpecError, StopRequested, TrainingDivergedError
 from jobs.failpoints import failpoint
 from jobs.gan import device as devices
 from jobs.gan import seeds
 from jobs.gan.data import Batches
+from jobs.gan.evaluation import Evaluations
 from jobs.gan.journal import METRICS, Journal
 from jobs.gan.networks import Architecture
 from jobs.gan.passes import build_facts
@@ -84,19 +87,21 @@ class Training:
         # The networks: fresh, from the user's weights, or where the run stopped.
         self.resumed_from = self._begin()
 
-    def _begin(self, *, whole_epoch: bool = False) -> int | None:
+    def _begin(self, *, whole_epoch: bool = False, best: int | None = None) -> int | None:
         """
         Be where the newest checkpoint was, or at the very start.
 
         Args:
             whole_epoch: only a checkpoint that every run of this spec makes will do, none by the clock.
+            best: the step of the one that is wanted, if it is there.
 
         Returns:
             The checkpoint's step, None for a fresh start.
         """
         self.state = TrainState.fresh(self.spec, self.device)
         self.samples = Samples(self.spec, self.state, self.fixed_latents_BZ11)
-        snapshot = self.ctx.resume(self._take_up, whole_epoch=whole_epoch)
+        self.evaluations = Evaluations(self.spec, self.ctx, self.images, self.state, self.device)
+        snapshot = self.ctx.resume(self._take_up, whole_epoch=whole_epoch, step=best)
         if snapshot is None and self.spec.init_from is not None:
             start = self.ctx.model()
             self.ctx.log(f"starting from job {start.job_id}, epoch {start.epoch}")
@@ -137,6 +142,7 @@ class Training:
             )
         self.state.load(snapshot.tensors, snapshot.step)
         self.samples.step = snapshot.step if meta.get("sampled") else -1
+        self.evaluations.take_up(meta)
         if self.rollbacks.seen_at is not None:
             return  # going back: what was tried is in memory, and newer than what stands here
         self.rollbacks = Rollbacks.from_json(meta)
@@ -159,7 +165,8 @@ class Training:
         way = self.rollbacks.way_back(diverged)
         # Lower rates begin where every run of this spec has a checkpoint, so that where they
         # begin does not depend on the clock, nor on how often the run was stopped.
-        self._begin(whole_epoch=way == "lower rates")
+        best = self.evaluations.best if isinstance(diverged, CollapsedError) else None
+        self._begin(whole_epoch=way != "the same again", best=best.step if best else None)
         self.rollbacks.went_back(self.state.step)
         self.ctx.log(f"{diverged.message}: back to step {self.state.step}, {way}")
         self.ctx.event("rolled_back", step=diverged.step, to=self.state.step, now=way, why=diverged.message)
@@ -177,7 +184,13 @@ class Training:
             except TrainingDivergedError as diverged:
                 self._go_back(diverged)
         seconds, step = time.monotonic() - started, self.state.step
+        stopped = self._is_over() if step < self.total_steps else None
+        if stopped:
+            self.ctx.log(stopped)
+            self.ctx.event("stopped_early", step=step, why=stopped)
         return {
+            **self.evaluations.facts(),
+            "stopped": stopped,
             "step": step,
             "epoch": step // per_epoch,
             "g_steps": self.steps.g_steps,
@@ -201,7 +214,7 @@ class Training:
             TrainingDivergedError: a loss or weight is not finite; nothing of it was kept.
         """
         spec, state, per_epoch = self.spec, self.state, self.batches.per_epoch
-        while state.step < self.total_steps:
+        while state.step < self.total_steps and not self._is_over():
             self._obey_stop()
 
             # One batch: D first, then G, each when its turn comes in the epoch.
@@ -217,11 +230,25 @@ class Training:
             epochs_done, rest = divmod(state.step, per_epoch)
             if rest == 0 and state.step == self.total_steps:
                 break
-            if rest == 0 and epochs_done % spec.save_every == 0:
+            if rest == 0 and (
+                epochs_done % spec.save_every == 0 or self.evaluations.due(epochs_done, final=False)
+            ):
                 self._keep("epoch")
             elif time.monotonic() - self.saves.handed_at >= spec.checkpoint_seconds:
                 self._keep("resume")
         self._keep("final")
+
+    def _is_over(self) -> str | None:
+        """Why the run ends before its last epoch, if it does: by what its checkpoints say, not by a clock."""
+        best, epoch = self.evaluations.best, self.state.step // self.batches.per_epoch
+        if best is None:
+            return None
+        if self.rollbacks.given_up:
+            return f"stopped at epoch {epoch}: the generator collapsed again; best epoch {best.epoch}"
+        if self.evaluations.is_over():
+            tries = f"{self.spec.patience} evaluations without a new best"
+            return f"stopped early at epoch {epoch}, after {tries}; best epoch {best.epoch}"
+        return None
 
     # ------------------------------------------------------------------ telling and keeping
 
@@ -251,14 +278,35 @@ class Training:
         began = time.monotonic()
         self.journal.write(self.state.step)
         self.state.check_finite()
-        self.saves.hand_over(kind, self.state.step, lambda: self._save(kind))
+        epoch = self.state.step // self.batches.per_epoch
+        shown = self.samples.pass_of_the_tutorial(epoch) if kind != "resume" else None
+        measured = self._measure(epoch) if kind != "resume" else None
+        self.saves.hand_over(kind, self.state.step, lambda: self._save(kind, shown, measured))
         if kind != "final":
             self.longest_stall_s = max(self.longest_stall_s, time.monotonic() - began)
 
-    def _save(self, kind: CheckpointKind) -> None:
+    def _measure(self, epoch: int) -> float | None:
+        """
+        The metric of what is saved now, None where it is not measured.
+
+        Raises:
+            CollapsedError: the generator repeats itself; nothing was saved.
+        """
+        evaluations, step = self.evaluations, self.state.step
+        if not evaluations.due(epoch, final=step == self.total_steps or self._is_over() is not None):
+            return None
+        one = evaluations.measure(step, epoch, self.state.sampler)
+        if one is not None and evaluations.has_collapsed():
+            raise CollapsedError(
+                f"the generator has collapsed at epoch {epoch}: its pictures differ by {one.variety:.0%} "
+                "of what real ones do",
+                step=step,
+            )
+        return one.value if one else None
+
+    def _save(self, kind: CheckpointKind, shown: Tensor | None, metric: float | None) -> None:
         """Copy what a checkpoint holds; all that takes longer happens beside the training."""
         state, epoch = self.state, self.state.step // self.batches.per_epoch
-        shown = self.samples.pass_of_the_tutorial(epoch) if kind != "resume" else None
         tensors = self.stills.take(state.tensors())
         generator = state.generator_tensors(tensors)
         self.ctx.save_checkpoint(
@@ -281,6 +329,8 @@ class Training:
                 "build": self.build,
                 "bit_exact": self.bit_exact,
                 "sampled": self.samples.step == state.step,
+                "metric": metric,
+                **self.evaluations.to_json(),
                 **self.rollbacks.to_json(),
             },
         )

@@ -181,8 +181,11 @@ class RunContext:
     def event(self, type: str, **detail: Any) -> None:
         self._send("event", type=type, detail=detail)
 
-    def resume(self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False) -> Snapshot | None:
+    def resume(
+        self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False, step: int | None = None
+    ) -> Snapshot | None:
         wanted = [one for one in self._checkpoints if one.kind != "resume" or not whole_epoch]
+        wanted.sort(key=lambda one: one.step != step)  # stable: the newest first among the others
         for one in wanted:
             try:
                 snapshot = read_checkpoint(self.volume, one, "state")
@@ -277,6 +280,7 @@ class RunContext:
             path=path,
             manifest_sha256=digest,
             bytes=size,
+            metric=facts.get("metric"),
         )
         # The supervisor answers when the row is committed, or kills this process when
         # the lease is lost; a database that is away makes both of us wait.

@@ -326,6 +326,7 @@ class Supervisor:
             path=message["path"],
             manifest_sha256=message["manifest_sha256"],
             size=message["bytes"],
+            metric=message.get("metric"),
         )
         failpoint("supervisor.before_register")
         if not self._guarded(register):

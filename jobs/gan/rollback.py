@@ -10,12 +10,12 @@ halved, once and for the rest of the run.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jobs.errors import TrainingDivergedError
+from jobs.errors import CollapsedError, TrainingDivergedError
 
 LOWER = 0.5
 """What the learning rates are multiplied with, once."""
 
-Way = Literal["the same again", "lower rates"]
+Way = Literal["the same again", "lower rates", "to stop there"]
 
 
 @dataclass
@@ -28,6 +28,8 @@ class Rollbacks:
     """One entry for each: the step where it diverged, the step it went back to, the scale after."""
     seen_at: int | None = None
     """Where it last diverged, until a checkpoint shows that it got past."""
+    given_up: bool = False
+    """Nothing is left to try, and the run ends where it went back to."""
 
     def way_back(self, diverged: TrainingDivergedError) -> Way:
         """
@@ -38,6 +40,11 @@ class Rollbacks:
         """
         again = self.seen_at is not None
         self.seen_at = diverged.step
+        if isinstance(diverged, CollapsedError):
+            # A collapse comes over many steps, so no bit that fell over is behind it.
+            self.given_up = self.lr_scale != 1.0
+            self.lr_scale = LOWER
+            return "to stop there" if self.given_up else "lower rates"
         if not again:
             return "the same again"
         if self.lr_scale == 1.0:

@@ -36,6 +36,11 @@ FREE_TO_CHANGE = frozenset(
         "checkpoint_seconds",
         "keep_last",
         "keep_best",
+        "metric",  # these five change no step
+        "feature_network",
+        "eval_every",
+        "eval_samples",
+        "patience",
         "keep_every",
         "continue_from",
     }

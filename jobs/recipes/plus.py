@@ -19,5 +19,6 @@ RECIPE = Recipe(
         "noise": "fresh",
         "ema_half_life_kimg": 20.0,
         "augment": ("auto",),
+        "patience": 10,
     },
 )

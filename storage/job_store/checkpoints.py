@@ -19,10 +19,22 @@ class Checkpoints(Store):
     """Register and forget."""
 
     def register_checkpoint(
-        self, lease: Lease, *, kind: str, epoch: int, step: int, path: str, manifest_sha256: str, size: int
+        self,
+        lease: Lease,
+        *,
+        kind: str,
+        epoch: int,
+        step: int,
+        path: str,
+        manifest_sha256: str,
+        size: int,
+        metric: float | None = None,
     ) -> int:
         """
         Make a durable checkpoint folder real. A later step than any before forgives all crashes.
+
+        Args:
+            metric: lower is better; None where it was not measured.
 
         Returns:
             The checkpoint's id.
@@ -57,6 +69,7 @@ class Checkpoints(Store):
                     path=path,
                     manifest_sha256=manifest_sha256,
                     bytes=size,
+                    metric=metric,
                     created_at=utcnow(),
                 )
                 .returning(checkpoint.c.id)

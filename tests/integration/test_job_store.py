@@ -291,6 +291,16 @@ def test_inputs_are_pinned_for_all_attempts(store, running_job_factory, claim):
     assert claim().job.inputs == pin
 
 
+def test_what_a_checkpoint_was_measured_stands_in_its_row_and_makes_it_the_best(
+    store, queries, running_job_factory
+):
+    lease = running_job_factory()
+    for epoch, metric in ((1, 0.5), (2, 0.25), (3, None)):
+        register(store, lease, epoch, metric=metric)
+    assert [one.metric for one in queries.checkpoints(lease.job_id)] == [0.5, 0.25, None]
+    assert queries.choose_checkpoint(lease.job_id, "best").epoch == 2
+
+
 def register(store, lease, epoch: int, **changes: Any) -> int:
     values = {
         "kind": "epoch",

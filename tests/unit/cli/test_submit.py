@@ -88,6 +88,11 @@ TYPED = {
     "keep_last": ("--keep-last", "4", 4),
     "keep_every": ("--keep-every", "50", 50),
     "keep_best": ("--keep-best", "3", 3),
+    "metric": ("--metric", "swd", "swd"),
+    "feature_network": ("--feature-network", "random", "random"),
+    "eval_every": ("--eval-every", "2", 2),
+    "eval_samples": ("--eval-samples", "99", 99),
+    "patience": ("--patience", "3", 3),
     "deterministic": ("--no-deterministic", None, False),
 }
 ELSEWHERE = {"data", "init_netg", "init_netd", "init_from", "freeze_d", "freeze_g", "continue_from"}

@@ -137,8 +137,11 @@ class LocalContext:
     def event(self, type: str, **detail: Any) -> None:
         self.events.append({"type": type, **detail})
 
-    def resume(self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False) -> Snapshot | None:
+    def resume(
+        self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False, step: int | None = None
+    ) -> Snapshot | None:
         own = [one.for_resume() for one in self.saved if one.kind != "resume" or not whole_epoch]
+        own.sort(key=lambda one: one.step == step)
         newest = own[-1] if own else self.resume_from
         if newest is not None:
             take_up(newest)

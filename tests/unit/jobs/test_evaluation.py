@@ -1,0 +1,237 @@
+"""A run measures itself: what it costs, what it keeps, and when it stops; the same after any kill."""
+
+import hashlib
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from unit.jobs.local_context import LocalContext, noise_images, sha256_of
+
+import jobs.train
+from jobs.errors import SpecError, StopRequested
+from jobs.gan import evaluation
+from jobs.gan.evaluation import FEWEST, SHARE, SLOWER, Plan, plan
+from jobs.gan.metrics.measures import Measure
+from jobs.specs import TrainSpec
+
+IMAGES = noise_images(21, 16)
+SMALL = {"size": 16, "nz": 4, "ngf": 3, "ndf": 3, "batch": 4, "epochs": 6, "save_every": 1, "seed": 5}
+MEASURED = {"eval_every": 1, "eval_samples": 8, "feature_network": "random"}
+
+
+def spec_of(recipe="plus", **given):
+    return TrainSpec.create(**{"data": "/faces", "recipe": recipe, **SMALL, **MEASURED, **given})
+
+
+def train(folder, spec, **given):
+    ctx = LocalContext(**{"folder": folder, "data": IMAGES, **given})
+    return jobs.train.run(spec, ctx), ctx
+
+
+def values(ctx):
+    return {one.epoch: one.meta["metric"] for one in ctx.saved if one.kind != "resume"}
+
+
+class Script:
+    """
+    Values in the order in which new pictures come; the same pictures get the same value again.
+
+    So a run that goes on after a kill sees what it saw before exactly if its bits are the same.
+    """
+
+    def __init__(self, *steps):
+        self.steps = list(steps)
+        self.seen = {}
+
+    def of(self, made):
+        mark = hashlib.sha256(made.tobytes()).hexdigest()
+        if mark not in self.seen:
+            self.seen[mark] = self.steps[len(self.seen)] if len(self.seen) < len(self.steps) else (9.0, 1.0)
+        self.now = self.seen[mark]
+        return self.now
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    def use(*steps):
+        script = Script(*steps)
+
+        def compare(metric, real, made):
+            return Measure("kid/random", script.of(made.pictures_N3HW.numpy())[0])
+
+        def variety(real, made):
+            return script.now[1]
+
+        monkeypatch.setattr(evaluation, "compare", compare)
+        monkeypatch.setattr(evaluation, "variety", variety)
+        return script
+
+    return use
+
+
+# --- what is measured, and what it costs --------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ["origin", "plus"])
+def test_measuring_moves_no_bit_of_the_training(tmp_path, recipe):
+    plain = train(tmp_path, spec_of(recipe, metric="none", patience=0))[1].saved[-1]
+    measured = train(tmp_path, spec_of(recipe, patience=0))[1].saved[-1]
+    assert sha256_of(measured.state) == sha256_of(plain.state)
+    assert plain.meta["metric"] is None
+    assert measured.meta["metric"] is not None
+
+
+def test_a_value_stands_in_the_checkpoint_the_journal_and_the_result(tmp_path):
+    result, ctx = train(tmp_path, spec_of(eval_every=2, patience=0))
+    found = values(ctx)
+    assert [epoch for epoch, value in found.items() if value is not None] == [2, 4, 6]
+    lines = [one for one in ctx.records if "metric" in one]
+    assert [(one["epoch"], one["metric"]) for one in lines] == [(e, found[e]) for e in (2, 4, 6)]
+    assert {one["key"] for one in lines} == {"kid/random"} == {spec_of().metric_key}
+    assert result["metric"]["best"] == min(found[e] for e in (2, 4, 6))
+    assert result["metric"]["floor"] == lines[0]["floor"] is not None
+    assert result["stopped"] is None
+    json.dumps(result, allow_nan=False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(64, 200_000),
+    st.integers(1, 400),
+    st.integers(1, 20),
+    st.floats(1e6, 1e12),
+    st.floats(1e5, 1e11),
+)
+def test_evaluations_take_a_twentieth_of_the_work_at_most(
+    pictures, epochs, save_every, train_flops, make_flops
+):
+    spec = TrainSpec.create(data="/p", recipe="plus", epochs=epochs, save_every=save_every)
+    made = plan(spec, pictures, train_flops, make_flops)
+    if made.every == 0:
+        return
+    assert made.every % save_every == 0
+    assert min(FEWEST, pictures) <= made.pictures
+    times = -(-epochs // made.every)
+    work = epochs * (pictures // spec.batch * spec.batch) * train_flops
+    each = SLOWER * evaluation.LITE_GFLOP * 1e9 + make_flops
+    assert (times + 1) * made.pictures * each <= SHARE * work * 1.001
+
+
+def test_a_run_too_short_to_measure_says_so_and_one_that_asks_is_measured(tmp_path):
+    _, ctx = train(tmp_path, spec_of(eval_every=0))
+    assert set(values(ctx).values()) == {None}
+    assert any("so short that one evaluation" in line for line in ctx.lines)
+    assert plan(spec_of(metric="none"), 1000, 1e12, 1.0) == Plan(0, 0)
+
+
+def test_pictures_that_say_nothing_give_words_and_no_number(tmp_path):
+    same = noise_images(1, 16)
+    one = type(same)(same.pictures_N3HW.repeat(21, axis=0), "x")
+    result, ctx = train(tmp_path, spec_of(), data=one)
+    assert set(values(ctx).values()) == {None}
+    assert "metric" not in result
+    assert any("real pictures are the same" in line for line in ctx.lines)
+
+
+def test_one_picture_is_no_set():
+    with pytest.raises(SpecError, match="compares sets"):
+        spec_of(eval_samples=1)
+
+
+# --- early stop, the same after any kill --------------------------------------------------------
+
+
+def killed_and_resumed(folder, spec, kill_at):
+    """Drained after so many questions, then taken up from the last checkpoint."""
+    first = LocalContext(
+        folder=folder, data=IMAGES, stop_at=lambda asked: "drain" if asked == kill_at else None
+    )
+    with pytest.raises(StopRequested):
+        jobs.train.run(spec, first)
+    second = LocalContext(folder=folder, data=IMAGES, attempt=2)
+    second.saved.extend(first.saved)
+    return jobs.train.run(spec, second), second
+
+
+def test_a_run_stops_after_its_patience_and_says_why(tmp_path, scripted):
+    scripted((5.0, 1.0), (3.0, 1.0), (4.0, 1.0), (3.5, 1.0))
+    result, ctx = train(tmp_path, spec_of(patience=2))
+    assert (
+        result["stopped"] == "stopped early at epoch 4, after 2 evaluations without a new best; best epoch 2"
+    )
+    assert ctx.saved[-1].kind == "final"
+    assert ctx.saved[-1].epoch == result["epoch"] == 4
+    assert [one["type"] for one in ctx.events] == ["stopped_early"]
+    assert result["metric"]["best_epoch"] == 2
+
+
+@pytest.mark.parametrize("kill_at", [3, 7, 12, 18])
+def test_a_run_that_was_killed_stops_at_the_same_epoch_with_the_same_bits(tmp_path, scripted, kill_at):
+    scripted((5.0, 1.0), (3.0, 1.0), (4.0, 1.0), (3.5, 1.0))
+    spec = spec_of(patience=2)
+    whole_result, whole = train(tmp_path, spec)
+    result, ctx = killed_and_resumed(tmp_path, spec, kill_at)
+    assert result["stopped"] == whole_result["stopped"]
+    assert sha256_of(ctx.saved[-1].state) == sha256_of(whole.saved[-1].state)
+    assert ctx.saved[-1].meta["evaluations"] == whole.saved[-1].meta["evaluations"]
+
+
+def test_a_run_that_goes_on_by_wish_does_not_stop_for_what_was_before(tmp_path, scripted):
+    scripted((5.0, 1.0), (3.0, 1.0), (4.0, 1.0), (3.5, 1.0))
+    stopped = train(tmp_path, spec_of(patience=2))[1].saved[-1]
+    spec = spec_of(patience=2, continue_from=1)
+    result, ctx = train(tmp_path, spec, resume_from=stopped.for_resume())
+    assert stopped.epoch == 4
+    assert result["epoch"] == 6
+    assert [one["epoch"] for one in ctx.saved[-1].meta["evaluations"]] == [5, 6]
+
+
+def test_without_patience_it_runs_all_its_epochs(tmp_path, scripted):
+    scripted((1.0, 1.0))
+    assert train(tmp_path, spec_of("origin"))[0]["epoch"] == 6
+    assert spec_of("origin").patience == 0
+
+
+# --- collapse -------------------------------------------------------------------------------------
+
+
+COLLAPSE = ((5.0, 1.0), (1.0, 1.0), (2.0, 1.0), (8.0, 0.05))
+
+
+def test_a_collapsed_generator_goes_back_to_the_best_with_lower_rates(tmp_path, scripted):
+    scripted(*COLLAPSE, (0.9, 1.0), (0.8, 1.0), (0.7, 1.0), (0.6, 1.0))
+    result, ctx = train(tmp_path, spec_of())
+    (back,) = [one for one in ctx.events if one["type"] == "rolled_back"]
+    assert back["now"] == "lower rates"
+    assert back["to"] == 10, "epoch 2, the best, not epoch 3, the newest"
+    assert "collapsed at epoch 4" in back["why"]
+    assert result["lr_scale"] == 0.5
+    assert result["epoch"] == 6
+    assert result["stopped"] is None
+
+
+def test_a_second_collapse_ends_the_run_where_it_was_best(tmp_path, scripted):
+    scripted(*COLLAPSE, (1.5, 1.0), (8.0, 0.05))
+    result, ctx = train(tmp_path, spec_of())
+    assert [one["now"] for one in ctx.events if one["type"] == "rolled_back"] == [
+        "lower rates",
+        "to stop there",
+    ]
+    assert result["stopped"] == "stopped at epoch 2: the generator collapsed again; best epoch 2"
+    assert ctx.saved[-1].kind == "final"
+    assert ctx.saved[-1].meta["metric"] == 1.0
+
+
+@pytest.mark.parametrize("kill_at", [13, 17, 22, 27])
+def test_a_collapse_ends_the_same_when_the_run_is_killed_on_the_way(tmp_path, scripted, kill_at):
+    scripted(*COLLAPSE, (0.9, 1.0), (0.8, 1.0), (0.7, 1.0), (0.6, 1.0))
+    whole = train(tmp_path, spec_of())[1]
+    _, ctx = killed_and_resumed(tmp_path, spec_of(), kill_at)
+    assert sha256_of(ctx.saved[-1].state) == sha256_of(whole.saved[-1].state)
+
+
+def test_a_young_generator_without_variety_has_not_collapsed(tmp_path, scripted):
+    scripted((9.0, 0.0), (8.0, 0.0), (30.0, 0.0))
+    _, ctx = train(tmp_path, spec_of(epochs=3))
+    assert not [one for one in ctx.events if one["type"] == "rolled_back"]
