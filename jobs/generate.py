@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 AHEAD = 2
-"""Micro-batches that may wait to be encoded and written: the disk has slow moments, and so has the forward."""
+"""Micro-batches that may wait to be encoded and written: a disk has slow moments, and so has a forward."""
 
 
 MicroBatch = Callable[[], "tuple[NDArray[np.uint8], list[float]]"]
