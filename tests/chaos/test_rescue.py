@@ -1,8 +1,8 @@
 """
 How soon a job is back when its worker dies: rows F4 to F7 of docs/fault-matrix.md.
 
-Times are printed, and stand in docs/guarantees.md; the second half of this file waits for the
-intervals that a deployment has, and so is tier 2.
+Times are printed, and stand in docs/guarantees.md. With the intervals that a deployment has this
+takes minutes, and so it is tier 2.
 """
 
 import os
@@ -87,6 +87,7 @@ def supervisor_dies(ganq: Ganq, database, small: list[str]) -> float:
     return took
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_f04_a_supervisor_that_is_killed_takes_its_runner_along_and_its_job_goes_on(
     ganq: Ganq, database, small

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from chaos.invariants import assert_invariants, look, table_violations
-from machine import Ganq, part, until
+from machine import LATER, Ganq, part, until
 from results import add_model
 from tables import beat_of, job_row, without_backoff
 
@@ -81,12 +81,9 @@ def log_of(ganq: Ganq, job: int, attempt: int) -> str:
 
 
 def stands_still(worker: "subprocess.Popen[bytes]") -> psutil.Process | None:
-    """The process of a worker that has stopped itself at a point."""
-    for what in ("supervisor", "runner"):
-        one = part(worker, f"worker.{what}")
-        if one is not None and one.status() == psutil.STATUS_STOPPED:
-            return one
-    return None
+    """The runner of a worker, if it has stopped itself at a point."""
+    one = part(worker, "worker.runner")
+    return one if one is not None and one.status() == psutil.STATUS_STOPPED else None
 
 
 def accept(store: JobStore, spec: Spec) -> int:
@@ -106,7 +103,9 @@ def cancelled_at(
     ganq: Ganq, database: Database, store, folder: Path, points: list[str], long: Spec, short: Spec
 ) -> None:
     """One job for each point, cancelled while its worker stands there; the worker lives on."""
-    worker = ganq.start_worker(**armed(folder, dict.fromkeys(points, "stop@1+")))
+    # A supervisor that is stopped may hold SQLite's write lock in another thread: it sleeps instead.
+    how = {point: "sleep:3@1+" if point.startswith("supervisor.") else "stop@1+" for point in points}
+    worker = ganq.start_worker(**armed(folder, how))
     marks = folder / "fired"
     for point in points:
         (marks / point).touch()  # as if it had acted already
@@ -114,19 +113,19 @@ def cancelled_at(
     for point in points:
         (marks / point).unlink()
         job = accept(store, long)
-        process = until(lambda: stands_still(worker), what=point)
-        assert (marks / point).exists()
+        until(lambda point=point: (marks / point).exists(), what=point)
+        stopped = how[point].startswith("stop")
+        process = until(lambda: stands_still(worker), what=point) if stopped else None
         asked = time.monotonic()
         try:
-            store.request_cancel(job)
+            wished = store.request_cancel(job)
         except InvalidTransitionError:
-            assert point == "supervisor.finished"
+            assert point in {*PUBLISHED, "supervisor.finished"}
         else:
-            row = job_row(database, job)
-            assert row["state"] == "running"
-            assert row["cancel_requested_at"] is not None
-        with suppress(psutil.NoSuchProcess):  # a runner that stood still for longer than its grace was killed
-            process.resume()
+            assert wished.state == "running", "a wish is no end"
+        if process is not None:
+            with suppress(psutil.NoSuchProcess):  # it stood still for longer than its grace, and was killed
+                process.resume()
         until(lambda job=job: job_row(database, job)["finished_at"], what=f"the end of job {job} at {point}")
         slowest = max(slowest, time.monotonic() - asked)
         row = job_row(database, job)
@@ -230,6 +229,7 @@ def test_f08_a_second_sigterm_does_not_wait_for_a_job_that_cannot_stop(
     assert_invariants(database, Volume(Path(ganq.env["GANQ_VOLUME"])))
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_f08_killed_while_it_drains_loses_nothing(ganq: Ganq, database, small, tmp_path) -> None:
     stuck = armed(tmp_path, {"train.stepped": "sleep:300@8"})
@@ -252,6 +252,7 @@ def test_f08_killed_while_it_drains_loses_nothing(ganq: Ganq, database, small, t
 # --- F10, F11: standing still -------------------------------------------------------------------
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_f10_a_worker_that_stands_still_for_less_than_its_lease_goes_on(ganq: Ganq, database, small) -> None:
     ganq.env["GANQ_LEASE_SECONDS"] = "30"
@@ -277,7 +278,7 @@ def test_f10_a_worker_that_stands_still_for_less_than_its_lease_goes_on(ganq: Ga
 
 
 @sqlite_only
-@pytest.mark.parametrize("how", ["hang", "sleep"])
+@pytest.mark.parametrize("how", ["hang", pytest.param("sleep", marks=LATER)])
 def test_f11_a_run_that_hangs_is_noticed_dumped_killed_and_tried_again(
     ganq: Ganq, database, small, tmp_path, how
 ) -> None:
@@ -302,6 +303,7 @@ def test_f11_a_run_that_hangs_is_noticed_dumped_killed_and_tried_again(
 # --- F36: poison --------------------------------------------------------------------------------
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_f36_a_job_that_kills_its_worker_each_time_fails_and_hurts_nobody_else(
     ganq: Ganq, database, settings, small
