@@ -48,7 +48,18 @@ RUNNER_POINTS = [
     "runner.worked",
 ]
 SUPERVISOR_POINTS = ["supervisor.claimed", "supervisor.before_finish", "supervisor.finished"]
-PATIENCE_S = 120.0
+FEW = [
+    "supervisor.claimed",
+    "generate.drawn@7",
+    "pictures.written@9",
+    "pictures.synced",
+    "pictures.renamed",
+    "file.renamed.manifest.jsonl",
+    "supervisor.before_finish",
+    "supervisor.finished",
+]
+"""What tier 1 has time for; tier 2 has all of them."""
+PATIENCE_S = 400.0
 
 
 def failpoints(tmp_path: Path, points: list[str]) -> dict[str, str]:
@@ -122,27 +133,25 @@ def killed_at(ganq: Ganq, database: Database, folder: Path, way: str, points: li
 
 
 @sqlite_only
-def test_a_generation_killed_at_every_phase_ends_with_exactly_its_pictures(
+def test_a_generation_killed_at_its_phases_ends_with_exactly_its_pictures(
     ganq: Ganq, database: Database, settings, tmp_path
 ) -> None:
-    """F2. One job, killed once at each phase."""
+    """F2. One job, killed once at each of these."""
     add_model(settings)
-    names = {one.partition("@")[0]: one for one in RUNNER_POINTS}  # each name can fire once
-    sweep(ganq, database, tmp_path, {"count": [*names.values(), *SUPERVISOR_POINTS]})
+    sweep(ganq, database, tmp_path, {"count": FEW})
 
 
-def split_and_killed(ganq: Ganq, database: Database, tmp_path: Path, way: str) -> None:
-    """One job in four parts, two workers, each phase of a part and of the gathering killed once."""
+def split_and_killed(ganq: Ganq, database: Database, tmp_path: Path, way: str, points: list[str]) -> None:
+    """One job in four parts, two workers, each of these points kills once, in a part or in the gathering."""
     calm = undisturbed(ganq, [way])
-    points = {one.partition("@")[0]: one for one in reversed(RUNNER_POINTS)}
-    environment = failpoints(tmp_path, [*points.values(), "gather.adopted@20", *SUPERVISOR_POINTS])
+    environment = failpoints(tmp_path, [*points, "gather.adopted@20"])
     for number in range(2):
         ganq.start_worker(f"w{number}", **environment)
     job = int(ganq.json("submit", "generate", *OPTIONS, *WAYS[way], "--shard-size", "16")["id"])
     with without_backoff(database):
         until(lambda: job_row(database, job)["state"] == "succeeded", within_s=PATIENCE_S, what=way)
     fired = {one.name for one in (tmp_path / "fired").iterdir()}
-    assert fired >= {"gather.adopted", "pictures.written", "pictures.renamed", "supervisor.before_finish"}
+    assert fired >= {"gather.adopted", "pictures.renamed", "supervisor.before_finish"}
     result = finished(ganq, job)
     assert len(lines(result)) == PICTURES[way]
     assert result_files(result) == calm[way]
@@ -155,7 +164,13 @@ def test_a_split_generation_whose_parts_are_killed_has_the_bytes_of_one_that_was
 ) -> None:
     """F2 for parts: what one worker alone would have made."""
     add_model(settings)
-    split_and_killed(ganq, database, tmp_path, "count")
+    split_and_killed(
+        ganq,
+        database,
+        tmp_path,
+        "count",
+        ["pictures.renamed", "supervisor.claimed", "supervisor.before_finish"],
+    )
 
 
 @pytest.mark.tier2
@@ -164,7 +179,8 @@ def test_every_way_to_ask_may_be_split_and_killed(
     ganq: Ganq, database: Database, settings, tmp_path, way
 ) -> None:
     add_model(settings)
-    split_and_killed(ganq, database, tmp_path, way)
+    points = {one.partition("@")[0]: one for one in reversed(RUNNER_POINTS)}
+    split_and_killed(ganq, database, tmp_path, way, [*points.values(), *SUPERVISOR_POINTS])
 
 
 @pytest.mark.tier2

@@ -156,7 +156,7 @@ def killed_at(ganq: Ganq, database: Database, folder: Path, small: list[str], po
         ganq.start_worker(f"w{number}", **armed)
     job = ganq.json("submit", "train", *options)["id"]
     with without_backoff(database):
-        until(lambda: job_row(database, job)["state"] == "succeeded", within_s=200, what="the end")
+        until(lambda: job_row(database, job)["state"] == "succeeded", within_s=400, what="the end")
     names = {name for name, _ in entries}
     until(lambda: {one.name for one in fired.iterdir()} == names, what="all points")
     row = ganq.job(job)
