@@ -219,6 +219,14 @@ def test_a_job_that_has_succeeded_shows_all_of_its_work_done(ganq, store, runnin
     assert "1,000 pictures" in row_of(ganq("status"), 2)
 
 
+def test_a_training_that_counts_its_images_is_shown(ganq, store, running_job_factory):
+    """What a run has written into its result is a number here, and a path for a generation."""
+    lease = running_job_factory()
+    store.succeed(lease, {"epoch": 2, "step": 12, "images": 192, "bit_exact": True})
+    assert ganq("status", lease.job_id).code == 0
+    assert "images" not in ganq("status", lease.job_id, "--json").json()["paths"]
+
+
 def test_a_name_means_its_newest_job(ganq, job_factory):
     job_factory(name="faces")
     job_factory(name="faces")
