@@ -103,7 +103,7 @@ def test_a_workers_clock_may_jump_both_ways_while_another_reaps(ganq: Ganq, smal
             f"taken back when the clock was set to {offset:+.0f} s"
         )
     ganq("cancel", str(job))
-    until(lambda: ganq.peek(job)["state"] == "cancelled", within_s=15, what="the cancel")
+    until(lambda: ganq.peek(job)["state"] == "cancelled", what="the cancel")
     assert_history_never_runs_backwards(ganq, job)
 
 
@@ -123,12 +123,12 @@ def test_a_reapers_clock_that_is_wrong_takes_no_job_and_stalls_none(
     assert ganq.job(job)["attempt"] == 1, "a live job was taken back"
     # It does take back what is dead, and goes on with it; the next one runs on the right clock.
     first.kill()
-    until(lambda: ganq.peek(job)["attempt"] == 2, within_s=20, what="the rescue")
+    until(lambda: ganq.peek(job)["attempt"] == 2, what="the rescue")
     ganq.start_worker("right2")
     short = ganq.json("submit", "train", *small, "--epochs", "1")["id"]
     assert ganq.run("wait", str(short), "--timeout", "60").returncode == 0
     ganq("cancel", str(job))
-    until(lambda: ganq.peek(job)["state"] == "cancelled", within_s=15, what="the cancel")
+    until(lambda: ganq.peek(job)["state"] == "cancelled", what="the cancel")
     assert_history_never_runs_backwards(ganq, job)
 
 
@@ -227,7 +227,7 @@ def test_a_machine_that_slept_longer_than_a_lease_goes_on_where_it_was(
     found = ganq.job(job)
     assert (found["state"], found["attempt"]) == ("running", 1), found["attempts"]
     ganq("cancel", str(job))
-    until(lambda: ganq.peek(job)["state"] == "cancelled", within_s=15, what="the cancel")
+    until(lambda: ganq.peek(job)["state"] == "cancelled", what="the cancel")
 
 
 def test_the_reapers_watch_begins_anew_after_a_gap_of_its_own(settings, store, running_job_factory) -> None:
@@ -271,4 +271,4 @@ def test_workers_in_different_time_namespaces_do_not_take_each_other_for_dead(ga
     found = ganq.job(job)
     assert (found["state"], found["attempt"]) == ("running", 1), found["attempts"]
     ganq("cancel", str(job))
-    until(lambda: ganq.peek(job)["state"] == "cancelled", within_s=15, what="the cancel")
+    until(lambda: ganq.peek(job)["state"] == "cancelled", what="the cancel")

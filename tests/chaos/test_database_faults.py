@@ -452,7 +452,7 @@ class Standby:
             start_new_session=True,
             **first._as,
         )
-        until(lambda: self.sql("SELECT 1", quiet=True), within_s=20, what="the standby")
+        until(lambda: self.sql("SELECT 1", quiet=True), what="the standby")
 
     def sql(self, statement: str, *, quiet: bool = False) -> Any:
         import psycopg
@@ -478,7 +478,7 @@ class Standby:
     def stop_receiving(self) -> None:
         self.sql("ALTER SYSTEM SET primary_conninfo = ''")
         self.sql("SELECT pg_reload_conf()")
-        until(lambda: self.first.sql("SELECT count(*) FROM pg_stat_replication") == [(0,)], within_s=20)
+        until(lambda: self.first.sql("SELECT count(*) FROM pg_stat_replication") == [(0,)])
 
     def promote(self) -> None:
         assert self.sql("SELECT pg_promote()")[0]
@@ -527,7 +527,7 @@ def test_a_database_that_is_away_longer_than_a_lease_kills_no_run(split, small, 
     assert (found["state"], found["attempt"]) == ("running", 1)
     assert runner.is_running(), "the run was killed"
     ganq("cancel", str(job))
-    until(lambda: ganq.peek(job)["state"] == "cancelled", within_s=15, what="the cancel")
+    until(lambda: ganq.peek(job)["state"] == "cancelled", what="the cancel")
 
 
 @pytest.mark.slow
@@ -543,7 +543,7 @@ def test_a_worker_that_was_overtaken_while_away_publishes_nothing(split, small) 
     until(lambda: ganq.peek(job)["attempt"] == 2, what="the second worker's attempt")
     assert old.is_running(), "the first one should not know yet"
     proxy.heal()
-    until(lambda: not old.is_running(), within_s=20, what="the first runner's end")
+    until(lambda: not old.is_running(), what="the first runner's end")
     assert ganq.run("wait", str(job), "--timeout", "90").returncode == 0
     found = assert_one_end(ganq, job)
     assert [one["outcome"] for one in found["attempts"]] == ["lost", "succeeded"]
@@ -579,7 +579,7 @@ def test_a_lock_that_outlasts_a_lease_costs_no_job(ganq: Ganq, small, settings) 
     assert (found["state"], found["attempt"]) == ("running", 1), "a job was taken from a worker that lives"
     assert len(ganq.json("status")) == 2, "the submit that waited"
     ganq("cancel", str(job))
-    until(lambda: ganq.peek(job)["state"] == "cancelled", within_s=15, what="the cancel")
+    until(lambda: ganq.peek(job)["state"] == "cancelled", what="the cancel")
 
 
 @only_sqlite
@@ -597,7 +597,7 @@ def test_the_reaper_takes_nothing_back_when_nobody_could_write(settings, store, 
     reaping.join(10)
     assert taken == [None]
     assert queries.get(lease.job_id).state is JobState.RUNNING
-    assert store.rescue(seen, "silent", within_s=5.0) is JobState.QUEUED
+    assert store.rescue(seen, "silent") is JobState.QUEUED
 
 
 # --- F22: where the file is, whether it is, and whether there is room ------------------------------
@@ -741,7 +741,7 @@ def test_a_worker_whose_database_is_moved_away_waits_for_it(ganq: Ganq, small, s
     assert ganq.job(job)["attempt"] == 1
     assert "deleted or moved away" in ganq.log()
     ganq("cancel", str(job))
-    until(lambda: ganq.peek(job)["state"] == "cancelled", within_s=15, what="the cancel")
+    until(lambda: ganq.peek(job)["state"] == "cancelled", what="the cancel")
 
 
 @pytest.fixture

@@ -111,11 +111,11 @@ def test_f13_a_redis_that_hangs_stops_neither_submit_nor_worker_nor_drain(
         began = time.monotonic()
         job_id = int(ganq.json("submit", "generate", "--from", "m", "--count", "4")["id"])
         took = time.monotonic() - began
-        assert took < 10, f"a submit took {took:.1f} s because Redis hangs"
-        until(lambda: all_succeeded(database, [job_id]), within_s=20, what="the job, by polling")
+        assert took < 10 * slower_than_usual(), f"a submit took {took:.1f} s because Redis hangs"
+        until(lambda: all_succeeded(database, [job_id]), what="the job, by polling")
         worker.send_signal(signal.SIGTERM)
         began = time.monotonic()
-        assert worker.wait(60) in (0, -signal.SIGTERM)
+        assert worker.wait(120) in (0, -signal.SIGTERM)
         print(f"F13: submit {took:.1f} s, drain {time.monotonic() - began:.1f} s with a Redis that hangs")
     finally:
         process.resume()
@@ -136,11 +136,11 @@ def test_f13_half_open_connections_are_survived_and_bells_work_again(
         until(lambda: all_succeeded(database, [first]), what="the first")
         proxy.hole()
         during = int(ganq.json("submit", "generate", "--from", "m", "--count", "4")["id"])
-        until(lambda: all_succeeded(database, [during]), within_s=30, what="one while the line is dead")
+        until(lambda: all_succeeded(database, [during]), what="one while the line is dead")
         time.sleep(20)
         proxy.heal()
         after = int(ganq.json("submit", "generate", "--from", "m", "--count", "4")["id"])
-        until(lambda: all_succeeded(database, [after]), within_s=30, what="one afterwards")
+        until(lambda: all_succeeded(database, [after]), what="one afterwards")
         with redis.Redis.from_url(redis_url) as client:
             until(lambda: client.llen(KEY) == 0, within_s=90, what="bells fetched again")
         assert attempts_of(database, [first, during, after]) == 3
@@ -187,7 +187,7 @@ def flood(
             client.lpush(KEY, *(bell(first, n) for n in range(start, min(start + 1000, bells))))
         (between,) = submit_many(store, 1)
         asked = time.monotonic()
-        until(lambda: job_row(database, between)["attempt"] == 1, within_s=10, what="a job meanwhile")
+        until(lambda: job_row(database, between)["attempt"] == 1, what="a job meanwhile")
         answered = time.monotonic() - asked
         until(lambda: client.llen(KEY) == 0, within_s=240, what="all bells heard")
         drained = time.monotonic() - began
