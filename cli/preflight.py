@@ -5,9 +5,11 @@ Nothing is decoded here; the data set's own reader has the last word, on the wor
 """
 
 import os
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+from jobs.class_checks import no_classes, require_enough
 from jobs.errors import DatasetError, NotFoundError, SpecError
 from jobs.specs import TrainSpec, size_plan
 from storage.settings import Settings
@@ -128,6 +130,8 @@ def check_training(spec: TrainSpec) -> None:
             f"{spec.data} holds {found} pictures, fewer than one batch of {spec.batch}",
             hint=f"--batch {found} at most, or add pictures" if found > 1 else "add pictures",
         )
+    if spec.conditional:
+        _check_classes(spec.data)
     for option, weights in (("--init-netg", spec.init_netg), ("--init-netd", spec.init_netd)):
         if weights is None:
             continue
@@ -137,6 +141,21 @@ def check_training(spec: TrainSpec) -> None:
             raise SpecError(
                 f"{option}: {weights} is no weight file by its name", hint=f"it ends in {', '.join(WEIGHTS)}"
             )
+
+
+def _check_classes(path: str) -> None:
+    """
+    Raises:
+        DatasetError: no classes, or one with a single picture.
+    """
+    from storage.dataset_scan import scan
+
+    listing = scan(Path(path))
+    classes = listing.classes()
+    if len(classes) < 2:
+        raise no_classes()
+    found = Counter(listing.class_of(name) for name in listing.names)
+    require_enough({name: found[name] for name in classes})
 
 
 # --- what it will cost --------------------------------------------------------------------

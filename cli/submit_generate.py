@@ -13,6 +13,7 @@ from cli.preflight import WEIGHTS
 from cli.session import JOB, Session, open_session
 from cli.spec_options import given_only, spec_options
 from cli.submit import accept, show_plan, take_wish, wish_options
+from jobs.class_checks import unknown_class
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError, SpecError
 from jobs.kinds import kind_named
 from jobs.specs import GenerateSpec
@@ -31,6 +32,7 @@ WORDS = {
     "reject": "Draw again what the discriminator likes least: this share of all draws, e.g. 0.5.",
     "truncation": "Keep each latent number within ± this; less is tamer, e.g. 0.7.",
     "checkpoint": "best, last, or a number of epochs.",
+    "class_name": "Of a conditional model: the class to draw. Default: its classes in turn.",
     "seed": "Picture i depends on (checkpoint, seed, i) alone.",
     "noise_mean": "Mean of the latent numbers.",
     "noise_std": "Their standard deviation; less is tamer.",
@@ -113,7 +115,14 @@ KINDS_OF_OPTIONS: dict[str, click.ParamType[Any]] = {
 @click.option(
     "--now", is_flag=True, help="Don't wait for a training that has not ended: take its latest checkpoint."
 )
-@spec_options(GenerateSpec, WORDS, own=("source", "draws"), kinds=KINDS_OF_OPTIONS, once=("format",))
+@spec_options(
+    GenerateSpec,
+    WORDS,
+    own=("source", "draws"),
+    kinds=KINDS_OF_OPTIONS,
+    once=("format",),
+    names={"class_name": ("--class",)},
+)
 @wish_options
 def generate(source: str | None, now: bool, **options: Any) -> int:
     """Make pictures from a trained GAN."""
@@ -131,6 +140,8 @@ def generate(source: str | None, now: bool, **options: Any) -> int:
     model = find_model(session, source)
     if now and "checkpoint" not in given and not model.state.terminal:
         given["checkpoint"] = "last"
+    for one in changes:
+        _check_class(model, {**given, **one}.get("class_name"))
     specs = [GenerateSpec.create(source=model.id, **given, **one) for one in changes]
     spec = specs[0]
     for checkpoint in dict.fromkeys(one.checkpoint for one in specs):
@@ -190,6 +201,22 @@ def find_model(session: Session, source: str | None) -> "Job":
             hint=f"--from {origin} is what it drew from" if origin is not None else "--from a training job",
         )
     return job
+
+
+def _check_class(model: "Job", class_name: str | None) -> None:
+    """
+    What can be said of a class before the model is loaded.
+
+    Raises:
+        SpecError: the model knows none, or not this one.
+    """
+    if class_name is None:
+        return
+    if not model.spec.get("conditional", False):
+        raise unknown_class(class_name, ())
+    known = (model.result or {}).get("classes")  # of a training that has not ended only it knows
+    if known is not None and class_name not in known:
+        raise unknown_class(class_name, known)
 
 
 def check_source(session: Session, model: "Job", checkpoint: str, *, now: bool) -> list[int]:

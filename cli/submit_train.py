@@ -55,6 +55,7 @@ WORDS = {
     "ada_target": "Let the chance follow how surely D knows training pictures, e.g. 0.6; 0: it stays.",
     "ada_kimg": "Thousands of pictures in which that chance can go from 0 to 1.",
     "mirror": "Show half of the pictures mirrored; only if left and right may be swapped.",
+    "conditional": "Learn the classes of the folder tree, so that pictures can be asked for by class.",
     "max_skip": "Share of broken files that is accepted.",
     "loader_workers": "Processes that decode the pictures, once.",
     "init_netg": "Starting weights of the generator (.pth, .safetensors).",
@@ -76,10 +77,10 @@ WORDS = {
 
 PATHS: dict[str, click.ParamType[Any]] = {name: click.Path() for name in ("data", "init_netg", "init_netd")}
 
-NETWORKS = ("size", "nz", "ngf", "ndf", "arch", "norm_d")
+NETWORKS = ("size", "nz", "ngf", "ndf", "arch", "norm_d", "conditional")
 """What makes weights of one run fit another."""
 
-FIXED = ("recipe", "size", "nz", "ngf", "ndf", "arch", "norm_d")
+FIXED = ("recipe", "size", "nz", "ngf", "ndf", "arch", "norm_d", "conditional")
 """What a run that goes on cannot change: the checkpoint holds networks of this form."""
 
 
@@ -237,7 +238,11 @@ def started(session: Session, start: "Job", given: dict[str, Any]) -> dict[str, 
             hint=f"ganq retry {start.id} trains it again",
         )
     # A spec of ganq 0.1 has no `arch`; an import's says nothing of `norm_d`, which its files decide.
-    its = {"arch": "dcgan", **{name: start.spec[name] for name in NETWORKS if name in start.spec}}
+    its = {
+        "arch": "dcgan",
+        "conditional": False,
+        **{name: start.spec[name] for name in NETWORKS if name in start.spec},
+    }
     changed = [name for name in its if name in given and given[name] != its[name]]
     if changed:
         told = ", ".join(f"--{name.replace('_', '-')} {given[name]} (it has {its[name]})" for name in changed)

@@ -11,7 +11,7 @@ Shapes in names: B pictures in a micro-batch, Z latent numbers, H, W pixels.
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -25,6 +25,7 @@ from jobs.errors import CheckpointCorruptError, StopRequested
 from jobs.failpoints import failpoint
 from jobs.gan import device as devices
 from jobs.gan import grids, models, selection
+from jobs.gan.classes import label_of
 from jobs.gan.conveyor import Conveyor
 from jobs.gan.interpolation import Path, Rows
 from jobs.gan.landing import Landing, Runway
@@ -92,6 +93,7 @@ class Generation:
         known = models.recall(ctx.model_sha256(), self.device)
         self.model = known or models.load(ctx.model(), self.device)
         failpoint("generate.loaded")
+        label_of(spec.class_name, self.model.classes)  # refused before anything is drawn
         chooses = spec.keep is not None or spec.reject is not None
         self.scorer = self.model.scorer() if chooses else None
         self.latents = selection.latents_of(spec, self.model.arch.nz)
@@ -186,6 +188,9 @@ class Generation:
     def _record(self, draw: int, score: float | None) -> dict[str, Any]:
         """A picture's line in the manifest."""
         record: dict[str, Any] = {"seed": self.spec.seed, "draw": draw, "score": score}
+        if classes := self.model.classes:
+            (number,) = self._class_numbers([draw])
+            record["class"] = self.spec.class_name or classes[number % len(classes)]
         if isinstance(self.latents, Path):
             leg, share = self.latents.place(draw)
             ends = {"from": self.spec.interpolate[leg], "to": self.spec.interpolate[leg + 1]}
@@ -193,6 +198,10 @@ class Generation:
         if self.rejection is not None:
             return {**record, **self.rejection.record(draw % self.spec.micro_batch)}
         return record
+
+    def _class_numbers(self, draws: Sequence[int]) -> Sequence[int]:
+        """Whose turn decides the class: a picture's own, but a way stays in the class that it begins in."""
+        return [self.spec.interpolate[0]] * len(draws) if self.spec.interpolate else draws
 
     def _set_threshold(self, share: float) -> None:
         """The score under which the worst of this model's pictures lie."""
@@ -224,8 +233,9 @@ class Generation:
         numbers = range(block * B, (block + 1) * B)
         mean, std = self.spec.noise_mean, self.spec.noise_std
         latents_BZ = (latents or self.latents).rows(numbers, mean=mean, std=std, retry=retry)
-        pictures_B3HW = self.model.generator(latents_BZ.to(self.device)[:, :, None, None])
-        scores_B = self.scorer(pictures_B3HW) if self.scorer else pictures_B3HW.new_zeros(0)
+        labels = self.model.labels(self._class_numbers(numbers), self.spec.class_name, self.device)
+        pictures_B3HW = self.model.generator(latents_BZ.to(self.device)[:, :, None, None], *labels)
+        scores_B = self.scorer(pictures_B3HW, *labels) if self.scorer else pictures_B3HW.new_zeros(0)
         return self.runway.send(pictures_B3HW, scores_B)
 
 

@@ -215,6 +215,8 @@ class TrainSpec(Spec):
     """Thousands of pictures in which the chance can go from 0 to 1."""
     mirror: bool = False
     """Show half of the pictures mirrored; only where left and right may be swapped."""
+    conditional: bool = False
+    """Train on the classes of the folder tree: G is asked for one, D is told which it sees."""
     max_skip: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of files that may be unreadable before the data set is refused."""
     checkpoint_seconds: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] = 300.0
@@ -269,6 +271,11 @@ class TrainSpec(Spec):
             raise SpecError(
                 f"--loss {self.loss} reads logits, and --norm-d batch ends in a sigmoid",
                 hint="use --norm-d spectral or --loss bce",
+            )
+        if self.conditional and self.noise == "stale":
+            raise SpecError(
+                "--conditional shows D a fake of each real picture's class, and --noise stale shows old ones",
+                hint="use --noise fresh",
             )
         if self.init_from is not None and (self.init_netg or self.init_netd):
             raise SpecError(
@@ -341,6 +348,8 @@ class GenerateSpec(Spec):
     """Share of all draws, those with the lowest scores: place i is drawn again until it is none of them."""
     truncation: Annotated[float, Field(ge=0.01, le=10)] | None = None
     """Each latent number lies within ± this, before noise_mean and noise_std are put on."""
+    class_name: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    """Of a class-conditional model: the class to draw. None: the classes in turn, by picture number."""
     noise_mean: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)] = 0.0
     noise_std: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
     format: Literal["png", "webp", "jpeg", "tar", "npz"] = "png"

@@ -17,6 +17,7 @@ from jobs.errors import CollapsedError, DatasetError, SpecError, StopRequested, 
 from jobs.failpoints import failpoint
 from jobs.gan import device as devices
 from jobs.gan import seeds
+from jobs.gan.classes import grid_labels, require_classes
 from jobs.gan.data import Batches
 from jobs.gan.evaluation import Evaluations
 from jobs.gan.journal import METRICS, Journal
@@ -72,10 +73,14 @@ class Training:
         self.batches = Batches(
             self.images, batch=spec.batch, seed=spec.seed, mirror=spec.mirror, device=self.device
         )
+        self.classes = require_classes(self.images) if spec.conditional else ()
+        self.arch = Architecture.of_spec(spec, len(self.classes))
         self.total_steps = spec.epochs * self.batches.per_epoch
 
         # What the steps need.
-        shape = (spec.batch, spec.nz, 1, 1)
+        grid = grid_labels(len(self.classes)).to(self.device) if self.classes else None
+        shape = (spec.batch if grid is None else len(grid), spec.nz, 1, 1)
+        self.grid_labels = grid
         self.fixed_latents_BZ11 = seeds.noise(spec.seed, "fixed", shape=shape).to(self.device)
         self.journal = Journal(spec, ctx, self.batches.per_epoch, late=int(self.device.type == "cuda"))
         self.rollbacks = Rollbacks()
@@ -98,14 +103,14 @@ class Training:
         Returns:
             The checkpoint's step, None for a fresh start.
         """
-        self.state = TrainState.fresh(self.spec, self.device)
-        self.samples = Samples(self.spec, self.state, self.fixed_latents_BZ11)
+        self.state = TrainState.fresh(self.spec, self.device, len(self.classes))
+        self.samples = Samples(self.spec, self.state, self.fixed_latents_BZ11, self.grid_labels)
         self.evaluations = Evaluations(self.spec, self.ctx, self.images, self.state, self.device)
         snapshot = self.ctx.resume(self._take_up, whole_epoch=whole_epoch, step=best)
         if snapshot is None and self.spec.init_from is not None:
             start = self.ctx.model()
             self.ctx.log(f"starting from job {start.job_id}, epoch {start.epoch}")
-            if not self.state.start_from_model(start, Architecture.of_spec(self.spec)):
+            if not self.state.start_from_model(start, self.arch):
                 self.ctx.log("it has no discriminator: a fresh one learns with it")
         elif snapshot is None:
             self.state.start_from(
@@ -196,6 +201,7 @@ class Training:
             "g_steps": self.steps.g_steps,
             "images": step * spec.batch,
             "pictures": len(self.images),
+            "classes": list(self.classes),
             **{name: self.journal.last.get(name) for name in METRICS},
             "images_per_s": round((step - first_step) * spec.batch / max(seconds, 1e-9), 2),
             "seconds": round(seconds, 3),
@@ -317,7 +323,8 @@ class Training:
             generator=generator,
             sample=self.samples.sample(epoch, shown, generator) if kind != "resume" else None,
             meta={
-                "arch": Architecture.of_spec(self.spec).to_json(),
+                "arch": self.arch.to_json(),
+                "classes": list(self.classes),
                 "recipe": self.spec.recipe,
                 "spec": self.spec.to_json(),
                 "seed": self.spec.seed,

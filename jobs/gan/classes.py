@@ -4,11 +4,15 @@ What makes a pair class-conditional: G is told which class to draw, D which clas
 Shapes in names: B pictures, C channels, H and W pixels, Z latent numbers.
 """
 
+from collections.abc import Iterable
 from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+
+from jobs.class_checks import no_classes, require_enough, unknown_class
+from jobs.context import Images
 
 CLASS_COLUMNS = 8
 MOST_ROWS = 32
@@ -61,9 +65,42 @@ class ClassScores(nn.Module):
         return (features_BCHW.mean(dim=(2, 3)) * vectors_BC).sum(dim=1)
 
 
-def in_turn(numbers: "range | list[int]", classes: int) -> Tensor:
-    """The class of each picture when none is asked for: its number, modulo how many there are."""
-    return torch.tensor([number % classes for number in numbers])
+def require_classes(images: Images) -> tuple[str, ...]:
+    """
+    The classes of a data set that a conditional run learns.
+
+    Raises:
+        DatasetError: there are none, or one has too few pictures.
+    """
+    if images.labels_N is None or len(images.classes) < 2:
+        raise no_classes()
+    counts = [int((images.labels_N == place).sum()) for place in range(len(images.classes))]
+    require_enough(dict(zip(images.classes, counts, strict=True)))
+    return images.classes
+
+
+def label_of(class_name: str | None, classes: tuple[str, ...]) -> int | None:
+    """
+    The number of a class by its name; None if no class is asked for.
+
+    Raises:
+        SpecError: the model knows no such class.
+    """
+    if class_name is None:
+        return None
+    if class_name in classes:
+        return classes.index(class_name)
+    raise unknown_class(class_name, classes)
+
+
+def labels_of(numbers: Iterable[int], classes: int, label: int | None) -> Tensor:
+    """
+    The class of each picture: the one that is asked for, else its number modulo how many there are.
+
+    Returns:
+        int64 (len(numbers),).
+    """
+    return torch.tensor([number % classes if label is None else label for number in numbers])
 
 
 def grid_labels(classes: int) -> Tensor:

@@ -83,6 +83,13 @@ class Batches:
         bytes_B3HW = bytes_B3HW.contiguous(memory_format=torch.channels_last)
         return bytes_B3HW.float().div_(255).sub_(0.5).div_(0.5)
 
+    def labels(self, epoch: int, place: int) -> Tensor:
+        """The classes of get()'s pictures: int64 (batch,), on the device."""
+        assert self.images.labels_N is not None
+        order_N = seeds.permutation(self.seed, epoch, len(self.images))
+        chosen_B = order_N[place * self.batch : (place + 1) * self.batch]
+        return devices.send(torch.from_numpy(self.images.labels_N[chosen_B.numpy()]), self.device)
+
     def _gather(self, chosen_B: Tensor) -> Tensor:
         if self._on_device_N3HW is not None:
             return self._on_device_N3HW[chosen_B]

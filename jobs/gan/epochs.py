@@ -72,7 +72,8 @@ def pictures(spec: "GenerateSpec", draws: Sequence[int], snapshot: "Snapshot") -
     made: dict[int, NDArray[np.uint8]] = {}
     for block in sorted({draw // B for draw in draws}):
         latents_BZ = latents.rows(range(block * B, (block + 1) * B), mean=spec.noise_mean, std=spec.noise_std)
-        pixels_BHW3 = grids.to_uint8(model.generator(latents_BZ.to(device)[:, :, None, None]))
+        labels = model.labels(range(block * B, (block + 1) * B), spec.class_name, device)
+        pixels_BHW3 = grids.to_uint8(model.generator(latents_BZ.to(device)[:, :, None, None], *labels))
         made |= {draw: pixels_BHW3[draw % B] for draw in draws if draw // B == block}
     return np.stack([made[draw] for draw in draws])
 

@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from jobs.gan.classes import ClassLatents
 from jobs.gan.networks import AnyGenerator
 from jobs.gan.residual import ResidualGenerator
 
@@ -40,8 +41,23 @@ def for_inference(net: AnyGenerator, device: torch.device) -> nn.Module:
             layers.append(_for_cpu(folded) if device.type == "cpu" else folded)
         elif not isinstance(layer, nn.BatchNorm2d):
             layers.append(layer)
-    quick = nn.Sequential(*layers).eval().requires_grad_(False)
+    quick: nn.Module = nn.Sequential(*layers)
+    if net.GeneClasses is not None:
+        quick = Conditioned(copy.deepcopy(net.GeneClasses), quick)
+    quick = quick.eval().requires_grad_(False)
     return cast(nn.Module, quick.to(device=device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+
+
+class Conditioned(nn.Module):
+    """A folded generator that takes classes: they only change its latents."""
+
+    def __init__(self, classes: ClassLatents, net: nn.Module) -> None:
+        super().__init__()
+        self.classes = classes
+        self.net = net
+
+    def forward(self, latents_BZ11: Tensor, labels_B: Tensor | None = None) -> Tensor:
+        return cast(Tensor, self.net(self.classes(latents_BZ11, labels_B)))
 
 
 def _folded(layer: nn.ConvTranspose2d, norm: nn.BatchNorm2d | None) -> nn.ConvTranspose2d:

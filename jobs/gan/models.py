@@ -1,7 +1,7 @@
 """Generators loaded from checkpoints, the last few kept, so that a warm process need not build them again."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from jobs.context import Snapshot
 from jobs.errors import CheckpointCorruptError, SpecError
+from jobs.gan.classes import label_of, labels_of
 from jobs.gan.inference import for_inference
 from jobs.gan.networks import AnyDiscriminator, Architecture
 
@@ -22,6 +23,20 @@ class Model:
     arch: Architecture
     generator: nn.Module
     discriminator: AnyDiscriminator | None
+    classes: tuple[str, ...] = ()
+    """Names of the classes that the generator can be asked for."""
+
+    def labels(self, numbers: Iterable[int], class_name: str | None, device: torch.device) -> list[Tensor]:
+        """
+        What both networks take beside latents or pictures: the classes of these pictures, or nothing.
+
+        Raises:
+            SpecError: the model knows no such class.
+        """
+        label = label_of(class_name, self.classes)
+        if not self.classes:
+            return []
+        return [labels_of(numbers, len(self.classes), label).to(device)]
 
     def scorer(self) -> AnyDiscriminator:
         """
@@ -73,7 +88,9 @@ def _build(snapshot: Snapshot, device: torch.device) -> Model:
         discriminator = arch.build_discriminator()
         _fill(discriminator, snapshot.tensors, "D.")
         discriminator.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Model(arch, for_inference(generator, device), discriminator)
+    return Model(
+        arch, for_inference(generator, device), discriminator, tuple(snapshot.meta.get("classes", ()))
+    )
 
 
 def _fill(net: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:

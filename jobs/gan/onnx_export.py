@@ -1,9 +1,9 @@
 """
 The generator as an ONNX graph, for programs that have no PyTorch.
 
-Input `z`: float32 (N, nz, 1, 1), any N. Output `images`: float32 (N, 3, size, size)
-in [-1, 1], RGB; (images + 1) · 127.5 gives grey levels. BatchNorm uses its running
-statistics, as ganq's own generation does.
+Input `z`: float32 (N, nz, 1, 1), any N; of a conditional generator also `labels`: int64 (N,).
+Output `images`: float32 (N, 3, size, size) in [-1, 1], RGB; (images + 1) · 127.5 gives grey
+levels. BatchNorm uses its running statistics, as ganq's own generation does.
 """
 
 import io
@@ -69,15 +69,17 @@ def generator_onnx(arch: Architecture, tensors: Mapping[str, Tensor]) -> tuple[b
 
 
 def _graph(network: AnyGenerator, arch: Architecture) -> bytes:
-    example_BZ11 = torch.zeros(2, arch.nz, 1, 1)  # a batch of 1 would be taken for a constant
+    # A batch of 1 would be taken for a constant.
+    example: tuple[Tensor, ...] = (torch.zeros(2, arch.nz, 1, 1), *_labels(arch, 2))
+    N = torch.export.Dim("N")
     with _quiet():
         program: Any = torch.onnx.export(
             network,
-            (example_BZ11,),
-            input_names=["z"],
+            example,
+            input_names=["z", "labels"][: len(example)],
             output_names=["images"],
             opset_version=OPSET,
-            dynamic_shapes=({0: torch.export.Dim("N")},),
+            dynamic_shapes=({0: N},) * len(example),
             dynamo=True,
             verbose=False,
         )
@@ -94,9 +96,16 @@ def _difference(session: Any, network: AnyGenerator, arch: Architecture, count: 
     draw = torch.Generator().manual_seed(count)
     latents_BZ11 = torch.randn(count, arch.nz, 1, 1, generator=draw)
     with torch.inference_mode():
-        expected_B3HW = network(latents_BZ11)
-    (got_B3HW,) = session.run(["images"], {"z": latents_BZ11.numpy()})
+        expected_B3HW = network(latents_BZ11, *_labels(arch, count))
+    inputs = [latents_BZ11, *_labels(arch, count)]
+    given = {name: one.numpy() for name, one in zip(("z", "labels"), inputs, strict=False)}
+    (got_B3HW,) = session.run(["images"], given)
     return float((torch.from_numpy(got_B3HW) - expected_B3HW).abs().max())
+
+
+def _labels(arch: Architecture, count: int) -> list[Tensor]:
+    """Of a conditional generator its second input, classes in turn; nothing of another."""
+    return [torch.arange(count) % arch.classes] if arch.classes else []
 
 
 @contextmanager

@@ -35,15 +35,23 @@ class Samples:
 
     Args:
         fixed_latents_BZ11: drawn once before training, on the device.
+        labels_B: of a conditional run, the class of each of them, a class a row; then all are shown.
     """
 
-    def __init__(self, spec: TrainSpec, state: TrainState, fixed_latents_BZ11: Tensor) -> None:
+    def __init__(
+        self,
+        spec: TrainSpec,
+        state: TrainState,
+        fixed_latents_BZ11: Tensor,
+        labels_B: Tensor | None = None,
+    ) -> None:
         self.spec = spec
         self.state = state
         self.fixed_latents_BZ11 = fixed_latents_BZ11
         self.step = -1
         """Where the tutorial's own pass was last made; -1: not since the run began or went on."""
-        self.as_tutorial = spec.recipe == "origin" and state.ema is None
+        self.labels_B = labels_B
+        self.as_tutorial = spec.recipe == "origin" and state.ema is None and labels_B is None
         # Of this copy only the form is used: each grid brings its own weights.
         self._net = copy.deepcopy(state.sampler).train(self.as_tutorial)
 
@@ -78,6 +86,8 @@ class Samples:
         weights = {key[2:]: value for key, value in generator.items() if key.startswith("G.")}
         self._net.load_state_dict(weights)
         # BatchNorm in train mode sees the whole batch, so all of it is needed.
+        if self.labels_B is not None:
+            return self._tiled(self._net(self.fixed_latents_BZ11, self.labels_B))
         shown = self.spec.batch if self.as_tutorial else SHOWN
         return self._tiled(self._net(self.fixed_latents_BZ11[:shown])[:SHOWN])
 

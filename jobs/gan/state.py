@@ -48,6 +48,10 @@ FREE_TO_CHANGE = frozenset(
 """Options that may differ between a run and the one it goes on from."""
 
 
+OPTION = {name: f"--{name.replace('_', '-')}" for name in ("size", "nz", "ngf", "ndf", "norm_d", "arch")}
+"""Of an architecture's measures, those that are options; the number of classes is the data set's."""
+
+
 @dataclass
 class TrainState:
     """Networks, their averages, their optimisers, and how far they are."""
@@ -64,9 +68,9 @@ class TrainState:
     """Batches of real pictures that are done."""
 
     @classmethod
-    def fresh(cls, spec: TrainSpec, device: torch.device) -> "TrainState":
+    def fresh(cls, spec: TrainSpec, device: torch.device, classes: int = 0) -> "TrainState":
         """Networks with initial weights of the spec's seed, in train mode, channels last."""
-        arch = Architecture.of_spec(spec)
+        arch = Architecture.of_spec(spec, classes)
         # Channels last is the layout of oneDNN's and cuDNN's fast kernels: a quarter off a
         # step on a CPU. Fused Adam is a third of the loop over parameters.
         generator = arch.build_generator(seeds.derive(spec.seed, "init-g"))
@@ -114,7 +118,7 @@ class TrainState:
         """
         its, mine = Architecture.from_json(snapshot.meta["arch"]).to_json(), arch.to_json()
         differ = [
-            f"--{name.replace('_', '-')} {mine.get(name)} (it has {its.get(name)})"
+            f"{OPTION.get(name) or name} {mine.get(name)} (it has {its.get(name)})"
             for name in {**its, **mine}
             if its.get(name) != mine.get(name)
         ]

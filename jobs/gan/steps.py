@@ -45,6 +45,9 @@ class Steps:
         self.policies, self.augment_p = ada.plan(spec.augment, spec.augment_p, len(batches.images))
         always = self.augment_p == 1
         self.fixed_p = None if always else torch.tensor(self.augment_p, device=batches.device)
+        self.conditional = spec.conditional
+        self.labels: tuple[Tensor, ...] = ()
+        """The classes of this batch, for networks that take them: (int64 (B,),) or nothing."""
         self.passes = Passes(spec, state, batches.device)
         self.stale_fakes = StaleFakes(state.generator, self.passes.g) if spec.noise == "stale" else None
 
@@ -58,11 +61,14 @@ class Steps:
         done = self.state.step / self.total_steps
         now = schedules.moment(self.spec, done, lr_scale=self.rollbacks.lr_scale)
         self.state.set_rates(now)
+        if self.conditional and (d_turn or g_turn):
+            # Each fake is of the class of the real picture beside it.
+            self.labels = (self.batches.labels(epoch, place),)
 
         if self.stale_fakes is None and (d_turn or g_turn):
             # Fresh: one noise for this batch; when both step, G's pass serves both.
             with torch.set_grad_enabled(g_turn):
-                fakes_B3HW = net(self._latents(self.state.step))
+                fakes_B3HW = net(self._latents(self.state.step), *self.labels)
             reals_B3HW = self.batches.get(epoch, place)
             if d_turn:
                 self._d_step(reals_B3HW, fakes_B3HW.detach(), now)
@@ -109,10 +115,10 @@ class Steps:
             torch.autograd.backward(loss_d)
         else:
             assert isinstance(loss, Loss)
-            real_B = net(self._seen_by_d(reals_B3HW, "augment-real"))
+            real_B = net(self._seen_by_d(reals_B3HW, "augment-real"), *self.labels)
             loss_real = loss.d_real(real_B)
             torch.autograd.backward(loss_real)
-            fake_B = net(self._seen_by_d(fakes_B3HW, "augment-fake"))
+            fake_B = net(self._seen_by_d(fakes_B3HW, "augment-fake"), *self.labels)
             loss_fake = loss.d_fake(fake_B)
             torch.autograd.backward(loss_fake)
             loss_d = loss_real.detach() + loss_fake.detach()
@@ -135,7 +141,8 @@ class Steps:
         every = self.spec.penalty_every
         due = (now.r1_gamma > 0 or now.r2_gamma > 0) and self.d_steps % every == 0
         both.requires_grad_(due)
-        scores = self.state.discriminator(both) if due else self.passes.d(both)
+        labels = [torch.cat([labels_B, labels_B]) for labels_B in self.labels]
+        scores = (self.state.discriminator if due else self.passes.d)(both, *labels)
         real_B, fake_B = scores.chunk(2)
         if isinstance(self.loss, Pairing):
             loss_d = self.loss.d(real_B, fake_B)
@@ -155,9 +162,9 @@ class Steps:
         state.opt_g.zero_grad()
         # D's own gradients would be a third of its backward pass, for nothing.
         state.let_d_learn(False)
-        fake_B = net(self._seen_by_d(fakes_B3HW, "augment-g"))
+        fake_B = net(self._seen_by_d(fakes_B3HW, "augment-g"), *self.labels)
         if isinstance(self.loss, Pairing):
-            real_B = net(self._seen_by_d(reals_B3HW, "augment-g-real"))
+            real_B = net(self._seen_by_d(reals_B3HW, "augment-g-real"), *self.labels)
             loss_g = self.loss.g(real_B, fake_B)
         else:
             loss_g = self.loss.g(fake_B)
@@ -175,7 +182,7 @@ class Steps:
             return
         # 'Real' is more than a half of a probability, more than 0 of a logit; of pairs only the
         # difference means anything.
-        border = fake_B if isinstance(self.loss, Pairing) else 0.0 if self.one_pass else 0.5
+        border = fake_B.detach() if isinstance(self.loss, Pairing) else 0.0 if self.one_pass else 0.5
         verdicts_B = real_B.detach() - border
         self.journal.meter.add({"augment_p": self.state.ada.p, "d_sign": verdicts_B.sign().mean()})
         self.state.ada.see(verdicts_B, d_steps=self.d_steps, most=self.augment_p)

@@ -274,6 +274,7 @@ BAD_TRAIN = {
     "a chance of 2": ({"augment_p": 2.0}, "--augment-p"),
     "freezing what was never trained": ({"freeze_d": 2}, "--freeze-d"),
     "two starts": ({"init_from": 3, "init_netg": "/g.pth"}, "--init-from"),
+    "classes of old fakes": ({"conditional": True}, "--conditional"),
     "a norm too many": ({"recipe": "r3", "norm_d": "spectral"}, "--arch residual"),
     "slopes through neighbours": ({"r1_gamma": 1.0}, "--r1-gamma"),
     "a penalty of nan": ({"r2_gamma": float("nan")}, "--r2-gamma"),

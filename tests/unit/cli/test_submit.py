@@ -84,7 +84,6 @@ TYPED = {
     "max_skip": ("--max-skip", "0.2", 0.2),
     "checkpoint_seconds": ("--checkpoint-seconds", "30", 30.0),
     "precision": ("--precision", "bf16", "bf16"),
-    "compile": ("--compile", None, True),
     "keep_last": ("--keep-last", "4", 4),
     "keep_every": ("--keep-every", "50", 50),
     "keep_best": ("--keep-best", "3", 3),
@@ -95,7 +94,16 @@ TYPED = {
     "patience": ("--patience", "3", 3),
     "deterministic": ("--no-deterministic", None, False),
 }
-ELSEWHERE = {"data", "init_netg", "init_netd", "init_from", "freeze_d", "freeze_g", "continue_from"}
+ELSEWHERE = {
+    "conditional",
+    "data",
+    "init_netg",
+    "init_netd",
+    "init_from",
+    "freeze_d",
+    "freeze_g",
+    "continue_from",
+}
 
 
 def test_the_table_of_typed_options_holds_every_field():
@@ -345,6 +353,34 @@ def test_continue_refuses_what_a_checkpoint_cannot_do(ganq, queries, trained, pi
     assert sum(queries.counts().values()) == 1
 
 
+def test_conditional_needs_folders_of_classes_with_two_pictures_each(ganq, queries, pictures):
+    asked = ("submit", "train", "--data", pictures, "--batch", 8, "--conditional")
+    said = ganq(*asked)
+    assert said.code == 1
+    assert "these pictures have none" in said.err
+    for name, count in (("a", 9), ("b", 1)):
+        (pictures / name).mkdir()
+        for number in range(count):
+            (pictures / name / f"{number}.png").write_bytes(b"x")
+    for one in pictures.glob("*.*"):
+        one.unlink()
+    said = ganq(*asked)
+    assert said.code == 1
+    assert "the class 'b' has 1 picture" in said.err
+    (pictures / "b" / "2.png").write_bytes(b"x")
+    assert ganq(*asked).code == 0
+    assert queries.get(1).spec["conditional"] is True
+    drawn = ganq("submit", "generate", "--from", 1, "--count", 4, "--class", "b", "--dry-run", "--json")
+    assert drawn.json()["spec"]["class_name"] == "b", "whether it knows b, only the training can tell"
+
+
+def test_a_class_is_refused_before_the_job_when_the_model_knows_none(ganq, trained):
+    trained(epochs=4, name="faces")
+    said = ganq("submit", "generate", "--from", "faces", "--count", 4, "--class", "happy")
+    assert said.code == 2
+    assert "trained without" in said.err
+
+
 def test_init_from_takes_over_the_networks_and_begins_a_new_run(ganq, queries, trained, pictures):
     parent = trained(epochs=4, name="faces")
     asked = ("submit", "train", "--init-from", "faces", "--data", pictures, "--batch", 8, "--freeze-d", 1)
@@ -414,7 +450,7 @@ GENERATE_TYPED = {
 }
 
 
-OF_THEIR_OWN = {"source", "seeds", "keep", "of", "draws", "quality", "interpolate", "frames"}
+OF_THEIR_OWN = {"class_name", "source", "seeds", "keep", "of", "draws", "quality", "interpolate", "frames"}
 
 
 def test_the_table_of_generate_options_holds_every_field():

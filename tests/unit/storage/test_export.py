@@ -86,6 +86,25 @@ def test_a_checkpoint_without_discriminator_exports_the_generator_alone(tmp_path
     assert load_file(done.paths[0]).keys() == {key[2:] for key in alone}
 
 
+CONDITIONAL = Architecture(size=24, nz=10, ngf=4, ndf=4, norm_d="spectral", classes=3)
+
+
+def test_onnx_of_a_conditional_generator_takes_the_class_of_each_picture(tmp_path: Path) -> None:
+    tensors = checkpoint(CONDITIONAL)
+    (path,) = export("onnx", CONDITIONAL.to_json(), tensors, tmp_path, 400).paths
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    latents = torch.randn(1, 10, 1, 1).expand(3, -1, -1, -1)
+    given = {"z": latents.numpy(), "labels": torch.tensor([2, 0, 2]).numpy()}
+    (images,) = session.run(["images"], given)
+    assert (images[0] == images[2]).all()
+    assert abs(images[0] - images[1]).max() > 0.01
+    netg = CONDITIONAL.build_generator().eval()
+    netg.load_state_dict({key[2:]: tensor for key, tensor in tensors.items() if key.startswith("G.")})
+    with torch.inference_mode():
+        expected = netg(latents, torch.tensor([2, 0, 2]))
+    torch.testing.assert_close(torch.from_numpy(images), expected, rtol=0, atol=onnx_export.TOLERANCE)
+
+
 RESIDUAL = Architecture(size=48, nz=10, ngf=4, ndf=4, arch="residual", norm_d="none")
 
 

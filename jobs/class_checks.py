@@ -1,0 +1,48 @@
+"""What is wrong with the classes of a data set or a model; no torch, so that the command line can say it."""
+
+from collections.abc import Mapping, Sequence
+
+from jobs.errors import DatasetError, SpecError
+
+LEAST_PICTURES = 2
+"""In a class: a single one can only be copied."""
+SHOWN = 20
+
+
+def no_classes() -> DatasetError:
+    return DatasetError(
+        "--conditional needs classes, and these pictures have none",
+        hint="give each class a folder of its own (faces/happy/…, faces/sad/…), or leave --conditional away",
+    )
+
+
+def require_enough(pictures: Mapping[str, int]) -> None:
+    """
+    Args:
+        pictures: in each class.
+
+    Raises:
+        DatasetError: one has too few to learn from.
+    """
+    few = {name: count for name, count in pictures.items() if count < LEAST_PICTURES}
+    if few:
+        name, count = next(iter(few.items()))
+        more = f" ({len(few) - 1} more like it)" if len(few) > 1 else ""
+        raise DatasetError(
+            f"the class {name[:80]!r} has {count or 'no'} picture{'s' if count != 1 else ''}{more}",
+            hint="add pictures, or move its folder out of the data set: a single one can only be copied",
+        )
+
+
+def unknown_class(name: str, classes: Sequence[str]) -> SpecError:
+    """The error of a class that a model does not know."""
+    if not classes:
+        return SpecError(
+            "--class asks for a class, and this model was trained without",
+            hint="leave it away, or train with --conditional on folders of classes",
+        )
+    more = f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else ""
+    return SpecError(
+        f"--class {name[:80]!r} is none of this model's classes",
+        hint=f"it knows: {', '.join(classes[:SHOWN])}{more}",
+    )
