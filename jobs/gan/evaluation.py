@@ -88,7 +88,7 @@ def plan(spec: TrainSpec, pictures: int, train_flops: float, make_flops: float) 
 
 def flops(state: TrainState, spec: TrainSpec) -> tuple[float, float]:
     """(of training on one picture, of G alone): counted on copies of the networks."""
-    G, D = (_flops(net, shape) for net, shape in _shapes(state, spec))
+    G, D = (_flops(net, shape, spec.conditional) for net, shape in _shapes(state, spec))
     # A backward pass costs two forward ones; D sees reals and fakes.
     return (G + 6 * D) / spec.d_every + (3 * G + 3 * D) / spec.g_every, G
 
@@ -101,10 +101,11 @@ def _shapes(state: TrainState, spec: TrainSpec) -> list[tuple[nn.Module, tuple[i
 
 
 @torch.no_grad()
-def _flops(net: nn.Module, shape: tuple[int, ...]) -> float:
+def _flops(net: nn.Module, shape: tuple[int, ...], conditional: bool) -> float:
     mine = copy.deepcopy(net).float().cpu().eval()
+    labels = (torch.zeros(1, dtype=torch.int64),) if conditional else ()
     with FlopCounterMode(display=False) as counter:
-        mine(torch.zeros(shape))
+        mine(torch.zeros(shape), *labels)
     return float(counter.get_total_flops())
 
 
@@ -255,6 +256,12 @@ class Evaluations:
         order_N = torch.randperm(len(self.images), generator=seeds.generator(0, "evaluate-real"))
         return order_N[: self.plan.pictures].sort().values.numpy()
 
+    def _labels(self, start: int) -> Tensor:
+        """The classes of the real pictures that are measured, so that both sets have as many of each."""
+        assert self.images.labels_N is not None
+        labels_N = torch.from_numpy(self.images.labels_N[self._chosen()])
+        return labels_N[torch.arange(start, start + BATCH) % len(labels_N)].to(self.device)
+
     @torch.no_grad()
     def _made(self, sampler: nn.Module) -> Tensor:
         """uint8 (M, 3, H, W), from the same latents each time."""
@@ -263,6 +270,7 @@ class Evaluations:
         for start in range(0, self.plan.pictures, BATCH):
             count = min(BATCH, self.plan.pictures - start)
             latents_BZ11 = seeds.noise(0, "evaluate-made", start, shape=(BATCH, self.spec.nz, 1, 1))
-            pictures_B3HW = net(latents_BZ11.to(self.device))[:count]
+            labels = (self._labels(start),) if self.spec.conditional else ()
+            pictures_B3HW = net(latents_BZ11.to(self.device), *labels)[:count]
             made.append(torch.from_numpy(grids.to_uint8(pictures_B3HW)).permute(0, 3, 1, 2))
         return torch.cat(made).contiguous()

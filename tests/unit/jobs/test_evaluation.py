@@ -3,12 +3,14 @@
 import hashlib
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.jobs.local_context import LocalContext, noise_images, sha256_of
 
 import jobs.train
+from jobs.context import Images
 from jobs.errors import SpecError, StopRequested
 from jobs.gan import evaluation
 from jobs.gan.evaluation import FEWEST, SHARE, SLOWER, Plan, plan
@@ -93,6 +95,15 @@ def test_a_value_stands_in_the_checkpoint_the_journal_and_the_result(tmp_path):
     assert result["metric"]["floor"] == lines[0]["floor"] is not None
     assert result["stopped"] is None
     json.dumps(result, allow_nan=False)
+
+
+@pytest.mark.parametrize("recipe", ["plus", "r3"])
+def test_a_run_with_classes_is_measured_on_as_many_of_each(tmp_path, recipe):
+    labels = np.arange(21, dtype=np.int64) % 3
+    data = Images(IMAGES.pictures_N3HW, IMAGES.fingerprint, classes=("a", "b", "c"), labels_N=labels)
+    result, ctx = train(tmp_path, spec_of(recipe, conditional=True, epochs=1, patience=0), data=data)
+    assert list(values(ctx)) == [1]
+    assert result["metric"]["evaluations"] == 1
 
 
 @settings(max_examples=60, deadline=None)
