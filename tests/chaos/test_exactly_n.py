@@ -54,7 +54,7 @@ FEW = [
     "pictures.written@9",
     "pictures.synced",
     "pictures.renamed",
-    "file.renamed.manifest.jsonl",
+    "pictures.manifest_renamed",
     "supervisor.before_finish",
     "supervisor.finished",
 ]
