@@ -105,9 +105,7 @@ class Ganq:
         from storage.settings import Settings
 
         if self._table is None:
-            paths = {name: Path(self.env[f"GANQ_{name.upper()}"]) for name in ("home", "volume")}
-            urls = {name: self.env[f"GANQ_{name.upper()}"] for name in ("database_url", "redis_url")}
-            self._table = Database(Settings(**paths, **urls, user="tester"))  # type: ignore[arg-type]
+            self._table = Database(Settings.load(self.env))
         return self._table
 
     def stop(self) -> None:
