@@ -258,6 +258,15 @@ def test_the_table_of_events_has_each_event() -> None:
     recorded = strings("storage/garbage_facts.py", "record_event")
     for chapter in (ROOT / "storage" / "job_store").glob("*.py"):
         recorded |= strings(str(chapter.relative_to(ROOT)), "record_event")
+    for source in (*(ROOT / "jobs").rglob("*.py"), ROOT / "worker" / "context.py"):
+        recorded |= {
+            call.args[0].value
+            for call in ast.walk(ast.parse(source.read_text()))
+            if isinstance(call, ast.Call)
+            and getattr(call.func, "attr", None) == "event"
+            and call.args
+            and isinstance(call.args[0], ast.Constant)
+        }
     ends = {str(state) for state in JobState if state.terminal}
     steps = {str(one) for one in Outcome} - ends
     assert told == recorded | ends | steps

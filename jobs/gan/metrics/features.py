@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 BUILT_IN = ("effnet-lite0", "random")
 EFFNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE_SIDE = 128
-"""Smallest side that EfficientNet-Lite0 sees: at 224, its own, a picture costs four times as much and
-good, noisy and collapsed sets are ranked the same (tests/unit/jobs/test_metrics.py)."""
+"""Smallest side that EfficientNet-Lite0 sees: at 224, its own, a picture costs four times as much.
+At both, good pictures come first; sets that are bad in different ways may change places."""
 INCEPTION_SIDE = 299
 RANDOM_CHANNELS = (32, 64, 128, 256)
 BATCH = {"cpu": 16, "cuda": 128}
