@@ -19,8 +19,11 @@ install: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/ganq demo --home demo
 
+# Half of the time the tests wait for processes: two files at a time take half as long.
+TEST_PROCESSES ?= 2
+
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -m "not tier2 and not tier3"
+	$(BIN)/python -m pytest -m "not tier2 and not tier3" -n $(TEST_PROCESSES) --dist loadfile
 
 SEED ?= 1
 SECONDS ?= 90
