@@ -79,8 +79,9 @@ def _with_missing_parts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             counter = key.removesuffix("running_mean") + "num_batches_tracked"
             tensors.setdefault(counter, torch.zeros((), dtype=torch.int64))
     layers = _layers(tensors, "D")
-    if layers and layers[-1][1].shape[0] == 1:
+    if layers and layers[-1][1].shape[0] == 1 and layers[-1][1].shape[2] > 1:
         # PyTorch's own DCGAN example has no bias here; a bias of zero is the same network.
+        # A residual discriminator ends in a 1×1 layer, which never has one.
         tensors.setdefault(f"Discrim.{layers[-1][0]}.bias", torch.zeros(1))
     return tensors
 
