@@ -1,0 +1,81 @@
+"""
+Run the study: `python -m benchmarks.quality`. The same command again goes on where it stopped.
+
+Every training gets the same wall time on the same machine, one after the other, through
+ganq's own queue; nothing else should run meanwhile. The defaults are the whole study,
+most of a week on two cores; `--must` is what the README's table rests on, an hour.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality.cells import Cell, ablation, cells
+from benchmarks.quality.report import write
+from benchmarks.quality.study import Study, shown
+from benchmarks.stack import Queue
+
+STYLES = ("adventurer", "big-smile")
+SIZES = (2000, 500, 8000)
+RECIPES = ("origin", "plus", "r3")
+SEEDS = (0, 1, 2)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder of the study; kept")
+    parser.add_argument("--minutes", type=float, default=10, help="wall time of each training (default 10)")
+    parser.add_argument("--styles", default=",".join(STYLES), help="(default %(default)s)")
+    parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="pictures (default %(default)s)")
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="(default %(default)s)")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="(default %(default)s)")
+    parser.add_argument("--samples", type=int, default=2000, help="generated pictures that are evaluated")
+    parser.add_argument("--ablate", action="store_true", help="also `plus` without each of its parts")
+    parser.add_argument("--must", action="store_true", help="2,000 pictures, one seed, origin and plus")
+    parser.add_argument("--no-write", action="store_true", help="print only; no file in benchmarks/results")
+    options = parser.parse_args()
+    plan = _plan(options)
+    print(
+        f"{len(plan)} trainings of {options.minutes:g} min: about {_hours(plan, options.minutes)}", flush=True
+    )
+    work = options.work.absolute()
+    with Queue(work / "home") as queue:
+        study = Study(work, queue, minutes=options.minutes, samples=options.samples)
+        done: list[dict[str, Any]] = []
+        for cell in plan:
+            print(f"{time.strftime('%H:%M')} {cell.key} …", flush=True)
+            facts = study.measure(cell)
+            done.append(facts)
+            print(shown(cell, facts), flush=True)
+            (work / "facts.json").write_text(json.dumps(done, indent=1))
+        if not options.no_write:
+            print(f"written: {write(done, minutes=options.minutes).name}")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> list[Cell]:
+    styles, seeds = options.styles.split(","), [int(one) for one in options.seeds.split(",")]
+    sizes, recipes = [int(one) for one in options.sizes.split(",")], options.recipes.split(",")
+    if options.must:
+        sizes, recipes, seeds = [2000], ["origin", "plus"], [0]
+    plan = list(cells(styles, sizes, recipes, seeds))
+    if options.ablate:
+        plan += [one for one in ablation(styles[0], sizes[0], seeds) if one.without or "plus" not in recipes]
+    return plan
+
+
+def _hours(plan: Sequence[Cell], minutes: float) -> str:
+    whole = len(plan) * (minutes + 1)
+    return f"{whole / 60:.1f} h" if whole >= 90 else f"{whole:.0f} min"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""What the study compares: one cell is a style, a number of pictures, a recipe and a seed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+BASE: dict[str, Any] = {"size": 96, "batch": 64, "ngf": 32, "ndf": 32}
+"""The same for all: networks and batches that two cores can train in minutes."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the study."""
+
+    style: str
+    pictures: int
+    recipe: str
+    seed: int
+    without: str = ""
+    """Of an ablation: the part that is put back to what the origin has."""
+    options: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def variant(self) -> str:
+        return f"{self.recipe} without {self.without}" if self.without else self.recipe
+
+    @property
+    def key(self) -> str:
+        """Stands for this cell in names and files."""
+        return "-".join(
+            filter(None, (self.style, str(self.pictures), self.recipe, self.without, str(self.seed)))
+        )
+
+    def spec(self, data: str, epochs: int, save_every: int) -> dict[str, Any]:
+        """Options of TrainSpec."""
+        chosen = {**BASE, "recipe": self.recipe, "seed": self.seed, **self.options}
+        return {**chosen, "data": data, "epochs": epochs, "save_every": save_every}
+
+
+PARTS: dict[str, dict[str, Any]] = {
+    "average": {"ema_half_life_kimg": 0.0},
+    "augmentation": {"augment": ()},
+    "hinge": {"loss": "nonsaturating"},
+    "spectral": {"norm_d": "batch", "loss": "bce"},
+    "turns": {"g_every": 5},
+    "fresh": {"noise": "stale"},
+    "beta": {"beta1": 0.5},
+}
+"""Each part of `plus`, as it is in the origin: what the recipe loses when one is taken out."""
+
+
+def cells(
+    styles: Sequence[str], sizes: Sequence[int], recipes: Sequence[str], seeds: Sequence[int]
+) -> Iterator[Cell]:
+    """The whole comparison, ordered so that it can be read at any time: all of one seed first."""
+    for seed, pictures, style, recipe in product(seeds, sizes, styles, recipes):
+        yield Cell(style, pictures, recipe, seed)
+
+
+def ablation(style: str, pictures: int, seeds: Sequence[int]) -> Iterator[Cell]:
+    """`plus`, and `plus` without each of its parts."""
+    for seed in seeds:
+        yield Cell(style, pictures, "plus", seed)
+        for part, options in PARTS.items():
+            yield Cell(style, pictures, "plus", seed, part, options)

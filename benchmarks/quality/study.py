@@ -1,0 +1,161 @@
+"""
+The study's work: draw, time, train, evaluate, each step once, through a queue that stays.
+
+Everything is submitted under a key that says what it is, so the same command again goes
+on where the last one stopped: what was accepted before is found, not done anew.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality.cells import Cell
+from benchmarks.stack import Queue
+from jobs.kinds import kind_named
+from jobs.specs import SPEC_VERSION, EvaluateSpec, GenerateSpec, Spec, TrainSpec
+from jobs.states import JobState
+from storage.jobs import Job
+from worker.bell import ring
+
+CALIBRATION_PICTURES = 4096
+"""Pictures that D sees in the run that tells how fast a recipe is here."""
+EVALUATIONS = 10
+"""Checkpoints with a metric in each run."""
+
+
+class Study:
+    """
+    One study in a folder: its data sets, its queue, its rates.
+
+    Args:
+        work: kept between runs.
+        minutes: wall time of each training.
+        samples: generated pictures that are evaluated.
+    """
+
+    def __init__(self, work: Path, queue: Queue, *, minutes: float, samples: int) -> None:
+        self.work = work
+        self.queue = queue
+        self.minutes = minutes
+        self.samples = samples
+
+    def measure(self, cell: Cell) -> dict[str, Any]:
+        """Train and evaluate one cell; returns its facts."""
+        trained = self.train(cell)
+        assert trained.result is not None
+        best = self.evaluate(trained, "best")
+        last = self.evaluate(trained, "last")
+        return {
+            "style": cell.style,
+            "pictures": cell.pictures,
+            "recipe": cell.variant,
+            "seed": cell.seed,
+            "job": trained.id,
+            "seconds": trained.result["seconds"],
+            "images": trained.result["images"],
+            "epochs": trained.spec["epochs"],
+            "best": best,
+            "last": last,
+            "grid": str(self.grid(cell, trained)),
+        }
+
+    # --- data ------------------------------------------------------------------------------
+
+    def faces(self, style: str, count: int, seed: int = 0) -> Path:
+        """Drawn faces, the same each time; those of another seed are other faces."""
+        from storage.faces import make_faces
+
+        folder = self.work / "faces" / f"{style}-{count}-{seed}"
+        if not folder.is_dir():
+            part = folder.with_name(f"{folder.name}.part")
+            make_faces(part, style=style, count=count, size=96, seed=seed)
+            part.rename(folder)
+        return folder
+
+    # --- jobs ------------------------------------------------------------------------------
+
+    def train(self, cell: Cell) -> Job:
+        """A training that takes `minutes` here."""
+        data = str(self.faces(cell.style, cell.pictures))
+        per_epoch = cell.pictures // int(cell.spec(data, 1, 1)["batch"])
+        batches = self.rate(cell) * 60 * self.minutes / int(cell.spec(data, 1, 1)["batch"])
+        epochs = max(1, round(batches / per_epoch))
+        spec = TrainSpec.create(**cell.spec(data, epochs, max(1, epochs // EVALUATIONS)))
+        return self._done(f"{cell.key}-{self.minutes:g}min", spec)
+
+    def rate(self, cell: Cell) -> float:
+        """Pictures per second of this recipe here, measured once in a short run of its own."""
+        path = self.work / "rates.json"
+        rates: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        if cell.variant not in rates:
+            data = str(self.faces(cell.style, cell.pictures))
+            epochs = max(2, CALIBRATION_PICTURES // cell.pictures)
+            spec = TrainSpec.create(**cell.spec(data, epochs, epochs))
+            result = self._done(f"rate-{cell.key}-{time.time():.0f}", spec).result
+            assert result is not None
+            rates[cell.variant] = result["images_per_s"]
+            path.write_text(json.dumps(rates, indent=1))
+        return rates[cell.variant]
+
+    def evaluate(self, trained: Job, which: str) -> dict[str, Any]:
+        """Metrics of a checkpoint beside the pictures that it was trained on."""
+        spec = EvaluateSpec.create(
+            source=trained.id,
+            checkpoint=which,
+            data=trained.spec["data"],
+            size=trained.spec["size"],
+            count=self.samples,
+            search=self.samples,
+        )
+        done = self._done(f"evaluate-{which}-{trained.id}", spec)
+        assert done.result is not None
+        found = {key.split("/")[0]: one for key, one in done.result["metrics"].items()}
+        return {
+            "epoch": (done.inputs or {})["checkpoint"]["epoch"],
+            **{name: one["value"] for name, one in found.items()},
+            **{f"{name}_floor": one["floor"] for name, one in found.items()},
+            "precision": done.result["precision"]["value"],
+            "recall": done.result["recall"]["value"],
+            "variety": done.result.get("variety"),
+            "copying": done.result["copying"]["verdict"],
+            "copied_share": done.result["copying"]["share"],
+        }
+
+    def grid(self, cell: Cell, trained: Job) -> Path:
+        """64 samples of the best checkpoint, the same latents for every recipe."""
+        spec = GenerateSpec.create(source=trained.id, count=64, seed=1)
+        done = self._done(f"grid-{trained.id}", spec)
+        return self.queue.attempt(done) / "grids" / "grid-0000.png"
+
+    def _done(self, name: str, spec: Spec) -> Job:
+        """Submit under a key made of the name and what is asked, or find it; wait for its end."""
+        text = json.dumps([name, spec.to_json()], sort_keys=True)
+        job = self.queue.store.submit(
+            kind=spec.kind,
+            spec=spec.to_json(),
+            spec_version=SPEC_VERSION,
+            submit_key=hashlib.sha256(text.encode()).hexdigest(),
+            user="study",
+            name=f"q-{name}"[:64],
+            priority=kind_named(spec.kind).priority,
+            ringing=True,
+        )
+        if not job.state.terminal:
+            ring(self.queue.settings, job.id, job.queue)
+        while not (job := self.queue.queries.get(job.id)).state.terminal:
+            time.sleep(0.5)
+        if job.state is not JobState.SUCCEEDED:
+            raise RuntimeError(f"job {job.id} ({name}) {job.state}: {job.error_message}")
+        return job
+
+
+def shown(cell: Cell, facts: Mapping[str, Any]) -> str:
+    """One line about a cell that is done."""
+    best, last = facts["best"], facts["last"]
+    return (
+        f"{cell.key}: {facts['seconds'] / 60:.1f} min, {facts['images']:,} pictures; "
+        f"KID best {best['kid']:.4f}, last {last['kid']:.4f}"
+    )
