@@ -23,7 +23,7 @@ demo: $(STAMP)
 TEST_PROCESSES ?= 2
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -m "not tier2 and not tier3" -n $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest -m "not tier2 and not tier3" -n $(TEST_PROCESSES) --dist loadfile --durations 25
 
 SEED ?= 1
 SECONDS ?= 90
