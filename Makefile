@@ -19,11 +19,13 @@ install: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/ganq demo --home demo
 
-# Half of the time the tests wait for processes: two files at a time take half as long.
+# Half of the time the tests wait for processes: two files at a time take half as long. A short
+# name for their folder, because sockets lie in it.
 TEST_PROCESSES ?= 2
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -m "not tier2 and not tier3" -n $(TEST_PROCESSES) --dist loadfile --durations 25
+	folder=$$(mktemp -d) && $(BIN)/python -m pytest -m "not tier2 and not tier3" -n $(TEST_PROCESSES) \
+	  --dist loadfile --durations 25 --basetemp "$$folder/t"; code=$$?; rm -rf "$$folder"; exit $$code
 
 SEED ?= 1
 SECONDS ?= 90

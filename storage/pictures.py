@@ -216,7 +216,7 @@ class PictureFiles:
             fsync_folder(self.folder)
         except OSError as exc:
             self._take_back()
-            raise_storage_error(exc, self.folder)
+            raise_storage_error(exc, self.folder, needed=sum(map(len, self._lines)) or None)
         except StorageError:
             self._take_back()
             raise
