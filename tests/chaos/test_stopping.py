@@ -103,8 +103,9 @@ def cancelled_at(
     ganq: Ganq, database: Database, store, folder: Path, points: list[str], long: Spec, short: Spec
 ) -> None:
     """One job for each point, cancelled while its worker stands there; the worker lives on."""
-    # A supervisor that is stopped may hold SQLite's write lock in another thread: it sleeps instead.
-    how = {point: "sleep:3@1+" if point.startswith("supervisor.") else "stop@1+" for point in points}
+    # A supervisor that is stopped may hold SQLite's write lock in another thread: it sleeps instead,
+    # and for less than a lease, or the job would be taken from it before it wakes.
+    how = {point: "sleep:1@1+" if point.startswith("supervisor.") else "stop@1+" for point in points}
     worker = ganq.start_worker(**armed(folder, how))
     marks = folder / "fired"
     for point in points:
