@@ -17,8 +17,8 @@ the weights saved at the end. `loop` is pictures/s over the batches alone, which
 a run of hours tends to; `whole` counts set-up and saving too, and for the queue all from
 submit to success as the client sees it. The plain script decodes in its loop with 4
 loader processes; ganq reads pictures that were decoded once, before the first round.
-`own loop` is ganq's training called directly, with threads that look for work as long as the
-runner's do (GOMP_SPINCOUNT=10000), so that what is left between it and the queue is the
+`own loop` is ganq's training called directly, with threads that sleep while they
+wait, as the runner's do (OMP_WAIT_POLICY=PASSIVE), so that what is left between it and the queue is the
 queue; `own loop, libgomp's spin` looks 300,000 times, which helps on a quiet machine and
 starves its neighbours on a busy one. A stall is how long training stood still for
 a checkpoint: the longest of a run, median over the runs; the final one is waited for by design.
