@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +112,7 @@ class Ganq:
         if self._table is not None:
             self._table.dispose()
             self._table = None
+        left: list[psutil.Process] = []
         for worker in self.workers:
             family = _family(worker.pid)
             if worker.poll() is None:
@@ -124,7 +125,8 @@ class Ganq:
             _, alive = psutil.wait_procs(family, timeout=10)
             for process in alive:
                 process.kill()
-            assert not alive, f"a worker left {alive} behind"
+            left += alive
+        assert not left, f"workers left {left} behind"
 
 
 def attempt_folder(ganq: Ganq, job_id: int) -> Path:
@@ -160,6 +162,41 @@ def part(worker: "subprocess.Popen[bytes]", module: str) -> psutil.Process | Non
         except psutil.NoSuchProcess:
             continue
     return None
+
+
+def put_to_sleep(processes: Iterable[psutil.Process], database: "Database") -> None:
+    """
+    Stop processes (SIGSTOP) outside of their transactions.
+
+    One that is stopped within keeps what it has locked, on SQLite the right to write, and a test
+    would wait for that instead of for what it is about (docs/guarantees.md, what is not promised).
+    """
+    awake = [one for one in processes if one.status() != psutil.STATUS_STOPPED]
+    while True:
+        for one in awake:
+            one.suspend()
+        until(lambda: all(one.status() == psutil.STATUS_STOPPED for one in awake), what="all asleep")
+        if _others_can_write(database):
+            return
+        for one in awake:
+            one.resume()
+        time.sleep(0.05)
+
+
+def _others_can_write(database: "Database") -> bool:
+    if database.engine.dialect.name != "sqlite":
+        return True
+    import sqlite3
+
+    other = sqlite3.connect(str(database.engine.url.database), timeout=1.0, isolation_level=None)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("ROLLBACK")
+    except sqlite3.OperationalError:
+        return False
+    finally:
+        other.close()
+    return True
 
 
 def until(true: Callable[[], Any], *, within_s: float = START_S, what: str = "") -> Any:

@@ -2,7 +2,7 @@
 
 import psutil
 import pytest
-from machine import Ganq, part, until
+from machine import Ganq, part, put_to_sleep, until
 from tables import job_row
 
 from storage.engine import Database
@@ -19,7 +19,7 @@ def test_no_second_worker_begins_while_the_supervisor_of_a_killed_one_still_drai
     until(lambda: (job_row(database, job)["progress"] or {}).get("done"), what="the job's first step")
     supervisor = part(worker, "worker.supervisor")
     assert supervisor is not None
-    supervisor.suspend()  # so that it cannot have drained before the second one asks
+    put_to_sleep([supervisor], database)  # so that it cannot have drained before the second one asks
     worker.kill()
     worker.wait()
     try:

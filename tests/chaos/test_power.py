@@ -20,7 +20,7 @@ import psutil
 import pytest
 from chaos.invariants import look, table_violations, violations
 from chaos.test_volume_faults import traced
-from machine import Ganq, part, until
+from machine import Ganq, part, put_to_sleep, until
 from results import add_model
 from sqlalchemy import text
 from tables import job_row
@@ -110,7 +110,7 @@ def share_a_folder(play: Play, settings, small: list[str]) -> list[str]:
     job, runner = play.zombie("train.stepped=stop@3;folder.begun=stop@1", "runner", *submit)
     supervisor = part(play.worker, "worker.supervisor")
     assert supervisor is not None
-    supervisor.suspend()
+    put_to_sleep([supervisor], play.database)
     play.heir(job)
     runner.resume()
     time.sleep(0.2)

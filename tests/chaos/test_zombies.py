@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from machine import Ganq, part, until
+from machine import Ganq, part, put_to_sleep, until
 from results import add_model, attempt_folder, lines
 from tables import everything_of, job_row
 
@@ -60,9 +60,7 @@ class Zombie:
             return any(map(stopped, self.parts))
 
         until(at_the_point, what="the point")
-        for one in self.parts:
-            one.suspend()
-        until(lambda: all(map(stopped, self.parts)), what="all asleep")
+        put_to_sleep(self.parts, self.ganq.table)
 
     def wake(self) -> None:
         for one in reversed(self.parts):

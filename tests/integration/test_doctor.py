@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from machine import Ganq, part, until
+from machine import Ganq, part, put_to_sleep, until
 
 pytestmark = pytest.mark.slow
 
@@ -174,7 +174,7 @@ def test_a_worker_that_died_and_one_that_is_stopped_are_named(ganq: Ganq, look: 
     for process in (part(first, "worker.supervisor"), psutil.Process(first.pid)):
         assert process is not None
         process.kill()
-    supervisor.suspend()
+    put_to_sleep([supervisor], ganq.table)
     try:
         until(lambda: "dead or cut off: w1 on" in str(look()), within_s=20, what="silence")
         code, found = look()
