@@ -85,13 +85,14 @@ _USERS = _sql(
         SELECT (SELECT "user" FROM job WHERE {CLAIMABLE} AND queue = :queue
                 AND priority = (SELECT level FROM top) AND "user" > waiting.name ORDER BY "user" LIMIT 1)
         FROM waiting WHERE waiting.name IS NOT NULL
-    )
-    SELECT (SELECT level FROM top) AS level, name,
+    ),
+    busy(name, jobs) AS (SELECT "user", count(*) FROM job WHERE {RUNNING} GROUP BY "user")
+    SELECT (SELECT level FROM top) AS level, waiting.name,
            (SELECT id FROM job WHERE {CLAIMABLE} AND queue = :queue
             AND priority = (SELECT level FROM top) AND "user" = waiting.name ORDER BY id LIMIT 1) AS oldest,
-           (SELECT count(*) FROM job WHERE {RUNNING} AND "user" = waiting.name) AS running,
+           coalesce(busy.jobs, 0) AS running,
            coalesce((SELECT served_at FROM share WHERE "user" = waiting.name), 0) AS served_at
-    FROM waiting WHERE name IS NOT NULL
+    FROM waiting LEFT JOIN busy ON busy.name = waiting.name WHERE waiting.name IS NOT NULL
     """
 )
 # One look tells whether anything of what is rare is there at all.
