@@ -13,6 +13,7 @@ Nothing here imports torch, and the database libraries load only where they are 
 import os
 import secrets
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ALL_KINDS = ("train", "generate", "evaluate")
+
+
+def pytest_configure() -> None:
+    """Commands that tests interrupt inherit that Ctrl-C is ignored, as in a shell's background jobs."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

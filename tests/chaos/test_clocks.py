@@ -107,6 +107,7 @@ def test_a_workers_clock_may_jump_both_ways_while_another_reaps(ganq: Ganq, smal
     assert_history_never_runs_backwards(ganq, job)
 
 
+@pytest.mark.tier2
 @postgres_later
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["ahead", pytest.param("back", marks=LATER)])
@@ -202,6 +203,7 @@ def family(worker: "subprocess.Popen[bytes]") -> list[psutil.Process]:
     return [here, *here.children(recursive=True)]
 
 
+@pytest.mark.tier2
 @postgres_later
 @pytest.mark.slow
 @pytest.mark.parametrize("first_awake", ["owner", pytest.param("reaper", marks=LATER)])

@@ -506,6 +506,7 @@ def split(own_postgres: Postgres, tmp_path: Path) -> Iterator[tuple[Ganq, Proxy,
         ganq.stop()
 
 
+@pytest.mark.tier2
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["cut", pytest.param("hole", marks=LATER)])
 def test_a_database_that_is_away_longer_than_a_lease_kills_no_run(split, small, how) -> None:
@@ -530,6 +531,7 @@ def test_a_database_that_is_away_longer_than_a_lease_kills_no_run(split, small, 
     until(lambda: ganq.peek(job)["state"] == "cancelled", what="the cancel")
 
 
+@pytest.mark.tier2
 @pytest.mark.slow
 def test_a_worker_that_was_overtaken_while_away_publishes_nothing(split, small) -> None:
     ganq, proxy, url = split
@@ -557,6 +559,7 @@ def test_a_worker_that_was_overtaken_while_away_publishes_nothing(split, small) 
 # --- F21: SQLite is locked ------------------------------------------------------------------------
 
 
+@pytest.mark.tier2
 @pytest.mark.slow
 @only_sqlite
 def test_a_lock_that_outlasts_a_lease_costs_no_job(ganq: Ganq, small, settings) -> None:
@@ -721,6 +724,7 @@ def test_a_backup_in_the_place_of_the_file_is_what_is_read_from_then_on(
     assert job_factory().id == lost.id
 
 
+@pytest.mark.tier2
 @pytest.mark.slow
 @only_sqlite
 def test_a_worker_whose_database_is_moved_away_waits_for_it(ganq: Ganq, small, settings) -> None:

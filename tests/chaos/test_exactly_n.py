@@ -132,6 +132,7 @@ def killed_at(ganq: Ganq, database: Database, folder: Path, way: str, points: li
     return finished(ganq, job)
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_a_generation_killed_at_its_phases_ends_with_exactly_its_pictures(
     ganq: Ganq, database: Database, settings, tmp_path
@@ -216,6 +217,7 @@ def test_other_ways_to_ask_are_the_same_after_a_kill_while_they_are_written(
     sweep(ganq, database, tmp_path, {"best": few, "seeds": few, "tar": few, "npz": few})
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_drained_and_rung_for_fifty_times_it_still_makes_each_picture_once(
     ganq: Ganq, redis_url, database: Database, settings

@@ -206,6 +206,7 @@ def test_f39_a_cancel_that_meets_an_end_leaves_one_of_the_two(
 # --- F8: SIGTERM, and more of it ----------------------------------------------------------------
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_f08_a_second_sigterm_does_not_wait_for_a_job_that_cannot_stop(
     ganq: Ganq, database, small, tmp_path
@@ -328,6 +329,7 @@ def test_f36_a_job_that_kills_its_worker_each_time_fails_and_hurts_nobody_else(
 # --- time limits --------------------------------------------------------------------------------
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_a_time_limit_holds_over_all_attempts_and_leaves_a_checkpoint_to_go_on_from(
     ganq: Ganq, database, small

@@ -168,6 +168,7 @@ def killed_at(ganq: Ganq, database: Database, folder: Path, small: list[str], po
     assert_invariants(database, Volume(Path(ganq.env["GANQ_VOLUME"])))
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_a_training_killed_at_its_phases_ends_with_the_bits_of_an_undisturbed_one(
     ganq: Ganq, redis_url, database: Database, small, tmp_path
@@ -543,6 +544,7 @@ def small_volume(settings_env: dict[str, str], backend: str) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_a_disk_that_fills_up_under_a_training_is_told_borne_and_waited_for(
     small_volume: Path, ganq: Ganq, redis_url, database: Database, small
@@ -582,6 +584,7 @@ def test_a_disk_that_fills_up_under_a_training_is_told_borne_and_waited_for(
 # --- what a person sees -----------------------------------------------------------------------
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_status_tells_of_bad_checkpoints_of_another_build_and_of_going_back(
     ganq: Ganq, redis_url, small

@@ -161,6 +161,7 @@ def test_each_build_runs_its_own_code(wheels) -> None:
         assert said == [str(wheels[name] / "storage" / "engine.py"), revision, str(spec)]
 
 
+@pytest.mark.tier2
 @postgres_later
 def test_a_migration_during_a_run_disturbs_nobody_and_newer_specs_wait_for_newer_workers(
     machine: Machine, small
@@ -198,6 +199,7 @@ def test_new_code_never_runs_on_an_old_schema_and_never_migrates_by_itself(machi
     assert machine.revision() == SCHEMA_REVISION
 
 
+@pytest.mark.tier2
 @postgres_later
 def test_a_breaking_migration_drains_old_workers_and_the_job_goes_on_with_new_ones(
     machine: Machine, small
