@@ -8,10 +8,11 @@ import os
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from jobs.class_checks import no_classes, require_enough
 from jobs.errors import DatasetError, NotFoundError, SpecError
-from jobs.specs import TrainSpec, size_plan
+from jobs.specs import FEATURE_NETWORKS, TrainSpec, size_plan
 from storage.settings import Settings
 
 WEIGHTS = (".pth", ".pt", ".safetensors")
@@ -83,6 +84,26 @@ def count_pictures(path: str) -> int:
     from storage.dataset_scan import scan
 
     return len(scan(Path(path)).names)
+
+
+def find_feature_network(given: dict[str, Any]) -> None:
+    """
+    Make absolute the path of a feature network, and its sha-256 as a spec has it, in place.
+
+    Raises:
+        NotFoundError: neither a network that ganq brings along nor a file.
+    """
+    network = given.get("feature_network")
+    if network is not None and network not in FEATURE_NETWORKS:
+        path = Path(network).expanduser().absolute()
+        if not path.is_file():
+            raise NotFoundError(
+                f"--feature-network {network[:200]}: there is no such network, and no such file",
+                hint=f"{' or '.join(FEATURE_NETWORKS)}, or the path of a weight file",
+            )
+        given["feature_network"] = str(path)
+    if "feature_sha256" in given:
+        given["feature_sha256"] = given["feature_sha256"].strip().lower()
 
 
 def first_side(path: Path) -> int:

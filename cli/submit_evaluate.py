@@ -61,10 +61,7 @@ def evaluate(what: str, **options: Any) -> int:
     """
     wish = take_wish(options)
     given = given_only(options)
-    if given.get("feature_network", FEATURE_NETWORKS[0]) not in FEATURE_NETWORKS:
-        given["feature_network"] = _weight_file(given["feature_network"])
-    if "feature_sha256" in given:
-        given["feature_sha256"] = given["feature_sha256"].strip().lower()
+    preflight.find_feature_network(given)
     settings = Settings.load()
     about: dict[str, Any]
     after: list[int] = []
@@ -152,16 +149,6 @@ def _of_job(session: Session, job: "Job", given: dict[str, Any]) -> tuple[dict[s
     if model.spec.get("data"):
         about["data"] = model.spec["data"]
     return about, after
-
-
-def _weight_file(given: str) -> str:
-    path = Path(given).expanduser().absolute()
-    if not path.is_file():
-        raise NotFoundError(
-            f"--feature-network {given[:200]}: there is no such network, and no such file",
-            hint=f"{' or '.join(FEATURE_NETWORKS)}, or the path of a weight file",
-        )
-    return str(path)
 
 
 def _enough(path: str) -> None:

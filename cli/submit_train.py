@@ -13,7 +13,7 @@ from cli.submit import accept, show_plan, take_wish, wish_options
 from jobs.errors import CheckpointNotFoundError, SpecError
 from jobs.kinds import kind_named
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
-from jobs.specs import TrainSpec
+from jobs.specs import FEATURE_NETWORKS, TrainSpec
 from storage.settings import Settings
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ WORDS = {
     "keep_every": "Each checkpoint whose epoch is divisible by this stays, too; 0: none for that reason.",
     "keep_best": "So many of the measured ones stay, too: those with the lowest metric.",
     "metric": "What checkpoints are measured by, lower is better.",
-    "feature_network": "What 'kid' and 'fid' look at pictures with.",
+    "feature_network": f"What 'kid' and 'fid' look with: {' or '.join(FEATURE_NETWORKS)}, "
+    "or the path of a weight file.",
+    "feature_sha256": "The sha-256 of that file.",
     "eval_every": "Epochs between evaluations; 0: as many as take a twentieth of the run.",
     "eval_samples": "Pictures of an evaluation, real and made; 0: 64 to 500, by the length of the run.",
     "patience": "Stop after so many evaluations without a new best; 0: never.",
@@ -75,7 +77,9 @@ WORDS = {
     "precision": "Numbers that the networks compute in; 'auto': bf16 on a GPU that has it, but for origin.",
 }
 
-PATHS: dict[str, click.ParamType[Any]] = {name: click.Path() for name in ("data", "init_netg", "init_netd")}
+PATHS: dict[str, click.ParamType[Any]] = {
+    name: click.Path() for name in ("data", "init_netg", "init_netd", "feature_network")
+}
 
 NETWORKS = ("size", "nz", "ngf", "ndf", "arch", "norm_d", "conditional")
 """What makes weights of one run fit another."""
@@ -84,8 +88,8 @@ FIXED = ("recipe", "size", "nz", "ngf", "ndf", "arch", "norm_d", "conditional")
 """What a run that goes on cannot change: the checkpoint holds networks of this form."""
 
 
-NEVER_SWEPT = ("continue_from", "init_from", "data", "init_netg", "init_netd", "augment")
-"""Paths, and what is itself a list."""
+NEVER_SWEPT = (*PATHS, "continue_from", "init_from", "augment", "feature_sha256")
+"""Paths, what belongs to one, and what is itself a list."""
 
 
 class Policies(click.ParamType[tuple[str, ...]]):
@@ -134,6 +138,7 @@ def train(source: str | None, start: str | None, **options: Any) -> int:
     wish = take_wish(options)
     settings = Settings.load()
     given = _absolute(given_only(options))
+    preflight.find_feature_network(given)
     changes = sweep.combinations(TrainSpec, wish.sweep, given, never=NEVER_SWEPT) if wish.sweep else [{}]
     after: list[int] = []
     if start is not None:
@@ -216,6 +221,8 @@ def continued(session: Session, parent: "Job", given: dict[str, Any]) -> TrainSp
         )
     # The checkpoint holds the weights; where the first ones came from plays no part any more.
     fresh = {"init_netg": None, "init_netd": None, "init_from": None, "continue_from": parent.id}
+    if "feature_network" in given:
+        fresh["feature_sha256"] = None  # the parent's was of another
     return TrainSpec.from_json({**parent.spec, **fresh, **given})
 
 

@@ -7,6 +7,7 @@ another job, or waiting to try again. Used by status, wait and submit --wait ali
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import Any
 
 from cli import evaluations
@@ -207,4 +208,7 @@ def _number(value: Any) -> float | None:
 def metric_key(spec: dict[str, Any]) -> str:
     """What a training's checkpoints are measured by, e.g. 'kid/effnet-lite0'; lower is better."""
     metric = spec.get("metric", "metric")
-    return f"{metric}/{spec.get('feature_network')}" if metric in ("kid", "fid") else metric
+    if metric not in ("kid", "fid"):
+        return str(metric)
+    network, sha256 = str(spec.get("feature_network")), spec.get("feature_sha256")
+    return f"{metric}/{PurePath(network).name}@{sha256[:8]}" if sha256 else f"{metric}/{network}"

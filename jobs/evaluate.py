@@ -108,10 +108,7 @@ class _Evaluation:
     def _network(self) -> networks.FeatureNetwork:
         spec = self.spec
         self.ctx.report(0, spec.count, "pictures", phase="loading the feature network")
-        if spec.feature_sha256 is None:
-            return networks.load(spec.feature_network, self.device)
-        weights = self.ctx.weights(spec.feature_network, sha256=spec.feature_sha256)
-        return networks.from_weights(weights, spec.feature_sha256, self.device)
+        return networks.chosen(spec.feature_network, spec.feature_sha256, self.ctx.weights, self.device)
 
     def _made(self) -> Tensor:
         """uint8 (M, 3, H, W): drawn from the model, or published before, or a person's own."""

@@ -124,7 +124,7 @@ class Evaluations:
         self.plan = plan(spec, len(images), *flops(state, spec)) if spec.metric != "none" else Plan(0, 0)
         self.record: list[Evaluation] = []
         self.floor: Measure | None = None
-        self._network: features.FeatureNetwork | None = None
+        self._features: features.FeatureNetwork | None = None
         self._real: PictureSet | None = None
         if self.plan.every == 0 and spec.metric != "none":
             ctx.log(
@@ -156,9 +156,10 @@ class Evaluations:
             return known[-1]
         try:
             real = self._reals()
-            made = PictureSet.of(self._made(sampler), self._network)
+            network = self._network()
+            made = PictureSet.of(self._made(sampler), network)
             found = compare(self._metric, real, made)
-            varied = variety(real.features_ND, made.features_ND) if self._network else None
+            varied = variety(real.features_ND, made.features_ND) if network else None
         except NotMeasurableError as exc:
             self.ctx.log(f"no metric: {exc.message}")
             return None
@@ -231,19 +232,31 @@ class Evaluations:
         """
         mine = meta.get("spec", {}).get("continue_from") == self.spec.continue_from
         self.record = [Evaluation(**one) for one in meta.get("evaluations", ())] if mine else []
-        wanted = self.spec.metric_key
-        self.record = [one for one in self.record if one.key == wanted]
+        if self.record:
+            wanted = self._key()
+            self.record = [one for one in self.record if one.key == wanted]
 
     # --- pictures ---------------------------------------------------------------------------
+
+    def _network(self) -> features.FeatureNetwork | None:
+        """What the metric looks with; loaded once; None: it looks at pixels."""
+        if self._features is None and self.spec.metric in ("kid", "fid"):
+            name, sha256 = self.spec.feature_network, self.spec.feature_sha256
+            self._features = features.chosen(name, sha256, self.ctx.weights, self.device)
+        return self._features
+
+    def _key(self) -> str:
+        """The name under which values can be compared, e.g. 'kid/effnet-lite0'."""
+        network = self._network()
+        return f"{self.spec.metric}/{network.name}" if network else self.spec.metric
 
     def _reals(self) -> PictureSet:
         if self._real is None:
             self.ctx.report(0, 1, "pictures", phase="measuring the real pictures")
-            if self.spec.metric != "swd":
-                self._network = features.load(self.spec.feature_network, self.device)
+            network = self._network()
             chosen_N = self._chosen()
             pictures_N3HW = torch.from_numpy(np.ascontiguousarray(self.images.pictures_N3HW[chosen_N]))
-            real = PictureSet.of(pictures_N3HW, self._network)
+            real = PictureSet.of(pictures_N3HW, network)
             try:
                 self.floor = floor(self._metric, real)
             except GanqError as exc:

@@ -36,8 +36,9 @@ FREE_TO_CHANGE = frozenset(
         "checkpoint_seconds",
         "keep_last",
         "keep_best",
-        "metric",  # these five change no step
+        "metric",  # these six change no step
         "feature_network",
+        "feature_sha256",
         "eval_every",
         "eval_samples",
         "patience",

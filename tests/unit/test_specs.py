@@ -12,16 +12,9 @@ from hypothesis import strategies as st
 import jobs.recipes
 from jobs.errors import SpecError
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
-from jobs.specs import (
-    MAX_COUNT,
-    MAX_PARTS,
-    MAX_SEED,
-    GenerateSpec,
-    ImportSpec,
-    TrainSpec,
-    check_name,
-    size_plan,
-)
+from jobs.specs import GenerateSpec, ImportSpec, TrainSpec, check_name, size_plan
+from jobs.specs.base import MAX_COUNT, MAX_SEED
+from jobs.specs.generate import MAX_PARTS
 
 SIZES = sorted({side * 2**k for side in (8, 12) for k in range(1, 8)})
 

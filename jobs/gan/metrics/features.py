@@ -85,6 +85,28 @@ def load(name: str, device: torch.device | str = "cpu") -> FeatureNetwork:
     return _effnet(name, _wheel_weights(), device)
 
 
+def chosen(
+    name: str,
+    sha256: str | None,
+    read: "Callable[..., Mapping[str, Tensor]]",
+    device: torch.device | str = "cpu",
+) -> FeatureNetwork:
+    """
+    The network that a spec names.
+
+    Args:
+        name: of one that ganq brings along, or the path of a weight file.
+        sha256: of that file; None: it is a name.
+        read: JobContext.weights, which refuses a file with another sum.
+
+    Raises:
+        SpecError, ConfigError, ForeignFileError: as load(), from_weights() and `read` do.
+    """
+    if sha256 is None:
+        return load(name, device)
+    return from_weights(read(name, sha256=sha256), sha256, device)
+
+
 def from_weights(
     weights: Mapping[str, Tensor], sha256: str, device: torch.device | str = "cpu"
 ) -> FeatureNetwork:

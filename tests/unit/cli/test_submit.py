@@ -97,6 +97,7 @@ TYPED = {
 ELSEWHERE = {
     "conditional",
     "data",
+    "feature_sha256",
     "init_netg",
     "init_netd",
     "init_from",
@@ -120,6 +121,30 @@ def test_each_option_reaches_its_field_and_no_other(ganq, pictures, field):
     base = {"batch": 8, "recipe": "origin" if field == "recipe" else DEFAULT_RECIPE}
     plain = TrainSpec.create(data=str(pictures), **base).to_json()
     assert said.json()["spec"] == {**plain, field: expected}
+
+
+def test_a_feature_network_may_be_a_file_that_is_stated_by_its_checksum(ganq, pictures, tmp_path):
+    file = tmp_path / "net.pth"
+    file.write_bytes(b"weights")
+    typed = (
+        "submit",
+        "train",
+        "--data",
+        pictures,
+        "--batch",
+        8,
+        "--feature-network",
+        file,
+        "--dry-run",
+        "--json",
+    )
+    said = ganq(*typed)
+    assert (said.code, "needs its --feature-sha256 beside it" in said.err) == (2, True)
+    spec = ganq(*typed, "--feature-sha256", "A" * 64).json()["spec"]
+    assert (spec["feature_network"], spec["feature_sha256"]) == (str(file), "a" * 64)
+    file.unlink()
+    said = ganq(*typed, "--feature-sha256", "A" * 64)
+    assert (said.code, "no such file" in said.err) == (3, True)
 
 
 def test_augment_none_turns_the_recipes_policies_off(ganq, pictures):

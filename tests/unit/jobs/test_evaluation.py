@@ -14,6 +14,7 @@ from jobs.context import Images
 from jobs.errors import SpecError, StopRequested
 from jobs.gan import evaluation
 from jobs.gan.evaluation import FEWEST, SHARE, SLOWER, Plan, plan
+from jobs.gan.metrics import features
 from jobs.gan.metrics.measures import Measure
 from jobs.specs import TrainSpec
 
@@ -90,11 +91,25 @@ def test_a_value_stands_in_the_checkpoint_the_journal_and_the_result(tmp_path):
     assert [epoch for epoch, value in found.items() if value is not None] == [2, 4, 6]
     lines = [one for one in ctx.records if "metric" in one]
     assert [(one["epoch"], one["metric"]) for one in lines] == [(e, found[e]) for e in (2, 4, 6)]
-    assert {one["key"] for one in lines} == {"kid/random"} == {spec_of().metric_key}
+    assert {one["key"] for one in lines} == {"kid/random"}
     assert result["metric"]["best"] == min(found[e] for e in (2, 4, 6))
     assert result["metric"]["floor"] == lines[0]["floor"] is not None
     assert result["stopped"] is None
     json.dumps(result, allow_nan=False)
+
+
+def test_a_users_network_measures_under_its_sum_and_the_record_outlives_a_kill(tmp_path):
+    file = {"feature_network": "/net.pth", "feature_sha256": "ab12cd34" * 8}
+    spec = spec_of(**file, eval_every=3, eval_samples=4, patience=0)
+    weights = {"/net.pth": features._wheel_weights()}
+    first = train(tmp_path, spec, start_weights=weights)[1]
+    at_three = next(one for one in first.saved if one.epoch == 3)
+    record = train(tmp_path, spec, start_weights=weights, resume_from=at_three.for_resume())[1].saved[-1].meta
+    assert record["evaluations"] == first.saved[-1].meta["evaluations"]
+    assert [one["key"] for one in record["evaluations"]] == ["kid/effnet-lite0@ab12cd34"] * 2
+    other = spec_of(**{**file, "feature_sha256": "00" * 32}, eval_every=3, eval_samples=4, patience=0)
+    anew = train(tmp_path, other, start_weights=weights, resume_from=at_three.for_resume())[1].saved[-1].meta
+    assert [one["key"] for one in anew["evaluations"]] == ["kid/effnet-lite0@00000000"]
 
 
 @pytest.mark.parametrize("recipe", ["plus", "r3"])

@@ -1,0 +1,26 @@
+"""
+What a person asks for, resolved and frozen: one file for each kind of job.
+
+A spec is validated once, when it is submitted; it then travels as JSON in the
+job table and in spec.json. Everything that changes the result stands in it.
+"""
+
+from jobs.kinds import SPEC_VERSION
+from jobs.specs.base import FEATURE_NETWORKS, Spec, check_name, size_plan
+from jobs.specs.evaluate import FEWEST_PICTURES, EvaluateSpec
+from jobs.specs.generate import GenerateSpec
+from jobs.specs.imports import ImportSpec
+from jobs.specs.train import TrainSpec
+
+__all__ = [
+    "FEATURE_NETWORKS",
+    "FEWEST_PICTURES",
+    "SPEC_VERSION",
+    "EvaluateSpec",
+    "GenerateSpec",
+    "ImportSpec",
+    "Spec",
+    "TrainSpec",
+    "check_name",
+    "size_plan",
+]

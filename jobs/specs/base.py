@@ -1,0 +1,147 @@
+"""What all specs have in common: how they are checked, and the values that several of them hold."""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from jobs.errors import SpecError
+
+if TYPE_CHECKING:
+    from jobs.specs.generate import GenerateSpec
+
+MAX_COUNT = 100_000_000
+MAX_SEED = 2**63 - 1
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+FEATURE_NETWORKS = ("effnet-lite0", "random")
+
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+PictureNumber = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+def check_name(name: str) -> str:
+    """
+    A name that is safe in a path, a shell and a table.
+
+    Raises:
+        SpecError: if it is not; a name of digits only would hide an id.
+    """
+    if not NAME_PATTERN.fullmatch(name) or name.isdigit():
+        raise SpecError(
+            f"{name[:70]!r} cannot be a name",
+            hint="use letters, digits, '.', '_' and '-', at most 64, not digits alone",
+        )
+    return name
+
+
+def check_checkpoint(which: str) -> str:
+    """
+    Raises:
+        SpecError: it is neither a word for a checkpoint nor a number of epochs.
+    """
+    if which not in ("best", "last") and not re.fullmatch(r"[0-9]{1,9}", which):
+        raise SpecError(
+            f"--checkpoint {which[:40]!r} names no checkpoint",
+            hint="use best, last, or a number of epochs (ganq checkpoints JOB lists them)",
+        )
+    return which
+
+
+def size_plan(size: int) -> tuple[int, bool]:
+    """
+    How a picture size is reached from the 4×4 of the first layer.
+
+    Returns:
+        (doublings k, triple): 3·4·2^k ends in the origin's (5, 3, 1) layer, triple is True;
+        4·2^(k+1) ends in a (4, 2, 1) layer, triple is False.
+
+    Raises:
+        SpecError: if the size is neither; the hint names the nearest that are.
+    """
+    for k in range(1, 8):
+        if size == 12 * 2**k:
+            return k, True
+        if size == 8 * 2**k:
+            return k, False
+    possible = sorted([12 * 2**k for k in range(1, 6)] + [8 * 2**k for k in range(1, 6)])
+    near = sorted(sorted(possible, key=lambda other: abs(other - size))[:2])
+    raise SpecError(
+        f"pictures of {size}×{size} cannot be made: the layers double 4×4, or triple it once",
+        hint=f"--size {near[0]} or --size {near[1]} work (all: {', '.join(map(str, possible))})",
+    )
+
+
+def check_feature_network(name: str, sha256: str | None) -> None:
+    """
+    Raises:
+        SpecError: neither a network that ganq brings along nor a file whose sha-256 is stated.
+    """
+    named = name in FEATURE_NETWORKS
+    if named and sha256 is not None:
+        raise SpecError(f"--feature-sha256 is of a file, and {name} is none", hint="leave it away")
+    if not named and sha256 is None:
+        raise SpecError(
+            f"--feature-network {name[:200]} is none that ganq brings along",
+            hint=f"{' or '.join(FEATURE_NETWORKS)}; a weight file needs its --feature-sha256 beside it "
+            "(sha256sum FILE prints it)",
+        )
+
+
+class Spec(BaseModel):
+    """Base of all specs: frozen, strict about unknown fields, JSON both ways."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: ClassVar[str]
+
+    @classmethod
+    def create(cls, **given: Any) -> Self:
+        """
+        Validate options as a person gave them; None means 'not given'.
+
+        Raises:
+            SpecError: in one line, which option, what was wrong.
+        """
+        try:
+            return cls.model_validate({k: v for k, v in given.items() if v is not None})
+        except ValidationError as exc:
+            raise _in_one_line(exc) from exc
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """
+        Read a spec back from the job table.
+
+        Raises:
+            SpecError: if it was written by a version that knows other fields.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as exc:
+            raise _in_one_line(exc) from exc
+
+    def split(self) -> "Sequence[GenerateSpec]":
+        """The parts that many workers share, if this is such a job."""
+        return ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; from_json() gives an equal spec back."""
+        return self.model_dump(mode="json")
+
+
+def _in_one_line(exc: ValidationError) -> SpecError:
+    first = exc.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, SpecError):
+        return cause
+    option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "spec"
+    what = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    shown = f" (given: {str(given)[:60]})" if not isinstance(given, dict) else ""
+    line = f"{option}: {what[0].lower()}{what[1:]}{shown}"
+    return SpecError("".join(letter if letter.isprintable() else "?" for letter in line))

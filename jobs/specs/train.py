@@ -1,0 +1,185 @@
+"""What a training is asked for."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from jobs.errors import SpecError
+from jobs.recipes import RECIPES
+from jobs.specs.base import Seed, Sha256, Spec, check_feature_network, size_plan
+
+Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Gamma = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Augment = Literal["translation", "color", "cutout", "auto"]
+
+
+class TrainSpec(Spec):
+    """One training run. Field defaults are the tutorial's; `recipe` overrides them first."""
+
+    kind: ClassVar[str] = "train"
+
+    data: str
+    """Absolute path of a folder, zip or tar of pictures."""
+    recipe: str = "origin"
+    size: int = 96
+    """Side of the square pictures, in pixels; see size_plan()."""
+    batch: Annotated[int, Field(ge=2, le=8192)] = 256
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 400
+    lr_g: Rate = 2e-4
+    lr_d: Rate = 2e-4
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    nz: Annotated[int, Field(ge=1, le=4096)] = 100
+    ngf: Annotated[int, Field(ge=1, le=1024)] = 64
+    ndf: Annotated[int, Field(ge=1, le=1024)] = 64
+    d_every: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """The discriminator steps when the batch index within the epoch is divisible by this."""
+    g_every: Annotated[int, Field(ge=1, le=10_000)] = 5
+    save_every: Annotated[int, Field(ge=1, le=1_000_000)] = 5
+    """Epochs between sample grids with kept checkpoints."""
+    seed: Seed = 0
+    loader_workers: Annotated[int, Field(ge=0, le=256)] = 4
+    """Processes that decode pictures, once; training itself reads the cache."""
+    init_netg: str | None = None
+    init_netd: str | None = None
+    """Starting weights for each network: absolute path of a .pth or .safetensors file."""
+    init_from: int | None = None
+    """Id of the job from whose best checkpoint both networks start."""
+    freeze_d: Annotated[int, Field(ge=0, le=64)] = 0
+    """Layers of D, from the pixels on, that keep their starting weights."""
+    freeze_g: Annotated[int, Field(ge=0, le=64)] = 0
+    """Layers of G, from the latents on, that keep their starting weights."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    arch: Literal["dcgan", "residual"] = "dcgan"
+    """'dcgan' is the tutorial's pair; 'residual' a pair without normalisation, after R3GAN."""
+    loss: Literal["bce", "hinge", "nonsaturating", "relativistic"] = "bce"
+    norm_d: Literal["batch", "spectral", "none"] = "batch"
+    """'batch' ends in a sigmoid as the origin does; 'spectral' and 'none' give logits."""
+    r1_gamma: Gamma = 0.0
+    """Weight of the penalty on D's slope at real pictures, halved as in the papers; 0 is off."""
+    r2_gamma: Gamma = 0.0
+    """The same at fakes."""
+    penalty_every: Annotated[int, Field(ge=1, le=1000)] = 1
+    """The penalties come on every N-th step of D, N times as strong."""
+    lr_end: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
+    """Share of both learning rates that is left at the end of the run, on a cosine."""
+    gamma_end: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
+    """Share of both penalties that is left at the end of the run, on a cosine."""
+    beta2_end: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    """beta2 at the end of the run, on a cosine; 0: it stays as it is."""
+    noise: Literal["stale", "fresh"] = "stale"
+    """'stale': D sees the same fakes until G steps again, as in the origin. 'fresh': new at each D step."""
+    ema_half_life_kimg: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    """Half-life of the generator's moving average, in thousands of pictures; 0 is off."""
+    augment: tuple[Augment, ...] = ()
+    """DiffAugment policies that D sees, on real and fake alike; 'auto' alone: by the size of the data set."""
+    augment_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
+    """Chance of each policy for each picture; with ada_target at most."""
+    ada_target: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    """Mean sign of D's verdict on training pictures that steers the chance; 0: the chance stays."""
+    ada_kimg: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 100.0
+    """Thousands of pictures in which the chance can go from 0 to 1."""
+    mirror: bool = False
+    """Show half of the pictures mirrored; only where left and right may be swapped."""
+    conditional: bool = False
+    """Train on the classes of the folder tree: G is asked for one, D is told which it sees."""
+    max_skip: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of files that may be unreadable before the data set is refused."""
+    checkpoint_seconds: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] = 300.0
+    """Seconds between resume checkpoints, apart from save_every."""
+    keep_last: Annotated[int, Field(ge=1, le=1000)] = 2
+    keep_every: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Keep each checkpoint whose epoch is divisible by this; 0: only the last ones and the final."""
+    keep_best: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Keep so many of the checkpoints that were measured, those with the lowest metric."""
+    metric: Literal["kid", "fid", "swd", "none"] = "kid"
+    """What checkpoints are measured by, lower is better."""
+    feature_network: str = "effnet-lite0"
+    """'effnet-lite0', 'random', or the absolute path of a weight file; its name is in the metric's key."""
+    feature_sha256: Sha256 | None = None
+    """Of that file; a name needs none."""
+    eval_every: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Epochs between evaluations; 0: as many as take a twentieth of the run, none if it is too short."""
+    eval_samples: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Pictures of an evaluation, real and made; 0: 64 to 500, by the length of the run."""
+    patience: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Stop after so many evaluations without a new best; 0, or no metric: never."""
+    deterministic: bool = True
+    """On a GPU: deterministic kernels, so that a resumed run ends with the same bits."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Numbers of the plain passes; 'auto': bf16 on a GPU that has it, but for the origin, else fp32."""
+    continue_from: int | None = None
+    """Id of the job whose last checkpoint this run goes on from."""
+
+    @classmethod
+    def create(cls, **given: Any) -> Self:
+        name = given.get("recipe") or "origin"
+        if name not in RECIPES:
+            raise SpecError(
+                f"there is no recipe {str(name)[:40]!r}",
+                hint=f"--recipe is one of: {', '.join(RECIPES)}",
+            )
+        chosen = {k: v for k, v in given.items() if v is not None}
+        return super().create(**{**RECIPES[name].defaults, **chosen})
+
+    @field_validator("size")
+    @classmethod
+    def _reachable(cls, size: int) -> int:
+        size_plan(size)
+        return size
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.loss == "bce" and self.norm_d != "batch":
+            raise SpecError(
+                f"--loss bce reads a sigmoid, and --norm-d {self.norm_d} gives logits",
+                hint="use --loss nonsaturating (the same loss on logits) or --norm-d batch",
+            )
+        if self.loss != "bce" and self.norm_d == "batch":
+            raise SpecError(
+                f"--loss {self.loss} reads logits, and --norm-d batch ends in a sigmoid",
+                hint="use --norm-d spectral or --loss bce",
+            )
+        if self.conditional and self.noise == "stale":
+            raise SpecError(
+                "--conditional shows D a fake of each real picture's class, and --noise stale shows old ones",
+                hint="use --noise fresh",
+            )
+        if self.init_from is not None and (self.init_netg or self.init_netd):
+            raise SpecError(
+                "--init-from brings both networks, and --init-netg or --init-netd names another start",
+                hint="use one of the two ways",
+            )
+        starts_g = self.init_from is not None or self.init_netg or self.continue_from is not None
+        starts_d = self.init_from is not None or self.init_netd or self.continue_from is not None
+        if (self.freeze_g and not starts_g) or (self.freeze_d and not starts_d):
+            option = "--freeze-g" if self.freeze_g and not starts_g else "--freeze-d"
+            raise SpecError(
+                f"{option} would keep layers as they are drawn at random",
+                hint="start from a trained network: --init-from JOB",
+            )
+        if "auto" in self.augment and len(self.augment) > 1:
+            raise SpecError(
+                "--augment auto chooses by itself, and goes with nothing else",
+                hint="use auto, or name the policies",
+            )
+        if self.ada_target > 0 and not self.augment:
+            raise SpecError(
+                "--ada-target steers how often pictures are changed, and --augment none changes none",
+                hint="use --augment auto, or name policies",
+            )
+        if self.arch == "residual" and self.norm_d != "none":
+            raise SpecError(
+                f"--arch residual needs no normalisation, and --norm-d {self.norm_d} would add one",
+                hint="use --norm-d none (the blocks start as nothing instead) or --arch dcgan",
+            )
+        if self.eval_samples == 1:
+            raise SpecError("--eval-samples 1: a metric compares sets", hint="--eval-samples 64 or more")
+        check_feature_network(self.feature_network, self.feature_sha256)
+        if self.norm_d == "batch" and self.r1_gamma + self.r2_gamma > 0:
+            raise SpecError(
+                "--r1-gamma and --r2-gamma ask for D's slope at each picture, "
+                "and with --norm-d batch a picture's score depends on its neighbours",
+                hint="use --norm-d spectral or none",
+            )
+        return self
