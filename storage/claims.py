@@ -85,16 +85,15 @@ _USERS = _sql(
         SELECT (SELECT "user" FROM job WHERE {CLAIMABLE} AND queue = :queue
                 AND priority = (SELECT level FROM top) AND "user" > waiting.name ORDER BY "user" LIMIT 1)
         FROM waiting WHERE waiting.name IS NOT NULL
-    ),
-    busy(name, jobs) AS (SELECT "user", count(*) FROM job WHERE {RUNNING} GROUP BY "user")
+    )
     SELECT (SELECT level FROM top) AS level, waiting.name,
            (SELECT id FROM job WHERE {CLAIMABLE} AND queue = :queue
             AND priority = (SELECT level FROM top) AND "user" = waiting.name ORDER BY id LIMIT 1) AS oldest,
-           coalesce(busy.jobs, 0) AS running,
            coalesce((SELECT served_at FROM share WHERE "user" = waiting.name), 0) AS served_at
-    FROM waiting LEFT JOIN busy ON busy.name = waiting.name WHERE waiting.name IS NOT NULL
+    FROM waiting WHERE waiting.name IS NOT NULL
     """
 )
+_RUNNING = select(job.c.user).where(text(RUNNING))
 # One look tells whether anything of what is rare is there at all.
 _GLANCE = {
     dialect: _sql(
@@ -272,10 +271,16 @@ class _Waiting(NamedTuple):
 
 def _turn(conn: Connection, wanted: Wanted, below: int) -> list[_Waiting]:
     """Who waits at the highest priority under `below`, in the order in which they should be served."""
-    waiting = [
-        _Waiting(row.running, row.served_at, row.name, row.oldest, queue, row.level)
+    rows = [
+        (queue, row)
         for queue in wanted.queues
         for row in conn.execute(_USERS, wanted.bound(queue=queue, below=below))
+    ]
+    several = len({row.name for _, row in rows}) > 1
+    running = Counter(conn.execute(_RUNNING).scalars()) if several else Counter[str]()
+    waiting = [
+        _Waiting(running[row.name], row.served_at, row.name, row.oldest, queue, row.level)
+        for queue, row in rows
     ]
     highest = max((one.level for one in waiting), default=0)
     return sorted(one for one in waiting if one.level == highest)

@@ -6,9 +6,21 @@ into an existing row.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, case, insert, select, text, update
+from sqlalchemy import (
+    ClauseElement,
+    Connection,
+    Update,
+    and_,
+    bindparam,
+    case,
+    insert,
+    select,
+    text,
+    update,
+)
 
 from jobs.errors import InvalidTransitionError, JobNotFoundError, LeaseLostError
 from jobs.failpoints import guard
@@ -36,6 +48,20 @@ def owned_by(lease: Lease, fence: str = "") -> Any:
         job.c.attempt == lease.attempt,
         job.c.lease_token == lease.token,
     )
+
+
+OWNED = and_(
+    job.c.id == bindparam("owned_id"),
+    job.c.state == JobState.RUNNING,
+    job.c.attempt == bindparam("owned_attempt"),
+    job.c.lease_token == bindparam("owned_token"),
+)
+"""owned_by() of a lease that is bound when the statement runs: see bound_to()."""
+
+
+def bound_to(lease: Lease) -> dict[str, Any]:
+    """The values of OWNED."""
+    return {"owned_id": lease.job_id, "owned_attempt": lease.attempt, "owned_token": lease.token}
 
 
 def lease_lost(lease: Lease) -> LeaseLostError:
@@ -85,8 +111,40 @@ def _event() -> Any:
     return insert(event).values(at=case((last_at > utcnow(), last_at), else_=utcnow()))
 
 
+# Built once: making a statement costs as much as running it.
 _EVENT = _event()
-"""Built once: making a statement costs as much as running it."""
+_CLOSE = (
+    update(attempt)
+    .where(
+        attempt.c.job_id == bindparam("of_job"),
+        attempt.c.number == bindparam("of_attempt"),
+        attempt.c.ended_at.is_(None),
+    )
+    .values(
+        ended_at=utcnow(),
+        outcome=bindparam("ended_as"),
+        error_code=bindparam("code"),
+        error_message=bindparam("message"),
+    )
+)
+_TIED = select(dependency.c.job_id).where(dependency.c.needs == bindparam("needed"))
+
+
+@lru_cache(maxsize=256)
+def _moving(names: tuple[str, ...], ends: bool) -> Update:
+    """The compare-and-set that gives these columns the values of to_…"""
+    told: dict[Any, Any] = {job.c[name]: bindparam(f"to_{name}", type_=job.c[name].type) for name in names}
+    if ends:
+        told[job.c.finished_at] = utcnow()
+    return (
+        update(job)
+        .where(
+            job.c.id == bindparam("moved"),
+            job.c.state == bindparam("old"),
+            job.c.attempt == bindparam("old_attempt"),
+        )
+        .values(told)
+    )
 
 
 def after_crash(row: Any, message: str, *, hung: bool = False) -> Decision:
@@ -130,32 +188,31 @@ def _move(
     detail: dict[str, Any] | None,
 ) -> None:
     check_transition(JobState(row.state), new)
-    # Back in the queue nobody has been told of it yet, whatever was rung before it ran.
-    ending: dict[str, Any] = (
-        {"finished_at": utcnow()} if new.terminal else {"lease_token": None, "worker": None, "rung_at": None}
-    )
     # Any end but a yield ends the wish to yield and the memory of it; of a yield, `values` tells.
-    ending |= {"preempt_for": None, "yielded_at": None}
-    if outcome is not None:
+    ending: dict[str, Any] = {"state": new, "preempt_for": None, "yielded_at": None}
+    if not new.terminal:
+        # Back in the queue nobody has been told of it yet, whatever was rung before it ran.
+        ending |= {"lease_token": None, "worker": None, "rung_at": None}
+    if outcome is not None and "ran_s" not in values:
         ending["ran_s"] = job.c.ran_s + _seconds_of_attempt(row)
+    ending |= values
+    formulas = {name: value for name, value in ending.items() if isinstance(value, ClauseElement)}
+    known = {name: value for name, value in ending.items() if name not in formulas}
+    move = _moving(tuple(sorted(known)), new.terminal)
     changed = conn.execute(
-        update(job)
-        .where(job.c.id == row.id, job.c.state == row.state, job.c.attempt == row.attempt)
-        .values(state=new, **{**ending, **values})
+        move.values(formulas) if formulas else move,
+        {
+            **{f"to_{name}": value for name, value in known.items()},
+            "moved": row.id,
+            "old": row.state,
+            "old_attempt": row.attempt,
+        },
     )
     if changed.rowcount != 1:
         raise InvalidTransitionError(f"job {row.id} moved while it was locked", old=row.state, new=new)
     if outcome is not None:
-        conn.execute(
-            update(attempt)
-            .where(attempt.c.job_id == row.id, attempt.c.number == row.attempt, attempt.c.ended_at.is_(None))
-            .values(
-                ended_at=utcnow(),
-                outcome=outcome,
-                error_code=values.get("error_code"),
-                error_message=values.get("error_message"),
-            )
-        )
+        told = {"code": values.get("error_code"), "message": values.get("error_message")}
+        conn.execute(_CLOSE, {"of_job": row.id, "of_attempt": row.attempt, "ended_as": outcome, **told})
     kind = str(new) if new.terminal else str(outcome)
     record_event(conn, row.id, kind, attempt=row.attempt, worker=row.worker, detail=detail)
 
@@ -191,7 +248,7 @@ def tell_dependants(conn: Connection, job_id: int, ended: JobState) -> None:
     while ended_jobs:
         needed, ending = ended_jobs.pop(0)
         # Two steps and the state by hand: SQLite would rather read all that is queued.
-        tied = conn.execute(select(dependency.c.job_id).where(dependency.c.needs == needed)).scalars().all()
+        tied = conn.execute(_TIED, {"needed": needed}).scalars().all()
         waiting = select(job).where(job.c.id.in_(tied)).order_by(job.c.id).with_for_update()
         for row in conn.execute(waiting).all() if tied else ():
             if row.state != JobState.QUEUED:

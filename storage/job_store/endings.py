@@ -3,22 +3,27 @@
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from jobs.errors import GanqError, Retry
+from jobs.failpoints import guard
 from jobs.states import JobState, Outcome, StopReason
 from storage.job_store.base import Store
 from storage.jobs import Lease
 from storage.models import attempt, job, utcnow
 from storage.transitions import (
     BACKOFF_S,
+    OWNED,
     Decision,
     after_crash,
+    bound_to,
     lease_lost,
     leave,
-    owned_by,
     plain,
 )
+
+OWN = select(job).where(OWNED).with_for_update()
+OWN_BLINDLY = select(job).where(job.c.id == bindparam("owned_id")).with_for_update()
 
 
 class Endings(Store):
@@ -120,8 +125,8 @@ class Endings(Store):
         ended in one of them has been settled by this very call, and its commit's answer was lost."""
 
         def work(conn: Connection) -> JobState:
-            mine = owned_by(lease, "finish_fence")
-            row = conn.execute(select(job).where(mine).with_for_update()).first()
+            fenced = guard("finish_fence")
+            row = conn.execute(OWN if fenced else OWN_BLINDLY, bound_to(lease)).first()
             if row is None:
                 done = conn.execute(
                     select(attempt.c.outcome, job.c.state)
