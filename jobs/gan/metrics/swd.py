@@ -116,6 +116,15 @@ def _distance(real_PV: Tensor, made_PV: Tensor, seed: int, side: int) -> float:
             seed, "swd-directions", side, repeat, shape=(real_PV.shape[1], DIRECTIONS)
         ).to(real_PV.device)
         directions_VR /= directions_VR.norm(dim=0)
-        real_PR, made_PR = ((one @ directions_VR).sort(dim=0).values for one in (real_PV, made_PV))
-        total += float((real_PR - made_PR).abs().mean())
+        real_RP, made_RP = (_sorted(directions_VR.T @ one.T) for one in (real_PV, made_PV))
+        total += float((real_RP - made_RP).abs().mean())
     return total / REPEATS * 1000
+
+
+def _sorted(x_RP: Tensor) -> Tensor:
+    """Each row by itself. On a CPU NumPy sorts ten times as fast: in vectors, and without indices."""
+    if x_RP.is_cuda:
+        return x_RP.sort(dim=1).values
+    rows_RP = x_RP.contiguous().numpy()
+    rows_RP.sort(axis=1)
+    return torch.from_numpy(rows_RP)

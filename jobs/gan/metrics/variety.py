@@ -38,6 +38,7 @@ def variety(real_ND: Tensor, made_MD: Tensor) -> float:
 
 def _to_nearest(features_ND: Tensor) -> float:
     """Median distance of a picture to the one nearest to it."""
-    # By differences, not by products: twins must be at distance 0 exactly.
-    apart_NN = torch.cdist(features_ND, features_ND, compute_mode="donot_use_mm_for_euclid_dist")
-    return float(apart_NN.fill_diagonal_(torch.inf).min(1).values.median())
+    # Found by products, which is ten times as fast; measured by differences: twins must be at 0 exactly.
+    apart_NN = torch.cdist(features_ND, features_ND, compute_mode="use_mm_for_euclid_dist")
+    nearest_N = apart_NN.fill_diagonal_(torch.inf).argmin(1)
+    return float((features_ND - features_ND[nearest_N]).norm(dim=1).median())
