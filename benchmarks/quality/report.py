@@ -82,7 +82,7 @@ def _head(about: Facts) -> list[str]:
         "",
         f"Made by `python -m benchmarks.quality`, {about['at']}, commit {about['commit']}: each training had",
         f"{about['minutes']:g} minutes of {hardware['cpu']} ({hardware['cores']} cores), 96×96 pictures,",
-        "ngf = ndf = 32, batches of 64, one after the other through ganq's own queue. KID and FID are taken",
+        "ngf = ndf = 32, batches of 64 (plus: of 32), one after the other through ganq's own queue. KID and FID are taken",
         "on EfficientNet-Lite0 (ImageNet), of 2,000 samples of the best checkpoint beside the pictures",
         "that it was trained on.",
         "Less is better; the floor is that of one half of the training pictures against the other.",

@@ -80,8 +80,9 @@ class Study:
     def train(self, cell: Cell) -> Job:
         """A training that takes `minutes` here."""
         data = str(self.faces(cell.style, cell.pictures))
-        per_epoch = cell.pictures // int(cell.spec(data, 1, 1)["batch"])
-        batches = self.rate(cell) * 60 * self.minutes / int(cell.spec(data, 1, 1)["batch"])
+        batch = TrainSpec.create(**cell.spec(data, 1, 1)).batch
+        per_epoch = cell.pictures // batch
+        batches = self.rate(cell) * 60 * self.minutes / batch
         epochs = max(1, round(batches / per_epoch))
         spec = TrainSpec.create(**cell.spec(data, epochs, max(1, epochs // EVALUATIONS)))
         return self._done(f"{cell.key}-{self.minutes:g}min", spec)

@@ -120,6 +120,8 @@ class TrainSpec(Spec):
                 hint=f"--recipe is one of: {', '.join(RECIPES)}",
             )
         chosen = {k: v for k, v in given.items() if v is not None}
+        if not chosen.get("augment", True):
+            chosen.setdefault("ada_target", 0.0)  # the recipe's has nothing to steer
         return super().create(**{**RECIPES[name].defaults, **chosen})
 
     @field_validator("size")
