@@ -54,7 +54,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "fresh": {"noise": "stale"},
     "beta": {"beta1": 0.5},
 }
-"""Each part of `plus`, as it is in the origin or was before it was tuned: what the recipe loses when one is taken out."""
+"""Each part of `plus`, as the origin has it or as it was once: what the recipe loses without it."""
 
 
 def cells(
