@@ -24,7 +24,6 @@ TRAIN = {
     "--lr-g": "4e-4",
     "--lr-d": "4e-4",
     "--batch": "64",
-    "--lr-end": "1",
     "--ada-target": "0",
     "--ema-half-life-kimg": "4",
     "--epochs": "120",

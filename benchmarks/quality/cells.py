@@ -46,7 +46,6 @@ PARTS: dict[str, dict[str, Any]] = {
     "average": {"ema_half_life_kimg": 0.0},
     "augmentation": {"augment": ()},
     "adaptation": {"ada_target": 0.0},
-    "schedule": {"lr_end": 1.0},
     "batch and rate": {"batch": 64, "lr_g": 2e-4, "lr_d": 2e-4},
     "hinge": {"loss": "nonsaturating"},
     "spectral": {"norm_d": "batch", "loss": "bce"},

@@ -6,13 +6,11 @@ RECIPE = Recipe(
     "plus",
     "spectral norm, hinge loss, 1:1 steps, EMA and adaptive augmentation: faces from few pictures",
     {
-        # Half the batch and more than twice the rate, falling to a tenth: a run of minutes has few steps.
-        # docs/quality.md has what that was chosen by.
+        # A run of minutes has few steps: docs/quality.md has what these were chosen by.
         "batch": 32,
         "epochs": 400,
-        "lr_g": 5e-4,
-        "lr_d": 5e-4,
-        "lr_end": 0.1,
+        "lr_g": 4e-4,
+        "lr_d": 4e-4,
         "beta1": 0.0,
         "beta2": 0.999,
         "d_every": 1,

@@ -173,13 +173,20 @@ def test_options_that_differ_on_resume_are_refused_with_all_of_them(volume):
     one = desk(volume, options)
     assert one.attempt(dies="registered")["op"] == "killed"
     one.spec = TrainSpec.create(
-        **{**one.spec.to_json(), "batch": 5, "lr_g": 1e-3, "noise": "stale", "augment": (), "epochs": 9}
+        **{
+            **one.spec.to_json(),
+            "batch": 5,
+            "lr_g": 1e-3,
+            "noise": "stale",
+            "augment": ("cutout",),
+            "epochs": 9,
+        }
     )
     last = one.attempt()
     assert (last["op"], last["code"]) == ("failed", "BAD_SPEC")
     for told in (
         "--batch 4 is now 5",
-        "--lr-g 0.0002 is now 0.001",
+        "--lr-g 0.0004 is now 0.001",
         "--noise fresh is now stale",
         "--augment",
     ):

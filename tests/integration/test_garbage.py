@@ -473,6 +473,7 @@ def test_a_gc_that_is_killed_anywhere_is_finished_by_the_next(
     crashed = running_job_factory(kind="generate")
     files.pictures(crashed)
     store.crashed(crashed, "killed")
+    store.hold(crashed.job_id, held=True)  # or a slow machine would find it claimable again before `needed`
     files.attempts_ended_long_ago(crashed.job_id)
     old = running_job_factory()
     files.checkpoint(old, 1, kind="final")

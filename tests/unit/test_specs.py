@@ -349,3 +349,9 @@ def test_a_plain_name_is_taken(name):
 )
 def test_a_name_that_could_be_something_else_is_refused(name):
     assert "cannot be a name" in refused(check_name, name).message
+
+
+def test_augment_none_turns_off_what_the_recipe_would_steer_and_nothing_that_was_asked_for():
+    plain = TrainSpec.create(data="/p", recipe="plus", augment=())
+    assert (plain.augment, plain.ada_target) == ((), 0.0)
+    refused(TrainSpec.create, data="/p", recipe="plus", augment=(), ada_target=0.5)
