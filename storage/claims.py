@@ -86,11 +86,11 @@ _USERS = _sql(
                 AND priority = (SELECT level FROM top) AND "user" > waiting.name ORDER BY "user" LIMIT 1)
         FROM waiting WHERE waiting.name IS NOT NULL
     )
-    SELECT (SELECT level FROM top) AS level, waiting.name,
+    SELECT (SELECT level FROM top) AS level, name,
            (SELECT id FROM job WHERE {CLAIMABLE} AND queue = :queue
             AND priority = (SELECT level FROM top) AND "user" = waiting.name ORDER BY id LIMIT 1) AS oldest,
            coalesce((SELECT served_at FROM share WHERE "user" = waiting.name), 0) AS served_at
-    FROM waiting WHERE waiting.name IS NOT NULL
+    FROM waiting WHERE name IS NOT NULL
     """
 )
 _RUNNING = select(job.c.user).where(text(RUNNING))

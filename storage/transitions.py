@@ -35,33 +35,32 @@ Decision = tuple[JobState, Outcome, dict[str, Any]]
 """Where a job goes, how its attempt ended, and the columns that tell of it."""
 
 
-def owned_by(lease: Lease, fence: str = "") -> Any:
-    """
-    Args:
-        fence: what a test calls this use of the fence, to take it out.
-    """
-    if not guard(fence):
-        return job.c.id == lease.job_id
+def _fence(job_id: Any, attempt: Any, token: Any) -> Any:
     return and_(
-        job.c.id == lease.job_id,
+        job.c.id == job_id,
         job.c.state == JobState.RUNNING,
-        job.c.attempt == lease.attempt,
-        job.c.lease_token == lease.token,
+        job.c.attempt == attempt,
+        job.c.lease_token == token,
     )
 
 
-OWNED = and_(
-    job.c.id == bindparam("owned_id"),
-    job.c.state == JobState.RUNNING,
-    job.c.attempt == bindparam("owned_attempt"),
-    job.c.lease_token == bindparam("owned_token"),
-)
-"""owned_by() of a lease that is bound when the statement runs: see bound_to()."""
+OWNED = _fence(bindparam("owned_id"), bindparam("owned_attempt"), bindparam("owned_token"))
+"""The fence, of a lease that is bound when the statement runs: see bound_to()."""
 
 
 def bound_to(lease: Lease) -> dict[str, Any]:
     """The values of OWNED."""
     return {"owned_id": lease.job_id, "owned_attempt": lease.attempt, "owned_token": lease.token}
+
+
+def owned_by(lease: Lease, fence: str = "") -> Any:
+    """
+    The fence, for statements that are made anew each time.
+
+    Args:
+        fence: what a test calls this use of the fence, to take it out.
+    """
+    return _fence(lease.job_id, lease.attempt, lease.token) if guard(fence) else job.c.id == lease.job_id
 
 
 def lease_lost(lease: Lease) -> LeaseLostError:
@@ -189,13 +188,13 @@ def _move(
 ) -> None:
     check_transition(JobState(row.state), new)
     # Any end but a yield ends the wish to yield and the memory of it; of a yield, `values` tells.
-    ending: dict[str, Any] = {"state": new, "preempt_for": None, "yielded_at": None}
+    ending: dict[str, Any] = {"preempt_for": None, "yielded_at": None}
     if not new.terminal:
         # Back in the queue nobody has been told of it yet, whatever was rung before it ran.
         ending |= {"lease_token": None, "worker": None, "rung_at": None}
     if outcome is not None and "ran_s" not in values:
         ending["ran_s"] = job.c.ran_s + _seconds_of_attempt(row)
-    ending |= values
+    ending |= {**values, "state": new}
     formulas = {name: value for name, value in ending.items() if isinstance(value, ClauseElement)}
     known = {name: value for name, value in ending.items() if name not in formulas}
     move = _moving(tuple(sorted(known)), new.terminal)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quality.cells import ORIGIN_BATCH
 from benchmarks.report import RESULTS, circumstances
 
 PAGE = RESULTS / "quality.md"
@@ -80,12 +81,11 @@ def _head(about: Facts) -> list[str]:
     return [
         "# Quality at equal time",
         "",
-        f"Made by `python -m benchmarks.quality`, {about['at']}, commit {about['commit']}: each training had",
-        f"{about['minutes']:g} minutes of {hardware['cpu']} ({hardware['cores']} cores), 96×96 pictures,",
-        "ngf = ndf = 32, batches of 64 (plus: of 32), one after the other through ganq's own queue.",
-        "KID and FID are taken",
-        "on EfficientNet-Lite0 (ImageNet), of 2,000 samples of the best checkpoint beside the pictures",
-        "that it was trained on.",
+        f"Made by `python -m benchmarks.quality`, {about['at']}, commit {about['commit']}: as many epochs as",
+        f"{about['minutes']:g} minutes of {hardware['cpu']} ({hardware['cores']} cores) hold, by a short",
+        f"run before; 96×96 pictures, ngf = ndf = 32, the origin in batches of {ORIGIN_BATCH}; one after",
+        "the other through ganq's own queue. KID and FID are taken on EfficientNet-Lite0 (ImageNet), of",
+        "2,000 samples of the best checkpoint beside the pictures that it was trained on.",
         "Less is better; the floor is that of one half of the training pictures against the other.",
         "",
     ]

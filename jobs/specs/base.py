@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from jobs.errors import SpecError
 
@@ -50,6 +50,9 @@ def check_checkpoint(which: str) -> str:
             hint="use best, last, or a number of epochs (ganq checkpoints JOB lists them)",
         )
     return which
+
+
+CheckpointWord = Annotated[str, AfterValidator(check_checkpoint)]
 
 
 def size_plan(size: int) -> tuple[int, bool]:

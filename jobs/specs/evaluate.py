@@ -2,10 +2,10 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from jobs.errors import SpecError
-from jobs.specs.base import Seed, Sha256, Spec, check_checkpoint, check_feature_network
+from jobs.specs.base import CheckpointWord, Seed, Sha256, Spec, check_feature_network
 
 FEWEST_PICTURES = 50
 """Of a set that is measured; with fewer a metric says more of chance than of pictures."""
@@ -20,7 +20,7 @@ class EvaluateSpec(Spec):
     """Id of the training or import job to draw from, or of the generation whose pictures are looked at."""
     path: str | None = None
     """Or the absolute path of a folder, zip or tar of made pictures."""
-    checkpoint: str = "best"
+    checkpoint: CheckpointWord = "best"
     """'best', 'last', or the number of complete epochs."""
     data: str
     """Absolute path of the real pictures."""
@@ -41,11 +41,6 @@ class EvaluateSpec(Spec):
     loader_workers: Annotated[int, Field(ge=0, le=256)] = 4
     device: Literal["auto", "cpu", "cuda"] = "auto"
     deterministic: bool = True
-
-    @field_validator("checkpoint")
-    @classmethod
-    def _checkpoint_word(cls, value: str) -> str:
-        return check_checkpoint(value)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -3,10 +3,10 @@
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from jobs.errors import SpecError
-from jobs.specs.base import MAX_COUNT, Count, PictureNumber, Seed, Spec, check_checkpoint
+from jobs.specs.base import MAX_COUNT, CheckpointWord, Count, PictureNumber, Seed, Spec
 
 MAX_PARTS = 1000
 MAX_FRAMES = 3600
@@ -24,7 +24,7 @@ class GenerateSpec(Spec):
 
     source: int
     """Id of the training or import job that the generator comes from."""
-    checkpoint: str = "best"
+    checkpoint: CheckpointWord = "best"
     """'best', 'last', or the number of complete epochs."""
     count: Count | None = None
     seeds: tuple[tuple[int, int], ...] = ()
@@ -67,11 +67,6 @@ class GenerateSpec(Spec):
     """Workers that may be at this job at once; 0: all that are free."""
     draws: tuple[int, int] | None = None
     """Of a part of a larger job: the places (first, last) in the order of draws that it computes."""
-
-    @field_validator("checkpoint")
-    @classmethod
-    def _checkpoint_word(cls, value: str) -> str:
-        return check_checkpoint(value)
 
     @model_validator(mode="after")
     def _one_way_to_count(self) -> Self:

@@ -361,6 +361,23 @@ def test_continue_copies_the_spec_and_goes_on_from_the_job(ganq, queries, traine
     assert spec == {**old, **changed}
 
 
+def test_continue_with_another_feature_network_lets_the_checksum_of_the_old_one_go(
+    ganq, queries, trained, pictures, tmp_path
+):
+    file = tmp_path / "net.pth"
+    file.write_bytes(b"weights")
+    go_on = ("submit", "train", "--data", pictures, "--batch", 8, "--continue")
+    of_file = ("--feature-network", file, "--feature-sha256", "A" * 64)
+    parent = trained(epochs=4)
+    assert ganq(*go_on, parent, "--epochs", 9, *of_file).code == 0
+    said = ganq(*go_on, parent, "--epochs", 9, *of_file, "--dry-run", "--json")
+    assert said.json()["spec"]["feature_sha256"] == "a" * 64
+    # The one that was just accepted waits for nothing but a worker, and can be gone on from.
+    said = ganq(*go_on, parent + 1, "--epochs", 12, "--feature-network", "random", "--dry-run", "--json")
+    assert said.code == 0, said.err
+    assert (said.json()["spec"]["feature_network"], said.json()["spec"]["feature_sha256"]) == ("random", None)
+
+
 @pytest.mark.parametrize(
     ("typed", "code", "message"),
     [
