@@ -108,7 +108,7 @@ def newest() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(RESULTS.glob("*.json")):
         facts = json.loads(path.read_text())
-        if facts["at"] > found.get(facts["name"], {"at": ""})["at"]:
+        if "name" in facts and facts["at"] > found.get(facts["name"], {"at": ""})["at"]:
             found[facts["name"]] = facts
     return dict(sorted(found.items()))
 

@@ -75,6 +75,7 @@ WORDS = {
     "patience": "Stop after so many evaluations without a new best; 0: never.",
     "deterministic": "On a GPU: kernels that always give the same bits.",
     "precision": "Numbers that the networks compute in; 'auto': bf16 on a GPU that has it, but for origin.",
+    "cuda_graphs": "On a GPU: record the work of a step once and replay it, several times as fast.",
 }
 
 PATHS: dict[str, click.ParamType[Any]] = {

@@ -53,22 +53,24 @@ class Ada:
 
     @property
     def p(self) -> Tensor:
-        """As it is now; a later change makes another tensor."""
+        """As it is now: a view, which see() changes."""
         return self.numbers_3[0]
 
     @torch.no_grad()
-    def see(self, verdicts_B: Tensor, *, d_steps: int, most: float) -> None:
+    def see(self, sign: Tensor, verdicts: int, *, d_steps: int, most: float) -> None:
         """
-        Take D's verdicts of one step, positive where it takes a training picture for real.
+        Take D's verdicts of one step.
 
         Args:
+            sign: the mean of their signs, positive where D takes a training picture for real.
+            verdicts: how many.
             d_steps: that D has made before this one.
             most: what p may be at most.
         """
         p, total, count = self.numbers_3
-        total, count = total + verdicts_B.sign().mean(), count + 1
+        total, count = total + sign, count + 1
         if d_steps % EVERY == EVERY - 1:
-            step = EVERY * len(verdicts_B) / self.speed
+            step = EVERY * verdicts / self.speed
             p = (p + step * (total / count - self.target).sign()).clamp(0, most)
             total, count = torch.zeros_like(p), torch.zeros_like(p)
-        self.numbers_3 = torch.stack([p, total, count])
+        self.numbers_3.copy_(torch.stack([p, total, count]))

@@ -9,7 +9,7 @@ eighth of the side, a hole of half the side, brightness ±0.5, saturation 0 to 2
 contrast 0.5 to 1.5. All draws come from the generator that is passed in.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ from jobs.gan.device import send
 
 SHIFT = 1 / 8
 HOLE = 1 / 2
+
+
+Drawn = Mapping[str, Tensor]
 
 
 def diff_augment(
@@ -35,29 +38,77 @@ def diff_augment(
         The same shape; differentiable, twice too. Values may leave [-1, 1]. Where a
         picture was moved away or cut stands 0, a mid grey.
     """
+    drawn = draw(policies, pictures_B3HW.shape, draws, always=p is None)
+    there = {name: send(one, pictures_B3HW.device) for name, one in drawn.items()}
+    return change(pictures_B3HW, policies, there, p)
+
+
+def draw(
+    policies: Collection[str], shape: Sequence[int], draws: torch.Generator, *, always: bool
+) -> dict[str, Tensor]:
+    """
+    All that chance decides about one batch, before anything is computed.
+
+    Args:
+        shape: of the pictures: B, 3, H, W.
+        always: every picture is changed, and nothing is drawn about that.
+
+    Returns:
+        Tensors on the CPU, for change().
+    """
+    B, _, H, W = shape
+    drawn = {}
+    for policy in ("color", "translation", "cutout"):
+        if policy not in policies:
+            continue
+        if not always:
+            drawn[f"{policy}.chance"] = torch.rand(B, generator=draws)
+        if policy == "color":
+            # Brightness b, saturation s, contrast c.
+            strengths_3B111 = torch.rand((3, B, 1, 1, 1), generator=draws)
+            strengths_3B111 = strengths_3B111 * torch.tensor([1.0, 2.0, 1.0]).view(3, 1, 1, 1, 1)
+            strengths_3B111 = strengths_3B111 + torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1, 1, 1)
+            drawn["color.strengths"] = strengths_3B111
+        elif policy == "translation":
+            reaches = [int(side * SHIFT + 0.5) for side in (H, W)]
+            drawn["translation.shifts"] = torch.stack(
+                [torch.randint(-reach, reach + 1, (B,), generator=draws) for reach in reaches]
+            )
+        else:
+            holes = [int(side * HOLE + 0.5) for side in (H, W)]
+            drawn["cutout.middles"] = torch.stack(
+                [
+                    torch.randint(0, side + (1 - hole % 2), (B,), generator=draws)
+                    for side, hole in zip((H, W), holes, strict=True)
+                ]
+            )
+    return drawn
+
+
+def change(pictures_B3HW: Tensor, policies: Collection[str], drawn: Drawn, p: Tensor | None = None) -> Tensor:
+    """
+    diff_augment() with what draw() gave, on the pictures' device: nothing here asks chance or the CPU.
+
+    Args:
+        p: as in diff_augment(); None if draw() was told `always`.
+    """
+
+    def chosen(policy: str) -> Tensor | None:
+        return None if p is None else drawn[f"{policy}.chance"] < p
+
     if "color" in policies:
-        pictures_B3HW = _color(pictures_B3HW, draws, _chosen(pictures_B3HW, draws, p))
+        pictures_B3HW = _color(pictures_B3HW, drawn["color.strengths"], chosen("color"))
     if "translation" in policies:
-        pictures_B3HW = _translation(pictures_B3HW, draws, _chosen(pictures_B3HW, draws, p))
+        pictures_B3HW = _translation(pictures_B3HW, drawn["translation.shifts"], chosen("translation"))
     if "cutout" in policies:
-        pictures_B3HW = _cutout(pictures_B3HW, draws, _chosen(pictures_B3HW, draws, p))
+        pictures_B3HW = _cutout(pictures_B3HW, drawn["cutout.middles"], chosen("cutout"))
     return pictures_B3HW
 
 
-def _chosen(pictures_B3HW: Tensor, draws: torch.Generator, p: Tensor | None) -> Tensor | None:
-    """Which pictures a policy changes; None: all of them, and nothing is drawn."""
-    if p is None:
-        return None
-    return send(torch.rand(len(pictures_B3HW), generator=draws), pictures_B3HW.device) < p
-
-
-def _color(pictures_B3HW: Tensor, draws: torch.Generator, chosen_B: Tensor | None) -> Tensor:
-    # Brightness b, then saturation s, then contrast c, multiplied out: three passes over
+def _color(pictures_B3HW: Tensor, strengths_3B111: Tensor, chosen_B: Tensor | None) -> Tensor:
+    # Brightness, then saturation, then contrast, multiplied out: three passes over
     # the pictures would be six otherwise, and on a CPU they are what this costs.
-    strengths_3B111 = torch.rand((3, len(pictures_B3HW), 1, 1, 1), generator=draws)
-    strengths_3B111 = strengths_3B111 * torch.tensor([1.0, 2.0, 1.0]).view(3, 1, 1, 1, 1)
-    strengths_3B111 = strengths_3B111 + torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1, 1, 1)
-    b, s, c = send(strengths_3B111, pictures_B3HW.device)
+    b, s, c = strengths_3B111
     if chosen_B is not None:
         mine_B111 = chosen_B.view(-1, 1, 1, 1)
         b, s, c = b * mine_B111, torch.where(mine_B111, s, 1.0), torch.where(mine_B111, c, 1.0)
@@ -111,27 +162,22 @@ def shift(pictures_BCHW: Tensor, shifts_2B: Tensor) -> Tensor:
     return moved
 
 
-def _translation(pictures_B3HW: Tensor, draws: torch.Generator, chosen_B: Tensor | None) -> Tensor:
-    B, _, H, W = pictures_B3HW.shape
-    reach_y, reach_x = int(H * SHIFT + 0.5), int(W * SHIFT + 0.5)
-    dy_B = torch.randint(-reach_y, reach_y + 1, (B,), generator=draws)
-    dx_B = torch.randint(-reach_x, reach_x + 1, (B,), generator=draws)
-    shifts_2B = send(torch.stack([dy_B, dx_B]), pictures_B3HW.device)
+def _translation(pictures_B3HW: Tensor, shifts_2B: Tensor, chosen_B: Tensor | None) -> Tensor:
     return shift(pictures_B3HW, shifts_2B if chosen_B is None else shifts_2B * chosen_B)
 
 
-def _cutout(pictures_B3HW: Tensor, draws: torch.Generator, chosen_B: Tensor | None) -> Tensor:
-    B, _, H, W = pictures_B3HW.shape
-    device = pictures_B3HW.device
+def _cutout(pictures_B3HW: Tensor, middles_2B: Tensor, chosen_B: Tensor | None) -> Tensor:
+    _, _, H, W = pictures_B3HW.shape
     outside = []
-    for side in (H, W):
+    for side, middle_B in zip((H, W), middles_2B, strict=True):
         hole = int(side * HOLE + 0.5)
-        middle_B = torch.randint(0, side + (1 - hole % 2), (B,), generator=draws)
-        middle_B = send(middle_B, device)
-        place_BS = torch.arange(side, device=device).view(1, side) - (middle_B - hole // 2).view(B, 1)
+        place_BS = torch.arange(side, device=middle_B.device).view(1, side) - (middle_B - hole // 2).view(
+            -1, 1
+        )
         outside.append((place_BS < 0) | (place_BS >= hole))
     rows_BH, columns_BW = outside
-    stays_B1HW = rows_BH.view(B, 1, H, 1) | columns_BW.view(B, 1, 1, W)
+    stays_B1HW = rows_BH.view(-1, 1, H, 1) | columns_BW.view(-1, 1, 1, W)
     if chosen_B is not None:
-        stays_B1HW = stays_B1HW | ~chosen_B.view(B, 1, 1, 1)
-    return pictures_B3HW * stays_B1HW
+        stays_B1HW = stays_B1HW | ~chosen_B.view(-1, 1, 1, 1)
+    left_B3HW: Tensor = pictures_B3HW * stays_B1HW
+    return left_B3HW

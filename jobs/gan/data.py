@@ -6,6 +6,8 @@ they become floats where they are used. No loader processes, so a resumed run ha
 no loader state to restore.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -67,30 +69,40 @@ class Batches:
         Returns:
             float32 (batch, 3, H, W) in [-1, 1], channels last, on the device.
         """
+        drawn = self.draw(epoch, place)
+        return self.pictures({name: devices.send(one, self.device) for name, one in drawn.items()})
+
+    def draw(self, epoch: int, place: int) -> dict[str, Tensor]:
+        """Which pictures are next and which are mirrored, for pictures(); the bytes, if no GPU has them."""
         if epoch != self._epoch:
             order_N = seeds.permutation(self.seed, epoch, len(self.images))
             self._order_N = order_N if self._on_device_N3HW is None else devices.send(order_N, self.device)
             self._epoch = epoch
         chosen_B = self._order_N[place * self.batch : (place + 1) * self.batch]
-        bytes_B3HW = self._gather(chosen_B)
+        if self._on_device_N3HW is not None:
+            drawn = {"chosen": chosen_B}
+        else:
+            drawn = {"bytes": torch.from_numpy(self.images.pictures_N3HW[chosen_B.numpy()])}
         if self.mirror:
             draws = seeds.generator(self.seed, "mirror", epoch, place)
-            flip_B = torch.rand(self.batch, generator=draws).lt_(0.5).bool()
-            bytes_B3HW = torch.where(
-                devices.send(flip_B, self.device).view(-1, 1, 1, 1), bytes_B3HW.flip(3), bytes_B3HW
-            )
+            drawn["flip"] = torch.rand(self.batch, generator=draws).lt_(0.5).bool()
+        return drawn
+
+    def pictures(self, drawn: Mapping[str, Tensor]) -> Tensor:
+        """What get() returns, from what draw() gave, on the device."""
+        if self._on_device_N3HW is not None:
+            bytes_B3HW = self._on_device_N3HW[drawn["chosen"]]
+        else:
+            bytes_B3HW = drawn["bytes"]
+        if self.mirror:
+            bytes_B3HW = torch.where(drawn["flip"].view(-1, 1, 1, 1), bytes_B3HW.flip(3), bytes_B3HW)
         # ToTensor and Normalize(0.5, 0.5) in torchvision's own order of operations: the same bits.
         bytes_B3HW = bytes_B3HW.contiguous(memory_format=torch.channels_last)
         return bytes_B3HW.float().div_(255).sub_(0.5).div_(0.5)
 
     def labels(self, epoch: int, place: int) -> Tensor:
-        """The classes of get()'s pictures: int64 (batch,), on the device."""
+        """The classes of get()'s pictures: int64 (batch,), on the CPU."""
         assert self.images.labels_N is not None
         order_N = seeds.permutation(self.seed, epoch, len(self.images))
         chosen_B = order_N[place * self.batch : (place + 1) * self.batch]
-        return devices.send(torch.from_numpy(self.images.labels_N[chosen_B.numpy()]), self.device)
-
-    def _gather(self, chosen_B: Tensor) -> Tensor:
-        if self._on_device_N3HW is not None:
-            return self._on_device_N3HW[chosen_B]
-        return devices.send(torch.from_numpy(self.images.pictures_N3HW[chosen_B.numpy()]), self.device)
+        return torch.from_numpy(self.images.labels_N[chosen_B.numpy()])

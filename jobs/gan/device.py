@@ -51,7 +51,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     Plain memory is copied only after all that the GPU still has to do, and this process
     would wait for it at every step; pinned memory is copied when its turn comes.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or tensor.is_cuda:
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
 

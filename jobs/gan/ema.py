@@ -30,22 +30,28 @@ def ema_decay(pictures: int, seen: int, half_life: float) -> float:
 
 
 class Ema:
-    """A copy of a network, in eval mode, that follows it slowly."""
+    """
+    A copy of a network, in eval mode, that follows it slowly.
+
+    Args:
+        net: whose tensors stay the same ones: loading weights writes into them.
+    """
 
     def __init__(self, net: AnyGenerator, half_life: float) -> None:
         self.half_life = half_life
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
+        pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True))
+        # Asked for once: a state_dict() takes as long as all that update() does with it.
+        self._floats = [(a, b) for a, b in pairs if a.is_floating_point()]
+        self._counters = [(a, b) for a, b in pairs if not a.is_floating_point()]
 
     @torch.no_grad()
-    def update(self, net: AnyGenerator, *, pictures: int, seen: int) -> None:
+    def update(self, *, pictures: int, seen: int) -> None:
         """
-        Move towards `net`, BatchNorm's running statistics included: the statistics of
+        Move towards the network, BatchNorm's running statistics included: the statistics of
         single steps belong to weights that the average has not.
         """
         towards = 1 - ema_decay(pictures, seen, self.half_life)
-        mine, its = self.net.state_dict().values(), net.state_dict().values()
-        floats = [(a, b) for a, b in zip(mine, its, strict=True) if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], towards)
-        for a, b in zip(mine, its, strict=True):
-            if not a.is_floating_point():
-                a.copy_(b)
+        torch._foreach_lerp_([a for a, _ in self._floats], [b for _, b in self._floats], towards)
+        if self._counters:
+            torch._foreach_copy_([a for a, _ in self._counters], [b for _, b in self._counters])

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from jobs.gan.device import send
+
 
 class StaleFakes:
     """
@@ -25,22 +27,23 @@ class StaleFakes:
     def __init__(self, net: nn.Module, run: Callable[[Tensor], Tensor] | None = None) -> None:
         self._run = run or net
         self._norms = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
+        self._device = next(net.parameters()).device
         self._g_steps = -1
         self._pictures_B3HW = torch.empty(0)
         self._batch_statistics: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
-    def get(self, g_steps: int, latents_BZ11: Tensor) -> Tensor:
+    def get(self, g_steps: int, latents: Callable[[], Tensor]) -> Tensor:
         """
         Args:
             g_steps: how often G has stepped: the pictures are made anew when it has.
-            latents_BZ11: the noise of this g_steps.
+            latents: draws the noise of this g_steps, (B, Z, 1, 1), on any device.
 
         Returns:
             (B, 3, H, W), without a graph.
         """
         if g_steps != self._g_steps:
-            self._render(latents_BZ11)
+            self._render(send(latents(), self._device))
             self._g_steps = g_steps
         for norm, (mean_C, var_C) in zip(self._norms, self._batch_statistics, strict=True):
             _move(norm.running_mean, mean_C, norm.momentum or 0.0, wide=False)

@@ -1,18 +1,24 @@
 """
 The two steps of a run: D learns to tell real from fake, G learns what D takes for real.
 
+A batch has two passes, D's and G's, each of which ends with gradients, and a step of Adam after
+each. All that chance decides is drawn before, on the CPU: a pass asks nothing but its tensors, so a
+GPU can record it once and replay it (jobs/gan/graphs.py).
+
 Shapes in names: B pictures in a batch, Z latent numbers, H, W pixels.
 """
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from jobs.failpoints import failpoint
-from jobs.gan import ada, schedules, seeds
-from jobs.gan import device as devices
-from jobs.gan.augment import diff_augment
+from jobs.gan import ada, augment, schedules, seeds
 from jobs.gan.data import Batches
 from jobs.gan.fakes import StaleFakes
+from jobs.gan.graphs import Graphs
 from jobs.gan.journal import Journal
 from jobs.gan.losses import LOSSES, Loss, Pairing, squared_slopes
 from jobs.gan.passes import Passes
@@ -20,6 +26,19 @@ from jobs.gan.rollback import Rollbacks
 from jobs.gan.schedules import Moment
 from jobs.gan.state import TrainState
 from jobs.specs import TrainSpec
+
+Drawn = Mapping[str, Tensor]
+"""What a batch works on, by name, each on the device."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Who steps on a batch. Batches of one turn do the same work on other numbers."""
+
+    d: bool
+    g: bool
+    penalty: bool
+    """D's slope is held down this time."""
 
 
 class Steps:
@@ -43,50 +62,33 @@ class Steps:
         self.loss = LOSSES[spec.loss]
         self.one_pass = spec.norm_d != "batch"
         self.policies, self.augment_p = ada.plan(spec.augment, spec.augment_p, len(batches.images))
-        always = self.augment_p == 1
-        self.fixed_p = None if always else torch.tensor(self.augment_p, device=batches.device)
-        self.conditional = spec.conditional
-        self.labels: tuple[Tensor, ...] = ()
-        """The classes of this batch, for networks that take them: (int64 (B,),) or nothing."""
+        self.always = state.ada is None and self.augment_p == 1
+        self.fixed_p = torch.tensor(self.augment_p, device=batches.device)
         self.passes = Passes(spec, state, batches.device)
         self.stale_fakes = StaleFakes(state.generator, self.passes.g) if spec.noise == "stale" else None
+        self.graphs = Graphs(batches.device, on=spec.cuda_graphs)
+        self.fakes_B3HW = torch.empty(0)
+        """Of this batch, with their graph, where one pass of G serves both."""
 
     def batch(self, epoch: int, place: int) -> None:
         """One batch of real pictures: D first, then G. `place` is its index in the epoch, from 0."""
-        d_turn = place % self.spec.d_every == 0
-        g_turn = place % self.spec.g_every == 0
-        net = self.passes.g
         if failpoint("train.out_of_memory"):
             raise torch.OutOfMemoryError("failpoint train.out_of_memory")
         done = self.state.step / self.total_steps
         now = schedules.moment(self.spec, done, lr_scale=self.rollbacks.lr_scale)
         self.state.set_rates(now)
-        if self.conditional and (d_turn or g_turn):
-            # Each fake is of the class of the real picture beside it.
-            self.labels = (self.batches.labels(epoch, place),)
+        turn = self._turn(place, now)
+        x = self.graphs.give(turn, self._draw(turn, epoch, place, now))
+        if turn.d:
+            self._d_step(turn, x)
+        failpoint("train.between_networks")
+        if turn.g:
+            self._g_step(turn, x)
 
-        if self.stale_fakes is None and (d_turn or g_turn):
-            # Fresh: one noise for this batch; when both step, G's pass serves both.
-            with torch.set_grad_enabled(g_turn):
-                fakes_B3HW = net(self._latents(self.state.step), *self.labels)
-            reals_B3HW = self.batches.get(epoch, place)
-            if d_turn:
-                self._d_step(reals_B3HW, fakes_B3HW.detach(), now)
-            failpoint("train.between_networks")
-            if g_turn:
-                self._g_step(fakes_B3HW, reals_B3HW)
-
-        # Stale, as in the tutorial: the noise is drawn before the loop and redrawn by each
-        # step of G, which uses the new one; D then sees it until G steps again. It is known
-        # by the number of G's steps, so it needs no place in a checkpoint.
-        if self.stale_fakes is not None and (d_turn or g_turn):
-            reals_B3HW = self.batches.get(epoch, place)
-            if d_turn:
-                stale_B3HW = self.stale_fakes.get(self.g_steps, self._latents(self.g_steps))
-                self._d_step(reals_B3HW, stale_B3HW, now)
-            failpoint("train.between_networks")
-            if g_turn:
-                self._g_step(net(self._latents(self.g_steps + 1)), reals_B3HW)
+    def _turn(self, place: int, now: Moment) -> Turn:
+        d, g = place % self.spec.d_every == 0, place % self.spec.g_every == 0
+        held = now.r1_gamma > 0 or now.r2_gamma > 0
+        return Turn(d, g, penalty=d and held and self.d_steps % self.spec.penalty_every == 0)
 
     @property
     def g_steps(self) -> int:
@@ -102,94 +104,173 @@ class Steps:
         epochs, rest = divmod(self.state.step, self.batches.per_epoch)
         return epochs * -(-self.batches.per_epoch // every) + -(-rest // every)
 
-    def _latents(self, draw: int) -> Tensor:
-        shape = (self.spec.batch, self.spec.nz, 1, 1)
-        return devices.send(seeds.noise(self.spec.seed, "noise", draw, shape=shape), self.batches.device)
+    # ------------------------------------------------------------------ what chance decides
 
-    def _d_step(self, reals_B3HW: Tensor, fakes_B3HW: Tensor, now: Moment) -> None:
+    def _draw(self, turn: Turn, epoch: int, place: int, now: Moment) -> dict[str, Tensor]:
+        """All that the passes of a batch work on."""
+        if not (turn.d or turn.g):
+            return {}
+        drawn = self.batches.draw(epoch, place)
+        if self.spec.conditional:
+            # Each fake is of the class of the real picture beside it.
+            drawn["labels"] = self.batches.labels(epoch, place)
+        # Fresh: one noise for this batch; when both step, G's pass serves both.
+        # Stale, as in the tutorial: the noise is drawn before the loop and redrawn by each
+        # step of G, which uses the new one; D then sees it until G steps again. It is known
+        # by the number of G's steps, so it needs no place in a checkpoint.
+        if self.stale_fakes is None:
+            drawn["latents"] = self._latents(self.state.step)
+        else:
+            draw = self.g_steps
+            if turn.d:
+                drawn["fakes"] = self.stale_fakes.get(draw, lambda: self._latents(draw))
+            if turn.g:
+                drawn["latents"] = self._latents(draw + 1)
+        if turn.penalty:
+            drawn["gammas"] = torch.tensor([now.r1_gamma, now.r2_gamma])
+        for stream in self._views(turn) if self.policies else ():
+            B = self.spec.batch * (2 if stream == "augment-d" else 1)
+            draws = seeds.generator(self.spec.seed, stream, self.state.step)
+            changes = augment.draw(
+                self.policies, (B, 3, self.spec.size, self.spec.size), draws, always=self.always
+            )
+            drawn |= {f"{stream}.{name}": one for name, one in changes.items()}
+        return drawn
+
+    def _views(self, turn: Turn) -> Iterator[str]:
+        """The times that D looks at pictures in a batch, each with changes of its own."""
+        if turn.d:
+            yield from ("augment-d",) if self.one_pass else ("augment-real", "augment-fake")
+        if turn.g:
+            yield "augment-g"
+        if turn.g and isinstance(self.loss, Pairing):
+            yield "augment-g-real"
+
+    def _latents(self, draw: int) -> Tensor:
+        return seeds.noise(self.spec.seed, "noise", draw, shape=(self.spec.batch, self.spec.nz, 1, 1))
+
+    # ------------------------------------------------------------------ the discriminator
+
+    def _d_step(self, turn: Turn, x: Drawn) -> None:
         """The discriminator learns to tell them apart: both gradients, then one step."""
+        state = self.state
+        made = self.graphs.run("d", turn, lambda x: self._d_pass(turn, x), x, state.discriminator)
+        measured = {name: made[name] for name in ("loss_d", "d_real", "d_fake")}
+        if turn.penalty:
+            measured |= {name: made[name] for name in ("r1", "r2")}
+        if state.ada is not None:
+            measured |= {"augment_p": state.ada.p, "d_sign": made["sign"]}
+        self.journal.meter.add(measured)
+        if state.ada is not None:
+            state.ada.see(made["sign"], self.spec.batch, d_steps=self.d_steps, most=self.augment_p)
+        if failpoint(f"train.nan.{state.step}x{self.rollbacks.lr_scale:g}"):
+            nn.utils.clip_grad_value_(state.discriminator.parameters(), float("nan"))
+        state.opt_d.step()
+
+    def _d_pass(self, turn: Turn, x: Drawn) -> dict[str, Tensor]:
+        """D's gradients, and what is told of them."""
         net, loss = self.passes.d, self.loss
+        reals_B3HW = self.batches.pictures(x)
+        if self.stale_fakes is not None:
+            fakes_B3HW = x["fakes"]
+        else:
+            with torch.set_grad_enabled(turn.g):
+                self.fakes_B3HW = self.passes.g(x["latents"], *self._labels(x))
+            fakes_B3HW = self.fakes_B3HW.detach()
         self.state.opt_d.zero_grad()
+        more: dict[str, Tensor] = {}
         if self.one_pass:
-            loss_d, real_B, fake_B = self._both_at_once(reals_B3HW, fakes_B3HW, now)
+            loss_d, real_B, fake_B, more = self._both_at_once(turn, reals_B3HW, fakes_B3HW, x)
             torch.autograd.backward(loss_d)
         else:
             assert isinstance(loss, Loss)
-            real_B = net(self._seen_by_d(reals_B3HW, "augment-real"), *self.labels)
+            real_B = net(self._seen_by_d(reals_B3HW, "augment-real", x), *self._labels(x))
             loss_real = loss.d_real(real_B)
             torch.autograd.backward(loss_real)
-            fake_B = net(self._seen_by_d(fakes_B3HW, "augment-fake"), *self.labels)
+            fake_B = net(self._seen_by_d(fakes_B3HW, "augment-fake", x), *self._labels(x))
             loss_fake = loss.d_fake(fake_B)
             torch.autograd.backward(loss_fake)
             loss_d = loss_real.detach() + loss_fake.detach()
-        self._steer(real_B, fake_B)
-        if failpoint(f"train.nan.{self.state.step}x{self.rollbacks.lr_scale:g}"):
-            nn.utils.clip_grad_value_(self.state.discriminator.parameters(), float("nan"))
-        self.state.opt_d.step()
-        self.journal.meter.add({"loss_d": loss_d, "d_real": real_B.mean(), "d_fake": fake_B.mean()})
+        real_B, fake_B = real_B.detach(), fake_B.detach()
+        told = {"loss_d": loss_d.detach(), "d_real": real_B.mean(), "d_fake": fake_B.mean(), **more}
+        if self.state.ada is not None:
+            told["sign"] = self._verdict(real_B, fake_B)
+        return told
 
     def _both_at_once(
-        self, reals_B3HW: Tensor, fakes_B3HW: Tensor, now: Moment
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, turn: Turn, reals_B3HW: Tensor, fakes_B3HW: Tensor, x: Drawn
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """
         Without BatchNorm a picture's score does not depend on its neighbours: one pass for both.
 
         Returns:
-            D's loss with the penalties that are due, the scores of real and of fake.
+            D's loss with the penalties that are due, the scores of real and of fake, the penalties.
         """
-        both = self._seen_by_d(torch.cat([reals_B3HW, fakes_B3HW]), "augment-d")
-        every = self.spec.penalty_every
-        due = (now.r1_gamma > 0 or now.r2_gamma > 0) and self.d_steps % every == 0
-        both.requires_grad_(due)
-        labels = [torch.cat([labels_B, labels_B]) for labels_B in self.labels]
-        scores = (self.state.discriminator if due else self.passes.d)(both, *labels)
+        both = self._seen_by_d(torch.cat([reals_B3HW, fakes_B3HW]), "augment-d", x)
+        both.requires_grad_(turn.penalty)
+        labels = [torch.cat([labels_B, labels_B]) for labels_B in self._labels(x)]
+        scores = (self.state.discriminator if turn.penalty else self.passes.d)(both, *labels)
         real_B, fake_B = scores.chunk(2)
         if isinstance(self.loss, Pairing):
             loss_d = self.loss.d(real_B, fake_B)
         else:
             loss_d = self.loss.d_real(real_B) + self.loss.d_fake(fake_B)
-        if due:
-            r1, r2 = (slopes_B.mean() for slopes_B in squared_slopes(both, scores).chunk(2))
-            # Lazily: every N-th time, N times as strong (Karras et al. 2020, arXiv:1912.04958, B).
-            penalty = every / 2 * (now.r1_gamma * r1 + now.r2_gamma * r2)
-            self.journal.meter.add({"r1": r1, "r2": r2})
-            loss_d = loss_d + penalty
-        return loss_d, real_B, fake_B
+        if not turn.penalty:
+            return loss_d, real_B, fake_B, {}
+        r1, r2 = (slopes_B.mean() for slopes_B in squared_slopes(both, scores).chunk(2))
+        r1_gamma, r2_gamma = x["gammas"]
+        # Lazily: every N-th time, N times as strong (Karras et al. 2020, arXiv:1912.04958, B).
+        penalty = self.spec.penalty_every / 2 * (r1_gamma * r1 + r2_gamma * r2)
+        return loss_d + penalty, real_B, fake_B, {"r1": r1.detach(), "r2": r2.detach()}
 
-    def _g_step(self, fakes_B3HW: Tensor, reals_B3HW: Tensor) -> None:
+    def _verdict(self, real_B: Tensor, fake_B: Tensor) -> Tensor:
+        """How surely D knows the training pictures: the mean sign that steers the chance of a change."""
+        # 'Real' is more than a half of a probability, more than 0 of a logit; of pairs only the
+        # difference means anything.
+        border = fake_B if isinstance(self.loss, Pairing) else 0.0 if self.one_pass else 0.5
+        return (real_B - border).sign().mean()
+
+    # ------------------------------------------------------------------ the generator
+
+    def _g_step(self, turn: Turn, x: Drawn) -> None:
         """The generator learns what the discriminator takes for real."""
+        state, batch = self.state, self.spec.batch
+        made = self.graphs.run("g", turn, lambda x: self._g_pass(turn, x), x, state.generator)
+        state.opt_g.step()
+        if state.ema is not None:
+            state.ema.update(pictures=batch, seen=(self.g_steps + 1) * batch)
+        self.journal.meter.add(made)
+
+    def _g_pass(self, turn: Turn, x: Drawn) -> dict[str, Tensor]:
+        """G's gradients, and its loss."""
         state, net = self.state, self.passes.d
+        if self.stale_fakes is not None or not turn.d:
+            self.fakes_B3HW = self.passes.g(x["latents"], *self._labels(x))
+        fakes_B3HW, self.fakes_B3HW = self.fakes_B3HW, torch.empty(0)
         state.opt_g.zero_grad()
         # D's own gradients would be a third of its backward pass, for nothing.
         state.let_d_learn(False)
-        fake_B = net(self._seen_by_d(fakes_B3HW, "augment-g"), *self.labels)
+        fake_B = net(self._seen_by_d(fakes_B3HW, "augment-g", x), *self._labels(x))
         if isinstance(self.loss, Pairing):
-            real_B = net(self._seen_by_d(reals_B3HW, "augment-g-real"), *self.labels)
+            reals_B3HW = self.batches.pictures(x)
+            real_B = net(self._seen_by_d(reals_B3HW, "augment-g-real", x), *self._labels(x))
             loss_g = self.loss.g(real_B, fake_B)
         else:
             loss_g = self.loss.g(fake_B)
         torch.autograd.backward(loss_g)
         state.let_d_learn(True)
-        state.opt_g.step()
-        if state.ema is not None:
-            batch = self.spec.batch
-            state.ema.update(state.generator, pictures=batch, seen=(self.g_steps + 1) * batch)
-        self.journal.meter.add({"loss_g": loss_g})
+        return {"loss_g": loss_g.detach()}
 
-    def _steer(self, real_B: Tensor, fake_B: Tensor) -> None:
-        """Let the chance of a change follow how surely D knows the training pictures."""
-        if self.state.ada is None:
-            return
-        # 'Real' is more than a half of a probability, more than 0 of a logit; of pairs only the
-        # difference means anything.
-        border = fake_B.detach() if isinstance(self.loss, Pairing) else 0.0 if self.one_pass else 0.5
-        verdicts_B = real_B.detach() - border
-        self.journal.meter.add({"augment_p": self.state.ada.p, "d_sign": verdicts_B.sign().mean()})
-        self.state.ada.see(verdicts_B, d_steps=self.d_steps, most=self.augment_p)
+    # ------------------------------------------------------------------ for both
 
-    def _seen_by_d(self, pictures_B3HW: Tensor, stream: str) -> Tensor:
+    def _labels(self, x: Drawn) -> tuple[Tensor, ...]:
+        """The classes of this batch, for networks that take them: (int64 (B,),) or nothing."""
+        return (x["labels"],) if self.spec.conditional else ()
+
+    def _seen_by_d(self, pictures_B3HW: Tensor, stream: str, x: Drawn) -> Tensor:
         if not self.policies:
             return pictures_B3HW
-        draws = seeds.generator(self.spec.seed, stream, self.state.step)
-        p = self.state.ada.p if self.state.ada else self.fixed_p
-        return diff_augment(pictures_B3HW, self.policies, draws, p)
+        own = f"{stream}."
+        changes = {name.removeprefix(own): one for name, one in x.items() if name.startswith(own)}
+        p = None if self.always else self.state.ada.p if self.state.ada else self.fixed_p
+        return augment.change(pictures_B3HW, self.policies, changes, p)

@@ -51,7 +51,7 @@ def test_auto_changes_all_of_a_small_set_and_none_of_a_large_one():
 
 def steps_of(ada, sign, steps, most=1.0):
     for step in range(steps):
-        ada.see(torch.full((64,), sign), d_steps=step, most=most)
+        ada.see(torch.tensor(sign), 64, d_steps=step, most=most)
     return ada.p.item()
 
 
@@ -64,10 +64,10 @@ def test_p_rises_while_d_knows_the_training_pictures_and_falls_when_it_does_not(
     assert steps_of(ada, 1.0, 500, most=0.8) == pytest.approx(0.8)
     assert steps_of(ada, -1.0, 40) == pytest.approx(0.4)
     assert steps_of(ada, -1.0, 500) == 0
-    half_right = torch.cat([torch.ones(48), -torch.ones(16)])  # mean sign 0.5: under the target
+    half_right = torch.tensor(0.5)  # three quarters of the verdicts right: under the target
     ada.numbers_3[0] = 0.5
     for step in range(EVERY):
-        ada.see(half_right, d_steps=step, most=1.0)
+        ada.see(half_right, 64, d_steps=step, most=1.0)
     assert ada.p.item() < 0.5
 
 

@@ -210,7 +210,8 @@ def test_a_step_of_d_adds_both_penalties_as_the_formula_says(tmp_path, lazy):
     fill(net)
     now = moment(spec, 0.0)
     reals, fakes = training.batches.get(0, 0), torch.rand(4, 3, 32, 32) * 2 - 1
-    loss, real_B, fake_B = steps._both_at_once(reals, fakes, now)
+    turn = steps._turn(0, now)
+    loss, real_B, fake_B, _ = steps._both_at_once(turn, reals, fakes, steps._draw(turn, 0, 0, now))
     found = torch.autograd.grad(loss, list(net.parameters()))
 
     real, fake = reals.clone().requires_grad_(True), fakes.clone().requires_grad_(True)
@@ -227,7 +228,9 @@ def test_a_step_of_d_adds_both_penalties_as_the_formula_says(tmp_path, lazy):
     assert (real_B.shape, fake_B.shape) == ((4,), (4,))
 
     training.state.step = 1
-    without, _, _ = steps._both_at_once(reals, fakes, now)
+    turn = steps._turn(1, now)
+    assert turn.penalty == (lazy == 1)
+    without, *_ = steps._both_at_once(turn, reals, fakes, steps._draw(turn, 0, 1, now))
     assert without.item() == pytest.approx(expected.item() if lazy == 1 else pairs.item(), rel=1e-4)
 
 
