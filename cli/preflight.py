@@ -194,12 +194,13 @@ def weights_of(size: int, nz: int, ngf: int, ndf: int, norm_d: str, arch: str = 
     if arch == "residual":
         return _residual_weights([ngf * one for one in factors], [ndf * one for one in factors], nz, triple)
     edge = 25 if triple else 16
+    g_factors = [min(WIDEST // 2, max(2, one)) for one in factors] if arch == "even" else factors
     per_norm = 4  # weight, bias, running mean and variance of each channel
     generator, channels = 0, nz
-    for factor in factors:
+    for factor in g_factors:
         generator += channels * ngf * factor * 16 + per_norm * ngf * factor + 1
         channels = ngf * factor
-    generator += channels * 3 * edge
+    generator += (9 * channels + 1) * 3 * (9 if triple else 4) if arch == "even" else channels * 3 * edge
     spectral = norm_d == "spectral"
     discriminator, channels = 0, 3
     for place, factor in enumerate(reversed(factors)):

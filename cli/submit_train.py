@@ -38,7 +38,7 @@ WORDS = {
     "ndf": "Width of the discriminator.",
     "d_every": "The discriminator steps on every N-th batch.",
     "g_every": "The generator steps on every N-th batch.",
-    "arch": "The networks: the tutorial's, or residual ones without normalisation.",
+    "arch": "The networks: the tutorial's; its channels spread evenly; or residual, without normalisation.",
     "loss": "The game that the two networks play.",
     "norm_d": "How the discriminator is kept in bounds.",
     "r1_gamma": "Penalty on the discriminator's slope at real pictures; 0 is off.",

@@ -18,10 +18,11 @@ from benchmarks.quality.cells import Cell, ablation, cells
 from benchmarks.quality.report import write
 from benchmarks.quality.study import Study, shown
 from benchmarks.stack import Queue
+from jobs.recipes import DEFAULT_RECIPE
 
 STYLES = ("adventurer", "big-smile")
 SIZES = (2000, 500, 8000)
-RECIPES = ("origin", "plus", "r3")
+RECIPES = ("origin", "plus", "pairs", "r3")
 SEEDS = (0, 1, 2)
 
 
@@ -38,8 +39,12 @@ def main() -> int:
     parser.add_argument("--recipes", default=",".join(RECIPES), help="(default %(default)s)")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="(default %(default)s)")
     parser.add_argument("--samples", type=int, default=2000, help="generated pictures that are evaluated")
-    parser.add_argument("--ablate", action="store_true", help="also `plus` without each of its parts")
-    parser.add_argument("--must", action="store_true", help="2,000 pictures, one seed, origin and plus")
+    parser.add_argument(
+        "--ablate", action="store_true", help=f"also `{DEFAULT_RECIPE}` without each of its parts"
+    )
+    parser.add_argument(
+        "--must", action="store_true", help="2,000 pictures, one seed, origin and the default"
+    )
     parser.add_argument("--no-write", action="store_true", help="print only; no file in benchmarks/results")
     options = parser.parse_args()
     plan = _plan(options)
@@ -49,6 +54,8 @@ def main() -> int:
     work = options.work.absolute()
     with Queue(work / "home") as queue:
         study = Study(work, queue, minutes=options.minutes, samples=options.samples)
+        for cell in plan:  # first of all, so that nothing need be quiet after that
+            print(f"{cell.variant}: {study.rate(cell):.0f} pictures/s here", flush=True)
         done: list[dict[str, Any]] = []
         for cell in plan:
             print(f"{time.strftime('%H:%M')} {cell.key} …", flush=True)
@@ -65,10 +72,11 @@ def _plan(options: argparse.Namespace) -> list[Cell]:
     styles, seeds = options.styles.split(","), [int(one) for one in options.seeds.split(",")]
     sizes, recipes = [int(one) for one in options.sizes.split(",")], options.recipes.split(",")
     if options.must:
-        sizes, recipes, seeds = [2000], ["origin", "plus"], [0]
+        sizes, recipes, seeds = [2000], ["origin", DEFAULT_RECIPE], [0]
     plan = list(cells(styles, sizes, recipes, seeds))
     if options.ablate:
-        plan += [one for one in ablation(styles[0], sizes[0], seeds) if one.without or "plus" not in recipes]
+        whole = DEFAULT_RECIPE in recipes
+        plan += [one for one in ablation(styles[0], sizes[0], seeds) if one.without or not whole]
     return plan
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from jobs.recipes import DEFAULT_RECIPE
+
 BASE: dict[str, Any] = {"size": 96, "ngf": 32, "ndf": 32}
 """The same for all: networks that two cores can train in minutes."""
 ORIGIN_BATCH = 64
@@ -43,17 +45,18 @@ class Cell:
 
 
 PARTS: dict[str, dict[str, Any]] = {
+    "even channels": {"arch": "dcgan"},
+    "pairing": {"loss": "nonsaturating"},
+    "penalties": {"norm_d": "spectral", "r1_gamma": 0.0, "r2_gamma": 0.0},
     "average": {"ema_half_life_kimg": 0.0},
     "augmentation": {"augment": ()},
     "adaptation": {"ada_target": 0.0},
     "batch and rate": {"batch": 64, "lr_g": 2e-4, "lr_d": 2e-4},
-    "hinge": {"loss": "nonsaturating"},
-    "spectral": {"norm_d": "batch", "loss": "bce"},
+    "beta1": {"beta1": 0.5},
+    "beta2": {"beta2": 0.999},
     "turns": {"g_every": 5},
-    "fresh": {"noise": "stale"},
-    "beta": {"beta1": 0.5},
 }
-"""Each part of `plus`, as the origin has it or as it was once: what the recipe loses without it."""
+"""Each part of the default recipe, as the origin has it or as is usual: what is lost without it."""
 
 
 def cells(
@@ -65,8 +68,8 @@ def cells(
 
 
 def ablation(style: str, pictures: int, seeds: Sequence[int]) -> Iterator[Cell]:
-    """`plus`, and `plus` without each of its parts."""
+    """The default recipe, and what it is without each of its parts."""
     for seed in seeds:
-        yield Cell(style, pictures, "plus", seed)
+        yield Cell(style, pictures, DEFAULT_RECIPE, seed)
         for part, options in PARTS.items():
-            yield Cell(style, pictures, "plus", seed, part, options)
+            yield Cell(style, pictures, DEFAULT_RECIPE, seed, part, options)

@@ -19,6 +19,9 @@ from jobs.gan.device import send
 
 SHIFT = 1 / 8
 HOLE = 1 / 2
+LOWEST_31111 = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1, 1, 1)
+RANGES_31111 = torch.tensor([1.0, 2.0, 1.0]).view(3, 1, 1, 1, 1)
+"""Of brightness, saturation and contrast."""
 
 
 Drawn = Mapping[str, Tensor]
@@ -64,10 +67,8 @@ def draw(
         if not always:
             drawn[f"{policy}.chance"] = torch.rand(B, generator=draws)
         if policy == "color":
-            # Brightness b, saturation s, contrast c.
             strengths_3B111 = torch.rand((3, B, 1, 1, 1), generator=draws)
-            strengths_3B111 = strengths_3B111 * torch.tensor([1.0, 2.0, 1.0]).view(3, 1, 1, 1, 1)
-            strengths_3B111 = strengths_3B111 + torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1, 1, 1)
+            strengths_3B111 = strengths_3B111 * RANGES_31111 + LOWEST_31111
             drawn["color.strengths"] = strengths_3B111
         elif policy == "translation":
             reaches = [int(side * SHIFT + 0.5) for side in (H, W)]

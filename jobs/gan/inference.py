@@ -33,7 +33,7 @@ def for_inference(net: AnyGenerator, device: torch.device) -> nn.Module:
         same = copy.deepcopy(net).eval().requires_grad_(False)
         return cast(nn.Module, same.to(device=device, memory_format=torch.channels_last))  # type: ignore[call-overload]
     source = list(net.Gene)
-    layers: list[nn.Module] = []
+    layers: list[nn.Module] = []  # 'even' ends in a plain convolution and a shuffle, which stay
     for layer, after in zip(source, [*source[1:], None], strict=True):
         if isinstance(layer, nn.ConvTranspose2d):
             norm = after if isinstance(after, nn.BatchNorm2d) else None

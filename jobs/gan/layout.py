@@ -20,6 +20,16 @@ def widths(size: int) -> list[int]:
     return [min(WIDEST, 2**k) for k in range(doublings, -1, -1)]
 
 
+def even_widths(size: int) -> list[int]:
+    """
+    widths() with the wide layers halved and the narrow ones doubled.
+
+    Returns:
+        For 96: [4, 4, 2, 2].
+    """
+    return [min(WIDEST // 2, max(2, factor)) for factor in widths(size)]
+
+
 def edge_layer(size: int) -> tuple[int, int, int]:
     """(kernel, stride, padding) of the layer next to the pixels: it triples or doubles the side."""
     _, triple = size_plan(size)

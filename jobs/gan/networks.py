@@ -21,11 +21,13 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from jobs.errors import SpecError
 from jobs.gan.classes import ClassLatents, ClassScores
+from jobs.gan.even import EvenGenerator
 from jobs.gan.layout import edge_layer, widths
 from jobs.gan.residual import ResidualDiscriminator, ResidualGenerator
 from jobs.specs import TrainSpec, size_plan
 
 NormD = Literal["batch", "spectral", "none"]
+Arch = Literal["dcgan", "even", "residual"]
 
 
 class Generator(nn.Module):
@@ -106,8 +108,13 @@ class Discriminator(nn.Module):
         return cast(Tensor, self.Discrim[self.head + 1 :](logits_B))
 
 
-AnyGenerator = Generator | ResidualGenerator
+AnyGenerator = Generator | EvenGenerator | ResidualGenerator
 AnyDiscriminator = Discriminator | ResidualDiscriminator
+GENERATORS: dict[Arch, type[AnyGenerator]] = {
+    "dcgan": Generator,
+    "even": EvenGenerator,
+    "residual": ResidualGenerator,
+}
 
 
 @dataclass(frozen=True)
@@ -119,14 +126,14 @@ class Architecture:
     ngf: int = 64
     ndf: int = 64
     norm_d: NormD = "batch"
-    arch: Literal["dcgan", "residual"] = "dcgan"
+    arch: Arch = "dcgan"
     classes: int = 0
     """Classes that G can be asked for; 0: it knows none."""
 
     def __post_init__(self) -> None:
         size_plan(self.size)
-        known = self.norm_d in get_args(NormD) and self.arch in ("dcgan", "residual")
-        fits = self.arch == "dcgan" or self.norm_d == "none"
+        known = self.norm_d in get_args(NormD) and self.arch in get_args(Arch)
+        fits = self.arch != "residual" or self.norm_d == "none"
         if min(self.nz, self.ngf, self.ndf) < 1 or self.classes < 0 or not known or not fits:
             raise SpecError(f"no network has these measures: {asdict(self)}")
 
@@ -170,9 +177,8 @@ class Architecture:
         Args:
             seed: of the initial weights. None: whatever, because weights are loaded next.
         """
-        kind = ResidualGenerator if self.arch == "residual" else Generator
         with _initial_weights(seed):
-            return kind(size=self.size, nz=self.nz, ngf=self.ngf, classes=self.classes)
+            return GENERATORS[self.arch](size=self.size, nz=self.nz, ngf=self.ngf, classes=self.classes)
 
     def build_discriminator(self, seed: int | None = None) -> AnyDiscriminator:
         """Like build_generator()."""

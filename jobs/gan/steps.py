@@ -69,6 +69,8 @@ class Steps:
         self.graphs = Graphs(batches.device, on=spec.cuda_graphs)
         self.fakes_B3HW = torch.empty(0)
         """Of this batch, with their graph, where one pass of G serves both."""
+        self.real_B = torch.empty(0)
+        """D's scores of this batch's real pictures, where G is judged beside them."""
 
     def batch(self, epoch: int, place: int) -> None:
         """One batch of real pictures: D first, then G. `place` is its index in the epoch, from 0."""
@@ -143,7 +145,7 @@ class Steps:
             yield from ("augment-d",) if self.one_pass else ("augment-real", "augment-fake")
         if turn.g:
             yield "augment-g"
-        if turn.g and isinstance(self.loss, Pairing):
+        if turn.g and not turn.d and isinstance(self.loss, Pairing):
             yield "augment-g-real"
 
     def _latents(self, draw: int) -> Tensor:
@@ -192,6 +194,7 @@ class Steps:
             torch.autograd.backward(loss_fake)
             loss_d = loss_real.detach() + loss_fake.detach()
         real_B, fake_B = real_B.detach(), fake_B.detach()
+        self.real_B = real_B
         told = {"loss_d": loss_d.detach(), "d_real": real_B.mean(), "d_fake": fake_B.mean(), **more}
         if self.state.ada is not None:
             told["sign"] = self._verdict(real_B, fake_B)
@@ -252,14 +255,20 @@ class Steps:
         state.let_d_learn(False)
         fake_B = net(self._seen_by_d(fakes_B3HW, "augment-g", x), *self._labels(x))
         if isinstance(self.loss, Pairing):
-            reals_B3HW = self.batches.pictures(x)
-            real_B = net(self._seen_by_d(reals_B3HW, "augment-g-real", x), *self._labels(x))
+            # What D said of them a moment ago, before its step: asking again would cost a tenth of the batch.
+            real_B = self.real_B if turn.d else self._real_scores(x)
             loss_g = self.loss.g(real_B, fake_B)
         else:
             loss_g = self.loss.g(fake_B)
         torch.autograd.backward(loss_g)
         state.let_d_learn(True)
         return {"loss_g": loss_g.detach()}
+
+    @torch.no_grad()
+    def _real_scores(self, x: Drawn) -> Tensor:
+        """What D says of the real pictures on a batch on which it does not step."""
+        reals_B3HW = self.batches.pictures(x)
+        return self.passes.d(self._seen_by_d(reals_B3HW, "augment-g-real", x), *self._labels(x))
 
     # ------------------------------------------------------------------ for both
 

@@ -27,4 +27,4 @@ def _all() -> dict[str, Recipe]:
 
 
 RECIPES: dict[str, Recipe] = _all()
-DEFAULT_RECIPE = "plus"
+DEFAULT_RECIPE = "pairs"

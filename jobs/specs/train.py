@@ -50,8 +50,8 @@ class TrainSpec(Spec):
     freeze_g: Annotated[int, Field(ge=0, le=64)] = 0
     """Layers of G, from the latents on, that keep their starting weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    arch: Literal["dcgan", "residual"] = "dcgan"
-    """'dcgan' is the tutorial's pair; 'residual' a pair without normalisation, after R3GAN."""
+    arch: Literal["dcgan", "even", "residual"] = "dcgan"
+    """'dcgan' is the tutorial's pair; 'even' spreads G's channels evenly; 'residual' is after R3GAN."""
     loss: Literal["bce", "hinge", "nonsaturating", "relativistic"] = "bce"
     norm_d: Literal["batch", "spectral", "none"] = "batch"
     """'batch' ends in a sigmoid as the origin does; 'spectral' and 'none' give logits."""

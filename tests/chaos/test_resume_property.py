@@ -26,7 +26,7 @@ JOBS = itertools.count(1)
 
 SPECS = st.fixed_dictionaries(
     {
-        "recipe": st.sampled_from(["origin", "plus"]),
+        "recipe": st.sampled_from(["origin", "plus", "pairs"]),
         "size": st.sampled_from([16, 24, 32]),
         "ngf": st.integers(4, 8),
         "ndf": st.integers(4, 8),

@@ -72,6 +72,8 @@ pairs = st.sampled_from(
         ("dcgan", "hinge", "spectral", 2.0),
         ("dcgan", "nonsaturating", "none", 0.5),
         ("dcgan", "relativistic", "spectral", 0.0),
+        ("even", "relativistic", "none", 1.0),
+        ("even", "bce", "batch", 0.0),
         ("residual", "relativistic", "none", 1.0),
         ("residual", "hinge", "none", 0.0),
     ]

@@ -163,7 +163,7 @@ BAD = {
     "a game that does not fit": (
         ("--loss", "bce"),
         2,
-        "--norm-d spectral gives logits",
+        "--norm-d none gives logits",
         "--loss nonsaturating",
     ),
     "a batch larger than the set": (
@@ -308,6 +308,8 @@ def test_a_dry_run_estimates_from_the_rate_of_earlier_jobs(ganq, trained, pictur
         "train",
         "--data",
         pictures,
+        "--recipe",
+        "plus",
         "--size",
         24,
         "--ngf",
@@ -327,7 +329,8 @@ def test_a_dry_run_estimates_from_the_rate_of_earlier_jobs(ganq, trained, pictur
 
 
 @pytest.mark.parametrize(
-    ("arch", "norm_d"), [("dcgan", "batch"), ("dcgan", "spectral"), ("dcgan", "none"), ("residual", "none")]
+    ("arch", "norm_d"),
+    [("dcgan", "batch"), ("dcgan", "spectral"), ("dcgan", "none"), ("even", "none"), ("residual", "none")],
 )
 @pytest.mark.parametrize("size", [16, 24, 96, 128])
 def test_the_size_of_the_networks_is_known_without_building_them(size, arch, norm_d):

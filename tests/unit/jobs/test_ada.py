@@ -87,7 +87,7 @@ def run(folder, **given):
     return ctx
 
 
-@pytest.mark.parametrize("recipe", ["plus", "r3"])
+@pytest.mark.parametrize("recipe", ["plus", "pairs", "r3"])
 def test_p_rises_when_d_learns_eight_pictures_by_heart_and_the_metrics_show_it(tmp_path, recipe):
     ctx = run(tmp_path, recipe=recipe, epochs=60)
     shown = [record["augment_p"] for record in ctx.records if "augment_p" in record]

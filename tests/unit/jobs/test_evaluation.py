@@ -76,7 +76,7 @@ def scripted(monkeypatch):
 # --- what is measured, and what it costs --------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", ["origin", "plus"])
+@pytest.mark.parametrize("recipe", ["origin", "plus", "pairs"])
 def test_measuring_moves_no_bit_of_the_training(tmp_path, recipe):
     plain = train(tmp_path, spec_of(recipe, metric="none", patience=0))[1].saved[-1]
     measured = train(tmp_path, spec_of(recipe, patience=0))[1].saved[-1]
@@ -112,7 +112,7 @@ def test_a_users_network_measures_under_its_sum_and_the_record_outlives_a_kill(t
     assert [one["key"] for one in anew["evaluations"]] == ["kid/effnet-lite0@00000000"]
 
 
-@pytest.mark.parametrize("recipe", ["plus", "r3"])
+@pytest.mark.parametrize("recipe", ["plus", "pairs", "r3"])
 def test_a_run_with_classes_is_measured_on_as_many_of_each(tmp_path, recipe):
     labels = np.arange(21, dtype=np.int64) % 3
     data = Images(IMAGES.pictures_N3HW, IMAGES.fingerprint, classes=("a", "b", "c"), labels_N=labels)

@@ -28,7 +28,7 @@ def train(folder, spec, **given):
     return jobs.train.run(spec, ctx), ctx
 
 
-@pytest.mark.parametrize("recipe", ["origin", "plus"])
+@pytest.mark.parametrize("recipe", ["origin", "plus", "pairs"])
 def test_a_run_in_bf16_is_finite_resumes_to_the_last_bit_and_keeps_weights_of_32_bits(tmp_path, recipe):
     spec = spec_of(recipe, precision="bf16")
     result, straight = train(tmp_path, spec)

@@ -282,13 +282,39 @@ def test_the_rates_of_a_run_end_where_the_schedule_says(tmp_path):
 # --- the residual networks --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["even", "residual"])
 @pytest.mark.parametrize("size", [16, 24, 32, 48, 64, 96, 128, 192, 256])
-def test_the_residual_pair_makes_every_size(size):
-    arch = Architecture(size=size, nz=5, ngf=2, ndf=2, arch="residual", norm_d="none")
+def test_each_pair_makes_every_size(size, kind):
+    arch = Architecture(size=size, nz=5, ngf=2, ndf=2, arch=kind, norm_d="none")
     pictures = arch.build_generator(0)(torch.randn(3, 5, 1, 1))
     assert pictures.shape == (3, 3, size, size)
     assert arch.build_discriminator(0)(pictures).shape == (3,)
     assert Architecture.from_json(arch.to_json()) == arch
+
+
+def test_the_even_generator_has_fewer_weights_and_starts_without_a_checkerboard():
+    even, plain = (
+        Architecture(size=96, ngf=32, ndf=2, arch=kind, norm_d="none").build_generator(0)
+        for kind in ("even", "dcgan")
+    )
+    numbers_even, numbers_plain = (sum(one.numel() for one in net.parameters()) for net in (even, plain))
+    assert numbers_even < 0.65 * numbers_plain
+    pictures = even.eval()(torch.randn(2, 100, 1, 1))
+    squares = pictures.unfold(2, 3, 3).unfold(3, 3, 3)
+    torch.testing.assert_close(squares, squares[..., :1, :1].expand_as(squares))
+
+
+def test_the_even_generator_is_folded_for_inference():
+    net = Architecture(size=96, nz=5, ngf=4, ndf=2, arch="even", norm_d="none").build_generator(3)
+    with torch.no_grad():
+        for _ in range(20):
+            net(torch.randn(16, 5, 1, 1))
+    net.eval()
+    latents = torch.randn(4, 5, 1, 1)
+    quick = for_inference(net, torch.device("cpu"))
+    assert not [layer for layer in quick.modules() if isinstance(layer, nn.BatchNorm2d)]
+    with torch.inference_mode():
+        torch.testing.assert_close(quick(latents), net(latents), rtol=1e-4, atol=1e-5)
 
 
 def test_blocks_begin_as_nothing_and_pictures_without_a_checkerboard():

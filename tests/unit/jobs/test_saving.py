@@ -42,7 +42,7 @@ class LateContext(LocalContext):
             thread.join()
 
 
-@pytest.mark.parametrize("recipe", ["origin", "plus"])
+@pytest.mark.parametrize("recipe", ["origin", "plus", "pairs"])
 def test_a_checkpoint_that_is_written_late_holds_what_the_run_was_when_it_was_due(tmp_path, recipe):
     at_once = LocalContext(tmp_path, data=IMAGES)
     late = LateContext(tmp_path, data=IMAGES)

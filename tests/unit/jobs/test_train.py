@@ -184,7 +184,7 @@ def test_resume_checkpoints_come_by_the_clock(tmp_path):
 
 CHOICES = st.fixed_dictionaries(
     {
-        "recipe": st.sampled_from(["origin", "plus"]),
+        "recipe": st.sampled_from(["origin", "plus", "pairs"]),
         "g_every": st.integers(1, 6),
         "d_every": st.integers(1, 3),
         "save_every": st.integers(1, 3),
@@ -294,9 +294,9 @@ def test_a_drained_or_preempted_run_saves_where_it_stands(tmp_path, reason):
     assert again.saved == []
 
 
-@pytest.mark.parametrize("recipe", ["origin", "plus"])
+@pytest.mark.parametrize("recipe", ["origin", "plus", "pairs"])
 def test_nan_stops_the_run_and_no_nan_is_ever_saved(tmp_path, recipe):
-    start = Architecture(size=16, nz=4, ngf=3, ndf=3).build_generator(0).state_dict()
+    start = Architecture.of_spec(spec_of(recipe)).build_generator(0).state_dict()
     start["Gene.0.weight"][0, 0, 0, 0] = float("nan")
     ctx = context(tmp_path, start_weights={"bad.pth": start})
     with pytest.raises(TrainingDivergedError) as caught:
