@@ -39,12 +39,8 @@ def main() -> int:
     parser.add_argument("--recipes", default=",".join(RECIPES), help="(default %(default)s)")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="(default %(default)s)")
     parser.add_argument("--samples", type=int, default=2000, help="generated pictures that are evaluated")
-    parser.add_argument(
-        "--ablate", action="store_true", help=f"also `{DEFAULT_RECIPE}` without each of its parts"
-    )
-    parser.add_argument(
-        "--must", action="store_true", help="2,000 pictures, one seed, origin and the default"
-    )
+    parser.add_argument("--ablate", action="store_true", help=f"also {DEFAULT_RECIPE} without each part")
+    parser.add_argument("--must", action="store_true", help="2,000 pictures, one seed, two recipes")
     parser.add_argument("--no-write", action="store_true", help="print only; no file in benchmarks/results")
     options = parser.parse_args()
     plan = _plan(options)

@@ -93,6 +93,7 @@ TYPED = {
     "eval_samples": ("--eval-samples", "99", 99),
     "patience": ("--patience", "3", 3),
     "deterministic": ("--no-deterministic", None, False),
+    "cuda_graphs": ("--no-cuda-graphs", None, False),
 }
 ELSEWHERE = {
     "conditional",
