@@ -20,6 +20,7 @@ from benchmarks.neighbours import Watch
 
 NAMES = (
     "startup", "dispatch", "throughput", "crowd", "memory", "generate", "workers", "warm", "train",
+    "gpu",
 )  # fmt: skip
 
 QUICK_ROUNDS = 2
@@ -81,7 +82,7 @@ def _one(name: str, work: Path, rounds: int | None, watch: Watch, *, write: bool
             f"{one.what} / {one.against}, {one.metric}: {one.median:.2f} ({one.low:.2f}–{one.high:.2f}){aa}"
             f"  [{one.value:.4g} / {one.peer_value:.4g}]  {one.bar} {'' if one.met is not False else 'SHORT'}"
         )
-    if write:
+    if write and ratios:
         path = report.write(name, benchmark.EXPLAINED, ratios, raw, _others(raw))
         print(f"written: benchmarks/results/{path.name}")
     return [f"{one.what} / {one.against}: {one.median:.2f}, {one.bar}" for one in ratios if one.met is False]

@@ -1,0 +1,112 @@
+"""Training on a GPU: steps that are recorded and replayed beside plain ones, deterministic and free."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import stack
+from benchmarks.in_process import LocalContext
+from benchmarks.measure import Ratio, alternate, compare
+from benchmarks.neighbours import Watch
+from jobs.specs import TrainSpec
+
+EXPLAINED = """\
+Pictures a second in the loop over batches alone, in one process, without the queue: each piece makes
+batches for two seconds, after the first ones, in which cuDNN chooses kernels and graphs are recorded.
+`recorded` is --cuda-graphs, the default; `plain` is --no-cuda-graphs; `free` is --no-deterministic. The
+bits of recorded steps are those of plain ones (tests/gpu holds that)."""
+
+SECONDS = 2.0
+FIRST = 20
+"""Batches that do not count."""
+RUNS: dict[str, dict[str, Any]] = {
+    "origin, ngf 64, batch 256": {"recipe": "origin"},
+    "plus, ngf 64, batch 32": {"recipe": "plus"},
+    "pairs, ngf 64, batch 32": {"recipe": "pairs"},
+    "pairs, ngf 32, batch 32": {"recipe": "pairs", "ngf": 32, "ndf": 32},
+    "r3, ngf 64, batch 64": {"recipe": "r3"},
+}
+
+
+def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
+    """
+    Returns:
+        The table's lines, and all values by configuration, piece and round; nothing without a GPU.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        print("  no GPU that PyTorch can use: nothing measured")
+        return [], {}
+    data = stack.faces(work)
+    ratios: list[Ratio] = []
+    raw: dict[str, Any] = {"gpu": torch.cuda.get_device_name()}
+    for label, options in RUNS.items():
+        pieces = {}
+        for exactness in ("deterministic", "free"):
+            for way in ("plain", "recorded"):
+                loop = Loop(
+                    work / "gpu",
+                    TrainSpec.create(
+                        data=str(data),
+                        metric="none",
+                        epochs=1_000_000,
+                        device="cuda",
+                        deterministic=exactness == "deterministic",
+                        cuda_graphs=way == "recorded",
+                        **options,
+                    ),
+                )
+                pieces[f"{way}, {exactness}"] = loop.measure
+        series = alternate(pieces, rounds or 5, watch=watch)
+        raw[label] = series.values
+        for exactness in ("deterministic", "free"):
+            mine, peer = f"recorded, {exactness}", f"plain, {exactness}"
+            ratios.append(
+                compare(
+                    f"train on a GPU, {label}: {mine}",
+                    peer,
+                    "pictures/s",
+                    series.of(mine, "rate"),
+                    series.of(peer, "rate"),
+                )
+            )
+    return ratios, raw
+
+
+class Loop:
+    """A training that is advanced piece by piece."""
+
+    def __init__(self, folder: Path, spec: TrainSpec) -> None:
+        import jobs.train
+
+        self.training = jobs.train.Training(spec, LocalContext(folder))
+        self.begun = False
+
+    def measure(self) -> dict[str, float]:
+        """
+        Returns:
+            rate: pictures a second, of the data set.
+        """
+        from jobs.gan import device
+
+        training = self.training
+        device.set_exactness(training.device, deterministic=training.spec.deterministic)
+        if not self.begun:
+            self._advance(FIRST)
+            self.begun = True
+        began, batches = time.perf_counter(), 0
+        while time.perf_counter() - began < SECONDS:
+            batches += self._advance(FIRST)
+        return {"rate": batches * training.spec.batch / (time.perf_counter() - began)}
+
+    def _advance(self, batches: int) -> int:
+        """Make so many batches, and wait for the GPU."""
+        import torch
+
+        training = self.training
+        for _ in range(batches):
+            training.steps.batch(*divmod(training.state.step, training.batches.per_epoch))
+            training.state.step += 1
+        torch.cuda.synchronize()
+        return batches
