@@ -19,13 +19,14 @@ install: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/ganq demo --home demo
 
-# Half of the time the tests wait for processes: two files at a time take half as long. A short
-# name for their folder, because sockets lie in it.
+# Half of the time the tests wait for processes: two files at a time take half as long. In the
+# order of their folders: by default xdist begins with the files of many tests, which are quick, and is left
+# with one that takes minutes. A short name for their folder, because sockets lie in it.
 TEST_PROCESSES ?= 2
 
 test: $(STAMP) lint
 	folder=$$(mktemp -d) && $(BIN)/python -m pytest -m "not tier2 and not tier3" -n $(TEST_PROCESSES) \
-	  --dist loadfile --durations 25 --basetemp "$$folder/t"; code=$$?; rm -rf "$$folder"; exit $$code
+	  --dist loadfile --no-loadscope-reorder --durations 25 --basetemp "$$folder/t"; code=$$?; rm -rf "$$folder"; exit $$code
 
 SEED ?= 1
 SECONDS ?= 90

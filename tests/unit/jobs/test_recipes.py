@@ -279,6 +279,38 @@ def test_the_rates_of_a_run_end_where_the_schedule_says(tmp_path):
     assert 0.98 < seen[-1][1][1] < 0.99
 
 
+def test_g_is_judged_beside_the_scores_that_d_gave_before_its_step(tmp_path):
+    spec = spec_of("pairs", size=32, augment=())
+    training = jobs.train.Training(spec, LocalContext(Path(tmp_path), IMAGES))
+    steps, state = training.steps, training.state
+    now = moment(spec, 0.0)
+    turn = steps._turn(0, now)
+    x = steps._draw(turn, 0, 0, now)
+    steps._d_pass(turn, x)
+    with torch.no_grad():
+        before_B = state.discriminator(steps.batches.pictures(x))
+        state.opt_d.step()
+        real_B, fake_B = state.discriminator(steps.batches.pictures(x)), state.discriminator(steps.fakes_B3HW)
+    expected = nn.functional.softplus(before_B - fake_B).mean().item()
+    assert abs(expected - nn.functional.softplus(real_B - fake_B).mean().item()) > 1e-4, "D has not moved"
+    assert steps._g_pass(turn, x)["loss_g"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_g_alone_on_a_batch_asks_d_about_the_real_pictures(tmp_path):
+    spec = spec_of("pairs", size=32, augment=(), d_every=2)
+    training = jobs.train.Training(spec, LocalContext(Path(tmp_path), IMAGES))
+    steps, state = training.steps, training.state
+    now = moment(spec, 0.0)
+    turn = steps._turn(1, now)
+    assert (turn.d, turn.g) == (False, True)
+    x = steps._draw(turn, 0, 1, now)
+    with torch.no_grad():
+        real_B = state.discriminator(steps.batches.pictures(x))
+        fake_B = state.discriminator(state.generator(x["latents"]))
+    expected = nn.functional.softplus(real_B - fake_B).mean().item()
+    assert steps._g_pass(turn, x)["loss_g"].item() == pytest.approx(expected, rel=1e-4)
+
+
 # --- the residual networks --------------------------------------------------------------------
 
 
