@@ -31,7 +31,7 @@ FEWEST, MOST = 64, 500
 """Pictures of one evaluation, unless the spec says how many."""
 LITE_GFLOP = 0.26
 """Of EfficientNet-Lite0 for one picture at 128 pixels."""
-SLOWER = 2.0
+SLOWER = 4.0
 """How much slower a feature network's operations are than training's: its layers are narrow."""
 WORSE = 3.0
 """A collapse is this many times as far from the real pictures as the best checkpoint was."""
