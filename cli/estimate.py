@@ -9,7 +9,8 @@ from storage.jobs import Job
 from storage.queries import Filter, Queries
 
 LOOK_BACK = 100
-LIKE_TRAINING = ("size", "nz", "ngf", "ndf", "d_every", "g_every", "norm_d", "arch")
+NETWORKS = ("size", "nz", "ngf", "ndf", "norm_d", "arch")
+LIKE_TRAINING = (*NETWORKS, "d_every", "g_every", "r1_gamma", "cuda_graphs")
 LIKE_DRAWING = ("size", "nz", "ngf", "arch")
 
 

@@ -3,9 +3,9 @@ The tutorial's generator with its channels spread evenly, and a sub-pixel convol
 
 The tutorial halves the channels each time it doubles the side, so most of its work and nearly all
 of its weights lie at 4×4 and 8×8, and few channels are left to draw lines with. Here the wide
-layers have half of that and the narrow ones twice as many: 40 % fewer weights, and half as much work again
-for a picture. The last layer makes all pixels of a position at once from its neighbourhood, and starts as a
-repeat, so that no checkerboard has to be unlearnt.
+layers have half of that and the narrow ones twice as many: at 96 pixels 40 % fewer weights, and half as
+much work again for a picture. The last layer makes all pixels of a position at once from its
+neighbourhood, and starts as a repeat, so that no checkerboard has to be unlearnt.
 
 Shapes in names: B pictures, C channels, Z latent numbers, H, W pixels.
 

@@ -87,9 +87,13 @@ class Graphs:
             try:
                 self._recorded[name, turn] = self._record(work, x, net)
             except torch.OutOfMemoryError:
-                # A graph holds memory of its own. What does not fit twice may fit once.
                 self.on = False
-                return work(x)
+        if not self.on:
+            # A graph holds memory of its own: what does not fit twice may fit once. Only now, because an
+            # error that is in hand holds all that the failed recording had made.
+            self._recorded.clear()
+            self._given.clear()
+            return work(x)
         recorded = self._recorded[name, turn]
         recorded.graph.replay()
         for parameter, gradient in recorded.gradients:

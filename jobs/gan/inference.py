@@ -40,7 +40,7 @@ def for_inference(net: AnyGenerator, device: torch.device) -> nn.Module:
             folded = _folded(layer, norm)
             layers.append(_for_cpu(folded) if device.type == "cpu" else folded)
         elif not isinstance(layer, nn.BatchNorm2d):
-            layers.append(layer)
+            layers.append(copy.deepcopy(layer))
     quick: nn.Module = nn.Sequential(*layers)
     if net.GeneClasses is not None:
         quick = Conditioned(copy.deepcopy(net.GeneClasses), quick)

@@ -1,4 +1,4 @@
-"""How many channels stand at which side, for both kinds of networks."""
+"""How many channels stand at which side, for every kind of network."""
 
 from jobs.specs import size_plan
 

@@ -27,6 +27,7 @@ FREE_TO_CHANGE = frozenset(
         "epochs",
         "save_every",
         "device",
+        "cuda_graphs",  # the same bits
         "deterministic",  # with `device` in the build fingerprint, which says bit_exact or not
         "init_netg",  # these two were used up when the run began
         "init_netd",

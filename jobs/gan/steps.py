@@ -249,11 +249,10 @@ class Steps:
         state, net = self.state, self.passes.d
         if self.stale_fakes is not None or not turn.d:
             self.fakes_B3HW = self.passes.g(x["latents"], *self._labels(x))
-        fakes_B3HW, self.fakes_B3HW = self.fakes_B3HW, torch.empty(0)
         state.opt_g.zero_grad()
         # D's own gradients would be a third of its backward pass, for nothing.
         state.let_d_learn(False)
-        fake_B = net(self._seen_by_d(fakes_B3HW, "augment-g", x), *self._labels(x))
+        fake_B = net(self._seen_by_d(self.fakes_B3HW, "augment-g", x), *self._labels(x))
         if isinstance(self.loss, Pairing):
             # What D said of them a moment ago, before its step: asking again would cost a tenth of the batch.
             real_B = self.real_B if turn.d else self._real_scores(x)
@@ -262,6 +261,7 @@ class Steps:
             loss_g = self.loss.g(fake_B)
         torch.autograd.backward(loss_g)
         state.let_d_learn(True)
+        self.fakes_B3HW = torch.empty(0)
         return {"loss_g": loss_g.detach()}
 
     @torch.no_grad()

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from jobs.errors import ForeignFileError, SpecError
-from jobs.gan.networks import Architecture
+from jobs.gan.layout import even_widths
+from jobs.gan.networks import Arch, Architecture, NormD
 
 SEQUENTIAL = {"G": "Gene.", "D": "Discrim."}
 NETWORK = {"G": "generator", "D": "discriminator"}
@@ -121,8 +122,11 @@ def infer_architecture(
     layers = _layers(netg, "G")
     size = _size(layers, names[0], "G")
     nz, ngf = layers[0][1].shape[0], layers[-1][1].shape[0]
+    arch: Arch = "dcgan"
+    if _side_of_even(layers):
+        arch, ngf = "even", layers[-1][1].shape[1] // even_widths(size)[-1]
     if not netd:
-        return _architecture(names[0], size=size, nz=nz, ngf=ngf)
+        return _architecture(names[0], size=size, nz=nz, ngf=ngf, arch=arch)
 
     if _layers(netd, "G") and not _layers(netd, "D"):
         raise ForeignFileError(
@@ -137,9 +141,17 @@ def infer_architecture(
             hint="give two files of the same run, or the generator alone",
         )
     spectral = any(".parametrizations." in key for key in netd)
-    norm_d: Literal["batch", "spectral"] = "spectral" if spectral else "batch"
+    # BatchNorm's shift makes biases needless; a discriminator without it has them.
+    biased = f"{SEQUENTIAL['D']}0.bias" in netd
+    norm_d: NormD = "spectral" if spectral else "none" if biased else "batch"
     return _architecture(
-        f"{names[0]} with {names[1]}", size=size, nz=nz, ngf=ngf, ndf=layers[0][1].shape[0], norm_d=norm_d
+        f"{names[0]} with {names[1]}",
+        size=size,
+        nz=nz,
+        ngf=ngf,
+        ndf=layers[0][1].shape[0],
+        norm_d=norm_d,
+        arch=arch,
     )
 
 
@@ -165,6 +177,8 @@ def _size(layers: list[tuple[int, Tensor]], name: str, which: Which) -> int:
         )
     kernel = layers[-1][1].shape[-1]
     doublings = len(layers) - 2
+    if which == "G" and (side := _side_of_even(layers)) and doublings > 0:
+        return int((12 if side == 3 else 8) * 2**doublings)
     if kernel not in (4, 5) or doublings < 1:
         raise ForeignFileError(
             f"{name}: {len(layers)} layers that end in a {kernel}×{kernel} kernel at the pixels "
@@ -172,6 +186,14 @@ def _size(layers: list[tuple[int, Tensor]], name: str, which: Which) -> int:
             hint="there that kernel is 5×5 (sizes 24, 48, 96 …) or 4×4 (16, 32, 64 …)",
         )
     return int((12 if kernel == 5 else 8) * 2**doublings)
+
+
+def _side_of_even(layers: list[tuple[int, Tensor]]) -> int | None:
+    """How many pixels a side the last layer of an EvenGenerator makes at once; None: it is none."""
+    *hidden, last = [tuple(tensor.shape) for _, tensor in layers]
+    if last[2] != 3 or any(shape[2] != 4 for shape in hidden):  # a residual one has 1×1 layers between
+        return None
+    return {12: 2, 27: 3}.get(last[0])
 
 
 def _architecture(name: str, **measures: Any) -> Architecture:

@@ -184,6 +184,6 @@ class TrainSpec(Spec):
             raise SpecError(
                 "--r1-gamma and --r2-gamma ask for D's slope at each picture, "
                 "and with --norm-d batch a picture's score depends on its neighbours",
-                hint="use --norm-d spectral or none",
+                hint="use --norm-d spectral or none, or --r1-gamma 0 --r2-gamma 0",
             )
         return self

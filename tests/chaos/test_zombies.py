@@ -82,7 +82,7 @@ def zombie_run(ganq: Ganq, database: Database, point: str, *submit: str) -> dict
     until(lambda: f"job {job}: let go: " in ganq.log("zombie"), what="the zombie's own words")
     runner = zombie.parts[-1]
     if point == "supervisor.claimed":
-        assert f"job {job}: let go: lost before it began" in ganq.log("zombie"), "its runner has had the order"
+        assert f"job {job}: let go: lost before it began" in ganq.log("zombie"), "it had begun"
     else:
         with suppress(psutil.NoSuchProcess):
             runner.wait(timeout=10)

@@ -22,6 +22,7 @@ NAMES = ("black", "grey", "white")
 ARCHS = [
     Architecture(size=16, nz=4, ngf=2, ndf=2, classes=3),
     Architecture(size=16, nz=4, ngf=2, ndf=2, norm_d="spectral", classes=3),
+    Architecture(size=16, nz=4, ngf=2, ndf=2, norm_d="none", arch="even", classes=3),
     Architecture(size=16, nz=4, ngf=2, ndf=2, norm_d="none", arch="residual", classes=3),
 ]
 

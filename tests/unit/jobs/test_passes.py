@@ -9,7 +9,9 @@ import jobs.train
 from jobs.errors import SpecError, StopRequested
 from jobs.gan import device as devices
 from jobs.gan import passes
+from jobs.gan.graphs import Graphs
 from jobs.gan.passes import Passes, precision_of
+from jobs.gan.schedules import moment
 from jobs.gan.state import TrainState
 from jobs.specs import TrainSpec
 from jobs.states import StopReason
@@ -99,3 +101,52 @@ def test_a_run_does_not_change_its_precision_on_the_way(tmp_path):
 def test_what_goes_to_the_device_is_left_alone_on_a_cpu():
     numbers = torch.randn(3)
     assert devices.send(numbers, CPU) is numbers
+
+
+# --- graphs ------------------------------------------------------------------------------------
+
+
+class Crowded(Graphs):
+    """A GPU's memory, full as a pass is recorded: the second of the two, half way through."""
+
+    def __init__(self) -> None:
+        super().__init__(CPU, on=True)
+        self.on = True
+        self.tried: list[str] = []
+
+    def _record(self, work, x, net):
+        self.tried.append(net.__class__.__name__)
+        raise torch.OutOfMemoryError("half way")
+
+
+def test_passes_that_cannot_be_recorded_for_want_of_memory_run_as_they_are(tmp_path):
+    """Only the memory is made up: that of a GPU that is nearly full."""
+    spec = spec_of("pairs")
+    plain = jobs.train.Training(spec, LocalContext(tmp_path, data=IMAGES))
+    plain.run()
+    crowded = jobs.train.Training(spec, LocalContext(tmp_path, data=IMAGES))
+    graphs = crowded.steps.graphs = Crowded()
+    crowded.run()
+    assert graphs.tried == ["Discriminator"]
+    assert not graphs.on
+    assert sha256_of(crowded.ctx.saved[-1].state) == sha256_of(plain.ctx.saved[-1].state)
+
+
+def test_gs_pass_may_run_again_after_a_recording_of_it_has_failed(tmp_path):
+    training = jobs.train.Training(spec_of("pairs"), LocalContext(tmp_path, data=IMAGES))
+    steps = training.steps
+    now = moment(training.spec, 0.0)
+    turn = steps._turn(0, now)
+    x = steps._draw(turn, 0, 0, now)
+    steps._d_pass(turn, x)
+    fakes, judge = steps.fakes_B3HW, steps.passes.d
+
+    def full(*given):
+        raise torch.OutOfMemoryError("half way")
+
+    steps.passes.d = full
+    with pytest.raises(torch.OutOfMemoryError):
+        steps._g_pass(turn, x)
+    steps.passes.d = judge
+    assert steps.fakes_B3HW is fakes
+    assert steps._g_pass(turn, x)["loss_g"].isfinite()

@@ -345,6 +345,7 @@ def test_the_even_generator_is_folded_for_inference():
     latents = torch.randn(4, 5, 1, 1)
     quick = for_inference(net, torch.device("cpu"))
     assert not [layer for layer in quick.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert all(parameter.requires_grad for parameter in net.parameters()), "the network itself was changed"
     with torch.inference_mode():
         torch.testing.assert_close(quick(latents), net(latents), rtol=1e-4, atol=1e-5)
 
