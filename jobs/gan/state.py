@@ -329,5 +329,6 @@ def _load_start(net: nn.Module, weights: Mapping[str, Tensor], option: str) -> N
         first = str(exc).splitlines()[1].strip() if "\n" in str(exc) else str(exc)
         raise SpecError(
             f"{option}: the weights do not fit the network: {first[:160]}",
-            hint="--size, --nz, --ngf, --ndf, --arch and --norm-d must be those it was trained with",
+            hint="--size, --nz, --ngf, --ndf, --arch and --norm-d must be those it was trained with; "
+            "for the tutorial's weights: --recipe origin or plus",
         ) from exc
