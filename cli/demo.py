@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from cli.session import Session
     from storage.jobs import Job
 
-# Chosen by looking: these show faces after 90 s of training on two cores (tried: four styles,
-# learning rates 1 to 4e-4, batch 32 and 64, half-lives 2 and 4, with and without augmentation).
+# Chosen by looking: these show faces after two or three minutes of training on two cores (tried, with the
+# recipe `plus`: four styles, learning rates 1 to 4e-4, batch 32 and 64, half-lives 2 and 4, with and
+# without augmentation; `pairs` was looked at with these alone).
 STYLE = "pixel-art"
 FACES = 1000
 TRAIN = {
