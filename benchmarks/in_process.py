@@ -136,6 +136,8 @@ def loop_seconds(records: list[dict[str, Any]]) -> float:
     """Seconds in the loop over batches, from a run's metrics: without set-up and saving."""
     seconds, before = 0.0, 0
     for record in records:
+        if "images" not in record:  # an evaluation's line
+            continue
         seconds += (record["images"] - before) / record["images_per_s"]
         before = record["images"]
     return seconds
