@@ -9,8 +9,10 @@ from storage.jobs import Job
 from storage.queries import Filter, Queries
 
 LOOK_BACK = 100
-NETWORKS = ("size", "nz", "ngf", "ndf", "norm_d", "arch")
-LIKE_TRAINING = (*NETWORKS, "d_every", "g_every", "r1_gamma", "cuda_graphs")
+LIKE_TRAINING = (
+    *("size", "nz", "ngf", "ndf", "norm_d", "arch"),
+    *("d_every", "g_every", "r1_gamma", "r2_gamma", "penalty_every", "cuda_graphs"),
+)
 LIKE_DRAWING = ("size", "nz", "ngf", "arch")
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from jobs.class_checks import no_classes, require_enough
 from jobs.errors import DatasetError, NotFoundError, SpecError
+from jobs.gan.layout import even_widths, widths  # no torch comes with it
 from jobs.specs import FEATURE_NETWORKS, TrainSpec, size_plan
 from storage.settings import Settings
 
 WEIGHTS = (".pth", ".pt", ".safetensors")
-WIDEST = 8  # jobs.gan.layout.WIDEST, whose import would load torch
 
 
 # --- the data set -------------------------------------------------------------------------
@@ -189,15 +189,14 @@ def weights_of(size: int, nz: int, ngf: int, ndf: int, norm_d: str, arch: str = 
     Returns:
         (generator, discriminator)
     """
-    doublings, triple = size_plan(size)
-    factors = [min(WIDEST, 2**k) for k in range(doublings, -1, -1)]
+    _, triple = size_plan(size)
+    factors = widths(size)
     if arch == "residual":
         return _residual_weights([ngf * one for one in factors], [ndf * one for one in factors], nz, triple)
     edge = 25 if triple else 16
-    g_factors = [min(WIDEST // 2, max(2, one)) for one in factors] if arch == "even" else factors
     per_norm = 4  # weight, bias, running mean and variance of each channel
     generator, channels = 0, nz
-    for factor in g_factors:
+    for factor in even_widths(size) if arch == "even" else factors:
         generator += channels * ngf * factor * 16 + per_norm * ngf * factor + 1
         channels = ngf * factor
     generator += (9 * channels + 1) * 3 * (9 if triple else 4) if arch == "even" else channels * 3 * edge

@@ -9,22 +9,19 @@ eighth of the side, a hole of half the side, brightness ±0.5, saturation 0 to 2
 contrast 0.5 to 1.5. All draws come from the generator that is passed in.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jobs.gan.device import send
+from jobs.gan.device import Named, send_all
 
 SHIFT = 1 / 8
 HOLE = 1 / 2
 LOWEST_31111 = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1, 1, 1)
 RANGES_31111 = torch.tensor([1.0, 2.0, 1.0]).view(3, 1, 1, 1, 1)
 """Of brightness, saturation and contrast."""
-
-
-Drawn = Mapping[str, Tensor]
 
 
 def diff_augment(
@@ -42,8 +39,7 @@ def diff_augment(
         picture was moved away or cut stands 0, a mid grey.
     """
     drawn = draw(policies, pictures_B3HW.shape, draws, always=p is None)
-    there = {name: send(one, pictures_B3HW.device) for name, one in drawn.items()}
-    return change(pictures_B3HW, policies, there, p)
+    return change(pictures_B3HW, policies, send_all(drawn, pictures_B3HW.device), p)
 
 
 def draw(
@@ -86,7 +82,7 @@ def draw(
     return drawn
 
 
-def change(pictures_B3HW: Tensor, policies: Collection[str], drawn: Drawn, p: Tensor | None = None) -> Tensor:
+def change(pictures_B3HW: Tensor, policies: Collection[str], drawn: Named, p: Tensor | None = None) -> Tensor:
     """
     diff_augment() with what draw() gave, on the pictures' device: nothing here asks chance or the CPU.
 
@@ -172,9 +168,8 @@ def _cutout(pictures_B3HW: Tensor, middles_2B: Tensor, chosen_B: Tensor | None) 
     outside = []
     for side, middle_B in zip((H, W), middles_2B, strict=True):
         hole = int(side * HOLE + 0.5)
-        place_BS = torch.arange(side, device=middle_B.device).view(1, side) - (middle_B - hole // 2).view(
-            -1, 1
-        )
+        first_B1 = (middle_B - hole // 2).view(-1, 1)
+        place_BS = torch.arange(side, device=middle_B.device).view(1, side) - first_B1
         outside.append((place_BS < 0) | (place_BS >= hole))
     rows_BH, columns_BW = outside
     stays_B1HW = rows_BH.view(-1, 1, H, 1) | columns_BW.view(-1, 1, 1, W)

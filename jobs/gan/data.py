@@ -6,8 +6,6 @@ they become floats where they are used. No loader processes, so a resumed run ha
 no loader state to restore.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -69,8 +67,7 @@ class Batches:
         Returns:
             float32 (batch, 3, H, W) in [-1, 1], channels last, on the device.
         """
-        drawn = self.draw(epoch, place)
-        return self.pictures({name: devices.send(one, self.device) for name, one in drawn.items()})
+        return self.pictures(devices.send_all(self.draw(epoch, place), self.device))
 
     def draw(self, epoch: int, place: int) -> dict[str, Tensor]:
         """Which pictures are next and which are mirrored, for pictures(); the bytes, if no GPU has them."""
@@ -88,7 +85,7 @@ class Batches:
             drawn["flip"] = torch.rand(self.batch, generator=draws).lt_(0.5).bool()
         return drawn
 
-    def pictures(self, drawn: Mapping[str, Tensor]) -> Tensor:
+    def pictures(self, drawn: devices.Named) -> Tensor:
         """What get() returns, from what draw() gave, on the device."""
         if self._on_device_N3HW is not None:
             bytes_B3HW = self._on_device_N3HW[drawn["chosen"]]

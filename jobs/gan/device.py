@@ -11,6 +11,9 @@ from torch import Tensor
 
 from jobs.errors import GpuUnavailableError, OutOfMemoryError
 
+Named = Mapping[str, Tensor]
+"""Tensors by what they are for: what chance has decided about a batch, or what a pass has made."""
+
 
 def choose(wanted: str) -> torch.device:
     """
@@ -54,6 +57,11 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or tensor.is_cuda:
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def send_all(tensors: Named, device: torch.device) -> dict[str, Tensor]:
+    """send() for each, under the same names."""
+    return {name: send(one, device) for name, one in tensors.items()}
 
 
 def build_fingerprint(device: torch.device, *, deterministic: bool) -> dict[str, Any]:

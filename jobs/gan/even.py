@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from jobs.gan.classes import ClassLatents
 from jobs.gan.layout import edge_layer, even_widths
+from jobs.gan.transposed import doublings
 
 
 class EvenGenerator(nn.Module):
@@ -29,17 +30,9 @@ class EvenGenerator(nn.Module):
         super().__init__()
         _, side, _ = edge_layer(size)
         self.GeneClasses = ClassLatents(classes) if classes else None
-        layers: list[nn.Module] = []
-        channels = nz + ClassLatents.NUMBERS if classes else nz
-        for place, factor in enumerate(even_widths(size)):
-            kernel, stride, padding = (4, 1, 0) if place == 0 else (4, 2, 1)
-            layers += [
-                nn.ConvTranspose2d(channels, ngf * factor, kernel, stride, padding, bias=False),
-                nn.BatchNorm2d(ngf * factor),
-                nn.ReLU(inplace=True),
-            ]
-            channels = ngf * factor
-        pixels = nn.Conv2d(channels, 3 * side**2, 3, padding=1)
+        channels = [ngf * factor for factor in even_widths(size)]
+        layers = doublings(nz + ClassLatents.NUMBERS if classes else nz, channels)
+        pixels = nn.Conv2d(channels[-1], 3 * side**2, 3, padding=1)
         with torch.no_grad():
             pixels.weight.copy_(pixels.weight[:3].repeat_interleave(side**2, dim=0))
             nn.init.zeros_(cast(Tensor, pixels.bias))

@@ -8,18 +8,17 @@ numbers in the same order: the bits are those of the passes that it was recorded
 Source: PyTorch, "CUDA semantics", section CUDA Graphs.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from jobs.gan.device import send
+from jobs.gan.device import Named, send_all
 
 WARM_UP = 3
 """Batches of a turn that run as they are before it is recorded: cuDNN chooses its kernels in them."""
 
-Named = Mapping[str, Tensor]
 Pass = Callable[[Named], Named]
 
 
@@ -58,23 +57,23 @@ class Graphs:
         """
         self._seen[turn] = self._seen.get(turn, 0) + 1
         if not self._is_recorded(turn):
-            return {name: send(one, self.device) for name, one in drawn.items()}
+            return send_all(drawn, self.device)
         if turn not in self._given:
-            self._given[turn] = {name: send(one, self.device).clone() for name, one in drawn.items()}
+            there = send_all(drawn, self.device)
+            self._given[turn] = {name: one.clone() for name, one in there.items()}
             return self._given[turn]
-        for name, there in self._given[turn].items():
+        for name, mine in self._given[turn].items():
             one = drawn[name]
-            there.copy_(one if one.is_cuda else one.pin_memory(), non_blocking=True)
+            mine.copy_(one if one.is_cuda else one.pin_memory(), non_blocking=True)
         return self._given[turn]
 
-    def run(
-        self, name: str, turn: Hashable, work: Callable[[Named], Named], x: Named, net: nn.Module
-    ) -> Named:
+    def run(self, name: str, turn: Hashable, work: Pass, x: Named, net: nn.Module) -> Named:
         """
         Args:
             name: of the pass.
-            work: the pass. It must neither draw nor wait, and keep what it needs in `x`, in the
-                networks' own tensors, or in what it returns.
+            work: the pass. It must neither draw nor wait, and read nothing but `x`, the networks'
+                own tensors, and what an earlier pass of the same batch has left for it: all turns
+                share memory, so that what one batch leaves is gone in the next.
             x: what give() returned for this batch.
             net: whose gradients it leaves behind.
 

@@ -24,6 +24,7 @@ from jobs.gan.classes import ClassLatents, ClassScores
 from jobs.gan.even import EvenGenerator
 from jobs.gan.layout import edge_layer, widths
 from jobs.gan.residual import ResidualDiscriminator, ResidualGenerator
+from jobs.gan.transposed import doublings
 from jobs.specs import TrainSpec, size_plan
 
 NormD = Literal["batch", "spectral", "none"]
@@ -40,18 +41,9 @@ class Generator(nn.Module):
     def __init__(self, *, size: int, nz: int, ngf: int, classes: int = 0) -> None:
         super().__init__()
         self.GeneClasses = ClassLatents(classes) if classes else None
-        factors = widths(size)
-        layers: list[nn.Module] = []
-        channels = nz + ClassLatents.NUMBERS if classes else nz
-        for place, factor in enumerate(factors):
-            kernel, stride, padding = (4, 1, 0) if place == 0 else (4, 2, 1)
-            layers += [
-                nn.ConvTranspose2d(channels, ngf * factor, kernel, stride, padding, bias=False),
-                nn.BatchNorm2d(ngf * factor),
-                nn.ReLU(inplace=True),
-            ]
-            channels = ngf * factor
-        layers += [nn.ConvTranspose2d(channels, 3, *edge_layer(size), bias=False), nn.Tanh()]
+        channels = [ngf * factor for factor in widths(size)]
+        layers = doublings(nz + ClassLatents.NUMBERS if classes else nz, channels)
+        layers += [nn.ConvTranspose2d(channels[-1], 3, *edge_layer(size), bias=False), nn.Tanh()]
         self.Gene = nn.Sequential(*layers)
 
     def forward(self, latents_BZ11: Tensor, labels_B: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ GPU can record it once and replay it (jobs/gan/graphs.py).
 Shapes in names: B pictures in a batch, Z latent numbers, H, W pixels.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from jobs.failpoints import failpoint
 from jobs.gan import ada, augment, schedules, seeds
 from jobs.gan.data import Batches
+from jobs.gan.device import Named
 from jobs.gan.fakes import StaleFakes
 from jobs.gan.graphs import Graphs
 from jobs.gan.journal import Journal
@@ -26,9 +27,6 @@ from jobs.gan.rollback import Rollbacks
 from jobs.gan.schedules import Moment
 from jobs.gan.state import TrainState
 from jobs.specs import TrainSpec
-
-Drawn = Mapping[str, Tensor]
-"""What a batch works on, by name, each on the device."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ class Steps:
 
     # ------------------------------------------------------------------ the discriminator
 
-    def _d_step(self, turn: Turn, x: Drawn) -> None:
+    def _d_step(self, turn: Turn, x: Named) -> None:
         """The discriminator learns to tell them apart: both gradients, then one step."""
         state = self.state
         made = self.graphs.run("d", turn, lambda x: self._d_pass(turn, x), x, state.discriminator)
@@ -169,7 +167,7 @@ class Steps:
             nn.utils.clip_grad_value_(state.discriminator.parameters(), float("nan"))
         state.opt_d.step()
 
-    def _d_pass(self, turn: Turn, x: Drawn) -> dict[str, Tensor]:
+    def _d_pass(self, turn: Turn, x: Named) -> dict[str, Tensor]:
         """D's gradients, and what is told of them."""
         net, loss = self.passes.d, self.loss
         reals_B3HW = self.batches.pictures(x)
@@ -201,7 +199,7 @@ class Steps:
         return told
 
     def _both_at_once(
-        self, turn: Turn, reals_B3HW: Tensor, fakes_B3HW: Tensor, x: Drawn
+        self, turn: Turn, reals_B3HW: Tensor, fakes_B3HW: Tensor, x: Named
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """
         Without BatchNorm a picture's score does not depend on its neighbours: one pass for both.
@@ -235,7 +233,7 @@ class Steps:
 
     # ------------------------------------------------------------------ the generator
 
-    def _g_step(self, turn: Turn, x: Drawn) -> None:
+    def _g_step(self, turn: Turn, x: Named) -> None:
         """The generator learns what the discriminator takes for real."""
         state, batch = self.state, self.spec.batch
         made = self.graphs.run("g", turn, lambda x: self._g_pass(turn, x), x, state.generator)
@@ -244,7 +242,7 @@ class Steps:
             state.ema.update(pictures=batch, seen=(self.g_steps + 1) * batch)
         self.journal.meter.add(made)
 
-    def _g_pass(self, turn: Turn, x: Drawn) -> dict[str, Tensor]:
+    def _g_pass(self, turn: Turn, x: Named) -> dict[str, Tensor]:
         """G's gradients, and its loss."""
         state, net = self.state, self.passes.d
         if self.stale_fakes is not None or not turn.d:
@@ -265,18 +263,18 @@ class Steps:
         return {"loss_g": loss_g.detach()}
 
     @torch.no_grad()
-    def _real_scores(self, x: Drawn) -> Tensor:
+    def _real_scores(self, x: Named) -> Tensor:
         """What D says of the real pictures on a batch on which it does not step."""
         reals_B3HW = self.batches.pictures(x)
         return self.passes.d(self._seen_by_d(reals_B3HW, "augment-g-real", x), *self._labels(x))
 
     # ------------------------------------------------------------------ for both
 
-    def _labels(self, x: Drawn) -> tuple[Tensor, ...]:
+    def _labels(self, x: Named) -> tuple[Tensor, ...]:
         """The classes of this batch, for networks that take them: (int64 (B,),) or nothing."""
         return (x["labels"],) if self.spec.conditional else ()
 
-    def _seen_by_d(self, pictures_B3HW: Tensor, stream: str, x: Drawn) -> Tensor:
+    def _seen_by_d(self, pictures_B3HW: Tensor, stream: str, x: Named) -> Tensor:
         if not self.policies:
             return pictures_B3HW
         own = f"{stream}."

@@ -141,9 +141,8 @@ def infer_architecture(
             hint="give two files of the same run, or the generator alone",
         )
     spectral = any(".parametrizations." in key for key in netd)
-    # BatchNorm's shift makes biases needless; a discriminator without it has them.
-    biased = f"{SEQUENTIAL['D']}0.bias" in netd
-    norm_d: NormD = "spectral" if spectral else "none" if biased else "batch"
+    normed = any(key.endswith(".running_mean") for key in netd)
+    norm_d: NormD = "spectral" if spectral else "batch" if normed else "none"
     return _architecture(
         f"{names[0]} with {names[1]}",
         size=size,

@@ -279,6 +279,14 @@ BAD_TRAIN = {
 }
 
 
+def test_the_way_from_the_default_recipe_to_a_discriminator_with_batchnorm_is_named() -> None:
+    wanted: dict[str, Any] = {"data": "/p", "recipe": DEFAULT_RECIPE, "norm_d": "batch", "loss": "bce"}
+    with pytest.raises(SpecError) as caught:
+        TrainSpec.create(**wanted)
+    assert "--r1-gamma 0 --r2-gamma 0" in str(caught.value.hint)
+    assert TrainSpec.create(**wanted, r1_gamma=0.0, r2_gamma=0.0).norm_d == "batch"
+
+
 @pytest.mark.parametrize("case", BAD_TRAIN)
 def test_a_bad_training_option_is_refused_in_one_line_that_names_it(case):
     options, says = BAD_TRAIN[case]

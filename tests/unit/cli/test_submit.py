@@ -327,6 +327,9 @@ def test_a_dry_run_estimates_from_the_rate_of_earlier_jobs(ganq, trained, pictur
     # 5 epochs of 70 pictures at 50 a second.
     assert ganq(*asked, "--dry-run", "--json").json()["estimate_seconds"] == pytest.approx(7.0)
     assert "about 7 s" in ganq(*asked, "--dry-run").out
+    # The same networks at another pace: plain steps on a GPU, penalties.
+    for other in ("--no-cuda-graphs", "--penalty-every 2", "--r2-gamma 1"):
+        assert ganq(*asked, *other.split(), "--dry-run", "--json").json()["estimate_seconds"] is None
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,15 @@ def test_a_meter_gives_means_forgets_them_and_raises_on_nan():
         meter.read(3)
 
 
+def test_a_meter_keeps_what_it_was_given_though_the_next_step_writes_over_it():
+    meter, loss = Meter(), torch.tensor(1.0)
+    meter.add({"loss_d": loss})
+    loss.fill_(3.0)
+    meter.add({"loss_d": loss})
+    loss.fill_(100.0)
+    assert meter.read(2) == {"loss_d": 2.0}
+
+
 def test_running_out_of_memory_says_what_to_make_smaller():
     with pytest.raises(OutOfMemoryError) as caught, device.memory_errors("a smaller --batch"):
         torch.empty(2**60, dtype=torch.uint8)

@@ -107,7 +107,7 @@ def test_what_goes_to_the_device_is_left_alone_on_a_cpu():
 
 
 class Crowded(Graphs):
-    """A GPU's memory, full as a pass is recorded: the second of the two, half way through."""
+    """A GPU's memory, full as a pass is recorded."""
 
     def __init__(self) -> None:
         super().__init__(CPU, on=True)
@@ -130,6 +130,19 @@ def test_passes_that_cannot_be_recorded_for_want_of_memory_run_as_they_are(tmp_p
     assert graphs.tried == ["Discriminator"]
     assert not graphs.on
     assert sha256_of(crowded.ctx.saved[-1].state) == sha256_of(plain.ctx.saved[-1].state)
+
+
+def test_a_run_may_go_on_without_graphs_and_with_the_same_bits(tmp_path):
+    _, straight = train(tmp_path, spec_of("pairs"))
+    stopped = LocalContext(
+        tmp_path, data=IMAGES, stop_at=lambda asked: StopReason.DRAIN if asked == 7 else None
+    )
+    with pytest.raises(StopRequested):
+        jobs.train.run(spec_of("pairs"), stopped)
+    newest = stopped.saved[-1].for_resume()
+    resumed, ctx = train(tmp_path, spec_of("pairs", cuda_graphs=False), resume_from=newest)
+    assert resumed["resumed_from"] == newest.step
+    assert sha256_of(ctx.saved[-1].state) == sha256_of(straight.saved[-1].state)
 
 
 def test_gs_pass_may_run_again_after_a_recording_of_it_has_failed(tmp_path):
