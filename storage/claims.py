@@ -51,20 +51,30 @@ def _sql(statement: str) -> TextClause:
 
 
 def _by(dialect: str, index: str) -> str:
-    """SQLite prefers an index with `state` in it, and reads the whole queue, unless it is told."""
+    """
+    SQLite prefers an index with `state` in it, and reads the whole queue, unless it is told.
+
+    Postgres must have none: it leaves out a condition that a partial index implies, and
+    without one on the first column it reads the index from its beginning.
+    """
     return f"INDEXED BY {index}" if dialect == "sqlite" else ""
 
 
-_OLDEST = (
-    f"SELECT id FROM job WHERE {CLAIMABLE} AND queue = :queue AND priority = :level"
-    f' AND "user" = :name AND {_MINE} ORDER BY id LIMIT 1'
-)
+_OLDEST = {
+    dialect: f"SELECT id FROM job {_by(dialect, 'ix_job_claimable')} WHERE {CLAIMABLE} AND queue = :queue"
+    f' AND priority = :level AND "user" = :name AND {_MINE} ORDER BY id LIMIT 1'
+    for dialect in CLOCKS
+}
 _PATIENT = (
     f'SELECT id, queue, "user" AS name FROM job {{by}} WHERE {YIELDED} AND {CLAIMABLE} AND queue IN :queues'
     f" AND {_MINE} AND yielded_at < :before ORDER BY yielded_at LIMIT 1"
 )
 # SQLite writes in one transaction at a time, and knows no row locks.
-_OLDEST_OF = {"sqlite": _sql(_OLDEST), "postgresql": _sql(_OLDEST + " FOR UPDATE SKIP LOCKED")}
+_LOOK_AT_OLDEST = {dialect: _sql(statement) for dialect, statement in _OLDEST.items()}
+_TAKE_OLDEST = {
+    "sqlite": _sql(_OLDEST["sqlite"]),
+    "postgresql": _sql(_OLDEST["postgresql"] + " FOR UPDATE SKIP LOCKED"),
+}
 _PATIENT_OF = {
     "sqlite": _sql(_PATIENT.format(by=_by("sqlite", "ix_job_yielded"))),
     "postgresql": _sql(_PATIENT.format(by="") + " FOR UPDATE SKIP LOCKED"),
@@ -72,27 +82,31 @@ _PATIENT_OF = {
 
 # Who waits at the highest priority of a queue. Each turn of the recursion is one step in the
 # index, over all jobs of a user at once.
-_USERS = _sql(
-    f"""
+_USERS = {
+    dialect: _sql(
+        f"""
     WITH RECURSIVE top(level) AS (
-        SELECT priority FROM job WHERE {CLAIMABLE} AND queue = :queue AND {_MINE} AND priority < :below
-        ORDER BY priority DESC LIMIT 1
+        SELECT priority FROM job {claimable} WHERE {CLAIMABLE} AND queue = :queue AND {_MINE}
+        AND priority < :below ORDER BY priority DESC LIMIT 1
     ),
     waiting(name) AS (
-        SELECT (SELECT "user" FROM job WHERE {CLAIMABLE} AND queue = :queue
+        SELECT (SELECT "user" FROM job {claimable} WHERE {CLAIMABLE} AND queue = :queue
                 AND priority = (SELECT level FROM top) ORDER BY "user" LIMIT 1)
         UNION ALL
-        SELECT (SELECT "user" FROM job WHERE {CLAIMABLE} AND queue = :queue
+        SELECT (SELECT "user" FROM job {claimable} WHERE {CLAIMABLE} AND queue = :queue
                 AND priority = (SELECT level FROM top) AND "user" > waiting.name ORDER BY "user" LIMIT 1)
         FROM waiting WHERE waiting.name IS NOT NULL
     )
     SELECT (SELECT level FROM top) AS level, name,
-           (SELECT id FROM job WHERE {CLAIMABLE} AND queue = :queue
+           (SELECT id FROM job {claimable} WHERE {CLAIMABLE} AND queue = :queue
             AND priority = (SELECT level FROM top) AND "user" = waiting.name ORDER BY id LIMIT 1) AS oldest,
            coalesce((SELECT served_at FROM share WHERE "user" = waiting.name), 0) AS served_at
     FROM waiting WHERE name IS NOT NULL
     """
-)
+    )
+    for dialect in CLOCKS
+    for claimable in (_by(dialect, "ix_job_claimable"),)
+}
 _RUNNING = select(job.c.user).where(text(RUNNING))
 # One look tells whether anything of what is rare is there at all.
 _GLANCE = {
@@ -207,7 +221,7 @@ def best_job(conn: Connection, wanted: Wanted, seen: Glance | None = None) -> in
         for one in turn:
             if full.for_(one.name, one.queue):
                 continue
-            found = conn.execute(_OLDEST_OF[dialect], one.bound(wanted)).scalar_one_or_none()
+            found = conn.execute(_TAKE_OLDEST[dialect], one.bound(wanted)).scalar_one_or_none()
             if found is not None:
                 if len({other.name for other in turn}) > 1:
                     _serve(conn, one.name)
@@ -224,7 +238,7 @@ def waits_above(conn: Connection, wanted: Wanted, priority: int) -> int | None:
     full = _Full(conn, True)
     for one in turn:
         if not full.for_(one.name, one.queue):
-            found = conn.execute(_OLDEST_OF["sqlite"], one.bound(wanted)).scalar_one_or_none()
+            found = conn.execute(_LOOK_AT_OLDEST[conn.dialect.name], one.bound(wanted)).scalar_one_or_none()
             if found is not None:
                 return int(found)
     return None
@@ -274,7 +288,7 @@ def _turn(conn: Connection, wanted: Wanted, below: int) -> list[_Waiting]:
     rows = [
         (queue, row)
         for queue in wanted.queues
-        for row in conn.execute(_USERS, wanted.bound(queue=queue, below=below))
+        for row in conn.execute(_USERS[conn.dialect.name], wanted.bound(queue=queue, below=below))
     ]
     several = len({row.name for _, row in rows}) > 1
     running = Counter(conn.execute(_RUNNING).scalars()) if several else Counter[str]()

@@ -24,7 +24,7 @@ from storage.settings import Settings, redact
 from storage.sqlite_engine import WAL_RESET_FIXED as WAL_RESET_FIXED
 from storage.sqlite_engine import Wal, sqlite_engine
 
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0003"
 """Newest migration that this code knows; it works on newer schemas that say so, never on older."""
 
 HOPELESS = ("does not exist", "authentication failed", "no password supplied", "no pg_hba.conf entry")

@@ -143,7 +143,6 @@ job = Table(
 
 Index(
     "ix_job_claimable",
-    job.c.state,  # the same in all of this index, but without it SQLite sorts the whole queue instead
     job.c.queue,
     job.c.priority.desc(),
     job.c.user,

@@ -458,8 +458,8 @@ def test_f46_a_hundred_thousand_queued_jobs(
     assert bells < 1000
     assert facts["RSS MB"] < 300
     assert facts["status --json s"] < 1.0 * slower_than_usual()
-    if backend == "sqlite":
-        assert facts["claim p99 ms"] < 10 * slower_than_usual()
+    promised = 10 if backend == "sqlite" else 50  # with its trips; reading the index through takes 400
+    assert facts["claim p99 ms"] < promised * slower_than_usual()
 
 
 def slower_than_usual() -> float:
