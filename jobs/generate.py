@@ -13,11 +13,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from jobs import gather, showing
 from jobs.context import JobContext, Picture, PictureSink
@@ -29,6 +29,7 @@ from jobs.gan.classes import label_of
 from jobs.gan.conveyor import Conveyor
 from jobs.gan.interpolation import Path, Rows
 from jobs.gan.landing import Landing, Runway
+from jobs.gan.lanes import Lanes
 from jobs.specs import GenerateSpec
 
 if TYPE_CHECKING:
@@ -152,23 +153,31 @@ class Generation:
             yield Batch([drawn.pixels_HW3 for drawn in part], [drawn.record for drawn in part])
 
     def _drawn(self) -> Iterator[Batch]:
-        """All pictures that were asked for, by micro-batch; on a GPU one is computed while one is copied."""
-        ahead = 0 if self.rejection else self.runway.ahead
-        under_way: deque[tuple[MicroBatch, list[range]]] = deque()
-        for block, wanted in _by_block(self.spec.ranges, self.spec.micro_batch):
-            under_way.append((self._begin(block), wanted))
-            failpoint("generate.drawn")
-            if len(under_way) > ahead:
-                yield from self._landed(*under_way.popleft())
-        while under_way:
-            yield from self._landed(*under_way.popleft())
+        """
+        All pictures that were asked for, by micro-batch.
 
-    def _begin(self, block: int) -> MicroBatch:
+        On a CPU there are several at once, on a GPU one is computed while one is copied; with a
+        rejection each try must be seen before the next.
+        """
+        blocks = 1 if self.rejection else _number_of_blocks(self.spec.ranges, self.spec.micro_batch)
+        under_way: deque[tuple[MicroBatch, list[range]]] = deque()
+        with Lanes(self.device, blocks) as lanes:
+            ahead = 0 if self.rejection else max(self.runway.ahead, lanes.ahead)
+            for block, wanted in _by_block(self.spec.ranges, self.spec.micro_batch):
+                under_way.append((self._begin(block, lanes), wanted))
+                failpoint("generate.drawn")
+                if len(under_way) > ahead:
+                    yield from self._landed(*under_way.popleft())
+            while under_way:
+                yield from self._landed(*under_way.popleft())
+
+    def _begin(self, block: int, lanes: Lanes) -> MicroBatch:
         """Set about a micro-batch; what this returns waits until it is there."""
-        if self.rejection is None:
-            return partial(_finish, self._send(block))
-        drawn = self.rejection.micro_batch(block)  # which looks at each try before the next
-        return lambda: drawn
+        if self.rejection is not None:
+            drawn = self.rejection.micro_batch(block)
+            return lambda: drawn
+        landing = lanes.begin(self._forward, *self._inputs(block))
+        return lambda: _finish(landing())
 
     def _landed(self, micro_batch: MicroBatch, wanted: list[range]) -> Iterator[Batch]:
         """Of one micro-batch what was asked for."""
@@ -209,19 +218,23 @@ class Generation:
         calibration = selection.calibration_latents(self.spec, self.model.arch.nz)
         self.rejection = selection.Rejection(
             share,
-            draw=lambda block, retry: _finish(self._send(block, retry=retry)),
-            calibrate=lambda block: _finish(self._send(block, latents=calibration))[1],
+            draw=lambda block, retry: _finish(self._forward(*self._inputs(block, retry=retry))),
+            calibrate=lambda block: _finish(self._forward(*self._inputs(block, latents=calibration)))[1],
             micro_batch=self.spec.micro_batch,
         )
 
-    @torch.inference_mode()
-    def _send(self, block: int, *, retry: int = 0, latents: Rows | None = None) -> Landing:
+    def _inputs(
+        self, block: int, *, retry: int = 0, latents: Rows | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """
-        Compute one whole micro-batch; on a GPU this returns before it is there.
+        What goes into one whole micro-batch.
 
         Args:
             retry: which of each picture's own tries.
             latents: other ones than the spec's.
+
+        Returns:
+            Latents (B, Z), and the classes if the model knows any.
 
         Raises:
             StopRequested: somebody wants the job to stop.
@@ -233,7 +246,15 @@ class Generation:
         numbers = range(block * B, (block + 1) * B)
         mean, std = self.spec.noise_mean, self.spec.noise_std
         latents_BZ = (latents or self.latents).rows(numbers, mean=mean, std=std, retry=retry)
-        labels = self.model.labels(self._class_numbers(numbers), self.spec.class_name, self.device)
+        return latents_BZ, self.model.labels(self._class_numbers(numbers), self.spec.class_name, self.device)
+
+    @torch.inference_mode()
+    def _forward(self, latents_BZ: Tensor, labels: list[Tensor]) -> Landing:
+        """
+        Compute one whole micro-batch; on a GPU this returns before it is there.
+
+        Lanes run it side by side, so it changes nothing that they share.
+        """
         pictures_B3HW = self.model.generator(latents_BZ.to(self.device)[:, :, None, None], *labels)
         scores_B = self.scorer(pictures_B3HW, *labels) if self.scorer else pictures_B3HW.new_zeros(0)
         return self.runway.send(pictures_B3HW, scores_B)
@@ -256,6 +277,11 @@ def _finish(landing: Landing) -> "tuple[NDArray[np.uint8], list[float]]":
             hint="another checkpoint of the job may be whole: ganq checkpoints JOB",
         )
     return pixels_BHW3, scores
+
+
+def _number_of_blocks(ranges: tuple[tuple[int, int], ...], size: int) -> int:
+    """How many micro-batches inclusive ranges touch; one that two of them share counts twice."""
+    return sum(last // size - first // size + 1 for first, last in ranges)
 
 
 def _by_block(ranges: tuple[tuple[int, int], ...], size: int) -> Iterator[tuple[int, list[range]]]:

@@ -1,6 +1,8 @@
 """Generation: picture i is its own, the best are the best, and stopping publishes nothing."""
 
+import threading
 import tracemalloc
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,16 @@ def pixels(ctx):
     return np.stack([picture.pixels_HW3 for picture in ctx.sink.pictures])
 
 
+@contextmanager
+def threads_of_torch(number):
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 WHOLE = pixels(generate(count=64)[1])
 
 
@@ -70,6 +82,17 @@ def test_a_picture_is_the_same_in_whatever_range_it_is_asked_for(ranges):
     assert np.array_equal(pixels(ctx), WHOLE[draws])
     assert [picture.record["draw"] for picture in ctx.sink.pictures] == draws
     assert result["pictures"] == len(draws)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("chosen", [{"count": 60}, {"keep": 10, "of": 60}, {"count": 60, "reject": 0.3}])
+def test_pictures_scores_and_their_order_are_the_same_on_one_core_and_on_several(threads, chosen):
+    results = []
+    for number in (1, threads):
+        with threads_of_torch(number):
+            ctx = generate(**chosen)[1]
+        results.append((pixels(ctx).tobytes(), [picture.record for picture in ctx.sink.pictures]))
+    assert results[0] == results[1]
 
 
 def test_records_say_where_a_picture_comes_from_and_are_scored_only_when_asked():
@@ -119,8 +142,9 @@ def test_the_best_of_many_take_memory_for_those_that_are_kept_however_many_are_d
     def best_of(drawn):
         return peak_bytes(lambda: generate(keep=16, of=drawn, micro_batch=256))
 
-    best_of(512)  # what is imported and built once
-    few, many = best_of(2_000), best_of(20_000)
+    with threads_of_torch(1):  # lanes have more or less in hand, as it happens
+        best_of(512)  # what is imported and built once
+        few, many = best_of(2_000), best_of(20_000)
     a_picture = 16 * 16 * 3
     # 18,000 draws more: had each left but its score behind, it would show.
     assert many - few < 200 * a_picture
@@ -159,7 +183,8 @@ def test_keeping_without_a_discriminator_is_refused_and_counting_is_not():
 
 
 @pytest.mark.parametrize("reason", list(StopReason))
-def test_a_stop_between_micro_batches_publishes_nothing(reason):
+def test_a_stop_between_micro_batches_publishes_nothing_and_leaves_no_thread(reason):
+    before = set(threading.enumerate())
     ctx = LocalContext(
         folder=Path("/nowhere"), source=SNAPSHOT, stop_at=lambda asked: reason if asked == 2 else None
     )
@@ -168,6 +193,7 @@ def test_a_stop_between_micro_batches_publishes_nothing(reason):
     assert caught.value.reason == reason
     assert len(ctx.sink.pictures) in (0, 8, 16), "what was drawn before, or what of it was in hand"
     assert not ctx.sink.published
+    assert set(threading.enumerate()) == before
 
 
 def test_broken_weights_are_named_and_publish_nothing():
