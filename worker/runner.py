@@ -25,10 +25,13 @@ from storage.settings import Settings
 from storage.volume import Volume
 from worker.channel import Channel, Message
 from worker.context import RunContext
-from worker.process import die_with_parent
+from worker.process import die_with_parent, release_free_memory
 from worker.warm_runner import CHANNEL_ENV
 
 STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
+
+IDLE_S = 5.0
+"""A runner without work for so long gives back the memory that warm_runner.memory_policy() lets it keep."""
 
 
 class Runner:
@@ -47,14 +50,16 @@ class Runner:
         import torch  # noqa: F401 - the warm part: seconds, before the first order comes
 
         self.channel.send("ready")
-        while True:
-            with self.arrived:
-                while not self.orders:
-                    self.arrived.wait()
-                # The order stays where it is until it has a context, so that a stop finds one of them.
-                order = self.orders[0]
-            if not self._run(order):
-                return
+        while self._run(self._next_order()):
+            pass
+
+    def _next_order(self) -> Message:
+        with self.arrived:
+            if not self.arrived.wait_for(lambda: self.orders, IDLE_S):
+                release_free_memory()
+                self.arrived.wait_for(lambda: self.orders)
+            # The order stays where it is until it has a context, so that a stop finds one of them.
+            return self.orders[0]
 
     def _listen(self) -> None:
         while True:

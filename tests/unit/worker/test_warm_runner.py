@@ -1,8 +1,13 @@
 """The environment that a runner gets from its supervisor."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 
-from worker.warm_runner import CHOICES, thread_policy
+from worker.warm_runner import CHOICES, memory_policy, thread_policy
 
 
 def test_threads_that_wait_take_no_core_from_their_neighbours():
@@ -12,3 +17,68 @@ def test_threads_that_wait_take_no_core_from_their_neighbours():
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_choice_of_the_user_stands(name):
     assert thread_policy({name: "whatever"}) == {}
+
+
+def test_a_choice_of_the_user_about_memory_stands():
+    assert memory_policy({"MALLOC_TRIM_THRESHOLD_": "1"}) == {}
+
+
+FREED = """
+import torch
+from pathlib import Path
+from worker.process import release_free_memory
+
+def resident_mb():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20
+
+def faults_of(passes):
+    import resource
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(passes):
+        held = [torch.ones(10_000_000) for _ in range(3)]
+        del held
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults_of(3)
+print(faults_of(10), before := resident_mb(), (release_free_memory(), before - resident_mb())[1])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps nothing")
+def test_memory_is_kept_between_passes_and_given_back_when_asked():
+    answers = []
+    for policy in ({}, memory_policy({})):
+        env = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")} | policy
+        done = subprocess.run(
+            [sys.executable, "-c", FREED], env=env, capture_output=True, text=True, check=True
+        )
+        answers.append([int(word) for word in done.stdout.split()])
+    (faults_without, *_), (faults, _, given_back) = answers
+    assert faults < faults_without / 10, "the kernel hands out every page anew"
+    assert given_back > 100, "of 120 MB that were freed"
+
+
+IDLE = """
+import sys, socket
+import worker.runner as runner
+from storage.volume import Volume
+from worker.channel import Channel
+from pathlib import Path
+
+runner.IDLE_S = 0.05
+runner.release_free_memory = lambda: print("given back", flush=True)
+ours, theirs = socket.socketpair()
+runner.Runner(Channel(theirs), Volume(Path("/nowhere"))).serve()
+"""
+
+
+def test_a_runner_without_work_gives_its_memory_back_once():
+    with subprocess.Popen([sys.executable, "-c", IDLE], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "given back\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.5)
+        finally:
+            process.kill()
+        assert process.stdout.read() == ""
