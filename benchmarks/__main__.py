@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import report, stack
 from benchmarks.neighbours import Watch
 
 NAMES = (
@@ -65,6 +65,7 @@ def main() -> int:
                 write=not options.no_write,
             )
     finally:
+        stack.clear()
         if not options.work:
             shutil.rmtree(work, ignore_errors=True)
     for one in short:

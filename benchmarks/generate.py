@@ -8,13 +8,15 @@ from benchmarks.measure import Ratio, Series, alternate, compare
 from benchmarks.models import trained
 from benchmarks.neighbours import Watch
 from jobs.specs import GenerateSpec
+from worker.warm_runner import thread_policy
 
 EXPLAINED = """\
 The plain script forwards batches of 64 and calls torchvision's save_image for each
 picture; all three have the network in memory. ganq's files are synced to the disk, with a
 manifest of their sha-256 and grids; the script's are not. Through the queue counts from
 submit to success, as the client sees it; one worker on all cores, the job is not split.
-`forward` is the script's network alone, nothing encoded or written: PyTorch's own limit.
+`forward` is the script's network alone, nothing encoded or written: PyTorch's own limit. No round deletes
+what the last one made: ext4 makes new files slowly after that, for all of them.
 At ngf 64, where the forward is nearly all of it, the same with 1,000 pictures."""
 
 COUNTS = {32: 10_000, 64: 1000}
@@ -30,7 +32,7 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
     with (
         stack.Queue(work / "generate-queue") as queue,
         stack.Child("benchmarks.plain_dcgan", "serve") as plain,
-        stack.Child("benchmarks.in_process") as local,
+        stack.Child("benchmarks.in_process", **thread_policy({})) as local,
     ):
         for ngf, count in COUNTS.items():
             label = f"generate {count:,}, ngf {ngf}"
@@ -58,11 +60,11 @@ def _alternate(
     spec = GenerateSpec.create(source=model.id, count=count, shard_size=count, device="cpu")
 
     def of_plain() -> dict[str, float]:
-        stack.remove(work / "plain-pictures")
+        stack.set_aside(work / "plain-pictures")
         return plain("generate", count=count, out=str(work / "plain-pictures"))
 
     def in_process() -> dict[str, float]:
-        stack.remove(work / "local-pictures")
+        stack.set_aside(work / "local-pictures")
         folder = str(work / "local-pictures")
         return local("generate", folder=folder, spec=spec.to_json(), source=source, source_volume=volume)
 

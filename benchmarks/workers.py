@@ -1,6 +1,8 @@
 """Fan-out: one generation in parts by two workers with a core each, beside one worker on one core."""
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from storage.published import names_of_result
 EXPLAINED = """\
 One job of 8,192 pictures at ngf 32 in parts of 1,024, PNG files, from submit to success, the
 gathering of the parts included. `ganq up --cpu-workers 2` on two cores, beside `ganq up` whose
-processes are all bound to one core. Each round's two results are compared byte by byte."""
+processes are all bound to one core. Each round's two results are compared byte by byte.
+`forward` is the network alone, nothing encoded or written, by one bare process on each core
+beside one on one core: what the machine's second core is worth."""
 
 COUNT, SHARD = 8192, 1024
 
@@ -30,7 +34,8 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
         raise RuntimeError("this benchmark needs two cores")
     two = stack.Queue(work / "workers-two", workers=("--cpu-workers", "2"), cores=cores)
     one = stack.Queue(work / "workers-one", cores=cores[:1])
-    with two, one:
+    first, second = (stack.Child("benchmarks.in_process", cores=[core]) for core in cores)
+    with two, one, first, second, ThreadPoolExecutor(2) as pool:
         model = trained(work, two, 32)
         common = {"count": COUNT, "shard_size": SHARD, "device": "cpu"}
         specs = {
@@ -47,15 +52,28 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
                 last.clear()
             return stack.with_rates(measured)
 
+        source = {"source": two.pointer(model), "source_volume": str(two.settings.volume)}
+
+        def forwards(*children: stack.Child) -> dict[str, float]:
+            began = time.perf_counter()
+            each = COUNT // len(children)
+            list(pool.map(lambda child: child("forward", count=each, **source), children))
+            return stack.with_rates({"images": COUNT, "whole_s": time.perf_counter() - began})
+
         pieces = {
             "two workers": lambda: piece("two workers", two),
             "one worker": lambda: piece("one worker", one),
+            "forward, two cores": lambda: forwards(first, second),
+            "forward, one core": lambda: forwards(first),
         }
         series = alternate(pieces, rounds or 7, watch=watch)
     mine, peer = series.of("two workers", "whole_rate"), series.of("one worker", "whole_rate")
     label = f"generate {COUNT:,} in parts: two workers, two cores"
-    line = compare(label, "one worker, one core", "pictures/s", mine, peer, at_least=1.8)
-    return [line], series.values
+    bare, alone = series.of("forward, two cores", "whole_rate"), series.of("forward, one core", "whole_rate")
+    return [
+        compare(label, "one worker, one core", "pictures/s", mine, peer, at_least=1.8),
+        compare("forward, two cores", "forward, one core", "pictures/s", bare, alone),
+    ], series.values
 
 
 def _require_equal(one: tuple[stack.Queue, Job], other: tuple[stack.Queue, Job]) -> None:
@@ -65,8 +83,8 @@ def _require_equal(one: tuple[stack.Queue, Job], other: tuple[stack.Queue, Job])
         raise RuntimeError("the results of two workers and of one differ")
     if any((folders[0] / name).read_bytes() != (folders[1] / name).read_bytes() for name in files[0]):
         raise RuntimeError("the results of two workers and of one differ in their bytes")
-    for folder in folders:  # outside of what is measured
-        stack.remove(folder)
+    for folder in folders:
+        stack.set_aside(folder)
 
 
 def _files(folder: Path) -> list[str]:

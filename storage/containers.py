@@ -132,7 +132,7 @@ class Folder:
         """A hard link: no byte is written twice, and the part's own folder may go afterwards."""
         name = self._name(number)
         try:
-            os.link(made.path, self.temp / name)
+            os.link(made.path, f"{self.temp}/{name}")
         except OSError as exc:
             if exc.errno not in NO_LINKS:
                 raise

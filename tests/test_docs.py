@@ -55,6 +55,13 @@ def words(cell: str) -> set[str]:
     return {word.strip(" `") for word in cell.split(",")} - {"none", ""}
 
 
+def test_the_changelog_begins_with_the_version_that_is_built():
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    first = re.search(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert first is not None
+    assert first[1] == built
+
+
 # --- commands -----------------------------------------------------------------------------
 
 
