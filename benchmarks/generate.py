@@ -8,7 +8,7 @@ from benchmarks.measure import Ratio, Series, alternate, compare
 from benchmarks.models import trained
 from benchmarks.neighbours import Watch
 from jobs.specs import GenerateSpec
-from worker.warm_runner import thread_policy
+from worker.warm_runner import memory_policy, thread_policy
 
 EXPLAINED = """\
 The plain script forwards batches of 64 and calls torchvision's save_image for each
@@ -32,7 +32,7 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
     with (
         stack.Queue(work / "generate-queue") as queue,
         stack.Child("benchmarks.plain_dcgan", "serve") as plain,
-        stack.Child("benchmarks.in_process", **thread_policy({})) as local,
+        stack.Child("benchmarks.in_process", **thread_policy({}), **memory_policy({})) as local,
     ):
         for ngf, count in COUNTS.items():
             label = f"generate {count:,}, ngf {ngf}"

@@ -9,7 +9,7 @@ from benchmarks import stack
 from benchmarks.measure import Ratio, Series, alternate, compare, limit
 from benchmarks.neighbours import Watch
 from jobs.specs import TrainSpec
-from worker.warm_runner import thread_policy
+from worker.warm_runner import memory_policy, thread_policy
 
 EXPLAINED = """\
 A piece is one whole job in a warm process: networks made, pictures shown once, a grid and
@@ -49,8 +49,8 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
     with (
         stack.Queue(work / "train-queue") as queue,
         stack.Child("benchmarks.plain_dcgan", "serve") as plain,
-        stack.Child("benchmarks.in_process", **thread_policy({})) as own,
-        stack.Child("benchmarks.in_process") as spinning,
+        stack.Child("benchmarks.in_process", **thread_policy({}), **memory_policy({})) as own,
+        stack.Child("benchmarks.in_process", **memory_policy({})) as spinning,
     ):
         for options in SIZES:
             label = f"ngf {options['ngf']}, batch {options['batch']}"
