@@ -108,7 +108,7 @@ def sweep(ganq: Ganq, database: Database, tmp_path: Path, points: dict[str, list
     calm = undisturbed(ganq, list(points))
     for way, chosen in points.items():
         result = killed_at(ganq, database, tmp_path / way, way, chosen)
-        assert len([line for line in lines(result) if "index" in line]) == PICTURES[way]
+        assert sum("index" in line for line in lines(result)) == PICTURES[way]  # an archive has a line, too
         assert result_files(result) == calm[way]
 
 
@@ -154,7 +154,7 @@ def split_and_killed(ganq: Ganq, database: Database, tmp_path: Path, way: str, p
     fired = {one.name for one in (tmp_path / "fired").iterdir()}
     assert fired >= {"gather.adopted", "pictures.renamed", "supervisor.before_finish"}
     result = finished(ganq, job)
-    assert len(lines(result)) == PICTURES[way]
+    assert sum("index" in line for line in lines(result)) == PICTURES[way]
     assert result_files(result) == calm[way]
     assert_invariants(database, Volume(Path(ganq.env["GANQ_VOLUME"])))
 
