@@ -138,6 +138,7 @@ def accept(session: Session, spec: "Spec", wish: Wish, *, after: Sequence[int] =
     kind = kind_named(spec.kind)
     named = [session.queries.find(one).id for one in wish.after]
     split = spec.split()
+    before = session.queries.by_submit_key(wish.submit_key) if wish.submit_key else None
     job = session.store.submit(
         ringing=True,
         parts=[(part.to_json(), part.pictures) for part in split],
@@ -155,12 +156,13 @@ def accept(session: Session, spec: "Spec", wish: Wish, *, after: Sequence[int] =
         held=wish.held,
         time_limit_s=wish.time_limit,
     )
-    if wish.name is not None:
+    if wish.name is not None and before is None:
         _say_if_taken(session, job)
     if not wish.as_json:
         around = words.Surroundings.of(session.queries, [job])
         name = f" ({job.name})" if job.name else ""
-        click.echo(f"job {job.id}{name}: {job.kind} accepted, {words.state(job, around)}")
+        accepted = "accepted" if before is None else "accepted earlier under this key"
+        click.echo(f"job {job.id}{name}: {job.kind} {accepted}, {words.state(job, around)}")
     ring(session, job)
     if wish.wait:
         from cli.follow import fate, follow

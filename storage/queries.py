@@ -102,6 +102,13 @@ class Queries:
             )
         return Job.from_row(newest)
 
+    def by_submit_key(self, submit_key: str) -> Job | None:
+        """The job that was accepted under this key, if one was."""
+        found = self.database.read(
+            lambda conn: conn.execute(select(job).where(job.c.submit_key == submit_key)).first()
+        )
+        return None if found is None else Job.from_row(found)
+
     def page(self, wanted: Filter, *, limit: int, oldest_first: bool = False) -> list[Job]:
         """Up to `limit` jobs, newest first unless asked otherwise."""
         order = job.c.id if oldest_first else job.c.id.desc()

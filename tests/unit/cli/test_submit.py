@@ -264,6 +264,15 @@ def test_the_same_submit_key_gives_the_same_job(ganq, queries, pictures):
     assert sum(queries.counts().values()) == 1
 
 
+def test_a_repeated_submit_key_says_that_the_job_is_not_new(ganq, pictures):
+    told = [
+        ganq("submit", "train", "--data", pictures, "--name", "n", "--submit-key", "nightly-7").out
+        for _ in range(2)
+    ]
+    assert "job 1 (n): train accepted, queued" in told[0]
+    assert "job 1 (n): train accepted earlier under this key, queued" in told[1]
+
+
 def test_name_priority_queue_user_hold_and_after_reach_the_row(ganq, queries, pictures):
     ganq("submit", "train", "--data", pictures, "--name", "first")
     said = ganq(
