@@ -145,7 +145,7 @@ def test_a_generation_killed_at_its_phases_ends_with_exactly_its_pictures(
 def split_and_killed(ganq: Ganq, database: Database, tmp_path: Path, way: str, points: list[str]) -> None:
     """One job in four parts, two workers, each of these points kills once, in a part or in the gathering."""
     calm = undisturbed(ganq, [way])
-    environment = failpoints(tmp_path, [*points, "gather.adopted@20"])
+    environment = failpoints(tmp_path, [*points, "gather.adopted@5"])
     for number in range(2):
         ganq.start_worker(f"w{number}", **environment)
     job = int(ganq.json("submit", "generate", *OPTIONS, *WAYS[way], "--shard-size", "16")["id"])
