@@ -90,13 +90,13 @@ def bound_to_this(sig: signal.Signals, command: list[str]) -> list[str]:
     return [sys.executable, "-P", "-m", "worker.process", str(os.getpid()), str(int(sig)), *command]
 
 
-if __name__ == "__main__":
-    die_with_parent(int(sys.argv[1]), signal.Signals(int(sys.argv[2])))
-    os.execvp(sys.argv[3], sys.argv[3:])
-
-
 def release_free_memory() -> None:
     """Give what was freed back to the kernel, where the C library keeps it and can be asked (glibc)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+if __name__ == "__main__":
+    die_with_parent(int(sys.argv[1]), signal.Signals(int(sys.argv[2])))
+    os.execvp(sys.argv[3], sys.argv[3:])

@@ -265,12 +265,15 @@ def test_the_same_submit_key_gives_the_same_job(ganq, queries, pictures):
 
 
 def test_a_repeated_submit_key_says_that_the_job_is_not_new(ganq, pictures):
-    told = [
-        ganq("submit", "train", "--data", pictures, "--name", "n", "--submit-key", "nightly-7").out
+    ganq("submit", "train", "--data", pictures, "--name", "n")
+    first, again = (
+        ganq("submit", "train", "--data", pictures, "--name", "n", "--submit-key", "nightly-7")
         for _ in range(2)
-    ]
-    assert "job 1 (n): train accepted, queued" in told[0]
-    assert "job 1 (n): train accepted earlier under this key, queued" in told[1]
+    )
+    assert "job 2 (n): train accepted, queued" in first.out
+    assert "n was job 1" in first.err
+    assert "job 2 (n): train accepted earlier under this key, queued" in again.out
+    assert "n was job 1" not in again.err
 
 
 def test_name_priority_queue_user_hold_and_after_reach_the_row(ganq, queries, pictures):

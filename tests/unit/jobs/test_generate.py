@@ -95,6 +95,18 @@ def test_pictures_scores_and_their_order_are_the_same_on_one_core_and_on_several
     assert results[0] == results[1]
 
 
+def test_on_two_cores_two_micro_batches_are_computed_at_once(monkeypatch):
+    together, forward = threading.Barrier(2), jobs.generate.Generation._forward
+
+    def meets_the_other(self, *inputs):
+        together.wait(10)
+        return forward(self, *inputs)
+
+    monkeypatch.setattr(jobs.generate.Generation, "_forward", meets_the_other)
+    with threads_of_torch(2):
+        assert np.array_equal(pixels(generate(count=64)[1]), WHOLE)
+
+
 def test_records_say_where_a_picture_comes_from_and_are_scored_only_when_asked():
     _, ctx = generate(count=3)
     assert [picture.record for picture in ctx.sink.pictures] == [

@@ -4,10 +4,11 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from worker.warm_runner import CHOICES, memory_policy, thread_policy
+from worker.warm_runner import CHOICES, WarmRunner, memory_policy, thread_policy
 
 
 def test_threads_that_wait_take_no_core_from_their_neighbours():
@@ -21,6 +22,19 @@ def test_a_choice_of_the_user_stands(name):
 
 def test_a_choice_of_the_user_about_memory_stands():
     assert memory_policy({"MALLOC_TRIM_THRESHOLD_": "1"}) == {}
+
+
+def test_a_runner_is_started_under_both_policies(settings, monkeypatch):
+    wanted = {**thread_policy({}), **memory_policy({})}
+    for name in (*CHOICES, *wanted):
+        monkeypatch.delenv(name, raising=False)
+    runner = WarmRunner(settings)
+    try:
+        runner.ensure()
+        environment = Path(f"/proc/{runner.pid}/environ").read_text().split("\0")
+    finally:
+        runner.kill()
+    assert {f"{name}={value}" for name, value in wanted.items()} <= set(environment)
 
 
 FREED = """
