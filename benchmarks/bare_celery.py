@@ -6,6 +6,7 @@ Celery as it comes, the peer of ganq's dispatch: one task on one prefork process
 
 import os
 import time
+from collections.abc import Callable
 
 import redis
 from celery import Celery
@@ -13,8 +14,10 @@ from celery import Celery
 URL = os.environ.get("BENCH_REDIS_URL", "redis://127.0.0.1:6379/0")
 ANSWERS = "bench.answers"
 
+CONF = {"task_ignore_result": True, "task_default_queue": "bare"}
+
 app = Celery("bare", broker=URL)
-app.conf.update(task_ignore_result=True, task_default_queue="bare")
+app.conf.update(CONF)
 _answers: "redis.Redis | None" = None
 
 
@@ -26,3 +29,18 @@ def note(sent: float) -> None:
     if _answers is None:
         _answers = redis.Redis.from_url(URL)
     _answers.rpush(ANSWERS, f"{sent} {began}")
+
+
+def client(redis_url: str) -> "tuple[Callable[[], None], redis.Redis]":
+    """
+    Returns:
+        What sends a task, and where its answer comes. Of this Redis: each benchmark of a run has one
+        of its own, and the app above keeps its first.
+    """
+    sender = Celery("bare", broker=redis_url)
+    sender.conf.update(CONF)
+
+    def send() -> None:
+        sender.send_task(note.name, args=[time.time()])
+
+    return send, redis.Redis.from_url(redis_url)

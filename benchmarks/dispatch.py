@@ -1,6 +1,5 @@
 """Dispatch: from submit to a running job on an idle warm worker, beside bare Celery on the same Redis."""
 
-import os
 import random
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import stack
+from benchmarks import bare_celery, stack
 from benchmarks.measure import Ratio, alternate, compare, quantile
 from benchmarks.neighbours import Watch
 from jobs.specs import GenerateSpec, TrainSpec
@@ -28,7 +27,7 @@ all rounds and have no spread of their own."""
 
 
 @contextmanager
-def bare_celery(redis_url: str, log: Path) -> Iterator[None]:
+def bare_worker(redis_url: str, log: Path) -> Iterator[None]:
     """A plain Celery worker, ready."""
     from celery import Celery
 
@@ -70,7 +69,7 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
         # fsync on, and commits synchronous: as in life.
         postgres = stage.enter_context(Postgres(binaries, fsync=True))
         url = postgres.url(postgres.create())
-        stage.enter_context(bare_celery(redis.url, work / "bare-celery.log"))
+        stage.enter_context(bare_worker(redis.url, work / "bare-celery.log"))
         pieces = {"bare Celery": _celery(redis.url)}
         for number, (name, database) in enumerate((("SQLite", None), ("Postgres", url)), start=1):
             urls = {"GANQ_REDIS_URL": redis.url.removesuffix("0") + str(number)}
@@ -93,17 +92,12 @@ def _pause() -> None:
 
 
 def _celery(redis_url: str) -> Any:
-    import redis
-
-    os.environ["BENCH_REDIS_URL"] = redis_url
-    from benchmarks import bare_celery as peer
-
-    answers = redis.Redis.from_url(redis_url)
+    send, answers = bare_celery.client(redis_url)
 
     def piece() -> dict[str, float]:
         _pause()
-        peer.note.apply_async(args=[time.time()])
-        answer = answers.blpop([peer.ANSWERS], timeout=10)
+        send()
+        answer = answers.blpop([bare_celery.ANSWERS], timeout=10)
         assert answer is not None
         sent, began = map(float, answer[1].split())
         return {"running": (began - sent) * 1000}

@@ -161,7 +161,7 @@ class Queue:
             ringing=True,
             parts=[(part.to_json(), part.pictures) for part in spec.split()],
         )
-        for one in self.queries.parts(job.id) or [job]:
+        for one in (self.queries.parts(job.id) if job.blockers else []) or [job]:
             if not ring(self.settings, one.id, one.queue):
                 self.store.not_rung(one.id)
         return job

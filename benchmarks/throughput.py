@@ -1,7 +1,6 @@
 """Throughput: no-op jobs a second through one warm worker, beside bare Celery, RQ, Huey and Procrastinate."""
 
 import json
-import os
 import secrets
 import subprocess
 import sys
@@ -10,8 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks import stack
-from benchmarks.dispatch import bare_celery
+from benchmarks import bare_celery, stack
+from benchmarks.dispatch import bare_worker
 from benchmarks.measure import Ratio, alternate, compare
 from benchmarks.neighbours import Watch
 from benchmarks.noop.kind import NoopSpec, install
@@ -43,7 +42,7 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
     with ExitStack() as stage:
         redis = stage.enter_context(Redis(redis_program))
         postgres = stage.enter_context(Postgres(binaries, fsync=True))
-        stage.enter_context(bare_celery(redis.url, work / "bare-celery.log"))
+        stage.enter_context(bare_worker(redis.url, work / "bare-celery.log"))
         pieces = {"bare Celery": _celery(redis.url)}
         base = redis.url.removesuffix("0")
         for number, name in enumerate(("SQLite", "Postgres"), start=1):
@@ -66,19 +65,14 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
 
 
 def _celery(redis_url: str) -> Any:
-    import redis
-
-    os.environ["BENCH_REDIS_URL"] = redis_url
-    from benchmarks import bare_celery as peer
-
-    answers = redis.Redis.from_url(redis_url)
+    send, answers = bare_celery.client(redis_url)
 
     def piece() -> dict[str, float]:
         for _ in range(JOBS):
-            peer.note.apply_async(args=[time.time()])
+            send()
         began = []
         while len(began) < JOBS:
-            answer = answers.blpop([peer.ANSWERS], timeout=30)
+            answer = answers.blpop([bare_celery.ANSWERS], timeout=30)
             assert answer is not None
             began.append(float(answer[1].split()[1]))
         # The first ones ran while the last were being sent: the second half counts.

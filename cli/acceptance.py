@@ -17,10 +17,10 @@ BELLS = 16
 
 def ring(session: Session, job: Job) -> None:
     """Wake the workers, or say that they will find the job by themselves, or that there are none."""
-    served = _served(session, job.queue)
     parts = session.queries.parts(job.id) if job.blockers else []
     # One bell wakes one worker: as many as there may be workers for it.
     rung = all(_rung(session, one) for one in parts[:BELLS] or [job])
+    served = _served(session, job.queue)  # after the bell: a worker begins meanwhile
     # The embedded Redis comes with the first worker: without one there is nothing else to say.
     if not rung and (served is not None or not session.settings.embedded_redis):
         output.notice(
