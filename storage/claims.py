@@ -15,14 +15,17 @@ and running jobs are as many as there are workers.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
     Connection,
+    Integer,
+    ScalarSelect,
     TextClause,
     bindparam,
+    column,
     func,
     select,
     text,
@@ -42,12 +45,16 @@ ABOVE_ALL = 2**31  # one more than any priority
 ANYBODY = "*"
 
 # Older workers leave newer specs to newer workers.
-_MINE = "kind IN :kinds AND spec_version <= :spec_version"
+_MINE = "kind IN :kinds AND spec_version <= :newest_spec"
 
 
 def _sql(statement: str) -> TextClause:
     lists = [name for name in ("kinds", "queues") if f":{name}" in statement]
     return text(statement).bindparams(*(bindparam(name, expanding=True) for name in lists))
+
+
+def _best(statement: str) -> ScalarSelect[int]:
+    return _sql(statement).columns(column("id", Integer)).scalar_subquery()
 
 
 def _by(dialect: str, index: str) -> str:
@@ -61,66 +68,63 @@ def _by(dialect: str, index: str) -> str:
 
 
 _OLDEST = {
-    dialect: f"SELECT id FROM job {_by(dialect, 'ix_job_claimable')} WHERE {CLAIMABLE} AND queue = :queue"
-    f' AND priority = :level AND "user" = :name AND {_MINE} ORDER BY id LIMIT 1'
+    dialect: f"SELECT id FROM job {_by(dialect, 'ix_job_claimable')} WHERE {CLAIMABLE} AND queue = :in_queue"
+    f' AND priority = :level AND "user" = :whose AND {_MINE} ORDER BY id LIMIT 1'
     for dialect in CLOCKS
 }
-_PATIENT = (
-    f'SELECT id, queue, "user" AS name FROM job {{by}} WHERE {YIELDED} AND {CLAIMABLE} AND queue IN :queues'
-    f" AND {_MINE} AND yielded_at < :before ORDER BY yielded_at LIMIT 1"
-)
-# SQLite writes in one transaction at a time, and knows no row locks.
+_PATIENT = {
+    dialect: _sql(
+        f'SELECT id, queue, "user" AS name FROM job {_by(dialect, "ix_job_yielded")} WHERE {YIELDED}'
+        f" AND {CLAIMABLE} AND queue IN :queues AND {_MINE} AND yielded_at < :before"
+        " ORDER BY yielded_at LIMIT 1"
+    )
+    for dialect in CLOCKS
+}
 _LOOK_AT_OLDEST = {dialect: _sql(statement) for dialect, statement in _OLDEST.items()}
-_TAKE_OLDEST = {
-    "sqlite": _sql(_OLDEST["sqlite"]),
-    "postgresql": _sql(_OLDEST["postgresql"] + " FOR UPDATE SKIP LOCKED"),
+# SQLite writes in one transaction at a time, and knows no row locks.
+BEST = {
+    ("sqlite", "oldest"): _best(_OLDEST["sqlite"]),
+    ("postgresql", "oldest"): _best(_OLDEST["postgresql"] + " FOR UPDATE SKIP LOCKED"),
+    ("sqlite", "this"): _best(f"SELECT id FROM job WHERE {CLAIMABLE} AND id = :this"),
+    ("postgresql", "this"): _best(
+        f"SELECT id FROM job WHERE {CLAIMABLE} AND id = :this FOR UPDATE SKIP LOCKED"
+    ),
 }
-_PATIENT_OF = {
-    "sqlite": _sql(_PATIENT.format(by=_by("sqlite", "ix_job_yielded"))),
-    "postgresql": _sql(_PATIENT.format(by="") + " FOR UPDATE SKIP LOCKED"),
-}
+"""What a claim takes, as the part of its statement that finds and locks it: see Candidate."""
 
 # Who waits at the highest priority of a queue. Each turn of the recursion is one step in the
-# index, over all jobs of a user at once.
-_USERS = {
+# index, over all jobs of a user at once. Beside it, whether anything of what is rare is there at all.
+_LOOK = {
     dialect: _sql(
         f"""
     WITH RECURSIVE top(level) AS (
-        SELECT priority FROM job {claimable} WHERE {CLAIMABLE} AND queue = :queue AND {_MINE}
+        SELECT priority FROM job {claimable} WHERE {CLAIMABLE} AND queue = :in_queue AND {_MINE}
         AND priority < :below ORDER BY priority DESC LIMIT 1
     ),
     waiting(name) AS (
-        SELECT (SELECT "user" FROM job {claimable} WHERE {CLAIMABLE} AND queue = :queue
+        SELECT (SELECT "user" FROM job {claimable} WHERE {CLAIMABLE} AND queue = :in_queue
                 AND priority = (SELECT level FROM top) ORDER BY "user" LIMIT 1)
         UNION ALL
-        SELECT (SELECT "user" FROM job {claimable} WHERE {CLAIMABLE} AND queue = :queue
+        SELECT (SELECT "user" FROM job {claimable} WHERE {CLAIMABLE} AND queue = :in_queue
                 AND priority = (SELECT level FROM top) AND "user" > waiting.name ORDER BY "user" LIMIT 1)
         FROM waiting WHERE waiting.name IS NOT NULL
     )
     SELECT (SELECT level FROM top) AS level, name,
-           (SELECT id FROM job {claimable} WHERE {CLAIMABLE} AND queue = :queue
+           (SELECT id FROM job {claimable} WHERE {CLAIMABLE} AND queue = :in_queue
             AND priority = (SELECT level FROM top) AND "user" = waiting.name ORDER BY id LIMIT 1) AS oldest,
-           coalesce((SELECT served_at FROM share WHERE "user" = waiting.name), 0) AS served_at
-    FROM waiting WHERE name IS NOT NULL
+           coalesce((SELECT served_at FROM share WHERE "user" = waiting.name), 0) AS served_at,
+           (SELECT version_num FROM alembic_version) AS revision,
+           EXISTS (SELECT 1 FROM job {_by(dialect, "ix_job_ripening")} WHERE {RIPENING}) AS ripening,
+           EXISTS (SELECT 1 FROM quota) AS quotas,
+           EXISTS (SELECT 1 FROM job {_by(dialect, "ix_job_yielded")} WHERE {YIELDED}) AS yielded,
+           {clock} AS now
+    FROM (SELECT 1 AS one) AS always LEFT JOIN waiting ON waiting.name IS NOT NULL
     """
     )
-    for dialect in CLOCKS
+    for dialect, clock in CLOCKS.items()
     for claimable in (_by(dialect, "ix_job_claimable"),)
 }
 _RUNNING = select(job.c.user).where(text(RUNNING))
-# One look tells whether anything of what is rare is there at all.
-_GLANCE = {
-    dialect: _sql(
-        f"""
-        SELECT (SELECT version_num FROM alembic_version) AS revision,
-               EXISTS (SELECT 1 FROM job {_by(dialect, "ix_job_ripening")} WHERE {RIPENING}) AS ripening,
-               EXISTS (SELECT 1 FROM quota) AS quotas,
-               EXISTS (SELECT 1 FROM job {_by(dialect, "ix_job_yielded")} WHERE {YIELDED}) AS yielded,
-               {clock} AS now
-        """
-    )
-    for dialect, clock in CLOCKS.items()
-}
 _RIPE = {
     dialect: _sql(
         f"""
@@ -157,7 +161,7 @@ class Wanted:
     spec_version: int
 
     def bound(self, **more: Any) -> dict[str, Any]:
-        return {"kinds": list(self.kinds), "spec_version": self.spec_version, **more}
+        return {"kinds": list(self.kinds), "newest_spec": self.spec_version, **more}
 
 
 def ripe(conn: Connection, most: int = RIPE_AT_ONCE) -> list[int]:
@@ -170,12 +174,18 @@ def ripe(conn: Connection, most: int = RIPE_AT_ONCE) -> list[int]:
     return list(conn.execute(_RIPE[conn.dialect.name], bound).scalars())
 
 
-def ripen(conn: Connection) -> None:
-    """Let jobs whose time has come be claimed: `not_before` passes into NULL."""
+def ripen(conn: Connection) -> bool:
+    """
+    Let jobs whose time has come be claimed: `not_before` passes into NULL.
+
+    Returns:
+        Whether there were any.
+    """
     if ids := ripe(conn):
         still = select(job.c.id).where(job.c.id.in_(ids), job.c.not_before.is_not(None))
         locked = still.with_for_update(skip_locked=True)
         conn.execute(update(job).where(job.c.id.in_(locked)).values(not_before=None))
+    return bool(ids)
 
 
 def due_in(conn: Connection) -> float | None:
@@ -185,62 +195,81 @@ def due_in(conn: Connection) -> float | None:
 
 
 @dataclass(frozen=True)
-class Glance:
-    """What a claim must look at more closely."""
+class Candidate:
+    """A job that a claim may take, if nobody else is about to."""
+
+    how: str
+    """'oldest': of a user, in a queue, of a priority; 'this': by its id. A key of BEST."""
+    bound: dict[str, Any]
+    """The values of that statement."""
+    user: str
+    in_turn: bool
+    """Whether other users wait as well, so that this one goes to the end of the round."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a claim sees first, by one statement for each queue."""
 
     revision: str | None
     ripening: bool
     quotas: bool
     yielded: bool
     now: float
+    turn: "list[_Waiting]"
 
 
-def glance(conn: Connection) -> Glance:
-    """One statement instead of five, since most of the time there is nothing of all this."""
-    row = conn.execute(_GLANCE[conn.dialect.name]).one()
-    return Glance(row.revision, bool(row.ripening), bool(row.quotas), bool(row.yielded), float(row.now))
+def look(conn: Connection, wanted: Wanted, below: int = ABOVE_ALL) -> Look:
+    """Who waits at the highest priority under `below`, and whether there is anything of what is rare."""
+    rows = [
+        (queue, row)
+        for queue in wanted.queues
+        for row in conn.execute(_LOOK[conn.dialect.name], wanted.bound(in_queue=queue, below=below))
+    ]
+    _, any_row = rows[0]
+    rare = bool(any_row.ripening), bool(any_row.quotas), bool(any_row.yielded)
+    return Look(any_row.revision, *rare, float(any_row.now), _in_order(conn, rows))
 
 
-def best_job(conn: Connection, wanted: Wanted, seen: Glance | None = None) -> int | None:
-    """
-    The job that a worker should get, its row locked on Postgres.
-
-    Returns:
-        Its id; None: nothing that this worker can run may run now.
-    """
-    seen = seen or glance(conn)
+def candidates(conn: Connection, wanted: Wanted, seen: Look) -> Iterator[Candidate]:
+    """The jobs that a worker may get, the best first."""
     full = _Full(conn, seen.quotas)
-    dialect = conn.dialect.name
     if seen.yielded:
         bound = wanted.bound(queues=list(wanted.queues), before=seen.now - PATIENCE_S)
-        patient = conn.execute(_PATIENT_OF[dialect], bound).first()
+        patient = conn.execute(_PATIENT[conn.dialect.name], bound).first()
         if patient is not None and not full.for_(patient.name, patient.queue):
-            return int(patient.id)
-    below = ABOVE_ALL
-    while turn := _turn(conn, wanted, below):
+            yield Candidate("this", {"this": patient.id}, patient.name, False)
+    turn = seen.turn
+    while turn:
+        several = len({one.name for one in turn}) > 1
         for one in turn:
-            if full.for_(one.name, one.queue):
-                continue
-            found = conn.execute(_TAKE_OLDEST[dialect], one.bound(wanted)).scalar_one_or_none()
-            if found is not None:
-                if len({other.name for other in turn}) > 1:
-                    _serve(conn, one.name)
-                return int(found)
-        below = turn[0].level
-    return None
+            if not full.for_(one.name, one.queue):
+                yield Candidate("oldest", one.bound(wanted), one.name, several)
+        turn = look(conn, wanted, turn[0].level).turn
+
+
+def oldest(conn: Connection, one: Candidate) -> int | None:
+    """The id of a candidate by 'oldest', without a lock; None: nothing that this worker can run is there."""
+    found: int | None = conn.execute(_LOOK_AT_OLDEST[conn.dialect.name], one.bound).scalar_one_or_none()
+    return found
+
+
+def serve(conn: Connection, user: str) -> None:
+    """Put a user at the end of the round."""
+    conn.execute(_SERVE[conn.dialect.name], {"name": user})
 
 
 def waits_above(conn: Connection, wanted: Wanted, priority: int) -> int | None:
     """The id of a job that could run on this worker and has a higher priority, if one waits."""
-    turn = _turn(conn, wanted, ABOVE_ALL)
-    if not turn or turn[0].level <= priority:
+    seen = look(conn, wanted)
+    if not seen.turn or seen.turn[0].level <= priority:
         return None
-    full = _Full(conn, True)
-    for one in turn:
+    full = _Full(conn, seen.quotas)
+    for one in seen.turn:
         if not full.for_(one.name, one.queue):
-            found = conn.execute(_LOOK_AT_OLDEST[conn.dialect.name], one.bound(wanted)).scalar_one_or_none()
+            found = oldest(conn, Candidate("oldest", one.bound(wanted), one.name, False))
             if found is not None:
-                return int(found)
+                return found
     return None
 
 
@@ -280,29 +309,20 @@ class _Waiting(NamedTuple):
     level: int
 
     def bound(self, wanted: Wanted) -> dict[str, Any]:
-        return wanted.bound(queue=self.queue, level=self.level, name=self.name)
+        return wanted.bound(in_queue=self.queue, level=self.level, whose=self.name)
 
 
-def _turn(conn: Connection, wanted: Wanted, below: int) -> list[_Waiting]:
-    """Who waits at the highest priority under `below`, in the order in which they should be served."""
-    rows = [
-        (queue, row)
-        for queue in wanted.queues
-        for row in conn.execute(_USERS[conn.dialect.name], wanted.bound(queue=queue, below=below))
-    ]
-    several = len({row.name for _, row in rows}) > 1
+def _in_order(conn: Connection, rows: Sequence[tuple[str, Any]]) -> list[_Waiting]:
+    """Of the users who wait, those at the highest priority, in the order in which they should be served."""
+    there = [(queue, row) for queue, row in rows if row.name is not None]
+    highest = max((row.level for _, row in there), default=0)
+    there = [(queue, row) for queue, row in there if row.level == highest]
+    several = len({row.name for _, row in there}) > 1
     running = Counter(conn.execute(_RUNNING).scalars()) if several else Counter[str]()
-    waiting = [
+    return sorted(
         _Waiting(running[row.name], row.served_at, row.name, row.oldest, queue, row.level)
-        for queue, row in rows
-    ]
-    highest = max((one.level for one in waiting), default=0)
-    return sorted(one for one in waiting if one.level == highest)
-
-
-def _serve(conn: Connection, user: str) -> None:
-    """Put a user at the end of the round."""
-    conn.execute(_SERVE[conn.dialect.name], {"name": user})
+        for queue, row in there
+    )
 
 
 class _Full:

@@ -54,22 +54,31 @@ class Database:
             self.wal = Wal(path)
         else:
             self.engine = postgres_engine(self.url)
-        self._readers = self.engine.execution_options(ganq_read=True)
+        # Postgres shows each statement of a transaction what is committed by then, so that a transaction
+        # gives readers nothing, and costs them two trips.
+        alone = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+        self._readers = self.engine.execution_options(ganq_read=True, **alone)
+        self.engine_at_once = self.engine.execution_options(**alone)
         self.answered_at = time.monotonic()
         """When the database last answered any thread of this process (worker/pulse.py)."""
 
-    def write(self, work: Callable[[Connection], T], *, patience_s: float = 30.0) -> T:
+    def write(self, work: Callable[[Connection], T], *, patience_s: float = 30.0, at_once: bool = False) -> T:
         """
         Run `work` in one write transaction, again if the connection or a conflict broke it.
 
         `work` must be safe to run again after a commit whose answer was lost: it
         re-reads, and recognises what it has already done.
 
+        Args:
+            at_once: all that must hold together is one statement, which on Postgres commits by
+                itself, without the trips of BEGIN and COMMIT. SQLite makes none, and has its
+                transaction as ever.
+
         Raises:
             DatabaseUnavailableError: after patience_s seconds.
             SchemaMismatchError: the tables are not those of this code.
         """
-        done = self._run(self.engine, work, patience_s)
+        done = self._run(self.engine_at_once if at_once else self.engine, work, patience_s)
         if self.wal is not None:
             self.wal.tend()
         return done

@@ -22,6 +22,9 @@ def postgres_engine(url: str) -> Engine:
         url,
         pool_size=4,
         max_overflow=8,
+        # The connection that was used last: it need not be asked whether it lives, and the server has
+        # the plans of its statements, which psycopg prepares when it sends them for the sixth time.
+        pool_use_lifo=True,
         connect_args={
             "connect_timeout": 5,
             "application_name": "ganq",

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import (
     ClauseElement,
     Connection,
+    Select,
     Update,
     and_,
     bindparam,
@@ -99,19 +100,43 @@ def record_event(
     worker: str | None = None,
     detail: dict[str, Any] | None = None,
 ) -> None:
-    said = {"job_id": job_id, "type": type, "attempt": attempt, "worker": worker, "detail": detail}
-    conn.execute(_EVENT, {**said, "of_job": job_id})
+    conn.execute(_EVENT, _told(job_id, type, attempt=attempt, worker=worker, detail=detail))
 
 
-def _event() -> Any:
-    # A job's history never runs backwards, even if somebody sets the clock back.
-    last = select(event.c.at).where(event.c.job_id == bindparam("of_job"))
+def _told(
+    job_id: int,
+    type: str,
+    *,
+    attempt: int | None = None,
+    worker: str | None = None,
+    detail: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The values of _EVENT."""
+    return {
+        "told_of": job_id,
+        "told_type": type,
+        "told_attempt": attempt,
+        "told_worker": worker,
+        "told_detail": detail,
+    }
+
+
+def event_time(job_id: Any) -> Any:
+    """Now; but a job's history never runs backwards, even if somebody sets the clock back."""
+    last = select(event.c.at).where(event.c.job_id == job_id)
     last_at = last.order_by(event.c.id.desc()).limit(1).scalar_subquery()
-    return insert(event).values(at=case((last_at > utcnow(), last_at), else_=utcnow()))
+    return case((last_at > utcnow(), last_at), else_=utcnow())
 
 
 # Built once: making a statement costs as much as running it.
-_EVENT = _event()
+_EVENT = insert(event).values(
+    job_id=bindparam("told_of"),
+    at=event_time(bindparam("told_of")),
+    type=bindparam("told_type"),
+    attempt=bindparam("told_attempt"),
+    worker=bindparam("told_worker"),
+    detail=bindparam("told_detail", type_=event.c.detail.type),
+)
 _CLOSE = (
     update(attempt)
     .where(
@@ -127,6 +152,13 @@ _CLOSE = (
     )
 )
 _TIED = select(dependency.c.job_id).where(dependency.c.needs == bindparam("needed"))
+
+
+@lru_cache(maxsize=256)
+def _leaving(move: Update) -> Select[Any]:
+    """The move, the end of its attempt and the event: one trip to Postgres instead of three."""
+    moved = move.returning(job.c.id).cte("moved")
+    return select(moved.c.id).add_cte(_CLOSE.cte("closed"), _EVENT.cte("told"))
 
 
 @lru_cache(maxsize=256)
@@ -198,22 +230,24 @@ def _move(
     formulas = {name: value for name, value in ending.items() if isinstance(value, ClauseElement)}
     known = {name: value for name, value in ending.items() if name not in formulas}
     move = _moving(tuple(sorted(known)), new.terminal)
-    changed = conn.execute(
-        move.values(formulas) if formulas else move,
-        {
-            **{f"to_{name}": value for name, value in known.items()},
-            "moved": row.id,
-            "old": row.state,
-            "old_attempt": row.attempt,
-        },
-    )
-    if changed.rowcount != 1:
-        raise InvalidTransitionError(f"job {row.id} moved while it was locked", old=row.state, new=new)
-    if outcome is not None:
-        told = {"code": values.get("error_code"), "message": values.get("error_message")}
-        conn.execute(_CLOSE, {"of_job": row.id, "of_attempt": row.attempt, "ended_as": outcome, **told})
+    moving = {f"to_{name}": value for name, value in known.items()}
+    moving |= {"moved": row.id, "old": row.state, "old_attempt": row.attempt}
+    closing = {"of_job": row.id, "of_attempt": row.attempt, "ended_as": outcome}
+    closing |= {"code": values.get("error_code"), "message": values.get("error_message")}
     kind = str(new) if new.terminal else str(outcome)
-    record_event(conn, row.id, kind, attempt=row.attempt, worker=row.worker, detail=detail)
+    told = _told(row.id, kind, attempt=row.attempt, worker=row.worker, detail=detail)
+    if conn.dialect.name == "postgresql" and outcome is not None and not formulas:
+        _must_move(row, new, len(conn.execute(_leaving(move), {**moving, **closing, **told}).all()))
+        return
+    _must_move(row, new, conn.execute(move.values(formulas) if formulas else move, moving).rowcount)
+    if outcome is not None:
+        conn.execute(_CLOSE, closing)
+    conn.execute(_EVENT, told)
+
+
+def _must_move(row: Any, new: JobState, moved: int) -> None:
+    if moved != 1:
+        raise InvalidTransitionError(f"job {row.id} moved while it was locked", old=row.state, new=new)
 
 
 def cancel_queued(conn: Connection, ids: Sequence[int]) -> None:
@@ -227,9 +261,8 @@ def cancel_queued(conn: Connection, ids: Sequence[int]) -> None:
         .where(job.c.id.in_(ids), job.c.state == JobState.QUEUED)
         .values(**ending, preempt_for=None, yielded_at=None)
     )
-    said = {"attempt": None, "worker": None, "detail": None}
     for type in ("cancel_requested", str(JobState.CANCELLED)):
-        conn.execute(_EVENT, [{"job_id": one, "of_job": one, "type": type, **said} for one in ids])
+        conn.execute(_EVENT, [_told(one, type) for one in ids])
 
 
 def _seconds_of_attempt(row: Any) -> Any:

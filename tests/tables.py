@@ -128,24 +128,26 @@ def first_answer_lost(database: Database) -> Iterator[None]:
     class LosesFirstAnswer:
         lost = False
 
+        def __init__(self, real: Engine) -> None:
+            self.real = real
+
         @contextmanager
         def begin(self) -> Iterator[Connection]:
-            with real.begin() as conn:
+            with self.real.begin() as conn:
                 yield conn
-            if not self.lost:
-                self.lost = True
+            if not LosesFirstAnswer.lost:
+                LosesFirstAnswer.lost = True
                 raise OperationalError(
                     "COMMIT", {}, sqlite3.OperationalError("gone"), connection_invalidated=True
                 )
 
-    real: Engine = database.engine
-    breaking = LosesFirstAnswer()
-    database.engine = breaking  # type: ignore[assignment]
+    real = database.engine, database.engine_at_once
+    database.engine, database.engine_at_once = map(LosesFirstAnswer, real)  # type: ignore[assignment]
     try:
         yield
     finally:
-        database.engine = real
-    assert breaking.lost, "no transaction was committed"
+        database.engine, database.engine_at_once = real
+    assert LosesFirstAnswer.lost, "no transaction was committed"
 
 
 @contextmanager

@@ -3,44 +3,104 @@
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, null, select, text, update
+from sqlalchemy import (
+    Connection,
+    Select,
+    Update,
+    bindparam,
+    func,
+    insert,
+    literal,
+    null,
+    select,
+    text,
+    update,
+)
 
 from jobs.failpoints import guard
 from jobs.states import JobState
-from storage.claims import Wanted, best_job, glance, idle_worker, may_stay, ripen, waits_above
+from storage.claims import (
+    BEST,
+    Candidate,
+    Wanted,
+    candidates,
+    idle_worker,
+    look,
+    may_stay,
+    oldest,
+    ripen,
+    serve,
+    waits_above,
+)
 from storage.engine import check_schema
 from storage.job_store.base import Store
 from storage.jobs import Job, Lease, WorkerIdentity
-from storage.models import CLAIMABLE, RUNNING, attempt, job, utcnow
+from storage.models import CLAIMABLE, CLOCKS, RUNNING, attempt, event, job, utcnow
 from storage.pins import hold_checkpoints, pinned_ids
 from storage.transitions import (
+    OWNED,
+    bound_to,
+    event_time,
     lease_lost,
     owned_by,
     plain,
     record_event,
 )
 
-# Built once: making a statement costs as much as running it.
-TAKE_BLINDLY = (
-    update(job)
-    .where(job.c.id == bindparam("best"))
-    .values(
-        state=JobState.RUNNING,
-        attempt=job.c.attempt + 1,
-        lease_token=bindparam("token"),
-        worker=bindparam("who"),
-        hb_seq=job.c.hb_seq + 1,
-        error_code=null(),
-        error_message=null(),
-        error_hint=null(),
-        started_at=func.coalesce(job.c.started_at, utcnow()),
-    )
-    .returning(job)
-)
-TAKE = TAKE_BLINDLY.where(job.c.state == JobState.QUEUED)
+TAKEN = {
+    "state": JobState.RUNNING,
+    "attempt": job.c.attempt + 1,
+    "lease_token": bindparam("token"),
+    "worker": bindparam("who"),
+    "hb_seq": job.c.hb_seq + 1,
+    "error_code": null(),
+    "error_message": null(),
+    "error_hint": null(),
+    "started_at": func.coalesce(job.c.started_at, utcnow()),
+}
+OPENED_BY = ("host", "device", "boot_id", "pid", "start_ticks")
 OPEN = insert(attempt).values(started_at=utcnow())
+SAME_SCHEMA = text("(SELECT version_num FROM alembic_version) = :revision")
+
+
+def _take(*which: Any) -> Update:
+    return update(job).where(*which).values(TAKEN).returning(job)
+
+
+def _recorded(take: Update) -> Select[Any]:
+    """Take a job, open its attempt and tell of it: one statement, so that Postgres does all or nothing."""
+    taken = take.cte("taken")
+    whose = select(taken.c.id, taken.c.attempt, utcnow(), bindparam("token"), bindparam("who"))
+    opened = insert(attempt).from_select(
+        ["job_id", "number", "started_at", "lease_token", "worker", *OPENED_BY],
+        whose.add_columns(*(bindparam(f"by_{name}", type_=attempt.c[name].type) for name in OPENED_BY)),
+    )
+    told = insert(event).from_select(
+        ["job_id", "at", "type", "attempt", "worker"],
+        select(taken.c.id, event_time(taken.c.id), literal("claimed"), taken.c.attempt, bindparam("who")),
+    )
+    return select(taken).add_cte(opened.cte("opened"), told.cte("told"))
+
+
+# The compare-and-set of a claim, by dialect and kind of candidate; on Postgres with its records.
+TAKE: dict[tuple[str, str], Any] = {
+    key: _take(job.c.id == best, job.c.state == JobState.QUEUED, SAME_SCHEMA) for key, best in BEST.items()
+}
+for _dialect in CLOCKS:
+    TAKE[_dialect, "blindly"] = _take(job.c.id == bindparam("this"))  # what a test does without the guard
+TAKE |= {key: _recorded(take) for key, take in TAKE.items() if key[0] == "postgresql"}
+
+BEAT = (
+    update(job)
+    .where(OWNED)
+    .values(hb_seq=job.c.hb_seq + 1)
+    .returning(job.c.cancel_requested_at, job.c.preempt_for)
+)
+BEAT_WITH_PROGRESS = BEAT.values(progress=bindparam("so_far", type_=job.c.progress.type))
+WISHED = select(job.c.cancel_requested_at, job.c.preempt_for).where(OWNED)
 
 
 @dataclass(frozen=True)
@@ -63,11 +123,12 @@ class Leases(Store):
         token = secrets.token_hex(16)
         again = False
         wanted = Wanted(who.queues, kinds, spec_version)
-        seen_before = None if guard("claim_cas") else self.database.read(lambda c: best_job(c, wanted))
+        blind = None if guard("claim_cas") else self.database.read(lambda conn: _first(conn, wanted))
+        opened = {"token": token, "who": who.name} | {f"by_{name}": getattr(who, name) for name in OPENED_BY}
 
-        def work(conn: Connection) -> Lease | None:
+        def work(conn: Connection, *, alone: bool) -> Lease | None:
             nonlocal again
-            seen = glance(conn)
+            seen = look(conn, wanted)
             check_schema(conn, seen.revision)
             if again:
                 mine = conn.execute(
@@ -76,23 +137,23 @@ class Leases(Store):
                 if mine is not None:  # our own commit, whose answer was lost
                     return Lease(Job.from_row(mine), mine.attempt, token)
             again = True
-            if seen.ripening:
-                ripen(conn)
-            best = best_job(conn, wanted, seen) if guard("claim_cas") else seen_before
-            if best is None:
-                return None
-            take = TAKE if guard("claim_cas") else TAKE_BLINDLY
-            taken = conn.execute(take, {"best": best, "token": token, "who": who.name}).first()
-            if taken is None:
-                return None
-            claimed = Job.from_row(taken)
-            opened = {"job_id": best, "number": claimed.attempt, "lease_token": token, "worker": who.name}
-            opened |= {"host": who.host, "device": who.device, "boot_id": who.boot_id}
-            conn.execute(OPEN, {**opened, "pid": who.pid, "start_ticks": who.start_ticks})
-            record_event(conn, best, "claimed", attempt=claimed.attempt, worker=who.name)
-            return Lease(claimed, claimed.attempt, token)
+            if alone and seen.quotas:
+                raise _OneAtATimeError
+            if seen.ripening and ripen(conn):
+                seen = look(conn, wanted)
+            for one in blind or candidates(conn, wanted, seen):
+                taken = _record(conn, one, {**opened, "revision": seen.revision})
+                if taken is not None:
+                    if one.in_turn:
+                        serve(conn, one.user)
+                    return Lease(Job.from_row(taken), taken.attempt, token)
+            return None
 
-        return self.database.write(work)
+        try:
+            alone = not self.database.is_sqlite
+            return self.database.write(partial(work, alone=alone), at_once=True)
+        except _OneAtATimeError:
+            return self.database.write(partial(work, alone=False))
 
     def heartbeat(self, lease: Lease, progress: dict[str, Any] | None, *, patience_s: float = 5.0) -> Wishes:
         """
@@ -103,16 +164,11 @@ class Leases(Store):
         """
 
         def work(conn: Connection) -> Wishes:
-            values: dict[str, Any] = {"hb_seq": job.c.hb_seq + 1}
-            if progress is not None:
-                values["progress"] = progress
-            if conn.execute(update(job).where(owned_by(lease)).values(values)).rowcount != 1:
-                raise lease_lost(lease)
-            wished = select(job.c.cancel_requested_at, job.c.preempt_for).where(job.c.id == lease.job_id)
-            cancel_at, waiting = conn.execute(wished).one()
-            return Wishes(cancel_at is not None, waiting)
+            beat = BEAT if progress is None else BEAT_WITH_PROGRESS
+            more = {} if progress is None else {"so_far": progress}
+            return _wishes(lease, conn.execute(beat, bound_to(lease) | more).first())
 
-        return self.database.write(work, patience_s=patience_s)
+        return self.database.write(work, patience_s=patience_s, at_once=True)
 
     def wishes(self, lease: Lease) -> Wishes:
         """What is wished, without a beat: one indexed read.
@@ -120,15 +176,7 @@ class Leases(Store):
         Raises:
             LeaseLostError: the job belongs to another attempt.
         """
-
-        def work(conn: Connection) -> Wishes:
-            wished = select(job.c.cancel_requested_at, job.c.preempt_for).where(owned_by(lease))
-            row = conn.execute(wished).first()
-            if row is None:
-                raise lease_lost(lease)
-            return Wishes(row.cancel_requested_at is not None, row.preempt_for)
-
-        return self.database.read(work)
+        return self.database.read(lambda c: _wishes(lease, c.execute(WISHED, bound_to(lease)).first()))
 
     def offer_to_yield(self, lease: Lease, who: WorkerIdentity, *, kinds: Sequence[str]) -> int | None:
         """
@@ -223,3 +271,42 @@ class Leases(Store):
             record_event(conn, lease.job_id, type, attempt=lease.attempt, detail=told)
 
         self.database.write(work)
+
+
+class _OneAtATimeError(Exception):
+    """There are limits, and claims under limits pass one at a time, each in a transaction."""
+
+
+def _record(conn: Connection, one: Candidate, opened: dict[str, Any]) -> Any:
+    """Take the candidate, open its attempt and tell of it; None: somebody else has it, or will."""
+    take = TAKE[conn.dialect.name, one.how]
+    if conn.dialect.name == "postgresql":
+        return conn.execute(take, one.bound | opened).first()
+    taken = conn.execute(
+        take, one.bound | {name: opened[name] for name in ("token", "who", "revision")}
+    ).first()
+    if taken is not None:
+        whose = {name: opened[f"by_{name}"] for name in OPENED_BY}
+        whose |= {"lease_token": opened["token"], "worker": opened["who"]}
+        conn.execute(OPEN, {**whose, "job_id": taken.id, "number": taken.attempt})
+        record_event(conn, taken.id, "claimed", attempt=taken.attempt, worker=opened["who"])
+    return taken
+
+
+def _first(conn: Connection, wanted: Wanted) -> list[Candidate]:
+    """The best job as it is now, to be taken whatever becomes of it: what a test does without the guard."""
+    for one in candidates(conn, wanted, look(conn, wanted)):
+        this = one.bound.get("this") or oldest(conn, one)
+        if this is not None:
+            return [Candidate("blindly", {"this": this}, one.user, one.in_turn)]
+    return [Candidate("blindly", {"this": -1}, "", False)]
+
+
+def _wishes(lease: Lease, row: Any) -> Wishes:
+    """
+    Raises:
+        LeaseLostError: there is no such row under the fence.
+    """
+    if row is None:
+        raise lease_lost(lease)
+    return Wishes(row.cancel_requested_at is not None, row.preempt_for)

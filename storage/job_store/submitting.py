@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, bindparam, insert, literal, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -13,7 +13,7 @@ from jobs.failpoints import failpoint
 from jobs.states import JobState
 from storage.job_store.base import Store
 from storage.jobs import Job
-from storage.models import checkpoint, dependency, job, utcnow
+from storage.models import checkpoint, dependency, event, job, utcnow
 from storage.parts import insert_parts
 from storage.transitions import (
     get_job,
@@ -87,7 +87,8 @@ class Submitting(Store):
                 "retry_of": retry_of,
             }
             rung = ringing and not held and not blockers and not parts
-            new = conn.execute(_insert(conn, rung=rung), said).first()
+            retried = {"retry_of": retry_of} if retry_of else None
+            new = _insert(conn, said, retried, rung=rung)
             if new is None:  # the key is taken
                 known = _known(conn, submit_key, kind, spec)
                 assert known is not None
@@ -101,11 +102,10 @@ class Submitting(Store):
                 insert_parts(
                     conn, new.id, submit_key, common, parts, needs=needs, blockers=blockers, lanes=max_workers
                 )
-            record_event(conn, new.id, "submitted", detail={"retry_of": retry_of} if retry_of else None)
             failpoint("submit.inserted")
             return Job.from_row(new)
 
-        accepted = self.database.write(work)
+        accepted = self.database.write(work, at_once=not after and not parts)
         failpoint("submit.committed")
         return accepted
 
@@ -216,16 +216,41 @@ def _known(conn: Connection, submit_key: str, kind: str, spec: dict[str, Any]) -
     return Job.from_row(known)
 
 
-def _insert(conn: Connection, *, rung: bool) -> Any:
-    """Insert a job and read it, or nothing if its key is taken: one trip instead of three."""
-    return _INSERT[conn.dialect.name, rung]
+def _insert(conn: Connection, said: dict[str, Any], told: dict[str, Any] | None, *, rung: bool) -> Any:
+    """Insert a job, tell of it and read it; None, and nothing is done, if its key is taken."""
+    values = {f"new_{column}": value for column, value in said.items()}
+    insert = _INSERT[conn.dialect.name, rung]
+    if conn.dialect.name == "postgresql":
+        return conn.execute(insert, {**values, "told": told}).first()
+    new = conn.execute(insert, values).first()
+    if new is not None:
+        record_event(conn, new.id, "submitted", detail=told)
+    return new
 
 
+def _told(new: Any) -> Any:
+    """Insert a job and tell of it: one statement, so that Postgres does both or neither."""
+    row = new.cte("new")
+    detail = bindparam("told", type_=event.c.detail.type)
+    told = insert(event).from_select(
+        ["job_id", "at", "type", "detail"], select(row.c.id, utcnow(), literal("submitted"), detail)
+    )
+    return select(row).add_cte(told.cte("told"))
+
+
+COLUMNS = (
+    *("submit_key", "name", "kind", "queue", "user", "priority", "spec", "spec_version", "state", "held"),
+    *("preemptible", "time_limit_s", "blockers", "retry_of"),
+)
 _INSERT = {
     (name, rung): new(job)
-    .values(rung_at=utcnow() if rung else None, created_at=utcnow())
+    .values(
+        {column: bindparam(f"new_{column}", type_=job.c[column].type) for column in COLUMNS}
+        | {"rung_at": utcnow() if rung else None, "created_at": utcnow()}
+    )
     .on_conflict_do_nothing(index_elements=["submit_key"])
     .returning(job)
     for name, new in (("sqlite", sqlite_insert), ("postgresql", postgresql_insert))
     for rung in (False, True)
 }
+_INSERT |= {key: _told(insert) for key, insert in _INSERT.items() if key[0] == "postgresql"}

@@ -31,6 +31,8 @@ class Proxy:
         self.delay_s = 0.0
         self.lost = 0
         """Answers that were lost because of lose_reply_to()."""
+        self.asked = 0
+        """Pieces that came from clients: trips, of a protocol in which each is answered before the next."""
         self._cutting = False
         self._holed = False
         self._losing: list[bytes] = []
@@ -141,8 +143,9 @@ class _Link:
         with suppress(OSError):
             while piece := source.recv(PIECE_BYTES):
                 self.proxy._held()
-                if source is self.client and self.proxy._loses(piece):
-                    self.losing = True
+                if source is self.client:
+                    self.proxy.asked += 1
+                    self.losing = self.losing or self.proxy._loses(piece)
                 if source is self.server and self.losing:
                     self.proxy.lost += 1
                     break

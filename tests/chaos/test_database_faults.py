@@ -17,7 +17,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import pytest
 from conftest import make_settings
 from machine import LATER, Ganq, part, until
 from services import Postgres, free_port, postgres_binaries
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 from tables import beat_of, event_types, job_row, open_attempts
 
@@ -101,7 +102,7 @@ def test_an_end_whose_answer_was_lost_is_recognised(
 
 @only_postgres
 def test_a_submit_whose_answer_was_lost_is_not_doubled(database, queries, through, proxy):
-    proxy.lose_reply_to(b"COMMIT")
+    proxy.lose_reply_to(b"INSERT INTO job")
 
     made = submit(through)
 
@@ -113,7 +114,7 @@ def test_a_submit_whose_answer_was_lost_is_not_doubled(database, queries, throug
 @only_postgres
 def test_a_claim_whose_answer_was_lost_is_the_claimers(database, store, through, proxy, worker_identity):
     made = submit(store)
-    proxy.lose_reply_to(b"COMMIT")
+    proxy.lose_reply_to(b"UPDATE job")
 
     lease = through.claim(worker_identity, kinds=("train",), spec_version=SPEC_VERSION)
 
@@ -129,7 +130,8 @@ def test_a_beat_and_a_checkpoint_whose_answers_were_lost_count_once(
 ):
     lease = running_job_factory()
     before = job_row(database, lease.job_id)["hb_seq"]
-    proxy.lose_reply_to(b"COMMIT", times=2)
+    proxy.lose_reply_to(b"UPDATE job")
+    proxy.lose_reply_to(b"COMMIT")
     through.heartbeat(lease, {"done": 1})
     kept = through.register_checkpoint(
         lease, kind="epoch", epoch=1, step=1, path="a1/x", manifest_sha256="0" * 64, size=1
@@ -194,6 +196,61 @@ def test_a_finish_that_another_attempt_overtook_meanwhile_is_lost_not_done(
     proxy.lose_reply_to(b"ROLLBACK")
     with pytest.raises(LeaseLostError):
         through.succeed(lease, {})
+
+
+# --- trips to Postgres --------------------------------------------------------------------------
+
+
+@only_postgres
+def test_postgres_is_asked_no_oftener_than_must_be(through, proxy, worker_identity):
+    """Each trip is a person's wait, and a lab's database is not on the worker's own machine."""
+
+    def trips(act: Callable[[], Any]) -> tuple[int, Any]:
+        before = proxy.asked
+        found = act()
+        return proxy.asked - before, found
+
+    submit(through, "opens the connection")
+    claim = partial(through.claim, worker_identity, kinds=("train",), spec_version=SPEC_VERSION)
+    asked, lease = {}, None
+    asked["submit"], _ = trips(lambda: submit(through, "second"))
+    asked["claim"], lease = trips(claim)
+    asked["beat"], _ = trips(lambda: through.heartbeat(lease, {"done": 1}))
+    asked["wishes"], _ = trips(lambda: through.wishes(lease))
+    asked["end"], _ = trips(lambda: through.succeed(lease, {}))
+    asked["claim of nothing"], _ = trips(lambda: (claim(), claim()))
+    # A look and a taking; of an end: BEGIN, its row, all that changes, who waited for it, COMMIT.
+    assert asked == {"submit": 1, "claim": 2, "beat": 1, "wishes": 1, "end": 5, "claim of nothing": 3}
+
+
+@only_postgres
+def test_the_connection_that_was_used_last_is_used_next(database):
+    def pids(number: int) -> list[int]:
+        with ExitStack() as all_at_once:
+            held = [all_at_once.enter_context(database.engine.connect()) for _ in range(number)]
+            return [one.execute(text("SELECT pg_backend_pid()")).scalar() for one in held]
+
+    three = pids(3)  # given back from the last to the first
+    assert pids(1) == pids(1) == three[:1]
+
+
+@only_postgres
+def test_a_schema_that_changes_between_the_look_and_the_taking_stops_the_claim(
+    database, queries, job_factory, claim, postgres
+):
+    made = job_factory()
+    name = str(database.engine.url.database)
+
+    def change(conn: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if "UPDATE job" in statement:
+            postgres.sql("UPDATE alembic_version SET version_num = '9999'", database=name)
+
+    event.listen(database.engine, "before_cursor_execute", change)
+    found = claim()
+    event.remove(database.engine, "before_cursor_execute", change)
+    assert found is None
+    assert queries.get(made.id).state is JobState.QUEUED
+    assert claim().job_id == made.id, "that schema says that this code may work on it"
 
 
 # --- the timeouts of Postgres -------------------------------------------------------------------

@@ -290,7 +290,9 @@ def test_f38_a_submit_that_is_killed_is_absent_or_accepted_and_repeated_it_is_on
     ganq: Ganq, database, settings, point: str, accepted: bool
 ) -> None:
     add_model(settings)
-    command = ["submit", "generate", "--from", "m", "--count", "4", "--submit-key", "again"]
+    # Many rows, so that there is a moment between the insert and the commit on Postgres, too.
+    command = ["submit", "generate", "--from", "m", "--count", "4", "--shard-size", "2"]
+    command += ["--submit-key", "again"]
     calm = dict(ganq.env)
     ganq.env |= {"GANQ_ENABLE_FAILPOINTS": "1", "GANQ_FAILPOINTS": f"{point}=kill"}
     done = ganq.run(*command)

@@ -1,16 +1,19 @@
 """Who gets the next worker: priority, turns between users, quotas, and room for what is urgent."""
 
+import threading
 from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, insert, update
+from sqlalchemy import delete, insert, select, update
 from tables import event_types, set_columns
 
 from jobs.specs import SPEC_VERSION
 from jobs.states import StopReason
 from storage.claims import PATIENCE_S
+from storage.engine import Database
+from storage.job_store import JobStore
 from storage.models import attempt, event, job, quota, share
 
 KINDS = ("train", "generate")
@@ -81,6 +84,42 @@ def test_a_user_at_the_quota_is_passed_over_and_served_when_a_job_has_ended(
 
     store.succeed(next(one for one in leases if one.job.user == "ben"), {})
     assert claim().job.user == "ben"
+
+
+def test_a_job_whose_time_has_come_is_had_by_the_first_who_claims(database, job_factory, claim):
+    made = job_factory()
+    set_columns(database, made.id, not_before=1.0)
+    assert claim().job_id == made.id
+
+
+def test_workers_that_claim_at_once_do_not_pass_a_quota_together(
+    database, settings, job_factory, make_identity
+):
+    """Each must count what the others have just taken: claims under quotas pass one at a time."""
+    for _ in range(4):
+        limit(database, "user", "*", 2)
+        jobs = [job_factory() for _ in range(8)]
+        start = threading.Barrier(6)
+        leases = []
+
+        def take(place: int, start=start, leases=leases) -> None:
+            its = Database(settings)
+            its.read(lambda conn: conn.execute(select(job.c.id).limit(1)).first())
+            start.wait()
+            leases.append(
+                JobStore(its).claim(make_identity(f"w{place}"), kinds=KINDS, spec_version=SPEC_VERSION)
+            )
+            its.dispose()
+
+        threads = [threading.Thread(target=take, args=(place,)) for place in range(6)]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join()
+        assert sum(lease is not None for lease in leases) == 2
+        for table in (event, attempt, job, share, quota):
+            database.write(lambda conn, table=table: conn.execute(delete(table)))
+        assert len(jobs) == 8
 
 
 def test_a_queue_at_its_quota_is_passed_over(database, job_factory, claim, make_identity):
