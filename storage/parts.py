@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, text, update
+from sqlalchemy import Connection, bindparam, insert, select, text, update
 
 from jobs.states import JobState
 from storage.models import dependency, event, job, utcnow
 
 PARTS = "part_of IS NOT NULL"
+_PARTS_OF = select(job).where(job.c.part_of == bindparam("whole")).order_by(job.c.id)  # built once
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def insert_parts(
 
 def parts_of(conn: Connection, whole: int) -> list[Any]:
     """The rows of a job's parts, in the order of draws."""
-    return list(conn.execute(select(job).where(job.c.part_of == whole).order_by(job.c.id)))
+    return list(conn.execute(_PARTS_OF, {"whole": whole}))
 
 
 def hold_parts(conn: Connection, whole: int, *, held: bool) -> None:

@@ -79,7 +79,7 @@ class RunContext:
         self._checkpoints = [Checkpointed(**pointer) for pointer in order["checkpoints"]]  # newest first
         make_folder(self.folder)
         self._log = open(self.folder / "log.txt", "ab", buffering=0)  # noqa: SIM115 - closed by close()
-        self._metrics = open(self.folder / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115
+        self._metrics: IO[bytes] | None = None  # a training's
 
     def close(self) -> None:
         if self._saver is not None:
@@ -87,7 +87,8 @@ class RunContext:
         for sink in self._sinks:
             sink.discard()  # what a stop left unpublished; nothing after publish()
         self._log.close()
-        self._metrics.close()
+        if self._metrics is not None:
+            self._metrics.close()
 
     # --- told by the supervisor, from the reading thread -----------------------------------
 
@@ -140,6 +141,8 @@ class RunContext:
         _append(self._log, f"{time.strftime('%H:%M:%S')} {message}\n")
 
     def metrics(self, record: Mapping[str, float | int | str | None]) -> None:
+        if self._metrics is None:
+            self._metrics = open(self.folder / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115
         _append(self._metrics, json.dumps(dict(record)) + "\n")
 
     def images(self, data: str, size: int, *, pin: str = "fingerprint") -> Images:

@@ -37,7 +37,8 @@ def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any
         inputs |= _source(lease, store, queries)
     if job.spec.get("grid_epochs") and "checkpoints" not in inputs:
         inputs |= _choose_epochs(lease, store, queries)
-    own = _as_written(queries.checkpoints(job.id))
+    # Checkpoints are registered by attempts, so that the first one finds none.
+    own = _as_written(queries.checkpoints(job.id)) if lease.attempt > 1 else []
     start = job.spec.get("init_from")
     if start is not None and not own and "checkpoint" not in inputs:
         inputs |= _choose(lease, store, queries, start, "best")

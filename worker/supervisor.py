@@ -50,6 +50,7 @@ log = logging.getLogger("ganq.supervisor")
 
 RETRY_DATABASE_S = 1.0
 LOOK_AGAIN_S = 0.3
+VOLUME_SEEN_S = 10.0
 FATAL_EXIT = 4
 """Something is wrong that another supervisor would find wrong, too: see worker/launcher.py."""
 
@@ -77,6 +78,7 @@ class Supervisor:
         self.orders_parts: list[dict[str, Any]] = []  # of the job in hand, if it was split
         self.draining = False
         self.next_poll = 0.0
+        self.volume_due = 0.0
 
         self.runner = WarmRunner(settings)
         self.watched_fd: int | None = None
@@ -226,15 +228,16 @@ class Supervisor:
             try:
                 if self.watch.time_is_up:
                     raise self._time_limit_error(lease)
-                self.volume.ensure()
-                attempt = self.volume.attempt(lease.job_id, lease.attempt)
-                self.volume.point_latest(lease.job.name or lease.job.kind, attempt)
+                self._see_volume()
                 order = make_order(lease, self.store, self.queries)
                 self.orders_parts = order["parts"]
                 self._watch_runner()
                 assert self.runner.channel is not None
                 self.watch.moved("starting")
                 self.runner.channel.send("run", order=order)
+                # Beside the work: nothing depends on it.
+                attempt = self.volume.attempt(lease.job_id, lease.attempt)
+                self.volume.point_latest(lease.job.name or lease.job.kind, attempt)
                 return True
             except LeaseLostError:
                 self._forget("lost before it began")
@@ -244,6 +247,20 @@ class Supervisor:
                 self._settle("crashed", self.store.crashed, lease, "the runner died as the job began")
         self.bells.dismiss()
         return False
+
+    def _see_volume(self) -> None:
+        """
+        Show that the volume can be written, before a job is given to the runner.
+
+        Not for each of many small jobs: the runner says the same of a volume that broke since, and
+        a file system that has just deleted many files (the probes) is slow to make new ones.
+
+        Raises:
+            VolumeError: it cannot.
+        """
+        if time.monotonic() >= self.volume_due:
+            self.volume.ensure()
+            self.volume_due = time.monotonic() + VOLUME_SEEN_S
 
     def _watch_runner(self) -> None:
         channel = self.runner.ensure()
