@@ -107,6 +107,7 @@ def accept_sweep(
     submit_key = wish.submit_key or secrets.token_hex(16)
     base = wish.name or sweep_id(submit_key)
     named = [session.queries.find(one).id for one in wish.after]
+    known = wish.submit_key is not None and any(session.queries.counts(sweep=sweep_id(submit_key)).values())
     sweep = session.store.submit_sweep(
         [spec.to_json() for spec in specs],
         names=[f"{base}-{place}" for place in range(len(specs))],
@@ -124,8 +125,9 @@ def accept_sweep(
     )
     first, last = sweep.job_ids[0], sweep.job_ids[-1]
     if not wish.as_json:
+        accepted = "accepted earlier under this key" if known else "accepted"
         click.echo(
-            f"sweep {sweep.id} ({base}): {output.count(len(specs), 'job')} of kind {kind.name} accepted,"
+            f"sweep {sweep.id} ({base}): {output.count(len(specs), 'job')} of kind {kind.name} {accepted},"
             f" {first} to {last}"
         )
     for one in session.queries.get_many(sweep.job_ids[:BELLS]):

@@ -275,6 +275,11 @@ def test_a_repeated_submit_key_says_that_the_job_is_not_new(ganq, pictures):
     assert "job 2 (n): train accepted earlier under this key, queued" in again.out
     assert "n was job 1" not in again.err
 
+    sweep = ["submit", "train", "--data", pictures, "--sweep", "seed=0-2", "--submit-key", "nightly-8"]
+    first, again = (ganq(*sweep).out for _ in range(2))
+    ids = first.partition("3 jobs of kind train accepted, ")[2].splitlines()[0]
+    assert f"3 jobs of kind train accepted earlier under this key, {ids}" in again
+
 
 def test_name_priority_queue_user_hold_and_after_reach_the_row(ganq, queries, pictures):
     ganq("submit", "train", "--data", pictures, "--name", "first")
