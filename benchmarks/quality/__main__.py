@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality.cells import Cell, ablation, cells
-from benchmarks.quality.report import write
+from benchmarks.quality.report import joined, write
 from benchmarks.quality.study import Study, shown
 from benchmarks.stack import Queue
 from jobs.recipes import DEFAULT_RECIPE
@@ -41,6 +41,17 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=2000, help="generated pictures that are evaluated")
     parser.add_argument("--ablate", action="store_true", help=f"also {DEFAULT_RECIPE} without each part")
     parser.add_argument("--must", action="store_true", help="2,000 pictures, one seed, two recipes")
+    parser.add_argument(
+        "--choose", action="store_true", help=f"also what ways of choosing do to {DEFAULT_RECIPE}'s samples"
+    )
+    parser.add_argument(
+        "--join",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="JSON",
+        help="cells of an earlier run as well",
+    )
     parser.add_argument("--no-write", action="store_true", help="print only; no file in benchmarks/results")
     options = parser.parse_args()
     plan = _plan(options)
@@ -59,8 +70,15 @@ def main() -> int:
             done.append(facts)
             print(shown(cell, facts), flush=True)
             (work / "facts.json").write_text(json.dumps(done, indent=1))
+        chosen: list[dict[str, Any]] = []
+        for cell in plan if options.choose else ():
+            if cell.variant == DEFAULT_RECIPE:
+                print(f"{time.strftime('%H:%M')} choosing from {cell.key} …", flush=True)
+                chosen += study.choices(cell)
         if not options.no_write:
-            print(f"written: {write(done, minutes=options.minutes).name}")
+            for path in options.join:
+                done += joined(path, done, minutes=options.minutes)
+            print(f"written: {write(done, minutes=options.minutes, choices=chosen).name}")
     return 0
 
 

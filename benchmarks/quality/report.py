@@ -19,12 +19,31 @@ GAP = 16
 Facts = dict[str, Any]
 
 
-def write(done: Sequence[Facts], *, minutes: float) -> Path:
+def joined(path: Path, done: Sequence[Facts], *, minutes: float) -> list[Facts]:
+    """
+    Cells of an earlier run, which showed as many pictures as those of this one: what a training makes
+    follows from that, not from how long it took.
+
+    Raises:
+        ValueError: another wall time.
+    """
+    earlier = json.loads(path.read_text())
+    if earlier["minutes"] != minutes:
+        raise ValueError(f"{path.name} holds trainings of {earlier['minutes']:g} min, not {minutes:g}")
+    keys = ("style", "pictures", "recipe", "seed")
+    there = {tuple(one[key] for key in keys) for one in done}
+    return [
+        {**one, "from": path.name} for one in earlier["cells"] if tuple(one[key] for key in keys) not in there
+    ]
+
+
+def write(done: Sequence[Facts], *, minutes: float, choices: Sequence[Facts] = ()) -> Path:
     """
     Write results/quality-<date>.json, the page, and its pictures.
 
     Args:
         done: facts of each cell.
+        choices: facts of each way of choosing.
 
     Returns:
         The JSON file.
@@ -34,12 +53,17 @@ def write(done: Sequence[Facts], *, minutes: float) -> Path:
     about = {"at": f"{now:%Y-%m-%dT%H:%M:%SZ}", "minutes": minutes, **circumstances()}
     path.write_text(
         json.dumps(
-            {**about, "cells": [{key: one[key] for key in one if key != "grid"} for one in done]}, indent=1
+            {
+                **about,
+                "cells": [{key: one[key] for key in one if key != "grid"} for one in done],
+                "choices": list(choices),
+            },
+            indent=1,
         )
         + "\n"
     )
     pictures = _side_by_side(done)
-    PAGE.write_text("\n".join([*_head(about), *_tables(done, pictures)]).rstrip() + "\n")
+    PAGE.write_text("\n".join([*_head(about), *_tables(done, pictures), *_choosing(choices)]).rstrip() + "\n")
     return path
 
 
@@ -68,7 +92,7 @@ def ratio_table(done: Sequence[Facts]) -> list[Facts]:
                 "precision": statistics.median(one["best"]["precision"] for one in members),
                 "recall": statistics.median(one["best"]["recall"] for one in members),
                 "copying": [one["best"]["copying"] for one in members],
-                "grid": members[0]["grid"],
+                "grid": next((one["grid"] for one in members if "grid" in one), None),
                 "minutes": statistics.median(one["seconds"] for one in members) / 60,
                 "images": statistics.median(one["images"] for one in members),
             }
@@ -115,6 +139,29 @@ def _tables(done: Sequence[Facts], pictures: "dict[str, str]") -> list[str]:
     return lines
 
 
+def _choosing(choices: Sequence[Facts]) -> list[str]:
+    """What each way of choosing gives, as medians over the models of a style."""
+    groups: dict[tuple[str, str], list[Facts]] = defaultdict(list)
+    for one in choices:
+        groups[one["style"], one["choice"]].append(one)
+    if not groups:
+        return []
+    lines = [
+        "",
+        "## Choosing among samples",
+        "",
+        "2,000 pictures of each model of the default recipe, asked for",
+    ]
+    lines += ["in several ways; medians over the seeds.", ""]
+    lines += ["| style | asked for | KID | SWD | variety | models |", "|---|---|---|---|---|---|"]
+    for (style, choice), members in groups.items():
+        kid, swd, variety = (
+            statistics.median(one[name] for one in members) for name in ("kid", "swd", "variety")
+        )
+        lines.append(f"| {style} | `{choice}` | {kid:.3f} | {swd:.1f} | {variety:.2f} | {len(members)} |")
+    return lines
+
+
 def _side_by_side(done: Sequence[Facts]) -> "dict[str, str]":
     """One picture for each (style, pictures): a part of each recipe's grid, in the order of the table."""
     from PIL import Image
@@ -122,7 +169,7 @@ def _side_by_side(done: Sequence[Facts]) -> "dict[str, str]":
     made = {}
     groups: dict[str, list[Path]] = defaultdict(list)
     for row in ratio_table(done):
-        if "without" not in row["recipe"]:
+        if "without" not in row["recipe"] and row["grid"] is not None:
             groups[f"{row['style']}-{row['pictures']}"].append(Path(row["grid"]))
     for key, paths in groups.items():
         parts = [Image.open(path).convert("RGB") for path in paths]

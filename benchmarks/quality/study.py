@@ -24,6 +24,15 @@ CALIBRATION_PICTURES = 4096
 """Pictures that D sees in the run that tells how fast a recipe is here."""
 EVALUATIONS = 10
 """Checkpoints with a metric in each run."""
+CHOICES: dict[str, dict[str, Any]] = {
+    "as they come": {"count": 2000},
+    "--keep 2000 --of 8000": {"keep": 2000, "of": 8000},
+    "--reject 0.5": {"count": 2000, "reject": 0.5},
+    "--truncation 1.5": {"count": 2000, "truncation": 1.5},
+    "--truncation 1": {"count": 2000, "truncation": 1.0},
+    "--noise-std 0.8": {"count": 2000, "noise_std": 0.8},
+}
+"""Ways to ask one model for 2,000 pictures."""
 
 
 class Study:
@@ -111,11 +120,32 @@ class Study:
             count=self.samples,
             search=self.samples,
         )
-        done = self._done(f"evaluate-{which}-{trained.id}", spec)
+        return self._measured(f"evaluate-{which}-{trained.id}", spec)
+
+    def choices(self, cell: Cell) -> list[dict[str, Any]]:
+        """What each way of choosing does to the pictures of one model; the cell's training must be done."""
+        trained = self.train(cell)
+        found = []
+        for name, options in CHOICES.items():
+            made = self._done(
+                f"choice-{name}-{trained.id}",
+                GenerateSpec.create(source=trained.id, seed=2, grid=0, **options),
+            )
+            spec = EvaluateSpec.create(
+                source=made.id, data=trained.spec["data"], size=trained.spec["size"], count=2000, search=2000
+            )
+            about = {"style": cell.style, "pictures": cell.pictures, "recipe": cell.variant}
+            found.append(
+                {**about, "seed": cell.seed, "choice": name, **self._measured(f"judge-{made.id}", spec)}
+            )
+        return found
+
+    def _measured(self, name: str, spec: EvaluateSpec) -> dict[str, Any]:
+        done = self._done(name, spec)
         assert done.result is not None
         found = {key.split("/")[0]: one for key, one in done.result["metrics"].items()}
         return {
-            "epoch": (done.inputs or {})["checkpoint"]["epoch"],
+            "epoch": (done.inputs or {}).get("checkpoint", {}).get("epoch"),
             **{name: one["value"] for name, one in found.items()},
             **{f"{name}_floor": one["floor"] for name, one in found.items()},
             "precision": done.result["precision"]["value"],
