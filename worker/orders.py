@@ -38,13 +38,13 @@ def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any
     if job.spec.get("grid_epochs") and "checkpoints" not in inputs:
         inputs |= _choose_epochs(lease, store, queries)
     # Checkpoints are registered by attempts, so that the first one finds none.
-    own = _as_written(queries.checkpoints(job.id)) if lease.attempt > 1 else []
+    own = as_written(queries.checkpoints(job.id)) if lease.attempt > 1 else []
     start = job.spec.get("init_from")
     if start is not None and not own and "checkpoint" not in inputs:
         inputs |= _choose(lease, store, queries, start, "best")
     parent = job.spec.get("continue_from")
     if not own and parent is not None:
-        own = _as_written(queries.checkpoints(parent))
+        own = as_written(queries.checkpoints(parent))
         if not own:
             raise CheckpointNotFoundError(
                 f"job {parent} has no checkpoint to go on from", hint=f"ganq checkpoints {parent}"
@@ -61,7 +61,7 @@ def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any
     }
 
 
-def _as_written(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+def as_written(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     """In the order in which they were made: a run that went back left later steps behind that it gave up."""
     return sorted(checkpoints, key=lambda one: one.id)
 
@@ -111,7 +111,7 @@ def _choose_epochs(lease: Lease, store: JobStore, queries: Queries) -> dict[str,
     """Pin the checkpoints that retention has kept until now, for a grid with a row for each."""
     source = lease.job.spec["source"]
     while True:
-        there = _as_written(queries.checkpoints(source))
+        there = as_written(queries.checkpoints(source))
         kept = spread([one for one in there if one.kind != "resume"] or there, EPOCH_ROWS)
         if not kept:
             raise CheckpointNotFoundError(
@@ -145,30 +145,3 @@ def _pointer(one: Checkpoint) -> dict[str, Any]:
         "epoch": one.epoch,
         "step": one.step,
     }
-
-
-def prunable(
-    checkpoints: list[Checkpoint], *, keep_last: int, keep_every: int, keep_best: int = 1
-) -> list[Checkpoint]:
-    """
-    Checkpoints that retention lets go: resume points behind the newest, and old epochs.
-
-    Args:
-        checkpoints: oldest first.
-        keep_last: epoch checkpoints that stay, beside the final one.
-        keep_every: epochs divisible by this stay; 0: none for that reason.
-        keep_best: so many of the measured epochs with the lowest metric stay.
-    """
-    checkpoints = _as_written(checkpoints)
-    epochs = [one for one in checkpoints if one.kind == "epoch"]
-    ranked = sorted(
-        (one for one in epochs if one.metric is not None), key=lambda one: (one.metric or 0.0, one.epoch)
-    )
-    staying = {one.id for one in (*checkpoints[-1:], *epochs[-keep_last:], *ranked[:keep_best])}
-    return [
-        one
-        for one in checkpoints
-        if one.id not in staying
-        and one.kind not in ("final", "import")
-        and not (one.kind == "epoch" and keep_every > 0 and one.epoch % keep_every == 0)
-    ]

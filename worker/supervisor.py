@@ -11,7 +11,6 @@ import os
 import queue
 import random
 import selectors
-import shutil
 import signal
 import socket
 import sys
@@ -38,10 +37,11 @@ from worker import logs
 from worker.bells import Bells
 from worker.channel import Message
 from worker.heart import Heart, News
-from worker.orders import make_order, prunable
+from worker.orders import make_order
 from worker.process import boot_id, die_with_parent, start_ticks
 from worker.pulse import Pulse, pulse_socket
 from worker.recovery import Recovery
+from worker.retention import drop_parts, let_go
 from worker.stopping import CANCEL_GRACE_S, HASTE_S, SAME_SIGNAL_S, Watch, time_limit_error
 from worker.wake import WAKE_ENV
 from worker.warm_runner import WarmRunner
@@ -316,7 +316,8 @@ class Supervisor:
             failpoint("supervisor.before_finish")
             self._settle("succeeded", self.store.succeed, lease, message["result"])
             failpoint("supervisor.finished")
-            self._drop_parts(lease)
+            if self.lease is None:
+                drop_parts(self.orders_parts, self.volume)
             self._after_job()
         elif op == "stopped":
             self._on_stopped(lease, message["reason"])
@@ -350,31 +351,11 @@ class Supervisor:
             return
         failpoint("supervisor.registered")
         self.runner.send("ack", ok=True)
-        spec = lease.job.spec
         try:
-            own = self.queries.checkpoints(lease.job_id)
-            going = prunable(
-                own,
-                keep_last=spec.get("keep_last", 2),
-                keep_every=spec.get("keep_every", 0),
-                keep_best=spec.get("keep_best", 1),
-            )
-            gone = self.store.forget_checkpoints(lease, [one.id for one in going]) if going else []
-            for one in gone:
-                failpoint("supervisor.forgotten")
-                shutil.rmtree(self.volume.absolute(one.path), ignore_errors=True)
-            if gone:
-                self.runner.send("forgotten", paths=[one.path for one in gone])
+            if gone := let_go(lease, self.store, self.queries, self.volume):
+                self.runner.send("forgotten", paths=gone)
         except GanqError as exc:
             log.warning("job %s: old checkpoints stay for now: %s", lease.job_id, exc)
-
-    def _drop_parts(self, lease: Lease) -> None:
-        """A whole that is published has all that its parts made; what is missed here is for ganq gc."""
-        if self.lease is not None or not self.orders_parts:
-            return
-        for part in self.orders_parts:
-            shutil.rmtree(self.volume.job(part["job_id"]), ignore_errors=True)
-        self.orders_parts = []
 
     def _on_stopped(self, lease: Lease, reason: str) -> None:
         if reason == StopReason.CANCEL:

@@ -21,7 +21,7 @@ import numpy as np
 from jobs.specs import TrainSpec
 from storage.volume import Volume
 from worker.channel import Channel
-from worker.orders import prunable
+from worker.retention import prunable
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(

@@ -1,4 +1,4 @@
-"""Which checkpoints stay, and that a job's inputs are chosen once."""
+"""What a job reads is chosen once."""
 
 from itertools import pairwise
 
@@ -6,39 +6,13 @@ import pytest
 
 from jobs.errors import CheckpointNotFoundError, NotFoundError
 from storage.jobs import Checkpoint
-from worker.orders import make_order, prunable, spread
+from worker.orders import make_order, spread
 
 
 def row(id: int, kind: str, epoch: int, metric: float | None = None) -> Checkpoint:
     return Checkpoint(
         id, 1, 1, kind, epoch, epoch * 10, f"jobs/000001/a1/checkpoints/{id}", "0", 1, metric, 0.0
     )
-
-
-def gone(rows: list[Checkpoint], **policy: int) -> list[int]:
-    return [one.id for one in prunable(rows, **{"keep_last": 2, "keep_every": 0, **policy})]
-
-
-def test_the_last_epochs_stay_and_older_ones_go() -> None:
-    assert gone([row(n, "epoch", n * 5) for n in range(1, 6)]) == [1, 2, 3]
-
-
-def test_a_resume_point_goes_when_a_newer_checkpoint_is_there() -> None:
-    assert gone([row(1, "resume", 1), row(2, "resume", 2)]) == [1]
-    assert gone([row(1, "resume", 1), row(2, "epoch", 5)]) == [1]
-
-
-def test_the_newest_checkpoint_always_stays() -> None:
-    assert gone([row(1, "resume", 1)]) == []
-
-
-def test_every_mth_epoch_the_best_and_the_final_stay() -> None:
-    rows = [row(n, "epoch", n * 5, metric=abs(n - 3)) for n in range(1, 9)] + [row(9, "final", 40)]
-    assert gone(rows, keep_every=20) == [1, 2, 5, 6]
-
-
-def test_an_import_is_never_pruned() -> None:
-    assert gone([row(1, "import", 0), row(2, "epoch", 1)]) == []
 
 
 def test_a_generation_reads_the_checkpoint_that_its_first_attempt_chose(
@@ -145,25 +119,14 @@ def test_a_generation_without_a_checkpoint_to_read_is_told_so(
         make_order(claim(), store, queries)
 
 
-def test_a_training_gets_its_checkpoints_newest_first(store, queries, running_job_factory) -> None:
+def test_a_training_gets_its_checkpoints_newest_first(store, queries, running_job_factory, claim) -> None:
     lease = running_job_factory()
     for step in (1, 2, 3):
         store.register_checkpoint(
             lease, kind="epoch", epoch=step, step=step, path=f"p{step}", manifest_sha256="0" * 64, size=1
         )
-    assert [one["step"] for one in make_order(lease, store, queries)["checkpoints"]] == [3, 2, 1]
-
-
-def test_the_k_best_of_the_measured_epochs_stay() -> None:
-    rows = [row(n, "epoch", n * 5, metric=abs(n - 3)) for n in range(1, 8)] + [row(8, "epoch", 40)]
-    assert gone(rows, keep_best=0) == [1, 2, 3, 4, 5, 6]
-    assert gone(rows) == [1, 2, 4, 5, 6]
-    assert gone(rows, keep_best=3) == [1, 5, 6]
-
-
-def test_the_best_are_those_that_were_measured() -> None:
-    rows = [row(n, "epoch", n * 5) for n in range(1, 6)]
-    assert gone(rows, keep_best=5) == [1, 2, 3]
+    store.release(lease, "drain")
+    assert [one["step"] for one in make_order(claim(), store, queries)["checkpoints"]] == [3, 2, 1]
 
 
 def evaluation(source: int | None, **changes) -> dict:
