@@ -185,7 +185,11 @@ def write_bytes(path: Path, data: bytes) -> str:
 
 def write_json(path: Path, value: Any) -> str:
     """Write JSON durably; returns the file's sha-256 in hex."""
-    return write_bytes(path, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
+    return write_bytes(path, _as_json(value))
+
+
+def _as_json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
 
 
 def make_folder(folder: Path) -> None:
@@ -252,7 +256,11 @@ def _write_folder(
             size = path.stat().st_size
             total += size
             entries.append({"name": name, "bytes": size, "sha256": sha256_file(path)})
-        digest = write_json(temp / MANIFEST, {"files": entries})  # syncs the folder's names, too
+        manifest = _as_json({"files": entries})
+        # Syncs the folder's names, too. Once: a folder whose sync failed may lie when it is asked
+        # again, as a file may, so that a second try begins with a folder of its own.
+        with durable_file(temp / MANIFEST, needed=needed) as file:
+            file.write(manifest)
         failpoint("folder.written")
         _rename(temp, target)
         failpoint("folder.renamed")
@@ -263,7 +271,7 @@ def _write_folder(
     except BaseException:
         shutil.rmtree(temp, ignore_errors=True)
         raise
-    return digest, total
+    return hashlib.sha256(manifest).hexdigest(), total
 
 
 def read_verified(folder: Path, name: str, manifest_sha256: str) -> bytes:
