@@ -14,7 +14,7 @@ EXPLAINED = """\
 The plain script forwards batches of 64 and calls torchvision's save_image for each
 picture; all three have the network in memory. ganq's files are synced to the disk, with a
 manifest of their sha-256 and grids; the script's are not. Through the queue counts from
-submit to success, as the client sees it; one worker on all cores, the job is not split.
+submit to success, by the table's clock; one worker on all cores, the job is not split.
 `forward` is the script's network alone, nothing encoded or written: PyTorch's own limit. No round deletes
 what the last one made: ext4 makes new files slowly after that, for all of them.
 At ngf 64, where the forward is nearly all of it, the same with 1,000 pictures."""

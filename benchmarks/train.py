@@ -15,7 +15,7 @@ EXPLAINED = """\
 A piece is one whole job in a warm process: networks made, pictures shown once, a grid and
 the weights saved at the end. `loop` is pictures/s over the batches alone, which is what
 a run of hours tends to; `whole` counts set-up and saving too, and for the queue all from
-submit to success as the client sees it. The plain script decodes in its loop with 4
+submit to success by the table's clock. The plain script decodes in its loop with 4
 loader processes; ganq reads pictures that were decoded once, before the first round.
 `own loop` is ganq's training called directly, with threads that sleep while they
 wait, as the runner's do (OMP_WAIT_POLICY=PASSIVE), so that what is left between it and the queue is the

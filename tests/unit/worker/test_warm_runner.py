@@ -49,11 +49,15 @@ def faults_of(passes):
     import resource
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(passes):
-        held = [torch.ones(10_000_000) for _ in range(3)]
+        held = [torch.ones(5_000_000) for _ in range(6)]
         del held
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 faults_of(3)
+before = resident_mb()
+large = torch.ones(50_000_000)
+del large
+print(resident_mb() - before)
 print(faults_of(10), before := resident_mb(), (release_free_memory(), before - resident_mb())[1])
 """
 
@@ -67,7 +71,8 @@ def test_memory_is_kept_between_passes_and_given_back_when_asked():
             [sys.executable, "-c", FREED], env=env, capture_output=True, text=True, check=True
         )
         answers.append([int(word) for word in done.stdout.split()])
-    (faults_without, *_), (faults, _, given_back) = answers
+    (_, faults_without, *_), (left, faults, _, given_back) = answers
+    assert left < 50, "of the 200 MB of one large block, which would leave a gap if it were kept"
     assert faults < faults_without / 10, "the kernel hands out every page anew"
     assert given_back > 100, "of 120 MB that were freed"
 
