@@ -61,7 +61,7 @@ def main() -> int:
     work = options.work.absolute()
     with Queue(work / "home") as queue:
         study = Study(work, queue, minutes=options.minutes, samples=options.samples)
-        for cell in plan:  # first of all, so that nothing need be quiet after that
+        for cell in {one.variant: one for one in plan}.values():  # first, so that nothing need be quiet after
             print(f"{cell.variant}: {study.rate(cell):.0f} pictures/s here", flush=True)
         done: list[dict[str, Any]] = []
         for cell in plan:
