@@ -291,8 +291,8 @@ def test_f38_a_submit_that_is_killed_is_absent_or_accepted_and_repeated_it_is_on
 ) -> None:
     add_model(settings)
     # Many rows, so that there is a moment between the insert and the commit on Postgres, too.
-    command = ["submit", "generate", "--from", "m", "--count", "4", "--shard-size", "2"]
-    command += ["--submit-key", "again"]
+    command = ["submit", "generate", "--from", "m", "--count", "4", "--submit-key", "again"]
+    command += ["--shard-size", "2", "--micro-batch", "2"]
     calm = dict(ganq.env)
     ganq.env |= {"GANQ_ENABLE_FAILPOINTS": "1", "GANQ_FAILPOINTS": f"{point}=kill"}
     done = ganq.run(*command)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from machine import until
 
 from worker.warm_runner import CHOICES, WarmRunner, memory_policy, thread_policy
 
@@ -31,7 +32,9 @@ def test_a_runner_is_started_under_both_policies(settings, monkeypatch):
     runner = WarmRunner(settings)
     try:
         runner.ensure()
-        environment = Path(f"/proc/{runner.pid}/environ").read_text().split("\0")
+        shown = Path(f"/proc/{runner.pid}/environ")
+        until(lambda: shown.read_text() != "", within_s=10, what="its environment")  # empty within execve()
+        environment = shown.read_text().split("\0")
     finally:
         runner.kill()
     assert {f"{name}={value}" for name, value in wanted.items()} <= set(environment)
