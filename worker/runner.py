@@ -31,7 +31,8 @@ from worker.warm_runner import CHANNEL_ENV
 STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 
 IDLE_S = 5.0
-"""A runner without work for so long gives back the memory that warm_runner.memory_policy() lets it keep."""
+"""A runner without work for so long gives back the memory that warm_runner.memory_policy() lets it keep;
+so does one that goes over to another kind of job, which asks for blocks of other sizes."""
 
 
 class Runner:
@@ -43,6 +44,7 @@ class Runner:
         self.orders: list[Message] = []
         self.arrived = threading.Condition()
         self.context: RunContext | None = None
+        self.kind: str | None = None  # of the last order
 
     def serve(self) -> None:
         """Run orders until the supervisor is gone."""
@@ -93,6 +95,9 @@ class Runner:
         answer: dict[str, Any]
         healthy = True
         ctx: RunContext | None = None
+        if order["kind"] != self.kind:
+            self.kind = order["kind"]
+            release_free_memory()
         try:
             with self.arrived:
                 self.orders.pop(0)

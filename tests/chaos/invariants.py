@@ -78,7 +78,8 @@ def look(database: Database) -> View:
             needs,
         )
 
-    return database.read(ask, patience_s=30.0)
+    # Database.read() asks Postgres without a transaction: each statement would see a moment of its own.
+    return (database.read if database.is_sqlite else database.write)(ask, patience_s=30.0)
 
 
 def _by_job(conn: Connection, table: Table, order: Any) -> dict[int, list[Any]]:

@@ -80,22 +80,34 @@ def test_memory_is_kept_between_passes_and_given_back_when_asked():
     assert given_back > 100, "of 120 MB that were freed"
 
 
-IDLE = """
+SERVING = """
 import sys, socket
 import worker.runner as runner
 from storage.volume import Volume
 from worker.channel import Channel
 from pathlib import Path
 
-runner.IDLE_S = 0.05
 runner.release_free_memory = lambda: print("given back", flush=True)
 ours, theirs = socket.socketpair()
-runner.Runner(Channel(theirs), Volume(Path("/nowhere"))).serve()
+serving = runner.Runner(Channel(theirs), Volume(Path(sys.argv[1])))
 """
+IDLE = SERVING + "runner.IDLE_S = 0.05; serving.serve()"
+ORDERED = (
+    SERVING
+    + """
+for number, kind in enumerate(("trains", "trains", "draws")):
+    about = {"job_id": number, "attempt": 1, "spec": {}, "inputs": {}, "checkpoints": [], "submitted_at": 0}
+    serving.orders.append({"kind": kind, **about})
+    serving._run(serving._next_order())
+    print(kind, flush=True)
+"""
+)
 
 
 def test_a_runner_without_work_gives_its_memory_back_once():
-    with subprocess.Popen([sys.executable, "-c", IDLE], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", IDLE, "/nowhere"], stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "given back\n"
@@ -104,3 +116,9 @@ def test_a_runner_without_work_gives_its_memory_back_once():
         finally:
             process.kill()
         assert process.stdout.read() == ""
+
+
+def test_a_runner_that_goes_over_to_another_kind_of_job_gives_back_what_the_last_one_left(tmp_path):
+    command = [sys.executable, "-c", ORDERED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:-1] == ["given back", "trains", "trains", "given back", "draws"]
