@@ -15,6 +15,7 @@ import pytest
 from chaos.invariants import Memory, assert_invariants, look, unfinished, violations
 from chaos.invariants_volume import leftovers, runners, two_runners, unequal_trainings
 from sqlalchemy import delete, insert, text, update
+from sqlalchemy.event import listen, remove
 from tables import beat_of, set_columns
 from volumes import Files
 
@@ -336,3 +337,18 @@ def test_two_runners_of_one_worker_are_told(tmp_path):
         for one in (*both, other):
             one.kill()
             one.wait()
+
+
+def test_the_checker_sees_one_moment_though_jobs_move_meanwhile(database, job_factory, claim) -> None:
+    made = job_factory()
+    moved: list[Lease] = []
+
+    def meanwhile(conn: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if "FROM dependency" in statement and not moved:  # after the jobs, before their attempts
+            moved.append(claim())
+
+    listen(database.engine, "before_cursor_execute", meanwhile)
+    seen = look(database)
+    remove(database.engine, "before_cursor_execute", meanwhile)
+    assert moved[0].job_id == made.id
+    assert (seen.jobs[made.id].state, seen.attempts[made.id]) == ("queued", [])
