@@ -52,6 +52,12 @@ def main() -> int:
         metavar="JSON",
         help="cells of an earlier run as well",
     )
+    parser.add_argument(
+        "--rates",
+        default="",
+        metavar="RECIPE=N,…",
+        help="pictures a second of another machine, for as many epochs as it had (default: measured here)",
+    )
     parser.add_argument("--no-write", action="store_true", help="print only; no file in benchmarks/results")
     options = parser.parse_args()
     plan = _plan(options)
@@ -61,6 +67,11 @@ def main() -> int:
     work = options.work.absolute()
     with Queue(work / "home") as queue:
         study = Study(work, queue, minutes=options.minutes, samples=options.samples)
+        given = {
+            name: float(rate)
+            for name, _, rate in (one.partition("=") for one in options.rates.split(",") if one)
+        }
+        study.take_rates(given)
         for cell in {one.variant: one for one in plan}.values():  # first, so that nothing need be quiet after
             print(f"{cell.variant}: {study.rate(cell):.0f} pictures/s here", flush=True)
         done: list[dict[str, Any]] = []
@@ -78,7 +89,7 @@ def main() -> int:
         if not options.no_write:
             for path in options.join:
                 done += joined(path, done, minutes=options.minutes)
-            print(f"written: {write(done, minutes=options.minutes, choices=chosen).name}")
+            print(f"written: {write(done, minutes=options.minutes, choices=chosen, rates=given).name}")
     return 0
 
 

@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,20 @@ def joined(path: Path, done: Sequence[Facts], *, minutes: float) -> list[Facts]:
     ]
 
 
-def write(done: Sequence[Facts], *, minutes: float, choices: Sequence[Facts] = ()) -> Path:
+def write(
+    done: Sequence[Facts],
+    *,
+    minutes: float,
+    choices: Sequence[Facts] = (),
+    rates: Mapping[str, float] | None = None,
+) -> Path:
     """
     Write results/quality-<date>.json, the page, and its pictures.
 
     Args:
         done: facts of each cell.
         choices: facts of each way of choosing.
+        rates: pictures a second of each recipe, if they were given and not measured.
 
     Returns:
         The JSON file.
@@ -51,6 +58,7 @@ def write(done: Sequence[Facts], *, minutes: float, choices: Sequence[Facts] = (
     now = datetime.now(UTC)
     path = RESULTS / f"quality-{now:%Y-%m-%d}.json"
     about = {"at": f"{now:%Y-%m-%dT%H:%M:%SZ}", "minutes": minutes, **circumstances()}
+    about["rates_given"] = dict(rates or {})
     path.write_text(
         json.dumps(
             {
@@ -102,12 +110,18 @@ def ratio_table(done: Sequence[Facts]) -> list[Facts]:
 
 def _head(about: Facts) -> list[str]:
     hardware = about["hardware"]
+    told = ", ".join(f"{name} {rate:g}" for name, rate in about["rates_given"].items())
+    by = (
+        f"at rates that were measured elsewhere ({told} pictures a second)"
+        if told
+        else "by a short run before"
+    )
     return [
         "# Quality at equal time",
         "",
-        f"Made by `python -m benchmarks.quality`, {about['at']}, commit {about['commit']}: as many epochs as",
-        f"{about['minutes']:g} minutes of {hardware['cpu']} ({hardware['cores']} cores) hold, by a short",
-        f"run before; 96×96 pictures, ngf = ndf = 32, the origin in batches of {ORIGIN_BATCH}; one after",
+        f"Made by `python -m benchmarks.quality`, {about['at']}, commit {about['commit']}, on",
+        f"{hardware['cpu']} ({hardware['cores']} cores): as many epochs as {about['minutes']:g} min hold {by};",
+        f"96×96 pictures, ngf = ndf = 32, the origin in batches of {ORIGIN_BATCH}; one after",
         "the other through ganq's own queue. KID and FID are taken on EfficientNet-Lite0 (ImageNet), of",
         "2,000 samples of the best checkpoint beside the pictures that it was trained on.",
         "Less is better; the floor is that of one half of the training pictures against the other.",

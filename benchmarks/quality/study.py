@@ -96,10 +96,22 @@ class Study:
         spec = TrainSpec.create(**cell.spec(data, epochs, max(1, epochs // EVALUATIONS)))
         return self._done(f"{cell.key}-{self.minutes:g}min", spec)
 
+    def take_rates(self, given: Mapping[str, float]) -> None:
+        """Rates of another machine, instead of measuring."""
+        if given:
+            self._rates.write_text(json.dumps({**self._known(), **given}, indent=1))
+
+    @property
+    def _rates(self) -> Path:
+        return self.work / "rates.json"
+
+    def _known(self) -> dict[str, float]:
+        rates: dict[str, float] = json.loads(self._rates.read_text()) if self._rates.exists() else {}
+        return rates
+
     def rate(self, cell: Cell) -> float:
-        """Pictures per second of this recipe here, measured once in a short run of its own."""
-        path = self.work / "rates.json"
-        rates: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        """Pictures per second of this recipe, measured here once in a short run of its own, or given."""
+        rates = self._known()
         if cell.variant not in rates:
             data = str(self.faces(cell.style, cell.pictures))
             epochs = max(2, CALIBRATION_PICTURES // cell.pictures)
@@ -107,7 +119,7 @@ class Study:
             result = self._done(f"rate-{cell.key}-{time.time():.0f}", spec).result
             assert result is not None
             rates[cell.variant] = result["images_per_s"]
-            path.write_text(json.dumps(rates, indent=1))
+            self._rates.write_text(json.dumps(rates, indent=1))
         return rates[cell.variant]
 
     def evaluate(self, trained: Job, which: str) -> dict[str, Any]:
