@@ -104,6 +104,8 @@ def progress(job: Job) -> str:
         made = _number((job.result or {}).get("pictures")) if job.kind == "generate" else None
         if made is not None:
             return count(int(made), "picture")
+        if job.kind == "train" and not told:  # it ended before its first beat
+            epochs = _number(job.spec.get("epochs"))
         epoch = epochs
     if epochs:
         return f"epoch {int(epoch or 0):,}/{int(epochs):,}"

@@ -219,6 +219,14 @@ def test_a_job_that_has_succeeded_shows_all_of_its_work_done(ganq, store, runnin
     assert "1,000 pictures" in row_of(ganq("status"), 2)
 
 
+def test_a_training_that_ended_before_its_first_beat_shows_all_of_its_epochs(
+    ganq, store, running_job_factory
+):
+    lease = running_job_factory(spec={"data": "/pictures", "epochs": 2})
+    store.succeed(lease, {})
+    assert "epoch 2/2 100%" in ganq("status").out
+
+
 def test_a_training_that_counts_its_images_is_shown(ganq, store, running_job_factory):
     """What a run has written into its result is a number here, and a path for a generation."""
     lease = running_job_factory()
