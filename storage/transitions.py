@@ -10,14 +10,17 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     ClauseElement,
     Connection,
+    Insert,
     Select,
     Update,
     and_,
     bindparam,
     case,
     insert,
+    literal,
     select,
     text,
     update,
@@ -121,7 +124,13 @@ def _told(
     }
 
 
-def event_time(job_id: Any) -> Any:
+def telling(row: CTE, type: str, **more: Any) -> Insert:
+    """The event of a row that the same statement on Postgres has written; `more` are columns of it."""
+    columns = select(row.c.id, _event_time(row.c.id), literal(type), *more.values())
+    return insert(event).from_select(["job_id", "at", "type", *more], columns)
+
+
+def _event_time(job_id: Any) -> Any:
     """Now; but a job's history never runs backwards, even if somebody sets the clock back."""
     last = select(event.c.at).where(event.c.job_id == job_id)
     last_at = last.order_by(event.c.id.desc()).limit(1).scalar_subquery()
@@ -131,7 +140,7 @@ def event_time(job_id: Any) -> Any:
 # Built once: making a statement costs as much as running it.
 _EVENT = insert(event).values(
     job_id=bindparam("told_of"),
-    at=event_time(bindparam("told_of")),
+    at=_event_time(bindparam("told_of")),
     type=bindparam("told_type"),
     attempt=bindparam("told_attempt"),
     worker=bindparam("told_worker"),

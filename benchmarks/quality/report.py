@@ -25,11 +25,17 @@ def joined(path: Path, done: Sequence[Facts], *, minutes: float) -> list[Facts]:
     follows from that, not from how long it took.
 
     Raises:
-        ValueError: another wall time.
+        ValueError: another wall time, or another number of pictures than a cell of this run that
+            differs in its seed alone.
     """
     earlier = json.loads(path.read_text())
     if earlier["minutes"] != minutes:
         raise ValueError(f"{path.name} holds trainings of {earlier['minutes']:g} min, not {minutes:g}")
+    shown = {(one["style"], one["pictures"], one["recipe"]): one["images"] for one in done}
+    for one in earlier["cells"]:
+        here = shown.get((one["style"], one["pictures"], one["recipe"]), one["images"])
+        if one["images"] != here:
+            raise ValueError(f"{path.name}: {one['recipe']} showed {one['images']:,} pictures, not {here:,}")
     keys = ("style", "pictures", "recipe", "seed")
     there = {tuple(one[key] for key in keys) for one in done}
     return [

@@ -13,7 +13,6 @@ from sqlalchemy import (
     bindparam,
     func,
     insert,
-    literal,
     null,
     select,
     text,
@@ -38,16 +37,16 @@ from storage.claims import (
 from storage.engine import check_schema
 from storage.job_store.base import Store
 from storage.jobs import Job, Lease, WorkerIdentity
-from storage.models import CLAIMABLE, CLOCKS, RUNNING, attempt, event, job, utcnow
+from storage.models import CLAIMABLE, CLOCKS, RUNNING, attempt, job, utcnow
 from storage.pins import hold_checkpoints, pinned_ids
 from storage.transitions import (
     OWNED,
     bound_to,
-    event_time,
     lease_lost,
     owned_by,
     plain,
     record_event,
+    telling,
 )
 
 TAKEN = {
@@ -78,10 +77,7 @@ def _recorded(take: Update) -> Select[Any]:
         ["job_id", "number", "started_at", "lease_token", "worker", *OPENED_BY],
         whose.add_columns(*(bindparam(f"by_{name}", type_=attempt.c[name].type) for name in OPENED_BY)),
     )
-    told = insert(event).from_select(
-        ["job_id", "at", "type", "attempt", "worker"],
-        select(taken.c.id, event_time(taken.c.id), literal("claimed"), taken.c.attempt, bindparam("who")),
-    )
+    told = telling(taken, "claimed", attempt=taken.c.attempt, worker=bindparam("who"))
     return select(taken).add_cte(opened.cte("opened"), told.cte("told"))
 
 

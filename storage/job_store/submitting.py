@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, literal, select
+from sqlalchemy import Connection, bindparam, insert, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -18,6 +18,7 @@ from storage.parts import insert_parts
 from storage.transitions import (
     get_job,
     record_event,
+    telling,
 )
 
 FinishedFiles = Callable[[int], tuple[str, str, int, int]]
@@ -228,13 +229,10 @@ def _insert(conn: Connection, said: dict[str, Any], told: dict[str, Any] | None,
     return new
 
 
-def _told(new: Any) -> Any:
+def _recorded(new: Any) -> Any:
     """Insert a job and tell of it: one statement, so that Postgres does both or neither."""
     row = new.cte("new")
-    detail = bindparam("told", type_=event.c.detail.type)
-    told = insert(event).from_select(
-        ["job_id", "at", "type", "detail"], select(row.c.id, utcnow(), literal("submitted"), detail)
-    )
+    told = telling(row, "submitted", detail=bindparam("told", type_=event.c.detail.type))
     return select(row).add_cte(told.cte("told"))
 
 
@@ -253,4 +251,4 @@ _INSERT = {
     for name, new in (("sqlite", sqlite_insert), ("postgresql", postgresql_insert))
     for rung in (False, True)
 }
-_INSERT |= {key: _told(insert) for key, insert in _INSERT.items() if key[0] == "postgresql"}
+_INSERT |= {key: _recorded(insert) for key, insert in _INSERT.items() if key[0] == "postgresql"}

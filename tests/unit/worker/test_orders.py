@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import pytest
+from tables import recorded
 
 from jobs.errors import CheckpointNotFoundError, NotFoundError
 from storage.jobs import Checkpoint
@@ -127,6 +128,16 @@ def test_a_training_gets_its_checkpoints_newest_first(store, queries, running_jo
         )
     store.release(lease, "drain")
     assert [one["step"] for one in make_order(claim(), store, queries)["checkpoints"]] == [3, 2, 1]
+
+
+def test_a_first_attempt_does_not_ask_for_checkpoints_that_it_cannot_have(
+    database, store, queries, job_factory, claim
+) -> None:
+    job_factory()
+    lease = claim()
+    with recorded(database) as asked:
+        assert make_order(lease, store, queries)["checkpoints"] == []
+    assert not any("checkpoint" in statement for statement, _ in asked)
 
 
 def evaluation(source: int | None, **changes) -> dict:
