@@ -5,6 +5,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,11 @@ def joined(path: Path, done: Sequence[Facts], *, minutes: float) -> list[Facts]:
     earlier = json.loads(path.read_text())
     if earlier["minutes"] != minutes:
         raise ValueError(f"{path.name} holds trainings of {earlier['minutes']:g} min, not {minutes:g}")
-    shown = {(one["style"], one["pictures"], one["recipe"]): one["images"] for one in done}
-    for one in earlier["cells"]:
-        here = shown.get((one["style"], one["pictures"], one["recipe"]), one["images"])
-        if one["images"] != here:
-            raise ValueError(f"{path.name}: {one['recipe']} showed {one['images']:,} pictures, not {here:,}")
-    keys = ("style", "pictures", "recipe", "seed")
+    alike = ("style", "pictures", "recipe")
+    for one, here in product(earlier["cells"], done):
+        if all(one[key] == here[key] for key in alike) and one["images"] != here["images"]:
+            raise ValueError(f"{path.name}: {one['recipe']} showed {one['images']:,}, not {here['images']:,}")
+    keys = (*alike, "seed")
     there = {tuple(one[key] for key in keys) for one in done}
     return [
         {**one, "from": path.name} for one in earlier["cells"] if tuple(one[key] for key in keys) not in there
