@@ -168,10 +168,11 @@ def check_orphans(settings: Settings, facts: Facts) -> Iterator[Finding]:
     """What nothing points to any more; `ganq gc` deletes it."""
     from storage.garbage import Garbage
 
-    if facts.database is None or not (settings.volume / "jobs").is_dir():
+    volume = Volume(settings.volume)
+    if facts.database is None or not volume.jobs.is_dir():
         return
     try:
-        plan = Garbage(facts.database, Volume(settings.volume)).plan()
+        plan = Garbage(facts.database, volume).plan()
     except VolumeError as exc:
         yield bad("orphans", exc.message, exc.hint)
         return

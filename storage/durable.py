@@ -139,12 +139,13 @@ def _once_more_if_broken(work: Callable[[], T]) -> T:
 
 
 @contextmanager
-def durable_file(path: Path, *, needed: int | None = None) -> Iterator[IO[bytes]]:
+def durable_file(path: Path, *, needed: int | None = None, named: bool = True) -> Iterator[IO[bytes]]:
     """
     Open a file that appears at `path`, whole and synced, when the block ends well.
 
     Args:
         needed: bytes that will be written, to tell of them where there is no room.
+        named: make its name durable, too. Without, a power cut leaves the whole file or none; see sync_way().
 
     Raises:
         DiskFullError, VolumeError, StorageError: the old file, if any, is untouched.
@@ -161,7 +162,8 @@ def durable_file(path: Path, *, needed: int | None = None) -> Iterator[IO[bytes]
         _rename(temp, path)
         failpoint("file.renamed")
         failpoint(f"file.renamed.{path.name}")
-        fsync_folder(path.parent)
+        if named:
+            fsync_folder(path.parent)
     except OSError as exc:
         with suppress(OSError):
             temp.unlink(missing_ok=True)
@@ -172,28 +174,33 @@ def durable_file(path: Path, *, needed: int | None = None) -> Iterator[IO[bytes]
         raise
 
 
-def write_bytes(path: Path, data: bytes) -> str:
+def write_bytes(path: Path, data: bytes, *, named: bool = True) -> str:
     """Write a whole file durably, with a second file if the first broke; returns its sha-256 in hex."""
 
     def write() -> None:
-        with durable_file(path, needed=len(data)) as file:
+        with durable_file(path, needed=len(data), named=named) as file:
             file.write(data)
 
     _once_more_if_broken(write)
     return hashlib.sha256(data).hexdigest()
 
 
-def write_json(path: Path, value: Any) -> str:
-    """Write JSON durably; returns the file's sha-256 in hex."""
-    return write_bytes(path, _as_json(value))
+def write_json(path: Path, value: Any, *, named: bool = True) -> str:
+    """Write JSON durably (`named`: see durable_file()); returns the file's sha-256 in hex."""
+    return write_bytes(path, _as_json(value), named=named)
 
 
 def _as_json(value: Any) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder with its parents, each name durable."""
+def make_folder(folder: Path, *, named: bool = True) -> None:
+    """
+    Create a folder with its parents.
+
+    Args:
+        named: make each new name durable. Without, sync_way() does it later.
+    """
     missing = []
     here = folder
     while not os.path.isdir(here) and here != here.parent:
@@ -203,9 +210,26 @@ def make_folder(folder: Path) -> None:
         for new in reversed(missing):
             with suppress(FileExistsError):
                 new.mkdir()
-            fsync_folder(new.parent)
+            if named:
+                fsync_folder(new.parent)
     except OSError as exc:
         raise_storage_error(exc, folder)
+
+
+def sync_way(folder: Path, top: Path) -> None:
+    """
+    Make the names on the way from `top` down to a folder durable, whoever made them.
+
+    Before something in it is registered: a folder that is there may be the work of a process that
+    was killed before it synced the name.
+    """
+    here = folder
+    try:
+        while here != top:
+            here = here.parent
+            fsync_folder(here)
+    except OSError as exc:
+        raise_storage_error(exc, here)
 
 
 def sha256_file(path: Path) -> str:

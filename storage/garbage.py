@@ -205,7 +205,7 @@ class Garbage:
         found: list[Found] = []
         for folder, pattern in (
             (volume.root, rules.ROOT_TEMPS),
-            (volume.root / "jobs", rules.JOB_TEMPS),
+            (volume.jobs, rules.JOB_TEMPS),
             (volume.latest, rules.LINK_TEMPS),
             (volume.datasets, rules.DATASET_TEMPS),
         ):

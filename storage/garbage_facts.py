@@ -67,7 +67,7 @@ def job_folders(volume: Volume) -> dict[int, str]:
         VolumeError, StorageError: they cannot be listed; no conclusion may be drawn.
     """
     found: dict[int, str] = {}
-    root = volume.root / "jobs"
+    root = volume.jobs
     try:
         os.listdir(root)
     except FileNotFoundError:

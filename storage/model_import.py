@@ -35,7 +35,7 @@ def import_weights(
         netg=str(netg), netd=str(netd) if netd else None, **{k: arch[k] for k in ("size", "nz", "ngf", "ndf")}
     )
     volume.ensure()
-    staged = volume.root / "jobs" / f".import-{secrets.token_hex(6)}"
+    staged = volume.jobs / f".import-{secrets.token_hex(6)}"
     meta = {"arch": arch, "recipe": "import", "epoch": epoch, "step": 0, "kind": "import"}
     digest, size = write_checkpoint(staged, generator=tensors, meta=meta)
 

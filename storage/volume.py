@@ -28,10 +28,14 @@ class Volume:
     root: Path
 
     def job(self, job_id: int) -> Path:
-        return self.root / "jobs" / f"{job_id:06d}"
+        return self.jobs / f"{job_id:06d}"
 
     def attempt(self, job_id: int, attempt: int) -> Path:
         return self.job(job_id) / (f"a{attempt}" if guard("attempt_folder") else "a1")
+
+    @property
+    def jobs(self) -> Path:
+        return self.root / "jobs"
 
     def checkpoints(self, job_id: int, attempt: int) -> Path:
         return self.attempt(job_id, attempt) / "checkpoints"
@@ -72,7 +76,7 @@ class Volume:
         """
         if os.path.exists(self.root) and not os.path.isdir(self.root):
             raise VolumeError(f"{self.root} is not a folder", hint="point GANQ_VOLUME at a folder")
-        for folder in (self.root / "jobs", self.datasets, self.latest):
+        for folder in (self.jobs, self.datasets, self.latest):
             make_folder(folder)
         probe = self.root / f".probe-{secrets.token_hex(4)}"
         try:

@@ -16,7 +16,7 @@ from jobs.errors import CheckpointCorruptError, DatasetError, StopRequested
 from jobs.failpoints import failpoint
 from jobs.states import StopReason
 from storage.checkpoints import read_checkpoint, write_checkpoint
-from storage.durable import make_folder, require_room, write_json
+from storage.durable import make_folder, require_room, sync_way, write_json
 from storage.volume import Volume
 from worker.channel import Channel
 
@@ -77,7 +77,9 @@ class RunContext:
         self._saver: Saver | None = None
         self._announced: Checkpointed | None = None
         self._checkpoints = [Checkpointed(**pointer) for pointer in order["checkpoints"]]  # newest first
-        make_folder(self.folder)
+        # Its name need not outlive a power cut before something in it is registered: see _keep().
+        make_folder(self.folder, named=False)
+        self._kept = False
         self._log = open(self.folder / "log.txt", "ab", buffering=0)  # noqa: SIM115 - closed by close()
         self._metrics: IO[bytes] | None = None  # a training's
 
@@ -230,6 +232,7 @@ class RunContext:
     def save_files(self, files: "Mapping[str, bytes | NDArray[np.uint8]]") -> list[dict[str, Any]]:
         from storage.result_files import write_files
 
+        self._keep()
         return write_files(self.folder, files)
 
     def weights(self, path: str, *, sha256: str | None = None) -> "dict[str, Tensor]":
@@ -269,6 +272,7 @@ class RunContext:
         sample: Sample | None,
     ) -> None:
         """The part of a save that nobody waits for; on the saver's thread."""
+        self._keep()
         if sample is not None:
             self.save_sample(sample.name, sample.draw())
         digest, size = write_checkpoint(target, state=state, generator=generator, meta=facts)
@@ -322,6 +326,7 @@ class RunContext:
     ) -> PictureSink:
         from storage.pictures import PictureFiles
 
+        # Publishes by syncfs(2), which keeps the way to them, too.
         sink = PictureFiles(self.folder, format=format, quality=quality, total=total)
         self._sinks.append(sink)
         return sink
@@ -339,7 +344,13 @@ class RunContext:
         if not path.exists():
             about = {"ganq": version(), "kind": self.order["kind"], "inputs": self.order["inputs"]}
             about["submitted_at"] = self.order["submitted_at"]  # ganq gc knows the job by it
-            write_json(path, {"job": self.job_id, "spec": self.order["spec"], **about})
+            write_json(path, {"job": self.job_id, "spec": self.order["spec"], **about}, named=False)
+
+    def _keep(self) -> None:
+        """Make this attempt's folder durable, once: what is registered must be found after a power cut."""
+        if not self._kept:
+            sync_way(self.folder, self.volume.jobs)
+            self._kept = True
 
     def _free_place(self, target: Path) -> Path:
         """This folder, or one beside it: a run that went back comes by the same step again."""

@@ -43,7 +43,7 @@ def check_volume(
         found += whole_spec(row.id, volume)
     found += whole_links(volume)
     if secrets:
-        found += no_secret_in_files(volume.root / "jobs", secrets)
+        found += no_secret_in_files(volume.jobs, secrets)
     return found
 
 
@@ -255,7 +255,7 @@ def leftovers(database: Database, volume: Volume) -> list[str]:
     swept = garbage.sweep(garbage.plan())
     found = [f"I9: gc could not delete {item.path}: {why}" for item, why in swept.failed]
     found += [f"I9: gc would delete {item.path} at its second run" for item in garbage.plan().items]
-    jobs = volume.root / "jobs"
+    jobs = volume.jobs
     found += [f"I9: gc has left {path}" for path in sorted(jobs.rglob(f"*{TEMP_MARK}*"))]
     rows = {one.path for each in look(database).checkpoints.values() for one in each}
     for path in sorted(jobs.glob("*/a*/checkpoints/*")):

@@ -17,7 +17,7 @@ import numpy as np
 from jobs.context import Picture
 from jobs.specs import SPEC_VERSION
 from storage.checkpoints import FACTS, GENERATOR, STATE
-from storage.durable import make_folder, read_verified, write_folder, write_json
+from storage.durable import make_folder, read_verified, sync_way, write_folder, write_json
 from storage.engine import Database
 from storage.job_store import JobStore
 from storage.jobs import Lease, WorkerIdentity
@@ -54,8 +54,10 @@ def blob(letter: str, size: int = 30_000) -> bytes:
 def train(store: JobStore, volume: Volume, key: str) -> None:
     """Checkpoints, each registered when it is durable; the one before goes when it is not needed."""
     lease = take(store, "train", key)
-    make_folder(volume.attempt(lease.job_id, lease.attempt))
-    write_json(volume.job(lease.job_id) / "spec.json", {"job": lease.job_id})
+    attempt = volume.attempt(lease.job_id, lease.attempt)
+    make_folder(attempt, named=False)
+    write_json(volume.job(lease.job_id) / "spec.json", {"job": lease.job_id}, named=False)
+    sync_way(attempt, volume.jobs)
     ids: list[int] = []
     for step in range(1, STEPS + 1):
         letter = "abc"[step % 3]

@@ -1,0 +1,99 @@
+"""What a running job may do: the folder that it gets, and when that must outlive a power cut."""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from storage.durable import make_folder
+from storage.volume import Volume
+from worker.channel import Channel
+from worker.context import RunContext
+
+
+class Bench:
+    """A context of a first attempt, its supervisor's end of the channel, and what was synced so far."""
+
+    def __init__(self, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.synced: list[str] = []
+        really = os.fsync
+
+        def fsync(fd: int) -> None:
+            really(fd)
+            self.synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+
+        ours, theirs = socket.socketpair()
+        self.supervisor = Channel(ours)
+        about = {"job_id": 7, "attempt": 1, "kind": "train", "spec": {}, "submitted_at": 0.0}
+        order = {**about, "inputs": {}, "checkpoints": [], "parts": []}
+        monkeypatch.setattr(os, "fsync", fsync)
+        self.runner = Channel(theirs)
+        self.context = RunContext(order, self.runner, volume)
+
+    def close(self) -> None:
+        self.context.acknowledge()
+        self.context.close()
+        self.runner.close()
+        self.supervisor.close()
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Volume:
+    volume = Volume(tmp_path / "volume")
+    volume.ensure()
+    return volume
+
+
+@pytest.fixture
+def bench(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    with closing(Bench(volume, monkeypatch)) as bench:
+        yield bench
+
+
+def save_a_checkpoint(bench: Bench) -> None:
+    import torch
+
+    some = {"w": torch.zeros(2)}
+    bench.context.save_checkpoint(kind="epoch", epoch=1, step=1, state=some, generator=some, meta={})
+    (message,) = bench.supervisor.receive() or []
+    assert message["op"] == "checkpoint"
+
+
+def save_a_file(bench: Bench) -> None:
+    bench.context.save_files({"evaluation.json": b"{}"})
+
+
+def test_a_job_that_writes_nothing_waits_for_the_disk_once(bench: Bench, volume: Volume):
+    bench.context.write_spec()
+    assert len(bench.synced) == 1
+    assert "spec.json" in bench.synced[0]  # its bytes: a power cut leaves all of it or none
+    assert json.loads((volume.job(7) / "spec.json").read_text())["job"] == 7
+
+
+@pytest.mark.parametrize("save", [save_a_checkpoint, save_a_file])
+def test_when_something_can_be_registered_the_way_to_it_is_durable(
+    bench: Bench, volume: Volume, save: Callable[[Bench], None]
+):
+    bench.context.write_spec()
+    save(bench)
+    # A name is durable when the folder that holds it is synced.
+    assert {str(volume.jobs), str(volume.job(7)), str(volume.attempt(7, 1))} <= set(bench.synced)
+
+
+def test_a_folder_that_an_attempt_before_left_unsynced_is_made_durable_too(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+):
+    make_folder(volume.job(7), named=False)
+    with closing(Bench(volume, monkeypatch)) as bench:
+        save_a_file(bench)
+        assert str(volume.jobs) in bench.synced
+
+
+def test_the_way_is_synced_once_for_all_that_an_attempt_saves(bench: Bench, volume: Volume):
+    save_a_file(bench)
+    save_a_file(bench)
+    assert bench.synced.count(str(volume.jobs)) == 1
