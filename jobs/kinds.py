@@ -35,6 +35,7 @@ class JobKind:
     priority: int  # default; higher runs first
     makes_model: bool = False  # others can draw from its checkpoints
     preemptible: bool = False  # it can stop at any step and go on later with the same bits
+    splits: bool = False  # a large one is divided: its parts are jobs of the same kind
     needs_model: bool = False  # its spec names a `source` job, or none, and a `checkpoint` of it
 
     def spec_class(self) -> "type[Spec]":
@@ -57,7 +58,9 @@ KINDS: dict[str, JobKind] = {
     kind.name: kind
     for kind in (
         JobKind("train", "jobs.specs:TrainSpec", "jobs.train:run", 0, makes_model=True, preemptible=True),
-        JobKind("generate", "jobs.specs:GenerateSpec", "jobs.generate:run", 10, needs_model=True),
+        JobKind(
+            "generate", "jobs.specs:GenerateSpec", "jobs.generate:run", 10, splits=True, needs_model=True
+        ),
         JobKind("evaluate", "jobs.specs:EvaluateSpec", "jobs.evaluate:run", 5, needs_model=True),
         JobKind("import", "jobs.specs:ImportSpec", None, 0, makes_model=True),
     )

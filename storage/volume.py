@@ -87,11 +87,18 @@ class Volume:
 
     def point_latest(self, label: str, target: Path) -> None:
         """Give a result a stable, human path: <volume>/latest/<label>. Best effort: a link is no result."""
+        link, path = self.latest / label, f"../{self.relative(target)}"
         with suppress(OSError):
-            self.latest.mkdir(exist_ok=True)
-            temp = self.latest / f".{label}-{secrets.token_hex(4)}"
-            temp.symlink_to(os.path.relpath(target, self.latest))
             try:
-                temp.rename(self.latest / label)
+                link.symlink_to(path)
+                return
+            except FileNotFoundError:
+                self.latest.mkdir(exist_ok=True)
+            except FileExistsError:
+                pass
+            temp = self.latest / f".{label}-{secrets.token_hex(4)}"
+            temp.symlink_to(path)
+            try:
+                temp.rename(link)
             except OSError:  # somebody has put a folder there: it is theirs
                 temp.unlink()

@@ -32,8 +32,9 @@ def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any
         LeaseLostError: the job belongs to another attempt.
     """
     job = lease.job
+    kind = kind_named(job.kind)
     inputs = dict(job.inputs or {})
-    if kind_named(job.kind).needs_model and not {"checkpoint", "pictures"} & set(inputs):
+    if kind.needs_model and not {"checkpoint", "pictures"} & set(inputs):
         inputs |= _source(lease, store, queries)
     if job.spec.get("grid_epochs") and "checkpoints" not in inputs:
         inputs |= _choose_epochs(lease, store, queries)
@@ -49,6 +50,7 @@ def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any
             raise CheckpointNotFoundError(
                 f"job {parent} has no checkpoint to go on from", hint=f"ganq checkpoints {parent}"
             )
+    parts = queries.parts(job.id) if kind.splits and job.part_of is None else []
     return {
         "job_id": job.id,
         "attempt": lease.attempt,
@@ -56,7 +58,7 @@ def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any
         "spec": job.spec,
         "submitted_at": job.created_at,
         "inputs": inputs,
-        "parts": [_made(one) for one in queries.parts(job.id)],
+        "parts": [_made(one) for one in parts],
         "checkpoints": [_pointer(one) | {"kind": one.kind, "bytes": one.bytes} for one in reversed(own)],
     }
 

@@ -71,6 +71,7 @@ class Supervisor:
         self.kinds = tuple(name for name, kind in KINDS.items() if kind.runner is not None)
 
         self.lease: Lease | None = None
+        self.taken: Lease | None = None  # with the commit that ended the last job; _claim() begins it
         self.watch = Watch(settings.stall_seconds)
         self.terminated_at: float | None = None
         self.hastened = False
@@ -208,7 +209,8 @@ class Supervisor:
         while not self.draining:
             self.next_poll = time.monotonic() + self.poll_s * random.uniform(0.8, 1.2)
             try:
-                lease = self.store.claim(self.who, kinds=self.kinds, spec_version=SPEC_VERSION)
+                lease, self.taken = self.taken, None
+                lease = lease or self.store.claim(self.who, kinds=self.kinds, spec_version=SPEC_VERSION)
                 due_s = self.store.due_in() if lease is None else None
             except SchemaMismatchError as exc:
                 self._on_misfit(exc)
@@ -314,7 +316,7 @@ class Supervisor:
             self._register(lease, message)
         elif op == "done":
             failpoint("supervisor.before_finish")
-            self._settle("succeeded", self.store.succeed, lease, message["result"])
+            self._settle("succeeded", self._succeed, lease, message["result"])
             failpoint("supervisor.finished")
             if self.lease is None:
                 drop_parts(self.orders_parts, self.volume)
@@ -356,6 +358,15 @@ class Supervisor:
                 self.runner.send("forgotten", paths=gone)
         except GanqError as exc:
             log.warning("job %s: old checkpoints stay for now: %s", lease.job_id, exc)
+
+    def _succeed(self, lease: Lease, result: dict[str, Any]) -> None:
+        """Publish; and take the next job with the same commit, if this worker goes on."""
+        if self.terminated_at is not None:
+            self.store.succeed(lease, result)
+        else:
+            self.taken = self.store.succeed_and_claim(
+                lease, result, self.who, kinds=self.kinds, spec_version=SPEC_VERSION
+            )
 
     def _on_stopped(self, lease: Lease, reason: str) -> None:
         if reason == StopReason.CANCEL:
@@ -505,7 +516,7 @@ class Supervisor:
         """A warm runner for the next job, and the next job at once."""
         if self.lease is not None:
             return
-        if self.draining:
+        if self.terminated_at is not None:
             self.bells.dismiss()
             return
         self._watch_runner()

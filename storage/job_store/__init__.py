@@ -7,7 +7,8 @@ changes zero rows and learns it by LeaseLostError. Each function may run again
 after a commit whose answer was lost: it recognises what it has already done.
 
 submitting    accept
-leases        claim, beat, yield, pin
+claiming      claim, also where the last job ends
+leases        beat, yield, pin
 checkpoints   register, forget
 endings       succeed, fail, release, crash
 wishing       cancel, hold
@@ -18,7 +19,7 @@ storage/transitions.py holds the compare-and-set itself.
 """
 
 from storage.job_store.checkpoints import Checkpoints
-from storage.job_store.endings import Endings
+from storage.job_store.claiming import Claiming
 from storage.job_store.leases import Leases
 from storage.job_store.leases import Wishes as Wishes
 from storage.job_store.recovering import Beat as Beat
@@ -28,5 +29,5 @@ from storage.job_store.sweeping import Sweeping
 from storage.job_store.wishing import Wishing
 
 
-class JobStore(Submitting, Leases, Checkpoints, Endings, Wishing, Sweeping, Recovering):
+class JobStore(Submitting, Claiming, Leases, Checkpoints, Wishing, Sweeping, Recovering):
     """All changes of state, on SQLite and Postgres alike."""

@@ -17,6 +17,7 @@ from storage.transitions import (
     Decision,
     after_crash,
     bound_to,
+    end_owned,
     lease_lost,
     leave,
     plain,
@@ -36,17 +37,7 @@ class Endings(Store):
         Raises:
             LeaseLostError: the job belongs to another attempt; the result is nobody's.
         """
-        bit_exact = result.get("bit_exact")
-        values = {
-            "result": result,
-            "bit_exact": None if bit_exact is None else int(bit_exact),
-            "error_code": None,
-            "error_message": None,
-            "error_hint": None,
-        }
-        self._settle_by(
-            lease, lambda row: (JobState.SUCCEEDED, Outcome.SUCCEEDED, values), {Outcome.SUCCEEDED}, None
-        )
+        self.database.write(lambda conn: publish(conn, lease, result))
 
     def cancel_done(self, lease: Lease) -> None:
         """The runner has stopped because somebody wished it."""
@@ -124,27 +115,61 @@ class Endings(Store):
         """End an attempt as `decide` says. `endings` are all outcomes that it may say: an attempt that
         ended in one of them has been settled by this very call, and its commit's answer was lost."""
 
-        def work(conn: Connection) -> JobState:
-            fenced = guard("finish_fence")
-            row = conn.execute(OWN if fenced else OWN_BLINDLY, bound_to(lease)).first()
-            if row is None:
-                done = conn.execute(
-                    select(attempt.c.outcome, job.c.state)
-                    .join(job, job.c.id == attempt.c.job_id)
-                    .where(
-                        attempt.c.job_id == lease.job_id,
-                        attempt.c.number == lease.attempt,
-                        attempt.c.lease_token == lease.token,
-                        attempt.c.ended_at.is_not(None),
-                        attempt.c.outcome.in_(endings),
-                    )
-                ).first()
-                if done is not None:
-                    return JobState(done.state)
-                raise lease_lost(lease)
-            new, outcome, values = decide(row)
-            # The holder's own clock cannot be set, as the database's can.
-            leave(conn, row, new, outcome, {**values, "ran_s": row.ran_s + lease.ran_s}, detail)
-            return JobState(new)
+        return self.database.write(lambda conn: settle(conn, lease, decide, endings, detail))
 
-        return self.database.write(work)
+
+def publish(conn: Connection, lease: Lease, result: dict[str, Any]) -> None:
+    """Endings.succeed(), in the caller's transaction."""
+    bit_exact = result.get("bit_exact")
+    values = {
+        "result": result,
+        "bit_exact": None if bit_exact is None else int(bit_exact),
+        "error_code": None,
+        "error_message": None,
+        "error_hint": None,
+    }
+    if not guard("finish_fence"):
+        settle(conn, lease, lambda row: (JobState.SUCCEEDED, Outcome.SUCCEEDED, values), set(), None)
+    elif not end_owned(conn, lease, JobState.SUCCEEDED, Outcome.SUCCEEDED, values):
+        _settled_before(conn, lease, {Outcome.SUCCEEDED})
+
+
+def settle(
+    conn: Connection,
+    lease: Lease,
+    decide: Callable[[Any], Decision],
+    endings: set[Outcome],
+    detail: dict[str, Any] | None,
+) -> JobState:
+    """Endings._settle_by(), in the caller's transaction."""
+    own = OWN if guard("finish_fence") else OWN_BLINDLY
+    row = conn.execute(own, bound_to(lease)).first()
+    if row is None:
+        return _settled_before(conn, lease, endings)
+    new, outcome, values = decide(row)
+    # The holder's own clock cannot be set, as the database's can.
+    leave(conn, row, new, outcome, {**values, "ran_s": row.ran_s + lease.ran_s}, detail)
+    return JobState(new)
+
+
+def _settled_before(conn: Connection, lease: Lease, endings: set[Outcome]) -> JobState:
+    """
+    The state in which a commit of ours has left the job whose answer was lost.
+
+    Raises:
+        LeaseLostError: there was none: the job belongs to another attempt.
+    """
+    done = conn.execute(
+        select(attempt.c.outcome, job.c.state)
+        .join(job, job.c.id == attempt.c.job_id)
+        .where(
+            attempt.c.job_id == lease.job_id,
+            attempt.c.number == lease.attempt,
+            attempt.c.lease_token == lease.token,
+            attempt.c.ended_at.is_not(None),
+            attempt.c.outcome.in_(endings),
+        )
+    ).first()
+    if done is None:
+        raise lease_lost(lease)
+    return JobState(done.state)

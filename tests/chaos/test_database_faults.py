@@ -218,9 +218,16 @@ def test_postgres_is_asked_no_oftener_than_must_be(through, proxy, worker_identi
     asked["beat"], _ = trips(lambda: through.heartbeat(lease, {"done": 1}))
     asked["wishes"], _ = trips(lambda: through.wishes(lease))
     asked["end"], _ = trips(lambda: through.succeed(lease, {}))
-    asked["claim of nothing"], _ = trips(lambda: (claim(), claim()))
-    # A look and a taking; of an end: BEGIN, its row, all that changes, who waited for it, COMMIT.
-    assert asked == {"submit": 1, "claim": 2, "beat": 1, "wishes": 1, "end": 5, "claim of nothing": 3}
+    submit(through, "third")
+    pass_on = partial(
+        through.succeed_and_claim, claim(), {}, worker_identity, kinds=("train",), spec_version=SPEC_VERSION
+    )
+    asked["end and claim"], lease = trips(pass_on)
+    through.succeed(lease, {})
+    asked["claim of nothing"], _ = trips(claim)
+    # A look and a taking; of an end: BEGIN, all that changes, who waited for it, COMMIT.
+    kept = {"submit": 1, "claim": 2, "beat": 1, "wishes": 1, "end": 4, "end and claim": 6}
+    assert asked == {**kept, "claim of nothing": 1}
 
 
 @only_postgres

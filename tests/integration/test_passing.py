@@ -1,0 +1,157 @@
+"""From one job to the next: the end of one and the claim of another in one transaction."""
+
+from typing import Any
+
+import pytest
+from machine import until
+from sqlalchemy import event, insert, text
+from tables import beat_of, event_types, first_answer_lost, open_attempts
+
+from jobs.errors import LeaseLostError
+from jobs.specs import SPEC_VERSION
+from jobs.states import JobState
+from storage.models import quota
+from storage.queries import Filter
+
+
+@pytest.fixture
+def end(store, worker_identity):
+    """Ends a job with success, as a worker does that goes on to the next."""
+
+    def act(lease, result=None):
+        kinds = ("train", "generate")
+        wanted = {"kinds": kinds, "spec_version": SPEC_VERSION}
+        return store.succeed_and_claim(lease, result or {}, worker_identity, **wanted)
+
+    return act
+
+
+def test_the_job_has_ended_and_the_next_is_taken(database, running_job_factory, job_factory, queries, end):
+    lease, waiting = running_job_factory(), job_factory()
+
+    taken = end(lease, {"pictures": 4, "bit_exact": True})
+
+    ended, begun = queries.get(lease.job_id), queries.get(waiting.id)
+    assert (ended.state, ended.result, ended.bit_exact) == (
+        JobState.SUCCEEDED,
+        {"pictures": 4, "bit_exact": True},
+        True,
+    )
+    assert (taken.job_id, taken.attempt, taken.token != lease.token) == (waiting.id, 1, True)
+    assert (begun.state, begun.worker) == (JobState.RUNNING, taken.job.worker)
+    assert event_types(database, lease.job_id) == ["submitted", "claimed", "succeeded"]
+    assert event_types(database, waiting.id) == ["submitted", "claimed"]
+    assert (open_attempts(database, lease.job_id), open_attempts(database, waiting.id)) == (0, 1)
+
+
+def test_it_takes_one_commit(database, running_job_factory, job_factory, end):
+    lease = running_job_factory()
+    job_factory()
+    commits: list[Any] = []
+
+    def count(conn: Any) -> None:
+        commits.append(conn)
+
+    event.listen(database.engine, "commit", count)
+    try:
+        assert end(lease) is not None
+    finally:
+        event.remove(database.engine, "commit", count)
+    assert len(commits) == 1
+
+
+def test_a_job_that_waited_for_the_one_that_ended_can_be_the_next(running_job_factory, job_factory, end):
+    lease = running_job_factory()
+    child = job_factory(after=[lease.job_id])
+    assert end(lease).job_id == child.id
+
+
+def test_where_nothing_waits_the_job_ends_all_the_same(running_job_factory, queries, end):
+    lease = running_job_factory()
+    assert end(lease) is None
+    assert queries.get(lease.job_id).state is JobState.SUCCEEDED
+
+
+def test_when_the_commits_answer_is_lost_neither_is_done_twice(
+    database, running_job_factory, job_factory, queries, end
+):
+    lease, waiting = running_job_factory(), job_factory()
+    job_factory()
+
+    with first_answer_lost(database):
+        taken = end(lease)
+
+    assert taken.job_id == waiting.id
+    assert event_types(database, lease.job_id).count("succeeded") == 1
+    assert len(queries.attempts(waiting.id)) == 1
+
+
+def test_a_lost_lease_ends_nothing_and_takes_nothing(store, running_job_factory, job_factory, queries, end):
+    lease, waiting = running_job_factory(), job_factory()
+    store.rescue(beat_of(store, lease.job_id), "silent")
+
+    with pytest.raises(LeaseLostError):
+        end(lease, {"pictures": 4})
+
+    assert queries.get(lease.job_id).result is None
+    assert queries.get(waiting.id).state is JobState.QUEUED
+
+
+def test_where_there_are_limits_the_claim_is_left_to_its_own_transaction(
+    database, running_job_factory, job_factory, claim, queries, end
+):
+    row = {"scope": "user", "name": "tester", "max_running": 1}
+    lease, waiting = running_job_factory(), job_factory()
+    database.write(lambda conn: conn.execute(insert(quota).values(row)))
+
+    assert end(lease) is None
+
+    assert queries.get(lease.job_id).state is JobState.SUCCEEDED
+    assert claim().job_id == waiting.id
+
+
+def test_a_claim_that_breaks_does_not_keep_the_job_from_ending(
+    database, running_job_factory, job_factory, queries, end
+):
+    lease, waiting = running_job_factory(), job_factory()
+    database.write(lambda conn: conn.execute(text("ALTER TABLE share RENAME TO elsewhere")))
+
+    assert end(lease, {"pictures": 4}) is None
+
+    assert queries.get(lease.job_id).result == {"pictures": 4}
+    assert queries.get(waiting.id).state is JobState.QUEUED
+
+
+def test_another_schema_is_left_to_the_claim_to_judge(
+    database, running_job_factory, job_factory, queries, end
+):
+    lease, waiting = running_job_factory(), job_factory()
+    database.write(lambda conn: conn.execute(text("UPDATE alembic_version SET version_num = '9999'")))
+
+    assert end(lease) is None
+
+    assert queries.get(lease.job_id).state is JobState.SUCCEEDED
+    assert queries.get(waiting.id).state is JobState.QUEUED
+
+
+def test_a_worker_runs_many_jobs_in_a_row_and_each_once(ganq, queries, small):
+    """Through real processes: every job but the first is taken with the commit that ends the one before."""
+    ganq.start_worker()
+    ganq("submit", "train", *small, "--epochs", "1", "--sweep", "seed=0-5", "--wait")
+    jobs = queries.page(Filter(), limit=10)
+    assert [(one.state, one.attempt) for one in jobs] == [(JobState.SUCCEEDED, 1)] * 6
+
+
+def test_a_worker_that_was_told_to_go_takes_no_more(ganq, queries, small, tmp_path):
+    worker = ganq.start_worker(
+        GANQ_ENABLE_FAILPOINTS="1",
+        GANQ_FAILPOINTS="supervisor.before_finish=sleep:3",
+        GANQ_FAILPOINTS_FIRED=str(tmp_path),
+    )
+    for seed in ("1", "2"):
+        ganq("submit", "train", *small, "--epochs", "1", "--seed", seed)
+    until(lambda: any(tmp_path.glob("*before_finish*")), within_s=60, what="the end of the first job")
+    worker.terminate()
+    assert worker.wait(30) == 0
+    second, first = queries.page(Filter(), limit=2)
+    assert (first.state, second.state, second.attempt) == (JobState.SUCCEEDED, JobState.QUEUED, 0)
