@@ -12,8 +12,8 @@ from jobs.specs import TrainSpec
 from worker.warm_runner import memory_policy, thread_policy
 
 EXPLAINED = """\
-A piece is one whole job in a warm process: networks made, pictures shown once, a grid and
-the weights saved at the end. `loop` is pictures/s over the batches alone, which is what
+A piece is one whole job in a warm process: networks made, pictures shown twice (ngf 64) or four times
+(ngf 32), a grid and the weights saved after each. `loop` is pictures/s over the batches alone, which is what
 a run of hours tends to; `whole` counts set-up and saving too, and for the queue all from
 submit to success by the table's clock. The plain script decodes in its loop with 4
 loader processes; ganq reads pictures that were decoded once, before the first round.
@@ -35,7 +35,11 @@ STALLS: dict[str, dict[str, Any]] = {
 }
 """What is trained for a stall, and with which options."""
 
-SIZES = ({"ngf": 64, "ndf": 64, "batch": 256}, {"ngf": 32, "ndf": 32, "batch": 64})
+SIZES = (
+    {"ngf": 64, "ndf": 64, "batch": 256, "epochs": 2},
+    {"ngf": 32, "ndf": 32, "batch": 64, "epochs": 4},
+)
+"""What is trained for a rate: ten seconds or more on two cores, since a job's first steps are no measure."""
 
 
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
@@ -55,7 +59,7 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
         for options in SIZES:
             label = f"ngf {options['ngf']}, batch {options['batch']}"
             spec = TrainSpec.create(
-                data=str(data), recipe="origin", size=96, epochs=1, save_every=1, device="cpu", **options
+                data=str(data), recipe="origin", size=96, save_every=1, device="cpu", **options
             )
             series = _alternate(work, queue, plain, own, spinning, spec, rounds or 5, watch)
             raw[label] = series.values
