@@ -271,6 +271,41 @@ def test_a_claim_among_20000_jobs_reads_the_partial_index(database, store, job_f
             assert "ix_job_state_id" not in plan, f"all that is queued is read: {sent}"
 
 
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_a_claim_on_sqlite_keeps_to_its_indexes_whatever_the_statistics_say(
+    database, job_factory, running_job_factory, claim, store
+):
+    """The planner believes what ANALYZE found in another hour: by these figures, read the whole queue."""
+    store.release(running_job_factory(), "preempt")
+    for _ in range(3):
+        job_factory()
+
+    def mislead(conn):
+        conn.exec_driver_sql("ANALYZE")
+        conn.exec_driver_sql("DELETE FROM sqlite_stat1 WHERE tbl = 'job'")
+        for name in conn.exec_driver_sql("SELECT name FROM pragma_index_list('job')").scalars().all():
+            columns = len(conn.exec_driver_sql(f"PRAGMA index_info('{name}')").all())
+            found = "1" if name == "ix_job_state_id" else "100000"
+            told = " ".join(["100000", *[found] * columns])
+            conn.exec_driver_sql("INSERT INTO sqlite_stat1 VALUES ('job', ?, ?)", (name, told))
+
+    database.write(mislead)
+    database.dispose()
+    with recorded(database) as seen:
+        lease = claim()
+        store.due_in()
+        claim()
+    assert lease is not None
+    asked = [(sent, bound) for sent, bound in seen if "FROM job" in sent and "queue" in sent]
+    assert len(asked) >= 4
+    for sent, bound in asked:
+        plan = database.read(
+            lambda conn, s=sent, b=bound: str(conn.exec_driver_sql("EXPLAIN QUERY PLAN " + s, b).all())
+        )
+        assert "ix_job_state_id" not in plan, sent
+        assert any(f"ix_job_{name}" in plan for name in ("claimable", "yielded", "ripening")), sent
+
+
 # --- the lease --------------------------------------------------------------------------------
 
 
