@@ -15,7 +15,7 @@ from benchmarks.measure import Ratio, limit, quantile
 from benchmarks.neighbours import Watch
 from jobs.specs import SPEC_VERSION
 from storage.engine import Database
-from storage.job_store import JobStore
+from storage.job_store import Claim, JobStore
 from storage.jobs import WorkerIdentity
 from storage.schema import open_database, upgrade
 from storage.settings import Settings
@@ -121,7 +121,7 @@ def _work(timed: str, threads: int, process: int) -> None:
         while time.monotonic() < until and lease is not None:
             began = time.perf_counter()
             if timed == "turn":
-                lease = store.succeed_and_claim(lease, {}, who, **wanted)
+                lease = store.succeed_and_claim(lease, {}, Claim(who, **wanted))
                 times.append((time.perf_counter() - began) * 1000)
             else:
                 store.succeed(lease, {})

@@ -2,10 +2,11 @@
 Files that are there whole or not at all, also after a power cut.
 
 The order is always: temp file beside the target, write, flush, fsync, rename,
-fsync the folder. rename() alone gives readers a whole file but promises neither
-the data nor the name after a power cut (PostgreSQL's durable_rename, 606e0f98).
-After a failed fsync the temp file is thrown away and never synced again: the
-kernel reports a lost page once (fsync(2), Linux ≥ 4.13).
+fsync the folder (for some names later, but before a row points there: sync_way()).
+rename() alone gives readers a whole file but promises neither the data nor the name
+after a power cut (PostgreSQL's durable_rename, 606e0f98). After a failed fsync the
+temp file is thrown away and never synced again: the kernel reports a lost page once
+(fsync(2), Linux ≥ 4.13).
 """
 
 import errno
@@ -223,13 +224,15 @@ def sync_way(folder: Path, top: Path) -> None:
     Before something in it is registered: a folder that is there may be the work of a process that
     was killed before it synced the name.
     """
-    here = folder
-    try:
-        while here != top:
-            here = here.parent
+    if top not in folder.parents:
+        raise ValueError(f"{top} is not above {folder}")
+    for here in folder.parents:
+        try:
             fsync_folder(here)
-    except OSError as exc:
-        raise_storage_error(exc, here)
+        except OSError as exc:
+            raise_storage_error(exc, here)
+        if here == top:
+            break
 
 
 def sha256_file(path: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.kinds import SPEC_VERSION
 from storage.checkpoints import write_checkpoint
-from storage.durable import fsync_folder, make_folder
+from storage.durable import make_folder, sync_way
 from storage.job_store import JobStore
 from storage.jobs import Job
 from storage.volume import Volume
@@ -43,9 +43,10 @@ def import_weights(
         target = volume.checkpoints(job_id, 1) / "import"
         if target.exists():  # of an import that was killed before its row was committed
             shutil.rmtree(target)
-        make_folder(target.parent)
+        make_folder(target.parent, named=False)
         staged.rename(target)
-        fsync_folder(target.parent)  # the row that will name it must not be more durable than it
+        # The row that will name it must not be more durable than it.
+        sync_way(target, volume.jobs)
         return volume.relative(target), digest, size, epoch
 
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.kinds import KINDS, kind_named
+from jobs.specs import Spec
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("cli", "worker", "storage", "jobs")
@@ -86,6 +87,12 @@ def test_every_kind_has_a_spec_of_its_own_name(name):
     assert kind.name == name
     assert kind.spec_class().kind == name
     assert {"source", "checkpoint"} <= set(kind.spec_class().model_fields) or not kind.needs_model
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kind_says_whether_its_specs_split(name):
+    kind = KINDS[name]
+    assert kind.splits == (kind.spec_class().split is not Spec.split)
 
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.runner])

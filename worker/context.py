@@ -326,7 +326,7 @@ class RunContext:
     ) -> PictureSink:
         from storage.pictures import PictureFiles
 
-        # Publishes by syncfs(2), which keeps the way to them, too.
+        self._keep()  # publish() syncs the whole file system, where it can: FUSE and 9p pass on fsync alone
         sink = PictureFiles(self.folder, format=format, quality=quality, total=total)
         self._sinks.append(sink)
         return sink

@@ -26,7 +26,7 @@ from jobs.errors import DatabaseUnavailableError, GanqError, LeaseLostError, Sch
 from jobs.failpoints import failpoint
 from jobs.kinds import KINDS, SPEC_VERSION
 from jobs.states import StopReason
-from storage.job_store import JobStore
+from storage.job_store import Claim, JobStore
 from storage.jobs import Lease, WorkerIdentity
 from storage.queries import Queries
 from storage.schema import open_database
@@ -195,7 +195,7 @@ class Supervisor:
         if self.lease is not None:
             self.heart.look_now()  # what was rung for may be worth yielding to
             return "busy"
-        if self.draining or not self._claim():
+        if not self._claim():
             # Another transaction may have had the row in its hands just then: look once more.
             self.next_poll = min(self.next_poll, time.monotonic() + LOOK_AGAIN_S)
             return "nothing"
@@ -206,10 +206,12 @@ class Supervisor:
 
     def _claim(self) -> bool:
         """Take the best job of the table, if there is one, and hand it to the runner."""
-        while not self.draining:
+        while True:
             self.next_poll = time.monotonic() + self.poll_s * random.uniform(0.8, 1.2)
+            lease, self.taken = self.taken, None
+            if lease is None and self.terminated_at is not None:
+                break  # what is taken is begun, and then drained as any other
             try:
-                lease, self.taken = self.taken, None
                 lease = lease or self.store.claim(self.who, kinds=self.kinds, spec_version=SPEC_VERSION)
                 due_s = self.store.due_in() if lease is None else None
             except SchemaMismatchError as exc:
@@ -240,6 +242,8 @@ class Supervisor:
                 # Beside the work: nothing depends on it.
                 attempt = self.volume.attempt(lease.job_id, lease.attempt)
                 self.volume.point_latest(lease.job.name or lease.job.kind, attempt)
+                if self.draining:
+                    self._ask_to_stop(StopReason.DRAIN, self.settings.drain_seconds)
                 return True
             except LeaseLostError:
                 self._forget("lost before it began")
@@ -316,7 +320,8 @@ class Supervisor:
             self._register(lease, message)
         elif op == "done":
             failpoint("supervisor.before_finish")
-            self._settle("succeeded", self._succeed, lease, message["result"])
+            claim = Claim(self.who, self.kinds, SPEC_VERSION)
+            self._settle("succeeded", self._succeed, lease, message["result"], claim)
             failpoint("supervisor.finished")
             if self.lease is None:
                 drop_parts(self.orders_parts, self.volume)
@@ -359,14 +364,11 @@ class Supervisor:
         except GanqError as exc:
             log.warning("job %s: old checkpoints stay for now: %s", lease.job_id, exc)
 
-    def _succeed(self, lease: Lease, result: dict[str, Any]) -> None:
-        """Publish; and take the next job with the same commit, if this worker goes on."""
-        if self.terminated_at is not None:
-            self.store.succeed(lease, result)
-        else:
-            self.taken = self.store.succeed_and_claim(
-                lease, result, self.who, kinds=self.kinds, spec_version=SPEC_VERSION
-            )
+    def _succeed(self, lease: Lease, result: dict[str, Any], claim: Claim) -> None:
+        """Publish, and take the next job with the same commit; it begins in _after_job()."""
+        # Not where a folder of parts is deleted first, perhaps a million files: nothing beats meanwhile.
+        go_on = self.terminated_at is None and not self.orders_parts
+        self.taken = self.store.succeed_and_claim(lease, result, claim, go_on=go_on)
 
     def _on_stopped(self, lease: Lease, reason: str) -> None:
         if reason == StopReason.CANCEL:
@@ -470,6 +472,8 @@ class Supervisor:
             assert self.lease is not None
             log.info("job %s: %s", self.lease.job_id, word)
             self._forget()
+            if self.taken is not None:
+                self.heart.begin(self.taken)  # from now on, whatever comes before it begins
 
     def _guarded(self, commit: Callable[..., Any], *args: Any) -> bool:
         """
@@ -516,10 +520,8 @@ class Supervisor:
         """A warm runner for the next job, and the next job at once."""
         if self.lease is not None:
             return
-        if self.terminated_at is not None:
-            self.bells.dismiss()
-            return
-        self._watch_runner()
+        if self.taken is None and not self.draining:
+            self._watch_runner()
         self._claim()
 
     def _close(self) -> None:

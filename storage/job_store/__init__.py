@@ -19,6 +19,7 @@ storage/transitions.py holds the compare-and-set itself.
 """
 
 from storage.job_store.checkpoints import Checkpoints
+from storage.job_store.claiming import Claim as Claim
 from storage.job_store.claiming import Claiming
 from storage.job_store.leases import Leases
 from storage.job_store.leases import Wishes as Wishes

@@ -2,13 +2,13 @@
 
 import logging
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Select, Update, bindparam, func, insert, null, select, text, update
 
-from jobs.errors import LeaseLostError
+from jobs.errors import GanqError, LeaseLostError
 from jobs.failpoints import guard
 from jobs.states import JobState
 from storage.claims import BEST, Candidate, Look, Wanted, candidates, look, oldest, ripen, serve
@@ -21,7 +21,7 @@ from storage.transitions import record_event, telling
 log = logging.getLogger("ganq.claiming")
 
 PASSING_S = 5.0
-"""How long an end waits together with the claim behind it, before it waits alone."""
+"""How long an end is tried together with the claim behind it, before it is tried alone."""
 
 TAKEN = {
     "state": JobState.RUNNING,
@@ -73,7 +73,7 @@ class Claiming(Endings):
 
         The attempt number is the fencing token: it only ever goes up.
         """
-        claim = _Claim(who, Wanted(who.queues, kinds, spec_version))
+        claim = Claim(who, kinds, spec_version)
         if not guard("claim_cas"):
             claim.blind = self.database.read(lambda conn: _first(conn, claim.wanted))
         try:
@@ -83,13 +83,7 @@ class Claiming(Endings):
             return self.database.write(claim.take)
 
     def succeed_and_claim(
-        self,
-        lease: Lease,
-        result: dict[str, Any],
-        who: WorkerIdentity,
-        *,
-        kinds: Sequence[str],
-        spec_version: int,
+        self, lease: Lease, result: dict[str, Any], claim: "Claim", *, go_on: bool = True
     ) -> Lease | None:
         """
         succeed(), then claim() in the same transaction: one wait for the disk instead of two.
@@ -97,33 +91,41 @@ class Claiming(Endings):
         Only for the plain claim. Where there is anything to consider (limits, jobs that have yielded
         or whose time has come, another schema), or the claim breaks, the job ends all the same.
 
+        Args:
+            claim: the same one each time that this is tried for an end. A commit whose answer was lost
+                has perhaps taken a job, and only this claim knows it again.
+            go_on: False: take no job that is not taken yet.
+
         Returns:
             The next lease; None: ask claim().
 
         Raises:
             LeaseLostError: as succeed() does.
         """
-        claim = _Claim(who, Wanted(who.queues, kinds, spec_version))
 
-        def work(conn: Connection) -> Lease | None:
+        def work(conn: Connection, take: Callable[[Connection], Lease | None]) -> Lease | None:
             publish(conn, lease, result)
-            return claim.take_plainly(conn)
+            return take(conn)
 
+        alone = partial(work, take=claim.taken_before)
+        if not go_on:
+            return self.database.write(alone)
         try:
-            return self.database.write(work, patience_s=PASSING_S)
+            return self.database.write(partial(work, take=claim.take_plainly), patience_s=PASSING_S)
         except LeaseLostError:
             raise
         except Exception as exc:  # a defect, even: what has been made must not be lost by what comes next
-            log.warning("job %s ends without a claim: %s", lease.job_id, exc)
-            self.succeed(lease, result)
-            return None
+            taken = self.database.write(alone)
+            defect = None if isinstance(exc, GanqError) else exc
+            log.warning("job %s has ended without a claim: %s", lease.job_id, exc, exc_info=defect)
+            return taken
 
 
-class _Claim:
+class Claim:
     """One claim: who makes it, and the token by which it knows its own commit whose answer was lost."""
 
-    def __init__(self, who: WorkerIdentity, wanted: Wanted) -> None:
-        self.wanted = wanted
+    def __init__(self, who: WorkerIdentity, kinds: Sequence[str], spec_version: int) -> None:
+        self.wanted = Wanted(who.queues, kinds, spec_version)
         self.blind: list[Candidate] | None = None
         self.token = secrets.token_hex(16)
         self.opened = {"token": self.token, "who": who.name}
@@ -137,7 +139,7 @@ class _Claim:
         """
         seen = look(conn, self.wanted)
         check_schema(conn, seen.revision)
-        if (mine := self._taken_before(conn)) is not None:
+        if (mine := self.taken_before(conn)) is not None:
             return mine
         if alone and seen.quotas:
             raise _OneAtATimeError
@@ -147,15 +149,16 @@ class _Claim:
 
     def take_plainly(self, conn: Connection) -> Lease | None:
         """take(), but nothing where the claim is not plain."""
-        seen = look(conn, self.wanted)
-        if (mine := self._taken_before(conn)) is not None:
+        if (mine := self.taken_before(conn)) is not None:
             return mine
+        seen = look(conn, self.wanted)
         rare = seen.quotas or seen.ripening or seen.yielded or not guard("claim_cas")
         if rare or seen.revision != SCHEMA_REVISION:
             return None
         return self._first_of(conn, candidates(conn, self.wanted, seen), seen)
 
-    def _taken_before(self, conn: Connection) -> Lease | None:
+    def taken_before(self, conn: Connection) -> Lease | None:
+        """What an earlier try has taken, if its commit was made and its answer lost."""
         if not self.again:
             self.again = True
             return None

@@ -34,7 +34,7 @@ from jobs.errors import ConfigError, DatabaseUnavailableError, DiskFullError
 from jobs.specs import SPEC_VERSION
 from jobs.states import JobState
 from storage.engine import Database
-from storage.job_store import JobStore
+from storage.job_store import Claim, JobStore
 from storage.queries import Queries
 from storage.schema import open_database
 from storage.settings import Settings
@@ -219,9 +219,8 @@ def test_postgres_is_asked_no_oftener_than_must_be(through, proxy, worker_identi
     asked["wishes"], _ = trips(lambda: through.wishes(lease))
     asked["end"], _ = trips(lambda: through.succeed(lease, {}))
     submit(through, "third")
-    pass_on = partial(
-        through.succeed_and_claim, claim(), {}, worker_identity, kinds=("train",), spec_version=SPEC_VERSION
-    )
+    next_one = Claim(worker_identity, ("train",), SPEC_VERSION)
+    pass_on = partial(through.succeed_and_claim, claim(), {}, next_one)
     asked["end and claim"], lease = trips(pass_on)
     through.succeed(lease, {})
     asked["claim of nothing"], _ = trips(claim)

@@ -188,3 +188,30 @@ def test_an_evaluation_of_pictures_that_are_gone_is_told_so(
     job_factory(kind="evaluate", spec=evaluation(drawing.job_id))
     with pytest.raises(NotFoundError, match="has no pictures"):
         make_order(claim(), store, queries)
+
+
+def test_only_the_whole_of_a_split_job_is_asked_for_its_parts(
+    database, store, queries, running_job_factory, job_factory, claim
+) -> None:
+    model = running_job_factory()
+    store.register_checkpoint(
+        model, kind="final", epoch=1, step=1, path="p", manifest_sha256="0" * 64, size=1
+    )
+    store.succeed(model, {})
+    spec = {"source": model.job_id, "checkpoint": "last", "count": 4}
+    whole = job_factory(kind="generate", spec=spec, parts=[({**spec, "draws": [0, 3]}, 4)])
+
+    part = claim()
+    assert part.job.part_of == whole.id
+    assert make_order(part, store, queries)["parts"] == []
+    store.succeed(part, {"manifest_sha256": "1" * 64})
+    gathering = claim()
+    assert gathering.job_id == whole.id
+    assert make_order(gathering, store, queries)["parts"] == [
+        {"job_id": part.job_id, "attempt": 1, "manifest_sha256": "1" * 64}
+    ]
+
+    training = running_job_factory()
+    with recorded(database) as seen:
+        make_order(training, store, queries)
+    assert seen == [], "all that a first attempt of a training needs stands in its row"

@@ -1,5 +1,7 @@
 """What the supervisor looks at before it hands out a job."""
 
+from jobs.specs import SPEC_VERSION
+from storage.job_store import Claim
 from storage.volume import Volume
 from worker import supervisor
 from worker.supervisor import Supervisor
@@ -19,3 +21,21 @@ def test_the_volume_is_not_probed_for_each_of_many_small_jobs(tmp_path, monkeypa
     for _ in range(2):
         looking._see_volume()
         looking.volume.datasets.rmdir()
+
+
+def test_a_job_whose_parts_are_deleted_first_does_not_take_the_next_one(
+    store, running_job_factory, job_factory, worker_identity
+):
+    """A million files may take minutes, in which nobody would work on what was taken."""
+    ending = Supervisor.__new__(Supervisor)  # an end needs these four things
+    ending.store, ending.terminated_at, ending.taken = store, None, None
+    lease, _, waiting = running_job_factory(), job_factory(), job_factory()
+
+    ending.orders_parts = [{"job_id": 1}]
+    ending._succeed(lease, {}, Claim(worker_identity, ("train",), SPEC_VERSION))
+    assert ending.taken is None
+
+    ending.orders_parts = []
+    other = running_job_factory()
+    ending._succeed(other, {}, Claim(worker_identity, ("train",), SPEC_VERSION))
+    assert ending.taken.job_id < waiting.id
