@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality.cells import Cell, ablation, cells
-from benchmarks.quality.report import joined, write
+from benchmarks.quality.report import MINUTES, joined, write
 from benchmarks.quality.study import Study, shown
 from benchmarks.stack import Queue
 from jobs.recipes import DEFAULT_RECIPE
@@ -33,7 +33,9 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--work", type=Path, required=True, help="folder of the study; kept")
-    parser.add_argument("--minutes", type=float, default=10, help="wall time of each training (default 10)")
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES, help="wall time of each training (default 10)"
+    )
     parser.add_argument("--styles", default=",".join(STYLES), help="(default %(default)s)")
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="pictures (default %(default)s)")
     parser.add_argument("--recipes", default=",".join(RECIPES), help="(default %(default)s)")
@@ -58,6 +60,7 @@ def main() -> int:
         metavar="RECIPE=N,…",
         help="pictures a second of another machine, for as many epochs as it had (default: measured here)",
     )
+    parser.add_argument("--name", default="", help="of the file in benchmarks/results, behind the date")
     parser.add_argument("--no-write", action="store_true", help="print only; no file in benchmarks/results")
     options = parser.parse_args()
     plan = _plan(options)
@@ -88,8 +91,11 @@ def main() -> int:
                 chosen += study.choices(cell)
         if not options.no_write:
             for path in options.join:
-                done += joined(path, done, minutes=options.minutes)
-            print(f"written: {write(done, minutes=options.minutes, choices=chosen, rates=given).name}")
+                cells_there, choices_there = joined(path, done)
+                done += cells_there
+                chosen += choices_there
+            about = {"minutes": options.minutes, "name": options.name, "choices": chosen, "rates": given}
+            print(f"written: {write(done, **about).name}")
     return 0
 
 

@@ -16,45 +16,46 @@ PAGE = RESULTS / "quality.md"
 COLUMNS = ROWS = 6
 """Of each recipe's samples in a picture of the page."""
 GAP = 16
+MINUTES = 10.0
+"""Of a training, unless --minutes says otherwise."""
 
 Facts = dict[str, Any]
 
 
-def joined(path: Path, done: Sequence[Facts], *, minutes: float) -> list[Facts]:
+def joined(path: Path, done: Sequence[Facts]) -> tuple[list[Facts], list[Facts]]:
     """
-    Cells of an earlier run, which showed as many pictures as those of this one: what a training makes
-    follows from that, not from how long it took.
+    Cells and choices of an earlier run, which showed as many pictures as those of this one: what a
+    training makes follows from that, not from how long it took.
 
     Raises:
-        ValueError: another wall time, or another number of pictures than a cell of this run that
-            differs in its seed alone.
+        ValueError: another number of pictures than a cell of this run that differs in its seed alone.
     """
     earlier = json.loads(path.read_text())
-    if earlier["minutes"] != minutes:
-        raise ValueError(f"{path.name} holds trainings of {earlier['minutes']:g} min, not {minutes:g}")
-    alike = ("style", "pictures", "recipe")
-    for one, here in product(earlier["cells"], done):
+    cells = [{"minutes": earlier["minutes"], **one} for one in earlier["cells"]]
+    alike = ("style", "pictures", "minutes", "recipe")
+    for one, here in product(cells, done):
         if all(one[key] == here[key] for key in alike) and one["images"] != here["images"]:
             raise ValueError(f"{path.name}: {one['recipe']} showed {one['images']:,}, not {here['images']:,}")
     keys = (*alike, "seed")
     there = {tuple(one[key] for key in keys) for one in done}
-    return [
-        {**one, "from": path.name} for one in earlier["cells"] if tuple(one[key] for key in keys) not in there
-    ]
+    more = [{"from": path.name, **one} for one in cells if tuple(one[key] for key in keys) not in there]
+    return more, earlier.get("choices", [])
 
 
 def write(
     done: Sequence[Facts],
     *,
     minutes: float,
+    name: str = "",
     choices: Sequence[Facts] = (),
     rates: Mapping[str, float] | None = None,
 ) -> Path:
     """
-    Write results/quality-<date>.json, the page, and its pictures.
+    Write results/quality-<date>[-name].json, the page, and its pictures.
 
     Args:
         done: facts of each cell.
+        minutes: of the trainings of this run; those of an earlier one have theirs in their facts.
         choices: facts of each way of choosing.
         rates: pictures a second of each recipe, if they were given and not measured.
 
@@ -62,7 +63,7 @@ def write(
         The JSON file.
     """
     now = datetime.now(UTC)
-    path = RESULTS / f"quality-{now:%Y-%m-%d}.json"
+    path = RESULTS / f"quality-{now:%Y-%m-%d}{'-' * bool(name)}{name}.json"
     about = {"at": f"{now:%Y-%m-%dT%H:%M:%SZ}", "minutes": minutes, **circumstances()}
     about["rates_given"] = dict(rates or {})
     path.write_text(
@@ -76,19 +77,20 @@ def write(
         )
         + "\n"
     )
-    pictures = _side_by_side(done)
-    PAGE.write_text("\n".join([*_head(about), *_tables(done, pictures), *_choosing(choices)]).rstrip() + "\n")
+    _side_by_side(done)
+    PAGE.write_text("\n".join([*_head(about), *_tables(done), *_choosing(choices)]).rstrip() + "\n")
     return path
 
 
 def ratio_table(done: Sequence[Facts]) -> list[Facts]:
-    """One row for each (style, pictures, recipe): medians over seeds, and the ratio to the origin's KID."""
-    groups: dict[tuple[str, int, str], list[Facts]] = defaultdict(list)
+    """Medians over seeds of each (style, pictures, minutes, recipe), and their ratio to the origin's KID."""
+    groups: dict[tuple[str, int, float, str], list[Facts]] = defaultdict(list)
     for one in done:
-        groups[one["style"], one["pictures"], one["recipe"]].append(one)
+        groups[one["style"], one["pictures"], one["minutes"], one["recipe"]].append(one)
     rows = []
-    for (style, pictures, recipe), members in groups.items():
-        origin = {one["seed"]: one["best"]["kid"] for one in groups.get((style, pictures, "origin"), ())}
+    for (style, pictures, minutes, recipe), members in groups.items():
+        peers = groups.get((style, pictures, minutes, "origin"), ())
+        origin = {one["seed"]: one["best"]["kid"] for one in peers}
         kids = [one["best"]["kid"] for one in members]
         ratios = [one["best"]["kid"] / origin[one["seed"]] for one in members if one["seed"] in origin]
         rows.append(
@@ -107,11 +109,12 @@ def ratio_table(done: Sequence[Facts]) -> list[Facts]:
                 "recall": statistics.median(one["best"]["recall"] for one in members),
                 "copying": [one["best"]["copying"] for one in members],
                 "grid": next((one["grid"] for one in members if "grid" in one), None),
-                "minutes": statistics.median(one["seconds"] for one in members) / 60,
+                "minutes": minutes,
+                "took_min": statistics.median(one["seconds"] for one in members) / 60,
                 "images": statistics.median(one["images"] for one in members),
             }
         )
-    return sorted(rows, key=lambda row: (row["style"], row["pictures"], row["kid"]))
+    return sorted(rows, key=lambda row: (row["style"], row["pictures"], -row["minutes"], row["kid"]))
 
 
 def _head(about: Facts) -> list[str]:
@@ -136,13 +139,14 @@ def _head(about: Facts) -> list[str]:
     ]
 
 
-def _tables(done: Sequence[Facts], pictures: "dict[str, str]") -> list[str]:
+def _tables(done: Sequence[Facts]) -> list[str]:
     lines: list[str] = []
     for row in ratio_table(done):
-        title = f"## {row['style']}, {row['pictures']:,} pictures"
+        title = f"## {row['style']}, {row['pictures']:,} pictures, {row['minutes']:g} min"
         if title not in lines:
             lines += ["", title, ""]
-            if (name := pictures.get(f"{row['style']}-{row['pictures']}")) is not None:
+            name = _picture(row)
+            if (RESULTS / name).exists():
                 lines += [f"![samples of each recipe, in the order of the table]({name})", ""]
             lines += [
                 "| recipe | KID best (spread over seeds) | to origin | KID last | floor | SWD | precision "
@@ -155,7 +159,7 @@ def _tables(done: Sequence[Facts], pictures: "dict[str, str]") -> list[str]:
             f"| {row['recipe']} | {row['kid']:.4f} ({low:.4f}–{high:.4f}) | {ratio} | {row['kid_last']:.4f} "
             f"| {row['floor']:.4f} | {row['swd']:.1f} | {row['precision']:.2f} | {row['recall']:.2f} "
             f"| {', '.join(sorted(set(row['copying'])))} | {row['seeds']} | {row['images']:,.0f} "
-            f"| {row['minutes']:.1f} |"
+            f"| {row['took_min']:.1f} |"
         )
     return lines
 
@@ -183,22 +187,23 @@ def _choosing(choices: Sequence[Facts]) -> list[str]:
     return lines
 
 
-def _side_by_side(done: Sequence[Facts]) -> "dict[str, str]":
-    """One picture for each (style, pictures): a part of each recipe's grid, in the order of the table."""
+def _picture(row: Facts) -> str:
+    minutes = "" if row["minutes"] == MINUTES else f"-{row['minutes']:g}min"
+    return f"quality-{row['style']}-{row['pictures']}{minutes}.png"
+
+
+def _side_by_side(done: Sequence[Facts]) -> None:
+    """One picture for each table: a part of each recipe's grid, in its order."""
     from PIL import Image
 
-    made = {}
     groups: dict[str, list[Path]] = defaultdict(list)
     for row in ratio_table(done):
         if "without" not in row["recipe"] and row["grid"] is not None:
-            groups[f"{row['style']}-{row['pictures']}"].append(Path(row["grid"]))
-    for key, paths in groups.items():
+            groups[_picture(row)].append(Path(row["grid"]))
+    for name, paths in groups.items():
         parts = [Image.open(path).convert("RGB") for path in paths]
         side = (parts[0].width - 2) * COLUMNS // 8 + 2
         whole = Image.new("RGB", (side * len(parts) + GAP * (len(parts) - 1), side), "white")
         for place, part in enumerate(parts):
             whole.paste(part.crop((0, 0, side, side)), (place * (side + GAP), 0))
-        name = f"quality-{key}.png"
         whole.save(RESULTS / name, optimize=True)
-        made[key] = name
-    return made

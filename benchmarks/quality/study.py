@@ -62,6 +62,7 @@ class Study:
             "pictures": cell.pictures,
             "recipe": cell.variant,
             "seed": cell.seed,
+            "minutes": self.minutes,
             "job": trained.id,
             "seconds": trained.result["seconds"],
             "images": trained.result["images"],
