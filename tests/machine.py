@@ -170,9 +170,12 @@ def put_to_sleep(processes: Iterable[psutil.Process], database: "Database") -> N
 
     One that is stopped within keeps what it has locked, on SQLite the right to write, and a test
     would wait for that instead of for what it is about (docs/guarantees.md, what is not promised).
+
+    Raises:
+        StoppedInAWriteError: one that had stopped at a failpoint did so while another thread of it wrote.
     """
     awake = [one for one in processes if one.status() != psutil.STATUS_STOPPED]
-    while True:
+    for _ in range(10):
         for one in awake:
             one.suspend()
         until(lambda: all(one.status() == psutil.STATUS_STOPPED for one in awake), what="all asleep")
@@ -181,6 +184,11 @@ def put_to_sleep(processes: Iterable[psutil.Process], database: "Database") -> N
         for one in awake:
             one.resume()
         time.sleep(0.05)
+    raise StoppedInAWriteError
+
+
+class StoppedInAWriteError(AssertionError):
+    """A test's bad luck: begin again."""
 
 
 def _others_can_write(database: "Database") -> bool:
