@@ -22,8 +22,12 @@ from jobs.gan.weights import state_dicts
 
 OPSET = 18
 """The operator set that PyTorch's exporter writes natively; onnxruntime ≥ 1.14 reads it."""
-TOLERANCE = 1e-4
-"""Largest difference to PyTorch that is let through; one grey level of 256 is 7.8e-3."""
+TOLERANCE = 5e-4
+"""
+Largest difference to PyTorch that is let through; one grey level of 256 is 7.8e-3.
+
+A residual generator, which sums what its blocks add, has been seen to differ by 1.02e-4.
+"""
 CHECKED_BATCHES = (1, 5)  # sizes that the graph was not traced with: a fixed batch would show
 
 
