@@ -161,7 +161,9 @@ def _metric(session: Session, job: Job) -> str | None:
     """The best checkpoint's value, and what real pictures get among themselves once that is known."""
     measured = [one for one in session.queries.checkpoints(job.id) if one.metric is not None]
     if not measured:
-        return None
+        last = ((job.result or {}).get("metric") or {}).get("last")
+        told = "at the end; no checkpoint is called the best, because its pictures are all alike"
+        return None if last is None else f"{words.metric_key(job.spec)} {last:.4g} {told}"
     best = min(measured, key=lambda one: (one.metric or 0.0, one.step))
     floor = ((job.result or {}).get("metric") or {}).get("floor")
     told = "" if floor is None else f"; real pictures among themselves {floor:.4g}"

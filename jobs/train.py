@@ -308,7 +308,7 @@ class Training:
                 "of what real ones do",
                 step=step,
             )
-        return one.value if one else None
+        return one.value if one and one.can_be_best else None
 
     def _save(self, kind: CheckpointKind, shown: Tensor | None, metric: float | None) -> None:
         """Copy what a checkpoint holds; all that takes longer happens beside the training."""

@@ -59,6 +59,16 @@ class Evaluation:
     spread: float | None
     variety: float | None
 
+    @property
+    def can_be_best(self) -> bool:
+        """
+        Whether its value means that its pictures are good.
+
+        A network looks at texture: grey noise, 64 times the same, may be nearer to faces than bad faces
+        are. So who repeats itself is not compared.
+        """
+        return self.variety is None or self.variety >= COLLAPSED
+
 
 def plan(spec: TrainSpec, pictures: int, train_flops: float, make_flops: float) -> Plan:
     """
@@ -180,8 +190,9 @@ class Evaluations:
 
     @property
     def best(self) -> Evaluation | None:
-        """The first of those with the lowest value."""
-        return min(self.record, key=lambda one: (one.value, one.step), default=None)
+        """The first of those with the lowest value; None while the generator only repeats itself."""
+        able = [one for one in self.record if one.can_be_best]
+        return min(able, key=lambda one: (one.value, one.step), default=None)
 
     def is_over(self) -> bool:
         """Whether spec.patience evaluations have passed without a new best."""
@@ -196,23 +207,19 @@ class Evaluations:
 
         Both signs are asked for: a young generator has no variety yet, and a value may jump.
         """
-        best, now = self.best, self.record[-1] if self.record else None
-        if best is None or now is None or best.variety is None or now.variety is None:
+        best = self.best
+        if best is None or self.record[-1].can_be_best:
             return False
         far = WORSE * max(best.value, self.floor.value if self.floor else 0.0, best.spread or 0.0)
-        return now.variety < COLLAPSED <= best.variety and now.value > far
+        return self.record[-1].value > far
 
     def facts(self) -> dict[str, Any]:
         """For the job's result."""
-        best = self.best
-        if best is None:
+        if not self.record:
             return {}
-        measured = {
-            "key": best.key,
-            "best": best.value,
-            "best_epoch": best.epoch,
-            "last": self.record[-1].value,
-        }
+        measured: dict[str, Any] = {"key": self.record[-1].key, "last": self.record[-1].value}
+        if (best := self.best) is not None:
+            measured |= {"best": best.value, "best_epoch": best.epoch}
         if self.floor is not None:
             measured |= {"floor": self.floor.value}
         return {"metric": {**measured, "evaluations": len(self.record), "pictures": self.plan.pictures}}

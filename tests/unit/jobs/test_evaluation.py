@@ -81,11 +81,12 @@ def test_measuring_moves_no_bit_of_the_training(tmp_path, recipe):
     plain = train(tmp_path, spec_of(recipe, metric="none", patience=0))[1].saved[-1]
     measured = train(tmp_path, spec_of(recipe, patience=0))[1].saved[-1]
     assert sha256_of(measured.state) == sha256_of(plain.state)
-    assert plain.meta["metric"] is None
-    assert measured.meta["metric"] is not None
+    assert not plain.meta["evaluations"]
+    assert measured.meta["evaluations"]
 
 
-def test_a_value_stands_in_the_checkpoint_the_journal_and_the_result(tmp_path):
+def test_a_value_stands_in_the_checkpoint_the_journal_and_the_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "COLLAPSED", 0.0)  # so young a generator repeats itself
     result, ctx = train(tmp_path, spec_of(eval_every=2, patience=0))
     found = values(ctx)
     assert [epoch for epoch, value in found.items() if value is not None] == [2, 4, 6]
@@ -190,6 +191,24 @@ def test_a_run_stops_after_its_patience_and_says_why(tmp_path, scripted):
     assert ctx.saved[-1].epoch == result["epoch"] == 4
     assert [one["type"] for one in ctx.events] == ["stopped_early"]
     assert result["metric"]["best_epoch"] == 2
+
+
+def test_who_repeats_itself_is_not_the_best_whatever_its_value(tmp_path, scripted):
+    """Grey noise has a lower KID than bad faces; nobody wants to generate it."""
+    scripted((5.0, 1.0), (2.0, 0.1), (4.0, 0.3), (4.5, 1.0))
+    result, ctx = train(tmp_path, spec_of(patience=2, epochs=4))
+    assert result["metric"]["best_epoch"] == 3
+    assert values(ctx)[2] is None, "without a metric in its row, nothing takes it for the best"
+    assert result["stopped"] is None
+
+
+def test_where_all_repeat_themselves_none_is_the_best(tmp_path, scripted):
+    scripted((5.0, 0.1), (2.0, 0.1))
+    result, ctx = train(tmp_path, spec_of(patience=1, epochs=2))
+    assert "best" not in result["metric"]
+    assert result["metric"]["last"] == 2.0
+    assert set(values(ctx).values()) == {None}
+    assert result["stopped"] is None
 
 
 @pytest.mark.parametrize("kill_at", [3, 7, 12, 18])
