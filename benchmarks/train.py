@@ -13,7 +13,7 @@ from worker.warm_runner import memory_policy, thread_policy
 
 EXPLAINED = """\
 A piece is one whole job in a warm process: networks made, pictures shown twice (ngf 64) or four times
-(ngf 32), a grid and the weights saved after each. `loop` is pictures/s over the batches alone, which is what
+(ngf 32), a grid and the weights saved at the end. `loop` is pictures/s over the batches alone, which is what
 a run of hours tends to; `whole` counts set-up and saving too, and for the queue all from
 submit to success by the table's clock. The plain script decodes in its loop with 4
 loader processes; ganq reads pictures that were decoded once, before the first round.
@@ -59,7 +59,12 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
         for options in SIZES:
             label = f"ngf {options['ngf']}, batch {options['batch']}"
             spec = TrainSpec.create(
-                data=str(data), recipe="origin", size=96, save_every=1, device="cpu", **options
+                data=str(data),
+                recipe="origin",
+                size=96,
+                save_every=options["epochs"],
+                device="cpu",
+                **options,
             )
             series = _alternate(work, queue, plain, own, spinning, spec, rounds or 5, watch)
             raw[label] = series.values
@@ -82,10 +87,12 @@ def _alternate(
     rounds: int,
     watch: Watch,
 ) -> Series:
-    options = {key: getattr(spec, key) for key in ("data", "size", "batch", "epochs", "ngf", "ndf")}
+    options = {
+        key: getattr(spec, key) for key in ("data", "size", "batch", "epochs", "save_every", "ngf", "ndf")
+    }
 
     def of_plain() -> dict[str, float]:
-        return plain("train", out=str(work / "plain"), save_every=1, **options)
+        return plain("train", out=str(work / "plain"), **options)
 
     def in_process(child: stack.Child) -> dict[str, float]:
         return child("train", folder=str(work / "local"), spec=spec.to_json())
