@@ -203,7 +203,7 @@ def test_a_worker_that_is_told_to_go_as_a_job_ends_leaves_the_next_to_others(
     """SIGTERM just before the commit that ends one job and takes the next, and just after."""
     worker = ganq.start_worker(
         GANQ_ENABLE_FAILPOINTS="1",
-        GANQ_FAILPOINTS=f"{point}=sleep:1",
+        GANQ_FAILPOINTS=f"{point}=sleep:3",
         GANQ_FAILPOINTS_FIRED=str(tmp_path),
     )
     for seed in ("1", "2"):
