@@ -160,12 +160,14 @@ def _about(session: Session, job: Job, around: words.Surroundings) -> Iterator[t
 def _metric(session: Session, job: Job) -> str | None:
     """The best checkpoint's value, and what real pictures get among themselves once that is known."""
     measured = [one for one in session.queries.checkpoints(job.id) if one.metric is not None]
+    found = (job.result or {}).get("metric") or {}
     if not measured:
-        last = ((job.result or {}).get("metric") or {}).get("last")
-        told = "at the end; no checkpoint is called the best, because its pictures are all alike"
-        return None if last is None else f"{words.metric_key(job.spec)} {last:.4g} {told}"
+        if "last" not in found or "best" in found:  # never measured, or its checkpoints are deleted
+            return None
+        told = "at the end; no checkpoint is called the best: the pictures of each are too much alike"
+        return f"{words.metric_key(job.spec)} {found['last']:.4g} {told}"
     best = min(measured, key=lambda one: (one.metric or 0.0, one.step))
-    floor = ((job.result or {}).get("metric") or {}).get("floor")
+    floor = found.get("floor")
     told = "" if floor is None else f"; real pictures among themselves {floor:.4g}"
     return f"{words.metric_key(job.spec)} {best.metric:.4g} at epoch {best.epoch}, the best{told}"
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from storage.jobs import Job, Lease, WorkerIdentity
     from storage.queries import Queries
     from storage.settings import Settings
+    from storage.volume import Volume
 
 # Read when torch is first imported: threads that spin would starve the workers that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -200,6 +201,16 @@ def settings_env(settings: "Settings", monkeypatch: pytest.MonkeyPatch) -> dict[
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     return env
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> "Volume":
+    """A shared volume with its folders and nothing in them."""
+    from storage.volume import Volume
+
+    volume = Volume(tmp_path / "volume")
+    volume.ensure()
+    return volume
 
 
 @pytest.fixture

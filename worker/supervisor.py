@@ -242,8 +242,6 @@ class Supervisor:
                 # Beside the work: nothing depends on it.
                 attempt = self.volume.attempt(lease.job_id, lease.attempt)
                 self.volume.point_latest(lease.job.name or lease.job.kind, attempt)
-                if self.draining:
-                    self._ask_to_stop(StopReason.DRAIN, self.settings.drain_seconds)
                 return True
             except LeaseLostError:
                 self._forget("lost before it began")

@@ -227,6 +227,15 @@ def test_a_training_that_ended_before_its_first_beat_shows_all_of_its_epochs(
     assert "epoch 2/2 100%" in ganq("status").out
 
 
+def test_only_a_run_that_repeats_itself_is_said_to_have_no_best_checkpoint(ganq, store, running_job_factory):
+    for metric, said in (({"last": 2.0}, True), ({"last": 2.0, "best": 1.0}, False), ({}, False)):
+        lease = running_job_factory(
+            spec={"data": "/p", "metric": "kid", "feature_network": "random", "feature_sha256": None}
+        )
+        store.succeed(lease, {"metric": metric})
+        assert ("kid/random 2 at the end; no checkpoint" in ganq("status", lease.job_id).out) == said
+
+
 def test_a_training_that_counts_its_images_is_shown(ganq, store, running_job_factory):
     """What a run has written into its result is a number here, and a path for a generation."""
     lease = running_job_factory()

@@ -24,16 +24,8 @@ from storage import datasets
 from storage.dataset_pool import decode_all
 from storage.dataset_scan import scan
 from storage.datasets import check, list_datasets, open_cached, open_images
-from storage.volume import Volume
 
 RED = (200, 30, 40)
-
-
-@pytest.fixture
-def volume(tmp_path: Path) -> Volume:
-    volume = Volume(tmp_path / "volume")
-    volume.ensure()
-    return volume
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
@@ -42,13 +41,6 @@ class Bench:
 
 
 @pytest.fixture
-def volume(tmp_path: Path) -> Volume:
-    volume = Volume(tmp_path / "volume")
-    volume.ensure()
-    return volume
-
-
-@pytest.fixture
 def bench(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     with closing(Bench(volume, monkeypatch)) as bench:
         yield bench
@@ -74,7 +66,11 @@ def test_a_job_that_writes_nothing_waits_for_the_disk_once(bench: Bench, volume:
     assert json.loads((volume.job(7) / "spec.json").read_text())["job"] == 7
 
 
-@pytest.mark.parametrize("save", [save_a_checkpoint, save_a_file])
+def make_pictures(bench: Bench) -> None:
+    bench.context.pictures().publish()
+
+
+@pytest.mark.parametrize("save", [save_a_checkpoint, save_a_file, make_pictures])
 def test_when_something_can_be_registered_the_way_to_it_is_durable(
     bench: Bench, volume: Volume, save: Callable[[Bench], None]
 ):
