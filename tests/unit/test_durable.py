@@ -24,6 +24,7 @@ from storage.durable import (
     make_folder,
     read_verified,
     sha256_file,
+    sync_way,
     write_bytes,
     write_folder,
     write_json,
@@ -333,6 +334,11 @@ def test_making_a_folder_that_is_there_is_no_error(tmp_path):
     make_folder(tmp_path / "a" / "b")
     make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_the_way_from_elsewhere_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is not above"):
+        sync_way(tmp_path / "a" / "b", tmp_path / "c")
 
 
 def test_fifty_that_make_the_same_folder_all_succeed(tmp_path):

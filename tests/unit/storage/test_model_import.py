@@ -1,0 +1,33 @@
+"""An import's row never names what a power cut may take."""
+
+import os
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from jobs.gan.networks import Architecture
+from storage.durable import make_folder
+from storage.model_import import import_weights
+
+
+@pytest.mark.parametrize("left_behind", [False, True], ids=["fresh", "after an import that was killed"])
+def test_the_whole_way_to_imported_weights_is_synced_after_they_have_their_name(
+    store, volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_behind: bool
+) -> None:
+    weights = Architecture(size=16, nz=8, ngf=4, ndf=4).build_generator(1).state_dict()
+    save_file(weights, tmp_path / "g.safetensors")
+    if left_behind:
+        make_folder(volume.job(1), named=False)
+    synced: list[str] = []
+    really = os.fsync
+
+    def fsync(fd: int) -> None:
+        really(fd)
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    job = import_weights(store, volume, netg=tmp_path / "g.safetensors", netd=None, name="m", user="ada")
+    place = volume.checkpoints(job.id, 1)
+    assert synced[-4:] == [str(one) for one in (place, *place.parents[:3])]
+    assert place.parents[2] == volume.jobs
