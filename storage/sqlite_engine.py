@@ -61,6 +61,8 @@ def sqlite_engine(path: Path) -> Engine:
         poolclass=QueuePool,
         pool_size=4,
         max_overflow=8,
+        # Behind another connection's commit a connection reads all its pages anew: stay with one.
+        pool_use_lifo=True,
     )
 
     @event.listens_for(engine, "connect")

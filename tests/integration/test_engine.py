@@ -59,6 +59,18 @@ def test_a_table_that_is_missing_names_the_command_that_makes_it(database):
     assert "ganq db upgrade" in caught.value.hint
 
 
+def test_the_connection_that_was_used_last_is_used_next_because_its_pages_are_in_memory(database):
+    used = []
+
+    def work(conn):
+        used.append(conn.connection.dbapi_connection)
+
+    database.write(lambda first: database.read(work))  # two at once, so that the pool holds two
+    for _ in range(4):
+        database.write(work)
+    assert len(set(map(id, used[1:]))) == 1
+
+
 # --- SQLite -------------------------------------------------------------------------------------
 
 
