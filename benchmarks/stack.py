@@ -125,7 +125,8 @@ class Queue:
         self.store, self.queries = JobStore(self.database), Queries(self.database)
         deadline = time.monotonic() + READY_S
         wanted = int(self.workers[1]) if self.workers[0] == "--cpu-workers" else 1
-        while sum(one.state == "idle" for one in self.queries.workers()) < wanted:
+        # Busy at once, if a run before this one was stopped in the middle of a job.
+        while sum(one.state in ("idle", "busy") for one in self.queries.workers()) < wanted:
             if self.up.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"ganq up did not start: {Path(self.log.name).read_text()[-2000:]}")
             time.sleep(0.2)
