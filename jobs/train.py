@@ -118,7 +118,13 @@ class Training:
                 self.ctx.weights(self.spec.init_netd) if self.spec.init_netd else None,
             )
         self.steps = Steps(
-            self.spec, self.state, self.batches, self.journal, self.rollbacks, self.total_steps
+            self.spec,
+            self.state,
+            self.batches,
+            self.journal,
+            self.rollbacks,
+            self.total_steps,
+            self.build["precision"],
         )
         self.saves.start_at(self.state.step)
         self.journal.start_at(self.state.step)
@@ -152,7 +158,9 @@ class Training:
             return  # going back: what was tried is in memory, and newer than what stands here
         self.rollbacks = Rollbacks.from_json(meta)
         self.ctx.log(f"going on from step {snapshot.step} of {self.total_steps}")
-        changed = devices.differences(meta.get("build") or {}, self.build)
+        began = meta.get("build") or {}
+        self.build |= build_facts(self.spec, self.device, began=began)
+        changed = devices.differences(began, self.build)
         self.bit_exact = bool(meta.get("bit_exact", True)) and not changed
         if changed:
             told = "; ".join(changed)

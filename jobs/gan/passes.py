@@ -8,7 +8,7 @@ convolutions in bfloat16 between weights of 32 bits. A penalty runs the network 
 Shapes in names: B pictures, Z latent numbers, H, W pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -16,31 +16,42 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from jobs.errors import SpecError
+from jobs.gan.device import SINCE_0_2
 from jobs.gan.state import TrainState
 from jobs.specs import TrainSpec
 
 Precision = Literal["fp32", "bf16"]
 
 
-def precision_of(spec: TrainSpec, device: torch.device) -> Precision:
+def precision_of(spec: TrainSpec, device: torch.device, *, began: Precision | None = None) -> Precision:
     """
     What --precision comes to on this device.
 
-    'auto' is bf16 on a GPU that computes in it, but for the origin, which is there to be
-    compared with the tutorial, and on a CPU, where few compute in it.
+    'auto' is bf16 where the device computes in it, but for the origin, which is there to be
+    compared with the tutorial.
+
+    Args:
+        began: what a run that goes on began with; it stays with that where the device can.
 
     Raises:
         SpecError: bf16 on a GPU that only imitates it.
     """
-    native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    if spec.precision == "bf16" and not native:
+    if spec.precision == "bf16" and device.type == "cuda" and not computes_in_bf16(device):
         raise SpecError(
             f"--precision bf16: {torch.cuda.get_device_name(device)} does not compute in bfloat16",
             hint="--precision fp32, or auto",
         )
     if spec.precision != "auto":
         return spec.precision
-    return "bf16" if device.type == "cuda" and native and spec.recipe != "origin" else "fp32"
+    wanted = began or ("fp32" if spec.recipe == "origin" else "bf16")
+    return "bf16" if wanted == "bf16" and computes_in_bf16(device) else "fp32"
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 saves time there. A CPU without its instructions imitates it, and takes longer."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 class Passes:
@@ -48,11 +59,12 @@ class Passes:
     Plain passes of a run's two networks.
 
     Args:
+        precision: what precision_of() says.
         state: whose networks they are; in bf16 they are changed so that some layers stay in float32.
     """
 
-    def __init__(self, spec: TrainSpec, state: TrainState, device: torch.device) -> None:
-        self.precision = precision_of(spec, device)
+    def __init__(self, precision: Precision, state: TrainState, device: torch.device) -> None:
+        self.precision = precision
         self.device = device
         self._g: Callable[..., Any] = state.generator
         self._d: Callable[..., Any] = state.discriminator
@@ -74,9 +86,17 @@ class Passes:
         return made.float()
 
 
-def build_facts(spec: TrainSpec, device: torch.device) -> dict[str, Any]:
-    """What a run's last bits depend on here, for the build fingerprint."""
-    return {"precision": precision_of(spec, device)}
+def build_facts(
+    spec: TrainSpec, device: torch.device, *, began: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """
+    What a run's last bits depend on here, for the build fingerprint.
+
+    Args:
+        began: the fingerprint that stands in the checkpoint from which the run goes on.
+    """
+    before = None if began is None else {**SINCE_0_2, **began}["precision"]
+    return {"precision": precision_of(spec, device, began=before)}
 
 
 def _spare(net: nn.Module, kind: str) -> None:

@@ -22,7 +22,7 @@ from jobs.gan.fakes import StaleFakes
 from jobs.gan.graphs import Graphs
 from jobs.gan.journal import Journal
 from jobs.gan.losses import LOSSES, Loss, Pairing, squared_slopes
-from jobs.gan.passes import Passes
+from jobs.gan.passes import Passes, Precision
 from jobs.gan.rollback import Rollbacks
 from jobs.gan.schedules import Moment
 from jobs.gan.state import TrainState
@@ -50,6 +50,7 @@ class Steps:
         journal: Journal,
         rollbacks: Rollbacks,
         total_steps: int,
+        precision: Precision,
     ) -> None:
         self.spec = spec
         self.state = state
@@ -62,7 +63,7 @@ class Steps:
         self.policies, self.augment_p = ada.plan(spec.augment, spec.augment_p, len(batches.images))
         self.always = state.ada is None and self.augment_p == 1
         self.fixed_p = torch.tensor(self.augment_p, device=batches.device)
-        self.passes = Passes(spec, state, batches.device)
+        self.passes = Passes(precision, state, batches.device)
         self.stale_fakes = StaleFakes(state.generator, self.passes.g) if spec.noise == "stale" else None
         self.graphs = Graphs(batches.device, on=spec.cuda_graphs)
         self.fakes_B3HW = torch.empty(0)

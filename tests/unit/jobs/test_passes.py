@@ -1,5 +1,8 @@
 """Plain passes in bfloat16: what they may change, and what they may not."""
 
+import platform
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -57,7 +60,7 @@ def test_bf16_rounds_convolutions_and_neither_scores_nor_pictures(tmp_path):
         seen[type(layer).__name__] = made.dtype
 
     state = TrainState.fresh(spec_of(), CPU)
-    run = Passes(spec_of(precision="bf16"), state, CPU)
+    run = Passes("bf16", state, CPU)
     for net in (state.generator, state.discriminator):
         for layer in net.modules():
             layer.register_forward_hook(remember)
@@ -69,7 +72,7 @@ def test_bf16_rounds_convolutions_and_neither_scores_nor_pictures(tmp_path):
 
 def test_a_penalty_on_the_network_itself_has_a_second_derivative_in_32_bits():
     state = TrainState.fresh(spec_of("plus"), CPU)
-    Passes(spec_of("plus", precision="bf16"), state, CPU)
+    Passes("bf16", state, CPU)
     pictures = torch.randn(4, 3, 16, 16, requires_grad=True)
     scores = state.discriminator(pictures)
     (gradient,) = torch.autograd.grad(scores.sum(), pictures, create_graph=True)
@@ -79,10 +82,46 @@ def test_a_penalty_on_the_network_itself_has_a_second_derivative_in_32_bits():
     assert all(layer.parametrizations.weight.original.grad.abs().sum() > 0 for layer in convolutions)
 
 
-def test_without_an_option_a_cpu_computes_in_32_bits():
-    for recipe in ("origin", "plus"):
-        assert precision_of(spec_of(recipe), CPU) == "fp32"
-        assert passes.build_facts(spec_of(recipe), CPU) == {"precision": "fp32"}
+def processor(monkeypatch, *, has_bf16):
+    """What the processor says of itself; that alone is made up: one without bf16 imitates it."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16})
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_without_an_option_all_recipes_but_origin_compute_in_bf16_where_the_cpu_has_it(monkeypatch, has_bf16):
+    processor(monkeypatch, has_bf16=has_bf16)
+    for recipe in ("plus", "pairs", "r3"):
+        assert precision_of(spec_of(recipe), CPU) == ("bf16" if has_bf16 else "fp32")
+    assert precision_of(spec_of("origin"), CPU) == "fp32"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the processor says it in other words")
+def test_what_the_cpu_has_is_what_its_kernel_says():
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert passes.computes_in_bf16(CPU) is ("avx512_bf16" in flags)
+
+
+@pytest.mark.parametrize("then", [True, False])
+def test_a_run_stays_with_the_precision_that_it_began_with(tmp_path, monkeypatch, then):
+    spec = spec_of("pairs", precision="auto")
+    processor(monkeypatch, has_bf16=False)
+    _, straight = train(tmp_path, spec)
+    snapshot = train(tmp_path, spec_of("pairs", precision="auto", epochs=1))[1].saved[-1].for_resume()
+    assert snapshot.meta["build"]["precision"] == "fp32"
+    processor(monkeypatch, has_bf16=then)
+    result, resumed = train(tmp_path, spec, resume_from=snapshot)
+    assert result["bit_exact"] is True
+    assert sha256_of(resumed.saved[-1].state) == sha256_of(straight.saved[-1].state)
+
+
+def test_a_run_in_bf16_goes_on_without_it_on_an_older_cpu_and_says_so(tmp_path, monkeypatch):
+    processor(monkeypatch, has_bf16=True)
+    short = spec_of("pairs", precision="auto", epochs=1)
+    snapshot = train(tmp_path, short)[1].saved[-1].for_resume()
+    processor(monkeypatch, has_bf16=False)
+    result, ctx = train(tmp_path, spec_of("pairs", precision="auto"), resume_from=snapshot)
+    assert result["bit_exact"] is False
+    assert any("precision bf16 is now fp32" in line for line in ctx.lines)
 
 
 def test_a_checkpoint_from_before_precision_had_a_name_goes_on_bit_exact(tmp_path):
