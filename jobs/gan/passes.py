@@ -50,7 +50,7 @@ def precision_of(spec: TrainSpec, device: torch.device, *, began: Precision | No
 def computes_in_bf16(device: torch.device) -> bool:
     """Whether bfloat16 saves time there. A CPU without its instructions imitates it, and takes longer."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
