@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from jobs.errors import DatasetError, NotFoundError
+from storage.containers import GRIDS, IMAGES, MANIFEST, NPZ
 from storage.durable import raise_storage_error
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -107,10 +108,13 @@ def scan(source: Path) -> Listing:
     """
     List a folder (flat or a tree), a zip or a tar. Cheap: no picture is opened.
 
+    Of a folder that `ganq submit generate` has made, its pictures: a grid is none.
+
     Raises:
         NotFoundError: it does not exist.
         DatasetError: it is none of these, or cannot be read.
     """
+    source = _pictures_of(source)
     try:
         if source.is_dir():
             return _scan_folder(source)
@@ -127,6 +131,25 @@ def scan(source: Path) -> Listing:
     except BROKEN as exc:
         raise _broken(source, exc) from exc
     raise DatasetError(f"{source} is no folder, zip or tar", hint="give a folder of pictures, a zip or a tar")
+
+
+def _pictures_of(source: Path) -> Path:
+    """
+    Where the pictures are of what a generation has made; any other source as it is.
+
+    Raises:
+        DatasetError: they lie in something that is no data set.
+    """
+    if not ((source / MANIFEST).is_file() and (source / GRIDS).is_dir()):
+        return source
+    places = [source / IMAGES, *sorted(source.glob("shard-*.tar")), source / NPZ]
+    there = [one for one in places if one.exists()]
+    if len(there) == 1 and there[0].name != NPZ:
+        return there[0]
+    raise DatasetError(
+        f"the pictures in {source} lie in {'several tars' if len(there) > 1 else NPZ}",
+        hint="give one of the tars, or generate them with --format png; ganq submit evaluate JOB reads all",
+    )
 
 
 def _is_tar(source: Path) -> bool:

@@ -12,6 +12,7 @@ import tarfile
 import threading
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ import psutil
 import pytest
 from PIL import Image
 
+from jobs.context import Picture
 from jobs.errors import DatasetError, DiskFullError, NotFoundError, StopRequested, StorageError
 from storage import datasets
 from storage.dataset_pool import decode_all
 from storage.dataset_scan import scan
 from storage.datasets import check, list_datasets, open_cached, open_images
+from storage.pictures import PictureFiles
 
 RED = (200, 30, 40)
 
@@ -532,6 +535,45 @@ def test_a_cache_that_does_not_fit_is_refused_with_bytes_needed_and_free(faces, 
         open_images(volume, str(faces), 16)
     assert "free" in caught.value.message
     assert list(volume.datasets.iterdir()) == []
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Callable[[str], Path]:
+    """What a generation of five pictures has published in a format: pictures, a grid, a manifest."""
+
+    def make(format: str) -> Path:
+        folder = tmp_path / format
+        folder.mkdir()
+        sink = PictureFiles(folder, format=format, total=5)
+        sink.add(
+            Picture(number, np.full((8, 8, 3), number, np.uint8), {"draw": number, "seed": 0, "score": None})
+            for number in range(5)
+        )
+        sink.add_grid("grid-0000", np.zeros((16, 24, 3), np.uint8))
+        sink.publish()
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("format", ["png", "tar"])
+def test_of_what_a_generation_made_its_pictures_are_taken_and_not_its_grids(result, format) -> None:
+    listing = scan(result(format))
+    assert len(listing.names) == 5
+    assert listing.classes() == ()
+
+
+def test_pictures_in_an_npz_are_no_data_set_and_the_error_names_one(result) -> None:
+    with pytest.raises(DatasetError, match=r"pictures\.npz") as caught:
+        scan(result("npz"))
+    assert "--format png" in str(caught.value.hint)
+
+
+def test_a_folder_of_ones_own_with_a_manifest_is_taken_whole(result) -> None:
+    folder = result("png")
+    shutil.rmtree(folder / "grids")
+    Image.new("RGB", (8, 8)).save(folder / "mine.png")
+    assert len(scan(folder).names) == 6
 
 
 def test_pictures_are_in_the_order_of_their_names(faces, volume) -> None:
