@@ -32,15 +32,15 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def row(result: Mapping[str, Any]) -> dict[str, str]:
-    """One row of a table, by the names of the columns that it has."""
-    cells = {key.upper(): _number(one.get("value")) for key, one in _metrics(result)}
+    """One row of a table, by what it says."""
+    cells = {key: _number(one.get("value")) for key, one in _metrics(result)}
     for name in ("precision", "recall"):
         if one := result.get(name):
-            cells[name.upper()] = f"{one['value']:.2f}"
+            cells[name] = f"{one['value']:.2f}"
     if (variety := result.get("variety")) is not None:
-        cells["VARIETY"] = f"{variety:.0%}"
+        cells["variety"] = f"{variety:.0%}"
     if copying := result.get("copying"):
-        cells["COPIES"] = f"{copying['share']:.1%}{' !' if copying['verdict'] == 'copies' else ''}"
+        cells["copies"] = f"{copying['share']:.1%}{' !' if copying['verdict'] == 'copies' else ''}"
     return cells
 
 

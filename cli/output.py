@@ -85,9 +85,10 @@ STATE_STYLES = {
 }
 
 
-SHRINK = {"NAME": 6, "WORKER": 6, "STATE": 10, "PATH": 12, "HOST": 6, "DEVICE": 6}
+SHRINK = {"NAME": 6, "WORKER": 6, "STATE": 10, "PATH": 12, "HOST": 6, "DEVICE": 6, "OF": 12}
+SHRINK |= {"SOURCE": 12, "TITLE": 8, "ARTIST": 8}
 """Columns that give way on a narrow terminal, down to so many characters."""
-DROP = ("AGE", "RATE", "KIND", "WORKER", "VERSION", "QUEUES")
+DROP = ("AGE", "RATE", "KIND", "WORKER", "VERSION", "QUEUES", "MADE")
 """Columns that then go, in this order: a table with broken lines tells less."""
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli import output, preflight
+from cli import output, preflight, sweep
 from cli.lazy import examples
 from cli.session import Session, open_session
 from cli.spec_options import given_only, spec_options
@@ -18,6 +18,8 @@ from storage.settings import Settings
 
 if TYPE_CHECKING:
     from storage.jobs import Job
+
+NEVER_SWEPT = ("source", "path", "data", "feature_network", "feature_sha256", "device", "loader_workers")
 
 WORDS = {
     "data": "The real pictures. Default: those that the model was trained on.",
@@ -62,6 +64,7 @@ def evaluate(what: str, **options: Any) -> int:
     wish = take_wish(options)
     given = given_only(options)
     preflight.find_feature_network(given)
+    changes = sweep.combinations(EvaluateSpec, wish.sweep, given, never=NEVER_SWEPT) if wish.sweep else [{}]
     settings = Settings.load()
     about: dict[str, Any]
     after: list[int] = []
@@ -74,10 +77,12 @@ def evaluate(what: str, **options: Any) -> int:
         session = open_session(create=True, settings=settings)
     else:
         session, job = found
-        about, after = _of_job(session, job, given)
+        for change in changes:  # each may name another checkpoint
+            about, after = _of_job(session, job, given | change)
     if "data" in given or "data" not in about:
         about["data"] = preflight.find_data(settings, given.get("data"))
-    spec = EvaluateSpec.create(**{**about, **given, "data": about["data"]})
+    specs = [EvaluateSpec.create(**{**about, **given, "data": about["data"], **one}) for one in changes]
+    spec = specs[0]
     if Path(spec.data).exists():
         _enough(spec.data)
     else:
@@ -85,11 +90,12 @@ def evaluate(what: str, **options: Any) -> int:
     if "data" not in given:
         output.notice(f"comparing with {spec.data}")
     if wish.dry_run:
-        return show_plan(
-            spec, {"pictures": spec.count, "real_pictures_at_most": spec.search}, None, wish.as_json
-        )
+        plan = {"pictures": spec.count, "real_pictures_at_most": spec.search}
+        return show_plan(spec, plan, None, wish.as_json, changes if wish.sweep else ())
     if after:
         output.notice(f"job {after[0]} has not ended; this one waits for it")
+    if wish.sweep:
+        return sweep.accept_sweep(session, specs, wish, after=after)
     return accept(session, spec, wish, after=after)
 
 

@@ -170,7 +170,18 @@ def test_compare_puts_the_best_first_and_takes_jobs_for_their_newest_evaluation(
     assert [row["id"] for row in ganq("compare", old, worse, "--json").json()] == [old, worse]
     assert {row["id"] for row in ganq("compare", "--json").json()} == {old, worse, better}
     table = ganq("compare").out
-    assert "KID/RANDOM" in table
+    assert table.splitlines()[0].split() == [
+        "ID",
+        "OF",
+        "MADE",
+        "KID",
+        "SWD",
+        "PREC",
+        "RECALL",
+        "VARIETY",
+        "COPIES",
+    ]
+    assert "the best by kid/random first; lower is better · features of random" in table
     assert "20.0% !" in table
     assert f"job {one}" in table
 
@@ -183,3 +194,73 @@ def test_compare_warns_of_other_real_pictures_and_of_what_is_not_there(ganq, tra
     evaluated(source)
     evaluated(source, data={"fingerprint": "other"})
     assert "do not compare" in ganq("compare").err
+
+
+def test_a_network_is_named_in_a_column_only_where_there_are_several(ganq, trained, evaluated):
+    source = trained()
+    evaluated(source)
+    evaluated(source, metrics={"kid/effnet-lite0": {"value": 0.5}})
+    head = ganq("compare").out.splitlines()[0]
+    assert "KID/RANDOM" in head
+    assert "KID/EFFNET-LITE0" in head
+
+
+@pytest.fixture
+def sweep_of_rates(ganq, real, store, claim):
+    """Four trainings, two rates by two seeds; the first three have ended, with metrics; the last waits."""
+    typed = ("--data", real, "--size", 32, "--batch", 8, "--sweep", "lr-g=1e-4,2e-4", "--sweep", "seed=0-1")
+    assert ganq("submit", "train", *typed, "--name", "rates").code == 0
+    for value in (0.7, 0.3, None):
+        measured = {"key": "kid/effnet-lite0", "last": 0.9} | (
+            {"best": value, "best_epoch": 4} if value else {}
+        )
+        store.succeed(claim(), {"metric": measured})
+
+
+def test_compare_shows_which_training_of_a_sweep_was_best_and_what_it_had(ganq, sweep_of_rates):
+    said = ganq("compare", "--sweep", "rates")
+    assert said.code == 0, said.err
+    head, *rows = (line.split() for line in said.out.splitlines()[:-1])
+    assert head == ["ID", "NAME", "lr-g", "seed", "STATE", "EPOCH", "KID"]
+    assert [row[1] for row in rows] == ["rates-1", "rates-0", "rates-2", "rates-3"]
+    assert rows[0][2:] == ["0.0001", "1", "succeeded", "4", "0.3"]
+    assert "kid/effnet-lite0" in said.out.splitlines()[-1]
+    first = ganq("compare", "rates-0", "rates-1", "--json").json()[0]
+    assert first["options"] == {"seed": 1}
+    assert first["metric"] == {"key": "kid/effnet-lite0", "best": 0.3, "best_epoch": 4}
+
+
+def test_a_training_that_was_evaluated_is_compared_by_that(ganq, sweep_of_rates, evaluated):
+    one = evaluated(1)
+    assert [row["id"] for row in ganq("compare", "rates-0", "--json").json()] == [one]
+    said = ganq("compare", "rates-0", "rates-1")
+    assert (said.code, "job 2 has not been evaluated" in said.err) == (3, True)
+
+
+def test_what_has_measured_nothing_cannot_be_compared(ganq, real, trained, sweep_of_rates):
+    said = ganq("compare", "rates-2", "rates-3")
+    assert (said.code, "none of these 2 trainings has been measured" in said.err) == (3, True)
+    assert (ganq("compare", "rates-2", "--sweep", "rates").code, ganq("compare", "--sweep", "no").code) == (
+        2,
+        3,
+    )
+    trained(name="model")
+    assert (
+        ganq(
+            "submit", "generate", "--from", "model", "--count", 8, "--sweep", "seed=0,1", "--name", "drawn"
+        ).code
+        == 0
+    )
+    said = ganq("compare", "--sweep", "drawn")
+    assert (said.code, "of kind generate" in said.err) == (2, True)
+
+
+def test_a_sweep_of_evaluations_is_a_job_for_each_value(ganq, trained, queries):
+    source = trained(name="faces")
+    said = ganq("submit", "evaluate", "faces", "--sweep", "seed=0,1", "--name", "looks")
+    assert said.code == 0, said.err
+    assert [queries.get(source + place).spec["seed"] for place in (1, 2)] == [0, 1]
+    assert queries.get(source + 2).name == "looks-1"
+    for typed in ("foo=3", "source=1,2", "checkpoint=best,99"):
+        assert ganq("submit", "evaluate", "faces", "--sweep", typed).code in (2, 3)
+    assert sum(queries.counts().values()) == 3
