@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cli import evaluations, output, words
 from cli.session import Session
 from jobs.durations import in_words
+from jobs.errors import JobNotFoundError
 from jobs.states import JobState
 from storage.jobs import Job
 
@@ -17,6 +19,8 @@ TROUBLES = ("checkpoint_skipped", "not_bit_exact", "rolled_back", "save_missed",
 TROUBLES_SHOWN = 4
 LOG_LINES = 8
 LOG_TAIL_BYTES = 64 * 1024
+BLURRED_KID = 1
+"""Faces with noise that one hardly sees get 0.86, black squares 1.80: docs/quality.md."""
 WHOLE_AT_ONCE = ("checkpoints", "samples", "metrics.jsonl")
 PUBLISHED = ("grids", "manifest.jsonl", "neighbours.png", "evaluation.json")
 
@@ -116,8 +120,7 @@ def _about(session: Session, job: Job, around: words.Surroundings) -> Iterator[t
         ends = f", {output.duration(left)} left" if left is not None else ""
         yield "rate", f"{speed:,.1f} pictures/s{ends}"
     if _claimable(job):
-        ahead = session.queries.queue_position(job)
-        yield "in the queue", "next" if ahead == 0 else f"{output.count(ahead, 'job')} before it"
+        yield "in the queue", _place(session, job)
     if (parts := around.parts.get(job.id)) is not None:
         told = f"{parts.ended} of {parts.number} have ended, {parts.running} running"
         yield "parts", f"{told}   (ganq status {job.id} --parts)"
@@ -125,6 +128,7 @@ def _about(session: Session, job: Job, around: words.Surroundings) -> Iterator[t
         yield "part of", f"job {job.part_of}"
     for needed, how in session.queries.needs(job.id):
         yield "after", f"job {needed} ({how})"
+    yield "from", _source(session, job) or ""
     yield "worker", words.place(job, around)
     yield "submitted", f"{output.moment(job.created_at)} by {job.user}"
     yield "started", output.moment(job.started_at)
@@ -157,6 +161,35 @@ def _about(session: Session, job: Job, around: words.Surroundings) -> Iterator[t
     yield "queue", f"{job.queue}, priority {job.priority}{yields}"
 
 
+def _place(session: Session, job: Job) -> str:
+    """What a job waits for that could run."""
+    from storage.quotas import Quotas
+
+    ahead = session.queries.queue_position(job)
+    place = "next" if ahead == 0 else f"{output.count(ahead, 'job')} before it"
+    full = Quotas(session.database).full_for(job.user, job.queue)
+    if full is None:
+        return place
+    limit = f"the {full.scope} {full.name} may run {full.max_running} at once, and {full.running} run"
+    return f"{place}, once its limit lets it: {limit}   (ganq limit)"
+
+
+def _source(session: Session, job: Job) -> str | None:
+    """What a generation draws from, or an evaluation looks at."""
+    source = job.spec.get("source")
+    if job.kind not in ("generate", "evaluate") or not isinstance(source, int):
+        return None
+    with suppress(JobNotFoundError):
+        model = session.queries.get(source)
+        name = f" ({model.name})" if model.name else ""
+        epoch = ((job.inputs or {}).get("checkpoint") or {}).get("epoch")
+        if model.kind == "generate":
+            return f"job {source}{name}: its pictures"
+        which = job.spec.get("checkpoint") if epoch is None else f"epoch {epoch:,}"
+        return f"job {source}{name}, checkpoint {which}"
+    return f"job {source}"
+
+
 def _metric(session: Session, job: Job) -> str | None:
     """The best checkpoint's value, and what real pictures get among themselves once that is known."""
     measured = [one for one in session.queries.checkpoints(job.id) if one.metric is not None]
@@ -167,9 +200,11 @@ def _metric(session: Session, job: Job) -> str | None:
         told = "at the end; no checkpoint is called the best: the pictures of each are too much alike"
         return f"{words.metric_key(job.spec)} {found['last']:.4g} {told}"
     best = min(measured, key=lambda one: (one.metric or 0.0, one.step))
-    floor = found.get("floor")
+    floor, key = found.get("floor"), words.metric_key(job.spec)
     told = "" if floor is None else f"; real pictures among themselves {floor:.4g}"
-    return f"{words.metric_key(job.spec)} {best.metric:.4g} at epoch {best.epoch}, the best{told}"
+    if key == "kid/effnet-lite0" and (best.metric or 0.0) > BLURRED_KID:
+        told += f"; above {BLURRED_KID:g} it tells little, so look at the samples"
+    return f"{key} {best.metric:.4g} at epoch {best.epoch}, the best{told}"
 
 
 def _runs_for(session: Session, job: Job, around: words.Surroundings) -> float:

@@ -92,27 +92,43 @@ def fraction(job: Job) -> float | None:
     return min(1.0, max(0.0, done / total))
 
 
+def told(job: Job) -> dict[str, Any]:
+    """How far a job has come; of one that succeeded at its end, as the last beat told of less."""
+    so_far, result = dict(job.progress or {}), job.result or {}
+    if job.state is not JobState.SUCCEEDED:
+        return so_far
+    so_far.pop("phase", None)
+    if job.kind == "train":
+        epochs = job.spec.get("epochs", so_far.get("epochs"))
+        return {
+            **so_far,
+            "done": result.get("images"),
+            "epoch": result.get("epoch", epochs),
+            "epochs": epochs,
+        }
+    return {**so_far, "done": so_far["total"]} if "total" in so_far else so_far
+
+
 def progress(job: Job) -> str:
     """'epoch 12/400', '640/1,000 pictures', or the phase that is not the work itself."""
-    told = job.progress or {}
-    if job.state is JobState.RUNNING and told.get("phase"):
-        return clean(told["phase"])
-    epoch, epochs = _number(told.get("epoch")), _number(told.get("epochs"))
-    if job.state is JobState.SUCCEEDED:  # the last beat before the end told of less than all
-        if job.kind == "evaluate":
-            return clean(evaluations.in_short(job.result or {}))
-        made = _number((job.result or {}).get("pictures")) if job.kind == "generate" else None
+    so_far, result = told(job), job.result or {}
+    if job.state is JobState.RUNNING and so_far.get("phase"):
+        return clean(so_far["phase"])
+    if job.state is JobState.SUCCEEDED and job.kind == "evaluate":
+        return clean(evaluations.in_short(result))
+    if job.state is JobState.SUCCEEDED and job.kind == "generate":
+        made = _number(result.get("pictures"))
         if made is not None:
             return count(int(made), "picture")
-        if job.kind == "train" and not told:  # it ended before its first beat
-            epochs = _number(job.spec.get("epochs"))
-        epoch = epochs
+    epoch, epochs = _number(so_far.get("epoch")), _number(so_far.get("epochs"))
+    if result.get("stopped") and epoch is not None:
+        return f"epoch {int(epoch):,}, stopped early"
     if epochs:
         return f"epoch {int(epoch or 0):,}/{int(epochs):,}"
-    done, total = _number(told.get("done")), _number(told.get("total"))
+    done, total = _number(so_far.get("done")), _number(so_far.get("total"))
     if done is None or total is None:
         return ""
-    return f"{int(done):,}/{int(total):,} {clean(told.get('unit') or '')}".rstrip()
+    return f"{int(done):,}/{int(total):,} {clean(so_far.get('unit') or '')}".rstrip()
 
 
 def rate(job: Job) -> float | None:
@@ -186,7 +202,7 @@ def as_json(job: Job, around: Surroundings) -> dict[str, Any]:
         "parts": None
         if parts is None
         else {"number": parts.number, "ended": parts.ended, "running": parts.running},
-        "progress": job.progress,
+        "progress": told(job) or None,
         "fraction": fraction(job),
         "eta_seconds": eta(job),
         "result": job.result,

@@ -13,6 +13,7 @@ from storage.jobs import Job, WorkerRow
 from storage.models import CLAIMABLE, RUNNING, attempt, checkpoint, job, utcnow
 from storage.probe import Finding, bad, ok, warn
 from storage.queries import Filter, Queries
+from storage.quotas import Quotas
 from storage.settings import Settings, redact
 
 LISTED = 5
@@ -31,6 +32,7 @@ def check_jobs_and_workers(settings: Settings, facts: Facts) -> Iterator[Finding
     yield from check_workers(facts.workers, settings)
     yield from check_running(facts.running, facts.workers, settings)
     yield from check_queued(waiting(facts.database), facts.workers, settings)
+    yield from check_limits(Quotas(facts.database))
 
 
 def _attempt_ages(conn: Connection) -> dict[int, float]:
@@ -169,6 +171,17 @@ def check_queued(
             yield warn(
                 "jobs", f"{jobs} in the queue {queue}, and no worker is there", "ganq up, or ganq worker"
             )
+
+
+def check_limits(quotas: Quotas) -> Iterator[Finding]:
+    """Jobs that a limit of 0 keeps from starting, for ever if nobody remembers it."""
+    for one, number in quotas.shut():
+        name, jobs = redact(one.name), f"{number:,} queued job{'s' * (number != 1)}"
+        yield warn(
+            "jobs",
+            f"{jobs} of the {one.scope} {name}, whose limit is 0",
+            f"ganq limit --{one.scope} {name} none lets them start",
+        )
 
 
 def _beyond(one: Waiting) -> str | None:

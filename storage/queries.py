@@ -321,12 +321,16 @@ class Queries:
         return self.database.read(lambda conn: [WorkerRow.from_row(row) for row in conn.execute(query)])
 
     def queue_position(self, one: Job) -> int:
-        """How many claimable jobs stand before a queued one."""
+        """How many claimable jobs stand before a queued one, in its own queue."""
 
         def ask(conn: Connection) -> int:
             ahead = or_(job.c.priority > one.priority, (job.c.priority == one.priority) & (job.c.id < one.id))
             query = select(func.count()).where(
-                job.c.state == JobState.QUEUED, job.c.held == 0, job.c.blockers == 0, ahead
+                job.c.state == JobState.QUEUED,
+                job.c.held == 0,
+                job.c.blockers == 0,
+                job.c.queue == one.queue,
+                ahead,
             )
             return int(conn.execute(query).scalar_one())
 

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, delete, func, insert, select, text, update
 
 from storage.claims import ANYBODY
 from storage.engine import Database
-from storage.models import RUNNING, job, quota
+from storage.models import CLAIMABLE, RUNNING, job, quota
 
 SCOPES = ("user", "queue")
 
@@ -65,5 +65,36 @@ class Quotas:
                 return max(others, default=0)
 
             return [Quota(row.scope, row.name, row.max_running, taken(row.scope, row.name)) for row in rows]
+
+        return self.database.read(ask)
+
+    def full_for(self, user: str, queue: str) -> Quota | None:
+        """The limit that keeps a job of this user in this queue from starting now; None if there is none."""
+
+        def ask(conn: Connection) -> Quota | None:
+            limits = {(row.scope, row.name): row.max_running for row in conn.execute(select(quota))}
+            for scope, name, column in (("user", user, job.c.user), ("queue", queue, job.c.queue)):
+                most = limits.get((scope, name), limits.get((scope, ANYBODY)))
+                if most is None:
+                    continue
+                mine = select(func.count()).where(text(RUNNING), column == name)
+                running = int(conn.execute(mine).scalar_one())
+                if running >= most:
+                    return Quota(scope, name, most, running)
+            return None
+
+        return self.database.read(ask)
+
+    def shut(self) -> list[tuple[Quota, int]]:
+        """Limits of 0, with how many jobs wait behind each that could run otherwise."""
+
+        def ask(conn: Connection) -> list[tuple[Quota, int]]:
+            found = []
+            for row in conn.execute(select(quota).where(quota.c.max_running == 0, quota.c.name != ANYBODY)):
+                column = job.c.user if row.scope == "user" else job.c.queue
+                behind = select(func.count()).where(text(CLAIMABLE), column == row.name)
+                if number := int(conn.execute(behind).scalar_one()):
+                    found.append((Quota(row.scope, row.name, 0, 0), number))
+            return found
 
         return self.database.read(ask)

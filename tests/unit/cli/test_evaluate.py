@@ -158,6 +158,14 @@ def test_status_shows_what_was_found(ganq, trained, evaluated):
     assert "kid 0.0123, no copies" in ganq("status").out
 
 
+def test_status_of_a_generation_or_an_evaluation_says_of_what(ganq, trained, generated, evaluated):
+    one = trained(name="faces")
+    drawn = generated(one)
+    assert f"from       job {one} (faces), checkpoint best" in ganq("status", drawn).out
+    assert f"job {one} (faces), checkpoint best" in ganq("status", evaluated(one)).out
+    assert f"job {drawn}: its pictures" in ganq("status", evaluated(drawn)).out
+
+
 def test_compare_puts_the_best_first_and_takes_jobs_for_their_newest_evaluation(ganq, trained, evaluated):
     one, other = trained(name="one"), trained(name="other")
     old = evaluated(one)

@@ -26,6 +26,32 @@ def test_a_limit_of_nothing_stops_a_queue(ganq, job_factory, claim):
     assert claim() is None
 
 
+def test_a_job_that_a_limit_keeps_from_starting_says_so_and_doctor_names_a_limit_of_nothing(
+    ganq, job_factory, claim
+):
+    for _ in range(2):
+        job_factory(user="ada")
+    ganq("limit", "--user", "*", 1)
+    assert claim() is not None
+    place = "next, once its limit lets it: the user ada may run 1 at once, and 1 run"
+    assert place in ganq("status", 2).out
+    assert "whose limit is 0" not in ganq("doctor").out
+    ganq("limit", "--user", "ada", 0)
+    assert "the user ada may run 0 at once" in ganq("status", 2).out
+    said = ganq("doctor").out
+    assert "1 queued job of the user ada, whose limit is 0" in said
+    assert "ganq limit --user ada none" in said
+    ganq("limit", "--user", "ada", "none")
+    ganq("limit", "--user", "*", "none")
+    assert "limit" not in ganq("status", 2).out
+
+
+def test_jobs_of_another_queue_are_not_before_one(ganq, job_factory):
+    job_factory(queue="other")
+    job = job_factory()
+    assert "in the queue  next" in ganq("status", job.id).out
+
+
 def test_a_limit_for_each_counts_the_fullest(ganq, job_factory, claim):
     for user in ("ada", "ada", "ben", "cem"):
         job_factory(user=user)

@@ -219,6 +219,17 @@ def test_a_job_that_has_succeeded_shows_all_of_its_work_done(ganq, store, runnin
     assert "1,000 pictures" in row_of(ganq("status"), 2)
 
 
+def test_a_training_that_stopped_early_is_not_shown_as_complete(ganq, store, running_job_factory):
+    lease = running_job_factory(name="pat", spec={"data": "/pictures", "epochs": 400})
+    told = {"done": 1312, "total": 76800, "unit": "pictures", "epoch": 6, "epochs": 400}
+    store.heartbeat(lease, told)
+    store.succeed(lease, {"epoch": 7, "images": 1344, "stopped": "stopped early at epoch 7"})
+    assert "epoch 7, stopped early" in ganq("status").out
+    assert "400/400" not in ganq("status", "pat").out
+    facts = ganq("status", "pat", "--json").json()["progress"]
+    assert (facts["done"], facts["total"], facts["epoch"]) == (1344, 76800, 7)
+
+
 def test_a_training_that_ended_before_its_first_beat_shows_all_of_its_epochs(
     ganq, store, running_job_factory
 ):
