@@ -4,15 +4,17 @@ from statistics import median
 from typing import Any
 
 from jobs.errors import JobNotFoundError
-from jobs.specs import TrainSpec
+from jobs.specs import EvaluateSpec, TrainSpec
+from jobs.states import JobState
 from storage.jobs import Job
 from storage.queries import Filter, Queries
 
 LOOK_BACK = 100
 LIKE_TRAINING = (
     *("size", "nz", "ngf", "ndf", "norm_d", "arch"),
-    *("d_every", "g_every", "r1_gamma", "r2_gamma", "penalty_every", "cuda_graphs"),
+    *("d_every", "g_every", "r1_gamma", "r2_gamma", "penalty_every", "precision", "cuda_graphs"),
 )
+LIKE_LOOKING = ("size", "count", "search", "feature_network")
 LIKE_DRAWING = ("size", "nz", "ngf", "arch")
 
 
@@ -41,6 +43,14 @@ def generation_rate(queries: Queries, model: Job) -> float | None:
     return _median(alike)
 
 
+def evaluation_seconds(queries: Queries, spec: EvaluateSpec) -> float | None:
+    """Median seconds of earlier evaluations of as many pictures; None if there are none."""
+    wanted = spec.to_json()
+    earlier = queries.page(Filter(kind="evaluate", states=(JobState.SUCCEEDED,)), limit=LOOK_BACK)
+    alike = [one for one in earlier if _alike(one.spec, wanted, LIKE_LOOKING)]
+    return _middle([(one.result or {}).get("seconds") for one in alike])
+
+
 def _alike(one: dict[str, Any], other: dict[str, Any], names: tuple[str, ...]) -> bool:
     # Jobs of ganq 0.1 have no `arch`: it was the tutorial's.
     old = {"arch": "dcgan"}
@@ -48,6 +58,12 @@ def _alike(one: dict[str, Any], other: dict[str, Any], names: tuple[str, ...]) -
 
 
 def _median(jobs: list[Job]) -> float | None:
-    rates = [one.progress.get("rate") for one in jobs if one.progress]
-    measured = [rate for rate in rates if isinstance(rate, int | float) and rate > 0]
-    return float(median(measured)) if measured else None
+    # The result's rate is of the whole work; a short job has ended before a beat carried one.
+    return _middle(
+        [(one.result or {}).get("images_per_s") or (one.progress or {}).get("rate") for one in jobs]
+    )
+
+
+def _middle(values: list[Any]) -> float | None:
+    known = [value for value in values if isinstance(value, int | float) and value > 0]
+    return float(median(known)) if known else None

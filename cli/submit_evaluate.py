@@ -91,7 +91,10 @@ def evaluate(what: str, **options: Any) -> int:
         output.notice(f"comparing with {spec.data}")
     if wish.dry_run:
         plan = {"pictures": spec.count, "real_pictures_at_most": spec.search}
-        return show_plan(spec, plan, None, wish.as_json, changes if wish.sweep else ())
+        from cli.estimate import evaluation_seconds
+
+        seconds = evaluation_seconds(session.queries, spec)
+        return show_plan(spec, plan, seconds, wish.as_json, changes if wish.sweep else ())
     if after:
         output.notice(f"job {after[0]} has not ended; this one waits for it")
     if wish.sweep:

@@ -320,6 +320,23 @@ def test_the_plan_counts_steps_as_the_tutorial_does():
     assert plan["pictures_shown"] == 400 * 62 * 256
 
 
+def test_a_short_job_that_ended_before_its_first_beat_is_one_to_estimate_from(
+    ganq, trained, store, running_job_factory
+):
+    model = trained()
+    asked = ("submit", "generate", "--from", model, "--count", 64, "--dry-run", "--json")
+    assert ganq(*asked).json()["estimate_seconds"] is None
+    spec = {"source": model, "checkpoint": "best"}
+    store.succeed(running_job_factory(kind="generate", spec=spec), {"pictures": 8, "images_per_s": 32.0})
+    assert ganq(*asked).json()["estimate_seconds"] == pytest.approx(2.0)
+    asked = ("submit", "evaluate", model, "--count", 100, "--dry-run", "--json")
+    assert ganq(*asked).json()["estimate_seconds"] is None
+    spec = ganq(*asked).json()["spec"]
+    store.succeed(running_job_factory(kind="evaluate", spec=spec), {"seconds": 7.5})
+    assert ganq(*asked).json()["estimate_seconds"] == pytest.approx(7.5)
+    assert ganq(*asked, "--count", 200).json()["estimate_seconds"] is None
+
+
 def test_a_dry_run_estimates_from_the_rate_of_earlier_jobs(ganq, trained, pictures):
     asked = (
         "submit",
