@@ -74,7 +74,7 @@ def many_options(command: F) -> F:
                 type=click.Choice([str(one) for one in OPEN]),
                 help="… are in this state;",
             ),
-            click.option("--kind", help="… are of this kind: train, generate;"),
+            click.option("--kind", help="… are of this kind: train, generate, evaluate, import;"),
             click.option("--user", help="… are of this user;"),
             click.option("--name", help="… have a name that contains this."),
             click.option("--sweep", help="All of this array: its id, or the name that its jobs begin with."),
@@ -102,7 +102,10 @@ def chosen(session: Session, verb: str, options: dict[str, Any]) -> list[str]:
         return list(named)
     if not many:
         raise SpecError(
-            f"which jobs? {verb} takes ids and names, or --all", hint="ganq status lists those that are there"
+            f"which jobs? {verb} takes ids and names, or --all",
+            hint=f"ganq {verb} --all with these filters"
+            if like or options["states"]
+            else "ganq status lists those that are there",
         )
     if "kind" in like:
         from jobs.kinds import kind_named

@@ -254,7 +254,10 @@ def _results(session: Session, job: Job) -> Iterator[str]:
     if not paths:
         return
     yield from _facts((name, str(path)) for name, path in paths.items())
-    yield f"ganq open {job.id}"
+    if "deleted_at" not in (job.result or {}):
+        yield f"ganq open {job.id}"
+    if job.attempt > 1:
+        yield f"those of earlier attempts lie beside it, in {paths['folder'].parent}"
 
 
 def _events(session: Session, job: Job) -> Iterator[str]:

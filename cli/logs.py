@@ -23,9 +23,14 @@ def logs(job: str, follow: bool, lines: int | None, everything: bool) -> int:
     """Print what JOB has logged: the newest attempt's log.txt."""
     session = open_session()
     found = session.queries.find(job)
+    if found.attempt == 0 and found.state.terminal:
+        output.notice(f"job {found.id} ({found.state}) never began, and has logged nothing")
+        return 0
     if found.attempt == 0 and not follow:
         output.notice(f"job {found.id} has not begun yet; -f waits for it")
         return 0
+    if found.attempt > 1 and not everything:
+        output.notice(f"attempt {found.attempt}; --all prints those before it, too")
     first = 1 if everything else max(1, found.attempt)
     for attempt in range(first, found.attempt):
         _separator(session, found.id, attempt)

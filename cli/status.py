@@ -138,7 +138,8 @@ def _overview_rows(session: Session, wanted: "Filter", limit: int | None) -> tup
     )
     around = words.Surroundings.of(session.queries, jobs)
     bars = output.on_terminal()
-    return [_row(one, around, bars) for one in jobs], _footer(session, len(jobs), wanted)
+    more = limit is not None and len(jobs) == limit
+    return [_row(one, around, bars) for one in jobs], _footer(session, len(jobs), wanted, more=more)
 
 
 def _row(one: "Job", around: Any, bars: bool) -> list[str]:
@@ -164,8 +165,8 @@ def _row(one: "Job", around: Any, bars: bool) -> list[str]:
     ]
 
 
-def _footer(session: Session, shown: int, wanted: "Filter") -> str:
-    """How many there are in all, by state, and how to see the rest."""
+def _footer(session: Session, shown: int, wanted: "Filter", *, more: bool = False) -> str:
+    """How many there are in all, by state, and how to see the rest, if there may be more."""
     from storage.queries import Filter
 
     counts = session.queries.counts(sweep=wanted.sweep)
@@ -179,8 +180,10 @@ def _footer(session: Session, shown: int, wanted: "Filter") -> str:
         line = f"sweep {wanted.sweep}: {ended:,} of {total:,} ended: {by_state}"
     if shown < total and wanted == Filter():
         line += f" · newest {shown} shown; --all shows every one, ganq status ID one of them"
-    elif wanted != Filter():
+    elif wanted != Filter() and more:
         line += f" · {shown} shown of those that match; --all or --limit N shows more"
+    elif wanted != Filter() and shown < total:
+        line += f" · {shown} of them match"
     return line
 
 

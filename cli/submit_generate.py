@@ -30,7 +30,7 @@ WORDS = {
     "frames": "Frames of the whole way. Default: 60 from one picture to the next.",
     "grid_epochs": "Add a grid of the first 8 pictures with a row for each checkpoint that was kept.",
     "reject": "Draw again what the discriminator likes least: this share of all draws, e.g. 0.5.",
-    "truncation": "Keep each latent number within ± this; less is tamer, e.g. 0.7.",
+    "truncation": "Keep each latent number within ± this; less is tamer, e.g. 1.5.",
     "checkpoint": "best, last, or a number of epochs.",
     "class_name": "Of a conditional model: the class to draw. Default: its classes in turn.",
     "seed": "Picture i depends on (checkpoint, seed, i) alone.",
@@ -43,7 +43,7 @@ WORDS = {
     "format": "Files of that kind, or one archive: tar of PNGs, npz of arrays.",
     "quality": "Of jpeg [95], or of a webp that loses something; a webp is lossless without.",
     "micro_batch": "Pictures in one pass; part of what fixes the bits.",
-    "shard_size": "Pictures in one part; a job of more is split, and workers share it.",
+    "shard_size": "Pictures in one part, in whole micro-batches; of more, workers share the parts.",
     "max_workers": "Workers that may be at this job at once; 0: all that are free.",
     "deterministic": "On a GPU: kernels that always give the same bits.",
 }

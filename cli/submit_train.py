@@ -13,7 +13,7 @@ from cli.submit import accept, show_plan, take_wish, wish_options
 from jobs.errors import CheckpointNotFoundError, SpecError
 from jobs.kinds import kind_named
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
-from jobs.specs import FEATURE_NETWORKS, TrainSpec
+from jobs.specs import FEATURE_NETWORKS, TrainSpec, check_same_run
 from storage.settings import Settings
 
 if TYPE_CHECKING:
@@ -84,10 +84,6 @@ PATHS: dict[str, click.ParamType[Any]] = {
 
 NETWORKS = ("size", "nz", "ngf", "ndf", "arch", "norm_d", "conditional")
 """What makes weights of one run fit another."""
-
-FIXED = ("recipe", "size", "nz", "ngf", "ndf", "arch", "norm_d", "conditional")
-"""What a run that goes on cannot change: the checkpoint holds networks of this form."""
-
 
 NEVER_SWEPT = (*PATHS, "continue_from", "init_from", "augment", "feature_sha256")
 """Paths, what belongs to one, and what is itself a list."""
@@ -191,21 +187,13 @@ def continued(session: Session, parent: "Job", given: dict[str, Any]) -> TrainSp
         given: what was typed; overrides the parent's spec.
 
     Raises:
-        SpecError: no training job, no later end, or other networks.
+        SpecError: no training job, no later end, or another run.
         CheckpointNotFoundError: there is nothing to go on from.
     """
     if parent.kind != TrainSpec.kind:
         raise SpecError(
             f"job {parent.id} is of kind {parent.kind}, and only a training goes on",
-            hint="--init-netg and --init-netd start from weight files",
-        )
-    changed = [name for name in FIXED if name in given and given[name] != parent.spec.get(name)]
-    if changed:
-        told = ", ".join(
-            f"--{name.replace('_', '-')} {given[name]} (it has {parent.spec.get(name)})" for name in changed
-        )
-        raise SpecError(
-            f"job {parent.id} cannot go on with {told}", hint="leave it away, or submit a new training"
+            hint="--init-from JOB begins a new run with its networks",
         )
     known = session.queries.checkpoints(parent.id)
     if parent.state.terminal and not known:
@@ -224,7 +212,9 @@ def continued(session: Session, parent: "Job", given: dict[str, Any]) -> TrainSp
     fresh = {"init_netg": None, "init_netd": None, "init_from": None, "continue_from": parent.id}
     if "feature_network" in given:
         fresh["feature_sha256"] = None  # the parent's was of another
-    return TrainSpec.from_json({**parent.spec, **fresh, **given})
+    spec = TrainSpec.from_json({**parent.spec, **fresh, **given})
+    check_same_run(parent.spec, spec)
+    return spec
 
 
 def started(session: Session, start: "Job", given: dict[str, Any]) -> dict[str, Any]:

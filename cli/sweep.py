@@ -54,7 +54,7 @@ def combinations(
         if name not in spec.model_fields or name in never:
             raise SpecError(
                 f"--sweep {told[:40]!r}: {_why_not(name, spec)}",
-                hint="it takes options of this command: " + _listed(spec, never),
+                hint=_meant(name, spec, never),
             )
         if name in axes or name in given:
             where = "an option and in --sweep" if name in given else "two --sweep"
@@ -204,5 +204,10 @@ def _why_not(name: str, spec: "type[Spec]") -> str:
     return "cannot be swept" if name in spec.model_fields else "there is no such field"
 
 
-def _listed(spec: "type[Spec]", never: Sequence[str]) -> str:
-    return ", ".join(_flag(one)[2:] for one in spec.model_fields if one not in never)
+def _meant(name: str, spec: "type[Spec]", never: Sequence[str]) -> str:
+    """What was perhaps meant, or where to look."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, [one for one in spec.model_fields if one not in never], n=3, cutoff=0.5)
+    look = f"ganq submit {spec.kind} --help lists the options"
+    return f"{', '.join(_flag(one)[2:] for one in near)}? {look}" if near else look

@@ -54,6 +54,6 @@ def up(gpus: str, cpu_workers: int | None) -> None:
                 time.sleep(1.0)
                 stack.start_worker()
         except KeyboardInterrupt:
-            click.echo("\nstopping: the running job is being saved …", err=True)
+            click.echo("\nstopping; a job that runs is saved first …", err=True)
             code = 0
     raise SystemExit(code)

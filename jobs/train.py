@@ -26,10 +26,10 @@ from jobs.gan.passes import build_facts
 from jobs.gan.rollback import Rollbacks
 from jobs.gan.samples import Samples
 from jobs.gan.saves import Saves
-from jobs.gan.state import TrainState, check_same_run
+from jobs.gan.state import TrainState
 from jobs.gan.steps import Steps
 from jobs.gan.stills import Stills
-from jobs.specs import TrainSpec
+from jobs.specs import TrainSpec, check_same_run
 from jobs.states import KEEPS_WORK
 
 

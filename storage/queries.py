@@ -287,6 +287,22 @@ class Queries:
         )
         return self.database.read(lambda conn: [Checkpoint.from_row(row) for row in conn.execute(query)])
 
+    def _without_checkpoint(self, one: Job) -> CheckpointNotFoundError:
+        origin = one.spec.get("source")
+        if one.kind in ("generate", "evaluate") and isinstance(origin, int):
+            return CheckpointNotFoundError(
+                f"job {one.id} is of kind {one.kind} and has no checkpoints",
+                hint=f"job {origin} is its source",
+            )
+        if one.state.terminal:
+            return CheckpointNotFoundError(
+                f"job {one.id} ({one.state}) has left no checkpoint",
+                hint=f"ganq retry {one.id} does it again",
+            )
+        return CheckpointNotFoundError(
+            f"job {one.id} has no checkpoint yet", hint=f"ganq status {one.id} shows how far it is"
+        )
+
     def choose_checkpoint(self, job_id: int, which: str) -> Checkpoint:
         """
         Args:
@@ -298,9 +314,7 @@ class Queries:
         """
         there = self.checkpoints(job_id)
         if not there:
-            raise CheckpointNotFoundError(
-                f"job {job_id} has no checkpoint yet", hint=f"ganq status {job_id} shows how far it is"
-            )
+            raise self._without_checkpoint(self.get(job_id))
         if which == "last":
             return there[-1]
         if which == "best":

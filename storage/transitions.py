@@ -369,7 +369,7 @@ def _told_of(conn: Connection, needed: int, ending: JobState, waiting: int) -> d
     return {
         "error_code": "DEPENDENCY_FAILED",
         "error_message": f"job {needed}, which it waited for, has {how_it_ended(ending)}",
-        "error_hint": f"ganq status {needed} says why; ganq retry {needed}, then submit this again",
+        "error_hint": f"ganq status {needed} says why; ganq retry {needed} --with-waiting does both again",
     }
 
 

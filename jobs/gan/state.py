@@ -6,7 +6,6 @@ The step is the only cursor: epoch, order, noise and augmentation follow from it
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,35 +19,6 @@ from jobs.gan.ema import Ema
 from jobs.gan.networks import AnyDiscriminator, AnyGenerator, Architecture
 from jobs.gan.schedules import Moment
 from jobs.specs import TrainSpec
-
-FREE_TO_CHANGE = frozenset(
-    {
-        "data",  # a folder may move: the pictures' fingerprint is compared instead
-        "epochs",
-        "save_every",
-        "device",
-        "cuda_graphs",  # the same bits
-        "deterministic",  # with `device` in the build fingerprint, which says bit_exact or not
-        "init_netg",  # these two were used up when the run began
-        "init_netd",
-        "init_from",
-        "loader_workers",
-        "max_skip",
-        "checkpoint_seconds",
-        "keep_last",
-        "keep_best",
-        "metric",  # these six change no step
-        "feature_network",
-        "feature_sha256",
-        "eval_every",
-        "eval_samples",
-        "patience",
-        "keep_every",
-        "continue_from",
-    }
-)
-"""Options that may differ between a run and the one it goes on from."""
-
 
 OPTION = {name: f"--{name.replace('_', '-')}" for name in ("size", "nz", "ngf", "ndf", "norm_d", "arch")}
 """Of an architecture's measures, those that are options; the number of classes is the data set's."""
@@ -261,27 +231,6 @@ def diverged(what: str, step: int) -> TrainingDivergedError:
         "start again with a lower --lr-g and --lr-d, or with --recipe plus",
         step=step,
     )
-
-
-def check_same_run(saved: Mapping[str, Any], spec: TrainSpec) -> None:
-    """
-    Refuse to go on with options that would make it another run.
-
-    Raises:
-        SpecError: naming each option that differs, old value and new.
-    """
-    mine = spec.to_json()
-    differ = [
-        f"--{name.replace('_', '-')} {saved[name]} is now {mine[name]}"
-        for name in mine
-        if name in saved and name not in FREE_TO_CHANGE and saved[name] != mine[name]
-    ]
-    if differ:
-        raise SpecError(
-            f"the checkpoint was trained with other options: {'; '.join(differ)}",
-            hint="go on with the old values, or start a new run (--init-netg takes over its generator)",
-            options=differ,
-        )
 
 
 def _over(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

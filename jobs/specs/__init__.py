@@ -10,7 +10,7 @@ from jobs.specs.base import FEATURE_NETWORKS, Spec, check_name, size_plan
 from jobs.specs.evaluate import FEWEST_PICTURES, EvaluateSpec
 from jobs.specs.generate import GenerateSpec
 from jobs.specs.imports import ImportSpec
-from jobs.specs.train import TrainSpec
+from jobs.specs.train import TrainSpec, check_same_run
 
 __all__ = [
     "FEATURE_NETWORKS",
@@ -22,5 +22,6 @@ __all__ = [
     "Spec",
     "TrainSpec",
     "check_name",
+    "check_same_run",
     "size_plan",
 ]

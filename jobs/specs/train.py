@@ -1,5 +1,6 @@
 """What a training is asked for."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -187,3 +188,56 @@ class TrainSpec(Spec):
                 hint="use --norm-d spectral or none, or --r1-gamma 0 --r2-gamma 0",
             )
         return self
+
+
+FREE_TO_CHANGE = frozenset(
+    {
+        "data",  # a folder may move: the pictures' fingerprint is compared instead
+        "epochs",
+        "save_every",
+        "device",
+        "cuda_graphs",  # the same bits
+        "deterministic",  # with `device` in the build fingerprint, which says bit_exact or not
+        "init_netg",  # these two were used up when the run began
+        "init_netd",
+        "init_from",
+        "loader_workers",
+        "max_skip",
+        "checkpoint_seconds",
+        "keep_last",
+        "keep_best",
+        "metric",  # these six change no step
+        "feature_network",
+        "feature_sha256",
+        "eval_every",
+        "eval_samples",
+        "patience",
+        "keep_every",
+        "continue_from",
+    }
+)
+"""Options that may differ between a run and the one it goes on from."""
+
+
+def check_same_run(saved: Mapping[str, Any], spec: TrainSpec) -> None:
+    """
+    Refuse to go on with options that would make it another run.
+
+    Args:
+        saved: the spec of the run that it goes on from, as JSON.
+
+    Raises:
+        SpecError: naming each option that differs, old value and new.
+    """
+    mine = spec.to_json()
+    differ = [
+        f"--{name.replace('_', '-')} {mine[name]} (it has {saved[name]})"
+        for name in mine
+        if name in saved and name not in FREE_TO_CHANGE and saved[name] != mine[name]
+    ]
+    if differ:
+        raise SpecError(
+            f"a run cannot go on with {', '.join(differ)}",
+            hint="leave it away, or start a new run: --init-from JOB begins one with its networks",
+            options=differ,
+        )

@@ -17,6 +17,7 @@ from storage.models import checkpoint, dependency, event, job, utcnow
 from storage.parts import insert_parts
 from storage.transitions import (
     get_job,
+    how_it_ended,
     record_event,
     telling,
 )
@@ -192,7 +193,7 @@ def hold_needed(conn: Connection, needs: Sequence[int]) -> int:
             raise JobNotFoundError(f"there is no job {needed} to wait for", hint="ganq status lists them")
         if state in (JobState.FAILED, JobState.CANCELLED):
             raise SpecError(
-                f"job {needed} has {state}, so a job after it would never run",
+                f"job {needed} has {how_it_ended(state)}, so a job after it would never run",
                 hint=f"ganq retry {needed}, or submit without --after",
             )
         blockers += state != JobState.SUCCEEDED

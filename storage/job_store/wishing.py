@@ -74,7 +74,9 @@ class Wishing(Store):
             if row.state != JobState.QUEUED:
                 raise InvalidTransitionError(
                     f"job {job_id} is {row.state}, and only a queued job can be held or released",
-                    hint=f"ganq cancel {job_id} stops a running job",
+                    hint=f"ganq cancel {job_id} stops it"
+                    if row.state == JobState.RUNNING
+                    else f"ganq retry {job_id} does it again",
                 )
             if bool(row.held) != held:
                 conn.execute(update(job).where(job.c.id == job_id).values(held=int(held), rung_at=None))

@@ -185,14 +185,14 @@ def test_options_that_differ_on_resume_are_refused_with_all_of_them(volume):
     last = one.attempt()
     assert (last["op"], last["code"]) == ("failed", "BAD_SPEC")
     for told in (
-        "--batch 4 is now 5",
-        "--lr-g 0.0004 is now 0.001",
-        "--noise fresh is now stale",
+        "--batch 5 (it has 4)",
+        "--lr-g 0.001 (it has 0.0004)",
+        "--noise stale (it has fresh)",
         "--augment",
     ):
         assert told in last["message"]
     assert "epochs" not in last["message"]
-    assert "--init-netg" in last["hint"]
+    assert "--init-from" in last["hint"]
 
 
 def test_another_number_of_threads_goes_on_and_is_told(volume):

@@ -92,7 +92,9 @@ def trained(running_job_factory: Callable[..., Any], store: Any) -> Callable[...
         from jobs.errors import DatasetError
         from jobs.specs import TrainSpec
 
-        spec = TrainSpec.create(data="/pictures", recipe="plus", epochs=epochs, size=24, ngf=8, ndf=8)
+        spec = TrainSpec.create(
+            data="/pictures", recipe="plus", epochs=epochs, size=24, ngf=8, ndf=8, batch=8
+        )
         lease = running_job_factory(spec=spec.to_json(), name=name)
         store.heartbeat(
             lease,

@@ -395,10 +395,10 @@ def test_the_bytes_of_a_checkpoint_grow_with_the_moving_average():
 
 def test_continue_copies_the_spec_and_goes_on_from_the_job(ganq, queries, trained, pictures):
     parent = trained(epochs=4, name="faces")
-    said = ganq("submit", "train", "--continue", "faces", "--data", pictures, "--epochs", 9, "--batch", 8)
+    said = ganq("submit", "train", "--continue", "faces", "--data", pictures, "--epochs", 9)
     assert said.code == 0, said.err
     spec, old = queries.get(parent + 1).spec, queries.get(parent).spec
-    changed = {"data": str(pictures), "epochs": 9, "batch": 8, "continue_from": parent}
+    changed = {"data": str(pictures), "epochs": 9, "continue_from": parent}
     assert spec == {**old, **changed}
 
 
@@ -407,7 +407,7 @@ def test_continue_with_another_feature_network_lets_the_checksum_of_the_old_one_
 ):
     file = tmp_path / "net.pth"
     file.write_bytes(b"weights")
-    go_on = ("submit", "train", "--data", pictures, "--batch", 8, "--continue")
+    go_on = ("submit", "train", "--data", pictures, "--continue")
     of_file = ("--feature-network", file, "--feature-sha256", "A" * 64)
     parent = trained(epochs=4)
     assert ganq(*go_on, parent, "--epochs", 9, *of_file).code == 0
@@ -426,6 +426,7 @@ def test_continue_with_another_feature_network_lets_the_checksum_of_the_old_one_
         ((), 2, "has 4 epochs already"),
         (("--epochs", 9, "--size", 48), 2, "--size 48 (it has 24)"),
         (("--epochs", 9, "--recipe", "origin"), 2, "--recipe origin (it has plus)"),
+        (("--epochs", 9, "--lr-g", "0.1"), 2, "--lr-g 0.1 (it has 0.0004)"),
     ],
 )
 def test_continue_refuses_what_a_checkpoint_cannot_do(ganq, queries, trained, pictures, typed, code, message):

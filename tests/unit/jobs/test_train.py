@@ -247,8 +247,8 @@ def test_other_options_are_refused_by_name_and_harmless_ones_are_not(tmp_path):
     snapshot = train(tmp_path, spec_of(epochs=2))[1].saved[-1].for_resume()
     with pytest.raises(SpecError) as caught:
         train(tmp_path, spec_of(batch=8, lr_g=1e-3, epochs=3), resume_from=snapshot)
-    assert "--batch 4 is now 8" in caught.value.message
-    assert "--lr-g 0.0002 is now 0.001" in caught.value.message
+    assert "--batch 8 (it has 4)" in caught.value.message
+    assert "--lr-g 0.001 (it has 0.0002)" in caught.value.message
     assert "epochs" not in caught.value.message
     train(tmp_path, spec_of(epochs=2, data="/moved", checkpoint_seconds=9, keep_last=3), resume_from=snapshot)
 
