@@ -9,6 +9,7 @@ from jobs.errors import VolumeError
 from storage.diagnosis import EMPTY_BYTES, MOUNT_IN_MEMORY, Facts
 from storage.diagnosis_jobs import listed
 from storage.filesystems import MOUNTINFO, Mount, is_network_filesystem, mount_of
+from storage.former import aside
 from storage.probe import Finding, bad, ok, warn
 from storage.settings import Settings
 from storage.volume import Volume
@@ -171,6 +172,13 @@ def check_orphans(settings: Settings, facts: Facts) -> Iterator[Finding]:
     volume = Volume(settings.volume)
     if facts.database is None or not volume.jobs.is_dir():
         return
+    if left := aside(volume):
+        folders = f"{len(left)} folder{'s' * (len(left) > 1)} of jobs of another job table"
+        yield warn(
+            "orphans",
+            f"{folders}, e.g. {left[0]}: ids were given out again after a restore",
+            "keep what you need of them, and delete the rest by hand",
+        )
     try:
         plan = Garbage(facts.database, volume).plan()
     except VolumeError as exc:

@@ -26,6 +26,7 @@ from storage import garbage_facts as facts
 from storage import garbage_rules as rules
 from storage.datasets import INDEX
 from storage.engine import Database
+from storage.former import recorded_spec
 from storage.garbage_rules import TRASH, JobFacts, Policy, Reason
 from storage.trash import delete_tree, opened
 from storage.volume import Volume
@@ -128,7 +129,7 @@ class Garbage:
             VolumeError: most of what lies here is of jobs that this table does not have.
         """
         ours = facts.sample(set(folders) & known, SAMPLED)
-        said = {one: facts.recorded_spec(self.volume, one) for one in ours}
+        said = {one: recorded_spec(self.volume, one) for one in ours}
 
         def compare(conn: Connection) -> list[bool]:
             rows = facts.job_facts(conn, ours)
@@ -185,7 +186,7 @@ class Garbage:
                     going = {**dict(rules.results(job, seen[job_id], policy)), **going}
                 if not going:
                     continue
-                said = facts.recorded_spec(self.volume, job_id)
+                said = recorded_spec(self.volume, job_id)
                 if said is None:
                     continue  # an import, or an attempt that died before it wrote anything
                 if not facts.belongs(conn, job, said):

@@ -6,7 +6,6 @@ the table said that an attempt has ended was written before its end.
 No link is followed anywhere on the volume.
 """
 
-import json
 import os
 import re
 import secrets
@@ -22,6 +21,7 @@ from jobs.errors import VolumeError
 from jobs.states import JobState
 from storage.datasets import list_datasets
 from storage.durable import raise_storage_error
+from storage.former import is_of
 from storage.garbage_rules import CHECKPOINTS, SAMPLES, AttemptSeen, Cache, JobFacts, JobSeen, Reader
 from storage.models import attempt, checkpoint, dependency, job, utcnow
 from storage.transitions import record_event
@@ -152,17 +152,6 @@ def volume_clock(volume: Volume) -> float:
         raise_storage_error(exc, volume.root)
 
 
-def recorded_spec(volume: Volume, job_id: int) -> dict[str, Any] | None:
-    """What an attempt has written of its job into spec.json; None if there is none that can be read."""
-    path = volume.job(job_id) / "spec.json"
-    with suppress(OSError, ValueError):
-        if not stat.S_ISREG(os.lstat(path).st_mode):
-            return None
-        said = json.loads(path.read_text())
-        return said if isinstance(said, dict) else None
-    return None
-
-
 def caches(volume: Volume, now: float) -> Iterator[Cache]:
     """The decoded data sets; `now` is the volume's time."""
     if volume.datasets.is_symlink():
@@ -236,12 +225,12 @@ def job_facts(conn: Connection, ids: Sequence[int]) -> dict[int, JobFacts]:
 
 def belongs(conn: Connection, facts: JobFacts, said: dict[str, Any]) -> bool:
     """Whether the folder whose spec.json says this is that of the job with this row."""
-    if said.get("job") != facts.id:
-        return False
-    if "submitted_at" in said:
-        return bool(said["submitted_at"] == facts.created_at)
-    spec = conn.execute(select(job.c.spec).where(job.c.id == facts.id)).scalar_one()
-    return bool(said.get("spec") == spec)
+
+    def spec() -> dict[str, Any]:
+        found: dict[str, Any] = conn.execute(select(job.c.spec).where(job.c.id == facts.id)).scalar_one()
+        return found
+
+    return is_of(said, facts.id, facts.created_at, spec)
 
 
 def needed_jobs(conn: Connection) -> dict[int, int]:

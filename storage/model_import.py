@@ -7,6 +7,7 @@ from pathlib import Path
 from jobs.kinds import SPEC_VERSION
 from storage.checkpoints import write_checkpoint
 from storage.durable import make_folder, sync_way
+from storage.former import set_aside
 from storage.job_store import JobStore
 from storage.jobs import Job
 from storage.volume import Volume
@@ -39,12 +40,18 @@ def import_weights(
     meta = {"arch": arch, "recipe": "import", "epoch": epoch, "step": 0, "kind": "import"}
     digest, size = write_checkpoint(staged, generator=tensors, meta=meta)
 
+    placed = staged
+
     def place(job_id: int) -> tuple[str, str, int, int]:
         target = volume.checkpoints(job_id, 1) / "import"
-        if target.exists():  # of an import that was killed before its row was committed
-            shutil.rmtree(target)
-        make_folder(target.parent, named=False)
-        staged.rename(target)
+        nonlocal placed
+        if placed != target:  # this may be tried again
+            if volume.job(
+                job_id
+            ).exists():  # of an import that was killed before its row, or a former table's
+                set_aside(volume, job_id)
+            make_folder(target.parent, named=False)
+            placed = placed.rename(target)
         # The row that will name it must not be more durable than it.
         sync_way(target, volume.jobs)
         return volume.relative(target), digest, size, epoch

@@ -17,6 +17,7 @@ from jobs.failpoints import failpoint
 from jobs.states import StopReason
 from storage.checkpoints import read_checkpoint, write_checkpoint
 from storage.durable import make_folder, require_room, sync_way, write_json
+from storage.former import set_aside_if_former
 from storage.volume import Volume
 from worker.channel import Channel
 
@@ -77,11 +78,15 @@ class RunContext:
         self._saver: Saver | None = None
         self._announced: Checkpointed | None = None
         self._checkpoints = [Checkpointed(**pointer) for pointer in order["checkpoints"]]  # newest first
+        former = set_aside_if_former(volume, self.job_id, order["submitted_at"], order["spec"])
         # Its name need not outlive a power cut before something in it is registered: see _keep().
         make_folder(self.folder, named=False)
         self._kept = False
         self._log = open(self.folder / "log.txt", "ab", buffering=0)  # noqa: SIM115 - closed by close()
         self._metrics: IO[bytes] | None = None  # a training's
+        if former is not None:
+            self.log(f"here lay a job of another job table, under the same id: it is in {former.name} now")
+            self.event("set_aside", folder=volume.relative(former))
 
     def close(self) -> None:
         if self._saver is not None:

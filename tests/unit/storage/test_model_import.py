@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from jobs.gan.networks import Architecture
 from storage.durable import make_folder
+from storage.former import aside
 from storage.model_import import import_weights
 
 
@@ -18,7 +19,8 @@ def test_the_whole_way_to_imported_weights_is_synced_after_they_have_their_name(
     weights = Architecture(size=16, nz=8, ngf=4, ndf=4).build_generator(1).state_dict()
     save_file(weights, tmp_path / "g.safetensors")
     if left_behind:
-        make_folder(volume.job(1), named=False)
+        make_folder(volume.checkpoints(1, 1) / "import")
+        (volume.checkpoints(1, 1) / "import" / "generator.safetensors").write_text("perhaps a former table's")
     synced: list[str] = []
     really = os.fsync
 
@@ -31,3 +33,5 @@ def test_the_whole_way_to_imported_weights_is_synced_after_they_have_their_name(
     place = volume.checkpoints(job.id, 1)
     assert synced[-4:] == [str(one) for one in (place, *place.parents[:3])]
     assert place.parents[2] == volume.jobs
+    assert len(aside(volume)) == left_behind
+    assert (place / "import" / "generator.safetensors").stat().st_size > 100

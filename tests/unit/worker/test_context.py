@@ -9,6 +9,7 @@ from contextlib import closing
 import pytest
 
 from storage.durable import make_folder
+from storage.former import aside
 from storage.volume import Volume
 from worker.channel import Channel
 from worker.context import RunContext
@@ -17,7 +18,7 @@ from worker.context import RunContext
 class Bench:
     """A context of a first attempt, its supervisor's end of the channel, and what was synced so far."""
 
-    def __init__(self, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, volume: Volume, monkeypatch: pytest.MonkeyPatch, submitted_at: float = 0.0) -> None:
         self.synced: list[str] = []
         really = os.fsync
 
@@ -27,7 +28,7 @@ class Bench:
 
         ours, theirs = socket.socketpair()
         self.supervisor = Channel(ours)
-        about = {"job_id": 7, "attempt": 1, "kind": "train", "spec": {}, "submitted_at": 0.0}
+        about = {"job_id": 7, "attempt": 1, "kind": "train", "spec": {}, "submitted_at": submitted_at}
         order = {**about, "inputs": {}, "checkpoints": [], "parts": []}
         monkeypatch.setattr(os, "fsync", fsync)
         self.runner = Channel(theirs)
@@ -93,3 +94,33 @@ def test_the_way_is_synced_once_for_all_that_an_attempt_saves(bench: Bench, volu
     save_a_file(bench)
     save_a_file(bench)
     assert bench.synced.count(str(volume.jobs)) == 1
+
+
+def test_a_job_that_a_former_table_left_under_the_same_id_is_set_aside_whole(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+):
+    with closing(Bench(volume, monkeypatch, submitted_at=1.5)) as old:
+        old.context.write_spec()
+        old.context.log("of the former table")
+        save_a_file(old)
+    with closing(Bench(volume, monkeypatch, submitted_at=2.5)) as new:
+        new.context.write_spec()
+        save_a_file(new)
+        assert json.loads((volume.job(7) / "spec.json").read_text())["submitted_at"] == 2.5
+        (message,) = new.supervisor.receive() or []
+        (former,) = aside(volume)
+        assert (message["type"], message["detail"]) == ("set_aside", {"folder": volume.relative(former)})
+        log = (volume.attempt(7, 1) / "log.txt").read_text()
+        assert former.name in log
+        assert "of the former table" not in log
+    assert sorted(one.name for one in (former / "a1").iterdir()) == ["evaluation.json", "log.txt"]
+    assert json.loads((former / "spec.json").read_text())["submitted_at"] == 1.5
+
+
+def test_the_folder_of_the_same_job_stays_for_its_next_attempt(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+):
+    for _ in range(2):
+        with closing(Bench(volume, monkeypatch, submitted_at=1.5)) as bench:
+            bench.context.write_spec()
+    assert aside(volume) == []
