@@ -27,7 +27,6 @@ def up(gpus: str, cpu_workers: int | None) -> None:
       ganq up --cpu-workers 2
     """
     import signal
-    import time
 
     from storage.settings import Settings
     from worker.stack import local_stack, wait_ready
@@ -45,14 +44,7 @@ def up(gpus: str, cpu_workers: int | None) -> None:
                 click.echo(f"ganq is up: {settings.home}", err=True)
                 click.echo("submit from another terminal:  ganq submit train --data DIR", err=True)
                 click.echo("Ctrl-C saves the running job and stops", err=True)
-            # A worker that ends by itself has said why; one that was killed (by a machine short
-            # of memory, say) could not, and its job waits to go on.
-            while (code := stack.worker.wait()) < 0:
-                click.echo(
-                    f"the worker was killed by {signal.Signals(-code).name}; starting another", err=True
-                )
-                time.sleep(1.0)
-                stack.start_worker()
+            code = stack.tend(lambda said: click.echo(said, err=True))
         except KeyboardInterrupt:
             click.echo("\nstopping; a job that runs is saved first …", err=True)
             code = 0

@@ -69,8 +69,18 @@ class EmbeddedRedis:
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "EmbeddedRedis":
+        self.start()
+        return self
+
+    def runs(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> None:
+        """
+        Raises:
+            ConfigError: there is no redis-server, or it does not start.
+        """
         folder = runtime_folder(self.settings)
-        log = open(folder / "redis.log", "ab")
         arguments = {
             "--port": "0",
             "--unixsocket": str(self.socket),
@@ -81,24 +91,23 @@ class EmbeddedRedis:
             "--maxmemory": "64mb",
             "--maxmemory-policy": "noeviction",
         }
-        self.process = subprocess.Popen(
-            bound_to_this(
-                signal.SIGTERM, [redis_server(), *(part for pair in arguments.items() for part in pair)]
-            ),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            # A terminal's Ctrl-C must reach the worker first: it still rings while it drains.
-            start_new_session=True,
-        )
-        log.close()
+        with open(folder / "redis.log", "ab") as log:
+            self.process = subprocess.Popen(
+                bound_to_this(
+                    signal.SIGTERM, [redis_server(), *(part for pair in arguments.items() for part in pair)]
+                ),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # A terminal's Ctrl-C must reach the worker first: it still rings while it drains.
+                start_new_session=True,
+            )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.__exit__()
                 raise ConfigError("the embedded Redis does not start", hint=f"see {folder / 'redis.log'}")
             time.sleep(0.02)
-        return self
 
     def _answers(self) -> bool:
         import socket

@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import IO
 
@@ -20,10 +20,17 @@ READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 90.0
 
 
-class LocalStack:
-    """The processes of one machine; start_worker() starts one again that has died."""
+LOOK_S = 0.5
+AGAIN_S = 1.0
 
-    def __init__(self, gpus: str, cpu_workers: int | None, log: IO[bytes] | None) -> None:
+
+class LocalStack:
+    """The processes of one machine; tend() starts again what was killed."""
+
+    def __init__(
+        self, gpus: str, cpu_workers: int | None, log: IO[bytes] | None, redis: EmbeddedRedis | None
+    ) -> None:
+        self.redis = redis
         self.arguments = ["--gpus", gpus]
         if cpu_workers is not None:
             self.arguments += ["--cpu-workers", str(cpu_workers)]
@@ -39,6 +46,33 @@ class LocalStack:
             start_new_session=True,
         )
         return self.worker
+
+    def tend(self, say: Callable[[str], None]) -> int:
+        """
+        Wait for the worker to end by itself: then it has said why.
+
+        One that was killed (by a machine short of memory, say) could not, and its job waits to go
+        on; and without Redis each job waits until somebody looks. Both are started again.
+
+        Returns:
+            The worker's exit code.
+        """
+        while True:
+            time.sleep(LOOK_S)
+            code = self.worker.poll()
+            if code is not None and code >= 0:
+                return code
+            if code is not None:
+                say(f"the worker was killed by {signal.Signals(-code).name}; starting another")
+                time.sleep(AGAIN_S)
+                self.start_worker()
+            if self.redis is not None and not self.redis.runs():
+                say("the embedded Redis has ended; starting another")
+                try:
+                    self.redis.start()
+                except ConfigError as exc:  # workers look for jobs by themselves meanwhile
+                    say(f"{exc.message} → {exc.hint}")
+                    time.sleep(AGAIN_S)
 
 
 @contextmanager
@@ -68,8 +102,8 @@ def local_stack(
         raise ConfigError(
             f"ganq is already up for {settings.home}", hint="ganq workers shows it; or set another GANQ_HOME"
         ) from None
-    with held, EmbeddedRedis(settings) if settings.embedded_redis else nullcontext():
-        stack = LocalStack(gpus, cpu_workers, log)
+    with held, EmbeddedRedis(settings) if settings.embedded_redis else nullcontext() as redis:
+        stack = LocalStack(gpus, cpu_workers, log, redis)
         try:
             yield stack
         finally:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 import redis
 from machine import Ganq, part, until
@@ -72,7 +73,8 @@ def test_duplicate_bells_run_a_job_once(ganq: Ganq, redis_url, small) -> None:
     assert ganq.job(job)["attempt"] == 1
 
 
-def test_up_starts_a_killed_worker_again_and_the_job_goes_on(ganq: Ganq, small, settings_env) -> None:
+def start_up(ganq: Ganq) -> "subprocess.Popen[bytes]":
+    """`ganq up` with a Redis of its own."""
     ganq.env.pop("GANQ_REDIS_URL")
     up = subprocess.Popen(
         [sys.executable, "-P", "-m", "cli.main", "up", "--gpus", "none"],
@@ -84,6 +86,32 @@ def test_up_starts_a_killed_worker_again_and_the_job_goes_on(ganq: Ganq, small, 
     )
     ganq.workers.append(up)
     until(lambda: ganq.present(), what="the worker")
+    return up
+
+
+def test_up_starts_a_killed_redis_again_and_a_bell_is_heard(ganq: Ganq, small, settings_env) -> None:
+    up = start_up(ganq)
+
+    def servers() -> list[psutil.Process]:
+        running = psutil.Process(up.pid).children()
+        return [one for one in running if "redis" in one.name() and one.status() != psutil.STATUS_ZOMBIE]
+
+    (first,) = servers()
+    first.kill()
+    until(lambda: [one for one in servers() if one.pid != first.pid], what="another Redis")
+
+    def rings() -> bool:
+        held = ganq.json("submit", "train", *small, "--hold")["id"]
+        said = ganq.run("release", str(held))
+        assert said.returncode == 0
+        return "Redis does not answer" not in said.stderr
+
+    until(rings, what="a bell that somebody hears")
+    assert up.poll() is None
+
+
+def test_up_starts_a_killed_worker_again_and_the_job_goes_on(ganq: Ganq, small, settings_env) -> None:
+    up = start_up(ganq)
     job = ganq.json("submit", "train", *small, "--epochs", "3000", "--checkpoint-seconds", "0.3")["id"]
     until(lambda: ganq.steps(job), what="a checkpoint")
     worker = part(up, "worker")
