@@ -255,14 +255,14 @@ class Training:
     def _is_over(self) -> str | None:
         """Why the run ends before its last epoch, if it does: by what its checkpoints say, not by a clock."""
         best, epoch = self.evaluations.best, self.state.step // self.batches.per_epoch
-        if best is None:
-            return None
-        if self.rollbacks.given_up:
+        if best is not None and self.rollbacks.given_up:
             return f"stopped at epoch {epoch}: the generator collapsed again; best epoch {best.epoch}"
-        if self.evaluations.is_over():
-            tries = f"{self.spec.patience} evaluations without a new best"
-            return f"stopped early at epoch {epoch}, after {tries}; best epoch {best.epoch}"
-        return None
+        if not self.evaluations.is_over():
+            return None
+        tries = f"{self.evaluations.patience()} evaluations"
+        if best is None:
+            return f"stopped early at epoch {epoch}: all alike, and no nearer to real pictures for {tries}"
+        return f"stopped early at epoch {epoch}, after {tries} without a new best; best epoch {best.epoch}"
 
     # ------------------------------------------------------------------ telling and keeping
 

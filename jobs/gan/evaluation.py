@@ -195,11 +195,15 @@ class Evaluations:
         return min(able, key=lambda one: (one.value, one.step), default=None)
 
     def is_over(self) -> bool:
-        """Whether spec.patience evaluations have passed without a new best."""
-        best = self.best
-        if best is None or self.spec.patience == 0:
+        """Whether patience() evaluations have passed without a new best."""
+        if self.spec.patience == 0 or not self.record:
             return False
-        return sum(one.step > best.step for one in self.record) >= self.spec.patience
+        best = self.best or min(self.record, key=lambda one: (one.value, one.step))
+        return sum(one.step > best.step for one in self.record) >= self.patience()
+
+    def patience(self) -> int:
+        """Twice the spec's for a generator that has only repeated itself so far: it may be young."""
+        return self.spec.patience * (1 if self.best else 2)
 
     def has_collapsed(self) -> bool:
         """

@@ -211,6 +211,22 @@ def test_where_all_repeat_themselves_none_is_the_best(tmp_path, scripted):
     assert result["stopped"] is None
 
 
+def test_a_run_that_was_never_more_than_one_picture_ends_after_twice_its_patience(tmp_path, scripted):
+    scripted((9.0, 0.0), (5.0, 0.0), (5.0, 0.0), (6.0, 0.1), (5.0, 0.0), (5.0, 0.0))
+    result, ctx = train(tmp_path, spec_of(patience=1))
+    assert result["stopped"] == (
+        "stopped early at epoch 4: all alike, and no nearer to real pictures for 2 evaluations"
+    )
+    assert "best" not in result["metric"]
+    assert ctx.saved[-1].kind == "final"
+
+
+def test_a_young_generator_that_comes_nearer_is_given_time(tmp_path, scripted):
+    scripted((9.0, 0.0), (8.0, 0.1), (7.0, 0.2), (6.0, 0.2), (5.0, 0.2), (4.0, 1.0))
+    result, _ = train(tmp_path, spec_of(patience=1))
+    assert (result["stopped"], result["metric"]["best_epoch"]) == (None, 6)
+
+
 @pytest.mark.parametrize("kill_at", [3, 7, 12, 18])
 def test_a_run_that_was_killed_stops_at_the_same_epoch_with_the_same_bits(tmp_path, scripted, kill_at):
     scripted((5.0, 1.0), (3.0, 1.0), (4.0, 1.0), (3.5, 1.0))
