@@ -54,10 +54,8 @@ def check(data: Path, as_json: bool) -> int:
     if found.classes:
         click.echo(f"  {'classes':10}" + _most(list(found.classes.items())))
     if found.ignored:
-        total = sum(found.ignored.values())
-        click.echo(
-            f"  {'ignored':10}{total} files that are no pictures ({', '.join(sorted(found.ignored)[:8])})"
-        )
+        total, suffixes = sum(found.ignored.values()), ", ".join(sorted(found.ignored)[:8])
+        click.echo(f"  {'ignored':10}{output.count(total, 'file')}, no pictures by name ({suffixes})")
     for one in found.skipped[:SHOWN]:
         detail = f" ({output.clean(one.detail)})" if one.detail else ""
         click.echo(f"  left out  {output.clean(one.name)}: {one.reason}{detail}")
@@ -66,7 +64,9 @@ def check(data: Path, as_json: bool) -> int:
     if not fine:
         share = min(bad / found.pictures + 0.01, 1.0)
         output.notice(
-            f"too many are unusable for training's default of 5 %: mend them, or --max-skip {share:.2f}"
+            "none of them can be used: are these pictures?"
+            if bad == found.pictures
+            else f"too many are unusable for training's default of 5 %: mend them, or --max-skip {share:.2f}"
         )
     return 0 if fine else 1
 

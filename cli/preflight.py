@@ -148,7 +148,7 @@ def check_training(spec: TrainSpec) -> None:
         )
     if found < spec.batch:
         raise DatasetError(
-            f"{spec.data} holds {found} pictures, fewer than one batch of {spec.batch}",
+            f"{spec.data} holds {found} picture{'s' * (found != 1)}, fewer than one batch of {spec.batch}",
             hint=f"--batch {found} at most, or add pictures" if found > 1 else "add pictures",
         )
     if spec.conditional:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 COLUMNS = ("ID", "NAME", "KIND", "STATE", "PROGRESS", "RATE", "ETA", "WORKER", "AGE")
 RIGHT = ("ID", "RATE", "ETA", "AGE")
 DEFAULT_LIMIT = 20
+MOST_ID = 2**63 - 1
 STATES = [state.value for state in JobState]
 WATCH_S = 1.0
 FIRST_STEP = "ganq submit train --data DIR submits the first one; ganq demo shows it all"
@@ -100,7 +101,7 @@ def status(
         user=user,
         name=name,
         sweep=session.queries.find_sweep(sweep) if sweep is not None else None,
-        before_id=before,
+        before_id=None if before is None else min(before, MOST_ID),
         parts=parts,
         part_of=session.queries.find(job).id if job is not None else None,
     )

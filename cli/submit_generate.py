@@ -240,16 +240,7 @@ def check_source(session: Session, model: "Job", checkpoint: str, *, now: bool) 
                 hint="use best, last, or an earlier epoch",
             )
         return [model.id]
-    try:
-        session.queries.choose_checkpoint(model.id, checkpoint)
-    except CheckpointNotFoundError as exc:
-        if model.state.terminal and not session.queries.checkpoints(model.id):
-            raise CheckpointNotFoundError(
-                f"job {model.id} has {'been ' if model.state == 'cancelled' else ''}{model.state} "
-                "and left no checkpoint",
-                hint=f"ganq retry {model.id} trains it again; --from another job",
-            ) from exc
-        raise
+    session.queries.choose_checkpoint(model.id, checkpoint)
     return []
 
 

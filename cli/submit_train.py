@@ -10,7 +10,7 @@ from cli.lazy import examples
 from cli.session import JOB, NoJobsYetError, Session, open_session
 from cli.spec_options import given_only, spec_options
 from cli.submit import accept, show_plan, take_wish, wish_options
-from jobs.errors import CheckpointNotFoundError, SpecError
+from jobs.errors import SpecError
 from jobs.kinds import kind_named
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
 from jobs.specs import FEATURE_NETWORKS, TrainSpec, check_same_run
@@ -195,12 +195,11 @@ def continued(session: Session, parent: "Job", given: dict[str, Any]) -> TrainSp
             f"job {parent.id} is of kind {parent.kind}, and only a training goes on",
             hint="--init-from JOB begins a new run with its networks",
         )
+    from storage.queries import without_checkpoint
+
     known = session.queries.checkpoints(parent.id)
     if parent.state.terminal and not known:
-        raise CheckpointNotFoundError(
-            f"job {parent.id} has {parent.state} and left no checkpoint to go on from",
-            hint=f"ganq retry {parent.id} starts it again",
-        )
+        raise without_checkpoint(parent)
     done = known[-1].epoch if parent.state.terminal else parent.spec["epochs"]
     epochs = given.get("epochs", parent.spec["epochs"])
     if epochs <= done:
@@ -231,10 +230,9 @@ def started(session: Session, start: "Job", given: dict[str, Any]) -> dict[str, 
             hint="name a training or an import",
         )
     if start.state.terminal and not session.queries.checkpoints(start.id):
-        raise CheckpointNotFoundError(
-            f"job {start.id} has {start.state} and left no checkpoint to start from",
-            hint=f"ganq retry {start.id} trains it again",
-        )
+        from storage.queries import without_checkpoint
+
+        raise without_checkpoint(start)
     # A spec of ganq 0.1 has no `arch`; an import's says nothing of `norm_d`, which its files decide.
     its = {
         "arch": "dcgan",

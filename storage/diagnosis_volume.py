@@ -8,14 +8,17 @@ from pathlib import Path
 from jobs.errors import VolumeError
 from storage.diagnosis import EMPTY_BYTES, MOUNT_IN_MEMORY, Facts
 from storage.diagnosis_jobs import listed
+from storage.durable import MANIFEST
 from storage.filesystems import MOUNTINFO, Mount, is_network_filesystem, mount_of
 from storage.former import aside
+from storage.models import checkpoint
 from storage.probe import Finding, bad, ok, warn
 from storage.settings import Settings
 from storage.volume import Volume
 
 LOW_BYTES = 5_000_000_000
 LOW_INODES = 10_000
+LOOKED_FOR = 1000
 CACHE_S = 90.0
 """For so long a client of NFS may not see what another has made."""
 
@@ -195,6 +198,26 @@ def check_orphans(settings: Settings, facts: Facts) -> Iterator[Finding]:
         yield warn("orphans", said, "ganq gc deletes them, ganq gc --dry-run lists them")
     else:
         yield ok("orphans", f"{said}: ganq gc --dry-run lists them")
+
+
+def check_registered(settings: Settings, facts: Facts) -> Iterator[Finding]:
+    """Checkpoints that the job table points to and that are not there: the newest are looked for."""
+    from sqlalchemy import select
+
+    volume = Volume(settings.volume)
+    if facts.database is None or not volume.root.is_dir():
+        return
+    newest = select(checkpoint.c.job_id, checkpoint.c.path).order_by(checkpoint.c.id.desc()).limit(LOOKED_FOR)
+    rows = facts.database.read(lambda conn: list(conn.execute(newest)))
+    gone = [row for row in rows if not (volume.root / row.path / MANIFEST).exists()]
+    # Retention lets the row go first and the files afterwards, so none of these was let go.
+    if gone:
+        yield bad(
+            "registered",
+            f"{len(gone):,} of the newest {len(rows):,} checkpoints are not on the volume, those of jobs"
+            f" {listed(sorted({str(row.job_id) for row in gone}, key=int))}: e.g. {gone[0].path}",
+            "is GANQ_VOLUME the right folder? bring its files back; ganq retry JOB trains anew without them",
+        )
 
 
 def _size(number: float) -> str:

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -312,9 +313,10 @@ def read_verified(folder: Path, name: str, manifest_sha256: str) -> bytes:
     """
 
     def corrupt(what: str) -> CheckpointCorruptError:
+        job = re.search(r"jobs/0*(\d+)/", folder.as_posix())
         return CheckpointCorruptError(
-            f"{folder.name}: {what}",
-            hint="an older checkpoint may be whole: ganq checkpoints JOB",
+            f"{f'job {job[1]}, ' if job else ''}{folder.name}: {what}",
+            hint=f"an older one may be whole: ganq checkpoints {job[1] if job else 'JOB'}",
             folder=folder,
         )
 

@@ -14,6 +14,7 @@ from storage.engine import Database
 from storage.jobs import Checkpoint, Event, Job, WorkerRow
 from storage.models import attempt, checkpoint, dependency, event, job, utcnow, worker
 from storage.parts import PARTS, Parts, parts_of, summaries
+from storage.transitions import how_it_ended
 
 PAGE = 500
 
@@ -287,22 +288,6 @@ class Queries:
         )
         return self.database.read(lambda conn: [Checkpoint.from_row(row) for row in conn.execute(query)])
 
-    def _without_checkpoint(self, one: Job) -> CheckpointNotFoundError:
-        origin = one.spec.get("source")
-        if one.kind in ("generate", "evaluate") and isinstance(origin, int):
-            return CheckpointNotFoundError(
-                f"job {one.id} is of kind {one.kind} and has no checkpoints",
-                hint=f"job {origin} is its source",
-            )
-        if one.state.terminal:
-            return CheckpointNotFoundError(
-                f"job {one.id} ({one.state}) has left no checkpoint",
-                hint=f"ganq retry {one.id} does it again",
-            )
-        return CheckpointNotFoundError(
-            f"job {one.id} has no checkpoint yet", hint=f"ganq status {one.id} shows how far it is"
-        )
-
     def choose_checkpoint(self, job_id: int, which: str) -> Checkpoint:
         """
         Args:
@@ -314,7 +299,7 @@ class Queries:
         """
         there = self.checkpoints(job_id)
         if not there:
-            raise self._without_checkpoint(self.get(job_id))
+            raise without_checkpoint(self.get(job_id))
         if which == "last":
             return there[-1]
         if which == "best":
@@ -349,3 +334,25 @@ class Queries:
             return int(conn.execute(query).scalar_one())
 
         return self.database.read(ask)
+
+
+def without_checkpoint(one: Job) -> CheckpointNotFoundError:
+    """Why a job has no checkpoint, and what to do."""
+    origin = one.spec.get("source")
+    if one.kind in ("generate", "evaluate") and isinstance(origin, int):
+        return CheckpointNotFoundError(
+            f"job {one.id} is of kind {one.kind} and has no checkpoints", hint=f"job {origin} is its source"
+        )
+    if "deleted_at" in (one.result or {}):
+        return CheckpointNotFoundError(
+            f"the checkpoints of job {one.id} were deleted by ganq gc",
+            hint=f"ganq retry {one.id} trains it again",
+        )
+    if one.state.terminal:
+        return CheckpointNotFoundError(
+            f"job {one.id} has {how_it_ended(one.state)} and left no checkpoint",
+            hint=f"ganq retry {one.id} trains it again; or name another job",
+        )
+    return CheckpointNotFoundError(
+        f"job {one.id} has no checkpoint yet", hint=f"ganq status {one.id} shows how far it is"
+    )

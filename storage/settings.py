@@ -21,6 +21,7 @@ PREFIX = "GANQ_"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 SECRETS = ("database_url", "redis_url")
 USER_LETTERS = 64  # what the job table's column holds
+MOST_LETTERS = 65_536  # of a file with a secret
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,12 @@ class Settings:
             if kinds[name] is float:
                 values[name] = _seconds(name, raw)
             elif name == "volume":
-                values[name] = Path(str(raw)).expanduser().absolute()
+                values[name] = Path(str(raw)).expanduser()
+                if not values[name].is_absolute():
+                    raise ConfigError(
+                        f"GANQ_VOLUME={str(raw)[:200]} is a relative path, which differs from place to place",
+                        hint=f"GANQ_VOLUME={values[name].absolute()}",
+                    )
             elif name != "home":
                 values[name] = str(raw)
         values["database_url"] = _database_url(values["database_url"])
@@ -178,13 +184,18 @@ def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
         key = f"{PREFIX}{name.upper()}"
         if name in SECRETS and env.get(f"{key}_FILE"):
             try:
-                given[name] = Path(env[f"{key}_FILE"]).read_text().strip()
+                with open(env[f"{key}_FILE"]) as file:
+                    given[name] = file.read(MOST_LETTERS + 1).strip()
             except (OSError, UnicodeDecodeError) as exc:
                 said = exc.strerror if isinstance(exc, OSError) and exc.strerror else "it is no text"
                 raise ConfigError(
                     f"{key}_FILE cannot be read: {said.lower()}",
                     hint=f"check {env[f'{key}_FILE']}",
                 ) from exc
+            if len(given[name]) > MOST_LETTERS:
+                raise ConfigError(
+                    f"{key}_FILE is no file with an address", hint=f"check {env[f'{key}_FILE']}"
+                )
         elif env.get(key):
             given[name] = env[key]
     return given

@@ -12,7 +12,13 @@ from functools import partial
 from importlib import metadata
 
 from storage.diagnosis import Facts, check_job_table
-from storage.diagnosis_volume import check_orphans, check_room, check_same_volume, check_volume
+from storage.diagnosis_volume import (
+    check_orphans,
+    check_registered,
+    check_room,
+    check_same_volume,
+    check_volume,
+)
 from storage.probe import Finding, Probe, ok, warn
 from storage.settings import Settings
 from worker.diagnosis_gpu import check_gpus_and_torch
@@ -60,12 +66,14 @@ def examine(settings: Settings) -> Iterator[Finding]:
     here = begin("sockets", partial(check_workers_here, settings, facts), HERE_S, HINT_VOLUME)
     same = begin("volume", partial(check_same_volume, settings, facts), VOLUME_S, HINT_VOLUME)
     room = begin("room", partial(check_room, settings, facts), VOLUME_S, HINT_VOLUME)
+    registered = begin("registered", partial(check_registered, settings, facts), VOLUME_S, HINT_VOLUME)
     orphans = begin("orphans", partial(_orphans, settings, facts), ORPHANS_S + 1.0, HINT_VOLUME)
     yield from here
     yield from redis
     yield from volume
     yield from same
     yield from room
+    yield from registered
     yield from orphans
     yield from gpus
     yield from check_extras()

@@ -346,8 +346,10 @@ def _open_standard_files() -> None:
 def require_queues(queues: tuple[str, ...]) -> None:
     """
     Raises:
-        ConfigError: a queue's name has characters that do not belong there.
+        ConfigError: no queue, or one whose name has characters that do not belong there.
     """
+    if not queues:
+        raise ConfigError("GANQ_QUEUES names no queue", hint="leave it out to serve the queue default")
     for one in queues:
         if not WORD.fullmatch(one):
             raise ConfigError(f"{one[:40]!r} cannot be a queue's name", hint=WORD_HINT)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from jobs.errors import ConfigError
 from storage.settings import Settings, redact
+from worker.launcher import require_queues
 
 
 def load(home, **env: str) -> Settings:
@@ -72,6 +73,16 @@ def test_a_secret_may_come_from_a_file(tmp_path):
     assert settings.database_url == "postgresql+psycopg://u:hunter2@h/d"
     assert "hunter2" not in str(settings.redacted())
     assert "GANQ_DATABASE_URL_FILE" in refused(tmp_path, database_url_file="/nowhere").message
+
+
+def test_a_secret_from_something_endless_is_refused_at_once(tmp_path):
+    assert "is no file with an address" in refused(tmp_path, database_url_file="/dev/zero").message
+
+
+def test_a_relative_volume_is_refused_because_each_process_would_have_another(tmp_path):
+    error = refused(tmp_path, volume="pictures/here")
+    assert "relative path" in error.message
+    assert error.hint.startswith("GANQ_VOLUME=/")
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf", "1e12", ""])
@@ -141,3 +152,8 @@ def test_no_password_is_ever_shown_whole(password):
     masked = redact(f"postgresql://ada:Q{password}Q@dbhost/d")
     assert f"Q{password}Q" not in masked
     assert masked.startswith("postgresql://ada:***@")
+
+@pytest.mark.parametrize("queues", [(), ("a b",)])
+def test_a_worker_that_would_serve_no_queue_does_not_start(queues):
+    with pytest.raises(ConfigError):
+        require_queues(queues)

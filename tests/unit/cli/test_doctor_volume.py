@@ -8,9 +8,18 @@ import pytest
 from sqlalchemy import text
 
 from storage.diagnosis import Facts
-from storage.diagnosis_volume import check_orphans, check_room, check_same_volume, check_volume
+from storage.diagnosis_volume import (
+    check_orphans,
+    check_registered,
+    check_room,
+    check_same_volume,
+    check_volume,
+)
+from storage.durable import make_folder
 from storage.filesystems import Mount, mount_of
+from storage.former import set_aside
 from storage.probe import Finding
+from storage.volume import Volume
 
 
 def test_a_volume_that_is_a_file_fails(ganq, settings):
@@ -213,6 +222,31 @@ def test_what_nobody_needs_is_counted_and_left_where_it_is(
     assert told.verdict == "ok"
     assert "1 thing on the volume that nobody needs, 2.0 MB" in told.said
     assert picture.exists()
+
+
+def test_checkpoints_that_are_not_there_are_told_with_their_jobs(settings, facts, store, running_job_factory):
+    lease = running_job_factory()
+    for epoch in (1, 2):
+        path = f"jobs/{lease.job_id:06d}/a1/checkpoints/epoch-{epoch:04d}"
+        store.register_checkpoint(
+            lease, kind="epoch", epoch=epoch, step=epoch, path=path, manifest_sha256="0" * 64, size=1
+        )
+        make_folder(settings.volume / path)
+        (settings.volume / path / "MANIFEST.json").touch()
+    assert list(check_registered(settings, facts())) == []
+    (settings.volume / path / "MANIFEST.json").unlink()
+    (told,) = check_registered(settings, facts())
+    assert told.verdict == "bad"
+    assert f"1 of the newest 2 checkpoints are not on the volume, those of jobs {lease.job_id}:" in told.said
+    assert path in told.said
+
+
+def test_folders_that_were_set_aside_are_named(settings, facts, job_factory):
+    job_factory()
+    make_folder(settings.volume / "jobs" / "000001")
+    former = set_aside(Volume(settings.volume), 1)
+    told = next(iter(check_orphans(settings, facts())))
+    assert (told.verdict, former.name in told.said) == ("warn", True)
 
 
 def test_a_volume_of_another_job_table_fails(settings, facts, job_factory):

@@ -92,7 +92,7 @@ def test_results_of_old_jobs_go_on_request_and_every_command_says_so(ganq, files
     assert drawn.code == 3, "a training without a checkpoint is no model"
     named = ganq("submit", "generate", "--count", 4, "--from", "faces")
     assert named.code == 3
-    assert "left no checkpoint" in named.err
+    assert "were deleted by ganq gc" in named.err
 
 
 def test_decoded_data_sets_go_on_request(ganq, files):

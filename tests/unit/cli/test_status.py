@@ -103,6 +103,9 @@ def test_the_list_is_newest_first_limited_and_says_so(ganq, job_factory):
     assert len(ganq("status", "--all").out.splitlines()) == 27
     assert len(ganq("status", "--json").json()) == 20
     assert len(ganq("status", "--json", "--all").json()) == 25
+    assert len(ganq("status", "--before", 10**30, "--json").json()) == 20
+    assert "4 of them match" in ganq("status", "--before", 5).out
+    assert "--all or --limit N" not in ganq("status", "--state", "running").out
 
 
 def test_filters_choose_by_state_kind_user_and_name(ganq, store, job_factory):
