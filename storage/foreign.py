@@ -35,6 +35,7 @@ ENVIRONMENT = ("PATH", "HOME", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LI
 SAVE_AGAIN = "save the numbers alone where it was made: torch.save(net.state_dict(), PATH)"
 GET_AGAIN = "copy or download it again and compare the sizes"
 
+CLASSES = ("GeneClasses.", "DiscrimClasses.", "G.GeneClasses.", "D.DiscrimClasses.")
 REASONS: dict[str, tuple[str, str]] = {
     "code": ("names code to run ({detail}), and weights are numbers alone; nothing was run", SAVE_AGAIN),
     "format": ("is no PyTorch weight file", "give a .pth written by torch.save, or a .safetensors"),
@@ -42,6 +43,10 @@ REASONS: dict[str, tuple[str, str]] = {
     "memory": ("asks for more memory than weights of its size can need", SAVE_AGAIN),
     "too_big": ("unfolds to more than 2 GiB of weights", SAVE_AGAIN),
     "not_weights": ("holds {detail}, not the weights of one network", SAVE_AGAIN),
+    "classes": (
+        "is of a network that knows classes, and a file does not tell which",
+        "draw from the job that trained it: ganq submit generate --from JOB --class NAME",
+    ),
     "not_floats": ("holds numbers of a kind that weights are not: {detail}", SAVE_AGAIN),
     "not_finite": (
         "holds a value that is not finite, in {detail}",
@@ -93,6 +98,9 @@ def load_origin(netg: Path, netd: Path | None = None) -> "tuple[dict[str, Any], 
     paths = [Path(netg)] if netd is None else [Path(netg), Path(netd)]
     with ThreadPoolExecutor(len(paths)) as pool:  # two sandboxes at once: each starts torch for 2 s
         files = [network_keys(tensors) for tensors in pool.map(_read, paths)]
+    for path, tensors in zip(paths, files, strict=True):
+        if any(key.startswith(CLASSES) for key in tensors):
+            raise _error(path, "classes")
     names = (str(paths[0]), str(paths[-1]))
     if netd is None:
         d_weights = {key: tensor for key, tensor in files[0].items() if key.startswith("Discrim.")}

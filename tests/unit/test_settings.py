@@ -153,6 +153,7 @@ def test_no_password_is_ever_shown_whole(password):
     assert f"Q{password}Q" not in masked
     assert masked.startswith("postgresql://ada:***@")
 
+
 @pytest.mark.parametrize("queues", [(), ("a b",)])
 def test_a_worker_that_would_serve_no_queue_does_not_start(queues):
     with pytest.raises(ConfigError):
