@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from storage.probe import Finding
     from storage.settings import Settings
 
+INDENT = 16
 COLOURS = {"ok": "green", "warn": "yellow", "bad": "red"}
 SHOWN = ("home", "volume", "database_url", "redis_url", "data", "user", "queues")
 """Settings that are always shown; the others only where they differ from their defaults."""
@@ -103,6 +104,18 @@ def _show(check: str, verdict: str, said: str, hint: str | None) -> None:
     word = f"{verdict:<6}"
     if output.on_terminal() and not os.environ.get("NO_COLOR"):
         word = click.style(word, fg=COLOURS[verdict])
-    click.echo(f"{word}{check:<10}{said}")
+    click.echo(f"{word}{check:<10}{_wrapped(said, INDENT)}")
     if hint is not None:
-        click.echo(f"      {'':<10}→ {hint}")
+        click.echo(f"{'':<{INDENT}}→ {_wrapped(hint, INDENT + 2)}")
+
+
+def _wrapped(text: str, indent: int) -> str:
+    """On a terminal broken between words, and never within one: a command or a path is copied from here."""
+    if not output.on_terminal():
+        return text
+    import shutil
+    import textwrap
+
+    room = max(shutil.get_terminal_size().columns - indent, 20)
+    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
+    return f"\n{'':<{indent}}".join(lines)

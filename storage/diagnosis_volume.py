@@ -213,7 +213,7 @@ def check_registered(settings: Settings, facts: Facts) -> Iterator[Finding]:
     # Retention lets the row go first and the files afterwards, so none of these was let go.
     if gone:
         yield bad(
-            "registered",
+            "missing",
             f"{len(gone):,} of the newest {len(rows):,} checkpoints are not on the volume, those of jobs"
             f" {listed(sorted({str(row.job_id) for row in gone}, key=int))}: e.g. {gone[0].path}",
             "is GANQ_VOLUME the right folder? bring its files back; ganq retry JOB trains anew without them",

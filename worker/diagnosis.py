@@ -66,7 +66,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     here = begin("sockets", partial(check_workers_here, settings, facts), HERE_S, HINT_VOLUME)
     same = begin("volume", partial(check_same_volume, settings, facts), VOLUME_S, HINT_VOLUME)
     room = begin("room", partial(check_room, settings, facts), VOLUME_S, HINT_VOLUME)
-    registered = begin("registered", partial(check_registered, settings, facts), VOLUME_S, HINT_VOLUME)
+    registered = begin("missing", partial(check_registered, settings, facts), VOLUME_S, HINT_VOLUME)
     orphans = begin("orphans", partial(_orphans, settings, facts), ORPHANS_S + 1.0, HINT_VOLUME)
     yield from here
     yield from redis
