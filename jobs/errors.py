@@ -242,3 +242,14 @@ class StopRequested(BaseException):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def all_errors(base: type[GanqError] = GanqError) -> list[type[GanqError]]:
+    """A class of errors and all below it, as far as they are imported."""
+    return [base, *(one for child in base.__subclasses__() for one in all_errors(child))]
+
+
+def error_of(code: str, message: str, hint: str | None) -> GanqError:
+    """An error that another process has told of, with the class that its code names, so that its policy holds."""
+    cls = {one.code: one for one in all_errors()}.get(code, GanqError)
+    return cls(message, hint=hint)

@@ -14,7 +14,7 @@ import pytest
 
 from cli.main import COMMANDS, root
 from jobs import errors
-from jobs.errors import GanqError
+from jobs.errors import all_errors
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
 from jobs.specs import TrainSpec
 from jobs.states import TRANSITIONS, JobState, Outcome, StopReason
@@ -221,10 +221,6 @@ def test_the_wishes_are_columns_of_the_job_table() -> None:
     from storage.models import job
 
     assert {row[0] for row in rows(STATES, "| column |")} <= set(job.c.keys())
-
-
-def all_errors(base: type[GanqError] = GanqError) -> list[type[GanqError]]:
-    return [base, *(one for child in base.__subclasses__() for one in all_errors(child))]
 
 
 def test_the_table_of_errors_has_each_code_with_its_exit_and_policy() -> None:

@@ -21,8 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs import errors
-from jobs.errors import DatabaseUnavailableError, GanqError, LeaseLostError, SchemaMismatchError
+from jobs.errors import (
+    DatabaseUnavailableError,
+    GanqError,
+    LeaseLostError,
+    SchemaMismatchError,
+    error_of,
+)
 from jobs.failpoints import failpoint
 from jobs.kinds import KINDS, SPEC_VERSION
 from jobs.states import StopReason
@@ -327,7 +332,7 @@ class Supervisor:
         elif op == "stopped":
             self._on_stopped(lease, message["reason"])
         elif op == "failed":
-            error = error_from(message)
+            error = error_of(message["code"], message["message"], message.get("hint"))
             if message.get("replace"):
                 self._kill_runner()
             self._settle(f"{error.code}: {error.message}", self.store.fail, lease, error)
@@ -534,17 +539,6 @@ class Supervisor:
         log.info("worker %s has stopped", self.who.name)
 
 
-def error_from(message: Message) -> GanqError:
-    """The runner's error, with the class that its code names, so that its policy holds."""
-    by_code = {cls.code: cls for cls in _all_errors(GanqError)}
-    cls = by_code.get(message["code"], GanqError)
-    return cls(message["message"], hint=message.get("hint"))
-
-
-def _all_errors(base: type[GanqError]) -> list[type[GanqError]]:
-    return [base, *(cls for child in base.__subclasses__() for cls in _all_errors(child))]
-
-
 def _ring_through_parent(queue_name: str, job_id: int) -> None:
     """Ring by way of the Celery process that started us: Celery's import costs 30 MB."""
     # A pipe that is full, because Redis hangs, must not stop the thread that reaps: a lost
@@ -584,7 +578,7 @@ def main() -> int:
     )
     try:
         return Supervisor(settings, who, Path(os.environ[WAKE_ENV])).run()
-    except errors.DatabaseUnavailableError as exc:
+    except DatabaseUnavailableError as exc:
         log.error("%s", exc)
         return 1
     except GanqError as exc:

@@ -25,7 +25,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, select, text
 
-from jobs.errors import GanqError
+from jobs.errors import all_errors
 from jobs.states import JobState, Outcome
 from storage.engine import Database
 from storage.models import attempt, checkpoint, dependency, event, job
@@ -258,13 +258,7 @@ def known_codes() -> set[str]:
     """Every machine-readable code that a job may carry."""
     import storage.garbage  # noqa: F401 - has error classes of its own
 
-    return {cls.code for cls in _classes(GanqError)} | CODES_WITHOUT_A_CLASS
-
-
-def _classes(base: type[GanqError]) -> Iterator[type[GanqError]]:
-    yield base
-    for child in base.__subclasses__():
-        yield from _classes(child)
+    return {cls.code for cls in all_errors()} | CODES_WITHOUT_A_CLASS
 
 
 def truthful_errors(row: Any, attempts: Sequence[Any]) -> Iterator[str]:
