@@ -250,6 +250,6 @@ def all_errors(base: type[GanqError] = GanqError) -> list[type[GanqError]]:
 
 
 def error_of(code: str, message: str, hint: str | None) -> GanqError:
-    """An error that another process has told of, with the class that its code names, so that its policy holds."""
+    """An error that another process has told of, of the class that its code names: its policy holds."""
     cls = {one.code: one for one in all_errors()}.get(code, GanqError)
     return cls(message, hint=hint)
