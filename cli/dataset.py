@@ -1,5 +1,6 @@
 """`ganq dataset`: look at pictures before training, draw a demo set, list what is decoded."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import click
 from cli import output
 from cli.lazy import Entry, LazyGroup, examples
 from cli.progress import progress
+from jobs.errors import SpecError
 
 COMMANDS = (
     Entry("check", "cli.dataset:check", "Open every picture and say what training would find."),
@@ -130,7 +132,20 @@ def make(folder: Path | None, style: str, count: int, size: int, seed: int, as_j
         return
     click.echo(f"{count} faces in {target}")
     click.echo(f"{drawn.title} by {drawn.creator}, {drawn.licence}")
-    click.echo("next: ganq submit train --epochs 100")
+    click.echo(f"next: ganq submit train --epochs 100{_fitting(size, count)}   (--data is these from now on)")
+
+
+def _fitting(size: int, count: int) -> str:
+    """The options without which a training would enlarge these pictures, or find too few of them."""
+    from jobs.recipes import DEFAULT_RECIPE
+    from jobs.specs import TrainSpec, size_plan
+
+    usual = TrainSpec.create(data="/", recipe=DEFAULT_RECIPE)
+    options = ""
+    with suppress(SpecError):
+        size_plan(size)
+        options += f" --size {size}" if size != usual.size else ""
+    return options + (f" --batch {count}" if 2 <= count < usual.batch else "")
 
 
 @click.command("list", epilog=examples("ganq dataset list"))

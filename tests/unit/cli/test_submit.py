@@ -390,6 +390,12 @@ def test_the_bytes_of_a_checkpoint_grow_with_the_moving_average():
     )
 
 
+def test_the_command_that_follows_drawn_faces_fits_them(ganq, tmp_path):
+    for size, count, options in ((48, 40, " --size 48"), (96, 5, " --batch 5"), (50, 40, "")):
+        said = ganq("dataset", "make", tmp_path / f"{size}", "--size", size, "--count", count)
+        assert f"next: ganq submit train --epochs 100{options}   (" in said.out
+
+
 # --- train --continue ---------------------------------------------------------------------
 
 
