@@ -74,7 +74,7 @@ WORDS = {
     "eval_samples": "Pictures of an evaluation, real and made; 0: 64 to 500, by the length of the run.",
     "patience": "Stop after so many evaluations without a new best; 0: never.",
     "deterministic": "On a GPU: kernels that always give the same bits.",
-    "precision": "What the networks compute in; 'auto': bf16 where the device has it, but for origin.",
+    "precision": "What the networks compute in; 'auto': bf16 on a GPU that has it, but for origin.",
     "cuda_graphs": "On a GPU: record the work of a step once and replay it, several times as fast.",
 }
 

@@ -27,8 +27,8 @@ def precision_of(spec: TrainSpec, device: torch.device, *, began: Precision | No
     """
     What --precision comes to on this device.
 
-    'auto' is bf16 where the device computes in it, but for the origin, which is there to be
-    compared with the tutorial.
+    'auto' is bf16 on a GPU that computes in it, but for the origin, which is there to be
+    compared with the tutorial. On a CPU it would save too little (docs/decisions/0011).
 
     Args:
         began: what a run that goes on began with; it stays with that where the device can.
@@ -43,7 +43,7 @@ def precision_of(spec: TrainSpec, device: torch.device, *, began: Precision | No
         )
     if spec.precision != "auto":
         return spec.precision
-    wanted = began or ("fp32" if spec.recipe == "origin" else "bf16")
+    wanted = began or ("bf16" if device.type == "cuda" and spec.recipe != "origin" else "fp32")
     return "bf16" if wanted == "bf16" and computes_in_bf16(device) else "fp32"
 
 

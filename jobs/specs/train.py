@@ -108,7 +108,7 @@ class TrainSpec(Spec):
     deterministic: bool = True
     """On a GPU: deterministic kernels, so that a resumed run ends with the same bits."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Numbers of the plain passes; 'auto': bf16 where the device has it, but for the origin, else fp32."""
+    """Numbers of the plain passes; 'auto': bf16 on a GPU that has it, but for the origin, else fp32."""
     cuda_graphs: bool = True
     """On a GPU: record the passes of a step once and replay them."""
     continue_from: int | None = None

@@ -88,11 +88,12 @@ def processor(monkeypatch, *, has_bf16):
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
-def test_without_an_option_all_recipes_but_origin_compute_in_bf16_where_the_cpu_has_it(monkeypatch, has_bf16):
+def test_without_an_option_a_cpu_computes_in_32_bits(monkeypatch, has_bf16):
     processor(monkeypatch, has_bf16=has_bf16)
-    for recipe in ("plus", "pairs", "r3"):
-        assert precision_of(spec_of(recipe), CPU) == ("bf16" if has_bf16 else "fp32")
-    assert precision_of(spec_of("origin"), CPU) == "fp32"
+    for recipe in ("origin", "plus", "pairs"):
+        assert precision_of(spec_of(recipe), CPU) == "fp32"
+        assert passes.build_facts(spec_of(recipe), CPU) == {"precision": "fp32"}
+    assert precision_of(spec_of("pairs", precision="bf16"), CPU) == "bf16"
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the processor says it in other words")
@@ -101,27 +102,16 @@ def test_what_the_cpu_has_is_what_its_kernel_says():
     assert passes.computes_in_bf16(CPU) is ("avx512_bf16" in flags)
 
 
-@pytest.mark.parametrize("then", [True, False])
-def test_a_run_stays_with_the_precision_that_it_began_with(tmp_path, monkeypatch, then):
-    spec = spec_of("pairs", precision="auto")
-    processor(monkeypatch, has_bf16=False)
-    _, straight = train(tmp_path, spec)
-    snapshot = train(tmp_path, spec_of("pairs", precision="auto", epochs=1))[1].saved[-1].for_resume()
-    assert snapshot.meta["build"]["precision"] == "fp32"
-    processor(monkeypatch, has_bf16=then)
-    result, resumed = train(tmp_path, spec, resume_from=snapshot)
-    assert result["bit_exact"] is True
-    assert sha256_of(resumed.saved[-1].state) == sha256_of(straight.saved[-1].state)
-
-
-def test_a_run_in_bf16_goes_on_without_it_on_an_older_cpu_and_says_so(tmp_path, monkeypatch):
-    processor(monkeypatch, has_bf16=True)
-    short = spec_of("pairs", precision="auto", epochs=1)
-    snapshot = train(tmp_path, short)[1].saved[-1].for_resume()
-    processor(monkeypatch, has_bf16=False)
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_a_run_that_began_in_bf16_on_a_gpu_stays_with_it_where_the_cpu_can(tmp_path, monkeypatch, has_bf16):
+    in_bf16 = spec_of("pairs", precision="bf16", epochs=1)
+    snapshot = train(tmp_path, in_bf16)[1].saved[-1].for_resume()
+    snapshot.meta["spec"]["precision"] = "auto"  # which a GPU had read as bf16
+    processor(monkeypatch, has_bf16=has_bf16)
     result, ctx = train(tmp_path, spec_of("pairs", precision="auto"), resume_from=snapshot)
-    assert result["bit_exact"] is False
-    assert any("precision bf16 is now fp32" in line for line in ctx.lines)
+    assert result["bit_exact"] is has_bf16
+    assert any("precision bf16 is now fp32" in line for line in ctx.lines) is not has_bf16
+    assert ctx.saved[-1].meta["build"]["precision"] == ("bf16" if has_bf16 else "fp32")
 
 
 def test_a_checkpoint_from_before_precision_had_a_name_goes_on_bit_exact(tmp_path):
