@@ -25,6 +25,7 @@ from jobs.kinds import SPEC_VERSION, kind_named
 from jobs.specs import GenerateSpec, Spec, TrainSpec
 from storage.engine import Database
 from storage.job_store import JobStore
+from storage.settings import Settings
 from storage.volume import Volume
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
@@ -108,6 +109,7 @@ def cancelled_at(
     how = {point: "sleep:1@1+" if point.startswith("supervisor.") else "stop@1+" for point in points}
     worker = ganq.start_worker(**armed(folder, how))
     marks = folder / "fired"
+    heard_s = 2 * Settings.load(ganq.env).wishes_seconds
     for point in points:
         (marks / point).touch()  # as if it had acted already
     slowest = 0.0
@@ -125,6 +127,7 @@ def cancelled_at(
         else:
             assert wished.state == "running", "a wish is no end"
         if process is not None:
+            time.sleep(heard_s)  # a thousand small pictures are drawn sooner than a wish is looked for
             with suppress(psutil.NoSuchProcess):  # it stood still for longer than its grace, and was killed
                 process.resume()
         until(lambda job=job: job_row(database, job)["finished_at"], what=f"the end of job {job} at {point}")
