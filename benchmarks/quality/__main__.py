@@ -61,9 +61,6 @@ def main() -> int:
         help="pictures a second of another machine, for as many epochs as it had (default: measured here)",
     )
     parser.add_argument("--name", default="", help="of the file in benchmarks/results, behind the date")
-    parser.add_argument(
-        "--apart", action="store_true", help="write a page and pictures of its own, called after --name"
-    )
     parser.add_argument("--no-write", action="store_true", help="print only; no file in benchmarks/results")
     options = parser.parse_args()
     plan = _plan(options)
@@ -97,8 +94,7 @@ def main() -> int:
                 cells_there, choices_there = joined(path, done)
                 done += cells_there
                 chosen += choices_there
-            about = {"minutes": options.minutes, "name": options.name, "apart": options.apart}
-            about |= {"choices": chosen, "rates": given}
+            about = {"minutes": options.minutes, "name": options.name, "choices": chosen, "rates": given}
             print(f"written: {write(done, **about).name}")
     return 0
 

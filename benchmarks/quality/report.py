@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.quality.cells import ORIGIN_BATCH
 from benchmarks.report import RESULTS, circumstances
 
+PAGE = RESULTS / "quality.md"
 COLUMNS = ROWS = 6
 """Of each recipe's samples in a picture of the page."""
 GAP = 16
@@ -46,17 +47,15 @@ def write(
     *,
     minutes: float,
     name: str = "",
-    apart: bool = False,
     choices: Sequence[Facts] = (),
     rates: Mapping[str, float] | None = None,
 ) -> Path:
     """
-    Write results/quality-<date>[-name].json, the page quality.md, and its pictures.
+    Write results/quality-<date>[-name].json, the page, and its pictures.
 
     Args:
         done: facts of each cell.
         minutes: of the trainings of this run; those of an earlier one have theirs in their facts.
-        apart: a page and pictures of its own, quality-<name>.md: of a machine whose minutes hold more.
         choices: facts of each way of choosing.
         rates: pictures a second of each recipe, if they were given and not measured.
 
@@ -78,10 +77,8 @@ def write(
         )
         + "\n"
     )
-    stem = f"quality-{name}" if apart else "quality"
-    _side_by_side(done, stem)
-    lines = [*_head(about), *_tables(done, stem), *_choosing(choices)]
-    (RESULTS / f"{stem}.md").write_text("\n".join(lines).rstrip() + "\n")
+    _side_by_side(done)
+    PAGE.write_text("\n".join([*_head(about), *_tables(done), *_choosing(choices)]).rstrip() + "\n")
     return path
 
 
@@ -142,13 +139,13 @@ def _head(about: Facts) -> list[str]:
     ]
 
 
-def _tables(done: Sequence[Facts], stem: str) -> list[str]:
+def _tables(done: Sequence[Facts]) -> list[str]:
     lines: list[str] = []
     for row in ratio_table(done):
         title = f"## {row['style']}, {row['pictures']:,} pictures, {row['minutes']:g} min"
         if title not in lines:
             lines += ["", title, ""]
-            name = _picture(row, stem)
+            name = _picture(row)
             if (RESULTS / name).exists():
                 lines += [f"![samples of each recipe, in the order of the table]({name})", ""]
             lines += [
@@ -190,19 +187,19 @@ def _choosing(choices: Sequence[Facts]) -> list[str]:
     return lines
 
 
-def _picture(row: Facts, stem: str) -> str:
+def _picture(row: Facts) -> str:
     minutes = "" if row["minutes"] == MINUTES else f"-{row['minutes']:g}min"
-    return f"{stem}-{row['style']}-{row['pictures']}{minutes}.png"
+    return f"quality-{row['style']}-{row['pictures']}{minutes}.png"
 
 
-def _side_by_side(done: Sequence[Facts], stem: str) -> None:
+def _side_by_side(done: Sequence[Facts]) -> None:
     """One picture for each table: a part of each recipe's grid, in its order."""
     from PIL import Image
 
     groups: dict[str, list[Path]] = defaultdict(list)
     for row in ratio_table(done):
         if "without" not in row["recipe"] and row["grid"] is not None:
-            groups[_picture(row, stem)].append(Path(row["grid"]))
+            groups[_picture(row)].append(Path(row["grid"]))
     for name, paths in groups.items():
         parts = [Image.open(path).convert("RGB") for path in paths]
         side = (parts[0].width - 2) * COLUMNS // 8 + 2
