@@ -233,7 +233,7 @@ def look(conn: Connection, wanted: Wanted, below: int = ABOVE_ALL) -> Look:
 
 def candidates(conn: Connection, wanted: Wanted, seen: Look) -> Iterator[Candidate]:
     """The jobs that a worker may get, the best first."""
-    full = _Full(conn, seen.quotas)
+    full = Full(conn, seen.quotas)
     if seen.yielded:
         bound = wanted.bound(queues=list(wanted.queues), before=seen.now - PATIENCE_S)
         patient = conn.execute(_PATIENT[conn.dialect.name], bound).first()
@@ -264,7 +264,7 @@ def waits_above(conn: Connection, wanted: Wanted, priority: int) -> int | None:
     seen = look(conn, wanted)
     if not seen.turn or seen.turn[0].level <= priority:
         return None
-    full = _Full(conn, seen.quotas)
+    full = Full(conn, seen.quotas)
     for one in seen.turn:
         if not full.for_(one.name, one.queue):
             found = oldest(conn, Candidate("oldest", one.bound(wanted), one.name, False))
@@ -325,12 +325,18 @@ def _in_order(conn: Connection, rows: Sequence[tuple[str, Any]]) -> list[_Waitin
     )
 
 
-class _Full:
-    """Which users and queues have as many running jobs as they may."""
+class Full:
+    """
+    Which users and queues have as many running jobs as they may.
 
-    def __init__(self, conn: Connection, quotas: bool) -> None:
-        # Where there are quotas, claims pass one at a time: two must not both take the last place.
-        rows = conn.execute(select(quota).with_for_update()).all() if quotas else ()
+    Args:
+        quotas: whether there are any; nothing is asked without.
+        claiming: claims pass one at a time then: two must not both take the last place.
+    """
+
+    def __init__(self, conn: Connection, quotas: bool, *, claiming: bool = True) -> None:
+        asked = select(quota).with_for_update() if claiming else select(quota)
+        rows = conn.execute(asked).all() if quotas else ()
         self.limits = {(row.scope, row.name): row.max_running for row in rows}
         self.running: Counter[tuple[str, str]] = Counter()
         if self.limits:
@@ -339,11 +345,10 @@ class _Full:
                 self.running["user", user] += number
                 self.running["queue", queue] += number
 
-    def for_(self, user: str, queue: str) -> bool:
-        if not self.limits:
-            return False
-        places = (("user", user), ("queue", queue))
-        return any(self.running[scope, name] >= self._limit(scope, name) for scope, name in places)
-
-    def _limit(self, scope: str, name: str) -> float:
-        return float(self.limits.get((scope, name), self.limits.get((scope, ANYBODY), float("inf"))))
+    def for_(self, user: str, queue: str) -> tuple[str, str, int, int] | None:
+        """The limit that keeps a job of theirs from starting: scope, name, how many may run, how many do."""
+        for scope, name in (("user", user), ("queue", queue)) if self.limits else ():
+            most = self.limits.get((scope, name), self.limits.get((scope, ANYBODY)))
+            if most is not None and self.running[scope, name] >= most:
+                return scope, name, most, self.running[scope, name]
+        return None

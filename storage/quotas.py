@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, func, insert, select, text, update
 
-from storage.claims import ANYBODY
+from storage.claims import ANYBODY, Full
 from storage.engine import Database
 from storage.models import CLAIMABLE, RUNNING, job, quota
 
@@ -72,16 +72,8 @@ class Quotas:
         """The limit that keeps a job of this user in this queue from starting now; None if there is none."""
 
         def ask(conn: Connection) -> Quota | None:
-            limits = {(row.scope, row.name): row.max_running for row in conn.execute(select(quota))}
-            for scope, name, column in (("user", user, job.c.user), ("queue", queue, job.c.queue)):
-                most = limits.get((scope, name), limits.get((scope, ANYBODY)))
-                if most is None:
-                    continue
-                mine = select(func.count()).where(text(RUNNING), column == name)
-                running = int(conn.execute(mine).scalar_one())
-                if running >= most:
-                    return Quota(scope, name, most, running)
-            return None
+            full = Full(conn, True, claiming=False).for_(user, queue)
+            return None if full is None else Quota(*full)
 
         return self.database.read(ask)
 
