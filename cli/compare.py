@@ -38,14 +38,15 @@ def compare(jobs: tuple[str, ...], sweep: str | None, as_json: bool) -> int:
     if jobs and sweep is not None:
         raise SpecError("jobs and --sweep do not go together", hint="use one of the two")
     session = open_session()
-    finished = _finished(session)
     if sweep is not None:
         members = _of_sweep(session, sweep)
-    else:
-        members = [session.queries.find(one) for one in jobs]
+        if members[0].kind == "train":
+            return _trainings(session, members, as_json)
+        return _evaluations(members, as_json)
+    members = [session.queries.find(one) for one in jobs]
+    finished = _finished(session)
     evaluated = {one.spec.get("source") for one in finished}
-    by_themselves = sweep is not None or not any(one.id in evaluated for one in members)
-    if members and by_themselves and all(one.kind == "train" for one in members):
+    if members and all(one.kind == "train" and one.id not in evaluated for one in members):
         return _trainings(session, members, as_json)
     chosen = [_evaluation_of(one, finished) for one in members] if members else finished[:LATEST]
     return _evaluations(list({one.id: one for one in chosen}.values()), as_json)
