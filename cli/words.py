@@ -102,7 +102,7 @@ def told(job: Job) -> dict[str, Any]:
         epochs = job.spec.get("epochs", so_far.get("epochs"))
         return {
             **so_far,
-            "done": result.get("images"),
+            "done": result.get("images", so_far.get("done")),
             "epoch": result.get("epoch", epochs),
             "epochs": epochs,
         }

@@ -407,6 +407,13 @@ def test_damage_is_recognised_and_says_where(kept, damage):
     assert "ganq checkpoints" in caught.value.hint
 
 
+def test_a_damaged_checkpoint_of_a_job_is_told_with_the_job(tmp_path):
+    with pytest.raises(CheckpointCorruptError) as caught:
+        read_verified(tmp_path / "jobs" / "000012" / "a1" / "checkpoints" / "epoch-0005", "state", "0" * 64)
+    assert str(caught.value).startswith("job 12, epoch-0005: ")
+    assert caught.value.hint.endswith("ganq checkpoints 12")
+
+
 def test_a_manifest_that_was_forged_with_its_file_is_recognised(kept, tmp_path):
     folder, digest = kept
     other, _ = write_folder(tmp_path / "forged", writers(state=b"evil"))

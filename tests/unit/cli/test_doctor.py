@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from cli import output
+from cli.doctor import _wrapped
 from storage.diagnosis_jobs import Waiting, check_queued
 from storage.probe import Finding, Probe, ok, within
 
@@ -21,6 +23,15 @@ def test_a_set_up_that_works_has_no_failure(ganq, settings, redis_url, speak):
     told = ganq("doctor", "--json").findings()
     for check in ("ganq", "files", "sockets", "database", "sqlite", "schema", "clock", "workers", "torch"):
         assert [one["verdict"] for one in told[check]] == ["ok"], told[check]
+
+
+def test_on_a_terminal_lines_break_between_words_and_a_path_stays_whole(monkeypatch):
+    monkeypatch.setattr(output, "on_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    path = "/a/path/that/is/longer/than/what/is/left/of/the/line/here"
+    first, *others = _wrapped(f"what lies at {path} is nobody's", 16).split("\n")
+    assert first == "what lies at"
+    assert others == [" " * 16 + path, " " * 16 + "is nobody's"]
 
 
 def test_a_machine_that_never_saw_ganq_gets_warnings_and_nothing_is_made(bare_ganq, tmp_path):

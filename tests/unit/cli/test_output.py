@@ -3,6 +3,7 @@
 import pytest
 
 from cli import output
+from cli.compare import _heads
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,24 @@ def test_a_narrow_terminal_loses_columns_before_it_breaks_lines():
     assert "AGE" not in narrow
     assert "ID" in narrow
     assert narrow["NAME"] == 6
+
+
+def test_what_compare_shows_keeps_its_numbers_on_eighty_columns():
+    numbers = _heads(["kid/net", "fid/net", "swd", "precision", "recall", "variety", "copies"])
+    row = [
+        "104",
+        "/home/ada/made/pictures",
+        "2,000",
+        "0.628",
+        "307.1",
+        "22.7",
+        "0.00",
+        "0.01",
+        "127%",
+        "20.0% !",
+    ]
+    widths = output._fit(("ID", "OF", "MADE", *numbers), [row], 80)
+    assert [widths[name] for name in numbers] == [
+        max(map(len, one)) for one in zip(numbers, row[3:], strict=True)
+    ]
+    assert sum(widths.values()) + 2 * (len(widths) - 1) <= 80
