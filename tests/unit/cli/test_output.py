@@ -70,4 +70,5 @@ def test_what_compare_shows_keeps_its_numbers_on_eighty_columns():
     assert [widths[name] for name in numbers] == [
         max(map(len, one)) for one in zip(numbers, row[3:], strict=True)
     ]
+    assert "MADE" in widths, "what was evaluated gives way first"
     assert sum(widths.values()) + 2 * (len(widths) - 1) <= 80
