@@ -343,8 +343,7 @@ def tell_dependants(conn: Connection, job_id: int, ended: JobState) -> None:
         needed, ending = ended_jobs.pop(0)
         # Two steps and the state by hand: SQLite would rather read all that is queued.
         tied = conn.execute(_TIED, {"needed": needed}).scalars().all()
-        waiting = select(job).where(job.c.id.in_(tied)).order_by(job.c.id).with_for_update()
-        for row in conn.execute(waiting).all() if tied else ():
+        for row in _locked(conn, tied):
             if row.state != JobState.QUEUED:
                 continue
             if ending is JobState.SUCCEEDED:
@@ -357,6 +356,12 @@ def tell_dependants(conn: Connection, job_id: int, ended: JobState) -> None:
             ended_jobs.append((row.id, new))
         if ending is not JobState.SUCCEEDED:
             ended_jobs += _end_parts(conn, needed)
+
+
+def _locked(conn: Connection, ids: Sequence[int]) -> Sequence[Any]:
+    if not ids:
+        return ()
+    return conn.execute(select(job).where(job.c.id.in_(ids)).order_by(job.c.id).with_for_update()).all()
 
 
 def _told_of(conn: Connection, needed: int, ending: JobState, waiting: int) -> dict[str, Any]:
