@@ -33,8 +33,16 @@ From this size on a WAL is moved into the database: four times SQLite's own meas
 In a table of 100,000 a claim writes some fifteen pages, and whoever makes the WAL too long waits for
 10 to 20 ms: by that measure one claim in 66, now one in 260.
 """
-WAL_KEPT_BYTES = 1_048_576
+WAL_KEPT_BYTES = 20_480_000
+"""
+What is left of the file when the WAL begins anew, so that it seldom has to grow again.
+
+A commit into a file that is there waits for its data alone, one that makes the file longer for the
+file system's journal as well: 0.13 and 0.30 ms on ext4.
+"""
+_FRAME_BYTES = 24 + 4096
 CHECKPOINT_EVERY_S = 0.5
+LOOK_EVERY_S = 0.05
 CHECKPOINT_WAIT_S = 0.2
 
 
@@ -72,7 +80,7 @@ def sqlite_engine(path: Path) -> Engine:
         raw.execute("PRAGMA synchronous = FULL")
         raw.execute("PRAGMA foreign_keys = ON")
         raw.execute(f"PRAGMA journal_size_limit = {WAL_KEPT_BYTES}")
-        raw.execute(f"PRAGMA wal_autocheckpoint = {0 if wal_needs_care() else 1000}")
+        raw.execute(f"PRAGMA wal_autocheckpoint = {0 if wal_needs_care() else WAL_BYTES // 4096}")
         record.info["file"] = _identity(path)
 
     @event.listens_for(engine, "checkout")
@@ -116,7 +124,10 @@ class Wal:
 
     def tend(self) -> None:
         """After a commit: a checkpoint if the WAL has grown. Never fails, the commit stands."""
-        if not wal_needs_care() or time.monotonic() < self.next_at or self._bytes() < WAL_BYTES:
+        if not wal_needs_care() or time.monotonic() < self.next_at:
+            return
+        self.next_at = time.monotonic() + LOOK_EVERY_S
+        if not self.is_long():
             return
         self.next_at = time.monotonic() + CHECKPOINT_EVERY_S
         try:
@@ -155,11 +166,20 @@ class Wal:
                     writer.execute("ROLLBACK")
         return bool(frames == copied)
 
-    def _bytes(self) -> int:
+    def is_long(self) -> bool:
+        """
+        Whether WAL_BYTES have been written since the WAL began anew; its file may be longer.
+
+        Frames of now have the two salts of the header, those that an earlier round has left have others
+        (sqlite.org/fileformat2.html, section 4.1).
+        """
         try:
-            return self.file.stat().st_size
+            with open(self.file, "rb", buffering=0) as wal:
+                salts = os.pread(wal.fileno(), 8, 16)
+                frame = WAL_BYTES // _FRAME_BYTES
+                return len(salts) == 8 and os.pread(wal.fileno(), 8, 32 + frame * _FRAME_BYTES + 8) == salts
         except OSError:
-            return 0
+            return False
 
 
 def _open(path: Path, *, mode: str, timeout_s: float) -> sqlite3.Connection:

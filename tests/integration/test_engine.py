@@ -17,6 +17,7 @@ from jobs.errors import ConfigError, DatabaseUnavailableError, SchemaMismatchErr
 from storage import engine as engine_module
 from storage.engine import Database, filesystem_type
 from storage.schema import open_database
+from storage.sqlite_engine import Wal
 
 only_sqlite = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 only_postgres = pytest.mark.parametrize("backend", ["postgres"], indirect=True)
@@ -90,7 +91,7 @@ def test_sqlite_is_set_so_that_a_commit_is_durable_and_writers_wait(database):
         "synchronous": 2,  # FULL
         "foreign_keys": 1,
         "busy_timeout": 30_000,
-        "wal_autocheckpoint": 0 if one_checkpointer else 1000,
+        "wal_autocheckpoint": 0 if one_checkpointer else 4000,
     }
 
 
@@ -147,6 +148,24 @@ def test_the_wal_is_moved_into_the_database(database, settings, job_factory):
     alone = sqlite3.connect(copy)
     assert alone.execute("SELECT count(*) FROM job").fetchone() == (1,)
     alone.close()
+
+
+@only_sqlite
+def test_a_wal_that_begins_anew_keeps_its_file_because_growing_waits_for_the_disk_twice(
+    database, settings, job_factory, monkeypatch
+):
+    monkeypatch.setattr("storage.sqlite_engine.WAL_BYTES", 400_000)
+    wal = Wal(Path(settings.database_url.removeprefix("sqlite:///")))
+    while not wal.is_long():
+        job_factory()
+    length = wal.file.stat().st_size
+    assert 400_000 <= length < 500_000
+
+    assert wal.checkpoint()
+    job_factory()
+
+    assert wal.file.stat().st_size == length
+    assert not wal.is_long(), "what an earlier round has left was taken for what is written now"
 
 
 def test_a_file_that_is_no_database_is_said_to_be_none(tmp_path):
