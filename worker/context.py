@@ -81,7 +81,7 @@ class RunContext:
         former = set_aside_if_former(volume, self.job_id, order["submitted_at"], order["spec"])
         # Its name need not outlive a power cut before something in it is registered: see _keep().
         make_folder(self.folder, named=False)
-        self._kept = False
+        self._introduced = self._kept = False
         self._log = open(self.folder / "log.txt", "ab", buffering=0)  # noqa: SIM115 - closed by close()
         self._metrics: IO[bytes] | None = None  # a training's
         if former is not None:
@@ -129,6 +129,7 @@ class RunContext:
         epochs: int | None = None,
         phase: str | None = None,
     ) -> None:
+        self.introduce()
         now = time.monotonic()
         if now - self._reported_at < REPORT_EVERY_S and done < total:
             return
@@ -341,8 +342,15 @@ class RunContext:
 
     # --- inside ----------------------------------------------------------------------------
 
-    def write_spec(self) -> None:
-        """What was asked, resolved, with what will answer it: <volume>/jobs/N/spec.json."""
+    def introduce(self) -> None:
+        """
+        Say once what lies here: what was asked, resolved, and what answers it (spec.json), and its link.
+
+        Not before there is something to tell: it waits for the disk, longer than a job of nothing takes.
+        """
+        if self._introduced:
+            return
+        self._introduced = True
         from storage.version import version
 
         path = self.volume.job(self.job_id) / "spec.json"
@@ -350,10 +358,12 @@ class RunContext:
             about = {"ganq": version(), "kind": self.order["kind"], "inputs": self.order["inputs"]}
             about["submitted_at"] = self.order["submitted_at"]  # ganq gc knows the job by it
             write_json(path, {"job": self.job_id, "spec": self.order["spec"], **about}, named=False)
+        self.volume.point_latest(self.order["label"], self.folder)
 
     def _keep(self) -> None:
         """Make this attempt's folder durable, once: what is registered must be found after a power cut."""
         if not self._kept:
+            self.introduce()
             sync_way(self.folder, self.volume.jobs)
             self._kept = True
 

@@ -24,8 +24,8 @@ def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any
         lease: the claim that the order is for.
 
     Returns:
-        JSON: job_id, attempt, kind, spec, submitted_at, inputs, parts (of a job that was split),
-        checkpoints (own ones, newest first).
+        JSON: job_id, attempt, kind, label (for people), spec, submitted_at, inputs, parts (of a job that
+        was split), checkpoints (own ones, newest first).
 
     Raises:
         CheckpointNotFoundError: the job wants a model that is not there.
@@ -55,6 +55,7 @@ def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any
         "job_id": job.id,
         "attempt": lease.attempt,
         "kind": job.kind,
+        "label": job.name or job.kind,
         "spec": job.spec,
         "submitted_at": job.created_at,
         "inputs": inputs,

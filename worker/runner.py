@@ -105,7 +105,6 @@ class Runner:
                 if "stop" in order:
                     ctx.ask_to_stop(order["stop"])
             failpoint("runner.ordered")
-            ctx.write_spec()
             answer = self._work(order, ctx)
             failpoint("runner.worked")
         except StopRequested as stop:
@@ -126,6 +125,9 @@ class Runner:
             answer = {"op": "crashed", "message": f"{type(exc).__name__}: {_first_line(exc)}"}
             healthy = False
         if ctx is not None:
+            if answer["op"] != "done":
+                with suppress(GanqError, OSError):  # how it ended says more
+                    ctx.introduce()
             if answer["op"] == "failed":
                 ctx.log(f"error {answer['code']}: {answer['message']}")
             ctx.close()

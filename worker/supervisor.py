@@ -244,9 +244,6 @@ class Supervisor:
                 assert self.runner.channel is not None
                 self.watch.moved("starting")
                 self.runner.channel.send("run", order=order)
-                # Beside the work: nothing depends on it.
-                attempt = self.volume.attempt(lease.job_id, lease.attempt)
-                self.volume.point_latest(lease.job.name or lease.job.kind, attempt)
                 return True
             except LeaseLostError:
                 self._forget("lost before it began")

@@ -106,6 +106,7 @@ class Desk:
             "job_id": self.job_id,
             "attempt": self.attempts,
             "kind": "train",
+            "label": "train",
             "spec": self.spec.to_json(),
             "submitted_at": 0.0,
             "inputs": {"fingerprint": self.fingerprint},

@@ -28,8 +28,8 @@ class Bench:
 
         ours, theirs = socket.socketpair()
         self.supervisor = Channel(ours)
-        about = {"job_id": 7, "attempt": 1, "kind": "train", "spec": {}, "submitted_at": submitted_at}
-        order = {**about, "inputs": {}, "checkpoints": [], "parts": []}
+        about = {"job_id": 7, "attempt": 1, "kind": "train", "label": "faces", "spec": {}}
+        order = {**about, "submitted_at": submitted_at, "inputs": {}, "checkpoints": [], "parts": []}
         monkeypatch.setattr(os, "fsync", fsync)
         self.runner = Channel(theirs)
         self.context = RunContext(order, self.runner, volume)
@@ -60,11 +60,20 @@ def save_a_file(bench: Bench) -> None:
     bench.context.save_files({"evaluation.json": b"{}"})
 
 
-def test_a_job_that_writes_nothing_waits_for_the_disk_once(bench: Bench, volume: Volume):
-    bench.context.write_spec()
+def test_a_job_that_has_nothing_to_tell_does_not_wait_for_the_disk(bench: Bench, volume: Volume):
+    bench.context.log("begun")
+    assert bench.synced == []
+    assert not (volume.job(7) / "spec.json").exists()
+
+
+def test_from_its_first_word_of_progress_on_a_job_can_be_known_by_its_folder(bench: Bench, volume: Volume):
+    bench.context.report(0, 1, "pictures")
     assert len(bench.synced) == 1
     assert "spec.json" in bench.synced[0]  # its bytes: a power cut leaves all of it or none
     assert json.loads((volume.job(7) / "spec.json").read_text())["job"] == 7
+    assert (volume.latest / "faces").resolve() == volume.attempt(7, 1).resolve()
+    bench.context.report(1, 1, "pictures")
+    assert len(bench.synced) == 1
 
 
 def make_pictures(bench: Bench) -> None:
@@ -75,8 +84,8 @@ def make_pictures(bench: Bench) -> None:
 def test_when_something_can_be_registered_the_way_to_it_is_durable(
     bench: Bench, volume: Volume, save: Callable[[Bench], None]
 ):
-    bench.context.write_spec()
     save(bench)
+    assert json.loads((volume.job(7) / "spec.json").read_text())["job"] == 7
     # A name is durable when the folder that holds it is synced.
     assert {str(volume.jobs), str(volume.job(7)), str(volume.attempt(7, 1))} <= set(bench.synced)
 
@@ -100,11 +109,9 @@ def test_a_job_that_a_former_table_left_under_the_same_id_is_set_aside_whole(
     volume: Volume, monkeypatch: pytest.MonkeyPatch
 ):
     with closing(Bench(volume, monkeypatch, submitted_at=1.5)) as old:
-        old.context.write_spec()
         old.context.log("of the former table")
         save_a_file(old)
     with closing(Bench(volume, monkeypatch, submitted_at=2.5)) as new:
-        new.context.write_spec()
         save_a_file(new)
         assert json.loads((volume.job(7) / "spec.json").read_text())["submitted_at"] == 2.5
         (message,) = new.supervisor.receive() or []
@@ -122,5 +129,5 @@ def test_the_folder_of_the_same_job_stays_for_its_next_attempt(
 ):
     for _ in range(2):
         with closing(Bench(volume, monkeypatch, submitted_at=1.5)) as bench:
-            bench.context.write_spec()
+            bench.context.introduce()
     assert aside(volume) == []

@@ -1,5 +1,6 @@
 """The environment that a runner gets from its supervisor."""
 
+import json
 import os
 import platform
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from machine import until
 
+from storage.volume import Volume
 from worker.warm_runner import CHOICES, WarmRunner, memory_policy, thread_policy
 
 
@@ -94,7 +96,7 @@ ORDERED = (
     + """
 for number, kind in enumerate(("trains", "trains", "draws")):
     about = {"job_id": number, "attempt": 1, "spec": {}, "inputs": {}, "checkpoints": [], "submitted_at": 0}
-    serving.orders.append({"kind": kind, **about})
+    serving.orders.append({"kind": kind, "label": kind, **about})
     serving._run(serving._next_order())
     print(kind, flush=True)
 """
@@ -119,3 +121,8 @@ def test_a_runner_that_goes_over_to_another_kind_of_job_gives_back_what_the_last
     command = [sys.executable, "-c", ORDERED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:-1] == ["given back", "trains", "trains", "given back", "draws"]
+
+
+def test_a_job_that_fails_before_its_first_word_of_progress_leaves_what_was_asked_for(tmp_path):
+    subprocess.run([sys.executable, "-c", ORDERED, str(tmp_path)], capture_output=True, check=True)
+    assert json.loads((Volume(tmp_path).job(2) / "spec.json").read_text())["kind"] == "draws"
