@@ -117,6 +117,16 @@ def take_wish(options: dict[str, Any]) -> Wish:
     return Wish(**{name: options.pop(name) for name in Wish.__dataclass_fields__})
 
 
+def needed(session: Session, wish: Wish) -> list[int]:
+    """
+    The jobs of --after, by id.
+
+    Raises:
+        JobNotFoundError: one of them does not exist.
+    """
+    return [session.queries.find(one).id for one in wish.after]
+
+
 def accept(session: Session, spec: "Spec", wish: Wish, *, after: Sequence[int] = ()) -> int:
     """
     Commit the job, ring for it, say so, and wait for it if that is wished.
@@ -136,7 +146,7 @@ def accept(session: Session, spec: "Spec", wish: Wish, *, after: Sequence[int] =
     from jobs.specs import SPEC_VERSION
 
     kind = kind_named(spec.kind)
-    named = [session.queries.find(one).id for one in wish.after]
+    named = needed(session, wish)
     split = spec.split()
     before = session.queries.by_submit_key(wish.submit_key) if wish.submit_key else None
     job = session.store.submit(

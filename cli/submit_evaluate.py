@@ -9,7 +9,7 @@ from cli import output, preflight, sweep
 from cli.lazy import examples
 from cli.session import Session, open_session
 from cli.spec_options import given_only, spec_options
-from cli.submit import accept, show_plan, take_wish, wish_options
+from cli.submit import accept, needed, show_plan, take_wish, wish_options
 from cli.submit_generate import check_source
 from jobs.errors import DatasetError, JobNotFoundError, NotFoundError, SpecError
 from jobs.kinds import kind_named
@@ -90,6 +90,7 @@ def evaluate(what: str, **options: Any) -> int:
     if "data" not in given:
         output.notice(f"comparing with {spec.data}")
     if wish.dry_run:
+        needed(session, wish)
         plan = {"pictures": spec.count, "real_pictures_at_most": spec.search}
         from cli.estimate import evaluation_seconds
 

@@ -12,7 +12,7 @@ from cli.lazy import examples
 from cli.preflight import WEIGHTS
 from cli.session import JOB, Session, open_session
 from cli.spec_options import given_only, spec_options
-from cli.submit import accept, show_plan, take_wish, wish_options
+from cli.submit import accept, needed, show_plan, take_wish, wish_options
 from jobs.class_checks import unknown_class
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError, SpecError
 from jobs.kinds import kind_named
@@ -141,24 +141,25 @@ def generate(source: str | None, now: bool, **options: Any) -> int:
     if now and "checkpoint" not in given and not model.state.terminal:
         given["checkpoint"] = "last"
     for one in changes:
-        _check_class(model, {**given, **one}.get("class_name"))
+        _check_class(session, model, {**given, **one}.get("class_name"))
     specs = [GenerateSpec.create(source=model.id, **given, **one) for one in changes]
     spec = specs[0]
     for checkpoint in dict.fromkeys(one.checkpoint for one in specs):
         after = check_source(session, model, checkpoint, now=now)
-    if wish.dry_run:
-        plan = _plan(model, spec)
-        from cli.estimate import generation_rate
-
-        rate = generation_rate(session.queries, model)
-        seconds = spec.drawn / rate if rate else None
-        return show_plan(spec, plan, seconds, wish.as_json, changes if wish.sweep else ())
     scoring = "--keep" if spec.keep is not None else "--reject" if spec.reject is not None else None
     if scoring and model.kind == "import" and model.spec.get("netd") is None:
         raise SpecError(
             f"job {model.id} came without a discriminator, which {scoring} needs to score pictures",
             hint="use --count, or import it again with its netd file",
         )
+    if wish.dry_run:
+        needed(session, wish)
+        plan = _plan(model, spec)
+        from cli.estimate import generation_rate
+
+        rate = generation_rate(session.queries, model)
+        seconds = spec.drawn / rate if rate else None
+        return show_plan(spec, plan, seconds, wish.as_json, changes if wish.sweep else ())
     if source is None:
         output.notice(f"drawing from job {model.id}{f' ({model.name})' if model.name else ''}")
     if spec.interpolate and find_spec("av") is None:
@@ -203,7 +204,7 @@ def find_model(session: Session, source: str | None) -> "Job":
     return job
 
 
-def _check_class(model: "Job", class_name: str | None) -> None:
+def _check_class(session: Session, model: "Job", class_name: str | None) -> None:
     """
     What can be said of a class before the model is loaded.
 
@@ -214,7 +215,11 @@ def _check_class(model: "Job", class_name: str | None) -> None:
         return
     if not model.spec.get("conditional", False):
         raise unknown_class(class_name, ())
-    known = (model.result or {}).get("classes")  # of a training that has not ended only it knows
+    known, pinned = (model.result or {}).get("classes"), (model.inputs or {}).get("fingerprint")
+    if known is None and pinned is not None:  # it has not ended, but has read its pictures
+        from storage.datasets import classes_of
+
+        known = classes_of(session.volume, pinned)
     if known is not None and class_name not in known:
         raise unknown_class(class_name, known)
 

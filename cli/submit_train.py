@@ -9,7 +9,7 @@ from cli import output, preflight, sweep
 from cli.lazy import examples
 from cli.session import JOB, NoJobsYetError, Session, open_session
 from cli.spec_options import given_only, spec_options
-from cli.submit import accept, show_plan, take_wish, wish_options
+from cli.submit import accept, needed, show_plan, take_wish, wish_options
 from jobs.errors import SpecError
 from jobs.kinds import kind_named
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
@@ -163,6 +163,8 @@ def train(source: str | None, start: str | None, **options: Any) -> int:
     spec = specs[0]
     preflight.check_training(max(specs, key=lambda one: one.batch))
     if wish.dry_run:
+        if wish.after:
+            needed(open_session(settings=settings), wish)
         plan = preflight.training_plan(spec, preflight.count_pictures(spec.data))
         estimate = _estimate(settings, spec, plan)
         return show_plan(spec, plan, estimate, wish.as_json, changes if wish.sweep else ())

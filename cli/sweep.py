@@ -95,6 +95,7 @@ def accept_sweep(
     import secrets
 
     from cli.acceptance import BELLS, ring
+    from cli.submit import needed
     from jobs.kinds import kind_named
     from jobs.specs import SPEC_VERSION
     from storage.job_store.sweeping import sweep_id
@@ -106,7 +107,7 @@ def accept_sweep(
     kind = kind_named(specs[0].kind)
     submit_key = wish.submit_key or secrets.token_hex(16)
     base = wish.name or sweep_id(submit_key)
-    named = [session.queries.find(one).id for one in wish.after]
+    named = needed(session, wish)
     known = wish.submit_key is not None and any(session.queries.counts(sweep=sweep_id(submit_key)).values())
     sweep = session.store.submit_sweep(
         [spec.to_json() for spec in specs],

@@ -136,6 +136,12 @@ def left_out(volume: Volume, fingerprint: str) -> list[Skipped]:
         return []
 
 
+def classes_of(volume: Volume, fingerprint: str) -> list[str] | None:
+    """The classes of a decoded data set; None if it is not there, or not whole."""
+    index = _whole(volume.dataset(fingerprint))
+    return None if index is None else list(index["classes"])
+
+
 def list_datasets(volume: Volume) -> list[dict[str, Any]]:
     """All decoded data sets: fingerprint, source, count, size, bytes, when."""
     keys = ("source", "count", "size", "classes", "created_at")

@@ -114,6 +114,10 @@ class Settings:
         """
         env = os.environ if env is None else env
         home = Path(env.get(f"{PREFIX}HOME") or _default_home()).expanduser().absolute()
+        if home.exists() and not home.is_dir():
+            raise ConfigError(
+                f"GANQ_HOME={home} is no folder", hint="name a folder; ganq makes it if need be"
+            )
         config = env.get(f"{PREFIX}CONFIG")
         if config and not Path(config).is_file():
             raise ConfigError(

@@ -4,10 +4,13 @@ import tarfile
 import zipfile
 
 import pytest
+from PIL import Image
 
 from cli.preflight import checkpoint_bytes, count_pictures, training_plan, weights_of
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
 from jobs.specs import GenerateSpec, TrainSpec
+from storage.datasets import open_images
+from storage.volume import Volume
 
 # --- train --------------------------------------------------------------------------------
 
@@ -462,6 +465,40 @@ def test_conditional_needs_folders_of_classes_with_two_pictures_each(ganq, queri
     assert queries.get(1).spec["conditional"] is True
     drawn = ganq("submit", "generate", "--from", 1, "--count", 4, "--class", "b", "--dry-run", "--json")
     assert drawn.json()["spec"]["class_name"] == "b", "whether it knows b, only the training can tell"
+
+
+def test_a_class_that_a_training_does_not_know_is_refused_once_it_has_read_its_pictures(
+    ganq, store, settings, tmp_path, claim
+):
+    for number, name in enumerate(("a", "a", "b", "b")):
+        picture = tmp_path / "faces" / name / f"{number}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 24), (60 * number, 9, 9)).save(picture)
+    asked = ("--data", tmp_path / "faces", "--size", 24, "--batch", 2, "--conditional")
+    assert ganq("submit", "train", *asked).code == 0
+    lease = claim()
+    images = open_images(Volume(settings.volume), str(tmp_path / "faces"), 24)
+    store.pin_inputs(lease, {"fingerprint": images.fingerprint})
+    said = ganq("submit", "generate", "--from", 1, "--count", 4, "--class", "happy")
+    assert said.code == 2
+    assert "it knows: a, b" in said.err
+    assert ganq("submit", "generate", "--from", 1, "--count", 4, "--class", "b").code == 0
+
+
+def test_a_dry_run_knows_the_jobs_that_it_would_wait_for(ganq, trained, pictures):
+    model = trained()
+    for asked in (("train", "--data", pictures), ("generate", "--count", 4), ("evaluate", model)):
+        said = ganq("submit", *asked, "--after", "nosuch", "--dry-run")
+        assert said.code == 3
+        assert "nosuch" in said.err
+
+
+def test_a_home_that_is_no_folder_is_told_by_every_command(bare_ganq, tmp_path):
+    (tmp_path / "new-home").touch()
+    for command in (("status",), ("submit", "generate", "--count", 1), ("up",)):
+        said = bare_ganq(*command)
+        assert said.code == 2
+        assert "is no folder" in said.err.splitlines()[0]
 
 
 def test_a_class_is_refused_before_the_job_when_the_model_knows_none(ganq, trained):
