@@ -1,6 +1,7 @@
 """Bad input and bad surroundings: one clear line, the way out, an exit code, nothing half-written."""
 
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from machine import until
 
 from cli import main as entry
 from storage.engine import SCHEMA_REVISION
@@ -230,3 +232,15 @@ def test_ctrl_c_while_waiting_is_130_and_says_that_the_work_goes_on(ganq, job_fa
     waiting.stderr.close()
     assert "the work goes on" in rest
     assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_command_that_is_told_to_go_takes_what_is_half_made_away(tmp_path, sent, code):
+    asked = ["dataset", "make", str(tmp_path / "faces"), "--count", "100000"]
+    drawing = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", *asked], env={**os.environ, "GANQ_HOME": str(tmp_path)}
+    )
+    until(lambda: list(tmp_path.glob(".faces-*/*.png")))
+    drawing.send_signal(sent)
+    assert drawing.wait(30) == code
+    assert list(tmp_path.iterdir()) == []
