@@ -21,27 +21,53 @@ LOG_LINES = 8
 LOG_TAIL_BYTES = 64 * 1024
 BLURRED_KID = 1
 """Faces with noise that one hardly sees get 0.86, black squares 1.80: docs/quality.md."""
+MOST_WATCHED = ("log", "evaluation", "checkpoints", "events", "attempts", "results", "spec")
+"""The sections of a page, in the order in which a small screen has room for them."""
 WHOLE_AT_ONCE = ("checkpoints", "samples", "metrics.jsonl")
 PUBLISHED = ("grids", "manifest.jsonl", "neighbours.png", "evaluation.json")
 
 
-def lines(session: Session, job_id: int) -> list[str]:
-    """The page for a person, line by line."""
+def lines(session: Session, job_id: int, *, rows: int | None = None) -> list[str]:
+    """
+    The page for a person, line by line.
+
+    Args:
+        rows: of a screen that it must fit; what changes goes before what does not.
+    """
     queries = session.queries
     job = queries.get(job_id)
     around = words.Surroundings.of(queries, [job])
     job = words.as_one(job, around)
     page = [f"job {job.id}{f' · {output.clean(job.name)}' if job.name else ''} · {job.kind}", ""]
     page += _facts(_about(session, job, around))
-    page += _section("attempts", _attempts(session, job, around))
-    if job.kind == "evaluate" and job.state is JobState.SUCCEEDED:
-        page += _section("evaluation", map(output.clean, evaluations.lines(job.result or {})))
-    page += _section("checkpoints", _checkpoints(session, job))
-    page += _section("results", _results(session, job))
-    page += _section("events", _events(session, job))
-    page += _section("log", log_tail(session, job, LOG_LINES))
-    page += _section("spec", _facts(_spec(job)))
-    return page
+    measured = job.kind == "evaluate" and job.state is JobState.SUCCEEDED
+    sections = {
+        "attempts": list(_attempts(session, job, around)),
+        "evaluation": [*map(output.clean, evaluations.lines(job.result or {}))] if measured else [],
+        "checkpoints": list(_checkpoints(session, job)),
+        "results": list(_results(session, job)),
+        "events": list(_events(session, job)),
+        "log": log_tail(session, job, LOG_LINES),
+        "spec": _facts(_spec(job)),
+    }
+    if rows is not None:
+        sections = _fitting(sections, rows - len(page))
+    for title, body in sections.items():
+        page += _section(title, body)
+    return page[:rows]
+
+
+def _fitting(sections: dict[str, list[str]], rows: int) -> dict[str, list[str]]:
+    """The sections for which there is room, the log shortened to it if need be."""
+    chosen = set()
+    for title in MOST_WATCHED:
+        body = sections[title]
+        if title == "log":
+            body = sections[title] = body[-max(rows - 2, 1) :]
+        if body and len(body) + 2 <= rows:
+            chosen.add(title)
+            rows -= len(body) + 2
+    return {title: body for title, body in sections.items() if title in chosen}
 
 
 def as_json(session: Session, job_id: int) -> dict[str, Any]:
@@ -286,6 +312,5 @@ def _facts(facts: Any) -> list[str]:
     return [f"{name.ljust(width)}  {value}" for name, value in pairs]
 
 
-def _section(title: str, body: Any) -> list[str]:
-    found = list(body)
-    return ["", title, *(f"  {line}" for line in found)] if found else []
+def _section(title: str, body: list[str]) -> list[str]:
+    return ["", title, *(f"  {line}" for line in body)] if body else []

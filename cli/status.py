@@ -1,7 +1,7 @@
 """`ganq status`: all jobs at a glance, or everything about one."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -108,7 +108,7 @@ def status(
     if as_json:
         return _list_as_json(session, wanted, None if everything else limit or DEFAULT_LIMIT)
     if watch:
-        return _watch(lambda: _overview(session, wanted, limit or _screen_rows()))
+        return _watch(lambda: _overview(session, wanted, limit or _screen_rows(4)))
     if everything and not output.on_terminal():
         return _stream(session, wanted)
     rows, footer = _overview_rows(session, wanted, None if everything else limit or DEFAULT_LIMIT)
@@ -230,10 +230,10 @@ def _list_as_json(session: Session, wanted: "Filter", limit: int | None) -> int:
 # --- on a terminal ------------------------------------------------------------------------
 
 
-def _screen_rows() -> int:
+def _screen_rows(taken: int) -> int:
     import shutil
 
-    return max(5, shutil.get_terminal_size().lines - 4)
+    return max(5, shutil.get_terminal_size().lines - taken)
 
 
 def _overview(session: Session, wanted: "Filter", limit: int) -> Any:
@@ -248,11 +248,13 @@ def _watch(draw: Callable[[], Any], ended: Callable[[], bool] = lambda: False) -
     """Redraw in place until Ctrl-C, or until there is nothing more to see."""
     from rich.live import Live
 
-    with Live(draw(), auto_refresh=False, screen=False) as live:
-        while not ended():
-            time.sleep(WATCH_S)
+    with Live(auto_refresh=False, screen=False) as live:
+        while True:
+            over = ended()  # before the last drawing, which then shows the end
             live.update(draw(), refresh=True)
-    return 0
+            if over:
+                return 0
+            time.sleep(WATCH_S)
 
 
 def _one(session: Session, reference: str, watch: bool, as_json: bool) -> int:
@@ -263,13 +265,14 @@ def _one(session: Session, reference: str, watch: bool, as_json: bool) -> int:
         output.print_json(job_page.as_json(session, job_id))
         return 0
 
-    def lines() -> Sequence[str]:
-        return job_page.lines(session, job_id)
-
     if watch:
         from rich.text import Text
 
-        return _watch(lambda: Text("\n".join(lines())), lambda: session.queries.get(job_id).state.terminal)
-    for line in lines():
+        def page() -> Text:
+            shown = job_page.lines(session, job_id, rows=_screen_rows(1))
+            return Text("\n".join(shown), no_wrap=True, overflow="ellipsis")
+
+        return _watch(page, lambda: session.queries.get(job_id).state.terminal)
+    for line in job_page.lines(session, job_id):
         click.echo(line)
     return 0

@@ -9,6 +9,8 @@ import sys
 import pytest
 
 from jobs.errors import DiskFullError
+from jobs.specs import TrainSpec
+from storage.volume import Volume
 
 
 def row_of(said, job_id):
@@ -271,10 +273,10 @@ def test_watch_needs_a_terminal(ganq, job_factory):
     assert "ganq wait" in said.err
 
 
-def on_a_terminal(*argv, columns=100, until=b""):
+def on_a_terminal(*argv, columns=100, lines=30, until=b""):
     """What a command draws on a real terminal; interrupted by Ctrl-C once `until` was drawn."""
     reader, writer = pty.openpty()
-    env = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "LINES": "30"}
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "LINES": str(lines)}
     env.pop("NO_COLOR", None)
     process = subprocess.Popen(
         [sys.executable, "-m", "cli.main", *argv], stdout=writer, stderr=writer, stdin=writer, env=env
@@ -326,6 +328,25 @@ def test_watch_redraws_until_ctrl_c(ganq, job_factory):
     assert code == 130
     assert "faces" in drawn
     assert "Traceback" not in drawn
+
+
+def test_watching_a_job_on_a_small_screen_keeps_its_log_in_sight_and_ends_with_its_end(
+    ganq, store, settings, running_job_factory
+):
+    lease = running_job_factory(name="faces", spec=TrainSpec.create(data="/x").to_json())
+    folder = Volume(settings.volume).attempt(lease.job_id, 1)
+    folder.mkdir(parents=True)
+    (folder / "log.txt").write_text("".join(f"line {n}\n" for n in range(30)))
+    store.succeed(lease, {"epoch": 2, "step": 12, "images": 192})
+    code, drawn = on_a_terminal("status", "faces", "--watch", lines=20)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn)
+    page = shown[shown.rindex("job 1") :].rstrip().splitlines()
+    assert code == 0
+    assert len(page) < 20
+    assert "succeeded" in page[2]
+    assert "  line 29" in [one.rstrip() for one in page]
+    assert "spec" not in drawn
+    assert "lr_g" in ganq("status", "faces").out
 
 
 @pytest.mark.parametrize("word", ["99", "fac"])
