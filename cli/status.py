@@ -151,7 +151,7 @@ def _row(one: "Job", around: Any, bars: bool) -> list[str]:
     progress = words.progress(one)
     if bars and share is not None and progress:
         progress = f"{words.bar(share)} {progress}"
-    elif share is not None and progress:
+    elif share is not None and progress and not one.state.terminal:
         progress = f"{progress} {share:.0%}"
     return [
         str(one.id),

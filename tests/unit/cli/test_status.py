@@ -218,7 +218,8 @@ def test_a_job_that_has_succeeded_shows_all_of_its_work_done(ganq, store, runnin
     )
     store.succeed(lease, {})
     row = row_of(ganq("status"), 1)
-    assert "epoch 60/60 100%" in row
+    assert "epoch 60/60" in row
+    assert "%" not in row
     assert "4.0/s" not in row
     store.succeed(running_job_factory(kind="generate"), {"pictures": 1000})
     assert "1,000 pictures" in row_of(ganq("status"), 2)
@@ -240,7 +241,7 @@ def test_a_training_that_ended_before_its_first_beat_shows_all_of_its_epochs(
 ):
     lease = running_job_factory(spec={"data": "/pictures", "epochs": 2})
     store.succeed(lease, {})
-    assert "epoch 2/2 100%" in ganq("status").out
+    assert "epoch 2/2" in ganq("status").out
 
 
 def test_only_a_run_that_repeats_itself_is_said_to_have_no_best_checkpoint(ganq, store, running_job_factory):
