@@ -140,8 +140,7 @@ def accept(session: Session, spec: "Spec", wish: Wish, *, after: Sequence[int] =
     Raises:
         JobNotFoundError, SpecError: a job in --after does not exist or has failed.
     """
-    from cli import words
-    from cli.acceptance import ring
+    from cli.acceptance import all_the_same
     from jobs.kinds import kind_named
     from jobs.specs import SPEC_VERSION
 
@@ -166,14 +165,25 @@ def accept(session: Session, spec: "Spec", wish: Wish, *, after: Sequence[int] =
         held=wish.held,
         time_limit_s=wish.time_limit,
     )
-    if wish.name is not None and before is None:
+    with all_the_same(f"job {job.id}"):
+        return _tell(session, job, wish, told_before=before is not None)
+
+
+def _tell(session: Session, job: "Job", wish: Wish, *, told_before: bool) -> int:
+    """What follows an acceptance; see accept()."""
+    from cli import words
+    from cli.acceptance import ring
+
+    if wish.name is not None and not told_before:
         _say_if_taken(session, job)
-    if not wish.as_json:
-        around = words.Surroundings.of(session.queries, [job])
-        name = f" ({job.name})" if job.name else ""
-        accepted = "accepted" if before is None else "accepted earlier under this key"
-        click.echo(f"job {job.id}{name}: {job.kind} {accepted}, {words.state(job, around)}")
-    ring(session, job)
+    try:
+        if not wish.as_json:
+            around = words.Surroundings.of(session.queries, [job])
+            name = f" ({job.name})" if job.name else ""
+            accepted = "accepted earlier under this key" if told_before else "accepted"
+            click.echo(f"job {job.id}{name}: {job.kind} {accepted}, {words.state(job, around)}")
+    finally:
+        ring(session, job)
     if wish.wait:
         from cli.follow import fate, follow
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cli.session import Session
     from cli.submit import Wish
     from jobs.specs import Spec
+    from storage.job_store.sweeping import Sweep
 
 MOST = 10_000  # storage.job_store.sweeping.MOST_IN_A_SWEEP, whose import --dry-run does without
 RANGE = re.compile(r"(\d{1,12})-(\d{1,12})")
@@ -94,7 +95,7 @@ def accept_sweep(
     """
     import secrets
 
-    from cli.acceptance import BELLS, ring
+    from cli.acceptance import BELLS, all_the_same
     from cli.submit import needed
     from jobs.kinds import kind_named
     from jobs.specs import SPEC_VERSION
@@ -124,18 +125,28 @@ def accept_sweep(
         time_limit_s=wish.time_limit,
         ringing=BELLS,
     )
+    with all_the_same(f"sweep {sweep.id}"):
+        return _tell(session, sweep, specs, base, wish, known=known)
+
+
+def _tell(
+    session: "Session", sweep: "Sweep", specs: "Sequence[Spec]", base: str, wish: "Wish", *, known: bool
+) -> int:
+    """What follows an acceptance; see accept_sweep()."""
+    from cli.acceptance import BELLS, ring
+
     first, last = sweep.job_ids[0], sweep.job_ids[-1]
-    if not wish.as_json:
-        accepted = "accepted earlier under this key" if known else "accepted"
-        click.echo(
-            f"sweep {sweep.id} ({base}): {output.count(len(specs), 'job')} of kind {kind.name} {accepted},"
-            f" {first} to {last}"
-        )
-    for one in session.queries.get_many(sweep.job_ids[:BELLS]):
-        if one.id == first:
-            ring(session, one)
-        else:
-            _ring_quietly(session, one.id, one.queue)
+    try:
+        if not wish.as_json:
+            accepted = "accepted earlier under this key" if known else "accepted"
+            about = f"{output.count(len(specs), 'job')} of kind {specs[0].kind} {accepted}"
+            click.echo(f"sweep {sweep.id} ({base}): {about}, {first} to {last}")
+    finally:
+        for one in session.queries.get_many(sweep.job_ids[:BELLS]):
+            if one.id == first:
+                ring(session, one)
+            else:
+                _ring_quietly(session, one.id, one.queue)
     code = 0
     if wish.wait:
         from cli.follow import fate, follow

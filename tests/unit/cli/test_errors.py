@@ -219,6 +219,17 @@ def test_an_output_that_cannot_be_written_is_one_line(ganq, job_factory: Callabl
     assert one_line_and_hint(done.stderr)[0] == "error: no space left on device"
 
 
+@pytest.mark.parametrize("more", ["", "--json", "--sweep seed=0-1"])
+def test_a_job_that_was_accepted_is_said_to_be_where_the_answer_cannot_be_written(
+    ganq, queries, pictures, more
+):
+    done = run_process(f"{sys.executable} -m cli.main submit train --data {pictures} {more} > /dev/full")
+    assert done.returncode == 1
+    assert "is accepted all the same; only this answer is not" in done.stderr
+    assert "no space left on device" in done.stderr
+    assert queries.counts()["queued"] == (2 if "sweep" in more else 1)
+
+
 def test_ctrl_c_while_waiting_is_130_and_says_that_the_work_goes_on(ganq, job_factory: Callable[..., object]):
     job_factory()
     waiting = subprocess.Popen(
