@@ -6,6 +6,8 @@ import sys
 
 from storage.settings import Settings, redact
 
+BROKER_LOGGERS = ("celery", "kombu")
+
 
 class RedactingFormatter(logging.Formatter):
     """Plain lines; whatever is said, a password in a URL is masked."""
@@ -29,9 +31,31 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
+class BrokerAway(logging.Filter):
+    """A broker that is away is no defect: what Celery tells of it keeps its line, and loses its traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if record.name.split(".")[0] in BROKER_LOGGERS and error is not None and _is_away(error):
+            record.msg, record.args = f"{record.getMessage()} ({type(error).__name__}: {error})", ()
+            record.exc_info = record.exc_text = None
+        return True
+
+
+def _is_away(error: BaseException) -> bool:
+    # By name: redis and kombu need not be imported to tell that nothing of theirs was raised.
+    mine = f"{type(error).__module__}.{type(error).__name__}"
+    return isinstance(error, OSError) or mine in (
+        "redis.exceptions.ConnectionError",
+        "redis.exceptions.TimeoutError",
+        "kombu.exceptions.OperationalError",
+    )
+
+
 def configure(settings: Settings) -> None:
     """Send the log of this process to stderr."""
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(BrokerAway())
     if settings.log_format == "json":
         handler.setFormatter(JsonFormatter())
     else:
