@@ -33,7 +33,19 @@ from sqlalchemy import (
 )
 
 from storage.jobs import Lease
-from storage.models import CLAIMABLE, CLOCKS, RIPENING, RUNNING, YIELDED, attempt, job, quota, utcnow, worker
+from storage.models import (
+    CLAIMABLE,
+    CLOCKS,
+    RIPENING,
+    RUNNING,
+    YIELDED,
+    attempt,
+    indexed_by,
+    job,
+    quota,
+    utcnow,
+    worker,
+)
 from storage.transitions import BACKOFF_S
 
 PATIENCE_S = 600.0
@@ -57,24 +69,14 @@ def _best(statement: str) -> ScalarSelect[int]:
     return _sql(statement).columns(column("id", Integer)).scalar_subquery()
 
 
-def _by(dialect: str, index: str) -> str:
-    """
-    SQLite prefers an index with `state` in it, and reads the whole queue, unless it is told.
-
-    Postgres must have none: it leaves out a condition that a partial index implies, and
-    without one on the first column it reads the index from its beginning.
-    """
-    return f"INDEXED BY {index}" if dialect == "sqlite" else ""
-
-
 _OLDEST = {
-    dialect: f"SELECT id FROM job {_by(dialect, 'ix_job_claimable')} WHERE {CLAIMABLE} AND queue = :in_queue"
-    f' AND priority = :level AND "user" = :whose AND {_MINE} ORDER BY id LIMIT 1'
+    dialect: f"SELECT id FROM job {indexed_by(dialect, 'ix_job_claimable')} WHERE {CLAIMABLE}"
+    f' AND queue = :in_queue AND priority = :level AND "user" = :whose AND {_MINE} ORDER BY id LIMIT 1'
     for dialect in CLOCKS
 }
 _PATIENT = {
     dialect: _sql(
-        f'SELECT id, queue, "user" AS name FROM job {_by(dialect, "ix_job_yielded")} WHERE {YIELDED}'
+        f'SELECT id, queue, "user" AS name FROM job {indexed_by(dialect, "ix_job_yielded")} WHERE {YIELDED}'
         f" AND {CLAIMABLE} AND queue IN :queues AND {_MINE} AND yielded_at < :before"
         " ORDER BY yielded_at LIMIT 1"
     )
@@ -114,21 +116,21 @@ _LOOK = {
             AND priority = (SELECT level FROM top) AND "user" = waiting.name ORDER BY id LIMIT 1) AS oldest,
            coalesce((SELECT served_at FROM share WHERE "user" = waiting.name), 0) AS served_at,
            (SELECT version_num FROM alembic_version) AS revision,
-           EXISTS (SELECT 1 FROM job {_by(dialect, "ix_job_ripening")} WHERE {RIPENING}) AS ripening,
+           EXISTS (SELECT 1 FROM job {indexed_by(dialect, "ix_job_ripening")} WHERE {RIPENING}) AS ripening,
            EXISTS (SELECT 1 FROM quota) AS quotas,
-           EXISTS (SELECT 1 FROM job {_by(dialect, "ix_job_yielded")} WHERE {YIELDED}) AS yielded,
+           EXISTS (SELECT 1 FROM job {indexed_by(dialect, "ix_job_yielded")} WHERE {YIELDED}) AS yielded,
            {clock} AS now
     FROM (SELECT 1 AS one) AS always LEFT JOIN waiting ON waiting.name IS NOT NULL
     """
     )
     for dialect, clock in CLOCKS.items()
-    for claimable in (_by(dialect, "ix_job_claimable"),)
+    for claimable in (indexed_by(dialect, "ix_job_claimable"),)
 }
 _RUNNING = select(job.c.user).where(text(RUNNING))
 _RIPE = {
     dialect: _sql(
         f"""
-        SELECT id FROM job {_by(dialect, "ix_job_ripening")} WHERE {RIPENING}
+        SELECT id FROM job {indexed_by(dialect, "ix_job_ripening")} WHERE {RIPENING}
         AND (not_before <= {clock} OR not_before > {clock} + :longest) LIMIT :most
         """
     )
@@ -137,7 +139,7 @@ _RIPE = {
 _DUE_IN = {
     dialect: _sql(
         f"""
-        SELECT min(not_before) - {clock} FROM job {_by(dialect, "ix_job_ripening")}
+        SELECT min(not_before) - {clock} FROM job {indexed_by(dialect, "ix_job_ripening")}
         WHERE {RIPENING} AND held = 0 AND blockers = 0
         """
     )

@@ -60,6 +60,16 @@ CLOCKS = {
 }
 
 
+def indexed_by(dialect: str, index: str) -> str:
+    """
+    SQLite prefers an index with `state` in it, and reads all rows of that state, unless it is told.
+
+    Postgres must have none: it leaves out a condition that a partial index implies, and
+    without one on the first column it reads the index from its beginning.
+    """
+    return f"INDEXED BY {index}" if dialect == "sqlite" else ""
+
+
 class utcnow(FunctionElement[float]):  # noqa: N801 - reads as SQL
     """
     The database's clock at the moment of the statement, in seconds since 1970.

@@ -4,7 +4,7 @@ import time
 
 import pytest
 from sqlalchemy import insert, update
-from tables import set_columns
+from tables import recorded, set_columns
 
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError, TrainingDivergedError
 from jobs.states import JobState
@@ -112,6 +112,21 @@ def test_counts_name_every_state_also_those_without_jobs(store, running_job_fact
     store.request_cancel(job_factory().id)
 
     assert queries.counts() == {"queued": 1, "running": 1, "succeeded": 1, "failed": 0, "cancelled": 1}
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_counting_reads_indexes_and_not_the_rows_of_a_million_jobs(database, job_factory, queries):
+    job_factory()
+    with recorded(database) as seen:
+        queries.counts()
+    plans = [
+        str(database.read(lambda conn, s=s, p=p: conn.exec_driver_sql("EXPLAIN QUERY PLAN " + s, p).all()))
+        for s, p in seen
+        if "FROM job" in s
+    ]
+    assert len(plans) == 2
+    assert "USING COVERING INDEX ix_job_state_id" in plans[0]
+    assert "USING INDEX ix_job_part_of" in plans[1], "what is no part is read, too"
 
 
 def test_the_queue_position_counts_those_that_go_first(store, job_factory, queries):
