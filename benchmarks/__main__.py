@@ -19,7 +19,7 @@ from benchmarks import report, stack
 from benchmarks.neighbours import Watch
 
 NAMES = (
-    "startup", "dispatch", "throughput", "crowd", "memory", "generate", "workers", "warm", "train",
+    "startup", "dispatch", "throughput", "crowd", "million", "memory", "generate", "workers", "warm", "train",
     "gpu",
 )  # fmt: skip
 

@@ -12,8 +12,9 @@ from benchmarks import stack
 from benchmarks.measure import Ratio, alternate, compare
 from benchmarks.neighbours import Watch
 from jobs.specs import SPEC_VERSION, TrainSpec
+from storage.engine import Database
 from storage.job_store import JobStore
-from storage.schema import open_database
+from storage.schema import open_database, upgrade
 from storage.settings import Settings
 
 EXPLAINED = """\
@@ -30,7 +31,7 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
     """
     home = work / "startup"
     environment = stack.clean_environment(GANQ_HOME=str(home))
-    _fill(Settings.load(environment))
+    fill(Settings.load(environment), JOBS)
     ganq = str(Path(sys.executable).parent / "ganq")
     commands = {
         "import click": [sys.executable, "-c", "import click"],
@@ -38,9 +39,7 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
         "import click, sqlalchemy": [sys.executable, "-c", "import click, sqlalchemy"],
         f"ganq status, {JOBS:,} jobs": [ganq, "status"],
     }
-    pieces = {
-        name: lambda command=command: _timed(command, environment) for name, command in commands.items()
-    }
+    pieces = {name: lambda command=command: timed(command, environment) for name, command in commands.items()}
     series = alternate(pieces, rounds or 41, watch=watch, warm_up=3, say=lambda line: None)
     lines = []
     names = list(commands)
@@ -54,7 +53,7 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
     return lines, series.values
 
 
-def _timed(command: list[str], environment: dict[str, str]) -> dict[str, float]:
+def timed(command: list[str], environment: dict[str, str]) -> dict[str, float]:
     began = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
@@ -71,17 +70,23 @@ def _timed(command: list[str], environment: dict[str, str]) -> dict[str, float]:
     return {"wall": wall * 1000, "cpu": (usage.ru_utime + usage.ru_stime) * 1000}
 
 
-def _fill(settings: Settings) -> None:
-    database = open_database(settings, create=True)
+def fill(settings: Settings, jobs: int, users: int = 1) -> None:
+    """Queue so many trainings in a new table, by sweeps of 10,000, of as many users in turn."""
+    if settings.is_sqlite:
+        database = open_database(settings, create=True)
+    else:
+        upgrade(Database(settings))
+        database = open_database(settings)
     store = JobStore(database)
     spec = TrainSpec.create(data="/pictures", recipe="plus").to_json()
-    for part in range(JOBS // 10_000):
+    for part in range(jobs // 10_000):
         store.submit_sweep(
             [spec] * 10_000,
             names=[f"job-{part}-{place}" for place in range(10_000)],
             submit_key=secrets.token_hex(16),
             kind="train",
             spec_version=SPEC_VERSION,
-            user="benchmark",
+            user=f"user{part % users}",
+            ringing=10_000,
         )
     database.dispose()
