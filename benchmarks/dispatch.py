@@ -20,8 +20,8 @@ EXPLAINED = """\
 Milliseconds. For ganq from just before the row is inserted until the claim has written it
 (`running`: the job is in the table, survives everything, and has its lease as soon as that
 transaction, which began after the bell, commits: one sync more), and until the warm runner
-has begun it (`begun`: its spec.json is written). For bare Celery from just before apply_async
-until the task's body starts: nothing is recorded but the message. One job at a time, with random
+has said its first word of it (`begun`: its spec.json is written). For bare Celery from just before
+apply_async until the task's body starts: nothing is recorded but the message. One job at a time, with random
 pauses of 0.1 to 0.3 s; client processes are warm. Lines named p95 compare the 95th percentiles of
 all rounds and have no spread of their own."""
 

@@ -18,13 +18,13 @@ BELLS = 16
 
 @contextmanager
 def all_the_same(what: str) -> Iterator[None]:
-    """Whatever keeps us from telling of it, as a full disk under stdout: what was accepted stands."""
+    """Where the answer cannot be written, as on a full disk: say that what was accepted stands."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError:
-        output.notice(f"{what} is accepted all the same; only this answer is not")
+        output.notice(f"{what} is accepted; only this answer could not be written")
         raise
 
 

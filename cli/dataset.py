@@ -117,9 +117,11 @@ def make(folder: Path | None, style: str, count: int, size: int, seed: int, as_j
     ATTRIBUTION.txt beside the pictures.  [default folder: GANQ_HOME/pictures/STYLE-COUNT]
     """
     from cli.preflight import remember_data
+    from cli.session import leave_nothing_half_made
     from storage.faces import make_faces, styles
     from storage.settings import Settings
 
+    leave_nothing_half_made()
     settings = Settings.load()
     target = (folder or settings.home / "pictures" / f"{style}-{count}").absolute()
     with progress("drawing", "faces") as tick:

@@ -36,11 +36,12 @@ def export(job: str, form: str, checkpoint: str, out: Path, force: bool, as_json
 
     Files carry the tutorial's 0-based epoch: after 400 epochs, netg_399.
     """
-    from cli.session import open_session
+    from cli.session import leave_nothing_half_made, open_session
     from jobs.specs import GenerateSpec
     from storage.checkpoints import read_checkpoint
     from storage.export import export as write_files
 
+    leave_nothing_half_made()
     GenerateSpec.create(source=1, count=1, checkpoint=checkpoint)  # a word that names no checkpoint
     session = open_session()
     found = session.queries.find(job)

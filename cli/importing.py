@@ -28,10 +28,11 @@ def import_(netg: Path, netd: Path | None, name: str, as_json: bool) -> None:
     cannot be scored (--keep). Files are read in a sandbox and converted; code in
     them is never run. Picture size and widths are taken from the weights.
     """
-    from cli.session import open_session
+    from cli.session import leave_nothing_half_made, open_session
     from jobs.specs import check_name
     from storage.model_import import import_weights
 
+    leave_nothing_half_made()
     check_name(name)
     session = open_session(create=True)
     job = import_weights(

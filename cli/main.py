@@ -5,7 +5,6 @@ Nothing but click is imported here: help must be instant, and so must a typo.
 """
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -61,7 +60,7 @@ MEANT = {
     "help": "--help",
 }
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED = 1, 2, 130, 141, 143
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
 COMPLETE = "_GANQ_COMPLETE"
 """The variable by which a shell's completion script asks."""
 DEFECT_HINT = "this is a defect in ganq; --debug shows it"
@@ -106,21 +105,14 @@ def _open_missing_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open as long as the process lives
 
 
-def _leave(*_: object) -> None:
-    raise SystemExit(EXIT_TERMINATED)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """
     Run one command.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 usage, 3 not found, 124 timeout, 130 Ctrl-C,
-        143 SIGTERM.
+        The exit code: 0 done, 1 failed, 2 usage, 3 not found, 124 timeout, 130 Ctrl-C.
     """
     _open_missing_streams()
-    if argv is None:
-        signal.signal(signal.SIGTERM, _leave)  # so that it takes half-made files away, as Ctrl-C does
     args = list(sys.argv[1:] if argv is None else argv)
     # An option of the whole program is understood wherever it stands, as people type it at the end.
     debug = "--debug" in args or os.environ.get("GANQ_DEBUG", "") not in ("", "0")

@@ -34,7 +34,7 @@ Wherever a command takes a JOB, its id or its name will do; a name means the new
 | 124 | `ganq wait --timeout`: the time ran out |
 | 130 | Ctrl-C |
 | 141 | the reader of the output has gone (`ganq status \\| head`) |
-| 143 | SIGTERM |
+| 143 | SIGTERM (`ganq up` and `ganq worker` save the running job, and end with 0) |
 """
 
 

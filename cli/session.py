@@ -73,6 +73,21 @@ def open_session(*, create: bool = False, settings: Settings | None = None) -> S
     return Session(settings, database, Queries(database))
 
 
+def leave_nothing_half_made() -> None:
+    """
+    From now on SIGTERM ends this command as Ctrl-C does: what it has half made is taken away.
+
+    Not for all commands: Python hears a signal only when the call in hand is over, and one that waits for
+    a locked table should be gone at once.
+    """
+    import signal
+
+    def leave(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, leave)
+
+
 class JobReference(click.ParamType[str]):
     """A job's id or name; the shell completes both."""
 

@@ -166,17 +166,18 @@ def accept(session: Session, spec: "Spec", wish: Wish, *, after: Sequence[int] =
         time_limit_s=wish.time_limit,
     )
     with all_the_same(f"job {job.id}"):
-        return _tell(session, job, wish, told_before=before is not None)
+        _tell(session, job, wish, told_before=before is not None)
+    return _wait_for(session, job, wish) if wish.wait else 0
 
 
-def _tell(session: Session, job: "Job", wish: Wish, *, told_before: bool) -> int:
-    """What follows an acceptance; see accept()."""
+def _tell(session: Session, job: "Job", wish: Wish, *, told_before: bool) -> None:
+    """Say that a job is accepted, and ring for it whether or not that can be said."""
     from cli import words
     from cli.acceptance import ring
 
-    if wish.name is not None and not told_before:
-        _say_if_taken(session, job)
     try:
+        if wish.name is not None and not told_before:
+            _say_if_taken(session, job)
         if not wish.as_json:
             around = words.Surroundings.of(session.queries, [job])
             name = f" ({job.name})" if job.name else ""
@@ -185,17 +186,21 @@ def _tell(session: Session, job: "Job", wish: Wish, *, told_before: bool) -> int
     finally:
         ring(session, job)
     if wish.wait:
-        from cli.follow import fate, follow
-
-        ended, timed_out = follow(session, [job.id], quiet=wish.as_json)
-        if wish.as_json:
-            output.print_json(words.as_json(ended[0], words.Surroundings.of(session.queries, ended)))
-        return fate(ended, timed_out)
+        return
     if wish.as_json:
         output.print_json(words.as_json(job, words.Surroundings.of(session.queries, [job])))
     else:
         click.echo(f"  → ganq status {job.id} --watch, ganq logs {job.id} -f")
-    return 0
+
+
+def _wait_for(session: Session, job: "Job", wish: Wish) -> int:
+    from cli import words
+    from cli.follow import fate, follow
+
+    ended, timed_out = follow(session, [job.id], quiet=wish.as_json)
+    if wish.as_json:
+        output.print_json(words.as_json(ended[0], words.Surroundings.of(session.queries, ended)))
+    return fate(ended, timed_out)
 
 
 def _say_if_taken(session: Session, job: "Job") -> None:

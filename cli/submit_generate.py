@@ -140,8 +140,8 @@ def generate(source: str | None, now: bool, **options: Any) -> int:
     model = find_model(session, source)
     if now and "checkpoint" not in given and not model.state.terminal:
         given["checkpoint"] = "last"
-    for one in changes:
-        _check_class(session, model, {**given, **one}.get("class_name"))
+    for name in dict.fromkeys({**given, **one}.get("class_name") for one in changes):
+        _check_class(session, model, name)
     specs = [GenerateSpec.create(source=model.id, **given, **one) for one in changes]
     spec = specs[0]
     for checkpoint in dict.fromkeys(one.checkpoint for one in specs):

@@ -126,13 +126,21 @@ def accept_sweep(
         ringing=BELLS,
     )
     with all_the_same(f"sweep {sweep.id}"):
-        return _tell(session, sweep, specs, base, wish, known=known)
+        _tell(session, sweep, specs, base, wish, known=known)
+    if not wish.wait:
+        return 0
+    from cli.follow import fate, follow
+
+    code = fate(*follow(session, sweep.job_ids, quiet=wish.as_json))
+    if wish.as_json:
+        output.print_json(_facts(session, sweep, base))
+    return code
 
 
 def _tell(
     session: "Session", sweep: "Sweep", specs: "Sequence[Spec]", base: str, wish: "Wish", *, known: bool
-) -> int:
-    """What follows an acceptance; see accept_sweep()."""
+) -> None:
+    """Say that a sweep is accepted, and ring for it whether or not that can be said."""
     from cli.acceptance import BELLS, ring
 
     first, last = sweep.job_ids[0], sweep.job_ids[-1]
@@ -147,17 +155,17 @@ def _tell(
                 ring(session, one)
             else:
                 _ring_quietly(session, one.id, one.queue)
-    code = 0
     if wish.wait:
-        from cli.follow import fate, follow
-
-        code = fate(*follow(session, sweep.job_ids, quiet=wish.as_json))
+        return
     if wish.as_json:
-        counts = session.queries.counts(sweep=sweep.id)
-        output.print_json({"sweep": sweep.id, "name": base, "jobs": list(sweep.job_ids), "states": counts})
-    elif not wish.wait:
+        output.print_json(_facts(session, sweep, base))
+    else:
         click.echo(f"  → ganq status --sweep {base}, ganq wait --sweep {base}, ganq cancel --sweep {base}")
-    return code
+
+
+def _facts(session: "Session", sweep: "Sweep", base: str) -> dict[str, Any]:
+    counts = session.queries.counts(sweep=sweep.id)
+    return {"sweep": sweep.id, "name": base, "jobs": list(sweep.job_ids), "states": counts}
 
 
 def _ring_quietly(session: "Session", job_id: int, queue: str) -> None:

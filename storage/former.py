@@ -47,10 +47,12 @@ def is_of(said: dict[str, Any], job_id: int, submitted_at: float, spec: Callable
 
 
 def set_aside_if_former(
-    volume: Volume, job_id: int, submitted_at: float, spec: dict[str, Any]
+    volume: Volume, job_id: int, attempt: int, submitted_at: float, spec: dict[str, Any]
 ) -> Path | None:
     """
     Before an attempt begins: make way for it, if the folder of its job is another job's.
+
+    Before the first one there is no folder of this job, so one that does not say whose it is is another's.
 
     Returns:
         Where that lies now.
@@ -59,9 +61,11 @@ def set_aside_if_former(
         VolumeError, StorageError: it cannot be renamed.
     """
     said = recorded_spec(volume, job_id)
-    if said is None or is_of(said, job_id, submitted_at, lambda: spec):
-        return None
-    return set_aside(volume, job_id)
+    if said is None:
+        mine = attempt > 1 or not volume.job(job_id).exists()
+    else:
+        mine = is_of(said, job_id, submitted_at, lambda: spec)
+    return None if mine else set_aside(volume, job_id)
 
 
 def set_aside(volume: Volume, job_id: int) -> Path:

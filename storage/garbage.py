@@ -188,7 +188,7 @@ class Garbage:
                     continue
                 said = recorded_spec(self.volume, job_id)
                 if said is None:
-                    continue  # an import, or an attempt that died before it wrote anything
+                    continue  # an import, or an attempt that died before its first word of progress
                 if not facts.belongs(conn, job, said):
                     if plan is not None:
                         plan.notes.append(f"{seen[job_id].folder} stays: it is of another job {job_id}")
@@ -246,7 +246,6 @@ class Garbage:
                     continue
                 where = target.removeprefix("../")
                 lost = not os.path.lexists(self.volume.root / where) or _inside(where, set(going))
-                # A worker makes the link a moment before the folder.
                 if lost and now - entry.stat(follow_symlinks=False).st_mtime >= self.policy.temp_s:
                     found.append((f"latest/{entry.name}", Reason.LINK, None))
         return found

@@ -40,7 +40,6 @@ What is left of the file when the WAL begins anew, so that it seldom has to grow
 A commit into a file that is there waits for its data alone, one that makes the file longer for the
 file system's journal as well: 0.13 and 0.30 ms on ext4.
 """
-_FRAME_BYTES = 24 + 4096
 CHECKPOINT_EVERY_S = 0.5
 LOOK_EVERY_S = 0.05
 CHECKPOINT_WAIT_S = 0.2
@@ -175,9 +174,12 @@ class Wal:
         """
         try:
             with open(self.file, "rb", buffering=0) as wal:
-                salts = os.pread(wal.fileno(), 8, 16)
-                frame = WAL_BYTES // _FRAME_BYTES
-                return len(salts) == 8 and os.pread(wal.fileno(), 8, 32 + frame * _FRAME_BYTES + 8) == salts
+                header = os.pread(wal.fileno(), 24, 0)
+                if len(header) < 24:
+                    return False
+                frame_bytes = 24 + int.from_bytes(header[8:12], "big")
+                last = 32 + WAL_BYTES // frame_bytes * frame_bytes
+                return os.pread(wal.fileno(), 8, last + 8) == header[16:]
         except OSError:
             return False
 

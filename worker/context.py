@@ -78,7 +78,7 @@ class RunContext:
         self._saver: Saver | None = None
         self._announced: Checkpointed | None = None
         self._checkpoints = [Checkpointed(**pointer) for pointer in order["checkpoints"]]  # newest first
-        former = set_aside_if_former(volume, self.job_id, order["submitted_at"], order["spec"])
+        former = set_aside_if_former(volume, self.job_id, self.attempt, order["submitted_at"], order["spec"])
         # Its name need not outlive a power cut before something in it is registered: see _keep().
         make_folder(self.folder, named=False)
         self._introduced = self._kept = False
@@ -350,7 +350,6 @@ class RunContext:
         """
         if self._introduced:
             return
-        self._introduced = True
         from storage.version import version
 
         path = self.volume.job(self.job_id) / "spec.json"
@@ -359,6 +358,7 @@ class RunContext:
             about["submitted_at"] = self.order["submitted_at"]  # ganq gc knows the job by it
             write_json(path, {"job": self.job_id, "spec": self.order["spec"], **about}, named=False)
         self.volume.point_latest(self.order["label"], self.folder)
+        self._introduced = True
 
     def _keep(self) -> None:
         """Make this attempt's folder durable, once: what is registered must be found after a power cut."""

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import socket
 import sys
 
 from storage.settings import Settings, redact
@@ -45,7 +46,7 @@ class BrokerAway(logging.Filter):
 def _is_away(error: BaseException) -> bool:
     # By name: redis and kombu need not be imported to tell that nothing of theirs was raised.
     mine = f"{type(error).__module__}.{type(error).__name__}"
-    return isinstance(error, OSError) or mine in (
+    return isinstance(error, ConnectionError | TimeoutError | socket.gaierror) or mine in (
         "redis.exceptions.ConnectionError",
         "redis.exceptions.TimeoutError",
         "kombu.exceptions.OperationalError",

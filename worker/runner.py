@@ -126,7 +126,7 @@ class Runner:
             healthy = False
         if ctx is not None:
             if answer["op"] != "done":
-                with suppress(GanqError, OSError):  # how it ended says more
+                with suppress(Exception):  # how it ended says more
                     ctx.introduce()
             if answer["op"] == "failed":
                 ctx.log(f"error {answer['code']}: {answer['message']}")

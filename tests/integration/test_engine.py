@@ -168,6 +168,22 @@ def test_a_wal_that_begins_anew_keeps_its_file_because_growing_waits_for_the_dis
     assert not wal.is_long(), "what an earlier round has left was taken for what is written now"
 
 
+@pytest.mark.parametrize("page_size", [1024, 8192])
+def test_a_wal_of_other_pages_than_usual_is_known_to_be_long_too(tmp_path, monkeypatch, page_size):
+    monkeypatch.setattr("storage.sqlite_engine.WAL_BYTES", 400_000)
+    raw = sqlite3.connect(tmp_path / "ganq.db", isolation_level=None)
+    raw.execute(f"PRAGMA page_size = {page_size}")
+    raw.execute("PRAGMA journal_mode = WAL")
+    raw.execute("PRAGMA wal_autocheckpoint = 0")
+    raw.execute("CREATE TABLE kept (letter TEXT)")
+    wal = Wal(tmp_path / "ganq.db")
+    assert not wal.is_long()
+    for _ in range(5):
+        raw.execute("INSERT INTO kept VALUES (?)", ("x" * 100_000,))
+    assert wal.is_long()
+    raw.close()
+
+
 def test_a_file_that_is_no_database_is_said_to_be_none(tmp_path):
     path = tmp_path / "ganq.db"
     path.write_bytes(b"this is a letter to my aunt, and no database\n" * 100)

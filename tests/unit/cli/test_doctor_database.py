@@ -59,7 +59,7 @@ def test_an_sqlite_with_the_wal_defect_and_no_guard_fails(ganq, monkeypatch):
     monkeypatch.setattr("storage.sqlite_engine.WAL_RESET_FIXED", (3, 0, 0))  # as if it had none
     (told,) = ganq("doctor", "--json").findings()["sqlite"]
     assert told["verdict"] == "bad"
-    assert "checkpoints by itself every 1000 pages" in told["said"]
+    assert "checkpoints by itself every 4000 pages" in told["said"]
 
 
 def test_a_job_table_that_everybody_may_write_fails(ganq, settings):

@@ -1,5 +1,6 @@
 """What a running job may do: the folder that it gets, and when that must outlive a power cut."""
 
+import errno
 import json
 import os
 import socket
@@ -8,6 +9,7 @@ from contextlib import closing
 
 import pytest
 
+from jobs.errors import DiskFullError
 from storage.durable import make_folder
 from storage.former import aside
 from storage.volume import Volume
@@ -18,7 +20,9 @@ from worker.context import RunContext
 class Bench:
     """A context of a first attempt, its supervisor's end of the channel, and what was synced so far."""
 
-    def __init__(self, volume: Volume, monkeypatch: pytest.MonkeyPatch, submitted_at: float = 0.0) -> None:
+    def __init__(
+        self, volume: Volume, monkeypatch: pytest.MonkeyPatch, submitted_at: float = 0.0, attempt: int = 1
+    ) -> None:
         self.synced: list[str] = []
         really = os.fsync
 
@@ -28,7 +32,7 @@ class Bench:
 
         ours, theirs = socket.socketpair()
         self.supervisor = Channel(ours)
-        about = {"job_id": 7, "attempt": 1, "kind": "train", "label": "faces", "spec": {}}
+        about = {"job_id": 7, "attempt": attempt, "kind": "train", "label": "faces", "spec": {}}
         order = {**about, "submitted_at": submitted_at, "inputs": {}, "checkpoints": [], "parts": []}
         monkeypatch.setattr(os, "fsync", fsync)
         self.runner = Channel(theirs)
@@ -124,10 +128,38 @@ def test_a_job_that_a_former_table_left_under_the_same_id_is_set_aside_whole(
     assert json.loads((former / "spec.json").read_text())["submitted_at"] == 1.5
 
 
+@pytest.mark.parametrize("introduced", [True, False])
 def test_the_folder_of_the_same_job_stays_for_its_next_attempt(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, introduced
+):
+    for attempt in (1, 2):
+        with closing(Bench(volume, monkeypatch, submitted_at=1.5, attempt=attempt)) as bench:
+            if introduced:
+                bench.context.introduce()
+    assert aside(volume) == []
+
+
+def test_a_first_attempt_takes_over_nothing_from_a_job_that_was_killed_before_it_said_who_it_was(
     volume: Volume, monkeypatch: pytest.MonkeyPatch
 ):
-    for _ in range(2):
-        with closing(Bench(volume, monkeypatch, submitted_at=1.5)) as bench:
-            bench.context.introduce()
-    assert aside(volume) == []
+    with closing(Bench(volume, monkeypatch, submitted_at=1.5)) as old:
+        old.context.log("of the former table")
+    with closing(Bench(volume, monkeypatch, submitted_at=2.5)):
+        (former,) = aside(volume)
+        assert "of the former table" in (former / "a1" / "log.txt").read_text()
+        assert "of the former table" not in (volume.attempt(7, 1) / "log.txt").read_text()
+
+
+def test_a_job_that_could_not_say_what_it_is_says_it_with_the_next_word(
+    bench: Bench, volume: Volume, monkeypatch: pytest.MonkeyPatch
+):
+    def no_room(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", no_room)
+        with pytest.raises(DiskFullError):
+            bench.context.report(0, 1, "pictures")
+    assert not (volume.job(7) / "spec.json").exists()
+    bench.context.report(1, 1, "pictures")
+    assert (volume.job(7) / "spec.json").exists()

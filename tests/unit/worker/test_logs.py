@@ -39,8 +39,9 @@ def test_a_broker_that_is_away_is_told_in_one_line(written, error):
 
 
 @pytest.mark.parametrize("name", ["kombu.message", "ganq.supervisor"])
-def test_a_defect_keeps_its_traceback(written, name):
-    assert "test_logs.py" in written(name, ValueError("a defect"))
+@pytest.mark.parametrize("error", [ValueError("a defect"), FileNotFoundError("x"), OSError(24, "too many")])
+def test_a_defect_keeps_its_traceback(written, name, error):
+    assert "test_logs.py" in written(name, error)
 
 
 def test_an_error_of_ours_keeps_its_traceback_whatever_it_is(written):
