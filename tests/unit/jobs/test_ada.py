@@ -10,6 +10,7 @@ import jobs.train
 from jobs.gan import seeds
 from jobs.gan.ada import AUTO, EVERY, Ada, plan
 from jobs.gan.augment import diff_augment
+from jobs.recipes import DEFAULT_RECIPE
 from jobs.specs import TrainSpec
 
 CPU = torch.device("cpu")
@@ -85,6 +86,11 @@ def run(folder, **given):
     ctx = LocalContext(Path(folder), noise_images(8, 16))
     jobs.train.run(spec, ctx)
     return ctx
+
+
+def test_the_default_recipe_changes_what_d_sees_from_the_first_picture_on():
+    spec = TrainSpec.create(data="/faces", recipe=DEFAULT_RECIPE)
+    assert (spec.augment, spec.augment_p, spec.ada_target) == (("auto",), 1.0, 0.0)
 
 
 @pytest.mark.parametrize("recipe", ["plus", "pairs", "r3"])
