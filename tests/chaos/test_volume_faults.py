@@ -452,10 +452,14 @@ def test_f50_logs_that_cannot_be_written_do_not_touch_the_result(
 ) -> None:
     """stdout closed, stderr and the job's own logs on /dev/full."""
     add_model(settings)
-    folder = Volume(settings.volume).attempt(2, 1)
+    job = int(ganq.json("submit", "generate", "--from", "m", "--count", "40", "--hold")["id"])
+    folder = Volume(settings.volume).attempt(job, 1)
     folder.mkdir(parents=True)
     for name in ("log.txt", "metrics.jsonl"):
         (folder / name).symlink_to("/dev/full")
+    mine = {"job": job, "submitted_at": job_row(database, job)["created_at"]}
+    (folder.parent / "spec.json").write_text(json.dumps(mine))  # else the folder is set aside
+    ganq.run("release", str(job))
     command = f"exec {sys.executable} -P -m cli.main worker --gpus none --name w1 >&- 2>/dev/full"
     worker = subprocess.Popen(
         ["sh", "-c", command],
@@ -465,8 +469,6 @@ def test_f50_logs_that_cannot_be_written_do_not_touch_the_result(
         start_new_session=True,
     )
     ganq.workers.append(worker)
-    job = int(ganq.json("submit", "generate", "--from", "m", "--count", "40")["id"])
-    assert job == 2
     until(lambda: job_row(database, job)["state"] == "succeeded", what="the end")
     for name in ("log.txt", "metrics.jsonl"):
         (folder / name).unlink()  # /dev/full can be read for ever

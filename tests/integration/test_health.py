@@ -156,6 +156,7 @@ def test_a_worker_that_was_killed_as_a_whole_is_unhealthy_and_its_successor_is_n
     ganq: Ganq, ready, ask
 ) -> None:
     worker, supervisor = ready()
+    psutil.Process(worker.pid).suspend()  # else it may start another supervisor in between
     for pid in (supervisor, worker.pid):
         psutil.Process(pid).kill()
     worker.wait(timeout=10)
