@@ -1,25 +1,22 @@
 """Up to 64 workers that do nothing on one table of 100,000 queued jobs: where throughput stops."""
 
 import json
-import secrets
 import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from benchmarks import stack
 from benchmarks.measure import Ratio, limit, quantile
 from benchmarks.neighbours import Watch
-from benchmarks.startup import fill
+from benchmarks.tables import full_tables
 from jobs.specs import SPEC_VERSION
 from storage.job_store import Claim, JobStore
 from storage.jobs import WorkerIdentity
 from storage.schema import open_database
 from storage.settings import Settings
-from tests.services import Postgres, postgres_binaries
 
 EXPLAINED = """\
 Each worker ends a job and claims the next in one durable transaction, as a supervisor does, without bell,
@@ -37,26 +34,15 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
     Raises:
         RuntimeError: there is no Postgres here.
     """
-    binaries = postgres_binaries()
-    if binaries is None:
-        raise RuntimeError("crowd needs Postgres (the dev packages carry it)")
     raw: dict[str, Any] = {}
     lines = []
-    with ExitStack() as stage:
-        postgres = stage.enter_context(Postgres(binaries, fsync=True))
-        for name in ("SQLite", "Postgres"):
-            home = work / f"crowd-{name.lower()}-{secrets.token_hex(3)}"
-            env = {"GANQ_HOME": str(home)}
-            if name == "Postgres":
-                env["GANQ_DATABASE_URL"] = postgres.url(postgres.create())
-            fill(Settings.load(env), QUEUED, users=3)
-            raw[name] = {}
-            for workers in WORKERS:
-                raw[name][str(workers)] = found = _crowd(env, workers)
-                print(f"  {name}, {workers} workers: " + ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
-            raw[name]["claims of one"] = alone = claims(env)
-            p99 = alone["p99_ms"]
-            lines.append(limit(f"claim at {QUEUED:,} queued, {name}", "10 ms", "p99, ms", p99, 10.0))
+    for name, env in full_tables(work, QUEUED, users=3):
+        raw[name] = {}
+        for workers in WORKERS:
+            raw[name][str(workers)] = found = _crowd(env, workers)
+            print(f"  {name}, {workers} workers: " + ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
+        raw[name]["claims of one"] = alone = claims(env)
+        lines.append(limit(f"claim at {QUEUED:,} queued, {name}", "10 ms", "p99, ms", alone["p99_ms"], 10.0))
     return lines, raw
 
 

@@ -1,7 +1,6 @@
 """Start-up: `ganq --help`, and `ganq status` on 100,000 jobs, beside the imports that they need."""
 
 import os
-import secrets
 import subprocess
 import sys
 import time
@@ -11,10 +10,7 @@ from typing import Any
 from benchmarks import stack
 from benchmarks.measure import Ratio, alternate, compare
 from benchmarks.neighbours import Watch
-from jobs.specs import SPEC_VERSION, TrainSpec
-from storage.engine import Database
-from storage.job_store import JobStore
-from storage.schema import open_database, upgrade
+from benchmarks.tables import fill
 from storage.settings import Settings
 
 EXPLAINED = """\
@@ -54,6 +50,15 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
 
 
 def timed(command: list[str], environment: dict[str, str]) -> dict[str, float]:
+    """
+    Run a process to its end.
+
+    Returns:
+        wall and cpu, in ms.
+
+    Raises:
+        RuntimeError: it failed.
+    """
     began = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
@@ -68,25 +73,3 @@ def timed(command: list[str], environment: dict[str, str]) -> dict[str, float]:
     if process.returncode:
         raise RuntimeError(f"{command[-2:]} ended with {process.returncode}: {said.decode()[-500:]}")
     return {"wall": wall * 1000, "cpu": (usage.ru_utime + usage.ru_stime) * 1000}
-
-
-def fill(settings: Settings, jobs: int, users: int = 1) -> None:
-    """Queue so many trainings in a new table, by sweeps of 10,000, of as many users in turn."""
-    if settings.is_sqlite:
-        database = open_database(settings, create=True)
-    else:
-        upgrade(Database(settings))
-        database = open_database(settings)
-    store = JobStore(database)
-    spec = TrainSpec.create(data="/pictures", recipe="plus").to_json()
-    for part in range(jobs // 10_000):
-        store.submit_sweep(
-            [spec] * 10_000,
-            names=[f"job-{part}-{place}" for place in range(10_000)],
-            submit_key=secrets.token_hex(16),
-            kind="train",
-            spec_version=SPEC_VERSION,
-            user=f"user{part % users}",
-            ringing=10_000,
-        )
-    database.dispose()

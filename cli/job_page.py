@@ -140,11 +140,8 @@ def _about(session: Session, job: Job, around: words.Surroundings) -> Iterator[t
         yield "not copied", f"{failed} (the pictures themselves are safe: ganq open {job.id})"
     share, progress = words.fraction(job), words.progress(job)
     if progress:
-        yield (
-            "progress",
-            f"{words.bar(share, 24)} {progress}"
-            + (f" {share:.0%}" if share and not job.state.terminal else ""),
-        )
+        how_far = f" {share:.0%}" if share and not job.state.terminal else ""
+        yield "progress", f"{words.bar(share, 24)} {progress}{how_far}"
     if (speed := words.rate(job)) is not None:
         left = words.eta(job)
         ends = f", {output.duration(left)} left" if left is not None else ""

@@ -154,12 +154,12 @@ def test_the_wal_is_moved_into_the_database(database, settings, job_factory):
 def test_a_wal_that_begins_anew_keeps_its_file_because_growing_waits_for_the_disk_twice(
     database, settings, job_factory, monkeypatch
 ):
-    monkeypatch.setattr("storage.sqlite_engine.WAL_BYTES", 400_000)
+    monkeypatch.setattr("storage.sqlite_engine.WAL_BYTES", 2_000_000)
     wal = Wal(Path(settings.database_url.removeprefix("sqlite:///")))
     while not wal.is_long():
-        job_factory()
+        job_factory(spec={"data": "x" * 100_000})
     length = wal.file.stat().st_size
-    assert 400_000 <= length < 500_000
+    assert 2_000_000 <= length < 2_500_000
 
     assert wal.checkpoint()
     job_factory()

@@ -226,6 +226,7 @@ def test_a_job_that_was_accepted_is_said_to_be_where_the_answer_cannot_be_writte
     done = run_process(f"{sys.executable} -m cli.main submit train --data {pictures} {more} > /dev/full")
     assert done.returncode == 1
     assert "is accepted; only this answer could not be written" in done.stderr
+    assert "no worker is running" in done.stderr, "nobody was rung"
     assert "no space left on device" in done.stderr
     assert queries.counts()["queued"] == (2 if "sweep" in more else 1)
 

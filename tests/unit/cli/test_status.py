@@ -350,6 +350,21 @@ def test_watching_a_job_on_a_small_screen_keeps_its_log_in_sight_and_ends_with_i
     assert "lr_g" in ganq("status", "faces").out
 
 
+def test_what_is_watched_is_drawn_once_more_after_its_end(monkeypatch):
+    from cli import status
+
+    monkeypatch.setattr(status, "WATCH_S", 0)
+    over, drawn = [], []
+
+    def draw():
+        drawn.append(bool(over))
+        over.append("it ends just after it was drawn")
+        return ""
+
+    assert status._watch(draw, lambda: bool(over)) == 0
+    assert drawn == [False, True]
+
+
 @pytest.mark.parametrize("word", ["99", "fac"])
 def test_the_shell_completes_ids_and_names(ganq, job_factory, monkeypatch, word):
     job_factory(name="faces")
