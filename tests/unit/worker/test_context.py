@@ -76,8 +76,10 @@ def test_from_its_first_word_of_progress_on_a_job_can_be_known_by_its_folder(ben
     assert "spec.json" in bench.synced[0]  # its bytes: a power cut leaves all of it or none
     assert json.loads((volume.job(7) / "spec.json").read_text())["job"] == 7
     assert (volume.latest / "faces").resolve() == volume.attempt(7, 1).resolve()
+    (volume.latest / "faces").unlink()
     bench.context.report(1, 1, "pictures")
     assert len(bench.synced) == 1
+    assert not (volume.latest / "faces").is_symlink(), "each word of progress makes the link again"
 
 
 def make_pictures(bench: Bench) -> None:
