@@ -1,5 +1,6 @@
 """
 The tables. Times are seconds since 1970 (UTC), taken from the database's own clock.
+Their indexes with a condition stand in storage/indexes.py.
 
 job           what was asked and where it stands; (attempt, lease_token) is the fence
 attempt       one row per claim; at most one open per job
@@ -133,32 +134,7 @@ job = Table(
     Column("time_limit_s", Double),
     Column("ran_s", Double, nullable=False, server_default=text("0")),  # of attempts that have ended
     Index("ix_job_state_id", "state", "id"),
-    Index("ix_job_yielded", "yielded_at", sqlite_where=text(YIELDED), postgresql_where=text(YIELDED)),
-    Index("ix_job_ripening", "not_before", sqlite_where=text(RIPENING), postgresql_where=text(RIPENING)),
-    Index(
-        "ix_job_part_of",
-        "part_of",
-        sqlite_where=text("part_of IS NOT NULL"),
-        postgresql_where=text("part_of IS NOT NULL"),
-    ),
-    Index(
-        "ix_job_sweep",
-        "sweep",
-        sqlite_where=text("sweep IS NOT NULL"),
-        postgresql_where=text("sweep IS NOT NULL"),
-    ),
-    Index("ix_job_running", "id", sqlite_where=text(RUNNING), postgresql_where=text(RUNNING)),
     sqlite_autoincrement=True,
-)
-
-Index(
-    "ix_job_claimable",
-    job.c.queue,
-    job.c.priority.desc(),
-    job.c.user,
-    job.c.id,
-    sqlite_where=text(CLAIMABLE),
-    postgresql_where=text(CLAIMABLE),
 )
 
 attempt = Table(
@@ -178,13 +154,6 @@ attempt = Table(
     Column("outcome", String(16)),
     Column("error_code", String(32)),
     Column("error_message", Text),
-    Index(
-        "uq_attempt_open",
-        "job_id",
-        unique=True,
-        sqlite_where=text("ended_at IS NULL"),
-        postgresql_where=text("ended_at IS NULL"),
-    ),
 )
 
 checkpoint = Table(

@@ -2,6 +2,7 @@
 
 from alembic import context
 
+import storage.indexes  # noqa: F401 - they belong to the metadata
 from storage.models import metadata
 
 connection = context.config.attributes["connection"]

@@ -10,6 +10,7 @@ from conftest import make_settings
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import DBAPIError
 
+import storage.indexes  # noqa: F401 - they belong to the metadata
 from jobs.errors import DatabaseUnavailableError, SchemaMismatchError
 from storage.engine import SCHEMA_REVISION, Database, check_schema
 from storage.models import metadata

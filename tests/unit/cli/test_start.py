@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -13,7 +14,7 @@ from cli.reference import PAGE, commands, page
 HEAVY = ("torch", "celery", "sqlalchemy", "redis", "pydantic", "rich", "numpy", "alembic", "platformdirs")
 
 
-def loaded_after(*argv: str) -> set[str]:
+def modules_after(*argv: str) -> list[str]:
     """The modules that a fresh Python holds after one command."""
     program = (
         "import sys\nfrom cli.main import main\n"
@@ -22,7 +23,12 @@ def loaded_after(*argv: str) -> set[str]:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode in (0, 2), done.stderr
-    return {line.split(".")[0] for line in done.stderr.splitlines()}
+    return done.stderr.splitlines()
+
+
+def loaded_after(*argv: str) -> set[str]:
+    """The packages of those modules."""
+    return {name.split(".")[0] for name in modules_after(*argv)}
 
 
 @pytest.mark.parametrize("argv", [("--help",), ("submit", "--help"), ("--version",), ("statsu",)])
@@ -32,6 +38,26 @@ def test_help_and_a_typo_load_nothing_heavy(argv: tuple[str, ...]) -> None:
 
 def test_status_loads_no_torch_no_celery_and_off_a_terminal_no_rich(ganq: object) -> None:
     assert loaded_after("status").isdisjoint({"torch", "celery", "redis", "rich", "pydantic", "numpy"})
+
+
+def test_on_sqlite_nothing_of_postgres_is_loaded(ganq: object, backend: str, pictures: Path) -> None:
+    for argv in (("status",), ("submit", "train", "--data", str(pictures), "--hold")):
+        loaded = modules_after(*argv)
+        assert f"sqlalchemy.dialects.{'sqlite' if backend == 'sqlite' else 'postgresql'}" in loaded
+        assert backend != "sqlite" or "sqlalchemy.dialects.postgresql" not in loaded
+
+
+def test_a_short_command_never_looks_for_garbage_not_even_at_its_end(ganq: object) -> None:
+    program = (
+        "import atexit, gc, sys\nfrom cli.main import main\n"
+        "looked = lambda: sum(one['collections'] for one in gc.get_stats())\n"
+        "before = looked()\n"
+        # What was registered first is called last.
+        "atexit.register(lambda: print(looked() - before, gc.get_freeze_count() > 50_000, file=sys.stderr))\n"
+        "sys.argv = ['ganq', 'status']\nsys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.split() == ["0", "True"]
 
 
 def all_commands() -> list[tuple[tuple[str, ...], click.Command]]:
