@@ -7,6 +7,7 @@ leaves no orphan on the GPU.
 
 import errno
 import faulthandler
+import gc
 import os
 import signal
 import socket
@@ -49,8 +50,13 @@ class Runner:
     def serve(self) -> None:
         """Run orders until the supervisor is gone."""
         threading.Thread(target=self._listen, name="channel", daemon=True).start()
-        import torch  # noqa: F401 - the warm part: seconds, before the first order comes
+        # The warm part: seconds, before the first order comes. Its modules make 200,000 objects that
+        # stay: no garbage is looked for meanwhile (a seventh of that time), nor among them ever after.
+        gc.disable()
+        import torch  # noqa: F401
 
+        gc.freeze()
+        gc.enable()
         self.channel.send("ready")
         while self._run(self._next_order()):
             pass
