@@ -15,7 +15,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -42,18 +41,18 @@ from worker import logs
 from worker.bells import Bells
 from worker.channel import Message
 from worker.heart import Heart, News
+from worker.lease_holder import LeaseHolder
 from worker.orders import make_order
 from worker.process import boot_id, die_with_parent, start_ticks
 from worker.pulse import Pulse, pulse_socket
 from worker.recovery import Recovery
 from worker.retention import drop_parts, let_go
-from worker.stopping import CANCEL_GRACE_S, HASTE_S, SAME_SIGNAL_S, Watch, time_limit_error
+from worker.stopping import CANCEL_GRACE_S, HASTE_S, SAME_SIGNAL_S, time_limit_error
 from worker.wake import WAKE_ENV
 from worker.warm_runner import WarmRunner
 
 log = logging.getLogger("ganq.supervisor")
 
-RETRY_DATABASE_S = 1.0
 LOOK_AGAIN_S = 0.3
 VOLUME_SEEN_S = 10.0
 FATAL_EXIT = 4
@@ -75,21 +74,13 @@ class Supervisor:
         self.poll_s = min(settings.poll_seconds, 3.0 if settings.is_sqlite else settings.poll_seconds)
         self.kinds = tuple(name for name, kind in KINDS.items() if kind.runner is not None)
 
-        self.lease: Lease | None = None
-        self.taken: Lease | None = None  # with the commit that ended the last job; _claim() begins it
-        self.watch = Watch(settings.stall_seconds)
         self.terminated_at: float | None = None
         self.hastened = False
         self.misfit: SchemaMismatchError | None = None
-        self.orders_parts: list[dict[str, Any]] = []  # of the job in hand, if it was split
         self.draining = False
         self.next_poll = 0.0
         self.volume_due = 0.0
 
-        self.runner = WarmRunner(settings)
-        self.watched_fd: int | None = None
-        self.runner_deaths = 0
-        self.runner_due = 0.0
         self.news: queue.SimpleQueue[tuple[News, Lease]] = queue.SimpleQueue()
         self.selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe()
@@ -103,10 +94,19 @@ class Supervisor:
 
         offer = partial(self.store.offer_to_yield, who=who, kinds=self.kinds)
         self.heart = Heart(self.store, self.workers, settings, self._tell, offer)
+        self.runner = WarmRunner(settings, self.selector)
+        self.holder = LeaseHolder(
+            settings, self.runner, self.heart, must_go=self._must_go, on_misfit=self._on_misfit
+        )
         self.recovery = Recovery(
             self.database, settings, self.workers, _ring_through_parent, self._wake, self._on_misfit
         )
         self.pulse = Pulse(self, pulse_socket(wake_socket))
+
+    @property
+    def lease(self) -> Lease | None:
+        """Of the job in hand."""
+        return self.holder.lease
 
     # --- the loop -------------------------------------------------------------------------
 
@@ -116,7 +116,7 @@ class Supervisor:
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, self._on_sigterm)
         self.workers.say("starting")
-        self._watch_runner()
+        self.runner.ensure()
         self.heart.start()
         self.recovery.start()
         self.pulse.start()
@@ -149,8 +149,8 @@ class Supervisor:
         if self.terminated_at is not None and not self.draining:
             self._drain()
         self._check_deadlines()
-        if self.watched_fd is None and not self.draining and time.monotonic() >= self.runner_due:
-            self._watch_runner()
+        if self.runner.channel is None and not self.draining and time.monotonic() >= self.runner.due:
+            self.runner.ensure()
         if self.lease is None and not self.draining and time.monotonic() >= self.next_poll:
             self._claim()
 
@@ -165,9 +165,9 @@ class Supervisor:
     def _timeout(self) -> float:
         now = time.monotonic()
         if self.lease is None:
-            runner_s = 60.0 if self.watched_fd is not None else self.runner_due - now
+            runner_s = 60.0 if self.runner.channel is not None else self.runner.due - now
             return max(0.0, min(self.next_poll - now, runner_s, 60.0))
-        return self.watch.next_s
+        return self.holder.watch.next_s
 
     def _wake(self) -> None:
         """Look at the table now (from any thread)."""
@@ -213,7 +213,7 @@ class Supervisor:
         """Take the best job of the table, if there is one, and hand it to the runner."""
         while True:
             self.next_poll = time.monotonic() + self.poll_s * random.uniform(0.8, 1.2)
-            lease, self.taken = self.taken, None
+            lease, self.holder.taken = self.holder.taken, None
             if lease is None and self.terminated_at is not None:
                 break  # what is taken is begun, and then drained as any other
             try:
@@ -231,26 +231,24 @@ class Supervisor:
                 break
             log.info("job %s: attempt %s", lease.job_id, lease.attempt)
             failpoint("supervisor.claimed")
-            self.lease = lease
-            self.watch.begin(lease)
-            self.heart.begin(lease)
+            self.holder.begin(lease)
             try:
-                if self.watch.time_is_up:
+                if self.holder.watch.time_is_up:
                     raise self._time_limit_error(lease)
                 self._see_volume()
                 order = make_order(lease, self.store, self.queries)
-                self.orders_parts = order["parts"]
-                self._watch_runner()
+                self.holder.parts = order["parts"]
+                self.runner.ensure()
                 assert self.runner.channel is not None
-                self.watch.moved("starting")
+                self.holder.watch.moved("starting")
                 self.runner.channel.send("run", order=order)
                 return True
             except LeaseLostError:
-                self._forget("lost before it began")
+                self.holder.let_go("lost before it began")
             except GanqError as exc:
-                self._settle(exc.code, self.store.fail, lease, exc)
+                self.holder.settle(exc.code, self.store.fail, lease, exc)
             except OSError:
-                self._settle("crashed", self.store.crashed, lease, "the runner died as the job began")
+                self.holder.settle("crashed", self.store.crashed, lease, "the runner died as the job began")
         self.bells.dismiss()
         return False
 
@@ -268,75 +266,57 @@ class Supervisor:
             self.volume.ensure()
             self.volume_due = time.monotonic() + VOLUME_SEEN_S
 
-    def _watch_runner(self) -> None:
-        channel = self.runner.ensure()
-        if self.watched_fd != channel.fileno():
-            self._unwatch_runner()
-            self.selector.register(channel.sock, selectors.EVENT_READ, "runner")
-            self.watched_fd = channel.fileno()
-
-    def _unwatch_runner(self) -> None:
-        if self.watched_fd is not None:
-            with suppress(KeyError, ValueError):
-                self.selector.unregister(self.watched_fd)
-            self.watched_fd = None
-
     # --- what the runner says -------------------------------------------------------------
 
     def _hear_runner(self) -> None:
         messages = self.runner.receive()
         if messages is None:
-            self._unwatch_runner()
             how = self.runner.ended()
             if self.lease is not None:
                 self._on_runner_death(how)
             elif not self.draining:
-                # One that cannot even start must not be started as fast as Python can.
-                self.runner_deaths += 1
-                pause_s = min(0.5 * 2**self.runner_deaths, 60.0)
-                log.warning("the idle runner was %s; another starts in %.0f s", how, pause_s)
-                self.runner_due = time.monotonic() + pause_s
+                log.warning("the idle runner was %s; another starts in %.0f s", how, self.runner.pause())
             return
         for message in messages:
             if message.get("job_id") not in (None, self.lease.job_id if self.lease else None):
                 continue  # a late word about a job that is settled
-            self.watch.heard(message)
+            self.holder.watch.heard(message)
             self._on_message(message)
 
     def _on_message(self, message: Message) -> None:
         op, lease = message["op"], self.lease
         if op == "ready":
-            self.runner_deaths = 0
+            self.runner.deaths = 0
         if op == "ready" or lease is None:
             return
         if op == "progress":
             self.heart.progress(message["progress"])
         elif op == "inputs":
             inputs = {**(lease.job.inputs or {}), **message["inputs"]}
-            self._guarded(self.store.pin_inputs, lease, inputs)
+            self.holder.commit(self.store.pin_inputs, lease, inputs)
         elif op == "event":
-            self._guarded(self.store.note, lease, message["type"], message["detail"])
+            self.holder.commit(self.store.note, lease, message["type"], message["detail"])
         elif op == "checkpoint":
             self._register(lease, message)
         elif op == "done":
             failpoint("supervisor.before_finish")
             claim = Claim(self.who, self.kinds, SPEC_VERSION)
-            self._settle("succeeded", self._succeed, lease, message["result"], claim)
+            self.holder.settle("succeeded", self._succeed, lease, message["result"], claim)
             failpoint("supervisor.finished")
             if self.lease is None:
-                drop_parts(self.orders_parts, self.volume)
+                drop_parts(self.holder.parts, self.volume)
             self._after_job()
         elif op == "stopped":
             self._on_stopped(lease, message["reason"])
         elif op == "failed":
             error = error_of(message["code"], message["message"], message.get("hint"))
             if message.get("replace"):
-                self._kill_runner()
-            self._settle(f"{error.code}: {error.message}", self.store.fail, lease, error)
+                self.runner.kill()
+            self.holder.settle(f"{error.code}: {error.message}", self.store.fail, lease, error)
             self._after_job()
         elif op == "crashed":
-            self._kill_runner()
-            self._settle("crashed", self.store.crashed, lease, message["message"])
+            self.runner.kill()
+            self.holder.settle("crashed", self.store.crashed, lease, message["message"])
             self._after_job()
 
     def _register(self, lease: Lease, message: Message) -> None:
@@ -354,7 +334,7 @@ class Supervisor:
             metric=message.get("metric"),
         )
         failpoint("supervisor.before_register")
-        if not self._guarded(register):
+        if not self.holder.commit(register):
             return
         failpoint("supervisor.registered")
         self.runner.send("ack", ok=True)
@@ -367,26 +347,26 @@ class Supervisor:
     def _succeed(self, lease: Lease, result: dict[str, Any], claim: Claim) -> None:
         """Publish, and take the next job with the same commit; it begins in _after_job()."""
         # Not where a folder of parts is deleted first, perhaps a million files: nothing beats meanwhile.
-        go_on = self.terminated_at is None and not self.orders_parts
-        self.taken = self.store.succeed_and_claim(lease, result, claim, go_on=go_on)
+        go_on = self.terminated_at is None and not self.holder.parts
+        self.holder.taken = self.store.succeed_and_claim(lease, result, claim, go_on=go_on)
 
     def _on_stopped(self, lease: Lease, reason: str) -> None:
         if reason == StopReason.CANCEL:
-            self._settle("cancelled", self.store.cancel_done, lease)
+            self.holder.settle("cancelled", self.store.cancel_done, lease)
         elif reason == StopReason.TIME_LIMIT:
             error = self._time_limit_error(lease)
-            self._settle(f"{error.code}: {error.message}", self.store.fail, lease, error)
+            self.holder.settle(f"{error.code}: {error.message}", self.store.fail, lease, error)
         else:
-            self._settle(f"released ({reason})", self.store.release, lease, reason)
+            self.holder.settle(f"released ({reason})", self.store.release, lease, reason)
         self._after_job()
 
     def _on_runner_death(self, how: str) -> None:
         lease = self.lease
         assert lease is not None
-        if self.watch.asked is not None:
-            self._on_stopped(lease, self.watch.asked)
+        if self.holder.watch.asked is not None:
+            self._on_stopped(lease, self.holder.watch.asked)
             return
-        self._settle("crashed", self.store.crashed, lease, f"the runner was {how}")
+        self.holder.settle("crashed", self.store.crashed, lease, f"the runner was {how}")
         self._after_job()
 
     def _time_limit_error(self, lease: Lease) -> GanqError:
@@ -400,13 +380,12 @@ class Supervisor:
 
     def _on_news(self, what: News) -> None:
         if what == "lost":
-            self._kill_runner()
-            self._forget("its lease has passed on")
+            self.holder.lost("its lease has passed on")
             self._after_job()
         elif what == "yield":
-            if self.watch.asked is None:
+            if self.holder.watch.asked is None:
                 self._ask_to_stop(StopReason.PREEMPT, self.settings.drain_seconds)
-        elif self.watch.asked is not StopReason.CANCEL:
+        elif self.holder.watch.asked is not StopReason.CANCEL:
             self._ask_to_stop(StopReason.CANCEL, CANCEL_GRACE_S)
 
     def _on_sigterm(self, *_: Any) -> None:
@@ -417,118 +396,67 @@ class Supervisor:
         elif now - self.terminated_at > SAME_SIGNAL_S:
             self.hastened = True
 
+    def _must_go(self) -> bool:
+        """Whether SIGTERM was long enough ago that nothing may be waited for."""
+        at = self.terminated_at
+        return at is not None and time.monotonic() - at > self.settings.drain_seconds
+
     def _drain(self) -> None:
         """SIGTERM: claim no more, bring the running job into order, give it back."""
         log.info("draining")
         self.draining = True
         self.heart.drain()
         if self.lease is not None:
-            if self.watch.asked is None:
+            if self.holder.watch.asked is None:
                 self._ask_to_stop(StopReason.DRAIN, self.settings.drain_seconds)
             else:
-                self.watch.hasten(self.settings.drain_seconds)
+                self.holder.watch.hasten(self.settings.drain_seconds)
 
     def _ask_to_stop(self, reason: StopReason, grace_s: float) -> None:
-        self.watch.ask(reason, grace_s)
+        self.holder.watch.ask(reason, grace_s)
         self.runner.send("stop", reason=str(reason))
 
     def _check_deadlines(self) -> None:
-        self.watch.excuse_absence()
+        self.holder.watch.excuse_absence()
         lease = self.lease
         if lease is None:
             return
         if self.hastened:
-            self.watch.hasten(HASTE_S)
-        verdict = self.watch.verdict()
+            self.holder.watch.hasten(HASTE_S)
+        verdict = self.holder.watch.verdict()
         if verdict == "time is up":
             log.info("job %s has run for as long as it may", lease.job_id)
             self._ask_to_stop(StopReason.TIME_LIMIT, self.settings.drain_seconds)
         elif verdict == "overdue":
             log.warning("job %s did not stop in time: killing its runner", lease.job_id)
-            self._kill_runner()
+            self.runner.kill()
             self._on_runner_death("killed")
         elif verdict == "hung":
             self._end_hung(lease)
 
     def _end_hung(self, lease: Lease) -> None:
         """The process lives, and its work does not move: keep its stacks, then replace it."""
-        still_s = self.watch.still_s
+        still_s = self.holder.watch.still_s
         log_file = self.volume.attempt(lease.job_id, lease.attempt) / "log.txt"
         told = self.runner.dump(log_file, f"no progress for {still_s:.0f} s: taken as hung")
-        self._kill_runner()
-        message = f"no progress for {still_s:.0f} s: taken as hung; {told}"
-        self._settle("stalled", partial(self.store.crashed, hung=True), lease, message)
-        self._after_job()
-
-    def _kill_runner(self) -> None:
-        self._unwatch_runner()
         self.runner.kill()
-
-    # --- settling -------------------------------------------------------------------------
-
-    def _settle(self, word: str, commit: Callable[..., Any], *args: Any) -> None:
-        """Write the end of the attempt, however long the database is away; then let the job go."""
-        if self._guarded(commit, *args):
-            assert self.lease is not None
-            log.info("job %s: %s", self.lease.job_id, word)
-            self._forget()
-            if self.taken is not None:
-                self.heart.begin(self.taken)  # from now on, whatever comes before it begins
-
-    def _guarded(self, commit: Callable[..., Any], *args: Any) -> bool:
-        """
-        Commit under the fence, waiting for a database that is away.
-
-        Returns:
-            False if the lease was lost: the runner is dead and the job is someone else's.
-        """
-        while True:
-            try:
-                commit(*args)
-                self.watch.moved(self.watch.quiet)  # it may have waited for us, however long
-                return True
-            except LeaseLostError:
-                self._kill_runner()
-                self._forget("its lease has passed on")
-                return False
-            except DatabaseUnavailableError as exc:
-                log.warning("waiting for the database: %s", exc)
-                overdue = self.terminated_at is not None and (
-                    time.monotonic() - self.terminated_at > self.settings.drain_seconds
-                )
-                if overdue:
-                    # The reaper of another worker will take the job back.
-                    self._kill_runner()
-                    self._forget("the database is away, and this worker must go")
-                    return False
-                time.sleep(RETRY_DATABASE_S)
-            except SchemaMismatchError as exc:
-                # A worker that fits the new schema will take the job back.
-                self._on_misfit(exc)
-                self._kill_runner()
-                self._forget("the job table is no longer as this worker knows it")
-                return False
-
-    def _forget(self, why: str | None = None) -> None:
-        if why and self.lease is not None:
-            log.warning("job %s: let go: %s", self.lease.job_id, why)
-        self.lease = None
-        self.watch.end()
-        self.heart.end()
+        message = f"no progress for {still_s:.0f} s: taken as hung; {told}"
+        self.holder.settle("stalled", partial(self.store.crashed, hung=True), lease, message)
+        self._after_job()
 
     def _after_job(self) -> None:
         """A warm runner for the next job, and the next job at once."""
         if self.lease is not None:
             return
-        if self.taken is None and not self.draining:
-            self._watch_runner()
+        if self.holder.taken is None and not self.draining:
+            self.runner.ensure()
         self._claim()
 
     def _close(self) -> None:
         self.heart.stop()
         self.recovery.stop()
         self.bells.close()
-        self._kill_runner()
+        self.runner.kill()
         with suppress(GanqError):
             self.workers.say("stopped")
         self.pulse.stop()

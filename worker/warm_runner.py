@@ -2,6 +2,7 @@
 
 import logging
 import os
+import selectors
 import signal
 import socket
 import subprocess
@@ -60,12 +61,22 @@ def memory_policy(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 class WarmRunner:
-    """Starts, feeds, stops and kills the process that does the work."""
+    """
+    Starts, feeds, stops and kills the process that does the work.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        selector: tells, as "runner", when the process has said something or is gone.
+    """
+
+    def __init__(self, settings: Settings, selector: selectors.BaseSelector) -> None:
         self.settings = settings
+        self.selector = selector
         self.process: subprocess.Popen[bytes] | None = None
         self.channel: Channel | None = None
+        self.deaths = 0
+        """Since one was last ready."""
+        self.due = 0.0
+        """By the monotonic clock: when another one may be started."""
 
     @property
     def pid(self) -> int | None:
@@ -94,7 +105,19 @@ class WarmRunner:
                 start_new_session=True,
             )
         self.channel = Channel(ours)
+        self.selector.register(self.channel.sock, selectors.EVENT_READ, "runner")
         return self.channel
+
+    def pause(self) -> float:
+        """
+        Seconds until another one is due after one that died with nothing to do.
+
+        One that cannot even start must not be started as fast as Python can.
+        """
+        self.deaths += 1
+        pause_s: float = min(0.5 * 2**self.deaths, 60.0)
+        self.due = time.monotonic() + pause_s
+        return pause_s
 
     def receive(self) -> list[Message] | None:
         """Messages that have arrived; None: the runner is gone."""
@@ -140,6 +163,7 @@ class WarmRunner:
             How it ended, in words.
         """
         if self.channel is not None:
+            self.selector.unregister(self.channel.sock)
             self.channel.close()
             self.channel = None
         if self.process is None:

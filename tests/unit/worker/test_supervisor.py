@@ -4,6 +4,7 @@ from jobs.specs import SPEC_VERSION
 from storage.job_store import Claim
 from storage.volume import Volume
 from worker import supervisor
+from worker.lease_holder import LeaseHolder
 from worker.supervisor import Supervisor
 
 
@@ -27,15 +28,17 @@ def test_a_job_whose_parts_are_deleted_first_does_not_take_the_next_one(
     store, running_job_factory, job_factory, worker_identity
 ):
     """A million files may take minutes, in which nobody would work on what was taken."""
-    ending = Supervisor.__new__(Supervisor)  # an end needs these four things
-    ending.store, ending.terminated_at, ending.taken = store, None, None
+    ending = Supervisor.__new__(Supervisor)  # an end needs these three things
+    ending.store, ending.terminated_at = store, None
+    ending.holder = holder = LeaseHolder.__new__(LeaseHolder)
+    holder.taken = None
     lease, _, waiting = running_job_factory(), job_factory(), job_factory()
 
-    ending.orders_parts = [{"job_id": 1}]
+    holder.parts = [{"job_id": 1}]
     ending._succeed(lease, {}, Claim(worker_identity, ("train",), SPEC_VERSION))
-    assert ending.taken is None
+    assert holder.taken is None
 
-    ending.orders_parts = []
+    holder.parts = []
     other = running_job_factory()
     ending._succeed(other, {}, Claim(worker_identity, ("train",), SPEC_VERSION))
-    assert ending.taken.job_id < waiting.id
+    assert holder.taken.job_id < waiting.id

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import selectors
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ def test_a_runner_is_started_under_both_policies(settings, monkeypatch):
     wanted = {**thread_policy({}), **memory_policy({})}
     for name in (*CHOICES, *wanted):
         monkeypatch.delenv(name, raising=False)
-    runner = WarmRunner(settings)
+    runner = WarmRunner(settings, selectors.DefaultSelector())
     try:
         runner.ensure()
         shown = Path(f"/proc/{runner.pid}/environ")

@@ -1,0 +1,103 @@
+"""The supervisor's hold on one job: from its claim to the commit that ends it, however long that takes."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jobs.errors import DatabaseUnavailableError, LeaseLostError, SchemaMismatchError
+from storage.jobs import Lease
+from storage.settings import Settings
+from worker.heart import Heart
+from worker.stopping import Watch
+from worker.warm_runner import WarmRunner
+
+log = logging.getLogger("ganq.supervisor")
+
+RETRY_DATABASE_S = 1.0
+
+
+class LeaseHolder:
+    """
+    Holds one lease at a time, and is the way by which anything is committed for it.
+
+    A lease that has passed on takes its runner with it: what that still makes is nobody's.
+
+    Args:
+        must_go: whether this worker has been told to leave, and its time for that is over.
+        on_misfit: told of a job table that is no longer as this worker knows it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        runner: WarmRunner,
+        heart: Heart,
+        *,
+        must_go: Callable[[], bool],
+        on_misfit: Callable[[SchemaMismatchError], None],
+    ) -> None:
+        self.runner = runner
+        self.heart = heart
+        self.must_go = must_go
+        self.on_misfit = on_misfit
+        self.watch = Watch(settings.stall_seconds)
+        self.lease: Lease | None = None
+        self.taken: Lease | None = None
+        """The next one, taken with the commit that ended the last; the claim that follows begins it."""
+        self.parts: list[dict[str, Any]] = []
+        """Of the job in hand, if it was split."""
+
+    def begin(self, lease: Lease) -> None:
+        self.lease = lease
+        self.watch.begin(lease)
+        self.heart.begin(lease)
+
+    def settle(self, word: str, commit: Callable[..., Any], *args: Any) -> None:
+        """Write the end of the attempt, then let the job go."""
+        if self.commit(commit, *args):
+            assert self.lease is not None
+            log.info("job %s: %s", self.lease.job_id, word)
+            self.let_go()
+            if self.taken is not None:
+                self.heart.begin(self.taken)  # from now on, whatever comes before it begins
+
+    def commit(self, commit: Callable[..., Any], *args: Any) -> bool:
+        """
+        Commit under the fence, waiting for a database that is away.
+
+        Returns:
+            False if the lease was lost: the runner is dead and the job is someone else's.
+        """
+        while True:
+            try:
+                commit(*args)
+                self.watch.moved(self.watch.quiet)  # it may have waited for us, however long
+                return True
+            except LeaseLostError:
+                self.lost("its lease has passed on")
+                return False
+            except DatabaseUnavailableError as exc:
+                log.warning("waiting for the database: %s", exc)
+                if self.must_go():
+                    # The reaper of another worker will take the job back.
+                    self.lost("the database is away, and this worker must go")
+                    return False
+                time.sleep(RETRY_DATABASE_S)
+            except SchemaMismatchError as exc:
+                # A worker that fits the new schema will take the job back.
+                self.on_misfit(exc)
+                self.lost("the job table is no longer as this worker knows it")
+                return False
+
+    def lost(self, why: str) -> None:
+        """The job is someone else's, now or soon: nothing may go on making it here."""
+        self.runner.kill()
+        self.let_go(why)
+
+    def let_go(self, why: str | None = None) -> None:
+        if why and self.lease is not None:
+            log.warning("job %s: let go: %s", self.lease.job_id, why)
+        self.lease = None
+        self.watch.end()
+        self.heart.end()
