@@ -35,17 +35,21 @@ def each(
 
     Returns:
         0, or the exit code of the first that could not.
+
+    Raises:
+        OSError: the answer could not be written. What was asked is done all the same, to all of them.
     """
     wanted = list(dict.fromkeys(references))
     told: list[dict[str, Any]] = []
     failures: list[GanqError] = []
+    answer = _Answer()
     for reference in wanted:
         try:
             for job, word in act(session, session.queries.find(reference)):
                 told.append({"id": job.id, "name": job.name, "state": str(job.state), "done": word})
                 if not as_json:
                     name = f" ({output.clean(job.name)})" if job.name else ""
-                    click.echo(f"job {job.id}{name}: {word}")
+                    answer.give(click.echo, f"job {job.id}{name}: {word}")
         except GanqError as exc:
             if len(wanted) == 1 and not told:
                 raise
@@ -55,8 +59,37 @@ def each(
             if not as_json:
                 output.notice(f"error: {exc.message}")
     if as_json:
-        output.print_json(told)
+        answer.give(output.print_json, told)
+    answer.end(lost=", ".join(f"job {one['id']} {one['done']}" for one in told if "done" in one))
     return failures[0].exit_code if failures else 0
+
+
+class _Answer:
+    """What goes to stdout; when that breaks (a full disk, `| head -1`), what is being done goes on."""
+
+    def __init__(self) -> None:
+        self.broken: OSError | None = None
+
+    def give(self, write: Callable[[Any], None], what: Any) -> None:
+        try:
+            if self.broken is None:
+                write(what)
+        except OSError as exc:
+            self.broken = exc
+
+    def end(self, lost: str) -> None:
+        """
+        Args:
+            lost: what the answer says.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self.broken is None:
+            return
+        if not isinstance(self.broken, BrokenPipeError):
+            output.notice(f"the answer could not be written; it was: {lost}")
+        raise self.broken
 
 
 def many_options(command: F) -> F:

@@ -231,6 +231,23 @@ def test_a_job_that_was_accepted_is_said_to_be_where_the_answer_cannot_be_writte
     assert queries.counts()["queued"] == (2 if "sweep" in more else 1)
 
 
+@pytest.mark.parametrize("more", ["", "--json"])
+def test_what_is_asked_of_several_jobs_is_done_to_all_where_the_answer_cannot_be_written(
+    ganq, queries, job_factory: Callable[..., object], more
+):
+    for _ in range(3):
+        job_factory()
+    done = run_process(f"{sys.executable} -m cli.main cancel 1 2 3 {more} > /dev/full")
+    assert done.returncode == 1
+    assert "it was: job 1 cancelled, job 2 cancelled, job 3 cancelled" in done.stderr
+    assert "no space left on device" in done.stderr
+    assert queries.counts()["cancelled"] == 3
+
+    piped = run_process(f"{sys.executable} -m cli.main retry 1 2 3 {more} | true; echo ${{PIPESTATUS[0]}}")
+    assert (piped.stdout, piped.stderr.count("Traceback")) == ("141\n", 0)
+    assert queries.counts()["queued"] == 3
+
+
 def test_ctrl_c_while_waiting_is_130_and_says_that_the_work_goes_on(ganq, job_factory: Callable[..., object]):
     job_factory()
     waiting = subprocess.Popen(
