@@ -1,5 +1,6 @@
 """`ganq submit train`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,9 @@ PATHS: dict[str, click.ParamType[Any]] = {
 
 NETWORKS = ("size", "nz", "ngf", "ndf", "arch", "norm_d", "conditional")
 """What makes weights of one run fit another."""
+
+FORM = ("arch", "norm_d")
+"""Those of them by which recipes differ."""
 
 NEVER_SWEPT = (*PATHS, "continue_from", "init_from", "augment", "feature_sha256")
 """Paths, what belongs to one, and what is itself a list."""
@@ -235,12 +239,14 @@ def started(session: Session, start: "Job", given: dict[str, Any]) -> dict[str, 
         from storage.queries import without_checkpoint
 
         raise without_checkpoint(start)
-    # A spec of ganq 0.1 has no `arch`; an import's says nothing of `norm_d`, which its files decide.
+    # A spec of ganq 0.1 has no `arch`, and an import's of then nothing of `norm_d`.
     its = {
         "arch": "dcgan",
         "conditional": False,
         **{name: start.spec[name] for name in NETWORKS if name in start.spec},
     }
+    if its.get("norm_d", "batch") is None:  # it came without a discriminator, so any will do
+        del its["ndf"], its["norm_d"]
     changed = [name for name in its if name in given and given[name] != its[name]]
     if changed:
         told = ", ".join(f"--{name.replace('_', '-')} {given[name]} (it has {its[name]})" for name in changed)
@@ -248,8 +254,16 @@ def started(session: Session, start: "Job", given: dict[str, Any]) -> dict[str, 
             f"job {start.id} cannot be the start of a run with {told}",
             hint="leave these away: the networks are taken over as they are",
         )
-    recipe = start.spec.get("recipe", "origin")  # an import is the tutorial's, as a rule
-    return {"recipe": recipe, **its, **given, "init_from": start.id}
+    return {"recipe": start.spec.get("recipe") or _recipe_of(its), **its, **given, "init_from": start.id}
+
+
+def _recipe_of(networks: Mapping[str, Any]) -> str:
+    """The recipe that trains such networks, for an import, which knows none."""
+    for name in (DEFAULT_RECIPE, "plus", *RECIPES):
+        trained = TrainSpec.create(recipe=name, data="")
+        if all(getattr(trained, part) == networks.get(part, getattr(trained, part)) for part in FORM):
+            return name
+    return DEFAULT_RECIPE
 
 
 def _absolute(given: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,10 @@ def import_weights(
     arch, tensors = load_origin(netg, netd)
     epoch = epoch_of_name(netg.name) or 0
     spec = ImportSpec.create(
-        netg=str(netg), netd=str(netd) if netd else None, **{k: arch[k] for k in ("size", "nz", "ngf", "ndf")}
+        netg=str(netg),
+        netd=str(netd) if netd else None,
+        **{name: arch[name] for name in ("size", "nz", "ngf", "ndf", "arch") if name in arch},
+        norm_d=arch["norm_d"] if any(key.startswith("D.") for key in tensors) else None,
     )
     volume.ensure()
     staged = volume.jobs / f".import-{secrets.token_hex(6)}"

@@ -5,7 +5,7 @@ The step is the only cursor: epoch, order, noise and augmentation follow from it
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from jobs.specs import TrainSpec
 
 OPTION = {name: f"--{name.replace('_', '-')}" for name in ("size", "nz", "ngf", "ndf", "norm_d", "arch")}
 """Of an architecture's measures, those that are options; the number of classes is the data set's."""
+OF_D = ("ndf", "norm_d")
+"""Those of the discriminator alone: an import without one leaves them open."""
 
 
 @dataclass
@@ -88,18 +90,24 @@ class TrainState:
         Raises:
             SpecError: its networks are not of this form; names each option that differs.
         """
-        its, mine = Architecture.from_json(snapshot.meta["arch"]).to_json(), arch.to_json()
+        its, mine = asdict(Architecture.from_json(snapshot.meta["arch"])), asdict(arch)
+        has_d = any(key.startswith("D.") for key in snapshot.tensors)
         differ = [
-            f"{OPTION.get(name) or name} {mine.get(name)} (it has {its.get(name)})"
-            for name in {**its, **mine}
-            if its.get(name) != mine.get(name)
+            f"{OPTION[name]} {mine[name]} (it has {its[name]})"
+            for name in OPTION
+            if its[name] != mine[name] and (has_d or name not in OF_D)
         ]
         if differ:
             raise SpecError(
                 f"job {snapshot.job_id} has other networks than were asked for: {', '.join(differ)}",
                 hint="leave these options away, or start from another job",
             )
-        has_d = any(key.startswith("D.") for key in snapshot.tensors)
+        if its["classes"] != mine["classes"]:
+            raise SpecError(
+                f"the networks of job {snapshot.job_id} know {its['classes'] or 'no'} classes,"
+                f" and {mine['classes'] or 'none'} are to be learnt",
+                hint="--data with as many folders of pictures as there, or start from another job",
+            )
         self.start_from(snapshot.tensors, snapshot.tensors if has_d else None)
         return has_d
 

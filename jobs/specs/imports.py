@@ -1,6 +1,6 @@
 """What an import has brought."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from jobs.specs.base import Spec
 
@@ -16,3 +16,6 @@ class ImportSpec(Spec):
     nz: int
     ngf: int
     ndf: int
+    arch: Literal["dcgan", "even", "residual"] = "dcgan"
+    norm_d: Literal["batch", "spectral", "none"] | None = None
+    """None: it came without a discriminator. Rows of earlier versions say neither of the two."""

@@ -5,8 +5,10 @@ import zipfile
 
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from cli.preflight import checkpoint_bytes, count_pictures, training_plan, weights_of
+from jobs.gan.networks import Architecture
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
 from jobs.specs import GenerateSpec, TrainSpec
 from storage.datasets import open_images
@@ -522,6 +524,34 @@ def test_init_from_takes_over_the_networks_and_begins_a_new_run(ganq, queries, t
     both = ganq(*asked, "--continue", "faces")
     assert both.code == 2
     assert "use one of the two" in both.err
+
+
+@pytest.mark.parametrize(
+    ("networks", "recipe"),
+    [
+        (Architecture(size=24, nz=6, ngf=4, ndf=8), "origin"),
+        (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="spectral"), "plus"),
+        (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="none", arch="even"), "pairs"),
+        (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="none"), "pairs"),
+    ],
+    ids=["the tutorial's", "of plus", "of pairs", "of a mixture"],
+)
+def test_init_from_an_import_asks_for_its_networks_and_for_any_discriminator_where_it_has_none(
+    ganq, queries, pictures, tmp_path, networks, recipe
+):
+    save_file(networks.build_generator(1).state_dict(), tmp_path / "g.safetensors")
+    save_file(networks.build_discriminator(1).state_dict(), tmp_path / "d.safetensors")
+    assert ganq("import", tmp_path / "g.safetensors", tmp_path / "d.safetensors", "--name", "both").code == 0
+    assert ganq("import", tmp_path / "g.safetensors", "--name", "alone").code == 0
+    for name in ("both", "alone"):
+        said = ganq("submit", "train", "--init-from", name, "--data", pictures, "--batch", 8)
+        assert said.code == 0, said.err
+
+    whole = TrainSpec.from_json(queries.get(3).spec)
+    assert (whole.recipe, Architecture.of_spec(whole)) == (recipe, networks)
+    alone = TrainSpec.from_json(queries.get(4).spec)
+    assert (alone.size, alone.nz, alone.ngf, alone.arch) == (24, 6, 4, networks.arch)
+    assert (alone.ndf, alone.recipe) == (64, "pairs" if networks.arch == "even" else "plus")
 
 
 def test_init_from_waits_for_a_training_and_refuses_what_has_no_networks(ganq, queries, store, pictures):

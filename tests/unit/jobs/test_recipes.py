@@ -1,6 +1,7 @@
 """The recipes: each resumes to the last bit; penalties, pairs and schedules are what the papers say."""
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,20 @@ def test_a_start_with_other_networks_or_nothing_left_to_learn_is_refused_by_name
     assert "--norm-d none (it has spectral)" in caught.value.message
     with pytest.raises(SpecError, match="--freeze-d 4 leaves nothing to learn: the network has 4 layers"):
         jobs.train.Training(spec_of("plus", init_from=1, freeze_d=4), ctx)
+
+
+def test_a_start_without_a_discriminator_fits_any_and_one_with_other_classes_is_refused(tmp_path):
+    first = train(tmp_path, spec_of("pairs", epochs=1))[1].saved[-1].for_generate()
+    alone = {key: one for key, one in first.tensors.items() if key.startswith("G.")}
+    ctx = LocalContext(Path(tmp_path), IMAGES, source=replace(first, tensors=alone))
+    begun = jobs.train.Training(spec_of("plus", arch="even", ndf=3, init_from=1), ctx).state.tensors()
+    assert all(torch.equal(begun[f"g.{key[2:]}"], one) for key, one in alone.items())
+    with pytest.raises(SpecError, match=r"--arch dcgan \(it has even\)$"):
+        jobs.train.Training(spec_of("plus", init_from=1), ctx)
+
+    first.meta["arch"]["classes"] = 3
+    with pytest.raises(SpecError, match="know 3 classes, and none are to be learnt"):
+        jobs.train.Training(spec_of("pairs", init_from=1), LocalContext(Path(tmp_path), IMAGES, source=first))
 
 
 # --- pairs and penalties ----------------------------------------------------------------------
