@@ -10,6 +10,7 @@ from storage.durable import make_folder, sync_way
 from storage.former import set_aside
 from storage.job_store import JobStore
 from storage.jobs import Job
+from storage.queries import Queries
 from storage.volume import Volume
 
 
@@ -38,7 +39,7 @@ def import_weights(
         **{name: arch[name] for name in ("size", "nz", "ngf", "ndf", "arch") if name in arch},
         norm_d=arch["norm_d"] if any(key.startswith("D.") for key in tensors) else None,
     )
-    volume.ensure()
+    volume.ensure(Queries(store.database).any_begun)
     staged = volume.jobs / f".import-{secrets.token_hex(6)}"
     meta = {"arch": arch, "recipe": "import", "epoch": epoch, "step": 0, "kind": "import"}
     digest, size = write_checkpoint(staged, generator=tensors, meta=meta)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, or_, select, text
+from sqlalchemy import ColumnElement, Connection, exists, func, or_, select, text
 
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError
 from jobs.states import JobState
@@ -80,6 +80,11 @@ class Queries:
     def now(self) -> float:
         """The database's clock: ages are measured against it, not against this machine's."""
         return self.database.read(lambda conn: float(conn.execute(select(utcnow())).scalar_one()))
+
+    def any_begun(self) -> bool:
+        """Whether any job was ever begun, so that files of it may lie on the volume."""
+        asked = select(exists(select(attempt.c.job_id)))
+        return self.database.read(lambda conn: bool(conn.execute(asked).scalar_one()))
 
     def get(self, job_id: int) -> Job:
         """

@@ -17,7 +17,9 @@ from sqlalchemy import Connection, inspect, text
 from jobs.errors import DatabaseUnavailableError, SchemaMismatchError
 from storage.engine import SCHEMA_REVISION, Database, check_schema, schema_revision
 from storage.postgres_engine import patient_connections
+from storage.queries import Queries
 from storage.settings import Settings
+from storage.volume import Volume
 
 ADVISORY_LOCK = 0x67616E71  # 'ganq'
 UPGRADE_PATIENCE_S = 300.0
@@ -119,3 +121,17 @@ def _make_parent(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise_storage_error(exc, path.parent)
+
+
+def prepare(settings: Settings) -> None:
+    """
+    Make the job table and the folders of the volume, where there are none yet.
+
+    Raises:
+        StorageError, ConfigError: one of the two cannot be used, or they do not belong together.
+    """
+    database = open_database(settings, create=True)
+    try:
+        Volume(settings.volume).ensure(Queries(database).any_begun)
+    finally:
+        database.dispose()

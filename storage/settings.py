@@ -73,7 +73,8 @@ class Settings:
         import hashlib
         import tempfile
 
-        mark = hashlib.sha256(str(self.home).encode()).hexdigest()[:12]
+        # One home, however it is spelt: two `ganq up` would share its table and its worker's name.
+        mark = hashlib.sha256(os.fsencode(self.home.resolve())).hexdigest()[:12]
         return Path(tempfile.gettempdir()) / f"ganq-{os.getuid()}-{mark}"
 
     def redacted(self) -> dict[str, Any]:

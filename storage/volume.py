@@ -10,6 +10,7 @@ Where things lie on the shared volume. Paths are made from ids only, never from 
 import os
 import re
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,15 +68,24 @@ class Volume:
             raise ValueError(f"outside the volume: {relative!r}")
         return path
 
-    def ensure(self) -> None:
+    def ensure(self, used: Callable[[], bool] = lambda: False) -> None:
         """
         Make the volume's folders and show that they can be written.
 
+        Args:
+            used: whether work lies here by what the job table knows. Then a folder that holds none is another
+                one: the place where a disk is to be mounted, say, which would be filled in its stead.
+
         Raises:
-            VolumeError: missing and not creatable, not a folder, read-only.
+            VolumeError: missing and not creatable, not a folder, read-only, or not the one that was used.
         """
         if os.path.exists(self.root) and not os.path.isdir(self.root):
             raise VolumeError(f"{self.root} is not a folder", hint="point GANQ_VOLUME at a folder")
+        if not self.jobs.is_dir() and used():
+            raise VolumeError(
+                f"there are no jobs at {self.root}, where those of the job table have left their files",
+                hint=f"mount the volume, or set GANQ_VOLUME; if they are lost: mkdir -p {self.jobs}",
+            )
         for folder in (self.jobs, self.datasets, self.latest):
             make_folder(folder)
         probe = self.root / f".probe-{secrets.token_hex(4)}"

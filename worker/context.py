@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from jobs.context import CheckpointKind, Images, Made, PictureSink, Sample, Snapshot
-from jobs.errors import CheckpointCorruptError, DatasetError, StopRequested
+from jobs.errors import CheckpointCorruptError, DatasetError, StopRequested, VolumeError
 from jobs.failpoints import failpoint
 from jobs.states import StopReason
 from storage.checkpoints import read_checkpoint, write_checkpoint
@@ -78,6 +78,7 @@ class RunContext:
         self._saver: Saver | None = None
         self._announced: Checkpointed | None = None
         self._checkpoints = [Checkpointed(**pointer) for pointer in order["checkpoints"]]  # newest first
+        self._require(volume.jobs)
         former = set_aside_if_former(volume, self.job_id, self.attempt, order["submitted_at"], order["spec"])
         # Its name need not outlive a power cut before something in it is registered: see _keep().
         make_folder(self.folder, named=False)
@@ -361,11 +362,21 @@ class RunContext:
         self._introduced = True
 
     def _keep(self) -> None:
-        """Make this attempt's folder durable, once: what is registered must be found after a power cut."""
+        """
+        Make this attempt's folder durable, once: what is registered must be found after a power cut.
+
+        Raises:
+            VolumeError: it has gone. What is made anew in its place may be the disk below a mount.
+        """
+        self._require(self.folder)
         if not self._kept:
             self.introduce()
             sync_way(self.folder, self.volume.jobs)
             self._kept = True
+
+    def _require(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise VolumeError(f"{folder} is gone", hint="is the volume still mounted there?")
 
     def _free_place(self, target: Path) -> Path:
         """This folder, or one beside it: a run that went back comes by the same step again."""

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from jobs.errors import ConfigError
-from storage.schema import open_database
+from storage.schema import prepare
 from storage.settings import WORD, WORD_HINT, Settings
-from storage.volume import Volume
 from worker import cores as core_units
 from worker import gpu, logs
 from worker.cores import Cores
@@ -63,8 +62,7 @@ def launch(
     """
     _open_standard_files()
     logs.configure(settings)
-    Volume(settings.volume).ensure()
-    open_database(settings, create=True).dispose()
+    prepare(settings)
     chosen = _units(gpus, cpu_workers, cores)
     queues = queues or tuple(one.strip() for one in settings.queues.split(",") if one.strip())
     require_queues(queues)

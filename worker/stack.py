@@ -9,9 +9,8 @@ from typing import IO
 
 from jobs.errors import ConfigError, GpuBusyError
 from storage.queries import Queries
-from storage.schema import open_database
+from storage.schema import open_database, prepare
 from storage.settings import Settings
-from storage.volume import Volume
 from worker import gpu
 from worker.local import EmbeddedRedis, runtime_folder, worker_command
 from worker.process import bound_to_this
@@ -94,8 +93,7 @@ def local_stack(
     Raises:
         ConfigError: another stack of this GANQ_HOME is up, or a part does not start.
     """
-    Volume(settings.volume).ensure()
-    open_database(settings, create=True).dispose()
+    prepare(settings)
     try:
         held = gpu.lock("up", runtime_folder(settings))
     except GpuBusyError:

@@ -263,7 +263,7 @@ class Supervisor:
             VolumeError: it cannot.
         """
         if time.monotonic() >= self.volume_due:
-            self.volume.ensure()
+            self.volume.ensure(self.queries.any_begun)
             self.volume_due = time.monotonic() + VOLUME_SEEN_S
 
     # --- what the runner says -------------------------------------------------------------

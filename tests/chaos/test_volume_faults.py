@@ -26,7 +26,7 @@ from tables import job_row
 
 from jobs.errors import CheckpointCorruptError, DiskFullError
 from storage.checkpoints import GENERATOR, write_checkpoint
-from storage.durable import MANIFEST, read_verified, write_bytes, write_folder
+from storage.durable import MANIFEST, read_verified, sha256_file, write_bytes, write_folder
 from storage.engine import Database
 from storage.published import verify_manifest
 from storage.queries import Queries
@@ -425,6 +425,34 @@ def test_f24_f25_f26_a_disk_that_fails_in_mid_job_is_told_and_waited_for(
     assert len(runners) == 1, "a full disk is no crash"
     folder = attempt_folder(settings.volume, row)
     assert verify_manifest(folder, manifest_sha256=row["result"]["manifest_sha256"]) == 40
+
+
+@sqlite_only
+def test_f24_a_volume_that_goes_under_a_training_is_waited_for_and_nothing_is_made_in_its_place(
+    ganq: Ganq, database: Database, settings, small: list[str]
+) -> None:
+    """As when a disk is unmounted: what is made below it then would be lost when it comes back."""
+    ganq.start_worker()
+    asked = ("submit", "train", *small, "--epochs", "60", "--save-every", "1", "--metric", "none")
+    undisturbed = int(ganq.json(*asked, "--name", "undisturbed", "--wait")["id"])
+    job = int(ganq.json(*asked)["id"])
+    until(lambda: Queries(database).checkpoints(job), what="a checkpoint")
+    away = settings.volume.with_name("away")
+    settings.volume.rename(away)
+    for attempt in (1, 2):
+        until(
+            lambda n=attempt: waiting_with(database, job, "VOLUME_UNAVAILABLE", attempt=n),
+            what=f"attempt {attempt} without a volume",
+        )
+        assert not settings.volume.exists()
+        soon(database)
+    away.rename(settings.volume)
+    assert ganq.run("wait", str(job), "--timeout", "60").returncode == 0
+    assert ganq.job(job)["result"]["bit_exact"] is True
+    ends = [
+        attempt_folder(settings.volume, ganq.job(one)) / "checkpoints/final" for one in (undisturbed, job)
+    ]
+    assert sha256_file(ends[0] / "state.safetensors") == sha256_file(ends[1] / "state.safetensors")
 
 
 @sqlite_only

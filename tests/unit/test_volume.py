@@ -102,3 +102,15 @@ def test_a_folder_of_somebody_in_the_place_of_a_link_is_left_alone(volume):
 
     assert (volume.latest / "faces" / "mine").exists()
     assert [one.name for one in volume.latest.iterdir()] == ["faces"]
+
+
+def test_a_folder_without_the_jobs_that_the_table_knows_is_not_the_volume(volume):
+    with pytest.raises(VolumeError) as caught:
+        volume.ensure(used=lambda: True)
+    assert "where those of the job table have left their files" in caught.value.message
+    assert f"mkdir -p {volume.jobs}" in caught.value.hint
+    assert not volume.root.exists(), "something was made where a disk may be mounted later"
+
+    volume.jobs.mkdir(parents=True)  # as the hint says
+    volume.ensure(used=lambda: True)
+    assert volume.datasets.is_dir()
