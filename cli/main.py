@@ -9,6 +9,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -66,6 +67,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
 COMPLETE = "_GANQ_COMPLETE"
 """The variable by which a shell's completion script asks."""
 GARBAGE_EVERY = 100_000
+PRINTERS = (__name__, "cli.output")
 DEFECT_HINT = "this is a defect in ganq; --debug shows it"
 
 
@@ -97,8 +99,15 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
     callback=_print_version,
     help="Show it, leave.",
 )
-def root(debug: bool) -> None:
+@click.pass_context
+def root(ctx: click.Context, debug: bool) -> None:
     """A job queue for GANs: train, generate, and watch it happen."""
+    ctx.color = _colour()
+
+
+def _colour() -> bool | None:
+    """False where colours are unwanted (https://no-color.org); None: on a terminal."""
+    return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
 
 
 def _open_missing_streams() -> None:
@@ -134,6 +143,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args or os.environ.get("GANQ_DEBUG", "") not in ("", "0")
     args = [arg for arg in args if arg != "--debug"]
     as_json = "--json" in args
+    for arg in args:
+        if not _is_text(arg):
+            told = f"{arg.encode(errors='replace').decode()!r} is not UTF-8"
+            hint = "job tables hold text only: rename the file or folder"
+            return _tell(told, hint, "USAGE", EXIT_USAGE, as_json)
     try:
         code = _run(args)
         sys.stdout.flush()
@@ -159,9 +173,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(exc, OSError) and exc.strerror:
             _abandon_stdout()
             where = f"{exc.filename}: " if exc.filename else ""
-            return _tell(
-                f"{where}{exc.strerror.lower()}", "--debug shows where", "OS_ERROR", EXIT_FAILED, as_json
-            )
+            hint = "--debug shows where"
+            if _came_of_printing(exc):
+                where = "the answer could not be written: "
+                hint = "what was asked may be done all the same: look (ganq status) before you repeat it"
+            return _tell(f"{where}{exc.strerror.lower()}", hint, "OS_ERROR", EXIT_FAILED, as_json)
         said = str(exc).strip().splitlines()
         what = f"{type(exc).__name__}: {said[0]}" if said else type(exc).__name__
         return _tell(what, DEFECT_HINT, "DEFECT", EXIT_FAILED, as_json)
@@ -186,6 +202,24 @@ def _abandon_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _came_of_printing(exc: OSError) -> bool:
+    """Whether stdout would not take what was said: the last to be called were those who print."""
+    where = exc.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    name = where.tb_frame.f_globals.get("__name__", "") if where is not None else ""
+    return exc.filename is None and (name in PRINTERS or name.split(".")[0] in ("click", "rich"))
+
+
+def _is_text(arg: str) -> bool:
+    """Whether the bytes of an argument were UTF-8 (or what the locale has); surrogates stand for others."""
+    try:
+        arg.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _raise_if(debug: bool) -> None:
     if debug:
         raise
@@ -204,15 +238,21 @@ def _tell(message: str, hint: str | None, code: str, exit_code: int, as_json: bo
         import json
 
         told = {"code": code, "message": redact(message), "hint": redact(hint) if hint else None}
-        click.echo(json.dumps({"error": told}), err=True)
+        _to_stderr(json.dumps({"error": told}))
         return exit_code
     text = " ".join(redact(message).split())
     if text[1:2].islower():  # click's own begin with a capital; a class's name keeps it
         text = text[0].lower() + text[1:] if code == "USAGE" else text
-    click.echo(click.style("error: ", fg="red") + text.rstrip("."), err=True)
+    _to_stderr(click.style("error: ", fg="red") + text.rstrip("."))
     if hint:
-        click.echo(f"  → {redact(hint)}", err=True)
+        _to_stderr(f"  → {redact(hint)}")
     return exit_code
+
+
+def _to_stderr(line: str) -> None:
+    """The exit code says it as well, where stderr takes nothing."""
+    with suppress(OSError):
+        click.echo(line, err=True, color=_colour())
 
 
 if __name__ == "__main__":

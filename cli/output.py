@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import click
@@ -30,8 +31,9 @@ def clean(value: Any) -> str:
 
 
 def notice(text: str) -> None:
-    """A remark for the person, on stderr: it is no part of the answer."""
-    click.echo(redact(text), err=True)
+    """A remark for the person, on stderr: it is no part of the answer, nor does it fail for want of room."""
+    with suppress(OSError):
+        click.echo(redact(text), err=True)
 
 
 def print_json(value: Any) -> None:

@@ -70,7 +70,7 @@ def remember_data(settings: Settings, path: str) -> None:
     try:
         temp.write_text(path + "\n")
         temp.replace(target)
-    except OSError:
+    except (OSError, UnicodeError):  # GANQ_DATA may be any bytes
         temp.unlink(missing_ok=True)
 
 

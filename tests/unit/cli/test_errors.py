@@ -216,7 +216,34 @@ def test_an_output_that_cannot_be_written_is_one_line(ganq, job_factory: Callabl
     job_factory()
     done = run_process(f"{sys.executable} -m cli.main status > /dev/full")
     assert done.returncode == 1
-    assert one_line_and_hint(done.stderr)[0] == "error: no space left on device"
+    line, hint = one_line_and_hint(done.stderr)
+    assert line == "error: the answer could not be written: no space left on device"
+    assert "may be done all the same" in hint
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_the_exit_code_says_how_it_went_where_stderr_takes_nothing(ganq, job_factory, store):
+    job_factory()
+    store.request_cancel(1)
+    for command, code in (("status 999", 3), ("stats", 2), ("wait 1", 1), ("cancel 998 999", 3)):
+        done = run_process(f"{sys.executable} -m cli.main {command} 2> /dev/full")
+        assert done.returncode == code, command
+
+
+@pytest.mark.parametrize("command", ["status", "submit train --data", "cancel --all --yes --user"])
+def test_an_argument_that_is_no_text_is_refused_before_anything_is_done(ganq, queries, command):
+    done = run_process(f"{sys.executable} -m cli.main {command} $'x\\xff'")
+    assert done.returncode == 2
+    assert one_line_and_hint(done.stderr)[0] == "error: 'x?' is not UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("variables", "coloured"), [("TERM=xterm", True), ("TERM=dumb", False), ("TERM=xterm NO_COLOR=1", False)]
+)
+def test_errors_are_red_on_a_terminal_unless_colours_are_unwanted(ganq, variables, coloured):
+    shown = run_process(f"{variables} script -qec '{sys.executable} -m cli.main status 999' /dev/null")
+    assert "there is no job 999" in shown.stdout
+    assert ("\x1b[31m" in shown.stdout) is coloured
 
 
 @pytest.mark.parametrize("more", ["", "--json", "--sweep seed=0-1"])
