@@ -78,14 +78,14 @@ def _most(counts: list[tuple[str, int]]) -> str:
     return shown + (f", {len(counts) - 6} others" if len(counts) > 6 else "")
 
 
-def _print_styles(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if not value or ctx.resilient_parsing:
-        return
+def _print_styles(as_json: bool) -> None:
     from storage.faces import styles
 
+    if as_json:
+        output.print_json([vars(one) for one in styles()])
+        return
     rows = [(one.name, one.title, one.creator, one.licence, one.source) for one in styles()]
     output.print_table(["STYLE", "TITLE", "ARTIST", "LICENCE", "SOURCE"], rows)
-    ctx.exit()
 
 
 @click.command(
@@ -102,20 +102,23 @@ def _print_styles(ctx: click.Context, param: click.Parameter, value: bool) -> No
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other faces.")
 @click.option(
     "--styles",
+    "list_styles",
     is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_print_styles,
     help="List the styles with their artists and licences, and leave.",
 )
 @output.json_option
-def make(folder: Path | None, style: str, count: int, size: int, seed: int, as_json: bool) -> None:
+def make(
+    folder: Path | None, style: str, count: int, size: int, seed: int, list_styles: bool, as_json: bool
+) -> None:
     """
     Draw cartoon faces into FOLDER and make it the default of `ganq submit train`.
 
     The styles are by artists, under licences that allow it; who drew them stands in
     ATTRIBUTION.txt beside the pictures.  [default folder: GANQ_HOME/pictures/STYLE-COUNT]
     """
+    if list_styles:
+        _print_styles(as_json)
+        return
     from cli.preflight import remember_data
     from cli.session import leave_nothing_half_made
     from storage.faces import make_faces, styles
