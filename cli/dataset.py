@@ -8,6 +8,7 @@ import click
 
 from cli import output
 from cli.lazy import Entry, LazyGroup, examples
+from cli.option_types import NamedPath
 from cli.progress import progress
 from jobs.errors import SpecError
 
@@ -26,7 +27,7 @@ def dataset() -> None:
 
 
 @click.command(epilog=examples("ganq dataset check faces/", "ganq dataset check faces.zip --json"))
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=NamedPath(path_type=Path))
 @output.json_option
 def check(data: Path, as_json: bool) -> int:
     """
@@ -95,7 +96,7 @@ def _print_styles(as_json: bool) -> None:
         "ganq dataset make --styles",
     )
 )
-@click.argument("folder", type=click.Path(path_type=Path), required=False)
+@click.argument("folder", type=NamedPath(path_type=Path), required=False)
 @click.option("--style", default="adventurer", show_default=True, help="Whose drawing; --styles lists them.")
 @click.option("--count", type=int, default=2000, show_default=True, help="How many faces.")
 @click.option("--size", type=int, default=96, show_default=True, help="Side in pixels.")

@@ -6,6 +6,7 @@ import click
 
 from cli import output
 from cli.lazy import examples
+from cli.option_types import NamedPath
 from cli.session import JOB
 
 
@@ -26,7 +27,7 @@ from cli.session import JOB
 )
 @click.option("--checkpoint", default="best", show_default=True, help="best, last, or a number of epochs.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path(), help="Folder for the files.  [default: here]"
+    "--out", type=NamedPath(path_type=Path), default=Path(), help="Folder for the files.  [default: here]"
 )
 @click.option("--force", is_flag=True, help="Replace files that are there.")
 @output.json_option

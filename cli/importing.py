@@ -6,6 +6,7 @@ import click
 
 from cli import output
 from cli.lazy import examples
+from cli.option_types import NamedPath
 
 
 @click.command(
@@ -16,8 +17,8 @@ from cli.lazy import examples
         "ganq submit generate --from heads --keep 64 --of 512",
     ),
 )
-@click.argument("netg", type=click.Path(path_type=Path))
-@click.argument("netd", type=click.Path(path_type=Path), required=False)
+@click.argument("netg", type=NamedPath(path_type=Path))
+@click.argument("netd", type=NamedPath(path_type=Path), required=False)
 @click.option("--name", required=True, help="What to call the model.")
 @output.json_option
 def import_(netg: Path, netd: Path | None, name: str, as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -89,9 +89,14 @@ def leave_nothing_half_made() -> None:
 
 
 class JobReference(click.ParamType[str]):
-    """A job's id or name; the shell completes both."""
+    """A job's id or name, and not an empty one; the shell completes both."""
 
     name = "job"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not str(value).strip():
+            self.fail("it is empty; ganq status lists ids and names", param, ctx)
+        return str(value)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str

@@ -61,6 +61,10 @@ def evaluate(what: str, **options: Any) -> int:
     JOB is a training or an import, from which pictures are drawn, or a generation, whose
     pictures are taken; PATH a folder, zip or tar of pictures.
     """
+    if not what.strip():
+        raise SpecError(
+            "what is to be evaluated is empty", hint="name a job, or a folder, zip or tar of pictures"
+        )
     wish = take_wish(options)
     given = given_only(options)
     preflight.find_feature_network(given)

@@ -9,6 +9,7 @@ import click
 
 from cli import output, sweep
 from cli.lazy import examples
+from cli.option_types import NamedPath
 from cli.preflight import WEIGHTS
 from cli.session import JOB, Session, open_session
 from cli.spec_options import given_only, spec_options
@@ -95,7 +96,7 @@ NEVER_SWEPT = ("source", "draws", "seeds", "out", "interpolate")
 KINDS_OF_OPTIONS: dict[str, click.ParamType[Any]] = {
     "seeds": Ranges(),
     "interpolate": Numbers(),
-    "out": click.Path(),
+    "out": NamedPath(),
 }
 
 

@@ -300,3 +300,29 @@ def test_a_command_that_is_told_to_go_takes_what_is_half_made_away(tmp_path, sen
     drawing.send_signal(sent)
     assert drawing.wait(30) == code
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("submit", "generate", "--count", 8, "--out", ""),
+        ("submit", "generate", "--count", 8, "--from", ""),
+        ("submit", "train", "--continue", " "),
+        ("submit", "evaluate", ""),
+        ("dataset", "make", ""),
+        ("dataset", "check", ""),
+        ("export", 1, "--out", ""),
+        ("import", "", "--name", "heads"),
+        ("status", ""),
+    ],
+)
+def test_an_empty_path_or_job_is_neither_the_current_folder_nor_the_default(
+    ganq, trained, tmp_path, monkeypatch, command
+):
+    trained()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    said = ganq(*command)
+    assert said.code == 2
+    assert "is empty" in one_line_and_hint(said.err)[0]
+    assert not list((tmp_path / "here").iterdir())
