@@ -13,7 +13,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from jobs.recipes import RECIPES
-from jobs.specs import Spec
+from jobs.specs import Spec, option_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -68,7 +68,7 @@ def spec_options(
 
     def decorate(command: F) -> F:
         for name in reversed(list(words)):
-            flags = (names or {}).get(name) or ("--" + name.replace("_", "-"),)
+            flags = (names or {}).get(name) or (option_of(name),)
             help_text = f"{words[name]} {_default_words(spec, name, fields[name])}".rstrip()
             kind = (kinds or {}).get(name) or option_type(fields[name])
             if kind is bool:

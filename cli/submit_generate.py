@@ -122,7 +122,6 @@ KINDS_OF_OPTIONS: dict[str, click.ParamType[Any]] = {
     own=("source", "draws"),
     kinds=KINDS_OF_OPTIONS,
     once=("format",),
-    names={"class_name": ("--class",)},
 )
 @wish_options
 def generate(source: str | None, now: bool, **options: Any) -> int:

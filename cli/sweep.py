@@ -49,7 +49,7 @@ def combinations(
     axes: dict[str, list[Sequence[str]]] = {}
     for one in texts:
         told, equals, values = one.partition("=")
-        name = told.strip().lstrip("-").replace("-", "_")
+        name = _field(told.strip().lstrip("-"), spec)
         if not equals or not values.strip():
             raise SpecError(f"--sweep {one[:60]!r} names no values", hint="e.g. --sweep lr-g=1e-4,2e-4")
         if name not in spec.model_fields or name in never:
@@ -216,8 +216,16 @@ def _value(spec: "type[Spec]", name: str, text: str) -> Any:
         ) from None
 
 
+def _field(told: str, spec: "type[Spec]") -> str:
+    """The field that an option's name means, or what would be its name."""
+    meant = {_flag(name)[2:]: name for name in spec.model_fields}
+    return meant.get(told, told.replace("-", "_"))
+
+
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    from jobs.specs import option_of
+
+    return option_of(name)
 
 
 def _why_not(name: str, spec: "type[Spec]") -> str:

@@ -18,6 +18,9 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 FEATURE_NETWORKS = ("effnet-lite0", "random")
 
+OPTIONS = {"class_name": "class"}
+"""What a field is called that cannot have its option's name: `class` is a word of Python's."""
+
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 PictureNumber = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
@@ -95,6 +98,11 @@ def check_feature_network(name: str, sha256: str | None) -> None:
         )
 
 
+def option_of(field: str) -> str:
+    """The option by which a person gives a field: '--lr-g' of lr_g."""
+    return "--" + OPTIONS.get(field, field.replace("_", "-"))
+
+
 class Spec(BaseModel):
     """Base of all specs: frozen, strict about unknown fields, JSON both ways."""
 
@@ -142,7 +150,7 @@ def _in_one_line(exc: ValidationError) -> SpecError:
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, SpecError):
         return cause
-    option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "spec"
+    option = option_of(str(first["loc"][0])) if first["loc"] else "spec"
     what = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
     shown = f" (given: {str(given)[:60]})" if not isinstance(given, dict) else ""

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.sweep import combinations
+from cli.sweep import combinations, told
 from jobs.errors import SpecError
-from jobs.specs import TrainSpec
+from jobs.specs import GenerateSpec, TrainSpec
 from storage.queries import Filter
 
 NEVER = ("data", "augment")
@@ -55,10 +55,23 @@ def test_the_number_of_jobs_is_the_product_of_the_numbers_of_values(seeds, epoch
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(texts, typed, said) -> None:
-    with pytest.raises(SpecError, match=said) as told:
+    with pytest.raises(SpecError, match=said) as refused:
         swept(*texts, **typed)
-    assert "\n" not in told.value.message
-    assert told.value.hint
+    assert "\n" not in refused.value.message
+    assert refused.value.hint
+
+
+def test_a_field_is_called_as_its_option_is() -> None:
+    def of_generation(*texts):
+        return combinations(GenerateSpec, texts, {}, never=())
+
+    assert of_generation("class=cats,dogs") == [{"class_name": "cats"}, {"class_name": "dogs"}]
+    assert told(of_generation("class=cats,dogs")) == "2 jobs: class (2 values)"
+    with pytest.raises(SpecError) as refused:
+        of_generation("clas=cats")
+    assert "class?" in refused.value.hint
+    with pytest.raises(SpecError, match="^--class: "):
+        GenerateSpec.create(source=1, count=1, class_name="")
 
 
 class TestCommand:
@@ -74,9 +87,9 @@ class TestCommand:
 
     def test_a_sweep_is_submitted_listed_and_cancelled(self, ganq, pictures, queries) -> None:
         done = ganq("submit", "train", *pictures, "--sweep", "seed=0-4", "--name", "rates", "--json")
-        told = json.loads(done.out)
-        assert len(told["jobs"]) == 5
-        assert [one.spec["seed"] for one in queries.get_many(told["jobs"])] == [0, 1, 2, 3, 4]
+        answer = json.loads(done.out)
+        assert len(answer["jobs"]) == 5
+        assert [one.spec["seed"] for one in queries.get_many(answer["jobs"])] == [0, 1, 2, 3, 4]
 
         listed = ganq("status", "--sweep", "rates").out
         assert "0 of 5 ended: 5 queued" in listed
