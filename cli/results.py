@@ -28,14 +28,20 @@ def open_(job: str, print_only: bool, as_json: bool) -> int:
     session = open_session()
     found = session.queries.find(job)
     paths = result_paths(session, found)
+    best = next((paths[n] for n in ("copy", "images", "grids", "samples", "folder") if n in paths), None)
+    gone = best is None or not best.exists()
+    if gone and found.part_of is not None:
+        raise NotFoundError(
+            f"job {found.id} ({found.state}) is a part of job {found.part_of}, which gathers the pictures",
+            hint=f"ganq open {found.part_of}",
+        )
     if (found.result or {}).get("deleted_at"):
         raise NotFoundError(
             f"the results of job {found.id} were deleted by ganq gc, "
             f"{output.moment((found.result or {})['deleted_at'])}",
             hint=f"ganq retry {found.id} makes them again; ganq status {found.id} shows what is known",
         )
-    best = next((paths[n] for n in ("copy", "images", "grids", "samples", "folder") if n in paths), None)
-    if best is None or not best.exists():
+    if gone:
         raise NotFoundError(
             f"job {found.id} ({found.state}) has no results yet"
             if not found.state.terminal

@@ -101,6 +101,17 @@ def test_open_of_a_job_without_results_is_not_found(ganq, job_factory):
     assert "has no results yet" in said.err
 
 
+def test_open_of_a_part_points_to_the_whole(ganq, store, job_factory, claim):
+    spec = {"source": 1, "count": 4}
+    whole = job_factory(kind="generate", spec=spec, parts=[({**spec, "draws": [0, 3]}, 4)])
+    part = claim()
+    store.succeed(part, {"pictures": 4, "deleted_at": 1.0})
+    said = ganq("open", part.job_id)
+    assert said.code == 3
+    assert f"job {part.job_id} (succeeded) is a part of job {whole.id}" in said.err
+    assert f"→ ganq open {whole.id}" in said.err
+
+
 def test_checkpoints_are_listed_with_their_paths(ganq, trained, settings, job_factory):
     job_id = trained(epochs=6)
     path = settings.volume / "jobs" / f"{job_id:06d}" / "a1" / "checkpoints" / "epoch-0006"
