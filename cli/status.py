@@ -71,7 +71,7 @@ def status(
 ) -> int:
     """List jobs, newest first; or show all about one JOB (an id or a name)."""
     filtered = bool(states or kind or user or name or sweep or before or limit or everything)
-    if job is not None and filtered:
+    if job is not None and filtered and not parts:
         raise SpecError(
             "one job and a filter do not go together", hint=f"ganq status {job}, or ganq status --name {job}"
         )
@@ -170,20 +170,27 @@ def _footer(session: Session, shown: int, wanted: "Filter", *, more: bool = Fals
     """How many there are in all, by state, and how to see the rest, if there may be more."""
     from storage.queries import Filter
 
-    counts = session.queries.counts(sweep=wanted.sweep)
+    counts = session.queries.counts(sweep=wanted.sweep, parts=wanted.parts, part_of=wanted.part_of)
     total = sum(counts.values())
-    if total == 0:
-        return f"no jobs yet\n  → {FIRST_STEP}"
     by_state = ", ".join(f"{number:,} {state}" for state, number in counts.items() if number)
     line = f"{output.count(total, 'job')}: {by_state}"
+    if total == 0:
+        return (
+            f"no jobs yet\n  → {FIRST_STEP}"
+            if wanted.part_of is None
+            else f"job {wanted.part_of} has no parts"
+        )
+    if wanted.part_of is not None:
+        line = f"job {wanted.part_of} has {output.count(total, 'part')}: {by_state}"
     if wanted.sweep is not None:
         ended = sum(number for state, number in counts.items() if JobState(state).terminal)
         line = f"sweep {wanted.sweep}: {ended:,} of {total:,} ended: {by_state}"
-    if shown < total and wanted == Filter():
+    unfiltered = wanted == Filter(parts=wanted.parts, part_of=wanted.part_of)
+    if shown < total and unfiltered:
         line += f" · newest {shown} shown; --all shows every one, ganq status ID one of them"
-    elif wanted != Filter() and more:
+    elif not unfiltered and more:
         line += f" · {shown} shown of those that match; --all or --limit N shows more"
-    elif wanted != Filter() and shown < total:
+    elif not unfiltered and shown < total:
         line += f" · {shown} of them match"
     return line
 

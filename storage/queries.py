@@ -154,17 +154,29 @@ class Queries:
 
         return self.database.read(ask)
 
-    def counts(self, *, sweep: str | None = None) -> dict[str, int]:
-        """How many jobs are in each state; of one array only, if it is named."""
+    def counts(
+        self, *, sweep: str | None = None, parts: bool = False, part_of: int | None = None
+    ) -> dict[str, int]:
+        """
+        How many jobs are in each state.
+
+        Args:
+            sweep: of this array only, whose jobs have no parts.
+            parts: those of split jobs are counted, too.
+            part_of: of the parts of this job only.
+        """
         by_state = select(job.c.state, func.count()).group_by(job.c.state)
-        if sweep is not None:  # whose jobs have no parts
+        if sweep is not None:
             by_state = by_state.where(text("sweep IS NOT NULL"), job.c.sweep == sweep)
+        if part_of is not None:
+            by_state = by_state.where(job.c.part_of == part_of)
+        less_parts = sweep is None and part_of is None and not parts
 
         def ask(conn: Connection) -> dict[str, int]:
             # All, from the index of states alone, less the parts, from theirs: a count of
             # what is no part would read a million rows.
             found = {str(state): int(number) for state, number in conn.execute(by_state)}
-            for state, number in conn.execute(_PARTS[conn.dialect.name]) if sweep is None else ():
+            for state, number in conn.execute(_PARTS[conn.dialect.name]) if less_parts else ():
                 found[state] -= number
             return found
 

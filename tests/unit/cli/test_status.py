@@ -110,6 +110,26 @@ def test_the_list_is_newest_first_limited_and_says_so(ganq, job_factory):
     assert "--all or --limit N" not in ganq("status", "--state", "running").out
 
 
+def test_the_parts_that_are_listed_are_counted_and_no_others(ganq, store, job_factory, claim):
+    spec = {"source": 1, "count": 4}
+    parts = [({**spec, "draws": [first, first]}, 1) for first in range(4)]
+    whole = job_factory(kind="generate", spec=spec, parts=parts)
+    job_factory(kind="generate")
+    claim()
+
+    def footer(*options):
+        return ganq("status", *options).out.splitlines()[-1]
+
+    assert footer() == "2 jobs: 2 queued"
+    newest = " · newest 2 shown; --all shows every one, ganq status ID one of them"
+    assert footer("--parts") == "6 jobs: 5 queued, 1 running"
+    assert footer("--parts", "--limit", 2) == f"6 jobs: 5 queued, 1 running{newest}"
+    assert footer(whole.id, "--parts") == f"job {whole.id} has 4 parts: 3 queued, 1 running"
+    assert footer(whole.id, "--parts", "--limit", 2).endswith(newest)
+    assert footer(whole.id, "--parts", "--state", "running").endswith(" · 1 of them match")
+    assert footer(6, "--parts") == "job 6 has no parts"
+
+
 def test_filters_choose_by_state_kind_user_and_name(ganq, store, job_factory):
     job_factory(name="faces")
     job_factory(name="faces-2", user="ada")
