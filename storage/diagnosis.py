@@ -18,7 +18,7 @@ from urllib.parse import quote
 from sqlalchemy import Connection, text
 from sqlalchemy.engine import make_url
 
-from jobs.errors import SchemaMismatchError
+from jobs.errors import SchemaMismatchError, StorageError
 from storage.engine import SCHEMA_REVISION, WAL_RESET_FIXED, Database
 from storage.filesystems import mount_of
 from storage.jobs import Job, WorkerRow
@@ -156,7 +156,12 @@ def check_sqlite(path: Path) -> Iterator[Finding]:
 
 
 def _lock(path: Path) -> Finding:
-    """The write lock, taken and given back: who holds it for long stops every worker."""
+    """
+    The write lock, taken and given back: who holds it for long stops every worker.
+
+    Raises:
+        StorageError: it is no database, of which there is nothing else to be said.
+    """
     began = time.monotonic()
     try:
         with closing(
@@ -178,11 +183,10 @@ def _lock(path: Path) -> Finding:
             return bad("database", f"{path}: {exc}", f"check the owner of {path.parent}")
         raise
     except sqlite3.DatabaseError as exc:
-        return bad(
-            "database",
+        raise StorageError(
             f"{path} is not a SQLite database, or it is damaged: {exc}",
-            "move it away, or restore a backup",
-        )
+            hint="move it away, or restore a backup",
+        ) from exc
     mount = mount_of(path.parent)
     where = f", on {mount.kind}" if mount else ""
     took_ms = 1000 * (time.monotonic() - began)

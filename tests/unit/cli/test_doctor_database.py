@@ -33,11 +33,13 @@ def test_an_older_schema_fails_with_the_command(ganq, database):
     assert "→ run: ganq db upgrade" in said.out
 
 
-def test_a_file_that_is_no_database_fails(ganq, settings):
+def test_a_file_that_is_no_database_fails_and_nothing_else_is_said_of_it(ganq, settings):
     Path(settings.database_url.removeprefix("sqlite:///")).write_bytes(b"no database" * 1000)
     said = ganq("doctor", "--json")
     assert said.code == 1
-    assert "is not a SQLite database" in said.findings()["database"][0]["said"]
+    (told,) = said.findings()["database"]
+    assert "is not a SQLite database" in told["said"]
+    assert told["hint"] == "move it away, or restore a backup"
 
 
 def test_sqlite_on_a_network_file_system_fails(ganq, monkeypatch):
