@@ -147,7 +147,7 @@ def _about(session: Session, job: Job, around: words.Surroundings) -> Iterator[t
         ends = f", {output.duration(left)} left" if left is not None else ""
         yield "rate", f"{speed:,.1f} pictures/s{ends}"
     if _claimable(job):
-        yield "in the queue", _place(session, job)
+        yield "in the queue", _place(session, job, around)
     if (parts := around.parts.get(job.id)) is not None:
         told = f"{parts.ended} of {parts.number} have ended, {parts.running} running"
         yield "parts", f"{told}   (ganq status {job.id} --parts)"
@@ -188,17 +188,33 @@ def _about(session: Session, job: Job, around: words.Surroundings) -> Iterator[t
     yield "queue", f"{job.queue}, priority {job.priority}{yields}"
 
 
-def _place(session: Session, job: Job) -> str:
+def _place(session: Session, job: Job, around: words.Surroundings) -> str:
     """What a job waits for that could run."""
     from storage.quotas import Quotas
 
     ahead = session.queries.queue_position(job)
     place = "next" if ahead == 0 else f"{output.count(ahead, 'job')} before it"
     full = Quotas(session.database).full_for(job.user, job.queue)
-    if full is None:
-        return place
-    limit = f"the {full.scope} {full.name} may run {full.max_running} at once, and {full.running} run"
-    return f"{place}, once its limit lets it: {limit}   (ganq limit)"
+    if full is not None:
+        limit = f"the {full.scope} {full.name} may run {full.max_running} at once, and {full.running} run"
+        place += f", once its limit lets it: {limit}   (ganq limit)"
+    if (nobody := _unserved(job, around)) is not None:
+        place += f", but {nobody}"
+    return place
+
+
+def _unserved(job: Job, around: words.Surroundings) -> str | None:
+    """That no worker takes jobs of this queue, and how to start one; None if one does."""
+    takers = [
+        one
+        for one in around.workers.values()
+        if one.silent_s <= words.SILENT_S and one.state not in ("stopped", "draining")
+    ]
+    if not takers:
+        return "no worker is running   (ganq up, or ganq worker)"
+    if any(job.queue in one.queues.split(",") for one in takers):
+        return None
+    return f"no running worker serves the queue {job.queue}   (ganq worker --queues {job.queue})"
 
 
 def _source(session: Session, job: Job) -> str | None:

@@ -213,6 +213,22 @@ def test_a_queued_job_knows_its_place(ganq, job_factory):
     assert ganq("status", 2, "--json").json()["queue_position"] == 3
 
 
+def test_a_queued_job_that_no_worker_would_take_says_so(ganq, job_factory, speak):
+    job = job_factory(queue="nights")
+
+    def place():
+        return next(line for line in ganq("status", job.id).out.splitlines() if "in the queue" in line)
+
+    assert "next, but no worker is running" in place()
+    speak("w1")
+    assert "next, but no running worker serves the queue nights   (ganq worker --queues nights)" in place()
+    for state, ago in (("idle", 90), ("draining", 0), ("stopped", 0)):
+        speak("w2", state, ago=ago, queues=("default", "nights"))
+        assert "no running worker serves" in place(), state
+    speak("w2", "busy", queues=("default", "nights"))
+    assert place() == "in the queue  next"
+
+
 def test_a_finished_job_says_where_its_results_are_and_that_they_are_bit_exact(ganq, trained, settings):
     job_id = trained()
     samples = settings.volume / "jobs" / f"{job_id:06d}" / "a1" / "samples"
