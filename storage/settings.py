@@ -24,6 +24,29 @@ USER_LETTERS = 64  # what the job table's column holds
 MOST_LETTERS = 65_536  # of a file with a secret
 
 
+@dataclass(frozen=True)
+class Given:
+    """A value, and where a person finds it."""
+
+    value: Any
+    setting: str
+    """As it is called there: GANQ_VOLUME in the environment, volume in ganq.toml."""
+    file: str | None = None
+    """None: it is a variable of the environment."""
+
+    def __str__(self) -> str:
+        """'GANQ_VOLUME=pictures', or "volume = 'pictures' in /home/ada/ganq.toml"; passwords masked."""
+        shown = redact(self.value)[:200] if isinstance(self.value, str) else self.value
+        if self.file is None:
+            return f"{self.setting}={shown}"
+        return f"{self.setting} = {shown!r} in {self.file}"
+
+    @property
+    def place(self) -> str:
+        """The same without the value."""
+        return self.setting if self.file is None else f"{self.setting} in {self.file}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """All settings, resolved. Seconds are floats; tests make them small."""
@@ -84,28 +107,27 @@ class Settings:
             for f in fields(self)
         }
 
-    def _check_together(self) -> None:
+    def _check_together(self, told: Mapping[str, Given]) -> None:
         """
+        Args:
+            told: where each value comes from.
+
         Raises:
             ConfigError: intervals with which no lease could be kept, or an unknown way to log.
         """
         for name in ("heartbeat", "wishes", "reap", "poll", "lease"):
             if not getattr(self, f"{name}_seconds") > 0:
-                raise ConfigError(
-                    f"GANQ_{name.upper()}_SECONDS must be more than 0", hint="e.g. leave it out"
-                )
+                raise ConfigError(f"{told[f'{name}_seconds']} must be more than 0", hint="e.g. leave it out")
         if self.lease_seconds < 3 * self.heartbeat_seconds:
             raise ConfigError(
-                f"GANQ_LEASE_SECONDS={self.lease_seconds:g} is less than three heartbeats of "
+                f"{told['lease_seconds']} is less than three heartbeats of "
                 f"{self.heartbeat_seconds:g} s: living workers would lose their jobs",
                 hint="raise it, or lower GANQ_HEARTBEAT_SECONDS",
             )
         if self.log_level.upper() not in LOG_LEVELS:
-            raise ConfigError(
-                f"GANQ_LOG_LEVEL={self.log_level[:40]} is none", hint=f"one of {', '.join(LOG_LEVELS)}"
-            )
+            raise ConfigError(f"{told['log_level']} is none", hint=f"one of {', '.join(LOG_LEVELS)}")
         if self.log_format not in ("text", "json"):
-            raise ConfigError(f"GANQ_LOG_FORMAT={self.log_format[:40]} is none", hint="text or json")
+            raise ConfigError(f"{told['log_format']} is none", hint="text or json")
 
     @classmethod
     def load(cls, env: Mapping[str, str] | None = None) -> "Settings":
@@ -134,30 +156,30 @@ class Settings:
             "user": _default_user(),
         }
         kinds = {f.name: f.type for f in fields(cls)}
-        for name, raw in given.items():
-            if name not in kinds:
-                known = ", ".join(sorted(set(kinds) - {"home"}))
-                raise ConfigError(f"there is no setting {name!r}", hint=f"settings: {known}")
+        for name, one in given.items():
             if kinds[name] is float:
-                values[name] = _seconds(name, raw)
+                values[name] = _seconds(one, getattr(cls, name))
             elif name == "volume":
-                values[name] = Path(str(raw)).expanduser()
-                if not values[name].is_absolute():
-                    raise ConfigError(
-                        f"GANQ_VOLUME={str(raw)[:200]} is a relative path, which differs from place to place",
-                        hint=f"GANQ_VOLUME={values[name].absolute()}",
-                    )
-            elif name != "home":
-                values[name] = str(raw)
-        values["database_url"] = _database_url(values["database_url"])
+                values[name] = _volume(one)
+            else:
+                values[name] = str(one.value)
+        told = {
+            name: given.get(name) or Given(values.get(name, getattr(cls, name, None)), PREFIX + name.upper())
+            for name in kinds
+        }
+        values["database_url"] = _database_url(values["database_url"], told["database_url"])
         if values["redis_url"]:
-            values["redis_url"] = _redis_url(values["redis_url"])
+            _check_redis_url(values["redis_url"], told["redis_url"])
         if len(values["user"]) > USER_LETTERS:
-            raise ConfigError(f"GANQ_USER has more than {USER_LETTERS} letters", hint="choose a shorter one")
+            raise ConfigError(
+                f"{told['user'].place} has more than {USER_LETTERS} letters", hint="choose a shorter one"
+            )
         if not WORD.fullmatch(values["user"]):
-            raise ConfigError("GANQ_USER has characters that do not belong in a name", hint=WORD_HINT)
+            raise ConfigError(
+                f"{told['user'].place} has characters that do not belong in a name", hint=WORD_HINT
+            )
         settings = cls(**values)
-        settings._check_together()
+        settings._check_together(told)
         if not settings.redis_url:
             socket = settings.runtime / "redis.sock"
             settings = cls(**{**values, "redis_url": f"redis+socket://{socket}"})
@@ -182,31 +204,35 @@ def _default_user() -> str:
         return f"uid{os.getuid()}"
 
 
-def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
-    names = {f.name for f in fields(Settings)}
-    given: dict[str, Any] = {}
+def _from_env(env: Mapping[str, str]) -> dict[str, Given]:
+    names = {f.name for f in fields(Settings)} - {"home"}
+    given: dict[str, Given] = {}
     for name in names:
         key = f"{PREFIX}{name.upper()}"
-        if name in SECRETS and env.get(f"{key}_FILE"):
+        if name in SECRETS and (path := env.get(f"{key}_FILE")):
             try:
-                with open(env[f"{key}_FILE"]) as file:
-                    given[name] = file.read(MOST_LETTERS + 1).strip()
+                with open(path) as file:
+                    said = file.read(MOST_LETTERS + 1).strip()
             except (OSError, UnicodeDecodeError) as exc:
-                said = exc.strerror if isinstance(exc, OSError) and exc.strerror else "it is no text"
+                why = exc.strerror if isinstance(exc, OSError) and exc.strerror else "it is no text"
+                raise ConfigError(f"{key}_FILE cannot be read: {why.lower()}", hint=f"check {path}") from exc
+            if len(said) > MOST_LETTERS:
+                raise ConfigError(f"{key}_FILE is no file with an address", hint=f"check {path}")
+            if not said:
                 raise ConfigError(
-                    f"{key}_FILE cannot be read: {said.lower()}",
-                    hint=f"check {env[f'{key}_FILE']}",
-                ) from exc
-            if len(given[name]) > MOST_LETTERS:
-                raise ConfigError(
-                    f"{key}_FILE is no file with an address", hint=f"check {env[f'{key}_FILE']}"
+                    f"{path} is empty, which {key}_FILE names", hint="write the address into it"
                 )
+            given[name] = Given(said, key, path)
         elif env.get(key):
-            given[name] = env[key]
+            given[name] = Given(env[key], key)
     return given
 
 
-def _from_toml(path: Path) -> dict[str, Any]:
+def _from_toml(path: Path) -> dict[str, Given]:
+    return {name: Given(value, name, str(path)) for name, value in _read_toml(path).items()}
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     if not os.path.lexists(path):
         return {}
     if not path.is_file():
@@ -214,58 +240,78 @@ def _from_toml(path: Path) -> dict[str, Any]:
     if path.stat().st_mode & 0o002:
         raise ConfigError(f"{path} can be written by everybody", hint=f"chmod o-w {path}")
     try:
-        return tomllib.loads(path.read_text())
+        said = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as exc:
         raise ConfigError(f"{path} is no valid TOML: {exc}", hint="see docs/operations.md") from exc
+    if "home" in said:
+        raise ConfigError(
+            f"home cannot be set in {path}",
+            hint=f"set {PREFIX}HOME in the environment: it says where ganq.toml is",
+        )
+    known = {f.name for f in fields(Settings)} - {"home"}
+    if unknown := [name for name in said if name not in known]:
+        raise ConfigError(
+            f"there is no setting {unknown[0]!r}, which stands in {path}",
+            hint=f"settings: {', '.join(sorted(known))}",
+        )
+    return said
 
 
-def _seconds(name: str, raw: Any) -> float:
+def _seconds(given: Given, usual: float) -> float:
     try:
-        value = float(raw)
+        value = float(given.value)
     except (TypeError, ValueError):
         value = -1.0
     if not 0 <= value < 1e9:
-        raise ConfigError(f"{PREFIX}{name.upper()}={raw} is no number of seconds", hint="e.g. 10")
+        raise ConfigError(f"{given} is no number of seconds", hint=f"e.g. {usual:g}")
     return value
 
 
-def _database_url(url: str) -> str:
+def _volume(given: Given) -> Path:
+    """Refuse what would be another folder for each process."""
+    path = Path(str(given.value)).expanduser()
+    if not str(given.value).strip():
+        raise ConfigError(f"{given} is empty", hint="name a folder, or leave it out")
+    if not path.is_absolute():
+        there = Given(str(path.absolute()), given.setting, given.file)
+        raise ConfigError(f"{given} is a relative path, which differs from place to place", hint=str(there))
+    return path
+
+
+def _database_url(url: str, given: Given) -> str:
     """Name the driver, so that a plain postgresql:// works as people write it."""
     for scheme in ("postgresql://", "postgres://"):
         if url.startswith(scheme):
             url = "postgresql+psycopg://" + url.removeprefix(scheme)
     if url.startswith("postgresql+psycopg://"):
-        _check_port("GANQ_DATABASE_URL", url)
+        _check_port(url, given)
         return url
     if url.startswith("sqlite:////"):
         return url
     raise ConfigError(
-        f"GANQ_DATABASE_URL={redact(url)} is neither Postgres nor an absolute SQLite path",
+        f"{given} is neither Postgres nor an absolute SQLite path",
         hint="e.g. sqlite:////var/lib/ganq/ganq.db (four slashes) or postgresql://user@host/ganq",
     )
 
 
-def _redis_url(url: str) -> str:
+def _check_redis_url(url: str, given: Given) -> None:
     """Refuse what no Redis can be reached by, before a job is accepted and cannot be rung for."""
     if url.startswith("redis+socket:///"):
-        return url
+        return
     path = urlsplit(url).path.strip("/") if url.startswith(("redis://", "rediss://")) else "?"
     if path and not path.isdigit():
         raise ConfigError(
-            f"GANQ_REDIS_URL={redact(url)} names no Redis",
+            f"{given} names no Redis",
             hint="e.g. redis://host:6379/0, rediss://… with TLS, redis+socket:///path/redis.sock",
         )
-    _check_port("GANQ_REDIS_URL", url)
-    return url
+    _check_port(url, given)
 
 
-def _check_port(setting: str, url: str) -> None:
+def _check_port(url: str, given: Given) -> None:
     try:
         urlsplit(url).port  # noqa: B018 - reading it is the check
     except ValueError as exc:
-        raise ConfigError(
-            f"{setting}={redact(url)}: its port is no number", hint="e.g. :5432, :6379"
-        ) from exc
+        raise ConfigError(f"{given}: its port is no number", hint="e.g. :5432, :6379") from exc
 
 
 _PASSWORD = re.compile(r"(\w+://[^:/@\s]*):\S+@")

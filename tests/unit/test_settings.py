@@ -79,16 +79,63 @@ def test_a_secret_from_something_endless_is_refused_at_once(tmp_path):
     assert "is no file with an address" in refused(tmp_path, database_url_file="/dev/zero").message
 
 
+def test_an_address_in_a_file_is_told_with_the_file(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("mysql://u:hunter2@h/d\n")
+    error = refused(tmp_path, database_url_file=str(secret))
+    assert error.message.startswith(f"GANQ_DATABASE_URL = 'mysql://u:***@h/d' in {secret} is neither")
+    secret.write_text("\n")
+    error = refused(tmp_path, database_url_file=str(secret))
+    assert error.message == f"{secret} is empty, which GANQ_DATABASE_URL_FILE names"
+
+
 def test_a_relative_volume_is_refused_because_each_process_would_have_another(tmp_path):
     error = refused(tmp_path, volume="pictures/here")
     assert "relative path" in error.message
     assert error.hint.startswith("GANQ_VOLUME=/")
+    write_config(tmp_path, 'volume = "here"\n')
+    error = refused(tmp_path)
+    assert error.message.startswith(f"volume = 'here' in {tmp_path}/ganq.toml is a relative path")
+    assert error.hint.startswith("volume = '/")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('volume = ""', "volume = '' in {} is empty"),
+        ('user = "a b"', "user in {} has characters"),
+        ("lease_seconds = 5", "lease_seconds = 5 in {} is less than three heartbeats"),
+        ("poll_seconds = 0", "poll_seconds = 0 in {} must be more than 0"),
+        ('log_level = "LOUD"', "log_level = 'LOUD' in {} is none"),
+        ('redis_url = "http://h"', "redis_url = 'http://h' in {} names no Redis"),
+        (
+            'database_url = "postgresql://u:hunter2@h:x/d"',
+            "database_url = 'postgresql://u:***@h:x/d' in {}: its",
+        ),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_said_of_the_file(tmp_path, text, said):
+    write_config(tmp_path, text)
+    assert refused(tmp_path).message.startswith(said.format(tmp_path / "ganq.toml"))
+
+
+def test_the_home_is_refused_in_the_file_that_lies_there(tmp_path):
+    write_config(tmp_path, 'home = "/tmp/zz"\n')
+    assert "set GANQ_HOME in the environment" in refused(tmp_path).hint
+
+
+def test_a_long_address_is_not_cut_within_its_password(tmp_path):
+    assert "hunter" not in refused(tmp_path, database_url=f"mysql://u:{'hunter' * 50}@h/d").message
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf", "1e12", ""])
 def test_seconds_that_are_none_are_refused_by_name(tmp_path, value):
     write_config(tmp_path, f'lease_seconds = "{value}"\n')
-    assert "GANQ_LEASE_SECONDS" in refused(tmp_path).message
+    error = refused(tmp_path)
+    assert f"lease_seconds = '{value}' in {tmp_path}/ganq.toml is no number" in error.message
+    assert error.hint == "e.g. 60", "less would be refused, too"
+    if value:
+        assert f"GANQ_LEASE_SECONDS={value} is no" in refused(tmp_path, lease_seconds=value).message
 
 
 def test_a_setting_that_does_not_exist_is_refused_with_those_that_do(tmp_path):

@@ -70,7 +70,7 @@ def test_a_field_is_called_as_its_option_is() -> None:
     with pytest.raises(SpecError) as refused:
         of_generation("clas=cats")
     assert "class?" in refused.value.hint
-    with pytest.raises(SpecError, match="^--class: "):
+    with pytest.raises(SpecError, match=r"^--class: "):
         GenerateSpec.create(source=1, count=1, class_name="")
 
 
