@@ -1,5 +1,6 @@
 """Option types that are stricter than click's own, and say in plain words what is wrong."""
 
+import math
 from typing import Any
 
 import click
@@ -12,3 +13,18 @@ class NamedPath(click.Path):
         if not str(value).strip():
             self.fail("it is empty; name a path, or . for the current folder", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class Seconds(click.ParamType[float]):
+    """A number of seconds that come to an end: those of nan and inf never do."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not 0 <= seconds <= 1e9:
+            self.fail(f"{str(value)[:40]!r} is no number of seconds; e.g. 3600", param, ctx)
+        return seconds

@@ -4,6 +4,7 @@ import click
 
 from cli import output
 from cli.lazy import examples
+from cli.option_types import Seconds
 from cli.session import JOB, open_session
 from jobs.errors import SpecError
 
@@ -15,7 +16,7 @@ from jobs.errors import SpecError
 )
 @click.argument("jobs", nargs=-1, type=JOB)
 @click.option("--sweep", help="All jobs of this array: its id, or the name that they begin with.")
-@click.option("--timeout", type=click.FloatRange(0), help="Give up after so many seconds (exit code 124).")
+@click.option("--timeout", type=Seconds(), help="Give up after so many seconds (exit code 124).")
 @output.json_option
 def wait(jobs: tuple[str, ...], sweep: str | None, timeout: float | None, as_json: bool) -> int:
     """

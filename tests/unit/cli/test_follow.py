@@ -50,6 +50,14 @@ def test_wait_gives_up_after_its_timeout_with_124(ganq, job_factory):
     assert "still queued" in said.err
 
 
+@pytest.mark.parametrize("timeout", ["nan", "inf", "-1", "1e10", "soon", ""])
+def test_a_timeout_that_would_never_come_is_refused(ganq, job_factory, timeout):
+    job_factory()
+    said = ganq("wait", 1, "--timeout", timeout)
+    assert said.code == 2
+    assert f"{timeout!r} is no number of seconds" in said.err
+
+
 def test_wait_prints_a_line_for_each_change_and_not_for_each_look(
     ganq, store, running_job_factory, monkeypatch
 ):
