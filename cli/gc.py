@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from storage.garbage import Item, Plan, Swept
     from storage.garbage_rules import Policy
 
-AGE = re.compile(r"(\d{1,6})\s*(d|h|min)")
+AGE = re.compile(r"([0-9]{1,6})\s*(d|h|min)")
 UNITS = {"d": 86400.0, "h": 3600.0, "min": 60.0}
 
 

@@ -49,7 +49,7 @@ WORDS = {
     "deterministic": "On a GPU: kernels that always give the same bits.",
 }
 
-RANGE = re.compile(r"(\d{1,12})(?:-(\d{1,12}))?")
+RANGE = re.compile(r"([0-9]{1,12})(?:-([0-9]{1,12}))?")
 PICTURE_BYTES_PER_PIXEL = 1.7
 """A PNG of a face, about: 15.5 kB at 96×96."""
 

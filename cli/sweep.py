@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from storage.job_store.sweeping import Sweep
 
 MOST = 10_000  # storage.job_store.sweeping.MOST_IN_A_SWEEP, whose import --dry-run does without
-RANGE = re.compile(r"(\d{1,12})-(\d{1,12})")
+RANGE = re.compile(r"([0-9]{1,12})-([0-9]{1,12})")
 
 option = click.option(
     "--sweep",

@@ -3,7 +3,7 @@
 import re
 
 UNITS = {"d": 86400.0, "h": 3600.0, "min": 60.0, "m": 60.0, "s": 1.0}
-_PART = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*(d|h|min|m|s)\s*")
+_PART = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*(d|h|min|m|s)\s*")
 _WHOLE = re.compile(rf"(?:{_PART.pattern})+")
 
 

@@ -103,7 +103,7 @@ class Queries:
         Raises:
             JobNotFoundError: neither; the hint names jobs that are near.
         """
-        if re.fullmatch(r"\d{1,18}", reference):
+        if re.fullmatch(r"[0-9]{1,18}", reference):
             return self.get(int(reference))
         newest = self.database.read(
             lambda conn: conn.execute(
@@ -191,7 +191,7 @@ class Queries:
             JobNotFoundError: there is none.
         """
         of_name = select(job.c.sweep).where(job.c.sweep.is_not(None))
-        if re.fullmatch(r"\d{1,18}", reference):
+        if re.fullmatch(r"[0-9]{1,18}", reference):
             tries = [of_name.where(job.c.id == int(reference))]
         else:
             tries = [of_name.where(job.c.sweep == reference)]

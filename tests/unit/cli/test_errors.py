@@ -326,3 +326,26 @@ def test_an_empty_path_or_job_is_neither_the_current_folder_nor_the_default(
     assert said.code == 2
     assert "is empty" in one_line_and_hint(said.err)[0]
     assert not list((tmp_path / "here").iterdir())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("submit", "generate", "--seeds", "١"),
+        ("submit", "generate", "--count", 1, "--time-limit", "١h"),
+        ("submit", "generate", "--sweep", "seed=0-١", "--count", 1),
+        ("gc", "--older-than", "١d", "--jobs"),
+    ],
+)
+def test_digits_of_other_scripts_are_no_numbers(ganq, trained, command):
+    trained()
+    said = ganq(*command)
+    assert said.code == 2
+    assert "١" in one_line_and_hint(said.err)[0]
+
+
+def test_a_name_of_other_digits_is_no_id(ganq, job_factory: Callable[..., object]):
+    job_factory()
+    said = ganq("status", "١")
+    assert said.code == 3
+    assert "there is no job named '١'" in said.err
