@@ -8,6 +8,7 @@ import click
 
 from cli import output
 from cli.lazy import examples
+from cli.option_types import Whole
 from cli.session import JOB, Session, open_session
 
 POLL_S = 0.5
@@ -17,7 +18,7 @@ CHUNK = 64 * 1024
 @click.command(epilog=examples("ganq logs 12", "ganq logs 12 -f", "ganq logs faces --all | grep loss"))
 @click.argument("job", type=JOB)
 @click.option("-f", "--follow", is_flag=True, help="Go on as lines come, until the job has ended.")
-@click.option("-n", "--lines", type=click.IntRange(0), help="Only the last so many lines of each attempt.")
+@click.option("-n", "--lines", type=Whole(0), help="Only the last so many lines of each attempt.")
 @click.option("--all", "everything", is_flag=True, help="All attempts, not the newest alone.")
 def logs(job: str, follow: bool, lines: int | None, everything: bool) -> int:
     """Print what JOB has logged: the newest attempt's log.txt."""

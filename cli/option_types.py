@@ -28,3 +28,9 @@ class Seconds(click.ParamType[float]):
         if not 0 <= seconds <= 1e9:
             self.fail(f"{str(value)[:40]!r} is no number of seconds; e.g. 3600", param, ctx)
         return seconds
+
+
+class Whole(click.IntRange):
+    """A whole number within bounds; click's own says of 1.5 that it is no valid integer range."""
+
+    name = "integer"

@@ -8,6 +8,7 @@ import click
 
 from cli import output
 from cli.lazy import examples
+from cli.option_types import Whole
 from cli.session import JOB, NoJobsYetError, Session, open_session
 from jobs.errors import SpecError
 from jobs.states import JobState
@@ -47,10 +48,8 @@ FIRST_STEP = "ganq submit train --data DIR submits the first one; ganq demo show
 @click.option("--user", help="Only jobs of this user.")
 @click.option("--name", help="Only jobs whose name contains this.")
 @click.option("--sweep", help="Only the jobs of this array: its id, or the name that they begin with.")
-@click.option("--before", type=click.IntRange(1), help="Only jobs older than this id: the next page.")
-@click.option(
-    "--limit", type=click.IntRange(1, 1_000_000), help=f"How many to list (default {DEFAULT_LIMIT})."
-)
+@click.option("--before", type=Whole(1), help="Only jobs older than this id: the next page.")
+@click.option("--limit", type=Whole(1, 1_000_000), help=f"How many to list (default {DEFAULT_LIMIT}).")
 @click.option("--all", "everything", is_flag=True, help="List all, however many.")
 @click.option("--parts", is_flag=True, help="List the parts of split jobs, too; with JOB, those of this one.")
 @click.option("--watch", is_flag=True, help="Redraw every second, until Ctrl-C.")

@@ -2,6 +2,8 @@
 
 import click
 
+from cli.option_types import Whole
+
 
 @click.command()
 @click.option(
@@ -9,7 +11,7 @@ import click
 )
 @click.option(
     "--cpu-workers",
-    type=click.IntRange(1, 1024),
+    type=Whole(1, 1024),
     metavar="N",
     help="Instead of GPUs: so many workers on the CPU, each on its own share of the cores.",
 )

@@ -51,6 +51,22 @@ def test_a_value_of_the_wrong_type_is_a_usage_error(ganq, pictures):
     assert "'many'" in one_line_and_hint(said.err)[0]
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("status", "--limit"),
+        ("status", "--before"),
+        ("logs", 1, "--lines"),
+        ("up", "--cpu-workers"),
+        ("worker", "--cpu-workers"),
+    ],
+)
+def test_a_number_that_is_not_whole_is_called_no_integer(ganq, option):
+    said = ganq(*option, "1.5")
+    assert said.code == 2
+    assert one_line_and_hint(said.err)[0].endswith("'1.5' is not a valid integer")
+
+
 def test_a_job_that_does_not_exist_is_exit_code_3_in_every_command_that_takes_one(ganq):
     for command in (
         ("status",),
