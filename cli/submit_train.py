@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -14,7 +14,7 @@ from cli.submit import accept, needed, show_plan, take_wish, wish_options
 from jobs.errors import SpecError
 from jobs.kinds import kind_named
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
-from jobs.specs import FEATURE_NETWORKS, TrainSpec, check_same_run
+from jobs.specs import FEATURE_NETWORKS, Augment, TrainSpec, check_same_run
 from storage.settings import Settings
 
 if TYPE_CHECKING:
@@ -93,6 +93,9 @@ NEVER_SWEPT = (*PATHS, "continue_from", "init_from", "augment", "feature_sha256"
 """Paths, what belongs to one, and what is itself a list."""
 
 
+POLICIES = get_args(Augment)
+
+
 class Policies(click.ParamType[tuple[str, ...]]):
     """'translation,color' or 'none'."""
 
@@ -104,7 +107,14 @@ class Policies(click.ParamType[tuple[str, ...]]):
         if isinstance(value, tuple):
             return value
         chosen = dict.fromkeys(part.strip() for part in str(value).split(","))
-        return () if [*chosen] == ["none"] else tuple(chosen)
+        if [*chosen] == ["none"]:
+            return ()
+        if "none" in chosen:
+            self.fail("none goes with nothing else", param, ctx)
+        for part in chosen:
+            if part not in POLICIES:
+                self.fail(f"{part[:40]!r} is not one of {', '.join(POLICIES)}, none", param, ctx)
+        return tuple(chosen)
 
 
 @click.command(

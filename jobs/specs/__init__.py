@@ -10,12 +10,13 @@ from jobs.specs.base import FEATURE_NETWORKS, Spec, check_name, option_of, size_
 from jobs.specs.evaluate import FEWEST_PICTURES, EvaluateSpec
 from jobs.specs.generate import GenerateSpec
 from jobs.specs.imports import ImportSpec
-from jobs.specs.train import TrainSpec, check_same_run
+from jobs.specs.train import Augment, TrainSpec, check_same_run
 
 __all__ = [
     "FEATURE_NETWORKS",
     "FEWEST_PICTURES",
     "SPEC_VERSION",
+    "Augment",
     "EvaluateSpec",
     "GenerateSpec",
     "ImportSpec",

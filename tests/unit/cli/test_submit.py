@@ -165,7 +165,14 @@ BAD = {
     "no epochs": (("--epochs", 0), 2, "--epochs", None),
     "a rate that is no number": (("--lr-g", "nan"), 2, "--lr-g", None),
     "an unknown recipe": (("--recipe", "magic"), 2, "'magic'", None),
-    "an unknown policy": (("--augment", "blur"), 2, "--augment", None),
+    "an unknown policy": (
+        ("--augment", "blur"),
+        2,
+        "'--augment': 'blur' is not one of translation, color, cutout, auto, none",
+        None,
+    ),
+    "a policy without a name": (("--augment", ""), 2, "'' is not one of translation, color", None),
+    "no policy and one": (("--augment", "none,color"), 2, "none goes with nothing else", None),
     "a game that does not fit": (
         ("--loss", "bce"),
         2,
