@@ -23,7 +23,9 @@ OPENING = """\
 Made from the commands' own help by `python -m cli.reference`; do not edit it by hand.
 
 Wherever a command takes a JOB, its id or its name will do; a name means the newest job that has it.
-`--json` prints facts for programs, errors too (on stderr). `--debug`, anywhere, shows an error's traceback.
+`--json` prints facts for programs, errors too (on stderr). `cancel`, `hold`, `release` and `retry` of several
+jobs print one array: a job with which it could not be done stands there, too, as `{"job": …, "error": …}`,
+and the exit code is that of the first such one. `--debug`, anywhere, shows an error's traceback.
 
 | exit code | meaning |
 |---|---|
