@@ -10,6 +10,7 @@ import click
 from cli import output, sweep
 from cli.durations import Duration
 from cli.lazy import Entry, LazyGroup, examples
+from cli.option_types import Whole
 from cli.session import JOB, Session
 from jobs.errors import SpecError
 from storage.settings import WORD, WORD_HINT
@@ -78,7 +79,7 @@ def wish_options(command: F) -> F:
             click.option("--name", help="A name for the job; it works wherever an id does."),
             click.option(
                 "--priority",
-                type=click.IntRange(-1000, 1000),
+                type=Whole(-1000, 1000),
                 help="Higher runs first.  [default: 0 for train, 5 for evaluate, 10 for generate]",
             ),
             click.option(

@@ -178,9 +178,10 @@ class RunContext:
             progress=progress,
         )
         for one in (skipped := left_out(self.volume, images.fingerprint))[:SKIPPED_SHOWN]:
-            self.log(f"left out: {one.name}: {one.reason}")
+            name = " ".join(one.name.splitlines())  # a file's name may hold any character
+            self.log(f"left out: {name}: {one.reason}")
         if skipped:
-            self.log(f"{len(images)} pictures used, {len(skipped)} files left out")
+            self.log(f"{len(images)} pictures used, {len(skipped)} file{'s' * (len(skipped) != 1)} left out")
         if known is None:
             self._send("inputs", inputs={pin: images.fingerprint})
         elif known != images.fingerprint:

@@ -6,10 +6,12 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from jobs.errors import DiskFullError
+from jobs.errors import DiskFullError, VolumeError
 from storage.durable import make_folder
 from storage.former import aside
 from storage.volume import Volume
@@ -165,3 +167,25 @@ def test_a_job_that_could_not_say_what_it_is_says_it_with_the_next_word(
     assert not (volume.job(7) / "spec.json").exists()
     bench.context.report(1, 1, "pictures")
     assert (volume.job(7) / "spec.json").exists()
+
+
+def test_each_picture_that_is_left_out_has_a_line_of_the_log_whatever_its_name(
+    bench: Bench, volume: Volume, tmp_path: Path
+):
+    for number in range(9):
+        Image.new("RGB", (32, 32), (number * 20, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "two\nlines.png").write_bytes(b"no picture")
+    bench.context.order["spec"] = {"max_skip": 0.5, "loader_workers": 1}
+    bench.context.images(str(tmp_path), 16)
+    lines = (volume.attempt(7, 1) / "log.txt").read_text().splitlines()
+    assert len(lines) == 2
+    assert "left out: two lines.png: " in lines[0]
+    assert lines[1].endswith("9 pictures used, 1 file left out")
+
+
+def test_nothing_is_saved_where_the_folder_has_gone(bench: Bench, volume: Volume):
+    save_a_file(bench)
+    volume.root.rename(volume.root.with_name("away"))
+    with pytest.raises(VolumeError, match="is gone"):
+        save_a_file(bench)
+    assert not volume.root.exists()
