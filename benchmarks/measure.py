@@ -38,13 +38,13 @@ def alternate(
     """
     Run the pieces in turn, `rounds` times, after `warm_up` rounds that do not count.
 
-    Whatever else the machine does meets neighbours of one round alike; a piece during which
-    others took much of the processors is measured again. Their share stands in the
-    series as 'others'.
+    Every other round goes backwards, so that none always comes after the same one. Whatever
+    else the machine does meets neighbours of one round alike; a piece during which others took
+    much of the processors is measured again. Their share stands in the series as 'others'.
     """
     series = Series()
     for number in range(-warm_up, rounds):
-        for name, piece in pieces.items():
+        for name, piece in list(pieces.items())[:: 1 if number % 2 == 0 else -1]:
             measured = _quietly(piece, watch) if number >= 0 else piece()
             if number >= 0:
                 series.add(name, measured)
