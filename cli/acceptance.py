@@ -12,7 +12,6 @@ from cli.session import Session
 from jobs.errors import DatabaseUnavailableError
 from storage.jobs import Job
 
-SPOKEN_S = 60.0
 BELLS = 16
 
 
@@ -30,19 +29,21 @@ def all_the_same(what: str) -> Iterator[None]:
 
 def ring(session: Session, job: Job) -> None:
     """Wake the workers, or say that they will find the job by themselves, or that there are none."""
+    from cli.words import served
+
     parts = session.queries.parts(job.id) if job.blockers else []
     # One bell wakes one worker: as many as there may be workers for it.
     rung = all(_rung(session, one) for one in parts[:BELLS] or [job])
-    served = _served(session, job.queue)  # after the bell: a worker begins meanwhile
+    takers = served(job.queue, session.queries.workers())  # after the bell: a worker begins meanwhile
     # The embedded Redis comes with the first worker: without one there is nothing else to say.
-    if not rung and (served is not None or not session.settings.embedded_redis):
+    if not rung and (takers is not None or not session.settings.embedded_redis):
         output.notice(
             f"Redis does not answer: job {job.id} is accepted all the same,"
             f" and workers find it by polling within ~{session.settings.poll_seconds:.0f} s"
         )
-    if served is None:
+    if takers is None:
         output.notice("no worker is running: start one with `ganq up` or `ganq worker`")
-    elif not served:
+    elif not takers:
         output.notice(f"no running worker serves the queue {job.queue}: ganq worker --queues {job.queue}")
 
 
@@ -58,15 +59,3 @@ def _reach(session: Session, job: Job) -> bool:
     with suppress(DatabaseUnavailableError):  # then it is rung for a little later
         session.store.not_rung(job.id)
     return False
-
-
-def _served(session: Session, queue: str) -> bool | None:
-    """Whether a worker that has spoken lately takes jobs of this queue; None if there is no worker."""
-    alive = [
-        one
-        for one in session.queries.workers()
-        if one.silent_s < SPOKEN_S and one.state not in ("stopped", "draining")
-    ]
-    if not alive:
-        return None
-    return any(queue in one.queues.split(",") for one in alive)

@@ -198,23 +198,12 @@ def _place(session: Session, job: Job, around: words.Surroundings) -> str:
     if full is not None:
         limit = f"the {full.scope} {full.name} may run {full.max_running} at once, and {full.running} run"
         place += f", once its limit lets it: {limit}   (ganq limit)"
-    if (nobody := _unserved(job, around)) is not None:
-        place += f", but {nobody}"
+    served = words.served(job.queue, around.workers.values())
+    if served is None:
+        place += ", but no worker is running   (ganq up, or ganq worker)"
+    elif not served:
+        place += f", but no running worker serves the queue {job.queue}   (ganq worker --queues {job.queue})"
     return place
-
-
-def _unserved(job: Job, around: words.Surroundings) -> str | None:
-    """That no worker takes jobs of this queue, and how to start one; None if one does."""
-    takers = [
-        one
-        for one in around.workers.values()
-        if one.silent_s <= words.SILENT_S and one.state not in ("stopped", "draining")
-    ]
-    if not takers:
-        return "no worker is running   (ganq up, or ganq worker)"
-    if any(job.queue in one.queues.split(",") for one in takers):
-        return None
-    return f"no running worker serves the queue {job.queue}   (ganq worker --queues {job.queue})"
 
 
 def _source(session: Session, job: Job) -> str | None:

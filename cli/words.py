@@ -41,6 +41,12 @@ class Surroundings:
         )
 
 
+def served(queue: str, workers: Iterable[WorkerRow]) -> bool | None:
+    """Whether a worker that has spoken lately takes jobs of this queue; None if there is no worker."""
+    alive = [one for one in workers if one.silent_s < SILENT_S and one.state not in ("stopped", "draining")]
+    return any(queue in one.queues.split(",") for one in alive) if alive else None
+
+
 def as_one(job: Job, around: Surroundings) -> Job:
     """A job whose parts are under way, as the one job that it is to a person: running, with their sum."""
     parts = around.parts.get(job.id)
