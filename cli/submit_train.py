@@ -50,8 +50,8 @@ WORDS = {
     "beta2_end": "beta2 at the end, on a cosine; 0: it stays.",
     "noise": "Whether D sees new fakes at each step, or the same until G steps.",
     "ema_half_life_kimg": "Half-life of the generator's average, in thousands of pictures; 0 is off.",
-    "augment": "What D sees changed, of translation, color and cutout; 'auto' by the size of the data set, "
-    "'none' for nothing.",
+    "augment": "What D sees changed, of translation, color and cutout; with 'auto' by the size of the "
+    "data set, 'none' for nothing.",
     "augment_p": "Chance of each change for each picture; with --ada-target at most.",
     "ada_target": "Let the chance follow how surely D knows training pictures, e.g. 0.6; 0: it stays.",
     "ada_kimg": "Thousands of pictures in which that chance can go from 0 to 1.",

@@ -15,7 +15,7 @@ EVERY = 4
 FULL_UNTIL, NONE_FROM = 20_000, 100_000
 """Pictures in a data set up to which 'auto' changes all, and from which it changes none."""
 AUTO = ("translation", "color")
-"""What 'auto' does to pictures."""
+"""What 'auto' alone does to pictures."""
 
 
 def plan(policies: tuple[str, ...], most: float, pictures: int) -> tuple[tuple[str, ...], float]:
@@ -23,15 +23,15 @@ def plan(policies: tuple[str, ...], most: float, pictures: int) -> tuple[tuple[s
     What an --augment comes to.
 
     Args:
-        policies: of the spec; ('auto',) goes by the size of the data set.
+        policies: of the spec; with 'auto' the chance goes by the size of the data set.
         most: the chance of a change, at most.
         pictures: in the data set.
 
     Returns:
         The policies, none if nothing is ever changed, and the chance of each, at most.
     """
-    if policies == ("auto",):
-        policies = AUTO
+    if "auto" in policies:
+        policies = tuple(one for one in policies if one != "auto") or AUTO
         most = most * min(1.0, max(0.0, (NONE_FROM - pictures) / (NONE_FROM - FULL_UNTIL)))
     return (policies, most) if most > 0 else ((), 0.0)
 

@@ -4,7 +4,7 @@ from jobs.recipes import Recipe
 
 RECIPE = Recipe(
     "pairs",
-    "relativistic pairs with R1 and R2, evenly spread channels, EMA and augmentation: "
+    "relativistic pairs with R1 and R2, evenly spread channels, EMA and shifted pictures: "
     "the best pictures from few",
     {
         # A run of minutes has few steps: docs/quality.md has what these were chosen by.
@@ -24,8 +24,9 @@ RECIPE = Recipe(
         "penalty_every": 4,
         "noise": "fresh",
         "ema_half_life_kimg": 20.0,
-        # From the first picture on: steered by how well D knows the pictures it comes too late.
-        "augment": ("auto",),
+        # Shifts from the first picture on: steered by how well D knows the pictures they come too late.
+        # No colours: recoloured pictures let G paint white and black where there is none.
+        "augment": ("auto", "translation"),
         "patience": 10,
     },
 )

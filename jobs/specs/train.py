@@ -73,7 +73,7 @@ class TrainSpec(Spec):
     ema_half_life_kimg: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """Half-life of the generator's moving average, in thousands of pictures; 0 is off."""
     augment: tuple[Augment, ...] = ()
-    """DiffAugment policies that D sees, on real and fake alike; 'auto' alone: by the size of the data set."""
+    """DiffAugment policies that D sees, on real and fake alike; with 'auto' by the size of the data set."""
     augment_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
     """Chance of each policy for each picture; with ada_target at most."""
     ada_target: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
@@ -162,11 +162,6 @@ class TrainSpec(Spec):
             raise SpecError(
                 f"{option} would keep layers as they are drawn at random",
                 hint="start from a trained network: --init-from JOB",
-            )
-        if "auto" in self.augment and len(self.augment) > 1:
-            raise SpecError(
-                "--augment auto chooses by itself, and goes with nothing else",
-                hint="use auto, or name the policies",
             )
         if self.ada_target > 0 and not self.augment:
             raise SpecError(

@@ -264,7 +264,6 @@ BAD_TRAIN = {
     "endless kimg": ({"ema_half_life_kimg": float("inf")}, "--ema-half-life-kimg"),
     "an augment that is none": ({"augment": ("twirl",)}, "--augment"),
     "sigmoid without one": ({"loss": "bce", "norm_d": "spectral"}, "--loss bce reads a sigmoid"),
-    "auto with another": ({"augment": ("auto", "color")}, "--augment auto"),
     "nothing to steer": ({"ada_target": 0.6}, "--ada-target steers"),
     "a chance of 2": ({"augment_p": 2.0}, "--augment-p"),
     "freezing what was never trained": ({"freeze_d": 2}, "--freeze-d"),

@@ -46,6 +46,7 @@ def test_auto_changes_all_of_a_small_set_and_none_of_a_large_one():
     assert plan(("auto",), 1.0, 2_000) == (AUTO, 1.0)
     assert plan(("auto",), 0.5, 60_000) == (AUTO, 0.25)
     assert plan(("auto",), 1.0, 100_000) == ((), 0.0)
+    assert plan(("auto", "translation"), 1.0, 60_000) == (("translation",), 0.5)
     assert plan(("cutout",), 1.0, 10**6) == (("cutout",), 1.0)
     assert plan(("cutout",), 0.0, 10) == ((), 0.0)
 
@@ -88,9 +89,10 @@ def run(folder, **given):
     return ctx
 
 
-def test_the_default_recipe_changes_what_d_sees_from_the_first_picture_on():
+def test_the_default_recipe_shifts_what_d_sees_from_the_first_picture_on_and_leaves_its_colours():
     spec = TrainSpec.create(data="/faces", recipe=DEFAULT_RECIPE)
-    assert (spec.augment, spec.augment_p, spec.ada_target) == (("auto",), 1.0, 0.0)
+    assert spec.ada_target == 0
+    assert plan(spec.augment, spec.augment_p, 2_000) == (("translation",), 1.0)
 
 
 @pytest.mark.parametrize("recipe", ["plus", "pairs", "r3"])
