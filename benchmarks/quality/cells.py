@@ -50,7 +50,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "penalties": {"norm_d": "spectral", "r1_gamma": 0.0, "r2_gamma": 0.0},
     "average": {"ema_half_life_kimg": 0.0},
     "augmentation": {"augment": ()},
-    "augmentation from the start": {"ada_target": 0.6},
+    "adaptation": {"ada_target": 0.0},
     "batch and rate": {"batch": 64, "lr_g": 2e-4, "lr_d": 2e-4},
     "beta1": {"beta1": 0.5},
     "beta2": {"beta2": 0.999},

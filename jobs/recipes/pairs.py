@@ -4,7 +4,7 @@ from jobs.recipes import Recipe
 
 RECIPE = Recipe(
     "pairs",
-    "relativistic pairs with R1 and R2, evenly spread channels, EMA and shifted pictures: "
+    "relativistic pairs with R1 and R2, evenly spread channels, EMA and adaptive augmentation: "
     "the best pictures from few",
     {
         # A run of minutes has few steps: docs/quality.md has what these were chosen by.
@@ -24,9 +24,9 @@ RECIPE = Recipe(
         "penalty_every": 4,
         "noise": "fresh",
         "ema_half_life_kimg": 20.0,
-        # Shifts from the first picture on: steered by how well D knows the pictures they come too late.
-        # No colours: recoloured pictures let G paint white and black where there is none.
-        "augment": ("auto", "translation"),
+        # Off until D knows the pictures too well: from the start it costs colour and time.
+        "augment": ("auto",),
+        "ada_target": 0.6,
         "patience": 10,
     },
 )

@@ -89,10 +89,11 @@ def run(folder, **given):
     return ctx
 
 
-def test_the_default_recipe_shifts_what_d_sees_from_the_first_picture_on_and_leaves_its_colours():
+def test_the_default_recipe_changes_no_picture_until_d_knows_them_too_well():
+    """Recoloured from the start, a quarter of its samples had colours that no picture has."""
     spec = TrainSpec.create(data="/faces", recipe=DEFAULT_RECIPE)
-    assert spec.ada_target == 0
-    assert plan(spec.augment, spec.augment_p, 2_000) == (("translation",), 1.0)
+    assert plan(spec.augment, spec.augment_p, 2_000) == (AUTO, 1.0)
+    assert spec.ada_target > 0
 
 
 @pytest.mark.parametrize("recipe", ["plus", "pairs", "r3"])
