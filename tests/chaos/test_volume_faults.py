@@ -428,7 +428,7 @@ def test_f24_f25_f26_a_disk_that_fails_in_mid_job_is_told_and_waited_for(
 
 
 @sqlite_only
-def test_f24_a_volume_that_goes_under_a_training_is_waited_for_and_nothing_is_made_in_its_place(
+def test_f25_a_volume_that_goes_under_a_training_is_waited_for_and_nothing_is_made_in_its_place(
     ganq: Ganq, database: Database, settings, small: list[str]
 ) -> None:
     """As when a disk is unmounted: what is made below it then would be lost when it comes back."""
