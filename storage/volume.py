@@ -81,7 +81,7 @@ class Volume:
         """
         if os.path.exists(self.root) and not os.path.isdir(self.root):
             raise VolumeError(f"{self.root} is not a folder", hint="point GANQ_VOLUME at a folder")
-        if not self.jobs.is_dir() and used():
+        if not os.path.isdir(self.jobs) and used():
             raise VolumeError(
                 f"there are no jobs at {self.root}, where those of the job table have left their files",
                 hint=f"mount the volume, or set GANQ_VOLUME; if they are lost: mkdir -p {self.jobs}",

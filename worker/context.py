@@ -1,6 +1,7 @@
 """RunContext: what a running job may do, carried out on the shared volume and told to the supervisor."""
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -376,7 +377,7 @@ class RunContext:
             self._kept = True
 
     def _require(self, folder: Path) -> None:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # False, too, where we may not look
             raise VolumeError(f"{folder} is gone", hint="is the volume still mounted there?")
 
     def _free_place(self, target: Path) -> Path:

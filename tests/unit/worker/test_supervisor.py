@@ -8,9 +8,9 @@ from worker.lease_holder import LeaseHolder
 from worker.supervisor import Supervisor
 
 
-def test_the_volume_is_not_probed_for_each_of_many_small_jobs(tmp_path, monkeypatch):
-    looking = Supervisor.__new__(Supervisor)  # of all that a worker has, this needs two things
-    looking.volume, looking.volume_due = Volume(tmp_path / "v"), 0.0
+def test_the_volume_is_not_probed_for_each_of_many_small_jobs(tmp_path, queries, monkeypatch):
+    looking = Supervisor.__new__(Supervisor)  # of all that a worker has, this needs three things
+    looking.volume, looking.volume_due, looking.queries = Volume(tmp_path / "v"), 0.0, queries
     looking._see_volume()
     looking.volume.datasets.rmdir()
 
