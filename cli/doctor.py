@@ -99,11 +99,7 @@ def _show_settings(settings: "Settings") -> None:
 
 
 def _show(check: str, verdict: str, said: str, hint: str | None) -> None:
-    import os
-
-    word = f"{verdict:<6}"
-    if output.on_terminal() and not os.environ.get("NO_COLOR"):
-        word = click.style(word, fg=COLOURS[verdict])
+    word = click.style(f"{verdict:<6}", fg=COLOURS[verdict])
     click.echo(f"{word}{check:<10}{_wrapped(said, INDENT)}")
     if hint is not None:
         click.echo(f"{'':<{INDENT}}→ {_wrapped(hint, INDENT + 2)}")

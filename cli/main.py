@@ -1,7 +1,7 @@
 """
 The entry point of `ganq`: the table of commands, and the one place where an error becomes an exit code.
 
-Nothing but click is imported here: help must be instant, and so must a typo.
+Nothing heavier than click is imported here: help must be instant, and so must a typo.
 """
 
 import atexit
@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from cli.lazy import Entry, LazyGroup, examples
+from jobs.text import require_text
 
 WORK, WATCH, DATA, RUN, ADMIN = "Work", "Watch", "Data and models", "Run", "Admin"
 
@@ -143,12 +144,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args or os.environ.get("GANQ_DEBUG", "") not in ("", "0")
     args = [arg for arg in args if arg != "--debug"]
     as_json = "--json" in args
-    for arg in args:
-        if not _is_text(arg):
-            told = f"{arg.encode(errors='replace').decode()!r} is not UTF-8"
-            hint = "job tables hold text only: rename the file or folder"
-            return _tell(told, hint, "USAGE", EXIT_USAGE, as_json)
     try:
+        for arg in args:
+            require_text(arg)
         code = _run(args)
         sys.stdout.flush()
         return code
@@ -209,15 +207,6 @@ def _came_of_printing(exc: OSError) -> bool:
         where = where.tb_next
     name = where.tb_frame.f_globals.get("__name__", "") if where is not None else ""
     return exc.filename is None and (name in PRINTERS or name.split(".")[0] in ("click", "rich"))
-
-
-def _is_text(arg: str) -> bool:
-    """Whether the bytes of an argument were UTF-8 (or what the locale has); surrogates stand for others."""
-    try:
-        arg.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _raise_if(debug: bool) -> None:

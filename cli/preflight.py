@@ -70,7 +70,7 @@ def remember_data(settings: Settings, path: str) -> None:
     try:
         temp.write_text(path + "\n")
         temp.replace(target)
-    except (OSError, UnicodeError):  # GANQ_DATA may be any bytes
+    except (OSError, UnicodeError):  # the current folder may have any name
         temp.unlink(missing_ok=True)
 
 

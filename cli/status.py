@@ -173,14 +173,12 @@ def _footer(session: Session, shown: int, wanted: "Filter", *, more: bool = Fals
     total = sum(counts.values())
     by_state = ", ".join(f"{number:,} {state}" for state, number in counts.items() if number)
     line = f"{output.count(total, 'job')}: {by_state}"
-    if total == 0:
-        return (
-            f"no jobs yet\n  → {FIRST_STEP}"
-            if wanted.part_of is None
-            else f"job {wanted.part_of} has no parts"
-        )
     if wanted.part_of is not None:
+        if total == 0:
+            return f"job {wanted.part_of} has no parts"
         line = f"job {wanted.part_of} has {output.count(total, 'part')}: {by_state}"
+    if total == 0:
+        return f"no jobs yet\n  → {FIRST_STEP}"
     if wanted.sweep is not None:
         ended = sum(number for state, number in counts.items() if JobState(state).terminal)
         line = f"sweep {wanted.sweep}: {ended:,} of {total:,} ended: {by_state}"

@@ -14,7 +14,7 @@ from cli.submit import accept, needed, show_plan, take_wish, wish_options
 from jobs.errors import SpecError
 from jobs.kinds import kind_named
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
-from jobs.specs import FEATURE_NETWORKS, Augment, TrainSpec, check_same_run
+from jobs.specs import FEATURE_NETWORKS, Augment, TrainSpec, check_same_run, option_of
 from storage.settings import Settings
 
 if TYPE_CHECKING:
@@ -85,9 +85,6 @@ PATHS: dict[str, click.ParamType[Any]] = {
 
 NETWORKS = ("size", "nz", "ngf", "ndf", "arch", "norm_d", "conditional")
 """What makes weights of one run fit another."""
-
-FORM = ("arch", "norm_d")
-"""Those of them by which recipes differ."""
 
 NEVER_SWEPT = (*PATHS, "continue_from", "init_from", "augment", "feature_sha256")
 """Paths, what belongs to one, and what is itself a list."""
@@ -259,7 +256,7 @@ def started(session: Session, start: "Job", given: dict[str, Any]) -> dict[str, 
         del its["ndf"], its["norm_d"]
     changed = [name for name in its if name in given and given[name] != its[name]]
     if changed:
-        told = ", ".join(f"--{name.replace('_', '-')} {given[name]} (it has {its[name]})" for name in changed)
+        told = ", ".join(f"{option_of(name)} {given[name]} (it has {its[name]})" for name in changed)
         raise SpecError(
             f"job {start.id} cannot be the start of a run with {told}",
             hint="leave these away: the networks are taken over as they are",
@@ -268,12 +265,16 @@ def started(session: Session, start: "Job", given: dict[str, Any]) -> dict[str, 
 
 
 def _recipe_of(networks: Mapping[str, Any]) -> str:
-    """The recipe that trains such networks, for an import, which knows none."""
-    for name in (DEFAULT_RECIPE, "plus", *RECIPES):
-        trained = TrainSpec.create(recipe=name, data="")
-        if all(getattr(trained, part) == networks.get(part, getattr(trained, part)) for part in FORM):
-            return name
-    return DEFAULT_RECIPE
+    """
+    The recipe for networks of an import, which knows none: one whose loss goes with D's norm, if it has
+    a D, and of those one that has such a generator, too.
+    """
+
+    def differs(recipe: str) -> list[bool]:
+        trained = TrainSpec.create(recipe=recipe, data="")
+        return [networks.get(part) not in (None, getattr(trained, part)) for part in ("norm_d", "arch")]
+
+    return min((DEFAULT_RECIPE, "plus", *RECIPES), key=differs)
 
 
 def _absolute(given: dict[str, Any]) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from jobs.gan.ada import Ada
 from jobs.gan.ema import Ema
 from jobs.gan.networks import AnyDiscriminator, AnyGenerator, Architecture
 from jobs.gan.schedules import Moment
-from jobs.specs import TrainSpec
+from jobs.specs import TrainSpec, option_of
 
-OPTION = {name: f"--{name.replace('_', '-')}" for name in ("size", "nz", "ngf", "ndf", "norm_d", "arch")}
-"""Of an architecture's measures, those that are options; the number of classes is the data set's."""
+MEASURES = ("size", "nz", "ngf", "ndf", "norm_d", "arch")
+"""Of an architecture, those that are options; the number of classes is the data set's."""
 OF_D = ("ndf", "norm_d")
 """Those of the discriminator alone: an import without one leaves them open."""
 
@@ -93,8 +93,8 @@ class TrainState:
         its, mine = asdict(Architecture.from_json(snapshot.meta["arch"])), asdict(arch)
         has_d = any(key.startswith("D.") for key in snapshot.tensors)
         differ = [
-            f"{OPTION[name]} {mine[name]} (it has {its[name]})"
-            for name in OPTION
+            f"{option_of(name)} {mine[name]} (it has {its[name]})"
+            for name in MEASURES
             if its[name] != mine[name] and (has_d or name not in OF_D)
         ]
         if differ:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from jobs.errors import SpecError
+from jobs.text import require_text
 
 if TYPE_CHECKING:
     from jobs.specs.generate import GenerateSpec
@@ -118,6 +119,9 @@ class Spec(BaseModel):
         Raises:
             SpecError: in one line, which option, what was wrong.
         """
+        for name, value in given.items():
+            if isinstance(value, str):  # a path may have been made absolute from any folder
+                require_text(value, f"{option_of(name)} ")
         try:
             return cls.model_validate({k: v for k, v in given.items() if v is not None})
         except ValidationError as exc:

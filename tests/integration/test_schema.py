@@ -1,5 +1,6 @@
 """Making and upgrading the tables."""
 
+import shutil
 import threading
 
 import alembic.op
@@ -7,14 +8,18 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from conftest import make_settings
+from safetensors.torch import save_file
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 import storage.indexes  # noqa: F401 - they belong to the metadata
-from jobs.errors import DatabaseUnavailableError, SchemaMismatchError
+from jobs.errors import DatabaseUnavailableError, SchemaMismatchError, VolumeError
+from jobs.gan.networks import Architecture
 from storage.engine import SCHEMA_REVISION, Database, check_schema
+from storage.model_import import import_weights
 from storage.models import metadata
-from storage.schema import open_database, upgrade
+from storage.schema import open_database, prepare, upgrade
+from storage.volume import Volume
 
 
 @pytest.fixture
@@ -246,3 +251,24 @@ def test_a_crash_right_after_the_file_was_made_is_mended_by_the_next_command(tmp
 
     assert database.revision() == SCHEMA_REVISION
     database.dispose()
+
+
+def test_a_volume_without_the_jobs_of_the_table_is_refused_before_anything_is_made(
+    database, settings, store, job_factory, claim, tmp_path
+):
+    prepare(settings)
+    job_factory()
+    shutil.rmtree(settings.volume)
+    prepare(settings)  # no job has ever been begun: there is nothing to be missed
+    claim()
+    shutil.rmtree(settings.volume)
+    weights = Architecture(size=16, nz=8, ngf=4, ndf=4).build_generator(1).state_dict()
+    save_file(weights, tmp_path / "g.safetensors")
+    about = {"netg": tmp_path / "g.safetensors", "netd": None, "name": "m", "user": "ada"}
+    for begin in (
+        lambda: prepare(settings),
+        lambda: import_weights(store, Volume(settings.volume), **about),
+    ):
+        with pytest.raises(VolumeError, match="there are no jobs at"):
+            begin()
+        assert not settings.volume.exists()

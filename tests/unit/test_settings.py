@@ -172,6 +172,15 @@ def test_sockets_have_short_paths_and_a_folder_for_each_home_and_user(tmp_path):
     assert str(os.getuid()) in one.runtime.name
 
 
+def test_a_home_has_one_runtime_folder_however_it_is_spelt(tmp_path):
+    """Else two `ganq up` would share its table, and a worker's name."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "link").symlink_to(home)
+    runtimes = {load(one).runtime for one in (home, tmp_path / "link", home / ".." / "home")}
+    assert len(runtimes) == 1
+
+
 # --- redact -----------------------------------------------------------------------------------
 
 

@@ -253,13 +253,21 @@ def test_an_argument_that_is_no_text_is_refused_before_anything_is_done(ganq, qu
     assert one_line_and_hint(done.stderr)[0] == "error: 'x?' is not UTF-8"
 
 
-@pytest.mark.parametrize(
-    ("variables", "coloured"), [("TERM=xterm", True), ("TERM=dumb", False), ("TERM=xterm NO_COLOR=1", False)]
-)
-def test_errors_are_red_on_a_terminal_unless_colours_are_unwanted(ganq, variables, coloured):
-    shown = run_process(f"{variables} script -qec '{sys.executable} -m cli.main status 999' /dev/null")
-    assert "there is no job 999" in shown.stdout
-    assert ("\x1b[31m" in shown.stdout) is coloured
+def test_a_data_set_in_a_folder_whose_name_is_no_text_is_refused_however_it_is_reached(
+    ganq, queries, pictures, monkeypatch
+):
+    odd = pictures.with_name("odd\udcff")
+    odd.mkdir()
+    pictures.rename(odd / "faces")
+    monkeypatch.chdir(odd)
+    from_there = ganq("submit", "train", "--data", "faces")
+    monkeypatch.setenv("GANQ_DATA", str(odd / "faces"))
+    from_the_environment = ganq("submit", "train")
+    for said in (from_there, from_the_environment):
+        assert said.code == 2
+        assert "error: --data '" in said.err
+        assert "odd?/faces' is not UTF-8" in said.err
+    assert queries.counts()["queued"] == 0
 
 
 @pytest.mark.parametrize("more", ["", "--json", "--sweep seed=0-1"])

@@ -310,11 +310,12 @@ def test_watch_needs_a_terminal(ganq, job_factory):
     assert "ganq wait" in said.err
 
 
-def on_a_terminal(*argv, columns=100, lines=30, until=b""):
+def on_a_terminal(*argv, columns=100, lines=30, until=b"", **variables):
     """What a command draws on a real terminal; interrupted by Ctrl-C once `until` was drawn."""
     reader, writer = pty.openpty()
     env = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "LINES": str(lines)}
     env.pop("NO_COLOR", None)
+    env |= variables
     process = subprocess.Popen(
         [sys.executable, "-m", "cli.main", *argv], stdout=writer, stderr=writer, stdin=writer, env=env
     )
@@ -334,6 +335,19 @@ def on_a_terminal(*argv, columns=100, lines=30, until=b""):
             interrupted = True
     os.close(reader)
     return process.wait(20), drawn.decode()
+
+
+@pytest.mark.parametrize(
+    ("variables", "coloured"), [({}, True), ({"TERM": "dumb"}, False), ({"NO_COLOR": "1"}, False)], ids=str
+)
+def test_words_have_colours_on_a_terminal_unless_they_are_unwanted(ganq, variables, coloured):
+    code, drawn = on_a_terminal("status", "999", **variables)
+    assert code == 3
+    assert "there is no job 999" in drawn
+    assert ("\x1b[31m" in drawn) is coloured
+    _, drawn = on_a_terminal("doctor", lines=60, **variables)
+    assert "database" in drawn
+    assert ("\x1b[32m" in drawn) is coloured
 
 
 def test_a_terminal_gets_bars_and_colours(ganq, store, running_job_factory):

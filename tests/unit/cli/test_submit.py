@@ -540,8 +540,10 @@ def test_init_from_takes_over_the_networks_and_begins_a_new_run(ganq, queries, t
         (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="spectral"), "plus"),
         (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="none", arch="even"), "pairs"),
         (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="none"), "pairs"),
+        # pairs has penalties, with which BatchNorm does not go.
+        (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="batch", arch="even"), "origin"),
     ],
-    ids=["the tutorial's", "of plus", "of pairs", "of a mixture"],
+    ids=["the tutorial's", "of plus", "of pairs", "of pairs with dcgan", "of origin with even"],
 )
 def test_init_from_an_import_asks_for_its_networks_and_for_any_discriminator_where_it_has_none(
     ganq, queries, pictures, tmp_path, networks, recipe
@@ -559,6 +561,9 @@ def test_init_from_an_import_asks_for_its_networks_and_for_any_discriminator_whe
     alone = TrainSpec.from_json(queries.get(4).spec)
     assert (alone.size, alone.nz, alone.ngf, alone.arch) == (24, 6, 4, networks.arch)
     assert (alone.ndf, alone.recipe) == (64, "pairs" if networks.arch == "even" else "plus")
+    wider = ("submit", "train", "--init-from", "alone", "--data", pictures, "--batch", 8, "--ndf", 16)
+    assert ganq(*wider, "--norm-d", alone.norm_d).code == 0
+    assert "--ndf 16 (it has 8)" in ganq(*wider[:3], "both", *wider[4:]).err
 
 
 def test_init_from_waits_for_a_training_and_refuses_what_has_no_networks(ganq, queries, store, pictures):

@@ -1,5 +1,8 @@
 """What the supervisor looks at before it hands out a job."""
 
+import pytest
+
+from jobs.errors import VolumeError
 from jobs.specs import SPEC_VERSION
 from storage.job_store import Claim
 from storage.volume import Volume
@@ -22,6 +25,15 @@ def test_the_volume_is_not_probed_for_each_of_many_small_jobs(tmp_path, queries,
     for _ in range(2):
         looking._see_volume()
         looking.volume.datasets.rmdir()
+
+
+def test_a_volume_that_has_gone_is_not_made_anew_for_the_next_job(tmp_path, queries, running_job_factory):
+    looking = Supervisor.__new__(Supervisor)
+    looking.volume, looking.volume_due, looking.queries = Volume(tmp_path / "v"), 0.0, queries
+    running_job_factory()
+    with pytest.raises(VolumeError, match="there are no jobs at"):
+        looking._see_volume()
+    assert not looking.volume.root.exists()
 
 
 def test_a_job_whose_parts_are_deleted_first_does_not_take_the_next_one(
