@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs.class_checks import no_classes, require_enough
 from jobs.errors import DatasetError, NotFoundError, SpecError
-from jobs.gan.layout import even_widths, widths  # no torch comes with it
+from jobs.gan.layout import check_frozen, even_widths, layers, widths  # no torch comes with it
 from jobs.specs import FEATURE_NETWORKS, TrainSpec, size_plan
 from storage.settings import Settings
 
@@ -162,6 +162,23 @@ def check_training(spec: TrainSpec) -> None:
             raise SpecError(
                 f"{option}: {weights} is no weight file by its name", hint=f"it ends in {', '.join(WEIGHTS)}"
             )
+
+
+def check_frozen_layers(spec: TrainSpec) -> None:
+    """
+    Raises:
+        SpecError: a network would have nothing to learn.
+    """
+    of_g, of_d = layers(spec.arch, spec.size)
+    check_frozen("--freeze-g", spec.freeze_g, of_g)
+    check_frozen("--freeze-d", spec.freeze_d, of_d)
+
+
+def count_classes(path: str) -> int:
+    """Folders of classes in a data set; no picture is opened."""
+    from storage.dataset_scan import scan
+
+    return len(scan(Path(path)).classes())
 
 
 def _check_classes(path: str) -> None:

@@ -13,13 +13,15 @@ from cli.submit import accept, needed, show_plan, take_wish, wish_options
 from cli.submit_generate import check_source
 from jobs.errors import DatasetError, JobNotFoundError, NotFoundError, SpecError
 from jobs.kinds import kind_named
-from jobs.specs import FEATURE_NETWORKS, FEWEST_PICTURES, EvaluateSpec
+from jobs.specs import FEATURE_NETWORKS, FEWEST_PICTURES, EvaluateSpec, GenerateSpec
 from storage.settings import Settings
 
 if TYPE_CHECKING:
     from storage.jobs import Job
 
 NEVER_SWEPT = ("source", "path", "data", "feature_network", "feature_sha256", "device", "loader_workers")
+
+LEAST = f"{FEWEST_PICTURES} are the least, 2,000 make good numbers"
 
 WORDS = {
     "data": "The real pictures. Default: those that the model was trained on.",
@@ -137,7 +139,8 @@ def _of_job(session: Session, job: "Job", given: dict[str, Any]) -> tuple[dict[s
         Fields of the spec, and the jobs to wait for.
 
     Raises:
-        SpecError: a job that makes no pictures, or --checkpoint of pictures that are made already.
+        SpecError: a job that makes no pictures, too few or of another size, or --checkpoint of
+            pictures that are made already.
         NotFoundError: its pictures or its checkpoint are not there, and never will be.
     """
     if kind_named(job.kind).makes_model:
@@ -153,6 +156,7 @@ def _of_job(session: Session, job: "Job", given: dict[str, Any]) -> tuple[dict[s
             raise NotFoundError(
                 f"the pictures of job {job.id} {gone}", hint=f"ganq retry {job.id} makes them again"
             )
+        _enough_made(job)
         model, after = session.queries.get(job.spec["source"]), [] if job.state.terminal else [job.id]
     else:
         raise SpecError(
@@ -160,6 +164,11 @@ def _of_job(session: Session, job: "Job", given: dict[str, Any]) -> tuple[dict[s
             hint="evaluate a training, an import or a generation",
         )
     about = {"source": job.id, "size": model.spec["size"]}
+    if given.get("size", about["size"]) != about["size"]:
+        raise SpecError(
+            f"--size {given['size']}: the pictures of job {job.id} are of {about['size']}×{about['size']}",
+            hint="leave it away; only a PATH's pictures are brought to a size",
+        )
     if model.spec.get("data"):
         about["data"] = model.spec["data"]
     return about, after
@@ -173,6 +182,17 @@ def _enough(path: str) -> None:
     found = preflight.count_pictures(path)
     if found < FEWEST_PICTURES:
         raise DatasetError(
-            f"{path} holds {output.count(found, 'picture')}, too few to be measured",
-            hint=f"{FEWEST_PICTURES} are the least, 2,000 make good numbers",
+            f"{path} holds {output.count(found, 'picture')}, too few to be measured", hint=LEAST
+        )
+
+
+def _enough_made(job: "Job") -> None:
+    """
+    Raises:
+        SpecError: a generation of so few pictures.
+    """
+    made = GenerateSpec.from_json(job.spec).total
+    if made < FEWEST_PICTURES:
+        raise SpecError(
+            f"job {job.id} makes {output.count(made, 'picture')}, too few to be measured", hint=LEAST
         )

@@ -215,13 +215,20 @@ def _check_class(session: Session, model: "Job", class_name: str | None) -> None
         return
     if not model.spec.get("conditional", False):
         raise unknown_class(class_name, ())
-    known, pinned = (model.result or {}).get("classes"), (model.inputs or {}).get("fingerprint")
-    if known is None and pinned is not None:  # it has not ended, but has read its pictures
+    known = known_classes(session, model)
+    if known is not None and class_name not in known:
+        raise unknown_class(class_name, known)
+
+
+def known_classes(session: Session, model: "Job") -> list[str] | None:
+    """The classes that a conditional training learns; None while nobody has read its pictures."""
+    known: list[str] | None = (model.result or {}).get("classes")
+    pinned = (model.inputs or {}).get("fingerprint")
+    if known is None and pinned is not None:
         from storage.datasets import classes_of
 
         known = classes_of(session.volume, pinned)
-    if known is not None and class_name not in known:
-        raise unknown_class(class_name, known)
+    return known
 
 
 def check_source(session: Session, model: "Job", checkpoint: str, *, now: bool) -> list[int]:

@@ -11,6 +11,8 @@ from cli.lazy import examples
 from cli.session import JOB, NoJobsYetError, Session, open_session
 from cli.spec_options import given_only, spec_options
 from cli.submit import accept, needed, show_plan, take_wish, wish_options
+from cli.submit_generate import known_classes
+from jobs.class_checks import other_classes
 from jobs.errors import SpecError
 from jobs.kinds import kind_named
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
@@ -173,6 +175,12 @@ def train(source: str | None, start: str | None, **options: Any) -> int:
             after = [parent.id]
     spec = specs[0]
     preflight.check_training(max(specs, key=lambda one: one.batch))
+    for one in specs:
+        preflight.check_frozen_layers(one)
+    if start is not None and spec.conditional:
+        known = known_classes(session, model)
+        if known is not None and len(known) != (mine := preflight.count_classes(spec.data)):
+            raise other_classes(model.id, len(known), mine)
     if wish.dry_run:
         if wish.after:
             needed(open_session(settings=settings), wish)

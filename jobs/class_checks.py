@@ -46,3 +46,11 @@ def unknown_class(name: str, classes: Sequence[str]) -> SpecError:
         f"--class {name[:80]!r} is none of this model's classes",
         hint=f"it knows: {', '.join(classes[:SHOWN])}{more}",
     )
+
+
+def other_classes(job_id: int | None, its: int, mine: int) -> SpecError:
+    """The error of a run that starts from networks with another number of classes; 0: none."""
+    return SpecError(
+        f"the networks of job {job_id} know {its or 'no'} classes, and {mine or 'none'} are to be learnt",
+        hint="--data with as many folders of pictures as there, or start from another job",
+    )

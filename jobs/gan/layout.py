@@ -1,5 +1,6 @@
 """How many channels stand at which side, for every kind of network."""
 
+from jobs.errors import SpecError
 from jobs.specs import size_plan
 
 WIDEST = 8
@@ -34,3 +35,30 @@ def edge_layer(size: int) -> tuple[int, int, int]:
     """(kernel, stride, padding) of the layer next to the pixels: it triples or doubles the side."""
     _, triple = size_plan(size)
     return (5, 3, 1) if triple else (4, 2, 1)
+
+
+def layers(arch: str, size: int) -> tuple[int, int]:
+    """
+    Layers with kernels of G and of D, which --freeze-g and --freeze-d count; a residual block is one.
+
+    Returns:
+        For dcgan and 96: (5, 5).
+    """
+    deep = len(widths(size))
+    return (2 * deep + 1, 2 * deep + 2) if arch == "residual" else (deep + 1, deep + 1)
+
+
+def check_frozen(option: str, count: int, layers: int) -> None:
+    """
+    Args:
+        option: --freeze-g or --freeze-d.
+        layers: of that network.
+
+    Raises:
+        SpecError: nothing would be left to learn.
+    """
+    if count >= layers:
+        raise SpecError(
+            f"{option} {count} leaves nothing to learn: the network has {layers} layers",
+            hint=f"{option} {layers - 1} at most; half of them is a good start",
+        )

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from jobs.class_checks import other_classes
 from jobs.context import Snapshot
 from jobs.errors import CheckpointCorruptError, SpecError, TrainingDivergedError
 from jobs.gan import seeds
 from jobs.gan.ada import Ada
 from jobs.gan.ema import Ema
+from jobs.gan.layout import check_frozen
 from jobs.gan.networks import AnyDiscriminator, AnyGenerator, Architecture
 from jobs.gan.schedules import Moment
 from jobs.specs import TrainSpec, option_of
@@ -103,11 +105,7 @@ class TrainState:
                 hint="leave these options away, or start from another job",
             )
         if its["classes"] != mine["classes"]:
-            raise SpecError(
-                f"the networks of job {snapshot.job_id} know {its['classes'] or 'no'} classes,"
-                f" and {mine['classes'] or 'none'} are to be learnt",
-                hint="--data with as many folders of pictures as there, or start from another job",
-            )
+            raise other_classes(snapshot.job_id, its["classes"], mine["classes"])
         self.start_from(snapshot.tensors, snapshot.tensors if has_d else None)
         return has_d
 
@@ -208,11 +206,7 @@ def freeze(net: nn.Module, sequential: str, count: int, option: str) -> None:
     """
     layers = list(net.get_submodule(sequential).children())
     with_kernel = [any(one.dim() == 4 for one in layer.parameters()) for layer in layers]
-    if count >= sum(with_kernel):
-        raise SpecError(
-            f"{option} {count} leaves nothing to learn: the network has {sum(with_kernel)} layers",
-            hint=f"{option} {sum(with_kernel) - 1} at most; half of them is a good start",
-        )
+    check_frozen(option, count, sum(with_kernel))
     seen = 0
     for layer, has_kernel in zip(layers, with_kernel, strict=True):
         seen += has_kernel

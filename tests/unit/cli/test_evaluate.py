@@ -31,8 +31,8 @@ def real(tmp_path):
 
 @pytest.fixture
 def generated(store, running_job_factory):
-    def make(source, end="succeed"):
-        spec = {"source": source, "checkpoint": "best", "count": 64}
+    def make(source, end="succeed", **asked):
+        spec = {"source": source, "checkpoint": "best", **(asked or {"count": 64})}
         lease = running_job_factory(kind="generate", spec=spec)
         if end == "succeed":
             store.succeed(lease, {"pictures": 64, "manifest_sha256": "0" * 64})
@@ -272,3 +272,21 @@ def test_a_sweep_of_evaluations_is_a_job_for_each_value(ganq, trained, queries):
     for typed in ("foo=3", "source=1,2", "checkpoint=best,99"):
         assert ganq("submit", "evaluate", "faces", "--sweep", typed).code in (2, 3)
     assert sum(queries.counts().values()) == 3
+
+
+@pytest.mark.parametrize("asked", [{"count": 49}, {"keep": 49, "of": 500}, {"seeds": [[0, 47], [90, 90]]}])
+def test_a_generation_of_too_few_pictures_is_refused_before_the_job(ganq, trained, generated, real, asked):
+    made = generated(trained(), **asked)
+    said = ganq("submit", "evaluate", made, "--data", real)
+    assert said.code == 2
+    assert f"job {made} makes 49 pictures, too few to be measured" in said.err
+    assert "50 are the least" in said.err
+
+
+def test_pictures_of_a_job_have_its_size_and_no_other(ganq, trained, generated, real):
+    model = trained()
+    for source in (model, generated(model)):
+        said = ganq("submit", "evaluate", source, "--data", real, "--size", 48)
+        assert said.code == 2
+        assert f"--size 48: the pictures of job {source} are of 24×24" in said.err
+        assert ganq("submit", "evaluate", source, "--data", real, "--size", 24).code == 0

@@ -494,6 +494,39 @@ def test_a_class_that_a_training_does_not_know_is_refused_once_it_has_read_its_p
     assert ganq("submit", "generate", "--from", 1, "--count", 4, "--class", "b").code == 0
 
 
+def test_networks_of_two_classes_are_no_start_for_a_data_set_of_three(ganq, store, settings, tmp_path, claim):
+    for place, name in enumerate("aabbcc"):
+        for folder in ("two", "three") if name != "c" else ("three",):
+            picture = tmp_path / folder / name / f"{place}.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (24, 24), (40 * place, 9, 9)).save(picture)
+    asked = ("--size", 24, "--batch", 2, "--conditional")
+    assert ganq("submit", "train", "--data", tmp_path / "two", *asked).code == 0
+    started = ("submit", "train", "--init-from", 1, "--batch", 2, "--data")
+    assert ganq(*started, tmp_path / "three", "--dry-run").code == 0, "its pictures have not been read yet"
+    images = open_images(Volume(settings.volume), str(tmp_path / "two"), 24)
+    store.pin_inputs(claim(), {"fingerprint": images.fingerprint})
+    said = ganq(*started, tmp_path / "three")
+    assert said.code == 2
+    assert "the networks of job 1 know 2 classes, and 3 are to be learnt" in said.err
+    assert ganq(*started, tmp_path / "two").code == 0
+
+
+@pytest.mark.parametrize("option", ["--freeze-g", "--freeze-d"])
+def test_so_many_frozen_layers_that_nothing_learns_are_refused_before_the_job(
+    ganq, trained, pictures, option
+):
+    trained(name="faces")  # 24 pixels: three layers
+    asked = ("submit", "train", "--init-from", "faces", "--data", pictures, "--batch", 8, option)
+    said = ganq(*asked, 3)
+    assert said.code == 2
+    assert f"{option} 3 leaves nothing to learn: the network has 3 layers" in said.err
+    assert f"{option} 2 at most" in said.err
+    assert ganq(*asked, 2).code == 0
+    swept = ganq(*asked[:-1], "--sweep", f"{option[2:].replace('-', '_')}=1,3")
+    assert swept.code == 2
+
+
 def test_a_dry_run_knows_the_jobs_that_it_would_wait_for(ganq, trained, pictures):
     model = trained()
     for asked in (("train", "--data", pictures), ("generate", "--count", 4), ("evaluate", model)):

@@ -1,11 +1,15 @@
 """The networks are the tutorial's, at every size."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from jobs.errors import SpecError
+from jobs.gan.layout import layers
 from jobs.gan.networks import Architecture
+from jobs.gan.state import freeze
 
 SIZES = [16, 24, 32, 48, 64, 96, 128, 192]
 
@@ -89,3 +93,15 @@ def test_an_architecture_survives_json_and_refuses_what_it_does_not_know():
         Architecture(size=50)
     with pytest.raises(SpecError):
         Architecture(size=48, arch="residual", norm_d="batch")
+
+
+@pytest.mark.parametrize("arch", ["dcgan", "even", "residual"])
+@pytest.mark.parametrize("size", [16, 24, 96])
+def test_the_layers_that_can_be_frozen_are_known_without_building_the_networks(arch, size):
+    built = Architecture(size=size, nz=5, ngf=2, ndf=2, norm_d="none", arch=arch)
+    freeze_g = partial(freeze, built.build_generator(0), "Gene", option="--freeze-g")
+    freeze_d = partial(freeze, built.build_discriminator(0), "Discrim", option="--freeze-d")
+    for frozen, counted in zip((freeze_g, freeze_d), layers(arch, size), strict=True):
+        frozen(count=counted - 1)
+        with pytest.raises(SpecError, match=f"has {counted} layers"):
+            frozen(count=counted)
