@@ -3,7 +3,8 @@ Run the study: `python -m benchmarks.quality`. The same command again goes on wh
 
 Every training gets the same wall time on the same machine, one after the other, through
 ganq's own queue; nothing else should run meanwhile. The defaults are the whole study,
-most of a week on two cores; `--must` is what the README's table rests on, an hour.
+most of a week on two cores; `--must` is what the README's table rests on, an hour. With
+`--rates` a training has a number of pictures instead of a time, and `--at-once` runs several.
 """
 
 import argparse
@@ -60,23 +61,34 @@ def main() -> int:
         metavar="RECIPE=N,…",
         help="pictures a second of another machine, for as many epochs as it had (default: measured here)",
     )
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        default=1,
+        help="trainings side by side, on a share of the cores each; with --rates",
+    )
     parser.add_argument("--name", default="", help="of the file in benchmarks/results, behind the date")
     parser.add_argument("--no-write", action="store_true", help="print only; no file in benchmarks/results")
     options = parser.parse_args()
     plan = _plan(options)
+    given = {
+        name: float(rate) for name, _, rate in (one.partition("=") for one in options.rates.split(",") if one)
+    }
+    if options.at_once > 1 and (unknown := {one.variant for one in plan} - given.keys()):
+        parser.error(f"--at-once: how fast is {', '.join(sorted(unknown))} on all cores? --rates says it")
     print(
         f"{len(plan)} trainings of {options.minutes:g} min: about {_hours(plan, options.minutes)}", flush=True
     )
     work = options.work.absolute()
-    with Queue(work / "home") as queue:
+    workers = ("--cpu-workers", str(options.at_once)) if options.at_once > 1 else ("--gpus", "none")
+    with Queue(work / "home", workers=workers) as queue:
         study = Study(work, queue, minutes=options.minutes, samples=options.samples)
-        given = {
-            name: float(rate)
-            for name, _, rate in (one.partition("=") for one in options.rates.split(",") if one)
-        }
         study.take_rates(given)
         for cell in {one.variant: one for one in plan}.values():  # first, so that nothing need be quiet after
             print(f"{cell.variant}: {study.rate(cell):.0f} pictures/s here", flush=True)
+        if options.at_once > 1:
+            for cell in plan:
+                study.begin(cell)
         done: list[dict[str, Any]] = []
         for cell in plan:
             print(f"{time.strftime('%H:%M')} {cell.key} …", flush=True)

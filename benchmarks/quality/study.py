@@ -87,15 +87,22 @@ class Study:
 
     # --- jobs ------------------------------------------------------------------------------
 
+    def begin(self, cell: Cell) -> None:
+        """Accept the training of a cell, and wait for nothing."""
+        self._accepted(*self._training(cell))
+
     def train(self, cell: Cell) -> Job:
         """A training that takes `minutes` here."""
+        return self._done(*self._training(cell))
+
+    def _training(self, cell: Cell) -> tuple[str, TrainSpec]:
         data = str(self.faces(cell.style, cell.pictures))
         batch = TrainSpec.create(**cell.spec(data, 1, 1)).batch
         per_epoch = cell.pictures // batch
         batches = self.rate(cell) * 60 * self.minutes / batch
         epochs = max(1, round(batches / per_epoch))
         spec = TrainSpec.create(**cell.spec(data, epochs, max(1, epochs // EVALUATIONS)))
-        return self._done(f"{cell.key}-{self.minutes:g}min", spec)
+        return f"{cell.key}-{self.minutes:g}min", spec
 
     def take_rates(self, given: Mapping[str, float]) -> None:
         """Rates of another machine, instead of measuring."""
@@ -175,7 +182,16 @@ class Study:
         return self.queue.attempt(done) / "grids" / "grid-0000.png"
 
     def _done(self, name: str, spec: Spec) -> Job:
-        """Submit under a key made of the name and what is asked, or find it; wait for its end."""
+        """Submit, or find what was submitted before, and wait for its end."""
+        job = self._accepted(name, spec)
+        while not (job := self.queue.queries.get(job.id)).state.terminal:
+            time.sleep(0.5)
+        if job.state is not JobState.SUCCEEDED:
+            raise RuntimeError(f"job {job.id} ({name}) {job.state}: {job.error_message}")
+        return job
+
+    def _accepted(self, name: str, spec: Spec) -> Job:
+        """The job under a key made of the name and what is asked: a new one, or the one of an earlier run."""
         text = json.dumps([name, spec.to_json()], sort_keys=True)
         job = self.queue.store.submit(
             kind=spec.kind,
@@ -189,10 +205,6 @@ class Study:
         )
         if not job.state.terminal:
             ring(self.queue.settings, job.id, job.queue)
-        while not (job := self.queue.queries.get(job.id)).state.terminal:
-            time.sleep(0.5)
-        if job.state is not JobState.SUCCEEDED:
-            raise RuntimeError(f"job {job.id} ({name}) {job.state}: {job.error_message}")
         return job
 
 
