@@ -33,8 +33,8 @@ def check(data: Path, as_json: bool) -> int:
     """
     Open every picture of DATA (folder, zip or tar) as training would, and report.
 
-    Counts, sizes and kinds, what is converted on the way, and each file that would
-    be left out with the reason. Exit code 1 if more than 5 % would be.
+    Counts, sizes and kinds, what is converted on the way, copies of one file, and each file
+    that would be left out with the reason. Exit code 1 if more than 5 % would be.
     """
     from storage.datasets import check as look
 
@@ -56,6 +56,11 @@ def check(data: Path, as_json: bool) -> int:
             click.echo(f"  {title:10}" + _most(counts.most_common()))
     if found.classes:
         click.echo(f"  {'classes':10}" + _most(list(found.classes.items())))
+    if found.copies:
+        different = found.usable - found.copies
+        click.echo(
+            f"  {'copies':10}{found.copies} are the very files of others: {different} different pictures"
+        )
     if found.ignored:
         total, suffixes = sum(found.ignored.values()), ", ".join(sorted(found.ignored)[:8])
         click.echo(f"  {'ignored':10}{output.count(total, 'file')}, no pictures by name ({suffixes})")

@@ -227,7 +227,9 @@ def _metric(session: Session, job: Job) -> str | None:
     measured = [one for one in session.queries.checkpoints(job.id) if one.metric is not None]
     found = (job.result or {}).get("metric") or {}
     if not measured:
-        if "last" not in found or "best" in found:  # never measured, or its checkpoints are deleted
+        if missing := (job.result or {}).get("no_metric"):
+            return f"none: {missing}"
+        if "last" not in found or "best" in found:  # never asked for, or its checkpoints are deleted
             return None
         told = "at the end; no checkpoint is called the best: the pictures of each are too much alike"
         return f"{words.metric_key(job.spec)} {found['last']:.4g} {told}"

@@ -344,6 +344,8 @@ class Check:
     kind: str
     pictures: int = 0
     usable: int = 0
+    copies: int = 0
+    """Files with the very bytes of one before them."""
     sizes: Counter[str] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
@@ -378,14 +380,25 @@ def check(data: Path, *, workers: int = 4, scratch: Path | None = None, progress
     if not listing.names:
         raise no_pictures(listing)
     with open_reader(listing, scratch or Path(tempfile.gettempdir())) as reader:
-        contents = _contents(listing, reader, found.skipped)
-        for answer in decode_all(contents, size=0, workers=_cores(workers)):
+        seen: set[bytes] = set()
+        copies: set[int] = set()
+
+        def looked_at() -> Iterator[tuple[int, bytes]]:
+            for number, data in _contents(listing, reader, found.skipped):
+                digest = hashlib.blake2b(data, digest_size=16).digest()
+                if digest in seen:
+                    copies.add(number)
+                seen.add(digest)
+                yield number, data
+
+        for answer in decode_all(looked_at(), size=0, workers=_cores(workers)):
             name, facts = listing.names[answer.number], answer.facts
             progress(answer.number + 1, len(listing.names))
             if answer.reason is not None:
                 found.skipped.append(Skipped(name, answer.reason, facts.get("detail", "")))
                 continue
             found.usable += 1
+            found.copies += answer.number in copies
             found.sizes[f"{facts['width']}×{facts['height']}"] += 1
             found.modes[facts["mode"]] += 1
             found.formats[facts["format"]] += 1

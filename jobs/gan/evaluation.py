@@ -136,10 +136,12 @@ class Evaluations:
         self.floor: Measure | None = None
         self._features: features.FeatureNetwork | None = None
         self._real: PictureSet | None = None
+        self._missing: str | None = None
+        """Why there is no metric, if there is none."""
         if self.plan.every == 0 and spec.metric != "none":
-            ctx.log(
-                "no metric: the run is so short that one evaluation would be more than "
-                f"{SHARE:.0%} of it (--eval-every 1 measures all the same)"
+            self._miss(
+                f"the run is so short that one evaluation would be more than {SHARE:.0%} of it "
+                "(--eval-every 1 measures all the same)"
             )
 
     @property
@@ -171,12 +173,16 @@ class Evaluations:
             found = compare(self._metric, real, made)
             varied = variety(real.features_ND, made.features_ND) if network else None
         except NotMeasurableError as exc:
-            self.ctx.log(f"no metric: {exc.message}")
+            self._miss(exc.message)
             return None
         one = Evaluation(step, epoch, found.key, found.value, found.spread, varied)
         self.record.append(one)
         self._tell(one, found)
         return one
+
+    def _miss(self, reason: str) -> None:
+        self._missing = reason
+        self.ctx.log(f"no metric: {reason}")
 
     def _tell(self, one: Evaluation, found: Measure) -> None:
         lowest = self.floor.value if self.floor else None
@@ -220,7 +226,7 @@ class Evaluations:
     def facts(self) -> dict[str, Any]:
         """For the job's result."""
         if not self.record:
-            return {}
+            return {"no_metric": self._missing} if self._missing else {}
         measured: dict[str, Any] = {"key": self.record[-1].key, "last": self.record[-1].value}
         if (best := self.best) is not None:
             measured |= {"best": best.value, "best_epoch": best.epoch}

@@ -1,5 +1,7 @@
 """`ganq dataset`: what it prints for people, and for programs."""
 
+from PIL import Image
+
 from storage.faces import STYLES
 
 
@@ -10,3 +12,13 @@ def test_the_styles_are_listed_for_a_person_and_for_a_program(ganq):
     told = ganq("dataset", "make", "--styles", "--json").json()
     assert [one["name"] for one in told] == list(STYLES)
     assert all(one["creator"] in listed.out and one["licence_url"] for one in told)
+
+
+def test_a_check_says_how_many_pictures_are_the_same(ganq, tmp_path):
+    Image.new("RGB", (24, 24), (9, 9, 200)).save(tmp_path / "0.png")
+    Image.new("RGB", (24, 24), (200, 9, 9)).save(tmp_path / "1.png")
+    assert "copies" not in ganq("dataset", "check", tmp_path).out
+    for number in range(2, 5):
+        (tmp_path / f"{number}.png").write_bytes((tmp_path / "1.png").read_bytes())
+    said = ganq("dataset", "check", tmp_path).out
+    assert "copies    3 are the very files of others: 2 different pictures" in said

@@ -289,6 +289,12 @@ def test_only_a_run_that_repeats_itself_is_said_to_have_no_best_checkpoint(ganq,
         assert ("kid/random 2 at the end; no checkpoint" in ganq("status", lease.job_id).out) == said
 
 
+def test_a_training_without_a_metric_says_why(ganq, store, running_job_factory):
+    lease = running_job_factory()
+    store.succeed(lease, {"no_metric": "the run is so short"})
+    assert "none: the run is so short" in ganq("status", lease.job_id).out
+
+
 def test_a_training_that_counts_its_images_is_shown(ganq, store, running_job_factory):
     """What a run has written into its result is a number here, and a path for a generation."""
     lease = running_job_factory()

@@ -99,6 +99,16 @@ def test_a_value_stands_in_the_checkpoint_the_journal_and_the_result(tmp_path, m
     json.dumps(result, allow_nan=False)
 
 
+def test_the_result_says_why_a_run_has_no_metric(tmp_path):
+    alike = Images(np.full_like(IMAGES.pictures_N3HW, 90), IMAGES.fingerprint)
+    said = train(tmp_path, spec_of(patience=0), data=alike)[0]
+    assert said["no_metric"] == "all 8 real pictures are the same, so nothing can be said of others"
+    short = train(tmp_path, spec_of(eval_every=0, eval_samples=0))[0]
+    assert short["no_metric"].startswith("the run is so short that one evaluation would be more than 5% of it")
+    for spec in (spec_of(patience=0), spec_of(metric="none", patience=0)):
+        assert "no_metric" not in train(tmp_path, spec)[0]
+
+
 def test_a_users_network_measures_under_its_sum_and_the_record_outlives_a_kill(tmp_path):
     file = {"feature_network": "/net.pth", "feature_sha256": "ab12cd34" * 8}
     spec = spec_of(**file, eval_every=3, eval_samples=4, patience=0)

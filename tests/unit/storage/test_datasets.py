@@ -590,6 +590,17 @@ def test_the_list_names_source_count_and_size(faces, volume) -> None:
     assert (one["source"], one["count"], one["size"], one["bytes"]) == (str(faces), 20, 16, 20 * 3 * 16 * 16)
 
 
+def test_check_counts_files_that_are_copies_of_others(faces) -> None:
+    assert check(faces).copies == 0
+    one = next(faces.glob("*.png")).read_bytes()
+    for name in ("a.png", "b.png"):
+        (faces / name).write_bytes(one)
+    assert (check(faces).usable, check(faces).copies) == (22, 2)
+    for name in ("x.png", "y.png"):
+        (faces / name).write_bytes(b"no")
+    assert check(faces).copies == 2, "what is left out is nobody's copy"
+
+
 def test_check_counts_what_training_would_find(faces) -> None:
     (faces / "x.png").write_bytes(b"no")
     Image.new("RGBA", (30, 24), (1, 2, 3, 4)).save(faces / "y.png")
