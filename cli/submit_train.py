@@ -16,7 +16,7 @@ from jobs.class_checks import other_classes
 from jobs.errors import SpecError
 from jobs.kinds import kind_named
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
-from jobs.specs import FEATURE_NETWORKS, Augment, TrainSpec, check_same_run, option_of
+from jobs.specs import FEATURE_NETWORKS, Augment, TrainSpec, check_same_run, difference
 from storage.settings import Settings
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ def started(session: Session, start: "Job", given: dict[str, Any]) -> dict[str, 
         del its["ndf"], its["norm_d"]
     changed = [name for name in its if name in given and given[name] != its[name]]
     if changed:
-        told = ", ".join(f"{option_of(name)} {given[name]} (it has {its[name]})" for name in changed)
+        told = ", ".join(difference(name, given[name], its[name]) for name in changed)
         raise SpecError(
             f"job {start.id} cannot be the start of a run with {told}",
             hint="leave these away: the networks are taken over as they are",

@@ -20,7 +20,7 @@ from jobs.gan.ema import Ema
 from jobs.gan.layout import check_frozen
 from jobs.gan.networks import AnyDiscriminator, AnyGenerator, Architecture
 from jobs.gan.schedules import Moment
-from jobs.specs import TrainSpec, option_of
+from jobs.specs import TrainSpec, difference
 
 MEASURES = ("size", "nz", "ngf", "ndf", "norm_d", "arch")
 """Of an architecture, those that are options; the number of classes is the data set's."""
@@ -95,7 +95,7 @@ class TrainState:
         its, mine = asdict(Architecture.from_json(snapshot.meta["arch"])), asdict(arch)
         has_d = any(key.startswith("D.") for key in snapshot.tensors)
         differ = [
-            f"{option_of(name)} {mine[name]} (it has {its[name]})"
+            difference(name, mine[name], its[name])
             for name in MEASURES
             if its[name] != mine[name] and (has_d or name not in OF_D)
         ]

@@ -6,7 +6,7 @@ job table and in spec.json. Everything that changes the result stands in it.
 """
 
 from jobs.kinds import SPEC_VERSION
-from jobs.specs.base import FEATURE_NETWORKS, Spec, check_name, option_of, size_plan
+from jobs.specs.base import FEATURE_NETWORKS, Spec, check_name, difference, option_of, size_plan
 from jobs.specs.evaluate import FEWEST_PICTURES, EvaluateSpec
 from jobs.specs.generate import GenerateSpec
 from jobs.specs.imports import ImportSpec
@@ -24,6 +24,7 @@ __all__ = [
     "TrainSpec",
     "check_name",
     "check_same_run",
+    "difference",
     "option_of",
     "size_plan",
 ]

@@ -104,6 +104,19 @@ def option_of(field: str) -> str:
     return "--" + OPTIONS.get(field, field.replace("_", "-"))
 
 
+def difference(field: str, mine: Any, its: Any) -> str:
+    """What a person reads where a run asks for `mine` and the one that it begins with has `its`."""
+    option = option_of(field)
+    if isinstance(mine, bool):
+        on, off = option, option.replace("--", "--no-", 1)
+        return f"{on if mine else off} (it has {on if its else off})"
+    return f"{option} {_typed(mine)} (it has {_typed(its)})"
+
+
+def _typed(value: Any) -> str:
+    return (",".join(value) or "none") if isinstance(value, list | tuple) else str(value)
+
+
 class Spec(BaseModel):
     """Base of all specs: frozen, strict about unknown fields, JSON both ways."""
 

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from jobs.errors import SpecError
 from jobs.recipes import RECIPES
-from jobs.specs.base import Seed, Sha256, Spec, check_feature_network, option_of, size_plan
+from jobs.specs.base import Seed, Sha256, Spec, check_feature_network, difference, size_plan
 
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Gamma = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
@@ -226,7 +226,7 @@ def check_same_run(saved: Mapping[str, Any], spec: TrainSpec) -> None:
     """
     mine = spec.to_json()
     differ = [
-        f"{option_of(name)} {mine[name]} (it has {saved[name]})"
+        difference(name, mine[name], saved[name])
         for name in mine
         if name in saved and name not in FREE_TO_CHANGE and saved[name] != mine[name]
     ]

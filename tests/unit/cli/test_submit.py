@@ -445,6 +445,8 @@ def test_continue_with_another_feature_network_lets_the_checksum_of_the_old_one_
         (("--epochs", 9, "--size", 48), 2, "--size 48 (it has 24)"),
         (("--epochs", 9, "--recipe", "origin"), 2, "--recipe origin (it has plus)"),
         (("--epochs", 9, "--lr-g", "0.1"), 2, "--lr-g 0.1 (it has 0.0004)"),
+        (("--epochs", 9, "--mirror"), 2, "--mirror (it has --no-mirror)"),
+        (("--epochs", 9, "--augment", "auto,color"), 2, "--augment auto,color (it has auto)"),
     ],
 )
 def test_continue_refuses_what_a_checkpoint_cannot_do(ganq, queries, trained, pictures, typed, code, message):

@@ -104,7 +104,7 @@ def test_the_result_says_why_a_run_has_no_metric(tmp_path):
     said = train(tmp_path, spec_of(patience=0), data=alike)[0]
     assert said["no_metric"] == "all 8 real pictures are the same, so nothing can be said of others"
     short = train(tmp_path, spec_of(eval_every=0, eval_samples=0))[0]
-    assert short["no_metric"].startswith("the run is so short that one evaluation would be more than 5% of it")
+    assert short["no_metric"].startswith("the run is so short that one evaluation would be more than 5%")
     for spec in (spec_of(patience=0), spec_of(metric="none", patience=0)):
         assert "no_metric" not in train(tmp_path, spec)[0]
 
