@@ -201,6 +201,9 @@ class Study:
             user="study",
             name=f"q-{name}"[:64],
             priority=kind_named(spec.kind).priority,
+            preemptible=kind_named(
+                spec.kind
+            ).preemptible,  # an evaluation need not wait for the next training
             ringing=True,
         )
         if not job.state.terminal:
