@@ -172,7 +172,7 @@ def _ranked(jobs: "list[Job]") -> "tuple[list[Job], str | None]":
 
 def _trainings(session: Session, members: "list[Job]", as_json: bool) -> int:
     rows = [(one, _measured(session, one)) for one in members]
-    keys = {words.metric_key(one.spec) for one, best in rows if best is not None}
+    keys = {words.metric_key(one) for one, best in rows if best is not None}
     rows.sort(key=lambda row: (row[1] is None, row[1] or (0.0, 0), row[0].id))
     changed = _changed(members)
     if as_json:
@@ -184,7 +184,7 @@ def _trainings(session: Session, members: "list[Job]", as_json: bool) -> int:
                 "options": {name: one.spec.get(name) for name in changed},
                 "metric": None
                 if best is None
-                else {"key": words.metric_key(one.spec), "best": best[0], "best_epoch": best[1]},
+                else {"key": words.metric_key(one), "best": best[0], "best_epoch": best[1]},
             }
             for one, best in rows
         )

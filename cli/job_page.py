@@ -232,9 +232,9 @@ def _metric(session: Session, job: Job) -> str | None:
         if "last" not in found or "best" in found:  # never asked for, or its checkpoints are deleted
             return None
         told = "at the end; no checkpoint is called the best: the pictures of each are too much alike"
-        return f"{words.metric_key(job.spec)} {found['last']:.4g} {told}"
+        return f"{words.metric_key(job)} {found['last']:.4g} {told}"
     best = min(measured, key=lambda one: (one.metric or 0.0, one.step))
-    floor, key = found.get("floor"), words.metric_key(job.spec)
+    floor, key = found.get("floor"), words.metric_key(job)
     told = "" if floor is None else f"; real pictures among themselves {floor:.4g}"
     if key == "kid/effnet-lite0" and (best.metric or 0.0) > BLURRED_KID:
         told += f"; above {BLURRED_KID:g} it tells little, so look at the samples"

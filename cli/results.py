@@ -110,5 +110,5 @@ def checkpoints(job: str, as_json: bool) -> int:
     if any(one.metric is not None for one in known):
         from cli.words import metric_key
 
-        click.echo(f"metric: {metric_key(found.spec)}, lower is better")
+        click.echo(f"metric: {metric_key(found)}, lower is better")
     return 0

@@ -229,8 +229,15 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def metric_key(spec: dict[str, Any]) -> str:
-    """What a training's checkpoints are measured by, e.g. 'kid/effnet-lite0'; lower is better."""
+def metric_key(training: "Job") -> str:
+    """
+    What a training's checkpoints are measured by, e.g. 'kid/effnet-lite0'; lower is better.
+
+    Which network a file holds is known once it was read: until the result says so, the file's name stands in.
+    """
+    if known := ((training.result or {}).get("metric") or {}).get("key"):
+        return str(known)
+    spec = training.spec
     metric = spec.get("metric", "metric")
     if metric not in ("kid", "fid"):
         return str(metric)

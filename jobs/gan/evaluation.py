@@ -8,6 +8,7 @@ Shapes in names: N real pictures, M made ones, B in a batch, D features.
 """
 
 import copy
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from jobs.context import Images, JobContext
 from jobs.errors import GanqError, NotMeasurableError
 from jobs.gan import grids, seeds
 from jobs.gan.metrics import features
+from jobs.gan.metrics.copying import thumbnails
 from jobs.gan.metrics.measures import Measure, Metric, PictureSet, compare, floor
 from jobs.gan.metrics.variety import COLLAPSED, variety
 from jobs.gan.state import TrainState
@@ -171,7 +173,7 @@ class Evaluations:
             network = self._network()
             made = PictureSet.of(self._made(sampler), network)
             found = compare(self._metric, real, made)
-            varied = variety(real.features_ND, made.features_ND) if network else None
+            varied = self._variety(real, made)
         except NotMeasurableError as exc:
             self._miss(exc.message)
             return None
@@ -179,6 +181,19 @@ class Evaluations:
         self.record.append(one)
         self._tell(one, found)
         return one
+
+    def _variety(self, real: PictureSet, made: PictureSet) -> float | None:
+        """
+        By the network's features, or by thumbnails where the metric has none.
+
+        Returns:
+            None where thumbnails tell nothing: such a metric does not depend on it.
+        """
+        if self._features is not None:
+            return variety(real.features_ND, made.features_ND)
+        with suppress(NotMeasurableError):
+            return variety(thumbnails(real.pictures_N3HW), thumbnails(made.pictures_N3HW))
+        return None
 
     def _miss(self, reason: str) -> None:
         self._missing = reason

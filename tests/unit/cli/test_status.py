@@ -289,6 +289,17 @@ def test_only_a_run_that_repeats_itself_is_said_to_have_no_best_checkpoint(ganq,
         assert ("kid/random 2 at the end; no checkpoint" in ganq("status", lease.job_id).out) == said
 
 
+def test_a_metric_on_a_users_network_has_one_name_wherever_it_is_shown(ganq, store, running_job_factory):
+    spec = {"data": "/p", "metric": "fid", "feature_network": "/nets/i.pth", "feature_sha256": "ab12cd34" * 8}
+    lease = running_job_factory(spec=spec)
+    store.register_checkpoint(
+        lease, kind="final", epoch=2, step=8, path="c", manifest_sha256="0" * 64, size=1, metric=7.5
+    )
+    store.succeed(lease, {"metric": {"key": "fid@ab12cd34", "last": 7.5, "best": 7.5, "best_epoch": 2}})
+    assert "fid@ab12cd34 7.5 at epoch 2" in ganq("status", lease.job_id).out
+    assert "metric: fid@ab12cd34" in ganq("checkpoints", lease.job_id).out
+
+
 def test_a_training_without_a_metric_says_why(ganq, store, running_job_factory):
     lease = running_job_factory()
     store.succeed(lease, {"no_metric": "the run is so short"})

@@ -109,6 +109,18 @@ def test_the_result_says_why_a_run_has_no_metric(tmp_path):
         assert "no_metric" not in train(tmp_path, spec)[0]
 
 
+def test_a_metric_without_a_network_knows_repetition_by_thumbnails(tmp_path):
+    said, ctx = train(tmp_path, spec_of(metric="swd", patience=0))
+    varied = [one["variety"] for one in ctx.records if "metric" in one]
+    assert len(varied) == 6
+    assert max(varied) < 0.25, "so young a generator repeats itself"
+    assert "best" not in said["metric"]
+    twins = Images(np.concatenate([IMAGES.pictures_N3HW[:4]] * 5), IMAGES.fingerprint)
+    said, ctx = train(tmp_path, spec_of(metric="swd", patience=0), data=twins)
+    assert {one["variety"] for one in ctx.records if "metric" in one} == {None}
+    assert said["metric"]["best"] > 0
+
+
 def test_a_users_network_measures_under_its_sum_and_the_record_outlives_a_kill(tmp_path):
     file = {"feature_network": "/net.pth", "feature_sha256": "ab12cd34" * 8}
     spec = spec_of(**file, eval_every=3, eval_samples=4, patience=0)
