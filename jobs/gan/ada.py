@@ -7,6 +7,8 @@ changed grows; when it cannot, p shrinks. Everything stays on the device: a step
 Source: Karras et al. 2020, arXiv:2006.06676, section 3 (the heuristic r_t).
 """
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,8 @@ FULL_UNTIL, NONE_FROM = 20_000, 100_000
 """Pictures in a data set up to which 'auto' changes all, and from which it changes none."""
 AUTO = ("translation", "color")
 """What 'auto' alone does to pictures."""
+MOST_COLOUR = 0.3
+"""Colours that are changed more often leak into samples: docs/quality.md."""
 
 
 def plan(policies: tuple[str, ...], most: float, pictures: int) -> tuple[tuple[str, ...], float]:
@@ -55,6 +59,10 @@ class Ada:
     def p(self) -> Tensor:
         """As it is now: a view, which see() changes."""
         return self.numbers_3[0]
+
+    def chances(self, policies: Collection[str]) -> dict[str, Tensor]:
+        """p of each policy."""
+        return {one: self.p.clamp(max=MOST_COLOUR) if one == "color" else self.p for one in policies}
 
     @torch.no_grad()
     def see(self, sign: Tensor, verdicts: int, *, d_steps: int, most: float) -> None:

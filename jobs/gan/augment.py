@@ -9,7 +9,7 @@ eighth of the side, a hole of half the side, brightness ±0.5, saturation 0 to 2
 contrast 0.5 to 1.5. All draws come from the generator that is passed in.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,7 +39,8 @@ def diff_augment(
         picture was moved away or cut stands 0, a mid grey.
     """
     drawn = draw(policies, pictures_B3HW.shape, draws, always=p is None)
-    return change(pictures_B3HW, policies, send_all(drawn, pictures_B3HW.device), p)
+    chances = None if p is None else dict.fromkeys(policies, p)
+    return change(pictures_B3HW, policies, send_all(drawn, pictures_B3HW.device), chances)
 
 
 def draw(
@@ -82,16 +83,21 @@ def draw(
     return drawn
 
 
-def change(pictures_B3HW: Tensor, policies: Collection[str], drawn: Named, p: Tensor | None = None) -> Tensor:
+def change(
+    pictures_B3HW: Tensor,
+    policies: Collection[str],
+    drawn: Named,
+    chances: Mapping[str, Tensor] | None = None,
+) -> Tensor:
     """
     diff_augment() with what draw() gave, on the pictures' device: nothing here asks chance or the CPU.
 
     Args:
-        p: as in diff_augment(); None if draw() was told `always`.
+        chances: p of each policy; None if draw() was told `always`.
     """
 
     def chosen(policy: str) -> Tensor | None:
-        return None if p is None else drawn[f"{policy}.chance"] < p
+        return None if chances is None else drawn[f"{policy}.chance"] < chances[policy]
 
     if "color" in policies:
         pictures_B3HW = _color(pictures_B3HW, drawn["color.strengths"], chosen("color"))

@@ -62,7 +62,8 @@ class Steps:
         self.one_pass = spec.norm_d != "batch"
         self.policies, self.augment_p = ada.plan(spec.augment, spec.augment_p, len(batches.images))
         self.always = state.ada is None and self.augment_p == 1
-        self.fixed_p = torch.tensor(self.augment_p, device=batches.device)
+        fixed_p = torch.tensor(self.augment_p, device=batches.device)
+        self.fixed_chances = dict.fromkeys(self.policies, fixed_p)
         self.passes = Passes(precision, state, batches.device)
         self.stale_fakes = StaleFakes(state.generator, self.passes.g) if spec.noise == "stale" else None
         self.graphs = Graphs(batches.device, on=spec.cuda_graphs)
@@ -280,5 +281,10 @@ class Steps:
             return pictures_B3HW
         own = f"{stream}."
         changes = {name.removeprefix(own): one for name, one in x.items() if name.startswith(own)}
-        p = None if self.always else self.state.ada.p if self.state.ada else self.fixed_p
-        return augment.change(pictures_B3HW, self.policies, changes, p)
+        return augment.change(pictures_B3HW, self.policies, changes, self._chances())
+
+    def _chances(self) -> dict[str, Tensor] | None:
+        """How often each policy changes a picture; None: always."""
+        if self.state.ada is not None:
+            return self.state.ada.chances(self.policies)
+        return None if self.always else self.fixed_chances

@@ -4,7 +4,7 @@ from jobs.recipes import Recipe
 
 RECIPE = Recipe(
     "r3",
-    "residual networks, relativistic pairs with R1 and R2, schedules, EMA and DiffAugment: after R3GAN",
+    "residual networks, relativistic pairs with R1 and R2, schedules, EMA, adaptive augmentation: after R3GAN",
     {
         "batch": 64,
         "epochs": 400,
@@ -28,6 +28,7 @@ RECIPE = Recipe(
         "noise": "fresh",
         "ema_half_life_kimg": 20.0,
         "augment": ("auto",),
+        "ada_target": 0.6,
         "patience": 10,
     },
 )

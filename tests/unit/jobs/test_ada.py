@@ -8,7 +8,7 @@ from unit.jobs.local_context import LocalContext, noise_images, sha256_of
 
 import jobs.train
 from jobs.gan import seeds
-from jobs.gan.ada import AUTO, EVERY, Ada, plan
+from jobs.gan.ada import AUTO, EVERY, MOST_COLOUR, Ada, plan
 from jobs.gan.augment import diff_augment
 from jobs.recipes import DEFAULT_RECIPE
 from jobs.specs import TrainSpec
@@ -104,6 +104,26 @@ def test_p_rises_when_d_learns_eight_pictures_by_heart_and_the_metrics_show_it(t
     assert shown[-1] > shown[0]
     assert max(shown) > 0.15
     assert all(-1 <= record["d_sign"] <= 1 for record in ctx.records if "d_sign" in record)
+
+
+def test_colours_are_steered_up_to_a_chance_at_which_they_do_not_leak_and_shifts_further():
+    ada = Ada(0.6, 1000, torch.device("cpu"))
+    ada.numbers_3[0] = 0.2
+    assert {one: p.item() for one, p in ada.chances(ALL).items()} == pytest.approx(dict.fromkeys(ALL, 0.2))
+    ada.numbers_3[0] = 0.9
+    assert ada.chances(ALL)["color"].item() == pytest.approx(MOST_COLOUR)
+    assert ada.chances(ALL)["translation"].item() == pytest.approx(0.9)
+
+
+def test_a_run_changes_colours_no_more_often_than_that(tmp_path):
+    def weights(policy, most):
+        given = {"ada_target": 0.01, "ada_kimg": 0.02, "epochs": 6, "augment": (policy,), "augment_p": most}
+        state = run(tmp_path, **given).saved[-1].state
+        assert state["ada.numbers"][0] == pytest.approx(most)
+        return sha256_of({name: one for name, one in state.items() if name != "ada.numbers"})
+
+    assert weights("color", 1.0) == weights("color", MOST_COLOUR)
+    assert weights("translation", 1.0) != weights("translation", MOST_COLOUR)
 
 
 def test_a_chance_that_is_fixed_is_used_and_one_of_0_changes_nothing(tmp_path):
