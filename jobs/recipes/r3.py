@@ -4,7 +4,7 @@ from jobs.recipes import Recipe
 
 RECIPE = Recipe(
     "r3",
-    "residual networks, relativistic pairs with R1 and R2, schedules, EMA, adaptive augmentation: after R3GAN",
+    "residual networks, relativistic pairs with R1 and R2, schedules and EMA: after R3GAN",
     {
         "batch": 64,
         "epochs": 400,
