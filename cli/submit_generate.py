@@ -1,6 +1,7 @@
 """`ganq submit generate`."""
 
 import re
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -245,6 +246,10 @@ def check_source(session: Session, model: "Job", checkpoint: str, *, now: bool) 
         CheckpointNotFoundError: it is not there, and never will be.
     """
     if not model.state.terminal and not now:
+        if checkpoint.isdigit():
+            with suppress(CheckpointNotFoundError):  # an epoch that is there already is not waited for
+                session.queries.choose_checkpoint(model.id, checkpoint)
+                return []
         epochs = model.spec.get("epochs")
         if checkpoint.isdigit() and isinstance(epochs, int) and int(checkpoint) > epochs:
             raise CheckpointNotFoundError(

@@ -290,3 +290,17 @@ def test_pictures_of_a_job_have_its_size_and_no_other(ganq, trained, generated, 
         assert said.code == 2
         assert f"--size 48: the pictures of job {source} are of 24×24" in said.err
         assert ganq("submit", "evaluate", source, "--data", real, "--size", 24).code == 0
+
+
+def test_an_epoch_that_is_there_is_looked_at_while_the_training_goes_on(
+    ganq, store, queries, running_job_factory, real
+):
+    lease = running_job_factory(spec={"data": "/p", "size": 24, "epochs": 9})
+    store.register_checkpoint(
+        lease, kind="epoch", epoch=4, step=8, path="c", manifest_sha256="0" * 64, size=1, metric=None
+    )
+    for epoch, awaited in ((4, False), (9, True)):
+        for asked in (("evaluate", lease.job_id, "--data", real), ("generate", "--from", lease.job_id)):
+            said = ganq("submit", *asked, "--count", 64, "--checkpoint", epoch, "--json")
+            assert said.code == 0, said.err
+            assert bool(queries.needs(said.json()["id"])) == awaited
