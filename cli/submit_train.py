@@ -54,7 +54,7 @@ WORDS = {
     "ema_half_life_kimg": "Half-life of the generator's average, in thousands of pictures; 0 is off.",
     "augment": "What D sees changed, of translation, color and cutout; with 'auto' by the size of the "
     "data set, 'none' for nothing.",
-    "augment_p": "Chance of each change for each picture; with --ada-target at most.",
+    "augment_p": "Chance of each change for each picture; with --ada-target at most, and colours at 0.3.",
     "ada_target": "Let the chance follow how surely D knows training pictures, e.g. 0.6; 0: it stays.",
     "ada_kimg": "Thousands of pictures in which that chance can go from 0 to 1.",
     "mirror": "Show half of the pictures mirrored; only if left and right may be swapped.",
