@@ -8,13 +8,16 @@ import os
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.class_checks import no_classes, require_enough
 from jobs.errors import DatasetError, NotFoundError, SpecError
 from jobs.gan.layout import check_frozen, even_widths, layers, widths  # no torch comes with it
 from jobs.specs import FEATURE_NETWORKS, TrainSpec, size_plan
 from storage.settings import Settings
+
+if TYPE_CHECKING:
+    from storage.dataset_scan import Listing
 
 WEIGHTS = (".pth", ".pt", ".safetensors")
 
@@ -132,15 +135,21 @@ def first_side(path: Path) -> int:
     raise DatasetError(f"{path} holds no pictures", hint="name a folder, zip or tar of pictures")
 
 
-def check_training(spec: TrainSpec) -> None:
+def check_training(spec: TrainSpec) -> "Listing":
     """
     Refuse what would fail on the worker's first minute.
+
+    Returns:
+        What is in the data set, by names.
 
     Raises:
         DatasetError: fewer pictures than one batch.
         NotFoundError, SpecError: starting weights that are not there, or no weights.
     """
-    found = count_pictures(spec.data)
+    from storage.dataset_scan import scan
+
+    listing = scan(Path(spec.data))
+    found = len(listing.names)
     if found == 0:
         raise DatasetError(
             f"{spec.data} holds no pictures",
@@ -152,7 +161,7 @@ def check_training(spec: TrainSpec) -> None:
             hint=f"--batch {found} at most, or add pictures" if found > 1 else "add pictures",
         )
     if spec.conditional:
-        _check_classes(spec.data)
+        _check_classes(listing)
     for option, weights in (("--init-netg", spec.init_netg), ("--init-netd", spec.init_netd)):
         if weights is None:
             continue
@@ -162,6 +171,7 @@ def check_training(spec: TrainSpec) -> None:
             raise SpecError(
                 f"{option}: {weights} is no weight file by its name", hint=f"it ends in {', '.join(WEIGHTS)}"
             )
+    return listing
 
 
 def check_frozen_layers(spec: TrainSpec) -> None:
@@ -174,21 +184,11 @@ def check_frozen_layers(spec: TrainSpec) -> None:
     check_frozen("--freeze-d", spec.freeze_d, of_d)
 
 
-def count_classes(path: str) -> int:
-    """Folders of classes in a data set; no picture is opened."""
-    from storage.dataset_scan import scan
-
-    return len(scan(Path(path)).classes())
-
-
-def _check_classes(path: str) -> None:
+def _check_classes(listing: "Listing") -> None:
     """
     Raises:
         DatasetError: no classes, or one with a single picture.
     """
-    from storage.dataset_scan import scan
-
-    listing = scan(Path(path))
     classes = listing.classes()
     if len(classes) < 2:
         raise no_classes()

@@ -83,8 +83,9 @@ def evaluate(what: str, **options: Any) -> int:
         session = open_session(create=True, settings=settings)
     else:
         session, job = found
-        for change in changes:  # each may name another checkpoint
-            about, after = _of_job(session, job, given | change)
+        for change in changes:  # each may name another checkpoint; if one is not there yet, all wait
+            about, awaited = _of_job(session, job, given | change)
+            after = after or awaited
     if "data" in given or "data" not in about:
         about["data"] = preflight.find_data(settings, given.get("data"))
     specs = [EvaluateSpec.create(**{**about, **given, "data": about["data"], **one}) for one in changes]

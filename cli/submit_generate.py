@@ -145,8 +145,9 @@ def generate(source: str | None, now: bool, **options: Any) -> int:
         _check_class(session, model, name)
     specs = [GenerateSpec.create(source=model.id, **given, **one) for one in changes]
     spec = specs[0]
+    after: list[int] = []
     for checkpoint in dict.fromkeys(one.checkpoint for one in specs):
-        after = check_source(session, model, checkpoint, now=now)
+        after = after or check_source(session, model, checkpoint, now=now)
     scoring = "--keep" if spec.keep is not None else "--reject" if spec.reject is not None else None
     if scoring and model.kind == "import" and model.spec.get("netd") is None:
         raise SpecError(

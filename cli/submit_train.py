@@ -174,17 +174,17 @@ def train(source: str | None, start: str | None, **options: Any) -> int:
         if not parent.state.terminal:
             after = [parent.id]
     spec = specs[0]
-    preflight.check_training(max(specs, key=lambda one: one.batch))
+    listing = preflight.check_training(max(specs, key=lambda one: one.batch))
     for one in specs:
         preflight.check_frozen_layers(one)
     if start is not None and spec.conditional:
         known = known_classes(session, model)
-        if known is not None and len(known) != (mine := preflight.count_classes(spec.data)):
+        if known is not None and len(known) != (mine := len(listing.classes())):
             raise other_classes(model.id, len(known), mine)
     if wish.dry_run:
         if wish.after:
             needed(open_session(settings=settings), wish)
-        plan = preflight.training_plan(spec, preflight.count_pictures(spec.data))
+        plan = preflight.training_plan(spec, len(listing.names))
         estimate = _estimate(settings, spec, plan)
         return show_plan(spec, plan, estimate, wish.as_json, changes if wish.sweep else ())
     session = open_session(create=True, settings=settings)

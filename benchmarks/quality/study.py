@@ -192,6 +192,7 @@ class Study:
 
     def _accepted(self, name: str, spec: Spec) -> Job:
         """The job under a key made of the name and what is asked: a new one, or the one of an earlier run."""
+        kind = kind_named(spec.kind)
         text = json.dumps([name, spec.to_json()], sort_keys=True)
         job = self.queue.store.submit(
             kind=spec.kind,
@@ -200,10 +201,8 @@ class Study:
             submit_key=hashlib.sha256(text.encode()).hexdigest(),
             user="study",
             name=f"q-{name}"[:64],
-            priority=kind_named(spec.kind).priority,
-            preemptible=kind_named(
-                spec.kind
-            ).preemptible,  # an evaluation need not wait for the next training
+            priority=kind.priority,
+            preemptible=kind.preemptible,  # so that an evaluation need not wait for a training's end
             ringing=True,
         )
         if not job.state.terminal:

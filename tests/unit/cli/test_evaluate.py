@@ -304,3 +304,18 @@ def test_an_epoch_that_is_there_is_looked_at_while_the_training_goes_on(
             said = ganq("submit", *asked, "--count", 64, "--checkpoint", epoch, "--json")
             assert said.code == 0, said.err
             assert bool(queries.needs(said.json()["id"])) == awaited
+
+
+@pytest.mark.parametrize("epochs", ["4,9", "9,4"])
+def test_a_sweep_over_epochs_waits_where_one_of_them_is_not_there_yet(
+    ganq, store, queries, running_job_factory, real, epochs
+):
+    lease = running_job_factory(spec={"data": "/p", "size": 24, "epochs": 9})
+    store.register_checkpoint(
+        lease, kind="epoch", epoch=4, step=8, path="c", manifest_sha256="0" * 64, size=1, metric=None
+    )
+    for asked in (("evaluate", lease.job_id, "--data", real), ("generate", "--from", lease.job_id)):
+        before = sum(queries.counts().values())
+        said = ganq("submit", *asked, "--count", 64, "--sweep", f"checkpoint={epochs}")
+        assert said.code == 0, said.err
+        assert all(queries.needs(before + place) for place in (1, 2))

@@ -525,8 +525,9 @@ def test_so_many_frozen_layers_that_nothing_learns_are_refused_before_the_job(
     assert f"{option} 3 leaves nothing to learn: the network has 3 layers" in said.err
     assert f"{option} 2 at most" in said.err
     assert ganq(*asked, 2).code == 0
-    swept = ganq(*asked[:-1], "--sweep", f"{option[2:].replace('-', '_')}=1,3")
+    swept = ganq(*asked[:-1], "--sweep", f"{option[2:]}=1,3")
     assert swept.code == 2
+    assert f"{option} 3 leaves nothing to learn" in swept.err
 
 
 def test_a_dry_run_knows_the_jobs_that_it_would_wait_for(ganq, trained, pictures):
