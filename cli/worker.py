@@ -11,7 +11,7 @@ from cli.option_types import Whole
     default="auto",
     show_default=True,
     metavar="WHICH",
-    help="auto or all (every GPU; the CPU where there is none), none, or indices and UUIDs: 0,1",
+    help="auto or all (those of CUDA_VISIBLE_DEVICES; else the CPU), none, or indices and UUIDs: 0,1",
 )
 @click.option(
     "--cpu-workers",

@@ -6,6 +6,7 @@ read as text, and where there are GPUs a child process says what it makes of the
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -53,14 +54,19 @@ def check_gpus() -> tuple[int, Finding]:
         (number of GPUs, finding)
     """
     from worker import gpu
+    from worker.visible_gpus import VARIABLE
 
     try:
-        there = gpu.discover()
+        there = gpu.allowed()
     except GanqError as exc:
         return 0, bad("gpus", exc.message, exc.hint)
     if not there:
-        return 0, ok("gpus", "none that nvidia-smi knows: a worker runs on the CPU")
+        given = os.environ.get(VARIABLE)
+        why = f"none, by {VARIABLE}={given[:80]!r}" if given is not None else "none that nvidia-smi knows"
+        return 0, ok("gpus", f"{why}: a worker runs on the CPU")
     names = ", ".join(f"{one.label} {one.name} ({one.memory_mib / 1024:.0f} GiB)" for one in there)
+    if given := os.environ.get(VARIABLE):
+        names += f", by {VARIABLE}={given[:80]}"
     driver = _driver()
     return len(there), ok("gpus", names + (f"; driver {driver}" if driver else ""))
 

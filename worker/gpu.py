@@ -11,37 +11,19 @@ import re
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
 from jobs.errors import GpuBusyError, GpuUnavailableError
+from worker import visible_gpus
+from worker.visible_gpus import Gpu as Gpu  # launcher.py and the tests use it from here
 
 QUERY = "index,uuid,name,memory.total"
 ASK_TIMEOUT_S = 20.0
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One GPU as the driver names it."""
-
-    index: int
-    uuid: str
-    name: str
-    memory_mib: int
-
-    @property
-    def label(self) -> str:
-        return f"gpu{self.index}"
-
-    @property
-    def key(self) -> str:
-        return self.uuid
-
-    @property
-    def arguments(self) -> tuple[str, ...]:
-        """What `ganq worker` is told to run on this one."""
-        return "--gpus", self.uuid
+GPU_LINE = re.compile(r"GPU (\d+): (.+?) \(UUID:")
+MIG_LINE = re.compile(r"\s+MIG (\S+)\s+Device\s+(\d+):\s*\(UUID: (MIG-[^\s)]+)\)")
+"""As `nvidia-smi -L` names them."""
 
 
 def discover() -> list[Gpu]:
@@ -54,11 +36,43 @@ def discover() -> list[Gpu]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
+    lines = _ask(program, f"--query-gpu={QUERY}", "--format=csv,noheader,nounits")
+    return [_parse(line) for line in lines if line.strip()]
+
+
+def discover_mig() -> list[Gpu]:
+    """
+    Return the MIG devices of this machine's GPUs.
+
+    Raises:
+        GpuUnavailableError: there is a driver, and it does not answer.
+    """
+    program = shutil.which("nvidia-smi")
+    found: list[Gpu] = []
+    index, model = 0, ""
+    for line in _ask(program, "-L") if program else []:
+        if gpu := GPU_LINE.match(line):
+            index, model = int(gpu[1]), gpu[2]
+        elif mig := MIG_LINE.match(line):
+            memory = re.search(r"(\d+)gb", mig[1])
+            name, memory_mib = f"{model} MIG {mig[1]}", int(memory[1]) * 1024 if memory else 0
+            found.append(Gpu(index, mig[3], name, memory_mib, f"-mig{mig[2]}"))
+    return found
+
+
+def _ask(program: str, *arguments: str) -> list[str]:
+    """
+    Return the lines of nvidia-smi's answer; none where it knows no GPU.
+
+    Raises:
+        GpuUnavailableError: it does not answer.
+    """
     try:
         asked = subprocess.run(
-            [program, f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"],
+            [program, *arguments],
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=ASK_TIMEOUT_S,
             check=False,
         )
@@ -71,7 +85,26 @@ def discover() -> list[Gpu]:
         raise GpuUnavailableError(
             f"nvidia-smi failed: {said[0]}", hint="check the driver, or run with --gpus none"
         )
-    return [_parse(line) for line in asked.stdout.splitlines() if line.strip()]
+    return asked.stdout.splitlines()
+
+
+def allowed(wanted: str = "", env: Mapping[str, str] = os.environ) -> list[Gpu]:
+    """
+    Return the GPUs of this machine that the environment lets this process use.
+
+    Args:
+        wanted: the value of `--gpus`, which may name MIG devices.
+
+    Raises:
+        GpuUnavailableError: see discover() and visible_gpus.select().
+    """
+    lists = env.get(visible_gpus.VARIABLE), env.get(visible_gpus.CONTAINER_VARIABLE), wanted
+    there = discover()
+    mig = discover_mig() if there and visible_gpus.names_mig(*lists) else []
+    selected = visible_gpus.select(there, mig, env)
+    if env.get(visible_gpus.VARIABLE) is None and visible_gpus.names_mig(wanted):
+        selected += [gpu for gpu in mig if gpu not in selected]
+    return selected
 
 
 def _parse(line: str) -> Gpu:
@@ -84,31 +117,31 @@ def _parse(line: str) -> Gpu:
 
 def choose(wanted: str) -> list[Gpu]:
     """
-    The GPUs that `--gpus` names.
+    Return the GPUs that `--gpus` names, of those that CUDA_VISIBLE_DEVICES allows.
 
     Args:
-        wanted: 'auto' or 'all' (every GPU; none where there is none), 'none',
-            or indices and UUIDs separated by commas.
+        wanted: 'auto' or 'all' (every one; none where there is none), 'none',
+            or nvidia-smi's indices and UUIDs separated by commas.
 
     Raises:
         GpuUnavailableError: one of them is not there; the hint lists those that are.
     """
     if wanted == "none":
         return []
-    there = discover()
+    there = allowed(wanted)
     if wanted in ("auto", "all"):
         return there
-    known = {str(gpu.index): gpu for gpu in there} | {gpu.uuid: gpu for gpu in there}
     chosen: dict[str, Gpu] = {}
-    for one in wanted.split(","):
-        gpu = known.get(one.strip())
-        if gpu is None:
-            names = ", ".join(f"{gpu.index} ({gpu.name})" for gpu in there) or "none"
+    for name in wanted.split(","):
+        found = visible_gpus.find(name, there)
+        if not found or (len(found) > 1 and not name.strip().isdigit()):
+            given = os.environ.get(visible_gpus.VARIABLE)
+            among = f"among those of {visible_gpus.VARIABLE}={given[:200]}" if given else "on this machine"
             raise GpuUnavailableError(
-                f"there is no GPU {one.strip()[:60]!r} on this machine",
-                hint=f"GPUs here: {names}; --gpus none runs on the CPU",
+                f"there is no GPU {name.strip()[:60]!r} {among}",
+                hint=f"GPUs here: {visible_gpus.described(there)}; --gpus none runs on the CPU",
             )
-        chosen[gpu.uuid] = gpu
+        chosen.update({gpu.uuid: gpu for gpu in found})
     return list(chosen.values())
 
 

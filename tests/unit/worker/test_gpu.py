@@ -17,13 +17,16 @@ EIGHT = [f"{n}, GPU-{n:08d}-aaaa-bbbb-cccc-dddddddddddd, NVIDIA H100 80GB HBM3, 
 def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Installs an nvidia-smi that answers these lines with this exit code."""
 
-    def install(lines: list[str], code: int = 0) -> None:
+    def install(lines: list[str], code: int = 0, mig: str = "") -> None:
+        listing = tmp_path / "listing.txt"
+        listing.write_text(mig)
         answer = tmp_path / "answer.txt"
         answer.write_text("".join(line + "\n" for line in lines))
         program = tmp_path / "nvidia-smi"
         # It answers only the very question that the real one understands.
         program.write_text(
             "#!/bin/sh\n"
+            f'test "$1" = "-L" && exec cat {listing}\n'
             'test "$1" = "--query-gpu=index,uuid,name,memory.total" || exit 9\n'
             'test "$2" = "--format=csv,noheader,nounits" || exit 9\n'
             f"cat {answer}\nexit {code}\n"
@@ -54,6 +57,122 @@ def test_gpus_are_chosen_by_index_and_by_uuid(nvidia_smi) -> None:
     nvidia_smi(EIGHT)
     chosen = gpu.choose("3,GPU-00000005-aaaa-bbbb-cccc-dddddddddddd,3")
     assert [one.index for one in chosen] == [3, 5]
+
+
+@pytest.mark.parametrize(
+    ("given", "indices"),
+    [
+        (None, list(range(8))),
+        ("", []),
+        ("-1", []),
+        ("-1,0", []),
+        ("NoDevFiles", []),
+        ("2", [2]),
+        ("5,1", [5, 1]),
+        (" 5 , 1 ", [5, 1]),
+        ("3,3", [3]),
+        ("0,9,1", [0]),  # the list ends at the first entry that is invalid
+        ("0,-1,1", [0]),
+        ("1,,2", [1]),
+        ("GPU-00000005-aaaa-bbbb-cccc-dddddddddddd,GPU-00000002", [5, 2]),  # as many digits as are needed
+        ("GPU-00000001,GPU-0", [1]),  # too few
+    ],
+)
+def test_only_the_gpus_of_cuda_visible_devices_are_used(nvidia_smi, monkeypatch, given, indices) -> None:
+    nvidia_smi(EIGHT)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert [one.index for one in gpu.choose("all")] == indices
+    assert [one.index for one in gpu.choose("auto")] == indices
+
+
+@pytest.mark.parametrize("given", ["9", "9,0", "GPU-0", "GPU-ffff", "gpu0", "MIG-1"])
+def test_a_list_that_names_no_gpu_here_is_an_error_and_not_a_cpu_worker(
+    nvidia_smi, monkeypatch, given
+) -> None:
+    nvidia_smi(EIGHT[:2])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    with pytest.raises(GpuUnavailableError) as caught:
+        gpu.choose("auto")
+    assert f"CUDA_VISIBLE_DEVICES={given}" in caught.value.message
+    assert "0 (NVIDIA H100 80GB HBM3), 1" in caught.value.hint
+    assert gpu.choose("none") == []
+
+
+def test_gpus_are_chosen_among_the_visible_ones_by_the_numbers_of_nvidia_smi(nvidia_smi, monkeypatch) -> None:
+    nvidia_smi(EIGHT)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert [one.index for one in gpu.choose("6")] == [6]
+    assert [one.index for one in gpu.choose("GPU-00000004-aaaa-bbbb-cccc-dddddddddddd")] == [4]
+    for wanted in ("0", "GPU-00000000-aaaa-bbbb-cccc-dddddddddddd", "GPU-0000000"):
+        with pytest.raises(GpuUnavailableError) as caught:
+            gpu.choose(wanted)
+        assert "among those of CUDA_VISIBLE_DEVICES=4,6" in caught.value.message
+        assert "4 (NVIDIA H100 80GB HBM3), 6" in caught.value.hint
+
+
+def test_numbers_that_cuda_and_nvidia_smi_count_differently_are_refused(nvidia_smi, monkeypatch) -> None:
+    nvidia_smi([EIGHT[0].replace("H100 80GB HBM3", "T400 4GB"), *EIGHT[1:3]])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(GpuUnavailableError) as caught:
+        gpu.choose("all")
+    assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in caught.value.hint
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    assert [one.index for one in gpu.choose("all")] == [0]
+    monkeypatch.delenv("CUDA_DEVICE_ORDER")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,1,0")  # all of them, in whatever order
+    assert [one.index for one in gpu.choose("all")] == [2, 1, 0]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-00000002")
+    assert [one.index for one in gpu.choose("all")] == [2]
+
+
+MIG_UUIDS = [f"MIG-{n}fbd1fdf-aaaa-bbbb-cccc-dddddddddddd" for n in range(3)]
+MIG = f"""GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-00000000-aaaa-bbbb-cccc-dddddddddddd)
+  MIG 1g.10gb     Device  0: (UUID: {MIG_UUIDS[0]})
+  MIG 1g.10gb+me  Device  1: (UUID: {MIG_UUIDS[1]})
+GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-00000001-aaaa-bbbb-cccc-dddddddddddd)
+  MIG 3g.40gb     Device  0: (UUID: {MIG_UUIDS[2]})
+"""
+
+
+def test_mig_devices_are_used_by_name_each_with_a_label_of_its_own(nvidia_smi, monkeypatch) -> None:
+    nvidia_smi(EIGHT[:2], mig=MIG)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"{MIG_UUIDS[1]},MIG-2fbd")
+    first, second = gpu.choose("all")
+    assert (first.uuid, first.label, first.memory_mib) == (MIG_UUIDS[1], "gpu0-mig1", 10240)
+    assert (second.uuid, second.label, second.memory_mib) == (MIG_UUIDS[2], "gpu1-mig0", 40960)
+    assert gpu.pin(first)["CUDA_VISIBLE_DEVICES"] == MIG_UUIDS[1]
+    assert gpu.choose(MIG_UUIDS[2]) == [second]
+    with pytest.raises(GpuUnavailableError):
+        gpu.choose(MIG_UUIDS[0])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert [one.label for one in gpu.choose(MIG_UUIDS[0])] == ["gpu0-mig0"]
+    assert [one.label for one in gpu.choose("all")] == ["gpu0", "gpu1"]
+
+
+def test_mig_devices_are_used_by_the_names_of_older_drivers(nvidia_smi, monkeypatch) -> None:
+    nvidia_smi(EIGHT[:2], mig=MIG)
+    name = "MIG-GPU-00000001-aaaa-bbbb-cccc-dddddddddddd/2/0"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", name)
+    (one,) = gpu.choose("all")
+    assert (one.uuid, one.label) == (name, "gpu1-mig2.0")
+    assert gpu.choose(name) == [one]
+
+
+def test_in_a_privileged_container_only_its_own_gpus_are_used(nvidia_smi, monkeypatch) -> None:
+    nvidia_smi(EIGHT[:4])
+    for given, indices in (
+        ("GPU-00000002-aaaa-bbbb-cccc-dddddddddddd", [2]),
+        ("GPU-00000009-aaaa-bbbb-cccc-dddddddddddd", [0, 1, 2, 3]),  # none that is here
+        ("3", [0, 1, 2, 3]),  # the host's number
+        ("all", [0, 1, 2, 3]),
+        ("void", [0, 1, 2, 3]),  # of device plugins that give GPUs in another way
+    ):
+        monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", given)
+        assert [one.index for one in gpu.choose("all")] == indices, given
+    monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", "GPU-00000002,GPU-00000003")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
+    assert [one.index for one in gpu.choose("all")] == [3]
 
 
 def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(nvidia_smi) -> None:
