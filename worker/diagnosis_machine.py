@@ -1,8 +1,8 @@
 """
 What `ganq doctor` finds out about this machine: whose its files are, and whether its workers meet.
 
-Workers of one machine find each other by locks and sockets in the temporary folder; with
-two of them (another TMPDIR, systemd's PrivateTmp) two workers may take one GPU.
+Commands find the workers of their machine by sockets in the temporary folder; a worker with another
+one (another TMPDIR, systemd's PrivateTmp) is not found there.
 """
 
 import os
@@ -16,12 +16,10 @@ from storage.diagnosis import Facts
 from storage.diagnosis_jobs import alive, listed
 from storage.jobs import WorkerRow
 from storage.probe import Finding, bad, ok, warn
-from storage.settings import PREFIX, SECRETS, Settings
+from storage.settings import PREFIX, SECRETS, SOCKET_BYTES, Settings
+from worker.local import way_out
 from worker.process import boot_id, is_alive
 from worker.wake import WAKE_ENV
-
-LONGEST_SOCKET = 107
-
 
 # --- files that decide --------------------------------------------------------------------
 
@@ -84,14 +82,11 @@ def check_runtime(settings: Settings) -> Iterator[Finding]:
             f"TMPDIR={asked} cannot be used, {tempfile.gettempdir()} is used instead",
             "make that folder, or unset TMPDIR",
         )
-    longest = len(str(folder / "wake-4194304.sock").encode())
-    if longest > LONGEST_SOCKET:
-        yield bad(
-            "sockets",
-            f"{folder} is too long for a socket ({longest} bytes, {LONGEST_SOCKET} are possible)",
-            "set TMPDIR to a shorter path, e.g. /tmp",
+    if folder.parent != Path(tempfile.gettempdir()):
+        shown = tempfile.gettempdir()
+        yield ok(
+            "sockets", f"{shown} is too long ({SOCKET_BYTES} bytes are possible): {folder.parent} is used"
         )
-        return
     parent = folder.parent.stat()
     if parent.st_mode & stat.S_IWOTH and not parent.st_mode & stat.S_ISVTX:
         yield bad(
@@ -112,7 +107,7 @@ def check_runtime(settings: Settings) -> Iterator[Finding]:
     if stat.S_IMODE(about.st_mode) & 0o077:
         wrong.append(f"is open to others (mode {stat.S_IMODE(about.st_mode):o})")
     if wrong:
-        yield bad("sockets", f"{folder} {' and '.join(wrong)}: no worker starts", f"rm -r {folder}")
+        yield bad("sockets", f"{folder} {' and '.join(wrong)}: no worker starts", way_out(folder))
     else:
         yield ok("sockets", str(folder))
 
@@ -140,7 +135,7 @@ def _runtime_of(worker: WorkerRow, settings: Settings) -> Iterator[Finding]:
         return  # another user's: its surroundings are not ours to see
     socket = Path(env[WAKE_ENV])
     theirs = socket.parent
-    consequence = "ganq health does not see it, and two such workers may take one GPU"
+    consequence = "ganq health asks the job table instead"
     hint = "one TMPDIR and one GANQ_HOME for all of this machine"
     if theirs != settings.runtime:
         yield warn(

@@ -5,15 +5,15 @@ Asks nvidia-smi, which comes with the driver: importing torch to count devices
 would take seconds and open a CUDA context in the wrong process.
 """
 
-import fcntl
+import errno
+import hashlib
 import os
 import re
 import shutil
+import socket
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 from jobs.errors import GpuBusyError, GpuUnavailableError
 from worker import visible_gpus
@@ -21,6 +21,7 @@ from worker.visible_gpus import Gpu as Gpu  # launcher.py and the tests use it f
 
 QUERY = "index,uuid,name,memory.total"
 ASK_TIMEOUT_S = 20.0
+LABEL_BYTES = 60  # of the 107 that a socket's address has
 GPU_LINE = re.compile(r"GPU (\d+): (.+?) \(UUID:")
 MIG_LINE = re.compile(r"\s+MIG (\S+)\s+Device\s+(\d+):\s*\(UUID: (MIG-[^\s)]+)\)")
 """As `nvidia-smi -L` names them."""
@@ -159,32 +160,41 @@ def pin(gpu: Gpu | None) -> dict[str, str]:
     }
 
 
-def lock(label: str, folder: Path | None = None) -> IO[str]:
+def lock(label: str, scope: Path | None = None) -> socket.socket:
     """
-    Hold a GPU (its UUID) or a CPU worker's name against a second worker on this machine.
+    Hold a GPU (its UUID) or a worker's name against a second worker on this machine.
+
+    The lock is the address of a unix socket in the abstract namespace. Unlike a file in the temporary
+    folder, it has no owner who could keep other users out, nothing that cleans that folder can part it
+    from its holder, and workers with different temporary folders meet.
 
     Args:
-        folder: where the lock lies; the machine's temporary folder by default, so that
-            workers of different GANQ_HOMEs meet.
+        scope: a folder for which the lock holds; the whole machine by default.
 
     Returns:
-        An open file; the lock is held until it is closed or the process ends.
+        An open socket; the lock is held until it is closed here and in every process that inherited it.
 
     Raises:
         GpuBusyError: another worker holds it.
     """
-    safe = re.sub(r"[^A-Za-z0-9._-]", "_", label)
-    path = (folder or Path(tempfile.gettempdir())) / f"ganq-{safe}.lock"
+    place = ""
+    if scope is not None:
+        try:
+            about = scope.stat()  # not its name: two containers on one network may each have a /data
+            place = f"@{about.st_dev:x}.{about.st_ino:x}"
+        except OSError:
+            place = f"@{hashlib.sha256(os.fsencode(scope)).hexdigest()[:32]}"
+    if len(label.encode()) > LABEL_BYTES:
+        label = hashlib.sha256(label.encode()).hexdigest()[:LABEL_BYTES]
+    held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+")
-    except PermissionError:  # made by another user: reading is enough for a lock
-        file = open(path)  # noqa: SIM115 - stays open for as long as the lock is held
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held.bind(f"\0ganq-lock/{label}{place}")
     except OSError as exc:
-        file.close()
+        held.close()
+        if exc.errno != errno.EADDRINUSE:
+            raise
         raise GpuBusyError(
             f"another worker of this machine already holds {label}",
             hint="ganq workers shows it; give this one another --gpus or --name",
         ) from exc
-    return file
+    return held

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from jobs.errors import ConfigError
 from storage.schema import prepare
@@ -104,7 +104,7 @@ class Worker:
         self.name = name or f"{host}-{unit.label if unit else 'cpu'}"
         device = unit if isinstance(unit, gpu.Gpu) else None
         folder = runtime_folder(settings)
-        self.locks: list[IO[str]] = [gpu.lock(f"worker {self.name}", folder)]
+        self.locks = [gpu.lock(f"worker {self.name}", settings.home)]
         if device is not None:
             self.locks.append(gpu.lock(device.uuid))
         self.environment = {

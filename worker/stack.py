@@ -12,7 +12,7 @@ from storage.queries import Queries
 from storage.schema import open_database, prepare
 from storage.settings import Settings
 from worker import gpu
-from worker.local import EmbeddedRedis, runtime_folder, worker_command
+from worker.local import EmbeddedRedis, worker_command
 from worker.process import bound_to_this
 
 READY_TIMEOUT_S = 60.0
@@ -66,7 +66,7 @@ class LocalStack:
                 time.sleep(AGAIN_S)
                 self.start_worker()
             if self.redis is not None and not self.redis.runs():
-                say("the embedded Redis has ended; starting another")
+                say("the embedded Redis has ended or lost its socket; starting another")
                 try:
                     self.redis.start()
                 except ConfigError as exc:  # workers look for jobs by themselves meanwhile
@@ -95,7 +95,7 @@ def local_stack(
     """
     prepare(settings)
     try:
-        held = gpu.lock("up", runtime_folder(settings))
+        held = gpu.lock("up", settings.home)
     except GpuBusyError:
         raise ConfigError(
             f"ganq is already up for {settings.home}", hint="ganq workers shows it; or set another GANQ_HOME"

@@ -126,7 +126,7 @@ def test_a_worker_with_another_tmpdir_is_named(ganq: Ganq, tmp_path: Path, look:
     said = of(found, "sockets", "w1 has its own in")
     assert said["verdict"] == "warn"
     assert str(other) in said["said"]
-    assert "two such workers may take one GPU" in said["said"]
+    assert "ganq health asks the job table" in said["said"]
     assert not [one for one in found["sockets"] if "w2" in one["said"]]
 
 

@@ -3,7 +3,12 @@
 import os
 import subprocess
 import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -205,24 +210,116 @@ def test_a_worker_is_pinned_by_uuid_before_torch_is_imported() -> None:
     assert gpu.pin(None)["CUDA_VISIBLE_DEVICES"] == ""
 
 
-def test_a_second_worker_on_one_gpu_is_refused_until_the_first_has_gone(tmp_path: Path) -> None:
-    script = (
-        "import sys; from pathlib import Path; from worker import gpu\n"
-        "held = gpu.lock('GPU-1', Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
-    )
+HOLD = """
+import os, sys
+from pathlib import Path
+from worker import gpu
+if sys.argv[3:]:
+    os.setgroups([]); os.setgid(int(sys.argv[3])); os.setuid(int(sys.argv[3])); os.umask(0o077)
+held = gpu.lock(sys.argv[1], Path(sys.argv[2]) if sys.argv[2] else None)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def holder(label: str, scope: "Path | str" = "", *, uid: int | None = None, **env: str) -> Iterator[Any]:
+    """Another process that holds a lock, as another user if need be; it is killed at the end."""
+    user = [str(uid)] if uid is not None else []
     with subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)],
+        [sys.executable, "-c", HOLD, label, str(scope), *user],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
+        env={**os.environ, **env},
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip(), process
+        finally:
+            process.kill()
+
+
+def label() -> str:
+    """A GPU that no other test of this machine holds."""
+    return f"GPU-{uuid.uuid4()}"
+
+
+def test_a_second_worker_on_one_gpu_is_refused_until_the_first_has_gone(tmp_path: Path) -> None:
+    mine, other_gpu = label(), label()
+    with holder(mine, tmp_path) as (said, _):
+        assert said == "held"
         with pytest.raises(GpuBusyError):
-            gpu.lock("GPU-1", tmp_path)
-        gpu.lock("GPU-2", tmp_path).close()
-        other.kill()
-    gpu.lock("GPU-1", tmp_path).close()
+            gpu.lock(mine, tmp_path)
+        gpu.lock(other_gpu, tmp_path).close()
+        gpu.lock(mine, tmp_path.parent).close()  # another GANQ_HOME
+    gpu.lock(mine, tmp_path).close()
+
+
+def test_a_lock_lives_as_long_as_a_child_that_inherited_it() -> None:
+    mine = label()
+    held = gpu.lock(mine)
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"],
+        stdin=subprocess.PIPE,
+        pass_fds=[held.fileno()],
+    ) as child:
+        held.close()
+        with pytest.raises(GpuBusyError):
+            gpu.lock(mine)
+        child.kill()
+    gpu.lock(mine).close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+def test_users_take_a_gpu_in_turn_whoever_was_first(shared_tmp: Path) -> None:
+    mine = label()
+    for uid in (1001, 1002, 1001):
+        with holder(mine, uid=uid, TMPDIR=str(shared_tmp)) as (said, _):
+            assert said == "held"
+            with holder(mine, uid=1003, TMPDIR=str(shared_tmp)) as (said, process):
+                assert said != "held"
+                assert "GpuBusyError" in process.stdout.read()
+
+
+def test_a_cleaner_of_the_temporary_folder_parts_no_lock_from_its_holder(
+    shared_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(shared_tmp))
+    mine = label()
+    with holder(mine, TMPDIR=str(shared_tmp)), holder("up", shared_tmp):
+        for path in shared_tmp.iterdir():
+            path.unlink()
+        for taken, scope in ((mine, None), ("up", shared_tmp)):
+            with pytest.raises(GpuBusyError):
+                gpu.lock(taken, scope)
+
+
+def test_workers_with_different_temporary_folders_meet(
+    shared_tmp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine = label()
+    with holder(mine, TMPDIR=str(shared_tmp)), pytest.raises(GpuBusyError):
+        gpu.lock(mine)
+
+
+def test_a_long_name_and_a_home_that_is_not_there_can_be_locked(tmp_path: Path) -> None:
+    names = [f"worker {'é' * 63}{letter}" for letter in "ab"]
+    held = [gpu.lock(name, tmp_path / "missing") for name in names]
+    with pytest.raises(GpuBusyError):
+        gpu.lock(names[0], tmp_path / "missing")
+    for one in held:
+        one.close()
+
+
+@pytest.fixture
+def shared_tmp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A temporary folder for all users, as /tmp is."""
+    with tempfile.TemporaryDirectory(prefix="gq-") as folder:
+        Path(folder).chmod(0o1777)
+        yield Path(folder)
 
 
 def test_finding_gpus_imports_no_torch() -> None:
