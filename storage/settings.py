@@ -24,6 +24,16 @@ USER_LETTERS = 64  # what the job table's column holds
 MOST_LETTERS = 65_536  # of a file with a secret
 
 
+SOCKET_BYTES = 107
+"""The longest path of a unix socket. Some programs cut a longer one off without a word."""
+LONGEST_SOCKET_NAME = "wake-4194304.sock"
+
+
+def socket_fits(path: Path) -> bool:
+    """Return whether a unix socket can have this path."""
+    return len(os.fsencode(path)) <= SOCKET_BYTES
+
+
 @dataclass(frozen=True)
 class Given:
     """A value, and where a person finds it."""
@@ -92,13 +102,19 @@ class Settings:
 
     @property
     def runtime(self) -> Path:
-        """Sockets and locks of this machine; short, because a socket's path has at most 107 bytes."""
+        """
+        The folder of this machine's sockets.
+
+        In /tmp where the path of the temporary folder is too long for a socket.
+        """
         import hashlib
         import tempfile
 
         # One home, however it is spelt: two `ganq up` would share its table and its worker's name.
         mark = hashlib.sha256(os.fsencode(self.home.resolve())).hexdigest()[:12]
-        return Path(tempfile.gettempdir()) / f"ganq-{os.getuid()}-{mark}"
+        name = f"ganq-{os.getuid()}-{mark}"
+        folder = Path(tempfile.gettempdir()) / name
+        return folder if socket_fits(folder / LONGEST_SOCKET_NAME) else Path("/tmp") / name
 
     def redacted(self) -> dict[str, Any]:
         """All settings as JSON, passwords masked."""
@@ -297,6 +313,11 @@ def _database_url(url: str, given: Given) -> str:
 def _check_redis_url(url: str, given: Given) -> None:
     """Refuse what no Redis can be reached by, before a job is accepted and cannot be rung for."""
     if url.startswith("redis+socket:///"):
+        if not socket_fits(Path(urlsplit(url).path)):
+            raise ConfigError(
+                f"{given.place} is too long for a socket: {SOCKET_BYTES} bytes are possible",
+                hint="choose a shorter path",
+            )
         return
     path = urlsplit(url).path.strip("/") if url.startswith(("redis://", "rediss://")) else "?"
     if path and not path.isdigit():

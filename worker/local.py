@@ -35,8 +35,15 @@ def runtime_folder(settings: Settings) -> Path:
     about = folder.lstat()  # a link of somebody else's may lead to a folder of ours
     private = stat.S_ISDIR(about.st_mode) and not stat.S_IMODE(about.st_mode) & 0o077
     if about.st_uid != os.getuid() or not private:
-        raise ConfigError(f"{folder} is not private to this user", hint=f"remove it: rm -r {folder}")
+        raise ConfigError(f"{folder} is not private to this user", hint=way_out(folder))
     return folder
+
+
+def way_out(folder: Path) -> str:
+    """Return what to do about a runtime folder that is not private; from /tmp only its owner removes it."""
+    if folder.lstat().st_uid == os.getuid() or os.getuid() == 0:
+        return f"remove it: rm -r {folder}"
+    return f"set TMPDIR to a folder of your own, or have its owner remove it: rm -r {folder}"
 
 
 def redis_server() -> str:
@@ -73,13 +80,15 @@ class EmbeddedRedis:
         return self
 
     def runs(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        """Return whether it can be reached; something that cleans /tmp may have deleted its socket."""
+        return self.process is not None and self.process.poll() is None and self.socket.exists()
 
     def start(self) -> None:
         """
         Raises:
             ConfigError: there is no redis-server, or it does not start.
         """
+        self.stop()
         folder = runtime_folder(self.settings)
         arguments = {
             "--port": "0",
@@ -105,7 +114,7 @@ class EmbeddedRedis:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
-                self.__exit__()
+                self.stop()
                 raise ConfigError("the embedded Redis does not start", hint=f"see {folder / 'redis.log'}")
             time.sleep(0.02)
 
@@ -120,6 +129,9 @@ class EmbeddedRedis:
         return False
 
     def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:

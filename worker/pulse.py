@@ -27,6 +27,10 @@ CLIENT_S = 2.0
 """What somebody who asks has for taking the answer; the next one waits meanwhile."""
 
 
+KEEP_EVERY_S = 3600.0
+"""Programs that clean /tmp delete what has not been used for days."""
+
+
 def pulse_socket(wake_socket: Path) -> Path:
     """Where the supervisor behind this wake socket tells how it is; equally long, so it fits, too."""
     return wake_socket.with_name(wake_socket.name.replace("wake-", "live-", 1))
@@ -53,6 +57,16 @@ class Pulse(threading.Thread):
         beside.write_text(json.dumps({"worker": self.supervisor.who.name, "pid": os.getpid()}))
         beside.replace(named)
 
+    def _keep_files(self) -> None:
+        """Mark this worker's files in the temporary folder as used, so that nothing deletes them as old."""
+        mine = self.path.parent.glob(self.path.stem.replace("live-", "*-", 1) + ".*")
+        for path in (self.path.parent, *mine):
+            with suppress(OSError):
+                os.utime(path)
+        with suppress(OSError):
+            if not self.path.with_suffix(".json").exists():
+                self._write_name()
+
     def turned(self) -> None:
         """The supervisor's loop begins another round."""
         self.turned_at = time.monotonic()
@@ -60,9 +74,16 @@ class Pulse(threading.Thread):
             self.drained_at = self.turned_at
 
     def run(self) -> None:
+        self.listener.settimeout(KEEP_EVERY_S)
+        kept_at = time.monotonic()
         while True:
+            if time.monotonic() - kept_at >= KEEP_EVERY_S:
+                self._keep_files()
+                kept_at = time.monotonic()
             try:
                 client, _ = self.listener.accept()
+            except TimeoutError:
+                continue
             except OSError:
                 return  # stop() has closed it
             with client, suppress(OSError):

@@ -100,14 +100,40 @@ def test_up_starts_a_killed_redis_again_and_a_bell_is_heard(ganq: Ganq, small, s
     first.kill()
     until(lambda: [one for one in servers() if one.pid != first.pid], what="another Redis")
 
-    def rings() -> bool:
-        held = ganq.json("submit", "train", *small, "--hold")["id"]
-        said = ganq.run("release", str(held))
-        assert said.returncode == 0
-        return "Redis does not answer" not in said.stderr
-
-    until(rings, what="a bell that somebody hears")
+    until(lambda: heard(ganq, small), what="a bell that somebody hears")
     assert up.poll() is None
+
+
+def heard(ganq: Ganq, small: list[str]) -> bool:
+    """Whether a released job's notification reaches a Redis."""
+    held = ganq.json("submit", "train", *small, "--hold")["id"]
+    said = ganq.run("release", str(held))
+    assert said.returncode == 0
+    return "Redis does not answer" not in said.stderr
+
+
+def test_up_replaces_a_redis_whose_socket_was_cleaned_away(ganq: Ganq, small, settings_env, tmp_path) -> None:
+    (tmp_path / "t").mkdir(mode=0o1777)
+    ganq.env["TMPDIR"] = str(tmp_path / "t")
+    up = start_up(ganq)
+    (path,) = (tmp_path / "t").glob("ganq-*/redis.sock")
+    assert heard(ganq, small)
+    path.unlink()
+    until(lambda: heard(ganq, small), within_s=15, what="another socket")
+    assert up.poll() is None
+
+
+def test_up_works_where_the_temporary_folder_has_a_long_path(
+    ganq: Ganq, small, settings_env, tmp_path
+) -> None:
+    long = tmp_path / ("t" * max(1, 138 - len(str(tmp_path))))
+    long.mkdir(mode=0o1777)
+    assert len(str(long)) >= 139
+    ganq.env["TMPDIR"] = str(long)
+    start_up(ganq)
+    assert heard(ganq, small)
+    assert ganq("health").startswith("healthy: ")
+    assert not [path for path in tmp_path.rglob("*") if path.is_socket()], "its path may have been cut off"
 
 
 def test_up_starts_a_killed_worker_again_and_the_job_goes_on(ganq: Ganq, small, settings_env) -> None:

@@ -1,6 +1,7 @@
 """Settings: environment first, then ganq.toml, then defaults; and nothing secret is shown."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -170,6 +171,22 @@ def test_sockets_have_short_paths_and_a_folder_for_each_home_and_user(tmp_path):
     assert len(str(one.runtime / "redis.sock")) < 107
     assert one.runtime != other.runtime
     assert str(os.getuid()) in one.runtime.name
+
+
+def test_a_temporary_folder_whose_path_is_too_long_for_a_socket_is_not_used(tmp_path, monkeypatch):
+    fits = Path("/" + "x" * 60)
+    monkeypatch.setattr("tempfile.tempdir", str(fits))
+    assert load(tmp_path).runtime.parent == fits
+    monkeypatch.setattr("tempfile.tempdir", "/" + "é" * 40)  # bytes count, not characters
+    settings = load(tmp_path)
+    assert settings.runtime.parent == Path("/tmp")
+    assert settings.redis_url.startswith("redis+socket:///tmp/")
+
+
+def test_a_redis_socket_whose_path_is_too_long_is_refused_before_it_is_cut_off(tmp_path):
+    path = "/" + "x" * 107
+    assert load(tmp_path, redis_url=f"redis+socket://{path[:107]}")
+    assert "GANQ_REDIS_URL is too long" in refused(tmp_path, redis_url=f"redis+socket://{path}").message
 
 
 def test_a_home_has_one_runtime_folder_however_it_is_spelt(tmp_path):
