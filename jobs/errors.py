@@ -249,6 +249,14 @@ def all_errors(base: type[GanqError] = GanqError) -> list[type[GanqError]]:
     return [base, *(one for child in base.__subclasses__() for one in all_errors(child))]
 
 
+def one_line(exc: BaseException) -> str:
+    """Return what an error says, without its traceback and in one line, for a log."""
+    said = str(exc).strip().splitlines()
+    if isinstance(exc, GanqError):
+        return said[0] if said else exc.code
+    return f"{type(exc).__name__}: {said[0]}" if said else type(exc).__name__
+
+
 def error_of(code: str, message: str, hint: str | None) -> GanqError:
     """An error that another process has told of, of the class that its code names: its policy holds."""
     cls = {one.code: one for one in all_errors()}.get(code, GanqError)

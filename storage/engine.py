@@ -2,41 +2,31 @@
 Transactions for the job table: SQLite on one machine, Postgres on several.
 
 What a moment's wait mends is tried again: a lock, a conflict, a server that restarts.
-What does not pass is told in one line.
+storage/database_errors.py says which errors these are.
 """
 
-import shutil
-import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as NoConnectionFreeError
 
 from jobs.errors import ConfigError, DatabaseUnavailableError, SchemaMismatchError
+from storage.database_errors import MissingTableError as MissingTableError
+from storage.database_errors import explained, is_transient, names_unknown_column, needs_new_connection
 from storage.filesystems import NETWORK_FILESYSTEMS as NETWORK_FILESYSTEMS
 from storage.filesystems import filesystem_type as filesystem_type
 from storage.filesystems import is_network_filesystem
 from storage.postgres_engine import postgres_engine
-from storage.settings import Settings, redact
+from storage.settings import Settings
 from storage.sqlite_engine import WAL_RESET_FIXED as WAL_RESET_FIXED
 from storage.sqlite_engine import Wal, sqlite_engine
 
 SCHEMA_REVISION = "0003"
 """Newest migration that this code knows; it works on newer schemas that say so, never on older."""
-
-HOPELESS = ("does not exist", "authentication failed", "no password supplied", "no pg_hba.conf entry")
-"""What Postgres says, without a code, to a connection that no waiting will mend."""
-RETRY_SQLSTATES = (
-    *("40001", "40P01"),  # serialization failure, deadlock
-    *("55P03", "53300"),  # lock timeout, too many connections
-    *("57P01", "57P02", "57P03"),  # shut down, crashed, starting up
-    "25006",  # a standby that is not promoted yet
-)
-FULL_BYTES = 65_536
-"""A disk with less room than this is full, whatever SQLite calls it."""
 
 T = TypeVar("T")
 
@@ -61,6 +51,7 @@ class Database:
         self.engine_at_once = self.engine.execution_options(**alone)
         self.answered_at = time.monotonic()
         """When the database last answered any thread of this process (worker/pulse.py)."""
+        self.had_tables = False
 
     def write(self, work: Callable[[Connection], T], *, patience_s: float = 30.0, at_once: bool = False) -> T:
         """
@@ -96,21 +87,23 @@ class Database:
                     found = work(conn)
                 self.answered_at = time.monotonic()
                 return found
+            except NoConnectionFreeError as exc:
+                raise DatabaseUnavailableError("all connections to the job table are in use") from exc
             except DBAPIError as exc:
-                if not _passing(exc) or time.monotonic() + pause > deadline:
+                if needs_new_connection(exc):
+                    self.engine.dispose()
+                if not is_transient(exc) or time.monotonic() + pause > deadline:
                     self._give_up(exc)
-                if getattr(exc.orig, "sqlstate", None) == "25006":
-                    self.engine.dispose()  # a new connection may find the server that can be written
                 time.sleep(pause)
                 pause = min(pause * 2, 2.0)
 
     def _give_up(self, exc: DBAPIError) -> NoReturn:
-        if _names_the_unknown(exc):
+        if names_unknown_column(exc):
             self.require_schema()  # the likeliest reason, which tells more than the statement
-        explained = _explained(exc, self.url)
-        if explained is exc:
+        found = explained(exc, self.url, had_tables=self.had_tables)
+        if found is exc:
             raise exc
-        raise explained from exc
+        raise found from exc
 
     def revision(self) -> str | None:
         """The schema's migration, or None for an empty database."""
@@ -125,6 +118,7 @@ class Database:
             SchemaMismatchError: empty, older, or newer and not for this code; the hint names the command.
         """
         self.read(check_schema)
+        self.had_tables = True
 
     def checkpoint_wal(self) -> None:
         """Move SQLite's WAL into the database."""
@@ -133,10 +127,6 @@ class Database:
 
     def dispose(self) -> None:
         self.engine.dispose()
-
-
-class MissingTableError(SchemaMismatchError):
-    """The table that was asked for does not exist: the database is empty."""
 
 
 def schema_revision(conn: Connection) -> str | None:
@@ -194,71 +184,3 @@ def sqlite_path(url: str) -> Path:
             hint="put GANQ_DATABASE_URL on a local disk, or use Postgres for several machines",
         )
     return path
-
-
-def _passing(exc: DBAPIError) -> bool:
-    if exc.connection_invalidated:
-        return True
-    state = getattr(exc.orig, "sqlstate", None)
-    if state is not None:
-        return state in RETRY_SQLSTATES or state.startswith("08")
-    if isinstance(exc.orig, sqlite3.OperationalError):
-        return "locked" in str(exc.orig) or "busy" in str(exc.orig)
-    return isinstance(exc, OperationalError) and not any(word in str(exc.orig) for word in HOPELESS)
-
-
-def _names_the_unknown(exc: DBAPIError) -> bool:
-    """A column that does not exist."""
-    said = str(exc.orig)
-    return getattr(exc.orig, "sqlstate", None) == "42703" or (
-        isinstance(exc, OperationalError | ProgrammingError)
-        and ("no such column" in said or "has no column" in said)
-    )
-
-
-def _explained(exc: DBAPIError, url: str) -> Exception:
-    shown = redact(url)
-    said = redact(str(exc.orig).strip().splitlines()[0]) if str(exc.orig).strip() else type(exc.orig).__name__
-    sqlstate = getattr(exc.orig, "sqlstate", None)
-    if sqlstate == "42P01" or "no such table" in said:
-        return MissingTableError("the database has no tables yet", hint="run: ganq db upgrade")
-    if "is not a database" in said or "malformed" in said:
-        return DatabaseUnavailableError(
-            f"{shown} is not a SQLite database, or it is damaged", hint="move it away, or restore a backup"
-        )
-    if "invalid connection option" in said or "invalid URI" in said:
-        return ConfigError(f"GANQ_DATABASE_URL: {said}", hint="see the PostgreSQL manual, connection URIs")
-    if "readonly database" in said:
-        return DatabaseUnavailableError(
-            f"the job table cannot be written by this user ({shown})",
-            hint="check the permissions of the file and its folder",
-        )
-    if sqlstate == "53100" or _disk_is_full(exc.orig, url):
-        return DatabaseUnavailableError(
-            f"the disk of the job table is full ({shown})",
-            hint="make room there: what was accepted is safe, and the workers wait for it",
-        )
-    wrong_sql = getattr(exc.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
-    if (isinstance(exc, OperationalError) and not wrong_sql) or sqlstate == "25006":
-        return DatabaseUnavailableError(
-            f"the job table cannot be reached: {said} ({shown})",
-            hint="check GANQ_DATABASE_URL and that the database runs: ganq doctor",
-        )
-    return exc
-
-
-def _disk_is_full(orig: Any, url: str) -> bool:
-    """SQLite says SQLITE_FULL, or calls it an I/O error when its index of the WAL cannot grow."""
-    code = getattr(orig, "sqlite_errorcode", None)
-    if code is None or code & 0xFF not in (
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_CANTOPEN,
-    ):
-        return False
-    if code == sqlite3.SQLITE_FULL:
-        return True
-    try:
-        return shutil.disk_usage(Path(url.removeprefix("sqlite:///")).parent).free < FULL_BYTES
-    except OSError:
-        return False

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from jobs.errors import GanqError, LeaseLostError
+from jobs.errors import LeaseLostError, one_line
 from storage.job_store import JobStore
 from storage.jobs import Lease
 from storage.settings import Settings
@@ -102,8 +102,9 @@ class Heart(threading.Thread):
             except LeaseLostError:
                 if lease is not None:
                     self._tell("lost", lease)
-            except (GanqError, OSError) as exc:
-                log.warning("no heartbeat: %s", exc)
+            except Exception as exc:  # without this thread the job is taken back
+                log.warning("no heartbeat: %s", one_line(exc))
+                log.debug("the heartbeat that failed", exc_info=True)
 
     def _beat(self, lease: Lease, progress: dict[str, Any] | None, now: float) -> None:
         news = progress is not None and now - self._last_beat >= self.settings.progress_seconds

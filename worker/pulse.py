@@ -25,8 +25,7 @@ log = logging.getLogger("ganq.pulse")
 
 CLIENT_S = 2.0
 """What somebody who asks has for taking the answer; the next one waits meanwhile."""
-
-
+ACCEPT_AGAIN_S = 0.5
 KEEP_EVERY_S = 3600.0
 """Programs that clean /tmp delete what has not been used for days."""
 
@@ -45,6 +44,7 @@ class Pulse(threading.Thread):
         self.path = path
         self.turned_at = time.monotonic()
         self.drained_at: float | None = None
+        self.stopped = False
         self._write_name()
         path.unlink(missing_ok=True)
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -84,8 +84,11 @@ class Pulse(threading.Thread):
                 client, _ = self.listener.accept()
             except TimeoutError:
                 continue
-            except OSError:
-                return  # stop() has closed it
+            except OSError:  # stop() has closed it; or no file descriptor is free
+                if self.stopped:
+                    return
+                time.sleep(ACCEPT_AGAIN_S)
+                continue
             with client, suppress(OSError):
                 client.settimeout(CLIENT_S)
                 client.sendall(json.dumps(self.facts()).encode() + b"\n")
@@ -118,6 +121,7 @@ class Pulse(threading.Thread):
 
     def stop(self) -> None:
         """This worker says goodbye: nothing of it stays behind."""
+        self.stopped = True
         with suppress(OSError):
             self.listener.shutdown(socket.SHUT_RDWR)  # wakes the thread, which closing alone would not
         self.listener.close()

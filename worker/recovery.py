@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jobs.errors import GanqError, SchemaMismatchError
+from jobs.errors import SchemaMismatchError, one_line
 from storage.engine import Database
 from storage.job_store import Beat, JobStore
 from storage.settings import Settings
@@ -126,8 +126,9 @@ class Recovery(threading.Thread):
                     self.workers_forgotten = True
             except SchemaMismatchError as exc:
                 self.misfit(exc)
-            except (GanqError, OSError) as exc:
-                log.warning("recovery waits: %s", exc)
+            except Exception as exc:  # without this thread no job of a dead worker is put back
+                log.warning("recovery waits: %s", one_line(exc))
+                log.debug("the recovery that failed", exc_info=True)
             if self.stopping.wait(self.settings.reap_seconds * random.uniform(0.8, 1.2)):
                 return
 
