@@ -7,6 +7,7 @@ import click
 
 from cli import output
 from cli.lazy import examples
+from cli.option_types import User
 from cli.session import JOB, Session, open_session
 from jobs.errors import GanqError, InvalidTransitionError, SpecError
 from jobs.states import JobState
@@ -108,7 +109,7 @@ def many_options(command: F) -> F:
                 help="… are in this state;",
             ),
             click.option("--kind", help="… are of this kind: train, generate, evaluate, import;"),
-            click.option("--user", help="… are of this user;"),
+            click.option("--user", type=User(), help="… are of this user;"),
             click.option("--name", help="… have a name that contains this."),
             click.option("--sweep", help="All of this array: its id, or the name that its jobs begin with."),
             click.option("--yes", is_flag=True, help="With --all or --sweep on a terminal: do not ask."),

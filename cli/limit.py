@@ -1,9 +1,12 @@
 """`ganq limit`: how many jobs of a user or a queue may run at once."""
 
+from shlex import quote
+
 import click
 
 from cli import output
 from cli.lazy import examples
+from cli.option_types import User
 from cli.session import NoJobsYetError, open_session
 from jobs.errors import SpecError
 from storage.settings import WORD, WORD_HINT
@@ -36,7 +39,11 @@ class Most(click.ParamType[int]):
     )
 )
 @click.argument("most", required=False, type=Most())
-@click.option("--user", help="The limit is for this user; '*': for each that has none of its own.")
+@click.option(
+    "--user",
+    type=User(everybody=True),
+    help="The limit is for this user; '*': for each that has none of its own.",
+)
 @click.option("--queue", help="The limit is for this queue; '*': for each that has none of its own.")
 @output.json_option
 def limit(most: int | None, user: str | None, queue: str | None, as_json: bool) -> int:
@@ -51,11 +58,11 @@ def limit(most: int | None, user: str | None, queue: str | None, as_json: bool) 
     scope, name = ("user", user) if user is not None else ("queue", queue)
     if most is None:
         if name is not None:
-            raise SpecError(f"which limit? say a number or none: ganq limit --{scope} {name[:70]} 2")
+            raise SpecError(f"which limit? say a number or none: ganq limit --{scope} {quote(name[:70])} 2")
         return _list(as_json)
     if name is None or (user is not None and queue is not None):
         raise SpecError("a limit is for one user or one queue", hint="ganq limit --user NAME 2")
-    if name != EVERYBODY and not WORD.fullmatch(name):
+    if queue is not None and name != EVERYBODY and not WORD.fullmatch(name):
         raise SpecError(f"--{scope} {name[:70]!r} cannot be used", hint=WORD_HINT)
     quotas = Quotas(open_session(create=True).database)
     whom = f"each {scope}" if name == EVERYBODY else f"{scope} {name}"

@@ -34,3 +34,25 @@ class Whole(click.IntRange):
     """A whole number within bounds; click's own says of 1.5 that it is no valid integer range."""
 
     name = "integer"
+
+
+class User(click.ParamType[str]):
+    """
+    The name of a user as the job table knows it.
+
+    Args:
+        everybody: '*' is accepted, too.
+    """
+
+    name = "user"
+
+    def __init__(self, *, everybody: bool = False) -> None:
+        self.everybody = everybody
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from storage.users import USER_HINT, is_user_name, user_name
+
+        name = user_name(str(value))
+        if not is_user_name(name) and not (self.everybody and name == "*"):
+            self.fail(f"{name[:70]!r} cannot be a user's name: {USER_HINT}", param, ctx)
+        return name

@@ -8,7 +8,7 @@ import click
 
 from cli import output
 from cli.lazy import examples
-from cli.option_types import Whole
+from cli.option_types import User, Whole
 from cli.session import JOB, NoJobsYetError, Session, open_session
 from jobs.errors import SpecError
 from jobs.states import JobState
@@ -45,7 +45,7 @@ FIRST_STEP = "ganq submit train --data DIR submits the first one; ganq demo show
     help="Only these; repeatable.",
 )
 @click.option("--kind", help="Only this kind: train, generate, evaluate, import.")
-@click.option("--user", help="Only jobs of this user.")
+@click.option("--user", type=User(), help="Only jobs of this user.")
 @click.option("--name", help="Only jobs whose name contains this.")
 @click.option("--sweep", help="Only the jobs of this array: its id, or the name that they begin with.")
 @click.option("--before", type=Whole(1), help="Only jobs older than this id: the next page.")

@@ -10,7 +10,7 @@ import click
 from cli import output, sweep
 from cli.durations import Duration
 from cli.lazy import Entry, LazyGroup, examples
-from cli.option_types import Whole
+from cli.option_types import User, Whole
 from cli.session import JOB, Session
 from jobs.errors import SpecError
 from storage.settings import WORD, WORD_HINT
@@ -56,7 +56,6 @@ class Wish:
     def __post_init__(self) -> None:
         for option, value in (
             ("--queue", self.queue),
-            ("--user", self.user),
             ("--submit-key", self.submit_key),
         ):
             if value is not None and not WORD.fullmatch(value):
@@ -91,7 +90,7 @@ def wish_options(command: F) -> F:
             click.option(
                 "--after", multiple=True, type=JOB, help="Start when this job has succeeded; repeatable."
             ),
-            click.option("--user", help="Who asks. Default: who you are here."),
+            click.option("--user", type=User(), help="Who asks. Default: who you are here."),
             click.option(
                 "--hold", "held", is_flag=True, help="Accept it, but let it start at `ganq release` only."
             ),

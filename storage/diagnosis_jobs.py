@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from shlex import quote
 
 from sqlalchemy import Connection, func, select, text
 
@@ -180,7 +181,7 @@ def check_limits(quotas: Quotas) -> Iterator[Finding]:
         yield warn(
             "jobs",
             f"{jobs} of the {one.scope} {name}, whose limit is 0",
-            f"ganq limit --{one.scope} {name} none lets them start",
+            f"ganq limit --{one.scope} {quote(name)} none lets them start",
         )
 
 

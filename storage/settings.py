@@ -5,7 +5,6 @@ A secret may come from a file (GANQ_DATABASE_URL_FILE), so that it stands in no
 process list and no log.
 """
 
-import getpass
 import os
 import re
 import tomllib
@@ -16,11 +15,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from jobs.errors import ConfigError
+from storage.users import USER_HINT, is_user_name, this_account, user_name
 
 PREFIX = "GANQ_"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 SECRETS = ("database_url", "redis_url")
-USER_LETTERS = 64  # what the job table's column holds
 MOST_LETTERS = 65_536  # of a file with a secret
 
 
@@ -152,7 +151,10 @@ class Settings:
             ConfigError: a value that cannot work, by the name of its setting.
         """
         env = os.environ if env is None else env
-        home = Path(env.get(f"{PREFIX}HOME") or _default_home()).expanduser().absolute()
+        try:
+            home = Path(env.get(f"{PREFIX}HOME") or _default_home()).expanduser().absolute()
+        except RuntimeError as exc:  # of a path with ~
+            raise ConfigError("this account has no home folder", hint="set GANQ_HOME to a folder") from exc
         if home.exists() and not home.is_dir():
             raise ConfigError(
                 f"GANQ_HOME={home} is no folder", hint="name a folder; ganq makes it if need be"
@@ -169,7 +171,7 @@ class Settings:
             "volume": home / "volume",
             "database_url": f"sqlite:///{home / 'ganq.db'}",
             "redis_url": "",
-            "user": _default_user(),
+            "user": this_account(),
         }
         kinds = {f.name: f.type for f in fields(cls)}
         for name, one in given.items():
@@ -186,13 +188,10 @@ class Settings:
         values["database_url"] = _database_url(values["database_url"], told["database_url"])
         if values["redis_url"]:
             _check_redis_url(values["redis_url"], told["redis_url"])
-        if len(values["user"]) > USER_LETTERS:
+        values["user"] = user_name(values["user"])
+        if not is_user_name(values["user"]):
             raise ConfigError(
-                f"{told['user'].place} has more than {USER_LETTERS} letters", hint="choose a shorter one"
-            )
-        if not WORD.fullmatch(values["user"]):
-            raise ConfigError(
-                f"{told['user'].place} has characters that do not belong in a name", hint=WORD_HINT
+                f"{told['user'].place} has characters that do not belong in a name", hint=USER_HINT
             )
         settings = cls(**values)
         settings._check_together(told)
@@ -203,7 +202,7 @@ class Settings:
 
 
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
-"""What a user, a queue or a submit key may be called: safe in a shell, a table and a Redis key."""
+"""What a queue or a submit key may be called: safe in a shell, a table and a Redis key."""
 WORD_HINT = "letters, digits, '.', '_', ':' and '-', at most 64"
 
 
@@ -211,13 +210,6 @@ def _default_home() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_data_dir("ganq"))
-
-
-def _default_user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container whose user has no name
-        return f"uid{os.getuid()}"
 
 
 def _from_env(env: Mapping[str, str]) -> dict[str, Given]:
@@ -285,7 +277,10 @@ def _seconds(given: Given, usual: float) -> float:
 
 def _volume(given: Given) -> Path:
     """Refuse what would be another folder for each process."""
-    path = Path(str(given.value)).expanduser()
+    try:
+        path = Path(str(given.value)).expanduser()
+    except RuntimeError as exc:
+        raise ConfigError(f"{given} needs a home folder that is not there", hint="write it out") from exc
     if not str(given.value).strip():
         raise ConfigError(f"{given} is empty", hint="name a folder, or leave it out")
     if not path.is_absolute():

@@ -104,7 +104,7 @@ def test_a_relative_volume_is_refused_because_each_process_would_have_another(tm
     ("text", "said"),
     [
         ('volume = ""', "volume = '' in {} is empty"),
-        ('user = "a b"', "user in {} has characters"),
+        ('user = "a\\tb"', "user in {} has characters"),
         ("lease_seconds = 5", "lease_seconds = 5 in {} is less than three heartbeats"),
         ("poll_seconds = 0", "poll_seconds = 0 in {} must be more than 0"),
         ('log_level = "LOUD"', "log_level = 'LOUD' in {} is none"),
@@ -161,9 +161,11 @@ def test_a_config_file_that_was_named_must_be_there(tmp_path):
     assert "is no file" in refused(tmp_path, config=str(tmp_path / "missing.toml")).message
 
 
-def test_a_user_that_does_not_fit_the_table_is_refused(tmp_path):
+def test_a_user_that_does_not_fit_the_table_is_shortened_or_refused(tmp_path):
     assert load(tmp_path, user="x" * 64).user == "x" * 64
-    assert "64" in refused(tmp_path, user="x" * 65).message
+    assert len(load(tmp_path, user="x" * 65).user) == 64
+    assert load(tmp_path, user="x" * 65).user != load(tmp_path, user="x" * 66).user
+    assert "GANQ_USER" in refused(tmp_path, user="a\tb").message
 
 
 def test_sockets_have_short_paths_and_a_folder_for_each_home_and_user(tmp_path):

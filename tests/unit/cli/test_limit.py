@@ -70,7 +70,7 @@ def test_a_limit_for_each_counts_the_fullest(ganq, job_factory, claim):
         ("--user", "ada", "--queue", "default", 2),
         ("--user", "ada", "two"),
         ("--user", "ada", "1000001"),
-        ("--user", "a b", 2),
+        ("--user", "a\tb", 2),
     ],
 )
 def test_what_is_no_limit_is_said_in_one_line(ganq, typed):

@@ -1,0 +1,53 @@
+"""The names by which the job table knows users: account names of the system, as directories spell them."""
+
+import os
+
+USER_LETTERS = 64  # what the job table's column holds
+USER_HINT = "letters, digits, blanks and signs that can be shown, on one line"
+
+
+def user_name(account: str) -> str:
+    """
+    Return the name of an account in the job table: one, whatever the locale and the Unicode form.
+
+    A name that is too long for the table keeps its beginning and gets a digest, so that it stays unique.
+    """
+    if account.isascii():
+        name = account
+    else:
+        import unicodedata
+
+        name = unicodedata.normalize("NFC", _decoded(account))
+    if len(name) > USER_LETTERS:
+        import hashlib
+
+        digest = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:8]
+        name = f"{name[: USER_LETTERS - len(digest) - 1]}~{digest}"
+    return name
+
+
+def _decoded(account: str) -> str:
+    """Undo the locale's decoding: the system stores bytes, which are UTF-8 almost everywhere."""
+    try:
+        return os.fsencode(account).decode()
+    except UnicodeEncodeError:
+        return account  # it never was bytes of this locale
+    except UnicodeDecodeError:
+        return account if account.isprintable() else os.fsencode(account).decode("latin-1")
+
+
+def is_user_name(name: str) -> bool:
+    """Return whether the job table can hold this name and every terminal show it; '*' means every user."""
+    return 0 < len(name) <= USER_LETTERS and name.isprintable() and name == name.strip() and name != "*"
+
+
+def this_account() -> str:
+    """Return the user name of the account that runs this process."""
+    import getpass
+
+    try:
+        name = user_name(getpass.getuser().strip())
+    except (KeyError, OSError):  # a container whose user has no name
+        name = ""
+    shown = "".join(letter if letter.isprintable() else "_" for letter in name)
+    return shown if is_user_name(shown) else f"uid{os.getuid()}"
