@@ -1,14 +1,15 @@
 """
 Weights from outside, read so that the file cannot do anything.
 
-A .pth is a pickle, which is a program: storage/unpickle.py opens it in a process of
-its own and hands back safetensors. Those, and .safetensors that a user gives, are
-numbers behind a JSON header and are read right here.
+A .pth is a pickle, which is a program: storage/unpickle.py opens it in a process that
+is confined by the operating system, and hands back safetensors. Those, and .safetensors that
+a user gives, are numbers behind a JSON header of limited length and are read right here.
 """
 
 import errno
 import json
 import os
+import signal
 import stat
 import struct
 import subprocess
@@ -29,8 +30,12 @@ MAX_BYTES = 2 * 1024**3
 MAX_HEADER_BYTES = 8 * 1024**2  # of safetensors; a pair of these networks needs 10 kB
 SANDBOX = Path(__file__).with_name("unpickle.py")
 SANDBOX_SECONDS = 180.0  # by the clock: torch's own start-up, then at most a minute of CPU
-# What Python needs to find torch. Nothing with a secret in it: no GANQ_*, no tokens.
-ENVIRONMENT = ("PATH", "HOME", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
+# What Python needs to find torch, until the process empties its environment.
+ENVIRONMENT = ("HOME", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
+# One thread: Landlock confines the thread that asks for it.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+ANSWER_BYTES = 64 * 1024
+ERROR_BYTES = 4096
 
 SAVE_AGAIN = "save the numbers alone where it was made: torch.save(net.state_dict(), PATH)"
 GET_AGAIN = "copy or download it again and compare the sizes"
@@ -178,39 +183,43 @@ def _refuse_look_alikes(head: bytes, path: Path) -> None:
 
 def _unpickled(file: IO[bytes], path: Path) -> "dict[str, Tensor]":
     """Let the sandbox convert the open file, then read what it made."""
-    with tempfile.TemporaryDirectory(prefix="ganq-foreign-") as folder:
-        made = Path(folder) / "weights.safetensors"
-        command = [sys.executable, "-P", "-B", str(SANDBOX.resolve()), made.name]
-        environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    # Files without a name, not pipes: a limit of the operating system bounds what is written there.
+    with tempfile.TemporaryFile() as made, tempfile.TemporaryFile() as errors:
         try:
             done = subprocess.run(
-                command,
-                cwd=folder,
-                env={**environment, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+                [sys.executable, "-P", "-B", str(SANDBOX.resolve())],
+                cwd="/",
+                env={**environment, **ONE_THREAD, "CUDA_VISIBLE_DEVICES": ""},
                 stdin=file,
-                capture_output=True,
+                stdout=made,
+                stderr=errors,
                 timeout=SANDBOX_SECONDS,
             )
         except subprocess.TimeoutExpired as exc:
             raise ForeignFileError(
                 f"{path} was not read within {SANDBOX_SECONDS:.0f} seconds", hint="is its disk reachable?"
             ) from exc
-        answer = _answer(done, path)
+        made.seek(0)
+        line = made.readline(ANSWER_BYTES)
+        errors.seek(-min(ERROR_BYTES, os.fstat(errors.fileno()).st_size), os.SEEK_END)
+        answer = _answer(line, done.returncode, errors.read(ERROR_BYTES), path)
         if not answer["ok"]:
-            raise _error(path, answer["reason"], answer["detail"])
-        with open(made, "rb") as converted:
-            return _safe_tensors(converted, path)
+            raise _error(path, answer["reason"], str(answer.get("detail", "")))
+        return _safe_tensors(made, path)
 
 
-def _answer(done: "subprocess.CompletedProcess[bytes]", path: Path) -> dict[str, Any]:
+def _answer(line: bytes, code: int, errors: bytes, path: Path) -> dict[str, Any]:
     try:
-        answer = json.loads(done.stdout)
+        answer = json.loads(line)
         if isinstance(answer, dict) and (answer.get("ok") is True or answer.get("reason") in REASONS):
             return answer
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
-    said = done.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1]
-    how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit {done.returncode}"
+    said = errors.decode(errors="replace").strip().rsplit("\n", 1)[-1]
+    how = f"signal {-code}" if code < 0 else f"exit {code}"
+    if -code in (signal.SIGXCPU, signal.SIGKILL):
+        how += ": it took more time or memory than weights of its size can need"
     raise ForeignFileError(
         f"{path}: the process that opened it died ({how}: {_plain(said)})"
         if said
@@ -220,16 +229,20 @@ def _answer(done: "subprocess.CompletedProcess[bytes]", path: Path) -> dict[str,
 
 
 def _safe_tensors(file: IO[bytes], path: Path) -> "dict[str, Tensor]":
-    """Read safetensors whose header is of a bearable length, and check the numbers."""
+    """Read safetensors from the file's position on: a limited header, checked numbers."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    size = os.fstat(file.fileno()).st_size
-    (header,) = struct.unpack("<Q", file.read(8))
+    start = file.tell()
+    size = os.fstat(file.fileno()).st_size - start
+    begin = file.read(8)
+    if len(begin) < 8:
+        raise _error(path, "damaged", "there is no header")
+    (header,) = struct.unpack("<Q", begin)
     if header > min(MAX_HEADER_BYTES, size - 8):
         raise _error(path, "damaged", f"its header claims {header} bytes")
-    file.seek(0)
+    file.seek(start)
     try:
         tensors = load(file.read())
     except (SafetensorError, ValueError, KeyError) as exc:

@@ -1,23 +1,27 @@
 """
-The sandbox that opens a .pth from outside: one process, one file, no second chance.
+The process that opens a .pth from outside, confined to that file and its answer.
 
-    python -P storage/unpickle.py OUT.safetensors < foreign.pth
+    python -P storage/unpickle.py < foreign.pth > answer
 
-Imports nothing of ganq, so that it can be started by its path from an empty folder with
-a bare environment. The file comes as standard input: its path, and with it the rest
-of the disk, stays unknown. torch.load runs with weights_only=True and nothing is tried
-after it fails. Behind that stand an audit hook that refuses programs, sockets and
-writing, and limits on memory, CPU time and file size, in case the unpickler has
-another hole (CVE-2025-32434, CVE-2026-24747). Prints one line of JSON.
+Imports nothing of ganq, so that it can be started by its path with an empty environment. The
+file comes as standard input, and the answer goes to standard output: a line of JSON, then the
+weights as safetensors. torch.load runs with weights_only=True and nothing is tried after it
+fails. In case it has another hole (CVE-2025-32434, CVE-2026-24747), the operating system
+refuses everything but reading, computing and answering (storage/sandbox.py). An audit hook
+before that gives a clear error for what Python code tries, and is the only wall on a kernel
+that has neither Landlock nor seccomp.
 """
 
+import importlib.util
+import io
 import json
 import os
 import re
-import resource
 import sys
 import warnings
 import zipfile
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 2 * 1024**3
@@ -62,29 +66,51 @@ class RefusedError(Exception):
         self.detail = detail
 
 
-def lock_down(file_bytes: int) -> None:
-    """No way out of this process from here on. Cannot be undone, which is the point."""
+def lock_down(file_bytes: int) -> dict[str, str]:
+    """
+    Confine this process for ever; every module that is needed must have been imported.
+
+    Returns:
+        The walls that this kernel does not have.
+    """
 
     def refuse(event: str, args: tuple[Any, ...]) -> None:
         writes = event == "open" and isinstance(args[2], int) and args[2] & WRITING
         if writes or event.startswith(FORBIDDEN):
             raise PermissionError(f"blocked: {event}")
 
-    with open("/proc/self/statm") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    memory = used + 4 * file_bytes + SPARE_BYTES
-    spent = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = int(spent.ru_utime + spent.ru_stime) + CPU_SECONDS
-    for limit, value in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_FSIZE, MAX_BYTES + 16 * 1024**2),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        hard = resource.getrlimit(limit)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (value, value))
+    missing: dict[str, str] = load_sandbox().confine(
+        memory_bytes=4 * file_bytes + SPARE_BYTES,
+        cpu_seconds=CPU_SECONDS,
+        file_bytes=MAX_BYTES + 16 * 1024**2,
+    )
     sys.addaudithook(refuse)
+    return missing
+
+
+def load_sandbox() -> Any:
+    """The module beside this one, by its path: this process finds nothing of ganq by name."""
+    spec = importlib.util.spec_from_file_location("ganq_sandbox", Path(__file__).with_name("sandbox.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def warm_up() -> None:
+    """Go the way of a good file once, so that what torch imports late is there before the doors close."""
+    import torch
+    from safetensors.torch import save
+
+    for zipped in (True, False):
+        file = io.BytesIO()
+        torch.save({"a": torch.zeros(1, dtype=torch.float64)}, file, _use_new_zipfile_serialization=zipped)
+        save(flat_tensors(read(file)))
+    for bad in (b"\x80\x02garbage", b"\x80\x02cposix\nsystem\n."):
+        with suppress(RefusedError):
+            read(io.BytesIO(bad))
+    "".encode("cp437")  # of names in a zip
 
 
 def read(file: Any) -> Any:
@@ -167,12 +193,14 @@ def main() -> None:
     from safetensors.torch import save
 
     torch.set_num_threads(1)
+    warm_up()
     answer: dict[str, Any]
-    with open(sys.argv[1], "xb") as out, os.fdopen(0, "rb") as file:
+    weights = b""
+    with os.fdopen(1, "wb") as out, os.fdopen(0, "rb") as file:
+        lock_down(os.fstat(0).st_size)
         try:
-            lock_down(os.fstat(0).st_size)
             tensors = flat_tensors(read(file))
-            out.write(save(tensors))
+            weights = save(tensors)
             answer = {"ok": True, "tensors": len(tensors)}
         except RefusedError as exc:
             answer = {"ok": False, "reason": exc.reason, "detail": exc.detail}
@@ -181,7 +209,8 @@ def main() -> None:
         except RuntimeError as exc:
             reason = "memory" if "allocate memory" in str(exc) else "damaged"
             answer = {"ok": False, "reason": reason, "detail": first_line(str(exc))}
-    print(json.dumps(answer))
+        out.write(json.dumps(answer).encode() + b"\n")
+        out.write(weights)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from storage.diagnosis_volume import (
 from storage.probe import Finding, Probe, ok, warn
 from storage.settings import Settings
 from worker.diagnosis_gpu import check_gpus_and_torch
-from worker.diagnosis_machine import check_files, check_runtime, check_workers_here
+from worker.diagnosis_machine import check_files, check_runtime, check_sandbox, check_workers_here
 from worker.diagnosis_redis import check_redis
 
 TABLE_S = 15.0
@@ -58,9 +58,11 @@ def examine(settings: Settings) -> Iterator[Finding]:
     gpus = begin("gpus", partial(check_gpus_and_torch), GPU_S, "nvidia-smi hangs: check the driver (dmesg)")
     files = begin("files", partial(check_files, settings), HERE_S, HINT_VOLUME)
     sockets = begin("sockets", partial(check_runtime, settings), HERE_S, HINT_VOLUME)
+    confined = begin("sandbox", partial(check_sandbox), HERE_S, "a confined process hangs: see dmesg")
     yield check_python()
     yield from files
     yield from sockets
+    yield from confined
     yield from table
     # These need what the rows say.
     here = begin("sockets", partial(check_workers_here, settings, facts), HERE_S, HINT_VOLUME)

@@ -5,13 +5,17 @@ Commands find the workers of their machine by sockets in the temporary folder; a
 one (another TMPDIR, systemd's PrivateTmp) is not found there.
 """
 
+import json
 import os
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from storage import sandbox
 from storage.diagnosis import Facts
 from storage.diagnosis_jobs import alive, listed
 from storage.jobs import WorkerRow
@@ -20,6 +24,43 @@ from storage.settings import PREFIX, SECRETS, SOCKET_BYTES, Settings
 from worker.local import way_out
 from worker.process import boot_id, is_alive
 from worker.wake import WAKE_ENV
+
+# --- reading what comes from outside -----------------------------------------------------------
+
+WALLS = {
+    "landlock": "a kernel of 5.13 or newer with landlock in /sys/kernel/security/lsm",
+    "seccomp": "a kernel with seccomp filters, on x86_64 or aarch64",
+    "user": "in a container: map user 65534, or run ganq as a user who is not root",
+}
+"""Walls that a machine may lack, and what gives them."""
+SANDBOX_S = 60.0
+
+
+def check_sandbox(script: Path = Path(sandbox.__file__)) -> Iterator[Finding]:
+    """Confine a process as the readers of foreign files are, and name the walls that this kernel lacks."""
+    done = subprocess.run(
+        [sys.executable, "-P", str(script)], env={}, capture_output=True, text=True, timeout=SANDBOX_S
+    )
+    try:
+        missing: dict[str, str] = json.loads(done.stdout)
+    except ValueError:
+        said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        yield bad(
+            "sandbox",
+            f"a confined process does not start: {said[:200]}",
+            "weights, pictures and archives cannot be read here",
+        )
+        return
+    if missing:
+        named = ", ".join(f"{name} ({why})" for name, why in missing.items())
+        yield warn(
+            "sandbox",
+            f"foreign weights, pictures and archives are read without a part of the sandbox: {named}",
+            "; ".join(WALLS[name] for name in missing if name in WALLS) or "read them on another machine",
+        )
+    else:
+        yield ok("sandbox", "foreign files are read with limits, Landlock and seccomp, and never as root")
+
 
 # --- files that decide --------------------------------------------------------------------
 

@@ -2,12 +2,14 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from jobs.errors import ConfigError
+from storage import sandbox
 from worker import diagnosis, diagnosis_gpu
-from worker.diagnosis_machine import check_files, check_runtime
+from worker.diagnosis_machine import check_files, check_runtime, check_sandbox
 from worker.local import runtime_folder
 
 
@@ -250,3 +252,40 @@ def test_an_extra_that_is_missing_is_no_failure(monkeypatch):
     assert "pip install 'ganq[onnx]'" in told["onnx"].said
     assert told["onnx"].verdict == "ok"
     assert "is installed" in told["faces"].said
+
+
+# --- the sandbox ------------------------------------------------------------------------------
+
+
+def test_the_walls_of_the_sandbox_are_tried_and_found_whole():
+    (found,) = check_sandbox()
+    assert found.verdict == "ok", found.said
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "said"),
+    [
+        (
+            "LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446",
+            "= 9999, 446",
+            "landlock (function not",
+        ),
+        ('SECCOMP_NUMBER = {"x86_64": 317, "aarch64": 277}', "= {}", "seccomp (not known for"),
+    ],
+)
+def test_a_wall_that_the_kernel_lacks_is_a_warning_that_names_it(tmp_path, line, instead, said):
+    text = Path(sandbox.__file__).read_text()
+    assert line in text
+    name = line.split(" = ")[0]
+    (tmp_path / "sandbox.py").write_text(text.replace(line, f"{name} {instead}"))
+    (found,) = check_sandbox(tmp_path / "sandbox.py")
+    assert found.verdict == "warn"
+    assert said in found.said
+    assert found.hint
+
+
+def test_a_confined_process_that_does_not_start_fails(tmp_path):
+    (tmp_path / "sandbox.py").write_text("raise SystemExit('no memory')")
+    (found,) = check_sandbox(tmp_path / "sandbox.py")
+    assert found.verdict == "bad"
+    assert "no memory" in found.said

@@ -147,6 +147,14 @@ def test_the_format_before_pytorch_1_6_loads(tmp_path: Path) -> None:
     assert torch.equal(read_weights(tmp_path / "g.pth")["Gene.0.weight"], state["Gene.0.weight"])
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_precisions_load(tmp_path: Path, kind: torch.dtype) -> None:
+    state = {key: t.to(kind) if t.dim() else t for key, t in SMALL.build_generator(1).state_dict().items()}
+    torch.save(state, tmp_path / "g.pth")
+    read = read_weights(tmp_path / "g.pth")
+    assert all(torch.equal(read[key].to(t.dtype), t) for key, t in state.items())
+
+
 def test_a_discriminator_without_its_last_bias_gets_a_zero_one(
     tmp_path: Path, pair: tuple[Path, Path]
 ) -> None:
@@ -217,7 +225,7 @@ def test_a_whole_pickled_network_is_refused_by_the_name_of_its_class(tmp_path: P
     "escape",
     [
         "os.system('touch canary')",
-        "import subprocess; subprocess.run(['touch', 'canary'])",
+        "subprocess.run(['touch', 'canary'])",
         "os.posix_spawn('/usr/bin/touch', ['touch', 'canary'], {})",
         "os.execv('/usr/bin/touch', ['touch', 'canary'])",
         "os.fork()",
@@ -226,8 +234,8 @@ def test_a_whole_pickled_network_is_refused_by_the_name_of_its_class(tmp_path: P
         "os.open('canary', os.O_CREAT)",
         "os.remove('kept')",
         "os.rename('kept', 'canary')",
-        "import socket; socket.socket()",
-        "import ctypes; ctypes.CDLL(None).system(b'touch canary')",
+        "socket.socket()",
+        "ctypes.CDLL(None).system(b'touch canary')",
         "bytearray(64 * 1024**3)",
     ],
 )
@@ -235,7 +243,8 @@ def test_the_sandbox_holds_even_if_the_unpickler_had_a_hole(tmp_path: Path, esca
     """Runs the code that such a hole would run, in a locked process."""
     (tmp_path / "kept").touch()
     code = (
-        f"import os, runpy\nsandbox = runpy.run_path({unpickle.__file__!r})\nsandbox['lock_down'](1000)\n"
+        "import ctypes, os, runpy, socket, subprocess\n"
+        f"runpy.run_path({unpickle.__file__!r})['lock_down'](1000)\n"
         f"try:\n    {escape}\nexcept (PermissionError, MemoryError) as exc:\n    print('held')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
