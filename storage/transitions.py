@@ -19,6 +19,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    func,
     insert,
     literal,
     select,
@@ -34,6 +35,9 @@ from storage.models import attempt, dependency, event, job, utcnow
 
 MAX_CRASHES = 3
 BACKOFF_S = (2.0, 10.0, 30.0, 60.0)
+LOST_AT_ONCE = 2
+"""So often within LOST_WITHIN_S a job that was lost is offered again without a pause."""
+LOST_WITHIN_S = 300.0
 
 ENDED = {"preempt_for": None, "yielded_at": None}
 """Any end but a yield ends the wish to yield and the memory of it; of a yield, its values tell."""
@@ -228,6 +232,34 @@ def after_crash(row: Any, message: str, *, hung: bool = False) -> Decision:
         return JobState.FAILED, Outcome.CRASHED, told
     told["not_before"] = utcnow() + BACKOFF_S[crashes - 1]
     return JobState.QUEUED, Outcome.CRASHED, told
+
+
+def after_loss(conn: Connection, job_id: int, why: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """
+    Decide whether a job whose worker is taken for lost is offered at once, as it is the first times.
+
+    Whoever takes it for lost may be wrong; it must not be so again and again without a pause.
+
+    Returns:
+        The job's columns and the event's detail.
+    """
+    since_s = utcnow() - attempt.c.ended_at
+    lost = select(func.count()).where(
+        attempt.c.job_id == job_id,
+        attempt.c.outcome == Outcome.LOST,
+        since_s.between(-LOST_WITHIN_S, LOST_WITHIN_S),  # somebody may have set the clock back
+    )
+    before = int(conn.execute(lost).scalar_one())
+    if before < LOST_AT_ONCE:
+        return {}, {"why": why}
+    pause_s = BACKOFF_S[min(before - LOST_AT_ONCE, len(BACKOFF_S) - 1)]
+    told = {
+        "error_code": "WORKER_LOST",
+        "error_message": plain(f"{why}; lost {before + 1} times within {LOST_WITHIN_S / 60:.0f} minutes"),
+        "error_hint": f"ganq events {job_id} shows by whom; ganq doctor checks the workers",
+        "not_before": utcnow() + pause_s,
+    }
+    return told, {"why": why, "times": before + 1, "pause_s": pause_s}
 
 
 def leave(

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,10 +56,23 @@ class Ganq:
     def json(self, *arguments: str) -> Any:
         return json.loads(self(*arguments, "--json"))
 
-    def start_worker(self, name: str = "w1", **env: str) -> "subprocess.Popen[bytes]":
+    def start_worker(
+        self, name: str = "w1", *, within: Sequence[str] = (), options: Sequence[str] = (), **env: str
+    ) -> "subprocess.Popen[bytes]":
+        """
+        Start a worker on the CPU.
+
+        Args:
+            within: a command that runs another command, such as unshare or setpriv.
+            options: of `ganq worker`, instead of --gpus none.
+        """
         log = open(self.folder / f"{name}.log", "ab")  # noqa: SIM115 - the worker keeps writing to it
         worker = subprocess.Popen(
-            [sys.executable, "-P", "-m", "cli.main", "worker", "--gpus", "none", "--name", name],
+            [
+                *(*within, sys.executable, "-P", "-m", "cli.main", "worker"),
+                *(options or ("--gpus", "none")),
+                *("--name", name),
+            ],
             env={**self.env, **env},
             cwd=self.folder,
             stdin=subprocess.DEVNULL,

@@ -7,6 +7,7 @@ one (another TMPDIR, systemd's PrivateTmp) is not found there.
 
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from storage.jobs import WorkerRow
 from storage.probe import Finding, bad, ok, warn
 from storage.settings import PREFIX, SECRETS, SOCKET_BYTES, Settings
 from worker.local import way_out
-from worker.process import boot_id, is_alive
+from worker.process import boot_id, has_died, proc_is_ours
 from worker.wake import WAKE_ENV
 
 # --- reading what comes from outside -----------------------------------------------------------
@@ -159,8 +160,12 @@ def check_runtime(settings: Settings) -> Iterator[Finding]:
 def check_workers_here(settings: Settings, facts: Facts) -> Iterator[Finding]:
     """Whether the workers of this machine live, and use the same runtime folder as this command."""
     here = boot_id()
-    ours = [one for one in facts.workers if one.boot_id == here and here and one.state != "stopped"]
-    dead = [one.name for one in ours if not is_alive(one.pid or 0, one.start_ticks or 0)]
+    ours = [
+        one
+        for one in facts.workers
+        if here and (one.boot_id, one.host) == (here, socket.gethostname()) and one.state != "stopped"
+    ]
+    dead = [one.name for one in ours if has_died(one.pid or 0, one.start_ticks or 0)]
     if dead:
         yield warn(
             "workers", f"died on this machine: {listed(dead)}", "start them again; their logs may say why"
@@ -197,6 +202,8 @@ def _runtime_of(worker: WorkerRow, settings: Settings) -> Iterator[Finding]:
 
 
 def _environment(pid: int) -> dict[str, str] | None:
+    if not proc_is_ours():
+        return None
     try:
         raw = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:

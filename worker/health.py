@@ -6,7 +6,6 @@ away makes no worker look dead, and asking costs no import of its library.
 """
 
 import json
-import os
 import socket
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.settings import Settings
+from worker.process import exists, state_of
 
 ANSWER_S = 5.0
 """A supervisor that does not answer for so long is stopped, frozen, or starved of the processor."""
@@ -114,7 +114,7 @@ def _unreachable(worker: str, pid: int, path: Path, exc: OSError) -> Condition |
     launcher = path.stem.rpartition("-")[2]
     if not path.with_suffix(".json").exists():
         return None  # it has just said goodbye
-    if os.path.isdir(f"/proc/{launcher}"):
+    if launcher.isdigit() and exists(int(launcher)):
         why = f"its supervisor (process {pid}) has died and none has taken its place yet"
     else:
         why = f"was killed (process {launcher}); start it again, or remove {path.with_suffix('.json')}"
@@ -140,14 +140,11 @@ def _hear(worker: str, pid: int, line: socket.socket, deadline: float) -> Condit
 
 
 def _silence(pid: int) -> str:
-    state = ""
-    with suppress(OSError, IndexError):
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     how = {
         "T": ": it is stopped (kill -CONT lets it go on)",
         "D": ": it waits for a disk that does not answer",
     }
-    return f"process {pid} does not answer within {ANSWER_S:.0f} s{how.get(state, '')}"
+    return f"process {pid} does not answer within {ANSWER_S:.0f} s{how.get(state_of(pid), '')}"
 
 
 def judge(facts: dict[str, Any]) -> Condition:

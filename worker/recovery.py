@@ -7,6 +7,7 @@ changed for lease_seconds on its own monotonic clock, over reads that all succee
 
 import logging
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from storage.engine import Database
 from storage.job_store import Beat, JobStore
 from storage.settings import Settings
 from storage.worker_store import WorkerStore
-from worker.process import boot_id, is_alive
+from worker.process import boot_id, has_died
 
 log = logging.getLogger("ganq.recovery")
 
@@ -41,6 +42,7 @@ class Reaper:
         self.lease_s = settings.lease_seconds
         self.patience_s = max(3 * settings.reap_seconds, settings.lease_seconds / 4, 1.0)
         self.boot = boot_id()
+        self.host = socket.gethostname()
         self.watched: dict[int, Watch] = {}
         self.last_read: float | None = None
 
@@ -75,8 +77,9 @@ class Reaper:
         return rescued
 
     def _verdict(self, beat: Beat, now: float) -> str | None:
-        here = bool(self.boot) and beat.boot_id == self.boot
-        if here and beat.pid and not is_alive(beat.pid, beat.start_ticks or 0):
+        # The host, too: machines that were started from one snapshot share their boot.
+        here = bool(self.boot) and (beat.boot_id, beat.host) == (self.boot, self.host)
+        if here and has_died(beat.pid or 0, beat.start_ticks or 0):
             return f"worker {beat.worker} (process {beat.pid}) has died"
         seen = self.watched.get(beat.job_id)
         if seen is None or (seen.attempt, seen.hb_seq) != (beat.attempt, beat.hb_seq):

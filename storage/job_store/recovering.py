@@ -1,5 +1,6 @@
 """For the reaper and the dispatcher: who is silent, and who must be rung for."""
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,9 @@ from jobs.states import JobState, Outcome
 from storage.claims import due_in, ripe, ripen
 from storage.job_store.base import Store
 from storage.models import CLAIMABLE, RUNNING, attempt, job, utcnow
-from storage.transitions import (
-    leave,
-)
+from storage.transitions import LOST_WITHIN_S, after_loss, leave
+
+log = logging.getLogger("ganq.recovery")
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Beat:
     job_id: int
     attempt: int
     hb_seq: int
+    host: str | None
     boot_id: str | None
     pid: int | None
     start_ticks: int | None
@@ -40,6 +42,7 @@ class Recovering(Store):
                     job.c.id,
                     job.c.attempt,
                     job.c.hb_seq,
+                    attempt.c.host,
                     attempt.c.boot_id,
                     attempt.c.pid,
                     attempt.c.start_ticks,
@@ -64,8 +67,10 @@ class Recovering(Store):
             The job's new state, or None if it moved by itself in the meantime.
         """
         began = time.monotonic()
+        detail: dict[str, Any] = {"why": why}
 
         def work(conn: Connection) -> JobState | None:
+            nonlocal detail
             row = conn.execute(
                 select(job)
                 .where(
@@ -82,11 +87,18 @@ class Recovering(Store):
                 new: JobState = JobState.CANCELLED
                 values: dict[str, Any] = {}
             else:
-                new, values = JobState.QUEUED, {}
-            leave(conn, row, new, Outcome.LOST, values, {"why": why})
+                new = JobState.QUEUED
+                values, detail = after_loss(conn, row.id, why)
+            leave(conn, row, new, Outcome.LOST, values, detail)
             return new
 
-        return self.database.write(work)
+        state = self.database.write(work)
+        if state is not None and "pause_s" in detail:
+            log.warning(
+                "job %s was lost %s times within %.0f minutes: it waits %.0f s; see ganq doctor",
+                *(beat.job_id, detail["times"], LOST_WITHIN_S / 60, detail["pause_s"]),
+            )
+        return state
 
     def due_bells(self, *, again_s: float, limit: int) -> list[tuple[int, str]]:
         """

@@ -37,7 +37,7 @@ BACK = {str(one) for one in Outcome} - ENDS
 AFTER_THE_END = {"results_deleted"}
 WISHES = {"submitted", "held", "unheld", "cancel_requested"}
 """Events that no attempt makes."""
-CODES_WITHOUT_A_CLASS = {"CRASHED", "STALLED", "POISON", "DEPENDENCY_FAILED"}
+CODES_WITHOUT_A_CLASS = {"CRASHED", "STALLED", "POISON", "WORKER_LOST", "DEPENDENCY_FAILED"}
 TICK_S = 0.002
 """SQLite's clock has milliseconds."""
 

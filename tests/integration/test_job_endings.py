@@ -341,7 +341,7 @@ def test_the_reaper_sees_running_jobs_and_their_owners(
 
     (only,) = store.running()
 
-    assert only == Beat(lease.job_id, 1, lease.job.hb_seq, "b", 77, 8, "w9")
+    assert only == Beat(lease.job_id, 1, lease.job.hb_seq, "testhost", "b", 77, 8, "w9")
 
 
 def test_a_bell_is_rung_once_for_each_job_and_no_more_than_wanted_at_once(database, store, job_factory):
