@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 from cli import output
 from cli.session import Session
-from jobs.errors import DatabaseUnavailableError
+from jobs.errors import DatabaseUnavailableError, QueueUnavailableError
 from storage.jobs import Job
 
 BELLS = 16
@@ -33,12 +33,13 @@ def ring(session: Session, job: Job) -> None:
 
     parts = session.queries.parts(job.id) if job.blockers else []
     # One bell wakes one worker: as many as there may be workers for it.
-    rung = all(_rung(session, one) for one in parts[:BELLS] or [job])
+    failures = [_rung(session, one) for one in parts[:BELLS] or [job]]
+    failed = next((one for one in failures if one is not None), None)
     takers = served(job.queue, session.queries.workers())  # after the bell: a worker begins meanwhile
     # The embedded Redis comes with the first worker: without one there is nothing else to say.
-    if not rung and (takers is not None or not session.settings.embedded_redis):
+    if failed is not None and (takers is not None or not session.settings.embedded_redis):
         output.notice(
-            f"Redis does not answer: job {job.id} is accepted all the same,"
+            f"{failed.message}: job {job.id} is accepted all the same,"
             f" and workers find it by polling within ~{session.settings.poll_seconds:.0f} s"
         )
     if takers is None:
@@ -47,15 +48,16 @@ def ring(session: Session, job: Job) -> None:
         output.notice(f"no running worker serves the queue {job.queue}: ganq worker --queues {job.queue}")
 
 
-def _rung(session: Session, job: Job) -> bool:
-    return job.state.terminal or job.held or job.blockers > 0 or _reach(session, job)
+def _rung(session: Session, job: Job) -> QueueUnavailableError | None:
+    """Notify the workers of a job, if it waits for one; return what went wrong."""
+    from worker.bell import notify
 
-
-def _reach(session: Session, job: Job) -> bool:
-    from worker.bell import ring as ring_bell
-
-    if ring_bell(session.settings, job.id, job.queue):
-        return True
-    with suppress(DatabaseUnavailableError):  # then it is rung for a little later
-        session.store.not_rung(job.id)
-    return False
+    if job.state.terminal or job.held or job.blockers > 0:
+        return None
+    try:
+        notify(session.settings, job.id, job.queue)
+    except QueueUnavailableError as exc:
+        with suppress(DatabaseUnavailableError):  # then it is rung for a little later
+            session.store.not_rung(job.id)
+        return exc
+    return None

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from jobs.errors import ConfigError
+from storage import redis_url
 from storage.users import USER_HINT, is_user_name, this_account, user_name
 
 PREFIX = "GANQ_"
@@ -306,21 +307,16 @@ def _database_url(url: str, given: Given) -> str:
 
 
 def _check_redis_url(url: str, given: Given) -> None:
-    """Refuse what no Redis can be reached by, before a job is accepted and cannot be rung for."""
-    if url.startswith("redis+socket:///"):
-        if not socket_fits(Path(urlsplit(url).path)):
-            raise ConfigError(
-                f"{given.place} is too long for a socket: {SOCKET_BYTES} bytes are possible",
-                hint="choose a shorter path",
-            )
-        return
-    path = urlsplit(url).path.strip("/") if url.startswith(("redis://", "rediss://")) else "?"
-    if path and not path.isdigit():
+    """Refuse what no Redis can be reached by, before a job is accepted without a notification."""
+    try:
+        address = redis_url.parse(url)
+    except ValueError as exc:
+        raise ConfigError(f"{given}: {exc}", hint=redis_url.EXAMPLES) from exc
+    if address.scheme == "redis+socket" and not socket_fits(Path(address.place)):
         raise ConfigError(
-            f"{given} names no Redis",
-            hint="e.g. redis://host:6379/0, rediss://… with TLS, redis+socket:///path/redis.sock",
+            f"{given.place} is too long for a socket: {SOCKET_BYTES} bytes are possible",
+            hint="choose a shorter path",
         )
-    _check_port(url, given)
 
 
 def _check_port(url: str, given: Given) -> None:
@@ -331,7 +327,7 @@ def _check_port(url: str, given: Given) -> None:
 
 
 _PASSWORD = re.compile(r"(\w+://[^:/@\s]*):\S+@")
-_PASSWORD_OPTION = re.compile(r"(\bpassword=)[^&\s]+", re.IGNORECASE)
+_PASSWORD_OPTION = re.compile(r"(\b(?:ssl_)?password=)[^&\s]+", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 

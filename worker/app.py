@@ -9,6 +9,7 @@ from typing import Any
 
 from celery import Celery
 
+from storage import redis_url
 from storage.settings import Settings
 from worker.bell import TASK as TASK
 from worker.bell import queue_key as queue_key
@@ -16,15 +17,13 @@ from worker.bell import queue_key as queue_key
 VISIBILITY_TIMEOUT_S = 7 * 24 * 3600
 
 
-def broker_url(settings: Settings) -> str:
-    """kombu's spelling of the Redis URL."""
-    return settings.redis_url
-
-
 def make_app(settings: Settings) -> Celery:
     """The application of a worker, which waits for a Redis that is away."""
-    app = Celery("ganq", broker=broker_url(settings), set_as_current=True)
+    address = redis_url.parse(settings.redis_url)
+    app = Celery("ganq", broker=address.broker, set_as_current=True)
     app.conf.update(
+        # Without it kombu verifies no certificate.
+        broker_use_ssl=address.tls or False,
         # One long job a worker, and later jobs go to the idle worker: a bell is fetched
         # only when the pool's one process is free.
         worker_concurrency=1,

@@ -12,6 +12,8 @@ import uuid
 from functools import cache
 from typing import Any
 
+from jobs.errors import QueueUnavailableError
+from storage import redis_url
 from storage.settings import Settings
 
 TASK = "ganq.run_job"
@@ -31,13 +33,30 @@ def ring(settings: Settings, job_id: int, queue: str) -> bool:
         False if Redis is not there; an idle worker then finds the job by itself
         within settings.poll_seconds.
     """
+    try:
+        notify(settings, job_id, queue)
+    except QueueUnavailableError:
+        return False
+    return True
+
+
+def notify(settings: Settings, job_id: int, queue: str) -> None:
+    """
+    Push one notification.
+
+    Raises:
+        QueueUnavailableError: Redis does not take it; the message says why in a few words.
+    """
     from redis.exceptions import RedisError
 
     try:
         _client(settings.redis_url).lpush(queue_key(queue), message(queue, job_id))
-    except (RedisError, OSError, ValueError):  # ValueError: an address that cannot be read
-        return False
-    return True
+    except (RedisError, OSError, ValueError) as exc:  # ValueError: an address that cannot be read
+        why = redis_url.distrust(exc)
+        raise QueueUnavailableError(
+            f"the certificate of Redis is not trusted ({why})" if why else "Redis does not answer",
+            hint=redis_url.HINT_TLS if why else "ganq doctor",
+        ) from exc
 
 
 def message(queue: str, job_id: int) -> str:
@@ -85,15 +104,10 @@ def message(queue: str, job_id: int) -> str:
 
 @cache
 def _client(url: str) -> Any:
-    from redis import Redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
-    # kombu spells a unix socket in its own way.
-    if url.startswith("redis+socket://"):
-        url = url.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=")
-    return Redis.from_url(
-        url,
+    return redis_url.parse(url).client(
         socket_timeout=ANSWER_S,
         socket_connect_timeout=ANSWER_S,
         # A connection that was left open may have died meanwhile. Ringing twice does no harm.

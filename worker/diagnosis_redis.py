@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from jobs.errors import GanqError
+from storage import redis_url
 from storage.probe import Finding, bad, ok, warn
 from storage.settings import Settings, redact
 
@@ -45,12 +46,9 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
-    # kombu and redis-py spell a unix socket in two ways.
-    url = re.sub(r"^redis\+socket://", "unix://", settings.redis_url)
     late = f"jobs run all the same, up to {settings.poll_seconds:.0f} s later"
     try:
-        client = redis.Redis.from_url(
-            url,
+        client = redis_url.parse(settings.redis_url).client(
             socket_connect_timeout=ANSWER_S,
             socket_timeout=ANSWER_S,
             retry=Retry(NoBackoff(), 0),
@@ -75,6 +73,12 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
         # Its subclasses tell of a server that is there and turns us away.
         if isinstance(exc, redis.exceptions.AuthenticationError):
             yield bad("redis", f"Redis refuses the user or password: {_first(exc)}", HINT_URL)
+        elif why := redis_url.distrust(exc):
+            yield bad(
+                "redis",
+                f"the certificate of Redis is not trusted ({why}), so no client connects; {late}",
+                redis_url.HINT_TLS,
+            )
         elif settings.embedded_redis:
             yield _embedded_redis_is_down(late)
         else:

@@ -108,7 +108,7 @@ def test_a_relative_volume_is_refused_because_each_process_would_have_another(tm
         ("lease_seconds = 5", "lease_seconds = 5 in {} is less than three heartbeats"),
         ("poll_seconds = 0", "poll_seconds = 0 in {} must be more than 0"),
         ('log_level = "LOUD"', "log_level = 'LOUD' in {} is none"),
-        ('redis_url = "http://h"', "redis_url = 'http://h' in {} names no Redis"),
+        ('redis_url = "http://h"', "redis_url = 'http://h' in {}: it is no address of a Redis"),
         (
             'database_url = "postgresql://u:hunter2@h:x/d"',
             "database_url = 'postgresql://u:***@h:x/d' in {}: its",
@@ -213,6 +213,7 @@ def test_a_home_has_one_runtime_folder_however_it_is_spelt(tmp_path):
             "cannot reach postgresql+psycopg://ada:***@h/d now",
         ),
         ("postgresql://h/d?user=ada&password=pw&x=1", "postgresql://h/d?user=ada&password=***&x=1"),
+        ("rediss://h/0?ssl_keyfile=k&ssl_password=pw", "rediss://h/0?ssl_keyfile=k&ssl_password=***"),
         ("postgresql://ada@h:5432/d", "postgresql://ada@h:5432/d"),
         ("sqlite:////home/a:b/ganq.db", "sqlite:////home/a:b/ganq.db"),
         ("\x1b[31mred\x07 ü\n", "[31mred ü\n"),
