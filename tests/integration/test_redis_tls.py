@@ -10,8 +10,7 @@ from dataclasses import replace
 
 import pytest
 from machine import Ganq, until
-from services import missing, redis_binary
-from tls import PASSWORD, Authority, Impostor, TlsRedis
+from tls import PASSWORD, Authority, Impostor, TlsRedis, start_redis
 
 pytestmark = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 
@@ -23,10 +22,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def server(authority: Authority) -> Iterator[TlsRedis]:
-    binary = redis_binary()
-    if binary is None:
-        missing("no redis-server")
-    with TlsRedis(binary, *authority.issue("redis")) as running:
+    with start_redis(*authority.issue("redis")) as running:
         yield running
 
 
@@ -117,10 +113,8 @@ def test_a_server_of_an_unknown_authority_is_refused(settings, server, client, s
 def test_a_certificate_for_another_host_is_refused_unless_the_url_says_otherwise(
     settings, authority, client
 ) -> None:
-    binary = redis_binary()
-    assert binary is not None
     known = f"?ssl_ca_certs={authority.certificate}"
-    with TlsRedis(binary, *authority.issue("elsewhere", for_host="DNS:elsewhere.example")) as other:
+    with start_redis(*authority.issue("elsewhere", for_host="DNS:elsewhere.example")) as other:
         assert not client(replace(settings, redis_url=other.url + known))
         assert client(replace(settings, redis_url=f"{other.url}{known}&ssl_check_hostname=false"))
 
