@@ -11,6 +11,7 @@ from celery import Celery
 
 from storage import redis_url
 from storage.settings import Settings
+from worker import transport
 from worker.bell import TASK as TASK
 from worker.bell import queue_key as queue_key
 
@@ -19,6 +20,7 @@ VISIBILITY_TIMEOUT_S = 7 * 24 * 3600
 
 def make_app(settings: Settings) -> Celery:
     """The application of a worker, which waits for a Redis that is away."""
+    transport.register()
     address = redis_url.parse(settings.redis_url)
     app = Celery("ganq", broker=address.broker, set_as_current=True)
     app.conf.update(

@@ -18,6 +18,8 @@ from storage.settings import Settings
 
 TASK = "ganq.run_job"
 ANSWER_S = 1.0
+MOST_BODY = 4096
+"""Characters of a notification's body; ganq's own have about a hundred."""
 
 
 def queue_key(queue: str) -> str:
@@ -100,6 +102,39 @@ def message(queue: str, job_id: int) -> str:
             },
         }
     )
+
+
+def is_notification(message: Any) -> bool:
+    """
+    Return whether a decoded message from Redis is one that message() or Celery's `send_task` made.
+
+    Only such a message is handed to Celery: none that waits (eta), that must be unpacked, or that
+    asks Celery for more than to run the one task now.
+    """
+    try:
+        headers, properties = message["headers"], message["properties"]
+        if (
+            headers["task"] != TASK
+            or not isinstance(headers["id"], str)
+            or any(headers.get(name) is not None for name in ("eta", "expires", "compression"))
+            or headers.get("timelimit") not in (None, [None, None])
+            or message["content-type"] != "application/json"
+            or message["content-encoding"] != "utf-8"
+            or properties["body_encoding"] != "base64"
+            or not isinstance(properties["delivery_tag"], str)
+            or len(message["body"]) > MOST_BODY
+        ):
+            return False
+        arguments, named, embedded = json.loads(base64.b64decode(message["body"]))
+        return (
+            isinstance(arguments, list)
+            and isinstance(named, dict)
+            and isinstance(embedded, dict)
+            and not any(embedded.values())
+            and isinstance(properties["delivery_info"]["routing_key"], str)
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 @cache
