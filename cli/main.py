@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from cli.lazy import Entry, LazyGroup, examples
-from jobs.text import require_text
+from jobs.text import as_utf8, require_text, use_streams_of_any_encoding
 
 WORK, WATCH, DATA, RUN, ADMIN = "Work", "Watch", "Data and models", "Run", "Admin"
 
@@ -139,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         _collect_rarely()
     _open_missing_streams()
-    args = list(sys.argv[1:] if argv is None else argv)
+    use_streams_of_any_encoding()
+    args = [as_utf8(arg) for arg in (sys.argv[1:] if argv is None else argv)]
     # An option of the whole program is understood wherever it stands, as people type it at the end.
     debug = "--debug" in args or os.environ.get("GANQ_DEBUG", "") not in ("", "0")
     args = [arg for arg in args if arg != "--debug"]
@@ -176,6 +177,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 where = "the answer could not be written: "
                 hint = "what was asked may be done all the same: look (ganq status) before you repeat it"
             return _tell(f"{where}{exc.strerror.lower()}", hint, "OS_ERROR", EXIT_FAILED, as_json)
+        if isinstance(exc, UnicodeEncodeError):  # of a path: whatever is printed can be
+            return _tell(
+                f"{exc.object[:200]!r} cannot be a path in this locale ({exc.encoding})",
+                "set LC_ALL=C.UTF-8, or the locale in which it was made",
+                "OS_ERROR",
+                EXIT_FAILED,
+                as_json,
+            )
         said = str(exc).strip().splitlines()
         what = f"{type(exc).__name__}: {said[0]}" if said else type(exc).__name__
         return _tell(what, DEFECT_HINT, "DEFECT", EXIT_FAILED, as_json)

@@ -25,6 +25,11 @@ def on_terminal() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
+def overflow() -> Any:
+    """Return how rich shortens a cell: '…' has the width of one character only where there is one."""
+    return "ellipsis" if (sys.stdout.encoding or "").lower().startswith("utf") else "crop"
+
+
 def clean(value: Any) -> str:
     """One line that is safe to print: no control characters, no passwords; '' for None."""
     return "" if value is None else redact(str(value)).replace("\n", " ").replace("\t", " ")
@@ -105,7 +110,7 @@ def rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name, width in widths.items():
         justify: Any = "right" if name in right else "left"
-        table.add_column(name, justify=justify, width=width, no_wrap=True, overflow="ellipsis")
+        table.add_column(name, justify=justify, width=width, no_wrap=True, overflow=overflow())
     for row in rows:
         cells = {name: Text(clean(cell)) for name, cell in zip(headers, row, strict=True) if name in widths}
         if "STATE" in cells:

@@ -274,7 +274,7 @@ def _one(session: Session, reference: str, watch: bool, as_json: bool) -> int:
 
         def page() -> Text:
             shown = job_page.lines(session, job_id, rows=_screen_rows(1))
-            return Text("\n".join(shown), no_wrap=True, overflow="ellipsis")
+            return Text("\n".join(shown), no_wrap=True, overflow=output.overflow())
 
         return _watch(page, lambda: session.queries.get(job_id).state.terminal)
     for line in job_page.lines(session, job_id):

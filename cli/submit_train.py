@@ -26,7 +26,7 @@ WORDS = {
     "data": "Folder, zip or tar of pictures. Default: GANQ_DATA, or the one last made or used.",
     "recipe": f"A set of defaults for all below [default: {DEFAULT_RECIPE}]. "
     + " ".join(f"{one.name}: {one.summary}." for one in RECIPES.values()),
-    "size": "Side of the square pictures, in pixels: 8·2^k or 12·2^k.",
+    "size": "Side of the square pictures, in pixels: 8×2^k or 12×2^k.",
     "batch": "Pictures in one step.",
     "epochs": "How often each picture is seen.",
     "save_every": "Epochs between sample grids with checkpoints.",

@@ -60,7 +60,7 @@ def write_checkpoint(
     """
 
     def facts(path: Path) -> None:
-        path.write_text(json.dumps(dict(meta), indent=1, sort_keys=True))
+        path.write_text(json.dumps(dict(meta), indent=1, sort_keys=True), encoding="utf-8")
 
     files = {
         GENERATOR: lambda path: _save(generator, path),

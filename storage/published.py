@@ -34,7 +34,7 @@ def read_manifest(folder: Path, manifest_sha256: str) -> Iterator[Made]:
     try:
         if sha256_file(path) != manifest_sha256:
             raise StorageError(f"{path} has changed since it was published")
-        with open(path) as lines:
+        with open(path, encoding="utf-8") as lines:
             for line in lines:
                 record = json.loads(line)
                 if "index" in record:  # the last lines tell of whole archives
@@ -82,7 +82,7 @@ def verify_manifest(folder: Path, *, manifest_sha256: str | None = None) -> int:
     if manifest_sha256 is not None and (not path.is_file() or sha256_file(path) != manifest_sha256):
         raise StorageError(f"{path} has changed since it was published")
     try:
-        with open(path) as lines:
+        with open(path, encoding="utf-8") as lines:
             return _verify_lines(folder, lines)
     except (OSError, ValueError, KeyError, TypeError, SyntaxError) as exc:
         # Pillow's UnidentifiedImageError is an OSError, a torn line a ValueError.

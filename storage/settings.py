@@ -220,7 +220,7 @@ def _from_env(env: Mapping[str, str]) -> dict[str, Given]:
         key = f"{PREFIX}{name.upper()}"
         if name in SECRETS and (path := env.get(f"{key}_FILE")):
             try:
-                with open(path) as file:
+                with open(path, encoding="utf-8") as file:
                     said = file.read(MOST_LETTERS + 1).strip()
             except (OSError, UnicodeDecodeError) as exc:
                 why = exc.strerror if isinstance(exc, OSError) and exc.strerror else "it is no text"
@@ -249,7 +249,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     if path.stat().st_mode & 0o002:
         raise ConfigError(f"{path} can be written by everybody", hint=f"chmod o-w {path}")
     try:
-        said = tomllib.loads(path.read_text())
+        said = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as exc:
         raise ConfigError(f"{path} is no valid TOML: {exc}", hint="see docs/operations.md") from exc
     if "home" in said:

@@ -132,7 +132,9 @@ def check_use(command: list[str]) -> Finding:
     """
     hint = "check the driver (nvidia-smi, dmesg), and that the container was given the GPU"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TORCH_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=TORCH_S, check=False
+        )
         told = json.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
         return bad("torch", f"torch has not looked at the GPUs within {TORCH_S:.0f} s", hint)

@@ -5,6 +5,7 @@ import logging
 import socket
 import sys
 
+from jobs.text import use_streams_of_any_encoding
 from storage.settings import Settings, redact
 
 BROKER_LOGGERS = ("celery", "kombu")
@@ -55,6 +56,7 @@ def _is_away(error: BaseException) -> bool:
 
 def configure(settings: Settings) -> None:
     """Send the log of this process to stderr."""
+    use_streams_of_any_encoding()
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(BrokerAway())
     if settings.log_format == "json":

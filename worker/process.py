@@ -61,7 +61,7 @@ def _stat(pid: int) -> list[str]:
     if not proc_is_ours():
         return []
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")  # a name is cut off after 15 bytes
     except OSError:
         return []
     # The name in parentheses may hold spaces; what follows the last ')' does not.

@@ -21,6 +21,7 @@ from typing import Any
 from jobs.errors import GanqError, OutOfMemoryError, StopRequested
 from jobs.failpoints import failpoint
 from jobs.kinds import kind_named
+from jobs.text import use_streams_of_any_encoding
 from storage.durable import raise_storage_error
 from storage.settings import Settings
 from storage.volume import Volume
@@ -220,6 +221,7 @@ def main() -> None:
     die_with_parent(int(os.environ["GANQ_SUPERVISOR"]), signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the supervisor decides when to stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    use_streams_of_any_encoding()  # libraries and metrics of users may print anything
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     sock = socket.socket(fileno=int(os.environ.pop(CHANNEL_ENV)))

@@ -200,7 +200,7 @@ def _await_end(process: "subprocess.Popen[bytes]") -> int:
 
 
 def _append(log_file: Path, line: str) -> None:
-    with suppress(OSError), open(log_file, "a") as file:
+    with suppress(OSError), open(log_file, "a", encoding="utf-8") as file:
         file.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
 
