@@ -116,22 +116,25 @@ def first_side(path: Path) -> int:
     Raises:
         DatasetError: there is none, or it cannot be read.
     """
-    import io
     import tempfile
 
-    from PIL import Image
-
+    from storage.dataset_pool import decode_all
     from storage.dataset_scan import UnreadableError, open_reader, scan
 
     listing = scan(path)
     for name in listing.names[:1]:
         try:
             with open_reader(listing, Path(tempfile.gettempdir())) as reader:
-                return min(Image.open(io.BytesIO(reader.read(name))).size)
-        except (UnreadableError, OSError, ValueError) as exc:
+                (answer,) = decode_all([(0, reader.read(name))], size=0, workers=1)
+            reason = answer.reason
+        except UnreadableError as exc:
+            reason = str(exc)
+        if reason is not None:
             raise DatasetError(
-                f"{name} in {path} is no picture that can be read", hint="--size says how large they are"
-            ) from exc
+                f"{name} in {path} is no picture that can be read: {reason}",
+                hint="--size says how large they are",
+            )
+        return int(min(answer.facts["width"], answer.facts["height"]))
     raise DatasetError(f"{path} holds no pictures", hint="name a folder, zip or tar of pictures")
 
 

@@ -1,45 +1,31 @@
 """
 What pictures there are in a folder, a zip or a tar: names in a fixed order, and their bytes.
 
-Nothing is extracted to a name that came from outside. What leaves the folder, is no
-regular file, or grows without measure when unpacked is left out, with the reason.
+Archives are read by a process that can be killed (storage/archives.py). Nothing is extracted to a
+name that came from outside. What leaves the folder, is no regular file, or grows without measure
+when unpacked is left out, with the reason.
 """
 
-import lzma
+import json
 import os
 import stat
-import tarfile
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import IO
 
-from jobs.errors import DatasetError, NotFoundError
+from jobs.errors import DatasetError, NotFoundError, StorageError
+from storage import unarchive
+from storage.archives import ArchiveProcess, MemberError, list_archive
 from storage.containers import GRIDS, IMAGES, MANIFEST, NPZ
 from storage.durable import raise_storage_error
+from storage.unarchive import MAX_FILE_BYTES, MAX_RATIO, PACK_AGAIN, RATIO_FREE_BYTES, is_picture_name
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-MAX_FILE_BYTES = 512 << 20
 MAX_FILES = 5_000_000
-MAX_RATIO = 100
-"""Unpacked to packed bytes: pictures hardly shrink, bombs do."""
-RATIO_FREE_BYTES = 1 << 20
-"""Below this a large ratio is a small file, not a bomb."""
-MAX_HEADER_BYTES = 1 << 20
-"""A tar's long names and pax headers; tarfile reads them into memory whole."""
-BROKEN = (
-    EOFError,
-    RuntimeError,
-    ValueError,
-    lzma.LZMAError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What the archive modules raise on broken archives, besides OSError."""
+MOST_DEATHS = 5
+"""Of the process that reads a zip, before the zip is given up."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +86,6 @@ class Listing:
         return self
 
 
-def is_picture_name(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
-
-
 def scan(source: Path) -> Listing:
     """
     List a folder (flat or a tree), a zip or a tar. Cheap: no picture is opened.
@@ -122,14 +104,10 @@ def scan(source: Path) -> Listing:
             raise NotFoundError(
                 f"there is no data set at {source}", hint="give a folder of pictures, a zip or a tar"
             )
-        if source.is_file() and zipfile.is_zipfile(source):
-            return _scan_zip(source)
-        if source.is_file() and _is_tar(source):
-            return _scan_tar(source)
+        if source.is_file() and (listing := _scan_archive(source)) is not None:
+            return listing
     except OSError as exc:
         raise DatasetError(f"{source} cannot be read: {exc}", hint="check its permissions") from exc
-    except BROKEN as exc:
-        raise _broken(source, exc) from exc
     raise DatasetError(f"{source} is no folder, zip or tar", hint="give a folder of pictures, a zip or a tar")
 
 
@@ -150,18 +128,6 @@ def _pictures_of(source: Path) -> Path:
         f"the pictures in {source} lie in {'several tars' if len(there) > 1 else NPZ}",
         hint="give one of the tars, or generate them with --format png; ganq submit evaluate JOB reads all",
     )
-
-
-def _is_tar(source: Path) -> bool:
-    try:
-        tarfile.open(source, tarinfo=_BoundedInfo).close()
-    except tarfile.TarError:
-        return False
-    return True
-
-
-def _broken(source: Path, exc: Exception) -> DatasetError:
-    return DatasetError(f"{source} is a broken archive: {exc}", hint="pack or download it again")
 
 
 def _scan_folder(root: Path) -> Listing:
@@ -202,80 +168,19 @@ def _scan_link(listing: Listing, entry: "os.DirEntry[str]", name: str, real_root
         listing._take(name)
 
 
-def _scan_zip(source: Path) -> Listing:
-    listing = Listing(source, "zip")
-    with zipfile.ZipFile(source) as archive:
-        for member in archive.infolist():
-            if member.is_dir() or _hidden(member.filename):
-                continue
-            kind = stat.S_IFMT(member.external_attr >> 16)
-            reason = _unsafe_name(member.filename)
-            if kind not in (0, stat.S_IFREG):
-                reason = "no regular file"
-            elif member.flag_bits & 1:
-                reason = "encrypted"
-            elif _too_dense(member.file_size, member.compress_size):
-                reason = f"unpacks to more than {MAX_RATIO} times its size"
-            if reason:
-                listing.skipped.append(Skipped(member.filename[:200], reason))
-            else:
-                listing._take(_plain(member.filename))
-    return listing._sorted()
-
-
-def _scan_tar(source: Path) -> Listing:
-    listing = Listing(source, "tar")
-    budget = source.stat().st_size * MAX_RATIO + RATIO_FREE_BYTES
-    with tarfile.open(source, tarinfo=_BoundedInfo) as archive:
-        for member in archive:
-            budget -= member.size
-            if budget < 0:
-                raise DatasetError(
-                    f"{source} unpacks to more than {MAX_RATIO} times its size", hint="is it a bomb?"
-                )
-            if member.isdir() or _hidden(member.name):
-                continue
-            reason = _unsafe_name(member.name) or (None if member.isreg() else "no regular file")
-            if reason:
-                listing.skipped.append(Skipped(member.name[:200], reason))
-            else:
-                listing._take(_plain(member.name))
-    return listing._sorted()
-
-
-class _BoundedInfo(tarfile.TarInfo):
-    """Refuses a header that would fill the memory before its member is even seen."""
-
-    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        members = (*tarfile.REGULAR_TYPES, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE)
-        if self.type not in members and self.size > MAX_HEADER_BYTES:
-            # A DatasetError passes through tarfile, which takes its own errors for other formats.
-            raise DatasetError(
-                f"the archive has a header of {self.size} bytes", hint="is it a bomb? unpack it yourself"
-            )
-        info: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]  # not in typeshed
-        return info
-
-
-def _plain(name: str) -> str:
-    """`tar -C faces .` writes ./001.png; that is the picture 001.png."""
-    return str(PurePosixPath(name))
-
-
-def _hidden(name: str) -> bool:
-    parts = name.split("/")
-    return parts[0] == "__MACOSX" or any(one.startswith(".") and one not in (".", "..") for one in parts)
-
-
-def _unsafe_name(name: str) -> str | None:
-    parts = name.replace("\\", "/").split("/")
-    if name.startswith(("/", "\\")) or ".." in parts or "\0" in name:
-        return "name leaves the archive"
-    return None
-
-
-def _too_dense(unpacked: int, packed: int) -> bool:
-    return unpacked > RATIO_FREE_BYTES and unpacked > MAX_RATIO * max(packed, 1)
+def _scan_archive(source: Path) -> Listing | None:
+    """The listing of a zip or tar; None if it is neither."""
+    listing = Listing(source, "")
+    for kind, data in list_archive(source):
+        if kind == unarchive.KIND:
+            listing.kind = data.decode()
+        elif kind == unarchive.MEMBERS:
+            for name, reason in json.loads(data):
+                if reason:
+                    listing.skipped.append(Skipped(name, reason))
+                else:
+                    listing._take(name)
+    return listing._sorted() if listing.kind else None
 
 
 class UnreadableError(Exception):
@@ -320,46 +225,89 @@ class _FolderReader(Reader):
 
 
 class _ZipReader(Reader):
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self.archive = archive
-        self.members = {_plain(one.filename): one for one in archive.infolist()}
+    """Asks a process for members; if it dies twice over a member, that member is left out."""
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+        self.deaths = 0
+        self.child = self._begin()
+
+    def _begin(self) -> ArchiveProcess:
+        child = ArchiveProcess(self.source, "serve")
+        try:
+            for _ in child.frames():  # up to the word that the list of members is read
+                pass
+        except BaseException:
+            child.close()
+            raise
+        return child
 
     def read(self, name: str) -> bytes:
         try:
-            with self.archive.open(self.members[name]) as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-        except (OSError, *BROKEN) as exc:
-            raise UnreadableError(f"broken in the archive: {exc}") from exc
+            data = self._ask(name)
+        except MemberError as exc:
+            raise UnreadableError(str(exc)) from exc
+        except DatasetError as exc:
+            raise UnreadableError(f"broken in the archive: {exc.message}") from exc
         if len(data) > MAX_FILE_BYTES:
             raise UnreadableError(f"larger than {MAX_FILE_BYTES >> 20} MiB")
         return data
+
+    def _ask(self, name: str) -> bytes:
+        """Ask once more if the child died: it may have been for another reason than this member."""
+        try:
+            return self.child.ask(name)
+        except (DatasetError, StorageError):
+            self._replace()
+        try:
+            return self.child.ask(name)
+        except DatasetError:
+            self._replace()
+            raise
+
+    def _replace(self) -> None:
+        self.child.close()
+        self.deaths += 1
+        if self.deaths > MOST_DEATHS:
+            raise StorageError(
+                f"{self.source}: the process that reads it died {self.deaths} times", hint=PACK_AGAIN
+            )
+        self.child = self._begin()
+
+    def close(self) -> None:
+        self.child.close()
 
 
 class _UnpackedReader(Reader):
     """A tar can only be read in its own order, so its pictures are unpacked first, under numbers."""
 
     def __init__(self, listing: Listing, folder: Path) -> None:
-        wanted = {name: number for number, name in enumerate(listing.names)}
         self.folder = folder
-        self.wanted = wanted
-        for number, data in self._members(listing.source):
+        self.wanted = {name: number for number, name in enumerate(listing.names)}
+        with ArchiveProcess(listing.source, "unpack") as child:
+            left = child.size * MAX_RATIO + RATIO_FREE_BYTES
+            file: IO[bytes] | None = None
             try:
-                (folder / str(number)).write_bytes(data)
+                for kind, data in child.frames():
+                    left -= len(data)
+                    if left < 0:
+                        raise DatasetError(
+                            f"{listing.source} unpacks to more than {MAX_RATIO} times its size",
+                            hint="is it a bomb?",
+                        )
+                    if kind == unarchive.BEGIN:
+                        number = self.wanted.get(json.loads(data))
+                        file = None if number is None else open(folder / str(number), "wb")  # noqa: SIM115
+                    elif file is not None and kind == unarchive.DATA:
+                        file.write(data)
+                    elif file is not None and kind == unarchive.END:
+                        file.close()
             except OSError as exc:
                 raise_storage_error(exc, folder)
-
-    def _members(self, source: Path) -> Iterator[tuple[int, bytes]]:
-        try:
-            with tarfile.open(source, tarinfo=_BoundedInfo) as archive:
-                for member in archive:
-                    number = self.wanted.get(_plain(member.name))
-                    if number is None or not member.isreg() or member.size > MAX_FILE_BYTES:
-                        continue
-                    file = archive.extractfile(member)
-                    if file is not None:
-                        yield number, file.read()
-        except (OSError, *BROKEN) as exc:
-            raise _broken(source, exc) from exc
+            finally:
+                if file is not None:
+                    with suppress(OSError):
+                        file.close()
 
     def read(self, name: str) -> bytes:
         try:
@@ -377,8 +325,12 @@ def open_reader(listing: Listing, scratch: Path) -> Iterator[Reader]:
     if listing.kind == "folder":
         yield _FolderReader(listing.source)
     elif listing.kind == "zip":
-        with zipfile.ZipFile(listing.source) as archive:
-            yield _ZipReader(archive)
+        try:
+            reader = _ZipReader(listing.source)
+        except OSError as exc:
+            raise DatasetError(f"{listing.source} cannot be read: {exc}", hint="is it still there?") from exc
+        with closing(reader):
+            yield reader
     else:
         with tempfile.TemporaryDirectory(prefix=".unpack-", dir=scratch) as folder:
             yield _UnpackedReader(listing, Path(folder))

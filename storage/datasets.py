@@ -31,11 +31,11 @@ from storage.dataset_scan import (
     Reader,
     Skipped,
     UnreadableError,
-    is_picture_name,
     open_reader,
     scan,
 )
 from storage.durable import TEMP_MARK, fsync_folder, make_folder, raise_storage_error, write_json
+from storage.unarchive import is_picture_name
 from storage.volume import FINGERPRINT, Volume
 
 if TYPE_CHECKING:
