@@ -136,6 +136,10 @@ def _about(session: Session, job: Job, around: words.Surroundings) -> Iterator[t
         yield "error", f"{job.error_message} [{job.error_code}]"
     if job.error_hint:
         yield "", f"→ {job.error_hint}"
+    if job.malformed:
+        yield "malformed", f"no ganq wrote this row: {job.malformed}"
+        if job.state is JobState.QUEUED:
+            yield "", "→ a worker fails it with BAD_SPEC; or ganq cancel it, and submit it again"
     if failed := (job.result or {}).get("out_error"):
         yield "not copied", f"{failed} (the pictures themselves are safe: ganq open {job.id})"
     share, progress = words.fraction(job), words.progress(job)

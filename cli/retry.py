@@ -77,11 +77,16 @@ def again(session: Session, job: "Job", instead: Mapping[int, int]) -> "Job":
             f"job {job.id} is {job.state}, and only an ended job can be retried",
             hint=f"ganq wait {job.id}, or ganq cancel {job.id} first",
         )
+    if job.malformed:
+        from storage.malformed import refusal
+
+        raise refusal(job)
     kind = kind_named(job.kind)
     if kind.runner is None:
         raise InvalidTransitionError(
             f"job {job.id} is an {job.kind}, which no worker runs", hint="ganq import does it again"
         )
+    kind.spec_class().from_json(job.spec)  # one that no ganq wrote is refused before it is read
     spec = dict(job.spec)
     for field in DRAWS_FROM:
         if spec.get(field) in instead:

@@ -150,7 +150,7 @@ def _of_job(session: Session, job: "Job", given: dict[str, Any]) -> tuple[dict[s
         if "checkpoint" in given:
             raise SpecError(
                 f"the pictures of job {job.id} are made already: there is no --checkpoint to choose",
-                hint=f"--checkpoint goes with job {job.spec['source']}, from which they were drawn",
+                hint=f"--checkpoint goes with job {job.spec.get('source')}, from which they were drawn",
             )
         if job.state.terminal and (job.state != "succeeded" or "deleted_at" in (job.result or {})):
             gone = "were deleted" if job.state == "succeeded" else f"never came: it has {job.state}"
@@ -158,13 +158,13 @@ def _of_job(session: Session, job: "Job", given: dict[str, Any]) -> tuple[dict[s
                 f"the pictures of job {job.id} {gone}", hint=f"ganq retry {job.id} makes them again"
             )
         _enough_made(job)
-        model, after = session.queries.get(job.spec["source"]), [] if job.state.terminal else [job.id]
+        model, after = session.queries.get(job.spec_field("source")), [] if job.state.terminal else [job.id]
     else:
         raise SpecError(
             f"job {job.id} is of kind {job.kind} and has no pictures",
             hint="evaluate a training, an import or a generation",
         )
-    about = {"source": job.id, "size": model.spec["size"]}
+    about = {"source": job.id, "size": model.spec_field("size")}
     if given.get("size", about["size"]) != about["size"]:
         raise SpecError(
             f"--size {given['size']}: the pictures of job {job.id} are of {about['size']}×{about['size']}",

@@ -221,8 +221,8 @@ def continued(session: Session, parent: "Job", given: dict[str, Any]) -> TrainSp
     known = session.queries.checkpoints(parent.id)
     if parent.state.terminal and not known:
         raise without_checkpoint(parent)
-    done = known[-1].epoch if parent.state.terminal else parent.spec["epochs"]
-    epochs = given.get("epochs", parent.spec["epochs"])
+    done = known[-1].epoch if parent.state.terminal else parent.spec_field("epochs")
+    epochs = given.get("epochs", parent.spec_field("epochs"))
     if epochs <= done:
         raise SpecError(
             f"job {parent.id} has {output.count(done, 'epoch')} already: --epochs {epochs} adds none",

@@ -63,6 +63,8 @@ def as_one(job: Job, around: Surroundings) -> Job:
 
 def state(job: Job, around: Surroundings) -> str:
     """The job's state, with why it does not move when it does not."""
+    if job.malformed and not (job.state.terminal and job.error_code):
+        return f"{job.state}: malformed"
     if job.state is JobState.RUNNING:
         worker = around.workers.get(job.worker or "")
         if job.cancel_requested_at is not None:
@@ -215,6 +217,7 @@ def as_json(job: Job, around: Surroundings) -> dict[str, Any]:
         "error": None
         if job.error_code is None
         else {"code": job.error_code, "message": job.error_message, "hint": job.error_hint},
+        "malformed": job.malformed,
         "bit_exact": job.bit_exact,
         "retry_of": job.retry_of,
         "created_at": job.created_at,

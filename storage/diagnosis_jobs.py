@@ -11,6 +11,7 @@ from jobs.states import JobState
 from storage.diagnosis import Facts
 from storage.engine import Database
 from storage.jobs import Job, WorkerRow
+from storage.malformed import open_ids
 from storage.models import CLAIMABLE, RUNNING, attempt, checkpoint, job, utcnow
 from storage.probe import Finding, bad, ok, warn
 from storage.queries import Filter, Queries
@@ -33,6 +34,7 @@ def check_jobs_and_workers(settings: Settings, facts: Facts) -> Iterator[Finding
     yield from check_workers(facts.workers, settings)
     yield from check_running(facts.running, facts.workers, settings)
     yield from check_queued(waiting(facts.database), facts.workers, settings)
+    yield from check_malformed(queries)
     yield from check_limits(Quotas(facts.database))
 
 
@@ -172,6 +174,18 @@ def check_queued(
             yield warn(
                 "jobs", f"{jobs} in the queue {queue}, and no worker is there", "ganq up, or ganq worker"
             )
+
+
+def check_malformed(queries: Queries) -> Iterator[Finding]:
+    """Open jobs whose rows no ganq wrote."""
+    ids = queries.database.read(lambda conn: open_ids(conn, MOST_RUNNING))
+    for one in queries.get_many(ids[:LISTED]):
+        more = f", and {len(ids) - LISTED} more like it" if len(ids) > LISTED else ""
+        yield bad(
+            "jobs",
+            redact(f"no ganq wrote the row of job {one.id}: {one.malformed}{more}"),
+            "a running worker fails it with BAD_SPEC; submit it again with ganq submit",
+        )
 
 
 def check_limits(quotas: Quotas) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ from storage.datasets import list_datasets
 from storage.durable import raise_storage_error
 from storage.former import is_of
 from storage.garbage_rules import CHECKPOINTS, SAMPLES, AttemptSeen, Cache, JobFacts, JobSeen, Reader
+from storage.jobs import state_of
 from storage.models import attempt, checkpoint, dependency, job, utcnow
 from storage.transitions import record_event
 from storage.volume import Volume
@@ -204,7 +205,7 @@ def job_facts(conn: Connection, ids: Sequence[int]) -> dict[int, JobFacts]:
         row.id: JobFacts(
             id=row.id,
             kind=row.kind,
-            state=JobState(row.state),
+            state=state_of(row.state, JobState.RUNNING),
             attempt=row.attempt,
             created_at=row.created_at,
             ended_age_s=row.ended_age_s,
@@ -293,7 +294,11 @@ def give_up(conn: Connection, ids: Sequence[int], *, age_s: float) -> None:
     needed = needed_jobs(conn)
     now = conn.execute(select(utcnow())).scalar_one()
     for row in rows:
-        old = JobState(row.state).terminal and row.ended_age_s is not None and row.ended_age_s >= age_s
+        old = (
+            state_of(row.state, JobState.RUNNING).terminal
+            and row.ended_age_s is not None
+            and row.ended_age_s >= age_s
+        )
         if not old or row.id in needed or "deleted_at" in (row.result or {}):
             continue
         conn.execute(checkpoint.delete().where(checkpoint.c.job_id == row.id))

@@ -16,7 +16,6 @@ schema_info   the oldest code that may work on these tables
 from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Column,
     Double,
@@ -33,6 +32,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
+from storage.json_object import JsonObject
+
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -41,8 +42,7 @@ NAMING = {
 }
 metadata = MetaData(naming_convention=NAMING)
 
-# None is SQL's NULL, not JSON's null.
-Json = JSON(none_as_null=True)
+Json = JsonObject()
 
 # SQLite gives an auto-incremented id to INTEGER only.
 Id = BigInteger().with_variant(Integer(), "sqlite")

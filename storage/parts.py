@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, select, text, update
 
 from jobs.states import JobState
+from storage.jobs import state_of
 from storage.models import dependency, event, job, utcnow
 
 PARTS = "part_of IS NOT NULL"
@@ -118,7 +119,7 @@ def _summary(rows: Sequence[Any]) -> Parts:
     running = [row for row in rows if row.state == JobState.RUNNING]
     return Parts(
         number=len(rows),
-        ended=sum(JobState(row.state).terminal for row in rows),
+        ended=sum(state_of(row.state).terminal for row in rows),
         running=len(running),
         done=done,
         total=total,

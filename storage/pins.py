@@ -9,7 +9,7 @@ who has pinned them: whoever is second sees what the first has done.
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, case, func, literal_column, select
 
 from jobs.states import JobState
 from storage.jobs import Checkpoint
@@ -23,6 +23,14 @@ def pinned_ids(inputs: dict[str, Any] | None) -> set[int]:
     fixed = inputs or {}
     one = {fixed["checkpoint_id"]} if "checkpoint_id" in fixed else set()
     return one | set(fixed.get("checkpoint_ids", ()))
+
+
+def _source_is(conn: Connection, job_id: int) -> Any:
+    """The condition that a job's spec names this source; false for a spec that is no JSON object."""
+    if conn.dialect.name == "sqlite":
+        read = case((func.json_valid(job.c.spec) == 1, job.c.spec), else_=literal_column("'{}'"))
+        return func.json_extract(read, "$.source") == job_id
+    return job.c.spec["source"].as_string() == str(job_id)
 
 
 def hold_checkpoints(conn: Connection, ids: Collection[int]) -> bool:
@@ -40,7 +48,7 @@ def unneeded(conn: Connection, job_id: int, ids: Sequence[int]) -> list[Checkpoi
     live = select(job.c.inputs).where(job.c.state.in_(LIVE), job.c.inputs.is_not(None))
     pinned = {one for (inputs,) in conn.execute(live) for one in pinned_ids(inputs)}
     # 'best' and 'last' are of what is there when the job begins; an epoch is a promise.
-    reads_this = job.c.spec["source"].as_integer() == job_id
+    reads_this = _source_is(conn, job_id)
     named = {
         str(which)
         for (which,) in conn.execute(

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, exists, func, or_, select, tex
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError
 from jobs.states import JobState
 from storage.engine import Database
-from storage.jobs import Checkpoint, Event, Job, WorkerRow
+from storage.jobs import Checkpoint, Event, Job, WorkerRow, state_of
 from storage.models import CLOCKS, attempt, checkpoint, dependency, event, indexed_by, job, utcnow, worker
 from storage.parts import PARTS, Parts, parts_of, summaries
 from storage.transitions import how_it_ended
@@ -261,7 +261,7 @@ class Queries:
             .where(dependency.c.job_id == job_id, job.c.part_of.is_(None))
             .order_by(job.c.id)
         )
-        return self.database.read(lambda conn: [(row.id, JobState(row.state)) for row in conn.execute(query)])
+        return self.database.read(lambda conn: [(row.id, state_of(row.state)) for row in conn.execute(query)])
 
     def ended_with(self, job_id: int) -> list[Job]:
         """The jobs that ended because this one did, those that waited for them included, oldest first."""

@@ -7,11 +7,12 @@ reads the same checkpoint and the same pictures.
 
 from typing import Any
 
-from jobs.errors import CheckpointNotFoundError, NotFoundError
+from jobs.errors import CheckpointNotFoundError, GanqError, NotFoundError, SpecError, one_line
 from jobs.failpoints import failpoint
 from jobs.kinds import kind_named
 from storage.job_store import JobStore
 from storage.jobs import Checkpoint, Job, Lease
+from storage.malformed import HINT, refusal
 from storage.queries import Queries
 
 EPOCH_ROWS = 32
@@ -30,7 +31,22 @@ def make_order(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any
     Raises:
         CheckpointNotFoundError: the job wants a model that is not there.
         LeaseLostError: the job belongs to another attempt.
+        SpecError: no ganq wrote such a job.
     """
+    if lease.job.malformed is not None:
+        raise refusal(lease.job)
+    for field in ("source", "init_from", "continue_from"):
+        if not isinstance(lease.job.spec.get(field), int | None):
+            raise SpecError(f"--{field.replace('_', '-')} is {lease.job.spec[field]!r:.60}, not a job")
+    try:
+        return _make(lease, store, queries)
+    except (KeyError, TypeError, AttributeError, ValueError) as exc:
+        if isinstance(exc, GanqError):
+            raise
+        raise SpecError(f"its spec cannot be read: {one_line(exc)}", hint=HINT) from exc
+
+
+def _make(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
     job = lease.job
     kind = kind_named(job.kind)
     inputs = dict(job.inputs or {})

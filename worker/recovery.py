@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jobs.errors import SchemaMismatchError, one_line
+from jobs.errors import GanqError, SchemaMismatchError, one_line
 from storage.engine import Database
 from storage.job_store import Beat, JobStore
 from storage.settings import Settings
@@ -66,12 +66,18 @@ class Reaper:
         self.last_read = now
         rescued = []
         for beat in beats:
-            why = self._verdict(beat, now)
-            if why and self.store.rescue(beat, why, within_s=self.patience_s) is not None:
-                log.warning("job %s taken back: %s", beat.job_id, why)
-                rescued.append(beat.job_id)
-            elif why:
-                self.watched.pop(beat.job_id, None)
+            try:
+                why = self._verdict(beat, now)
+                if why and self.store.rescue(beat, why, within_s=self.patience_s) is not None:
+                    log.warning("job %s taken back: %s", beat.job_id, why)
+                    rescued.append(beat.job_id)
+                elif why:
+                    self.watched.pop(beat.job_id, None)
+            except GanqError:
+                raise
+            except Exception as exc:  # of this row; the others are taken back all the same
+                log.error("job %s cannot be taken back: %s", beat.job_id, one_line(exc))
+                log.debug("the row that cannot be taken back", exc_info=True)
         alive = {beat.job_id for beat in beats}
         self.watched = {job_id: seen for job_id, seen in self.watched.items() if job_id in alive}
         return rescued
@@ -112,6 +118,7 @@ class Recovery(threading.Thread):
         self.misfit = misfit
         self.reaper = Reaper(self.store, settings)
         self.stopping = threading.Event()
+        self.malformed_after = 0
 
     def run(self) -> None:
         self.workers_forgotten = False
@@ -122,6 +129,7 @@ class Recovery(threading.Thread):
                 if self.reaper.tick():
                     self.wake()
                 if time.monotonic() >= next_ring:
+                    self.fail_malformed()
                     self.dispatch()
                     next_ring = time.monotonic() + self.settings.poll_seconds
                 if not self.workers_forgotten:
@@ -134,6 +142,12 @@ class Recovery(threading.Thread):
                 log.debug("the recovery that failed", exc_info=True)
             if self.stopping.wait(self.settings.reap_seconds * random.uniform(0.8, 1.2)):
                 return
+
+    def fail_malformed(self) -> None:
+        """Fail queued jobs that no ganq wrote and no claim finds."""
+        failed, self.malformed_after = self.store.fail_malformed(self.malformed_after)
+        for one in failed:
+            log.warning("job %s has failed: no ganq wrote its row (ganq status %s)", one, one)
 
     def dispatch(self) -> None:
         """Ring for queued jobs that nobody was told of."""

@@ -26,6 +26,7 @@ from jobs.errors import (
     LeaseLostError,
     SchemaMismatchError,
     error_of,
+    one_line,
 )
 from jobs.failpoints import failpoint
 from jobs.kinds import KINDS, SPEC_VERSION
@@ -222,8 +223,9 @@ class Supervisor:
             except SchemaMismatchError as exc:
                 self._on_misfit(exc)
                 break
-            except GanqError as exc:
-                log.warning("cannot claim: %s", exc)
+            except Exception as exc:  # a row that no ganq wrote, too: this worker must go on
+                log.warning("cannot claim: %s", one_line(exc))
+                log.debug("the claim that failed", exc_info=True)
                 break
             if lease is None:
                 if due_s is not None:

@@ -14,6 +14,7 @@ endings       succeed, fail, release, crash
 wishing       cancel, hold
 sweeping      accept an array, cancel many
 recovering    take back, ring again
+malformed     end what no ganq wrote
 
 storage/transitions.py holds the compare-and-set itself.
 """
@@ -23,6 +24,7 @@ from storage.job_store.claiming import Claim as Claim
 from storage.job_store.claiming import Claiming
 from storage.job_store.leases import Leases
 from storage.job_store.leases import Wishes as Wishes
+from storage.job_store.malformed import Malformed
 from storage.job_store.recovering import Beat as Beat
 from storage.job_store.recovering import Recovering
 from storage.job_store.submitting import Submitting
@@ -30,5 +32,5 @@ from storage.job_store.sweeping import Sweeping
 from storage.job_store.wishing import Wishing
 
 
-class JobStore(Submitting, Claiming, Leases, Checkpoints, Wishing, Sweeping, Recovering):
+class JobStore(Submitting, Claiming, Leases, Checkpoints, Wishing, Sweeping, Recovering, Malformed):
     """All changes of state, on SQLite and Postgres alike."""

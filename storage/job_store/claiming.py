@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Select, Update, bindparam, func, insert, null, select, text, update
+from sqlalchemy.exc import IntegrityError
 
 from jobs.errors import GanqError, LeaseLostError
 from jobs.failpoints import guard
@@ -14,6 +15,7 @@ from jobs.states import JobState
 from storage.claims import BEST, Candidate, Look, Wanted, candidates, look, oldest, ripen, serve
 from storage.engine import SCHEMA_REVISION, check_schema
 from storage.job_store.endings import Endings, publish
+from storage.job_store.malformed import close_attempts
 from storage.jobs import Job, Lease, WorkerIdentity
 from storage.models import CLOCKS, RUNNING, attempt, job, utcnow
 from storage.transitions import record_event, telling
@@ -76,6 +78,15 @@ class Claiming(Endings):
         claim = Claim(who, kinds, spec_version)
         if not guard("claim_cas"):
             claim.blind = self.database.read(lambda conn: _first(conn, claim.wanted))
+        try:
+            return self._take(claim)
+        except IntegrityError:  # somebody has queued a job by hand whose attempt is still open
+            best = self.database.read(lambda conn: _first(conn, claim.wanted)[0].bound["this"])
+            log.warning("job %s has been queued by hand: its open attempt is closed", best)
+            self.database.write(lambda conn: close_attempts(conn, best))
+            return self._take(claim)
+
+    def _take(self, claim: "Claim") -> Lease | None:
         try:
             alone = not self.database.is_sqlite
             return self.database.write(partial(claim.take, alone=alone), at_once=True)

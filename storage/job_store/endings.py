@@ -10,6 +10,7 @@ from jobs.failpoints import guard
 from jobs.states import JobState, Outcome, StopReason
 from storage.job_store.base import Store
 from storage.jobs import Lease
+from storage.malformed import readable
 from storage.models import attempt, job, utcnow
 from storage.transitions import (
     BACKOFF_S,
@@ -146,6 +147,7 @@ def settle(
     row = conn.execute(own, bound_to(lease)).first()
     if row is None:
         return _settled_before(conn, lease, endings)
+    row = readable(conn, row)
     new, outcome, values = decide(row)
     # The holder's own clock cannot be set, as the database's can.
     leave(conn, row, new, outcome, {**values, "ran_s": row.ran_s + lease.ran_s}, detail)

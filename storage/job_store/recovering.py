@@ -48,7 +48,7 @@ class Recovering(Store):
                     attempt.c.start_ticks,
                     job.c.worker,
                 )
-                .join(attempt, and_(attempt.c.job_id == job.c.id, attempt.c.number == job.c.attempt))
+                .outerjoin(attempt, and_(attempt.c.job_id == job.c.id, attempt.c.number == job.c.attempt))
                 .where(text(f"job.{RUNNING}"))
             )
             return [Beat(*row) for row in rows]
