@@ -10,7 +10,7 @@ RUN python3 -m venv /opt/ganq \
 
 FROM libraries AS wheel
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ganq_entry.py ./
 COPY cli cli
 COPY worker worker
 COPY storage storage

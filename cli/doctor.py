@@ -45,9 +45,10 @@ def doctor(as_json: bool) -> int:
         return _report(
             None, [bad("settings", "a file of the settings cannot be read to its end", hint)], as_json
         )
+    import ganq_entry
     from worker.diagnosis import examine
 
-    return _report(settings, examine(settings), as_json)
+    return _report(settings, examine(settings, ganq_entry.left_out), as_json)
 
 
 def _report(settings: "Settings | None", findings: "Iterable[Finding]", as_json: bool) -> int:

@@ -5,13 +5,14 @@ A message is a doorbell. It carries a hint and may be lost, doubled or forged
 without any harm: what runs is decided by the job table alone.
 """
 
+import os
 from typing import Any
 
 from celery import Celery
 
 from storage import redis_url
 from storage.settings import Settings
-from worker import transport
+from worker import celery_environment, transport
 from worker.bell import TASK as TASK
 from worker.bell import queue_key as queue_key
 
@@ -20,6 +21,7 @@ VISIBILITY_TIMEOUT_S = 7 * 24 * 3600
 
 def make_app(settings: Settings) -> Celery:
     """The application of a worker, which waits for a Redis that is away."""
+    celery_environment.clear(os.environ)
     transport.register()
     address = redis_url.parse(settings.redis_url)
     app = Celery("ganq", broker=address.broker, set_as_current=True)
@@ -56,6 +58,8 @@ def make_app(settings: Settings) -> Celery:
         worker_hijack_root_logger=False,
         event_queue_durable=False,
     )
+    # In a thread other than this, Celery would else make an application from a celeryconfig.py.
+    app.set_default()
     if settings.embedded_redis:
         # A unix socket knows no TCP keepalive.
         app.conf.broker_transport_options.pop("socket_keepalive")

@@ -7,7 +7,7 @@ long as the slowest, and at most a minute and a half with GPUs, half a minute wi
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib import metadata
 
@@ -21,6 +21,7 @@ from storage.diagnosis_volume import (
 )
 from storage.probe import Finding, Probe, ok, warn
 from storage.settings import Settings
+from worker.diagnosis_environment import check_environment
 from worker.diagnosis_gpu import check_gpus_and_torch
 from worker.diagnosis_machine import check_files, check_runtime, check_sandbox, check_workers_here
 from worker.diagnosis_redis import check_redis
@@ -43,8 +44,13 @@ USES = {
 """What each extra of the package is for."""
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """Every check, from what all else stands on to what is nice to have."""
+def examine(settings: Settings, left_out: Sequence[tuple[str, str]] = ()) -> Iterator[Finding]:
+    """
+    Every check, from what all else stands on to what is nice to have.
+
+    Args:
+        left_out: folders of PYTHONPATH that are not searched, and why.
+    """
     facts = Facts()
 
     def begin(check: str, look: partial[Iterator[Finding]], within_s: float, hint: str) -> Probe:
@@ -60,6 +66,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     sockets = begin("sockets", partial(check_runtime, settings), HERE_S, HINT_VOLUME)
     confined = begin("sandbox", partial(check_sandbox), HERE_S, "a confined process hangs: see dmesg")
     yield check_python()
+    yield from check_environment(left_out)
     yield from files
     yield from sockets
     yield from confined

@@ -21,8 +21,8 @@ from typing import Any
 from jobs.errors import ConfigError
 from storage.schema import prepare
 from storage.settings import WORD, WORD_HINT, Settings
+from worker import celery_environment, gpu, logs
 from worker import cores as core_units
-from worker import gpu, logs
 from worker.cores import Cores
 from worker.local import runtime_folder, worker_command
 from worker.wake import WAKE_ENV, knock, knock_path
@@ -125,8 +125,9 @@ class Worker:
 
     def run(self) -> int:
         """Start the supervisor, then Celery; return when both have drained."""
-        # Ours come before Celery starts: it puts the current folder first on the import path.
         import warnings
+
+        celery_environment.clear(os.environ)  # before Celery is imported
 
         from celery.platforms import SecurityWarning
         from celery.signals import task_received, worker_shutting_down

@@ -24,6 +24,15 @@ def test_one_task_is_registered(app) -> None:
     assert [name for name in app.tasks if not name.startswith("celery.")] == [TASK]
 
 
+def test_no_thread_gets_an_application_made_from_somebody_elses_celeryconfig(app) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from celery import current_app
+
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(current_app._get_current_object).result() is app
+
+
 def test_a_bell_is_taken_only_when_the_one_process_is_free(app) -> None:
     conf = app.conf
     assert (conf.worker_concurrency, conf.worker_prefetch_multiplier, conf.worker_disable_prefetch) == (
