@@ -31,6 +31,7 @@ def up(gpus: str, cpu_workers: int | None) -> None:
     import signal
 
     from storage.settings import Settings
+    from worker import logs
     from worker.stack import local_stack, wait_ready
 
     settings = Settings.load()
@@ -40,7 +41,7 @@ def up(gpus: str, cpu_workers: int | None) -> None:
 
     signal.signal(signal.SIGTERM, interrupt)
     code = 0
-    with local_stack(settings, gpus=gpus, cpu_workers=cpu_workers) as stack:
+    with logs.relayed(settings), local_stack(settings, gpus=gpus, cpu_workers=cpu_workers) as stack:
         try:
             if wait_ready(settings, stack.worker):
                 click.echo(f"ganq is up: {settings.home}", err=True)

@@ -62,13 +62,14 @@ def launch(
     """
     _open_standard_files()
     logs.configure(settings)
-    prepare(settings)
-    chosen = _units(gpus, cpu_workers, cores)
-    queues = queues or tuple(one.strip() for one in settings.queues.split(",") if one.strip())
-    require_queues(queues)
-    if len(chosen) > 1:
-        return Fleet(chosen, queues, name).run()
-    return Worker(settings, chosen[0] if chosen else None, queues, name).run()
+    with logs.relayed(settings):
+        prepare(settings)
+        chosen = _units(gpus, cpu_workers, cores)
+        queues = queues or tuple(one.strip() for one in settings.queues.split(",") if one.strip())
+        require_queues(queues)
+        if len(chosen) > 1:
+            return Fleet(chosen, queues, name).run()
+        return Worker(settings, chosen[0] if chosen else None, queues, name).run()
 
 
 def _units(gpus: str, cpu_workers: int | None, cores: str | None) -> Sequence[gpu.Gpu | Cores]:

@@ -2,13 +2,22 @@
 
 import json
 import logging
+import os
 import socket
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from jobs.text import use_streams_of_any_encoding
 from storage.settings import Settings, redact
 
 BROKER_LOGGERS = ("celery", "kombu")
+RELAY_ENV = "GANQ_LOG_PIPE"
+"""Which pipe the log of this process goes to already: a worker of several starts no relay of its own."""
+FLUSH_S = 1.0
+"""How long a worker that ends waits for its last lines to be written: a container ends with it."""
 
 
 class RedactingFormatter(logging.Formatter):
@@ -66,3 +75,57 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
+
+
+@contextmanager
+def relayed(settings: Settings) -> Iterator[None]:
+    """
+    Send what this process and its children write to stdout and stderr through a relay that never blocks.
+
+    See worker/log_relay.py. Without a relay, where the machine starts no process, they write themselves.
+    """
+    if os.environ.get(RELAY_ENV) == _pipe_name(2):
+        yield
+        return
+    with suppress(OSError, ValueError):
+        sys.stderr.flush()
+    before = [os.dup(1), os.dup(2)]
+    relay = _start_relay(settings.log_format)
+    try:
+        yield
+    finally:
+        os.environ.pop(RELAY_ENV, None)
+        for number, saved in zip((1, 2), before, strict=True):
+            os.dup2(saved, number)
+            os.close(saved)
+        if relay is not None:
+            with suppress(subprocess.TimeoutExpired):  # it goes on by itself, see LINGER_S
+                relay.wait(FLUSH_S)
+
+
+def _start_relay(log_format: str) -> "subprocess.Popen[bytes] | None":
+    reader, writer = os.pipe()
+    program = str(Path(__file__).with_name("log_relay.py"))
+    try:
+        relay = subprocess.Popen(
+            [sys.executable, "-I", "-S", program, log_format],
+            stdin=reader,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # a group's Ctrl-C or SIGKILL is for those whose log it is
+        )
+    except OSError as exc:
+        logging.getLogger("ganq.logs").warning("no relay for the log: %s", exc)
+        os.close(writer)
+        return None
+    finally:
+        os.close(reader)
+    for number in (1, 2):
+        os.dup2(writer, number)
+    os.close(writer)
+    os.environ[RELAY_ENV] = _pipe_name(2)
+    return relay
+
+
+def _pipe_name(number: int) -> str:
+    about = os.fstat(number)
+    return f"{about.st_dev}:{about.st_ino}"

@@ -102,6 +102,7 @@ class WarmRunner:
                 },
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                stdout=2,  # ours is the pipe of bells: its reader waits until nobody holds it open
                 start_new_session=True,
             )
         self.channel = Channel(ours)

@@ -149,7 +149,9 @@ class Stage:
             return part(self.workers[name], f"worker.{what}")
         supervisor = part(self.workers[name], "worker.supervisor")
         with suppress(psutil.NoSuchProcess):
-            return next((one for one in family[0].children() if one != supervisor), None)
+            for one in family[0].children():
+                if one != supervisor and not any("log_relay" in word for word in one.cmdline()):
+                    return one
         return None
 
     def alive(self) -> list[psutil.Process]:
