@@ -22,9 +22,12 @@ SHORTEST_SECRET = 6
 """A password that is shorter would be masked in the middle of words."""
 
 
-@click.command(epilog=examples("ganq doctor", "ganq doctor --json"))
+@click.command(epilog=examples("ganq doctor", "ganq doctor --json", "ganq doctor --verify-data"))
+@click.option(
+    "--verify-data", is_flag=True, help="Read all decoded data sets and compare them with their checksums."
+)
 @output.json_option
-def doctor(as_json: bool) -> int:
+def doctor(verify_data: bool, as_json: bool) -> int:
     """
     Look at all that ganq stands on, and say what to do about what is wrong.
 
@@ -48,7 +51,7 @@ def doctor(as_json: bool) -> int:
     import ganq_entry
     from worker.diagnosis import examine
 
-    return _report(settings, examine(settings, ganq_entry.left_out), as_json)
+    return _report(settings, examine(settings, ganq_entry.left_out, verify_data=verify_data), as_json)
 
 
 def _report(settings: "Settings | None", findings: "Iterable[Finding]", as_json: bool) -> int:

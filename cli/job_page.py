@@ -14,7 +14,14 @@ from jobs.states import JobState
 from storage.jobs import Job
 
 EVENTS = 8
-TROUBLES = ("checkpoint_skipped", "not_bit_exact", "rolled_back", "save_missed", "stopped_early")
+TROUBLES = (
+    "checkpoint_skipped",
+    "dataset_damaged",
+    "not_bit_exact",
+    "rolled_back",
+    "save_missed",
+    "stopped_early",
+)
 """Events that are shown however long ago they were, the last few of them."""
 TROUBLES_SHOWN = 4
 LOG_LINES = 8

@@ -6,7 +6,9 @@ Data sets on the volume: pictures decoded once into uint8, found again by their 
                                     report.json  what was left out, and why
 
 The fingerprint is the sha-256 of names, contents and size. A folder is written
-beside, synced and renamed: it is there whole or not at all, and never changes.
+beside, synced and renamed: it is there whole or not at all, and never changes. The index holds
+checksums of the images and of itself. They are compared when a process opens the data set for
+the first time; one that is damaged is decoded again.
 """
 
 import errno
@@ -24,7 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.context import Images
-from jobs.errors import DatasetError, DiskFullError
+from jobs.errors import DatasetError, DiskFullError, GanqError
+from storage.dataset_checksums import CHECKSUMS, BlockChecksums, damage, read_checksums, with_checksums
 from storage.dataset_pool import Decoded, decode_all
 from storage.dataset_scan import (
     Listing,
@@ -39,7 +42,7 @@ from storage.unarchive import is_picture_name
 from storage.volume import FINGERPRINT, Volume
 
 if TYPE_CHECKING:
-    from typing import BinaryIO
+    from typing import IO
 
 FORMAT = 1
 """Goes into the fingerprint: a change of how pixels are made must make new caches."""
@@ -48,9 +51,17 @@ RESERVE_BYTES = 64 << 20
 UNREADABLE = "cannot be read"
 
 Progress = Callable[[int, int], None]
+Report = Callable[[str], None]
+
+_intact: set[tuple[int, ...]] = set()
+"""The files that this process has compared with their checksums: device, inode, size and time of each."""
 
 
 def _quiet(done: int, total: int) -> None:
+    pass
+
+
+def _unsaid(damage: str) -> None:
     pass
 
 
@@ -62,6 +73,7 @@ def open_images(
     max_skip: float = 0.05,
     workers: int = 4,
     progress: Progress = _quiet,
+    damaged: Report = _unsaid,
 ) -> Images:
     """
     The pictures at `data` as size×size pixels: from the cache, or decoded now.
@@ -71,6 +83,7 @@ def open_images(
         max_skip: share of picture files that may be unusable.
         workers: decoding processes; no more than there are cores.
         progress: called with (pictures decoded, pictures).
+        damaged: called with what is damaged in the cache, before the pictures are decoded again.
 
     Raises:
         NotFoundError: nothing is there.
@@ -84,39 +97,101 @@ def open_images(
     with open_reader(listing, volume.datasets) as reader:
         digests = _digests(listing, reader, progress)
         fingerprint = _fingerprint(listing, digests, size)
-        cached = open_cached(volume, fingerprint)
+        cached = open_cached(volume, fingerprint, progress=progress, damaged=damaged)
         if cached is not None:
-            # Another job may have made it, and been content with fewer pictures.
-            with suppress(OSError):
-                report = json.loads((volume.dataset(fingerprint) / REPORT).read_text())
-                # What the scan left out is this source's; what would not decode is the same
-                # for every source of this fingerprint.
-                left_out = [Skipped(**one) for one in report["skipped"] if one["name"] in listing.names]
-                _require_enough(listing, report["used"], [*listing.skipped, *left_out], max_skip)
+            # Another job may have made it, and been content with fewer pictures. What the scan left
+            # out is this source's; what would not decode is the same for every source of this fingerprint.
+            undecoded = [one for one in left_out(volume, fingerprint) if one.name in listing.names]
+            _require_enough(listing, len(cached), [*listing.skipped, *undecoded], max_skip)
             return cached
         _build(volume, listing, reader, digests, fingerprint, size, max_skip, workers, progress)
-    built = open_cached(volume, fingerprint)
+    built = open_cached(volume, fingerprint, progress=lambda _, total: progress(total, total))
     if built is None:
         raise DatasetError(f"the cache of {data} was removed while it was made", hint="try again")
     return built
 
 
-def open_cached(volume: Volume, fingerprint: str) -> Images | None:
-    """A data set that was decoded before; None if it is not there, or not whole."""
+def open_cached(
+    volume: Volume, fingerprint: str, *, progress: Progress = _quiet, damaged: Report = _unsaid
+) -> Images | None:
+    """
+    Open a data set that was decoded before.
+
+    Args:
+        progress: called while its checksums are compared, with (0, pictures).
+        damaged: called with what is not as it was written.
+
+    Returns:
+        None if it is not there, not whole, or damaged.
+    """
     import numpy as np
 
     folder = volume.dataset(fingerprint)
-    index = _whole(folder)
+    index = read_index(folder)
     if index is None:
         return None
     shape = (index["count"], 3, index["size"], index["size"])
-    pictures = np.memmap(folder / IMAGES, dtype=np.uint8, mode="r", shape=shape)
+    try:
+        with open(folder / IMAGES, "rb") as file:
+            # The file that was compared is the one that is mapped, whatever takes its name meanwhile.
+            what = _damage_once(folder, index, file, progress)
+            pictures = None if what else np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
+    except FileNotFoundError:  # another process is replacing it
+        return None
+    except OSError as exc:
+        what, pictures = f"{IMAGES} cannot be read: {os.strerror(exc.errno or 0).lower()}", None
+    if pictures is None:
+        damaged(f"the decoded data set {folder} is damaged: {what}")
+        return None
     labels = np.asarray(index["labels"], dtype=np.int64) if index["classes"] else None
     return Images(pictures, fingerprint, tuple(index["classes"]), labels)
 
 
-def _whole(folder: Path) -> dict[str, Any] | None:
-    """The index of a cache that has all its keys and bytes, else None."""
+def _damage_once(folder: Path, index: dict[str, Any], file: "IO[bytes]", progress: Progress) -> str | None:
+    """What find_damage() says, unless this process has found these very files to be intact."""
+    images, about = os.fstat(file.fileno()), (folder / INDEX).stat()
+    key = tuple(value for s in (images, about) for value in (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns))
+    if key in _intact:
+        return None
+    what = find_damage(folder, index, file, progress)
+    if what is None:
+        _intact.add(key)
+    return what
+
+
+def find_damage(
+    folder: Path, index: dict[str, Any], file: "IO[bytes]", progress: Progress = _quiet
+) -> str | None:
+    """
+    Compare a decoded data set with its checksums.
+
+    One without checksums was written by ganq 0.1.0 or older, and gets them now.
+
+    Args:
+        file: its images.
+
+    Returns:
+        What is not as it was written; None if all is.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    size = os.fstat(file.fileno()).st_size
+    try:
+        crc32 = read_checksums(file.fileno(), size, lambda done, blocks: progress(0, index["count"]))
+        if CHECKSUMS in index:
+            return damage(index, crc32)
+    except (KeyError, TypeError, ValueError):
+        return "its checksums are not those that were written"
+    # Not worth an error: a volume may be read-only. Nor if another has taken its place meanwhile.
+    with suppress(GanqError, OSError):
+        if os.path.samestat(os.fstat(file.fileno()), (folder / IMAGES).stat()):
+            write_json(folder / INDEX, with_checksums(index, crc32))
+    return None
+
+
+def read_index(folder: Path) -> dict[str, Any] | None:
+    """The index of a decoded data set that has all its keys and as many bytes as it should; else None."""
     try:
         index: dict[str, Any] = json.loads((folder / INDEX).read_text())
         expected = index["count"] * 3 * index["size"] ** 2
@@ -138,7 +213,7 @@ def left_out(volume: Volume, fingerprint: str) -> list[Skipped]:
 
 def classes_of(volume: Volume, fingerprint: str) -> list[str] | None:
     """The classes of a decoded data set; None if it is not there, or not whole."""
-    index = _whole(volume.dataset(fingerprint))
+    index = read_index(volume.dataset(fingerprint))
     return None if index is None else list(index["classes"])
 
 
@@ -147,7 +222,7 @@ def list_datasets(volume: Volume) -> list[dict[str, Any]]:
     keys = ("source", "count", "size", "classes", "created_at")
     found = []
     for path in sorted(volume.datasets.glob(f"*/{INDEX}")):
-        index = _whole(path.parent)
+        index = read_index(path.parent)
         if index is not None and FINGERPRINT.fullmatch(path.parent.name):
             bytes_ = index["count"] * 3 * index["size"] ** 2
             about = {key: index.get(key) for key in keys}
@@ -211,6 +286,7 @@ def _build(
     _require_room(volume.datasets, total * 3 * size * size)
     skipped: list[Skipped] = []
     used: list[int] = []
+    checksums = BlockChecksums()
 
     def changed(number: int) -> DatasetError:
         return DatasetError(
@@ -234,13 +310,13 @@ def _build(
         temp.mkdir()
         with open(temp / IMAGES, "xb") as file:
             for answer in decode_all(checked(), size=size, workers=_cores(workers)):
-                _keep(answer, listing, file, used, skipped)
+                _keep(answer, listing, file, checksums, used, skipped)
                 progress(answer.number + 1, total)
             file.flush()
             os.fsync(file.fileno())
         _require_enough(listing, len(used), [*listing.skipped, *skipped], max_skip)
         write_json(temp / REPORT, _report(listing, used, skipped))
-        write_json(temp / INDEX, _index(listing, used, size))
+        write_json(temp / INDEX, with_checksums(_index(listing, used, size), checksums.crc32))
         fsync_folder(temp)
         _publish(temp, target)
     except OSError as exc:
@@ -250,30 +326,48 @@ def _build(
 
 
 def _keep(
-    answer: Decoded, listing: Listing, file: "BinaryIO", used: list[int], skipped: list[Skipped]
+    answer: Decoded,
+    listing: Listing,
+    file: "IO[bytes]",
+    checksums: BlockChecksums,
+    used: list[int],
+    skipped: list[Skipped],
 ) -> None:
     if answer.reason is not None:
         name = listing.names[answer.number]
         skipped.append(Skipped(name, answer.reason, answer.facts.get("detail", "")))
         return
     file.write(answer.pixels)
+    checksums.update(answer.pixels)
     used.append(answer.number)
 
 
 def _publish(temp: Path, target: Path) -> None:
-    """Rename into place; a folder that is there already holds the same pixels, or is broken."""
+    """Rename into place; a folder that is there already holds the same pixels, or is damaged."""
     try:
         os.rename(temp, target)
     except OSError as exc:
         if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         broken = target.with_name(f"{target.name}{TEMP_MARK}old-{secrets.token_hex(4)}")
-        if _whole(target) is not None:
+        if _is_intact(target):
             return
+        # Whoever opens it between the two finds nothing, and makes it, too; never half of one.
         os.rename(target, broken)
         os.rename(temp, target)
         shutil.rmtree(broken, ignore_errors=True)
     fsync_folder(target.parent)
+
+
+def _is_intact(folder: Path) -> bool:
+    index = read_index(folder)
+    if index is None:
+        return False
+    try:
+        with open(folder / IMAGES, "rb") as file:
+            return _damage_once(folder, index, file, _quiet) is None
+    except OSError:
+        return False
 
 
 def _index(listing: Listing, used: list[int], size: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from storage.former import aside
 from storage.models import checkpoint
 from storage.probe import Finding, bad, ok, warn
 from storage.settings import Settings
-from storage.volume import Volume
+from storage.volume import FINGERPRINT, Volume
 
 LOW_BYTES = 5_000_000_000
 LOW_INODES = 10_000
@@ -147,6 +147,38 @@ def check_room(settings: Settings, facts: Facts) -> Iterator[Finding]:
         yield warn("room", said, hint)
     else:
         yield ok("room", said)
+
+
+def check_datasets(settings: Settings) -> Iterator[Finding]:
+    """Read every decoded data set and compare it with its checksums."""
+    from storage.dataset_checksums import CHECKSUMS
+    from storage.datasets import IMAGES, find_damage, read_index
+
+    volume = Volume(settings.volume)
+    intact = unknown = 0
+    for folder in sorted(volume.datasets.glob("*")):
+        if not FINGERPRINT.fullmatch(folder.name):
+            continue
+        index = read_index(folder)
+        what: str | None = "its index is broken, or its images have another size"
+        if index is not None:
+            try:
+                with open(folder / IMAGES, "rb") as file:
+                    what = find_damage(folder, index, file) if CHECKSUMS in index else None
+            except OSError as exc:
+                what = (exc.strerror or str(exc)).lower()
+            unknown += CHECKSUMS not in index
+        intact += what is None
+        if what is not None:
+            yield bad(
+                "datasets",
+                f"{folder} is damaged: {what}",
+                "the next job that reads it decodes its pictures again, if they are still there",
+            )
+    said = f"{intact} decoded data set{'s' * (intact != 1)} intact"
+    if unknown:
+        said += f", of which {unknown} of an older ganq cannot be checked before a job has opened them"
+    yield ok("datasets", said)
 
 
 def check_same_volume(settings: Settings, facts: Facts) -> Iterator[Finding]:

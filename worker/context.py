@@ -159,10 +159,6 @@ class RunContext:
         from storage.datasets import left_out, open_cached, open_images
 
         known = self.order["inputs"].get(pin)
-        if known is not None:
-            cached = open_cached(self.volume, known)
-            if cached is not None:
-                return cached
         spec = self.order["spec"]
 
         def progress(done: int, total: int) -> None:
@@ -170,6 +166,18 @@ class RunContext:
             if self._stop is not None:
                 raise StopRequested(self._stop)
 
+        reported: set[str] = set()
+
+        def damaged(what: str) -> None:
+            if what not in reported:  # both calls below may find it
+                reported.add(what)
+                self.log(f"{what}; it is decoded again")
+                self.event("dataset_damaged", why=what)
+
+        if known is not None:
+            cached = open_cached(self.volume, known, progress=progress, damaged=damaged)
+            if cached is not None:
+                return cached
         images = open_images(
             self.volume,
             data,
@@ -177,6 +185,7 @@ class RunContext:
             max_skip=spec["max_skip"],
             workers=spec["loader_workers"],
             progress=progress,
+            damaged=damaged,
         )
         for one in (skipped := left_out(self.volume, images.fingerprint))[:SKIPPED_SHOWN]:
             name = " ".join(one.name.splitlines())  # a file's name may hold any character

@@ -13,6 +13,7 @@ from importlib import metadata
 
 from storage.diagnosis import Facts, check_job_table
 from storage.diagnosis_volume import (
+    check_datasets,
     check_orphans,
     check_registered,
     check_room,
@@ -32,6 +33,7 @@ VOLUME_S = 10.0
 ORPHANS_S = 10.0
 GPU_S = 85.0
 """nvidia-smi has 20 s, torch 60."""
+DATASETS_S = 24 * 3600.0
 HERE_S = 5.0
 HINT_DATABASE = "is it there, and the way to it? a firewall that drops packets, or a server that is stopped"
 HINT_VOLUME = "is its server there? ls the folder; a hard mount waits until it is"
@@ -44,12 +46,15 @@ USES = {
 """What each extra of the package is for."""
 
 
-def examine(settings: Settings, left_out: Sequence[tuple[str, str]] = ()) -> Iterator[Finding]:
+def examine(
+    settings: Settings, left_out: Sequence[tuple[str, str]] = (), *, verify_data: bool = False
+) -> Iterator[Finding]:
     """
     Every check, from what all else stands on to what is nice to have.
 
     Args:
         left_out: folders of PYTHONPATH that are not searched, and why.
+        verify_data: read the decoded data sets, too, however long that takes.
     """
     facts = Facts()
 
@@ -84,6 +89,8 @@ def examine(settings: Settings, left_out: Sequence[tuple[str, str]] = ()) -> Ite
     yield from room
     yield from registered
     yield from orphans
+    if verify_data:
+        yield from begin("datasets", partial(check_datasets, settings), DATASETS_S, HINT_VOLUME)
     yield from gpus
     yield from check_extras()
     facts.close()

@@ -426,20 +426,35 @@ def own_volume(tmp_path: Path) -> Volume:
     return volume
 
 
-def stopped_desk(own_volume: Volume, own_pictures: Path, checkpoints: int = 1) -> Desk:
+def stopped_desk(
+    own_volume: Volume, own_pictures: Path, checkpoints: int = 1, *, keep_cache: bool = False
+) -> Desk:
     """A run on a volume of its own, killed with so many checkpoints; its decoded pictures are deleted."""
     cached = open_images(own_volume, str(own_pictures), 16, workers=1)
     given = {"recipe": "plus", "data": str(own_pictures), "device": "cpu", **SMALL}
     desk = Desk(own_volume, 1, TrainSpec.create(**given), cached.fingerprint)
     assert desk.attempt(dies="registered" if checkpoints else "before_register")["op"] == "killed"
     assert len(desk.checkpoints) == checkpoints
-    shutil.rmtree(own_volume.dataset(cached.fingerprint))
+    if not keep_cache:
+        shutil.rmtree(own_volume.dataset(cached.fingerprint))
     return desk
 
 
 def test_decoded_pictures_that_were_deleted_are_decoded_again(calm, own_volume, own_pictures):
     desk = stopped_desk(own_volume, own_pictures)
     assert desk.attempt()["op"] == "done"
+    assert desk.kept() == calm().kept()
+
+
+def test_decoded_pictures_of_which_half_became_zeros_are_decoded_again(calm, own_volume, own_pictures):
+    desk = stopped_desk(own_volume, own_pictures, keep_cache=True)
+    (images,) = own_volume.datasets.glob("*/images.u8")
+    size = images.stat().st_size
+    with open(images, "r+b") as file:
+        file.write(bytes(size // 2))
+    assert desk.attempt()["op"] == "done"
+    (event,) = told(desk, "dataset_damaged")
+    assert "1 of 1 blocks are not what was written" in event["why"]
     assert desk.kept() == calm().kept()
 
 

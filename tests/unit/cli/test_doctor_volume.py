@@ -5,8 +5,10 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from sqlalchemy import text
 
+from storage.datasets import open_images
 from storage.diagnosis import Facts
 from storage.diagnosis_volume import (
     check_orphans,
@@ -256,3 +258,34 @@ def test_a_volume_of_another_job_table_fails(settings, facts, job_factory):
     (told,) = check_orphans(settings, facts())
     assert told.verdict == "bad"
     assert "is not this job table's volume" in told.said
+
+
+# --- decoded data sets ------------------------------------------------------------------------
+
+
+def test_doctor_reads_the_decoded_data_sets_when_it_is_asked_to(ganq, settings, tmp_path):
+    volume = Volume(settings.volume)
+    folders = []
+    for number in range(3):
+        faces = tmp_path / f"faces{number}"
+        faces.mkdir()
+        Image.new("RGB", (20, 20), (number, 9, 9)).save(faces / "a.png")
+        folders.append(volume.dataset(open_images(volume, str(faces), 16).fingerprint))
+    whole = ganq("doctor", "--verify-data")
+    assert "3 decoded data sets intact" in whole.out
+    about = (folders[0] / "images.u8").stat()
+    (folders[0] / "images.u8").write_bytes(bytes(about.st_size))
+    (folders[1] / "index.json").write_text("{torn")
+    index = json.loads((folders[2] / "index.json").read_text())
+    del index["checksums"]
+    (folders[2] / "index.json").write_text(json.dumps(index))
+    said = ganq("doctor", "--verify-data", "--json")
+    assert said.code == 1
+    found = [one for one in json.loads(said.out)["findings"] if one["check"] == "datasets"]
+    by_folder = {folder: one["said"] for one in found for folder in folders if str(folder) in one["said"]}
+    assert "1 of 1 blocks are not what was written" in by_folder[folders[0]]
+    assert "its index is broken" in by_folder[folders[1]]
+    assert [one["verdict"] for one in found] == ["bad", "bad", "ok"]
+    assert "1 of an older ganq" in found[-1]["said"]
+    assert "checksums" not in json.loads((folders[2] / "index.json").read_text()), "doctor changes nothing"
+    assert "datasets" not in ganq("doctor").out

@@ -1,6 +1,7 @@
 """Pictures of every kind come in, broken ones are left out with the reason, and the cache is found again."""
 
 import io
+import json
 import os
 import resource
 import shutil
@@ -21,8 +22,16 @@ import pytest
 from PIL import Image
 
 from jobs.context import Picture
-from jobs.errors import DatasetError, DiskFullError, NotFoundError, StopRequested, StorageError
+from jobs.errors import (
+    DatasetError,
+    DiskFullError,
+    NotFoundError,
+    StopRequested,
+    StorageError,
+    VolumeError,
+)
 from storage import datasets
+from storage.dataset_checksums import BLOCK_BYTES, BlockChecksums, read_checksums
 from storage.dataset_pool import decode_all
 from storage.dataset_scan import scan
 from storage.datasets import check, list_datasets, open_cached, open_images
@@ -513,6 +522,172 @@ def test_a_cache_that_lost_bytes_is_made_again(faces, volume) -> None:
         file.truncate(100)
     assert open_cached(volume, first.fingerprint) is None
     assert np.array_equal(open_images(volume, str(faces), 16).pictures_N3HW, pixels)
+
+
+def zero_half(path: Path) -> None:
+    """Half of a file becomes zeros, with the time and size that it had: what a disk does, not a person."""
+    about = path.stat()
+    with open(path, "r+b") as file:
+        file.seek(about.st_size // 2)
+        file.write(bytes(about.st_size - about.st_size // 2))
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+def swap_two_labels(path: Path) -> None:
+    index = json.loads(path.read_text())
+    index["labels"].reverse()
+    path.write_text(json.dumps(index))
+
+
+def change_a_checksum(path: Path) -> None:
+    index = json.loads(path.read_text())
+    index["checksums"]["crc32"][0] ^= 1
+    path.write_text(json.dumps(index))
+
+
+def lose_a_checksum(path: Path) -> None:
+    index = json.loads(path.read_text())
+    index["checksums"] = {"crc32": []}
+    path.write_text(json.dumps(index))
+
+
+@pytest.fixture
+def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process remembers which files it has compared; a new one has compared none."""
+    monkeypatch.setattr(datasets, "_intact", type("Forgetful", (set,), {"add": lambda self, key: None})())
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "said"),
+    [
+        ("images.u8", zero_half, "1 of 1 blocks are not what was written, the first at byte 0"),
+        ("index.json", swap_two_labels, "its index is not the one that was written"),
+        ("index.json", change_a_checksum, "1 of 1 blocks are not"),
+        ("index.json", lose_a_checksum, "its checksums are not those that were written"),
+    ],
+)
+def test_a_cache_that_was_damaged_is_said_and_made_again(
+    faces, volume, tmp_path, new_process, name, harm, said
+) -> None:
+    tree = tmp_path / "tree"
+    for kind in ("cats", "dogs"):
+        shutil.copytree(faces, tree / kind)
+    first = open_images(volume, str(tree), 16)
+    pixels, labels = np.array(first.pictures_N3HW), first.labels_N
+    folder = volume.dataset(first.fingerprint)
+    harm(folder / name)
+    heard: list[str] = []
+    assert open_cached(volume, first.fingerprint, damaged=heard.append) is None
+    again = open_images(volume, str(tree), 16, damaged=heard.append)
+    assert again.fingerprint == first.fingerprint
+    assert np.array_equal(again.pictures_N3HW, pixels)
+    assert np.array_equal(again.labels_N, labels)
+    assert len(heard) == 2
+    assert all(str(folder) in one and said in one for one in heard)
+    assert open_cached(volume, first.fingerprint, damaged=heard.append) is not None
+    assert len(heard) == 2
+    assert [one.name for one in volume.datasets.iterdir()] == [first.fingerprint]
+
+
+def test_a_cache_is_read_once_by_a_process_and_again_when_it_changed(faces, volume, monkeypatch) -> None:
+    fingerprint = open_images(volume, str(faces), 16).fingerprint
+    read: list[int] = []
+    real = datasets.read_checksums
+    monkeypatch.setattr(datasets, "read_checksums", lambda *given: read.append(1) or real(*given))
+    assert open_cached(volume, fingerprint) is not None
+    assert not read
+    os.utime(volume.dataset(fingerprint) / "images.u8")
+    assert open_cached(volume, fingerprint) is not None
+    assert open_cached(volume, fingerprint) is not None
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize("writable", [True, False], ids=["writable", "read-only"])
+def test_a_cache_of_the_last_release_is_used_and_gets_checksums(
+    faces, volume, new_process, monkeypatch, writable
+) -> None:
+    first = open_images(volume, str(faces), 16)
+    path = volume.dataset(first.fingerprint) / "index.json"
+    index = json.loads(path.read_text())
+    del index["checksums"]  # as ganq 0.1.0 wrote it
+    path.write_text(json.dumps(index))
+    if not writable:
+        refuse = VolumeError("cannot write", hint="")
+        monkeypatch.setattr(datasets, "write_json", lambda *given: (_ for _ in ()).throw(refuse))
+    before = path.parent.joinpath("images.u8").stat()
+    assert open_images(volume, str(faces), 16).fingerprint == first.fingerprint
+    assert path.parent.joinpath("images.u8").stat() == before
+    zero_half(path.parent / "images.u8")
+    heard: list[str] = []
+    opened = open_cached(volume, first.fingerprint, damaged=heard.append)
+    assert (opened is None, len(heard)) == ((True, 1) if writable else (False, 0))
+
+
+def test_the_last_release_reads_a_cache_with_checksums(faces, volume) -> None:
+    """Its index has the keys that it had, with the same meaning."""
+    fingerprint = open_images(volume, str(faces), 16).fingerprint
+    index = json.loads((volume.dataset(fingerprint) / "index.json").read_text())
+    old = {"format", "count", "size", "source", "names", "classes", "labels", "created_at"}
+    assert index.keys() == old | {"checksums"}
+    assert index["format"] == 1
+
+
+@pytest.mark.parametrize("sizes", [[1], [BLOCK_BYTES], [BLOCK_BYTES - 1, 2, 3 * BLOCK_BYTES], [0, 7, 0]])
+def test_checksums_of_a_stream_are_those_of_the_file(tmp_path, sizes) -> None:
+    stream = BlockChecksums()
+    with open(tmp_path / "a", "w+b") as file:
+        for number, size in enumerate(sizes):
+            data = bytes([number + 1]) * size
+            file.write(data)
+            stream.update(data)
+        file.flush()
+        assert read_checksums(file.fileno(), sum(sizes), lambda done, blocks: None) == stream.crc32
+
+
+def test_a_run_that_is_to_stop_does_not_wait_for_the_checksums(tmp_path) -> None:
+    with open(tmp_path / "a", "w+b") as file:
+        file.truncate(200 * BLOCK_BYTES)
+        seen: list[int] = []
+
+        def stop(done: int, blocks: int) -> None:
+            seen.append(done)
+            raise StopRequested("cancel")
+
+        with pytest.raises(StopRequested):
+            read_checksums(file.fileno(), 200 * BLOCK_BYTES, stop)
+    assert seen == [1]
+
+
+def test_readers_of_a_cache_that_is_made_again_see_all_of_it_or_nothing(
+    faces, volume, tmp_path, new_process
+) -> None:
+    first = open_images(volume, str(faces), 16)
+    pixels = np.array(first.pictures_N3HW)
+    images = volume.dataset(first.fingerprint) / "images.u8"
+    ended = threading.Event()
+    wrong: list[str] = []
+
+    def look() -> None:
+        while not ended.is_set():
+            seen = open_cached(volume, first.fingerprint)
+            if seen is not None and not np.array_equal(seen.pictures_N3HW, pixels):
+                wrong.append("half")
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for one in threads:
+        one.start()
+    try:
+        for _ in range(5):
+            # Another file, because a reader may have mapped this one.
+            shutil.copy(images, tmp_path / "damaged")
+            zero_half(tmp_path / "damaged")
+            os.replace(tmp_path / "damaged", images)
+            assert np.array_equal(open_images(volume, str(faces), 16).pictures_N3HW, pixels)
+    finally:
+        ended.set()
+        for one in threads:
+            one.join()
+    assert not wrong
 
 
 def test_two_builders_at_once_end_with_one_whole_cache(faces, volume) -> None:
