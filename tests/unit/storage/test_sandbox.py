@@ -4,11 +4,16 @@ import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 
 from storage import sandbox
+from storage.dataset_pool import Decoder
+from storage.foreign import read_weights
 
 MODULES = (
     "_posixsubprocess, ctypes, fcntl, importlib.util, mmap, os, resource, select, signal, socket, subprocess"
@@ -188,3 +193,31 @@ def test_the_two_tables_of_system_calls_agree() -> None:
     for machine, calls in sandbox.ALLOWED.items():
         assert len(set(calls.values())) == len(calls)
         assert sandbox._filter(machine)
+
+
+def is_confined(pid: int) -> bool:
+    """Whether a process has a seccomp filter, no new privileges, and is not root."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:  # it has ended
+        return False
+    return "Seccomp:\t2" in status and "NoNewPrivs:\t1" in status and "Uid:\t0" not in status
+
+
+def test_a_process_that_decodes_pictures_is_confined_before_the_first() -> None:
+    decoder = Decoder()
+    try:
+        assert is_confined(decoder._ensure().pid)
+    finally:
+        decoder.close()
+
+
+def test_the_process_that_opens_weights_is_confined(tmp_path: Path) -> None:
+    torch.save({f"Gene.{i}": torch.ones(1 << 20) for i in range(16)}, tmp_path / "g.pth")
+    seen: list[bool] = []
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_weights, tmp_path / "g.pth")
+        while not reading.done():
+            seen += [is_confined(child.pid) for child in psutil.Process().children()]
+    assert len(reading.result()) == 16
+    assert True in seen
