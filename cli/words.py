@@ -13,6 +13,7 @@ from typing import Any
 from cli import evaluations
 from cli.output import clean, count, duration, roughly
 from jobs.states import JobState
+from storage.backoff import BACKOFF_S
 from storage.jobs import Job, WorkerRow
 from storage.parts import Parts
 from storage.queries import Queries
@@ -85,7 +86,8 @@ def state(job: Job, around: Surroundings) -> str:
         return f"waits for {', '.join(map(str, needed)) or 'another job'}"
     if job.not_before is not None and job.not_before > around.now:
         why = f": {job.error_code}" if job.error_code else ""
-        return f"retry in {duration(job.not_before - around.now)}{why}"
+        # No longer than the longest backoff: the time was noted by a clock that may differ from this one.
+        return f"retry in {duration(min(job.not_before - around.now, BACKOFF_S[-1]))}{why}"
     return "queued"
 
 

@@ -29,9 +29,11 @@ from sqlalchemy import (
     func,
     select,
     text,
+    tuple_,
     update,
 )
 
+from storage.backoff import Backoffs, Key, Wait
 from storage.jobs import Lease
 from storage.models import (
     CLAIMABLE,
@@ -46,13 +48,15 @@ from storage.models import (
     utcnow,
     worker,
 )
-from storage.transitions import BACKOFF_S
 
 PATIENCE_S = 600.0
 """A job that yielded goes before all others when it has waited so many seconds."""
+STAY_AT_MOST_S = 3600.0
+"""A job that has yielded stays for as long as it was kept waiting, but no longer than this."""
 IDLE_S = 3.0
 SEEN_S = 30.0
 RIPE_AT_ONCE = 100
+WAITS_AT_ONCE = 500
 ABOVE_ALL = 2**31  # one more than any priority
 ANYBODY = "*"
 
@@ -77,7 +81,8 @@ _OLDEST = {
 _PATIENT = {
     dialect: _sql(
         f'SELECT id, queue, "user" AS name FROM job {indexed_by(dialect, "ix_job_yielded")} WHERE {YIELDED}'
-        f" AND {CLAIMABLE} AND queue IN :queues AND {_MINE} AND yielded_at < :before"
+        # One of the future was noted before somebody set the clock back.
+        f" AND {CLAIMABLE} AND queue IN :queues AND {_MINE} AND (yielded_at < :before OR yielded_at > :now)"
         " ORDER BY yielded_at LIMIT 1"
     )
     for dialect in CLOCKS
@@ -127,27 +132,25 @@ _LOOK = {
     for claimable in (indexed_by(dialect, "ix_job_claimable"),)
 }
 _RUNNING = select(job.c.user).where(text(RUNNING))
-_RIPE = {
-    dialect: _sql(
-        f"""
-        SELECT id FROM job {indexed_by(dialect, "ix_job_ripening")} WHERE {RIPENING}
-        AND (not_before <= {clock} OR not_before > {clock} + :longest) LIMIT :most
-        """
-    )
-    for dialect, clock in CLOCKS.items()
+# Of all that wait only what stands in the index; more only of those that are new.
+_RIPENING = {
+    dialect: _sql(f"SELECT id, not_before FROM job {indexed_by(dialect, 'ix_job_ripening')} WHERE {RIPENING}")
+    for dialect in CLOCKS
 }
-_DUE_IN = {
-    dialect: _sql(
-        f"""
-        SELECT min(not_before) - {clock} FROM job {indexed_by(dialect, "ix_job_ripening")}
-        WHERE {RIPENING} AND held = 0 AND blockers = 0
-        """
-    )
-    for dialect, clock in CLOCKS.items()
-}
+_WAITS = select(
+    job.c.id,
+    job.c.not_before,
+    (job.c.not_before - utcnow()).label("remaining_s"),
+    job.c.waits,
+    job.c.crash_count,
+    job.c.error_code,
+)
 _SERVE = {
     dialect: _sql(
-        f'INSERT INTO share ("user", served_at) VALUES (:name, {clock})'
+        # Later than any other, whatever the clocks of the workers that served them say.
+        'INSERT INTO share ("user", served_at)'
+        " SELECT :name, CASE WHEN last >= now THEN last + 0.001 ELSE now END"
+        f" FROM (SELECT (SELECT max(served_at) FROM share) AS last, {clock} AS now) AS times WHERE true"
         ' ON CONFLICT ("user") DO UPDATE SET served_at = excluded.served_at'
     )
     for dialect, clock in CLOCKS.items()
@@ -166,34 +169,47 @@ class Wanted:
         return {"kinds": list(self.kinds), "newest_spec": self.spec_version, **more}
 
 
-def ripe(conn: Connection, most: int = RIPE_AT_ONCE) -> list[int]:
-    """
-    Jobs that waited for their time, which has come.
+def look_at_waits(conn: Connection, backoffs: Backoffs) -> bool:
+    """Note which jobs wait for their retry; False: that was done a moment ago."""
 
-    A time further ahead than the longest backoff was noted before somebody set the clock back.
-    """
-    bound = {"most": most, "longest": BACKOFF_S[-1] + 1}
-    return list(conn.execute(_RIPE[conn.dialect.name], bound).scalars())
+    def keys() -> Iterator[Key]:
+        for row in conn.execute(_RIPENING[conn.dialect.name]):
+            yield row.id, row.not_before
+
+    def facts(new: list[Key]) -> Iterator[Wait]:
+        for start in range(0, len(new), WAITS_AT_ONCE):
+            ids = [id for id, _ in new[start : start + WAITS_AT_ONCE]]
+            for row in conn.execute(_WAITS.where(job.c.id.in_(ids), job.c.not_before.is_not(None))):
+                key = (row.id, row.not_before)
+                yield Wait(key, row.remaining_s, row.waits, row.crash_count, row.error_code)
+
+    return backoffs.look(keys, facts)
 
 
-def ripen(conn: Connection) -> bool:
+def ripe(conn: Connection, backoffs: Backoffs, most: int = RIPE_AT_ONCE) -> list[Key]:
+    """Return jobs that waited for their time, which has come: see storage/backoff.py."""
+    look_at_waits(conn, backoffs)
+    return backoffs.due(most)
+
+
+def ripen(conn: Connection, backoffs: Backoffs) -> bool:
     """
     Let jobs whose time has come be claimed: `not_before` passes into NULL.
 
     Returns:
         Whether there were any.
     """
-    if ids := ripe(conn):
-        still = select(job.c.id).where(job.c.id.in_(ids), job.c.not_before.is_not(None))
-        locked = still.with_for_update(skip_locked=True)
+    if over := ripe(conn, backoffs):
+        # Not one that another has let go, and that waits again since.
+        same = tuple_(job.c.id, job.c.not_before).in_(over)
+        locked = select(job.c.id).where(same, text(RIPENING)).with_for_update(skip_locked=True)
         conn.execute(update(job).where(job.c.id.in_(locked)).values(not_before=None))
-    return bool(ids)
+    return bool(over)
 
 
-def due_in(conn: Connection) -> float | None:
+def due_in(conn: Connection, backoffs: Backoffs) -> float | None:
     """Seconds until the next job that waits for its time may be claimed; None if none waits."""
-    soonest = conn.execute(_DUE_IN[conn.dialect.name]).scalar_one()
-    return None if soonest is None else max(float(soonest), 0.0)
+    return backoffs.next_s(complete=look_at_waits(conn, backoffs))
 
 
 @dataclass(frozen=True)
@@ -237,7 +253,7 @@ def candidates(conn: Connection, wanted: Wanted, seen: Look) -> Iterator[Candida
     """The jobs that a worker may get, the best first."""
     full = Full(conn, seen.quotas)
     if seen.yielded:
-        bound = wanted.bound(queues=list(wanted.queues), before=seen.now - PATIENCE_S)
+        bound = wanted.bound(queues=list(wanted.queues), before=seen.now - PATIENCE_S, now=seen.now + IDLE_S)
         patient = conn.execute(_PATIENT[conn.dialect.name], bound).first()
         if patient is not None and not full.for_(patient.name, patient.queue):
             yield Candidate("this", {"this": patient.id}, patient.name, False)
@@ -282,8 +298,9 @@ def may_stay(conn: Connection, lease: Lease) -> bool:
     began = select(attempt.c.started_at).where(
         attempt.c.job_id == lease.job_id, attempt.c.number == lease.attempt
     )
-    now, started = conn.execute(select(utcnow(), began.scalar_subquery())).one()
-    return bool(now - started < started - lease.job.yielded_at)
+    started = conn.execute(began).scalar_one()
+    # The one by the monotonic clock; the other by wall clocks, which may differ or jump.
+    return bool(lease.ran_s < min(started - lease.job.yielded_at, STAY_AT_MOST_S))
 
 
 def idle_worker(conn: Connection, waiting: int) -> bool:
@@ -294,9 +311,10 @@ def idle_worker(conn: Connection, waiting: int) -> bool:
     """
     row = conn.execute(select(job.c.queue, job.c.created_at, utcnow()).where(job.c.id == waiting)).one()
     queue, created_at, now = row
-    if now - created_at > IDLE_S:
+    if abs(now - created_at) > IDLE_S:  # in the future: somebody's clock is wrong
         return False
-    idle = select(worker.c.queues).where(worker.c.state == "idle", worker.c.seen_at > utcnow() - SEEN_S)
+    lately = worker.c.seen_at.between(utcnow() - SEEN_S, utcnow() + SEEN_S)
+    idle = select(worker.c.queues).where(worker.c.state == "idle", lately)
     return any(queue in queues.split(",") for queues in conn.execute(idle).scalars())
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionFreeError
 
 from jobs.errors import ConfigError, DatabaseUnavailableError, SchemaMismatchError
+from storage.backoff import Backoffs
 from storage.database_errors import MissingTableError as MissingTableError
 from storage.database_errors import explained, is_transient, names_unknown_column, needs_new_connection
 from storage.filesystems import NETWORK_FILESYSTEMS as NETWORK_FILESYSTEMS
@@ -52,6 +53,7 @@ class Database:
         self.answered_at = time.monotonic()
         """When the database last answered any thread of this process (worker/pulse.py)."""
         self.had_tables = False
+        self.backoffs = Backoffs()
 
     def write(self, work: Callable[[Connection], T], *, patience_s: float = 30.0, at_once: bool = False) -> T:
         """

@@ -30,11 +30,11 @@ from sqlalchemy import (
 from jobs.errors import InvalidTransitionError, JobNotFoundError, LeaseLostError
 from jobs.failpoints import guard
 from jobs.states import JobState, Outcome, check_transition
+from storage.backoff import BACKOFF_S as BACKOFF_S
 from storage.jobs import Job, Lease
 from storage.models import attempt, dependency, event, job, utcnow
 
 MAX_CRASHES = 3
-BACKOFF_S = (2.0, 10.0, 30.0, 60.0)
 LOST_AT_ONCE = 2
 """So often within LOST_WITHIN_S a job that was lost is offered again without a pause."""
 LOST_WITHIN_S = 300.0
@@ -319,7 +319,7 @@ def _move(
         # Back in the queue nobody has been told of it yet, whatever was rung before it ran.
         ending |= {"lease_token": None, "worker": None, "rung_at": None}
     if outcome is not None and "ran_s" not in values:
-        ending["ran_s"] = job.c.ran_s + _seconds_of_attempt(row)
+        ending["ran_s"] = job.c.ran_s + seconds_of_attempt(row)
     ending |= {**values, "state": new}
     formulas = {name: value for name, value in ending.items() if isinstance(value, ClauseElement)}
     known = {name: value for name, value in ending.items() if name not in formulas}
@@ -359,10 +359,17 @@ def cancel_queued(conn: Connection, ids: Sequence[int]) -> None:
         conn.execute(_EVENT, [_told(one, type) for one in ids])
 
 
-def _seconds_of_attempt(row: Any) -> Any:
-    """How long a running job has run this time, by the database's clock, which may have been set back."""
+def seconds_of_attempt(row: Any, at_most_s: float = float("inf")) -> Any:
+    """
+    Return the SQL of how long a running job has run this time.
+
+    Args:
+        at_most_s: by a clock that cannot be set, as the database's can, forwards or back.
+    """
     began = select(attempt.c.started_at).where(attempt.c.job_id == row.id, attempt.c.number == row.attempt)
     ran_s = utcnow() - began.scalar_subquery()
+    if at_most_s < float("inf"):
+        return case((ran_s > at_most_s, at_most_s), (ran_s > 0, ran_s), else_=0.0)
     return case((ran_s > 0, ran_s), else_=0.0)
 
 

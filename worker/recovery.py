@@ -32,6 +32,8 @@ class Watch:
     attempt: int
     hb_seq: int
     since: float
+    began: float | None
+    """The attempt began after this; None: before it was first seen."""
 
 
 class Reaper:
@@ -62,13 +64,16 @@ class Reaper:
         now = time.monotonic() if now is None else now
         if self.last_read is not None and now - self.last_read > self.patience_s:
             self.watched.clear()  # we were away ourselves: what we saw before counts for nothing
+            self.last_read = None
         beats = self.store.running()
-        self.last_read = now
+        before, self.last_read = self.last_read, now
         rescued = []
         for beat in beats:
             try:
-                why = self._verdict(beat, now)
-                if why and self.store.rescue(beat, why, within_s=self.patience_s) is not None:
+                why = self._verdict(beat, now, before)
+                began = self.watched[beat.job_id].began if beat.job_id in self.watched else before
+                ran_s = float("inf") if began is None else now - began
+                if why and self.store.rescue(beat, why, within_s=self.patience_s, ran_s=ran_s) is not None:
                     log.warning("job %s taken back: %s", beat.job_id, why)
                     rescued.append(beat.job_id)
                 elif why:
@@ -82,14 +87,19 @@ class Reaper:
         self.watched = {job_id: seen for job_id, seen in self.watched.items() if job_id in alive}
         return rescued
 
-    def _verdict(self, beat: Beat, now: float) -> str | None:
+    def _verdict(self, beat: Beat, now: float, before: float | None) -> str | None:
+        """
+        Args:
+            before: when the running jobs were last read before now, without a gap.
+        """
         # The host, too: machines that were started from one snapshot share their boot.
         here = bool(self.boot) and (beat.boot_id, beat.host) == (self.boot, self.host)
         if here and has_died(beat.pid or 0, beat.start_ticks or 0):
             return f"worker {beat.worker} (process {beat.pid}) has died"
         seen = self.watched.get(beat.job_id)
         if seen is None or (seen.attempt, seen.hb_seq) != (beat.attempt, beat.hb_seq):
-            self.watched[beat.job_id] = Watch(beat.attempt, beat.hb_seq, now)
+            began = seen.began if seen is not None and seen.attempt == beat.attempt else before
+            self.watched[beat.job_id] = Watch(beat.attempt, beat.hb_seq, now, began)
             return None
         if now - seen.since >= self.lease_s:
             return f"worker {beat.worker} has been silent for {now - seen.since:.0f} s"

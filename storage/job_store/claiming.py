@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from jobs.errors import GanqError, LeaseLostError
 from jobs.failpoints import guard
 from jobs.states import JobState
+from storage.backoff import Backoffs
 from storage.claims import BEST, Candidate, Look, Wanted, candidates, look, oldest, ripen, serve
 from storage.engine import SCHEMA_REVISION, check_schema
 from storage.job_store.endings import Endings, publish
@@ -76,6 +77,7 @@ class Claiming(Endings):
         The attempt number is the fencing token: it only ever goes up.
         """
         claim = Claim(who, kinds, spec_version)
+        claim.backoffs = self.database.backoffs
         if not guard("claim_cas"):
             claim.blind = self.database.read(lambda conn: _first(conn, claim.wanted))
         try:
@@ -138,6 +140,7 @@ class Claim:
     def __init__(self, who: WorkerIdentity, kinds: Sequence[str], spec_version: int) -> None:
         self.wanted = Wanted(who.queues, kinds, spec_version)
         self.blind: list[Candidate] | None = None
+        self.backoffs: Backoffs | None = None
         self.token = secrets.token_hex(16)
         self.opened = {"token": self.token, "who": who.name}
         self.opened |= {f"by_{name}": getattr(who, name) for name in OPENED_BY}
@@ -154,7 +157,7 @@ class Claim:
             return mine
         if alone and seen.quotas:
             raise _OneAtATimeError
-        if seen.ripening and ripen(conn):
+        if seen.ripening and self.backoffs is not None and ripen(conn, self.backoffs):
             seen = look(conn, self.wanted)
         return self._first_of(conn, self.blind or candidates(conn, self.wanted, seen), seen)
 

@@ -3,6 +3,7 @@
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, and_, or_, select, text, update
@@ -11,7 +12,7 @@ from jobs.states import JobState, Outcome
 from storage.claims import due_in, ripe, ripen
 from storage.job_store.base import Store
 from storage.models import CLAIMABLE, RUNNING, attempt, job, utcnow
-from storage.transitions import LOST_WITHIN_S, after_loss, leave
+from storage.transitions import LOST_WITHIN_S, after_loss, leave, seconds_of_attempt
 
 log = logging.getLogger("ganq.recovery")
 
@@ -55,13 +56,16 @@ class Recovering(Store):
 
         return self.database.read(work)
 
-    def rescue(self, beat: Beat, why: str, *, within_s: float = float("inf")) -> JobState | None:
+    def rescue(
+        self, beat: Beat, why: str, *, within_s: float = float("inf"), ran_s: float = float("inf")
+    ) -> JobState | None:
         """
         Take a job back from a worker that fell silent (the reaper's compare-and-set).
 
         Args:
             within_s: let it be if the table could not be written for so long: whoever
                 kept us waiting has kept the worker from beating, too.
+            ran_s: what the attempt has run at most, by a clock that nobody can set.
 
         Returns:
             The job's new state, or None if it moved by itself in the meantime.
@@ -89,6 +93,7 @@ class Recovering(Store):
             else:
                 new = JobState.QUEUED
                 values, detail = after_loss(conn, row.id, why)
+            values = {**values, "ran_s": job.c.ran_s + seconds_of_attempt(row, ran_s)}
             leave(conn, row, new, Outcome.LOST, values, detail)
             return new
 
@@ -117,11 +122,11 @@ class Recovering(Store):
             ),
         )
         # A look that locks nothing first: most of the time there is nothing to ring for.
-        if not self.database.read(lambda conn: conn.execute(silent.limit(1)).first() or ripe(conn, 1)):
+        if not self.database.read(lambda conn: conn.execute(silent.limit(1)).first() or self._ripe(conn)):
             return []
 
         def work(conn: Connection) -> list[tuple[int, str]]:
-            ripen(conn)
+            ripen(conn, self.database.backoffs)
             rows = conn.execute(silent.limit(limit).with_for_update(skip_locked=True)).all()
             if rows:
                 conn.execute(
@@ -131,10 +136,13 @@ class Recovering(Store):
 
         return self.database.write(work)
 
+    def _ripe(self, conn: Connection) -> bool:
+        return bool(ripe(conn, self.database.backoffs, 1))
+
     def due_in(self) -> float | None:
         """Seconds until the next job that waits for its time may be claimed; None if none waits."""
 
-        return self.database.read(due_in)
+        return self.database.read(partial(due_in, backoffs=self.database.backoffs))
 
     def not_rung(self, job_id: int) -> None:
         """The submitter could not ring after all: the dispatcher does it at its next look."""

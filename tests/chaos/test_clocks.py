@@ -19,9 +19,12 @@ from typing import Any
 import psutil
 import pytest
 from machine import LATER, Ganq, postgres_later, until
+from sqlalchemy import text
 from tables import set_columns
 
 from jobs.errors import DiskFullError
+from storage.backoff import BACKOFF_S, Wait, remaining
+from storage.worker_store import WorkerStore
 from worker.recovery import Reaper
 
 HOURS = {"ahead": 7200.0, "back": -7200.0}
@@ -153,16 +156,149 @@ def test_a_clients_clock_changes_nothing(ganq: Ganq, small, clock: Clock, way: s
 
 
 @pytest.mark.parametrize("ahead_s", [7200, 302])
-def test_a_backoff_noted_before_the_clock_went_back_is_not_waited_for(
+def test_a_backoff_noted_before_the_clock_went_back_is_waited_for_as_long_as_it_was(
     database, store, running_job_factory, claim, queries, ahead_s
 ) -> None:
     lease = running_job_factory()
     store.fail(lease, DiskFullError("no room"))
     set_columns(database, lease.job_id, not_before=queries.now() + ahead_s)
+    assert claim() is None
+    assert store.due_bells(again_s=120, limit=5) == []
+    assert 0 < store.due_in() <= BACKOFF_S[0]
+    time.sleep(BACKOFF_S[0] + 0.1)
     assert store.due_bells(again_s=120, limit=5) == [(lease.job_id, "default")]
     again = claim()
     assert again is not None
     assert again.job_id == lease.job_id
+
+
+def test_a_backoff_noted_by_a_clock_that_is_behind_lasts_all_the_same(
+    database, store, running_job_factory, claim, queries
+) -> None:
+    """So does one whose reader's clock has jumped ahead: it was not there when this worker last looked."""
+    assert claim() is None
+    assert store.due_in() is None
+    lease = running_job_factory()
+    store.fail(lease, DiskFullError("no room"))
+    set_columns(database, lease.job_id, not_before=queries.now() - 7200)
+    time.sleep(0.6)  # the next look
+    assert claim() is None
+    assert store.due_bells(again_s=120, limit=5) == []
+    time.sleep(BACKOFF_S[0])
+    assert claim() is not None
+
+
+def test_a_wait_that_another_has_ended_and_that_began_anew_is_not_cut_short(
+    database, store, running_job_factory, claim
+) -> None:
+    lease = running_job_factory()
+    store.fail(lease, DiskFullError("no room"))
+    assert claim() is None
+    time.sleep(BACKOFF_S[0] + 0.05)
+    set_columns(database, lease.job_id, not_before=None)  # another worker was sooner; and it failed again
+    other = claim()
+    assert other is not None
+    store.fail(other, DiskFullError("no room"))
+    assert claim() is None
+
+
+WAITS = {
+    "the clocks agree": (2.0, 5.0, 2.0),
+    "it was written a moment ago, by the same clock": (1.7, 5.0, 1.7),
+    "this clock is ahead": (-7200.0, 0.5, 1.5),
+    "this clock is behind": (7200.0, 0.5, 2.0),
+    "this clock is ahead, and the last look long ago": (-7200.0, 60.0, 0.0),
+    "this is the first look": (-1.0, None, 0.0),
+    "this is the first look, and this clock is behind": (7200.0, None, 2.0),
+}
+
+
+@pytest.mark.parametrize("case", WAITS)
+def test_what_remains_of_a_wait_is_between_its_length_and_what_the_last_look_leaves(case: str) -> None:
+    by_the_clock, gap_s, expected = WAITS[case]
+    assert remaining(Wait((1, 0.0), by_the_clock, 1, 0, "DISK_FULL"), gap_s) == expected
+
+
+@pytest.mark.tier2
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_workers_whose_clocks_differ_by_hours_retry_with_the_backoff(
+    ganq: Ganq, small, tmp_path: Path, shim: Path
+) -> None:
+    ganq.start_worker("right")
+    for name, offset in HOURS.items():
+        file = tmp_path / f"clock-{name}"
+        file.write_bytes(struct.pack("d", offset))
+        ganq.start_worker(name, **Clock(file, shim).env)
+    until(lambda: len(ganq.present()) == 3, what="the workers")
+    volume = Path(ganq.env["GANQ_VOLUME"])
+    volume.rename(volume.with_name("away"))
+    volume.write_text("no folder")
+    jobs = [ganq.json("submit", "train", *small, "--epochs", "1")["id"] for _ in range(2)]
+    until(lambda: all(ganq.peek(one)["waits"] for one in jobs), what="the first failures")
+    time.sleep(14.0)
+    tries = [ganq.peek(one)["attempt"] for one in jobs]
+    assert max(tries) <= 4, f"after 0, 2, 10 and 30 s: {tries}"
+    assert min(tries) >= 2, tries
+    volume.unlink()
+    volume.with_name("away").rename(volume)
+    assert ganq.run("wait", *map(str, jobs), "--timeout", "60").returncode == 0
+
+
+# --- other uses of the clock --------------------------------------------------------------------
+
+
+def test_users_take_turns_though_the_clock_of_one_worker_was_ahead(database, store, job_factory, claim):
+    for _ in range(3):
+        for user in ("ada", "ben"):
+            job_factory(user=user)
+    served = []
+    for turn in range(6):
+        lease = claim()
+        served.append(lease.job.user)
+        store.succeed(lease, {})
+        if turn == 0:
+            database.write(lambda conn: conn.execute(text("UPDATE share SET served_at = served_at + 7200")))
+    assert served == ["ada", "ben"] * 3
+
+
+def test_a_training_that_yielded_by_a_clock_ahead_is_not_kept_waiting_for_hours(
+    database, store, running_job_factory, job_factory, claim, queries
+) -> None:
+    training = running_job_factory(preemptible=True, priority=0)
+    store.release(training, "preempt")
+    job_factory(priority=10)
+    set_columns(database, training.job_id, yielded_at=queries.now() + 7200)
+    assert claim().job_id == training.job_id
+
+
+def test_a_job_that_was_submitted_by_a_clock_ahead_still_makes_a_training_yield(
+    database, store, running_job_factory, job_factory, worker_identity, make_identity, queries
+) -> None:
+    """Idle workers count for some seconds after its submit, which lasted for hours."""
+    training = running_job_factory(preemptible=True, priority=0)
+    WorkerStore(database, make_identity("idle")).say("idle")
+    urgent = job_factory(priority=10)
+    kinds = ("train", "generate", "evaluate")
+    assert store.offer_to_yield(training, worker_identity, kinds=kinds) is None, "the idle worker takes it"
+    set_columns(database, urgent.id, created_at=queries.now() + 7200)
+    assert store.offer_to_yield(training, worker_identity, kinds=kinds) == urgent.id
+
+
+def test_a_clock_that_jumps_ahead_does_not_use_up_the_time_limit_of_a_lost_job(
+    database, store, settings, running_job_factory, queries
+) -> None:
+    reaper = Reaper(store, settings)
+    reaper.boot = "another machine"
+    reaper.tick(now=100.0)
+    lease = running_job_factory(time_limit_s=3600.0)
+    move = text("UPDATE attempt SET started_at = started_at - 7200")
+    database.write(lambda conn: conn.execute(move))
+    for tenths in range(1, 60):
+        reaper.tick(now=100.0 + tenths / 10)
+    found = queries.get(lease.job_id)
+    assert found.state == "queued"
+    assert found.ran_s == pytest.approx(settings.lease_seconds, abs=1.0)
 
 
 def test_a_backoff_as_long_as_the_longest_is_waited_for(
