@@ -24,6 +24,7 @@ Every error that ganq raises on purpose.
       WorkerError
         GpuUnavailableError
         GpuBusyError                       another worker holds this GPU
+        WorkerNameTakenError               another live worker has this name
         OutOfMemoryError                   of the device
       TrainingDivergedError
         CollapsedError                     the generator repeats itself
@@ -210,6 +211,12 @@ class GpuBusyError(WorkerError):
     """Another worker of this machine already holds the GPU."""
 
     code = "GPU_BUSY"
+
+
+class WorkerNameTakenError(WorkerError):
+    """Another live worker has the same name, and had it first."""
+
+    code = "WORKER_NAME_TAKEN"
 
 
 class OutOfMemoryError(WorkerError):

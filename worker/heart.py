@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from jobs.errors import LeaseLostError, one_line
+from jobs.errors import LeaseLostError, WorkerNameTakenError, one_line
 from storage.job_store import JobStore
 from storage.jobs import Lease
 from storage.settings import Settings
@@ -33,6 +33,7 @@ class Heart(threading.Thread):
         settings: Settings,
         tell: Callable[[News, Lease], None],
         offer: Callable[[Lease], int | None],
+        name_taken: Callable[[WorkerNameTakenError], None],
     ) -> None:
         super().__init__(name="heart", daemon=True)
         self.store = store
@@ -40,6 +41,7 @@ class Heart(threading.Thread):
         self.workers = workers
         self.settings = settings
         self.tell = tell
+        self.name_taken = name_taken
         self.stopping = threading.Event()
         self._look = threading.Event()
         self._lock = threading.Lock()
@@ -94,7 +96,7 @@ class Heart(threading.Thread):
                 if lease is not None:
                     self._beat(lease, progress, now)
                     self.spoke_at = time.monotonic()
-                if now - last_said >= self.settings.heartbeat_seconds:
+                if now - last_said >= self.settings.heartbeat_seconds or self.workers.doubted:
                     self.workers.say(state, lease.job_id if lease else None)
                     self.spoke_at = time.monotonic()
                     with self._lock:
@@ -102,6 +104,8 @@ class Heart(threading.Thread):
             except LeaseLostError:
                 if lease is not None:
                     self._tell("lost", lease)
+            except WorkerNameTakenError as exc:
+                self.name_taken(exc)
             except Exception as exc:  # without this thread the job is taken back
                 log.warning("no heartbeat: %s", one_line(exc))
                 log.debug("the heartbeat that failed", exc_info=True)

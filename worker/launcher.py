@@ -6,6 +6,7 @@ keeps them running; with one, or none, it becomes that worker. So with --cpu-wor
 start one `ganq worker --cores …` for each share of the cores.
 """
 
+import itertools
 import logging
 import os
 import signal
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import ConfigError
+from jobs.errors import ConfigError, GpuBusyError
 from storage.schema import prepare
 from storage.settings import WORD, WORD_HINT, Settings
 from worker import celery_environment, gpu, logs
@@ -32,6 +33,7 @@ log = logging.getLogger("ganq.worker")
 RESTART_PAUSE_S = (0.5, 2.0, 10.0, 30.0)
 CELERY_GRACE_S = 8.0
 CELERY_PAUSE_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+NAME_TAKEN_EXIT = 5
 FATAL_EXIT = 4  # the supervisor says: a setting is wrong, trying again would end the same way
 
 
@@ -102,7 +104,9 @@ class Worker:
         self.settings = settings
         self.queues = queues
         host = socket.gethostname().split(".")[0]
+        self.usual_name = None if name else f"{host}-{unit.label if unit else 'cpu'}"
         self.name = name or f"{host}-{unit.label if unit else 'cpu'}"
+        self.number = 1
         device = unit if isinstance(unit, gpu.Gpu) else None
         folder = runtime_folder(settings)
         self.locks = [gpu.lock(f"worker {self.name}", settings.home)]
@@ -229,7 +233,11 @@ class Worker:
             code = self.supervisor.wait()
             if self.stopping:
                 return
-            if code == FATAL_EXIT:
+            if code == NAME_TAKEN_EXIT and self.usual_name is not None:
+                self._take_another_name()
+                self._start_supervisor()
+                continue
+            if code in (FATAL_EXIT, NAME_TAKEN_EXIT):
                 self.exit_code = 1
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
@@ -240,6 +248,21 @@ class Worker:
                 return
             # The new one dies with this thread, which lives as long as the process.
             self._start_supervisor()
+
+    def _take_another_name(self) -> None:
+        """Two machines or containers may have one host name: 'trainer-gpu0' becomes 'trainer-gpu0-2'."""
+        for number in itertools.count(self.number + 1):
+            name = f"{self.usual_name}-{number}"
+            try:
+                lock = gpu.lock(f"worker {name}", self.settings.home)
+            except GpuBusyError:
+                continue
+            self.locks[0].close()
+            self.locks[0] = lock
+            self.number, self.name = number, name
+            self.environment["GANQ_WORKER_NAME"] = name
+            log.warning("this worker is now named %s; --name gives it a name of its own", name)
+            return
 
     def _ring(self, words: list[str]) -> None:
         from kombu.exceptions import OperationalError

@@ -25,6 +25,7 @@ from jobs.errors import (
     GanqError,
     LeaseLostError,
     SchemaMismatchError,
+    WorkerNameTakenError,
     error_of,
     one_line,
 )
@@ -44,7 +45,7 @@ from worker.channel import Message
 from worker.heart import Heart, News
 from worker.lease_holder import LeaseHolder
 from worker.orders import make_order
-from worker.process import boot_id, die_with_parent, start_ticks
+from worker.process import boot_id, die_with_parent, has_died, start_ticks
 from worker.pulse import Pulse, pulse_socket
 from worker.recovery import Recovery
 from worker.retention import drop_parts, let_go
@@ -56,6 +57,7 @@ log = logging.getLogger("ganq.supervisor")
 
 LOOK_AGAIN_S = 0.3
 VOLUME_SEEN_S = 10.0
+NAME_TAKEN_EXIT = 5
 FATAL_EXIT = 4
 """Something is wrong that another supervisor would find wrong, too: see worker/launcher.py."""
 
@@ -70,14 +72,19 @@ class Supervisor:
         self.database = open_database(settings)
         self.store = JobStore(self.database)
         self.queries = Queries(self.database)
-        self.workers = WorkerStore(self.database, who)
+        self.workers = WorkerStore(
+            self.database,
+            who,
+            lease_seconds=settings.lease_seconds,
+            heartbeat_seconds=settings.heartbeat_seconds,
+        )
         # A look at a local file costs next to nothing, so a bell that was lost costs little too.
         self.poll_s = min(settings.poll_seconds, 3.0 if settings.is_sqlite else settings.poll_seconds)
         self.kinds = tuple(name for name, kind in KINDS.items() if kind.runner is not None)
 
         self.terminated_at: float | None = None
         self.hastened = False
-        self.misfit: SchemaMismatchError | None = None
+        self.misfit: GanqError | None = None
         self.draining = False
         self.next_poll = 0.0
         self.volume_due = 0.0
@@ -94,7 +101,7 @@ class Supervisor:
         self.knock_answer: str | None = None  # for the ring that follows a knock
 
         offer = partial(self.store.offer_to_yield, who=who, kinds=self.kinds)
-        self.heart = Heart(self.store, self.workers, settings, self._tell, offer)
+        self.heart = Heart(self.store, self.workers, settings, self._tell, offer, self._on_misfit)
         self.runner = WarmRunner(settings, self.selector)
         self.holder = LeaseHolder(
             settings, self.runner, self.heart, must_go=self._must_go, on_misfit=self._on_misfit
@@ -116,7 +123,7 @@ class Supervisor:
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, self._on_sigterm)
-        self.workers.say("starting")
+        self._take_name()
         self.runner.ensure()
         self.heart.start()
         self.recovery.start()
@@ -127,7 +134,17 @@ class Supervisor:
                 self._turn()
         finally:
             self._close()
+        if isinstance(self.misfit, WorkerNameTakenError):
+            return NAME_TAKEN_EXIT
         return FATAL_EXIT if self.misfit else 0
+
+    def _take_name(self) -> None:
+        self.workers.say("starting")
+        before = self.workers.before
+        if before is None or before.boot_id != self.who.boot_id or not self.who.boot_id:
+            return
+        if has_died(before.pid or 0, before.start_ticks or 0):
+            self.workers.trust()
 
     def _turn(self) -> None:
         """One round: what has arrived, then what is due."""
@@ -155,8 +172,8 @@ class Supervisor:
         if self.lease is None and not self.draining and time.monotonic() >= self.next_poll:
             self._claim()
 
-    def _on_misfit(self, exc: SchemaMismatchError) -> None:
-        """Somebody has changed the schema under us (from any thread): drain and leave."""
+    def _on_misfit(self, exc: GanqError) -> None:
+        """The schema was changed, or the name is another worker's (from any thread): drain and leave."""
         if self.misfit is None:
             self.misfit = exc
             log.error("this worker gives its job back and stops: %s → %s", exc.message, exc.hint)
@@ -217,6 +234,9 @@ class Supervisor:
             lease, self.holder.taken = self.holder.taken, None
             if lease is None and self.terminated_at is not None:
                 break  # what is taken is begun, and then drained as any other
+            if lease is None and self.workers.doubted:
+                self.next_poll = time.monotonic() + LOOK_AGAIN_S
+                break
             try:
                 lease = lease or self.store.claim(self.who, kinds=self.kinds, spec_version=SPEC_VERSION)
                 due_s = self.store.due_in() if lease is None else None

@@ -287,7 +287,7 @@ def test_the_threads_of_a_supervisor_survive_an_error_of_an_unknown_kind(
     lease = running_job_factory()
     job_factory()  # one to notify workers about
     database.write(lambda conn: conn.execute(text(REFUSE[backend])))
-    heart = Heart(store, workers, settings, lambda *_: None, lambda _: None)
+    heart = Heart(store, workers, settings, lambda *_: None, lambda _: None, lambda _: None)
     heart.begin(lease)
     rung: list[int] = []
     recovery = Recovery(
