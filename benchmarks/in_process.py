@@ -9,12 +9,12 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.context import CheckpointKind, Images, Made, PictureSink, Sample, Snapshot
+from jobs.context import CheckpointKind, Images, Part, PictureSink, Sample, Snapshot
 from storage.checkpoints import read_checkpoint, write_checkpoint
 from storage.codecs import write_png
 from storage.datasets import open_images
@@ -121,11 +121,16 @@ class LocalContext:
         raise NotImplementedError
 
     def pictures(
-        self, *, format: str = "png", quality: int | None = None, total: int | None = None
+        self,
+        *,
+        format: str = "png",
+        quality: int | None = None,
+        total: int | None = None,
+        part: int | None = None,
     ) -> PictureSink:
         return PictureFiles(self.attempt_folder, format=format, quality=quality, total=total)
 
-    def parts(self) -> list[Iterable[Made]]:
+    def parts(self) -> list[Part]:
         return []
 
     def scratch(self) -> Path:

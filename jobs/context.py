@@ -97,6 +97,18 @@ class PictureSink(Protocol):
     def publish(self) -> dict[str, Any]:
         """Make all of it durable, then visible; returns facts for the job's result."""
 
+    def made(self) -> Iterable[Made]:
+        """After publish(): the pictures, in order."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One shard of a job that was split."""
+
+    job_id: int
+    draws: tuple[int, int]  # the places (first, last) in the order of draws that it computes
+    made: Iterable[Made] | None  # in order; None: it is gone from the volume, or not whole
+
 
 class JobContext(Protocol):
     """What a running job may do. Every method may raise StopRequested or a StorageError."""
@@ -237,11 +249,16 @@ class JobContext(Protocol):
             ForeignFileError: it is not what it says, or not the file with this sha-256.
         """
 
-    def parts(self) -> list[Iterable[Made]]:
+    def parts(self) -> list[Part]:
         """Of a job that was split: what each part has made, in the order of draws."""
 
     def pictures(
-        self, *, format: str = "png", quality: int | None = None, total: int | None = None
+        self,
+        *,
+        format: str = "png",
+        quality: int | None = None,
+        total: int | None = None,
+        part: int | None = None,
     ) -> PictureSink:
         """
         Where to put generated pictures.
@@ -249,6 +266,7 @@ class JobContext(Protocol):
         Args:
             format, quality: as in GenerateSpec.
             total: how many will come.
+            part: which shard of this job they are, where this attempt makes one again; they go when it ends.
         """
 
     def scratch(self) -> Path:

@@ -11,7 +11,7 @@ Shapes in names: B pictures in a micro-batch, Z latent numbers, H, W pixels.
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from jobs import gather, showing
-from jobs.context import JobContext, Picture, PictureSink
+from jobs.context import JobContext, Made, Part, Picture, PictureSink
 from jobs.errors import CheckpointCorruptError, StopRequested
 from jobs.failpoints import failpoint
 from jobs.gan import device as devices
@@ -74,11 +74,25 @@ def run(spec: GenerateSpec, ctx: JobContext) -> dict[str, Any]:
         SpecError: --keep with a model that has no discriminator.
         StopRequested: somebody wants the job to stop; nothing was published.
     """
-    parts = ctx.parts()
-    if parts:
-        return gather.run(spec, ctx, parts)
     with devices.memory_errors("a smaller --micro-batch; note that it is part of what makes a picture"):
+        if parts := ctx.parts():
+            made = [
+                _draw_again(spec, ctx, place, part) if part.made is None else part.made
+                for place, part in enumerate(parts)
+            ]
+            return gather.run(spec, ctx, made)
         return Generation(spec, ctx).run()
+
+
+def _draw_again(spec: GenerateSpec, ctx: JobContext, place: int, part: Part) -> Iterable[Made]:
+    """Draw a shard whose folder is gone: it is a function of the checkpoint, the seed and its place."""
+    first, last = part.draws
+    ctx.log(f"what job {part.job_id} has made is gone: its pictures {first} to {last} are drawn again")
+    ctx.event("shard_redrawn", shard=part.job_id, first=first, last=last)
+    generation = Generation(spec.part(part.draws), ctx)
+    sink = generation.sink(part=place)
+    generation.run(sink)
+    return sink.made()
 
 
 class Generation:
@@ -103,12 +117,17 @@ class Generation:
         self.done = 0
         self.started = time.monotonic()
 
-    def run(self) -> dict[str, Any]:
+    def sink(self, part: int | None = None) -> PictureSink:
+        """Where the pictures go that run() makes; see JobContext.pictures()."""
+        spec = self.spec
+        coming = self.due if spec.keep is None else min(spec.keep, self.due)
+        return self.ctx.pictures(format=spec.format, quality=spec.quality, total=coming, part=part)
+
+    def run(self, sink: PictureSink | None = None) -> dict[str, Any]:
         spec = self.spec
         if spec.reject is not None:
             self._set_threshold(spec.reject)
-        coming = self.due if spec.keep is None else min(spec.keep, self.due)
-        sink = self.ctx.pictures(format=spec.format, quality=spec.quality, total=coming)
+        sink = sink or self.sink()
         writer = _Writer(sink, spec)
         chosen = self._drawn() if spec.keep is None else self._best(spec.keep)
         with Conveyor(writer.write, ahead=AHEAD) as conveyor:

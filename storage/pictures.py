@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -232,6 +232,11 @@ class PictureFiles:
             "bytes": self.bytes,
             **({"files": self.files} if self.files else {}),
         }
+
+    def made(self) -> Iterator[Made]:
+        from storage.published import read_manifest
+
+        return read_manifest(self.folder, self._digest.hexdigest())
 
     def _take_back(self) -> None:
         """Half a result is none: remove what has its name already, too."""

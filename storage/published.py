@@ -1,5 +1,6 @@
 """Published results of generation jobs: read, verified, copied to where a person wants them."""
 
+import errno
 import filecmp
 import hashlib
 import json
@@ -17,6 +18,9 @@ from storage.codecs import decode
 from storage.containers import IMAGES, MANIFEST, RESULT, bytes_of, pixels_of
 from storage.durable import TEMP_MARK, fsync_folder, raise_storage_error, sha256_file
 from storage.pictures import sync_filesystem
+
+GONE = (errno.ENOENT, errno.ENOTDIR)
+"""What a volume says that is there, of a file that is not."""
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +45,33 @@ def read_manifest(folder: Path, manifest_sha256: str) -> Iterator[Made]:
                     yield _made(folder, record)
     except OSError as exc:
         raise_storage_error(exc, path)
+
+
+def is_there(folder: Path, manifest_sha256: str) -> bool:
+    """
+    Return whether a published result is on the volume with all its files, by their names and sizes.
+
+    Not by their bytes: reading those of a large job again would take as long as copying them.
+
+    Raises:
+        StorageError: the volume cannot say.
+    """
+    named: dict[str, int] = {}
+    try:
+        if sha256_file(folder / MANIFEST) != manifest_sha256:
+            return False
+        with open(folder / MANIFEST) as lines:
+            for text in lines:
+                line = json.loads(text)
+                if "archive" in line:
+                    named[line["archive"]] = line["bytes"]
+                elif "offset" not in line:
+                    named[line["file"]] = line["bytes"]
+        return all((folder / name).stat().st_size == size for name, size in named.items())
+    except OSError as exc:
+        if exc.errno in GONE:
+            return False
+        raise_storage_error(exc, folder)
 
 
 def _made(folder: Path, line: dict[str, Any]) -> Made:

@@ -2,22 +2,23 @@
 
 import json
 import os
+import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from jobs.context import CheckpointKind, Images, Made, PictureSink, Sample, Snapshot
+from jobs.context import CheckpointKind, Images, Part, PictureSink, Sample, Snapshot
 from jobs.errors import CheckpointCorruptError, DatasetError, StopRequested, VolumeError
 from jobs.failpoints import failpoint
 from jobs.states import StopReason
 from storage.checkpoints import read_checkpoint, write_checkpoint
-from storage.durable import make_folder, require_room, sync_way, write_json
+from storage.durable import TEMP_MARK, make_folder, require_room, sync_way, write_json
 from storage.former import set_aside_if_former
 from storage.volume import Volume
 from worker.channel import Channel
@@ -72,6 +73,8 @@ class RunContext:
         self.channel = channel
         self.volume = volume
         self.folder = volume.attempt(self.job_id, self.attempt)
+        # Shards that this attempt makes again; a temporary name, so that `ganq gc` takes what a kill leaves.
+        self._shards = self.folder / f"shards{TEMP_MARK}{secrets.token_hex(4)}"
         self._stop: str | None = None
         self._acked = threading.Event()
         self._reported_at = 0.0
@@ -95,6 +98,7 @@ class RunContext:
             self._saver.join()  # its supervisor answers: the end of this job is told after this
         for sink in self._sinks:
             sink.discard()  # what a stop left unpublished; nothing after publish()
+        shutil.rmtree(self._shards, ignore_errors=True)
         self._log.close()
         if self._metrics is not None:
             self._metrics.close()
@@ -331,21 +335,31 @@ class RunContext:
         make_folder(folder)
         write_png(folder / f"{name}.png", pixels_HW3)
 
-    def parts(self) -> list[Iterable[Made]]:
-        from storage.published import read_manifest
+    def parts(self) -> list[Part]:
+        from storage.published import is_there, read_manifest
 
-        return [
-            read_manifest(self.volume.attempt(one["job_id"], one["attempt"]), one["manifest_sha256"])
-            for one in self.order["parts"]
-        ]
+        found = []
+        for one in self.order["parts"]:
+            if self._stop is not None:
+                raise StopRequested(self._stop)
+            folder, digest = self.volume.attempt(one["job_id"], one["attempt"]), one["manifest_sha256"]
+            made = read_manifest(folder, digest) if is_there(folder, digest) else None
+            found.append(Part(one["job_id"], tuple(one["draws"]), made))
+        return found
 
     def pictures(
-        self, *, format: str = "png", quality: int | None = None, total: int | None = None
+        self,
+        *,
+        format: str = "png",
+        quality: int | None = None,
+        total: int | None = None,
+        part: int | None = None,
     ) -> PictureSink:
         from storage.pictures import PictureFiles
 
         self._keep()  # publish() syncs the whole file system, where it can: FUSE and 9p pass on fsync alone
-        sink = PictureFiles(self.folder, format=format, quality=quality, total=total)
+        folder = self.folder if part is None else self._shards / f"{part:04d}"
+        sink = PictureFiles(folder, format=format, quality=quality, total=total)
         self._sinks.append(sink)
         return sink
 

@@ -53,14 +53,21 @@ class LeaseHolder:
         self.watch.begin(lease)
         self.heart.begin(lease)
 
-    def settle(self, word: str, commit: Callable[..., Any], *args: Any) -> None:
-        """Write the end of the attempt, then let the job go."""
-        if self.commit(commit, *args):
-            assert self.lease is not None
-            log.info("job %s: %s", self.lease.job_id, word)
-            self.let_go()
-            if self.taken is not None:
-                self.heart.begin(self.taken)  # from now on, whatever comes before it begins
+    def settle(self, word: str, commit: Callable[..., Any], *args: Any) -> bool:
+        """
+        Write the end of the attempt, then let the job go.
+
+        Returns:
+            Whether the end was written; False: the lease was lost, or given up without an answer.
+        """
+        if not self.commit(commit, *args):
+            return False
+        assert self.lease is not None
+        log.info("job %s: %s", self.lease.job_id, word)
+        self.let_go()
+        if self.taken is not None:
+            self.heart.begin(self.taken)  # from now on, whatever comes before it begins
+        return True
 
     def commit(self, commit: Callable[..., Any], *args: Any) -> bool:
         """

@@ -75,7 +75,7 @@ def _make(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
         "spec": job.spec,
         "submitted_at": job.created_at,
         "inputs": inputs,
-        "parts": [_made(one) for one in parts],
+        "parts": [_made(one) | {"draws": one.spec["draws"]} for one in parts],
         "checkpoints": [_pointer(one) | {"kind": one.kind, "bytes": one.bytes} for one in reversed(own)],
     }
 

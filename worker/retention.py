@@ -38,7 +38,10 @@ def let_go(lease: Lease, store: JobStore, queries: Queries, volume: Volume) -> l
 
 
 def drop_parts(parts: Iterable[dict[str, Any]], volume: Volume) -> None:
-    """A whole that is published has all that its parts made; what is missed here is for `ganq gc`."""
+    """
+    Delete the folders of a split job's shards. Only after the job's success has been committed: until then
+    another attempt may need them. What is left here, for whatever reason, is for `ganq gc`.
+    """
     for part in parts:
         shutil.rmtree(volume.job(part["job_id"]), ignore_errors=True)
 

@@ -323,9 +323,10 @@ class Supervisor:
         elif op == "done":
             failpoint("supervisor.before_finish")
             claim = Claim(self.who, self.kinds, SPEC_VERSION)
-            self.holder.settle("succeeded", self._succeed, lease, message["result"], claim)
+            succeeded = self.holder.settle("succeeded", self._succeed, lease, message["result"], claim)
             failpoint("supervisor.finished")
-            if self.lease is None:
+            # Without a commit that was acknowledged the next attempt needs what the shards have made.
+            if succeeded:
                 drop_parts(self.holder.parts, self.volume)
             self._after_job()
         elif op == "stopped":

@@ -185,8 +185,8 @@ class GenerateSpec(Spec):
         size = -(-size // self.micro_batch) * self.micro_batch
         if self.draws is not None or self.drawn <= size or self.interpolate:
             return []
-        alone = {"grid": 0, "out": None, "grid_epochs": False}
-        return [
-            self.model_copy(update={**alone, "draws": (first, min(first + size, self.drawn) - 1)})
-            for first in range(0, self.drawn, size)
-        ]
+        return [self.part((first, min(first + size, self.drawn) - 1)) for first in range(0, self.drawn, size)]
+
+    def part(self, draws: tuple[int, int]) -> "GenerateSpec":
+        """The part that computes these places (first, last) in the order of draws."""
+        return self.model_copy(update={"grid": 0, "out": None, "grid_epochs": False, "draws": draws})

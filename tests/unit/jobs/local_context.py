@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.context import CheckpointKind, Images, Made, Picture, Sample, Snapshot
+from jobs.context import CheckpointKind, Images, Made, Part, Picture, Sample, Snapshot
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,6 +78,9 @@ class LocalSink:
 
     def add_file(self, name: str, data: bytes) -> None:
         self.files[name] = data
+
+    def made(self) -> Iterable[Made]:
+        raise AssertionError("a job without parts makes none again")
 
     def publish(self) -> dict[str, Any]:
         self.published = True
@@ -200,12 +203,10 @@ class LocalContext:
     def weights(self, path: str, *, sha256: str | None = None) -> "dict[str, Tensor]":
         return self.start_weights[path]
 
-    def parts(self) -> list[Iterable[Made]]:
+    def parts(self) -> list[Part]:
         return []
 
-    def pictures(
-        self, *, format: str = "png", quality: int | None = None, total: int | None = None
-    ) -> LocalSink:
+    def pictures(self, **about: Any) -> LocalSink:
         return self.sink
 
     def scratch(self) -> Path:

@@ -208,7 +208,7 @@ def test_only_the_whole_of_a_split_job_is_asked_for_its_parts(
     gathering = claim()
     assert gathering.job_id == whole.id
     assert make_order(gathering, store, queries)["parts"] == [
-        {"job_id": part.job_id, "attempt": 1, "manifest_sha256": "1" * 64}
+        {"job_id": part.job_id, "attempt": 1, "manifest_sha256": "1" * 64, "draws": [0, 3]}
     ]
 
     training = running_job_factory()
