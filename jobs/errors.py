@@ -19,7 +19,7 @@ Every error that ganq raises on purpose.
         CheckpointCorruptError
         ForeignFileError                   a weight file that is not what it says
         DiskFullError
-        VolumeError                        read-only, missing, not a directory
+        VolumeError                        read-only, missing, not a directory, or it answers with errors
       QueueUnavailableError                Redis is not there
       WorkerError
         GpuUnavailableError
@@ -44,6 +44,7 @@ class Retry(StrEnum):
     NEVER = "never"  # the next try would end the same way
     FRESH = "fresh"  # once, in a new process
     LATER = "later"  # the surroundings are at fault: with backoff, not counted
+    SOME = "some"  # with backoff, but only a few times in a row: it may pass, or be there for good
 
 
 class GanqError(Exception):
@@ -143,16 +144,17 @@ class NotMeasurableError(GanqError):
 
 
 class StorageError(GanqError):
-    """The table or the volume did not do what it must."""
+    """A file is missing, or is not what it should be; waiting does not mend that."""
 
     code = "STORAGE_ERROR"
-    retry = Retry.LATER
+    retry = Retry.SOME
 
 
 class DatabaseUnavailableError(StorageError):
     """The job table cannot be reached."""
 
     code = "DATABASE_UNAVAILABLE"
+    retry = Retry.LATER
 
 
 class SchemaMismatchError(StorageError):
@@ -180,12 +182,14 @@ class DiskFullError(StorageError):
     """No room on the volume."""
 
     code = "DISK_FULL"
+    retry = Retry.LATER
 
 
 class VolumeError(StorageError):
-    """The volume is missing, read-only or not a directory."""
+    """The volume is missing, read-only or not a directory, or it answers with errors."""
 
     code = "VOLUME_UNAVAILABLE"
+    retry = Retry.LATER
 
 
 class QueueUnavailableError(GanqError):

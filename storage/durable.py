@@ -28,6 +28,11 @@ MANIFEST = "MANIFEST.json"
 TEMP_MARK = ".tmp-"
 BROKEN_FILE = (errno.EIO, errno.ESTALE)
 """The file is lost, the disk perhaps not: a new file may succeed where this one never will again."""
+LASTING = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+)
+"""What is said of the files, not of the volume that holds them: it is the same after any wait."""
 
 T = TypeVar("T")
 
@@ -48,7 +53,8 @@ def raise_storage_error(exc: OSError, path: Path, *, needed: int | None = None) 
             f"cannot write at {folder}: {os.strerror(exc.errno or 0).lower()}",
             hint="make it writable for this user, or point GANQ_VOLUME at another place",
         ) from exc
-    raise StorageError(f"{folder}: {(exc.strerror or str(exc)).lower()}", hint="see ganq doctor") from exc
+    error = StorageError if exc.errno in LASTING else VolumeError
+    raise error(f"{folder}: {(exc.strerror or str(exc)).lower()}", hint="see ganq doctor") from exc
 
 
 def _disk_full(folder: Path, needed: int | None) -> DiskFullError:

@@ -1,6 +1,7 @@
 """How an attempt ends: published, stopped, given back, failed, crashed."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
@@ -23,6 +24,9 @@ from storage.transitions import (
     leave,
     plain,
 )
+
+MAX_TRIES = 6
+"""Of Retry.SOME: with the backoff between them nearly three minutes."""
 
 OWN = select(job).where(OWNED).with_for_update()
 OWN_BLINDLY = select(job).where(job.c.id == bindparam("owned_id")).with_for_update()
@@ -69,7 +73,7 @@ class Endings(Store):
 
     def fail(self, lease: Lease, error: GanqError) -> JobState:
         """
-        Settle an error by its policy: never again, once in a fresh process, or later.
+        Settle an error by its policy: never again, once in a fresh process, a few times, or later.
 
         Returns:
             The state that the job is in now.
@@ -80,10 +84,11 @@ class Endings(Store):
             "error_hint": plain(error.hint),
         }
 
-        def decide(row: Any) -> Decision:
+        def decide(conn: Connection, row: Any) -> Decision:
             if row.cancel_requested_at is not None:
                 return JobState.CANCELLED, Outcome.CANCELLED, {}
-            if error.retry is Retry.LATER:
+            tries = error.retry is Retry.SOME and not _tried_enough(conn, row, error.code)
+            if error.retry is Retry.LATER or tries:
                 later = utcnow() + BACKOFF_S[min(row.waits, len(BACKOFF_S) - 1)]
                 return JobState.QUEUED, Outcome.RETRIED, {**told, "not_before": later, "waits": row.waits + 1}
             if error.retry is Retry.FRESH and row.fresh_retries < 1:
@@ -91,7 +96,8 @@ class Endings(Store):
             return JobState.FAILED, Outcome.FAILED, told
 
         endings = {Outcome.RETRIED, Outcome.FAILED, Outcome.CANCELLED}
-        return self._settle_by(lease, decide, endings, {"code": error.code, "message": error.message})
+        detail = {"code": error.code, "message": error.message}
+        return self.database.write(lambda conn: settle(conn, lease, partial(decide, conn), endings, detail))
 
     def crashed(self, lease: Lease, message: str, *, hung: bool = False) -> JobState:
         """
@@ -117,6 +123,20 @@ class Endings(Store):
         ended in one of them has been settled by this very call, and its commit's answer was lost."""
 
         return self.database.write(lambda conn: settle(conn, lease, decide, endings, detail))
+
+
+def _tried_enough(conn: Connection, row: Any, code: str) -> bool:
+    """Whether the attempts before this one have met the same error, in a row and without progress."""
+    before = MAX_TRIES - 1
+    if row.waits < before:  # a checkpoint sets it back
+        return False
+    last = (
+        select(attempt.c.error_code)
+        .where(attempt.c.job_id == row.id, attempt.c.number < row.attempt)
+        .order_by(attempt.c.number.desc())
+        .limit(before)
+    )
+    return list(conn.execute(last).scalars()) == [code] * before
 
 
 def publish(conn: Connection, lease: Lease, result: dict[str, Any]) -> None:

@@ -388,8 +388,8 @@ def soon(database: Database) -> None:
 FAULTS = {  # in the order in which one job meets them
     "generate.drawn": ("EROFS", "VOLUME_UNAVAILABLE"),
     "pictures.written": ("ENOSPC", "DISK_FULL"),
-    "pictures.synced": ("EIO", "STORAGE_ERROR"),
-    "pictures.images_renamed": ("ESTALE", "STORAGE_ERROR"),
+    "pictures.synced": ("EIO", "VOLUME_UNAVAILABLE"),
+    "pictures.images_renamed": ("ESTALE", "VOLUME_UNAVAILABLE"),
     "pictures.renamed": ("EDQUOT", "DISK_FULL"),
 }
 

@@ -13,10 +13,14 @@ from jobs.errors import (
     JobNotFoundError,
     LeaseLostError,
     OutOfMemoryError,
+    StorageError,
     TrainingDivergedError,
+    VolumeError,
 )
 from jobs.states import JobState, Outcome
 from storage.job_store import Beat
+from storage.job_store.endings import MAX_TRIES
+from storage.jobs import Lease
 
 
 def outcomes(queries, job_id: int) -> list[str]:
@@ -241,6 +245,47 @@ def test_errors_of_the_surroundings_back_off_ever_longer_and_never_count(
     assert waits == [pytest.approx(one, abs=1) for one in (2, 10, 30, 60, 60, 60, 60, 60)]
     assert outcomes(queries, lease.job_id) == [Outcome.RETRIED] * 8 + [None]
     assert queries.get(lease.job_id).error_code is None, "a new attempt begins without the old error"
+
+
+def running(database, queries, lease) -> Lease:
+    """The lease of a job's present attempt."""
+    now = queries.get(lease.job_id)
+    return Lease(now, now.attempt, job_row(database, now.id)["lease_token"])
+
+
+def fail_again(database, store, claim, lease, error, times: int) -> JobState:
+    """Let an attempt fail, and those after it."""
+    for _ in range(times):
+        state = store.fail(lease, error)
+        set_columns(database, lease.job_id, not_before=None)
+        lease = claim() if state is JobState.QUEUED else None
+    return state
+
+
+def test_a_storage_error_that_no_wait_mends_is_tried_a_few_times_and_then_fails_the_job(
+    database, store, running_job_factory, claim, queries
+):
+    lease = running_job_factory()
+    lost = StorageError("jobs/000002: no such file or directory", hint="see ganq doctor")
+
+    assert fail_again(database, store, claim, lease, lost, MAX_TRIES) is JobState.FAILED
+
+    found = queries.get(lease.job_id)
+    assert (found.error_code, found.error_hint) == ("STORAGE_ERROR", "see ganq doctor")
+    assert outcomes(queries, lease.job_id) == [Outcome.RETRIED] * (MAX_TRIES - 1) + [Outcome.FAILED]
+
+
+def test_a_volume_that_answers_with_errors_or_progress_in_between_begins_the_tries_anew(
+    database, store, running_job_factory, claim, queries
+):
+    lease = running_job_factory()
+    lost, away = StorageError("no such file or directory"), VolumeError("input/output error")
+    fail_again(database, store, claim, lease, away, 2 * MAX_TRIES)
+    lease = running(database, queries, lease)
+    assert fail_again(database, store, claim, lease, lost, MAX_TRIES - 1) is JobState.QUEUED
+    lease = running(database, queries, lease)
+    checkpoint(store, lease, step=1)
+    assert fail_again(database, store, claim, lease, lost, MAX_TRIES - 1) is JobState.QUEUED
 
 
 def test_out_of_memory_gets_one_fresh_process(store, running_job_factory, claim, queries):
