@@ -5,6 +5,8 @@ import filecmp
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,7 +17,7 @@ from jobs.context import Made
 from jobs.errors import StorageError
 from jobs.failpoints import failpoint
 from storage.codecs import decode
-from storage.containers import IMAGES, MANIFEST, RESULT, bytes_of, pixels_of
+from storage.containers import GRIDS, IMAGES, MANIFEST, RESULT, bytes_of, pixels_of
 from storage.durable import TEMP_MARK, fsync_folder, raise_storage_error, sha256_file
 from storage.pictures import sync_filesystem
 
@@ -120,7 +122,7 @@ def verify_manifest(folder: Path, *, manifest_sha256: str | None = None) -> int:
         raise StorageError(f"{path} or a picture that it names is broken: {exc}") from exc
 
 
-def _verify_lines(folder: Path, lines: IO[str]) -> int:
+def _verify_lines(folder: Path, lines: IO[str], *, decoded: bool = True) -> int:
     count = 0
     named, archives = _Names(), _Names()
     for text in lines:
@@ -131,7 +133,7 @@ def _verify_lines(folder: Path, lines: IO[str]) -> int:
             continue
         if line["index"] != count:
             raise StorageError(f"{folder / MANIFEST} does not hold the indices from 0 on: {count} is missing")
-        _verify_picture(_made(folder, line))
+        _verify_picture(_made(folder, line), decoded=decoded)
         if (file := Path(line["file"])).parent.name == IMAGES:
             named.add(file.name)
         count += 1
@@ -147,10 +149,10 @@ def _verify_lines(folder: Path, lines: IO[str]) -> int:
     return count
 
 
-def _verify_picture(made: Made) -> None:
+def _verify_picture(made: Made, *, decoded: bool) -> None:
     if not made.path.is_file() or hashlib.sha256(data := bytes_of(made)).hexdigest() != made.record["sha256"]:
         raise StorageError(f"{made.path} is missing or has changed")
-    if "shape" not in made.record:
+    if decoded and "shape" not in made.record:
         decode(data)
 
 
@@ -187,7 +189,9 @@ def copy_out(folder: Path, out: str) -> dict[str, Any]:
     Copy a published result into the user's own folder (--out): whole or not at all.
 
     An attempt that was killed here is followed by one with the same bytes, which takes
-    for its own what is the same and copies the rest.
+    for its own what is the same and copies the rest. One that was taken for dead may be
+    copying still, so each has temporary names of its own, and what has got its final name
+    is checked against the manifest before the manifest, which makes it a result, follows.
 
     Returns:
         {'out': where}, or {'out_error': why not}: the result itself is already safe.
@@ -199,11 +203,14 @@ def copy_out(folder: Path, out: str) -> dict[str, Any]:
         if taken is not None:
             return {"out_error": f"{target} already holds {taken}: nothing there was touched"}
         target.mkdir(parents=True, exist_ok=True)
+        _remove_older(target, folder)
         for name in names:
-            if not (target / name).exists():
-                # Named after the job, so that its next attempt finds what this one left.
-                _copy_whole(folder / name, target / name, mark=folder.parent.name)
-                failpoint("pictures.copied")
+            if name == MANIFEST:
+                _check_copy(folder, target)
+            _copy_whole(folder / name, target / name, mark=_mark(folder))
+            failpoint("pictures.copied")
+    except StorageError as exc:
+        return {"out_error": f"{target} does not hold the whole result: {exc.message}"}
     except OSError as exc:
         with suppress(OSError):
             if not any(target.iterdir()):
@@ -212,31 +219,71 @@ def copy_out(folder: Path, out: str) -> dict[str, Any]:
     return {"out": str(target)}
 
 
+def _mark(folder: Path) -> str:
+    """Return what marks the temporary names of one attempt: job, attempt, and a random number."""
+    return f"{folder.parent.name}-{folder.name}-{secrets.token_hex(4)}"
+
+
+def _remove_older(target: Path, folder: Path) -> None:
+    """Remove what earlier attempts of the same job have left; one that copies still stops at that."""
+    job, own = folder.parent.name, int(folder.name.removeprefix("a"))
+    ours = re.compile(rf"\.(.+){re.escape(TEMP_MARK)}{job}(?:-a(\d+)-[0-9a-f]+)?")
+    for path in list(target.iterdir()):
+        found = ours.fullmatch(path.name)
+        if found is None or not RESULT.fullmatch(found[1]) or int(found[2] or 0) >= own:
+            continue
+        # Renamed first: to who writes into it, it is gone as a whole and at once.
+        going = path.with_name(f".{found[1]}{TEMP_MARK}{_mark(folder)}")
+        with suppress(OSError):
+            path.rename(going)
+            _remove(going)
+
+
 def _copy_whole(source: Path, target: Path, *, mark: str) -> None:
     """
-    Copy a file or a folder so that it appears under its name complete and durable.
+    Copy a file or a folder so that it appears under its name complete and durable, unless it is there.
 
     Raises:
         OSError: nothing is left behind.
     """
+    if target.exists():
+        return
     temp = target.with_name(f".{target.name}{TEMP_MARK}{mark}")
-    _remove(temp)
     try:
         if source.is_dir():
-            shutil.copytree(source, temp)
+            shutil.copytree(source, temp, copy_function=_copy_file)
         else:
             shutil.copy2(source, temp)
         sync_filesystem(target.parent)
-        temp.rename(target)
+        if not target.exists():  # another attempt may have been faster
+            temp.rename(target)
         fsync_folder(target.parent)
     except OSError:
+        if not target.exists():
+            raise
+    finally:
         _remove(temp)
-        raise
+
+
+def _copy_file(source: str, target: str) -> None:
+    failpoint("pictures.copying")
+    shutil.copy2(source, target)
+
+
+def _check_copy(folder: Path, target: Path) -> None:
+    """
+    Raises:
+        StorageError: what was copied is not what the manifest names, whoever has put it there.
+    """
+    with open(folder / MANIFEST) as lines:
+        _verify_lines(target, lines, decoded=False)
+    if (folder / GRIDS).is_dir() and not _same(folder / GRIDS, target / GRIDS):
+        raise StorageError(f"{target / GRIDS} holds other files")
 
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
