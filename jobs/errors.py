@@ -25,6 +25,7 @@ Every error that ganq raises on purpose.
         GpuUnavailableError
         GpuBusyError                       another worker holds this GPU
         WorkerNameTakenError               another live worker has this name
+        ProcessUnavailableError            no process or thread can be started
         OutOfMemoryError                   of the device
       TrainingDivergedError
         CollapsedError                     the generator repeats itself
@@ -221,6 +222,13 @@ class WorkerNameTakenError(WorkerError):
     """Another live worker has the same name, and had it first."""
 
     code = "WORKER_NAME_TAKEN"
+
+
+class ProcessUnavailableError(WorkerError):
+    """A process or thread that a job needs cannot be started."""
+
+    code = "PROCESS_UNAVAILABLE"
+    retry = Retry.LATER
 
 
 class OutOfMemoryError(WorkerError):

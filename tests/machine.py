@@ -66,13 +66,21 @@ class Ganq:
             within: a command that runs another command, such as unshare or setpriv.
             options: of `ganq worker`, instead of --gpus none.
         """
+        arguments = ("worker", *(options or ("--gpus", "none")), "--name", name)
+        return self._start(name, within, arguments, env)
+
+    def start_up(
+        self, *, within: Sequence[str] = (), options: Sequence[str] = ()
+    ) -> "subprocess.Popen[bytes]":
+        """Start `ganq up`; its log is that of "up"."""
+        return self._start("up", within, ("up", *(options or ("--gpus", "none"))), {})
+
+    def _start(
+        self, name: str, within: Sequence[str], arguments: Sequence[str], env: dict[str, str]
+    ) -> "subprocess.Popen[bytes]":
         log = open(self.folder / f"{name}.log", "ab")  # noqa: SIM115 - the worker keeps writing to it
         worker = subprocess.Popen(
-            [
-                *(*within, sys.executable, "-P", "-m", "cli.main", "worker"),
-                *(options or ("--gpus", "none")),
-                *("--name", name),
-            ],
+            [*within, sys.executable, "-P", "-m", "cli.main", *arguments],
             env={**self.env, **env},
             cwd=self.folder,
             stdin=subprocess.DEVNULL,

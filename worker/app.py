@@ -56,6 +56,8 @@ def make_app(settings: Settings) -> Celery:
         worker_enable_remote_control=False,
         worker_send_task_events=False,
         worker_hijack_root_logger=False,
+        # It would make a log record of each write to stderr: a traceback cut into words.
+        worker_redirect_stdouts=False,
         event_queue_durable=False,
     )
     # In a thread other than this, Celery would else make an application from a celeryconfig.py.

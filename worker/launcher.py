@@ -26,6 +26,7 @@ from worker import celery_environment, gpu, logs
 from worker import cores as core_units
 from worker.cores import Cores
 from worker.local import runtime_folder, worker_command
+from worker.starting import until_started, wait
 from worker.wake import WAKE_ENV, knock, knock_path
 
 log = logging.getLogger("ganq.worker")
@@ -124,6 +125,7 @@ class Worker:
         }
         self.app: Any = None
         self.stopping = False
+        self.drained = threading.Event()
         self.exit_code = 0
         self.supervisor: subprocess.Popen[str] | None = None
         self.told: subprocess.Popen[str] | None = None
@@ -134,6 +136,7 @@ class Worker:
 
         celery_environment.clear(os.environ)  # before Celery is imported
 
+        from celery.exceptions import CPendingDeprecationWarning
         from celery.platforms import SecurityWarning
         from celery.signals import task_received, worker_shutting_down
 
@@ -141,11 +144,14 @@ class Worker:
 
         # Celery warns root of pickled messages; only JSON is accepted here.
         warnings.filterwarnings("ignore", category=SecurityWarning)
+        # And of a default that will change: ganq sets it.
+        warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
         os.environ.update(gpu.pin(None) | {WAKE_ENV: self.environment[WAKE_ENV]})
         self.app = make_app(self.settings)
-        self._start_supervisor()
-        keeper = threading.Thread(target=self._keep_supervisor, name="keeper", daemon=True)
-        keeper.start()
+        until_started(self._start_supervisor, "the supervisor", log)
+        # It also ends this process when Celery does not: no thread need be started for that then.
+        keeper = threading.Thread(target=self._keep_and_leave, name="keeper", daemon=True)
+        until_started(keeper.start, "the thread keeper", log)
         worker_shutting_down.connect(lambda **_: self._stop(), weak=False)
         task_received.connect(lambda **_: knock(self.environment[WAKE_ENV]), weak=False)
         try:
@@ -153,7 +159,7 @@ class Worker:
         finally:
             if self.told is not self.supervisor:
                 self._stop()
-            keeper.join(timeout=self.settings.drain_seconds + 30)
+            self.drained.wait(timeout=self.settings.drain_seconds + 30)
             self._remove_sockets()
         return self.exit_code
 
@@ -187,7 +193,7 @@ class Worker:
             if self.stopping:
                 return
             tries = 0 if time.monotonic() - began > 60 else tries + 1
-            log.warning("Celery's worker has ended by itself (a message it cannot read?); starting it again")
+            log.warning("Celery's worker has ended by itself (see above); starting it again")
             again_at = time.monotonic() + CELERY_PAUSE_S[min(tries, len(CELERY_PAUSE_S) - 1)]
             while not self.stopping and time.monotonic() < again_at:
                 time.sleep(0.1)
@@ -243,11 +249,13 @@ class Worker:
                 return
             tries = 0 if time.monotonic() - began > 60 else tries + 1
             log.warning("the supervisor has ended (code %s); starting another", code)
-            time.sleep(RESTART_PAUSE_S[min(tries, len(RESTART_PAUSE_S) - 1)])
-            if self.stopping:
-                return
+            wait(RESTART_PAUSE_S[min(tries, len(RESTART_PAUSE_S) - 1)], lambda: self.stopping)
             # The new one dies with this thread, which lives as long as the process.
-            self._start_supervisor()
+            until_started(self._start_supervisor, "the supervisor", log, lambda: self.stopping)
+            if self.stopping:
+                self._stop()  # one that was started meanwhile, too
+                if self.supervisor.poll() is not None:
+                    return
 
     def _take_another_name(self) -> None:
         """Two machines or containers may have one host name: 'trainer-gpu0' becomes 'trainer-gpu0-2'."""
@@ -265,36 +273,31 @@ class Worker:
             return
 
     def _ring(self, words: list[str]) -> None:
-        from kombu.exceptions import OperationalError
-        from redis.exceptions import RedisError
-
         from worker.app import send_bell
 
         if len(words) == 3 and words[0] == "ring" and words[2].isdigit():
             try:
                 send_bell(self.app, words[1], int(words[2]))
-            except (OperationalError, RedisError, OSError, ValueError, LookupError) as exc:
+            except Exception as exc:  # it costs seconds; without this thread there would be no supervisor
                 log.debug("not rung: %s", exc)
 
     def _stop(self) -> None:
         """Pass a signal on, once for each that came: the second hastens the supervisor."""
-        first, self.stopping = not self.stopping, True
+        self.stopping = True
         if self.supervisor is not None and self.supervisor.poll() is None:
             self.told = self.supervisor
             self.supervisor.terminate()
-        if first:
-            threading.Thread(target=self._leave_anyway, name="leaver", daemon=True).start()
 
-    def _leave_anyway(self) -> None:
+    def _keep_and_leave(self) -> None:
         """
-        End this process when Celery does not: it waits half a minute and more for a Redis that hangs.
+        Keep a supervisor, and when the last has drained, end this process if Celery does not.
 
-        By then the supervisor has drained, and nothing that Celery still does matters.
+        It waits half a minute and more for a Redis that hangs; nothing that it still does matters.
         """
         from billiard import active_children
 
-        assert self.supervisor is not None
-        self.supervisor.wait()
+        self._keep_supervisor()
+        self.drained.set()
         time.sleep(CELERY_GRACE_S)
         log.warning("Celery does not end (does Redis hang?): leaving without it")
         for child in active_children():

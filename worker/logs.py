@@ -6,12 +6,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jobs.text import use_streams_of_any_encoding
 from storage.settings import Settings, redact
+from worker.starting import is_shortage
 
 BROKER_LOGGERS = ("celery", "kombu")
 RELAY_ENV = "GANQ_LOG_PIPE"
@@ -43,14 +45,28 @@ class JsonFormatter(logging.Formatter):
 
 
 class BrokerAway(logging.Filter):
-    """A broker that is away is no defect: what Celery tells of it keeps its line, and loses its traceback."""
+    """
+    A broker that is away, or a machine without a process left, is no defect: what Celery says of it
+    keeps its line, and loses its traceback.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        if record.name.split(".")[0] in BROKER_LOGGERS and error is not None and _is_away(error):
-            record.msg, record.args = f"{record.getMessage()} ({type(error).__name__}: {error})", ()
+        known = _known(error) if error is not None and record.name.split(".")[0] in BROKER_LOGGERS else None
+        if known is not None:
+            record.msg, record.args = f"{record.getMessage()} ({type(known).__name__}: {known})", ()
             record.exc_info = record.exc_text = None
         return True
+
+
+def _known(error: BaseException) -> BaseException | None:
+    """Return what of the machine or the broker is behind an error; None: it is a defect."""
+    if _is_away(error):
+        return error
+    behind: BaseException | None = error  # Celery stumbles on over a process that it could not start
+    while behind is not None and not is_shortage(behind):
+        behind = behind.__cause__ or behind.__context__
+    return behind
 
 
 def _is_away(error: BaseException) -> bool:
@@ -75,6 +91,16 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
+    threading.excepthook = _log_uncaught
+
+
+def _log_uncaught(args: threading.ExceptHookArgs) -> None:
+    """Log what a thread did not catch as one record, whatever stderr is."""
+    name = args.thread.name if args.thread is not None else "a thread"
+    error = args.exc_value or args.exc_type()
+    logging.getLogger("ganq").error(
+        "thread %s has ended: %s", name, error, exc_info=(args.exc_type, error, args.exc_traceback)
+    )
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import traceback
 from contextlib import suppress
 from typing import Any
 
-from jobs.errors import GanqError, OutOfMemoryError, StopRequested
+from jobs.errors import GanqError, OutOfMemoryError, ProcessUnavailableError, StopRequested, one_line
 from jobs.failpoints import failpoint
 from jobs.kinds import kind_named
 from jobs.text import use_streams_of_any_encoding
@@ -28,6 +28,7 @@ from storage.volume import Volume
 from worker.channel import Channel, Message
 from worker.context import RunContext
 from worker.process import die_with_parent, release_free_memory
+from worker.starting import is_shortage
 from worker.warm_runner import CHANNEL_ENV
 
 STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
@@ -127,10 +128,13 @@ class Runner:
         except OSError as exc:
             answer, healthy = _os_error(exc, ctx, self.volume)
         except Exception as exc:
-            # A defect, ours or torch's: a fresh process tries again, three times at most.
-            _note(ctx, traceback.format_exc())
-            answer = {"op": "crashed", "message": f"{type(exc).__name__}: {_first_line(exc)}"}
-            healthy = False
+            if is_shortage(exc):
+                answer, healthy = _failed(_no_process(exc), replace=True), False
+            else:
+                # A defect, ours or torch's: a fresh process tries again, three times at most.
+                _note(ctx, traceback.format_exc())
+                answer = {"op": "crashed", "message": f"{type(exc).__name__}: {_first_line(exc)}"}
+                healthy = False
         if ctx is not None:
             if answer["op"] != "done":
                 with suppress(Exception):  # how it ended says more
@@ -201,8 +205,17 @@ def _os_error(exc: OSError, ctx: RunContext | None, volume: Volume) -> tuple[dic
             raise_storage_error(exc, ctx.folder if ctx else volume.root)
         except GanqError as told:
             return _failed(told, replace=False), True
+    if is_shortage(exc):
+        return _failed(_no_process(exc), replace=True), False
     _note(ctx, traceback.format_exc())
     return {"op": "crashed", "message": f"{type(exc).__name__}: {_first_line(exc)}"}, False
+
+
+def _no_process(exc: Exception) -> ProcessUnavailableError:
+    return ProcessUnavailableError(
+        f"the machine has no process or thread left ({one_line(exc)})",
+        hint="raise the limit of processes (ulimit -u, pids.max), or stop what uses them up",
+    )
 
 
 def _note(ctx: RunContext | None, text: str) -> None:

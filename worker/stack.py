@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import IO
 
-from jobs.errors import ConfigError, GpuBusyError
+from jobs.errors import ConfigError, GpuBusyError, one_line
 from storage.queries import Queries
 from storage.schema import open_database, prepare
 from storage.settings import Settings
@@ -64,11 +64,17 @@ class LocalStack:
             if code is not None:
                 say(f"the worker was killed by {signal.Signals(-code).name}; starting another")
                 time.sleep(AGAIN_S)
-                self.start_worker()
+                try:
+                    self.start_worker()
+                except OSError as exc:
+                    say(f"cannot start it: {one_line(exc)}")
             if self.redis is not None and not self.redis.runs():
                 say("the embedded Redis has ended or lost its socket; starting another")
                 try:
                     self.redis.start()
+                except OSError as exc:
+                    say(f"cannot start it: {one_line(exc)}")
+                    time.sleep(AGAIN_S)
                 except ConfigError as exc:  # workers look for jobs by themselves meanwhile
                     say(f"{exc.message} → {exc.hint}")
                     time.sleep(AGAIN_S)

@@ -24,6 +24,7 @@ from jobs.errors import (
     DatabaseUnavailableError,
     GanqError,
     LeaseLostError,
+    ProcessUnavailableError,
     SchemaMismatchError,
     WorkerNameTakenError,
     error_of,
@@ -49,6 +50,7 @@ from worker.process import boot_id, die_with_parent, has_died, start_ticks
 from worker.pulse import Pulse, pulse_socket
 from worker.recovery import Recovery
 from worker.retention import drop_parts, let_go
+from worker.starting import until_started
 from worker.stopping import CANCEL_GRACE_S, HASTE_S, SAME_SIGNAL_S, time_limit_error
 from worker.wake import WAKE_ENV
 from worker.warm_runner import WarmRunner
@@ -124,10 +126,11 @@ class Supervisor:
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, self._on_sigterm)
         self._take_name()
-        self.runner.ensure()
-        self.heart.start()
-        self.recovery.start()
-        self.pulse.start()
+        self._warm_up()
+        for thread in (self.heart, self.recovery, self.pulse):
+            until_started(
+                thread.start, f"the thread {thread.name}", log, lambda: self.terminated_at is not None
+            )
         log.info("worker %s is ready on %s", self.who.name, self.who.device)
         try:
             while not (self.draining and self.lease is None):
@@ -167,8 +170,8 @@ class Supervisor:
         if self.terminated_at is not None and not self.draining:
             self._drain()
         self._check_deadlines()
-        if self.runner.channel is None and not self.draining and time.monotonic() >= self.runner.due:
-            self.runner.ensure()
+        if self.runner.channel is None and not self.draining:
+            self._warm_up()
         if self.lease is None and not self.draining and time.monotonic() >= self.next_poll:
             self._claim()
 
@@ -237,6 +240,9 @@ class Supervisor:
             if lease is None and self.workers.doubted:
                 self.next_poll = time.monotonic() + LOOK_AGAIN_S
                 break
+            if lease is None and not self._warm_up():
+                self.next_poll = self.runner.due
+                break  # another worker can do what this one cannot
             try:
                 lease = lease or self.store.claim(self.who, kinds=self.kinds, spec_version=SPEC_VERSION)
                 due_s = self.store.due_in() if lease is None else None
@@ -308,7 +314,7 @@ class Supervisor:
     def _on_message(self, message: Message) -> None:
         op, lease = message["op"], self.lease
         if op == "ready":
-            self.runner.deaths = 0
+            self.runner.deaths, self.runner.ready = 0, True
         if op == "ready" or lease is None:
             return
         if op == "progress":
@@ -389,8 +395,30 @@ class Supervisor:
         if self.holder.watch.asked is not None:
             self._on_stopped(lease, self.holder.watch.asked)
             return
-        self.holder.settle("crashed", self.store.crashed, lease, f"the runner was {how}")
+        if not self.runner.ready:
+            self.runner.pause()
+            self._settle_unstarted(lease, f"the runner did not start: it was {how}")
+        elif not self._warm_up():
+            self._settle_unstarted(lease, f"the runner was {how}, and no other can be started")
+        else:
+            self.holder.settle("crashed", self.store.crashed, lease, f"the runner was {how}")
         self._after_job()
+
+    def _settle_unstarted(self, lease: Lease, why: str) -> None:
+        """Put a job back that had no runner to work in: that is this machine's fault, and not counted."""
+        error = ProcessUnavailableError(why, hint=f"the log of the worker {self.who.name} says more")
+        self.holder.settle(f"{error.code}: {why}", self.store.fail, lease, error)
+
+    def _warm_up(self) -> bool:
+        """Have a runner, if one is due; returns False where there is none and none can be started now."""
+        if self.runner.channel is None and time.monotonic() < self.runner.due:
+            return False
+        try:
+            self.runner.ensure()
+        except ProcessUnavailableError as exc:
+            log.warning("%s; trying again in %.0f s", exc.message, self.runner.pause())
+            return False
+        return True
 
     def _time_limit_error(self, lease: Lease) -> GanqError:
         try:
@@ -472,7 +500,7 @@ class Supervisor:
         if self.lease is not None:
             return
         if self.holder.taken is None and not self.draining:
-            self.runner.ensure()
+            self._warm_up()
         self._claim()
 
     def _close(self) -> None:

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from jobs.errors import ProcessUnavailableError, one_line
 from storage.settings import Settings
 from worker.channel import Channel, Message
 from worker.process import where
@@ -77,18 +78,38 @@ class WarmRunner:
         """Since one was last ready."""
         self.due = 0.0
         """By the monotonic clock: when another one may be started."""
+        self.ready = False
+        """Whether the one that was started last has come so far that it can work."""
 
     @property
     def pid(self) -> int | None:
         return self.process.pid if self.process else None
 
     def ensure(self) -> Channel:
-        """The channel to a living runner; starts one if there is none."""
+        """
+        The channel to a living runner; starts one if there is none.
+
+        Raises:
+            ProcessUnavailableError: the machine starts no process.
+        """
         if self.channel is not None and self.process is not None and self.process.poll() is None:
             return self.channel
         self.kill()
+        try:
+            self._start()
+        except OSError as exc:
+            raise ProcessUnavailableError(
+                f"no runner can be started ({one_line(exc)})",
+                hint="raise the limit of processes (ulimit -u, pids.max), or stop what uses them up",
+            ) from exc
+        assert self.channel is not None
+        return self.channel
+
+    def _start(self) -> None:
+        self.ready = False
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, ExitStack() as undo:
+            undo.callback(ours.close)
             # -P keeps the current folder off the import path: a folder named jobs/ there
             # would hide ours. The own session keeps a terminal's Ctrl-C from the runner.
             self.process = subprocess.Popen(
@@ -105,13 +126,13 @@ class WarmRunner:
                 stdout=2,  # ours is the pipe of bells: its reader waits until nobody holds it open
                 start_new_session=True,
             )
+            undo.pop_all()
         self.channel = Channel(ours)
         self.selector.register(self.channel.sock, selectors.EVENT_READ, "runner")
-        return self.channel
 
     def pause(self) -> float:
         """
-        Seconds until another one is due after one that died with nothing to do.
+        Seconds until another one is due after one that died with nothing to do, or could not be started.
 
         One that cannot even start must not be started as fast as Python can.
         """

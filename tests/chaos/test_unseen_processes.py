@@ -6,17 +6,16 @@ its host, as some containers have, shows other processes under the same ids.
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
 from machine import Ganq, until
 from tables import job_row
+from users import remove_runtime_folders, user, why_not
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 HIDDEN = ("unshare", "--mount", "sh", "-c", 'mount -t proc -o hidepid=2 proc /proc && exec "$@"', "sh")
@@ -24,29 +23,17 @@ INSIDE = ("unshare", "--pid", "--fork", "--kill-child")
 """Without --mount-proc: /proc stays that of the machine."""
 FREE_IDS = ("sh", "-c", 'echo 31000 > /proc/sys/kernel/ns_last_pid && "$@"', "sh")
 """So that the container's processes have ids that are (most likely) no process's of the machine."""
-FILES = "-all,+dac_override,+fowner,+chown"
-"""Every file of the test, as if all users were in one group; no right over processes of others."""
-
-
-def user(uid: int) -> tuple[str, ...]:
-    """A command that runs another one as this user."""
-    return (
-        *("setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups"),
-        *(f"--inh-caps={FILES}", f"--ambient-caps={FILES}", f"--bounding-set={FILES}"),
-    )
 
 
 @pytest.fixture(autouse=True)
 def _can_hide() -> Iterator[None]:
+    if os.geteuid() != 0:
+        pytest.skip("namespaces and other users need root")
     for command in ((*HIDDEN, *user(64001), "true"), (*INSIDE, "true")):
-        if os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "setpriv"))):
-            pytest.skip("namespaces and other users need root, unshare and setpriv")
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip(f"this machine does not allow {' '.join(command)}")
+        if (why := why_not(*command)) is not None:
+            pytest.skip(why)
     yield
-    for uid in (64001, 64002):
-        for left in Path("/tmp").glob(f"ganq-{uid}-*"):
-            shutil.rmtree(left, ignore_errors=True)
+    remove_runtime_folders(64001, 64002)
 
 
 def running(ganq: Ganq, database, small: list[str]) -> int:

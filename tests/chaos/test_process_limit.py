@@ -1,0 +1,192 @@
+"""
+A machine that starts no process and no thread for some seconds (a pids limit), while one of ours is killed.
+
+Whoever must start another tries again until it works, with one line each time; no job pays for it.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+from machine import Ganq, part, until
+from sqlalchemy import Connection, select
+from tables import event_types, job_row
+from users import limited_user, no_more_processes, processes_again, remove_runtime_folders, why_not
+
+from storage.models import attempt
+
+UID = 64003
+sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+SHORT = "cannot start it: BlockingIOError"
+
+
+@pytest.fixture(autouse=True)
+def _can_limit() -> Iterator[None]:
+    if (why := why_not(*limited_user(UID), "prlimit", "--nproc=1000:", "true")) is not None:
+        pytest.skip(why)
+    yield
+    remove_runtime_folders(UID)
+
+
+def outcomes(database, job: int) -> list[Any]:
+    def ask(conn: Connection) -> list[Any]:
+        rows = select(attempt.c.outcome).where(attempt.c.job_id == job).order_by(attempt.c.number)
+        return list(conn.execute(rows).scalars())
+
+    return database.read(ask)
+
+
+def training(ganq: Ganq, small: list[str]) -> int:
+    """A training that lasts, with at least one checkpoint."""
+    job = int(ganq.json("submit", "train", *small, "--epochs", "100000", "--checkpoint-seconds", "0.5")["id"])
+    until(lambda: ganq.steps(job), what="a checkpoint")
+    return job
+
+
+def goes_on(ganq: Ganq, database, job: int) -> None:
+    newest = max(ganq.steps(job))
+    until(lambda: max(ganq.steps(job)) > newest, what="another checkpoint")
+    ganq("cancel", str(job))
+    until(lambda: job_row(database, job)["finished_at"], what="the cancel")
+
+
+def said(log: str, what: str) -> int:
+    """How often a log says this, in one line each time; and it shows no traceback, whole or in pieces."""
+    assert "Traceback" not in log
+    assert "celery.redirected" not in log
+    return sum(what in line for line in log.splitlines())
+
+
+@sqlite_only
+def test_a_supervisor_that_cannot_be_started_again_is_tried_until_it_can(ganq, database, small) -> None:
+    launcher = ganq.start_worker(within=limited_user(UID))
+    job = training(ganq, small)
+    supervisor = part(launcher, "worker.supervisor")
+    no_more_processes(launcher.pid, UID)
+    supervisor.kill()
+    until(lambda: said(ganq.log(), "cannot start the supervisor") >= 3, what="three tries")
+    assert launcher.poll() is None
+    processes_again(launcher.pid, UID)
+    until(lambda: job_row(database, job)["attempt"] == 2, what="the next attempt")
+    goes_on(ganq, database, job)
+    assert said(ganq.log(), "cannot start the supervisor (BlockingIOError: ") >= 3
+
+
+@sqlite_only
+def test_a_runner_that_cannot_be_started_costs_its_job_nothing_and_no_other_is_claimed(
+    ganq, database, small
+) -> None:
+    worker = ganq.start_worker(within=limited_user(UID))
+    job = training(ganq, small)
+    supervisor, runner = (part(worker, f"worker.{one}") for one in ("supervisor", "runner"))
+    no_more_processes(supervisor.pid, UID)
+    runner.kill()
+    until(lambda: said(ganq.log(), "no runner can be started (BlockingIOError: ") >= 3, what="three tries")
+    row = job_row(database, job)
+    assert (row["state"], row["error_code"]) == ("queued", "PROCESS_UNAVAILABLE")
+    assert row["crash_count"] == 0
+    assert outcomes(database, job) == ["retried"], "it was claimed by a worker without a runner"
+    assert supervisor.is_running()
+    processes_again(supervisor.pid, UID)
+    until(lambda: job_row(database, job)["attempt"] == 2, what="the next attempt")
+    goes_on(ganq, database, job)
+
+
+@sqlite_only
+def test_a_job_that_gets_no_thread_is_tried_again_and_not_counted_as_a_crash(ganq, database, small) -> None:
+    worker = ganq.start_worker(within=limited_user(UID))
+    job = training(ganq, small)
+    runner = part(worker, "worker.runner")
+    no_more_processes(runner.pid, UID)  # a checkpoint is written by a thread
+    until(lambda: "retried" in event_types(database, job), what="the end of that attempt")
+    assert outcomes(database, job)[0] == "retried"
+    goes_on(ganq, database, job)
+    assert job_row(database, job)["crash_count"] == 0
+
+
+@sqlite_only
+def test_celerys_pool_process_comes_back_when_it_can(ganq, database, small, redis_server) -> None:
+    launcher = ganq.start_worker(within=limited_user(UID), GANQ_REDIS_URL=redis_server.url)
+    until(lambda: part(launcher, "worker.runner"), what="the worker")
+
+    def pool() -> psutil.Process | None:
+        supervisor = part(launcher, "worker.supervisor")
+        children = psutil.Process(launcher.pid).children()
+        return next((one for one in children if one != supervisor), None)
+
+    first = until(pool, what="Celery's process")
+    no_more_processes(launcher.pid, UID)
+    first.kill()
+    until(lambda: said(ganq.log(), "starting it again") >= 2, what="two tries")
+    processes_again(launcher.pid, UID)
+    second = until(pool, what="Celery's process again")
+    assert second != first
+    assert said(ganq.log(), "BlockingIOError") >= 2
+    job = training(ganq, small)
+    goes_on(ganq, database, job)
+
+
+@sqlite_only
+def test_the_parent_of_several_workers_starts_each_again_when_it_can(ganq, database) -> None:
+    parent = ganq.start_worker(within=limited_user(UID), options=("--cpu-workers", "2"))
+    until(lambda: len(ganq.present()) == 2, what="two workers")
+    child = psutil.Process(parent.pid).children()[0]
+    no_more_processes(parent.pid, UID)
+    child.kill()
+    until(lambda: said(ganq.log(), "cannot start the worker w1-cpu") >= 2, what="two tries")
+    assert parent.poll() is None
+    processes_again(parent.pid, UID)
+    until(lambda: len(psutil.Process(parent.pid).children()) == 2, what="two children")
+
+
+@sqlite_only
+def test_the_local_stack_starts_its_redis_and_its_worker_again_when_it_can(ganq) -> None:
+    del ganq.env["GANQ_REDIS_URL"]
+    up = ganq.start_up(within=limited_user(UID))
+    until(lambda: "ganq is up" in ganq.log("up"), what="the stack")
+
+    def child(*words: str) -> psutil.Process | None:
+        children = psutil.Process(up.pid).children()
+        return next((one for one in children if all(word in " ".join(one.cmdline()) for word in words)), None)
+
+    for words in (("redis-server",), ("cli.main", "worker")):
+        first = until(lambda words=words: child(*words), what=words[0])
+        no_more_processes(up.pid, UID)
+        first.kill()
+        before = said(ganq.log("up"), SHORT)
+        until(lambda n=before: said(ganq.log("up"), SHORT) >= n + 2, what="tries")
+        processes_again(up.pid, UID)
+        until(lambda words=words, first=first: child(*words) not in (None, first), what=f"another {words[0]}")
+    assert up.poll() is None
+
+
+def test_a_thread_that_cannot_be_started_is_tried_until_it_can() -> None:
+    code = """
+import logging, resource, sys, threading
+from worker.starting import until_started
+
+class Again(logging.Handler):
+    def emit(self, record):
+        print(record.getMessage())
+        resource.setrlimit(resource.RLIMIT_NPROC, (hard, hard))
+
+hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+resource.setrlimit(resource.RLIMIT_NPROC, (1, hard))
+log = logging.getLogger()
+log.addHandler(Again())
+thread = threading.Thread(target=print, args=("it runs",))
+until_started(thread.start, "the thread heart", log)
+thread.join()
+"""
+    command = [*limited_user(UID), sys.executable, "-c", code]
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "cannot start the thread heart (RuntimeError: can't start new thread); trying again in 0.5 s",
+        "it runs",
+    ]
+    assert time.monotonic() - began >= 0.5

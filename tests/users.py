@@ -1,0 +1,52 @@
+"""Other users of this machine, for tests that run as root, and limits on how many processes they may have."""
+
+import os
+import resource
+import shutil
+import subprocess
+from pathlib import Path
+
+FILES = "-all,+dac_override,+fowner,+chown"
+"""Every file of the test, as if all users were in one group; no right over processes of others."""
+
+
+def user(uid: int) -> tuple[str, ...]:
+    """A command that runs another one as this user."""
+    return (
+        *("setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups"),
+        *(f"--inh-caps={FILES}", f"--ambient-caps={FILES}", f"--bounding-set={FILES}"),
+    )
+
+
+def limited_user(uid: int) -> tuple[str, ...]:
+    """The same for processes whose number is to be limited: no limit holds for root, anybody else stays."""
+    return user(uid) if os.geteuid() == 0 else ()
+
+
+def why_not(*command: str) -> str | None:
+    """Return why this machine cannot run that."""
+    if shutil.which(command[0]) is None:
+        return f"there is no {command[0]}"
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return f"{' '.join(command)}: {done.stderr.strip()}" if done.returncode else None
+
+
+def no_more_processes(pid: int, uid: int) -> None:
+    """From now on every fork and every new thread of this process fails."""
+    _limit(pid, uid, "1")
+
+
+def processes_again(pid: int, uid: int) -> None:
+    soft = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    _limit(pid, uid, "unlimited" if soft == resource.RLIM_INFINITY else str(soft))
+
+
+def _limit(pid: int, uid: int, soft: str) -> None:
+    # By the same user: root without CAP_SYS_RESOURCE may not.
+    subprocess.run([*limited_user(uid), "prlimit", f"--pid={pid}", f"--nproc={soft}:"], check=True)
+
+
+def remove_runtime_folders(*uids: int) -> None:
+    for uid in uids:
+        for left in Path("/tmp").glob(f"ganq-{uid}-*"):
+            shutil.rmtree(left, ignore_errors=True)
