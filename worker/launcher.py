@@ -25,7 +25,9 @@ from storage.settings import WORD, WORD_HINT, Settings
 from worker import celery_environment, gpu, logs
 from worker import cores as core_units
 from worker.cores import Cores
+from worker.health import ask_supervisors
 from worker.local import runtime_folder, worker_command
+from worker.process import bound_to_this
 from worker.starting import until_started, wait
 from worker.wake import WAKE_ENV, knock, knock_path
 
@@ -33,6 +35,9 @@ log = logging.getLogger("ganq.worker")
 
 RESTART_PAUSE_S = (0.5, 2.0, 10.0, 30.0)
 CELERY_GRACE_S = 8.0
+SETTLE_S = 3.0
+"""A worker whose parent was killed says within so long that it drains."""
+LOCK_LOOK_S = 0.5
 CELERY_PAUSE_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 NAME_TAKEN_EXIT = 5
 FATAL_EXIT = 4  # the supervisor says: a setting is wrong, trying again would end the same way
@@ -71,7 +76,7 @@ def launch(
         queues = queues or tuple(one.strip() for one in settings.queues.split(",") if one.strip())
         require_queues(queues)
         if len(chosen) > 1:
-            return Fleet(chosen, queues, name).run()
+            return Fleet(settings, chosen, queues, name).run()
         return Worker(settings, chosen[0] if chosen else None, queues, name).run()
 
 
@@ -96,6 +101,43 @@ def _described(unit: gpu.Gpu | Cores | None) -> str:
     return "cpu" if unit is None else f"cpu {','.join(map(str, unit.numbers))}"
 
 
+def _usual_name(unit: gpu.Gpu | Cores | None) -> str:
+    return f"{socket.gethostname().split('.')[0]}-{unit.label if unit else 'cpu'}"
+
+
+def hold(settings: Settings, name: str, device: gpu.Gpu | None) -> list[socket.socket]:
+    """
+    Take the locks that make a worker the only one of its name and on its GPU.
+
+    A service that is killed and started again finds the workers of before still saving their jobs:
+    wait for workers that drain, however long they may, and refuse beside one that does not.
+
+    Raises:
+        GpuBusyError: another worker holds one of them, and stays.
+    """
+    stays_at, said = time.monotonic() + SETTLE_S, False
+    while True:
+        locks: list[socket.socket] = []
+        try:
+            locks.append(gpu.lock(f"worker {name}", settings.home))
+            if device is not None:
+                locks.append(gpu.lock(device.uuid))
+            return locks
+        except GpuBusyError as exc:
+            for one in locks:
+                one.close()
+            others = ask_supervisors(settings.runtime)
+            if any(one.facts.get("state") == "draining" for one in others):
+                # When its supervisor has gone, Celery may take so long to follow.
+                stays_at = time.monotonic() + CELERY_GRACE_S + SETTLE_S
+                if not said:
+                    log.warning("%s and is draining: waiting until it has ended", exc.message)
+                    said = True
+            if time.monotonic() > stays_at:
+                raise
+        time.sleep(LOCK_LOOK_S)
+
+
 class Worker:
     """Celery in this process, the supervisor beside it."""
 
@@ -104,15 +146,12 @@ class Worker:
     ) -> None:
         self.settings = settings
         self.queues = queues
-        host = socket.gethostname().split(".")[0]
-        self.usual_name = None if name else f"{host}-{unit.label if unit else 'cpu'}"
-        self.name = name or f"{host}-{unit.label if unit else 'cpu'}"
+        self.usual_name = None if name else _usual_name(unit)
+        self.name = name or _usual_name(unit)
         self.number = 1
         device = unit if isinstance(unit, gpu.Gpu) else None
         folder = runtime_folder(settings)
-        self.locks = [gpu.lock(f"worker {self.name}", settings.home)]
-        if device is not None:
-            self.locks.append(gpu.lock(device.uuid))
+        self.locks = hold(settings, self.name, device)
         self.environment = {
             **os.environ,
             **gpu.pin(device),
@@ -311,9 +350,20 @@ class Worker:
 
 
 class Fleet:
-    """One child `ganq worker` a GPU or a share of the cores; restarts those that fall, passes signals on."""
+    """
+    One child `ganq worker` a GPU or a share of the cores; restarts those that fall, passes signals on.
 
-    def __init__(self, units: Sequence[gpu.Gpu | Cores], queues: tuple[str, ...], name: str | None) -> None:
+    The children drain when this process dies, however it dies.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        units: Sequence[gpu.Gpu | Cores],
+        queues: tuple[str, ...],
+        name: str | None,
+    ) -> None:
+        self.settings = settings
         self.units = units
         self.queues = queues
         self.name = name
@@ -321,6 +371,13 @@ class Fleet:
         self.stopping = False
 
     def run(self) -> int:
+        """
+        Raises:
+            GpuBusyError: there is such a set already; nothing was started.
+        """
+        for one in self.units:
+            for lock in hold(self.settings, self._name(one), one if isinstance(one, gpu.Gpu) else None):
+                lock.close()  # for the child
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, self._stop)
         tries: dict[str, int] = {}
@@ -330,17 +387,33 @@ class Fleet:
                 if child is None or child.poll() is not None:
                     tries[one.key] = tries.get(one.key, -1) + 1
                     if tries[one.key]:
-                        time.sleep(RESTART_PAUSE_S[min(tries[one.key], len(RESTART_PAUSE_S)) - 1])
-                    if not self.stopping:
-                        self.children[one.key] = self._start(one)
-            time.sleep(1.0)
+                        wait(
+                            RESTART_PAUSE_S[min(tries[one.key], len(RESTART_PAUSE_S)) - 1],
+                            lambda: self.stopping,
+                        )
+                    self._start(one)
+            wait(1.0, lambda: self.stopping)
         codes = [child.wait() for child in self.children.values()]
         return max((abs(code) for code in codes), default=0)
 
-    def _start(self, one: gpu.Gpu | Cores) -> subprocess.Popen[bytes]:
-        named = ["--name", f"{self.name}-{one.label}"] if self.name else []
-        command = worker_command("worker", *one.arguments, "--queues", ",".join(self.queues), *named)
-        return subprocess.Popen(command, start_new_session=True)
+    def _name(self, one: gpu.Gpu | Cores) -> str:
+        return f"{self.name}-{one.label}" if self.name else _usual_name(one)
+
+    def _start(self, one: gpu.Gpu | Cores) -> None:
+        command = worker_command(
+            *("worker", *one.arguments, "--queues", ",".join(self.queues), "--name", self._name(one))
+        )
+        bound = bound_to_this(signal.SIGTERM, command)
+        child = until_started(
+            lambda: subprocess.Popen(bound, start_new_session=True),
+            f"the worker {self._name(one)}",
+            log,
+            lambda: self.stopping,
+        )
+        if child is not None:
+            self.children[one.key] = child
+            if self.stopping:  # the signal came before it was in the list
+                child.terminate()
 
     def _stop(self, *_: Any) -> None:
         self.stopping = True
