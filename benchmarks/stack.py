@@ -163,7 +163,7 @@ class Queue:
             parts=[(part.to_json(), part.pictures) for part in spec.split()],
         )
         for one in (self.queries.parts(job.id) if job.blockers else []) or [job]:
-            if not ring(self.settings, one.id, one.queue):
+            if not ring(self.settings, one.id, one.queue, self.database.installation):
                 self.store.not_rung(one.id)
         return job
 

@@ -93,7 +93,7 @@ def _ganq(queue: stack.Queue) -> Any:
             user="benchmark",
             ringing=JOBS,
         )
-        ring(queue.settings, sweep.job_ids[0], "default")
+        ring(queue.settings, sweep.job_ids[0], "default", queue.database.installation)
         deadline = time.monotonic() + 120
         while queue.queries.counts(sweep=sweep.id)["succeeded"] < JOBS:
             if time.monotonic() > deadline:

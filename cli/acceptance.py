@@ -55,7 +55,7 @@ def _rung(session: Session, job: Job) -> QueueUnavailableError | None:
     if job.state.terminal or job.held or job.blockers > 0:
         return None
     try:
-        notify(session.settings, job.id, job.queue)
+        notify(session.settings, job.id, job.queue, session.database.installation)
     except QueueUnavailableError as exc:
         with suppress(DatabaseUnavailableError):  # then it is rung for a little later
             session.store.not_rung(job.id)

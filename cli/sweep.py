@@ -171,7 +171,9 @@ def _facts(session: "Session", sweep: "Sweep", base: str) -> dict[str, Any]:
 def _ring_quietly(session: "Session", job_id: int, queue: str) -> None:
     from worker.bell import ring
 
-    ring(session.settings, job_id, queue)  # the dispatcher rings again for what was not heard
+    ring(
+        session.settings, job_id, queue, session.database.installation
+    )  # the dispatcher rings again for what was not heard
 
 
 def told(changes: Sequence[Mapping[str, Any]]) -> str:

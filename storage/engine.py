@@ -26,8 +26,12 @@ from storage.settings import Settings
 from storage.sqlite_engine import WAL_RESET_FIXED as WAL_RESET_FIXED
 from storage.sqlite_engine import Wal, sqlite_engine
 
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 """Newest migration that this code knows; it works on newer schemas that say so, never on older."""
+
+REVISION_AND_INSTALLATION = (
+    "SELECT version_num, installation FROM alembic_version LEFT JOIN schema_info ON schema_info.id = 1"
+)
 
 T = TypeVar("T")
 
@@ -54,6 +58,8 @@ class Database:
         """When the database last answered any thread of this process (worker/pulse.py)."""
         self.had_tables = False
         self.backoffs = Backoffs()
+        self.installation = ""
+        """Id of the job table, which all its workers and commands share; known after require_schema()."""
 
     def write(self, work: Callable[[Connection], T], *, patience_s: float = 30.0, at_once: bool = False) -> T:
         """
@@ -119,7 +125,18 @@ class Database:
         Raises:
             SchemaMismatchError: empty, older, or newer and not for this code; the hint names the command.
         """
-        self.read(check_schema)
+
+        def work(conn: Connection) -> str | None:
+            try:
+                row = conn.exec_driver_sql(REVISION_AND_INSTALLATION).first()
+            except DBAPIError as exc:
+                if is_transient(exc):
+                    raise
+                row = None  # tables of an older version, or none: that is said below
+            check_schema(conn, row.version_num if row is not None else None)
+            return row.installation if row is not None else None
+
+        self.installation = self.read(work) or ""
         self.had_tables = True
 
     def checkpoint_wal(self) -> None:

@@ -232,4 +232,5 @@ schema_info = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("compatible_from", String(32), nullable=False),
+    Column("installation", String(16)),  # prefix of its notifications in Redis
 )

@@ -123,9 +123,12 @@ def _make_parent(path: Path) -> None:
         raise_storage_error(exc, path.parent)
 
 
-def prepare(settings: Settings) -> None:
+def prepare(settings: Settings) -> str:
     """
     Make the job table and the folders of the volume, where there are none yet.
+
+    Returns:
+        The id of the installation.
 
     Raises:
         StorageError, ConfigError: one of the two cannot be used, or they do not belong together.
@@ -133,5 +136,6 @@ def prepare(settings: Settings) -> None:
     database = open_database(settings, create=True)
     try:
         Volume(settings.volume).ensure(Queries(database).any_begun)
+        return database.installation
     finally:
         database.dispose()

@@ -68,12 +68,12 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def send_bell(app: Celery, queue: str, job_id: int) -> None:
+def send_bell(app: Celery, queue: str, job_id: int, installation: str) -> None:
     """
     Ring once.
 
     Raises:
         kombu.exceptions.OperationalError: Redis is not there.
     """
-    options: dict[str, Any] = {"queue": queue_key(queue), "retry": False, "ignore_result": True}
+    options: dict[str, Any] = {"queue": queue_key(queue, installation), "retry": False, "ignore_result": True}
     app.send_task(TASK, args=[job_id], **options)

@@ -22,12 +22,18 @@ MOST_BODY = 4096
 """Characters of a notification's body; ganq's own have about a hundred."""
 
 
-def queue_key(queue: str) -> str:
-    """The name of a ganq queue on the broker."""
-    return f"ganq.{queue}"
+def queue_key(queue: str, installation: str = "") -> str:
+    """
+    Return the name of a queue on the broker.
+
+    Args:
+        installation: id of the job table, so that two on one Redis take nothing from each other.
+            Without it: the name of version 0.2.0 and older, to which workers listen, too.
+    """
+    return f"ganq.{installation}.{queue}" if installation else f"ganq.{queue}"
 
 
-def ring(settings: Settings, job_id: int, queue: str) -> bool:
+def ring(settings: Settings, job_id: int, queue: str, installation: str) -> bool:
     """
     Tell the workers that a job waits.
 
@@ -36,13 +42,13 @@ def ring(settings: Settings, job_id: int, queue: str) -> bool:
         within settings.poll_seconds.
     """
     try:
-        notify(settings, job_id, queue)
+        notify(settings, job_id, queue, installation)
     except QueueUnavailableError:
         return False
     return True
 
 
-def notify(settings: Settings, job_id: int, queue: str) -> None:
+def notify(settings: Settings, job_id: int, queue: str, installation: str) -> None:
     """
     Push one notification.
 
@@ -52,7 +58,8 @@ def notify(settings: Settings, job_id: int, queue: str) -> None:
     from redis.exceptions import RedisError
 
     try:
-        _client(settings.redis_url).lpush(queue_key(queue), message(queue, job_id))
+        key = queue_key(queue, installation)
+        _client(settings.redis_url).lpush(key, message(key, job_id))
     except (RedisError, OSError, ValueError) as exc:  # ValueError: an address that cannot be read
         why = redis_url.distrust(exc)
         raise QueueUnavailableError(
@@ -61,7 +68,7 @@ def notify(settings: Settings, job_id: int, queue: str) -> None:
         ) from exc
 
 
-def message(queue: str, job_id: int) -> str:
+def message(key: str, job_id: int) -> str:
     """One bell, as it lies in Redis until a worker fetches it."""
     task_id = str(uuid.uuid4())
     body = json.dumps([[job_id], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
@@ -95,7 +102,7 @@ def message(queue: str, job_id: int) -> str:
                 "correlation_id": task_id,
                 "reply_to": "",
                 "delivery_mode": 2,
-                "delivery_info": {"exchange": "", "routing_key": queue_key(queue)},
+                "delivery_info": {"exchange": "", "routing_key": key},
                 "priority": 0,
                 "body_encoding": "base64",
                 "delivery_tag": str(uuid.uuid4()),

@@ -25,7 +25,7 @@ from storage.settings import Settings
 from worker.diagnosis_environment import check_environment
 from worker.diagnosis_gpu import check_gpus_and_torch
 from worker.diagnosis_machine import check_files, check_runtime, check_sandbox, check_workers_here
-from worker.diagnosis_redis import check_redis
+from worker.diagnosis_redis import check_notifications, check_redis
 
 TABLE_S = 15.0
 REDIS_S = 12.0
@@ -81,9 +81,13 @@ def examine(
     same = begin("volume", partial(check_same_volume, settings, facts), VOLUME_S, HINT_VOLUME)
     room = begin("room", partial(check_room, settings, facts), VOLUME_S, HINT_VOLUME)
     registered = begin("missing", partial(check_registered, settings, facts), VOLUME_S, HINT_VOLUME)
+    notifications = begin(
+        "redis", partial(check_notifications, settings, facts), REDIS_S, "check GANQ_REDIS_URL"
+    )
     orphans = begin("orphans", partial(_orphans, settings, facts), ORPHANS_S + 1.0, HINT_VOLUME)
     yield from here
     yield from redis
+    yield from notifications
     yield from volume
     yield from same
     yield from room

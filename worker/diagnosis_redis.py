@@ -7,17 +7,18 @@ Losing it costs latency alone, so little here is bad; a server that strangers ca
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
 from jobs.errors import GanqError
 from storage import redis_url
+from storage.diagnosis import Facts
 from storage.probe import Finding, bad, ok, warn
 from storage.settings import Settings, redact
+from worker.bell import queue_key
 
-QUEUE = "ganq."
-"""worker.app.queue_key(), whose import would load Celery."""
 ANSWER_S = 2.0
 MANY_BELLS = 10_000
 NEARLY_FULL = 0.9
@@ -40,20 +41,25 @@ BLOCKED: tuple[Version, Version] = (7, 2, 0), (8, 6, 3)
 """CVE-2026-23479: memory of blocked clients used after it was freed. First with it, first without."""
 
 
-def check_redis(settings: Settings) -> Iterator[Finding]:
-    """Whether the doorbell answers, keeps what it takes, and is closed to strangers."""
-    import redis
+def _client(settings: Settings) -> Any:
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
+    return redis_url.parse(settings.redis_url).client(
+        socket_connect_timeout=ANSWER_S,
+        socket_timeout=ANSWER_S,
+        retry=Retry(NoBackoff(), 0),
+        decode_responses=True,
+    )
+
+
+def check_redis(settings: Settings) -> Iterator[Finding]:
+    """Whether the doorbell answers, keeps what it takes, and is closed to strangers."""
+    import redis
+
     late = f"jobs run all the same, up to {settings.poll_seconds:.0f} s later"
     try:
-        client = redis_url.parse(settings.redis_url).client(
-            socket_connect_timeout=ANSWER_S,
-            socket_timeout=ANSWER_S,
-            retry=Retry(NoBackoff(), 0),
-            decode_responses=True,
-        )
+        client = _client(settings)
     except ValueError as exc:
         yield bad(
             "redis", f"GANQ_REDIS_URL={redact(settings.redis_url)} is no URL of a Redis: {exc}", HINT_URL
@@ -62,7 +68,7 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
     try:
         # Not PING, which one that cannot save refuses as it does a write.
         yield from judge(client.info(), settings, _open_to_others(settings))
-        yield from _check_bells(client, settings)
+        client.llen(queue_key("default"))  # which a user without rights to ganq's keys may not
     except redis.exceptions.TimeoutError:
         yield warn(
             "redis",
@@ -97,15 +103,21 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
         client.close()
 
 
-def _check_bells(client: Any, settings: Settings) -> Iterator[Finding]:
-    bells = {one: int(client.llen(f"{QUEUE}{one}")) for one in settings.queues.split(",") if one.strip()}
-    for queue, number in bells.items():
-        if number > MANY_BELLS:
-            yield warn(
-                "redis",
-                f"{number:,} bells lie in the queue {queue}: no worker fetches them, or a stranger rings",
-                f"ganq workers; redis-cli DEL {QUEUE}{queue} loses nothing but bells",
-            )
+def check_notifications(settings: Settings, facts: Facts) -> Iterator[Finding]:
+    """Whether notifications pile up under the keys of this installation."""
+    from redis.exceptions import RedisError
+
+    installation = facts.database.installation if facts.database is not None else ""
+    queues = [one.strip() for one in settings.queues.split(",") if one.strip()]
+    with suppress(RedisError, ValueError), _client(settings) as client:  # check_redis() says what is wrong
+        for key in dict.fromkeys(queue_key(one, mark) for mark in (installation, "") for one in queues):
+            number = int(client.llen(key))
+            if number > MANY_BELLS:
+                yield warn(
+                    "redis",
+                    f"{number:,} bells lie in {key}: no worker fetches them, or a stranger rings",
+                    f"ganq workers; redis-cli DEL {key} loses nothing but bells",
+                )
 
 
 # --- what INFO says -----------------------------------------------------------------------

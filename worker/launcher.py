@@ -24,6 +24,7 @@ from storage.schema import prepare
 from storage.settings import WORD, WORD_HINT, Settings
 from worker import celery_environment, gpu, logs
 from worker import cores as core_units
+from worker.bell import queue_key
 from worker.cores import Cores
 from worker.health import ask_supervisors
 from worker.local import runtime_folder, worker_command
@@ -71,13 +72,13 @@ def launch(
     _open_standard_files()
     logs.configure(settings)
     with logs.relayed(settings):
-        prepare(settings)
+        installation = prepare(settings)
         chosen = _units(gpus, cpu_workers, cores)
         queues = queues or tuple(one.strip() for one in settings.queues.split(",") if one.strip())
         require_queues(queues)
         if len(chosen) > 1:
             return Fleet(settings, chosen, queues, name).run()
-        return Worker(settings, chosen[0] if chosen else None, queues, name).run()
+        return Worker(settings, chosen[0] if chosen else None, queues, name, installation).run()
 
 
 def _units(gpus: str, cpu_workers: int | None, cores: str | None) -> Sequence[gpu.Gpu | Cores]:
@@ -142,13 +143,20 @@ class Worker:
     """Celery in this process, the supervisor beside it."""
 
     def __init__(
-        self, settings: Settings, unit: gpu.Gpu | Cores | None, queues: tuple[str, ...], name: str | None
+        self,
+        settings: Settings,
+        unit: gpu.Gpu | Cores | None,
+        queues: tuple[str, ...],
+        name: str | None,
+        installation: str,
     ) -> None:
         self.settings = settings
-        self.queues = queues
         self.usual_name = None if name else _usual_name(unit)
         self.name = name or _usual_name(unit)
         self.number = 1
+        self.installation = installation
+        # And the keys of version 0.2.0 and older, until all commands and workers are upgraded.
+        self.keys = [queue_key(one, mark) for mark in dict.fromkeys((installation, "")) for one in queues]
         device = unit if isinstance(unit, gpu.Gpu) else None
         folder = runtime_folder(settings)
         self.locks = hold(settings, self.name, device)
@@ -210,14 +218,13 @@ class Worker:
         Celery's worker. It is then started again, the bells thrown away: the message would
         come back, and the dispatcher rings again. The supervisor works on meanwhile.
         """
-        from worker.app import queue_key
         from worker.tasks import register
 
         def on_signal(*_: Any) -> None:
             self._stop()
 
         arguments = ["--quiet", "worker", "--hostname", f"{self.name}@%h", "--loglevel", "WARNING"]
-        arguments += ["--queues", ",".join(queue_key(one) for one in self.queues)]
+        arguments += ["--queues", ",".join(self.keys)]
         arguments += ["--without-gossip", "--without-mingle", "--pool", "prefork", "--concurrency", "1"]
         register(self.app)
         tries = 0
@@ -242,12 +249,10 @@ class Worker:
         from kombu.exceptions import OperationalError
         from redis.exceptions import RedisError
 
-        from worker.app import queue_key
-
         try:
             with self.app.connection_for_write() as connection:
-                for one in self.queues:
-                    connection.default_channel.queue_purge(queue_key(one))
+                for key in self.keys:
+                    connection.default_channel.queue_purge(key)
         except (OperationalError, RedisError, OSError) as exc:
             log.debug("bells not thrown away: %s", exc)
 
@@ -316,7 +321,7 @@ class Worker:
 
         if len(words) == 3 and words[0] == "ring" and words[2].isdigit():
             try:
-                send_bell(self.app, words[1], int(words[2]))
+                send_bell(self.app, words[1], int(words[2]), self.installation)
             except Exception as exc:  # it costs seconds; without this thread there would be no supervisor
                 log.debug("not rung: %s", exc)
 

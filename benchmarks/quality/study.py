@@ -206,7 +206,7 @@ class Study:
             ringing=True,
         )
         if not job.state.terminal:
-            ring(self.queue.settings, job.id, job.queue)
+            ring(self.queue.settings, job.id, job.queue, self.queue.database.installation)
         return job
 
 

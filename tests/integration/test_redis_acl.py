@@ -77,7 +77,7 @@ def test_celery_rings_and_hears_and_is_denied_nothing(
         text=True,
     )
     try:
-        assert ring(Settings.load(), 7, "default")
+        assert ring(Settings.load(), 7, "default", "")
         assert worker.stdout is not None
         assert worker.stdout.readline() == "heard 7\n"
     finally:

@@ -38,7 +38,7 @@ def impostor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Impostor]:
 def submitter(settings) -> bool:
     from worker.bell import ring
 
-    return ring(settings, 7, "default")
+    return ring(settings, 7, "default", "")
 
 
 def celery(settings) -> bool:
@@ -50,7 +50,7 @@ def celery(settings) -> bool:
     try:
         with app.connection_for_read() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0)
-        send_bell(app, "default", 7)
+        send_bell(app, "default", 7, "")
     except OperationalError:
         return False
     finally:

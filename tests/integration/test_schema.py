@@ -48,6 +48,37 @@ def test_an_empty_database_is_upgraded_and_once_more_changes_nothing(empty):
     assert set(metadata.tables) < set(inspect(empty.engine).get_table_names())
 
 
+def test_an_installation_keeps_the_id_that_its_upgrade_gave_it(empty, tmp_path):
+    upgrade(empty)
+    empty.require_schema()
+    given = empty.installation
+    assert len(given) == 8
+    upgrade(empty)
+    empty.require_schema()
+    assert empty.installation == given
+
+    other = Database(make_settings(tmp_path, f"sqlite:///{tmp_path / 'other.db'}"))
+    upgrade(other)
+    other.require_schema()
+    assert other.installation not in ("", given)
+    other.dispose()
+
+
+@pytest.mark.parametrize(
+    "change", ["ALTER TABLE schema_info DROP COLUMN installation", "DROP TABLE schema_info"]
+)
+def test_a_table_from_before_the_id_is_called_older_and_one_upgrade_gives_it(empty, change):
+    upgrade(empty)
+    empty.write(lambda conn: conn.execute(text(change)))
+    empty.write(lambda conn: conn.execute(text("UPDATE alembic_version SET version_num = '0003'")))
+    with pytest.raises(SchemaMismatchError, match="older"):
+        empty.require_schema()
+    if "COLUMN" in change:
+        assert upgrade(empty) == ("0003", SCHEMA_REVISION)
+        empty.require_schema()
+        assert empty.installation
+
+
 def test_two_upgrades_at_once_wait_for_each_other(empty, empty_database_url, tmp_path):
     start = threading.Barrier(2)
     done, failed = [], []

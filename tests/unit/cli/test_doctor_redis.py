@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 from machine import until
 
+from storage.diagnosis import Facts
 from worker import diagnosis_redis
-from worker.diagnosis_redis import check_redis, flaws_of
+from worker.bell import queue_key
+from worker.diagnosis_redis import check_notifications, check_redis, flaws_of
 
 
 def test_a_redis_that_is_away_is_a_warning_because_jobs_run_all_the_same(ganq):
@@ -109,10 +111,18 @@ def test_a_replica_fails(settings, redis_url, said):
         said("REPLICAOF NO ONE")
 
 
-def test_bells_that_nobody_fetches_are_a_warning(settings, redis_url, said, monkeypatch):
+@pytest.mark.parametrize("installation", ["", "aaaa0001"])
+def test_bells_that_nobody_fetches_are_a_warning(
+    settings, database, redis_url, said, monkeypatch, installation
+):
     monkeypatch.setattr(diagnosis_redis, "MANY_BELLS", 2)
-    said("LPUSH ganq.default 1 2 3")
-    assert any("3 bells lie in the queue default" in one.said for one in look(settings, redis_url=redis_url))
+    database.installation = installation
+    key = queue_key("default", installation)
+    said(f"LPUSH {key} 1 2 3")
+    (told,) = check_notifications(replace(settings, redis_url=redis_url), Facts(database))
+    assert f"3 bells lie in {key}" in told.said
+    assert told.hint is not None
+    assert f"DEL {key}" in told.hint
 
 
 def test_a_redis_that_refuses_the_password_fails(settings, redis_url):

@@ -60,7 +60,7 @@ def test_a_bell_is_a_small_json_message_with_a_hint(settings, redis_url) -> None
 
     from worker.bell import ring
 
-    assert ring(settings, 7, "default") is True
+    assert ring(settings, 7, "default", "") is True
     raw = redis.Redis.from_url(redis_url).lrange(queue_key("default"), 0, -1)
     assert len(raw) == 1
     message = json.loads(raw[0])
@@ -75,8 +75,8 @@ def test_a_bell_is_what_celery_itself_would_have_sent(settings, redis_url, app) 
     from worker.bell import ring
 
     client = redis.Redis.from_url(redis_url)
-    send_bell(app, "default", 7)
-    assert ring(settings, 7, "default") is True
+    send_bell(app, "default", 7, "")
+    assert ring(settings, 7, "default", "") is True
     ours, celerys = (json.loads(one) for one in client.lrange(queue_key("default"), 0, -1))
 
     def but_ids(message: dict) -> dict:
@@ -97,7 +97,7 @@ def test_ringing_needs_no_celery(settings, redis_url) -> None:
     code = (
         "import sys\nfrom storage.settings import Settings\nfrom worker.bell import ring\n"
         f"settings = Settings.load({{'GANQ_REDIS_URL': {redis_url!r}, 'GANQ_HOME': '/nowhere'}})\n"
-        "assert ring(settings, 1, 'q')\n"
+        "assert ring(settings, 1, 'q', '')\n"
         "heavy = {'celery', 'kombu', 'sqlalchemy'} & set(sys.modules)\nassert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -106,7 +106,7 @@ def test_ringing_needs_no_celery(settings, redis_url) -> None:
 def test_ringing_without_redis_is_told_quickly_and_raises_nothing(settings) -> None:
     from worker.bell import ring
 
-    assert ring(settings, 7, "default") is False
+    assert ring(settings, 7, "default", "") is False
 
 
 def test_the_supervisor_needs_neither_celery_nor_torch_nor_pydantic(backend) -> None:
