@@ -12,10 +12,10 @@ from benchmarks import stack
 from benchmarks.measure import Ratio, limit, quantile
 from benchmarks.neighbours import Watch
 from benchmarks.tables import full_tables
-from jobs.specs import SPEC_VERSION
-from storage.job_store import Claim, JobStore
-from storage.jobs import WorkerIdentity
-from storage.schema import open_database
+from jobs.kinds import SPEC_VERSION
+from storage.db.rows import WorkerIdentity
+from storage.db.schema import open_database
+from storage.db.store import Claim, JobStore
 from storage.settings import Settings
 
 EXPLAINED = """\

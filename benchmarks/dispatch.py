@@ -13,7 +13,7 @@ from benchmarks import bare_celery, stack
 from benchmarks.measure import Ratio, alternate, compare, quantile
 from benchmarks.neighbours import Watch
 from jobs.specs import GenerateSpec, TrainSpec
-from storage.volume import Volume
+from storage.volume.layout import Volume
 from tests.services import Postgres, Redis, postgres_binaries, redis_binary
 
 EXPLAINED = """\

@@ -8,7 +8,7 @@ from benchmarks.measure import Ratio, Series, alternate, compare
 from benchmarks.models import trained
 from benchmarks.neighbours import Watch
 from jobs.specs import GenerateSpec
-from worker.warm_runner import memory_policy, thread_policy
+from worker.supervisor.runner_process import memory_policy, thread_policy
 
 EXPLAINED = """\
 The plain script forwards batches of 64 and calls torchvision's save_image for each
@@ -60,11 +60,11 @@ def _alternate(
     spec = GenerateSpec.create(source=model.id, count=count, shard_size=count, device="cpu")
 
     def of_plain() -> dict[str, float]:
-        stack.set_aside(work / "plain-pictures")
+        stack.quarantine(work / "plain-pictures")
         return plain("generate", count=count, out=str(work / "plain-pictures"))
 
     def in_process() -> dict[str, float]:
-        stack.set_aside(work / "local-pictures")
+        stack.quarantine(work / "local-pictures")
         folder = str(work / "local-pictures")
         return local("generate", folder=folder, spec=spec.to_json(), source=source, source_volume=volume)
 

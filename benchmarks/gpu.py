@@ -78,9 +78,9 @@ class Loop:
     """A training that is advanced piece by piece."""
 
     def __init__(self, folder: Path, spec: TrainSpec) -> None:
-        import jobs.train
+        import jobs.training.train
 
-        self.training = jobs.train.Training(spec, LocalContext(folder))
+        self.training = jobs.training.train.Training(spec, LocalContext(folder))
         self.begun = False
 
     def measure(self) -> dict[str, float]:
@@ -88,7 +88,7 @@ class Loop:
         Returns:
             rate: pictures a second, of the data set.
         """
-        from jobs.gan import device
+        from jobs import device
 
         training = self.training
         device.set_exactness(training.device, deterministic=training.spec.deterministic)

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.context import CheckpointKind, Images, Part, PictureSink, Sample, Snapshot
-from storage.checkpoints import read_checkpoint, write_checkpoint
-from storage.codecs import write_png
-from storage.datasets import open_images
-from storage.pictures import PictureFiles
-from storage.volume import Volume
+from jobs.context import CheckpointKind, Images, ImageSink, Part, Sample, Snapshot
+from storage.datasets.cache import open_images
+from storage.results.codecs import write_png
+from storage.results.writer import ImageFiles
+from storage.volume.checkpoints import read_checkpoint, write_checkpoint
+from storage.volume.layout import Volume
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,7 +73,7 @@ class LocalContext:
         pass
 
     def resume(
-        self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False, step: int | None = None
+        self, restore: Callable[[Snapshot], None], *, whole_epoch: bool = False, step: int | None = None
     ) -> Snapshot | None:
         return None
 
@@ -127,8 +127,8 @@ class LocalContext:
         quality: int | None = None,
         total: int | None = None,
         part: int | None = None,
-    ) -> PictureSink:
-        return PictureFiles(self.attempt_folder, format=format, quality=quality, total=total)
+    ) -> ImageSink:
+        return ImageFiles(self.attempt_folder, format=format, quality=quality, total=total)
 
     def parts(self) -> list[Part]:
         return []
@@ -153,12 +153,12 @@ def train(folder: str, spec: dict[str, Any]) -> dict[str, float]:
     Returns:
         images, loop_s, whole_s: as in benchmarks.plain_dcgan.train().
     """
-    import jobs.train
+    import jobs.training.train
     from jobs.specs import TrainSpec
 
     began = time.perf_counter()
     ctx = LocalContext(Path(folder))
-    result = jobs.train.run(TrainSpec.from_json(spec), ctx)
+    result = jobs.training.train.run(TrainSpec.from_json(spec), ctx)
     whole_s = time.perf_counter() - began
     return {"images": result["images"], "loop_s": loop_seconds(ctx.records), "whole_s": whole_s}
 
@@ -170,12 +170,12 @@ def generate(
     Returns:
         images, whole_s.
     """
-    import jobs.generate
+    import jobs.generation.generate
     from jobs.specs import GenerateSpec
 
     began = time.perf_counter()
     ctx = LocalContext(Path(folder), Pointer(**source), Path(source_volume))
-    result = jobs.generate.run(GenerateSpec.from_json(spec), ctx)
+    result = jobs.generation.generate.run(GenerateSpec.from_json(spec), ctx)
     return {"images": result["pictures"], "whole_s": time.perf_counter() - began}
 
 
@@ -197,12 +197,12 @@ def forward(
     """ganq's forward alone, in as many lanes as a generation has."""
     import torch
 
-    from jobs.gan import models
-    from jobs.gan.lanes import Lanes
+    from jobs.generation import model_cache
+    from jobs.generation.micro_batch_pool import MicroBatchPool
 
     snapshot = read_checkpoint(Volume(Path(source_volume)), Pointer(**source), "generator")
     cpu = torch.device("cpu")
-    model = models.load(snapshot, cpu)
+    model = model_cache.load(snapshot, cpu)
     latents = torch.randn(micro_batch, model.arch.nz, 1, 1)
 
     @torch.inference_mode()
@@ -211,7 +211,7 @@ def forward(
 
     began = time.perf_counter()
     pieces = -(-count // micro_batch)
-    with Lanes(cpu, pieces) as lanes:
+    with MicroBatchPool(cpu, pieces) as lanes:
         for wait in [lanes.begin(draw) for _ in range(pieces)]:
             wait()
     return {"images": count, "whole_s": time.perf_counter() - began}

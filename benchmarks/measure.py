@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from benchmarks.neighbours import Meter, Watch
+from benchmarks.neighbours import RunningMeans, Watch
 
 Piece = Callable[[], Mapping[str, float]]
 """One short measurement; returns named values."""
@@ -56,7 +56,7 @@ def alternate(
 def _quietly(piece: Piece, watch: Watch) -> dict[str, float]:
     while True:
         watch.wait_for_quiet()
-        meter, began = Meter(), time.monotonic()
+        meter, began = RunningMeans(), time.monotonic()
         measured = piece()
         share = meter.share()
         if not watch.again(share, time.monotonic() - began):

@@ -40,9 +40,9 @@ def _parts(up: int) -> dict[str, list[psutil.Process]]:
             line = process.cmdline()
         except psutil.Error:
             continue
-        if "worker.supervisor" in line:
+        if "worker.supervisor.loop" in line:
             found["supervisor"].append(process)
-        elif "worker.runner" in line:
+        elif "worker.runner.main" in line:
             found["runner"].append(process)
         elif line and "redis" in line[0]:
             found["redis"].append(process)

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from benchmarks import stack
 from benchmarks.in_process import Pointer
-from jobs.specs import SPEC_VERSION, TrainSpec
-from storage.checkpoints import read_checkpoint, write_checkpoint
-from storage.jobs import Job
-from storage.volume import Volume
+from jobs.kinds import SPEC_VERSION
+from jobs.specs import TrainSpec
+from storage.db.rows import Job
+from storage.volume.checkpoints import read_checkpoint, write_checkpoint
+from storage.volume.layout import Volume
 
 
 def trained(work: Path, queue: stack.Queue, ngf: int) -> Job:

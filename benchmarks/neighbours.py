@@ -34,7 +34,7 @@ class Watch:
         if time.monotonic() - self.looked_at < QUIET_FOR_S:
             return
         while self.spent_s < self.patience_s:
-            meter = Meter()
+            meter = RunningMeans()
             time.sleep(SAMPLE_S)
             if meter.share() <= self.most:
                 self.looked_at = time.monotonic()
@@ -51,7 +51,7 @@ class Watch:
         return True
 
 
-class Meter:
+class RunningMeans:
     """Processor time of all others since it was made."""
 
     def __init__(self) -> None:

@@ -15,18 +15,18 @@ from types import TracebackType
 from typing import Any, Self
 
 from benchmarks.in_process import loop_seconds
-from jobs.kinds import kind_named
-from jobs.specs import SPEC_VERSION, Spec
+from jobs.kinds import SPEC_VERSION, kind_named
+from jobs.specs import Spec
 from jobs.states import JobState
-from storage.job_store import JobStore
-from storage.jobs import Job
-from storage.queries import Queries
-from storage.schema import open_database, upgrade
+from storage.db.queries import Queries
+from storage.db.rows import Job
+from storage.db.schema import open_database, upgrade
+from storage.db.store import JobStore
 from storage.settings import Settings
-from storage.volume import Volume
-from worker.bell import ring
-from worker.local import worker_command
-from worker.process import bound_to_this
+from storage.volume.layout import Volume
+from worker.celery_bridge.notify import ring
+from worker.host.embedded_redis import worker_command
+from worker.host.process import bound_to_this
 
 FACES = 1280
 STYLE = "adventurer"
@@ -35,7 +35,7 @@ READY_S = 90.0
 
 def faces(work: Path, count: int = FACES) -> Path:
     """An ImageFolder tree of `count` demo faces, 96×96; drawn once for all benchmarks of a run."""
-    from storage.faces import make_faces
+    from storage.datasets.synthetic import make_faces
 
     tree = work / f"faces-{count}"
     if not (tree / "all").is_dir():
@@ -144,7 +144,7 @@ class Queue:
         if self.settings.is_sqlite:
             open_database(self.settings, create=True).dispose()
             return
-        from storage.engine import Database
+        from storage.db.engine import Database
 
         database = Database(self.settings)
         upgrade(database)
@@ -164,7 +164,7 @@ class Queue:
         )
         for one in (self.queries.parts(job.id) if job.blockers else []) or [job]:
             if not ring(self.settings, one.id, one.queue, self.database.installation):
-                self.store.not_rung(one.id)
+                self.store.not_notified(one.id)
         return job
 
     def wait(self, job: Job, every_s: float = 0.02) -> Job:
@@ -232,7 +232,7 @@ def with_rates(measured: Mapping[str, float]) -> dict[str, float]:
 _aside: list[Path] = []
 
 
-def set_aside(folder: Path) -> None:
+def quarantine(folder: Path) -> None:
     """
     Make room for the next round's folder; what lies in it is deleted by clear() at the end.
 

@@ -4,10 +4,11 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.specs import SPEC_VERSION, TrainSpec
-from storage.engine import Database
-from storage.job_store import JobStore
-from storage.schema import open_database, upgrade
+from jobs.kinds import SPEC_VERSION
+from jobs.specs import TrainSpec
+from storage.db.engine import Database
+from storage.db.schema import open_database, upgrade
+from storage.db.store import JobStore
 from storage.settings import Settings
 from tests.services import Postgres, postgres_binaries
 

@@ -14,10 +14,10 @@ from benchmarks.dispatch import bare_worker
 from benchmarks.measure import Ratio, alternate, compare
 from benchmarks.neighbours import Watch
 from benchmarks.noop.kind import NoopSpec, install
-from jobs.specs import SPEC_VERSION
-from storage.queries import Filter
+from jobs.kinds import SPEC_VERSION
+from storage.db.queries import Filter
 from tests.services import Postgres, Redis, postgres_binaries, redis_binary
-from worker.bell import ring
+from worker.celery_bridge.notify import ring
 
 EXPLAINED = """\
 Jobs that do nothing, a second, on one worker, from the first body to the last; all were enqueued

@@ -9,7 +9,7 @@ from benchmarks import stack
 from benchmarks.measure import Ratio, Series, alternate, compare, limit
 from benchmarks.neighbours import Watch
 from jobs.specs import TrainSpec
-from worker.warm_runner import memory_policy, thread_policy
+from worker.supervisor.runner_process import memory_policy, thread_policy
 
 EXPLAINED = """\
 A piece is one whole job in a warm process: networks made, pictures shown twice (ngf 64) or four times

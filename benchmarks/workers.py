@@ -11,8 +11,8 @@ from benchmarks.measure import Ratio, alternate, compare
 from benchmarks.models import copied, trained
 from benchmarks.neighbours import Watch
 from jobs.specs import GenerateSpec
-from storage.jobs import Job
-from storage.published import names_of_result
+from storage.db.rows import Job
+from storage.results.reader import names_of_result
 
 EXPLAINED = """\
 One job of 8,192 pictures at ngf 32 in parts of 1,024, PNG files, from submit to success, the
@@ -84,7 +84,7 @@ def _require_equal(one: tuple[stack.Queue, Job], other: tuple[stack.Queue, Job])
     if any((folders[0] / name).read_bytes() != (folders[1] / name).read_bytes() for name in files[0]):
         raise RuntimeError("the results of two workers and of one differ in their bytes")
     for folder in folders:
-        stack.set_aside(folder)
+        stack.quarantine(folder)
 
 
 def _files(folder: Path) -> list[str]:

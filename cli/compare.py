@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli import evaluations, output, words
-from cli.lazy import examples
 from cli.session import JOB, Session, open_session
+from cli.ui import evaluation_text, job_text, output
+from cli.ui.lazy import examples
 from jobs.errors import NotFoundError, SpecError
 from jobs.states import JobState
 
 if TYPE_CHECKING:
-    from storage.jobs import Job
+    from storage.db.rows import Job
 
 LATEST = 20
 LOOK_BACK = 10_000
@@ -58,7 +58,7 @@ def _of_sweep(session: Session, reference: str) -> "list[Job]":
         JobNotFoundError: there is no such sweep.
         SpecError: its jobs measure nothing.
     """
-    from storage.queries import Filter
+    from storage.db.queries import Filter
 
     members = list(session.queries.stream(Filter(sweep=session.queries.find_sweep(reference))))
     if members[0].kind not in ("train", "evaluate"):
@@ -88,7 +88,7 @@ def _evaluations(chosen: "list[Job]", as_json: bool) -> int:
     if not chosen:
         click.echo("no evaluation has finished yet\n  → ganq submit evaluate JOB makes one")
         return 0
-    cells = [evaluations.row(one.result or {}) for one in chosen]
+    cells = [evaluation_text.row(one.result or {}) for one in chosen]
     keys = list(dict.fromkeys(name for row in cells for name in row))
     heads = _heads(keys)
     rows = [
@@ -120,7 +120,7 @@ def _footer(by: str | None, keys: Sequence[str]) -> str:
 
 
 def _finished(session: Session) -> "list[Job]":
-    from storage.queries import Filter
+    from storage.db.queries import Filter
 
     wanted = Filter(kind="evaluate", states=(JobState.SUCCEEDED,))
     return session.queries.page(wanted, limit=LOOK_BACK)
@@ -172,7 +172,7 @@ def _ranked(jobs: "list[Job]") -> "tuple[list[Job], str | None]":
 
 def _trainings(session: Session, members: "list[Job]", as_json: bool) -> int:
     rows = [(one, _measured(session, one)) for one in members]
-    keys = {words.metric_key(one) for one, best in rows if best is not None}
+    keys = {job_text.metric_key(one) for one, best in rows if best is not None}
     rows.sort(key=lambda row: (row[1] is None, row[1] or (0.0, 0), row[0].id))
     changed = _changed(members)
     if as_json:
@@ -184,7 +184,7 @@ def _trainings(session: Session, members: "list[Job]", as_json: bool) -> int:
                 "options": {name: one.spec.get(name) for name in changed},
                 "metric": None
                 if best is None
-                else {"key": words.metric_key(one), "best": best[0], "best_epoch": best[1]},
+                else {"key": job_text.metric_key(one), "best": best[0], "best_epoch": best[1]},
             }
             for one, best in rows
         )

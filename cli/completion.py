@@ -2,7 +2,7 @@
 
 import click
 
-from cli.lazy import examples
+from cli.ui.lazy import examples
 
 INSTALL = {
     "bash": 'add to ~/.bashrc:  eval "$(ganq completion bash)"',

@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from cli import output
-from cli.lazy import Entry, LazyGroup, examples
-from cli.option_types import NamedPath
-from cli.progress import progress
+from cli.ui import output
+from cli.ui.lazy import Entry, LazyGroup, examples
+from cli.ui.params import NamedPath
+from cli.ui.progress import progress
 from jobs.errors import SpecError
 
 COMMANDS = (
@@ -36,7 +36,7 @@ def check(data: Path, as_json: bool) -> int:
     Counts, sizes and kinds, what is converted on the way, copies of one file, and each file
     that would be left out with the reason. Exit code 1 if more than 5 % would be.
     """
-    from storage.datasets import check as look
+    from storage.datasets.cache import check as look
 
     with progress("looking", "pictures") as tick:
         found = look(data.absolute(), progress=tick)
@@ -85,7 +85,7 @@ def _most(counts: list[tuple[str, int]]) -> str:
 
 
 def _print_styles(as_json: bool) -> None:
-    from storage.faces import styles
+    from storage.datasets.synthetic import styles
 
     if as_json:
         output.print_json([vars(one) for one in styles()])
@@ -125,9 +125,9 @@ def make(
     if list_styles:
         _print_styles(as_json)
         return
-    from cli.preflight import remember_data
     from cli.session import leave_nothing_half_made
-    from storage.faces import make_faces, styles
+    from cli.submit.preflight import remember_data
+    from storage.datasets.synthetic import make_faces, styles
     from storage.settings import Settings
 
     leave_nothing_half_made()
@@ -163,9 +163,9 @@ def _fitting(size: int, count: int) -> str:
 @output.json_option
 def list_(as_json: bool) -> None:
     """List the data sets that are decoded on the volume, oldest first."""
-    from storage.datasets import list_datasets
+    from storage.datasets.cache import list_datasets
     from storage.settings import Settings
-    from storage.volume import Volume
+    from storage.volume.layout import Volume
 
     found = list_datasets(Volume(Settings.load().volume))
     if as_json:

@@ -2,8 +2,8 @@
 
 import click
 
-from cli import output
-from cli.lazy import Entry, LazyGroup, examples
+from cli.ui import output
+from cli.ui.lazy import Entry, LazyGroup, examples
 
 
 @click.group(
@@ -30,8 +30,8 @@ def upgrade(as_json: bool) -> int:
     """
     from pathlib import Path
 
-    from storage import schema
-    from storage.engine import SCHEMA_REVISION, Database
+    from storage.db import schema
+    from storage.db.engine import SCHEMA_REVISION, Database
     from storage.settings import Settings, redact
 
     settings = Settings.load()
@@ -58,20 +58,20 @@ def status(as_json: bool) -> int:
     from pathlib import Path
 
     from jobs.errors import SchemaMismatchError
-    from storage.engine import SCHEMA_REVISION, Database
+    from storage.db.engine import SCHEMA_REVISION, Database
     from storage.settings import Settings, redact
 
     settings = Settings.load()
     absent = settings.is_sqlite and not Path(settings.database_url.removeprefix("sqlite:///")).exists()
-    found, misfit = None, None
+    found, schema_mismatch = None, None
     if not absent:
         database = Database(settings)
         found = database.revision()
         try:
             database.require_schema()
         except SchemaMismatchError as exc:
-            misfit = exc
-    usable = found is not None and misfit is None
+            schema_mismatch = exc
+    usable = found is not None and schema_mismatch is None
     url = redact(settings.database_url)
     if as_json:
         output.print_json({"database": url, "schema": found, "needed": SCHEMA_REVISION, "usable": usable})
@@ -83,5 +83,5 @@ def status(as_json: bool) -> int:
         click.echo(
             f"{url} has {f'schema {found}' if found else 'no tables'}; this ganq needs {SCHEMA_REVISION}"
         )
-        click.echo(f"  → {(misfit.hint if misfit else None) or 'run: ganq db upgrade'}")
+        click.echo(f"  → {(schema_mismatch.hint if schema_mismatch else None) or 'run: ganq db upgrade'}")
     return 0 if usable else 1

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli import output
-from cli.lazy import examples
+from cli.ui import output
+from cli.ui.lazy import examples
 
 if TYPE_CHECKING:
     from cli.session import Session
-    from storage.jobs import Job
+    from storage.db.rows import Job
 
 # Chosen by looking: these show faces after two or three minutes of training on two cores (tried, with the
 # recipe `plus`: four styles, learning rates 1 to 4e-4, batch 32 and 64, half-lives 2 and 4, with and
@@ -51,9 +51,9 @@ def demo(home: Path, gpus: str) -> int:
     stays in one folder; delete it when you have seen enough.
     """
     from cli.session import open_session
-    from storage.faces import make_faces, styles
+    from storage.datasets.synthetic import make_faces, styles
     from storage.settings import Settings
-    from worker.stack import local_stack, wait_ready
+    from worker.host.local_stack import local_stack, wait_ready
 
     for name in [name for name in os.environ if name.startswith("GANQ_")]:
         del os.environ[name]  # the demo must not end up in somebody's real queue
@@ -62,7 +62,7 @@ def demo(home: Path, gpus: str) -> int:
     faces = settings.home / "faces"
 
     drawn = next(one for one in styles() if one.name == STYLE)
-    from cli.progress import progress
+    from cli.ui.progress import progress
 
     output.notice(f"1  drawing {FACES} faces: {drawn.title} by {drawn.creator}, {drawn.licence}")
     with progress("   drawing", "faces") as tick:
@@ -90,7 +90,7 @@ def _ganq(*arguments: str) -> int:
     import json
     import subprocess
 
-    from worker.local import worker_command
+    from worker.host.embedded_redis import worker_command
 
     output.notice("   $ ganq " + " ".join(arguments))
     done = subprocess.run(
@@ -104,17 +104,17 @@ def _ganq(*arguments: str) -> int:
 def _ganq_prints(*arguments: str) -> None:
     import subprocess
 
-    from worker.local import worker_command
+    from worker.host.embedded_redis import worker_command
 
     output.notice("\n   $ ganq " + " ".join(arguments))
     subprocess.run(worker_command(*arguments), check=False)
 
 
 def _follow(session: "Session", ids: list[int]) -> int:
-    from cli.follow import fate, follow
+    from cli.ui.follow import exit_code_of, follow
 
     jobs, timed_out = follow(session, ids)
-    return fate(jobs, timed_out)
+    return exit_code_of(jobs, timed_out)
 
 
 def _show(session: "Session", job: "Job", attribution: str) -> int:

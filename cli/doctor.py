@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli import output
-from cli.lazy import examples
+from cli.ui import output
+from cli.ui.lazy import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from storage.probe import Finding
     from storage.settings import Settings
+    from worker.doctor.check import Finding
 
 INDENT = 16
 COLOURS = {"ok": "green", "warn": "yellow", "bad": "red"}
@@ -36,8 +36,8 @@ def doctor(verify_data: bool, as_json: bool) -> int:
     Exit code 1 if something is bad; a warning is not.
     """
     from jobs.errors import GanqError
-    from storage.probe import bad, within
     from storage.settings import Settings
+    from worker.doctor.check import bad, within
 
     try:
         settings = within(SETTINGS_S, Settings.load)
@@ -49,7 +49,7 @@ def doctor(verify_data: bool, as_json: bool) -> int:
             None, [bad("settings", "a file of the settings cannot be read to its end", hint)], as_json
         )
     import ganq_entry
-    from worker.diagnosis import examine
+    from worker.doctor.examine import examine
 
     return _report(settings, examine(settings, ganq_entry.left_out, verify_data=verify_data), as_json)
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli import output
-from cli.lazy import examples
 from cli.session import open_session
+from cli.ui import output
+from cli.ui.lazy import examples
 
 if TYPE_CHECKING:
-    from storage.garbage import Item, Plan, Swept
-    from storage.garbage_rules import Policy
+    from storage.gc.policy import Policy
+    from storage.gc.sweep import Item, Plan, Swept
 
 AGE = re.compile(r"([0-9]{1,6})\s*(d|h|min)")
 UNITS = {"d": 86400.0, "h": 3600.0, "min": 60.0}
@@ -67,8 +67,8 @@ def gc(
         raise click.UsageError("--older-than belongs to --datasets or --jobs")
     from contextlib import nullcontext
 
-    from storage.garbage import Garbage, Swept, alone
-    from storage.garbage_rules import Policy
+    from storage.gc.policy import Policy
+    from storage.gc.sweep import Collector, Swept, alone
 
     session = open_session()
     age_s = 30 * UNITS["d"] if older_than is None else older_than
@@ -77,7 +77,7 @@ def gc(
         datasets_s=age_s if datasets else None,
         jobs_s=age_s if jobs else None,
     )
-    garbage = Garbage(session.database, session.volume, policy)
+    garbage = Collector(session.database, session.volume, policy)
     with nullcontext() if dry_run else alone(session.database):
         plan = garbage.plan()
         swept = Swept() if dry_run else garbage.sweep(plan)

@@ -2,8 +2,8 @@
 
 import click
 
-from cli import output
-from cli.lazy import examples
+from cli.ui import output
+from cli.ui.lazy import examples
 
 SETTINGS_S = 3.0
 
@@ -22,8 +22,8 @@ def health(name: str | None, as_json: bool) -> int:
     exit 0: its work goes on, and a restart would mend nothing.
     """
     from jobs.errors import GanqError
-    from storage.probe import within
     from storage.settings import Settings
+    from worker.doctor.check import within
     from worker.health import Condition, Status, examine
 
     # Every failure is exit code 1: Docker keeps 2 for itself.

@@ -4,10 +4,10 @@ from shlex import quote
 
 import click
 
-from cli import output
-from cli.lazy import examples
-from cli.option_types import User
 from cli.session import NoJobsYetError, open_session
+from cli.ui import output
+from cli.ui.lazy import examples
+from cli.ui.params import User
 from jobs.errors import SpecError
 from storage.settings import WORD, WORD_HINT
 
@@ -53,7 +53,7 @@ def limit(most: int | None, user: str | None, queue: str | None, as_json: bool) 
     0 lets nothing more start; 'none' takes the limit away. What runs already goes on. The
     parts of a split job count like jobs.
     """
-    from storage.quotas import Quotas
+    from storage.db.quotas import Quotas
 
     scope, name = ("user", user) if user is not None else ("queue", queue)
     if most is None:
@@ -80,7 +80,7 @@ def limit(most: int | None, user: str | None, queue: str | None, as_json: bool) 
 
 
 def _list(as_json: bool) -> int:
-    from storage.quotas import Quotas
+    from storage.db.quotas import Quotas
 
     try:
         found = Quotas(open_session().database).all()

@@ -6,10 +6,10 @@ from typing import IO
 
 import click
 
-from cli import output
-from cli.lazy import examples
-from cli.option_types import Whole
 from cli.session import JOB, Session, open_session
+from cli.ui import output
+from cli.ui.lazy import examples
+from cli.ui.params import Whole
 
 POLL_S = 0.5
 CHUNK = 64 * 1024
@@ -101,7 +101,7 @@ class _Tail:
             except FileNotFoundError:
                 return None
             except OSError as exc:
-                from storage.durable import raise_storage_error
+                from storage.volume.durable import raise_storage_error
 
                 raise_storage_error(exc, self.path)
         return self.file
@@ -145,7 +145,7 @@ class _Tail:
 @output.json_option
 def events(job: str, as_json: bool) -> int:
     """Print JOB's history: every step of its state, oldest first."""
-    from cli.job_page import event_line
+    from cli.ui.job_page import event_line
 
     session = open_session()
     known = session.queries.events(session.queries.find(job).id)

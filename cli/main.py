@@ -14,16 +14,16 @@ from typing import Any
 
 import click
 
-from cli.lazy import Entry, LazyGroup, examples
+from cli.ui.lazy import Entry, LazyGroup, examples
 from jobs.text import as_utf8, require_text, use_streams_of_any_encoding
 
 WORK, WATCH, DATA, RUN, ADMIN = "Work", "Watch", "Data and models", "Run", "Admin"
 
 COMMANDS = (
-    Entry("submit", "cli.submit:submit", "Submit a training, a generation or an evaluation.", WORK),
-    Entry("cancel", "cli.change:cancel", "Cancel queued or running jobs.", WORK),
-    Entry("hold", "cli.change:hold", "Keep queued jobs from starting.", WORK),
-    Entry("release", "cli.change:release", "Let held jobs start.", WORK),
+    Entry("submit", "cli.submit.options:submit", "Submit a training, a generation or an evaluation.", WORK),
+    Entry("cancel", "cli.control:cancel", "Cancel queued or running jobs.", WORK),
+    Entry("hold", "cli.control:hold", "Keep queued jobs from starting.", WORK),
+    Entry("release", "cli.control:release", "Let held jobs start.", WORK),
     Entry("retry", "cli.retry:retry", "Submit an ended job again, as a new one.", WORK),
     Entry("status", "cli.status:status", "List jobs, or show all about one.", WATCH),
     Entry("wait", "cli.wait:wait", "Wait until jobs have ended.", WATCH),
@@ -34,8 +34,8 @@ COMMANDS = (
     Entry("workers", "cli.workers:workers", "List the workers.", WATCH),
     Entry("dataset", "cli.dataset:dataset", "Check, make and list data sets.", DATA),
     Entry("checkpoints", "cli.results:checkpoints", "List a job's checkpoints.", DATA),
-    Entry("import", "cli.importing:import_", "Make weights from elsewhere usable.", DATA),
-    Entry("export", "cli.exporting:export", "Write a job's weights for other programs.", DATA),
+    Entry("import", "cli.import_:import_", "Make weights from elsewhere usable.", DATA),
+    Entry("export", "cli.export:export", "Write a job's weights for other programs.", DATA),
     Entry("up", "cli.up:up", "Run everything on this machine.", RUN),
     Entry("demo", "cli.demo:demo", "See it work: draw faces, train, generate.", RUN),
     Entry("worker", "cli.worker:worker", "Run one worker for each GPU.", RUN),
@@ -68,7 +68,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
 COMPLETE = "_GANQ_COMPLETE"
 """The variable by which a shell's completion script asks."""
 GARBAGE_EVERY = 100_000
-PRINTERS = (__name__, "cli.output")
+PRINTERS = (__name__, "cli.ui.output")
 DEFECT_HINT = "this is a defect in ganq; --debug shows it"
 
 

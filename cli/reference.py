@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 
-from cli.lazy import LazyGroup
 from cli.main import root
+from cli.ui.lazy import LazyGroup
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 WIDTH = 100

@@ -7,9 +7,9 @@ import sys
 
 import click
 
-from cli import output
-from cli.lazy import examples
 from cli.session import JOB, open_session
+from cli.ui import output
+from cli.ui.lazy import examples
 from jobs.errors import NotFoundError
 
 COLUMNS = ("EPOCH", "STEP", "KIND", "METRIC", "SIZE", "MADE", "PATH")
@@ -23,7 +23,7 @@ COLUMNS = ("EPOCH", "STEP", "KIND", "METRIC", "SIZE", "MADE", "PATH")
 @output.json_option
 def open_(job: str, print_only: bool, as_json: bool) -> int:
     """Print where JOB's pictures are, and open a file manager there if there is a display."""
-    from cli.job_page import result_paths
+    from cli.ui.job_page import result_paths
 
     session = open_session()
     found = session.queries.find(job)
@@ -38,7 +38,7 @@ def open_(job: str, print_only: bool, as_json: bool) -> int:
     if (found.result or {}).get("deleted_at"):
         raise NotFoundError(
             f"the results of job {found.id} were deleted by ganq gc, "
-            f"{output.moment((found.result or {})['deleted_at'])}",
+            f"{output.timestamp((found.result or {})['deleted_at'])}",
             hint=f"ganq retry {found.id} makes them again; ganq status {found.id} shows what is known",
         )
     if gone:
@@ -101,14 +101,14 @@ def checkpoints(job: str, as_json: bool) -> int:
             one.kind,
             "" if one.metric is None else f"{one.metric:.4g}",
             output.size(one.bytes),
-            output.moment(one.created_at),
+            output.timestamp(one.created_at),
             str(session.volume.root / one.path),
         ]
         for one in known
     ]
     output.print_table(COLUMNS, rows, right=("EPOCH", "STEP", "METRIC", "SIZE"))
     if any(one.metric is not None for one in known):
-        from cli.words import metric_key
+        from cli.ui.job_text import metric_key
 
         click.echo(f"metric: {metric_key(found)}, lower is better")
     return 0

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli import output
-from cli.change import each
-from cli.lazy import examples
+from cli.control import for_each_job
 from cli.session import JOB, Session, open_session
+from cli.ui import output
+from cli.ui.lazy import examples
 from jobs.errors import InvalidTransitionError
 
 if TYPE_CHECKING:
-    from storage.jobs import Job
+    from storage.db.rows import Job
 
 DRAWS_FROM = ("source", "continue_from")
 """Fields of a spec that name another job."""
@@ -55,7 +55,7 @@ def retry(jobs: Sequence[str], with_waiting: bool, as_json: bool) -> int:
             instead[one.id] = repeated.id
             yield repeated, f"submitted as a retry of job {one.id}"
 
-    return each(open_session(), jobs, as_json, act)
+    return for_each_job(open_session(), jobs, as_json, act)
 
 
 def again(session: Session, job: "Job", instead: Mapping[int, int]) -> "Job":
@@ -69,7 +69,7 @@ def again(session: Session, job: "Job", instead: Mapping[int, int]) -> "Job":
         InvalidTransitionError: it has not ended, or no worker runs its kind.
         SpecError: it waited for another job, too, that has failed.
     """
-    from cli.acceptance import ring
+    from cli.submit.notify import ring
     from jobs.kinds import kind_named
 
     if not job.state.terminal:
@@ -78,7 +78,7 @@ def again(session: Session, job: "Job", instead: Mapping[int, int]) -> "Job":
             hint=f"ganq wait {job.id}, or ganq cancel {job.id} first",
         )
     if job.malformed:
-        from storage.malformed import refusal
+        from storage.db.malformed import refusal
 
         raise refusal(job)
     kind = kind_named(job.kind)

@@ -11,11 +11,11 @@ from jobs.errors import JobNotFoundError, SchemaMismatchError
 from storage.settings import Settings
 
 if TYPE_CHECKING:
-    from storage.engine import Database
-    from storage.job_store import JobStore
-    from storage.jobs import Job
-    from storage.queries import Queries
-    from storage.volume import Volume
+    from storage.db.engine import Database
+    from storage.db.queries import Queries
+    from storage.db.rows import Job
+    from storage.db.store import JobStore
+    from storage.volume.layout import Volume
 
 COMPLETIONS = 200
 
@@ -30,13 +30,13 @@ class Session:
 
     @property
     def store(self) -> "JobStore":
-        from storage.job_store import JobStore
+        from storage.db.store import JobStore
 
         return JobStore(self.database)
 
     @property
     def volume(self) -> "Volume":
-        from storage.volume import Volume
+        from storage.volume.layout import Volume
 
         return Volume(self.settings.volume)
 
@@ -54,8 +54,8 @@ def open_session(*, create: bool = False, settings: Settings | None = None) -> S
         NoJobsYetError: there is none, and it is not to be made.
         SchemaMismatchError, DatabaseUnavailableError: it cannot be used.
     """
-    from storage.queries import Queries
-    from storage.schema import open_database
+    from storage.db.queries import Queries
+    from storage.db.schema import open_database
 
     settings = settings or Settings.load()
     try:
@@ -102,7 +102,7 @@ class JobReference(click.ParamType[str]):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         with suppress(Exception):  # a shell that completes must not be disturbed
-            from storage.queries import Filter
+            from storage.db.queries import Filter
 
             session = open_session()
             jobs = session.queries.page(Filter(), limit=COMPLETIONS)

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli import output
-from cli.lazy import examples
-from cli.option_types import User, Whole
 from cli.session import JOB, NoJobsYetError, Session, open_session
+from cli.ui import output
+from cli.ui.lazy import examples
+from cli.ui.params import User, Whole
 from jobs.errors import SpecError
 from jobs.states import JobState
 
 if TYPE_CHECKING:
-    from storage.jobs import Job
-    from storage.queries import Filter
+    from storage.db.queries import Filter
+    from storage.db.rows import Job
 
 COLUMNS = ("ID", "NAME", "KIND", "STATE", "PROGRESS", "RATE", "ETA", "WORKER", "AGE")
 RIGHT = ("ID", "RATE", "ETA", "AGE")
@@ -92,7 +92,7 @@ def status(
     if job is not None and not parts:
         return _one(session, job, watch, as_json)
 
-    from storage.queries import Filter
+    from storage.db.queries import Filter
 
     wanted = Filter(
         states=tuple(JobState(one) for one in states) or None,
@@ -131,43 +131,43 @@ def _no_jobs_yet(as_json: bool, exc: NoJobsYetError) -> int:
 
 
 def _overview_rows(session: Session, wanted: "Filter", limit: int | None) -> tuple[list[list[str]], str]:
-    from cli import words
+    from cli.ui import job_text
 
     jobs = (
         list(session.queries.stream(wanted)) if limit is None else session.queries.page(wanted, limit=limit)
     )
-    around = words.Surroundings.of(session.queries, jobs)
+    around = job_text.StatusContext.of(session.queries, jobs)
     bars = output.on_terminal()
     more = limit is not None and len(jobs) == limit
     return [_row(one, around, bars) for one in jobs], _footer(session, len(jobs), wanted, more=more)
 
 
 def _row(one: "Job", around: Any, bars: bool) -> list[str]:
-    from cli import words
+    from cli.ui import job_text
 
-    one = words.as_one(one, around)
-    share = words.fraction(one)
-    progress = words.progress(one)
+    one = job_text.as_one(one, around)
+    share = job_text.fraction(one)
+    progress = job_text.progress(one)
     if bars and share is not None and progress:
-        progress = f"{words.bar(share)} {progress}"
+        progress = f"{job_text.bar(share)} {progress}"
     elif share is not None and progress and not one.state.terminal:
         progress = f"{progress} {share:.0%}"
     return [
         str(one.id),
         one.name or "",
         one.kind,
-        words.state(one, around),
+        job_text.state(one, around),
         progress,
-        words.rate_text(words.rate(one)),
-        output.duration(words.eta(one)),
-        words.place(one, around),
-        words.age(one, around),
+        job_text.rate_text(job_text.rate(one)),
+        output.duration(job_text.eta(one)),
+        job_text.place(one, around),
+        job_text.age(one, around),
     ]
 
 
 def _footer(session: Session, shown: int, wanted: "Filter", *, more: bool = False) -> str:
     """How many there are in all, by state, and how to see the rest, if there may be more."""
-    from storage.queries import Filter
+    from storage.db.queries import Filter
 
     counts = session.queries.counts(sweep=wanted.sweep, parts=wanted.parts, part_of=wanted.part_of)
     total = sum(counts.values())
@@ -194,13 +194,13 @@ def _footer(session: Session, shown: int, wanted: "Filter", *, more: bool = Fals
 
 def _stream(session: Session, wanted: "Filter") -> int:
     """All jobs into a pipe: one aligned page after another, at constant memory."""
-    from cli import words
+    from cli.ui import job_text
 
     widths = (6, 20, 8, 12, 28, 8, 12, 20, 12)
     click.echo("  ".join(h.ljust(w) for h, w in zip(COLUMNS, widths, strict=True)).rstrip())
     shown = 0
     for page in _pages(session.queries.stream(wanted)):
-        around = words.Surroundings.of(session.queries, page)
+        around = job_text.StatusContext.of(session.queries, page)
         for one in page:
             cells = [output.clean(cell) for cell in _row(one, around, False)]
             click.echo("  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip())
@@ -219,13 +219,13 @@ def _pages(jobs: "Iterator[Job]", size: int = 500) -> "Iterator[list[Job]]":
 def _list_as_json(session: Session, wanted: "Filter", limit: int | None) -> int:
     from itertools import islice
 
-    from cli import words
+    from cli.ui import job_text
 
     def facts() -> Iterator[dict[str, Any]]:
         for page in _pages(islice(session.queries.stream(wanted), limit)):
-            around = words.Surroundings.of(session.queries, page)
+            around = job_text.StatusContext.of(session.queries, page)
             for one in page:
-                yield words.as_json(one, around)
+                yield job_text.as_json(one, around)
 
     output.print_json_array(facts())
     return 0
@@ -262,7 +262,7 @@ def _watch(draw: Callable[[], Any], ended: Callable[[], bool] = lambda: False) -
 
 
 def _one(session: Session, reference: str, watch: bool, as_json: bool) -> int:
-    from cli import job_page
+    from cli.ui import job_page
 
     job_id = session.queries.find(reference).id
     if as_json:

@@ -2,7 +2,7 @@
 
 import click
 
-from cli.option_types import Whole
+from cli.ui.params import Whole
 
 
 @click.command()
@@ -31,8 +31,8 @@ def up(gpus: str, cpu_workers: int | None) -> None:
     import signal
 
     from storage.settings import Settings
-    from worker import logs
-    from worker.stack import local_stack, wait_ready
+    from worker.host import logs
+    from worker.host.local_stack import local_stack, wait_ready
 
     settings = Settings.load()
 

@@ -2,10 +2,10 @@
 
 import click
 
-from cli import output
-from cli.lazy import examples
-from cli.option_types import Seconds
 from cli.session import JOB, open_session
+from cli.ui import output
+from cli.ui.lazy import examples
+from cli.ui.params import Seconds
 from jobs.errors import SpecError
 
 
@@ -25,20 +25,20 @@ def wait(jobs: tuple[str, ...], sweep: str | None, timeout: float | None, as_jso
     Exit code: 0 all succeeded, 1 one failed or was cancelled, 124 the time ran out.
     Ctrl-C stops the waiting, not the jobs.
     """
-    from cli import words
-    from cli.follow import fate, follow
+    from cli.ui import job_text
+    from cli.ui.follow import exit_code_of, follow
 
     if not jobs and sweep is None:
         raise SpecError("wait for which jobs? it takes ids and names, or --sweep", hint="ganq status")
     session = open_session()
     ids = list(dict.fromkeys(session.queries.find(one).id for one in jobs))
     if sweep is not None:
-        from storage.queries import Filter
+        from storage.db.queries import Filter
 
         members = session.queries.ids(Filter(sweep=session.queries.find_sweep(sweep)))
         ids = list(dict.fromkeys([*ids, *reversed(members)]))
     ended, timed_out = follow(session, ids, timeout_s=timeout, quiet=as_json)
     if as_json:
-        around = words.Surroundings.of(session.queries, ended)
-        output.print_json([words.as_json(one, around) for one in ended])
-    return fate(ended, timed_out)
+        around = job_text.StatusContext.of(session.queries, ended)
+        output.print_json([job_text.as_json(one, around) for one in ended])
+    return exit_code_of(ended, timed_out)

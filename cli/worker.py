@@ -2,7 +2,7 @@
 
 import click
 
-from cli.option_types import Whole
+from cli.ui.params import Whole
 
 
 @click.command()
@@ -40,7 +40,7 @@ def worker(
     """
     from jobs.specs import check_name
     from storage.settings import Settings
-    from worker.launcher import launch
+    from worker.host.launcher import launch
 
     chosen = tuple(one.strip() for one in (queues or "").split(",") if one.strip())
     raise SystemExit(

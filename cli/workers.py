@@ -2,9 +2,9 @@
 
 import click
 
-from cli import output
-from cli.lazy import examples
 from cli.session import NoJobsYetError, open_session
+from cli.ui import output
+from cli.ui.lazy import examples
 
 COLUMNS = ("NAME", "STATE", "JOB", "DEVICE", "HOST", "QUEUES", "LAST SPOKE", "VERSION")
 
@@ -21,7 +21,7 @@ def workers(as_json: bool) -> int:
         else:
             click.echo("no workers yet\n  → ganq up runs everything on this machine")
         return 0
-    from cli.words import SILENT_S
+    from cli.ui.job_text import SILENT_S
 
     known = session.queries.workers()
     states = {

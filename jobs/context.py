@@ -2,7 +2,7 @@
 All that the work in jobs/ asks of the world around it.
 
 train.py and generate.py see nothing but this: no database, no Redis, no paths
-outside their attempt. worker/context.py implements it over the shared volume;
+outside their attempt. worker/runner/context.py implements it over the shared volume;
 a test implements it over a temporary folder.
 """
 
@@ -23,13 +23,13 @@ CheckpointKind = Literal["resume", "epoch", "final"]
 class Images:
     """A decoded data set: uint8 pictures, memory-mapped, in a fixed order."""
 
-    pictures_N3HW: "NDArray[np.uint8]"
+    images_N3HW: "NDArray[np.uint8]"
     fingerprint: str  # sha-256 over names, contents and size: the same pictures, the same value
     classes: tuple[str, ...] = ()
     labels_N: "NDArray[np.int64] | None" = None
 
     def __len__(self) -> int:
-        return len(self.pictures_N3HW)
+        return len(self.images_N3HW)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Made:
     offset: int = 0  # where it begins in a file that holds many
 
 
-class PictureSink(Protocol):
+class ImageSink(Protocol):
     """Where a generation job puts its pictures; nothing is visible before publish()."""
 
     def add(self, pictures: Iterable[Picture]) -> None:
@@ -157,7 +157,7 @@ class JobContext(Protocol):
         """Something that a person should find in the job's history, e.g. 'rolled_back'."""
 
     def resume(
-        self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False, step: int | None = None
+        self, restore: Callable[[Snapshot], None], *, whole_epoch: bool = False, step: int | None = None
     ) -> Snapshot | None:
         """
         Go on from the newest checkpoint of this job that is whole and can be taken up.
@@ -225,7 +225,7 @@ class JobContext(Protocol):
     def models(self) -> "Iterator[Snapshot]":
         """The checkpoints of that model which were kept, oldest first, for --grid-epochs."""
 
-    def made_pictures(self, most: int) -> "Iterator[NDArray[np.uint8]] | None":
+    def generated_images(self, most: int) -> "Iterator[NDArray[np.uint8]] | None":
         """
         Pictures that the job named by the spec has published, uint8 (H, W, 3), evenly chosen.
 
@@ -259,7 +259,7 @@ class JobContext(Protocol):
         quality: int | None = None,
         total: int | None = None,
         part: int | None = None,
-    ) -> PictureSink:
+    ) -> ImageSink:
         """
         Where to put generated pictures.
 

@@ -57,11 +57,18 @@ def _resolve(path: str) -> Any:
 KINDS: dict[str, JobKind] = {
     kind.name: kind
     for kind in (
-        JobKind("train", "jobs.specs:TrainSpec", "jobs.train:run", 0, makes_model=True, preemptible=True),
         JobKind(
-            "generate", "jobs.specs:GenerateSpec", "jobs.generate:run", 10, splits=True, needs_model=True
+            "train", "jobs.specs:TrainSpec", "jobs.training.train:run", 0, makes_model=True, preemptible=True
         ),
-        JobKind("evaluate", "jobs.specs:EvaluateSpec", "jobs.evaluate:run", 5, needs_model=True),
+        JobKind(
+            "generate",
+            "jobs.specs:GenerateSpec",
+            "jobs.generation.generate:run",
+            10,
+            splits=True,
+            needs_model=True,
+        ),
+        JobKind("evaluate", "jobs.specs:EvaluateSpec", "jobs.evaluation.evaluate:run", 5, needs_model=True),
         JobKind("import", "jobs.specs:ImportSpec", None, 0, makes_model=True),
     )
 }

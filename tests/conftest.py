@@ -24,12 +24,12 @@ from services import Postgres, Redis, missing, postgres_binaries, redis_binary
 if TYPE_CHECKING:
     from machine import Ganq
 
-    from storage.engine import Database
-    from storage.job_store import JobStore
-    from storage.jobs import Job, Lease, WorkerIdentity
-    from storage.queries import Queries
+    from storage.db.engine import Database
+    from storage.db.queries import Queries
+    from storage.db.rows import Job, Lease, WorkerIdentity
+    from storage.db.store import JobStore
     from storage.settings import Settings
-    from storage.volume import Volume
+    from storage.volume.layout import Volume
 
 # Read when torch is first imported: threads that spin would starve the workers that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -117,8 +117,8 @@ def _postgres_template(postgres: Postgres, tmp_path_factory: pytest.TempPathFact
 
 
 def _upgrade(url: str, home: Path) -> None:
-    from storage.engine import Database
-    from storage.schema import upgrade
+    from storage.db.engine import Database
+    from storage.db.schema import upgrade
 
     database = Database(make_settings(home, url))
     try:
@@ -206,7 +206,7 @@ def settings_env(settings: "Settings", monkeypatch: pytest.MonkeyPatch) -> dict[
 @pytest.fixture
 def volume(tmp_path: Path) -> "Volume":
     """A shared volume with its folders and nothing in them."""
-    from storage.volume import Volume
+    from storage.volume.layout import Volume
 
     volume = Volume(tmp_path / "volume")
     volume.ensure()
@@ -216,7 +216,7 @@ def volume(tmp_path: Path) -> "Volume":
 @pytest.fixture
 def database(settings: "Settings") -> "Iterator[Database]":
     """The job table, empty, with all tables: once on SQLite, once on Postgres."""
-    from storage.engine import Database
+    from storage.db.engine import Database
 
     database = Database(settings)
     yield database
@@ -225,14 +225,14 @@ def database(settings: "Settings") -> "Iterator[Database]":
 
 @pytest.fixture
 def store(database: "Database") -> "JobStore":
-    from storage.job_store import JobStore
+    from storage.db.store import JobStore
 
     return JobStore(database)
 
 
 @pytest.fixture
 def queries(database: "Database") -> "Queries":
-    from storage.queries import Queries
+    from storage.db.queries import Queries
 
     return Queries(database)
 
@@ -243,7 +243,7 @@ def queries(database: "Database") -> "Queries":
 @pytest.fixture
 def make_identity() -> "Callable[..., WorkerIdentity]":
     """Builds a worker's identity; the process behind it is this one."""
-    from storage.jobs import WorkerIdentity
+    from storage.db.rows import WorkerIdentity
 
     def make(name: str = "w1", **changes: Any) -> WorkerIdentity:
         values: dict[str, Any] = {
@@ -270,7 +270,7 @@ def worker_identity(make_identity: "Callable[..., WorkerIdentity]") -> "WorkerId
 @pytest.fixture
 def job_factory(store: "JobStore") -> "Callable[..., Job]":
     """Builds queued jobs: job_factory(kind="generate", priority=5, after=[1])."""
-    from jobs.specs import SPEC_VERSION
+    from jobs.kinds import SPEC_VERSION
 
     def make(**changes: Any) -> "Job":
         spec = {"data": "/pictures"} if changes.get("kind", "train") == "train" else {"source": 1, "count": 4}
@@ -289,7 +289,7 @@ def job_factory(store: "JobStore") -> "Callable[..., Job]":
 @pytest.fixture
 def claim(store: "JobStore", worker_identity: "WorkerIdentity") -> "Callable[..., Lease | None]":
     """Claims the best job, as a worker of this version that runs all kinds does."""
-    from jobs.specs import SPEC_VERSION
+    from jobs.kinds import SPEC_VERSION
 
     def take(who: "WorkerIdentity | None" = None, **changes: Any) -> "Lease | None":
         values: dict[str, Any] = {"kinds": ALL_KINDS, "spec_version": SPEC_VERSION}
@@ -331,7 +331,7 @@ def ganq(settings_env: dict[str, str], tmp_path: Path) -> "Iterator[Ganq]":
 @pytest.fixture(scope="session")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hundred cartoon faces."""
-    from storage.faces import make_faces
+    from storage.datasets.synthetic import make_faces
 
     return make_faces(tmp_path_factory.mktemp("pictures") / "faces", count=96, size=24)
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 if TYPE_CHECKING:
-    from storage.engine import Database
+    from storage.db.engine import Database
 
 START_S = 120.0
 """Two cores that seven others use, too, need half a minute for what takes two seconds."""
@@ -109,20 +109,20 @@ class Ganq:
 
     def steps(self, job_id: int) -> list[int]:
         """The steps of a job's checkpoints, oldest first."""
-        from storage.queries import Queries
+        from storage.db.queries import Queries
 
         return [one.step for one in Queries(self.table).checkpoints(job_id)]
 
     def present(self) -> list[str]:
         """The names of the workers that have spoken."""
-        from storage.queries import Queries
+        from storage.db.queries import Queries
 
         return [one.name for one in Queries(self.table).workers()]
 
     @property
     def table(self) -> "Database":
         """The job table that the commands use."""
-        from storage.engine import Database
+        from storage.db.engine import Database
         from storage.settings import Settings
 
         if self._table is None:
@@ -175,7 +175,7 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def part(worker: "subprocess.Popen[bytes]", module: str) -> psutil.Process | None:
-    """A process of a worker's family by the module that it runs: worker.supervisor, worker.runner."""
+    """A process of a worker's family by the module that it runs: worker.supervisor.loop, worker.runner.main."""
     for process in _family(worker.pid):
         try:
             if module in process.cmdline():

@@ -3,7 +3,7 @@
 import base64
 import json
 
-from worker.app import TASK, queue_key
+from worker.celery_bridge.app import TASK, queue_key
 
 
 def envelope(body: str = "W10=", **changes: object) -> str:

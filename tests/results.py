@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from storage.engine import Database
-from storage.job_store import JobStore
-from storage.published import names_of_result
+from storage.db.engine import Database
+from storage.db.store import JobStore
+from storage.results.reader import names_of_result
 from storage.settings import Settings
-from storage.volume import Volume
+from storage.volume.layout import Volume
 
 SIZE, NZ = 16, 8
 
@@ -20,9 +20,9 @@ def add_model(settings: Settings, name: str = "m", *, ngf: int = 4, seed: int = 
     Returns:
         The job's id.
     """
-    from jobs.gan.networks import Architecture
-    from jobs.gan.weights import join
-    from storage.checkpoints import write_checkpoint
+    from jobs.networks.dcgan import Architecture
+    from jobs.networks.weights import join
+    from storage.volume.checkpoints import write_checkpoint
 
     volume = Volume(settings.volume)
     volume.ensure()

@@ -12,12 +12,12 @@ from typing import Any
 from sqlalchemy import Connection, Engine, event, func, select, text, update
 from sqlalchemy.exc import OperationalError
 
-from jobs.specs import SPEC_VERSION
-from storage.engine import Database
-from storage.job_store import Beat, JobStore
-from storage.jobs import Lease, WorkerIdentity
-from storage.models import attempt, checkpoint, job
-from storage.models import event as event_table
+from jobs.kinds import SPEC_VERSION
+from storage.db.engine import Database
+from storage.db.rows import Lease, WorkerIdentity
+from storage.db.store import HeartbeatRow, JobStore
+from storage.db.tables import attempt, checkpoint, job
+from storage.db.tables import event as event_table
 from storage.settings import Settings
 
 
@@ -117,7 +117,7 @@ def without_backoff(database: Database, *, crashes_count: bool = False) -> Itera
         thread.join()
 
 
-def beat_of(store: JobStore, job_id: int) -> Beat:
+def beat_of(store: JobStore, job_id: int) -> HeartbeatRow:
     return next(one for one in store.running() if one.job_id == job_id)
 
 

@@ -218,7 +218,7 @@ def test_the_tables_of_outcomes_and_reasons_are_those_of_the_code() -> None:
 
 
 def test_the_wishes_are_columns_of_the_job_table() -> None:
-    from storage.models import job
+    from storage.db.tables import job
 
     assert {row[0] for row in rows(STATES, "| column |")} <= set(job.c.keys())
 
@@ -253,12 +253,12 @@ def _is(node: ast.expr | None, name: str) -> bool:
 
 def test_the_codes_that_only_the_job_table_gives_are_named() -> None:
     told = {row[0] for row in rows(STATES, "| code | what")}
-    assert told == strings("storage/transitions.py", "error_code") - {"error_code"}
+    assert told == strings("storage/db/store/transitions.py", "error_code") - {"error_code"}
 
 
 def test_the_table_of_events_has_each_event() -> None:
     told = {row[0] for row in rows(STATES, "| event |")}
-    recorded = strings("storage/garbage_facts.py", "record_event")
+    recorded = strings("storage/gc/scan.py", "record_event")
     for chapter in (ROOT / "storage" / "job_store").glob("*.py"):
         recorded |= strings(str(chapter.relative_to(ROOT)), "record_event")
     for source in (*(ROOT / "jobs").rglob("*.py"), ROOT / "worker" / "context.py"):
@@ -298,7 +298,7 @@ def test_the_artists_of_the_faces_are_named_with_their_licence() -> None:
     """CC BY asks for it, and the picture of the README is made of the demo's faces."""
     from cli.dataset import make
     from cli.demo import STYLE
-    from storage.faces import styles
+    from storage.datasets.synthetic import styles
 
     default = next(param.default for param in make.params if param.name == "style")
     text = " ".join((ROOT / "README.md").read_text().split())

@@ -10,13 +10,13 @@ from typing import Any
 from sqlalchemy import update
 from tables import set_columns
 
-from storage.durable import write_folder
-from storage.engine import Database
-from storage.job_store import JobStore
-from storage.jobs import Checkpoint, Job, Lease
-from storage.models import attempt, utcnow
-from storage.queries import Queries
-from storage.volume import Volume
+from storage.db.engine import Database
+from storage.db.queries import Queries
+from storage.db.rows import Checkpoint, Job, Lease
+from storage.db.store import JobStore
+from storage.db.tables import attempt, utcnow
+from storage.volume.durable import write_folder
+from storage.volume.layout import Volume
 
 LONG_S = 90 * 86400.0
 
@@ -85,7 +85,7 @@ class Files:
         return all((self.volume.root / path / "MANIFEST.json").is_file() for path in paths)
 
     def _ids(self) -> list[int]:
-        from storage.garbage_facts import known_jobs
+        from storage.gc.scan import known_jobs
 
         return sorted(self.database.read(known_jobs))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.settings import Settings
-from worker.process import exists, state_of
+from worker.host.process import exists, state_of
 
 ANSWER_S = 5.0
 """A supervisor that does not answer for so long is stopped, frozen, or starved of the processor."""
@@ -150,7 +150,7 @@ def _silence(pid: int) -> str:
 def judge(facts: dict[str, Any]) -> Condition:
     """
     Args:
-        facts: what worker.pulse.Pulse.facts() says; ages in seconds.
+        facts: what worker.supervisor.status_socket.Pulse.facts() says; ages in seconds.
 
     Raises:
         KeyError: a fact is missing.
@@ -188,11 +188,11 @@ def _verdict(facts: dict[str, Any]) -> tuple[Status, str]:
 
 def ask_table(settings: Settings, name: str | None) -> list[Condition]:
     """Workers whose runtime folder is not to be seen from here, by when they last spoke."""
-    from storage.probe import within
+    from worker.doctor.check import within
 
     def ask() -> Sequence[Any]:
-        from storage.queries import Queries
-        from storage.schema import open_database
+        from storage.db.queries import Queries
+        from storage.db.schema import open_database
 
         database = open_database(settings)
         try:

@@ -14,11 +14,11 @@ from typing import Any
 
 from benchmarks.quality.cells import Cell
 from benchmarks.stack import Queue
-from jobs.kinds import kind_named
-from jobs.specs import SPEC_VERSION, EvaluateSpec, GenerateSpec, Spec, TrainSpec
+from jobs.kinds import SPEC_VERSION, kind_named
+from jobs.specs import EvaluateSpec, GenerateSpec, Spec, TrainSpec
 from jobs.states import JobState
-from storage.jobs import Job
-from worker.bell import ring
+from storage.db.rows import Job
+from worker.celery_bridge.notify import ring
 
 CALIBRATION_PICTURES = 4096
 """Pictures that D sees in the run that tells how fast a recipe is here."""
@@ -76,7 +76,7 @@ class Study:
 
     def faces(self, style: str, count: int, seed: int = 0) -> Path:
         """Drawn faces, the same each time; those of another seed are other faces."""
-        from storage.faces import make_faces
+        from storage.datasets.synthetic import make_faces
 
         folder = self.work / "faces" / f"{style}-{count}-{seed}"
         if not folder.is_dir():

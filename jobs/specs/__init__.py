@@ -5,7 +5,6 @@ A spec is validated once, when it is submitted; it then travels as JSON in the
 job table and in spec.json. Everything that changes the result stands in it.
 """
 
-from jobs.kinds import SPEC_VERSION
 from jobs.specs.base import FEATURE_NETWORKS, Spec, check_name, difference, option_of, size_plan
 from jobs.specs.evaluate import FEWEST_PICTURES, EvaluateSpec
 from jobs.specs.generate import GenerateSpec
@@ -15,7 +14,6 @@ from jobs.specs.train import Augment, TrainSpec, check_same_run
 __all__ = [
     "FEATURE_NETWORKS",
     "FEWEST_PICTURES",
-    "SPEC_VERSION",
     "Augment",
     "EvaluateSpec",
     "GenerateSpec",

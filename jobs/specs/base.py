@@ -24,7 +24,7 @@ OPTIONS = {"class_name": "class"}
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-PictureNumber = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
+SampleIndex = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 

@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from jobs.errors import SpecError
-from jobs.specs.base import MAX_COUNT, CheckpointWord, Count, PictureNumber, Seed, Spec
+from jobs.specs.base import MAX_COUNT, CheckpointWord, Count, SampleIndex, Seed, Spec
 
-MAX_PARTS = 1000
+MAX_SHARDS = 1000
 MAX_FRAMES = 3600
 """Of one film: it is put together in memory. Two and a half minutes."""
 FRAMES_A_LEG = 60
@@ -33,7 +33,7 @@ class GenerateSpec(Spec):
     keep: Count | None = None
     of: Count | None = None
     """Draw `of` pictures, publish the `keep` that the discriminator scores highest, best first."""
-    interpolate: tuple[PictureNumber, ...] = ()
+    interpolate: tuple[SampleIndex, ...] = ()
     """Numbers of pictures; the frames of a way through them are drawn, instead of `count` pictures."""
     frames: Annotated[int, Field(ge=2, le=MAX_FRAMES)] | None = None
     """Of the whole way, its ends included; None: 60 for each leg."""
@@ -48,7 +48,7 @@ class GenerateSpec(Spec):
     noise_mean: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)] = 0.0
     noise_std: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
     format: Literal["png", "webp", "jpeg", "tar", "npz"] = "png"
-    """Files of one encoding, tar archives of PNGs, or one npz of arrays; see storage/containers.py."""
+    """Files of one encoding, tar archives of PNGs, or one npz of arrays; see storage/results/formats.py."""
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
     """Of jpeg (95 if None); a webp is lossless if None. Other formats lose nothing and have none."""
     grid: Annotated[int, Field(ge=0, le=4096)] = 64
@@ -63,7 +63,7 @@ class GenerateSpec(Spec):
     """Absolute path of a folder that gets a copy of the result."""
     shard_size: Count = 8192
     """Pictures that one worker draws at a time; a larger job is split, and many workers share it."""
-    max_workers: Annotated[int, Field(ge=0, le=MAX_PARTS)] = 0
+    max_workers: Annotated[int, Field(ge=0, le=MAX_SHARDS)] = 0
     """Workers that may be at this job at once; 0: all that are free."""
     draws: tuple[int, int] | None = None
     """Of a part of a larger job: the places (first, last) in the order of draws that it computes."""
@@ -181,7 +181,7 @@ class GenerateSpec(Spec):
 
         Borders are borders of micro-batches, so that no picture is computed twice.
         """
-        size = max(self.shard_size, -(-self.drawn // MAX_PARTS))
+        size = max(self.shard_size, -(-self.drawn // MAX_SHARDS))
         size = -(-size // self.micro_batch) * self.micro_batch
         if self.draws is not None or self.drawn <= size or self.interpolate:
             return []

@@ -12,7 +12,7 @@ import redis
 from machine import Ganq, until
 from messages import envelope
 
-from worker.app import TASK, queue_key
+from worker.celery_bridge.app import TASK, queue_key
 
 # Where an idle worker looks at the table every few minutes only, a job that starts at once was notified.
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("backend", ["postgres"], indirect=True)]
@@ -58,7 +58,7 @@ STRANGE = {
 def celery_bytes(worker: "subprocess.Popen[bytes]") -> int:
     """What Celery's two processes hold: the launcher and its pool."""
     launcher = psutil.Process(worker.pid)
-    own = [one for one in launcher.children() if "worker.supervisor" not in " ".join(one.cmdline())]
+    own = [one for one in launcher.children() if "worker.supervisor.loop" not in " ".join(one.cmdline())]
     return sum(one.memory_info().rss for one in (launcher, *own))
 
 
@@ -113,7 +113,7 @@ def test_strange_messages_end_nothing_and_a_notification_is_heard(
 
 
 def test_each_strange_message_is_told_from_a_notification(backend: str) -> None:
-    from worker.bell import is_notification, message
+    from worker.celery_bridge.notify import is_notification, message
 
     assert is_notification(json.loads(message("default", 7)))
     assert is_notification(json.loads(task()))

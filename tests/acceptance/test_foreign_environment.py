@@ -96,7 +96,7 @@ def test_celery_settings_of_another_project_connect_no_worker_to_its_broker(
 
 def test_every_variable_that_celery_reads_is_known() -> None:
     """A new version of Celery that reads another one fails here."""
-    from worker.celery_environment import foreign
+    from worker.celery_bridge.environment import foreign
 
     harmless = {"NO_COLOR", "TERM", "ITERM_PROFILE", "NUMBER_OF_PROCESSORS", "celery_dummy_proxy"}
     elsewhere = re.compile(r"/(contrib|t|tests)/|transport/(?!redis|virtual|__init__|base)")

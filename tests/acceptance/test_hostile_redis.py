@@ -10,7 +10,7 @@ import pytest
 import redis
 from machine import Ganq, part, until
 
-from worker.app import TASK, queue_key
+from worker.celery_bridge.app import TASK, queue_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("backend", ["sqlite"], indirect=True)]
 

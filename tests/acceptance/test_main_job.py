@@ -8,7 +8,7 @@ import pytest
 from machine import Ganq, attempt_folder, part, until, weights
 from PIL import Image
 
-from storage.published import verify_manifest
+from storage.results.reader import verify_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -37,12 +37,12 @@ def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(ganq: Ganq, small
     assert ganq.run("wait", str(plain), "--timeout", "120").returncode == 0
     killed = ganq.json("submit", "train", *options)["id"]
     until(lambda: len(ganq.steps(killed)) >= 1, what="a first checkpoint")
-    runner = part(worker, "worker.runner")
+    runner = part(worker, "worker.runner.main")
     assert runner is not None
     runner.send_signal(signal.SIGKILL)
     until(lambda: ganq.peek(killed)["attempt"] == 2, what="a second attempt")
     until(lambda: len(list(attempt_folder(ganq, killed).glob("checkpoints/*"))) >= 1, what="its checkpoint")
-    supervisor = part(worker, "worker.supervisor")
+    supervisor = part(worker, "worker.supervisor.loop")
     assert supervisor is not None
     supervisor.send_signal(signal.SIGKILL)
     assert ganq.run("wait", str(killed), "--timeout", "120").returncode == 0
@@ -103,7 +103,7 @@ def test_pictures_do_not_depend_on_the_worker_or_on_a_kill(ganq: Ganq, small) ->
     ]  # slow enough to be caught
     whole = ganq.json(*tiny, "--count", "6000")["id"]
     until(lambda: (ganq.peek(whole)["progress"] or {}).get("done", 0) > 0, what="the first pictures")
-    runner = part(worker, "worker.runner")
+    runner = part(worker, "worker.runner.main")
     assert runner is not None
     runner.send_signal(signal.SIGKILL)
     assert ganq.run("wait", str(whole), "--timeout", "90").returncode == 0

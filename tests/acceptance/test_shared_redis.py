@@ -10,7 +10,7 @@ from messages import bell
 from services import Postgres
 from sqlalchemy import text
 
-from worker.app import queue_key
+from worker.celery_bridge.app import queue_key
 
 # Where an idle worker looks at the table every few minutes only, a job that starts at once was notified.
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("backend", ["postgres"], indirect=True)]

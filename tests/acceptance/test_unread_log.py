@@ -98,7 +98,7 @@ def test_the_log_of_a_killed_worker_is_carried_to_its_end(ganq: Ganq, redis_url)
     """Its supervisor drains, and says so, after the process that started it has gone."""
     worker = ganq.start_worker()
     until(lambda: "is ready on cpu" in ganq.log(), what="a worker")
-    supervisor = part(worker, "worker.supervisor")
+    supervisor = part(worker, "worker.supervisor.loop")
     assert supervisor is not None
     worker.kill()
     supervisor.wait(timeout=20)

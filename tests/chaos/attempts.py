@@ -1,7 +1,7 @@
 """
 Attempts of one training job, cheap enough for a property: real files, real processes, real SIGKILL.
 
-A fork server holds torch; each attempt is a child of it that runs the true worker.runner.Runner
+A fork server holds torch; each attempt is a child of it that runs the true worker.runner.main.Runner
 with the true RunContext on a volume. Desk plays the supervisor: it hands out the order, registers
 checkpoints, lets old ones go, and may die at its own bad moments.
 """
@@ -19,13 +19,20 @@ from typing import Any
 import numpy as np
 
 from jobs.specs import TrainSpec
-from storage.volume import Volume
-from worker.channel import Channel
-from worker.retention import prunable
+from storage.volume.layout import Volume
+from worker.ipc import Channel
+from worker.supervisor.retention import prunable
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["torch", "torch._dynamo", "jobs.train", "worker.runner", "safetensors.torch", "storage.pictures"]
+    [
+        "torch",
+        "torch._dynamo",
+        "jobs.training.train",
+        "worker.runner.main",
+        "safetensors.torch",
+        "storage.results.writer",
+    ]
 )
 PARTS = ("g.", "d.", "ema.", "opt_g.", "opt_d.")
 
@@ -35,7 +42,7 @@ def _attempt(sock: socket.socket, volume: str, failpoints: str, threads: int) ->
     import torch
 
     import jobs.failpoints
-    from worker.runner import Runner
+    from worker.runner.main import Runner
 
     torch.set_num_threads(threads)
     jobs.failpoints._entries = jobs.failpoints.parse(failpoints)

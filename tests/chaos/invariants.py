@@ -27,9 +27,9 @@ from sqlalchemy import Connection, Table, select, text
 
 from jobs.errors import all_errors
 from jobs.states import JobState, Outcome
-from storage.engine import Database
-from storage.models import attempt, checkpoint, dependency, event, job
-from storage.volume import Volume
+from storage.db.engine import Database
+from storage.db.tables import attempt, checkpoint, dependency, event, job
+from storage.volume.layout import Volume
 
 ENDS = {str(state) for state in JobState if state.terminal}
 BACK = {str(one) for one in Outcome} - ENDS
@@ -256,7 +256,7 @@ def unfinished(view: View, accepted: Iterable[int]) -> list[str]:
 
 def known_codes() -> set[str]:
     """Every machine-readable code that a job may carry."""
-    import storage.garbage  # noqa: F401 - has error classes of its own
+    import storage.gc.sweep  # noqa: F401 - has error classes of its own
 
     return {cls.code for cls in all_errors()} | CODES_WITHOUT_A_CLASS
 

@@ -14,14 +14,14 @@ from chaos.invariants import ENDS, Memory, View, look
 
 from jobs.errors import GanqError
 from jobs.specs import GenerateSpec
-from storage.containers import MANIFEST as PICTURES_MANIFEST
-from storage.containers import RESULT
-from storage.durable import MANIFEST, TEMP_MARK, sha256_file
-from storage.engine import Database
-from storage.pins import pinned_ids
-from storage.published import verify_manifest
-from storage.result_files import verify_files
-from storage.volume import Volume
+from storage.db.engine import Database
+from storage.db.store.pins import pinned_ids
+from storage.results.files import verify_files
+from storage.results.formats import MANIFEST as PICTURES_MANIFEST
+from storage.results.formats import RESULT
+from storage.results.reader import verify_manifest
+from storage.volume.durable import MANIFEST, TEMP_MARK, sha256_file
+from storage.volume.layout import Volume
 
 BESIDE_A_RESULT = {"log.txt", "metrics.jsonl"}
 GENERATES = "generate"
@@ -219,7 +219,7 @@ def runners(volume: Volume) -> dict[str, set[int]]:
     found: dict[str, set[int]] = defaultdict(set)
     for process in psutil.process_iter():
         try:
-            if "worker.runner" not in process.cmdline() or process.status() == psutil.STATUS_ZOMBIE:
+            if "worker.runner.main" not in process.cmdline() or process.status() == psutil.STATUS_ZOMBIE:
                 continue
             about = process.environ()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -248,10 +248,10 @@ def two_runners(before: dict[str, set[int]], now: dict[str, set[int]]) -> list[s
 
 def leftovers(database: Database, volume: Volume) -> list[str]:
     """I9, when nothing runs: what gc leaves holds nothing temporary, nothing unreferenced, and is stable."""
-    from storage.garbage import Garbage
-    from storage.garbage_rules import Policy
+    from storage.gc.policy import Policy
+    from storage.gc.sweep import Collector
 
-    garbage = Garbage(database, volume, Policy(grace_s=0.0, temp_s=0.0))
+    garbage = Collector(database, volume, Policy(grace_s=0.0, temp_s=0.0))
     swept = garbage.sweep(garbage.plan())
     found = [f"I9: gc could not delete {item.path}: {why}" for item, why in swept.failed]
     found += [f"I9: gc would delete {item.path} at its second run" for item in garbage.plan().items]

@@ -15,9 +15,9 @@ from messages import bell
 from jobs.errors import DatabaseUnavailableError, JobError, SpecError
 from jobs.kinds import SPEC_VERSION, kind_named
 from jobs.specs import GenerateSpec, Spec, TrainSpec
-from storage.job_store import JobStore
-from storage.jobs import Job
-from storage.queries import Queries
+from storage.db.queries import Queries
+from storage.db.rows import Job
+from storage.db.store import JobStore
 
 IN_FLIGHT = 9
 """Jobs that wait or run at once, at most: what is left must end soon when nobody disturbs any more."""

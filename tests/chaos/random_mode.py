@@ -33,7 +33,7 @@ from chaos.invariants_volume import check_volume, leftovers, runners, two_runner
 from chaos.load import PICTURES, TRAININGS, Load
 from chaos.stage import Stage, fresh_folder
 
-from storage.faces import make_faces
+from storage.datasets.synthetic import make_faces
 
 HEAL_S = 240.0
 """Jobs that wait when the faults end must have ended after so long."""

@@ -16,10 +16,10 @@ import psutil
 from machine import Ganq, part
 from services import Postgres, Redis, postgres_binaries, redis_binary
 
-from storage.engine import Database
-from storage.schema import upgrade
+from storage.db.engine import Database
+from storage.db.schema import upgrade
 from storage.settings import Settings
-from storage.volume import Volume
+from storage.volume.layout import Volume
 
 INTERVALS = {
     "heartbeat_seconds": 0.3,
@@ -147,7 +147,7 @@ class Stage:
             return family[0]
         if what in ("supervisor", "runner"):
             return part(self.workers[name], f"worker.{what}")
-        supervisor = part(self.workers[name], "worker.supervisor")
+        supervisor = part(self.workers[name], "worker.supervisor.loop")
         with suppress(psutil.NoSuchProcess):
             for one in family[0].children():
                 if one != supervisor and not any("log_relay" in word for word in one.cmdline()):
@@ -226,7 +226,7 @@ class Stage:
         """Messages on the workers' queue, past Celery; False if Redis is away."""
         import redis
 
-        from worker.app import queue_key
+        from worker.celery_bridge.app import queue_key
 
         if not self.redis_up or not messages:
             return False

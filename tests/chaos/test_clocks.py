@@ -23,9 +23,9 @@ from sqlalchemy import text
 from tables import set_columns
 
 from jobs.errors import DiskFullError
-from storage.backoff import BACKOFF_S, Wait, remaining
-from storage.worker_store import WorkerStore
-from worker.recovery import Reaper
+from storage.db.backoff import BACKOFF_S, Wait, remaining
+from storage.db.workers import WorkerStore
+from worker.supervisor.reaper import Reaper
 
 HOURS = {"ahead": 7200.0, "back": -7200.0}
 
@@ -163,10 +163,10 @@ def test_a_backoff_noted_before_the_clock_went_back_is_waited_for_as_long_as_it_
     store.fail(lease, DiskFullError("no room"))
     set_columns(database, lease.job_id, not_before=queries.now() + ahead_s)
     assert claim() is None
-    assert store.due_bells(again_s=120, limit=5) == []
+    assert store.due_notifications(again_s=120, limit=5) == []
     assert 0 < store.due_in() <= BACKOFF_S[0]
     time.sleep(BACKOFF_S[0] + 0.1)
-    assert store.due_bells(again_s=120, limit=5) == [(lease.job_id, "default")]
+    assert store.due_notifications(again_s=120, limit=5) == [(lease.job_id, "default")]
     again = claim()
     assert again is not None
     assert again.job_id == lease.job_id
@@ -183,7 +183,7 @@ def test_a_backoff_noted_by_a_clock_that_is_behind_lasts_all_the_same(
     set_columns(database, lease.job_id, not_before=queries.now() - 7200)
     time.sleep(0.6)  # the next look
     assert claim() is None
-    assert store.due_bells(again_s=120, limit=5) == []
+    assert store.due_notifications(again_s=120, limit=5) == []
     time.sleep(BACKOFF_S[0])
     assert claim() is not None
 
@@ -313,14 +313,14 @@ def test_a_backoff_as_long_as_the_longest_is_waited_for(
 def test_a_bell_noted_before_the_clock_went_back_is_rung_again(database, store, job_factory, queries) -> None:
     made = job_factory()
     set_columns(database, made.id, rung_at=queries.now() + 7200)
-    assert store.due_bells(again_s=120, limit=5) == [(made.id, "default")]
-    assert store.due_bells(again_s=120, limit=5) == []
+    assert store.due_notifications(again_s=120, limit=5) == [(made.id, "default")]
+    assert store.due_notifications(again_s=120, limit=5) == []
 
 
 def test_a_history_written_before_the_clock_went_back_goes_on_after_it(database, store, job_factory, queries):
     from sqlalchemy import insert
 
-    from storage.models import event
+    from storage.db.tables import event
 
     made = job_factory()
     late = queries.now() + 7200

@@ -13,16 +13,16 @@ import pytest
 from machine import until
 
 from jobs.context import Picture
-from storage.pictures import PictureFiles
-from storage.published import verify_manifest
+from storage.results.reader import verify_manifest
+from storage.results.writer import ImageFiles
 
 COUNT = 60
-COPY = "import sys; from pathlib import Path; from storage.published import copy_out\n"
+COPY = "import sys; from pathlib import Path; from storage.results.reader import copy_out\n"
 COPY += "print(copy_out(Path(sys.argv[1]), sys.argv[2]))"
 
 
 def published(folder: Path, *, brightness: int = 0) -> None:
-    sink = PictureFiles(folder)
+    sink = ImageFiles(folder)
     sink.add(Picture(i, np.full((8, 8, 3), (i + brightness) % 256, np.uint8), {}) for i in range(COUNT))
     sink.add_grid("grid-0000", np.zeros((8, 8, 3), np.uint8))
     sink.publish()

@@ -31,14 +31,14 @@ from sqlalchemy.exc import OperationalError
 from tables import beat_of, event_types, job_row, open_attempts
 
 from jobs.errors import ConfigError, DatabaseUnavailableError, DiskFullError
-from jobs.specs import SPEC_VERSION
+from jobs.kinds import SPEC_VERSION
 from jobs.states import JobState
-from storage.engine import Database
-from storage.job_store import Claim, JobStore
-from storage.queries import Queries
-from storage.schema import open_database
+from storage.db.engine import Database
+from storage.db.queries import Queries
+from storage.db.schema import open_database
+from storage.db.sqlite import Wal
+from storage.db.store import Claim, JobStore
 from storage.settings import Settings
-from storage.sqlite_engine import Wal
 
 sys.path.insert(0, str(Path(__file__).parent))
 from proxy import Proxy
@@ -216,7 +216,7 @@ def test_postgres_is_asked_no_oftener_than_must_be(through, proxy, worker_identi
     asked["submit"], _ = trips(lambda: submit(through, "second"))
     asked["claim"], lease = trips(claim)
     asked["beat"], _ = trips(lambda: through.heartbeat(lease, {"done": 1}))
-    asked["wishes"], _ = trips(lambda: through.wishes(lease))
+    asked["wishes"], _ = trips(lambda: through.stop_requests(lease))
     asked["end"], _ = trips(lambda: through.succeed(lease, {}))
     submit(through, "third")
     next_one = Claim(worker_identity, ("train",), SPEC_VERSION)
@@ -332,7 +332,7 @@ def test_a_frozen_client_loses_its_transaction_and_its_locks(database, job_facto
 @only_postgres
 def test_a_server_that_swallows_the_question_is_given_up(through, proxy, monkeypatch):
     """Half-open: the other end acknowledges everything and never answers."""
-    from storage.postgres_engine import _bounded_connection
+    from storage.db.postgres import _bounded_connection
 
     submit(through)
     monkeypatch.setattr(_bounded_connection(), "answer_s", 1.0)
@@ -363,7 +363,7 @@ def machine_on(url: str, home: Path, **changes: Any) -> Ganq:
     """The installed ganq on a database of the test's own, all tables made."""
     from dataclasses import fields
 
-    from storage.schema import upgrade
+    from storage.db.schema import upgrade
 
     home.mkdir(exist_ok=True)
     settings = make_settings(home, url, **changes)
@@ -432,7 +432,7 @@ def test_a_standby_that_lacks_the_finish_runs_the_job_again(tmp_path, make_ident
     standby = None
     try:
         database = Database(make_settings(tmp_path, first.url(first.create())))
-        from storage.schema import upgrade
+        from storage.db.schema import upgrade
 
         upgrade(database)
         store, who = JobStore(database), make_identity()
@@ -577,7 +577,7 @@ def test_a_database_that_is_away_longer_than_a_lease_kills_no_run(split, small, 
     worker = ganq.start_worker("w1", GANQ_DATABASE_URL=url)
     job = ganq.json("submit", "train", *small, "--epochs", "100000", "--checkpoint-seconds", "0.5")["id"]
     until(lambda: ganq.steps(job), what="a checkpoint")
-    runner = part(worker, "worker.runner")
+    runner = part(worker, "worker.runner.main")
     assert runner is not None
     getattr(proxy, how)()
     time.sleep(1.0)  # what was under way has arrived
@@ -601,7 +601,7 @@ def test_a_worker_that_was_overtaken_while_away_publishes_nothing(split, small) 
     first = ganq.start_worker("w1", GANQ_DATABASE_URL=url)
     job = ganq.json("submit", "train", *small, "--epochs", "300", "--checkpoint-seconds", "0.5")["id"]
     until(lambda: ganq.steps(job), what="a checkpoint")
-    old = part(first, "worker.runner")
+    old = part(first, "worker.runner.main")
     assert old is not None
     proxy.cut()
     ganq.start_worker("w2")
@@ -876,12 +876,12 @@ SHORT_WAL = 4_096_000
 WRITES = """
 import sys
 from pathlib import Path
-import storage.sqlite_engine
-storage.sqlite_engine.WAL_RESET_FIXED = (99, 0, 0)  # whichever SQLite this is
-storage.sqlite_engine.WAL_BYTES = 4_096_000
+import storage.db.sqlite
+storage.db.sqlite.WAL_RESET_FIXED = (99, 0, 0)  # whichever SQLite this is
+storage.db.sqlite.WAL_BYTES = 4_096_000
 from conftest import make_settings
-from storage.engine import Database
-from storage.job_store import JobStore
+from storage.db.engine import Database
+from storage.db.store import JobStore
 me, path, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 database = Database(make_settings(path.parent, f"sqlite:///{path}"))
 store = JobStore(database)
@@ -957,7 +957,7 @@ def test_nobody_can_commit_during_a_checkpoint(settings, job_factory) -> None:
 
 @only_sqlite
 def test_a_reader_that_stays_keeps_the_wal_and_breaks_nothing(settings, job_factory, monkeypatch) -> None:
-    monkeypatch.setattr("storage.sqlite_engine.WAL_RESET_FIXED", (99, 0, 0))
+    monkeypatch.setattr("storage.db.sqlite.WAL_RESET_FIXED", (99, 0, 0))
     path = Path(settings.database_url.removeprefix("sqlite:///"))
     job_factory()
     reader = sqlite3.connect(path, isolation_level=None)

@@ -26,13 +26,13 @@ from sqlalchemy import text
 from tables import job_row
 
 from jobs.errors import DatabaseUnavailableError
-from storage.engine import Database
-from storage.schema import open_database, upgrade
+from storage.db.engine import Database
+from storage.db.schema import open_database, upgrade
+from storage.db.workers import WorkerStore
 from storage.settings import Settings
-from storage.worker_store import WorkerStore
-from worker.heart import Heart
-from worker.pulse import Pulse
-from worker.recovery import Recovery
+from worker.supervisor.heartbeat import Heartbeat
+from worker.supervisor.reaper import Recovery
+from worker.supervisor.status_socket import StatusSocket
 
 
 def _chattr_works() -> bool:
@@ -210,7 +210,7 @@ def survives(ganq: Ganq, small: list[str], fault: Fault) -> None:
     until(lambda: ganq.steps(job), what="a checkpoint")
     workers["idle"] = ganq.start_worker("idle")
     until(lambda: len(ganq.present()) == 2, what="the second worker")
-    pids = {name: part(one, "worker.supervisor").pid for name, one in workers.items()}
+    pids = {name: part(one, "worker.supervisor.loop").pid for name, one in workers.items()}
     begun = time.monotonic()
     with fault():
         time.sleep(6.0)  # longer than what each of them waits within a transaction
@@ -220,14 +220,14 @@ def survives(ganq: Ganq, small: list[str], fault: Fault) -> None:
     for name, one in workers.items():
         log = ganq.log(name)
         assert "Traceback" not in log, log
-        supervisor = part(one, "worker.supervisor")
+        supervisor = part(one, "worker.supervisor.loop")
         assert supervisor is not None, log
         assert supervisor.pid == pids[name], log
     step = ganq.steps(job)[-1]
     until(lambda: ganq.steps(job)[-1] > step, what=f"a checkpoint after {time.monotonic() - begun:.0f} s")
     until(lambda: ganq.run("health").returncode == 0, what="healthy workers")
     assert ganq.peek(job)["attempt"] == 1
-    for process in [part(workers["busy"], "worker.supervisor"), workers["busy"]]:
+    for process in [part(workers["busy"], "worker.supervisor.loop"), workers["busy"]]:
         process.kill()
     until(lambda: ganq.peek(job)["attempt"] == 2, what="the recovery by the idle worker", within_s=30)
     assert "Traceback" not in ganq.log("idle")
@@ -287,13 +287,13 @@ def test_the_threads_of_a_supervisor_survive_an_error_of_an_unknown_kind(
     lease = running_job_factory()
     job_factory()  # one to notify workers about
     database.write(lambda conn: conn.execute(text(REFUSE[backend])))
-    heart = Heart(store, workers, settings, lambda *_: None, lambda _: None, lambda _: None)
-    heart.begin(lease)
+    heartbeat = Heartbeat(store, workers, settings, lambda *_: None, lambda _: None, lambda _: None)
+    heartbeat.begin(lease)
     rung: list[int] = []
     recovery = Recovery(
         database, settings, workers, lambda _, job: rung.append(job), lambda: None, lambda _: None
     )
-    threads = (heart, recovery)
+    threads = (heartbeat, recovery)
     for one in threads:
         one.start()
     time.sleep(1.0)
@@ -310,15 +310,15 @@ def test_the_threads_of_a_supervisor_survive_an_error_of_an_unknown_kind(
 
 
 def test_the_status_socket_answers_after_a_time_without_a_free_file_descriptor(tmp_path) -> None:
-    pulse = Pulse(SimpleNamespace(who=SimpleNamespace(name="w1")), tmp_path / "live-1.sock")  # type: ignore[arg-type]
-    pulse.facts = lambda: {"worker": "w1"}  # type: ignore[method-assign]
+    status_socket = StatusSocket(SimpleNamespace(who=SimpleNamespace(name="w1")), tmp_path / "live-1.sock")  # type: ignore[arg-type]
+    status_socket.facts = lambda: {"worker": "w1"}  # type: ignore[method-assign]
     clients = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(2)]
-    pulse.start()
+    status_socket.start()
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (1, limit[1]))  # no new one, whatever is open
     try:
         for client in clients:  # for the first, the thread has a descriptor already
-            client.connect(str(pulse.path))
+            client.connect(str(status_socket.path))
         time.sleep(0.3)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
@@ -326,6 +326,6 @@ def test_the_status_socket_answers_after_a_time_without_a_free_file_descriptor(t
         client.settimeout(5)
         assert client.recv(4096) == b'{"worker": "w1"}\n'
         client.close()
-    pulse.stop()
-    pulse.join(5)
-    assert not pulse.is_alive()
+    status_socket.stop()
+    status_socket.join(5)
+    assert not status_socket.is_alive()

@@ -15,10 +15,10 @@ from machine import Ganq, until
 from results import add_model, attempt_folder, lines, result_files
 from tables import job_row, without_backoff
 
-from storage.engine import Database
-from storage.published import names_of_result, verify_manifest
-from storage.volume import Volume
-from worker.app import queue_key
+from storage.db.engine import Database
+from storage.results.reader import names_of_result, verify_manifest
+from storage.volume.layout import Volume
+from worker.celery_bridge.app import queue_key
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 

@@ -5,7 +5,7 @@ import pytest
 from machine import Ganq, part, put_to_sleep, until
 from tables import job_row
 
-from storage.engine import Database
+from storage.db.engine import Database
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
@@ -17,7 +17,7 @@ def test_no_second_worker_begins_while_the_supervisor_of_a_killed_one_still_drai
     worker = ganq.start_worker(**slow)
     job = ganq.json("submit", "train", *small, "--epochs", "9")["id"]
     until(lambda: (job_row(database, job)["progress"] or {}).get("done"), what="the job's first step")
-    supervisor = part(worker, "worker.supervisor")
+    supervisor = part(worker, "worker.supervisor.loop")
     assert supervisor is not None
     put_to_sleep([supervisor], database)  # so that it cannot have drained before the second one asks
     worker.kill()

@@ -21,13 +21,13 @@ from volumes import Files
 
 from jobs.context import Picture
 from jobs.errors import DatasetError
-from storage.durable import write_folder
-from storage.engine import Database
-from storage.job_store import JobStore
-from storage.jobs import Lease
-from storage.models import attempt, checkpoint, event, job, utcnow
-from storage.pictures import PictureFiles
-from storage.volume import Volume
+from storage.db.engine import Database
+from storage.db.rows import Lease
+from storage.db.store import JobStore
+from storage.db.tables import attempt, checkpoint, event, job, utcnow
+from storage.results.writer import ImageFiles
+from storage.volume.durable import write_folder
+from storage.volume.layout import Volume
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 
@@ -84,7 +84,7 @@ def world(database, store, settings, job_factory, running_job_factory, claim) ->
     pinned = world.files.registered(world.train)[-1]
     assert store.pin_inputs(lease, {"checkpoint_id": pinned.id}) is not None
     folder = volume.attempt(lease.job_id, lease.attempt)
-    sink = PictureFiles(folder)
+    sink = ImageFiles(folder)
     drawn = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), dtype=np.uint8)
     sink.add(Picture(index, pixels, {"seed": index}) for index, pixels in enumerate(drawn))
     sink.add_grid("grid-0000", drawn[0])
@@ -304,7 +304,7 @@ def test_trainings_of_one_spec_that_differ_are_told(world: World, running_job_fa
 
 @sqlite_only
 def test_what_gc_leaves_is_told(world: World, monkeypatch):
-    from storage.garbage import Garbage, Plan
+    from storage.gc.sweep import Collector, Plan
 
     assert world.running is not None
     world.store.succeed(world.running, {})
@@ -312,7 +312,7 @@ def test_what_gc_leaves_is_told(world: World, monkeypatch):
     stray.mkdir()
     (stray.parent / "epoch-0010.tmp-12345678").mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(Garbage, "plan", lambda self: Plan())
+        patch.setattr(Collector, "plan", lambda self: Plan())
         found = leftovers(world.database, world.volume)
     assert len([one for one in found if one.startswith("I9: gc has left")]) == 3
     assert leftovers(world.database, world.volume) == []
@@ -323,7 +323,7 @@ def test_what_gc_leaves_is_told(world: World, monkeypatch):
 def test_two_runners_of_one_worker_are_told(tmp_path):
     volume = Volume(tmp_path)
     mine = {**os.environ, "GANQ_VOLUME": str(tmp_path), "GANQ_WORKER_NAME": "w1"}
-    command = [sys.executable, "-c", "import time; time.sleep(60)", "worker.runner"]
+    command = [sys.executable, "-c", "import time; time.sleep(60)", "worker.runner.main"]
     both = [subprocess.Popen(command, env=mine) for _ in range(2)]
     other = subprocess.Popen(command, env={**mine, "GANQ_WORKER_NAME": "w2"})
     try:

@@ -26,13 +26,13 @@ from results import add_model
 from sqlalchemy import func, insert, select, text
 from tables import claim_all, job_row
 
-from jobs.specs import SPEC_VERSION
-from storage.engine import Database
-from storage.job_store import JobStore
-from storage.models import attempt, event, job
+from jobs.kinds import SPEC_VERSION
+from storage.db.engine import Database
+from storage.db.store import JobStore
+from storage.db.tables import attempt, event, job
 from storage.settings import Settings
-from storage.volume import Volume
-from worker.app import make_app, queue_key
+from storage.volume.layout import Volume
+from worker.celery_bridge.app import make_app, queue_key
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 
@@ -104,7 +104,7 @@ def test_f13_a_redis_that_hangs_stops_neither_submit_nor_worker_nor_drain(
     """SIGSTOP: connections are accepted by the kernel, and nobody answers."""
     add_model(settings)
     worker = ganq.start_worker()
-    until(lambda: part(worker, "worker.runner"), what="the worker")
+    until(lambda: part(worker, "worker.runner.main"), what="the worker")
     process = psutil.Process(redis_server.process.pid)
     process.suspend()
     try:
@@ -214,7 +214,7 @@ def test_f15_ten_thousand_duplicate_bells_run_nothing_twice(
 
 
 LATE = """
-import worker.app as app
+import worker.celery_bridge.app as app
 app.VISIBILITY_TIMEOUT_S = 1
 make = app.make_app
 def late(*args, **how):

@@ -13,7 +13,7 @@ from machine import LATER, Ganq, part, until
 from tables import job_row
 
 from storage.settings import Settings
-from worker.local import EmbeddedRedis
+from worker.host.embedded_redis import EmbeddedRedis
 
 pytestmark = [
     pytest.mark.parametrize("backend", ["sqlite"], indirect=True),
@@ -60,7 +60,7 @@ def test_the_next_set_waits_for_the_one_whose_parent_was_killed(ganq, database, 
     until(lambda: len(ganq.present()) == 2, what="two workers")
     job = training(ganq, small)
     # The worker that has the job takes its time to leave.
-    busy = next(one for one in family(parent) if "worker.runner" in one.cmdline() and _works(one))
+    busy = next(one for one in family(parent) if "worker.runner.main" in one.cmdline() and _works(one))
     busy.suspend()
     left = killed(parent)
     again = ganq.start_worker("pair", options=PAIR)
@@ -94,7 +94,7 @@ def test_a_worker_waits_for_the_one_of_its_name_whose_launcher_was_killed(
 ) -> None:
     launcher = ganq.start_worker("w1")
     job = training(ganq, small)
-    runner = part(launcher, "worker.runner")
+    runner = part(launcher, "worker.runner.main")
     runner.suspend()
     left = killed(launcher)
     again = ganq.start_worker("w1")

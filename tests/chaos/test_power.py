@@ -25,8 +25,8 @@ from results import add_model
 from sqlalchemy import text
 from tables import job_row
 
-from storage.engine import Database
-from storage.volume import Volume
+from storage.db.engine import Database
+from storage.volume.layout import Volume
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 ROOT = Path(__file__).parents[2]
@@ -108,7 +108,7 @@ def share_a_folder(play: Play, settings, small: list[str]) -> list[str]:
     """A zombie's runner goes on where its heir has written: it clears the place for its own checkpoint."""
     submit = ("train", *small, "--epochs", "2", "--save-every", "1")
     job, runner = play.zombie("train.stepped=stop@3;folder.begun=stop@1", "runner", *submit)
-    supervisor = part(play.worker, "worker.supervisor")
+    supervisor = part(play.worker, "worker.supervisor.loop")
     assert supervisor is not None
     put_to_sleep([supervisor], play.database)
     play.heir(job)
@@ -161,10 +161,10 @@ CLAIMER = f"""
 import sys, time
 from pathlib import Path
 from sqlalchemy.exc import IntegrityError
-from jobs.specs import SPEC_VERSION
-from storage.engine import Database
-from storage.job_store import JobStore
-from storage.jobs import WorkerIdentity
+from jobs.kinds import SPEC_VERSION
+from storage.db.engine import Database
+from storage.db.store import JobStore
+from storage.db.rows import WorkerIdentity
 from storage.settings import Settings
 
 who = WorkerIdentity(sys.argv[1], "host", "cpu", "boot", 1, 1, ("default",), "0")

@@ -27,10 +27,10 @@ from chaos.invariants import assert_invariants
 from machine import Ganq, until
 from results import add_model
 
-from storage.durable import write_bytes
-from storage.engine import Database
-from storage.queries import Filter, Queries
-from storage.volume import Volume
+from storage.db.engine import Database
+from storage.db.queries import Filter, Queries
+from storage.volume.durable import write_bytes
+from storage.volume.layout import Volume
 
 pytestmark = [pytest.mark.tier2, pytest.mark.timeout(600)]
 
@@ -248,7 +248,7 @@ def test_f27_an_import_survives_a_power_cut(disk: Disk, tmp_path: Path) -> None:
     subprocess.run([*ganq, "db", "upgrade"], env=env, check=True, capture_output=True)
     from safetensors.torch import save_file
 
-    from jobs.gan.networks import Architecture
+    from jobs.networks.dcgan import Architecture
 
     save_file(
         Architecture(size=16, nz=8, ngf=4, ndf=4).build_generator(1).state_dict(), tmp_path / "g.safetensors"

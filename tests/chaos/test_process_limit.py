@@ -17,7 +17,7 @@ from sqlalchemy import Connection, select
 from tables import event_types, job_row
 from users import limited_user, no_more_processes, processes_again, remove_runtime_folders, why_not
 
-from storage.models import attempt
+from storage.db.tables import attempt
 
 UID = 64003
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
@@ -65,7 +65,7 @@ def said(log: str, what: str) -> int:
 def test_a_supervisor_that_cannot_be_started_again_is_tried_until_it_can(ganq, database, small) -> None:
     launcher = ganq.start_worker(within=limited_user(UID))
     job = training(ganq, small)
-    supervisor = part(launcher, "worker.supervisor")
+    supervisor = part(launcher, "worker.supervisor.loop")
     no_more_processes(launcher.pid, UID)
     supervisor.kill()
     until(lambda: said(ganq.log(), "cannot start the supervisor") >= 3, what="three tries")
@@ -100,7 +100,7 @@ def test_a_runner_that_cannot_be_started_costs_its_job_nothing_and_no_other_is_c
 def test_a_job_that_gets_no_thread_is_tried_again_and_not_counted_as_a_crash(ganq, database, small) -> None:
     worker = ganq.start_worker(within=limited_user(UID))
     job = training(ganq, small)
-    runner = part(worker, "worker.runner")
+    runner = part(worker, "worker.runner.main")
     no_more_processes(runner.pid, UID)  # a checkpoint is written by a thread
     until(lambda: "retried" in event_types(database, job), what="the end of that attempt")
     assert outcomes(database, job)[0] == "retried"
@@ -111,10 +111,10 @@ def test_a_job_that_gets_no_thread_is_tried_again_and_not_counted_as_a_crash(gan
 @sqlite_only
 def test_celerys_pool_process_comes_back_when_it_can(ganq, database, small, redis_server) -> None:
     launcher = ganq.start_worker(within=limited_user(UID), GANQ_REDIS_URL=redis_server.url)
-    until(lambda: part(launcher, "worker.runner"), what="the worker")
+    until(lambda: part(launcher, "worker.runner.main"), what="the worker")
 
     def pool() -> psutil.Process | None:
-        supervisor = part(launcher, "worker.supervisor")
+        supervisor = part(launcher, "worker.supervisor.loop")
         children = psutil.Process(launcher.pid).children()
         return next((one for one in children if one != supervisor), None)
 
@@ -167,7 +167,7 @@ def test_the_local_stack_starts_its_redis_and_its_worker_again_when_it_can(ganq)
 def test_a_thread_that_cannot_be_started_is_tried_until_it_can() -> None:
     code = """
 import logging, resource, sys, threading
-from worker.starting import until_started
+from worker.host.starting import until_started
 
 class Again(logging.Handler):
     def emit(self, record):

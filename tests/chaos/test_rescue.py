@@ -18,8 +18,8 @@ from machine import Ganq, part, until
 from sqlalchemy import update
 from tables import job_row
 
-from storage.models import attempt
-from storage.volume import Volume
+from storage.db.tables import attempt
+from storage.volume.layout import Volume
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 DEFAULTS = {
@@ -71,7 +71,7 @@ def supervisor_dies(ganq: Ganq, database, small: list[str]) -> float:
     job = training(ganq, small)
     ganq.start_worker("heir")
     until(lambda: len(ganq.present()) == 2, what="the heir")
-    until(lambda: part(ganq.workers[-1], "worker.runner"), what="the heir's runner")
+    until(lambda: part(ganq.workers[-1], "worker.runner.main"), what="the heir's runner")
     supervisor, runner = (part(worker, f"worker.{one}") for one in ("supervisor", "runner"))
     assert supervisor is not None
     assert runner is not None

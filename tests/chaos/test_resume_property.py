@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jobs.specs import TrainSpec
-from storage.datasets import open_images
-from storage.durable import read_verified
-from storage.volume import Volume
+from storage.datasets.cache import open_images
+from storage.volume.durable import read_verified
+from storage.volume.layout import Volume
 
 PICTURES = 22
 NEVER = 1e9

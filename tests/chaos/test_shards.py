@@ -21,12 +21,12 @@ from services import Postgres
 from sqlalchemy import make_url
 from tables import event_types, job_row, set_columns, without_backoff
 
-from storage.engine import Database
-from storage.garbage import Garbage
-from storage.garbage_rules import Policy
-from storage.queries import Queries
+from storage.db.engine import Database
+from storage.db.queries import Queries
+from storage.gc.policy import Policy
+from storage.gc.sweep import Collector
 from storage.settings import Settings
-from storage.volume import Volume
+from storage.volume.layout import Volume
 
 OPTIONS = ["--from", "m", "--micro-batch", "4", "--grid", "16"]
 SPLIT = ["--shard-size", "8"]
@@ -138,7 +138,7 @@ def test_a_supervisor_that_lost_its_lease_while_it_merged_deletes_no_shard(
     zombie = ganq.start_worker("zombie", **env("gather.adopted=sleep:0.1@1+"))
     job = submit(ganq, "count", *SPLIT)
     until(lambda: (job_row(database, job)["progress"] or {}).get("phase") == "gathering", what="the merge")
-    supervisor = part(zombie, "worker.supervisor")
+    supervisor = part(zombie, "worker.supervisor.loop")
     assert supervisor is not None
     put_to_sleep([supervisor], database)
     try:
@@ -175,7 +175,7 @@ def test_kills_while_shards_are_merged_delete_none_and_gc_takes_what_the_last_on
     assert all(one.is_dir() for one in folders)
     for row in [job, *(one.id for one in Queries(database).parts(job))]:
         set_columns(database, row, finished_at=0.0)
-    collector = Garbage(database, Volume(settings.volume), Policy(grace_s=0.0))
+    collector = Collector(database, Volume(settings.volume), Policy(grace_s=0.0))
     swept = collector.sweep(collector.plan())
     assert not swept.failed
     assert not any(one.exists() for one in folders)

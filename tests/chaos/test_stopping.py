@@ -23,10 +23,10 @@ from tables import beat_of, job_row, without_backoff
 from jobs.errors import InvalidTransitionError, LeaseLostError
 from jobs.kinds import SPEC_VERSION, kind_named
 from jobs.specs import GenerateSpec, Spec, TrainSpec
-from storage.engine import Database
-from storage.job_store import JobStore
+from storage.db.engine import Database
+from storage.db.store import JobStore
 from storage.settings import Settings
-from storage.volume import Volume
+from storage.volume.layout import Volume
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 
@@ -83,7 +83,7 @@ def log_of(ganq: Ganq, job: int, attempt: int) -> str:
 
 def stands_still(worker: "subprocess.Popen[bytes]") -> psutil.Process | None:
     """The runner of a worker, if it has stopped itself at a point."""
-    one = part(worker, "worker.runner")
+    one = part(worker, "worker.runner.main")
     return one if one is not None and one.status() == psutil.STATUS_STOPPED else None
 
 
@@ -293,7 +293,7 @@ def test_f11_a_run_that_hangs_is_noticed_dumped_killed_and_tried_again(
     options = [*small, "--epochs", "3", "--save-every", "1"]
     job = int(ganq.json("submit", "train", *options)["id"])
     until(lambda: (tmp_path / "fired" / "train.stepped").exists(), what="the step that hangs")
-    hung = part(worker, "worker.runner")
+    hung = part(worker, "worker.runner.main")
     assert hung is not None
     until(lambda: job_row(database, job)["attempt"] == 2, what="the next attempt")
     assert not hung.is_running() or hung.status() == psutil.STATUS_ZOMBIE, "it still holds the GPU"
@@ -343,7 +343,7 @@ def test_a_time_limit_holds_over_all_attempts_and_leaves_a_checkpoint_to_go_on_f
     job = int(ganq.json("submit", "train", *options, "--time-limit", "15s")["id"])
     until(lambda: ganq.steps(job), what="a checkpoint")
     ganq_worker = ganq.workers[-1]
-    runner = part(ganq_worker, "worker.runner")
+    runner = part(ganq_worker, "worker.runner.main")
     assert runner is not None
     runner.kill()
     with without_backoff(database):

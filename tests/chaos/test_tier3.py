@@ -18,11 +18,11 @@ from PIL import Image
 
 from jobs.errors import ConfigError
 from jobs.specs import TrainSpec
-from storage.datasets import open_images
-from storage.durable import read_verified, write_folder
-from storage.engine import Database
+from storage.datasets.cache import open_images
+from storage.db.engine import Database
 from storage.settings import Settings
-from storage.volume import Volume
+from storage.volume.durable import read_verified, write_folder
+from storage.volume.layout import Volume
 
 pytestmark = [pytest.mark.tier3, pytest.mark.timeout(900)]
 

@@ -21,13 +21,13 @@ from machine import Ganq, attempt_folder, part, until, weights
 from tables import job_row, without_backoff
 from unit.jobs.local_context import LocalContext, noise_images
 
-import jobs.train
+import jobs.training.train
 from jobs.errors import DiskFullError, StopRequested
 from jobs.specs import TrainSpec
-from storage.datasets import open_images
-from storage.durable import TEMP_MARK, write_folder
-from storage.engine import Database
-from storage.volume import Volume
+from storage.datasets.cache import open_images
+from storage.db.engine import Database
+from storage.volume.durable import TEMP_MARK, write_folder
+from storage.volume.layout import Volume
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 
@@ -279,7 +279,7 @@ def test_out_of_memory_gets_one_fresh_process_and_then_fails(ganq: Ganq, redis_u
     pids = set()
 
     def over() -> bool:
-        runner = part(worker, "worker.runner")
+        runner = part(worker, "worker.runner.main")
         row = ganq.job(job)
         if runner is not None and row["state"] == "running" and row["progress"]:
             pids.add(runner.pid)
@@ -486,7 +486,7 @@ def test_a_cache_that_is_deleted_while_a_run_reads_it_is_read_to_the_end(tmp_pat
             shutil.rmtree(own_volume.dataset(images.fingerprint))
 
     ctx = LocalContext(tmp_path, data=images, stop_at=at)
-    assert jobs.train.run(spec, ctx)["step"] == 6
+    assert jobs.training.train.run(spec, ctx)["step"] == 6
     assert not own_volume.dataset(images.fingerprint).exists()
 
 
@@ -513,9 +513,9 @@ def on_a_full_disk(folder: Path, *steps: int, **given: Any) -> tuple[FullDisk, T
 
 def test_three_missed_saves_are_borne_loudly_and_change_no_bit(tmp_path):
     straight, spec = on_a_full_disk(tmp_path)
-    jobs.train.run(spec, straight)
+    jobs.training.train.run(spec, straight)
     ctx, _ = on_a_full_disk(tmp_path, 2, 3, 4, 7, 8, 9)
-    jobs.train.run(spec, ctx)
+    jobs.training.train.run(spec, ctx)
     assert [(one["type"], one["misses"]) for one in ctx.events] == [("save_missed", n) for n in (1, 2, 3)] * 2
     assert sum(line.startswith("NOT SAVED: no room left") for line in ctx.lines) == 6
     phases = [report.get("phase") for report in ctx.reports if report.get("phase") != "reading pictures"]
@@ -534,7 +534,7 @@ def test_three_missed_saves_are_borne_loudly_and_change_no_bit(tmp_path):
 def test_a_save_that_cannot_be_missed_gives_the_job_back(tmp_path, steps):
     ctx, spec = on_a_full_disk(tmp_path, *steps)
     with pytest.raises(DiskFullError) as caught:
-        jobs.train.run(spec, ctx)
+        jobs.training.train.run(spec, ctx)
     assert (caught.value.needed, caught.value.free) == (2, 1)
     assert ctx.saved[-1].step == min(steps) - 1
 
@@ -542,7 +542,7 @@ def test_a_save_that_cannot_be_missed_gives_the_job_back(tmp_path, steps):
 def test_a_drain_on_a_full_disk_stops_all_the_same(tmp_path):
     ctx, spec = on_a_full_disk(tmp_path, 3, stop_at=lambda asked: "drain" if asked == 3 else None)
     with pytest.raises(StopRequested):
-        jobs.train.run(spec, ctx)
+        jobs.training.train.run(spec, ctx)
     assert [one.step for one in ctx.saved] == [1, 2]
 
 
@@ -614,7 +614,7 @@ def test_status_tells_of_bad_checkpoints_of_another_build_and_of_going_back(
     for job in jobs:
         until(lambda job=job: len(ganq.steps(job)) == 2, what="two checkpoints")
         if job == bad:
-            runner = part(first, "worker.runner")
+            runner = part(first, "worker.runner.main")
             assert runner is not None
             ganq("hold", str(worse))
             runner.send_signal(signal.SIGKILL)

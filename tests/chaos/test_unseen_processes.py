@@ -46,7 +46,7 @@ def running(ganq: Ganq, database, small: list[str]) -> int:
 
 def supervisor_of(worker: "subprocess.Popen[bytes]") -> psutil.Process:
     for one in psutil.Process(worker.pid).children(recursive=True):
-        if "worker.supervisor" in one.cmdline():
+        if "worker.supervisor.loop" in one.cmdline():
             return one
     raise AssertionError("no supervisor")
 
@@ -89,7 +89,7 @@ def test_a_worker_in_a_container_that_sees_its_hosts_proc_keeps_its_job(ganq, da
 
 def in_container(code: str) -> str:
     done = subprocess.run(
-        [*INSIDE, sys.executable, "-c", f"import os\nfrom worker.process import *\n{code}"],
+        [*INSIDE, sys.executable, "-c", f"import os\nfrom worker.host.process import *\n{code}"],
         capture_output=True,
         text=True,
         check=True,
@@ -108,6 +108,6 @@ def test_another_processs_start_is_not_read_for_that_of_the_same_id() -> None:
 
 def test_without_proc_nobody_is_said_to_be_of_this_boot() -> None:
     hidden = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh")
-    code = "import os\nfrom worker.process import *\nprint([boot_id()], has_died(os.getpid(), 7))"
+    code = "import os\nfrom worker.host.process import *\nprint([boot_id()], has_died(os.getpid(), 7))"
     done = subprocess.run([*hidden, sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[''] False"

@@ -23,7 +23,7 @@ from machine import Ganq, part, postgres_later, until
 from sqlalchemy import text
 
 from jobs.kinds import SPEC_VERSION
-from storage.engine import SCHEMA_REVISION, Database
+from storage.db.engine import SCHEMA_REVISION, Database
 
 pytestmark = pytest.mark.slow
 
@@ -148,7 +148,9 @@ LONG = ("--epochs", "100000", "--checkpoint-seconds", "0.5")
 
 
 def test_each_build_runs_its_own_code(wheels) -> None:
-    ask = "import storage.engine as e, jobs.kinds as k; print(e.__file__, e.SCHEMA_REVISION, k.SPEC_VERSION)"
+    ask = (
+        "import storage.db.engine as e, jobs.kinds as k; print(e.__file__, e.SCHEMA_REVISION, k.SPEC_VERSION)"
+    )
     for name, revision, spec in (
         ("now", SCHEMA_REVISION, SPEC_VERSION),
         ("newer", NEWER, SPEC_VERSION + 1),
@@ -210,7 +212,7 @@ def test_a_breaking_migration_drains_old_workers_and_the_job_goes_on_with_new_on
     until(lambda: now.json("checkpoints", str(job)), what="a checkpoint")
     idle = now.start_worker("idle")
     until(lambda: len(now.json("workers")) == 2, what="the idle worker")
-    runner = part(busy, "worker.runner")
+    runner = part(busy, "worker.runner.main")
     breaking("db", "upgrade")
     assert [one.wait(timeout=40) for one in (busy, idle)] == [1, 1]
     assert runner is not None

@@ -25,12 +25,18 @@ from sqlalchemy import text
 from tables import job_row
 
 from jobs.errors import CheckpointCorruptError, DiskFullError
-from storage.checkpoints import GENERATOR, write_checkpoint
-from storage.durable import MANIFEST, read_verified, sha256_file, write_bytes, write_folder
-from storage.engine import Database
-from storage.published import verify_manifest
-from storage.queries import Queries
-from storage.volume import Volume
+from storage.db.engine import Database
+from storage.db.queries import Queries
+from storage.results.reader import verify_manifest
+from storage.volume.checkpoints import GENERATOR, write_checkpoint
+from storage.volume.durable import (
+    MANIFEST,
+    read_verified,
+    sha256_file,
+    write_bytes,
+    write_folder,
+)
+from storage.volume.layout import Volume
 
 ROOT = Path(__file__).parents[2]
 WRITER = Path(__file__).with_name("writer.py")
@@ -158,8 +164,8 @@ def test_pictures_are_durable_before_the_job_has_succeeded(home: Path, tmp_path:
 def test_a_data_set_is_durable_before_it_has_its_name(faces: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     code = (
-        "import os, sys; from pathlib import Path; from storage.datasets import open_images\n"
-        "from storage.volume import Volume\n"
+        "import os, sys; from pathlib import Path; from storage.datasets.cache import open_images\n"
+        "from storage.volume.layout import Volume\n"
         "volume = Volume(Path(sys.argv[1])); volume.ensure(); os.write(2, b'MARK begun')\n"
         "open_images(volume, sys.argv[2], 16, max_skip=0.0, workers=1, progress=lambda a, b: None)\n"
     )
@@ -255,7 +261,7 @@ def test_f23_a_checkpoint_that_does_not_fit_leaves_the_one_before(small_disk: Pa
     assert told.value.needed > 8_000_000 > told.value.free
     assert names(small_disk) == ["old"]
     # Where the file system does not say how much is free, the write itself finds out, in Rust.
-    monkeypatch.setattr("storage.durable.free_bytes", lambda folder: None)
+    monkeypatch.setattr("storage.volume.durable.free_bytes", lambda folder: None)
     with pytest.raises(DiskFullError, match=r"needed: 8\.1 MB, free: unknown"):
         write_checkpoint(small_disk / "new", generator=tensors(8), meta={})
     assert names(small_disk) == ["old"]
@@ -269,7 +275,7 @@ def test_f23_no_room_is_told_whichever_call_finds_it(call: str, home: Path, tmp_
     written(home, "all", "-e", "trace=none", log=tmp_path / "log")
     target = home / "volume" / "jobs" / "000003" / "a1" / "checkpoints" / "epoch-0001"
     code = (
-        "import sys; from pathlib import Path; from storage.durable import *\n"
+        "import sys; from pathlib import Path; from storage.volume.durable import *\n"
         "def state(path): path.write_bytes(b'x' * 9000)\n"
         "try:\n write_folder(Path(sys.argv[1]), {'state': state}, needed=9000)\n"
         "except StorageError as exc:\n print(exc.code, exc.message)\n"
@@ -343,7 +349,7 @@ def test_f26_one_error_costs_a_file_and_not_the_checkpoint(
 def test_f26_a_file_that_the_server_forgot_is_opened_once_more(tmp_path: Path) -> None:
     digest, _ = write_folder(tmp_path / "c", {"state": lambda path: path.write_bytes(b"weights") and None})
     code = (
-        "import sys; from pathlib import Path; from storage.durable import read_verified\n"
+        "import sys; from pathlib import Path; from storage.volume.durable import read_verified\n"
         "print(read_verified(Path(sys.argv[1]), 'state', sys.argv[2]))\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "c"), digest]
@@ -413,7 +419,7 @@ def test_f24_f25_f26_a_disk_that_fails_in_mid_job_is_told_and_waited_for(
             lambda n=attempt, code=code: waiting_with(database, job, code, attempt=n),
             what=f"{code} of attempt {attempt}",
         )
-        runners.add(part(worker, "worker.runner").pid)
+        runners.add(part(worker, "worker.runner.main").pid)
         left = [one.name for one in Volume(settings.volume).attempt(job, attempt).iterdir()]
         assert not {"images", "grids", "manifest.jsonl"} & set(left), "half a result has a name"
         assert not [one for one in left if ".tmp-" in one]
@@ -462,7 +468,7 @@ def test_f24_a_limit_on_file_sizes_is_told_as_a_full_disk_and_the_job_goes_on_by
     """EFBIG at the manifest, when all pictures are written already (RLIMIT_FSIZE of the runner)."""
     add_model(settings)
     worker = ganq.start_worker()
-    runner = until(lambda: part(worker, "worker.runner"), what="the runner")
+    runner = until(lambda: part(worker, "worker.runner.main"), what="the runner")
     limit = runner.rlimit(psutil.RLIMIT_FSIZE)
     runner.rlimit(psutil.RLIMIT_FSIZE, (20_000, limit[1]))
     job = int(ganq.json("submit", "generate", "--from", "m", "--count", "400", "--grid", "0")["id"])
@@ -471,7 +477,7 @@ def test_f24_a_limit_on_file_sizes_is_told_as_a_full_disk_and_the_job_goes_on_by
     assert re.search(r"needed: [\d.]+ \w+, free: [\d.]+ \w+", told), told
     runner.rlimit(psutil.RLIMIT_FSIZE, limit)
     assert ganq.run("wait", str(job), "--timeout", "60").returncode == 0
-    assert part(worker, "worker.runner").pid == runner.pid, "a full disk is no crash"
+    assert part(worker, "worker.runner.main").pid == runner.pid, "a full disk is no crash"
 
 
 @sqlite_only
@@ -516,7 +522,7 @@ def test_f50_a_worker_with_all_standard_files_closed_writes_into_no_file_of_ours
     ganq.workers.append(worker)
     done = ganq.run("submit", "generate", "--from", "m", "--count", "40", "--wait")
     assert done.returncode == 0, done.stderr
-    for one in ("worker.supervisor", "worker.runner"):
+    for one in ("worker.supervisor.loop", "worker.runner.main"):
         process = part(worker, one)
         assert process is not None
         for number in (1, 2):

@@ -16,8 +16,8 @@ from machine import Ganq, StoppedInAWriteError, part, put_to_sleep, until
 from results import add_model, attempt_folder, lines
 from tables import everything_of, job_row
 
-from storage.engine import Database
-from storage.published import verify_manifest
+from storage.db.engine import Database
+from storage.results.reader import verify_manifest
 
 GENERATE = ["submit", "generate", "--from", "m", "--micro-batch", "4", "--count", "40", "--grid", "16"]
 
@@ -46,7 +46,7 @@ class Zombie:
         self.worker = ganq.start_worker(
             "zombie", GANQ_ENABLE_FAILPOINTS="1", GANQ_FAILPOINTS=f"{name}=stop@{times or 1}"
         )
-        until(lambda: part(self.worker, "worker.runner"), what="the zombie's runner")
+        until(lambda: part(self.worker, "worker.runner.main"), what="the zombie's runner")
         self.ganq = ganq
         self.parts: list[psutil.Process] = []
 

@@ -15,17 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from jobs.context import Picture
-from jobs.specs import SPEC_VERSION
-from storage.checkpoints import FACTS, GENERATOR, STATE
-from storage.durable import make_folder, read_verified, sync_way, write_folder, write_json
-from storage.engine import Database
-from storage.job_store import JobStore
-from storage.jobs import Lease, WorkerIdentity
-from storage.pictures import PictureFiles
-from storage.published import verify_manifest
-from storage.queries import Queries
+from jobs.kinds import SPEC_VERSION
+from storage.db.engine import Database
+from storage.db.queries import Queries
+from storage.db.rows import Lease, WorkerIdentity
+from storage.db.store import JobStore
+from storage.results.reader import verify_manifest
+from storage.results.writer import ImageFiles
 from storage.settings import Settings
-from storage.volume import Volume
+from storage.volume.checkpoints import FACTS, GENERATOR, STATE
+from storage.volume.durable import make_folder, read_verified, sync_way, write_folder, write_json
+from storage.volume.layout import Volume
 
 WHO = WorkerIdentity("w", "host", "cpu", "boot", os.getpid(), 1, ("default",), "0")
 PICTURES, STEPS = 5, 3
@@ -86,7 +86,7 @@ def train(store: JobStore, volume: Volume, key: str) -> None:
 
 def generate(store: JobStore, volume: Volume, key: str) -> None:
     lease = take(store, "generate", key)
-    sink = PictureFiles(volume.attempt(lease.job_id, lease.attempt), total=PICTURES)
+    sink = ImageFiles(volume.attempt(lease.job_id, lease.attempt), total=PICTURES)
     pixels = np.random.default_rng(0).integers(0, 255, (PICTURES, 16, 16, 3), dtype=np.uint8)
     mark("pictures")
     sink.add(Picture(index, pixels[index], {"seed": 0, "draw": index}) for index in range(PICTURES))
@@ -111,7 +111,7 @@ def check(home: Path) -> tuple[int, int]:
     try:
         with database.engine.connect() as conn:
             assert conn.exec_driver_sql("PRAGMA integrity_check").scalar_one() == "ok"
-        from storage.queries import Filter
+        from storage.db.queries import Filter
 
         checkpoints = results = 0
         for job in queries.page(Filter(), limit=1000):

@@ -169,9 +169,9 @@ def test_a_worker_whose_sockets_were_cleaned_away_is_named_and_healthy_by_the_jo
 def test_a_worker_that_died_and_one_that_is_stopped_are_named(ganq: Ganq, look: Look) -> None:
     first, second = ganq.start_worker("w1"), ganq.start_worker("w2")
     until(lambda: len(ganq.present()) == 2, what="two workers")
-    supervisor = part(second, "worker.supervisor")
+    supervisor = part(second, "worker.supervisor.loop")
     assert supervisor is not None
-    for process in (part(first, "worker.supervisor"), psutil.Process(first.pid)):
+    for process in (part(first, "worker.supervisor.loop"), psutil.Process(first.pid)):
         assert process is not None
         process.kill()
     put_to_sleep([supervisor], ganq.table)

@@ -14,10 +14,10 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from jobs.errors import ConfigError, DatabaseUnavailableError, SchemaMismatchError
-from storage import engine as engine_module
-from storage.engine import Database, filesystem_type
-from storage.schema import open_database
-from storage.sqlite_engine import Wal
+from storage.db import engine as engine_module
+from storage.db.engine import Database, filesystem_type
+from storage.db.schema import open_database
+from storage.db.sqlite import Wal
 
 only_sqlite = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 only_postgres = pytest.mark.parametrize("backend", ["postgres"], indirect=True)
@@ -154,7 +154,7 @@ def test_the_wal_is_moved_into_the_database(database, settings, job_factory):
 def test_a_wal_that_begins_anew_keeps_its_file_because_growing_waits_for_the_disk_twice(
     database, settings, job_factory, monkeypatch
 ):
-    monkeypatch.setattr("storage.sqlite_engine.WAL_BYTES", 2_000_000)
+    monkeypatch.setattr("storage.db.sqlite.WAL_BYTES", 2_000_000)
     wal = Wal(Path(settings.database_url.removeprefix("sqlite:///")))
     while not wal.is_long():
         job_factory(spec={"data": "x" * 100_000})
@@ -170,7 +170,7 @@ def test_a_wal_that_begins_anew_keeps_its_file_because_growing_waits_for_the_dis
 
 @pytest.mark.parametrize("page_size", [1024, 8192])
 def test_a_wal_of_other_pages_than_usual_is_known_to_be_long_too(tmp_path, monkeypatch, page_size):
-    monkeypatch.setattr("storage.sqlite_engine.WAL_BYTES", 400_000)
+    monkeypatch.setattr("storage.db.sqlite.WAL_BYTES", 400_000)
     raw = sqlite3.connect(tmp_path / "ganq.db", isolation_level=None)
     raw.execute(f"PRAGMA page_size = {page_size}")
     raw.execute("PRAGMA journal_mode = WAL")
@@ -381,6 +381,6 @@ def test_a_deadlock_is_tried_again(database, job_factory, queries):
 
 def test_statements_with_the_databases_clock_are_compiled_once(database, job_factory, claim):
     """Compiling them again each time took half of a claim's time."""
-    from storage.models import utcnow
+    from storage.db.tables import utcnow
 
     assert select(utcnow())._generate_cache_key() is not None

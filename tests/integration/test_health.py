@@ -46,7 +46,7 @@ def ready(ganq: Ganq, ask: Callable[..., Any]) -> Callable[..., "tuple[subproces
     def start(name: str = "w1", **env: str) -> "tuple[subprocess.Popen[bytes], int]":
         worker = ganq.start_worker(name, **env)
         until(lambda: ask("--worker", name)[0] == 0, what="a healthy worker")
-        supervisor = part(worker, "worker.supervisor")
+        supervisor = part(worker, "worker.supervisor.loop")
         assert supervisor is not None
         return worker, supervisor.pid
 
@@ -92,7 +92,7 @@ def test_a_draining_worker_says_so_and_is_healthy(ganq: Ganq, small: list[str], 
     worker, _ = ready(GANQ_DRAIN_SECONDS="8")
     ganq.json("submit", "train", *small, "--epochs", "2000", "--save-every", "1000")
     until(lambda: ask()[1][0]["state"] == "busy", what="a busy worker")
-    runner = part(worker, "worker.runner")
+    runner = part(worker, "worker.runner.main")
     assert runner is not None
     stopped(runner.pid)  # so that the drain takes its time
     worker.send_signal(signal.SIGTERM)
@@ -250,8 +250,8 @@ def runtime_of(ganq: Ganq) -> Path:
 
 
 def test_a_worker_of_another_host_is_judged_by_the_job_table(ganq: Ganq, settings, database, ask) -> None:
-    from storage.jobs import WorkerIdentity
-    from storage.worker_store import WorkerStore
+    from storage.db.rows import WorkerIdentity
+    from storage.db.workers import WorkerStore
 
     who = WorkerIdentity("far", "elsewhere", "cpu", "boot", 1, 1, ("default",), "0.1.0")
     WorkerStore(database, who).say("idle")

@@ -29,8 +29,8 @@ from jobs.errors import (
     TrainingDivergedError,
 )
 from jobs.states import TERMINAL, JobState
-from storage.job_store import JobStore
-from storage.queries import Filter, Queries
+from storage.db.queries import Filter, Queries
+from storage.db.store import JobStore
 
 ENDED = frozenset(TERMINAL)
 

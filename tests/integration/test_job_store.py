@@ -23,7 +23,7 @@ from tables import (
 )
 
 from jobs.errors import JobNotFoundError, LeaseLostError, SpecError, TrainingDivergedError
-from jobs.specs import SPEC_VERSION
+from jobs.kinds import SPEC_VERSION
 from jobs.states import JobState
 
 # --- submit -----------------------------------------------------------------------------------
@@ -313,13 +313,13 @@ def test_a_heartbeat_counts_up_and_carries_progress(store, running_job_factory, 
     lease = running_job_factory()
     before = queries.get(lease.job_id).hb_seq
 
-    wishes = store.heartbeat(lease, {"done": 3, "total": 9})
+    stop_requests = store.heartbeat(lease, {"done": 3, "total": 9})
     store.heartbeat(lease, None)
 
     found = queries.get(lease.job_id)
     assert found.hb_seq == before + 2
     assert found.progress == {"done": 3, "total": 9}
-    assert wishes.cancel is False
+    assert stop_requests.cancel is False
 
 
 def test_inputs_are_pinned_for_all_attempts(store, running_job_factory, claim):
@@ -355,7 +355,7 @@ def register(store, lease, epoch: int, **changes: Any) -> int:
 
 STALE = {
     "heartbeat": lambda store, lease: store.heartbeat(lease, {"done": 99}),
-    "wishes": lambda store, lease: store.wishes(lease),
+    "wishes": lambda store, lease: store.stop_requests(lease),
     "pin_inputs": lambda store, lease: store.pin_inputs(lease, {"checkpoint_id": 99}),
     "checkpoint": lambda store, lease: register(store, lease, 99),
     "forget_checkpoints": lambda store, lease: store.forget_checkpoints(lease, [1]),

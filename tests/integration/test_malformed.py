@@ -9,10 +9,10 @@ from sqlalchemy import text
 from tables import job_row, set_columns
 
 from jobs.errors import SpecError
-from jobs.specs import SPEC_VERSION
+from jobs.kinds import SPEC_VERSION
 from jobs.states import JobState
-from worker.orders import make_order
-from worker.recovery import Reaper, Recovery
+from worker.supervisor.assignment import make_assignment
+from worker.supervisor.reaper import Reaper, Recovery
 
 GOOD = {
     "submit_key": "",
@@ -85,7 +85,7 @@ def work_on_all(database, store, queries, settings, claim, worker_identity) -> l
         recovery.dispatch()
         while (lease := claim()) is not None:
             try:
-                make_order(lease, store, queries)
+                make_assignment(lease, store, queries)
             except SpecError as exc:
                 store.fail(lease, exc)
             else:
@@ -126,7 +126,7 @@ def test_a_job_that_waits_for_it_ends_with_it(
 
 
 def test_only_new_rows_are_looked_at_again(database, store, monkeypatch) -> None:
-    monkeypatch.setattr("storage.job_store.malformed.LATE", 0)
+    monkeypatch.setattr("storage.db.store.malformed.LATE", 0)
     insert(database)
     failed, after = store.fail_malformed(0)
     assert failed == []

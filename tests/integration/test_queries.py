@@ -8,9 +8,9 @@ from tables import recorded, set_columns
 
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError, TrainingDivergedError
 from jobs.states import JobState
-from storage.models import checkpoint, job, worker
-from storage.queries import PAGE, Filter
-from storage.worker_store import FORGET_S, WorkerStore
+from storage.db.queries import PAGE, Filter
+from storage.db.tables import checkpoint, job, worker
+from storage.db.workers import FORGET_S, WorkerStore
 
 
 def register(store, lease, *, epoch: int, step: int | None = None, kind: str = "epoch") -> int:

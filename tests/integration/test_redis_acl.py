@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 WORKER = """
 import sys
-from worker.app import TASK, make_app
+from worker.celery_bridge.app import TASK, make_app
 from storage.settings import Settings
 
 app = make_app(Settings.load())
@@ -64,8 +64,8 @@ def test_celery_rings_and_hears_and_is_denied_nothing(
     admin: Any, restricted_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from storage.settings import Settings
-    from worker.app import make_app
-    from worker.bell import ring
+    from worker.celery_bridge.app import make_app
+    from worker.celery_bridge.notify import ring
 
     monkeypatch.setenv("GANQ_REDIS_URL", restricted_url)
     monkeypatch.setenv("GANQ_HOME", str(tmp_path))

@@ -36,7 +36,7 @@ def impostor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Impostor]:
 
 
 def submitter(settings) -> bool:
-    from worker.bell import ring
+    from worker.celery_bridge.notify import ring
 
     return ring(settings, 7, "default", "")
 
@@ -44,13 +44,13 @@ def submitter(settings) -> bool:
 def celery(settings) -> bool:
     from kombu.exceptions import OperationalError
 
-    from worker.app import make_app, send_bell
+    from worker.celery_bridge.app import make_app, send_notification
 
     app = make_app(settings)
     try:
         with app.connection_for_read() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0)
-        send_bell(app, "default", 7, "")
+        send_notification(app, "default", 7, "")
     except OperationalError:
         return False
     finally:
@@ -59,7 +59,7 @@ def celery(settings) -> bool:
 
 
 def doctor(settings) -> bool:
-    from worker.diagnosis_redis import check_redis
+    from worker.doctor.redis_server import check_redis
 
     return any(re.match(r"Redis \d+\.\d+\.\d+", one.said) for one in check_redis(settings))
 
@@ -136,7 +136,7 @@ def test_one_url_with_other_options_serves_all_clients(settings, redis_url, clie
 
 
 def test_doctor_says_why_a_server_is_not_trusted_and_what_to_do(settings, server) -> None:
-    from worker.diagnosis_redis import check_redis
+    from worker.doctor.redis_server import check_redis
 
     (told,) = check_redis(replace(settings, redis_url=server.url))
     assert told.verdict == "bad"

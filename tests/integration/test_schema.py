@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import DBAPIError
 
-import storage.indexes  # noqa: F401 - they belong to the metadata
+import storage.db.indexes  # noqa: F401 - they belong to the metadata
 from jobs.errors import DatabaseUnavailableError, SchemaMismatchError, VolumeError
-from jobs.gan.networks import Architecture
-from storage.engine import SCHEMA_REVISION, Database, check_schema
-from storage.model_import import import_weights
-from storage.models import metadata
-from storage.schema import open_database, prepare, upgrade
-from storage.volume import Volume
+from jobs.networks.dcgan import Architecture
+from storage.db.engine import SCHEMA_REVISION, Database, check_schema
+from storage.db.schema import open_database, prepare, upgrade
+from storage.db.tables import metadata
+from storage.volume.layout import Volume
+from storage.weights.import_job import import_weights
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from sqlalchemy import func, insert, select
 from tables import event_types, first_answer_lost
 
 from jobs.errors import JobNotFoundError, SpecError
-from jobs.specs import SPEC_VERSION
+from jobs.kinds import SPEC_VERSION
 from jobs.states import JobState
-from storage.models import job, utcnow
-from storage.queries import Filter
+from storage.db.queries import Filter
+from storage.db.tables import job, utcnow
 
 MANY = 100_000
 

@@ -12,8 +12,8 @@ import pytest
 from machine import Ganq, until
 
 from jobs.errors import WorkerNameTakenError
-from storage.engine import Database
-from storage.worker_store import WorkerStore
+from storage.db.engine import Database
+from storage.db.workers import WorkerStore
 
 MACHINE = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
@@ -92,7 +92,7 @@ def test_a_worker_whose_namesake_has_stopped_takes_its_row_back(say, queries) ->
 def test_a_row_that_was_deleted_meanwhile_is_made_again(say, queries, database) -> None:
     from sqlalchemy import delete
 
-    from storage.models import worker
+    from storage.db.tables import worker
 
     one = say(1)
     one.say("idle")
@@ -105,7 +105,7 @@ def test_beside_a_worker_of_an_older_version_the_new_one_gives_way(say, queries,
     """It writes its row whoever's it is."""
     from sqlalchemy import update
 
-    from storage.models import worker
+    from storage.db.tables import worker
 
     one = say(2)
     one.say("starting")

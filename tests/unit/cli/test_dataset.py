@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from storage.faces import STYLES
+from storage.datasets.synthetic import STYLES
 
 
 def test_the_styles_are_listed_for_a_person_and_for_a_program(ganq):

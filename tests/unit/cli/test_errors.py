@@ -12,7 +12,7 @@ import pytest
 from machine import until
 
 from cli import main as entry
-from storage.engine import SCHEMA_REVISION
+from storage.db.engine import SCHEMA_REVISION
 
 
 def set_schema(path: Path, revision: str) -> None:
@@ -140,7 +140,7 @@ def test_a_file_that_is_no_database_is_named_as_such(ganq, settings):
 
 def test_a_postgres_that_is_not_there_is_one_line_and_its_password_is_masked(ganq, monkeypatch):
     monkeypatch.setenv("GANQ_DATABASE_URL", "postgresql://ganq:geheim@127.0.0.1:1/ganq")
-    monkeypatch.setattr("storage.engine.Database.read.__kwdefaults__", {"patience_s": 0.2})
+    monkeypatch.setattr("storage.db.engine.Database.read.__kwdefaults__", {"patience_s": 0.2})
     said = ganq("status")
     assert said.code == 1
     assert "cannot be reached" in one_line_and_hint(said.err)[0]
@@ -193,7 +193,7 @@ def test_an_unexpected_error_is_one_line_that_says_it_is_a_defect(ganq, monkeypa
     def fail(*args: object, **options: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("storage.queries.Queries.page", fail)
+    monkeypatch.setattr("storage.db.queries.Queries.page", fail)
     said = ganq("status")
     assert said.code == 1
     line, hint = one_line_and_hint(said.err)

@@ -5,7 +5,7 @@ import os
 import pytest
 from volumes import Files, grow_old
 
-from storage.volume import Volume
+from storage.volume.layout import Volume
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_a_full_disk_names_gc(tmp_path):
     import errno
 
     from jobs.errors import DiskFullError
-    from storage.durable import raise_storage_error
+    from storage.volume.durable import raise_storage_error
 
     with pytest.raises(DiskFullError) as caught:
         raise_storage_error(OSError(errno.ENOSPC, "full"), tmp_path)

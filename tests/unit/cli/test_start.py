@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import pytest
 
-from cli.lazy import LazyGroup
 from cli.main import COMMANDS, main, root
 from cli.reference import PAGE, commands, page
+from cli.ui.lazy import LazyGroup
 
 HEAVY = ("torch", "celery", "sqlalchemy", "redis", "pydantic", "rich", "numpy", "alembic", "platformdirs")
 

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.errors import DiskFullError
 from jobs.specs import TrainSpec
-from storage.volume import Volume
+from storage.volume.layout import Volume
 
 
 def row_of(said, job_id):
@@ -73,7 +73,7 @@ def test_a_job_whose_worker_fell_silent_is_not_called_running(
 ):
     from sqlalchemy import text
 
-    from storage.worker_store import WorkerStore
+    from storage.db.workers import WorkerStore
 
     WorkerStore(database, worker_identity).say("busy", 1)
     running_job_factory()
@@ -85,7 +85,7 @@ def test_a_job_whose_worker_fell_silent_is_not_called_running(
 
 
 def test_a_worker_is_shown_with_its_job_device_and_version(ganq, database, make_identity):
-    from storage.worker_store import WorkerStore
+    from storage.db.workers import WorkerStore
 
     WorkerStore(database, make_identity("node7-gpu3", device="gpu3 (H100)")).say("busy", 42)
     out = ganq("workers").out
@@ -151,7 +151,7 @@ def test_filters_choose_by_state_kind_user_and_name(ganq, store, job_factory):
 
 
 def test_all_jobs_as_json_come_in_pages_with_their_words(ganq, job_factory, monkeypatch):
-    monkeypatch.setattr("storage.queries.PAGE", 4)
+    monkeypatch.setattr("storage.db.queries.PAGE", 4)
     first = job_factory()
     for _ in range(9):
         job_factory(after=[first.id])
@@ -162,7 +162,7 @@ def test_all_jobs_as_json_come_in_pages_with_their_words(ganq, job_factory, monk
 
 def test_one_job_is_shown_whole(ganq, store, settings, running_job_factory):
     from jobs.errors import DatasetError
-    from storage.volume import Volume
+    from storage.volume.layout import Volume
 
     lease = running_job_factory(name="faces", spec={"data": "/pictures/faces", "epochs": 4})
     folder = Volume(settings.volume).attempt(1, 1)
@@ -383,10 +383,10 @@ def test_a_terminal_gets_bars_and_colours(ganq, store, running_job_factory):
 
 def test_no_color_is_respected_on_a_terminal(ganq, job_factory, monkeypatch):
     job_factory()
-    import cli.output
+    import cli.ui.output
 
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setattr(cli.output, "on_terminal", lambda: True)
+    monkeypatch.setattr(cli.ui.output, "on_terminal", lambda: True)
     assert "\x1b[3" not in ganq("status").out
 
 

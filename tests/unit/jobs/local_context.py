@@ -28,8 +28,8 @@ def sha256_of(tensors: "Mapping[str, Tensor]") -> str:
 def noise_images(count: int, size: int, seed: int = 0) -> Images:
     """Pictures of smooth random blobs."""
     small = np.random.default_rng(seed).integers(0, 256, (count, 3, 4, 4), dtype=np.uint8)
-    pictures_N3HW = small.repeat(size // 4, axis=2).repeat(size // 4, axis=3)
-    return Images(pictures_N3HW, hashlib.sha256(pictures_N3HW.tobytes()).hexdigest())
+    images_N3HW = small.repeat(size // 4, axis=2).repeat(size // 4, axis=3)
+    return Images(images_N3HW, hashlib.sha256(images_N3HW.tobytes()).hexdigest())
 
 
 @dataclass
@@ -141,13 +141,13 @@ class LocalContext:
         self.events.append({"type": type, **detail})
 
     def resume(
-        self, take_up: Callable[[Snapshot], None], *, whole_epoch: bool = False, step: int | None = None
+        self, restore: Callable[[Snapshot], None], *, whole_epoch: bool = False, step: int | None = None
     ) -> Snapshot | None:
         own = [one.for_resume() for one in self.saved if one.kind != "resume" or not whole_epoch]
         own.sort(key=lambda one: one.step == step)
         newest = own[-1] if own else self.resume_from
         if newest is not None:
-            take_up(newest)
+            restore(newest)
         return newest
 
     def save_checkpoint(
@@ -193,7 +193,7 @@ class LocalContext:
     def models(self) -> Iterator[Snapshot]:
         yield from self.kept
 
-    def made_pictures(self, most: int) -> "Iterator[NDArray[np.uint8]] | None":
+    def generated_images(self, most: int) -> "Iterator[NDArray[np.uint8]] | None":
         return None if self.made is None else iter(self.made[:most])
 
     def save_files(self, files: "Mapping[str, bytes | NDArray[np.uint8]]") -> list[dict[str, Any]]:

@@ -10,18 +10,18 @@ import torch
 from torch import nn
 from unit.jobs.local_context import LocalContext, noise_images, sha256_of
 
-import jobs.generate
-import jobs.train
+import jobs.generation.generate
+import jobs.training.train
+from jobs import rng
 from jobs.errors import SpecError, StopRequested
-from jobs.gan import seeds
-from jobs.gan.augment import diff_augment
-from jobs.gan.inference import for_inference
-from jobs.gan.losses import LOSSES, squared_slopes
-from jobs.gan.networks import Architecture
-from jobs.gan.schedules import between, moment
+from jobs.generation.inference import for_inference
+from jobs.networks.dcgan import Architecture
 from jobs.recipes import RECIPES
 from jobs.specs import GenerateSpec, TrainSpec
 from jobs.states import StopReason
+from jobs.training.augment import diff_augment
+from jobs.training.losses import LOSSES, squared_gradient_norms
+from jobs.training.schedules import between, schedule_values
 
 IMAGES = noise_images(21, 32)
 RESIDUAL = Architecture(size=32, nz=4, ngf=2, ndf=2, arch="residual", norm_d="none")
@@ -34,7 +34,7 @@ def spec_of(recipe, **given):
 
 def train(folder, spec, **given):
     ctx = LocalContext(**{"folder": Path(folder), "data": IMAGES, **given})
-    return jobs.train.run(spec, ctx), ctx
+    return jobs.training.train.run(spec, ctx), ctx
 
 
 # --- every recipe -----------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def test_every_recipe_learns_something_and_resumes_to_the_last_bit(tmp_path, rec
     spec = spec_of(recipe)
     result, straight = train(tmp_path, spec)
     assert result["bit_exact"] is True
-    start = Architecture.of_spec(spec).build_generator(seeds.derive(5, "init-g")).state_dict()
+    start = Architecture.of_spec(spec).build_generator(rng.derive(5, "init-g")).state_dict()
     moved = [
         key for key, value in start.items() if not torch.equal(value, straight.saved[-1].state[f"g.{key}"])
     ]
@@ -55,7 +55,7 @@ def test_every_recipe_learns_something_and_resumes_to_the_last_bit(tmp_path, rec
         Path(tmp_path), IMAGES, stop_at=lambda asked: StopReason.DRAIN if asked == 7 else None
     )
     with suppress(StopRequested):
-        jobs.train.run(spec, stopped)
+        jobs.training.train.run(spec, stopped)
     assert stopped.saved[-1].step == 7
     again = train(tmp_path, spec, resume_from=stopped.saved[-1].for_resume())[1]
     assert sha256_of(again.saved[-1].state) == sha256_of(straight.saved[-1].state)
@@ -66,7 +66,7 @@ def test_every_recipe_learns_something_and_resumes_to_the_last_bit(tmp_path, rec
 def test_pictures_can_be_drawn_and_chosen_from_a_run_of_every_recipe(tmp_path, recipe):
     final = train(tmp_path, spec_of(recipe, epochs=1))[1].saved[-1]
     ctx = LocalContext(Path(tmp_path), source=final.for_generate())
-    jobs.generate.run(GenerateSpec.create(source=1, keep=3, of=6, micro_batch=4), ctx)
+    jobs.generation.generate.run(GenerateSpec.create(source=1, keep=3, of=6, micro_batch=4), ctx)
     scores = [picture.record["score"] for picture in ctx.sink.pictures]
     assert scores == sorted(scores, reverse=True)
     assert ctx.sink.pictures[0].pixels_HW3.shape == (32, 32, 3)
@@ -76,7 +76,7 @@ def test_pictures_can_be_drawn_and_chosen_from_a_run_of_every_recipe(tmp_path, r
 def test_a_run_of_every_recipe_can_start_from_another_of_its_kind(tmp_path, recipe):
     final = train(tmp_path, spec_of(recipe, epochs=1))[1].saved[-1]
     ctx = LocalContext(Path(tmp_path), IMAGES, start_weights={"g": final.generator, "d": final.generator})
-    training = jobs.train.Training(spec_of(recipe, init_netg="g", init_netd="d"), ctx)
+    training = jobs.training.train.Training(spec_of(recipe, init_netg="g", init_netd="d"), ctx)
     assert all(
         torch.equal(value, final.generator[f"G.{key}"])
         for key, value in training.state.generator.state_dict().items()
@@ -91,7 +91,7 @@ def test_a_run_starts_from_both_networks_of_another_and_frozen_layers_stay(tmp_p
     first = train(tmp_path, spec_of(recipe, epochs=1))[1].saved[-1]
     spec = spec_of(recipe, init_from=1, freeze_d=2, freeze_g=1, seed=9)
     ctx = LocalContext(Path(tmp_path), IMAGES, source=first.for_generate())
-    training = jobs.train.Training(spec, ctx)
+    training = jobs.training.train.Training(spec, ctx)
     begun = training.state.tensors()
     assert all(
         torch.equal(begun[f"g.{key[2:]}"], one) for key, one in first.generator.items() if key[0] == "G"
@@ -136,7 +136,7 @@ def test_a_run_starts_from_both_networks_of_another_and_frozen_layers_stay(tmp_p
         stop_at=lambda asked: StopReason.DRAIN if asked == 3 else None,
     )
     with suppress(StopRequested):
-        jobs.train.run(spec, stopped)
+        jobs.training.train.run(spec, stopped)
     again = train(tmp_path, spec, resume_from=stopped.saved[-1].for_resume())[1]
     assert sha256_of(again.saved[-1].state) == sha256_of(end)
 
@@ -145,25 +145,29 @@ def test_a_start_with_other_networks_or_nothing_left_to_learn_is_refused_by_name
     first = train(tmp_path, spec_of("plus", epochs=1))[1].saved[-1].for_generate()
     ctx = LocalContext(Path(tmp_path), IMAGES, source=first)
     with pytest.raises(SpecError) as caught:
-        jobs.train.Training(spec_of("r3", init_from=1, nz=5), ctx)
+        jobs.training.train.Training(spec_of("r3", init_from=1, nz=5), ctx)
     assert "--nz 5 (it has 4)" in caught.value.message
     assert "--norm-d none (it has spectral)" in caught.value.message
     with pytest.raises(SpecError, match="--freeze-d 4 leaves nothing to learn: the network has 4 layers"):
-        jobs.train.Training(spec_of("plus", init_from=1, freeze_d=4), ctx)
+        jobs.training.train.Training(spec_of("plus", init_from=1, freeze_d=4), ctx)
 
 
 def test_a_start_without_a_discriminator_fits_any_and_one_with_other_classes_is_refused(tmp_path):
     first = train(tmp_path, spec_of("pairs", epochs=1))[1].saved[-1].for_generate()
     alone = {key: one for key, one in first.tensors.items() if key.startswith("G.")}
     ctx = LocalContext(Path(tmp_path), IMAGES, source=replace(first, tensors=alone))
-    begun = jobs.train.Training(spec_of("plus", arch="even", ndf=3, init_from=1), ctx).state.tensors()
+    begun = jobs.training.train.Training(
+        spec_of("plus", arch="even", ndf=3, init_from=1), ctx
+    ).state.tensors()
     assert all(torch.equal(begun[f"g.{key[2:]}"], one) for key, one in alone.items())
     with pytest.raises(SpecError, match=r"--arch dcgan \(it has even\)$"):
-        jobs.train.Training(spec_of("plus", init_from=1), ctx)
+        jobs.training.train.Training(spec_of("plus", init_from=1), ctx)
 
     first.meta["arch"]["classes"] = 3
     with pytest.raises(SpecError, match="know 3 classes, and none are to be learnt"):
-        jobs.train.Training(spec_of("pairs", init_from=1), LocalContext(Path(tmp_path), IMAGES, source=first))
+        jobs.training.train.Training(
+            spec_of("pairs", init_from=1), LocalContext(Path(tmp_path), IMAGES, source=first)
+        )
 
 
 # --- pairs and penalties ----------------------------------------------------------------------
@@ -181,7 +185,7 @@ def test_slopes_are_those_of_each_picture_alone():
     net = RESIDUAL.build_discriminator(0).double()
     fill(net)
     pictures = torch.randn(3, 3, 32, 32, dtype=torch.float64, requires_grad=True)
-    found = squared_slopes(pictures, net(pictures))
+    found = squared_gradient_norms(pictures, net(pictures))
     for place in range(3):
         one = pictures[place : place + 1].detach().requires_grad_(True)
         net(one).sum().backward()
@@ -211,8 +215,8 @@ def test_penalties_reach_every_weight_that_shapes_the_slope(arch):
     net = arch.build_discriminator(0)
     fill(net)
     pictures = torch.randn(2, 3, 32, 32).requires_grad_(True)
-    seen = diff_augment(pictures, ("translation", "color", "cutout"), seeds.generator(0, "test"))
-    squared_slopes(pictures, net(seen)).mean().backward()
+    seen = diff_augment(pictures, ("translation", "color", "cutout"), rng.generator(0, "test"))
+    squared_gradient_norms(pictures, net(seen)).mean().backward()
     weights = {name: one for name, one in net.named_parameters() if "bias" not in name}
     assert all(one.grad is not None and bool(one.grad.any()) for one in weights.values())
 
@@ -220,10 +224,10 @@ def test_penalties_reach_every_weight_that_shapes_the_slope(arch):
 @pytest.mark.parametrize("lazy", [1, 3])
 def test_a_step_of_d_adds_both_penalties_as_the_formula_says(tmp_path, lazy):
     spec = spec_of("r3", augment=(), r1_gamma=3.0, r2_gamma=0.5, penalty_every=lazy, gamma_end=1.0)
-    training = jobs.train.Training(spec, LocalContext(Path(tmp_path), IMAGES))
+    training = jobs.training.train.Training(spec, LocalContext(Path(tmp_path), IMAGES))
     steps, net = training.steps, training.state.discriminator
     fill(net)
-    now = moment(spec, 0.0)
+    now = schedule_values(spec, 0.0)
     reals, fakes = training.batches.get(0, 0), torch.rand(4, 3, 32, 32) * 2 - 1
     turn = steps._turn(0, now)
     loss, real_B, fake_B, _ = steps._both_at_once(turn, reals, fakes, steps._draw(turn, 0, 0, now))
@@ -263,16 +267,16 @@ def test_a_schedule_goes_from_its_first_value_to_its_last_and_stays_where_nothin
     falling = [between(1.0, 0.1, done / 20) for done in range(21)]
     assert falling == sorted(falling, reverse=True)
     spec = spec_of("r3", lr_g=1e-3, lr_end=0.5, r1_gamma=2.0, gamma_end=0.25, beta2=0.8, beta2_end=0.9)
-    end = moment(spec, 1.0, lr_scale=0.5)
+    end = schedule_values(spec, 1.0, lr_scale=0.5)
     assert (end.lr_g, end.r1_gamma, end.beta2) == pytest.approx((2.5e-4, 0.5, 0.9))
     for recipe in ("origin", "plus"):
         plain = spec_of(recipe)
-        assert moment(plain, 0.0) == moment(plain, 0.37) == moment(plain, 1.0)
-        assert moment(plain, 0.5).lr_g == plain.lr_g
+        assert schedule_values(plain, 0.0) == schedule_values(plain, 0.37) == schedule_values(plain, 1.0)
+        assert schedule_values(plain, 0.5).lr_g == plain.lr_g
 
 
 def test_the_rates_of_a_run_end_where_the_schedule_says(tmp_path):
-    training = jobs.train.Training(
+    training = jobs.training.train.Training(
         spec_of("r3", lr_d=4e-4, lr_end=0.25), LocalContext(Path(tmp_path), IMAGES)
     )
     seen = []
@@ -296,9 +300,9 @@ def test_the_rates_of_a_run_end_where_the_schedule_says(tmp_path):
 
 def test_g_is_judged_beside_the_scores_that_d_gave_before_its_step(tmp_path):
     spec = spec_of("pairs", size=32, augment=())
-    training = jobs.train.Training(spec, LocalContext(Path(tmp_path), IMAGES))
+    training = jobs.training.train.Training(spec, LocalContext(Path(tmp_path), IMAGES))
     steps, state = training.steps, training.state
-    now = moment(spec, 0.0)
+    now = schedule_values(spec, 0.0)
     turn = steps._turn(0, now)
     x = steps._draw(turn, 0, 0, now)
     steps._d_pass(turn, x)
@@ -313,9 +317,9 @@ def test_g_is_judged_beside_the_scores_that_d_gave_before_its_step(tmp_path):
 
 def test_g_alone_on_a_batch_asks_d_about_the_real_pictures(tmp_path):
     spec = spec_of("pairs", size=32, augment=(), d_every=2)
-    training = jobs.train.Training(spec, LocalContext(Path(tmp_path), IMAGES))
+    training = jobs.training.train.Training(spec, LocalContext(Path(tmp_path), IMAGES))
     steps, state = training.steps, training.state
-    now = moment(spec, 0.0)
+    now = schedule_values(spec, 0.0)
     turn = steps._turn(1, now)
     assert (turn.d, turn.g) == (False, True)
     x = steps._draw(turn, 0, 1, now)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from storage import sandbox
-from storage.dataset_pool import Decoder
-from storage.foreign import read_weights
+from storage.datasets.decode_pool import Decoder
+from storage.weights.load import read_weights
 
 MODULES = (
     "_posixsubprocess, ctypes, fcntl, importlib.util, mmap, os, resource, select, signal, socket, subprocess"

@@ -1,0 +1,1 @@
+"""Tables, text and progress for people, JSON for programs."""

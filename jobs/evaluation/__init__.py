@@ -1,0 +1,1 @@
+"""Evaluate a model against the real images."""

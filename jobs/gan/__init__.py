@@ -1,1 +1,0 @@
-"""The networks and all that trains and samples them."""

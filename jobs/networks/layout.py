@@ -1,0 +1,64 @@
+"""How many channels stand at which side, for every kind of network."""
+
+from jobs.errors import SpecError
+from jobs.specs import size_plan
+
+WIDEST = 8
+"""Channels never exceed 8·ngf or 8·ndf, as at 96 pixels: doubling on would cost 4× the weights a layer."""
+
+
+def widths(size: int) -> list[int]:
+    """
+    Channel factors of the hidden layers of G, from the 4×4 picture outwards.
+
+    Returns:
+        For 96: [8, 4, 2, 1]; D has the same, reversed.
+
+    Raises:
+        SpecError: if no stack of layers makes this size.
+    """
+    doublings, _ = size_plan(size)
+    return [min(WIDEST, 2**k) for k in range(doublings, -1, -1)]
+
+
+def balanced_widths(size: int) -> list[int]:
+    """
+    widths() with the wide layers halved and the narrow ones doubled.
+
+    Returns:
+        For 96: [4, 4, 2, 2].
+    """
+    return [min(WIDEST // 2, max(2, factor)) for factor in widths(size)]
+
+
+def edge_layer(size: int) -> tuple[int, int, int]:
+    """(kernel, stride, padding) of the layer next to the pixels: it triples or doubles the side."""
+    _, triple = size_plan(size)
+    return (5, 3, 1) if triple else (4, 2, 1)
+
+
+def layers(arch: str, size: int) -> tuple[int, int]:
+    """
+    Layers with kernels of G and of D, which --freeze-g and --freeze-d count; a residual block is one.
+
+    Returns:
+        For dcgan and 96: (5, 5).
+    """
+    deep = len(widths(size))
+    return (2 * deep + 1, 2 * deep + 2) if arch == "residual" else (deep + 1, deep + 1)
+
+
+def check_frozen(option: str, count: int, layers: int) -> None:
+    """
+    Args:
+        option: --freeze-g or --freeze-d.
+        layers: of that network.
+
+    Raises:
+        SpecError: nothing would be left to learn.
+    """
+    if count >= layers:
+        raise SpecError(
+            f"{option} {count} leaves nothing to learn: the network has {layers} layers",
+            hint=f"{option} {layers - 1} at most; half of them is a good start",
+        )

@@ -1,0 +1,318 @@
+"""
+Weights as dictionaries of tensors: what the tutorial's files call them, and what ganq does.
+
+Three spellings of one network's weights meet here:
+
+    netg_399.pth, netd_399.pth   `Gene.0.weight` … and `Discrim.11.bias` …, a file each: network keys
+    a checkpoint of ganq         `G.Gene.0.weight` … and `D.Discrim.11.bias` … in one file
+    other DCGANs in PyTorch      `main.0.weight`, `module.Gene.0.weight` (DataParallel), no
+                                 `num_batches_tracked` (before PyTorch 0.4.1)
+
+Nothing here reads or writes a file: storage/weights/load.py reads, storage/weights/export.py writes.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from jobs.errors import ForeignFileError, SpecError
+from jobs.networks.dcgan import Arch, Architecture, NormD
+from jobs.networks.layout import balanced_widths
+
+SEQUENTIAL = {"G": "Gene.", "D": "Discrim."}
+NETWORK = {"G": "generator", "D": "discriminator"}
+WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and torch.compile put these in front
+WIDEST_CHANNELS = 65_536  # far above any real network; keeps a made-up shape from asking for terabytes
+WANTED = "give weights of the tutorial's networks, saved with torch.save(net.state_dict(), PATH)"
+SHOWN = 4  # names of keys in one message
+
+Which = Literal["G", "D"]
+
+
+def network_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """
+    The same weights under the keys that jobs/networks/dcgan.py uses.
+
+    Takes `module.`, `_orig_mod.` and a checkpoint's `G.` and `D.` away, renames another
+    Sequential (`main.0.weight`) to `Gene` or `Discrim`, adds what old files lack
+    (`num_batches_tracked`, and the zero bias of a last layer without one), and casts
+    to float32. Keys that it does not understand stay as they are: fit() names them.
+    """
+    bare: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        name = key
+        while name.startswith(WRAPPERS):
+            name = name.split(".", 1)[1]
+        for letter, sequential in SEQUENTIAL.items():
+            if name.startswith(f"{letter}.{sequential[:-1]}"):
+                name = name[2:]
+        bare[name] = tensor.float() if tensor.is_floating_point() else tensor.long()
+    return _with_missing_parts(_one_sequential(bare))
+
+
+def _one_sequential(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename `main.0.weight` or `0.weight`, when all keys are of one such Sequential."""
+    matches = [re.fullmatch(r"(?:([A-Za-z_]\w*)\.)?(\d{1,3})\.(.+)", key) for key in tensors]
+    parts = [(match[1], int(match[2]), match[3]) for match in matches if match is not None]
+    names = {name for name, _, _ in parts}
+    if len(parts) < len(tensors) or len(names) != 1 or names <= {"Gene", "Discrim"}:
+        return tensors
+    # D's first kernel goes from 3 colours, (ndf, 3, k, k); G's from latents to many channels.
+    kernels = [
+        (place, tensor)
+        for (_, place, rest), tensor in zip(parts, tensors.values(), strict=True)
+        if rest == "weight" and tensor.dim() == 4
+    ]
+    is_d = bool(kernels) and min(kernels, key=lambda kernel: kernel[0])[1].shape[1] == 3
+    prefix = SEQUENTIAL["D" if is_d else "G"]
+    return {
+        f"{prefix}{place}.{rest}": tensor
+        for (_, place, rest), tensor in zip(parts, tensors.values(), strict=True)
+    }
+
+
+def _with_missing_parts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for key in list(tensors):
+        if key.endswith(".running_mean"):
+            counter = key.removesuffix("running_mean") + "num_batches_tracked"
+            tensors.setdefault(counter, torch.zeros((), dtype=torch.int64))
+    layers = _layers(tensors, "D")
+    if layers and layers[-1][1].shape[0] == 1 and layers[-1][1].shape[2] > 1:
+        # PyTorch's own DCGAN example has no bias here; a bias of zero is the same network.
+        # A residual discriminator ends in a 1×1 layer, which never has one.
+        tensors.setdefault(f"Discrim.{layers[-1][0]}.bias", torch.zeros(1))
+    return tensors
+
+
+def select(tensors: Mapping[str, Tensor], which: Which) -> dict[str, Tensor]:
+    """
+    One network's weights out of network_keys(): a checkpoint's file holds both.
+
+    Keys of the other network go; anything else stays, so that load_state_dict() or fit() names it.
+    """
+    other = SEQUENTIAL["D" if which == "G" else "G"][:-1]
+    return {key: tensor for key, tensor in tensors.items() if not key.startswith(other)}
+
+
+def infer_architecture(
+    netg: Mapping[str, Tensor],
+    netd: Mapping[str, Tensor] | None = None,
+    *,
+    names: tuple[str, str] = ("the generator's file", "the discriminator's file"),
+) -> Architecture:
+    """
+    Read the measures of the networks off their weights.
+
+    Args:
+        netg, netd: network keys. Without netd, `ndf` and `norm_d` are the tutorial's.
+        names: what to call the two files in an error.
+
+    Raises:
+        ForeignFileError: not a network of this family, the two in the wrong order,
+            or two that make pictures of different sizes.
+    """
+    if _layers(netg, "D") and not _layers(netg, "G"):
+        raise ForeignFileError(
+            f"{names[0]} holds a discriminator, and a generator is wanted here",
+            hint="the generator comes first: ganq import NETG NETD --name NAME",
+        )
+    layers = _layers(netg, "G")
+    size = _size(layers, names[0], "G")
+    nz, ngf = layers[0][1].shape[0], layers[-1][1].shape[0]
+    arch: Arch = "dcgan"
+    if _side_of_even(layers):
+        arch, ngf = "even", layers[-1][1].shape[1] // balanced_widths(size)[-1]
+    if not netd:
+        return _architecture(names[0], size=size, nz=nz, ngf=ngf, arch=arch)
+
+    if _layers(netd, "G") and not _layers(netd, "D"):
+        raise ForeignFileError(
+            f"{names[1]} holds a generator, and a discriminator is wanted here",
+            hint="the generator comes first: ganq import NETG NETD --name NAME",
+        )
+    layers = _layers(netd, "D")
+    size_d = _size(layers[::-1], names[1], "D")
+    if size_d != size:
+        raise ForeignFileError(
+            f"{names[0]} makes pictures of {size}×{size}, {names[1]} judges {size_d}×{size_d}",
+            hint="give two files of the same run, or the generator alone",
+        )
+    spectral = any(".parametrizations." in key for key in netd)
+    normed = any(key.endswith(".running_mean") for key in netd)
+    norm_d: NormD = "spectral" if spectral else "batch" if normed else "none"
+    return _architecture(
+        f"{names[0]} with {names[1]}",
+        size=size,
+        nz=nz,
+        ngf=ngf,
+        ndf=layers[0][1].shape[0],
+        norm_d=norm_d,
+        arch=arch,
+    )
+
+
+def _layers(tensors: Mapping[str, Tensor], which: Which) -> list[tuple[int, Tensor]]:
+    """(index in the Sequential, kernel) of each convolution, in order."""
+    pattern = re.compile(
+        re.escape(SEQUENTIAL[which]) + r"(\d{1,3})\.(?:weight|parametrizations\.weight\.original)"
+    )
+    found = []
+    for key, tensor in tensors.items():
+        match = pattern.fullmatch(key)
+        if match and tensor.dim() == 4:
+            found.append((int(match[1]), tensor))
+    return sorted(found, key=lambda layer: layer[0])
+
+
+def _size(layers: list[tuple[int, Tensor]], name: str, which: Which) -> int:
+    """Side of the pictures, from the layers between 4×4 and the pixels, pixels last."""
+    if not layers:
+        raise ForeignFileError(
+            f"{name} does not hold a {NETWORK[which]}: it has no key like {SEQUENTIAL[which]}0.weight",
+            hint=WANTED,
+        )
+    kernel = layers[-1][1].shape[-1]
+    doublings = len(layers) - 2
+    if which == "G" and (side := _side_of_even(layers)) and doublings > 0:
+        return int((12 if side == 3 else 8) * 2**doublings)
+    if kernel not in (4, 5) or doublings < 1:
+        raise ForeignFileError(
+            f"{name}: {len(layers)} layers that end in a {kernel}×{kernel} kernel at the pixels "
+            f"are not the tutorial's {NETWORK[which]}",
+            hint="there that kernel is 5×5 (sizes 24, 48, 96 …) or 4×4 (16, 32, 64 …)",
+        )
+    return int((12 if kernel == 5 else 8) * 2**doublings)
+
+
+def _side_of_even(layers: list[tuple[int, Tensor]]) -> int | None:
+    """How many pixels a side the last layer of an EvenGenerator makes at once; None: it is none."""
+    *hidden, last = [tuple(tensor.shape) for _, tensor in layers]
+    if last[2] != 3 or any(shape[2] != 4 for shape in hidden):  # a residual one has 1×1 layers between
+        return None
+    return {12: 2, 27: 3}.get(last[0])
+
+
+def _architecture(name: str, **measures: Any) -> Architecture:
+    largest = max(value for value in measures.values() if isinstance(value, int))
+    try:
+        if largest <= WIDEST_CHANNELS:
+            return Architecture(**measures)
+    except SpecError:
+        pass
+    shown = ", ".join(f"{key} {value}" for key, value in measures.items())
+    raise ForeignFileError(f"{name}: no network of ganq has {shown}", hint="sizes are at most 1536 pixels")
+
+
+def fit(tensors: Mapping[str, Tensor], arch: Architecture, which: Which, *, name: str) -> dict[str, Tensor]:
+    """
+    The weights in the network's own order, after every key and shape was checked against it.
+
+    Args:
+        tensors: network keys.
+        name: what to call the file in an error.
+
+    Raises:
+        ForeignFileError: names the keys that are missing, unexpected or of another shape.
+    """
+    wanted = _shapes(arch, which)
+    missing = [key for key in wanted if key not in tensors]
+    unexpected = [key for key in tensors if key not in wanted]
+    if missing or unexpected:
+        parts = [
+            f"{what} {_some(keys)}"
+            for what, keys in (("missing", missing), ("unexpected", unexpected))
+            if keys
+        ]
+        raise ForeignFileError(
+            f"{name} is not the {NETWORK[which]} of {arch.size}×{arch.size} pictures: {'; '.join(parts)}",
+            hint=WANTED,
+            missing=missing,
+            unexpected=unexpected,
+        )
+    other = [key for key, shape in wanted.items() if tensors[key].shape != shape]
+    if other:
+        key = other[0]
+        raise ForeignFileError(
+            f"{name}: {key} is {_shape(tensors[key])}, and {_shape_of(wanted[key])} fits the other layers"
+            + (f" ({len(other) - 1} more like it)" if len(other) > 1 else ""),
+            hint="the layers do not belong to one network; was the file put together from several?",
+            wrong_shape=other,
+        )
+    return {key: tensors[key] for key in wanted}
+
+
+def _shapes(arch: Architecture, which: Which) -> dict[str, torch.Size]:
+    """Key and shape of every weight, without the memory: on PyTorch's meta device."""
+    with torch.device("meta"):
+        network: nn.Module = arch.build_generator() if which == "G" else arch.build_discriminator()
+    return {key: tensor.shape for key, tensor in network.state_dict().items()}
+
+
+def _some(keys: Iterable[str]) -> str:
+    """A few keys of a file that may be hostile: no control characters, no endless line."""
+    shown = [ascii(key)[1:-1][:60] for key in keys]
+    more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
+    return ", ".join(shown[:SHOWN]) + more
+
+
+def _shape(tensor: Tensor) -> str:
+    return _shape_of(tensor.shape)
+
+
+def _shape_of(shape: torch.Size) -> str:
+    return "×".join(map(str, shape)) or "one number"
+
+
+def join(netg: Mapping[str, Tensor], netd: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Network keys of both to the keys of a checkpoint: `G.Gene.…`, `D.Discrim.…`."""
+    both = {f"G.{key}": tensor for key, tensor in netg.items()}
+    return both | {f"D.{key}": tensor for key, tensor in (netd or {}).items()}
+
+
+def split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The inverse of join(): network keys of G and of D, which is empty when there is none."""
+    netg = {key[2:]: tensor for key, tensor in tensors.items() if key.startswith("G.")}
+    netd = {key[2:]: tensor for key, tensor in tensors.items() if key.startswith("D.")}
+    return netg, netd
+
+
+def state_dicts(arch: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """
+    A checkpoint's networks as the tutorial's files hold them, on the CPU.
+
+    A spectral-norm D keeps its own keys (`Discrim.0.parametrizations.weight.original`, `_u`,
+    `_v`). Folding the norm into the weights would give a file that nothing reads either,
+    because the tutorial's D has BatchNorm there, and would lose the way back into ganq.
+
+    Args:
+        tensors: keys of a checkpoint.
+
+    Returns:
+        {'netg': …, 'netd': …}, the second only if the checkpoint has a discriminator.
+
+    Raises:
+        ForeignFileError: the tensors are not those of `arch`.
+    """
+    netg, netd = split(tensors)
+    both = {"netg": fit(netg, arch, "G", name="the checkpoint's generator")}
+    if netd:
+        both["netd"] = fit(netd, arch, "D", name="the checkpoint's discriminator")
+    # clone(): torch.save writes the whole storage behind a view, safetensors refuses shared ones.
+    return {
+        name: {key: tensor.detach().cpu().contiguous().clone() for key, tensor in weights.items()}
+        for name, weights in both.items()
+    }
+
+
+def origin_epoch(epoch: int) -> int:
+    """The tutorial's number for ganq's: it counts epochs from 0, ganq those that are complete."""
+    return max(epoch - 1, 0)
+
+
+def epoch_of_name(name: str) -> int | None:
+    """ganq's epoch of a file with the tutorial's name: netg_399.pth → 400, anything else → None."""
+    match = re.fullmatch(r"net[gd]_(\d{1,7})\.\w+", name, re.IGNORECASE)
+    return int(match[1]) + 1 if match else None

@@ -1,0 +1,1 @@
+"""Train one GAN: the loop, its phases, state, checkpoints and evaluation."""

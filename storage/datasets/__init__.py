@@ -1,0 +1,1 @@
+"""Data sets: read sources, decode, cache by fingerprint."""

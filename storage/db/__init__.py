@@ -1,0 +1,1 @@
+"""The job table: tables, engines, schema and queries."""

@@ -1,0 +1,392 @@
+"""Reads of the job table for the command line and the workers; changes nothing."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, exists, func, or_, select, text
+
+from jobs.errors import CheckpointNotFoundError, JobNotFoundError
+from jobs.states import JobState
+from storage.db.engine import Database
+from storage.db.rows import Checkpoint, Event, Job, WorkerRow, state_of
+from storage.db.store.shards import PARTS, Shards, shards_of, summaries
+from storage.db.store.transitions import how_it_ended
+from storage.db.tables import (
+    CLOCKS,
+    attempt,
+    checkpoint,
+    dependency,
+    event,
+    indexed_by,
+    job,
+    utcnow,
+    worker,
+)
+
+PAGE = 500
+_PARTS = {
+    dialect: text(
+        f"SELECT state, count(*) FROM job {indexed_by(dialect, 'ix_job_part_of')}"
+        f" WHERE {PARTS} GROUP BY state"
+    )
+    for dialect in CLOCKS
+}
+"""The parts of split jobs, by state."""
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which jobs to list; None means any."""
+
+    states: tuple[JobState, ...] | None = None
+    kind: str | None = None
+    user: str | None = None
+    name: str | None = None
+    sweep: str | None = None
+    after_id: int | None = None
+    before_id: int | None = None
+    parts: bool = False
+    """Whether the parts of split jobs are listed, too."""
+    part_of: int | None = None
+
+    def where(self) -> list[ColumnElement[bool]]:
+        wanted: list[ColumnElement[bool]] = []
+        if not self.parts:
+            wanted.append(job.c.part_of.is_(None))
+        if self.part_of is not None:
+            wanted.append(job.c.part_of == self.part_of)
+        if self.states is not None:
+            wanted.append(job.c.state.in_(self.states))
+        if self.kind is not None:
+            wanted.append(job.c.kind == self.kind)
+        if self.user is not None:
+            wanted.append(job.c.user == self.user)
+        if self.name is not None:
+            # The index of names holds all that this needs, and is far smaller than the table.
+            like = select(job.c.id).where(job.c.name.contains(self.name, autoescape=True))
+            wanted.append(job.c.id.in_(like))
+        if self.sweep is not None:
+            wanted += [job.c.sweep.is_not(None), job.c.sweep == self.sweep]
+        if self.after_id is not None:
+            wanted.append(job.c.id > self.after_id)
+        if self.before_id is not None:
+            wanted.append(job.c.id < self.before_id)
+        return wanted
+
+
+def _scalar(conn: Connection, query: Any) -> Any:
+    return conn.execute(query).scalar_one_or_none()
+
+
+class Queries:
+    """Questions to the job table."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def now(self) -> float:
+        """The database's clock: ages are measured against it, not against this machine's."""
+        return self.database.read(lambda conn: float(conn.execute(select(utcnow())).scalar_one()))
+
+    def any_begun(self) -> bool:
+        """Whether any job was ever begun, so that files of it may lie on the volume."""
+        asked = select(exists(select(attempt.c.job_id)))
+        return self.database.read(lambda conn: bool(conn.execute(asked).scalar_one()))
+
+    def get(self, job_id: int) -> Job:
+        """
+        Raises:
+            JobNotFoundError: no such id.
+        """
+        found = self.database.read(lambda conn: conn.execute(select(job).where(job.c.id == job_id)).first())
+        if found is None:
+            raise JobNotFoundError(f"there is no job {job_id}", hint="ganq status lists them")
+        return Job.from_row(found)
+
+    def find(self, reference: str) -> Job:
+        """
+        A job by its id, or the newest one with this name.
+
+        Raises:
+            JobNotFoundError: neither; the hint names jobs that are near.
+        """
+        if re.fullmatch(r"[0-9]{1,18}", reference):
+            return self.get(int(reference))
+        newest = self.database.read(
+            lambda conn: conn.execute(
+                select(job).where(job.c.name == reference).order_by(job.c.id.desc()).limit(1)
+            ).first()
+        )
+        if newest is None:
+            raise JobNotFoundError(
+                f"there is no job named {reference[:70]!r}", hint="ganq status lists ids and names"
+            )
+        return Job.from_row(newest)
+
+    def by_submit_key(self, submit_key: str) -> Job | None:
+        """The job that was accepted under this key, if one was."""
+        found = self.database.read(
+            lambda conn: conn.execute(select(job).where(job.c.submit_key == submit_key)).first()
+        )
+        return None if found is None else Job.from_row(found)
+
+    def page(self, wanted: Filter, *, limit: int, oldest_first: bool = False) -> list[Job]:
+        """Up to `limit` jobs, newest first unless asked otherwise."""
+        order = job.c.id if oldest_first else job.c.id.desc()
+        query = select(job).where(*wanted.where()).order_by(order).limit(limit)
+        return self.database.read(lambda conn: [Job.from_row(row) for row in conn.execute(query)])
+
+    def stream(self, wanted: Filter) -> Iterator[Job]:
+        """All matching jobs, newest first, in pages by id: memory does not grow with their number."""
+        before = wanted.before_id
+        while True:
+            page = self.page(Filter(**{**wanted.__dict__, "before_id": before}), limit=PAGE)
+            yield from page
+            if len(page) < PAGE:
+                return
+            before = page[-1].id
+
+    def ids(self, wanted: Filter) -> list[int]:
+        """All matching ids, newest first."""
+        query = select(job.c.id).where(*wanted.where()).order_by(job.c.id.desc())
+        return self.database.read(lambda conn: list(conn.execute(query).scalars()), patience_s=30.0)
+
+    def get_many(self, job_ids: Sequence[int]) -> list[Job]:
+        """These jobs, in the order of their ids; what is not there is left out."""
+        pages = [job_ids[start : start + PAGE] for start in range(0, len(job_ids), PAGE)]
+
+        def ask(conn: Connection) -> list[Job]:
+            found = [conn.execute(select(job).where(job.c.id.in_(page))).all() for page in pages]
+            return sorted((Job.from_row(row) for rows in found for row in rows), key=lambda one: one.id)
+
+        return self.database.read(ask)
+
+    def counts(
+        self, *, sweep: str | None = None, parts: bool = False, part_of: int | None = None
+    ) -> dict[str, int]:
+        """
+        How many jobs are in each state.
+
+        Args:
+            sweep: of this array only, whose jobs have no parts.
+            parts: those of split jobs are counted, too.
+            part_of: of the parts of this job only.
+        """
+        by_state = select(job.c.state, func.count()).group_by(job.c.state)
+        if sweep is not None:
+            by_state = by_state.where(text("sweep IS NOT NULL"), job.c.sweep == sweep)
+        if part_of is not None:
+            by_state = by_state.where(job.c.part_of == part_of)
+        less_parts = sweep is None and part_of is None and not parts
+
+        def ask(conn: Connection) -> dict[str, int]:
+            # All, from the index of states alone, less the parts, from theirs: a count of
+            # what is no part would read a million rows.
+            found = {str(state): int(number) for state, number in conn.execute(by_state)}
+            for state, number in conn.execute(_PARTS[conn.dialect.name]) if less_parts else ():
+                found[state] -= number
+            return found
+
+        found = self.database.read(ask)
+        return {state: found.get(state, 0) for state in JobState}
+
+    def find_sweep(self, reference: str) -> str:
+        """
+        An array by its id, by the name that its jobs begin with, or by one of its jobs.
+
+        Raises:
+            JobNotFoundError: there is none.
+        """
+        of_name = select(job.c.sweep).where(job.c.sweep.is_not(None))
+        if re.fullmatch(r"[0-9]{1,18}", reference):
+            tries = [of_name.where(job.c.id == int(reference))]
+        else:
+            tries = [of_name.where(job.c.sweep == reference)]
+            tries += [of_name.where(job.c.name == name) for name in (f"{reference}-0", reference)]
+        for query in tries:
+            newest = query.order_by(job.c.id.desc()).limit(1)
+            found = self.database.read(partial(_scalar, query=newest))
+            if found is not None:
+                return str(found)
+        raise JobNotFoundError(
+            f"there is no sweep {reference[:70]!r}", hint="ganq submit … --sweep says what each is called"
+        )
+
+    def newest_model(self) -> Job:
+        """
+        The job that `generate` draws from by default: the newest that has a checkpoint or may get one.
+
+        Raises:
+            JobNotFoundError: nothing was trained or imported yet.
+        """
+        from jobs.kinds import KINDS
+
+        kinds = [kind.name for kind in KINDS.values() if kind.makes_model]
+        has_checkpoint = select(checkpoint.c.id).where(checkpoint.c.job_id == job.c.id).exists()
+        query = (
+            select(job)
+            .where(
+                job.c.kind.in_(kinds),
+                # One that has ended may have failed, or ganq gc may have taken what it made.
+                or_(job.c.state.in_((JobState.QUEUED, JobState.RUNNING)), has_checkpoint),
+            )
+            .order_by(job.c.id.desc())
+            .limit(1)
+        )
+        found = self.database.read(lambda conn: conn.execute(query).first())
+        if found is None:
+            raise JobNotFoundError(
+                "there is nothing to generate from yet",
+                hint="train first (ganq submit train --data DIR), or import weights (ganq import)",
+            )
+        return Job.from_row(found)
+
+    def events(self, job_id: int, *, after_id: int = 0) -> list[Event]:
+        """A job's history, oldest first."""
+        query = select(event).where(event.c.job_id == job_id, event.c.id > after_id).order_by(event.c.id)
+        return self.database.read(lambda conn: [Event.from_row(row) for row in conn.execute(query)])
+
+    def attempts(self, job_id: int) -> list[dict[str, Any]]:
+        """A job's attempts, oldest first, without their tokens."""
+        query = select(attempt).where(attempt.c.job_id == job_id).order_by(attempt.c.number)
+        rows = self.database.read(lambda conn: conn.execute(query).all())
+        return [{k: v for k, v in row._mapping.items() if k != "lease_token"} for row in rows]
+
+    def parts(self, job_id: int) -> list[Job]:
+        """The parts of a job that was split, in the order of draws; none of any other."""
+        return self.database.read(lambda conn: [Job.from_row(row) for row in shards_of(conn, job_id)])
+
+    def shards_of_all(self, job_ids: Sequence[int]) -> dict[int, Shards]:
+        """How far the parts of split jobs are."""
+        return self.database.read(lambda conn: summaries(conn, job_ids))
+
+    def needs(self, job_id: int) -> list[tuple[int, JobState]]:
+        """The jobs that this one waits for; its own parts aside."""
+        query = (
+            select(job.c.id, job.c.state)
+            .join(dependency, dependency.c.needs == job.c.id)
+            .where(dependency.c.job_id == job_id, job.c.part_of.is_(None))
+            .order_by(job.c.id)
+        )
+        return self.database.read(lambda conn: [(row.id, state_of(row.state)) for row in conn.execute(query)])
+
+    def ended_with(self, job_id: int) -> list[Job]:
+        """The jobs that ended because this one did, those that waited for them included, oldest first."""
+
+        def ask(conn: Connection) -> list[Job]:
+            found: dict[int, Job] = {}
+            needed = [job_id]
+            while needed:
+                query = (
+                    select(job)
+                    .join(dependency, dependency.c.job_id == job.c.id)
+                    .where(
+                        dependency.c.needs.in_(needed[:PAGE]),
+                        job.c.error_code == "DEPENDENCY_FAILED",
+                        job.c.part_of.is_(None),
+                    )
+                )
+                new = {row.id: Job.from_row(row) for row in conn.execute(query) if row.id not in found}
+                found |= new
+                needed = [*needed[PAGE:], *new]
+            return [found[one] for one in sorted(found)]
+
+        return self.database.read(ask)
+
+    def unmet(self, job_ids: Sequence[int]) -> dict[int, list[int]]:
+        """For jobs that wait for others: which of those have not ended yet, by one query."""
+        query = (
+            select(dependency.c.job_id, dependency.c.needs)
+            .join(job, job.c.id == dependency.c.needs)
+            .where(
+                dependency.c.job_id.in_(job_ids),
+                job.c.part_of.is_(None),
+                job.c.state.in_((JobState.QUEUED, JobState.RUNNING)),
+            )
+            .order_by(dependency.c.needs)
+        )
+        waiting: dict[int, list[int]] = {}
+        for row in self.database.read(lambda conn: conn.execute(query).all()) if job_ids else ():
+            waiting.setdefault(row.job_id, []).append(row.needs)
+        return waiting
+
+    def checkpoints(self, job_id: int) -> list[Checkpoint]:
+        """A job's registered checkpoints, oldest first."""
+        query = (
+            select(checkpoint)
+            .where(checkpoint.c.job_id == job_id)
+            .order_by(checkpoint.c.step, checkpoint.c.id)
+        )
+        return self.database.read(lambda conn: [Checkpoint.from_row(row) for row in conn.execute(query)])
+
+    def choose_checkpoint(self, job_id: int, which: str) -> Checkpoint:
+        """
+        Args:
+            which: 'best' (lowest metric; the last one while there is no metric), 'last',
+                or a number of complete epochs.
+
+        Raises:
+            CheckpointNotFoundError: the job has none, or not that one; the hint lists what there is.
+        """
+        there = self.checkpoints(job_id)
+        if not there:
+            raise without_checkpoint(self.get(job_id))
+        if which == "last":
+            return there[-1]
+        if which == "best":
+            measured = [one for one in there if one.metric is not None]
+            return min(measured, key=lambda one: one.metric or 0.0) if measured else there[-1]
+        exact = [one for one in there if one.epoch == int(which) and one.kind != "resume"]
+        if not exact:
+            epochs = sorted({one.epoch for one in there if one.kind != "resume"}) or [there[-1].epoch]
+            raise CheckpointNotFoundError(
+                f"job {job_id} has no checkpoint of epoch {which}",
+                hint=f"it has: {', '.join(map(str, epochs[-12:]))}; or use best, last",
+            )
+        return exact[-1]
+
+    def workers(self) -> list[WorkerRow]:
+        """All workers that ever spoke, by name."""
+        query = select(worker, (utcnow() - worker.c.seen_at).label("silent_s")).order_by(worker.c.name)
+        return self.database.read(lambda conn: [WorkerRow.from_row(row) for row in conn.execute(query)])
+
+    def queue_position(self, one: Job) -> int:
+        """How many claimable jobs stand before a queued one, in its own queue."""
+
+        def ask(conn: Connection) -> int:
+            ahead = or_(job.c.priority > one.priority, (job.c.priority == one.priority) & (job.c.id < one.id))
+            query = select(func.count()).where(
+                job.c.state == JobState.QUEUED,
+                job.c.held == 0,
+                job.c.blockers == 0,
+                job.c.queue == one.queue,
+                ahead,
+            )
+            return int(conn.execute(query).scalar_one())
+
+        return self.database.read(ask)
+
+
+def without_checkpoint(one: Job) -> CheckpointNotFoundError:
+    """Why a job has no checkpoint, and what to do."""
+    origin = one.spec.get("source")
+    if one.kind in ("generate", "evaluate") and isinstance(origin, int):
+        return CheckpointNotFoundError(
+            f"job {one.id} is of kind {one.kind} and has no checkpoints", hint=f"job {origin} is its source"
+        )
+    if "deleted_at" in (one.result or {}):
+        return CheckpointNotFoundError(
+            f"the checkpoints of job {one.id} were deleted by ganq gc",
+            hint=f"ganq retry {one.id} trains it again",
+        )
+    if one.state.terminal:
+        return CheckpointNotFoundError(
+            f"job {one.id} has {how_it_ended(one.state)} and left no checkpoint",
+            hint=f"ganq retry {one.id} trains it again; or name another job",
+        )
+    return CheckpointNotFoundError(
+        f"job {one.id} has no checkpoint yet", hint=f"ganq status {one.id} shows how far it is"
+    )

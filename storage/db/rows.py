@@ -1,0 +1,238 @@
+"""What a row of the job table looks like to the rest of ganq: Job, Lease, Checkpoint and kin."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Row
+
+from jobs.errors import SpecError
+from jobs.kinds import KINDS, SPEC_VERSION
+from jobs.states import JobState
+from storage.db.json_object import MalformedJson
+
+SHOWN = 60
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, as it stood when it was read. Times are seconds since 1970, UTC."""
+
+    id: int
+    name: str | None
+    kind: str
+    queue: str
+    user: str
+    priority: int
+    spec: dict[str, Any]
+    spec_version: int
+    inputs: dict[str, Any] | None
+    state: JobState
+    attempt: int
+    worker: str | None
+    hb_seq: int
+    held: bool
+    blockers: int
+    not_before: float | None
+    cancel_requested_at: float | None
+    crash_count: int
+    progress: dict[str, Any] | None
+    result: dict[str, Any] | None
+    error_code: str | None
+    error_message: str | None
+    error_hint: str | None
+    bit_exact: bool | None
+    retry_of: int | None
+    preemptible: bool
+    part_of: int | None
+    sweep: str | None
+    yields: int
+    yielded_at: float | None
+    time_limit_s: float | None
+    ran_s: float
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    malformed: str | None = None
+    """Why no ganq can have written this row; what cannot be read in it is empty here."""
+
+    @classmethod
+    def from_row(cls, row: Row[Any]) -> "Job":
+        values: Mapping[Any, Any] = row._mapping
+        faults, repaired = _faults(values)
+        if repaired:
+            values = {**values, **repaired}
+        return cls(
+            **{name: values[name] for name in _COPIED},
+            state=state_of(values["state"]),
+            held=bool(values["held"]),
+            preemptible=bool(values["preemptible"]),
+            bit_exact=None if values["bit_exact"] is None else bool(values["bit_exact"]),
+            malformed="; ".join(faults) or None,
+        )
+
+    def spec_field(self, name: str) -> Any:
+        """
+        Return a field that every spec of this kind has.
+
+        Raises:
+            SpecError: no ganq wrote this one.
+        """
+        if name not in self.spec:
+            raise SpecError(
+                f"the spec of job {self.id} has no {name}: no ganq wrote it", hint=f"ganq status {self.id}"
+            )
+        return self.spec[name]
+
+
+_COPIED = tuple(set(Job.__dataclass_fields__) - {"state", "held", "preemptible", "bit_exact", "malformed"})
+REQUIRED_NUMBERS = (
+    *("priority", "spec_version", "attempt", "hb_seq", "held", "blockers", "crash_count", "waits"),
+    *("fresh_retries", "preemptible", "yields", "ran_s", "created_at"),
+)
+NUMBERS = (
+    *REQUIRED_NUMBERS,
+    *("not_before", "cancel_requested_at", "retry_of", "part_of", "preempt_for", "yielded_at", "rung_at"),
+    *("time_limit_s", "bit_exact", "started_at", "finished_at"),
+)
+"""Columns that hold a number or, where it is not required, NULL; SQLite takes text, too."""
+TEXTS = ("kind", "queue", "user")
+OBJECTS = ("spec", "inputs", "progress", "result")
+_STATES = frozenset(map(str, JobState))
+
+
+def _faults(values: Mapping[Any, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Find what no ganq writes into a row: what is wrong, and values to read instead."""
+    faults: list[str] = []
+    repaired: dict[str, Any] = {}
+    for name in NUMBERS:
+        if not isinstance(values[name], int | float | None):
+            faults.append(f"{name} is {_shown(values[name])}, not a number")
+            repaired[name] = 0 if name in REQUIRED_NUMBERS else None
+    for name in TEXTS:
+        if not isinstance(values[name], str):
+            faults.append(f"{name} is {_shown(values[name])}, not text")
+            repaired[name] = str(values[name])
+    for name in OBJECTS:
+        if isinstance(values[name], MalformedJson):
+            faults.append(f"{name} is {_shown(values[name].text)}, not a JSON object")
+    if values["spec"] is None:
+        faults.append("spec is null, not a JSON object")
+        repaired["spec"] = {}
+    if values["state"] not in _STATES:
+        faults.append(f"state is {_shown(values['state'])}")
+    kind = KINDS.get(repaired.get("kind", values["kind"]))
+    if kind is None and repaired.get("spec_version", values["spec_version"]) <= SPEC_VERSION:
+        faults.append(f"there is no job kind {_shown(values['kind'])}")
+    if kind is not None and kind.runner is None and values["state"] in ("queued", "running"):
+        faults.append(f"no worker runs the kind {kind.name}")
+    return faults, repaired
+
+
+def _shown(value: Any) -> str:
+    said = repr(value)
+    return said if len(said) <= SHOWN else f"{said[:SHOWN]}…"
+
+
+def state_of(value: str, unknown: JobState = JobState.FAILED) -> JobState:
+    """Return the state of a row; `unknown` for a word that ganq does not write."""
+    return JobState(value) if value in _STATES else unknown
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to work on a job: every write of a worker carries (job, attempt, token)."""
+
+    job: Job
+    attempt: int
+    token: str
+    claimed_at: float = field(default_factory=time.monotonic, compare=False)
+    """Monotonic seconds of the process that holds it."""
+
+    @property
+    def job_id(self) -> int:
+        return self.job.id
+
+    @property
+    def ran_s(self) -> float:
+        """Seconds since the claim."""
+        return time.monotonic() - self.claimed_at
+
+
+@dataclass(frozen=True)
+class WorkerIdentity:
+    """Who claims: enough to find out on the same machine whether it still lives."""
+
+    name: str
+    host: str
+    device: str
+    boot_id: str
+    pid: int
+    start_ticks: int
+    queues: tuple[str, ...]
+    version: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One registered checkpoint."""
+
+    id: int
+    job_id: int
+    attempt: int
+    kind: str
+    epoch: int
+    step: int
+    path: str
+    manifest_sha256: str
+    bytes: int
+    metric: float | None
+    created_at: float
+
+    @classmethod
+    def from_row(cls, row: Row[Any]) -> "Checkpoint":
+        values = row._mapping
+        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of a job's history."""
+
+    id: int
+    job_id: int
+    at: float
+    type: str
+    attempt: int | None
+    worker: str | None
+    detail: dict[str, Any] | None
+
+    @classmethod
+    def from_row(cls, row: Row[Any]) -> "Event":
+        values = row._mapping
+        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class WorkerRow:
+    """One worker, as it last spoke."""
+
+    name: str
+    host: str
+    boot_id: str | None
+    pid: int | None
+    start_ticks: int | None
+    device: str
+    queues: str
+    state: str
+    job_id: int | None
+    version: str
+    started_at: float
+    seen_at: float
+    silent_s: float
+
+    @classmethod
+    def from_row(cls, row: Row[Any]) -> "WorkerRow":
+        values = row._mapping
+        return cls(**{name: values[name] for name in cls.__dataclass_fields__})

@@ -1,0 +1,81 @@
+"""What a person wishes of a job that exists."""
+
+from sqlalchemy import Connection, update
+
+from jobs.errors import InvalidTransitionError
+from jobs.states import JobState
+from storage.db.rows import Job
+from storage.db.store.base import Store
+from storage.db.store.shards import hold_shards
+from storage.db.store.transitions import get_job, how_it_ended, leave, locked_job, record_event
+from storage.db.tables import job, utcnow
+
+
+class Control(Store):
+    """Cancel and hold."""
+
+    def request_cancel(self, job_id: int) -> Job:
+        """
+        Cancel a queued job at once, or ask its worker to stop it.
+
+        Raises:
+            JobNotFoundError, InvalidTransitionError: it is not there, or has already ended.
+        """
+
+        again = False
+
+        def work(conn: Connection) -> Job:
+            nonlocal again
+            row = locked_job(conn, job_id)
+            if again and row.state == JobState.CANCELLED:  # our own commit, whose answer was lost
+                return Job.from_row(row)
+            again = True
+            if row.part_of is not None:
+                raise InvalidTransitionError(
+                    f"job {job_id} is a part of job {row.part_of}, and goes with it",
+                    hint=f"ganq cancel {row.part_of}",
+                )
+            if JobState(row.state).terminal:
+                raise InvalidTransitionError(
+                    f"job {job_id} has already {how_it_ended(row.state)}",
+                    hint=f"ganq status {job_id} shows it",
+                )
+            if row.cancel_requested_at is None:
+                conn.execute(update(job).where(job.c.id == job_id).values(cancel_requested_at=utcnow()))
+                record_event(conn, job_id, "cancel_requested")
+            if row.state == JobState.QUEUED:
+                leave(conn, row, JobState.CANCELLED, None, {}, None)
+            return get_job(conn, job_id)
+
+        return self.database.write(work)
+
+    def hold(self, job_id: int, *, held: bool) -> Job:
+        """
+        Keep a queued job from being claimed, or let it go again.
+
+        Raises:
+            JobNotFoundError, InvalidTransitionError: it is not there, or not queued.
+        """
+
+        again = False
+
+        def work(conn: Connection) -> Job:
+            nonlocal again
+            row = locked_job(conn, job_id)
+            if again and row.state != JobState.QUEUED and not held and not row.held:
+                return Job.from_row(row)  # our own commit, whose answer was lost; it was claimed since
+            again = True
+            if row.state != JobState.QUEUED:
+                raise InvalidTransitionError(
+                    f"job {job_id} is {row.state}, and only a queued job can be held or released",
+                    hint=f"ganq cancel {job_id} stops it"
+                    if row.state == JobState.RUNNING
+                    else f"ganq retry {job_id} does it again",
+                )
+            if bool(row.held) != held:
+                conn.execute(update(job).where(job.c.id == job_id).values(held=int(held), rung_at=None))
+                hold_shards(conn, job_id, held=held)
+                record_event(conn, job_id, "held" if held else "unheld")
+            return get_job(conn, job_id)
+
+        return self.database.write(work)

@@ -1,0 +1,236 @@
+"""
+The tables. Times are seconds since 1970 (UTC), taken from the database's own clock.
+Their indexes with a condition stand in storage/db/indexes.py.
+
+job           what was asked and where it stands; (attempt, lease_token) is the fence
+attempt       one row per claim; at most one open per job
+checkpoint    the pointers that make a checkpoint's folder real
+event         append-only: what happened to a job, written in the same transaction
+worker        who is there
+dependency    job waits for needs
+share         when each user was last served
+quota         how many jobs of a user or a queue may run at once
+schema_info   the oldest code that may work on these tables
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
+
+from storage.db.json_object import JsonObject
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+metadata = MetaData(naming_convention=NAMING)
+
+Json = JsonObject()
+
+# SQLite gives an auto-incremented id to INTEGER only.
+Id = BigInteger().with_variant(Integer(), "sqlite")
+
+# The planner of SQLite matches a partial index by its text: queries use the same literals.
+CLAIMABLE = "state = 'queued' AND held = 0 AND blockers = 0 AND not_before IS NULL"
+RIPENING = "state = 'queued' AND not_before IS NOT NULL"
+YIELDED = "state = 'queued' AND yielded_at IS NOT NULL"
+RUNNING = "state = 'running'"
+
+
+CLOCKS = {
+    "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
+    # now() would be the start of the transaction, which may have waited for a lock.
+    "postgresql": "extract(epoch FROM clock_timestamp())::double precision",
+}
+
+
+def indexed_by(dialect: str, index: str) -> str:
+    """
+    SQLite prefers an index with `state` in it, and reads all rows of that state, unless it is told.
+
+    Postgres must have none: it leaves out a condition that a partial index implies, and
+    without one on the first column it reads the index from its beginning.
+    """
+    return f"INDEXED BY {index}" if dialect == "sqlite" else ""
+
+
+class utcnow(FunctionElement[float]):  # noqa: N801 - reads as SQL
+    """
+    The database's clock at the moment of the statement, in seconds since 1970.
+
+    A FunctionElement, because SQLAlchemy cannot cache a statement that holds a bare
+    ColumnElement of ours: compiling it again each time took half of a claim's time.
+    """
+
+    type: TypeEngine[float] = Double()
+    name = "utcnow"
+    inherit_cache = True
+
+
+@compiles(utcnow)
+def _utcnow(element: Any, compiler: Any, **kw: Any) -> str:
+    return CLOCKS[compiler.dialect.name]
+
+
+job = Table(
+    "job",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("submit_key", String(64), nullable=False, unique=True),
+    Column("name", String(64), index=True),
+    Column("kind", String(32), nullable=False),
+    Column("queue", String(64), nullable=False),
+    Column("user", String(64), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("spec", Json, nullable=False),
+    Column("spec_version", Integer, nullable=False),
+    Column("inputs", Json),  # pinned at the first attempt: which checkpoint, which pictures
+    Column("state", String(16), nullable=False),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("lease_token", String(32)),
+    Column("worker", String(128)),
+    Column("hb_seq", BigInteger, nullable=False, server_default=text("0")),
+    Column("held", Integer, nullable=False, server_default=text("0")),
+    Column("blockers", Integer, nullable=False, server_default=text("0")),
+    Column("not_before", Double),
+    Column("cancel_requested_at", Double),
+    Column("crash_count", Integer, nullable=False, server_default=text("0")),
+    Column("waits", Integer, nullable=False, server_default=text("0")),
+    Column("fresh_retries", Integer, nullable=False, server_default=text("0")),
+    Column("progress", Json),  # done, total, unit, rate, epoch, epochs, phase
+    Column("result", Json),
+    Column("error_code", String(32)),
+    Column("error_message", Text),
+    Column("error_hint", Text),
+    Column("bit_exact", Integer),
+    Column("retry_of", Id, ForeignKey("job.id")),
+    Column("rung_at", Double),
+    Column("created_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("finished_at", Double),
+    Column("part_of", Id),  # the job whose share of pictures this one makes
+    Column("sweep", String(64)),  # the array that it was submitted with
+    Column("preemptible", Integer, nullable=False, server_default=text("0")),
+    Column("preempt_for", Id),  # a waiting job for which this one is asked to yield
+    Column("yields", Integer, nullable=False, server_default=text("0")),
+    Column("yielded_at", Double),
+    Column("time_limit_s", Double),
+    Column("ran_s", Double, nullable=False, server_default=text("0")),  # of attempts that have ended
+    Index("ix_job_state_id", "state", "id"),
+    sqlite_autoincrement=True,
+)
+
+attempt = Table(
+    "attempt",
+    metadata,
+    Column("job_id", Id, ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("lease_token", String(32), nullable=False),
+    Column("worker", String(128), nullable=False),
+    Column("host", String(128)),
+    Column("device", String(128)),
+    Column("boot_id", String(64)),
+    Column("pid", Integer),
+    Column("start_ticks", BigInteger),
+    Column("started_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("outcome", String(16)),
+    Column("error_code", String(32)),
+    Column("error_message", Text),
+)
+
+checkpoint = Table(
+    "checkpoint",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("job_id", Id, ForeignKey("job.id", ondelete="CASCADE"), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("kind", String(16), nullable=False),  # resume, epoch, final, import
+    Column("epoch", Integer, nullable=False),
+    Column("step", BigInteger, nullable=False),
+    Column("path", Text, nullable=False),  # relative to the volume
+    Column("manifest_sha256", String(64), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("metric", Double),
+    Column("created_at", Double, nullable=False),
+    Index("ix_checkpoint_job_id_step", "job_id", "step"),
+    sqlite_autoincrement=True,
+)
+
+event = Table(
+    "event",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("job_id", Id, ForeignKey("job.id", ondelete="CASCADE"), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("type", String(32), nullable=False),
+    Column("attempt", Integer),
+    Column("worker", String(128)),
+    Column("detail", Json),
+    Index("ix_event_job_id_id", "job_id", "id"),
+    sqlite_autoincrement=True,
+)
+
+worker = Table(
+    "worker",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("host", String(128), nullable=False),
+    Column("boot_id", String(64)),
+    Column("pid", Integer),
+    Column("start_ticks", BigInteger),
+    Column("device", String(128), nullable=False),
+    Column("queues", Text, nullable=False),
+    Column("state", String(16), nullable=False),  # starting, idle, busy, draining, stopped
+    Column("job_id", Id),
+    Column("version", String(32), nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("seen_at", Double, nullable=False),
+)
+
+dependency = Table(
+    "dependency",
+    metadata,
+    Column("job_id", Id, ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
+    Column("needs", Id, ForeignKey("job.id", ondelete="CASCADE"), primary_key=True, index=True),
+)
+
+share = Table(
+    "share",
+    metadata,
+    Column("user", String(64), primary_key=True),
+    Column("served_at", Double, nullable=False),
+)
+
+quota = Table(
+    "quota",
+    metadata,
+    Column("scope", String(16), primary_key=True),  # user, queue
+    Column("name", String(64), primary_key=True),  # '*': each that has no row of its own
+    Column("max_running", Integer, nullable=False),
+)
+
+schema_info = Table(
+    "schema_info",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("compatible_from", String(32), nullable=False),
+    Column("installation", String(16)),  # prefix of its notifications in Redis
+)

@@ -1,0 +1,388 @@
+"""
+`ganq gc`: finds what nobody needs any more on the volume, and deletes it.
+
+plan() changes nothing. sweep() looks again right before each deletion; it then renames
+to a `.trash-` name, so that a reader sees all of a folder or none of it, and deletes
+that. Killed anywhere, the next run goes on: the trash is garbage itself. What a row
+points to is taken out of the table first.
+"""
+
+import errno
+import fcntl
+import os
+import secrets
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from sqlalchemy import Connection, text
+
+from jobs.errors import StorageError, VolumeError
+from jobs.failpoints import failpoint
+from storage.datasets.cache import INDEX
+from storage.db.engine import Database
+from storage.gc import policy as rules
+from storage.gc import scan as facts
+from storage.gc.delete import delete_tree, opened
+from storage.gc.policy import TRASH, JobFacts, Policy, Reason
+from storage.volume.layout import Volume
+from storage.volume.ownership import recorded_spec
+
+AT_ONCE = 200
+"""Jobs that one transaction asks about."""
+SAMPLED = 100
+BUSY = (errno.EBUSY, errno.ENOTEMPTY)
+"""NFS keeps a file that somebody reads under another name until they close it."""
+ADVISORY_LOCK = 0x67616E71676300  # 'ganqgc'
+
+
+Found = tuple[str, Reason, int | None]
+"""(path relative to the volume, reason, job)."""
+
+
+class CollectorBusyError(StorageError):
+    """Another gc of this job table is at work."""
+
+    code = "GC_RUNNING"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that may go: a file, a link, or a folder as a whole."""
+
+    path: str
+    """Relative to the volume."""
+    reason: Reason
+    bytes: int
+    job_id: int | None = None
+    cache: rules.Cache | None = None
+
+
+@dataclass
+class Plan:
+    """What may go, and what looks like it and stays, with the reason."""
+
+    items: list[Item] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Swept:
+    """What sweep() did."""
+
+    gone: list[Item] = field(default_factory=list)
+    kept: list[tuple[Item, str]] = field(default_factory=list)
+    """Needed after all, changed meanwhile, or in use: nothing is wrong."""
+    failed: list[tuple[Item, str]] = field(default_factory=list)
+
+
+class Collector:
+    """One look at one volume with its job table."""
+
+    def __init__(self, database: Database, volume: Volume, policy: Policy | None = None) -> None:
+        self.database = database
+        self.volume = volume
+        self.policy = policy or Policy()
+
+    # --- planning -------------------------------------------------------------------------
+
+    def plan(self) -> Plan:
+        """
+        Raises:
+            VolumeError: there is no volume, or it is not the one of this job table.
+            DatabaseUnavailableError: nobody can say what is needed.
+        """
+        plan = Plan()
+        for name in ("jobs", "datasets", "latest"):
+            if (self.volume.root / name).is_symlink():
+                plan.notes.append(f"{name} is a link, and was not looked into")
+        now = facts.volume_clock(self.volume)
+        folders = facts.job_folders(self.volume)
+        known = self.database.read(facts.known_jobs)
+        self._require_same(folders, known)
+        items = self._loose(now)
+        items += self._of_nobody(sorted(set(folders) - known), max(known, default=0), now, plan)
+        ours = sorted(set(folders) & known)
+        for start in range(0, len(ours), AT_ONCE):
+            items += self._of_jobs(ours[start : start + AT_ONCE], plan)
+        unused = {f"datasets/{one.fingerprint}": one for one in self._datasets(now)}
+        items += [(path, Reason.DATASET, None) for path in unused]
+        items += self._links(now, [path for path, _, _ in items])
+        for path, reason, job_id in items:
+            try:
+                size = facts.measure(self.volume.root / path)[0]
+                plan.items.append(Item(path, reason, size, job_id, unused.get(path)))
+            except facts.MountedError as exc:
+                plan.notes.append(str(exc))
+            except FileNotFoundError:
+                continue  # its writer has just renamed or deleted it
+            except OSError as exc:
+                plan.notes.append(f"{path} cannot be looked at: {(exc.strerror or str(exc)).lower()}")
+        return plan
+
+    def _require_same(self, folders: dict[int, str], known: set[int]) -> None:
+        """
+        Raises:
+            VolumeError: most of what lies here is of jobs that this table does not have.
+        """
+        ours = facts.sample(set(folders) & known, SAMPLED)
+        said = {one: recorded_spec(self.volume, one) for one in ours}
+
+        def compare(conn: Connection) -> list[bool]:
+            rows = facts.job_facts(conn, ours)
+            imports = [
+                True
+                for one in ours
+                if said[one] is None and rows[one].kind == "import" and self._has_checkpoint(rows[one])
+            ]
+            return imports + [
+                facts.belongs(conn, rows[one], spec) for one, spec in said.items() if spec is not None
+            ]
+
+        same = self.database.read(compare)
+        strangers = len(set(folders) - known)
+        trusted = len(set(folders) & known) * same.count(True) / max(len(same), 1)
+        if strangers > trusted or same.count(False) > same.count(True):
+            raise VolumeError(
+                f"{self.volume.root} is not this job table's volume: of its {len(folders)} job folders, "
+                f"{strangers} have no job, and {same.count(False)} of {len(same)} that were compared "
+                "are of other jobs",
+                hint="check GANQ_VOLUME and GANQ_DATABASE_URL (ganq doctor shows both); nothing was deleted",
+            )
+
+    def _has_checkpoint(self, job: JobFacts) -> bool:
+        return any((self.volume.root / path).is_dir() for path in job.checkpoints)
+
+    def _of_nobody(self, ids: Sequence[int], newest: int, now: float, plan: Plan) -> list[Found]:
+        """Folders of jobs that were never committed: an import that was killed."""
+        found: list[Found] = []
+        for job_id in ids:
+            folder = self.volume.job(job_id)
+            with suppress(OSError):  # gone, or not ours to look at
+                if job_id > newest:
+                    # A table from a backup knows less than the volume, and those are results.
+                    plan.notes.append(
+                        f"jobs/{folder.name} stays: the table ends at job {newest}, and may be an older copy"
+                    )
+                elif now - facts.measure(folder)[1] >= self.policy.temp_s:
+                    found.append((f"jobs/{folder.name}", Reason.NO_JOB, None))
+        return found
+
+    def _of_jobs(self, ids: Sequence[int], plan: Plan | None) -> list[Found]:
+        """What a few jobs have left behind, and what may be given up of them."""
+        seen = {one: facts.see_job(self.volume, one) for one in ids}  # before the table is asked
+        policy = self.policy
+
+        def ask(conn: Connection) -> list[Found]:
+            found: list[Found] = []
+            known = facts.job_facts(conn, ids)
+            needed = facts.needed_jobs(conn) if policy.jobs_s is not None else {}
+            for job_id, job in known.items():
+                going = dict(rules.leftovers(job, seen[job_id], policy))
+                if job_id not in needed:
+                    going = {**dict(rules.results(job, seen[job_id], policy)), **going}
+                if not going:
+                    continue
+                said = recorded_spec(self.volume, job_id)
+                if said is None:
+                    continue  # an import, or an attempt that died before its first word of progress
+                if not facts.belongs(conn, job, said):
+                    if plan is not None:
+                        plan.notes.append(f"{seen[job_id].folder} stays: it is of another job {job_id}")
+                    continue
+                found += [(path, reason, job_id) for path, reason in going.items()]
+            return found
+
+        found = self.database.read(ask, patience_s=30.0)
+        as_a_whole = {path for path, reason, _ in found if reason in (Reason.RESULTS, Reason.PART)}
+        return [one for one in found if not _inside(one[0], as_a_whole)]
+
+    def _loose(self, now: float) -> list[Found]:
+        """Temporary names that belong to no attempt."""
+        volume = self.volume
+        found: list[Found] = []
+        for folder, pattern in (
+            (volume.root, rules.ROOT_TEMPS),
+            (volume.jobs, rules.JOB_TEMPS),
+            (volume.latest, rules.LINK_TEMPS),
+            (volume.datasets, rules.DATASET_TEMPS),
+        ):
+            names = facts.names(folder)
+            readers, there = [], []
+            if folder == volume.datasets and any(map(pattern.fullmatch, names)):
+                readers = self.database.read(facts.picture_readers)
+                there = [name for name in names if (folder / name / INDEX).is_file()]
+            for name in names:
+                path = folder / name
+                if rules.TRASHED.fullmatch(name):
+                    found.append((volume.relative(path), Reason.TRASH, None))
+                elif pattern.fullmatch(name):
+                    with suppress(OSError):
+                        age_s = now - facts.measure(path)[1]
+                        if rules.abandoned(age_s, readers, there, self.policy):
+                            found.append((volume.relative(path), Reason.UNFINISHED, None))
+        return found
+
+    def _datasets(self, now: float) -> list[rules.Cache]:
+        age_s = self.policy.datasets_s
+        if age_s is None:
+            return []
+        seen = list(facts.caches(self.volume, now))
+        readers = self.database.read(facts.picture_readers)
+        return [one for one in seen if rules.unused(one, readers, age_s)]
+
+    def _links(self, now: float, going: Sequence[str]) -> list[Found]:
+        """Our own links in latest/ that point nowhere, or will when the sweep is over."""
+        found: list[Found] = []
+        for entry in facts.entries(self.volume.latest):
+            with suppress(OSError):
+                if not entry.is_symlink() or entry.name.startswith("."):
+                    continue
+                target = os.readlink(entry.path)
+                if not rules.LINK_TARGET.fullmatch(target):
+                    continue
+                where = target.removeprefix("../")
+                lost = not os.path.lexists(self.volume.root / where) or _inside(where, set(going))
+                if lost and now - entry.stat(follow_symlinks=False).st_mtime >= self.policy.temp_s:
+                    found.append((f"latest/{entry.name}", Reason.LINK, None))
+        return found
+
+    # --- sweeping -------------------------------------------------------------------------
+
+    def sweep(self, plan: Plan) -> Swept:
+        """
+        Delete what was planned and is garbage still.
+
+        Raises:
+            DatabaseUnavailableError: nothing further was deleted.
+        """
+        done = Swept()
+        by_job: dict[int, list[Item]] = defaultdict(list)
+        loose = []
+        for item in plan.items:
+            if item.job_id is None:
+                loose.append(item)
+            else:
+                by_job[item.job_id].append(item)
+        ids = sorted(by_job)
+        for start in range(0, len(ids), AT_ONCE):
+            some = ids[start : start + AT_ONCE]
+            self._give_up([one for job_id in some for one in by_job[job_id]], done)
+            for job_id in some:
+                self._sweep_job(job_id, by_job[job_id], done)
+        for item in loose:
+            self._sweep_loose(item, done)
+        return done
+
+    def _give_up(self, items: Sequence[Item], done: Swept) -> None:
+        """Take pointers out of the table, before what they point to is touched."""
+        ids = sorted({one.job_id for one in items if one.reason is Reason.RESULTS and one.job_id})
+        age_s = self.policy.jobs_s
+        if not ids or age_s is None:
+            return
+
+        self.database.write(partial(facts.give_up, ids=ids, age_s=age_s))
+        failpoint("gc.given_up")
+
+    def _sweep_job(self, job_id: int, items: Sequence[Item], done: Swept) -> None:
+        # Without --jobs: what was given up is a leftover now, and what was not is none.
+        fresh = Collector(self.database, self.volume, Policy(grace_s=self.policy.grace_s))
+        still = {path for path, _, _ in fresh._of_jobs([job_id], None)}
+        for item in items:
+            if item.path in still or _inside(item.path, still):
+                self._remove(item, done)
+            else:
+                done.kept.append((item, f"job {job_id} has it, or is needed again"))
+
+    def _sweep_loose(self, item: Item, done: Swept) -> None:
+        if item.reason is Reason.NO_JOB:
+            job_id = int(PurePosixPath(item.path).name)
+            if self.database.read(lambda conn: facts.job_facts(conn, [job_id])):
+                done.kept.append((item, "there is such a job now"))
+                return
+        ask: Callable[[int, str], str | None] | None = None
+        if item.cache is not None:
+            ask = partial(self._still_read, item.cache)
+        elif item.reason is Reason.LINK:
+            ask = self._still_a_link
+        self._remove(item, done, ask)
+
+    def _still_read(self, cache: rules.Cache, folder: int, trash: str) -> str | None:
+        """
+        Asked once the folder has been renamed: a job that opened it before was claimed before,
+        and is seen here. One that comes later finds no data set, and decodes it again.
+        """
+        readers = self.database.read(facts.picture_readers)
+        return None if rules.unused(cache, readers, self.policy.datasets_s or 0.0) else "a job reads it"
+
+    def _still_a_link(self, folder: int, trash: str) -> str | None:
+        """A worker may have pointed it at a new attempt since it was planned."""
+        where = os.readlink(trash, dir_fd=folder).removeprefix("../")
+        return "it was made anew" if os.path.lexists(self.volume.root / where) else None
+
+    def _remove(self, item: Item, done: Swept, ask: Callable[[int, str], str | None] | None = None) -> None:
+        """Rename, then delete; `ask` may say in between why it must be given back."""
+        path = PurePosixPath(item.path)
+        try:
+            with opened(self.volume.root, path.parent) as folder:
+                trash = path.name
+                if not rules.TRASHED.fullmatch(trash):
+                    trash = f"{TRASH}{secrets.token_hex(6)}"
+                    os.rename(path.name, trash, src_dir_fd=folder, dst_dir_fd=folder)
+                    failpoint("gc.renamed")
+                    why: str | None = "the job table went away"
+                    try:
+                        why = ask(folder, trash) if ask is not None else None
+                    finally:
+                        if why is not None:
+                            os.rename(trash, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+                    if why is not None:
+                        done.kept.append((item, why))
+                        return
+                delete_tree(folder, trash)
+        except FileNotFoundError:
+            done.kept.append((item, "it has gone by itself"))
+        except OSError as exc:
+            told = (exc.strerror or str(exc)).lower()
+            (done.kept if exc.errno in BUSY else done.failed).append((item, told))
+        else:
+            failpoint("gc.deleted")
+            done.gone.append(item)
+
+
+def _inside(path: str, folders: set[str]) -> bool:
+    return any(str(one) in folders for one in PurePosixPath(path).parents)
+
+
+@contextmanager
+def alone(database: Database) -> Iterator[None]:
+    """
+    One gc at a time for one job table. Two would do no harm, but each would report half.
+
+    Raises:
+        GarbageBusyError: another one is at work.
+    """
+    busy = CollectorBusyError("another ganq gc is at work", hint="wait until it has ended")
+    if database.is_sqlite:
+        path = Path(database.url.removeprefix("sqlite:///"))
+        # The folder itself is locked, so that no file is left behind; the kernel lets go at any death.
+        fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as exc:
+                raise busy from exc
+            yield
+        finally:
+            os.close(fd)
+        return
+    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+        if not conn.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": ADVISORY_LOCK}).scalar_one():
+            raise busy
+        try:
+            yield
+        finally:
+            conn.invalidate()  # with the session goes its lock, also where the server cannot be asked

@@ -1,0 +1,1 @@
+"""Published results: write, read, verify and convert generated images."""

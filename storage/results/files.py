@@ -1,0 +1,76 @@
+"""
+Files of a result that its row names with their sha-256, beside the pictures of the manifest.
+
+Films, overviews and the report of an evaluation: few, so that the row itself can list them.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.errors import ForeignFileError, StorageError
+from storage.volume.durable import sha256_file, write_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+REPORTS = re.compile(r"evaluation\.json|neighbours\.png")
+"""The names of what an evaluation writes."""
+
+
+def write_files(folder: Path, files: "Mapping[str, bytes | NDArray[np.uint8]]") -> list[dict[str, Any]]:
+    """
+    Write files, each whole or not at all; pixels become a PNG.
+
+    Returns:
+        name, bytes and sha256 of each, as verify_files() wants them.
+
+    Raises:
+        DiskFullError, VolumeError: what could not be written is not there.
+    """
+    from storage.results.codecs import encode_png
+
+    written = []
+    for name, content in files.items():
+        data = content if isinstance(content, bytes) else encode_png(content)
+        digest = write_bytes(folder / name, data)
+        written.append({"name": name, "bytes": len(data), "sha256": digest})
+    return written
+
+
+def require_sha256(path: Path, expected: str) -> None:
+    """
+    Raises:
+        ForeignFileError: the file is not there, or another one than was meant.
+    """
+    try:
+        found = sha256_file(path)
+    except OSError as exc:
+        raise ForeignFileError(
+            f"{path} cannot be read: {(exc.strerror or str(exc)).lower()}",
+            hint="check the path on the worker",
+        ) from exc
+    if found != expected:
+        raise ForeignFileError(
+            f"{path} has the sha-256 {found[:12]}…, not {expected[:12]}…",
+            hint="it is another file, or was changed; get it again from where it comes from",
+        )
+
+
+def verify_files(folder: Path, files: Iterable[Mapping[str, Any]]) -> None:
+    """
+    Check the files that a result lists.
+
+    Args:
+        folder: of the attempt that made them.
+        files: name (relative to the folder), bytes and sha256 of each.
+
+    Raises:
+        StorageError: one is missing, or is not the one that was registered.
+    """
+    for one in files:
+        path = folder / one["name"]
+        if not path.is_file() or path.stat().st_size != one["bytes"] or sha256_file(path) != one["sha256"]:
+            raise StorageError(f"{path} is missing or has changed since it was published")

@@ -1,0 +1,349 @@
+"""
+What holds the pictures of a result: a folder of files, tar archives, one npz.
+
+A container writes under temporary names in the attempt's folder; the sink
+(storage/results/writer.py) makes them durable, gives them their names and lists the pictures in
+the manifest. A new format of `--format` is a line in FORMATS.
+"""
+
+import errno
+import hashlib
+import io
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+from jobs.context import Made
+from jobs.errors import StorageError
+from storage.results import codecs
+from storage.results.codecs import Codec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+IMAGES, GRIDS, MANIFEST, NPZ = "images", "grids", "manifest.jsonl", "pictures.npz"
+RESULT = re.compile(rf"{IMAGES}|{GRIDS}|{re.escape(MANIFEST)}|shard-\d+\.tar|{re.escape(NPZ)}")
+"""The names of which a published result consists."""
+DIGITS = 6
+PICTURES_IN_A_TAR = 10_000
+"""Fixed, so that the archives do not depend on how a job was split."""
+NO_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system says that makes no hard links."""
+WRITE_BUFFER = 1 << 20
+
+Where = dict[str, Any]
+"""Where a picture lies, as its line in the manifest says: file, and of an archive offset."""
+
+
+class Container(Protocol):
+    """Takes encoded pictures one by one; nothing has its final name before the sink renames it."""
+
+    def begin(self) -> None:
+        """Make what must be there before the first picture."""
+
+    def put(self, number: int, data: bytes, record: dict[str, Any]) -> Where:
+        """
+        Write one picture.
+
+        Args:
+            number: what it is called after.
+            record: its line: seed, draw, score, bytes, sha256, and shape where the codec has none.
+        """
+
+    def adopt(self, number: int, made: Made) -> Where:
+        """Take over a picture that a part of the job has made."""
+
+    def disk_bytes(self, size: int) -> int:
+        """What a picture of so many bytes takes on the disk."""
+
+    def finish(self) -> list[dict[str, Any]]:
+        """After the last picture: the manifest's lines about whole archives."""
+
+    def renames(self) -> Iterator[tuple[Path, str]]:
+        """What there is, and the name that it gets."""
+
+    def discard(self) -> None:
+        """Remove what was written."""
+
+
+def bytes_of(made: Made) -> bytes:
+    """
+    The encoded picture, wherever it lies.
+
+    Raises:
+        StorageError: there is less of it than its line says.
+    """
+    with open(made.path, "rb") as file:
+        file.seek(made.offset)
+        data = file.read(made.record["bytes"])
+    if len(data) != made.record["bytes"]:
+        raise StorageError(f"{made.path} is shorter than its manifest says")
+    return data
+
+
+def pixels_of(made: Made) -> "NDArray[np.uint8]":
+    """
+    What a published picture shows, whatever its format: uint8 (H, W, 3).
+
+    Raises:
+        OSError, StorageError: it is not there, or not whole.
+    """
+    import numpy as np
+
+    data = bytes_of(made)
+    if (shape := made.record.get("shape")) is not None:
+        return np.frombuffer(data, np.uint8).reshape(shape)
+    return codecs.decode(data)
+
+
+class Folder:
+    """A file for each picture: images/000000.png."""
+
+    def __init__(self, folder: Path, mark: str, codec: Codec, total: int | None) -> None:
+        self.temp = folder / f"{IMAGES}{mark}"
+        self.codec = codec
+        self._block = 1
+
+    def begin(self) -> None:
+        self.temp.mkdir()
+        self._block = os.statvfs(self.temp).f_frsize or 1
+
+    def put(self, number: int, data: bytes, record: dict[str, Any]) -> Where:
+        name = self._name(number)
+        # Three system calls; open() would make six, and a picture is little more than its file.
+        fd = os.open(f"{self.temp}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            if os.write(fd, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+        finally:
+            os.close(fd)
+        return {"file": f"{IMAGES}/{name}"}
+
+    def adopt(self, number: int, made: Made) -> Where:
+        """A hard link: no byte is written twice, and the part's own folder may go afterwards."""
+        name = self._name(number)
+        try:
+            os.link(made.path, f"{self.temp}/{name}")
+        except OSError as exc:
+            if exc.errno not in NO_LINKS:
+                raise
+            shutil.copyfile(made.path, self.temp / name)
+        return {"file": f"{IMAGES}/{name}"}
+
+    def _name(self, number: int) -> str:
+        return f"{number:0{DIGITS}d}{self.codec.suffix}"
+
+    def disk_bytes(self, size: int) -> int:
+        return -(-size // self._block) * self._block
+
+    def finish(self) -> list[dict[str, Any]]:
+        return []
+
+    def renames(self) -> Iterator[tuple[Path, str]]:
+        yield self.temp, IMAGES
+
+    def discard(self) -> None:
+        shutil.rmtree(self.temp, ignore_errors=True)
+
+
+class HashedFile(io.RawIOBase):
+    """An append-only file under a temporary name, whose sha-256 is known without reading it again."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path = path
+        self.name = name
+        self._file: IO[bytes] = open(path, "xb", buffering=WRITE_BUFFER)  # noqa: SIM115 - closed by close()
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._file.write(data)
+        self._digest.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    def line(self) -> dict[str, Any]:
+        """Close it; its line in the manifest."""
+        self.close()
+        return {"archive": self.name, "bytes": self.size, "sha256": self._digest.hexdigest()}
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class Tars:
+    """Archives of so many pictures each: shard-00000.tar with 000000.png …; equal pictures, equal bytes."""
+
+    def __init__(self, folder: Path, mark: str, codec: Codec, total: int | None) -> None:
+        self.folder, self.mark, self.codec = folder, mark, codec
+        self.tars: list[HashedFile] = []
+        self.lines: list[dict[str, Any]] = []
+        self._in_this = 0
+
+    def begin(self) -> None:
+        self._next()
+
+    def _next(self) -> None:
+        name = f"shard-{len(self.tars):05d}.tar"
+        self.tars.append(HashedFile(self.folder / f"{name}{self.mark}", name))
+        self._in_this = 0
+
+    def put(self, number: int, data: bytes, record: dict[str, Any]) -> Where:
+        if self._in_this == PICTURES_IN_A_TAR:
+            self._end()
+            self._next()
+        about = tarfile.TarInfo(f"{number:0{DIGITS}d}{self.codec.suffix}")
+        about.size = len(data)
+        tar = self.tars[-1]
+        tar.write(about.tobuf(tarfile.USTAR_FORMAT))
+        offset = tar.tell()
+        tar.write(data)
+        tar.write(bytes(-len(data) % tarfile.BLOCKSIZE))
+        self._in_this += 1
+        return {"file": tar.name, "member": about.name, "offset": offset}
+
+    def adopt(self, number: int, made: Made) -> Where:
+        return self.put(number, bytes_of(made), made.record)
+
+    def disk_bytes(self, size: int) -> int:
+        return size + -size % tarfile.BLOCKSIZE + tarfile.BLOCKSIZE
+
+    def _end(self) -> None:
+        """Two empty blocks, filled up to a record, as tar itself ends an archive."""
+        tar = self.tars[-1]
+        tar.write(bytes(2 * tarfile.BLOCKSIZE))
+        tar.write(bytes(-tar.tell() % tarfile.RECORDSIZE))
+        self.lines.append(tar.line())
+
+    def finish(self) -> list[dict[str, Any]]:
+        self._end()
+        return self.lines
+
+    def renames(self) -> Iterator[tuple[Path, str]]:
+        for one in self.tars:
+            yield one.path, one.name
+
+    def discard(self) -> None:
+        for one in self.tars:
+            with suppress(OSError):  # a full disk, told already: closing writes what is left
+                one.close()
+            with suppress(OSError):
+                one.path.unlink(missing_ok=True)
+
+
+class Npz:
+    """
+    One file that numpy.load() reads: pictures (N, H, W, 3) uint8, numbers (N,) int64, scores (N,) float64.
+
+    Scores are NaN where none were asked for. The pixels go to the disk as they come; the
+    header says how many there will be, so that number must be known.
+    """
+
+    def __init__(self, folder: Path, mark: str, codec: Codec, total: int | None) -> None:
+        assert total is not None, "an npz begins with the number of its pictures"
+        self.folder, self.total = folder, total
+        self.path = folder / f"{NPZ}{mark}"
+        self.file: HashedFile | None = None
+        self._pixels: IO[bytes] | None = None
+        self._written = 0
+
+    def begin(self) -> None:
+        self.file = HashedFile(self.path, NPZ)
+        self._zip = zipfile.ZipFile(self.file, "w", zipfile.ZIP_STORED, allowZip64=True)
+        # Files without a name: nothing of them is left, however this process ends.
+        self._numbers = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - closed by finish(), discard()
+        self._scores = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
+
+    def put(self, number: int, data: bytes, record: dict[str, Any]) -> Where:
+        import numpy as np
+
+        assert self.file is not None
+        if self._pixels is None:
+            self._pixels = self._member("pictures", "|u1", (self.total, *record["shape"]))
+        offset = self.file.tell()
+        self._pixels.write(data)
+        self._numbers.write(np.int64(record["draw"]).tobytes())
+        self._scores.write(np.float64(_nan_if_none(record["score"])).tobytes())
+        self._written += 1
+        return {"file": NPZ, "offset": offset}
+
+    def _member(self, name: str, kind: str, shape: tuple[int, ...]) -> IO[bytes]:
+        from numpy.lib import format as npy
+
+        # A fixed date: the same pictures are the same bytes tomorrow.
+        about = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+        member = self._zip.open(about, "w", force_zip64=True)
+        npy.write_array_header_1_0(member, {"descr": kind, "fortran_order": False, "shape": shape})
+        return member
+
+    def adopt(self, number: int, made: Made) -> Where:
+        return self.put(number, bytes_of(made), made.record)
+
+    def disk_bytes(self, size: int) -> int:
+        return size + 16
+
+    def finish(self) -> list[dict[str, Any]]:
+        if self._written != self.total:
+            raise StorageError(f"{self._written} pictures came where {self.total} were due")
+        assert self.file is not None
+        assert self._pixels is not None
+        self._pixels.close()
+        for name, kind, column in (("numbers", "<i8", self._numbers), ("scores", "<f8", self._scores)):
+            column.seek(0)
+            with self._member(name, kind, (self.total,)) as member:
+                shutil.copyfileobj(column, member, WRITE_BUFFER)
+            column.close()
+        self._zip.close()
+        return [self.file.line()]
+
+    def renames(self) -> Iterator[tuple[Path, str]]:
+        yield self.path, NPZ
+
+    def discard(self) -> None:
+        if self.file is None:
+            return
+        # zipfile wants to write the archive's end, which a full disk has no room for.
+        self._zip.fp = io.BytesIO()
+        for one in (self._pixels, self._zip, self._numbers, self._scores, self.file):
+            with suppress(OSError):
+                if one is not None:
+                    one.close()
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+
+def _nan_if_none(score: float | None) -> float:
+    return float("nan") if score is None else score
+
+
+@dataclass(frozen=True)
+class Format:
+    """One word of `--format`."""
+
+    codec: Codec
+    container: type[Folder] | type[Tars] | type[Npz]
+
+
+FORMATS = {
+    "png": Format(codecs.PNG, Folder),
+    "webp": Format(codecs.WEBP, Folder),
+    "jpeg": Format(codecs.JPEG, Folder),
+    "tar": Format(codecs.PNG, Tars),
+    "npz": Format(codecs.RAW, Npz),
+}

@@ -1,0 +1,1 @@
+"""The shared volume: layout, durable writes, checkpoints."""

@@ -1,0 +1,114 @@
+"""
+Checkpoint folders: what lies in them, and how they are written and read back.
+
+    state.safetensors      all that a run needs to go on
+    generator.safetensors  all that generation needs: EMA generator and discriminator
+    state.json             facts to rebuild the networks and counters
+    MANIFEST.json          sha-256 of each; its own sha-256 stands in the job table
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from jobs.context import Snapshot
+from storage.volume.durable import read_verified, write_folder
+from storage.volume.layout import Volume
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST_ROOM = 64 * 1024
+"""Bytes of state.json and MANIFEST.json, at most."""
+
+STATE, GENERATOR, FACTS = "state.safetensors", "generator.safetensors", "state.json"
+
+
+class Pointer(Protocol):
+    """A checkpoint's row, as far as reading it goes."""
+
+    @property
+    def job_id(self) -> int: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def manifest_sha256(self) -> str: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def step(self) -> int: ...
+
+
+def write_checkpoint(
+    target: Path,
+    *,
+    generator: "Mapping[str, Tensor]",
+    meta: Mapping[str, Any],
+    state: "Mapping[str, Tensor] | None" = None,
+) -> tuple[str, int]:
+    """
+    Write one checkpoint folder, durable and whole.
+
+    Returns:
+        (sha-256 of its manifest, bytes).
+
+    Raises:
+        DiskFullError, VolumeError, StorageError: nothing is left behind.
+    """
+
+    def facts(path: Path) -> None:
+        path.write_text(json.dumps(dict(meta), indent=1, sort_keys=True), encoding="utf-8")
+
+    files = {
+        GENERATOR: lambda path: _save(generator, path),
+        FACTS: facts,
+    }
+    if state is not None:
+        whole = state
+        files = {STATE: lambda path: _save(whole, path), **files}
+    needed = sum(one.nbytes for part in (generator, state or {}) for one in part.values())
+    return write_folder(target, files, needed=needed + MANIFEST_ROOM)
+
+
+def _save(tensors: "Mapping[str, Tensor]", path: Path) -> None:
+    """
+    Raises:
+        OSError: also where safetensors (written in Rust) says it in words of its own: a full
+            disk would be taken for a defect, and the third one ends the job.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        # safetensors takes plain memory only; a run hands over its weights in its own layout.
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as exc:
+        said = re.search(r"\(os error (\d+)\)", str(exc))
+        if said is None:
+            raise
+        raise OSError(int(said[1]), os.strerror(int(said[1])), str(path)) from exc
+
+
+def read_checkpoint(volume: Volume, one: Pointer, part: Literal["state", "generator"]) -> Snapshot:
+    """
+    Read one part of a checkpoint, verified, into memory.
+
+    Raises:
+        CheckpointCorruptError: missing, torn or changed.
+    """
+    from safetensors.torch import load
+
+    folder = volume.absolute(one.path)
+    data = read_verified(folder, STATE if part == "state" else GENERATOR, one.manifest_sha256)
+    meta = json.loads(read_verified(folder, FACTS, one.manifest_sha256))
+    return Snapshot(
+        step=one.step,
+        epoch=one.epoch,
+        tensors=load(data),
+        meta=meta,
+        sha256=one.manifest_sha256,
+        job_id=one.job_id,
+    )

@@ -1,0 +1,68 @@
+"""`ganq import`: weights from outside become a finished job that `generate --from NAME` draws from."""
+
+import secrets
+import shutil
+from pathlib import Path
+
+from jobs.kinds import SPEC_VERSION
+from storage.db.queries import Queries
+from storage.db.rows import Job
+from storage.db.store import JobStore
+from storage.volume.checkpoints import write_checkpoint
+from storage.volume.durable import make_folder, sync_way
+from storage.volume.layout import Volume
+from storage.volume.ownership import quarantine
+
+
+def import_weights(
+    store: JobStore, volume: Volume, *, netg: Path, netd: Path | None, name: str, user: str
+) -> Job:
+    """
+    Convert foreign weight files and record them as a job of kind `import`.
+
+    Args:
+        netg, netd: .pth or .safetensors files; without netd, --keep cannot score.
+
+    Raises:
+        ForeignFileError, NotFoundError: the files are not what they say; nothing was recorded.
+        DiskFullError, VolumeError: nothing was recorded.
+    """
+    from jobs.networks.weights import epoch_of_name
+    from jobs.specs import ImportSpec
+    from storage.weights.load import load_origin
+
+    arch, tensors = load_origin(netg, netd)
+    epoch = epoch_of_name(netg.name) or 0
+    spec = ImportSpec.create(
+        netg=str(netg),
+        netd=str(netd) if netd else None,
+        **{name: arch[name] for name in ("size", "nz", "ngf", "ndf", "arch") if name in arch},
+        norm_d=arch["norm_d"] if any(key.startswith("D.") for key in tensors) else None,
+    )
+    volume.ensure(Queries(store.database).any_begun)
+    staged = volume.jobs / f".import-{secrets.token_hex(6)}"
+    meta = {"arch": arch, "recipe": "import", "epoch": epoch, "step": 0, "kind": "import"}
+    digest, size = write_checkpoint(staged, generator=tensors, meta=meta)
+
+    placed = staged
+
+    def place(job_id: int) -> tuple[str, str, int, int]:
+        target = volume.checkpoints(job_id, 1) / "import"
+        nonlocal placed
+        if placed != target:  # this may be tried again
+            if volume.job(
+                job_id
+            ).exists():  # of an import that was killed before its row, or a former table's
+                quarantine(volume, job_id)
+            make_folder(target.parent, named=False)
+            placed = placed.rename(target)
+        # The row that will name it must not be more durable than it.
+        sync_way(target, volume.jobs)
+        return volume.relative(target), digest, size, epoch
+
+    try:
+        return store.add_finished(
+            kind="import", spec=spec.to_json(), spec_version=SPEC_VERSION, user=user, name=name, files=place
+        )
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)

@@ -1,0 +1,104 @@
+"""
+A real GPU: recorded steps have the bits of plain ones, a stopped run those of one that was not. By hand:
+
+    pytest -m gpu
+"""
+
+import pytest
+import torch
+from unit.jobs.local_context import LocalContext, noise_images, sha256_of
+
+import jobs.generation.generate
+import jobs.training.train
+from jobs.errors import OutOfMemoryError, StopRequested
+from jobs.specs import GenerateSpec, TrainSpec
+from jobs.states import StopReason
+from jobs.training import data
+
+pytestmark = [
+    pytest.mark.tier3,
+    pytest.mark.gpu,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+]
+
+IMAGES = noise_images(72, 32)
+RUNS = {
+    "origin": {"recipe": "origin"},
+    "origin, D every other batch": {"recipe": "origin", "d_every": 2, "g_every": 3},
+    "plus": {"recipe": "plus"},
+    "plus in 32 bits": {"recipe": "plus", "precision": "fp32"},
+    "plus, all changes": {"recipe": "plus", "augment": ("color", "translation", "cutout"), "mirror": True},
+    "pairs": {"recipe": "pairs"},
+    "r3": {"recipe": "r3"},
+}
+
+
+def spec_of(**given):
+    small = {"size": 32, "nz": 8, "ngf": 16, "ndf": 16, "batch": 8, "epochs": 6, "save_every": 3, "seed": 5}
+    return TrainSpec.create(
+        **{"data": "/faces", "device": "cuda", "metric": "none", "deterministic": True, **small, **given}
+    )
+
+
+def train(folder, spec, images=IMAGES, **given):
+    ctx = LocalContext(folder, data=images, **given)
+    return jobs.training.train.run(spec, ctx), ctx
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_recorded_steps_have_the_bits_of_plain_ones(tmp_path, run) -> None:
+    _, plain = train(tmp_path, spec_of(cuda_graphs=False, **RUNS[run]))
+    training = jobs.training.train.Training(spec_of(**RUNS[run]), LocalContext(tmp_path, data=IMAGES))
+    training.run()
+    recorded = {(name, turn.d, turn.g, turn.penalty) for name, turn in training.steps.graphs._recorded}
+    assert {name for name, *_ in recorded} == {"d", "g"}, "a pass was not recorded"
+    assert ({penalty for *_, penalty in recorded} == {True, False}) == (spec_of(**RUNS[run]).r1_gamma > 0)
+    assert sha256_of(training.ctx.saved[-1].state) == sha256_of(plain.saved[-1].state)
+
+
+@pytest.mark.parametrize("stop", [2, 11, 31])
+@pytest.mark.parametrize("run", RUNS)
+def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(tmp_path, run, stop) -> None:
+    spec = spec_of(**RUNS[run])
+    result, straight = train(tmp_path, spec)
+    stopped = LocalContext(
+        tmp_path, data=IMAGES, stop_at=lambda asked: StopReason.DRAIN if asked == stop else None
+    )
+    with pytest.raises(StopRequested):
+        jobs.training.train.run(spec, stopped)
+    resumed, ctx = train(tmp_path, spec, resume_from=stopped.saved[-1].for_resume())
+    assert resumed["bit_exact"] is True
+    assert sha256_of(ctx.saved[-1].state) == sha256_of(straight.saved[-1].state)
+    assert all(value is not None for key, value in result.items() if key.startswith("loss"))
+
+
+def test_pictures_that_do_not_fit_on_the_gpu_give_the_same_bits(tmp_path, monkeypatch) -> None:
+    _, there = train(tmp_path, spec_of(recipe="plus", mirror=True))
+    monkeypatch.setattr(data, "SHARE_OF_FREE", 0.0)
+    _, sent = train(tmp_path, spec_of(recipe="plus", mirror=True))
+    assert sha256_of(sent.saved[-1].state) == sha256_of(there.saved[-1].state)
+
+
+def test_a_batch_too_large_for_the_gpu_is_an_error_with_a_way_out(tmp_path) -> None:
+    spec = spec_of(batch=8192, ngf=256, ndf=256, size=128, epochs=1, cuda_graphs=False)
+    with pytest.raises(OutOfMemoryError, match="not enough free memory") as caught:
+        train(tmp_path, spec, noise_images(8192, 128))
+    assert "--batch 4096" in str(caught.value.hint)
+    torch.cuda.empty_cache()
+    train(tmp_path, spec_of(epochs=1))
+
+
+def test_a_picture_has_the_same_bytes_however_many_are_made_with_it(tmp_path) -> None:
+    _, trained = train(tmp_path, spec_of(recipe="plus"))
+
+    def made(count: int) -> list[bytes]:
+        spec = GenerateSpec.create(source=1, count=count, device="cuda", seed=3)
+        ctx = LocalContext(tmp_path, source=trained.saved[-1].for_generate())
+        jobs.generation.generate.run(spec, ctx)
+        return [picture.pixels_HW3.tobytes() for picture in ctx.sink.pictures]
+
+    many = made(200)
+    assert made(200) == many
+    assert made(70) == many[:70]
+    assert len(set(many)) == 200

@@ -1,0 +1,834 @@
+"""`ganq submit`: what is refused before it is accepted, and what exactly is accepted."""
+
+import tarfile
+import zipfile
+
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from cli.submit.preflight import checkpoint_bytes, count_images, training_plan, weights_of
+from jobs.networks.dcgan import Architecture
+from jobs.recipes import DEFAULT_RECIPE, RECIPES
+from jobs.specs import GenerateSpec, TrainSpec
+from storage.datasets.cache import open_images
+from storage.volume.layout import Volume
+
+# --- train --------------------------------------------------------------------------------
+
+
+def test_a_training_is_accepted_with_the_default_recipe_and_redis_away_is_a_notice(ganq, queries, pictures):
+    said = ganq("submit", "train", "--data", pictures, "--name", "faces")
+    assert said.code == 0
+    assert "job 1 (faces): train accepted, queued" in said.out
+    assert "accepted all the same" in said.err
+    assert "no worker is running" in said.err
+    job = queries.get(1)
+    assert (job.name, job.kind, job.user, job.queue, job.priority) == (
+        "faces",
+        "train",
+        "tester",
+        "default",
+        0,
+    )
+    assert job.spec == TrainSpec.create(data=str(pictures), recipe=DEFAULT_RECIPE).to_json()
+
+
+def test_no_notice_when_a_worker_listens_and_redis_is_there(
+    ganq, pictures, database, worker_identity, redis_url
+):
+    from storage.db.workers import WorkerStore
+
+    WorkerStore(database, worker_identity).say("idle")
+    said = ganq("submit", "train", "--data", pictures)
+    assert (said.code, said.err) == (0, "")
+
+
+def test_a_queue_that_no_worker_serves_is_noticed(ganq, pictures, database, worker_identity):
+    from storage.db.workers import WorkerStore
+
+    WorkerStore(database, worker_identity).say("idle")
+    said = ganq("submit", "train", "--data", pictures, "--queue", "nights")
+    assert "no running worker serves the queue nights" in said.err
+
+
+TYPED = {
+    "recipe": ("--recipe", "origin", "origin"),
+    "size": ("--size", "64", 64),
+    "batch": ("--batch", "16", 16),
+    "epochs": ("--epochs", "7", 7),
+    "lr_g": ("--lr-g", "1e-3", 1e-3),
+    "lr_d": ("--lr-d", "1e-3", 1e-3),
+    "beta1": ("--beta1", "0.4", 0.4),
+    "beta2": ("--beta2", "0.9", 0.9),
+    "nz": ("--nz", "64", 64),
+    "ngf": ("--ngf", "16", 16),
+    "ndf": ("--ndf", "16", 16),
+    "d_every": ("--d-every", "2", 2),
+    "g_every": ("--g-every", "3", 3),
+    "save_every": ("--save-every", "9", 9),
+    "seed": ("--seed", "11", 11),
+    "loader_workers": ("--num-workers", "2", 2),
+    "device": ("--device", "cpu", "cpu"),
+    "loss": ("--loss", "nonsaturating", "nonsaturating"),
+    "norm_d": ("--norm-d", "spectral", "spectral"),
+    "arch": ("--arch", "dcgan", "dcgan"),
+    "r1_gamma": ("--r1-gamma", "2", 2.0),
+    "r2_gamma": ("--r2-gamma", "0.5", 0.5),
+    "penalty_every": ("--penalty-every", "16", 16),
+    "lr_end": ("--lr-end", "0.25", 0.25),
+    "gamma_end": ("--gamma-end", "0.1", 0.1),
+    "beta2_end": ("--beta2-end", "0.99", 0.99),
+    "noise": ("--noise", "stale", "stale"),
+    "ema_half_life_kimg": ("--ema-half-life-kimg", "5", 5.0),
+    "augment": ("--augment", "cutout,color", ["cutout", "color"]),
+    "augment_p": ("--augment-p", "0.5", 0.5),
+    "ada_target": ("--ada-target", "0.6", 0.6),
+    "ada_kimg": ("--ada-kimg", "500", 500.0),
+    "mirror": ("--mirror", None, True),
+    "max_skip": ("--max-skip", "0.2", 0.2),
+    "checkpoint_seconds": ("--checkpoint-seconds", "30", 30.0),
+    "precision": ("--precision", "bf16", "bf16"),
+    "keep_last": ("--keep-last", "4", 4),
+    "keep_every": ("--keep-every", "50", 50),
+    "keep_best": ("--keep-best", "3", 3),
+    "metric": ("--metric", "swd", "swd"),
+    "feature_network": ("--feature-network", "random", "random"),
+    "eval_every": ("--eval-every", "2", 2),
+    "eval_samples": ("--eval-samples", "99", 99),
+    "patience": ("--patience", "3", 3),
+    "deterministic": ("--no-deterministic", None, False),
+    "cuda_graphs": ("--no-cuda-graphs", None, False),
+}
+ELSEWHERE = {
+    "conditional",
+    "data",
+    "feature_sha256",
+    "init_netg",
+    "init_netd",
+    "init_from",
+    "freeze_d",
+    "freeze_g",
+    "continue_from",
+}
+
+
+def test_the_table_of_typed_options_holds_every_field():
+    assert set(TYPED) | ELSEWHERE == set(TrainSpec.model_fields)
+
+
+@pytest.mark.parametrize("field", TYPED)
+def test_each_option_reaches_its_field_and_no_other(ganq, pictures, field):
+    flag, value, expected = TYPED[field]
+    typed = [flag] if value is None else [flag, value]
+    # --recipe origin alone would want batches of 256.
+    said = ganq("submit", "train", "--data", pictures, "--batch", 8, *typed, "--dry-run", "--json")
+    assert said.code == 0, said.err
+    base = {"batch": 8, "recipe": "origin" if field == "recipe" else DEFAULT_RECIPE}
+    plain = TrainSpec.create(data=str(pictures), **base).to_json()
+    assert said.json()["spec"] == {**plain, field: expected}
+
+
+def test_a_feature_network_may_be_a_file_that_is_stated_by_its_checksum(ganq, pictures, tmp_path):
+    file = tmp_path / "net.pth"
+    file.write_bytes(b"weights")
+    typed = (
+        "submit",
+        "train",
+        "--data",
+        pictures,
+        "--batch",
+        8,
+        "--feature-network",
+        file,
+        "--dry-run",
+        "--json",
+    )
+    said = ganq(*typed)
+    assert (said.code, "needs its --feature-sha256 beside it" in said.err) == (2, True)
+    spec = ganq(*typed, "--feature-sha256", "A" * 64).json()["spec"]
+    assert (spec["feature_network"], spec["feature_sha256"]) == (str(file), "a" * 64)
+    file.unlink()
+    said = ganq(*typed, "--feature-sha256", "A" * 64)
+    assert (said.code, "no such file" in said.err) == (3, True)
+
+
+def test_augment_none_turns_the_recipes_policies_off(ganq, pictures):
+    said = ganq("submit", "train", "--data", pictures, "--augment", "none", "--dry-run", "--json")
+    assert said.json()["spec"]["augment"] == []
+    assert RECIPES[DEFAULT_RECIPE].defaults["augment"]
+
+
+BAD = {
+    "an impossible size": (("--size", 50), 2, "pictures of 50×50 cannot be made", "--size 48 or --size 64"),
+    "a batch of one": (("--batch", 1), 2, "--batch", None),
+    "no epochs": (("--epochs", 0), 2, "--epochs", None),
+    "a rate that is no number": (("--lr-g", "nan"), 2, "--lr-g", None),
+    "an unknown recipe": (("--recipe", "magic"), 2, "'magic'", None),
+    "an unknown policy": (
+        ("--augment", "blur"),
+        2,
+        "'--augment': 'blur' is not one of translation, color, cutout, auto, none",
+        None,
+    ),
+    "a policy without a name": (("--augment", ""), 2, "'' is not one of translation, color", None),
+    "no policy and one": (("--augment", "none,color"), 2, "none goes with nothing else", None),
+    "a game that does not fit": (
+        ("--loss", "bce"),
+        2,
+        "--norm-d none gives logits",
+        "--loss nonsaturating",
+    ),
+    "a batch larger than the set": (
+        ("--batch", 71),
+        1,
+        "70 pictures, fewer than one batch of 71",
+        "--batch 70",
+    ),
+    "weights that are not there": (("--init-netg", "/nowhere/netg.pth"), 3, "/nowhere/netg.pth", None),
+    "a name of digits": (("--name", "12"), 2, "cannot be a name", None),
+    "a name with a slash": (("--name", "../x"), 2, "cannot be a name", None),
+    "a queue with a space": (("--queue", "a b"), 2, "--queue", None),
+    "a job before it that is not there": (("--after", 99), 3, "there is no job 99", None),
+    "waiting for a held job": (("--hold", "--wait"), 2, "for ever", None),
+    "a priority out of range": (("--priority", 10**9), 2, "--priority", None),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_request_is_one_line_and_no_row(ganq, queries, pictures, case):
+    typed, code, message, hint = BAD[case]
+    said = ganq("submit", "train", "--data", pictures, *typed)
+    assert said.code == code, said.err
+    first, *rest = said.err.splitlines()
+    assert message in first
+    assert hint is None or hint in rest[0]
+    assert sum(queries.counts().values()) == 0
+    assert ganq("submit", "train").code == 2, "a refused data set must not become the default"
+
+
+def test_no_data_set_names_both_ways_out(ganq):
+    said = ganq("submit", "train")
+    assert said.code == 2
+    assert "--data DIR" in said.err
+    assert "ganq dataset make" in said.err
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "a text file", "a broken zip"])
+def test_data_that_is_none_is_refused(ganq, queries, tmp_path, what):
+    path = tmp_path / "data"
+    if what == "empty":
+        path.mkdir()
+    elif what == "a text file":
+        path.write_text("hello")
+    elif what == "a broken zip":
+        path = tmp_path / "data.zip"
+        path.write_bytes(b"PK but not really")
+    said = ganq("submit", "train", "--data", path)
+    assert said.code == (3 if what == "missing" else 1)
+    assert str(path) in said.err.splitlines()[0]
+    assert "→" in said.err
+    assert sum(queries.counts().values()) == 0
+
+
+def test_the_data_set_used_last_is_the_default_and_ganq_data_comes_before_it(
+    ganq, queries, pictures, monkeypatch, tmp_path
+):
+    ganq("submit", "train", "--data", pictures)
+    assert ganq("submit", "train").code == 0
+    assert queries.get(2).spec["data"] == str(pictures)
+    other = tmp_path / "other"
+    pictures.rename(other)
+    assert ganq("submit", "train").code == 3
+    monkeypatch.setenv("GANQ_DATA", str(other))
+    assert ganq("submit", "train").code == 0
+    assert queries.get(3).spec["data"] == str(other)
+
+
+def test_a_relative_path_is_made_absolute(ganq, queries, pictures, monkeypatch):
+    monkeypatch.chdir(pictures.parent)
+    weights = pictures.parent / "netg.pth"
+    weights.touch()
+    assert ganq("submit", "train", "--data", "faces", "--init-netg", "netg.pth").code == 0
+    spec = queries.get(1).spec
+    assert (spec["data"], spec["init_netg"]) == (str(pictures), str(weights))
+
+
+def test_pictures_are_counted_by_name_in_folders_zips_and_tars(pictures, tmp_path):
+    (pictures / "notes.txt").touch()
+    (pictures / ".hidden.png").touch()
+    (pictures / "more").mkdir()
+    (pictures / "more" / "A.JPG").touch()
+    assert count_images(str(pictures)) == 71
+    with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
+        for file in pictures.rglob("*"):
+            archive.write(file, file.relative_to(tmp_path))
+    assert count_images(str(tmp_path / "faces.zip")) == 71
+    with tarfile.open(tmp_path / "faces.tar.gz", "w:gz") as tar:
+        tar.add(pictures, "faces")
+    assert count_images(str(tmp_path / "faces.tar.gz")) == 71
+
+
+def test_the_same_submit_key_gives_the_same_job(ganq, queries, pictures):
+    for _ in range(2):
+        said = ganq("submit", "train", "--data", pictures, "--submit-key", "nightly-7", "--json")
+        assert said.json()["id"] == 1
+    assert sum(queries.counts().values()) == 1
+
+
+def test_a_repeated_submit_key_says_that_the_job_is_not_new(ganq, pictures):
+    ganq("submit", "train", "--data", pictures, "--name", "n")
+    first, again = (
+        ganq("submit", "train", "--data", pictures, "--name", "n", "--submit-key", "nightly-7")
+        for _ in range(2)
+    )
+    assert "job 2 (n): train accepted, queued" in first.out
+    assert "n was job 1" in first.err
+    assert "job 2 (n): train accepted earlier under this key, queued" in again.out
+    assert "n was job 1" not in again.err
+
+    sweep = ["submit", "train", "--data", pictures, "--sweep", "seed=0-2", "--submit-key", "nightly-8"]
+    first, again = (ganq(*sweep).out for _ in range(2))
+    ids = first.partition("3 jobs of kind train accepted, ")[2].splitlines()[0]
+    assert f"3 jobs of kind train accepted earlier under this key, {ids}" in again
+
+
+def test_name_priority_queue_user_hold_and_after_reach_the_row(ganq, queries, pictures):
+    ganq("submit", "train", "--data", pictures, "--name", "first")
+    said = ganq(
+        "submit",
+        "train",
+        "--data",
+        pictures,
+        "--priority",
+        -3,
+        "--queue",
+        "nights",
+        "--user",
+        "ada",
+        "--hold",
+        "--after",
+        "first",
+        "--json",
+    )
+    job = queries.get(2)
+    assert (job.priority, job.queue, job.user, job.held, job.blockers) == (-3, "nights", "ada", True, 1)
+    assert said.json()["status"] == "held"
+    assert said.json()["waits_for"] == [1]
+
+
+def test_a_dry_run_writes_nothing_at_all(bare_ganq, tmp_path, pictures):
+    said = bare_ganq("submit", "train", "--data", pictures, "--epochs", 10, "--dry-run")
+    assert said.code == 0
+    assert "nothing was submitted" in said.out
+    assert not (tmp_path / "new-home").exists()
+
+
+def test_the_plan_counts_steps_as_the_tutorial_does():
+    spec = TrainSpec.create(data="/x", recipe="origin", batch=256, epochs=400)
+    plan = training_plan(spec, 16_000)
+    # RECIPES: 62 batches an epoch, 24,800 steps of D, 13 of G an epoch.
+    assert (plan["batches_per_epoch"], plan["steps_d"], plan["steps_g"]) == (62, 24_800, 5_200)
+    assert plan["pictures_shown"] == 400 * 62 * 256
+
+
+def test_a_short_job_that_ended_before_its_first_beat_is_one_to_estimate_from(
+    ganq, trained, store, running_job_factory
+):
+    model = trained()
+    asked = ("submit", "generate", "--from", model, "--count", 64, "--dry-run", "--json")
+    assert ganq(*asked).json()["estimate_seconds"] is None
+    spec = {"source": model, "checkpoint": "best"}
+    store.succeed(running_job_factory(kind="generate", spec=spec), {"pictures": 8, "images_per_s": 32.0})
+    assert ganq(*asked).json()["estimate_seconds"] == pytest.approx(2.0)
+    asked = ("submit", "evaluate", model, "--count", 100, "--dry-run", "--json")
+    assert ganq(*asked).json()["estimate_seconds"] is None
+    spec = ganq(*asked).json()["spec"]
+    store.succeed(running_job_factory(kind="evaluate", spec=spec), {"seconds": 7.5})
+    assert ganq(*asked).json()["estimate_seconds"] == pytest.approx(7.5)
+    assert ganq(*asked, "--count", 200).json()["estimate_seconds"] is None
+
+
+def test_a_dry_run_estimates_from_the_rate_of_earlier_jobs(ganq, trained, pictures):
+    asked = (
+        "submit",
+        "train",
+        "--data",
+        pictures,
+        "--recipe",
+        "plus",
+        "--size",
+        24,
+        "--ngf",
+        8,
+        "--ndf",
+        8,
+        "--batch",
+        10,
+        "--epochs",
+        5,
+    )
+    assert ganq(*asked, "--dry-run", "--json").json()["estimate_seconds"] is None
+    trained(rate=50.0)
+    # 5 epochs of 70 pictures at 50 a second.
+    assert ganq(*asked, "--dry-run", "--json").json()["estimate_seconds"] == pytest.approx(7.0)
+    assert "about 7 s" in ganq(*asked, "--dry-run").out
+    # The same networks at another pace: plain steps on a GPU, penalties.
+    for other in ("--no-cuda-graphs", "--penalty-every 2", "--r2-gamma 1"):
+        assert ganq(*asked, *other.split(), "--dry-run", "--json").json()["estimate_seconds"] is None
+
+
+@pytest.mark.parametrize(
+    ("arch", "norm_d"),
+    [("dcgan", "batch"), ("dcgan", "spectral"), ("dcgan", "none"), ("even", "none"), ("residual", "none")],
+)
+@pytest.mark.parametrize("size", [16, 24, 96, 128])
+def test_the_size_of_the_networks_is_known_without_building_them(size, arch, norm_d):
+    from jobs.networks.dcgan import Architecture
+
+    def numbers(network):
+        return sum(one.numel() for one in network.state_dict().values())
+
+    for ngf, ndf in ((8, 4), (16, 3)):
+        pair = Architecture(size=size, nz=20, ngf=ngf, ndf=ndf, arch=arch, norm_d=norm_d)
+        found = weights_of(size, 20, ngf, ndf, norm_d, arch)
+        assert found == (numbers(pair.build_generator()), numbers(pair.build_discriminator()))
+
+
+def test_the_bytes_of_a_checkpoint_grow_with_the_moving_average():
+    without = TrainSpec.create(data="/x", recipe="origin")
+    assert checkpoint_bytes(without.model_copy(update={"ema_half_life_kimg": 5.0})) > checkpoint_bytes(
+        without
+    )
+
+
+def test_the_command_that_follows_drawn_faces_fits_them(ganq, tmp_path):
+    for size, count, options in ((48, 40, " --size 48"), (96, 5, " --batch 5"), (50, 40, "")):
+        said = ganq("dataset", "make", tmp_path / f"{size}", "--size", size, "--count", count)
+        assert f"next: ganq submit train --epochs 100{options}   (" in said.out
+
+
+# --- train --continue ---------------------------------------------------------------------
+
+
+def test_continue_copies_the_spec_and_goes_on_from_the_job(ganq, queries, trained, pictures):
+    parent = trained(epochs=4, name="faces")
+    said = ganq("submit", "train", "--continue", "faces", "--data", pictures, "--epochs", 9)
+    assert said.code == 0, said.err
+    spec, old = queries.get(parent + 1).spec, queries.get(parent).spec
+    changed = {"data": str(pictures), "epochs": 9, "continue_from": parent}
+    assert spec == {**old, **changed}
+
+
+def test_continue_with_another_feature_network_lets_the_checksum_of_the_old_one_go(
+    ganq, queries, trained, pictures, tmp_path
+):
+    file = tmp_path / "net.pth"
+    file.write_bytes(b"weights")
+    go_on = ("submit", "train", "--data", pictures, "--continue")
+    of_file = ("--feature-network", file, "--feature-sha256", "A" * 64)
+    parent = trained(epochs=4)
+    assert ganq(*go_on, parent, "--epochs", 9, *of_file).code == 0
+    said = ganq(*go_on, parent, "--epochs", 9, *of_file, "--dry-run", "--json")
+    assert said.json()["spec"]["feature_sha256"] == "a" * 64
+    # The one that was just accepted waits for nothing but a worker, and can be gone on from.
+    said = ganq(*go_on, parent + 1, "--epochs", 12, "--feature-network", "random", "--dry-run", "--json")
+    assert said.code == 0, said.err
+    assert (said.json()["spec"]["feature_network"], said.json()["spec"]["feature_sha256"]) == ("random", None)
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "message"),
+    [
+        (("--epochs", 4), 2, "has 4 epochs already"),
+        ((), 2, "has 4 epochs already"),
+        (("--epochs", 9, "--size", 48), 2, "--size 48 (it has 24)"),
+        (("--epochs", 9, "--recipe", "origin"), 2, "--recipe origin (it has plus)"),
+        (("--epochs", 9, "--lr-g", "0.1"), 2, "--lr-g 0.1 (it has 0.0004)"),
+        (("--epochs", 9, "--mirror"), 2, "--mirror (it has --no-mirror)"),
+        (("--epochs", 9, "--augment", "auto,color"), 2, "--augment auto,color (it has auto)"),
+    ],
+)
+def test_continue_refuses_what_a_checkpoint_cannot_do(ganq, queries, trained, pictures, typed, code, message):
+    parent = trained(epochs=4)
+    said = ganq("submit", "train", "--continue", parent, "--data", pictures, *typed)
+    assert said.code == code
+    assert message in said.err.splitlines()[0]
+    assert sum(queries.counts().values()) == 1
+
+
+def test_conditional_needs_folders_of_classes_with_two_pictures_each(ganq, queries, pictures):
+    asked = ("submit", "train", "--data", pictures, "--batch", 8, "--conditional")
+    said = ganq(*asked)
+    assert said.code == 1
+    assert "these pictures have none" in said.err
+    for name, count in (("a", 9), ("b", 1)):
+        (pictures / name).mkdir()
+        for number in range(count):
+            (pictures / name / f"{number}.png").write_bytes(b"x")
+    for one in pictures.glob("*.*"):
+        one.unlink()
+    said = ganq(*asked)
+    assert said.code == 1
+    assert "the class 'b' has 1 picture" in said.err
+    (pictures / "b" / "2.png").write_bytes(b"x")
+    assert ganq(*asked).code == 0
+    assert queries.get(1).spec["conditional"] is True
+    drawn = ganq("submit", "generate", "--from", 1, "--count", 4, "--class", "b", "--dry-run", "--json")
+    assert drawn.json()["spec"]["class_name"] == "b", "whether it knows b, only the training can tell"
+
+
+def test_a_class_that_a_training_does_not_know_is_refused_once_it_has_read_its_pictures(
+    ganq, store, settings, tmp_path, claim
+):
+    for number, name in enumerate(("a", "a", "b", "b")):
+        picture = tmp_path / "faces" / name / f"{number}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 24), (60 * number, 9, 9)).save(picture)
+    asked = ("--data", tmp_path / "faces", "--size", 24, "--batch", 2, "--conditional")
+    assert ganq("submit", "train", *asked).code == 0
+    lease = claim()
+    images = open_images(Volume(settings.volume), str(tmp_path / "faces"), 24)
+    store.pin_inputs(lease, {"fingerprint": images.fingerprint})
+    said = ganq("submit", "generate", "--from", 1, "--count", 4, "--class", "happy")
+    assert said.code == 2
+    assert "it knows: a, b" in said.err
+    assert ganq("submit", "generate", "--from", 1, "--count", 4, "--class", "b").code == 0
+
+
+def test_networks_of_two_classes_are_no_start_for_a_data_set_of_three(ganq, store, settings, tmp_path, claim):
+    for place, name in enumerate("aabbcc"):
+        for folder in ("two", "three") if name != "c" else ("three",):
+            picture = tmp_path / folder / name / f"{place}.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (24, 24), (40 * place, 9, 9)).save(picture)
+    asked = ("--size", 24, "--batch", 2, "--conditional")
+    assert ganq("submit", "train", "--data", tmp_path / "two", *asked).code == 0
+    started = ("submit", "train", "--init-from", 1, "--batch", 2, "--data")
+    assert ganq(*started, tmp_path / "three", "--dry-run").code == 0, "its pictures have not been read yet"
+    images = open_images(Volume(settings.volume), str(tmp_path / "two"), 24)
+    store.pin_inputs(claim(), {"fingerprint": images.fingerprint})
+    said = ganq(*started, tmp_path / "three")
+    assert said.code == 2
+    assert "the networks of job 1 know 2 classes, and 3 are to be learnt" in said.err
+    assert ganq(*started, tmp_path / "two").code == 0
+
+
+@pytest.mark.parametrize("option", ["--freeze-g", "--freeze-d"])
+def test_so_many_frozen_layers_that_nothing_learns_are_refused_before_the_job(
+    ganq, trained, pictures, option
+):
+    trained(name="faces")  # 24 pixels: three layers
+    asked = ("submit", "train", "--init-from", "faces", "--data", pictures, "--batch", 8, option)
+    said = ganq(*asked, 3)
+    assert said.code == 2
+    assert f"{option} 3 leaves nothing to learn: the network has 3 layers" in said.err
+    assert f"{option} 2 at most" in said.err
+    assert ganq(*asked, 2).code == 0
+    swept = ganq(*asked[:-1], "--sweep", f"{option[2:]}=1,3")
+    assert swept.code == 2
+    assert f"{option} 3 leaves nothing to learn" in swept.err
+
+
+def test_a_dry_run_knows_the_jobs_that_it_would_wait_for(ganq, trained, pictures):
+    model = trained()
+    for asked in (("train", "--data", pictures), ("generate", "--count", 4), ("evaluate", model)):
+        said = ganq("submit", *asked, "--after", "nosuch", "--dry-run")
+        assert said.code == 3
+        assert "nosuch" in said.err
+
+
+def test_a_home_that_is_no_folder_is_told_by_every_command(bare_ganq, tmp_path):
+    (tmp_path / "new-home").touch()
+    for command in (("status",), ("submit", "generate", "--count", 1), ("up",)):
+        said = bare_ganq(*command)
+        assert said.code == 2
+        assert "is no folder" in said.err.splitlines()[0]
+
+
+def test_a_class_is_refused_before_the_job_when_the_model_knows_none(ganq, trained):
+    trained(epochs=4, name="faces")
+    said = ganq("submit", "generate", "--from", "faces", "--count", 4, "--class", "happy")
+    assert said.code == 2
+    assert "trained without" in said.err
+
+
+def test_init_from_takes_over_the_networks_and_begins_a_new_run(ganq, queries, trained, pictures):
+    parent = trained(epochs=4, name="faces")
+    asked = ("submit", "train", "--init-from", "faces", "--data", pictures, "--batch", 8, "--freeze-d", 1)
+    said = ganq(*asked, "--epochs", 2)
+    assert said.code == 0, said.err
+    spec = queries.get(parent + 1).spec
+    assert (spec["init_from"], spec["size"], spec["ngf"], spec["recipe"]) == (parent, 24, 8, "plus")
+    assert (spec["epochs"], spec["freeze_d"], spec["continue_from"]) == (2, 1, None)
+    refused = ganq(*asked, "--ngf", 16, "--size", 48)
+    assert refused.code == 2
+    assert "--size 48 (it has 24), --ngf 16 (it has 8)" in refused.err.splitlines()[0]
+    both = ganq(*asked, "--continue", "faces")
+    assert both.code == 2
+    assert "use one of the two" in both.err
+
+
+@pytest.mark.parametrize(
+    ("networks", "recipe"),
+    [
+        (Architecture(size=24, nz=6, ngf=4, ndf=8), "origin"),
+        (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="spectral"), "plus"),
+        (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="none", arch="even"), "pairs"),
+        (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="none"), "pairs"),
+        # pairs has penalties, with which BatchNorm does not go.
+        (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="batch", arch="even"), "origin"),
+    ],
+    ids=["the tutorial's", "of plus", "of pairs", "of pairs with dcgan", "of origin with even"],
+)
+def test_init_from_an_import_asks_for_its_networks_and_for_any_discriminator_where_it_has_none(
+    ganq, queries, pictures, tmp_path, networks, recipe
+):
+    save_file(networks.build_generator(1).state_dict(), tmp_path / "g.safetensors")
+    save_file(networks.build_discriminator(1).state_dict(), tmp_path / "d.safetensors")
+    assert ganq("import", tmp_path / "g.safetensors", tmp_path / "d.safetensors", "--name", "both").code == 0
+    assert ganq("import", tmp_path / "g.safetensors", "--name", "alone").code == 0
+    for name in ("both", "alone"):
+        said = ganq("submit", "train", "--init-from", name, "--data", pictures, "--batch", 8)
+        assert said.code == 0, said.err
+
+    whole = TrainSpec.from_json(queries.get(3).spec)
+    assert (whole.recipe, Architecture.of_spec(whole)) == (recipe, networks)
+    alone = TrainSpec.from_json(queries.get(4).spec)
+    assert (alone.size, alone.nz, alone.ngf, alone.arch) == (24, 6, 4, networks.arch)
+    assert (alone.ndf, alone.recipe) == (64, "pairs" if networks.arch == "even" else "plus")
+    wider = ("submit", "train", "--init-from", "alone", "--data", pictures, "--batch", 8, "--ndf", 16)
+    assert ganq(*wider, "--norm-d", alone.norm_d).code == 0
+    assert "--ndf 16 (it has 8)" in ganq(*wider[:3], "both", *wider[4:]).err
+
+
+def test_init_from_waits_for_a_training_and_refuses_what_has_no_networks(ganq, queries, store, pictures):
+    ganq("submit", "train", "--data", pictures, "--epochs", 4)
+    assert ganq("submit", "train", "--init-from", 1, "--data", pictures).code == 0
+    assert queries.needs(2)[0][0] == 1
+    ganq("submit", "generate", "--from", 1, "--count", 4)
+    said = ganq("submit", "train", "--init-from", 3, "--data", pictures)
+    assert said.code == 2
+    assert "is of kind generate and has no networks" in said.err
+    store.request_cancel(1)
+    said = ganq("submit", "train", "--init-from", 1, "--data", pictures)
+    assert said.code == 3
+    assert "left no checkpoint" in said.err
+
+
+def test_continue_waits_for_a_training_that_has_not_ended(ganq, queries, pictures):
+    ganq("submit", "train", "--data", pictures, "--epochs", 4)
+    said = ganq("submit", "train", "--continue", 1, "--epochs", 8)
+    assert said.code == 0
+    assert "this one waits for it" in said.err
+    assert queries.needs(2)[0][0] == 1
+
+
+def test_continue_needs_a_checkpoint(ganq, store, pictures):
+    ganq("submit", "train", "--data", pictures)
+    store.request_cancel(1)
+    said = ganq("submit", "train", "--continue", 1, "--epochs", 800)
+    assert said.code == 3
+    assert "left no checkpoint" in said.err
+
+
+# --- generate -----------------------------------------------------------------------------
+
+GENERATE_TYPED = {
+    "count": ("--count", "9", 9),
+    "checkpoint": ("--checkpoint", "last", "last"),
+    "seed": ("--seed", "5", 5),
+    "shard_size": ("--shard-size", "640", 640),
+    "max_workers": ("--max-workers", "3", 3),
+    "noise_mean": ("--noise-mean", "0.5", 0.5),
+    "noise_std": ("--noise-std", "0.8", 0.8),
+    "format": ("--format", "npz", "npz"),
+    "grid": ("--grid", "16", 16),
+    "grid_pages": ("--grid-pages", "2", 2),
+    "micro_batch": ("--micro-batch", "32", 32),
+    "device": ("--device", "cpu", "cpu"),
+    "deterministic": ("--no-deterministic", None, False),
+    "grid_epochs": ("--grid-epochs", None, True),
+    "reject": ("--reject", "0.5", 0.5),
+    "truncation": ("--truncation", "0.7", 0.7),
+    "out": ("--out", "/tmp/pictures-of-ganq", "/tmp/pictures-of-ganq"),
+}
+
+
+OF_THEIR_OWN = {"class_name", "source", "seeds", "keep", "of", "draws", "quality", "interpolate", "frames"}
+
+
+def test_the_table_of_generate_options_holds_every_field():
+    assert set(GENERATE_TYPED) | OF_THEIR_OWN == set(GenerateSpec.model_fields)
+
+
+@pytest.mark.parametrize("field", GENERATE_TYPED)
+def test_each_generate_option_reaches_its_field_and_no_other(ganq, trained, field):
+    source = trained()
+    flag, value, expected = GENERATE_TYPED[field]
+    typed = [flag] if value is None else [flag, value]
+    said = ganq("submit", "generate", "--count", 4, *typed, "--dry-run", "--json")
+    assert said.code == 0, said.err
+    assert said.json()["spec"] == {**GenerateSpec.create(source=source, count=4).to_json(), field: expected}
+
+
+def test_a_lossy_format_may_have_a_quality(ganq, trained):
+    trained()
+    said = ganq(
+        "submit", "generate", "--count", 4, "--format", "jpeg", "--quality", 80, "--dry-run", "--json"
+    )
+    assert (said.json()["spec"]["format"], said.json()["spec"]["quality"]) == ("jpeg", 80)
+
+
+def test_seeds_are_numbers_and_ranges(ganq, trained):
+    trained()
+    said = ganq("submit", "generate", "--seeds", "0,4-6", "--dry-run", "--json").json()
+    assert said["spec"]["seeds"] == [[0, 0], [4, 6]]
+    assert said["plan"]["pictures_kept"] == 4
+
+
+def test_a_way_is_picture_numbers_and_so_many_frames(ganq, trained):
+    trained()
+    said = ganq(
+        "submit", "generate", "--interpolate", "3, 17,42", "--frames", 7, "--dry-run", "--json"
+    ).json()
+    assert (said["spec"]["interpolate"], said["spec"]["frames"]) == ([3, 17, 42], 7)
+    assert said["plan"]["pictures_kept"] == 7
+    said = ganq("submit", "generate", "--interpolate", "3,17,42", "--dry-run", "--json").json()
+    assert said["plan"]["pictures_kept"] == 120
+
+
+def test_a_way_without_the_library_for_films_says_what_brings_it(ganq, trained, monkeypatch):
+    trained()
+    monkeypatch.setattr("cli.submit.generate.find_spec", lambda name: None)
+    said = ganq("submit", "generate", "--interpolate", "3,17")
+    assert said.code == 0
+    assert "pip install 'ganq[video]'" in said.err
+
+
+def test_keep_of_is_the_tutorials_best_of_many(ganq, queries, trained):
+    source = trained()
+    assert ganq("submit", "generate", "--keep", 64, "--of", 512).code == 0
+    job = queries.get(source + 1)
+    assert (job.spec["keep"], job.spec["of"], job.priority) == (64, 512, 10)
+
+
+BAD_GENERATE = {
+    "no number of pictures": ((), 2, "exactly one way"),
+    "two ways to count": (("--count", 3, "--seeds", "1-2"), 2, "exactly one way"),
+    "keep without of": (("--keep", 3), 2, "--keep and --of go together"),
+    "more kept than drawn": (("--keep", 9, "--of", 3), 2, "--keep 9 is more than --of 3"),
+    "none": (("--count", 0), 2, "--count"),
+    "less than none": (("--count", -1), 2, "--count"),
+    "a million millions": (("--count", 10**12), 2, "less than or equal to 100000000"),
+    "the best of a million millions": (("--keep", 1, "--of", 10**12), 2, "--of"),
+    "a shard of none": (("--count", 1, "--shard-size", 0), 2, "--shard-size"),
+    "a format that is none": (("--count", 1, "--format", "gif"), 2, "'tar', 'npz'"),
+    "two formats": (("--count", 1, "--format", "png", "--format", "tar"), 2, "twice: png and tar"),
+    "a quality of what loses nothing": (("--count", 1, "--quality", 90), 2, "png loses nothing"),
+    "a range backwards": (("--seeds", "6-4"), 2, "--seeds 6-4"),
+    "a way of words": (("--interpolate", "3,x"), 2, "'x' is no picture number"),
+    "a way to nowhere": (("--interpolate", "3"), 2, "no way"),
+    "a range of words": (("--seeds", "a-b"), 2, "'a-b'"),
+    "a checkpoint that is none": (("--count", 1, "--checkpoint", "newest"), 2, "names no checkpoint"),
+    "an epoch that was not kept": (("--count", 1, "--checkpoint", "3"), 3, "no checkpoint of epoch 3"),
+    "a path of weights": (("--count", 1, "--from", "/x/netg_399.pth"), 2, "is a path"),
+    "a job that is not there": (("--count", 1, "--from", "nobody"), 3, "no job named 'nobody'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_GENERATE)
+def test_a_bad_generation_is_one_line_and_no_row(ganq, queries, trained, case):
+    trained()
+    typed, code, message = BAD_GENERATE[case]
+    said = ganq("submit", "generate", *typed)
+    assert said.code == code, said.err
+    assert message in said.err.splitlines()[0]
+    assert sum(queries.counts().values()) == 1
+
+
+def test_a_path_is_refused_with_the_command_that_imports_it(ganq, trained, tmp_path, monkeypatch):
+    trained()
+    (tmp_path / "weights").mkdir()
+    monkeypatch.chdir(tmp_path)
+    said = ganq("submit", "generate", "--from", "weights", "--count", 1)
+    assert said.code == 2
+    assert "ganq import weights --name NAME" in said.err
+
+
+def test_an_out_that_is_a_file_is_refused(ganq, trained, tmp_path):
+    trained()
+    (tmp_path / "out").touch()
+    said = ganq("submit", "generate", "--count", 1, "--out", tmp_path / "out")
+    assert said.code == 2
+    assert "is a file" in said.err
+
+
+def test_generation_waits_for_a_training_that_has_not_ended_and_says_so(ganq, queries, pictures):
+    ganq("submit", "train", "--data", pictures, "--epochs", 5)
+    said = ganq("submit", "generate", "--count", 2)
+    assert said.code == 0
+    assert "job 1 is queued: this one waits for it" in said.err
+    assert [needed for needed, _ in queries.needs(2)] == [1]
+    assert "waits for 1" in ganq("status").out
+    said = ganq("submit", "generate", "--count", 2, "--checkpoint", 6)
+    assert said.code == 3
+    assert "ends at epoch 5" in said.err
+
+
+def test_now_takes_the_latest_checkpoint_of_a_running_training(ganq, queries, store, running_job_factory):
+    lease = running_job_factory(spec=TrainSpec.create(data="/pictures").to_json())
+    said = ganq("submit", "generate", "--count", 2, "--now")
+    assert said.code == 3, "there is none yet"
+    store.register_checkpoint(
+        lease,
+        kind="epoch",
+        epoch=5,
+        step=50,
+        path="jobs/000001/a1/checkpoints/epoch-0005",
+        manifest_sha256="0" * 64,
+        size=10,
+    )
+    assert ganq("submit", "generate", "--count", 2, "--now").code == 0
+    job = queries.get(2)
+    assert job.spec["checkpoint"] == "last"
+    assert job.blockers == 0
+
+
+def test_a_failed_training_with_checkpoints_can_be_drawn_from_without_waiting(ganq, queries, trained):
+    source = trained(end="fail")
+    assert ganq("submit", "generate", "--from", source, "--count", 2).code == 0
+    assert queries.get(source + 1).blockers == 0
+
+
+def test_a_failed_training_without_checkpoints_cannot(ganq, store, job_factory):
+    store.request_cancel(job_factory().id)
+    said = ganq("submit", "generate", "--from", 1, "--count", 2)
+    assert said.code == 3
+    assert "job 1 has been cancelled and left no checkpoint" in said.err
+    assert "ganq retry 1" in said.err
+
+
+def test_a_generation_is_no_model_and_its_own_source_is_named(ganq, trained):
+    source = trained()
+    ganq("submit", "generate", "--count", 2)
+    said = ganq("submit", "generate", "--from", source + 1, "--count", 2)
+    assert said.code == 2
+    assert f"--from {source}" in said.err
+
+
+def test_wait_exits_by_the_jobs_fate(ganq, pictures, store, queries):
+    import threading
+    import time
+
+    def cancel() -> None:
+        while not sum(queries.counts().values()):
+            time.sleep(0.02)
+        store.request_cancel(1)
+
+    other = threading.Thread(target=cancel)
+    other.start()
+    said = ganq("submit", "train", "--data", pictures, "--wait")
+    other.join()
+    assert said.code == 1
+    assert "job 1 was cancelled" in said.err

@@ -1,0 +1,188 @@
+"""`ganq wait`, `logs` and `events`."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cli.ui import follow
+from jobs.errors import DatabaseUnavailableError, DatasetError
+
+
+@pytest.fixture
+def attempt_log(settings):
+    """The log of one attempt, to be written by the test."""
+    from storage.volume.layout import Volume
+
+    def path(job_id, attempt) -> Path:
+        folder = Volume(settings.volume).attempt(job_id, attempt)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / "log.txt"
+
+    return path
+
+
+def test_wait_is_0_when_all_have_succeeded(ganq, trained):
+    first, second = trained(), trained(name="faces")
+    said = ganq("wait", first, "faces", "--json")
+    assert said.code == 0
+    assert [one["id"] for one in said.json()] == [first, second]
+
+
+def test_wait_is_1_when_one_has_failed_and_says_why(ganq, trained, store, running_job_factory):
+    good = trained()
+    bad = running_job_factory()
+    store.fail(bad, DatasetError("no pictures", hint="add pictures"))
+    said = ganq("wait", good, bad.job_id)
+    assert said.code == 1
+    assert f"job {bad.job_id} has failed after 0 s: no pictures" in said.err
+    assert "→ add pictures" in said.err
+    assert f"job {good} has succeeded" in said.err
+
+
+def test_wait_gives_up_after_its_timeout_with_124(ganq, job_factory):
+    job_factory()
+    began = time.monotonic()
+    said = ganq("wait", 1, "--timeout", 0.2)
+    assert said.code == 124
+    assert time.monotonic() - began < 5
+    assert "still queued" in said.err
+
+
+@pytest.mark.parametrize("timeout", ["nan", "inf", "-1", "1e10", "soon", ""])
+def test_a_timeout_that_would_never_come_is_refused(ganq, job_factory, timeout):
+    job_factory()
+    said = ganq("wait", 1, "--timeout", timeout)
+    assert said.code == 2
+    assert f"{timeout!r} is no number of seconds" in said.err
+
+
+def test_wait_prints_a_line_for_each_change_and_not_for_each_look(
+    ganq, store, running_job_factory, monkeypatch
+):
+    monkeypatch.setattr("cli.ui.follow.POLL_S", (0.02, 0.02))
+    lease = running_job_factory(name="faces")
+
+    def work() -> None:
+        for done in range(10):
+            store.heartbeat(lease, {"done": done, "total": 10, "unit": "pictures", "rate": 1.0})
+            time.sleep(0.03)
+        store.succeed(lease, {})
+
+    other = threading.Thread(target=work)
+    other.start()
+    said = ganq("wait", "faces")
+    other.join()
+    assert said.code == 0
+    lines = said.err.splitlines()
+    assert len(lines) == 2, "running, succeeded: the progress between is told every ten seconds only"
+    assert "running" in lines[0]
+    assert "has succeeded" in lines[1]
+
+
+def test_wait_outlives_a_database_that_is_away(ganq, trained, monkeypatch):
+    from storage.db.queries import Queries
+
+    trained()
+    monkeypatch.setattr("cli.ui.follow.POLL_S", (0.01, 0.01))
+    real, calls = Queries.get_many, []
+
+    def sometimes(self, job_ids):
+        calls.append(job_ids)
+        if len(calls) in (1, 2):
+            raise DatabaseUnavailableError("the job table cannot be reached")
+        return real(self, job_ids)
+
+    monkeypatch.setattr(Queries, "get_many", sometimes)
+    said = ganq("wait", 1)
+    assert said.code == 0
+    assert said.err.count("waiting for it") == 1
+
+
+def test_logs_print_the_newest_attempt_and_all_on_request(
+    ganq, store, running_job_factory, claim, attempt_log
+):
+    lease = running_job_factory()
+    store.release(lease, "drain")
+    attempt_log(1, 1).write_text("first try\n")
+    assert claim() is not None
+    attempt_log(1, 2).write_text("one\ntwo\n\x1b[2Jthree")
+    said = ganq("logs", 1)
+    assert said.out == "one\ntwo\n[2Jthree\n"
+    everything = ganq("logs", 1, "--all").out
+    assert everything.index("attempt 1") < everything.index("first try") < everything.index("attempt 2")
+    assert ganq("logs", 1, "-n", 2).out == "two\n[2Jthree\n"
+    assert ganq("logs", 1, "-n", 0).out == ""
+    assert ganq("logs", 1, "-n", 99).out == said.out
+
+
+def test_the_last_lines_of_a_long_log_are_found_from_its_end(ganq, running_job_factory, attempt_log):
+    running_job_factory()
+    attempt_log(1, 1).write_text("".join(f"line {n} {'x' * 200}\n" for n in range(2000)))
+    lines = ganq("logs", 1, "-n", 700).out.splitlines()
+    assert len(lines) == 700
+    assert lines[0].startswith("line 1300 ")
+
+
+def test_logs_of_a_job_that_has_not_begun_or_left_none_say_so(ganq, job_factory, claim):
+    job_factory()
+    said = ganq("logs", 1)
+    assert (said.code, said.out) == (0, "")
+    assert "has not begun" in said.err
+    assert claim() is not None
+    assert "has left no log" in ganq("logs", 1).err
+
+
+def test_logs_follow_from_one_attempt_into_the_next_until_the_end(
+    ganq, store, job_factory, claim, attempt_log, monkeypatch
+):
+    monkeypatch.setattr("cli.logs.POLL_S", 0.02)
+    job_factory()
+
+    def work() -> None:
+        time.sleep(0.1)
+        lease = claim()
+        attempt_log(1, 1).write_text("begun\n")
+        time.sleep(0.1)
+        store.release(lease, "drain")
+        time.sleep(0.1)
+        lease = claim()
+        with open(attempt_log(1, 2), "a") as file:
+            file.write("again\nhalf a ")
+            file.flush()
+            time.sleep(0.1)
+            file.write("line\nlast words")
+        store.succeed(lease, {})
+
+    other = threading.Thread(target=work)
+    other.start()
+    said = ganq("logs", 1, "-f")
+    other.join()
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert [line for line in lines if not line.startswith("---")] == [
+        "begun",
+        "again",
+        "half a line",
+        "last words",
+    ]
+    assert "has ended: succeeded" in said.err
+
+
+def test_events_tell_the_history_in_order(ganq, store, running_job_factory):
+    store.succeed(running_job_factory(), {})
+    said = ganq("events", 1)
+    kinds = [one["type"] for one in ganq("events", 1, "--json").json()]
+    assert kinds == ["submitted", "claimed", "succeeded"]
+    assert [line.split("  ")[1] for line in said.out.splitlines()] == kinds
+
+
+def test_a_short_job_is_looked_at_often_and_a_long_one_seldom():
+    assert follow.pause_s(0.0) == 0.02
+    assert follow.pause_s(3600.0) == 0.5
+    waited, looks = 0.0, 0
+    while waited < 60:
+        waited += follow.pause_s(waited)
+        looks += 1
+    assert looks < 180, "a minute costs few questions"

@@ -1,0 +1,61 @@
+"""The generator that is folded for generation draws what the one that was trained draws."""
+
+import pytest
+import torch
+from torch import nn
+
+from jobs import grids
+from jobs.generation.inference import for_inference
+from jobs.networks.balanced import BalancedGenerator
+from jobs.networks.dcgan import Generator
+
+CPU = torch.device("cpu")
+
+
+def trained_generator(size, kind=Generator):
+    """In eval mode, with running statistics, shifts and filters that are not those of a fresh network."""
+    torch.manual_seed(size)
+    net = kind(size=size, nz=6, ngf=4)
+    with torch.no_grad():
+        for layer in net.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.weight.uniform_(0.5, 2)
+                layer.bias.normal_()
+            elif isinstance(layer, nn.Conv2d):  # which begins as a repeat, and has no shift
+                layer.weight.normal_(std=0.1)
+                layer.bias.normal_(std=0.1)
+        for _ in range(5):
+            net(torch.randn(16, 6, 1, 1))
+    return net.eval()
+
+
+@pytest.mark.parametrize("kind", [Generator, BalancedGenerator])
+@pytest.mark.parametrize("size", [16, 24, 64, 96])
+def test_folded_generator_draws_the_same_pictures(size, kind):
+    net = trained_generator(size, kind)
+    latents = torch.randn(8, 6, 1, 1)
+    with torch.inference_mode():
+        expected, folded = net(latents), for_inference(net, CPU)(latents)
+    assert folded.shape == expected.shape
+    assert torch.allclose(folded, expected, atol=1e-5)
+    assert folded.std() > 0.01
+
+
+def test_folding_is_repeatable_and_leaves_the_network_alone():
+    net = trained_generator(24)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    first, second = (for_inference(net, CPU).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_folded_generator_has_no_batch_norm_left():
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in for_inference(trained_generator(24), CPU))
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-0.3, 0.7)])
+def test_values_outside_of_the_range_become_black_and_white(low, high):
+    pictures = torch.linspace(-3, 3, 3 * 64).view(1, 3, 8, 8)
+    scaled = (pictures.clamp(low, high) - low) / (high - low)
+    expected = scaled.mul(255).add(0.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    assert (grids.to_uint8(pictures, low, high) == expected).all()

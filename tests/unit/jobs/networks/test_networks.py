@@ -1,0 +1,107 @@
+"""The networks are the tutorial's, at every size."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from jobs.errors import SpecError
+from jobs.networks.dcgan import Architecture
+from jobs.networks.layout import layers
+from jobs.training.state import freeze
+
+SIZES = [16, 24, 32, 48, 64, 96, 128, 192]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("norm_d", ["batch", "spectral", "none"])
+def test_each_size_makes_pictures_and_one_score_each(size, norm_d):
+    arch = Architecture(size=size, nz=5, ngf=2, ndf=2, norm_d=norm_d)
+    pictures = arch.build_generator(0)(torch.randn(3, 5, 1, 1))
+    assert pictures.shape == (3, 3, size, size)
+    assert arch.build_discriminator(0)(pictures).shape == (3,)
+
+
+def test_the_generator_has_the_tutorials_layers_keys_and_size():
+    net = Architecture(size=96).build_generator(0)
+    assert sum(parameter.numel() for parameter in net.parameters()) == 3_578_432
+    convs = {n: m for n, m in net.named_modules() if isinstance(m, nn.ConvTranspose2d)}
+    assert [(n, m.out_channels, m.kernel_size[0], m.stride[0], m.padding[0]) for n, m in convs.items()] == [
+        ("Gene.0", 512, 4, 1, 0),
+        ("Gene.3", 256, 4, 2, 1),
+        ("Gene.6", 128, 4, 2, 1),
+        ("Gene.9", 64, 4, 2, 1),
+        ("Gene.12", 3, 5, 3, 1),
+    ]
+    assert [conv.bias for conv in convs.values()] == [None] * 5
+    assert isinstance(net.Gene[-1], nn.Tanh)
+
+
+def test_the_discriminator_has_the_tutorials_layers_and_keys():
+    net = Architecture(size=96).build_discriminator(0)
+    kinds = [type(layer).__name__ for layer in net.Discrim]
+    hidden = ["Conv2d", "BatchNorm2d", "LeakyReLU"]
+    assert kinds == ["Conv2d", "LeakyReLU", *hidden, *hidden, *hidden, "Conv2d", "Sigmoid"]
+    convs = [layer for layer in net.Discrim if isinstance(layer, nn.Conv2d)]
+    assert [(c.out_channels, c.kernel_size[0], c.stride[0], c.padding[0]) for c in convs] == [
+        (64, 5, 3, 1),
+        (128, 4, 2, 1),
+        (256, 4, 2, 1),
+        (512, 4, 2, 1),
+        (1, 4, 1, 0),
+    ]
+    biases = [key for key in net.state_dict() if key.endswith("bias")]
+    assert [key for key in biases if int(key.split(".")[1]) in (0, 2, 5, 8, 11)] == ["Discrim.11.bias"]
+    assert [layer.negative_slope for layer in net.Discrim if isinstance(layer, nn.LeakyReLU)] == [0.2] * 4
+
+
+def test_a_spectral_discriminator_has_unit_norms_logits_and_the_same_indices():
+    net = Architecture(size=24, ndf=4, norm_d="spectral").build_discriminator(0)
+    assert not any(isinstance(layer, nn.BatchNorm2d | nn.Sigmoid) for layer in net.Discrim)
+    plain = Architecture(size=24, ndf=4).build_discriminator(0)
+    at = [i for i, layer in enumerate(net.Discrim) if isinstance(layer, nn.Conv2d)]
+    assert at == [i for i, layer in enumerate(plain.Discrim) if isinstance(layer, nn.Conv2d)]
+    with torch.no_grad():
+        for _ in range(50):
+            net(torch.randn(2, 3, 24, 24))
+    for i in at:
+        largest = torch.linalg.matrix_norm(net.Discrim[i].weight.detach().flatten(1), 2)
+        assert largest.item() == pytest.approx(1.0, abs=0.02)
+
+
+def test_initial_weights_follow_from_the_seed_and_leave_the_global_generator_alone():
+    arch = Architecture(size=16, ngf=2, ndf=2)
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    a, b, c = arch.build_generator(1), arch.build_generator(1), arch.build_generator(2)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(a.Gene[0].weight, b.Gene[0].weight)
+    assert not torch.equal(a.Gene[0].weight, c.Gene[0].weight)
+
+
+def test_an_architecture_survives_json_and_refuses_what_it_does_not_know():
+    arch = Architecture(size=48, nz=7, ngf=3, ndf=5, norm_d="spectral")
+    assert Architecture.from_json(arch.to_json()) == arch
+    with pytest.raises(SpecError):
+        Architecture.from_json({**arch.to_json(), "attention": True})
+    # What ganq 0.1 wrote, and what it can read.
+    assert "arch" not in arch.to_json()
+    assert "classes" not in arch.to_json()
+    with pytest.raises(SpecError):
+        Architecture(size=50)
+    with pytest.raises(SpecError):
+        Architecture(size=48, arch="residual", norm_d="batch")
+
+
+@pytest.mark.parametrize("arch", ["dcgan", "even", "residual"])
+@pytest.mark.parametrize("size", [16, 24, 96])
+def test_the_layers_that_can_be_frozen_are_known_without_building_the_networks(arch, size):
+    built = Architecture(size=size, nz=5, ngf=2, ndf=2, norm_d="none", arch=arch)
+    freeze_g = partial(freeze, built.build_generator(0), "Gene", option="--freeze-g")
+    freeze_d = partial(freeze, built.build_discriminator(0), "Discrim", option="--freeze-d")
+    for frozen, counted in zip((freeze_g, freeze_d), layers(arch, size), strict=True):
+        frozen(count=counted - 1)
+        with pytest.raises(SpecError, match=f"has {counted} layers"):
+            frozen(count=counted)

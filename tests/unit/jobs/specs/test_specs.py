@@ -1,0 +1,366 @@
+"""What a person may ask for, and what is refused with one line and a way out."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jobs.recipes
+from jobs.errors import SpecError
+from jobs.recipes import DEFAULT_RECIPE, RECIPES
+from jobs.specs import GenerateSpec, ImportSpec, TrainSpec, check_name, size_plan
+from jobs.specs.base import MAX_COUNT, MAX_SEED
+from jobs.specs.generate import MAX_SHARDS
+
+SIZES = sorted({side * 2**k for side in (8, 12) for k in range(1, 8)})
+
+
+def refused(make, *args, **options) -> SpecError:
+    with pytest.raises(SpecError) as caught:
+        make(*args, **options)
+    line = str(caught.value)
+    assert line == caught.value.message
+    assert "\n" not in line + (caught.value.hint or "")
+    assert line.isprintable()
+    assert caught.value.exit_code == 2
+    return caught.value
+
+
+# --- sizes ------------------------------------------------------------------------------------
+
+
+@given(st.integers(-10, 5000))
+def test_a_size_is_reached_by_the_layers_or_refused_with_sizes_that_are(size):
+    try:
+        doublings, triple = size_plan(size)
+    except SpecError as exc:
+        assert size not in SIZES
+        near = [int(part.split()[0]) for part in exc.hint.split("(")[0].split("--size ")[1:]]
+        assert len(near) == 2
+        assert all(size_plan(one) for one in near)
+    else:
+        # 4×4 from the first layer, doubled, and at last tripled or doubled once more.
+        assert 4 * 2**doublings * (3 if triple else 2) == size
+        assert doublings >= 1
+
+
+def test_the_sizes_people_use_are_there():
+    assert {32, 48, 64, 96, 128, 192, 256, 512} < set(SIZES)
+    assert size_plan(96) == (3, True)
+    assert size_plan(64) == (3, False)
+
+
+def test_a_size_that_is_near_names_its_two_neighbours():
+    error = refused(TrainSpec.create, data="/p", size=100)
+    assert error.hint.startswith("--size 96 or --size 128 work")
+
+
+# --- JSON -------------------------------------------------------------------------------------
+
+plain_text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
+rates = st.floats(1e-9, 1, allow_nan=False)
+augments = st.lists(st.sampled_from(["translation", "color", "cutout"]), max_size=3).map(tuple)
+
+# (arch, loss, norm_d, weight of R1) that go together.
+pairs = st.sampled_from(
+    [
+        ("dcgan", "bce", "batch", 0.0),
+        ("dcgan", "hinge", "spectral", 2.0),
+        ("dcgan", "nonsaturating", "none", 0.5),
+        ("dcgan", "relativistic", "spectral", 0.0),
+        ("even", "relativistic", "none", 1.0),
+        ("even", "bce", "batch", 0.0),
+        ("residual", "relativistic", "none", 1.0),
+        ("residual", "hinge", "none", 0.0),
+    ]
+)
+
+
+def with_pair(pair: tuple[str, str, str, float], **rest: Any) -> TrainSpec:
+    arch, loss, norm_d, gamma = pair
+    return TrainSpec.create(arch=arch, loss=loss, norm_d=norm_d, r1_gamma=gamma, r2_gamma=gamma, **rest)
+
+
+train_specs = st.builds(
+    with_pair,
+    pair=pairs,
+    data=plain_text,
+    recipe=st.sampled_from(sorted(RECIPES)),
+    size=st.sampled_from(SIZES),
+    batch=st.integers(2, 8192),
+    epochs=st.integers(1, 10**6),
+    lr_g=rates,
+    lr_d=rates,
+    beta1=st.floats(0, 1, exclude_max=True),
+    seed=st.integers(0, MAX_SEED),
+    noise=st.sampled_from(["stale", "fresh"]),
+    ema_half_life_kimg=st.floats(0, 1e6),
+    augment=augments,
+    mirror=st.booleans(),
+    checkpoint_seconds=st.floats(1e-3, 1e9),
+    init_netg=st.none() | plain_text,
+    continue_from=st.none() | st.integers(1, 10**9),
+)
+
+
+def apart(ranges: list[tuple[int, int]]) -> bool:
+    """Whether no picture is named twice."""
+    ends = sorted(ranges)
+    return all(last < first for (_, last), (first, _) in pairwise(ends))
+
+
+ranges = st.tuples(st.integers(0, 10**6), st.integers(0, 10**4)).map(lambda pair: (pair[0], sum(pair)))
+keeps = st.tuples(st.integers(1, 10**4), st.integers(0, 10**4)).map(
+    lambda pair: {"keep": pair[0], "of": sum(pair)}
+)
+amounts = (
+    st.integers(1, MAX_COUNT).map(lambda count: {"count": count})
+    | st.lists(ranges, min_size=1, max_size=5).filter(apart).map(lambda seeds: {"seeds": tuple(seeds)})
+    | keeps
+    | st.lists(st.integers(0, 10**6), min_size=2, max_size=5, unique=True).map(
+        lambda points: {"interpolate": tuple(points), "frames": len(points) + 7}
+    )
+)
+generate_specs = st.builds(
+    lambda amount, **rest: GenerateSpec.create(**amount, **rest),
+    amount=amounts,
+    source=st.integers(1, 10**9),
+    checkpoint=st.sampled_from(["best", "last"]) | st.integers(0, 10**6).map(str),
+    seed=st.integers(0, MAX_SEED),
+    noise_mean=st.floats(-100, 100),
+    noise_std=st.floats(0, 100),
+    grid=st.integers(0, 4096),
+    micro_batch=st.integers(1, 4096),
+    out=st.none() | plain_text,
+)
+
+
+@given(train_specs | generate_specs)
+def test_a_spec_survives_the_job_table(spec):
+    text = json.dumps(spec.to_json(), allow_nan=False)
+    assert type(spec).from_json(json.loads(text)) == spec
+
+
+@given(generate_specs)
+def test_as_many_pictures_are_published_as_were_asked_for(spec):
+    if spec.interpolate:
+        assert spec.total == len(spec.interpolate) + 7
+    elif spec.seeds:
+        assert spec.total == sum(last - first + 1 for first, last in spec.seeds)
+    else:
+        assert spec.total == (spec.keep or spec.count)
+    assert spec.drawn >= spec.total
+    assert spec.drawn == (spec.of or spec.total)
+
+
+small_amounts = (
+    st.integers(1, 1500).map(lambda count: {"count": count})
+    | st.lists(
+        st.tuples(st.integers(0, 3000), st.integers(0, 300)).map(lambda pair: (pair[0], sum(pair))),
+        min_size=1,
+        max_size=6,
+    )
+    .filter(apart)
+    .map(lambda seeds: {"seeds": tuple(seeds)})
+    | st.tuples(st.integers(1, 300), st.integers(0, 1200)).map(
+        lambda pair: {"keep": pair[0], "of": sum(pair)}
+    )
+)
+
+
+@settings(deadline=None)
+@given(small_amounts, st.integers(1, 300), st.integers(1, 80))
+def test_the_parts_of_a_job_draw_each_picture_exactly_once_in_whole_micro_batches(amount, shard, micro_batch):
+    spec = GenerateSpec.create(source=1, shard_size=shard, micro_batch=micro_batch, out="/p", **amount)
+    parts = spec.split()
+    if not parts:
+        assert spec.drawn <= max(shard, micro_batch) + micro_batch
+        return
+
+    def draws(one):
+        return [draw for first, last in one.ranges for draw in range(first, last + 1)]
+
+    assert [draw for part in parts for draw in draws(part)] == draws(spec)
+    assert sum(part.pictures for part in parts) == spec.drawn
+    assert len(parts) > 1
+    assert all(part.split() == [] for part in parts), "a part has no parts"
+    assert all((part.grid, part.out) == (0, None) for part in parts), "grids and copies are the whole's"
+    assert all(part.from_json(part.to_json()) == part for part in parts)
+    places = [part.draws for part in parts]
+    assert all(first % micro_batch == 0 for first, _ in places)
+    assert all(last + 1 == first for (_, last), (first, _) in pairwise(places))
+    if not spec.seeds:  # draw i is in place i: no micro-batch is computed twice
+        blocks = [{draw // micro_batch for draw in draws(part)} for part in parts]
+        assert sum(map(len, blocks)) == len(set().union(*blocks))
+
+
+@pytest.mark.parametrize("amount", [{"count": MAX_COUNT}, {"keep": 10, "of": MAX_COUNT}])
+def test_the_largest_job_in_the_smallest_shards_is_a_thousand_parts(amount):
+    parts = GenerateSpec.create(source=1, shard_size=1, **amount).split()
+    assert 990 <= len(parts) <= MAX_SHARDS
+    assert sum(part.pictures for part in parts) == MAX_COUNT
+
+
+def test_a_spec_cannot_be_changed_after_it_was_made():
+    spec = TrainSpec.create(data="/p")
+    with pytest.raises(ValueError):
+        spec.batch = 3
+
+
+# --- recipes ----------------------------------------------------------------------------------
+
+
+def test_the_tutorials_options_are_the_defaults():
+    spec = TrainSpec.create(data="/p", recipe="origin")
+    assert (spec.size, spec.batch, spec.epochs, spec.nz, spec.ngf, spec.ndf) == (96, 256, 400, 100, 64, 64)
+    assert (spec.lr_g, spec.lr_d, spec.beta1, spec.beta2) == (2e-4, 2e-4, 0.5, 0.999)
+    assert (spec.d_every, spec.g_every, spec.save_every, spec.loader_workers) == (1, 5, 5, 4)
+    assert (spec.loss, spec.norm_d, spec.noise, spec.augment) == ("bce", "batch", "stale", ())
+    assert TrainSpec(data="/p") == spec
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_gives_a_spec_and_every_part_of_it_can_be_changed(name):
+    spec = TrainSpec.create(data="/p", recipe=name)
+    for option, value in RECIPES[name].defaults.items():
+        assert getattr(spec, option) == value
+    assert TrainSpec.create(data="/p", recipe=name, batch=32, g_every=7).batch == 32
+
+
+def test_every_file_among_the_recipes_is_one():
+    files = {path.stem for path in Path(jobs.recipes.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(RECIPES)
+    assert all(name == recipe.name and recipe.summary for name, recipe in RECIPES.items())
+    assert DEFAULT_RECIPE in RECIPES
+
+
+def test_none_means_not_given():
+    assert TrainSpec.create(data="/p", recipe=None, batch=None, seed=None) == TrainSpec.create(data="/p")
+
+
+# --- bad input --------------------------------------------------------------------------------
+
+BAD_TRAIN = {
+    "no data": ({"data": None}, "--data: field required"),
+    "unknown option": ({"colour": "red"}, "--colour: extra inputs are not permitted"),
+    "unknown recipe": ({"recipe": "better\nbest"}, "there is no recipe"),
+    "a batch of one": ({"batch": 1}, "--batch"),
+    "a batch of words": ({"batch": "many"}, "--batch"),
+    "no epochs": ({"epochs": 0}, "--epochs"),
+    "a rate of nan": ({"lr_g": float("nan")}, "--lr-g"),
+    "a rate of 0": ({"lr_d": 0}, "--lr-d"),
+    "beta of 1": ({"beta1": 1}, "--beta1"),
+    "beta of nan": ({"beta2": float("nan")}, "--beta2"),
+    "a negative seed": ({"seed": -1}, "--seed"),
+    "a seed of 64 bits": ({"seed": 2**63}, "--seed"),
+    "no width": ({"ngf": 0}, "--ngf"),
+    "two words in one": ({"device": "cpu\nrm -rf /"}, "--device"),
+    "an escape": ({"device": "\x1b[31mred"}, "--device"),
+    "endless seconds": ({"checkpoint_seconds": float("inf")}, "--checkpoint-seconds"),
+    "endless kimg": ({"ema_half_life_kimg": float("inf")}, "--ema-half-life-kimg"),
+    "an augment that is none": ({"augment": ("twirl",)}, "--augment"),
+    "sigmoid without one": ({"loss": "bce", "norm_d": "spectral"}, "--loss bce reads a sigmoid"),
+    "nothing to steer": ({"ada_target": 0.6}, "--ada-target steers"),
+    "a chance of 2": ({"augment_p": 2.0}, "--augment-p"),
+    "freezing what was never trained": ({"freeze_d": 2}, "--freeze-d"),
+    "two starts": ({"init_from": 3, "init_netg": "/g.pth"}, "--init-from"),
+    "classes of old fakes": ({"conditional": True}, "--conditional"),
+    "a norm too many": ({"recipe": "r3", "norm_d": "spectral"}, "--arch residual"),
+    "slopes through neighbours": ({"r1_gamma": 1.0}, "--r1-gamma"),
+    "a penalty of nan": ({"r2_gamma": float("nan")}, "--r2-gamma"),
+    "a penalty that never comes": ({"penalty_every": 0}, "--penalty-every"),
+    "rates that grow": ({"lr_end": 2.0}, "--lr-end"),
+    "logits through one": ({"loss": "hinge", "norm_d": "batch"}, "--loss hinge reads logits"),
+}
+
+
+def test_the_way_from_the_default_recipe_to_a_discriminator_with_batchnorm_is_named() -> None:
+    wanted: dict[str, Any] = {"data": "/p", "recipe": DEFAULT_RECIPE, "norm_d": "batch", "loss": "bce"}
+    with pytest.raises(SpecError) as caught:
+        TrainSpec.create(**wanted)
+    assert "--r1-gamma 0 --r2-gamma 0" in str(caught.value.hint)
+    assert TrainSpec.create(**wanted, r1_gamma=0.0, r2_gamma=0.0).norm_d == "batch"
+
+
+@pytest.mark.parametrize("case", BAD_TRAIN)
+def test_a_bad_training_option_is_refused_in_one_line_that_names_it(case):
+    options, says = BAD_TRAIN[case]
+    assert says in refused(TrainSpec.create, **{"data": "/p", **options}).message
+
+
+BAD_GENERATE = {
+    "nothing": ({}, "exactly one way"),
+    "two ways": ({"count": 1, "keep": 1, "of": 2}, "exactly one way"),
+    "keep alone": ({"keep": 3}, "go together"),
+    "of alone": ({"of": 3}, "go together"),
+    "more kept than drawn": ({"keep": 3, "of": 2}, "--keep 3 is more than --of 2"),
+    "none": ({"count": 0}, "--count"),
+    "too many": ({"count": MAX_COUNT + 1}, "--count"),
+    "a range backwards": ({"seeds": ((5, 1),)}, "--seeds 5-1"),
+    "a picture twice": ({"seeds": ((0, 5), (3, 9))}, "names picture 3 twice"),
+    "a negative range": ({"seeds": ((-1, 3),)}, "--seeds -1-3"),
+    "too many by ranges": ({"seeds": ((0, MAX_COUNT - 1), (0, 0))}, "at most"),
+    "no word": ({"count": 1, "checkpoint": "worst"}, "names no checkpoint"),
+    "a superscript": ({"count": 1, "checkpoint": "²"}, "names no checkpoint"),
+    "an endless number": ({"count": 1, "checkpoint": "9" * 5000}, "names no checkpoint"),
+    "noise of nan": ({"count": 1, "noise_std": float("nan")}, "--noise-std"),
+    "negative noise": ({"count": 1, "noise_std": -1}, "--noise-std"),
+    "a way of one": ({"interpolate": (3,)}, "no way from one picture to another"),
+    "a way that stands": ({"interpolate": (3, 3)}, "no way from one picture to another"),
+    "frames of nothing": ({"count": 1, "frames": 9}, "there is none"),
+    "fewer frames than pictures": ({"interpolate": (1, 2, 3), "frames": 2}, "too few"),
+    "a film of hours": ({"interpolate": (1, 2), "frames": 100_000}, "--frames"),
+    "many frames by default": ({"interpolate": tuple(range(99))}, "too many"),
+    "a way and a count": ({"interpolate": (1, 2), "count": 5}, "exactly one way"),
+    "a rejection of all": ({"count": 1, "reject": 1.0}, "--reject"),
+    "two choices by score": ({"keep": 1, "of": 2, "reject": 0.5}, "do not go together"),
+    "frames that are rejected": ({"interpolate": (1, 2), "reject": 0.5}, "do not go together"),
+    "truncation to nothing": ({"count": 1, "truncation": 0.0}, "--truncation"),
+    "another format": ({"count": 1, "format": "exe"}, "--format"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_GENERATE)
+def test_a_bad_generation_option_is_refused_in_one_line_that_names_it(case):
+    options, says = BAD_GENERATE[case]
+    assert says in refused(GenerateSpec.create, source=1, **options).message
+
+
+def test_a_spec_of_another_version_is_refused_by_its_field():
+    written = {**TrainSpec.create(data="/p").to_json(), "brightness": 3}
+    assert "--brightness" in refused(TrainSpec.from_json, written).message
+
+
+@pytest.mark.parametrize("data", [None, [], "x", 3])
+def test_a_spec_that_is_no_object_is_refused(data):
+    assert refused(TrainSpec.from_json, data).message.startswith("spec: ")
+
+
+def test_an_import_says_what_its_weights_are():
+    spec = ImportSpec.create(netg="/g.pth", size=96, nz=100, ngf=64, ndf=64)
+    assert ImportSpec.from_json(spec.to_json()) == spec
+
+
+# --- names ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["faces", "a", "0x", "2024-05-01", "A.b_c-d", "x" * 64])
+def test_a_plain_name_is_taken(name):
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "12", ".hidden", "-f", "a b", "a/b", "../x", "a\n", "é", "x" * 65, "a'b", "$(rm)", "a\0b"]
+)
+def test_a_name_that_could_be_something_else_is_refused(name):
+    assert "cannot be a name" in refused(check_name, name).message
+
+
+def test_augment_none_turns_off_what_the_recipe_would_steer_and_nothing_that_was_asked_for():
+    plain = TrainSpec.create(data="/p", recipe="plus", augment=())
+    assert (plain.augment, plain.ada_target) == ((), 0.0)
+    refused(TrainSpec.create, data="/p", recipe="plus", augment=(), ada_target=0.5)

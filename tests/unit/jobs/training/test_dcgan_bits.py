@@ -1,0 +1,51 @@
+"""The origin keeps its bits: beside the tutorial as a plain loop, and from release to release."""
+
+import json
+
+import pytest
+import torch
+from unit.jobs.local_context import LocalContext
+from unit.jobs.training import dcgan_reference as reference
+
+import jobs.training.train
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    """What ganq's own run of the origin ends with."""
+    ctx = LocalContext(tmp_path_factory.mktemp("origin"), data=reference.IMAGES)
+    with reference.one_thread():
+        jobs.training.train.run(reference.SPEC, ctx)
+    state = ctx.saved[-1].state
+    return {key: value for key, value in state.items() if key.startswith(("g.", "d."))}
+
+
+@pytest.fixture(scope="module")
+def hashes():
+    return reference.all_hashes()
+
+
+def test_the_origin_ends_with_the_bits_of_the_tutorial_in_the_same_layout(ours, hashes):
+    assert reference.sha256(ours) == hashes[reference.OURS]
+
+
+@pytest.mark.parametrize("combination", ["plain, default", "plain, fused", "channels last, default"])
+def test_another_layout_or_optimiser_differs_in_the_last_bits_alone(ours, combination):
+    with reference.one_thread():
+        theirs = reference.the_tutorial(*combination.split(", "))
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, rtol=2e-4, atol=4e-5, msg=key)
+
+
+def test_the_bits_are_those_that_were_stored_for_this_build(ours, hashes):
+    stored = json.loads(reference.STORED.read_text())
+    if reference.build() not in stored:
+        reason = (
+            f"no bits are stored for {reference.build()}: "
+            "PYTHONPATH=tests python -m unit.jobs.training.dcgan_reference --write keeps them"
+        )
+        print(reason)
+        pytest.skip(reason)
+    assert hashes == stored[reference.build()]
+    assert reference.sha256(ours) == stored[reference.build()][reference.OURS]

@@ -1,0 +1,174 @@
+"""`ganq doctor` names what is wrong and the way out: the whole, workers and jobs."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cli.doctor import _wrapped
+from cli.ui import output
+from worker.doctor.check import Finding, Probe, ok, within
+from worker.doctor.jobs import Waiting, check_queued
+
+# --- the whole ----------------------------------------------------------------------------
+
+
+def test_a_set_up_that_works_has_no_failure(ganq, settings, redis_url, speak):
+    settings.volume.mkdir()
+    speak("w1")
+    said = ganq("doctor")
+    assert said.code == 0
+    assert " 0 bad" in said.out
+    told = ganq("doctor", "--json").findings()
+    for check in ("ganq", "files", "sockets", "database", "sqlite", "schema", "clock", "workers", "torch"):
+        assert [one["verdict"] for one in told[check]] == ["ok"], told[check]
+
+
+def test_on_a_terminal_lines_break_between_words_and_a_path_stays_whole(monkeypatch):
+    monkeypatch.setattr(output, "on_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    path = "/a/path/that/is/longer/than/what/is/left/of/the/line/here"
+    first, *others = _wrapped(f"what lies at {path} is nobody's", 16).split("\n")
+    assert first == "what lies at"
+    assert others == [" " * 16 + path, " " * 16 + "is nobody's"]
+
+
+def test_a_machine_that_never_saw_ganq_gets_warnings_and_nothing_is_made(bare_ganq, tmp_path):
+    said = bare_ganq("doctor")
+    assert said.code == 0
+    assert "ganq up or the first ganq submit makes it" in said.out
+    assert not (tmp_path / "new-home").exists()
+
+
+def test_doctor_changes_nothing(ganq, settings, redis_url):
+    settings.volume.mkdir()
+    before = sorted(path for path in settings.home.rglob("*") if "ganq.db-" not in path.name)
+    ganq("doctor")
+    assert sorted(path for path in settings.home.rglob("*") if "ganq.db-" not in path.name) == before
+
+
+def test_no_password_is_shown(ganq, monkeypatch):
+    monkeypatch.setenv("GANQ_REDIS_URL", "redis://ada:s3cret@127.0.0.1:1/0")
+    for arguments in ((), ("--json",)):
+        said = ganq("doctor", *arguments)
+        assert "s3cret" not in said.out + said.err
+        assert "ada:***@" in said.out
+
+
+def test_doctor_loads_neither_torch_nor_celery(ganq):
+    program = (
+        "import sys; from cli.main import main; main(['doctor'])\n"
+        "assert {'torch', 'celery', 'torchvision'}.isdisjoint(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
+# --- workers and jobs ---------------------------------------------------------------------
+
+
+def test_silent_workers_and_other_versions_are_named_and_stopped_ones_are_not(ganq, settings, speak):
+    late = settings.lease_seconds + 10
+    speak("alive", version="0.0.9")
+    speak("hung", "busy", ago=late)
+    speak("gone", "stopped", ago=late)
+    told = [one["said"] for one in ganq("doctor", "--json").findings()["workers"]]
+    assert told[0].startswith("1 alive on 1 host")
+    assert any("silent" in line and "hung" in line and "gone" not in line for line in told)
+    assert any("alive (0.0.9)" in line for line in told)
+
+
+def test_a_running_job_of_a_silent_worker_fails_only_if_nobody_can_take_it_back(
+    ganq, settings, running_job_factory, speak
+):
+    running_job_factory()
+    speak("w1", "busy", ago=settings.lease_seconds + 10)
+    said = ganq("doctor")
+    assert said.code == 1
+    assert "no worker is alive to take them back: 1" in said.out
+    speak("w2")
+    said = ganq("doctor")
+    assert said.code == 0
+    assert "running on a worker that is silent: 1" in said.out
+
+
+def test_a_queue_that_no_living_worker_serves_fails(ganq, settings, job_factory, speak):
+    job_factory()
+    job_factory(queue="urgent")
+    job_factory(queue="kept", held=True)
+    speak("w1")
+    speak("w2", queues=("urgent",), ago=settings.lease_seconds + 10)
+    said = ganq("doctor")
+    assert said.code == 1
+    assert "1 queued job in the queue urgent, which no living worker serves" in said.out
+    assert "→ ganq worker --queues urgent" in said.out
+    assert "1 queued job in the queue default" in said.out
+    assert "kept" not in said.out
+
+
+def test_a_draining_worker_serves_no_queue(settings, queries, speak):
+    speak("w1", "draining")
+    (told,) = check_queued([Waiting("default", "train", 1, 2)], queries.workers(), settings)
+    assert isinstance(told, Finding)
+    assert told.verdict == "warn"
+    assert "no worker is there" in told.said
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [({"kind": "dream"}, "of the kind 'dream'"), ({"spec_version": 99}, "of a newer ganq (spec 99")],
+)
+def test_a_job_that_no_worker_of_this_version_takes_fails(ganq, settings, job_factory, speak, changes, word):
+    job_factory(spec={}, **changes)
+    speak("w1")
+    said = ganq("doctor")
+    assert said.code == 1
+    assert word in said.out
+    speak("w2", version="99.0")  # what that one can do is not known here
+    said = ganq("doctor")
+    assert said.code == 0
+    assert word in said.out
+    assert "a worker of ganq 99.0 may" in said.out
+
+
+# --- how probes are run -------------------------------------------------------------------
+
+
+def test_a_probe_that_hangs_keeps_what_it_has_found_and_holds_nobody_up():
+    def look():
+        yield ok("x", "first")
+        time.sleep(60)
+        yield ok("x", "never")
+
+    began = time.monotonic()
+    told = list(Probe("x", look, within_s=0.3, hint="pull the plug"))
+    assert time.monotonic() - began < 2
+    assert [(one.verdict, one.said) for one in told] == [("ok", "first"), ("bad", "no answer within 0 s")]
+    assert told[1].hint == "pull the plug"
+
+
+def test_a_probe_that_breaks_says_so_without_a_password():
+    def look():
+        raise RuntimeError("lost redis://ada:s3cret@host")
+        yield
+
+    (told,) = Probe("x", look, within_s=5, hint="")
+    assert told.verdict == "bad"
+    assert "RuntimeError: lost redis://ada:***@host" in told.said
+
+
+def test_an_answer_in_time_is_passed_on_and_so_is_an_error():
+    assert within(5, lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        within(5, lambda: 1 // 0)
+    with pytest.raises(TimeoutError):
+        within(0.1, lambda: time.sleep(30))
+
+
+def test_a_password_is_masked_wherever_a_server_repeats_it(settings):
+    from dataclasses import replace
+
+    from cli.doctor import _masker
+
+    masked = _masker(replace(settings, redis_url="redis://ada:s3cret%2Fbell@127.0.0.1:1/0"))
+    assert masked("refused: s3cret/bell, as in s3cret%2Fbell") == "refused: ***, as in ***"

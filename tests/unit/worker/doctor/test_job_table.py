@@ -1,0 +1,161 @@
+"""`ganq doctor` names what is wrong and the way out: the job table."""
+
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from worker.doctor import job_table
+from worker.doctor.check import Finding
+from worker.doctor.job_table import Facts, check_job_table
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> str:
+    """SQLite, unless the test asks for Postgres."""
+    return str(getattr(request, "param", "sqlite"))
+
+
+def look(settings) -> list[Finding]:
+    facts = Facts()
+    found = list(check_job_table(settings, facts))
+    facts.close()
+    return found
+
+
+def test_an_older_schema_fails_with_the_command(ganq, database):
+    database.write(lambda conn: conn.execute(text("UPDATE alembic_version SET version_num = '0000'")))
+    said = ganq("doctor")
+    assert said.code == 1
+    assert "→ run: ganq db upgrade" in said.out
+
+
+def test_a_file_that_is_no_database_fails_and_nothing_else_is_said_of_it(ganq, settings):
+    Path(settings.database_url.removeprefix("sqlite:///")).write_bytes(b"no database" * 1000)
+    said = ganq("doctor", "--json")
+    assert said.code == 1
+    (told,) = said.findings()["database"]
+    assert "is not a SQLite database" in told["said"]
+    assert told["hint"] == "move it away, or restore a backup"
+
+
+def test_sqlite_on_a_network_file_system_fails(ganq, monkeypatch):
+    monkeypatch.setattr("storage.db.engine.filesystem_type", lambda folder: "nfs4")
+    said = ganq("doctor")
+    assert said.code == 1
+    assert "SQLite cannot be kept on nfs4" in said.out
+
+
+def test_an_sqlite_with_the_wal_defect_is_told_how_it_is_guarded(ganq, monkeypatch):
+    monkeypatch.setattr("worker.doctor.job_table.WAL_RESET_FIXED", (99, 0, 0))
+    (told,) = ganq("doctor", "--json").findings()["sqlite"]
+    assert told["verdict"] == "ok" or sqlite3.sqlite_version_info >= (3, 51, 3)
+    assert "mended in 99.0.0" in told["said"] or "99.0.0" in told["hint"]
+
+
+def test_an_sqlite_with_the_wal_defect_and_no_guard_fails(ganq, monkeypatch):
+    monkeypatch.setattr("worker.doctor.job_table.WAL_RESET_FIXED", (99, 0, 0))
+    monkeypatch.setattr("storage.db.sqlite.WAL_RESET_FIXED", (3, 0, 0))  # as if it had none
+    (told,) = ganq("doctor", "--json").findings()["sqlite"]
+    assert told["verdict"] == "bad"
+    assert "checkpoints by itself every 4000 pages" in told["said"]
+
+
+def test_a_job_table_that_everybody_may_write_fails(ganq, settings):
+    Path(settings.database_url.removeprefix("sqlite:///")).chmod(0o666)
+    said = ganq("doctor")
+    assert said.code == 1
+    assert "can be written by everybody, who then owns ganq" in said.out
+
+
+def test_a_process_that_holds_the_write_lock_fails_and_is_not_waited_for(ganq, settings, monkeypatch):
+    monkeypatch.setattr(job_table, "LOCKED_S", 0.3)
+    path = settings.database_url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        said = ganq("doctor")
+        assert time.monotonic() - began < 5
+        holder.execute("ROLLBACK")
+    assert said.code == 1
+    assert "has held the lock" in said.out
+    assert f"fuser -v {path}" in said.out
+
+
+def test_a_wal_that_nobody_empties_is_a_warning(ganq, monkeypatch, database, job_factory):
+    monkeypatch.setattr("worker.doctor.job_table.LARGE_WAL_BYTES", 0)
+    job_factory()
+    told = ganq("doctor", "--json").findings()["sqlite"]
+    assert [one["verdict"] for one in told] == ["ok", "warn"]
+    assert "WAL has grown" in told[1]["said"]
+
+
+def test_a_database_that_this_user_cannot_write_fails(ganq, monkeypatch):
+    monkeypatch.setattr("worker.doctor.job_table.os.access", lambda path, mode: False)
+    said = ganq("doctor")
+    assert said.code == 1
+    assert "cannot be written by this user" in said.out
+
+
+def test_a_clock_that_is_off_is_a_warning_with_the_direction(ganq, monkeypatch):
+    monkeypatch.setattr("storage.db.queries.Queries.now", lambda self: __import__("time").time() + 3600)
+    (clock,) = ganq("doctor", "--json").findings()["clock"]
+    assert clock["verdict"] == "warn"
+    assert "3,600 s behind" in clock["said"]
+
+
+@pytest.mark.parametrize("backend", ["postgres"], indirect=True)
+@pytest.mark.parametrize("commit", ["on", "off"])
+def test_postgres_is_named_and_a_careless_one_is_a_warning(settings, database, commit):
+    name = database.engine.url.database
+    database.write(
+        lambda conn: conn.execute(text(f"ALTER DATABASE {name} SET synchronous_commit = {commit}"))
+    )
+    told = look(settings)
+    assert any(one.said.startswith("Postgres ") and one.verdict == "ok" for one in told)
+    assert any("synchronous_commit" in one.said for one in told) is (commit == "off")
+    assert any("fsync is off" in one.said and one.verdict == "warn" for one in told)  # as tests have it
+
+
+@pytest.mark.parametrize("backend", ["postgres"], indirect=True)
+def test_a_postgres_with_few_connections_left_is_a_warning(settings, database):
+    (spare,) = [one for one in look(settings) if "connections" in one.said]
+    assert spare.verdict == "ok"
+    name = database.engine.url.database
+    database.write(lambda conn: conn.execute(text(f"ALTER DATABASE {name} CONNECTION LIMIT 5")))
+    (few,) = [one for one in look(settings) if "connections" in one.said]
+    assert few.verdict == "warn"
+    assert "of 5 connections of this database are in use" in few.said
+
+
+@pytest.mark.parametrize("backend", ["postgres"], indirect=True)
+def test_a_postgres_beyond_this_machine_without_tls_is_a_warning(settings, database, monkeypatch):
+    assert not any("encrypted" in one.said for one in look(settings))
+    monkeypatch.setattr(job_table, "_near", lambda url: False)  # the tests' own listens on this machine
+    (told,) = [one for one in look(settings) if "encrypted" in one.said]
+    assert told.verdict == "warn"
+
+
+@pytest.mark.parametrize(
+    ("url", "near"),
+    [
+        ("postgresql+psycopg://a:b@127.0.0.1:5432/ganq", True),
+        ("postgresql+psycopg://a@/ganq?host=/run/postgresql", True),
+        ("postgresql+psycopg://a:b@localhost/ganq", True),
+        ("postgresql+psycopg://a:b@db.example.org/ganq", False),
+        ("postgresql+psycopg://a:b@10.0.0.7/ganq", False),
+    ],
+)
+def test_what_is_on_this_machine_needs_no_tls(url, near):
+    assert job_table._near(url) is near
+
+
+def test_a_postgres_that_is_not_there_fails(ganq, monkeypatch):
+    monkeypatch.setenv("GANQ_DATABASE_URL", "postgresql://ganq:s3cret@127.0.0.1:1/ganq")
+    said = ganq("doctor", "--json")
+    assert said.code == 1
+    assert "cannot be reached" in said.findings()["database"][0]["said"]
+    assert "s3cret" not in said.out

@@ -1,0 +1,291 @@
+"""`ganq doctor` names what is wrong and the way out: this machine, its GPUs and torch."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import ConfigError
+from storage import sandbox
+from worker.doctor import examine, gpu
+from worker.doctor.machine import check_files, check_runtime, check_sandbox
+from worker.host.embedded_redis import runtime_folder
+
+
+@pytest.fixture
+def torch_installed(tmp_path, monkeypatch):
+    """Puts a distribution of that name before all others: torch_installed('2.9.1', cuda='12.8')."""
+
+    def install(version: str, cuda: str | None = None) -> None:
+        about = tmp_path / f"torch-{version}.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+        (tmp_path / "torch").mkdir()
+        (tmp_path / "torch" / "version.py").write_text(
+            f"__version__ = '{version}'\ncuda: Optional[str] = {cuda!r}\nhip: Optional[str] = None\n"
+        )
+        monkeypatch.syspath_prepend(str(tmp_path))
+
+    return install
+
+
+def test_a_torch_that_is_too_old_fails(torch_installed):
+    torch_installed("2.9.1")
+    told = gpu.check_torch(0)
+    assert told.verdict == "bad"
+    assert "torch>=2.10" in (told.hint or "")
+
+
+def test_a_torch_for_the_cpu_fails_where_there_is_a_gpu_and_only_there(torch_installed):
+    torch_installed("2.14.1+cpu")
+    assert gpu.check_torch(0).verdict == "ok"
+    told = gpu.check_torch(2)
+    assert told.verdict == "bad"
+    assert "built for the CPU alone" in told.said
+
+
+@pytest.mark.parametrize(("driver", "verdict"), [("570.86.15", "bad"), ("580.65.06", "ok")])
+def test_a_driver_that_is_too_old_for_torchs_cuda_fails(
+    torch_installed, tmp_path, monkeypatch, driver, verdict
+):
+    torch_installed("2.14.1", cuda="13.0")
+    said = tmp_path / "driver"
+    said.write_text(
+        f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {driver}  Release Build  (dvs-builder)\n"
+        "GCC version:  gcc version 12.3.0\n"
+    )
+    monkeypatch.setattr(gpu, "DRIVER", said)
+    assert gpu.check_torch(1).verdict == verdict
+
+
+def test_a_driver_that_does_not_answer_fails(ganq, tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'\nexit 18\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    said = ganq("doctor")
+    assert said.code == 1
+    assert "Driver/library version mismatch" in said.out
+
+
+@pytest.mark.parametrize(
+    ("arches", "capability", "runs"),
+    [
+        (["sm_80", "sm_90"], [9, 0], True),
+        (["sm_80", "sm_90"], [8, 6], True),  # the same major version, a newer minor
+        (["sm_86"], [8, 0], False),
+        (["sm_90"], [12, 0], False),
+        (["sm_90", "compute_90"], [12, 0], True),  # compiled anew by the driver
+        (["sm_120"], [12, 0], True),
+        (["sm_90a"], [9, 0], True),
+        (["gfx942"], [9, 4], False),
+    ],
+)
+def test_a_build_of_torch_runs_on_what_it_has_code_for(arches, capability, runs):
+    assert gpu.runs_on(arches, capability) is runs
+
+
+def printing(told: str) -> list[str]:
+    return [sys.executable, "-c", f"import sys; print({told!r}); print('CUDA error 803', file=sys.stderr)"]
+
+
+@pytest.mark.parametrize(
+    ("told", "verdict", "word"),
+    [
+        ('{"available": true, "arches": ["sm_90"], "gpus": [["H100", [9, 0]]]}', "ok", "can use 1 GPU"),
+        ('{"available": true, "arches": ["sm_80"], "gpus": [["B200", [10, 0]]]}', "bad", "no code for B200"),
+        ('{"available": false, "arches": [], "gpus": []}', "bad", "CUDA error 803"),
+        ("Illegal instruction", "bad", "cannot be started"),
+    ],
+)
+def test_what_torch_itself_makes_of_the_gpus_decides(told, verdict, word):
+    found = gpu.check_use(printing(told))
+    assert found.verdict == verdict
+    assert word in found.said
+
+
+def test_the_question_to_torch_is_one_that_it_answers():
+    told = gpu.check_use([sys.executable, "-P", "-c", gpu.ASK_TORCH])
+    assert "cannot be started" not in told.said
+
+
+def test_a_torch_that_hangs_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(gpu, "TORCH_S", 0.2)
+    assert "within" in gpu.check_use(["sleep", "30"]).said
+
+
+# --- files and folders --------------------------------------------------------------------
+
+
+def worst(found):
+    return {one.verdict for one in found}
+
+
+def test_a_configuration_that_everybody_may_write_fails_in_one_line(ganq, settings):
+    config = settings.home / "ganq.toml"
+    config.write_text("log_format = 'json'")
+    config.chmod(0o666)
+    said = ganq("doctor")
+    assert said.code == 1
+    assert f"→ chmod o-w {config}" in said.out
+    told = ganq("doctor", "--json").json()
+    assert (told["ok"], told["settings"], [one["check"] for one in told["findings"]]) == (
+        False,
+        None,
+        ["settings"],
+    )
+
+
+@pytest.mark.parametrize(("mode", "verdict"), [(0o600, "ok"), (0o644, "warn"), (0o622, "bad")])
+def test_a_file_with_a_password_is_for_its_owner_alone(settings, tmp_path, mode, verdict):
+    secret = tmp_path / "redis_url"
+    secret.write_text("redis://ada:s3cret@127.0.0.1/0")
+    secret.chmod(mode)
+    found = list(check_files(settings, {"GANQ_REDIS_URL_FILE": str(secret)}))
+    assert worst(found) == {verdict}
+    assert "s3cret" not in str(found)
+
+
+def test_a_configuration_with_a_password_that_everybody_may_read_is_a_warning(settings):
+    config = settings.home / "ganq.toml"
+    config.write_text("redis_url = 'redis://127.0.0.1/0'\n")
+    config.chmod(0o644)
+    assert worst(check_files(settings, {})) == {"ok"}
+    config.write_text("redis_url = 'redis://ada:s3cret@127.0.0.1/0'\n")
+    assert worst(check_files(settings, {})) == {"warn"}
+
+
+def test_a_home_in_which_everybody_may_put_files_fails(settings):
+    settings.home.chmod(0o777)
+    assert worst(check_files(settings, {})) == {"bad"}
+    settings.home.chmod(0o1777)
+    assert worst(check_files(settings, {})) == {"ok"}
+
+
+def test_a_secret_that_never_ends_is_not_waited_for(ganq, tmp_path, monkeypatch):
+    monkeypatch.setattr("cli.doctor.SETTINGS_S", 0.3)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.setenv("GANQ_REDIS_URL_FILE", str(pipe))
+    said = ganq("doctor")
+    assert said.code == 1
+    assert "cannot be read to its end" in said.out
+    with open(pipe, "w"):  # lets the thread go that reads it
+        pass
+
+
+def test_a_temporary_folder_too_long_for_sockets_is_named_with_the_one_that_is_used(settings, monkeypatch):
+    assert worst(check_runtime(settings)) == {"ok"}
+    monkeypatch.setattr("tempfile.tempdir", "/" + "x" * 90)
+    first, second = check_runtime(settings)
+    assert "is too long" in first.said
+    assert (second.verdict, second.said.split("/")[1]) == ("ok", "tmp")
+
+
+@pytest.fixture
+def own_tmp(tmp_path, monkeypatch):
+    """A temporary folder of the test's own."""
+    folder = tmp_path / "t"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+def test_a_runtime_folder_that_is_open_to_others_or_theirs_fails(settings, own_tmp):
+    settings.runtime.mkdir(mode=0o700)
+    assert worst(check_runtime(settings)) == {"ok"}
+    settings.runtime.chmod(0o755)
+    (told,) = check_runtime(settings)
+    assert told.verdict == "bad"
+    assert "mode 755" in told.said
+    assert told.hint == f"remove it: rm -r {settings.runtime}"
+    settings.runtime.rmdir()
+    ours = own_tmp / "ours"
+    ours.mkdir(mode=0o700)
+    settings.runtime.symlink_to(ours)
+    assert worst(check_runtime(settings)) == {"bad"}
+    with pytest.raises(ConfigError, match="is not private"):
+        runtime_folder(settings)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a folder away")
+def test_a_runtime_folder_of_another_user_fails(settings, own_tmp, monkeypatch):
+    settings.runtime.mkdir(mode=0o700)
+    os.chown(settings.runtime, 65534, 65534)
+    (told,) = check_runtime(settings)
+    assert "uid 65534" in told.said
+    monkeypatch.setattr("os.getuid", lambda: 65533)
+    folder = settings.runtime
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 65534, 65534)
+    with pytest.raises(ConfigError) as caught:
+        runtime_folder(settings)
+    assert "TMPDIR" in caught.value.hint, "only its owner and root may remove it from a sticky folder"
+
+
+def test_a_temporary_folder_without_the_sticky_bit_fails(settings, own_tmp):
+    own_tmp.chmod(0o777)
+    assert "bad" in worst(check_runtime(settings))
+
+
+def test_a_tmpdir_that_is_not_there_is_a_warning(settings, monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/nonexistent/tmp")
+    assert any("cannot be used" in one.said for one in check_runtime(settings))
+
+
+# --- extras -------------------------------------------------------------------------------
+
+
+def test_the_extras_are_those_of_the_package_and_each_has_its_use():
+    assert set(examine.extras()) == set(examine.USES)
+    assert all(examine.extras().values())
+
+
+def test_an_extra_that_is_missing_is_no_failure(monkeypatch):
+    monkeypatch.setattr(examine, "_installed", lambda name: name != "onnxscript")
+    told = {one.said.split()[0]: one for one in examine.check_extras()}
+    assert "pip install 'ganq[onnx]'" in told["onnx"].said
+    assert told["onnx"].verdict == "ok"
+    assert "is installed" in told["faces"].said
+
+
+# --- the sandbox ------------------------------------------------------------------------------
+
+
+def test_the_walls_of_the_sandbox_are_tried_and_found_whole():
+    (found,) = check_sandbox()
+    assert found.verdict == "ok", found.said
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "said"),
+    [
+        (
+            "LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446",
+            "= 9999, 446",
+            "landlock (function not",
+        ),
+        ('SECCOMP_NUMBER = {"x86_64": 317, "aarch64": 277}', "= {}", "seccomp (not known for"),
+    ],
+)
+def test_a_wall_that_the_kernel_lacks_is_a_warning_that_names_it(tmp_path, line, instead, said):
+    text = Path(sandbox.__file__).read_text()
+    assert line in text
+    name = line.split(" = ")[0]
+    (tmp_path / "sandbox.py").write_text(text.replace(line, f"{name} {instead}"))
+    (found,) = check_sandbox(tmp_path / "sandbox.py")
+    assert found.verdict == "warn"
+    assert said in found.said
+    assert found.hint
+
+
+def test_a_confined_process_that_does_not_start_fails(tmp_path):
+    (tmp_path / "sandbox.py").write_text("raise SystemExit('no memory')")
+    (found,) = check_sandbox(tmp_path / "sandbox.py")
+    assert found.verdict == "bad"
+    assert "no memory" in found.said

@@ -1,0 +1,184 @@
+"""The reaper takes back what is dead or silent, on its own clock, and nothing else."""
+
+import os
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+from tables import set_columns
+
+from jobs.states import JobState
+from storage.db.tables import attempt
+from worker.host.process import boot_id, start_ticks
+from worker.supervisor.reaper import Reaper
+
+HERE: dict[str, Any] = {"host": socket.gethostname(), "boot_id": boot_id()}
+
+
+@pytest.fixture
+def reaper(store, settings) -> Reaper:
+    return Reaper(store, settings)
+
+
+def test_a_silent_job_is_taken_back_after_the_lease_and_not_before(
+    reaper, store, queries, running_job_factory, settings
+) -> None:
+    lease = running_job_factory()
+    # It looks more often than its own patience for gaps (three reap intervals).
+    looks = [100.0 + step * settings.reap_seconds for step in range(1000)]
+    silent = [now for now in looks if now - 100.0 < settings.lease_seconds]
+    assert all(reaper.tick(now=now) == [] for now in silent)
+    assert reaper.tick(now=looks[len(silent)]) == [lease.job_id]
+    assert queries.get(lease.job_id).state is JobState.QUEUED
+    assert queries.attempts(lease.job_id)[0]["outcome"] == "lost"
+
+
+def test_a_beating_job_is_never_taken_back(reaper, store, queries, running_job_factory, settings) -> None:
+    lease = running_job_factory()
+    for step in range(40):
+        store.heartbeat(lease, None)
+        assert reaper.tick(now=step * settings.reap_seconds) == []
+    assert 40 * settings.reap_seconds > 2 * settings.lease_seconds
+    assert queries.get(lease.job_id).state is JobState.RUNNING
+
+
+def test_a_reaper_that_was_away_itself_begins_its_watch_anew(
+    reaper, queries, running_job_factory, settings
+) -> None:
+    lease = running_job_factory()
+    reaper.tick(now=0.0)
+    assert reaper.tick(now=1000 * settings.lease_seconds) == []
+    assert queries.get(lease.job_id).state is JobState.RUNNING
+
+
+def test_ten_reapers_take_a_job_back_once(store, queries, running_job_factory, settings) -> None:
+    lease = running_job_factory()
+    reapers = [Reaper(store, settings) for _ in range(10)]
+    for step in range(15):
+        for one in reapers:
+            one.tick(now=step * settings.reap_seconds)
+    events = [one.type for one in queries.events(lease.job_id)]
+    assert events.count("lost") == 1
+    assert queries.get(lease.job_id).attempt == 1
+
+
+def _short_lived_process() -> tuple[int, int]:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        ticks = start_ticks(process.pid)
+        assert ticks > 0
+    return process.pid, ticks
+
+
+def test_a_dead_owner_on_this_machine_is_noticed_at_once(
+    reaper, queries, running_job_factory, make_identity
+) -> None:
+    pid, ticks = _short_lived_process()
+    lease = running_job_factory(make_identity("dead", **HERE, pid=pid, start_ticks=ticks))
+    assert reaper.tick() == [lease.job_id]
+    assert queries.get(lease.job_id).state is JobState.QUEUED
+
+
+def test_a_living_owner_is_left_alone(reaper, running_job_factory, make_identity) -> None:
+    me = os.getpid()
+    running_job_factory(make_identity("alive", **HERE, pid=me, start_ticks=start_ticks(me)))
+    assert reaper.tick() == []
+
+
+def test_a_reused_process_id_does_not_pass_for_the_owner(reaper, running_job_factory, make_identity) -> None:
+    me = os.getpid()
+    lease = running_job_factory(make_identity("old", **HERE, pid=me, start_ticks=1))
+    assert reaper.tick() == [lease.job_id]
+
+
+def test_a_process_of_another_machine_is_not_looked_up_here(
+    reaper, running_job_factory, make_identity
+) -> None:
+    pid, ticks = _short_lived_process()
+    running_job_factory(
+        make_identity("far", host=HERE["host"], boot_id="another-machine", pid=pid, start_ticks=ticks)
+    )
+    assert reaper.tick() == []
+
+
+def test_a_job_whose_cancel_was_wished_is_cancelled_when_its_worker_dies(
+    reaper, store, queries, running_job_factory, make_identity
+) -> None:
+    pid, ticks = _short_lived_process()
+    lease = running_job_factory(make_identity("dead", **HERE, pid=pid, start_ticks=ticks))
+    store.request_cancel(lease.job_id)
+    reaper.tick()
+    assert queries.get(lease.job_id).state is JobState.CANCELLED
+
+
+def test_machines_started_from_one_snapshot_do_not_look_up_each_others_processes(
+    reaper, running_job_factory, make_identity
+) -> None:
+    """They share their boot and their namespaces; their host names differ."""
+    pid, ticks = _short_lived_process()
+    running_job_factory(make_identity("far", host="clone", boot_id=boot_id(), pid=pid, start_ticks=ticks))
+    assert reaper.tick() == []
+
+
+def test_a_worker_that_could_not_read_its_own_start_is_judged_by_its_process_id_alone(
+    reaper, running_job_factory, make_identity
+) -> None:
+    running_job_factory(make_identity("alive", **HERE, start_ticks=0))
+    pid, _ = _short_lived_process()
+    assert reaper.tick() == []
+    dead = running_job_factory(make_identity("dead", **HERE, pid=pid, start_ticks=0))
+    assert reaper.tick() == [dead.job_id]
+
+
+def test_a_process_that_has_ended_and_was_not_reaped_is_dead(
+    reaper, running_job_factory, make_identity
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        lease = running_job_factory(
+            make_identity("dead", **HERE, pid=process.pid, start_ticks=start_ticks(process.pid))
+        )
+        assert reaper.tick() == []
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert reaper.tick() == [lease.job_id]
+
+
+def test_a_job_that_is_lost_again_and_again_waits_and_says_so(
+    reaper, store, database, queries, running_job_factory, claim, make_identity, caplog
+) -> None:
+    pid, ticks = _short_lived_process()
+    dead = make_identity("dead", **HERE, pid=pid, start_ticks=ticks)
+    job = running_job_factory(dead).job_id
+    for _ in range(2):
+        assert reaper.tick() == [job]
+        assert claim(dead).job_id == job, "twice it is offered at once"
+
+    for pause_s in (2.0, 10.0, 30.0, 60.0, 60.0):
+        assert reaper.tick() == [job]
+        assert claim(dead) is None
+        row = queries.get(job)
+        assert row.state is JobState.QUEUED
+        assert row.error_code == "WORKER_LOST"
+        assert "(process" in row.error_message
+        assert "times within 5 minutes" in row.error_message
+        told = queries.events(job)[-1]
+        assert (told.type, told.detail["pause_s"]) == ("lost", pause_s)
+        assert 0 < store.due_in() <= pause_s
+        assert f"it waits {pause_s:.0f} s" in caplog.text
+        caplog.clear()
+        set_columns(database, job, not_before=None)
+        assert claim(dead).job_id == job
+
+
+def test_a_job_that_is_lost_now_and_then_is_offered_at_once(
+    reaper, database, running_job_factory, claim, make_identity
+) -> None:
+    pid, ticks = _short_lived_process()
+    dead = make_identity("dead", **HERE, pid=pid, start_ticks=ticks)
+    job = running_job_factory(dead).job_id
+    for _ in range(4):
+        assert reaper.tick() == [job]
+        database.write(lambda conn: conn.execute(update(attempt).values(ended_at=attempt.c.ended_at - 400)))
+        assert claim(dead).job_id == job

@@ -1,0 +1,48 @@
+"""Which checkpoints stay."""
+
+from storage.db.rows import Checkpoint
+from worker.supervisor.retention import prunable
+
+
+def row(id: int, kind: str, epoch: int, metric: float | None = None) -> Checkpoint:
+    return Checkpoint(
+        id, 1, 1, kind, epoch, epoch * 10, f"jobs/000001/a1/checkpoints/{id}", "0", 1, metric, 0.0
+    )
+
+
+def gone(rows: list[Checkpoint], **policy: int) -> list[int]:
+    return [one.id for one in prunable(rows, **{"keep_last": 2, "keep_every": 0, **policy})]
+
+
+def test_the_last_epochs_stay_and_older_ones_go() -> None:
+    assert gone([row(n, "epoch", n * 5) for n in range(1, 6)]) == [1, 2, 3]
+
+
+def test_a_resume_point_goes_when_a_newer_checkpoint_is_there() -> None:
+    assert gone([row(1, "resume", 1), row(2, "resume", 2)]) == [1]
+    assert gone([row(1, "resume", 1), row(2, "epoch", 5)]) == [1]
+
+
+def test_the_newest_checkpoint_always_stays() -> None:
+    assert gone([row(1, "resume", 1)]) == []
+
+
+def test_every_mth_epoch_the_best_and_the_final_stay() -> None:
+    rows = [row(n, "epoch", n * 5, metric=abs(n - 3)) for n in range(1, 9)] + [row(9, "final", 40)]
+    assert gone(rows, keep_every=20) == [1, 2, 5, 6]
+
+
+def test_an_import_is_never_pruned() -> None:
+    assert gone([row(1, "import", 0), row(2, "epoch", 1)]) == []
+
+
+def test_the_k_best_of_the_measured_epochs_stay() -> None:
+    rows = [row(n, "epoch", n * 5, metric=abs(n - 3)) for n in range(1, 8)] + [row(8, "epoch", 40)]
+    assert gone(rows, keep_best=0) == [1, 2, 3, 4, 5, 6]
+    assert gone(rows) == [1, 2, 4, 5, 6]
+    assert gone(rows, keep_best=3) == [1, 5, 6]
+
+
+def test_the_best_are_those_that_were_measured() -> None:
+    rows = [row(n, "epoch", n * 5) for n in range(1, 6)]
+    assert gone(rows, keep_best=5) == [1, 2, 3]

@@ -1,0 +1,1 @@
+"""Checks of ganq doctor, one file per subject."""

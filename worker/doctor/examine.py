@@ -1,0 +1,157 @@
+"""
+What `ganq doctor` looks at, in order, and for how long; each check is in the module named for its subject.
+
+Probes that need nothing of each other run side by side, so that the whole takes as
+long as the slowest, and at most a minute and a half with GPUs, half a minute without.
+"""
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib import metadata
+
+from storage.settings import Settings
+from worker.doctor.check import Finding, Probe, ok, warn
+from worker.doctor.environment import check_environment
+from worker.doctor.gpu import check_gpus_and_torch
+from worker.doctor.job_table import Facts, check_job_table
+from worker.doctor.machine import check_files, check_runtime, check_sandbox, check_workers_here
+from worker.doctor.redis_server import check_notifications, check_redis
+from worker.doctor.volume import (
+    check_datasets,
+    check_orphans,
+    check_registered,
+    check_room,
+    check_same_volume,
+    check_volume,
+)
+
+TABLE_S = 15.0
+REDIS_S = 12.0
+VOLUME_S = 10.0
+ORPHANS_S = 10.0
+GPU_S = 85.0
+"""nvidia-smi has 20 s, torch 60."""
+DATASETS_S = 24 * 3600.0
+HERE_S = 5.0
+HINT_DATABASE = "is it there, and the way to it? a firewall that drops packets, or a server that is stopped"
+HINT_VOLUME = "is its server there? ls the folder; a hard mount waits until it is"
+USES = {
+    "local": "the embedded Redis of ganq up",
+    "faces": "ganq dataset make and ganq demo",
+    "onnx": "ganq export --format onnx",
+    "video": "ganq submit generate --interpolate: the frames as MP4",
+}
+"""What each extra of the package is for."""
+
+
+def examine(
+    settings: Settings, left_out: Sequence[tuple[str, str]] = (), *, verify_data: bool = False
+) -> Iterator[Finding]:
+    """
+    Every check, from what all else stands on to what is nice to have.
+
+    Args:
+        left_out: folders of PYTHONPATH that are not searched, and why.
+        verify_data: read the decoded data sets, too, however long that takes.
+    """
+    facts = Facts()
+
+    def begin(check: str, look: partial[Iterator[Finding]], within_s: float, hint: str) -> Probe:
+        return Probe(check, look, within_s=within_s, hint=hint)
+
+    table = begin("database", partial(check_job_table, settings, facts), TABLE_S, HINT_DATABASE)
+    redis = begin(
+        "redis", partial(check_redis, settings), REDIS_S, "check GANQ_REDIS_URL and the name server"
+    )
+    volume = begin("volume", partial(check_volume, settings), VOLUME_S, HINT_VOLUME)
+    gpus = begin("gpus", partial(check_gpus_and_torch), GPU_S, "nvidia-smi hangs: check the driver (dmesg)")
+    files = begin("files", partial(check_files, settings), HERE_S, HINT_VOLUME)
+    sockets = begin("sockets", partial(check_runtime, settings), HERE_S, HINT_VOLUME)
+    confined = begin("sandbox", partial(check_sandbox), HERE_S, "a confined process hangs: see dmesg")
+    yield check_python()
+    yield from check_environment(left_out)
+    yield from files
+    yield from sockets
+    yield from confined
+    yield from table
+    # These need what the rows say.
+    here = begin("sockets", partial(check_workers_here, settings, facts), HERE_S, HINT_VOLUME)
+    same = begin("volume", partial(check_same_volume, settings, facts), VOLUME_S, HINT_VOLUME)
+    room = begin("room", partial(check_room, settings, facts), VOLUME_S, HINT_VOLUME)
+    registered = begin("missing", partial(check_registered, settings, facts), VOLUME_S, HINT_VOLUME)
+    notifications = begin(
+        "redis", partial(check_notifications, settings, facts), REDIS_S, "check GANQ_REDIS_URL"
+    )
+    orphans = begin("orphans", partial(_orphans, settings, facts), ORPHANS_S + 1.0, HINT_VOLUME)
+    yield from here
+    yield from redis
+    yield from notifications
+    yield from volume
+    yield from same
+    yield from room
+    yield from registered
+    yield from orphans
+    if verify_data:
+        yield from begin("datasets", partial(check_datasets, settings), DATASETS_S, HINT_VOLUME)
+    yield from gpus
+    yield from check_extras()
+    facts.close()
+
+
+def _orphans(settings: Settings, facts: Facts) -> Iterator[Finding]:
+    """A volume that is too large to look through now is no fault of it."""
+    from worker.doctor.check import within
+
+    try:
+        yield from within(ORPHANS_S, lambda: list(check_orphans(settings, facts)))
+    except TimeoutError:
+        yield ok(
+            "orphans", f"not counted: that takes longer than {ORPHANS_S:.0f} s; ganq gc --dry-run counts"
+        )
+
+
+def check_python() -> Finding:
+    from storage.version import version
+
+    if version() == "0+unknown":
+        return warn("ganq", "it is not installed, only found on the path", "pip install it: pip install ganq")
+    return ok("ganq", f"{version()}, Python {'.'.join(map(str, sys.version_info[:3]))}")
+
+
+# --- extras -------------------------------------------------------------------------------
+
+
+def check_extras() -> Iterator[Finding]:
+    """Which optional parts of the package are installed; none is needed to train."""
+    for extra, packages in extras().items():
+        missing = [name for name in packages if not _installed(name)]
+        use = USES.get(extra, f"ganq[{extra}]")
+        if missing:
+            yield ok("extras", f"{extra} is not installed ({use}): pip install 'ganq[{extra}]'")
+        else:
+            yield ok("extras", f"{extra} is installed ({use})")
+
+
+def extras() -> dict[str, list[str]]:
+    """The package's own list of its extras: extra → names of distributions."""
+    found: dict[str, list[str]] = {}
+    try:
+        needs = metadata.requires("ganq") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    for line in needs:
+        extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", line)
+        name = re.match(r"[A-Za-z0-9._-]+", line)
+        if extra and name:
+            found.setdefault(extra[1], []).append(name[0])
+    return found
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,332 @@
+"""
+What `ganq doctor` finds out about the job table itself: where it is, whether it keeps what it accepts.
+
+Nothing here changes anything: each check looks, and says what to do.
+"""
+
+import os
+import sqlite3
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import quote
+
+from sqlalchemy import Connection, text
+from sqlalchemy.engine import make_url
+
+from jobs.errors import SchemaMismatchError, StorageError
+from storage.db.engine import SCHEMA_REVISION, WAL_RESET_FIXED, Database
+from storage.db.queries import Queries
+from storage.db.rows import Job, WorkerRow
+from storage.settings import Settings
+from storage.volume.filesystems import mount_of
+from worker.doctor.check import Finding, bad, ok, warn
+
+CLOCK_S = 5.0
+"""Clocks that differ by more make ages look wrong; leases are measured without them."""
+LARGE_WAL_BYTES = 500_000_000
+EMPTY_BYTES = 200_000_000
+LOCKED_S = 5.0
+"""A lock that is held for longer than this is not held by a worker that is well."""
+OLDEST_POSTGRES = 14
+"""Older ones get no fixes any more (postgresql.org/support/versioning)."""
+CONNECTIONS_OF_A_WORKER = 4
+MOUNT_IN_MEMORY = ("tmpfs", "ramfs")
+
+
+@dataclass
+class Facts:
+    """What one check has learned and a later one needs; empty while the job table is away."""
+
+    database: Database | None = None
+    workers: list[WorkerRow] = field(default_factory=list)
+    running: list[Job] = field(default_factory=list)
+    attempt_started: dict[int, float] = field(default_factory=dict)
+    """Job → seconds since its running attempt began."""
+    checkpoint_bytes: list[int] = field(default_factory=list)
+    """Of the last checkpoint of each running training; of the newest ones if none runs."""
+
+    def close(self) -> None:
+        """Whoever looks at the job table through these is done."""
+        if self.database is not None:
+            self.database.dispose()
+
+
+def check_job_table(settings: Settings, facts: Facts) -> Iterator[Finding]:
+    """The database, its schema, its clock, and what its rows say of workers and jobs."""
+    from worker.doctor.jobs import check_jobs_and_workers
+
+    if settings.is_sqlite:
+        path = sqlite_file(settings)
+        if not path.exists():
+            yield warn(
+                "database",
+                f"there is no job table at {path} yet",
+                "ganq up or the first ganq submit makes it",
+            )
+            return
+        yield from check_sqlite_file(path)
+    database = Database(settings)  # refuses SQLite on a network file system
+    try:
+        yield from _check_opened(settings, database)
+        facts.database = database
+        yield check_clock(Queries(database))
+        yield from check_jobs_and_workers(settings, facts)
+    except SchemaMismatchError as exc:
+        yield bad("schema", exc.message, exc.hint)
+    finally:
+        if facts.database is None:
+            database.dispose()
+
+
+def _check_opened(settings: Settings, database: Database) -> Iterator[Finding]:
+    if settings.is_sqlite:
+        yield from check_sqlite(sqlite_file(settings))
+    else:
+        yield from check_postgres(settings, database)
+    database.require_schema()
+    yield _schema(database)
+
+
+def _schema(database: Database) -> Finding:
+    found = database.revision()
+    if found == SCHEMA_REVISION:
+        return ok("schema", f"{found}, as this ganq needs")
+    return warn(
+        "schema",
+        f"{found} is newer than this ganq ({SCHEMA_REVISION}), which can work on it for now",
+        "install the newer ganq here, too",
+    )
+
+
+# --- SQLite -------------------------------------------------------------------------------
+
+
+def sqlite_file(settings: Settings) -> Path:
+    return Path(settings.database_url.removeprefix("sqlite:///"))
+
+
+def check_sqlite_file(path: Path) -> Iterator[Finding]:
+    """Before it is opened: whose it is, and where it lies."""
+    about = path.stat()
+    if about.st_mode & stat.S_IWOTH:
+        yield bad("database", f"{path} can be written by everybody, who then owns ganq", f"chmod o-w {path}")
+    mount = mount_of(path.parent)
+    if mount is not None and mount.kind in MOUNT_IN_MEMORY:
+        yield warn(
+            "database", f"{path} lies in memory and is gone at the next boot", "set GANQ_HOME to a disk"
+        )
+    elif mount is not None and mount.kind == "overlay":
+        yield warn(
+            "database",
+            f"{path} lies in the container itself and is gone with it",
+            "mount a volume there, or use Postgres",
+        )
+    room = os.statvfs(path.parent)
+    free = room.f_bavail * room.f_frsize
+    if free < EMPTY_BYTES:
+        yield bad(
+            "database",
+            f"the disk of {path} has {free / 1e6:,.0f} MB left: soon no job can be accepted",
+            f"make room on {mount.point if mount else path.parent}",
+        )
+
+
+def check_sqlite(path: Path) -> Iterator[Finding]:
+    """Whether it opens, can be written, and how its WAL is kept safe."""
+    if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
+        yield bad("database", f"{path} cannot be written by this user", f"check the owner of {path.parent}")
+    yield _lock(path)
+    version = sqlite3.sqlite_version
+    if sqlite3.sqlite_version_info >= WAL_RESET_FIXED:
+        yield ok("sqlite", f"{version}, without the WAL-reset defect")
+    else:
+        yield _wal_guard(path, version)
+    wal = path.with_name(path.name + "-wal")
+    if wal.exists() and wal.stat().st_size > LARGE_WAL_BYTES:
+        yield warn(
+            "sqlite",
+            f"its WAL has grown to {wal.stat().st_size / 1e6:,.0f} MB",
+            "a running worker empties it: ganq up; a reader that never ends keeps it (lsof says who)",
+        )
+
+
+def _lock(path: Path) -> Finding:
+    """
+    The write lock, taken and given back: who holds it for long stops every worker.
+
+    Raises:
+        StorageError: it is no database, of which there is nothing else to be said.
+    """
+    began = time.monotonic()
+    try:
+        with closing(
+            sqlite3.connect(
+                f"file:{quote(str(path))}?mode=rw", uri=True, timeout=LOCKED_S, isolation_level=None
+            )
+        ) as raw:
+            raw.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            raw.execute("BEGIN IMMEDIATE")
+            raw.execute("ROLLBACK")
+    except sqlite3.OperationalError as exc:
+        if "locked" in str(exc):
+            return bad(
+                "database",
+                f"a process has held the lock of {path} for {LOCKED_S:.0f} s: no worker can write",
+                f"fuser -v {path} names it; a copy or a shell that was left open?",
+            )
+        if "readonly" in str(exc) or "unable to open" in str(exc):
+            return bad("database", f"{path}: {exc}", f"check the owner of {path.parent}")
+        raise
+    except sqlite3.DatabaseError as exc:
+        raise StorageError(
+            f"{path} is not a SQLite database, or it is damaged: {exc}",
+            hint="move it away, or restore a backup",
+        ) from exc
+    mount = mount_of(path.parent)
+    where = f", on {mount.kind}" if mount else ""
+    took_ms = 1000 * (time.monotonic() - began)
+    return ok("database", f"SQLite at {path}{where}, opened and locked in {took_ms:.0f} ms")
+
+
+def _wal_guard(path: Path, version: str) -> Finding:
+    """Of the WAL-reset defect: ganq's connections must leave the WAL to the guarded checkpoint."""
+    from storage.db.sqlite import sqlite_engine
+
+    fixed = ".".join(map(str, WAL_RESET_FIXED))
+    # As a reader: it may just be locked.
+    engine = sqlite_engine(path).execution_options(ganq_read=True)
+    try:
+        with engine.connect() as conn:
+            automatic = conn.exec_driver_sql("PRAGMA wal_autocheckpoint").scalar_one()
+    finally:
+        engine.dispose()
+    if automatic:
+        return bad(
+            "sqlite",
+            f"{version} has the WAL-reset defect, and checkpoints by itself every {automatic} pages",
+            f"an SQLite of {fixed} or newer",
+        )
+    return ok(
+        "sqlite",
+        f"{version}; the WAL-reset defect (mended in {fixed}) is guarded against:"
+        " checkpoints are made by one process at a time, while nobody can commit",
+    )
+
+
+# --- Postgres -----------------------------------------------------------------------------
+
+SHOWN = (
+    *("server_version", "server_version_num", "fsync", "synchronous_commit", "full_page_writes"),
+    *("max_connections", "superuser_reserved_connections", "server_encoding"),
+)
+RISKS = {
+    "fsync": "a power cut may damage the whole database",
+    "full_page_writes": "a power cut may damage the whole database",
+    "synchronous_commit": "a power cut may lose jobs that were accepted",
+}
+
+
+def check_postgres(settings: Settings, database: Database) -> Iterator[Finding]:
+    """Its version, whether it keeps what it has accepted, and whether it has connections to give."""
+    began = time.monotonic()
+    facts = database.read(_postgres_facts)
+    took_ms = 1000 * (time.monotonic() - began)
+    version = facts["server_version"].split()[0]
+    if int(facts["server_version_num"]) // 10_000 < OLDEST_POSTGRES:
+        yield warn(
+            "database",
+            f"Postgres {version} gets no fixes any more",
+            f"{OLDEST_POSTGRES} or newer: pg_upgrade",
+        )
+    else:
+        yield ok("database", f"Postgres {version} answers in {took_ms:.0f} ms")
+    if facts["standby"] == "True":
+        yield bad(
+            "database", "this server is a standby: nothing can be written", "GANQ_DATABASE_URL of the primary"
+        )
+    for name, risk in RISKS.items():
+        if facts[name] == "off":
+            yield warn("database", f"{name} is off: {risk}", f"set {name} = on in postgresql.conf")
+    if facts["server_encoding"] != "UTF8":
+        yield warn(
+            "database",
+            f"its encoding is {facts['server_encoding']}: messages may be refused",
+            "make it anew: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
+        )
+    if facts["ssl"] == "False" and not _near(settings.database_url):
+        yield warn(
+            "database",
+            "the way to it is not encrypted: passwords and jobs can be read and changed",
+            "?sslmode=verify-full in GANQ_DATABASE_URL",
+        )
+    yield _connections(facts)
+
+
+def _near(url: str) -> bool:
+    host = make_url(url).host
+    if not host or host == "localhost" or host.startswith("/"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _connections(facts: dict[str, str]) -> Finding:
+    """Whether there is room for another worker: in the server, for this user, in this database."""
+    server = int(facts["max_connections"]) - int(facts["superuser_reserved_connections"])
+    limits = {
+        "": (int(facts["used"]), server),
+        " of this user": (int(facts["used_by_role"]), int(facts["role_limit"])),
+        " of this database": (int(facts["used_in_database"]), int(facts["database_limit"])),
+    }
+    limits = {whose: pair for whose, pair in limits.items() if pair[1] >= 0}  # -1: no limit of its own
+    whose, (used, most) = min(limits.items(), key=lambda one: one[1][1] - one[1][0])
+    said = f"{used} of {most} connections{whose} are in use"
+    if most - used < CONNECTIONS_OF_A_WORKER or used > 0.8 * most:
+        return warn(
+            "database",
+            f"{said}: further workers or commands may be refused",
+            "raise max_connections (or that limit), or end what is not needed: pg_stat_activity",
+        )
+    return ok("database", said)
+
+
+def _postgres_facts(conn: Connection) -> dict[str, str]:
+    found = {name: str(conn.execute(text(f"SHOW {name}")).scalar_one()) for name in SHOWN}
+    asked = conn.execute(
+        text(
+            "SELECT pg_is_in_recovery() AS standby,"
+            " (SELECT sum(numbackends) FROM pg_stat_database) AS used,"
+            " (SELECT count(*) FROM pg_stat_activity WHERE usename = current_user) AS used_by_role,"
+            " (SELECT numbackends FROM pg_stat_database WHERE datname = current_database())"
+            "  AS used_in_database,"
+            " (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user) AS role_limit,"
+            " (SELECT datconnlimit FROM pg_database WHERE datname = current_database()) AS database_limit,"
+            " (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS ssl"
+        )
+    ).one()
+    return {**found, **{name: str(value) for name, value in asked._mapping.items()}}
+
+
+# --- the clock ----------------------------------------------------------------------------
+
+
+def check_clock(queries: Queries) -> Finding:
+    """This machine's clock against the database's."""
+    before = time.time()
+    theirs = queries.now()
+    apart = theirs - (before + time.time()) / 2
+    if abs(apart) > CLOCK_S:
+        how = "behind" if apart > 0 else "ahead of"
+        return warn(
+            "clock",
+            f"this machine's clock is {abs(apart):,.0f} s {how} the database's",
+            "set it by NTP; leases do not depend on it, but log times do",
+        )
+    return ok("clock", f"agrees with the database's to {max(abs(apart), 0.1):.1f} s")

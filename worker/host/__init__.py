@@ -1,0 +1,1 @@
+"""What a machine offers: GPUs, cores, processes, embedded Redis, logs."""

@@ -1,0 +1,142 @@
+"""`ganq up`: the whole local stack in the foreground: database, embedded Redis, workers."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import IO
+
+from jobs.errors import ConfigError, GpuBusyError, one_line
+from storage.db.queries import Queries
+from storage.db.schema import open_database, prepare
+from storage.settings import Settings
+from worker.host import gpu
+from worker.host.embedded_redis import EmbeddedRedis, worker_command
+from worker.host.process import bound_to_this
+
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 90.0
+
+
+LOOK_S = 0.5
+AGAIN_S = 1.0
+
+
+class LocalStack:
+    """The processes of one machine; tend() starts again what was killed."""
+
+    def __init__(
+        self, gpus: str, cpu_workers: int | None, log: IO[bytes] | None, redis: EmbeddedRedis | None
+    ) -> None:
+        self.redis = redis
+        self.arguments = ["--gpus", gpus]
+        if cpu_workers is not None:
+            self.arguments += ["--cpu-workers", str(cpu_workers)]
+        self.log = log
+        self.worker = self.start_worker()
+
+    def start_worker(self) -> "subprocess.Popen[bytes]":
+        self.worker = subprocess.Popen(
+            bound_to_this(signal.SIGTERM, worker_command("worker", *self.arguments)),
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+        )
+        return self.worker
+
+    def tend(self, say: Callable[[str], None]) -> int:
+        """
+        Wait for the worker to end by itself: then it has said why.
+
+        One that was killed (by a machine short of memory, say) could not, and its job waits to go
+        on; and without Redis each job waits until somebody looks. Both are started again.
+
+        Returns:
+            The worker's exit code.
+        """
+        while True:
+            time.sleep(LOOK_S)
+            code = self.worker.poll()
+            if code is not None and code >= 0:
+                return code
+            if code is not None:
+                say(f"the worker was killed by {signal.Signals(-code).name}; starting another")
+                time.sleep(AGAIN_S)
+                try:
+                    self.start_worker()
+                except OSError as exc:
+                    say(f"cannot start it: {one_line(exc)}")
+            if self.redis is not None and not self.redis.runs():
+                say("the embedded Redis has ended or lost its socket; starting another")
+                try:
+                    self.redis.start()
+                except OSError as exc:
+                    say(f"cannot start it: {one_line(exc)}")
+                    time.sleep(AGAIN_S)
+                except ConfigError as exc:  # workers look for jobs by themselves meanwhile
+                    say(f"{exc.message} → {exc.hint}")
+                    time.sleep(AGAIN_S)
+
+
+@contextmanager
+def local_stack(
+    settings: Settings,
+    *,
+    gpus: str = "auto",
+    cpu_workers: int | None = None,
+    log: IO[bytes] | None = None,
+) -> Iterator[LocalStack]:
+    """
+    Everything that one machine needs, for as long as the block runs.
+
+    Args:
+        gpus: see worker.host.gpu.choose().
+        cpu_workers: workers that share the CPU, instead of GPUs.
+        log: where the workers' log goes; this process's stderr by default.
+
+    Raises:
+        ConfigError: another stack of this GANQ_HOME is up, or a part does not start.
+    """
+    prepare(settings)
+    try:
+        held = gpu.lock("up", settings.home)
+    except GpuBusyError:
+        raise ConfigError(
+            f"ganq is already up for {settings.home}", hint="ganq workers shows it; or set another GANQ_HOME"
+        ) from None
+    with held, EmbeddedRedis(settings) if settings.embedded_redis else nullcontext() as redis:
+        stack = LocalStack(gpus, cpu_workers, log, redis)
+        try:
+            yield stack
+        finally:
+            stop(stack.worker)
+
+
+def stop(worker: subprocess.Popen[bytes]) -> None:
+    """Drain: the running job is saved and goes back to the queue."""
+    if worker.poll() is None:
+        worker.send_signal(signal.SIGTERM)
+        try:
+            worker.wait(timeout=STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+
+
+def wait_ready(settings: Settings, worker: subprocess.Popen[bytes]) -> bool:
+    """Wait until a worker has spoken; False if the process ended instead."""
+    database = open_database(settings)
+    queries = Queries(database)
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    try:
+        while time.monotonic() < deadline:
+            if worker.poll() is not None:
+                return False
+            if any(one.silent_s < 30 and one.state in ("idle", "busy") for one in queries.workers()):
+                return True
+            time.sleep(0.1)
+    finally:
+        database.dispose()
+    return True

@@ -1,0 +1,1 @@
+"""The child process with torch in it that does the work."""

@@ -1,0 +1,1 @@
+"""The process that owns the lease of one job at a time."""
