@@ -83,7 +83,7 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
 
 def _tiny_model(work: Path, queue: stack.Queue) -> int:
     data = stack.faces(work)
-    spec = TrainSpec.create(data=str(data), recipe="origin", size=16, ngf=2, ndf=2, epochs=1, device="cpu")
+    spec = TrainSpec.create(data=str(data), recipe="dcgan", size=16, ngf=2, ndf=2, epochs=1, device="cpu")
     return queue.wait(queue.submit(spec)).id
 
 

@@ -57,7 +57,7 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
         The table's lines, and all samples.
     """
     data = stack.faces(work)
-    spec = TrainSpec.create(data=str(data), recipe="origin", epochs=1, save_every=1, device="cpu")
+    spec = TrainSpec.create(data=str(data), recipe="dcgan", epochs=1, save_every=1, device="cpu")
     bare = subprocess.Popen(
         [sys.executable, "-c", "import torch; print(flush=True); input()"],
         stdin=subprocess.PIPE,

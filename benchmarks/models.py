@@ -14,7 +14,7 @@ from storage.volume.layout import Volume
 def trained(work: Path, queue: stack.Queue, ngf: int) -> Job:
     """Two epochs of faces at 96×96: pictures that compress like pictures, not like noise."""
     small = {"size": 96, "ngf": ngf, "ndf": 16, "epochs": 2, "save_every": 2, "device": "cpu"}
-    spec = TrainSpec.create(data=str(stack.faces(work)), recipe="plus", **small)
+    spec = TrainSpec.create(data=str(stack.faces(work)), recipe="sngan", **small)
     return queue.wait(queue.submit(spec))
 
 

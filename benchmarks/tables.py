@@ -42,7 +42,7 @@ def fill(settings: Settings, jobs: int, users: int = 1) -> None:
         empty.dispose()
     database = open_database(settings, create=settings.is_sqlite)
     store = JobStore(database)
-    spec = TrainSpec.create(data="/pictures", recipe="plus").to_json()
+    spec = TrainSpec.create(data="/pictures", recipe="sngan").to_json()
     for part in range(jobs // 10_000):
         store.submit_sweep(
             [spec] * 10_000,

@@ -29,9 +29,9 @@ stall of the line without a bar."""
 STALL_MS = 50.0
 BY_EPOCHS = {"batch": 64, "epochs": 2, "save_every": 1, "g_every": 5}
 STALLS: dict[str, dict[str, Any]] = {
-    "ngf 64, batch 256, by the clock": {"recipe": "origin", "epochs": 1, "checkpoint_seconds": 2},
-    "plus, ngf 64, with its grid": {"recipe": "plus", **BY_EPOCHS},
-    "origin, ngf 64, with the tutorial's pass": {"recipe": "origin", **BY_EPOCHS},
+    "ngf 64, batch 256, by the clock": {"recipe": "dcgan", "epochs": 1, "checkpoint_seconds": 2},
+    "plus, ngf 64, with its grid": {"recipe": "sngan", **BY_EPOCHS},
+    "origin, ngf 64, with the tutorial's pass": {"recipe": "dcgan", **BY_EPOCHS},
 }
 """What is trained for a stall, and with which options."""
 
@@ -60,7 +60,7 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
             label = f"ngf {options['ngf']}, batch {options['batch']}"
             spec = TrainSpec.create(
                 data=str(data),
-                recipe="origin",
+                recipe="dcgan",
                 size=96,
                 save_every=options["epochs"],
                 device="cpu",

@@ -36,7 +36,7 @@ def export(job: str, form: str, checkpoint: str, out: Path, force: bool, as_json
     Write the weights of JOB's checkpoint as netg and netd files.
 
     Files carry the tutorial's 0-based epoch: after 400 epochs, netg_399. ganq import
-    reads pth and safetensors back, but not of residual networks (recipe r3), nor of
+    reads pth and safetensors back, but not of residual networks (recipe r3gan), nor of
     networks that know classes.
     """
     from cli.session import leave_nothing_half_made, open_session

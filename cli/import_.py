@@ -28,7 +28,7 @@ def import_(netg: Path, netd: Path | None, name: str, as_json: bool) -> None:
     NETG is the generator's file, NETD the discriminator's; without NETD pictures
     cannot be scored (--keep). Files are read in a sandbox and converted; code in
     them is never run. Picture size and widths are taken from the weights. Not for
-    residual networks (recipe r3), nor for those that know classes.
+    residual networks (recipe r3gan), nor for those that know classes.
     """
     from cli.session import leave_nothing_half_made, open_session
     from jobs.specs import check_name

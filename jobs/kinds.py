@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from jobs.specs import Spec
 
 
-SPEC_VERSION = 2
-"""Version of what specs say (1: ganq 0.1); a worker leaves jobs with a newer one to newer workers."""
+SPEC_VERSION = 3
+"""Version of what specs say (1: ganq 0.1, 2: 0.2); a worker leaves jobs with a newer one to newer workers."""
 
 
 class Run(Protocol):

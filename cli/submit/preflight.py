@@ -211,15 +211,15 @@ def weights_of(size: int, nz: int, ngf: int, ndf: int, norm_d: str, arch: str = 
     """
     _, triple = size_plan(size)
     factors = widths(size)
-    if arch == "residual":
+    if arch == "resnet":
         return _residual_weights([ngf * one for one in factors], [ndf * one for one in factors], nz, triple)
     edge = 25 if triple else 16
     per_norm = 4  # weight, bias, running mean and variance of each channel
     generator, channels = 0, nz
-    for factor in balanced_widths(size) if arch == "even" else factors:
+    for factor in balanced_widths(size) if arch == "balanced" else factors:
         generator += channels * ngf * factor * 16 + per_norm * ngf * factor + 1
         channels = ngf * factor
-    generator += (9 * channels + 1) * 3 * (9 if triple else 4) if arch == "even" else channels * 3 * edge
+    generator += (9 * channels + 1) * 3 * (9 if triple else 4) if arch == "balanced" else channels * 3 * edge
     spectral = norm_d == "spectral"
     discriminator, channels = 0, 3
     for place, factor in enumerate(reversed(factors)):

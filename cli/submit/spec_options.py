@@ -12,10 +12,15 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
+from cli.ui.params import RenamedChoice, RenamedOption
 from jobs.recipes import RECIPES
+from jobs.renamed import FIELDS
 from jobs.specs import Spec, option_of
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+FORMER_FLAGS = {new: option_of(old) for old, new in FIELDS.items()}
+"""Flags of ganq 0.2, by the field that they set now."""
 
 
 class Once(click.Option):
@@ -70,11 +75,15 @@ def spec_options(
         for name in reversed(list(words)):
             flags = (names or {}).get(name) or (option_of(name),)
             help_text = f"{words[name]} {_default_words(spec, name, fields[name])}".rstrip()
-            kind = (kinds or {}).get(name) or option_type(fields[name])
+            kind = (kinds or {}).get(name) or option_type(fields[name], name)
             if kind is bool:
                 flags, kind = (f"{flags[0]}/--no-{flags[0][2:]}",), None
-            cls = Once if name in once else click.Option
-            command = click.option(*flags, name, cls=cls, type=kind, default=None, help=help_text)(command)
+            attributes: dict[str, Any] = {"cls": Once if name in once else click.Option}
+            if name in FORMER_FLAGS:
+                attributes = {"cls": RenamedOption, "old": FORMER_FLAGS[name]}
+            command = click.option(*flags, name, type=kind, default=None, help=help_text, **attributes)(
+                command
+            )
         return command
 
     return decorate
@@ -85,14 +94,14 @@ def given_only(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def option_type(field: FieldInfo) -> Any:
+def option_type(field: FieldInfo, name: str) -> Any:
     annotation = field.annotation
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = next(one for one in get_args(annotation) if one is not type(None))
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) is Literal:
-        return click.Choice(get_args(annotation))
+        return RenamedChoice(get_args(annotation), field=name)
     return annotation
 
 

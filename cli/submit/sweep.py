@@ -14,6 +14,7 @@ import click
 
 from cli.ui import output
 from jobs.errors import SpecError
+from jobs.renamed import FIELDS
 
 if TYPE_CHECKING:
     from cli.session import Session
@@ -213,20 +214,29 @@ class _Texts(Sequence[str]):
 
 
 def _value(spec: "type[Spec]", name: str, text: str) -> Any:
-    from cli.submit.spec_options import option_type
-
     try:
-        return click.types.convert_type(option_type(spec.model_fields[name])).convert(text, None, None)
+        return click.types.convert_type(_option_type(spec, name)).convert(text, None, None)
     except click.BadParameter as exc:
         raise SpecError(
             f"--sweep {_flag(name)[2:]}: {exc.message.rstrip('.')}", hint="values are separated by commas"
         ) from None
 
 
+def _option_type(spec: "type[Spec]", name: str) -> Any:
+    from cli.submit.spec_options import option_type
+    from cli.ui.params import RenamedChoice
+    from jobs.recipes import RECIPES
+
+    if name == "recipe":
+        return RenamedChoice(RECIPES, field=name)
+    return option_type(spec.model_fields[name], name)
+
+
 def _field(told: str, spec: "type[Spec]") -> str:
     """The field that an option's name means, or what would be its name."""
     meant = {_flag(name)[2:]: name for name in spec.model_fields}
-    return meant.get(told, told.replace("-", "_"))
+    name = meant.get(told, told.replace("-", "_"))
+    return FIELDS.get(name, name)
 
 
 def _flag(name: str) -> str:

@@ -13,6 +13,7 @@ from cli.submit.options import accept, needed, read_submit_options, show_plan, s
 from cli.submit.spec_options import given_only, spec_options
 from cli.ui import output
 from cli.ui.lazy import examples
+from cli.ui.params import RenamedChoice
 from jobs.class_checks import other_classes
 from jobs.errors import SpecError
 from jobs.kinds import kind_named
@@ -42,7 +43,7 @@ WORDS = {
     "ndf": "Width of the discriminator.",
     "d_every": "The discriminator steps on every N-th batch.",
     "g_every": "The generator steps on every N-th batch.",
-    "arch": "The networks: the tutorial's; its channels spread evenly; or residual, without normalisation.",
+    "arch": "The networks: the tutorial's; its channels balanced; or a ResNet without normalisation.",
     "loss": "The game that the two networks play.",
     "norm_d": "How the discriminator is kept in bounds.",
     "r1_gamma": "Penalty on the discriminator's slope at real pictures; 0 is off.",
@@ -51,7 +52,7 @@ WORDS = {
     "lr_end": "Share of the learning rates that is left at the end, on a cosine.",
     "gamma_end": "Share of the penalties that is left at the end, on a cosine.",
     "beta2_end": "beta2 at the end, on a cosine; 0: it stays.",
-    "noise": "Whether D sees new fakes at each step, or the same until G steps.",
+    "fake_reuse": "Whether D sees new fakes at each step, or the same until G steps.",
     "ema_half_life_kimg": "Half-life of the generator's average, in thousands of pictures; 0 is off.",
     "augment": "What D sees changed, of translation, color and cutout; with 'auto' by the size of the "
     "data set, 'none' for nothing.",
@@ -78,7 +79,7 @@ WORDS = {
     "eval_samples": "Pictures of an evaluation, real and made; 0: 64 to 500, by the length of the run.",
     "patience": "Stop after so many evaluations without a new best; 0: never.",
     "deterministic": "On a GPU: kernels that always give the same bits.",
-    "precision": "What the networks compute in; 'auto': bf16 on a GPU that has it, but for origin.",
+    "precision": "What the networks compute in; 'auto': bf16 on a GPU that has it, but for recipe dcgan.",
     "cuda_graphs": "On a GPU: record the work of a step once and replay it, several times as fast.",
 }
 
@@ -121,7 +122,7 @@ class Policies(click.ParamType[tuple[str, ...]]):
     epilog=examples(
         "ganq submit train --data faces/ --epochs 400",
         "ganq submit train --data faces.zip --size 64 --augment none --name small --wait",
-        "ganq submit train --recipe origin --g-every 5 --dry-run",
+        "ganq submit train --recipe dcgan --g-every 5 --dry-run",
         "ganq submit train --continue small --epochs 800",
         "ganq submit train --init-from faces --data few/ --freeze-d 3 --epochs 50",
         "ganq submit train --sweep lr-g=1e-4,2e-4 --sweep seed=0-9 --name rates",
@@ -140,7 +141,7 @@ class Policies(click.ParamType[tuple[str, ...]]):
     TrainSpec,
     WORDS,
     own=("continue_from", "init_from"),
-    kinds={"augment": Policies(), "recipe": click.Choice([*RECIPES]), **PATHS},
+    kinds={"augment": Policies(), "recipe": RenamedChoice([*RECIPES], field="recipe"), **PATHS},
     names={"loader_workers": ("--loader-workers", "--num-workers")},
 )
 @submit_options

@@ -25,10 +25,11 @@ from jobs.networks.classes import ClassLatents, ClassScores
 from jobs.networks.layout import edge_layer, widths
 from jobs.networks.resnet import ResNetDiscriminator, ResNetGenerator
 from jobs.networks.transposed_conv import doublings
+from jobs.renamed import renamed
 from jobs.specs import TrainSpec, size_plan
 
 NormD = Literal["batch", "spectral", "none"]
-Arch = Literal["dcgan", "even", "residual"]
+Arch = Literal["dcgan", "balanced", "resnet"]
 
 
 class Generator(nn.Module):
@@ -104,8 +105,8 @@ AnyGenerator = Generator | BalancedGenerator | ResNetGenerator
 AnyDiscriminator = Discriminator | ResNetDiscriminator
 GENERATORS: dict[Arch, type[AnyGenerator]] = {
     "dcgan": Generator,
-    "even": BalancedGenerator,
-    "residual": ResNetGenerator,
+    "balanced": BalancedGenerator,
+    "resnet": ResNetGenerator,
 }
 
 
@@ -125,7 +126,7 @@ class Architecture:
     def __post_init__(self) -> None:
         size_plan(self.size)
         known = self.norm_d in get_args(NormD) and self.arch in get_args(Arch)
-        fits = self.arch != "residual" or self.norm_d == "none"
+        fits = self.arch != "resnet" or self.norm_d == "none"
         if min(self.nz, self.ngf, self.ndf) < 1 or self.classes < 0 or not known or not fits:
             raise SpecError(f"no network has these measures: {asdict(self)}")
 
@@ -152,7 +153,7 @@ class Architecture:
             SpecError: if it was written by a version that builds other networks.
         """
         try:
-            return cls(**data)
+            return cls(**renamed(data))
         except TypeError as exc:
             raise SpecError(
                 "this checkpoint describes networks that this version of ganq cannot build",
@@ -175,7 +176,7 @@ class Architecture:
     def build_discriminator(self, seed: int | None = None) -> AnyDiscriminator:
         """Like build_generator()."""
         with _initial_weights(seed):
-            if self.arch == "residual":
+            if self.arch == "resnet":
                 return ResNetDiscriminator(size=self.size, ndf=self.ndf, classes=self.classes)
             return Discriminator(size=self.size, ndf=self.ndf, norm=self.norm_d, classes=self.classes)
 

@@ -45,7 +45,7 @@ def layers(arch: str, size: int) -> tuple[int, int]:
         For dcgan and 96: (5, 5).
     """
     deep = len(widths(size))
-    return (2 * deep + 1, 2 * deep + 2) if arch == "residual" else (deep + 1, deep + 1)
+    return (2 * deep + 1, 2 * deep + 2) if arch == "resnet" else (deep + 1, deep + 1)
 
 
 def check_frozen(option: str, count: int, layers: int) -> None:

@@ -124,7 +124,7 @@ def infer_architecture(
     nz, ngf = layers[0][1].shape[0], layers[-1][1].shape[0]
     arch: Arch = "dcgan"
     if _side_of_even(layers):
-        arch, ngf = "even", layers[-1][1].shape[1] // balanced_widths(size)[-1]
+        arch, ngf = "balanced", layers[-1][1].shape[1] // balanced_widths(size)[-1]
     if not netd:
         return _architecture(names[0], size=size, nz=nz, ngf=ngf, arch=arch)
 

@@ -27,4 +27,4 @@ def _all() -> dict[str, Recipe]:
 
 
 RECIPES: dict[str, Recipe] = _all()
-DEFAULT_RECIPE = "pairs"
+DEFAULT_RECIPE = "rpgan"

@@ -16,6 +16,6 @@ class ImportSpec(Spec):
     nz: int
     ngf: int
     ndf: int
-    arch: Literal["dcgan", "even", "residual"] = "dcgan"
+    arch: Literal["dcgan", "balanced", "resnet"] = "dcgan"
     norm_d: Literal["batch", "spectral", "none"] | None = None
     """None: it came without a discriminator. Rows of earlier versions say neither of the two."""

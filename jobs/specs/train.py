@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from jobs.errors import SpecError
 from jobs.recipes import RECIPES
+from jobs.renamed import renamed
 from jobs.specs.base import Seed, Sha256, Spec, check_feature_network, difference, size_plan
 
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -21,7 +22,7 @@ class TrainSpec(Spec):
 
     data: str
     """Absolute path of a folder, zip or tar of pictures."""
-    recipe: str = "origin"
+    recipe: str = "dcgan"
     size: int = 96
     """Side of the square pictures, in pixels; see size_plan()."""
     batch: Annotated[int, Field(ge=2, le=8192)] = 256
@@ -51,11 +52,11 @@ class TrainSpec(Spec):
     freeze_g: Annotated[int, Field(ge=0, le=64)] = 0
     """Layers of G, from the latents on, that keep their starting weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    arch: Literal["dcgan", "even", "residual"] = "dcgan"
-    """'dcgan' is the tutorial's pair; 'even' spreads G's channels evenly; 'residual' is after R3GAN."""
+    arch: Literal["dcgan", "balanced", "resnet"] = "dcgan"
+    """'dcgan' is the tutorial's pair; 'balanced' spreads G's channels evenly; 'resnet' is after R3GAN."""
     loss: Literal["bce", "hinge", "nonsaturating", "relativistic"] = "bce"
     norm_d: Literal["batch", "spectral", "none"] = "batch"
-    """'batch' ends in a sigmoid as the origin does; 'spectral' and 'none' give logits."""
+    """'batch' ends in a sigmoid as the tutorial does; 'spectral' and 'none' give logits."""
     r1_gamma: Gamma = 0.0
     """Weight of the penalty on D's slope at real pictures, halved as in the papers; 0 is off."""
     r2_gamma: Gamma = 0.0
@@ -68,8 +69,8 @@ class TrainSpec(Spec):
     """Share of both penalties that is left at the end of the run, on a cosine."""
     beta2_end: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
     """beta2 at the end of the run, on a cosine; 0: it stays as it is."""
-    noise: Literal["stale", "fresh"] = "stale"
-    """'stale': D sees the same fakes until G steps again, as in the origin. 'fresh': new at each D step."""
+    fake_reuse: Literal["until-g-step", "none"] = "until-g-step"
+    """'until-g-step' (the tutorial): D sees the same fakes until G steps. 'none': new ones at each D step."""
     ema_half_life_kimg: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """Half-life of the generator's moving average, in thousands of pictures; 0 is off."""
     augment: tuple[Augment, ...] = ()
@@ -108,7 +109,7 @@ class TrainSpec(Spec):
     deterministic: bool = True
     """On a GPU: deterministic kernels, so that a resumed run ends with the same bits."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Numbers of the plain passes; 'auto': bf16 on a GPU that has it, but for the origin, else fp32."""
+    """Number format of forward passes; 'auto': bf16 on a GPU that has it, fp32 for recipe dcgan."""
     cuda_graphs: bool = True
     """On a GPU: record the passes of a step once and replay them."""
     continue_from: int | None = None
@@ -116,7 +117,8 @@ class TrainSpec(Spec):
 
     @classmethod
     def create(cls, **given: Any) -> Self:
-        name = given.get("recipe") or "origin"
+        given = renamed(given)
+        name = given.get("recipe") or "dcgan"
         if name not in RECIPES:
             raise SpecError(
                 f"there is no recipe {str(name)[:40]!r}",
@@ -145,10 +147,11 @@ class TrainSpec(Spec):
                 f"--loss {self.loss} reads logits, and --norm-d batch ends in a sigmoid",
                 hint="use --norm-d spectral or --loss bce",
             )
-        if self.conditional and self.noise == "stale":
+        if self.conditional and self.fake_reuse == "until-g-step":
             raise SpecError(
-                "--conditional shows D a fake of each real picture's class, and --noise stale shows old ones",
-                hint="use --noise fresh",
+                "--conditional shows D a fake of each real image's class, "
+                "and --fake-reuse until-g-step shows old ones",
+                hint="use --fake-reuse none",
             )
         if self.init_from is not None and (self.init_netg or self.init_netd):
             raise SpecError(
@@ -168,9 +171,9 @@ class TrainSpec(Spec):
                 "--ada-target steers how often pictures are changed, and --augment none changes none",
                 hint="use --augment auto, or name policies",
             )
-        if self.arch == "residual" and self.norm_d != "none":
+        if self.arch == "resnet" and self.norm_d != "none":
             raise SpecError(
-                f"--arch residual needs no normalisation, and --norm-d {self.norm_d} would add one",
+                f"--arch resnet needs no normalisation, and --norm-d {self.norm_d} would add one",
                 hint="use --norm-d none (the blocks start as nothing instead) or --arch dcgan",
             )
         if self.eval_samples == 1:
@@ -224,6 +227,7 @@ def check_same_run(saved: Mapping[str, Any], spec: TrainSpec) -> None:
     Raises:
         SpecError: naming each option that differs, old value and new.
     """
+    saved = renamed(saved)
     mine = spec.to_json()
     differ = [
         difference(name, mine[name], saved[name])

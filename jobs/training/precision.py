@@ -27,7 +27,7 @@ def precision_of(spec: TrainSpec, device: torch.device, *, began: Precision | No
     """
     What --precision comes to on this device.
 
-    'auto' is bf16 on a GPU that computes in it, but for the origin, which is there to be
+    'auto' is bf16 on a GPU that computes in it, but for recipe dcgan, which is there to be
     compared with the tutorial. On a CPU it would save too little (docs/decisions/0011).
 
     Args:
@@ -43,7 +43,7 @@ def precision_of(spec: TrainSpec, device: torch.device, *, began: Precision | No
         )
     if spec.precision != "auto":
         return spec.precision
-    wanted = began or ("bf16" if device.type == "cuda" and spec.recipe != "origin" else "fp32")
+    wanted = began or ("bf16" if device.type == "cuda" and spec.recipe != "dcgan" else "fp32")
     return "bf16" if wanted == "bf16" and computes_in_bf16(device) else "fp32"
 
 

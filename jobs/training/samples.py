@@ -51,7 +51,7 @@ class Samples:
         self.step = -1
         """Where the tutorial's own pass was last made; -1: not since the run began or went on."""
         self.labels_B = labels_B
-        self.as_tutorial = spec.recipe == "origin" and state.ema is None and labels_B is None
+        self.as_tutorial = spec.recipe == "dcgan" and state.ema is None and labels_B is None
         # Of this copy only the form is used: each grid brings its own weights.
         self._net = copy.deepcopy(state.sampler).train(self.as_tutorial)
 

@@ -281,5 +281,5 @@ def _load_start(net: nn.Module, weights: Mapping[str, Tensor], option: str) -> N
         raise SpecError(
             f"{option}: the weights do not fit the network: {first[:160]}",
             hint="--size, --nz, --ngf, --ndf, --arch and --norm-d must be those it was trained with; "
-            "for the tutorial's weights: --recipe origin or plus",
+            "for the tutorial's weights: --recipe dcgan or sngan",
         ) from exc

@@ -66,7 +66,9 @@ class TrainingSteps:
         fixed_p = torch.tensor(self.augment_p, device=batches.device)
         self.fixed_chances = dict.fromkeys(self.policies, fixed_p)
         self.passes = AutocastPasses(precision, state, batches.device)
-        self.stale_fakes = CachedFakes(state.generator, self.passes.g) if spec.noise == "stale" else None
+        self.cached_fakes = (
+            CachedFakes(state.generator, self.passes.g) if spec.fake_reuse == "until-g-step" else None
+        )
         self.graphs = CudaGraphs(batches.device, on=spec.cuda_graphs)
         self.fakes_B3HW = torch.empty(0)
         """Of this batch, with their graph, where one pass of G serves both."""
@@ -121,12 +123,12 @@ class TrainingSteps:
         # Stale, as in the tutorial: the noise is drawn before the loop and redrawn by each
         # step of G, which uses the new one; D then sees it until G steps again. It is known
         # by the number of G's steps, so it needs no place in a checkpoint.
-        if self.stale_fakes is None:
+        if self.cached_fakes is None:
             drawn["latents"] = self._latents(self.state.step)
         else:
             draw = self.g_steps
             if turn.d:
-                drawn["fakes"] = self.stale_fakes.get(draw, lambda: self._latents(draw))
+                drawn["fakes"] = self.cached_fakes.get(draw, lambda: self._latents(draw))
             if turn.g:
                 drawn["latents"] = self._latents(draw + 1)
         if turn.penalty:
@@ -174,7 +176,7 @@ class TrainingSteps:
         """D's gradients, and what is told of them."""
         net, loss = self.passes.d, self.loss
         reals_B3HW = self.batches.pictures(x)
-        if self.stale_fakes is not None:
+        if self.cached_fakes is not None:
             fakes_B3HW = x["fakes"]
         else:
             with torch.set_grad_enabled(turn.g):
@@ -248,7 +250,7 @@ class TrainingSteps:
     def _g_pass(self, turn: Phase, x: Named) -> dict[str, Tensor]:
         """G's gradients, and its loss."""
         state, net = self.state, self.passes.d
-        if self.stale_fakes is not None or not turn.d:
+        if self.cached_fakes is not None or not turn.d:
             self.fakes_B3HW = self.passes.g(x["latents"], *self._labels(x))
         state.opt_g.zero_grad()
         # D's own gradients would be a third of its backward pass, for nothing.

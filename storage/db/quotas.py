@@ -1,4 +1,4 @@
-"""How many jobs of a user or a queue may run at once; storage/db/store/scheduling.py passes over those that are full."""
+"""How many jobs of a user or a queue may run at once; storage/db/store/scheduling.py skips those that are full."""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -9,6 +9,7 @@ from sqlalchemy import Row
 
 from jobs.errors import SpecError
 from jobs.kinds import KINDS, SPEC_VERSION
+from jobs.renamed import renamed
 from jobs.states import JobState
 from storage.db.json_object import MalformedJson
 
@@ -65,6 +66,7 @@ class Job:
             values = {**values, **repaired}
         return cls(
             **{name: values[name] for name in _COPIED},
+            spec=spec if isinstance(spec := values["spec"], MalformedJson) else renamed(spec),
             state=state_of(values["state"]),
             held=bool(values["held"]),
             preemptible=bool(values["preemptible"]),
@@ -86,7 +88,9 @@ class Job:
         return self.spec[name]
 
 
-_COPIED = tuple(set(Job.__dataclass_fields__) - {"state", "held", "preemptible", "bit_exact", "malformed"})
+_COPIED = tuple(
+    set(Job.__dataclass_fields__) - {"spec", "state", "held", "preemptible", "bit_exact", "malformed"}
+)
 REQUIRED_NUMBERS = (
     *("priority", "spec_version", "attempt", "hb_seq", "held", "blockers", "crash_count", "waits"),
     *("fresh_retries", "preemptible", "yields", "ran_s", "created_at"),

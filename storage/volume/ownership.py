@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from jobs.renamed import renamed
 from storage.volume.durable import raise_storage_error
 from storage.volume.layout import Volume
 
@@ -43,7 +44,8 @@ def is_of(said: dict[str, Any], job_id: int, submitted_at: float, spec: Callable
         return False
     if "submitted_at" in said:
         return bool(said["submitted_at"] == submitted_at)
-    return bool(said.get("spec") == spec())
+    spec_there = said.get("spec")
+    return isinstance(spec_there, dict) and renamed(spec_there) == spec()
 
 
 def quarantine_if_orphaned(

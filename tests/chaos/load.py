@@ -24,9 +24,9 @@ IN_FLIGHT = 9
 
 SMALL: dict[str, Any] = {"size": 16, "ngf": 4, "ndf": 4, "nz": 8, "batch": 8, "device": "cpu"}
 TRAININGS: list[dict[str, Any]] = [
-    {**SMALL, "recipe": "origin", "epochs": 4, "save_every": 1},
-    {**SMALL, "recipe": "plus", "epochs": 3, "save_every": 1, "checkpoint_seconds": 0.2},
-    {**SMALL, "recipe": "plus", "size": 24, "epochs": 3, "save_every": 2, "keep_last": 1},
+    {**SMALL, "recipe": "dcgan", "epochs": 4, "save_every": 1},
+    {**SMALL, "recipe": "sngan", "epochs": 3, "save_every": 1, "checkpoint_seconds": 0.2},
+    {**SMALL, "recipe": "sngan", "size": 24, "epochs": 3, "save_every": 2, "keep_last": 1},
 ]
 PICTURES: list[dict[str, Any]] = [
     {"count": 40},

@@ -26,7 +26,7 @@ JOBS = itertools.count(1)
 
 SPECS = st.fixed_dictionaries(
     {
-        "recipe": st.sampled_from(["origin", "plus", "pairs"]),
+        "recipe": st.sampled_from(["dcgan", "sngan", "rpgan"]),
         "size": st.sampled_from([16, 24, 32]),
         "ngf": st.integers(4, 8),
         "ndf": st.integers(4, 8),
@@ -35,7 +35,7 @@ SPECS = st.fixed_dictionaries(
         "ema_half_life_kimg": st.sampled_from([0.0, 0.02]),
         "augment": st.sampled_from([(), ("color",), ("translation", "cutout")]),
         "mirror": st.booleans(),
-        "noise": st.sampled_from(["stale", "fresh"]),
+        "fake_reuse": st.sampled_from(["until-g-step", "none"]),
         "save_every": st.integers(1, 3),
         "checkpoint_seconds": st.sampled_from([1e-9, 0.01, NEVER]),
         "batch": st.integers(3, 8),
@@ -169,7 +169,7 @@ def test_p2_with_many_more_specs_and_places_to_die(volume, options, kills):
 
 
 def test_options_that_differ_on_resume_are_refused_with_all_of_them(volume):
-    options = {"recipe": "plus", "size": 16, "ngf": 4, "ndf": 4, "batch": 4, "epochs": 2, "save_every": 1}
+    options = {"recipe": "sngan", "size": 16, "ngf": 4, "ndf": 4, "batch": 4, "epochs": 2, "save_every": 1}
     one = desk(volume, options)
     assert one.attempt(dies="registered")["op"] == "killed"
     one.spec = TrainSpec.create(
@@ -177,7 +177,7 @@ def test_options_that_differ_on_resume_are_refused_with_all_of_them(volume):
             **one.spec.to_json(),
             "batch": 5,
             "lr_g": 1e-3,
-            "noise": "stale",
+            "fake_reuse": "until-g-step",
             "augment": ("cutout",),
             "epochs": 9,
         }
@@ -187,7 +187,7 @@ def test_options_that_differ_on_resume_are_refused_with_all_of_them(volume):
     for told in (
         "--batch 5 (it has 4)",
         "--lr-g 0.001 (it has 0.0004)",
-        "--noise stale (it has fresh)",
+        "--fake-reuse until-g-step (it has fresh)",
         "--augment",
     ):
         assert told in last["message"]
@@ -196,7 +196,7 @@ def test_options_that_differ_on_resume_are_refused_with_all_of_them(volume):
 
 
 def test_another_number_of_threads_goes_on_and_is_told(volume):
-    options = {"recipe": "plus", "size": 16, "ngf": 4, "ndf": 4, "batch": 4, "epochs": 2, "save_every": 1}
+    options = {"recipe": "sngan", "size": 16, "ngf": 4, "ndf": 4, "batch": 4, "epochs": 2, "save_every": 1}
     one = desk(volume, options)
     assert one.attempt(dies="registered")["op"] == "killed"
     assert one.attempt(threads=2)["op"] == "done"

@@ -50,7 +50,7 @@ def new_desk(volume: Volume, faces: Path) -> Callable[..., Desk]:
 
     def make(**options: Any) -> Desk:
         fingerprint = open_images(volume, str(faces), 16, workers=1).fingerprint
-        given = {"recipe": "plus", "data": str(faces), "device": "cpu", **SMALL, **options}
+        given = {"recipe": "sngan", "data": str(faces), "device": "cpu", **SMALL, **options}
         return Desk(volume, next(numbers), TrainSpec.create(**given), fingerprint)
 
     return make
@@ -188,7 +188,7 @@ def test_a_training_killed_at_every_phase_ends_with_the_bits_of_an_undisturbed_o
 # --- F34: NaN ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", ["origin", "plus"])
+@pytest.mark.parametrize("recipe", ["dcgan", "sngan"])
 @pytest.mark.parametrize("seconds", [1e-9, NEVER], ids=["saved at each step", "saved by epochs"])
 @pytest.mark.parametrize("step", [0, 8])
 def test_a_nan_that_does_not_come_again_leaves_no_trace_in_the_result(new_desk, calm, recipe, seconds, step):
@@ -431,7 +431,7 @@ def stopped_desk(
 ) -> Desk:
     """A run on a volume of its own, killed with so many checkpoints; its decoded pictures are deleted."""
     cached = open_images(own_volume, str(own_pictures), 16, workers=1)
-    given = {"recipe": "plus", "data": str(own_pictures), "device": "cpu", **SMALL}
+    given = {"recipe": "sngan", "data": str(own_pictures), "device": "cpu", **SMALL}
     desk = Desk(own_volume, 1, TrainSpec.create(**given), cached.fingerprint)
     assert desk.attempt(dies="registered" if checkpoints else "before_register")["op"] == "killed"
     assert len(desk.checkpoints) == checkpoints
@@ -479,7 +479,7 @@ def test_pictures_gone_with_their_copy_are_told_by_name(own_volume, own_pictures
 
 def test_a_cache_that_is_deleted_while_a_run_reads_it_is_read_to_the_end(tmp_path, own_volume, own_pictures):
     images = open_images(own_volume, str(own_pictures), 16, workers=1)
-    spec = TrainSpec.create(data="/x", recipe="plus", **{**SMALL, "epochs": 1})
+    spec = TrainSpec.create(data="/x", recipe="sngan", **{**SMALL, "epochs": 1})
 
     def at(asked: int) -> None:
         if asked == 2:
@@ -508,7 +508,7 @@ def on_a_full_disk(folder: Path, *steps: int, **given: Any) -> tuple[FullDisk, T
     ctx = FullDisk(folder, data=noise_images(16, 16), **given)
     ctx.full_at = frozenset(steps)
     options = {**SMALL, "batch": 4, "epochs": 3, "checkpoint_seconds": 1e-9}
-    return ctx, TrainSpec.create(data="/x", recipe="plus", **options)
+    return ctx, TrainSpec.create(data="/x", recipe="sngan", **options)
 
 
 def test_three_missed_saves_are_borne_loudly_and_change_no_bit(tmp_path):

@@ -24,13 +24,13 @@ pytestmark = [
 
 IMAGES = noise_images(72, 32)
 RUNS = {
-    "origin": {"recipe": "origin"},
-    "origin, D every other batch": {"recipe": "origin", "d_every": 2, "g_every": 3},
-    "plus": {"recipe": "plus"},
-    "plus in 32 bits": {"recipe": "plus", "precision": "fp32"},
-    "plus, all changes": {"recipe": "plus", "augment": ("color", "translation", "cutout"), "mirror": True},
-    "pairs": {"recipe": "pairs"},
-    "r3": {"recipe": "r3"},
+    "dcgan": {"recipe": "dcgan"},
+    "origin, D every other batch": {"recipe": "dcgan", "d_every": 2, "g_every": 3},
+    "sngan": {"recipe": "sngan"},
+    "plus in 32 bits": {"recipe": "sngan", "precision": "fp32"},
+    "plus, all changes": {"recipe": "sngan", "augment": ("color", "translation", "cutout"), "mirror": True},
+    "rpgan": {"recipe": "rpgan"},
+    "r3gan": {"recipe": "r3gan"},
 }
 
 
@@ -74,9 +74,9 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(tmp_path,
 
 
 def test_pictures_that_do_not_fit_on_the_gpu_give_the_same_bits(tmp_path, monkeypatch) -> None:
-    _, there = train(tmp_path, spec_of(recipe="plus", mirror=True))
+    _, there = train(tmp_path, spec_of(recipe="sngan", mirror=True))
     monkeypatch.setattr(data, "SHARE_OF_FREE", 0.0)
-    _, sent = train(tmp_path, spec_of(recipe="plus", mirror=True))
+    _, sent = train(tmp_path, spec_of(recipe="sngan", mirror=True))
     assert sha256_of(sent.saved[-1].state) == sha256_of(there.saved[-1].state)
 
 
@@ -90,7 +90,7 @@ def test_a_batch_too_large_for_the_gpu_is_an_error_with_a_way_out(tmp_path) -> N
 
 
 def test_a_picture_has_the_same_bytes_however_many_are_made_with_it(tmp_path) -> None:
-    _, trained = train(tmp_path, spec_of(recipe="plus"))
+    _, trained = train(tmp_path, spec_of(recipe="sngan"))
 
     def made(count: int) -> list[bytes]:
         spec = GenerateSpec.create(source=1, count=count, device="cuda", seed=3)

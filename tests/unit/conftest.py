@@ -93,7 +93,7 @@ def trained(running_job_factory: Callable[..., Any], store: Any) -> Callable[...
         from jobs.specs import TrainSpec
 
         spec = TrainSpec.create(
-            data="/pictures", recipe="plus", epochs=epochs, size=24, ngf=8, ndf=8, batch=8
+            data="/pictures", recipe="sngan", epochs=epochs, size=24, ngf=8, ndf=8, batch=8
         )
         lease = running_job_factory(spec=spec.to_json(), name=name)
         store.heartbeat(

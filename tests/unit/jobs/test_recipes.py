@@ -24,7 +24,7 @@ from jobs.training.losses import LOSSES, squared_gradient_norms
 from jobs.training.schedules import between, schedule_values
 
 IMAGES = noise_images(21, 32)
-RESIDUAL = Architecture(size=32, nz=4, ngf=2, ndf=2, arch="residual", norm_d="none")
+RESIDUAL = Architecture(size=32, nz=4, ngf=2, ndf=2, arch="resnet", norm_d="none")
 
 
 def spec_of(recipe, **given):
@@ -142,31 +142,31 @@ def test_a_run_starts_from_both_networks_of_another_and_frozen_layers_stay(tmp_p
 
 
 def test_a_start_with_other_networks_or_nothing_left_to_learn_is_refused_by_name(tmp_path):
-    first = train(tmp_path, spec_of("plus", epochs=1))[1].saved[-1].for_generate()
+    first = train(tmp_path, spec_of("sngan", epochs=1))[1].saved[-1].for_generate()
     ctx = LocalContext(Path(tmp_path), IMAGES, source=first)
     with pytest.raises(SpecError) as caught:
-        jobs.training.train.Training(spec_of("r3", init_from=1, nz=5), ctx)
+        jobs.training.train.Training(spec_of("r3gan", init_from=1, nz=5), ctx)
     assert "--nz 5 (it has 4)" in caught.value.message
     assert "--norm-d none (it has spectral)" in caught.value.message
     with pytest.raises(SpecError, match="--freeze-d 4 leaves nothing to learn: the network has 4 layers"):
-        jobs.training.train.Training(spec_of("plus", init_from=1, freeze_d=4), ctx)
+        jobs.training.train.Training(spec_of("sngan", init_from=1, freeze_d=4), ctx)
 
 
 def test_a_start_without_a_discriminator_fits_any_and_one_with_other_classes_is_refused(tmp_path):
-    first = train(tmp_path, spec_of("pairs", epochs=1))[1].saved[-1].for_generate()
+    first = train(tmp_path, spec_of("rpgan", epochs=1))[1].saved[-1].for_generate()
     alone = {key: one for key, one in first.tensors.items() if key.startswith("G.")}
     ctx = LocalContext(Path(tmp_path), IMAGES, source=replace(first, tensors=alone))
     begun = jobs.training.train.Training(
-        spec_of("plus", arch="even", ndf=3, init_from=1), ctx
+        spec_of("sngan", arch="balanced", ndf=3, init_from=1), ctx
     ).state.tensors()
     assert all(torch.equal(begun[f"g.{key[2:]}"], one) for key, one in alone.items())
-    with pytest.raises(SpecError, match=r"--arch dcgan \(it has even\)$"):
-        jobs.training.train.Training(spec_of("plus", init_from=1), ctx)
+    with pytest.raises(SpecError, match=r"--arch dcgan \(it has balanced\)$"):
+        jobs.training.train.Training(spec_of("sngan", init_from=1), ctx)
 
     first.meta["arch"]["classes"] = 3
     with pytest.raises(SpecError, match="know 3 classes, and none are to be learnt"):
         jobs.training.train.Training(
-            spec_of("pairs", init_from=1), LocalContext(Path(tmp_path), IMAGES, source=first)
+            spec_of("rpgan", init_from=1), LocalContext(Path(tmp_path), IMAGES, source=first)
         )
 
 
@@ -223,7 +223,7 @@ def test_penalties_reach_every_weight_that_shapes_the_slope(arch):
 
 @pytest.mark.parametrize("lazy", [1, 3])
 def test_a_step_of_d_adds_both_penalties_as_the_formula_says(tmp_path, lazy):
-    spec = spec_of("r3", augment=(), r1_gamma=3.0, r2_gamma=0.5, penalty_every=lazy, gamma_end=1.0)
+    spec = spec_of("r3gan", augment=(), r1_gamma=3.0, r2_gamma=0.5, penalty_every=lazy, gamma_end=1.0)
     training = jobs.training.train.Training(spec, LocalContext(Path(tmp_path), IMAGES))
     steps, net = training.steps, training.state.discriminator
     fill(net)
@@ -254,7 +254,7 @@ def test_a_step_of_d_adds_both_penalties_as_the_formula_says(tmp_path, lazy):
 
 
 def test_lines_of_metrics_tell_the_penalties(tmp_path):
-    _, ctx = train(tmp_path, spec_of("r3"))
+    _, ctx = train(tmp_path, spec_of("r3gan"))
     assert all(record["r1"] > 0 and record["r2"] > 0 for record in ctx.records)
 
 
@@ -266,10 +266,10 @@ def test_a_schedule_goes_from_its_first_value_to_its_last_and_stays_where_nothin
     assert all(between(0.3, 0.3, done / 7) == 0.3 for done in range(8))
     falling = [between(1.0, 0.1, done / 20) for done in range(21)]
     assert falling == sorted(falling, reverse=True)
-    spec = spec_of("r3", lr_g=1e-3, lr_end=0.5, r1_gamma=2.0, gamma_end=0.25, beta2=0.8, beta2_end=0.9)
+    spec = spec_of("r3gan", lr_g=1e-3, lr_end=0.5, r1_gamma=2.0, gamma_end=0.25, beta2=0.8, beta2_end=0.9)
     end = schedule_values(spec, 1.0, lr_scale=0.5)
     assert (end.lr_g, end.r1_gamma, end.beta2) == pytest.approx((2.5e-4, 0.5, 0.9))
-    for recipe in ("origin", "plus"):
+    for recipe in ("dcgan", "sngan"):
         plain = spec_of(recipe)
         assert schedule_values(plain, 0.0) == schedule_values(plain, 0.37) == schedule_values(plain, 1.0)
         assert schedule_values(plain, 0.5).lr_g == plain.lr_g
@@ -277,7 +277,7 @@ def test_a_schedule_goes_from_its_first_value_to_its_last_and_stays_where_nothin
 
 def test_the_rates_of_a_run_end_where_the_schedule_says(tmp_path):
     training = jobs.training.train.Training(
-        spec_of("r3", lr_d=4e-4, lr_end=0.25), LocalContext(Path(tmp_path), IMAGES)
+        spec_of("r3gan", lr_d=4e-4, lr_end=0.25), LocalContext(Path(tmp_path), IMAGES)
     )
     seen = []
     step = training.state.opt_d.step
@@ -299,7 +299,7 @@ def test_the_rates_of_a_run_end_where_the_schedule_says(tmp_path):
 
 
 def test_g_is_judged_beside_the_scores_that_d_gave_before_its_step(tmp_path):
-    spec = spec_of("pairs", size=32, augment=())
+    spec = spec_of("rpgan", size=32, augment=())
     training = jobs.training.train.Training(spec, LocalContext(Path(tmp_path), IMAGES))
     steps, state = training.steps, training.state
     now = schedule_values(spec, 0.0)
@@ -316,7 +316,7 @@ def test_g_is_judged_beside_the_scores_that_d_gave_before_its_step(tmp_path):
 
 
 def test_g_alone_on_a_batch_asks_d_about_the_real_pictures(tmp_path):
-    spec = spec_of("pairs", size=32, augment=(), d_every=2)
+    spec = spec_of("rpgan", size=32, augment=(), d_every=2)
     training = jobs.training.train.Training(spec, LocalContext(Path(tmp_path), IMAGES))
     steps, state = training.steps, training.state
     now = schedule_values(spec, 0.0)
@@ -333,7 +333,7 @@ def test_g_alone_on_a_batch_asks_d_about_the_real_pictures(tmp_path):
 # --- the residual networks --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["even", "residual"])
+@pytest.mark.parametrize("kind", ["balanced", "resnet"])
 @pytest.mark.parametrize("size", [16, 24, 32, 48, 64, 96, 128, 192, 256])
 def test_each_pair_makes_every_size(size, kind):
     arch = Architecture(size=size, nz=5, ngf=2, ndf=2, arch=kind, norm_d="none")
@@ -346,7 +346,7 @@ def test_each_pair_makes_every_size(size, kind):
 def test_the_even_generator_has_fewer_weights_and_starts_without_a_checkerboard():
     even, plain = (
         Architecture(size=96, ngf=32, ndf=2, arch=kind, norm_d="none").build_generator(0)
-        for kind in ("even", "dcgan")
+        for kind in ("balanced", "dcgan")
     )
     numbers_even, numbers_plain = (sum(one.numel() for one in net.parameters()) for net in (even, plain))
     assert numbers_even < 0.65 * numbers_plain
@@ -356,7 +356,7 @@ def test_the_even_generator_has_fewer_weights_and_starts_without_a_checkerboard(
 
 
 def test_the_even_generator_is_folded_for_inference():
-    net = Architecture(size=96, nz=5, ngf=4, ndf=2, arch="even", norm_d="none").build_generator(3)
+    net = Architecture(size=96, nz=5, ngf=4, ndf=2, arch="balanced", norm_d="none").build_generator(3)
     with torch.no_grad():
         for _ in range(20):
             net(torch.randn(16, 5, 1, 1))
@@ -381,7 +381,7 @@ def test_blocks_begin_as_nothing_and_pictures_without_a_checkerboard():
 
 
 def test_the_scale_of_a_fresh_residual_pair_is_that_of_pictures_and_logits():
-    arch = Architecture(size=96, ngf=16, ndf=16, arch="residual", norm_d="none")
+    arch = Architecture(size=96, ngf=16, ndf=16, arch="resnet", norm_d="none")
     pictures = arch.build_generator(0)(torch.randn(16, 100, 1, 1))
     logits = arch.build_discriminator(0)(pictures)
     assert 0.3 < pictures.std().item() < 3

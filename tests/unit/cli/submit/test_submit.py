@@ -53,7 +53,7 @@ def test_a_queue_that_no_worker_serves_is_noticed(ganq, pictures, database, work
 
 
 TYPED = {
-    "recipe": ("--recipe", "origin", "origin"),
+    "recipe": ("--recipe", "dcgan", "dcgan"),
     "size": ("--size", "64", 64),
     "batch": ("--batch", "16", 16),
     "epochs": ("--epochs", "7", 7),
@@ -79,7 +79,7 @@ TYPED = {
     "lr_end": ("--lr-end", "0.25", 0.25),
     "gamma_end": ("--gamma-end", "0.1", 0.1),
     "beta2_end": ("--beta2-end", "0.99", 0.99),
-    "noise": ("--noise", "stale", "stale"),
+    "fake_reuse": ("--fake-reuse", "until-g-step", "until-g-step"),
     "ema_half_life_kimg": ("--ema-half-life-kimg", "5", 5.0),
     "augment": ("--augment", "cutout,color", ["cutout", "color"]),
     "augment_p": ("--augment-p", "0.5", 0.5),
@@ -121,10 +121,10 @@ def test_the_table_of_typed_options_holds_every_field():
 def test_each_option_reaches_its_field_and_no_other(ganq, pictures, field):
     flag, value, expected = TYPED[field]
     typed = [flag] if value is None else [flag, value]
-    # --recipe origin alone would want batches of 256.
+    # --recipe dcgan alone would want batches of 256.
     said = ganq("submit", "train", "--data", pictures, "--batch", 8, *typed, "--dry-run", "--json")
     assert said.code == 0, said.err
-    base = {"batch": 8, "recipe": "origin" if field == "recipe" else DEFAULT_RECIPE}
+    base = {"batch": 8, "recipe": "dcgan" if field == "recipe" else DEFAULT_RECIPE}
     plain = TrainSpec.create(data=str(pictures), **base).to_json()
     assert said.json()["spec"] == {**plain, field: expected}
 
@@ -325,7 +325,7 @@ def test_a_dry_run_writes_nothing_at_all(bare_ganq, tmp_path, pictures):
 
 
 def test_the_plan_counts_steps_as_the_tutorial_does():
-    spec = TrainSpec.create(data="/x", recipe="origin", batch=256, epochs=400)
+    spec = TrainSpec.create(data="/x", recipe="dcgan", batch=256, epochs=400)
     plan = training_plan(spec, 16_000)
     # RECIPES: 62 batches an epoch, 24,800 steps of D, 13 of G an epoch.
     assert (plan["batches_per_epoch"], plan["steps_d"], plan["steps_g"]) == (62, 24_800, 5_200)
@@ -356,7 +356,7 @@ def test_a_dry_run_estimates_from_the_rate_of_earlier_jobs(ganq, trained, pictur
         "--data",
         pictures,
         "--recipe",
-        "plus",
+        "sngan",
         "--size",
         24,
         "--ngf",
@@ -380,7 +380,7 @@ def test_a_dry_run_estimates_from_the_rate_of_earlier_jobs(ganq, trained, pictur
 
 @pytest.mark.parametrize(
     ("arch", "norm_d"),
-    [("dcgan", "batch"), ("dcgan", "spectral"), ("dcgan", "none"), ("even", "none"), ("residual", "none")],
+    [("dcgan", "batch"), ("dcgan", "spectral"), ("dcgan", "none"), ("balanced", "none"), ("resnet", "none")],
 )
 @pytest.mark.parametrize("size", [16, 24, 96, 128])
 def test_the_size_of_the_networks_is_known_without_building_them(size, arch, norm_d):
@@ -396,7 +396,7 @@ def test_the_size_of_the_networks_is_known_without_building_them(size, arch, nor
 
 
 def test_the_bytes_of_a_checkpoint_grow_with_the_moving_average():
-    without = TrainSpec.create(data="/x", recipe="origin")
+    without = TrainSpec.create(data="/x", recipe="dcgan")
     assert checkpoint_bytes(without.model_copy(update={"ema_half_life_kimg": 5.0})) > checkpoint_bytes(
         without
     )
@@ -443,7 +443,7 @@ def test_continue_with_another_feature_network_lets_the_checksum_of_the_old_one_
         (("--epochs", 4), 2, "has 4 epochs already"),
         ((), 2, "has 4 epochs already"),
         (("--epochs", 9, "--size", 48), 2, "--size 48 (it has 24)"),
-        (("--epochs", 9, "--recipe", "origin"), 2, "--recipe origin (it has plus)"),
+        (("--epochs", 9, "--recipe", "dcgan"), 2, "--recipe dcgan (it has sngan)"),
         (("--epochs", 9, "--lr-g", "0.1"), 2, "--lr-g 0.1 (it has 0.0004)"),
         (("--epochs", 9, "--mirror"), 2, "--mirror (it has --no-mirror)"),
         (("--epochs", 9, "--augment", "auto,color"), 2, "--augment auto,color (it has auto)"),
@@ -559,7 +559,7 @@ def test_init_from_takes_over_the_networks_and_begins_a_new_run(ganq, queries, t
     said = ganq(*asked, "--epochs", 2)
     assert said.code == 0, said.err
     spec = queries.get(parent + 1).spec
-    assert (spec["init_from"], spec["size"], spec["ngf"], spec["recipe"]) == (parent, 24, 8, "plus")
+    assert (spec["init_from"], spec["size"], spec["ngf"], spec["recipe"]) == (parent, 24, 8, "sngan")
     assert (spec["epochs"], spec["freeze_d"], spec["continue_from"]) == (2, 1, None)
     refused = ganq(*asked, "--ngf", 16, "--size", 48)
     assert refused.code == 2
@@ -572,12 +572,12 @@ def test_init_from_takes_over_the_networks_and_begins_a_new_run(ganq, queries, t
 @pytest.mark.parametrize(
     ("networks", "recipe"),
     [
-        (Architecture(size=24, nz=6, ngf=4, ndf=8), "origin"),
-        (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="spectral"), "plus"),
-        (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="none", arch="even"), "pairs"),
-        (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="none"), "pairs"),
+        (Architecture(size=24, nz=6, ngf=4, ndf=8), "dcgan"),
+        (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="spectral"), "sngan"),
+        (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="none", arch="balanced"), "rpgan"),
+        (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="none"), "rpgan"),
         # pairs has penalties, with which BatchNorm does not go.
-        (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="batch", arch="even"), "origin"),
+        (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="batch", arch="balanced"), "dcgan"),
     ],
     ids=["the tutorial's", "of plus", "of pairs", "of pairs with dcgan", "of origin with even"],
 )
@@ -596,7 +596,7 @@ def test_init_from_an_import_asks_for_its_networks_and_for_any_discriminator_whe
     assert (whole.recipe, Architecture.of_spec(whole)) == (recipe, networks)
     alone = TrainSpec.from_json(queries.get(4).spec)
     assert (alone.size, alone.nz, alone.ngf, alone.arch) == (24, 6, 4, networks.arch)
-    assert (alone.ndf, alone.recipe) == (64, "pairs" if networks.arch == "even" else "plus")
+    assert (alone.ndf, alone.recipe) == (64, "rpgan" if networks.arch == "balanced" else "sngan")
     wider = ("submit", "train", "--init-from", "alone", "--data", pictures, "--batch", 8, "--ndf", 16)
     assert ganq(*wider, "--norm-d", alone.norm_d).code == 0
     assert "--ndf 16 (it has 8)" in ganq(*wider[:3], "both", *wider[4:]).err

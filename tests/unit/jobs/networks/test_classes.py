@@ -22,8 +22,8 @@ NAMES = ("black", "grey", "white")
 ARCHS = [
     Architecture(size=16, nz=4, ngf=2, ndf=2, classes=3),
     Architecture(size=16, nz=4, ngf=2, ndf=2, norm_d="spectral", classes=3),
-    Architecture(size=16, nz=4, ngf=2, ndf=2, norm_d="none", arch="even", classes=3),
-    Architecture(size=16, nz=4, ngf=2, ndf=2, norm_d="none", arch="residual", classes=3),
+    Architecture(size=16, nz=4, ngf=2, ndf=2, norm_d="none", arch="balanced", classes=3),
+    Architecture(size=16, nz=4, ngf=2, ndf=2, norm_d="none", arch="resnet", classes=3),
 ]
 
 
@@ -38,7 +38,7 @@ def shaded(counts=(12, 12, 12), size=16):
 
 def spec_of(**given):
     small = {"size": 16, "nz": 4, "ngf": 4, "ndf": 4, "batch": 12, "epochs": 2, "save_every": 1, "seed": 5}
-    return TrainSpec.create(**{"data": "/x", "recipe": "plus", "conditional": True, **small, **given})
+    return TrainSpec.create(**{"data": "/x", "recipe": "sngan", "conditional": True, **small, **given})
 
 
 def train(folder, spec, **given):
@@ -86,7 +86,7 @@ def test_a_conditional_generator_is_the_same_when_folded(arch):
 # --- training ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", ["plus", "pairs"])
+@pytest.mark.parametrize("recipe", ["sngan", "rpgan"])
 def test_after_some_training_dark_and_bright_classes_are_dark_and_bright(tmp_path, recipe):
     spec = spec_of(recipe=recipe, epochs=100, save_every=100, lr_g=2e-3, lr_d=2e-3, augment=())
     result, ctx = train(tmp_path, spec)
@@ -100,9 +100,9 @@ def test_after_some_training_dark_and_bright_classes_are_dark_and_bright(tmp_pat
     assert means[0] < means[1] < means[2]
 
 
-@pytest.mark.parametrize("recipe", ["origin", "plus", "pairs", "r3"])
+@pytest.mark.parametrize("recipe", ["dcgan", "sngan", "rpgan", "r3gan"])
 def test_a_conditional_run_resumes_to_the_last_bit(tmp_path, recipe):
-    spec = spec_of(recipe=recipe, noise="fresh", g_every=2)
+    spec = spec_of(recipe=recipe, fake_reuse="none", g_every=2)
     straight = train(tmp_path, spec)[1]
     assert straight.samples["epoch-0002"].shape[0] == 8 * (16 + 2) + 2, "a row for each class, at least 8"
     at = lambda asked: StopReason.DRAIN if asked == 4 else None  # noqa: E731

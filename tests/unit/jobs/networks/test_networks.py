@@ -92,10 +92,10 @@ def test_an_architecture_survives_json_and_refuses_what_it_does_not_know():
     with pytest.raises(SpecError):
         Architecture(size=50)
     with pytest.raises(SpecError):
-        Architecture(size=48, arch="residual", norm_d="batch")
+        Architecture(size=48, arch="resnet", norm_d="batch")
 
 
-@pytest.mark.parametrize("arch", ["dcgan", "even", "residual"])
+@pytest.mark.parametrize("arch", ["dcgan", "balanced", "resnet"])
 @pytest.mark.parametrize("size", [16, 24, 96])
 def test_the_layers_that_can_be_frozen_are_known_without_building_the_networks(arch, size):
     built = Architecture(size=size, nz=5, ngf=2, ndf=2, norm_d="none", arch=arch)

@@ -27,7 +27,7 @@ def generator() -> dict[str, Tensor]:
     return dict(ARCH.build_generator(1).state_dict())
 
 
-@pytest.mark.parametrize("kind", ["dcgan", "even"])
+@pytest.mark.parametrize("kind", ["dcgan", "balanced"])
 @pytest.mark.parametrize("norm", ["batch", "spectral", "none"])
 @pytest.mark.parametrize("size", [16, 24, 32, 48, 64, 96, 128, 192, 256])
 def test_every_size_and_norm_is_inferred_from_its_own_weights(size: int, norm: Any, kind: Any) -> None:

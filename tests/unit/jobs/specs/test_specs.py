@@ -72,10 +72,10 @@ pairs = st.sampled_from(
         ("dcgan", "hinge", "spectral", 2.0),
         ("dcgan", "nonsaturating", "none", 0.5),
         ("dcgan", "relativistic", "spectral", 0.0),
-        ("even", "relativistic", "none", 1.0),
-        ("even", "bce", "batch", 0.0),
-        ("residual", "relativistic", "none", 1.0),
-        ("residual", "hinge", "none", 0.0),
+        ("balanced", "relativistic", "none", 1.0),
+        ("balanced", "bce", "batch", 0.0),
+        ("resnet", "relativistic", "none", 1.0),
+        ("resnet", "hinge", "none", 0.0),
     ]
 )
 
@@ -97,7 +97,7 @@ train_specs = st.builds(
     lr_d=rates,
     beta1=st.floats(0, 1, exclude_max=True),
     seed=st.integers(0, MAX_SEED),
-    noise=st.sampled_from(["stale", "fresh"]),
+    fake_reuse=st.sampled_from(["until-g-step", "none"]),
     ema_half_life_kimg=st.floats(0, 1e6),
     augment=augments,
     mirror=st.booleans(),
@@ -215,11 +215,11 @@ def test_a_spec_cannot_be_changed_after_it_was_made():
 
 
 def test_the_tutorials_options_are_the_defaults():
-    spec = TrainSpec.create(data="/p", recipe="origin")
+    spec = TrainSpec.create(data="/p", recipe="dcgan")
     assert (spec.size, spec.batch, spec.epochs, spec.nz, spec.ngf, spec.ndf) == (96, 256, 400, 100, 64, 64)
     assert (spec.lr_g, spec.lr_d, spec.beta1, spec.beta2) == (2e-4, 2e-4, 0.5, 0.999)
     assert (spec.d_every, spec.g_every, spec.save_every, spec.loader_workers) == (1, 5, 5, 4)
-    assert (spec.loss, spec.norm_d, spec.noise, spec.augment) == ("bce", "batch", "stale", ())
+    assert (spec.loss, spec.norm_d, spec.fake_reuse, spec.augment) == ("bce", "batch", "until-g-step", ())
     assert TrainSpec(data="/p") == spec
 
 
@@ -269,7 +269,7 @@ BAD_TRAIN = {
     "freezing what was never trained": ({"freeze_d": 2}, "--freeze-d"),
     "two starts": ({"init_from": 3, "init_netg": "/g.pth"}, "--init-from"),
     "classes of old fakes": ({"conditional": True}, "--conditional"),
-    "a norm too many": ({"recipe": "r3", "norm_d": "spectral"}, "--arch residual"),
+    "a norm too many": ({"recipe": "r3gan", "norm_d": "spectral"}, "--arch resnet"),
     "slopes through neighbours": ({"r1_gamma": 1.0}, "--r1-gamma"),
     "a penalty of nan": ({"r2_gamma": float("nan")}, "--r2-gamma"),
     "a penalty that never comes": ({"penalty_every": 0}, "--penalty-every"),
@@ -361,6 +361,6 @@ def test_a_name_that_could_be_something_else_is_refused(name):
 
 
 def test_augment_none_turns_off_what_the_recipe_would_steer_and_nothing_that_was_asked_for():
-    plain = TrainSpec.create(data="/p", recipe="plus", augment=())
+    plain = TrainSpec.create(data="/p", recipe="sngan", augment=())
     assert (plain.augment, plain.ada_target) == ((), 0.0)
-    refused(TrainSpec.create, data="/p", recipe="plus", augment=(), ada_target=0.5)
+    refused(TrainSpec.create, data="/p", recipe="sngan", augment=(), ada_target=0.5)

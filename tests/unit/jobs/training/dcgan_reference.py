@@ -31,7 +31,7 @@ LAYOUTS = {"plain": torch.contiguous_format, "channels last": torch.channels_las
 OPTIMISERS = {"default": {}, "fused": {"fused": True}}
 OURS = "channels last, fused"
 SPEC = TrainSpec.create(
-    data="/faces", recipe="origin", size=96, nz=6, ngf=4, ndf=4, batch=4, epochs=4, save_every=2, seed=5
+    data="/faces", recipe="dcgan", size=96, nz=6, ngf=4, ndf=4, batch=4, epochs=4, save_every=2, seed=5
 )
 IMAGES = noise_images(27, 96)
 

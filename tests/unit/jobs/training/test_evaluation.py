@@ -23,7 +23,7 @@ SMALL = {"size": 16, "nz": 4, "ngf": 3, "ndf": 3, "batch": 4, "epochs": 6, "save
 MEASURED = {"eval_every": 1, "eval_samples": 8, "feature_network": "random"}
 
 
-def spec_of(recipe="plus", **given):
+def spec_of(recipe="sngan", **given):
     return TrainSpec.create(**{"data": "/faces", "recipe": recipe, **SMALL, **MEASURED, **given})
 
 
@@ -76,7 +76,7 @@ def scripted(monkeypatch):
 # --- what is measured, and what it costs --------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", ["origin", "plus", "pairs"])
+@pytest.mark.parametrize("recipe", ["dcgan", "sngan", "rpgan"])
 def test_measuring_moves_no_bit_of_the_training(tmp_path, recipe):
     plain = train(tmp_path, spec_of(recipe, metric="none", patience=0))[1].saved[-1]
     measured = train(tmp_path, spec_of(recipe, patience=0))[1].saved[-1]
@@ -135,7 +135,7 @@ def test_a_users_network_measures_under_its_sum_and_the_record_outlives_a_kill(t
     assert [one["key"] for one in anew["evaluations"]] == ["kid/effnet-lite0@00000000"]
 
 
-@pytest.mark.parametrize("recipe", ["plus", "pairs", "r3"])
+@pytest.mark.parametrize("recipe", ["sngan", "rpgan", "r3gan"])
 def test_a_run_with_classes_is_measured_on_as_many_of_each(tmp_path, recipe):
     labels = np.arange(21, dtype=np.int64) % 3
     data = Images(IMAGES.images_N3HW, IMAGES.fingerprint, classes=("a", "b", "c"), labels_N=labels)
@@ -155,7 +155,7 @@ def test_a_run_with_classes_is_measured_on_as_many_of_each(tmp_path, recipe):
 def test_evaluations_take_a_twentieth_of_the_work_at_most(
     pictures, epochs, save_every, train_flops, make_flops
 ):
-    spec = TrainSpec.create(data="/p", recipe="plus", epochs=epochs, save_every=save_every)
+    spec = TrainSpec.create(data="/p", recipe="sngan", epochs=epochs, save_every=save_every)
     made = plan(spec, pictures, train_flops, make_flops)
     if made.every == 0:
         return
@@ -272,8 +272,8 @@ def test_a_run_that_goes_on_by_wish_does_not_stop_for_what_was_before(tmp_path, 
 
 def test_without_patience_it_runs_all_its_epochs(tmp_path, scripted):
     scripted((1.0, 1.0))
-    assert train(tmp_path, spec_of("origin"))[0]["epoch"] == 6
-    assert spec_of("origin").patience == 0
+    assert train(tmp_path, spec_of("dcgan"))[0]["epoch"] == 6
+    assert spec_of("dcgan").patience == 0
 
 
 # --- collapse -------------------------------------------------------------------------------------

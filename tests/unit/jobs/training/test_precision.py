@@ -23,7 +23,7 @@ IMAGES = noise_images(21, 16)
 CPU = torch.device("cpu")
 
 
-def spec_of(recipe="origin", **given):
+def spec_of(recipe="dcgan", **given):
     small = {"size": 16, "nz": 4, "ngf": 3, "ndf": 3, "batch": 4, "epochs": 3, "save_every": 2, "seed": 5}
     return TrainSpec.create(**{"data": "/faces", "recipe": recipe, **small, **given})
 
@@ -33,7 +33,7 @@ def train(folder, spec, **given):
     return jobs.training.train.run(spec, ctx), ctx
 
 
-@pytest.mark.parametrize("recipe", ["origin", "plus", "pairs"])
+@pytest.mark.parametrize("recipe", ["dcgan", "sngan", "rpgan"])
 def test_a_run_in_bf16_is_finite_resumes_to_the_last_bit_and_keeps_weights_of_32_bits(tmp_path, recipe):
     spec = spec_of(recipe, precision="bf16")
     result, straight = train(tmp_path, spec)
@@ -71,7 +71,7 @@ def test_bf16_rounds_convolutions_and_neither_scores_nor_pictures(tmp_path):
 
 
 def test_a_penalty_on_the_network_itself_has_a_second_derivative_in_32_bits():
-    state = TrainState.fresh(spec_of("plus"), CPU)
+    state = TrainState.fresh(spec_of("sngan"), CPU)
     AutocastPasses("bf16", state, CPU)
     pictures = torch.randn(4, 3, 16, 16, requires_grad=True)
     scores = state.discriminator(pictures)
@@ -90,10 +90,10 @@ def processor(monkeypatch, *, has_bf16):
 @pytest.mark.parametrize("has_bf16", [True, False])
 def test_without_an_option_a_cpu_computes_in_32_bits(monkeypatch, has_bf16):
     processor(monkeypatch, has_bf16=has_bf16)
-    for recipe in ("origin", "plus", "pairs"):
+    for recipe in ("dcgan", "sngan", "rpgan"):
         assert precision_of(spec_of(recipe), CPU) == "fp32"
         assert precision.build_facts(spec_of(recipe), CPU) == {"precision": "fp32"}
-    assert precision_of(spec_of("pairs", precision="bf16"), CPU) == "bf16"
+    assert precision_of(spec_of("rpgan", precision="bf16"), CPU) == "bf16"
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the processor says it in other words")
@@ -104,11 +104,11 @@ def test_what_the_cpu_has_is_what_its_kernel_says():
 
 @pytest.mark.parametrize("has_bf16", [True, False])
 def test_a_run_that_began_in_bf16_on_a_gpu_stays_with_it_where_the_cpu_can(tmp_path, monkeypatch, has_bf16):
-    in_bf16 = spec_of("pairs", precision="bf16", epochs=1)
+    in_bf16 = spec_of("rpgan", precision="bf16", epochs=1)
     snapshot = train(tmp_path, in_bf16)[1].saved[-1].for_resume()
     snapshot.meta["spec"]["precision"] = "auto"  # which a GPU had read as bf16
     processor(monkeypatch, has_bf16=has_bf16)
-    result, ctx = train(tmp_path, spec_of("pairs", precision="auto"), resume_from=snapshot)
+    result, ctx = train(tmp_path, spec_of("rpgan", precision="auto"), resume_from=snapshot)
     assert result["bit_exact"] is has_bf16
     assert any("precision bf16 is now fp32" in line for line in ctx.lines) is not has_bf16
     assert ctx.saved[-1].meta["build"]["precision"] == ("bf16" if has_bf16 else "fp32")
@@ -150,7 +150,7 @@ class Crowded(CudaGraphs):
 
 def test_passes_that_cannot_be_recorded_for_want_of_memory_run_as_they_are(tmp_path):
     """Only the memory is made up: that of a GPU that is nearly full."""
-    spec = spec_of("pairs")
+    spec = spec_of("rpgan")
     plain = jobs.training.train.Training(spec, LocalContext(tmp_path, data=IMAGES))
     plain.run()
     crowded = jobs.training.train.Training(spec, LocalContext(tmp_path, data=IMAGES))
@@ -162,20 +162,20 @@ def test_passes_that_cannot_be_recorded_for_want_of_memory_run_as_they_are(tmp_p
 
 
 def test_a_run_may_go_on_without_graphs_and_with_the_same_bits(tmp_path):
-    _, straight = train(tmp_path, spec_of("pairs"))
+    _, straight = train(tmp_path, spec_of("rpgan"))
     stopped = LocalContext(
         tmp_path, data=IMAGES, stop_at=lambda asked: StopReason.DRAIN if asked == 7 else None
     )
     with pytest.raises(StopRequested):
-        jobs.training.train.run(spec_of("pairs"), stopped)
+        jobs.training.train.run(spec_of("rpgan"), stopped)
     newest = stopped.saved[-1].for_resume()
-    resumed, ctx = train(tmp_path, spec_of("pairs", cuda_graphs=False), resume_from=newest)
+    resumed, ctx = train(tmp_path, spec_of("rpgan", cuda_graphs=False), resume_from=newest)
     assert resumed["resumed_from"] == newest.step
     assert sha256_of(ctx.saved[-1].state) == sha256_of(straight.saved[-1].state)
 
 
 def test_gs_pass_may_run_again_after_a_recording_of_it_has_failed(tmp_path):
-    training = jobs.training.train.Training(spec_of("pairs"), LocalContext(tmp_path, data=IMAGES))
+    training = jobs.training.train.Training(spec_of("rpgan"), LocalContext(tmp_path, data=IMAGES))
     steps = training.steps
     now = schedule_values(training.spec, 0.0)
     turn = steps._turn(0, now)

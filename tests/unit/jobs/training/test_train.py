@@ -24,7 +24,7 @@ from jobs.training.logger import TrainingLogger
 IMAGES = noise_images(21, 16)
 
 
-def spec_of(recipe="origin", **given):
+def spec_of(recipe="dcgan", **given):
     small = {"size": 16, "nz": 4, "ngf": 3, "ndf": 3, "batch": 4, "epochs": 3, "save_every": 2, "seed": 5}
     return TrainSpec.create(**{"data": "/faces", "recipe": recipe, **small, **given})
 
@@ -100,7 +100,7 @@ def test_the_origin_is_the_tutorials_loop(tmp_path, d_every, g_every):
 
 
 def test_plus_has_fresh_noise_and_shows_the_average(tmp_path):
-    _, ctx = train(tmp_path, spec_of("plus", ema_half_life_kimg=0.01))
+    _, ctx = train(tmp_path, spec_of("sngan", ema_half_life_kimg=0.01))
     final = ctx.saved[-1]
     assert final.kind == "final"
     average = {k.removeprefix("ema."): v for k, v in final.state.items() if k.startswith("ema.")}
@@ -184,14 +184,14 @@ def test_resume_checkpoints_come_by_the_clock(tmp_path):
 
 CHOICES = st.fixed_dictionaries(
     {
-        "recipe": st.sampled_from(["origin", "plus", "pairs"]),
+        "recipe": st.sampled_from(["dcgan", "sngan", "rpgan"]),
         "g_every": st.integers(1, 6),
         "d_every": st.integers(1, 3),
         "save_every": st.integers(1, 3),
         "ema_half_life_kimg": st.sampled_from([0.0, 0.02]),
         "augment": st.sampled_from([(), ("color",), ("translation", "cutout")]),
         "mirror": st.booleans(),
-        "noise": st.sampled_from(["stale", "fresh"]),
+        "fake_reuse": st.sampled_from(["until-g-step", "none"]),
         "size": st.sampled_from([16, 24]),
     }
 )
@@ -227,13 +227,13 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_stopped(options, k
 
 
 def test_more_epochs_go_on_from_a_finished_run(tmp_path):
-    short = train(tmp_path, spec_of("plus", epochs=2))[1]
-    longer = train(tmp_path, spec_of("plus", epochs=4), resume_from=short.saved[-1].for_resume())
-    straight = train(tmp_path, spec_of("plus", epochs=4))[1]
+    short = train(tmp_path, spec_of("sngan", epochs=2))[1]
+    longer = train(tmp_path, spec_of("sngan", epochs=4), resume_from=short.saved[-1].for_resume())
+    straight = train(tmp_path, spec_of("sngan", epochs=4))[1]
     assert longer[0]["resumed_from"] == 10
     assert sha256_of(longer[1].saved[-1].state) == sha256_of(straight.saved[-1].state)
     with pytest.raises(SpecError, match="4 epochs old"):
-        train(tmp_path, spec_of("plus", epochs=3), resume_from=straight.saved[-1].for_resume())
+        train(tmp_path, spec_of("sngan", epochs=3), resume_from=straight.saved[-1].for_resume())
 
 
 def test_a_run_that_was_killed_after_its_last_checkpoint_ends_with_the_same_bits(tmp_path):
@@ -294,7 +294,7 @@ def test_a_drained_or_preempted_run_saves_where_it_stands(tmp_path, reason):
     assert again.saved == []
 
 
-@pytest.mark.parametrize("recipe", ["origin", "plus", "pairs"])
+@pytest.mark.parametrize("recipe", ["dcgan", "sngan", "rpgan"])
 def test_nan_stops_the_run_and_no_nan_is_ever_saved(tmp_path, recipe):
     start = Architecture.of_spec(spec_of(recipe)).build_generator(0).state_dict()
     start["Gene.0.weight"][0, 0, 0, 0] = float("nan")

@@ -43,7 +43,7 @@ ARCHS = [
     pytest.param(Architecture(size=96, nz=10, ngf=4, ndf=4), id="96"),
     pytest.param(Architecture(size=64, nz=10, ngf=4, ndf=4), id="64"),
     pytest.param(Architecture(size=24, nz=10, ngf=4, ndf=4, norm_d="spectral"), id="24-spectral"),
-    pytest.param(Architecture(size=96, nz=10, ngf=4, ndf=4, norm_d="none", arch="even"), id="96-even"),
+    pytest.param(Architecture(size=96, nz=10, ngf=4, ndf=4, norm_d="none", arch="balanced"), id="96-even"),
 ]
 
 
@@ -106,7 +106,7 @@ def test_onnx_of_a_conditional_generator_takes_the_class_of_each_picture(tmp_pat
     torch.testing.assert_close(torch.from_numpy(images), expected, rtol=0, atol=onnx_export.TOLERANCE)
 
 
-RESIDUAL = Architecture(size=48, nz=10, ngf=4, ndf=4, arch="residual", norm_d="none")
+RESIDUAL = Architecture(size=48, nz=10, ngf=4, ndf=4, arch="resnet", norm_d="none")
 
 
 @pytest.mark.parametrize("format", ["pth", "safetensors"])
@@ -120,7 +120,7 @@ def test_a_residual_pair_comes_out_with_its_own_keys(tmp_path: Path, format: str
         load_origin(netg, netd)  # ganq import reads the tutorial's networks alone
 
 
-@pytest.mark.parametrize("arch", [*ARCHS[:2], ARCHS[3], pytest.param(RESIDUAL, id="residual")])
+@pytest.mark.parametrize("arch", [*ARCHS[:2], ARCHS[3], pytest.param(RESIDUAL, id="resnet")])
 def test_onnx_gives_the_same_pictures_for_any_batch(tmp_path: Path, arch: Architecture) -> None:
     torch.manual_seed(0)
     tensors = checkpoint(arch)

@@ -3,7 +3,7 @@
 from jobs.recipes import Recipe
 
 RECIPE = Recipe(
-    "origin",
+    "dcgan",
     "the tutorial's DCGAN, exactly: BCE, BatchNorm, G on every 5th batch",
     {
         "batch": 256,
@@ -16,7 +16,7 @@ RECIPE = Recipe(
         "g_every": 5,
         "loss": "bce",
         "norm_d": "batch",
-        "noise": "stale",
+        "fake_reuse": "until-g-step",
         "ema_half_life_kimg": 0.0,
         "augment": (),
     },

@@ -3,7 +3,7 @@
 from jobs.recipes import Recipe
 
 RECIPE = Recipe(
-    "r3",
+    "r3gan",
     "residual networks, relativistic pairs with R1 and R2, schedules and EMA: after R3GAN",
     {
         "batch": 64,
@@ -18,14 +18,14 @@ RECIPE = Recipe(
         "beta2_end": 0.99,
         "d_every": 1,
         "g_every": 1,
-        "arch": "residual",
+        "arch": "resnet",
         "loss": "relativistic",
         "norm_d": "none",
         "r1_gamma": 1.0,
         "r2_gamma": 1.0,
         "gamma_end": 0.1,
         "penalty_every": 4,
-        "noise": "fresh",
+        "fake_reuse": "none",
         "ema_half_life_kimg": 20.0,
         "augment": ("auto",),
         "ada_target": 0.6,

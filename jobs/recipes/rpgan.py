@@ -3,7 +3,7 @@
 from jobs.recipes import Recipe
 
 RECIPE = Recipe(
-    "pairs",
+    "rpgan",
     "relativistic pairs with R1 and R2, evenly spread channels, EMA and adaptive augmentation: "
     "the best pictures from few",
     {
@@ -16,13 +16,13 @@ RECIPE = Recipe(
         "beta2": 0.99,
         "d_every": 1,
         "g_every": 1,
-        "arch": "even",
+        "arch": "balanced",
         "loss": "relativistic",
         "norm_d": "none",
         "r1_gamma": 1.0,
         "r2_gamma": 1.0,
         "penalty_every": 4,
-        "noise": "fresh",
+        "fake_reuse": "none",
         "ema_half_life_kimg": 20.0,
         # Off until D knows the pictures too well: from the start it costs colour and time.
         "augment": ("auto",),

@@ -3,7 +3,7 @@
 from jobs.recipes import Recipe
 
 RECIPE = Recipe(
-    "plus",
+    "sngan",
     "spectral norm, hinge loss, 1:1 steps, EMA and adaptive augmentation: faces from few pictures",
     {
         # A run of minutes has few steps: docs/quality.md has what these were chosen by.
@@ -17,7 +17,7 @@ RECIPE = Recipe(
         "g_every": 1,
         "loss": "hinge",
         "norm_d": "spectral",
-        "noise": "fresh",
+        "fake_reuse": "none",
         "ema_half_life_kimg": 20.0,
         # Off until D knows the pictures too well: from the start it costs colour and time.
         "augment": ("auto",),
