@@ -7,8 +7,10 @@ process list and no log.
 
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -77,14 +79,16 @@ class Settings:
     """Queues that a worker serves, separated by commas."""
     heartbeat_seconds: float = 10.0
     progress_seconds: float = 2.0
-    wishes_seconds: float = 1.0
+    cancel_poll_seconds: float = 1.0
+    """How often a worker checks whether its job was cancelled or preempted."""
     lease_seconds: float = 60.0
     """Silence after which a job is taken back from its worker."""
     reap_seconds: float = 2.0
     """How often each worker looks for jobs whose worker has died or fallen silent."""
     poll_seconds: float = 15.0
     """How often an idle worker looks at the table without being rung."""
-    ring_again_seconds: float = 120.0
+    renotify_seconds: float = 120.0
+    """After which a queued job is notified for again."""
     drain_seconds: float = 60.0
     stall_seconds: float = 600.0
     """A running job whose counters do not move for so long is taken as hung; 0 never."""
@@ -131,7 +135,7 @@ class Settings:
         Raises:
             ConfigError: intervals with which no lease could be kept, or an unknown way to log.
         """
-        for name in ("heartbeat", "wishes", "reap", "poll", "lease"):
+        for name in ("heartbeat", "cancel_poll", "reap", "poll", "lease"):
             if not getattr(self, f"{name}_seconds") > 0:
                 raise ConfigError(f"{told[f'{name}_seconds']} must be more than 0", hint="e.g. leave it out")
         if self.lease_seconds < 3 * self.heartbeat_seconds:
@@ -166,7 +170,7 @@ class Settings:
                 f"GANQ_CONFIG={config} is no file", hint="write one, or unset GANQ_CONFIG to do without"
             )
         given = _from_toml(Path(config or home / "ganq.toml"))
-        given.update(_from_env(env))
+        given.update(_from_env(_with_new_names(env)))
         values: dict[str, Any] = {
             "home": home,
             "volume": home / "volume",
@@ -213,6 +217,30 @@ def _default_home() -> Path:
     return Path(platformdirs.user_data_dir("ganq"))
 
 
+RENAMED = {"wishes_seconds": "cancel_poll_seconds", "ring_again_seconds": "renotify_seconds"}
+"""Settings of ganq 0.2 that have another name now; the old one is accepted with a notice."""
+_noticed: set[str] = set()
+
+
+def _notice_once(old: str, new: str, *, beside: bool) -> None:
+    """Say on stderr that a setting has a new name; once in a process."""
+    what = f"notice: {old} is ignored: {new} is set, too" if beside else f"notice: {old} is now called {new}"
+    if what not in _noticed:
+        _noticed.add(what)
+        with suppress(OSError, AttributeError):  # a closed or missing stderr
+            print(what, file=sys.stderr)
+
+
+def _with_new_names(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment with each renamed variable under its new name; the new one wins."""
+    env = dict(env)
+    for old, new in ((f"{PREFIX}{a.upper()}", f"{PREFIX}{b.upper()}") for a, b in RENAMED.items()):
+        if value := env.pop(old, None):
+            _notice_once(old, new, beside=bool(env.get(new)))
+            env[new] = env.get(new) or value
+    return env
+
+
 def _from_env(env: Mapping[str, str]) -> dict[str, Given]:
     names = {f.name for f in fields(Settings)} - {"home"}
     given: dict[str, Given] = {}
@@ -257,6 +285,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
             f"home cannot be set in {path}",
             hint=f"set {PREFIX}HOME in the environment: it says where ganq.toml is",
         )
+    for old, new in RENAMED.items():
+        if old in said:
+            _notice_once(f"{old} in {path}", new, beside=new in said)
+            said.setdefault(new, said.pop(old))
+            said.pop(old, None)
     known = {f.name for f in fields(Settings)} - {"home"}
     if unknown := [name for name in said if name not in known]:
         raise ConfigError(

@@ -166,11 +166,11 @@ def make_settings(home: Path, database_url: str, **changes: Any) -> "Settings":
         "user": "tester",
         "heartbeat_seconds": 0.2,
         "progress_seconds": 0.1,
-        "wishes_seconds": 0.1,
+        "cancel_poll_seconds": 0.1,
         "lease_seconds": 2.0,
         "reap_seconds": 0.2,
         "poll_seconds": 0.3,
-        "ring_again_seconds": 2.0,
+        "renotify_seconds": 2.0,
         "drain_seconds": 5.0,
         "stall_seconds": 30.0,
     }

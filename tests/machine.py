@@ -175,7 +175,7 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def part(worker: "subprocess.Popen[bytes]", module: str) -> psutil.Process | None:
-    """A process of a worker's family by the module that it runs: worker.supervisor.loop, worker.runner.main."""
+    """Return a process of a worker's family by its module: worker.supervisor.loop or worker.runner.main."""
     for process in _family(worker.pid):
         try:
             if module in process.cmdline():

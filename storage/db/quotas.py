@@ -1,4 +1,4 @@
-"""How many jobs of a user or a queue may run at once; storage/db/store/scheduling.py skips those that are full."""
+"""Limits on how many jobs of a user or a queue run at once; scheduling.py applies them to claims."""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -64,7 +64,7 @@ def celery_bytes(worker: "subprocess.Popen[bytes]") -> int:
 
 @pytest.fixture
 def worker(ganq: Ganq, redis_url: str):
-    ganq.env |= {"GANQ_POLL_SECONDS": "300", "GANQ_RING_AGAIN_SECONDS": "300"}
+    ganq.env |= {"GANQ_POLL_SECONDS": "300", "GANQ_RENOTIFY_SECONDS": "300"}
     running = ganq.start_worker()
     until(lambda: ganq.present(), what="the worker")
     with redis.Redis.from_url(redis_url) as client:

@@ -24,11 +24,11 @@ from storage.volume.layout import Volume
 INTERVALS = {
     "heartbeat_seconds": 0.3,
     "progress_seconds": 0.2,
-    "wishes_seconds": 0.2,
+    "cancel_poll_seconds": 0.2,
     "lease_seconds": 2.5,
     "reap_seconds": 0.3,
     "poll_seconds": 0.5,
-    "ring_again_seconds": 5.0,
+    "renotify_seconds": 5.0,
     "drain_seconds": 15.0,
 }
 LEASE_S = INTERVALS["lease_seconds"]

@@ -25,11 +25,11 @@ sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 DEFAULTS = {
     "GANQ_HEARTBEAT_SECONDS": "10",
     "GANQ_PROGRESS_SECONDS": "2",
-    "GANQ_WISHES_SECONDS": "1",
+    "GANQ_CANCEL_POLL_SECONDS": "1",
     "GANQ_LEASE_SECONDS": "60",
     "GANQ_REAP_SECONDS": "2",
     "GANQ_POLL_SECONDS": "15",
-    "GANQ_RING_AGAIN_SECONDS": "120",
+    "GANQ_RENOTIFY_SECONDS": "120",
     "GANQ_DRAIN_SECONDS": "60",
 }
 """Those of a deployment; a test in this file compares them with storage/settings.py."""

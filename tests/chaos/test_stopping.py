@@ -109,7 +109,7 @@ def cancelled_at(
     how = {point: "sleep:1@1+" if point.startswith("supervisor.") else "stop@1+" for point in points}
     worker = ganq.start_worker(**armed(folder, how))
     marks = folder / "fired"
-    heard_s = 2 * Settings.load(ganq.env).wishes_seconds
+    heard_s = 2 * Settings.load(ganq.env).cancel_poll_seconds
     for point in points:
         (marks / point).touch()  # as if it had acted already
     slowest = 0.0

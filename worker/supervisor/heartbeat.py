@@ -51,7 +51,7 @@ class Heartbeat(threading.Thread):
         self._told: set[LeaseEvent] = set()
         self._last_beat = 0.0
         self._last_said = 0.0
-        # For the sign of life (worker/supervisor/status_socket.py): the last round, and the last word that was taken.
+        # For status_socket.py: the last iteration, and the last message that the database took.
         self.looped_at = self.spoke_at = time.monotonic()
 
     def begin(self, lease: Lease) -> None:
@@ -82,7 +82,7 @@ class Heartbeat(threading.Thread):
         self._look.set()
 
     def run(self) -> None:
-        pause_s = min(self.settings.wishes_seconds, self.settings.heartbeat_seconds)
+        pause_s = min(self.settings.cancel_poll_seconds, self.settings.heartbeat_seconds)
         while True:
             self._look.wait(pause_s)
             self._look.clear()

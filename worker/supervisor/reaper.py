@@ -162,7 +162,7 @@ class Recovery(threading.Thread):
     def dispatch(self) -> None:
         """Ring for queued jobs that nobody was told of."""
         for job_id, queue in self.store.due_notifications(
-            again_s=self.settings.ring_again_seconds, limit=BELLS_AT_ONCE
+            again_s=self.settings.renotify_seconds, limit=BELLS_AT_ONCE
         ):
             self.ring(queue, job_id)
 

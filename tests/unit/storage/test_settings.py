@@ -234,3 +234,28 @@ def test_no_password_is_ever_shown_whole(password):
 def test_a_worker_that_would_serve_no_queue_does_not_start(queues):
     with pytest.raises(ConfigError):
         require_queues(queues)
+
+
+# --- names of 0.2 -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nothing_noticed(monkeypatch):
+    monkeypatch.setattr("storage.settings._noticed", set())
+
+
+def test_a_setting_by_its_old_name_counts_and_is_noticed_once(tmp_path, capsys, nothing_noticed):
+    env = {"GANQ_HOME": str(tmp_path), "GANQ_WISHES_SECONDS": "3"}
+    assert Settings.load(env).cancel_poll_seconds == Settings.load(env).cancel_poll_seconds == 3.0
+    assert capsys.readouterr().err == "notice: GANQ_WISHES_SECONDS is now called GANQ_CANCEL_POLL_SECONDS\n"
+
+
+def test_of_a_setting_under_both_names_the_new_one_wins(tmp_path, capsys, nothing_noticed):
+    (tmp_path / "ganq.toml").write_text("ring_again_seconds = 30\nrenotify_seconds = 40\n")
+    assert Settings.load({"GANQ_HOME": str(tmp_path)}).renotify_seconds == 40.0
+    said = capsys.readouterr().err
+    assert said == (
+        f"notice: ring_again_seconds in {tmp_path}/ganq.toml is ignored: renotify_seconds is set, too\n"
+    )
+    env = {"GANQ_HOME": str(tmp_path), "GANQ_RING_AGAIN_SECONDS": "50"}
+    assert Settings.load(env).renotify_seconds == 50.0, "the environment goes before the file"

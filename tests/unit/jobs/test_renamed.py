@@ -1,0 +1,54 @@
+"""Names of ganq 0.2 that have a standard name now: specs, networks and sweeps that still say the old ones."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.networks.dcgan import Architecture
+from jobs.recipes import RECIPES
+from jobs.renamed import FIELDS, VALUES, renamed
+from jobs.specs import TrainSpec, check_same_run
+
+OF_0_2 = {"origin": "dcgan", "plus": "sngan", "pairs": "rpgan", "r3": "r3gan"}
+
+
+@pytest.mark.parametrize(("old", "new"), OF_0_2.items())
+def test_a_recipe_by_its_old_name_is_the_same_recipe(old, new):
+    assert TrainSpec.create(data="/p", recipe=old) == TrainSpec.create(data="/p", recipe=new)
+
+
+def test_a_stored_spec_of_0_2_is_read_under_the_new_names():
+    spec = TrainSpec.create(data="/p", recipe="r3gan").to_json()
+    stored = {**spec, "recipe": "r3", "arch": "residual", "noise": "fresh"}
+    del stored["fake_reuse"]
+    assert TrainSpec.from_json(stored).to_json() == spec
+
+
+def test_a_run_of_0_2_goes_on_under_the_new_names():
+    spec = TrainSpec.create(data="/p", recipe="rpgan")
+    saved = {**spec.to_json(), "recipe": "pairs", "arch": "even", "noise": "fresh"}
+    del saved["fake_reuse"]
+    check_same_run(saved, spec)
+
+
+@pytest.mark.parametrize(("old", "new"), VALUES["arch"].items())
+def test_a_checkpoint_of_0_2_describes_the_same_networks(old, new):
+    arch = Architecture(size=48, ngf=4, ndf=4, norm_d="none", arch=new)
+    assert Architecture.from_json({**arch.to_json(), "arch": old}) == arch
+
+
+def test_the_new_name_of_a_field_wins_over_the_old_one():
+    both = {"fake_reuse": "none", "noise": "stale"}
+    assert renamed(both) == renamed(dict(reversed(both.items()))) == {"fake_reuse": "none"}
+
+
+def test_every_new_name_exists_and_no_old_one_does():
+    assert set(VALUES["recipe"].values()) == set(RECIPES)
+    assert not set(FIELDS) & set(TrainSpec.model_fields)
+    for values in VALUES.values():
+        assert not set(values) & set(values.values())
+
+
+@given(st.dictionaries(st.sampled_from(["noise", "fake_reuse", "recipe", "arch", "seed"]), st.text()))
+def test_a_second_translation_changes_nothing(data):
+    assert renamed(renamed(data)) == renamed(data)
