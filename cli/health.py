@@ -24,7 +24,8 @@ def health(name: str | None, as_json: bool) -> int:
     from jobs.errors import GanqError
     from storage.settings import Settings
     from worker.doctor.check import within
-    from worker.health import Condition, Status, examine
+    from worker.health import examine
+    from worker.host.live_supervisors import Condition, Status
 
     # Every failure is exit code 1: Docker keeps 2 for itself.
     try:

@@ -107,7 +107,7 @@ def evaluate(what: str, **options: Any) -> int:
     if after:
         output.notice(f"job {after[0]} has not ended; this one waits for it")
     if wish.sweep:
-        return sweep.accept_sweep(session, specs, wish, after=after)
+        return sweep.accept_sweep(session, specs, wish, after=[*after, *needed(session, wish)])
     return accept(session, spec, wish, after=after)
 
 

@@ -174,7 +174,7 @@ def generate(source: str | None, now: bool, **options: Any) -> int:
         state = "held" if model.held else model.state
         output.notice(f"job {model.id} is {state}: this one waits for it ({way})")
     if wish.sweep:
-        return sweep.accept_sweep(session, specs, wish, after=after)
+        return sweep.accept_sweep(session, specs, wish, after=[*after, *needed(session, wish)])
     return accept(session, spec, wish, after=after)
 
 

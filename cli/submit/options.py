@@ -103,7 +103,12 @@ def submit_options(command: F) -> F:
             click.option(
                 "--submit-key", help="The same key gives the same job, once: for scripts that repeat."
             ),
-            sweep.option,
+            click.option(
+                "--sweep",
+                multiple=True,
+                metavar="FIELD=VALUES",
+                help="One job for each value, as lr-g=1e-4,2e-4 or seed=0-9; repeat it for each combination.",
+            ),
             click.option("--dry-run", is_flag=True, help="Show what would be done; submit nothing."),
             click.option("--wait", is_flag=True, help="Wait for its end, and exit 0 or 1 by it."),
             output.json_option,

@@ -25,13 +25,6 @@ if TYPE_CHECKING:
 MOST = 10_000  # storage.db.store.sweeps.MOST_IN_A_SWEEP, whose import --dry-run does without
 RANGE = re.compile(r"([0-9]{1,12})-([0-9]{1,12})")
 
-option = click.option(
-    "--sweep",
-    multiple=True,
-    metavar="FIELD=VALUES",
-    help="One job for each value, as lr-g=1e-4,2e-4 or seed=0-9; repeat it for each combination.",
-)
-
 
 def combinations(
     spec: "type[Spec]", texts: Sequence[str], given: Mapping[str, Any], *, never: Sequence[str]
@@ -97,7 +90,6 @@ def accept_sweep(
     import secrets
 
     from cli.submit.notify import BELLS, best_effort
-    from cli.submit.options import needed
     from jobs.kinds import SPEC_VERSION, kind_named
     from storage.db.store.sweeps import sweep_id
 
@@ -108,7 +100,6 @@ def accept_sweep(
     kind = kind_named(specs[0].kind)
     submit_key = wish.submit_key or secrets.token_hex(16)
     base = wish.name or sweep_id(submit_key)
-    named = needed(session, wish)
     known = wish.submit_key is not None and any(session.queries.counts(sweep=sweep_id(submit_key)).values())
     sweep = session.store.submit_sweep(
         [spec.to_json() for spec in specs],
@@ -119,7 +110,7 @@ def accept_sweep(
         user=wish.user or session.settings.user,
         queue=wish.queue,
         priority=kind.priority if wish.priority is None else wish.priority,
-        after=[*dict.fromkeys([*after, *named])],
+        after=[*dict.fromkeys(after)],
         held=wish.held,
         preemptible=kind.preemptible and not wish.no_preempt,
         time_limit_s=wish.time_limit,

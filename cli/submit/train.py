@@ -195,7 +195,7 @@ def train(source: str | None, start: str | None, **options: Any) -> int:
     if after:
         output.notice(f"job {after[0]} has not ended; this one waits for it")
     if wish.sweep:
-        code = sweep.accept_sweep(session, specs, wish, after=after)
+        code = sweep.accept_sweep(session, specs, wish, after=[*after, *needed(session, wish)])
     else:
         code = accept(session, spec, wish, after=after)
     preflight.remember_data(settings, spec.data)

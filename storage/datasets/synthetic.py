@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import ConfigError, DatasetError, SpecError
-from storage.results.writer import sync_filesystem
-from storage.volume.durable import fsync_folder, make_folder, raise_storage_error
+from storage.volume.durable import fsync_folder, make_folder, raise_storage_error, sync_filesystem
 
 STYLES = ("adventurer", "big-smile", "lorelei", "notionists", "open-peeps", "pixel-art", "critters")
 ATTRIBUTION = "ATTRIBUTION.txt"

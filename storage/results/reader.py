@@ -18,8 +18,7 @@ from jobs.errors import StorageError
 from jobs.failpoints import failpoint
 from storage.results.codecs import decode
 from storage.results.formats import GRIDS, IMAGES, MANIFEST, RESULT, bytes_of, pixels_of
-from storage.results.writer import sync_filesystem
-from storage.volume.durable import TEMP_MARK, fsync_folder, raise_storage_error, sha256_file
+from storage.volume.durable import TEMP_MARK, fsync_folder, raise_storage_error, sha256_file, sync_filesystem
 
 GONE = (errno.ENOENT, errno.ENOTDIR)
 """What a volume says that is there, of a file that is not."""

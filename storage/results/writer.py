@@ -6,10 +6,8 @@ Everything is written under temporary names and made durable at once by syncfs(2
 and manifest.jsonl, which names every picture, comes last.
 """
 
-import ctypes
 import hashlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.context import Made, Picture
 from jobs.errors import StorageError
-from jobs.failpoints import failpoint, guard
+from jobs.failpoints import failpoint
 from storage.results.codecs import decode, encode_png
 from storage.results.formats import (
     FORMATS,
@@ -37,6 +35,7 @@ from storage.volume.durable import (
     make_folder,
     raise_storage_error,
     require_room,
+    sync_filesystem,
 )
 
 if TYPE_CHECKING:
@@ -44,26 +43,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LINES_AT_ONCE = 1000
-
-
-def sync_filesystem(folder: Path) -> None:
-    """
-    Make everything that was written below a folder durable, names included.
-
-    syncfs(2) reports lost pages since Linux 5.8.
-
-    Raises:
-        OSError: the disk is full or broken.
-    """
-    if not guard("fsync"):
-        return
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), str(folder))
-    finally:
-        os.close(fd)
 
 
 class ImageFiles:

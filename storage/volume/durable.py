@@ -9,6 +9,7 @@ temp file is thrown away and never synced again: the kernel reports a lost page 
 (fsync(2), Linux ≥ 4.13).
 """
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -349,3 +350,23 @@ def _read(path: Path) -> bytes:
         if exc.errno != errno.ESTALE:
             raise
     return path.read_bytes()
+
+
+def sync_filesystem(folder: Path) -> None:
+    """
+    Make everything that was written below a folder durable, names included.
+
+    syncfs(2) reports lost pages since Linux 5.8.
+
+    Raises:
+        OSError: the disk is full or broken.
+    """
+    if not guard("fsync"):
+        return
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(folder))
+    finally:
+        os.close(fd)

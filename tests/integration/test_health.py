@@ -15,7 +15,7 @@ import psutil
 import pytest
 from machine import Ganq, part, until
 
-from worker import health
+from worker.host import live_supervisors as health
 
 pytestmark = pytest.mark.slow
 

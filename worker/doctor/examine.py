@@ -14,8 +14,9 @@ from importlib import metadata
 from storage.settings import Settings
 from worker.doctor.check import Finding, Probe, ok, warn
 from worker.doctor.environment import check_environment
+from worker.doctor.facts import Facts
 from worker.doctor.gpu import check_gpus_and_torch
-from worker.doctor.job_table import Facts, check_job_table
+from worker.doctor.job_table import check_job_table
 from worker.doctor.machine import check_files, check_runtime, check_sandbox, check_workers_here
 from worker.doctor.redis_server import check_notifications, check_redis
 from worker.doctor.volume import (

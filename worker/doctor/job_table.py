@@ -10,7 +10,6 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import quote
@@ -21,10 +20,11 @@ from sqlalchemy.engine import make_url
 from jobs.errors import SchemaMismatchError, StorageError
 from storage.db.engine import SCHEMA_REVISION, WAL_RESET_FIXED, Database
 from storage.db.queries import Queries
-from storage.db.rows import Job, WorkerRow
 from storage.settings import Settings
 from storage.volume.filesystems import mount_of
 from worker.doctor.check import Finding, bad, ok, warn
+from worker.doctor.facts import Facts
+from worker.doctor.jobs import check_jobs_and_workers
 
 CLOCK_S = 5.0
 """Clocks that differ by more make ages look wrong; leases are measured without them."""
@@ -38,28 +38,8 @@ CONNECTIONS_OF_A_WORKER = 4
 MOUNT_IN_MEMORY = ("tmpfs", "ramfs")
 
 
-@dataclass
-class Facts:
-    """What one check has learned and a later one needs; empty while the job table is away."""
-
-    database: Database | None = None
-    workers: list[WorkerRow] = field(default_factory=list)
-    running: list[Job] = field(default_factory=list)
-    attempt_started: dict[int, float] = field(default_factory=dict)
-    """Job → seconds since its running attempt began."""
-    checkpoint_bytes: list[int] = field(default_factory=list)
-    """Of the last checkpoint of each running training; of the newest ones if none runs."""
-
-    def close(self) -> None:
-        """Whoever looks at the job table through these is done."""
-        if self.database is not None:
-            self.database.dispose()
-
-
 def check_job_table(settings: Settings, facts: Facts) -> Iterator[Finding]:
     """The database, its schema, its clock, and what its rows say of workers and jobs."""
-    from worker.doctor.jobs import check_jobs_and_workers
-
     if settings.is_sqlite:
         path = sqlite_file(settings)
         if not path.exists():

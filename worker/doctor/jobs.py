@@ -16,7 +16,7 @@ from storage.db.rows import Job, WorkerRow
 from storage.db.tables import CLAIMABLE, RUNNING, attempt, checkpoint, job, utcnow
 from storage.settings import Settings, redact
 from worker.doctor.check import Finding, bad, ok, warn
-from worker.doctor.job_table import Facts
+from worker.doctor.facts import Facts
 
 LISTED = 5
 MOST_RUNNING = 1000

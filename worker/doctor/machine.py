@@ -21,7 +21,7 @@ from storage.db.rows import WorkerRow
 from storage.settings import PREFIX, SECRETS, SOCKET_BYTES, Settings
 from worker.celery_bridge.wakeup import WAKE_ENV
 from worker.doctor.check import Finding, bad, ok, warn
-from worker.doctor.job_table import Facts
+from worker.doctor.facts import Facts
 from worker.doctor.jobs import alive, listed
 from worker.host.embedded_redis import way_out
 from worker.host.process import boot_id, has_died, proc_is_ours

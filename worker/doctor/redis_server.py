@@ -17,7 +17,7 @@ from storage import redis_url
 from storage.settings import Settings, redact
 from worker.celery_bridge.notify import queue_key
 from worker.doctor.check import Finding, bad, ok, warn
-from worker.doctor.job_table import Facts
+from worker.doctor.facts import Facts
 
 ANSWER_S = 2.0
 MANY_BELLS = 10_000

@@ -13,7 +13,8 @@ from storage.volume.filesystems import MOUNTINFO, Mount, is_network_filesystem, 
 from storage.volume.layout import FINGERPRINT, Volume
 from storage.volume.ownership import aside
 from worker.doctor.check import Finding, bad, ok, warn
-from worker.doctor.job_table import EMPTY_BYTES, MOUNT_IN_MEMORY, Facts
+from worker.doctor.facts import Facts
+from worker.doctor.job_table import EMPTY_BYTES, MOUNT_IN_MEMORY
 from worker.doctor.jobs import listed
 
 LOW_BYTES = 5_000_000_000

@@ -25,11 +25,11 @@ from storage.settings import WORD, WORD_HINT, Settings
 from worker.celery_bridge import environment
 from worker.celery_bridge.notify import queue_key
 from worker.celery_bridge.wakeup import WAKE_ENV, knock, knock_path
-from worker.health import ask_supervisors
 from worker.host import cores as core_units
 from worker.host import gpu, logs
 from worker.host.cores import Cores
 from worker.host.embedded_redis import runtime_folder, worker_command
+from worker.host.live_supervisors import ask_supervisors
 from worker.host.process import bound_to_this
 from worker.host.starting import until_started, wait
 

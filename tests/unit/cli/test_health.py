@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from worker import health
-from worker.health import Status, judge
+from worker.host import live_supervisors as health
+from worker.host.live_supervisors import Status, judge
 
 # --- what a supervisor says of itself -----------------------------------------------------
 
@@ -156,7 +156,7 @@ def test_every_failure_of_health_is_one_line_and_exit_code_1(bare_ganq, tmp_path
 
 
 def test_a_job_table_that_does_not_answer_is_waited_for_no_longer_than_stated(ganq, monkeypatch):
-    monkeypatch.setattr(health, "TABLE_S", 0.5)
+    monkeypatch.setattr("worker.health.TABLE_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         monkeypatch.setenv("GANQ_DATABASE_URL", f"postgresql://ada:s3cret@127.0.0.1:{port}/ganq")

@@ -10,7 +10,8 @@ from sqlalchemy import text
 
 from worker.doctor import job_table
 from worker.doctor.check import Finding
-from worker.doctor.job_table import Facts, check_job_table
+from worker.doctor.facts import Facts
+from worker.doctor.job_table import check_job_table
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from machine import until
 
 from worker.celery_bridge.notify import queue_key
 from worker.doctor import redis_server
-from worker.doctor.job_table import Facts
+from worker.doctor.facts import Facts
 from worker.doctor.redis_server import check_notifications, check_redis, flaws_of
 
 

@@ -14,7 +14,7 @@ from storage.volume.filesystems import Mount, mount_of
 from storage.volume.layout import Volume
 from storage.volume.ownership import quarantine
 from worker.doctor.check import Finding
-from worker.doctor.job_table import Facts
+from worker.doctor.facts import Facts
 from worker.doctor.volume import (
     check_orphans,
     check_registered,
