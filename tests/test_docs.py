@@ -259,9 +259,9 @@ def test_the_codes_that_only_the_job_table_gives_are_named() -> None:
 def test_the_table_of_events_has_each_event() -> None:
     told = {row[0] for row in rows(STATES, "| event |")}
     recorded = strings("storage/gc/scan.py", "record_event")
-    for chapter in (ROOT / "storage" / "job_store").glob("*.py"):
+    for chapter in (ROOT / "storage" / "db" / "store").glob("*.py"):
         recorded |= strings(str(chapter.relative_to(ROOT)), "record_event")
-    for source in (*(ROOT / "jobs").rglob("*.py"), ROOT / "worker" / "context.py"):
+    for source in (*(ROOT / "jobs").rglob("*.py"), ROOT / "worker" / "runner" / "context.py"):
         recorded |= {
             call.args[0].value
             for call in ast.walk(ast.parse(source.read_text()))
@@ -289,20 +289,21 @@ def test_the_table_of_recipes_has_each_option_in_which_they_differ() -> None:
         for option in options
         if len({cell(getattr(spec, option)) for spec in specs}) > 1
     }
-    told = {row[0]: row[1:] for row in rows(ROOT / "README.md", "| option |")}
-    assert told == differ
-    assert f"`{DEFAULT_RECIPE}` is the default" in (ROOT / "README.md").read_text()
+    page = ROOT / "docs" / "recipes.md"
+    assert {row[0]: row[1:] for row in rows(page, "| option |")} == differ
+    assert f"`{DEFAULT_RECIPE}` is the default" in " ".join(page.read_text().split())
 
 
 def test_the_artists_of_the_faces_are_named_with_their_licence() -> None:
-    """CC BY asks for it, and the picture of the README is made of the demo's faces."""
+    """CC BY requires it, and the README shows images of a model that was trained on the demo's faces."""
     from cli.dataset import make
     from cli.demo import STYLE
     from storage.datasets.synthetic import styles
 
     default = next(param.default for param in make.params if param.name == "style")
-    text = " ".join((ROOT / "README.md").read_text().split())
+    text = " ".join((ROOT / "docs" / "credits.md").read_text().split())
+    assert "docs/credits.md" in (ROOT / "README.md").read_text()
     for style in styles():
         if style.name in (STYLE, default):
             for part in (style.title, style.creator, style.source, style.licence, style.licence_url):
-                assert part in text, f"README.md does not name {style.name}'s {part}"
+                assert part in text, f"docs/credits.md does not name {style.name}'s {part}"
