@@ -21,7 +21,7 @@ from jobs.states import TRANSITIONS, JobState, Outcome, StopReason
 from storage.settings import SECRETS, Settings
 
 ROOT = Path(__file__).parent.parent
-WRITTEN = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+WRITTEN = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 BY_HAND = [page for page in WRITTEN if page.name != "cli.md"]  # that one is made from the help itself
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -156,6 +156,15 @@ def test_every_link_to_a_file_resolves(page: Path) -> None:
         assert there.is_relative_to(ROOT), f"{page.name} links outside the project: {target}"
         if anchor:
             assert anchor in anchors(there), f"{page.name} links to {target}"
+
+
+SOURCE = re.compile(r"`((?:cli|worker|storage|jobs|tests|benchmarks)/[\w/]+\.py)`")
+
+
+def test_every_source_file_that_a_page_names_exists() -> None:
+    for page in (one for one in BY_HAND if one.parent.name != "decisions"):  # those are of their day
+        missing = [name for name in SOURCE.findall(page.read_text()) if not (ROOT / name).is_file()]
+        assert set(missing) <= {"cli/NAME.py", "cli/submit/NAME.py"}, f"{page.name}: {missing}"
 
 
 def test_every_decision_is_one_page_with_context_choice_and_price() -> None:
