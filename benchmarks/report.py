@@ -136,6 +136,9 @@ def table() -> str:
         "Made by `make bench`. Each ratio is the median of the rounds' own ratios, with their quartiles;",
         "A/A is the peer against itself one round later, which shows how much of that is the machine.",
         "",
+        "Made by hand: studies of [image quality](quality-study.md) and [performance](performance-study.md),",
+        "and [fault runs](fault-runs.md).",
+        "",
     ]
     for name, facts in newest().items():
         lines += _section(name, facts)
