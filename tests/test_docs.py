@@ -226,7 +226,7 @@ def test_the_tables_of_outcomes_and_reasons_are_those_of_the_code() -> None:
     assert [row[0] for row in rows(STATES, "| reason |")] == [str(one) for one in StopReason]
 
 
-def test_the_wishes_are_columns_of_the_job_table() -> None:
+def test_stop_requests_are_columns_of_the_job_table() -> None:
     from storage.db.tables import job
 
     assert {row[0] for row in rows(STATES, "| column |")} <= set(job.c.keys())
