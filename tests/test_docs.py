@@ -55,11 +55,11 @@ def words(cell: str) -> set[str]:
     return {word.strip(" `") for word in cell.split(",")} - {"none", ""}
 
 
-def test_the_changelog_begins_with_the_version_that_is_built():
+def test_the_changelogs_newest_version_is_the_one_that_is_built() -> None:
     built = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    first = re.search(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert first is not None
-    assert first[1] == built
+    titles = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert next(title for title in titles if title != "Unreleased") == built
+    assert "Unreleased" not in titles[1:]
 
 
 # --- commands -----------------------------------------------------------------------------
