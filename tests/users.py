@@ -6,6 +6,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 FILES = "-all,+dac_override,+fowner,+chown"
 """Every file of the test, as if all users were in one group; no right over processes of others."""
 
@@ -46,7 +48,9 @@ def _limit(pid: int, uid: int, soft: str) -> None:
     subprocess.run([*limited_user(uid), "prlimit", f"--pid={pid}", f"--nproc={soft}:"], check=True)
 
 
-def remove_runtime_folders(*uids: int) -> None:
-    for uid in uids:
-        for left in Path("/tmp").glob(f"ganq-{uid}-*"):
-            shutil.rmtree(left, ignore_errors=True)
+def runtime_folders(request: pytest.FixtureRequest, *uids: int) -> list[Path]:
+    """Those that workers of these users make for the test's GANQ_HOME."""
+    if "settings" not in request.fixturenames:
+        return []
+    mine = request.getfixturevalue("settings").runtime
+    return [mine.with_name(mine.name.replace(f"ganq-{os.getuid()}-", f"ganq-{uid}-")) for uid in uids]

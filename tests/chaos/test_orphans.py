@@ -3,6 +3,7 @@ The parent of several workers is killed: they save their jobs and leave, and the
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -130,3 +131,16 @@ def test_ganq_up_that_was_killed_and_started_again_is_one_stack(ganq, database, 
     assert EmbeddedRedis(Settings.load(ganq.env))._answers()
     again.send_signal(signal.SIGTERM)
     assert again.wait(60) == 0
+
+
+def test_a_supervisor_comes_back_though_the_folder_of_its_sockets_was_deleted(
+    ganq, database, small, redis_url
+) -> None:
+    launcher = ganq.start_worker("w1")
+    job = training(ganq, small)
+    shutil.rmtree(Settings.load(ganq.env).runtime)
+    part(launcher, "worker.supervisor.loop").kill()
+    until(lambda: job_row(database, job)["attempt"] == 2, what="the next attempt")
+    assert "Traceback" not in ganq.log("w1")
+    ganq("cancel", str(job))
+    until(lambda: job_row(database, job)["finished_at"], what="the cancel")

@@ -4,6 +4,7 @@ A machine that starts no process and no thread for some seconds (a pids limit), 
 Whoever must start another tries again until it works, with one line each time; no job pays for it.
 """
 
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 from machine import Ganq, part, until
 from sqlalchemy import Connection, select
 from tables import event_types, job_row
-from users import limited_user, no_more_processes, processes_again, remove_runtime_folders, why_not
+from users import limited_user, no_more_processes, processes_again, runtime_folders, why_not
 
 from storage.db.tables import attempt
 
@@ -25,11 +26,13 @@ SHORT = "cannot start it: BlockingIOError"
 
 
 @pytest.fixture(autouse=True)
-def _can_limit() -> Iterator[None]:
+def _can_limit(request: pytest.FixtureRequest) -> Iterator[None]:
     if (why := why_not(*limited_user(UID), "prlimit", "--nproc=1000:", "true")) is not None:
         pytest.skip(why)
+    folders = runtime_folders(request, UID)
     yield
-    remove_runtime_folders(UID)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def outcomes(database, job: int) -> list[Any]:

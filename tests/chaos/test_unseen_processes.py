@@ -6,6 +6,7 @@ its host, as some containers have, shows other processes under the same ids.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import psutil
 import pytest
 from machine import Ganq, until
 from tables import job_row
-from users import remove_runtime_folders, user, why_not
+from users import runtime_folders, user, why_not
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 HIDDEN = ("unshare", "--mount", "sh", "-c", 'mount -t proc -o hidepid=2 proc /proc && exec "$@"', "sh")
@@ -26,14 +27,16 @@ FREE_IDS = ("sh", "-c", 'echo 31000 > /proc/sys/kernel/ns_last_pid && "$@"', "sh
 
 
 @pytest.fixture(autouse=True)
-def _can_hide() -> Iterator[None]:
+def _can_hide(request: pytest.FixtureRequest) -> Iterator[None]:
     if os.geteuid() != 0:
         pytest.skip("namespaces and other users need root")
     for command in ((*HIDDEN, *user(64001), "true"), (*INSIDE, "true")):
         if (why := why_not(*command)) is not None:
             pytest.skip(why)
+    folders = runtime_folders(request, 64001, 64002)
     yield
-    remove_runtime_folders(64001, 64002)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def running(ganq: Ganq, database, small: list[str]) -> int:

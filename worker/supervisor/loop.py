@@ -42,6 +42,7 @@ from storage.settings import Settings
 from storage.volume.layout import Volume
 from worker.celery_bridge.wakeup import WAKE_ENV
 from worker.host import logs
+from worker.host.embedded_redis import runtime_folder
 from worker.host.process import boot_id, die_with_parent, has_died, start_ticks
 from worker.host.starting import until_started
 from worker.ipc import Message
@@ -559,9 +560,10 @@ def main() -> int:
         tuple(os.environ["GANQ_WORKER_QUEUES"].split(",")),
     )
     try:
+        runtime_folder(settings)  # something that cleans /tmp may have deleted it
         return Supervisor(settings, who, Path(os.environ[WAKE_ENV])).run()
-    except DatabaseUnavailableError as exc:
-        log.error("%s", exc)
+    except (DatabaseUnavailableError, OSError) as exc:
+        log.error("%s", one_line(exc))
         return 1
     except GanqError as exc:
         log.error("%s → %s", exc.message, exc.hint)
