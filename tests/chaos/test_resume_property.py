@@ -187,7 +187,7 @@ def test_options_that_differ_on_resume_are_refused_with_all_of_them(volume):
     for told in (
         "--batch 5 (it has 4)",
         "--lr-g 0.001 (it has 0.0004)",
-        "--fake-reuse until-g-step (it has fresh)",
+        "--fake-reuse until-g-step (it has none)",
         "--augment",
     ):
         assert told in last["message"]
