@@ -175,10 +175,10 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def part(worker: "subprocess.Popen[bytes]", module: str) -> psutil.Process | None:
-    """Return a process of a worker's family by its module: worker.supervisor.loop or worker.runner.main."""
+    """Return a process of a worker's family by its module or room: worker.supervisor or worker.runner."""
     for process in _family(worker.pid):
         try:
-            if module in process.cmdline():
+            if any(one == module or one.startswith(f"{module}.") for one in process.cmdline()):
                 return process
         except psutil.NoSuchProcess:
             continue

@@ -85,7 +85,7 @@ def test_a_runner_that_cannot_be_started_costs_its_job_nothing_and_no_other_is_c
 ) -> None:
     worker = ganq.start_worker(within=limited_user(UID))
     job = training(ganq, small)
-    supervisor, runner = (part(worker, f"worker.{one}") for one in ("supervisor", "runner"))
+    supervisor, runner = (part(worker, one) for one in ("worker.supervisor.loop", "worker.runner.main"))
     no_more_processes(supervisor.pid, UID)
     runner.kill()
     until(lambda: said(ganq.log(), "no runner can be started (BlockingIOError: ") >= 3, what="three tries")

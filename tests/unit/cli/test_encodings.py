@@ -13,7 +13,7 @@ import pytest
 
 from jobs.errors import DatasetError
 
-from .test_evaluate import REPORT
+from .submit.test_evaluate import REPORT
 
 NOT_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 ENCODINGS: dict[str, dict[str, str]] = {
