@@ -230,7 +230,7 @@ def test_streams_of_any_encoding_take_what_no_encoding_has(tmp_path: Path) -> No
 
 def test_a_worker_logs_arrows_as_text(settings_env) -> None:
     script = (
-        "import logging; from storage.settings import Settings; from worker import logs\n"
+        "import logging; from storage.settings import Settings; from worker.host import logs\n"
         "logs.configure(Settings.load()); logging.getLogger('ganq').warning('gr\\xf6\\xdfe \\u2192 doctor')"
     )
     done = subprocess.run(
