@@ -57,6 +57,11 @@ def goes_on(ganq: Ganq, database, job: int) -> None:
     until(lambda: job_row(database, job)["finished_at"], what="the cancel")
 
 
+def workers(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    """The children of a process that run `ganq worker`, without the supervisor and the carrier of the log."""
+    return [one for one in psutil.Process(process.pid).children() if "cli.main" in one.cmdline()]
+
+
 def said(log: str, what: str) -> int:
     """How often a log says this, in one line each time; and it shows no traceback, whole or in pieces."""
     assert "Traceback" not in log
@@ -117,9 +122,7 @@ def test_celerys_pool_process_comes_back_when_it_can(ganq, database, small, redi
     until(lambda: part(launcher, "worker.runner.main"), what="the worker")
 
     def pool() -> psutil.Process | None:
-        supervisor = part(launcher, "worker.supervisor.loop")
-        children = psutil.Process(launcher.pid).children()
-        return next((one for one in children if one != supervisor), None)
+        return next(iter(workers(launcher)), None)  # a fork of the launcher
 
     first = until(pool, what="Celery's process")
     no_more_processes(launcher.pid, UID)
@@ -137,13 +140,13 @@ def test_celerys_pool_process_comes_back_when_it_can(ganq, database, small, redi
 def test_the_parent_of_several_workers_starts_each_again_when_it_can(ganq, database) -> None:
     parent = ganq.start_worker(within=limited_user(UID), options=("--cpu-workers", "2"))
     until(lambda: len(ganq.present()) == 2, what="two workers")
-    child = psutil.Process(parent.pid).children()[0]
+    child = workers(parent)[0]
     no_more_processes(parent.pid, UID)
     child.kill()
     until(lambda: said(ganq.log(), "cannot start the worker w1-cpu") >= 2, what="two tries")
     assert parent.poll() is None
     processes_again(parent.pid, UID)
-    until(lambda: len(psutil.Process(parent.pid).children()) == 2, what="two children")
+    until(lambda: len(workers(parent)) == 2, what="two children")
 
 
 @sqlite_only
