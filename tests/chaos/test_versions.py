@@ -88,14 +88,14 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         shutil.copy(ROOT / name, tree)
     built = {"now": build(tree, base / "now")}
 
-    versions = tree / "storage" / "migrations" / "versions"
-    engine, kinds = tree / "storage" / "engine.py", tree / "jobs" / "kinds.py"
+    versions = tree / "storage" / "db" / "migrations" / "versions"
+    engine, kinds = tree / "storage" / "db" / "engine.py", tree / "jobs" / "kinds.py"
     (versions / f"v{NEWER}_adds.py").write_text(ADDS)
     replaced(engine, r'^SCHEMA_REVISION = ".*"$', f'SCHEMA_REVISION = "{NEWER}"')
     replaced(kinds, r"^SPEC_VERSION = \d+$", f"SPEC_VERSION = {SPEC_VERSION + 1}")
     flavour = 'Column("flavour", String(16), nullable=False, server_default=text("\'plain\'")),'
     replaced(
-        tree / "storage" / "models.py",
+        tree / "storage" / "db" / "tables.py",
         r'^    Index\("ix_job_state_id"',
         f'    {flavour}\n    Index("ix_job_state_id"',
     )
@@ -105,7 +105,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     (versions / f"v{BREAKING}_breaks.py").write_text(BREAKS)
     replaced(engine, r'^SCHEMA_REVISION = ".*"$', f'SCHEMA_REVISION = "{BREAKING}"')
-    replaced(tree / "storage" / "models.py", r'^    Column\("flavour".*\n', "")
+    replaced(tree / "storage" / "db" / "tables.py", r'^    Column\("flavour".*\n', "")
     replaced(tree / "pyproject.toml", r'^version = ".*"$', 'version = "9.2.0"')
     shutil.rmtree(tree / "build", ignore_errors=True)
     built["breaking"] = build(tree, base / "breaking")
@@ -160,7 +160,7 @@ def test_each_build_runs_its_own_code(wheels) -> None:
         said = subprocess.run(
             [sys.executable, "-P", "-c", ask], env=env, capture_output=True, text=True, check=True
         ).stdout.split()
-        assert said == [str(wheels[name] / "storage" / "engine.py"), revision, str(spec)]
+        assert said == [str(wheels[name] / "storage" / "db" / "engine.py"), revision, str(spec)]
 
 
 @pytest.mark.tier2
