@@ -116,7 +116,10 @@ def test_a_draining_worker_serves_no_queue(settings, queries, speak):
 
 @pytest.mark.parametrize(
     ("changes", "word"),
-    [({"kind": "dream"}, "of the kind 'dream'"), ({"spec_version": 99}, "of a newer ganq (spec 99")],
+    [
+        ({"kind": "dream", "spec_version": 99}, "of the kind 'dream'"),
+        ({"spec_version": 99}, "of a newer ganq (spec 99"),
+    ],
 )
 def test_a_job_that_no_worker_of_this_version_takes_fails(ganq, settings, job_factory, speak, changes, word):
     job_factory(spec={}, **changes)

@@ -213,7 +213,7 @@ def test_a_worker_is_pinned_by_uuid_before_torch_is_imported() -> None:
 HOLD = """
 import os, sys
 from pathlib import Path
-from worker import gpu
+from worker.host import gpu
 if sys.argv[3:]:
     os.setgroups([]); os.setgid(int(sys.argv[3])); os.setuid(int(sys.argv[3])); os.umask(0o077)
 held = gpu.lock(sys.argv[1], Path(sys.argv[2]) if sys.argv[2] else None)
