@@ -107,7 +107,7 @@ def again(session: Session, job: "Job", instead: Mapping[int, int]) -> "Job":
         user=session.settings.user,
         name=job.name,
         queue=job.queue,
-        priority=job.priority,
+        priority=job.own_priority,
         preemptible=job.preemptible,
         time_limit_s=job.time_limit_s,
         retry_of=job.id,

@@ -196,7 +196,10 @@ def _about(session: Session, job: Job, around: job_text.StatusContext) -> Iterat
     yields = f", yielded {output.count(job.yields, 'time')} to others" if job.yields else ""
     if (back := (job.result or {}).get("rollbacks")) and back[-1]["lr_scale"] != 1:
         yield "rates", f"halved: the training had diverged at step {back[-1]['step']:,}"
-    yield "queue", f"{job.queue}, priority {job.priority}{yields}"
+    lent = ""
+    if job.priority > job.own_priority and not job.state.terminal:
+        lent = f", {job.priority} lent by {_lenders(session, job)}"
+    yield "queue", f"{job.queue}, priority {job.own_priority}{lent}{yields}"
 
 
 def _place(session: Session, job: Job, around: job_text.StatusContext) -> str:
@@ -257,6 +260,12 @@ def _runs_for(session: Session, job: Job, around: job_text.StatusContext) -> flo
     if job.state is not JobState.RUNNING or not (attempts := session.queries.attempts(job.id)):
         return 0.0
     return float(max(around.now - attempts[-1]["started_at"], 0.0))
+
+
+def _lenders(session: Session, job: Job) -> str:
+    """The jobs that wait for this one and have its priority."""
+    found = session.queries.lenders(job)
+    return ("job " if len(found) == 1 else "jobs ") + ", ".join(map(str, found)) if found else "others"
 
 
 def _claimable(job: Job) -> bool:

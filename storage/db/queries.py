@@ -27,6 +27,7 @@ from storage.db.tables import (
 )
 
 PAGE = 500
+MOST_LENDERS = 5
 _PARTS = {
     dialect: text(
         f"SELECT state, count(*) FROM job {indexed_by(dialect, 'ix_job_part_of')}"
@@ -272,6 +273,22 @@ class Queries:
             .order_by(job.c.id)
         )
         return self.database.read(lambda conn: [(row.id, state_of(row.state)) for row in conn.execute(query)])
+
+    def lenders(self, one: Job) -> list[int]:
+        """The jobs that wait for this one and lend it the priority that it has."""
+        query = (
+            select(job.c.id)
+            .join(dependency, dependency.c.job_id == job.c.id)
+            .where(
+                dependency.c.needs == one.id,
+                job.c.state == JobState.QUEUED,
+                job.c.held == 0,
+                job.c.priority >= one.priority,
+            )
+            .order_by(job.c.id)
+            .limit(MOST_LENDERS)
+        )
+        return self.database.read(lambda conn: list(conn.execute(query).scalars()))
 
     def ended_with(self, job_id: int) -> list[Job]:
         """The jobs that ended because this one did, those that waited for them included, oldest first."""

@@ -14,6 +14,8 @@ from jobs.states import JobState
 from storage.db.json_object import MalformedJson
 
 SHOWN = 60
+OWN_PRIORITY = "own_priority"
+"""A key of `inputs`."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,12 @@ class Job:
             bit_exact=None if values["bit_exact"] is None else bool(values["bit_exact"]),
             malformed="; ".join(faults) or None,
         )
+
+    @property
+    def own_priority(self) -> int:
+        """What it was submitted with; `priority` may be lent to it: see storage/db/store/inheritance.py."""
+        own = (self.inputs or {}).get(OWN_PRIORITY)
+        return own if isinstance(own, int) else self.priority
 
     def spec_field(self, name: str) -> Any:
         """

@@ -6,6 +6,7 @@ from jobs.errors import InvalidTransitionError
 from jobs.states import JobState
 from storage.db.rows import Job
 from storage.db.store.base import Store
+from storage.db.store.inheritance import lend, needs_of, repay
 from storage.db.store.shards import hold_shards
 from storage.db.store.transitions import get_job, how_it_ended, leave, locked_job, record_event
 from storage.db.tables import job, utcnow
@@ -75,6 +76,11 @@ class Control(Store):
             if bool(row.held) != held:
                 conn.execute(update(job).where(job.c.id == job_id).values(held=int(held), rung_at=None))
                 hold_shards(conn, job_id, held=held)
+                needs = needs_of(conn, [job_id]) if row.blockers else []
+                if held:
+                    repay(conn, needs)
+                else:
+                    lend(conn, needs, row.priority)
                 record_event(conn, job_id, "held" if held else "unheld")
             return get_job(conn, job_id)
 

@@ -88,7 +88,9 @@ class Leases(Store):
         wanted = Wanted(who.queues, kinds, lease.job.spec_version)
 
         def waiting_for_us(conn: Connection) -> int | None:
-            waiting = higher_priority_waiting(conn, wanted, lease.job.priority)
+            # What is lent to it may have changed since the claim.
+            mine = conn.execute(select(job.c.priority).where(owned_by(lease))).scalar_one_or_none()
+            waiting = None if mine is None else higher_priority_waiting(conn, wanted, mine)
             if waiting is None or may_stay(conn, lease) or idle_worker(conn, waiting):
                 return None
             taken = conn.execute(select(job.c.id).where(text(RUNNING), job.c.preempt_for == waiting)).first()

@@ -13,6 +13,7 @@ from jobs.failpoints import failpoint
 from jobs.states import JobState
 from storage.db.rows import Job
 from storage.db.store.base import Store
+from storage.db.store.inheritance import lend
 from storage.db.store.shards import insert_shards
 from storage.db.store.transitions import event_of_row, get_job, how_it_ended, record_event
 from storage.db.tables import checkpoint, dependency, event, job, utcnow
@@ -92,6 +93,8 @@ class Submitting(Store):
                 return known
             for needed in needs:
                 conn.execute(insert(dependency).values(job_id=new.id, needs=needed))
+            if blockers and not held:
+                lend(conn, needs, priority)
             if parts:
                 common = {"kind": kind, "queue": queue, "user": user, "priority": priority}
                 common |= {"spec_version": spec_version, "state": JobState.QUEUED, "held": int(held)}

@@ -13,6 +13,7 @@ from jobs.errors import SpecError
 from jobs.failpoints import failpoint
 from jobs.states import JobState
 from storage.db.store.base import Store
+from storage.db.store.inheritance import lend
 from storage.db.store.submit import hold_needed
 from storage.db.store.transitions import cancel_queued, leave, record_event
 from storage.db.tables import dependency, event, job, utcnow
@@ -101,6 +102,8 @@ class Sweeping(Store):
             if needs:
                 links = [{"job_id": one, "needs": needed} for one in made for needed in needs]
                 conn.execute(insert(dependency), links)
+                if blockers and not held:
+                    lend(conn, needs, priority)
             said = [{"job_id": one, "type": "submitted", "detail": {"sweep": name}} for one in made]
             conn.execute(insert(event).values(at=utcnow()), said)
             failpoint("submit.inserted")

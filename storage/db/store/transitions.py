@@ -32,6 +32,7 @@ from jobs.failpoints import guard
 from jobs.states import JobState, Outcome, check_transition
 from storage.db.backoff import BACKOFF_S as BACKOFF_S
 from storage.db.rows import Job, Lease
+from storage.db.store.inheritance import needs_of, repay
 from storage.db.tables import attempt, dependency, event, job, utcnow
 
 MAX_CRASHES = 3
@@ -273,6 +274,7 @@ def leave(
     """Move a locked row out of its state: job, attempt, event and dependants in one transaction."""
     _move(conn, row, new, outcome, values, detail)
     if new.terminal:
+        _repay(conn, row)
         update_dependants(conn, row.id, new)
 
 
@@ -339,6 +341,12 @@ def _move(
     conn.execute(_EVENT, told)
 
 
+def _repay(conn: Connection, row: Any) -> None:
+    """A job that has ended while it waited lends its priority no more."""
+    if row.state == JobState.QUEUED and row.blockers:
+        repay(conn, needs_of(conn, [row.id]))
+
+
 def _must_move(row: Any, new: JobState, moved: int) -> None:
     if moved != 1:
         raise InvalidTransitionError(f"job {row.id} moved while it was locked", old=row.state, new=new)
@@ -357,6 +365,7 @@ def cancel_queued(conn: Connection, ids: Sequence[int]) -> None:
     )
     for type in ("cancel_requested", str(JobState.CANCELLED)):
         conn.execute(_EVENT, [_told(one, type) for one in ids])
+    repay(conn, needs_of(conn, ids))
 
 
 def seconds_of_attempt(row: Any, at_most_s: float = float("inf")) -> Any:
@@ -392,6 +401,7 @@ def update_dependants(conn: Connection, job_id: int, ended: JobState) -> None:
                 continue
             new = JobState.CANCELLED if ending is JobState.CANCELLED else JobState.FAILED
             _move(conn, row, new, None, _told_of(conn, needed, ending, row.id), {"needs": needed})
+            _repay(conn, row)
             ended_jobs.append((row.id, new))
         if ending is not JobState.SUCCEEDED:
             ended_jobs += _end_parts(conn, needed)
@@ -424,6 +434,7 @@ def _end_parts(conn: Connection, whole: int) -> list[tuple[int, JobState]]:
     for row in conn.execute(rows.order_by(job.c.id).with_for_update()).all():
         if row.state == JobState.QUEUED:
             _move(conn, row, JobState.CANCELLED, None, {}, {"part_of": whole})
+            _repay(conn, row)
             ended.append((row.id, JobState.CANCELLED))
         elif row.state == JobState.RUNNING and row.cancel_requested_at is None:
             conn.execute(update(job).where(job.c.id == row.id).values(cancel_requested_at=utcnow()))
