@@ -7,11 +7,14 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import psutil
-from chaos.stage import LEASE_S, Stage
+from chaos.invariants import look
+from chaos.stage import INTERVALS, LEASE_S, Stage
+
+from jobs.errors import DatabaseUnavailableError
 
 WEIGHTS = {
     "kill_supervisor": 2.0,
@@ -30,6 +33,9 @@ WEIGHTS = {
     "halt_postgres": 1.0,
     "lock_sqlite": 1.0,
 }
+
+WHILE_MERGING = {"zombie_merge": 15.0, "leave_merge": 15.0}
+"""While some worker merges shards, which is seldom and short."""
 
 
 class Faults:
@@ -51,15 +57,31 @@ class Faults:
         self._busy: set[str] = set()
         """Workers and servers that a fault is at: one at a time."""
         self._lock = threading.RLock()
+        self.merging: list[str] = []
         self._ending, self._mended = threading.Event(), threading.Event()
         threading.Thread(target=self._mend, name="mender", daemon=True).start()
 
     def act(self) -> str | None:
         """One fault; returns what was done, or None if there was nothing to do it to."""
-        name = self.rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        # Not under the lock: the answer may have to wait until this object mends something.
+        self.merging = self._workers_that_merge()
+        weights = WEIGHTS | (WHILE_MERGING if self.merging else {})
+        name = self.rng.choices(list(weights), list(weights.values()))[0]
         with self._lock:
             done: str | None = getattr(self, f"_{name}")()
         return done
+
+    def _workers_that_merge(self) -> list[str]:
+        """The workers that merge the shards of a generation."""
+        if not self.stage.database_up:
+            return []
+        with suppress(DatabaseUnavailableError):
+            return [
+                row.worker
+                for row in look(self.stage.database).jobs.values()
+                if row.state == "running" and (row.progress or {}).get("phase") == "gathering"
+            ]
+        return []
 
     def _mend(self) -> None:
         while True:
@@ -99,9 +121,10 @@ class Faults:
 
         heapq.heappush(self._due, (time.monotonic() + seconds, next(self._order), work))
 
-    def _worker(self) -> str | None:
-        """A worker that runs and that no fault is at."""
-        free = [one for one in self.stage.names if one not in self._busy and self.stage.running(one)]
+    def _worker(self, of: Sequence[str] | None = None) -> str | None:
+        """A worker (one of these) that runs and that no fault is at."""
+        names = [one for one in self.stage.names if of is None or one in of]
+        free = [one for one in names if one not in self._busy and self.stage.running(one)]
         return self.rng.choice(free) if free else None
 
     # --- kills ------------------------------------------------------------------------------
@@ -152,8 +175,10 @@ class Faults:
 
     # --- stops ------------------------------------------------------------------------------
 
-    def _stop(self, parts: tuple[str, ...], seconds: float) -> str | None:
-        name = self._worker()
+    def _stop(
+        self, parts: tuple[str, ...], seconds: float, *, of: Sequence[str] | None = None
+    ) -> str | None:
+        name = self._worker(of)
         if name is None:
             return None
         found = [self.stage.process(name, one) for one in parts]
@@ -178,6 +203,10 @@ class Faults:
         """Its runner goes on meanwhile, and has something to say when it wakes."""
         return self._stop(("supervisor",), self.rng.uniform(1.2, 2.5) * LEASE_S)
 
+    def _zombie_merge(self) -> str | None:
+        """Its runner merges shards meanwhile, and so does that of the worker which takes the job over."""
+        return self._stop(("supervisor",), self.rng.uniform(1.2, 2.5) * LEASE_S, of=self.merging)
+
     def _zombie_tree(self) -> str | None:
         return self._stop(("launcher", "supervisor", "runner"), self.rng.uniform(1.2, 2.5) * LEASE_S)
 
@@ -195,6 +224,19 @@ class Faults:
         self.counts["drains"] += 1
         self._later(self.rng.uniform(1.0, 5.0), name, lambda: None)
         return f"drain {name}"
+
+    def _leave_merge(self) -> str | None:
+        """Told to leave while it merges shards, and the database is away for longer than it may drain."""
+        name = self._worker(self.merging)
+        if name is None or "database" in self._busy:
+            return None
+        seconds = INTERVALS["drain_seconds"] + self.rng.uniform(1.0, 3.0)
+        self.stage.hide_database()
+        self._later(seconds, "database", self.stage.show_database)
+        self.stage.workers[name].send_signal(signal.SIGTERM)
+        self._later(seconds + 1.0, name, lambda: None)
+        self.counts["drains"] += 1
+        return f"drain {name} while it merges shards, without a database for {seconds:.1f} s"
 
     # --- servers ----------------------------------------------------------------------------
 

@@ -29,10 +29,10 @@ INTERVALS = {
     "reap_seconds": 0.3,
     "poll_seconds": 0.5,
     "renotify_seconds": 5.0,
-    "drain_seconds": 15.0,
+    "drain_seconds": 4.0,
 }
 LEASE_S = INTERVALS["lease_seconds"]
-SLOW = "generate.drawn=sleep:0.2@1+;train.stepped=sleep:0.1@1+"
+SLOW = "generate.drawn=sleep:0.2@1+;train.stepped=sleep:0.1@1+;gather.adopted=sleep:0.1@1+"
 START_AGAIN_S = 1.5
 
 
@@ -221,6 +221,23 @@ class Stage:
                 other.execute("ROLLBACK")
 
         threading.Thread(target=hold, daemon=True).start()
+
+    def hide_database(self) -> None:
+        """Take the job table away from everybody; nothing of it is lost."""
+        if self.postgres is not None:
+            self.halt_postgres()
+            return
+        self.database_up = False
+        path = Path(self.settings.database_url.removeprefix("sqlite:///"))
+        path.rename(path.with_suffix(".away"))
+
+    def show_database(self) -> None:
+        if self.postgres is not None:
+            self.start_postgres()
+            return
+        path = Path(self.settings.database_url.removeprefix("sqlite:///"))
+        path.with_suffix(".away").rename(path)
+        self.database_up = True
 
     def push(self, *messages: str) -> bool:
         """Messages on the workers' queue, past Celery; False if Redis is away."""
