@@ -117,10 +117,11 @@ def leftovers(job: JobFacts, seen: JobSeen, policy: Policy) -> Found:
         for one in seen.attempts:
             for name in filter(RESULTS.fullmatch, one.names):
                 yield f"{seen.folder}/a{one.number}/{name}", Reason.UNPUBLISHED
+    needed = _may_be_taken_up(job, seen)
     for one in seen.attempts:
         age = job.attempts.get(one.number)  # None: open, or the table knows of no such attempt
         if age is not None and age >= policy.grace_s:
-            yield from _of_attempt(job, one, f"{seen.folder}/a{one.number}")
+            yield from _of_attempt(job, one, f"{seen.folder}/a{one.number}", needed=needed)
 
 
 def _spent_part(job: JobFacts, policy: Policy) -> bool:
@@ -130,7 +131,25 @@ def _spent_part(job: JobFacts, policy: Policy) -> bool:
     return over and job.state.terminal and age is not None and age >= policy.grace_s
 
 
-def _of_attempt(job: JobFacts, seen: AttemptSeen, folder: str) -> Found:
+def _may_be_taken_up(job: JobFacts, seen: JobSeen) -> bool:
+    """
+    Whether a job may go on from a checkpoint without a row: all that its rows point to are gone.
+
+    So it is after a failover that lost the last commits.
+    """
+    there = {
+        f"{seen.folder}/a{one.number}/{CHECKPOINTS}/{name}"
+        for one in seen.attempts
+        for name in one.checkpoints
+    }
+    return not job.state.terminal and bool(job.checkpoints) and not job.checkpoints & there
+
+
+def _of_attempt(job: JobFacts, seen: AttemptSeen, folder: str, *, needed: bool) -> Found:
+    """
+    Args:
+        needed: checkpoints without a row are, too.
+    """
     published = job.state is JobState.SUCCEEDED and seen.number == job.attempt and not job.given_up
     for name in seen.names:
         if (reason := _temporary(name)) is not None:
@@ -144,7 +163,7 @@ def _of_attempt(job: JobFacts, seen: AttemptSeen, folder: str) -> Found:
     for name in seen.checkpoints:
         path = f"{folder}/{CHECKPOINTS}/{name}"
         reason = _temporary(name)
-        if reason is not None or path not in job.checkpoints:
+        if reason is not None or (path not in job.checkpoints and not needed):
             yield path, reason or Reason.UNREGISTERED
     for name in seen.samples:
         if (reason := _temporary(name)) is not None:

@@ -25,6 +25,7 @@ from jobs.context import Made
 from jobs.errors import StorageError
 from storage.results import codecs
 from storage.results.codecs import Codec
+from storage.volume.durable import NO_LINKS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,8 +37,6 @@ RESULT = re.compile(rf"{IMAGES}|{GRIDS}|{re.escape(MANIFEST)}|shard-\d+\.tar|{re
 DIGITS = 6
 PICTURES_IN_A_TAR = 10_000
 """Fixed, so that the archives do not depend on how a job was split."""
-NO_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What a file system says that makes no hard links."""
 WRITE_BUFFER = 1 << 20
 
 Where = dict[str, Any]

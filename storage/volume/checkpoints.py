@@ -7,15 +7,32 @@ Checkpoint folders: what lies in them, and how they are written and read back.
     MANIFEST.json          sha-256 of each; its own sha-256 stands in the job table
 """
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+import secrets
+import shutil
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from jobs.context import Snapshot
-from storage.volume.durable import read_verified, write_folder
+from jobs.errors import CheckpointCorruptError
+from storage.volume.durable import (
+    MANIFEST,
+    NO_LINKS,
+    TEMP_MARK,
+    fsync_folder,
+    make_folder,
+    raise_storage_error,
+    read_verified,
+    sha256_file,
+    sync_filesystem,
+    write_folder,
+)
 from storage.volume.layout import Volume
 
 if TYPE_CHECKING:
@@ -90,6 +107,69 @@ def _save(tensors: "Mapping[str, Tensor]", path: Path) -> None:
         if said is None:
             raise
         raise OSError(int(said[1]), os.strerror(int(said[1])), str(path)) from exc
+
+
+@dataclass(frozen=True)
+class Unregistered:
+    """A whole checkpoint on the volume that no row of the job table points to."""
+
+    folder: Path
+    manifest_sha256: str
+    bytes: int
+    facts: dict[str, Any]
+    written_at: float
+
+
+def find_unregistered(volume: Volume, job_id: int, known: Collection[str]) -> list[Unregistered]:
+    """
+    Find the checkpoints of a job that are whole and have no row, in the order in which they were written.
+
+    Args:
+        known: paths of those that have one, relative to the volume.
+    """
+    found = []
+    for manifest in volume.job(job_id).glob(f"a*/checkpoints/*/{MANIFEST}"):
+        folder = manifest.parent
+        if TEMP_MARK in folder.name or volume.relative(folder) in known:
+            continue
+        with suppress(OSError, ValueError, KeyError, TypeError, CheckpointCorruptError):
+            listed = manifest.read_bytes()
+            digest = hashlib.sha256(listed).hexdigest()
+            entries = json.loads(listed)["files"]
+            if any(sha256_file(folder / one["name"]) != one["sha256"] for one in entries):
+                continue
+            facts = json.loads(read_verified(folder, FACTS, digest))
+            size = sum(one["bytes"] for one in entries)
+            found.append(Unregistered(folder, digest, size, facts, manifest.stat().st_mtime))
+    return sorted(found, key=lambda one: one.written_at)
+
+
+def adopt_checkpoint(one: Unregistered, target: Path) -> None:
+    """
+    Make an unregistered checkpoint appear, whole and durable, in the folder of another attempt.
+
+    Raises:
+        DiskFullError, VolumeError, StorageError: nothing is left behind.
+    """
+    temp = target.with_name(f"{target.name}{TEMP_MARK}{secrets.token_hex(4)}")
+    make_folder(target.parent)
+    try:
+        shutil.copytree(one.folder, temp, copy_function=_link_or_copy)
+        sync_filesystem(temp)
+        temp.rename(target)
+        fsync_folder(target.parent)
+    except OSError as exc:
+        shutil.rmtree(temp, ignore_errors=True)
+        raise_storage_error(exc, target, needed=one.bytes)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError as exc:
+        if exc.errno not in NO_LINKS:
+            raise
+        shutil.copyfile(source, target)
 
 
 def read_checkpoint(volume: Volume, one: Pointer, part: Literal["state", "generator"]) -> Snapshot:

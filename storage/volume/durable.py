@@ -35,6 +35,9 @@ LASTING = (
 )
 """What is said of the files, not of the volume that holds them: it is the same after any wait."""
 
+NO_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system says that makes no hard links."""
+
 T = TypeVar("T")
 
 

@@ -175,9 +175,7 @@ class Faults:
 
     # --- stops ------------------------------------------------------------------------------
 
-    def _stop(
-        self, parts: tuple[str, ...], seconds: float, *, of: Sequence[str] | None = None
-    ) -> str | None:
+    def _stop(self, parts: tuple[str, ...], seconds: float, *, of: Sequence[str] | None = None) -> str | None:
         name = self._worker(of)
         if name is None:
             return None

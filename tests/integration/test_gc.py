@@ -83,6 +83,21 @@ def test_what_a_crashed_attempt_left_goes_and_what_rows_point_to_stays(
     assert gc()[0].items == []
 
 
+def test_a_checkpoint_without_a_row_stays_while_its_job_has_no_other_to_go_on_from(
+    files, gc, store, running_job_factory, claim
+) -> None:
+    """After a failover: retention has deleted what the rows point to, and the newest row is lost."""
+    lease = running_job_factory()
+    gone = files.checkpoint(lease, 1)
+    lost = files.checkpoint(lease, 2, register=False)
+    shutil.rmtree(gone)
+    store.release(lease, "drain")
+    assert gc()[0].items == []
+    assert lost.is_dir()
+    store.succeed(claim(), {})
+    assert reasons(gc()[0]) == {files.volume.relative(lost): Reason.UNREGISTERED}
+
+
 def test_a_running_attempt_is_left_alone(files, gc, running_job_factory) -> None:
     lease = running_job_factory()
     files.checkpoint(lease, 1, register=False)

@@ -17,10 +17,10 @@ from jobs.context import CheckpointKind, Images, ImageSink, Part, Sample, Snapsh
 from jobs.errors import CheckpointCorruptError, DatasetError, StopRequested, VolumeError
 from jobs.failpoints import failpoint
 from jobs.states import StopReason
-from storage.volume.checkpoints import read_checkpoint, write_checkpoint
+from storage.volume.checkpoints import adopt_checkpoint, find_unregistered, read_checkpoint, write_checkpoint
 from storage.volume.durable import TEMP_MARK, make_folder, require_room, sync_way, write_json
 from storage.volume.layout import Volume
-from storage.volume.ownership import quarantine_if_orphaned
+from storage.volume.ownership import is_of, quarantine_if_orphaned, recorded_spec
 from worker.ipc import Channel
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from storage.results.writer import ImageFiles
+    from storage.volume.checkpoints import Unregistered
 
 REPORT_EVERY_S = 0.25
 SKIPPED_SHOWN = 50
@@ -226,6 +227,9 @@ class RunContext:
             # The next one is written before this one goes, and others write there, too.
             require_room(self.folder, 2 * one.bytes)
             return snapshot
+        found = self._resume_unregistered(restore, whole_epoch=whole_epoch)
+        if found is not None:
+            return found
         if wanted:
             whose = wanted[0].job_id
             raise CheckpointCorruptError(
@@ -233,6 +237,61 @@ class RunContext:
                 hint=f"ganq retry {whose} starts it again from nothing",
             )
         return None
+
+    def _resume_unregistered(
+        self, restore: Callable[[Snapshot], None], *, whole_epoch: bool
+    ) -> Snapshot | None:
+        """
+        Go on from a whole checkpoint that has no row, where none that has one can be read.
+
+        The job table may have lost its last commits (a standby that took over, a restored copy), and
+        retention has deleted what its rows point to. What is found is checked as any checkpoint is, linked
+        into this attempt's folder and registered; the epochs before it, too, whose rows were lost with it.
+        """
+        said = recorded_spec(self.volume, self.job_id)
+        about = self.order["submitted_at"], lambda: self.order["spec"]
+        if said is None or not is_of(said, self.job_id, *about):
+            return None
+        found = find_unregistered(self.volume, self.job_id, {one.path for one in self._checkpoints})
+        for place, one in reversed(list(enumerate(found))):
+            kind = one.facts.get("kind")
+            if kind not in ("resume", "epoch", "final") or (whole_epoch and kind == "resume"):
+                continue
+            pointer = Checkpointed(
+                self.job_id,
+                self.volume.relative(one.folder),
+                one.manifest_sha256,
+                one.facts["epoch"],
+                one.facts["step"],
+            )
+            try:
+                snapshot = read_checkpoint(self.volume, pointer, "state")
+                restore(snapshot)
+            except CheckpointCorruptError as exc:
+                self.log(f"checkpoint {pointer.path}, which has no row, is skipped: {exc.message}")
+                continue
+            self.log(f"the job table has no checkpoint that can be read: {pointer.path} is taken up")
+            self.event("checkpoint_found", path=pointer.path, step=pointer.step)
+            require_room(self.folder, 2 * one.bytes)
+            self._keep()
+            epochs = {each.facts["step"]: each for each in found[:place] if each.facts.get("kind") == "epoch"}
+            for each in sorted(epochs.values(), key=lambda each: int(each.facts["step"])):
+                if each.facts["step"] < pointer.step:
+                    self._adopt(each)
+            self._adopt(one)
+            return snapshot
+        return None
+
+    def _adopt(self, one: "Unregistered") -> None:
+        """Make a checkpoint that has no row one of this attempt's."""
+        target, own = one.folder, self.volume.checkpoints(self.job_id, self.attempt)
+        if target.parent != own:  # a table that lost a claim gives out its number again
+            target = self._free_place(own / one.folder.name)
+            adopt_checkpoint(one, target)
+        facts = one.facts
+        self._register(
+            target, facts["kind"], facts["epoch"], facts["step"], one.manifest_sha256, one.bytes, facts
+        )
 
     def model(self) -> Snapshot:
         return read_checkpoint(self.volume, Checkpointed(**self.order["inputs"]["checkpoint"]), "generator")
@@ -300,6 +359,20 @@ class RunContext:
         if sample is not None:
             self.save_sample(sample.name, sample.draw())
         digest, size = write_checkpoint(target, state=state, generator=generator, meta=facts)
+        self._register(target, kind, epoch, step, digest, size, facts)
+        self.log(f"checkpoint {target.name}: epoch {epoch}, step {step}, {size / 1e6:.1f} MB")
+
+    def _register(
+        self,
+        target: Path,
+        kind: str,
+        epoch: int,
+        step: int,
+        digest: str,
+        size: int,
+        facts: Mapping[str, Any],
+    ) -> None:
+        """Have the supervisor write a checkpoint's row, and wait until it is committed."""
         path = self.volume.relative(target)
         self._announced = Checkpointed(self.job_id, path, digest, epoch, step, kind, size)
         self._acked.clear()
@@ -316,7 +389,6 @@ class RunContext:
         # The supervisor answers when the row is committed, or kills this process when
         # the lease is lost; a database that is away makes both of us wait.
         self._acked.wait()
-        self.log(f"checkpoint {target.name}: epoch {epoch}, step {step}, {size / 1e6:.1f} MB")
 
     def is_saving(self) -> bool:
         return self._saver is not None and self._saver.is_alive()

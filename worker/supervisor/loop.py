@@ -50,7 +50,7 @@ from worker.supervisor.assignment import make_assignment
 from worker.supervisor.heartbeat import Heartbeat, LeaseEvent
 from worker.supervisor.lease import HeldLease
 from worker.supervisor.reaper import Recovery
-from worker.supervisor.retention import delete_shards, prune_checkpoints
+from worker.supervisor.retention import Retention, delete_shards
 from worker.supervisor.runner_process import RunnerProcess
 from worker.supervisor.status_socket import StatusSocket, status_socket_path
 from worker.supervisor.wake_socket import WakeSocket
@@ -75,6 +75,7 @@ class Supervisor:
         self.database = open_database(settings)
         self.store = JobStore(self.database)
         self.queries = Queries(self.database)
+        self.retention = Retention(self.store, self.queries, self.volume)
         self.workers = WorkerStore(
             self.database,
             who,
@@ -177,6 +178,7 @@ class Supervisor:
         if self.terminated_at is not None and not self.draining:
             self._drain()
         self._check_deadlines()
+        self.retention.delete_due()
         if self.runner.channel is None and not self.draining:
             self._warm_up()
         if self.lease is None and not self.draining and time.monotonic() >= self.next_poll:
@@ -375,7 +377,7 @@ class Supervisor:
         failpoint("supervisor.registered")
         self.runner.send("ack", ok=True)
         try:
-            if gone := prune_checkpoints(lease, self.store, self.queries, self.volume):
+            if gone := self.retention.prune(lease):
                 self.runner.send("forgotten", paths=gone)
         except GanqError as exc:
             log.warning("job %s: old checkpoints stay for now: %s", lease.job_id, exc)

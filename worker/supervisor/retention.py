@@ -1,6 +1,7 @@
-"""What a job need not keep: older checkpoints, and the pictures of its parts once they are gathered."""
+"""What a job need not keep: older checkpoints, and the shards of a split generation once it has succeeded."""
 
 import shutil
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,30 +12,63 @@ from storage.db.store import JobStore
 from storage.volume.layout import Volume
 from worker.supervisor.assignment import as_written
 
+KEEP_BEFORE_S = 600.0
+"""How long the folder of the checkpoint before the newest outlives its row: longer than a standby lags
+behind, and than two resume points lie apart. See docs/operations.md, Asynchronous replication."""
 
-def prune_checkpoints(lease: Lease, store: JobStore, queries: Queries, volume: Volume) -> list[str]:
+
+class Retention:
     """
-    Forget the checkpoints that the job's spec no longer keeps, then delete their folders.
+    Forgets the checkpoints that a job's spec no longer keeps, and deletes their folders.
 
-    Returns:
-        Their paths, relative to the volume. A folder that stays because this process dies here
-        is for `ganq gc`.
-
-    Raises:
-        LeaseLostError: the job belongs to another attempt; nothing was deleted.
+    The rows go at once. Of the folders, the newest stays for KEEP_BEFORE_S: a standby that takes over
+    without the last commits still has its row, and not that of the checkpoint that replaced it.
     """
-    spec = lease.job.spec
-    going = prunable(
-        queries.checkpoints(lease.job_id),
-        keep_last=spec.get("keep_last", 2),
-        keep_every=spec.get("keep_every", 0),
-        keep_best=spec.get("keep_best", 1),
-    )
-    gone = store.forget_checkpoints(lease, [one.id for one in going]) if going else []
-    for one in gone:
+
+    def __init__(self, store: JobStore, queries: Queries, volume: Volume) -> None:
+        self.store = store
+        self.queries = queries
+        self.volume = volume
+        self._kept: dict[int, tuple[float, str]] = {}
+        """Job → when the folder that outlives its row goes, and which it is. A worker that ends leaves it
+        to `ganq gc`."""
+
+    def prune(self, lease: Lease) -> list[str]:
+        """
+        Returns:
+            The paths of those that are forgotten, relative to the volume. A folder that stays because this
+            process dies here is for `ganq gc`.
+
+        Raises:
+            LeaseLostError: the job belongs to another attempt; nothing was deleted.
+        """
+        spec = lease.job.spec
+        going = prunable(
+            self.queries.checkpoints(lease.job_id),
+            keep_last=spec.get("keep_last", 2),
+            keep_every=spec.get("keep_every", 0),
+            keep_best=spec.get("keep_best", 1),
+        )
+        gone = as_written(self.store.forget_checkpoints(lease, [one.id for one in going]) if going else [])
+        if not gone:
+            return []
         failpoint("supervisor.forgotten")
-        shutil.rmtree(volume.absolute(one.path), ignore_errors=True)
-    return [one.path for one in gone]
+        _, before = self._kept.get(lease.job_id, (0.0, None))
+        for path in [*([] if before is None else [before]), *(one.path for one in gone[:-1])]:
+            self._delete(path)
+        self._kept[lease.job_id] = time.monotonic() + KEEP_BEFORE_S, gone[-1].path
+        return [one.path for one in gone]
+
+    def delete_due(self) -> None:
+        """Delete the folders whose time is over."""
+        now = time.monotonic()
+        for job_id, (due, path) in list(self._kept.items()):
+            if now >= due:
+                del self._kept[job_id]
+                self._delete(path)
+
+    def _delete(self, path: str) -> None:
+        shutil.rmtree(self.volume.absolute(path), ignore_errors=True)
 
 
 def delete_shards(parts: Iterable[dict[str, Any]], volume: Volume) -> None:

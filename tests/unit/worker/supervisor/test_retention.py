@@ -1,7 +1,12 @@
 """Which checkpoints stay."""
 
+import pytest
+from volumes import Files
+
 from storage.db.rows import Checkpoint
-from worker.supervisor.retention import prunable
+from storage.volume.layout import Volume
+from worker.supervisor import retention
+from worker.supervisor.retention import Retention, prunable
 
 
 def row(id: int, kind: str, epoch: int, metric: float | None = None) -> Checkpoint:
@@ -46,3 +51,26 @@ def test_the_k_best_of_the_measured_epochs_stay() -> None:
 def test_the_best_are_those_that_were_measured() -> None:
     rows = [row(n, "epoch", n * 5) for n in range(1, 6)]
     assert gone(rows, keep_best=5) == [1, 2, 3]
+
+
+def test_of_the_folders_that_go_the_newest_outlives_its_row_for_a_stated_time(
+    store, queries, volume: Volume, running_job_factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A standby that lacks the last commits still has its row."""
+    files, lease = Files(store, volume), running_job_factory()
+    going = Retention(store, queries, volume)
+    first = files.checkpoint(lease, 1, kind="resume")
+    second = files.checkpoint(lease, 2, kind="resume")
+    assert going.prune(lease) == [volume.relative(first)]
+    going.delete_due()
+    assert [one.epoch for one in queries.checkpoints(lease.job_id)] == [2]
+    assert first.is_dir()
+
+    monkeypatch.setattr(retention, "KEEP_BEFORE_S", 0.0)
+    third = files.checkpoint(lease, 3, kind="resume")
+    assert going.prune(lease) == [volume.relative(second)]
+    assert not first.exists(), "one folder is kept, however fast checkpoints follow each other"
+    assert second.is_dir()
+    going.delete_due()
+    assert not second.exists()
+    assert third.is_dir()
