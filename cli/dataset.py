@@ -164,10 +164,12 @@ def _fitting(size: int, count: int) -> str:
 def list_(as_json: bool) -> None:
     """List the data sets that are decoded on the volume, oldest first."""
     from storage.datasets.cache import list_datasets
+    from storage.reachable import require_answer
     from storage.settings import Settings
     from storage.volume.layout import Volume
 
-    found = list_datasets(Volume(Settings.load().volume))
+    require_answer(root := Settings.load().volume)
+    found = list_datasets(Volume(root))
     if as_json:
         output.print_json(found)
         return

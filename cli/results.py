@@ -88,7 +88,7 @@ def checkpoints(job: str, as_json: bool) -> int:
     known = session.queries.checkpoints(found.id)
     if as_json:
         output.print_json_array(
-            {**one.__dict__, "absolute_path": str(session.volume.root / one.path)} for one in known
+            {**one.__dict__, "absolute_path": str(session.settings.volume / one.path)} for one in known
         )
         return 0
     if not known:
@@ -102,7 +102,7 @@ def checkpoints(job: str, as_json: bool) -> int:
             "" if one.metric is None else f"{one.metric:.4g}",
             output.size(one.bytes),
             output.timestamp(one.created_at),
-            str(session.volume.root / one.path),
+            str(session.settings.volume / one.path),
         ]
         for one in known
     ]

@@ -36,8 +36,16 @@ class Session:
 
     @property
     def volume(self) -> "Volume":
+        """
+        The shared volume, for a command that reads or writes there.
+
+        Raises:
+            VolumeError: it does not answer; whoever asked it would wait for ever.
+        """
+        from storage.reachable import require_answer
         from storage.volume.layout import Volume
 
+        require_answer(self.settings.volume)
         return Volume(self.settings.volume)
 
 

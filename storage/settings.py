@@ -92,6 +92,10 @@ class Settings:
     drain_seconds: float = 60.0
     stall_seconds: float = 600.0
     """A running job whose counters do not move for so long is taken as hung; 0 never."""
+    volume_seconds: float = 60.0
+    """A worker whose volume has not answered for so long gives its job back."""
+    stuck_seconds: float = 120.0
+    """A worker whose main loop has not turned for so long sends no heartbeat."""
     log_level: str = "INFO"
     log_format: str = "text"
     """'text' for people, 'json' for machines."""
@@ -135,7 +139,7 @@ class Settings:
         Raises:
             ConfigError: intervals with which no lease could be kept, or an unknown way to log.
         """
-        for name in ("heartbeat", "cancel_poll", "reap", "poll", "lease"):
+        for name in ("heartbeat", "cancel_poll", "reap", "poll", "lease", "volume", "stuck"):
             if not getattr(self, f"{name}_seconds") > 0:
                 raise ConfigError(f"{told[f'{name}_seconds']} must be more than 0", hint="e.g. leave it out")
         if self.lease_seconds < 3 * self.heartbeat_seconds:

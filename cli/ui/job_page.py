@@ -9,7 +9,7 @@ from typing import Any
 from cli.session import Session
 from cli.ui import evaluation_text, job_text, output
 from jobs.durations import in_words
-from jobs.errors import JobNotFoundError
+from jobs.errors import JobNotFoundError, VolumeError
 from jobs.states import JobState
 from storage.db.rows import Job
 
@@ -46,15 +46,18 @@ def lines(session: Session, job_id: int, *, rows: int | None = None) -> list[str
     around = job_text.StatusContext.of(queries, [job])
     job = job_text.as_one(job, around)
     page = [f"job {job.id}{f' · {output.clean(job.name)}' if job.name else ''} · {job.kind}", ""]
+    silence = _silence(session, job)
     page += _facts(_about(session, job, around))
+    if silence is not None:
+        page += ["", f"{silence}: its results and its log are not shown"]
     measured = job.kind == "evaluate" and job.state is JobState.SUCCEEDED
     sections = {
         "attempts": list(_attempts(session, job, around)),
         "evaluation": [*map(output.clean, evaluation_text.lines(job.result or {}))] if measured else [],
         "checkpoints": list(_checkpoints(session, job)),
-        "results": list(_results(session, job)),
+        "results": list(_results(session, job)) if silence is None else [],
         "events": list(_events(session, job)),
-        "log": log_tail(session, job, LOG_LINES),
+        "log": log_tail(session, job, LOG_LINES) if silence is None else [],
         "spec": _facts(_spec(job)),
     }
     if rows is not None:
@@ -82,6 +85,8 @@ def as_json(session: Session, job_id: int) -> dict[str, Any]:
     queries = session.queries
     job = queries.get(job_id)
     around = job_text.StatusContext.of(queries, [job])
+    silence = _silence(session, job)
+    paths = result_paths(session, job) if silence is None else {}
     return {
         **job_text.as_json(job, around),
         "queue_position": queries.queue_position(job) + 1 if _claimable(job) else None,
@@ -89,9 +94,20 @@ def as_json(session: Session, job_id: int) -> dict[str, Any]:
         "attempts": queries.attempts(job.id),
         "checkpoints": [one.__dict__ for one in queries.checkpoints(job.id)],
         "events": [one.__dict__ for one in queries.events(job.id)],
-        "log_tail": log_tail(session, job, LOG_LINES),
-        "paths": {name: str(path) for name, path in result_paths(session, job).items()},
+        "log_tail": log_tail(session, job, LOG_LINES) if silence is None else [],
+        "paths": {name: str(path) for name, path in paths.items()},
+        "volume_error": silence,
     }
+
+
+def _silence(session: Session, job: Job) -> str | None:
+    """Return that the volume does not answer, if it does not and the job has anything there."""
+    if job.attempt:
+        try:
+            session.volume  # noqa: B018 - asking is the check
+        except VolumeError as exc:
+            return exc.message
+    return None
 
 
 def result_paths(session: Session, job: Job) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from cli.ui.output import clean, count, duration, roughly
 from jobs.states import JobState
 from storage.db.backoff import BACKOFF_S
 from storage.db.queries import Queries
-from storage.db.rows import Job, WorkerRow
+from storage.db.rows import UNABLE, Job, WorkerRow
 from storage.db.store.shards import Shards
 
 SILENT_S = 60.0
@@ -42,9 +42,12 @@ class StatusContext:
         )
 
 
+TAKES_NO_JOB = ("stopped", "draining", *UNABLE)
+
+
 def served(queue: str, workers: Iterable[WorkerRow]) -> bool | None:
     """Whether a worker that has spoken lately takes jobs of this queue; None if there is no worker."""
-    alive = [one for one in workers if one.silent_s < SILENT_S and one.state not in ("stopped", "draining")]
+    alive = [one for one in workers if one.silent_s < SILENT_S and one.state not in TAKES_NO_JOB]
     return any(queue in one.queues.split(",") for one in alive) if alive else None
 
 

@@ -226,6 +226,13 @@ class Event:
         return cls(**{name: values[name] for name in cls.__dataclass_fields__})
 
 
+UNABLE = {
+    "volume hung": "whose volume does not answer",
+    "runner stuck": "whose last runner does not die, as it waits in the kernel",
+}
+"""States of a worker that is well, and takes no job until something around it is, too."""
+
+
 @dataclass(frozen=True)
 class WorkerRow:
     """One worker, as it last spoke."""

@@ -18,6 +18,7 @@ from jobs.errors import DatabaseUnavailableError, SchemaMismatchError
 from storage.db.engine import SCHEMA_REVISION, Database, check_schema, schema_revision
 from storage.db.postgres import patient_connections
 from storage.db.queries import Queries
+from storage.reachable import require_answer
 from storage.settings import Settings
 from storage.volume.layout import Volume
 
@@ -135,6 +136,7 @@ def prepare(settings: Settings) -> str:
     """
     database = open_database(settings, create=True)
     try:
+        require_answer(settings.volume)
         Volume(settings.volume).ensure(Queries(database).any_begun)
         return database.installation
     finally:

@@ -32,6 +32,7 @@ WEIGHTS = {
     "crash_postgres": 1.0,
     "halt_postgres": 1.0,
     "lock_sqlite": 1.0,
+    "hang_volume": 1.0,
 }
 
 WHILE_MERGING = {"zombie_merge": 15.0, "leave_merge": 15.0}
@@ -282,3 +283,15 @@ class Faults:
         self.counts["stops"] += 1
         self._later(seconds, "database", lambda: None)
         return f"lock SQLite for {seconds:.1f} s"
+
+    # --- the volume -------------------------------------------------------------------------
+
+    def _hang_volume(self) -> str | None:
+        """For one worker; the others go on."""
+        if self.stage.mount is None or "volume" in self._busy:
+            return None
+        self.stage.mount.hang()
+        self.counts["stops"] += 1
+        seconds = self.rng.uniform(0.5, 4 * LEASE_S)
+        self._later(seconds, "volume", self.stage.mount.go_on)
+        return f"hang the volume of {self.stage.names[0]} for {seconds:.1f} s"

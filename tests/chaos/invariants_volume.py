@@ -224,7 +224,8 @@ def runners(volume: Volume) -> dict[str, set[int]]:
             about = process.environ()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-        if about.get("GANQ_VOLUME") == str(volume.root):
+        # Not by its path alone: a worker of the random mode sees the volume through a mount beside it.
+        if Path(about.get("GANQ_VOLUME", "/")).parent == volume.root.parent:
             found[about.get("GANQ_WORKER_NAME", "?")].add(process.pid)
     return found
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import psutil
 from machine import Ganq, part
+from mounts import HangingMount, missing
 from services import Postgres, Redis, postgres_binaries, redis_binary
 
 from storage.db.engine import Database
@@ -30,6 +31,7 @@ INTERVALS = {
     "poll_seconds": 0.5,
     "renotify_seconds": 5.0,
     "drain_seconds": 4.0,
+    "volume_seconds": 3.0,
 }
 LEASE_S = INTERVALS["lease_seconds"]
 SLOW = "generate.drawn=sleep:0.2@1+;train.stepped=sleep:0.1@1+;gather.adopted=sleep:0.1@1+"
@@ -71,6 +73,10 @@ class Stage:
         upgrade(self.database)
         self.volume = Volume(self.settings.volume)
         self.volume.ensure()
+        self.mount: HangingMount | None = None
+        """What the first worker sees the volume through, where this machine can mount it."""
+        if missing() is None:
+            self.mount = HangingMount(self.settings.volume, folder / "mounted").__enter__()
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
         self.started: dict[str, float] = {}
         self.names = [f"w{number + 1}" for number in range(workers)]
@@ -86,6 +92,8 @@ class Stage:
         for one in self.alive():
             with suppress(psutil.NoSuchProcess):
                 one.kill()
+        if self.mount is not None:
+            self.mount.close()
         psutil.wait_procs(list(self.everyone.values()), timeout=10)
         for worker in self.ganq.workers:
             worker.wait()
@@ -120,6 +128,8 @@ class Stage:
         """Not at once again: one that finds the place taken must not eat the cores that it waits for."""
         if time.monotonic() - self.started.get(name, 0.0) >= START_AGAIN_S:
             self.started[name] = time.monotonic()
+            if self.mount is not None and name == self.names[0]:
+                env = {"GANQ_VOLUME": str(self.mount.place), **env}
             self.workers[name] = self.ganq.start_worker(name, **env)
 
     def running(self, name: str) -> bool:

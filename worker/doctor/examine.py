@@ -7,12 +7,13 @@ long as the slowest, and at most a minute and a half with GPUs, half a minute wi
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from importlib import metadata
 
+from storage.reachable import HINT, answers, silence
 from storage.settings import Settings
-from worker.doctor.check import Finding, Probe, ok, warn
+from worker.doctor.check import Finding, Probe, bad, ok, warn
 from worker.doctor.environment import check_environment
 from worker.doctor.facts import Facts
 from worker.doctor.gpu import check_gpus_and_torch
@@ -37,7 +38,7 @@ GPU_S = 85.0
 DATASETS_S = 24 * 3600.0
 HERE_S = 5.0
 HINT_DATABASE = "is it there, and the way to it? a firewall that drops packets, or a server that is stopped"
-HINT_VOLUME = "is its server there? ls the folder; a hard mount waits until it is"
+HINT_VOLUME = HINT
 USES = {
     "local": "the embedded Redis of ganq up",
     "faces": "ganq dataset make and ganq demo",
@@ -58,6 +59,8 @@ def examine(
         verify_data: read the decoded data sets, too, however long that takes.
     """
     facts = Facts()
+    # First, and by a child: a thread that waits for a volume that hangs could keep this process from ending.
+    reachable = answers(settings.volume, VOLUME_S)
 
     def begin(check: str, look: partial[Iterator[Finding]], within_s: float, hint: str) -> Probe:
         return Probe(check, look, within_s=within_s, hint=hint)
@@ -66,7 +69,9 @@ def examine(
     redis = begin(
         "redis", partial(check_redis, settings), REDIS_S, "check GANQ_REDIS_URL and the name server"
     )
-    volume = begin("volume", partial(check_volume, settings), VOLUME_S, HINT_VOLUME)
+    volume: Iterable[Finding] = [bad("volume", silence(settings.volume, VOLUME_S), HINT_VOLUME)]
+    if reachable:
+        volume = begin("volume", partial(check_volume, settings), VOLUME_S, HINT_VOLUME)
     gpus = begin("gpus", partial(check_gpus_and_torch), GPU_S, "nvidia-smi hangs: check the driver (dmesg)")
     files = begin("files", partial(check_files, settings), HERE_S, HINT_VOLUME)
     sockets = begin("sockets", partial(check_runtime, settings), HERE_S, HINT_VOLUME)
@@ -79,22 +84,24 @@ def examine(
     yield from table
     # These need what the rows say.
     here = begin("sockets", partial(check_workers_here, settings, facts), HERE_S, HINT_VOLUME)
-    same = begin("volume", partial(check_same_volume, settings, facts), VOLUME_S, HINT_VOLUME)
-    room = begin("room", partial(check_room, settings, facts), VOLUME_S, HINT_VOLUME)
-    registered = begin("missing", partial(check_registered, settings, facts), VOLUME_S, HINT_VOLUME)
+    on_volume = []
+    if reachable:
+        on_volume = [
+            begin("volume", partial(check_same_volume, settings, facts), VOLUME_S, HINT_VOLUME),
+            begin("room", partial(check_room, settings, facts), VOLUME_S, HINT_VOLUME),
+            begin("missing", partial(check_registered, settings, facts), VOLUME_S, HINT_VOLUME),
+            begin("orphans", partial(_orphans, settings, facts), ORPHANS_S + 1.0, HINT_VOLUME),
+        ]
     notifications = begin(
         "redis", partial(check_notifications, settings, facts), REDIS_S, "check GANQ_REDIS_URL"
     )
-    orphans = begin("orphans", partial(_orphans, settings, facts), ORPHANS_S + 1.0, HINT_VOLUME)
     yield from here
     yield from redis
     yield from notifications
     yield from volume
-    yield from same
-    yield from room
-    yield from registered
-    yield from orphans
-    if verify_data:
+    for one in on_volume:
+        yield from one
+    if verify_data and reachable:
         yield from begin("datasets", partial(check_datasets, settings), DATASETS_S, HINT_VOLUME)
     yield from gpus
     yield from check_extras()

@@ -12,7 +12,7 @@ from storage.db.engine import Database
 from storage.db.malformed import open_ids
 from storage.db.queries import Filter, Queries
 from storage.db.quotas import Quotas
-from storage.db.rows import Job, WorkerRow
+from storage.db.rows import UNABLE, Job, WorkerRow
 from storage.db.tables import CLAIMABLE, RUNNING, attempt, checkpoint, job, utcnow
 from storage.settings import Settings, redact
 from worker.doctor.check import Finding, bad, ok, warn
@@ -79,6 +79,10 @@ def check_workers(workers: Sequence[WorkerRow], settings: Settings) -> Iterator[
         yield ok("workers", f"{len(living)} alive on {hosts} host{'s' * (hosts > 1)}, {busy} busy")
     else:
         yield warn("workers", "none is running", "ganq up, or ganq worker on each machine with a GPU")
+    for state, why in UNABLE.items():
+        unable = [f"{one.name} on {one.host}" for one in living if one.state == state]
+        if unable:
+            yield bad("workers", f"take no job: {listed(unable)}, {why}", "ganq health there says more")
     if silent:
         longest = max(one.silent_s for one in silent)
         yield warn(

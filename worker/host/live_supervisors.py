@@ -150,10 +150,20 @@ def _verdict(facts: dict[str, Any]) -> tuple[Status, str]:
             " the work goes on, nothing is claimed or published until it does"
         )
     # The database answers, so that nothing of this is a wait for it.
-    if facts["turned_s"] > LOOP_S:
+    if facts["turned_s"] > facts.get("stuck_after_s", LOOP_S):
         return Status.UNHEALTHY, f"is {doing}, but its loop has been stuck for {facts['turned_s']:.0f} s"
     if facts["beat_s"] > LOOP_S:
         return Status.UNHEALTHY, f"is {doing}, but its heart has been stuck for {facts['beat_s']:.0f} s"
+    if facts.get("volume_s", 0.0) > facts.get("volume_after_s", 0.0):
+        return Status.DEGRADED, (
+            f"is {doing}; the volume {facts['volume']} has not answered for {facts['volume_s']:.0f} s:"
+            " no job is taken until it does"
+        )
+    if facts.get("stuck_runner") is not None:
+        return Status.DEGRADED, (
+            f"is {doing}; its runner (process {facts['stuck_runner']}) was killed and does not die, as"
+            " it waits in the kernel: no job is taken until it has"
+        )
     if facts["spoke_s"] > facts["away_after_s"]:
         return Status.DEGRADED, (
             f"is {doing}; the job table has taken no word of it for {facts['spoke_s']:.0f} s"

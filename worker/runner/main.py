@@ -107,11 +107,7 @@ class Runner:
             self.kind = order["kind"]
             release_free_memory()
         try:
-            with self.arrived:
-                self.orders.pop(0)
-                ctx = self.context = RunContext(order, self.channel, self.volume)
-                if "stop" in order:
-                    ctx.ask_to_stop(order["stop"])
+            ctx = self._begin(order)
             failpoint("runner.ordered")
             answer = self._work(order, ctx)
             failpoint("runner.worked")
@@ -146,6 +142,25 @@ class Runner:
             self.context = None
         self.channel.send(**answer, job_id=order["job_id"])
         return healthy
+
+    def _begin(self, order: Message) -> RunContext:
+        """
+        Raises:
+            VolumeError: the volume cannot be written, or is not the one that was used.
+        """
+        try:
+            if order.get("see_volume"):
+                self.volume.ensure(used=lambda: True)  # this attempt's row is in the table
+        except BaseException:
+            with self.arrived:
+                self.orders.pop(0)
+            raise
+        with self.arrived:
+            self.orders.pop(0)
+            ctx = self.context = RunContext(order, self.channel, self.volume)
+            if "stop" in order:
+                ctx.ask_to_stop(order["stop"])
+        return ctx
 
     def _work(self, order: Message, ctx: RunContext) -> dict[str, Any]:
         kind = kind_named(order["kind"])

@@ -15,11 +15,14 @@ from storage.settings import Settings
 log = logging.getLogger("ganq.heart")
 
 LeaseEvent = Literal["lost", "cancel", "yield"]
+Trouble = Literal["volume hung", "runner stuck"]
 
 
 class Heartbeat(threading.Thread):
     """
     Beats every heartbeat_seconds on connections of its own, sooner when there is progress to show.
+    It beats for the loop that works: one that has not turned for stuck_seconds gets no beat, so that
+    another worker takes the job, and this one is shown as silent.
 
     A database that is away stops nothing: the fence decides at publication. A lease
     that has passed on is told to the supervisor once, as is a wish to cancel, and that
@@ -53,6 +56,18 @@ class Heartbeat(threading.Thread):
         self._last_said = 0.0
         # For status_socket.py: the last iteration, and the last message that the database took.
         self.looped_at = self.spoke_at = time.monotonic()
+        self._turned_at = time.monotonic()
+        self._stood_still = False
+        self.trouble: Trouble | None = None
+
+    def turned(self) -> None:
+        """The supervisor's loop moves, if only from one try at the database to the next."""
+        self._turned_at = time.monotonic()
+
+    def mark(self, trouble: Trouble | None) -> None:
+        """Show as the worker's state what keeps it from taking jobs; None: nothing does."""
+        with self._lock:
+            self.trouble, self._last_said = trouble, 0.0
 
     def begin(self, lease: Lease) -> None:
         """Keep this lease alive from now on."""
@@ -90,8 +105,10 @@ class Heartbeat(threading.Thread):
                 return
             with self._lock:
                 lease, progress = self._lease, self._progress
-                state, last_said = self._worker_state, self._last_said
+                state, last_said = self.trouble or self._worker_state, self._last_said
             now = self.looped_at = time.monotonic()
+            if self._stands_still(now):
+                continue
             try:
                 if lease is not None:
                     self._beat(lease, progress, now)
@@ -100,7 +117,7 @@ class Heartbeat(threading.Thread):
                     self.workers.say(state, lease.job_id if lease else None)
                     self.spoke_at = time.monotonic()
                     with self._lock:
-                        self._last_said = now if self._worker_state == state else 0.0
+                        self._last_said = now if (self.trouble or self._worker_state) == state else 0.0
             except LeaseLostError:
                 if lease is not None:
                     self._tell("lost", lease)
@@ -109,6 +126,14 @@ class Heartbeat(threading.Thread):
             except Exception as exc:  # without this thread the job is taken back
                 log.warning("no heartbeat: %s", one_line(exc))
                 log.debug("the heartbeat that failed", exc_info=True)
+
+    def _stands_still(self, now: float) -> bool:
+        still_s = now - self._turned_at
+        stands_still = still_s > self.settings.stuck_seconds
+        if stands_still and not self._stood_still:
+            log.error("no heartbeat: the main loop has stood still for %.0f s", still_s)
+        self._stood_still = stands_still
+        return stands_still
 
     def _beat(self, lease: Lease, progress: dict[str, Any] | None, now: float) -> None:
         news = progress is not None and now - self._last_beat >= self.settings.progress_seconds

@@ -91,6 +91,7 @@ class HeldLease:
                     self.lost("the database is away, and this worker must go")
                     return False
                 time.sleep(RETRY_DATABASE_S)
+                self.heartbeat.turned()
             except SchemaMismatchError as exc:
                 # A worker that fits the new schema will take the job back.
                 self.on_schema_mismatch(exc)

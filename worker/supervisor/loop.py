@@ -26,6 +26,7 @@ from jobs.errors import (
     LeaseLostError,
     ProcessUnavailableError,
     SchemaMismatchError,
+    VolumeError,
     WorkerNameTakenError,
     error_of,
     one_line,
@@ -38,6 +39,7 @@ from storage.db.rows import Lease, WorkerIdentity
 from storage.db.schema import open_database
 from storage.db.store import Claim, JobStore
 from storage.db.workers import WorkerStore
+from storage.reachable import HINT
 from storage.settings import Settings
 from storage.volume.layout import Volume
 from worker.celery_bridge.wakeup import WAKE_ENV
@@ -47,18 +49,21 @@ from worker.host.process import boot_id, die_with_parent, has_died, start_ticks
 from worker.host.starting import until_started
 from worker.ipc import Message
 from worker.supervisor.assignment import make_assignment
-from worker.supervisor.heartbeat import Heartbeat, LeaseEvent
+from worker.supervisor.heartbeat import Heartbeat, LeaseEvent, Trouble
 from worker.supervisor.lease import HeldLease
 from worker.supervisor.reaper import Recovery
-from worker.supervisor.retention import Retention, delete_shards
+from worker.supervisor.retention import Retention, shard_folders
 from worker.supervisor.runner_process import RunnerProcess
 from worker.supervisor.status_socket import StatusSocket, status_socket_path
+from worker.supervisor.volume_watch import VolumeWatch
 from worker.supervisor.wake_socket import WakeSocket
 from worker.supervisor.watchdog import CANCEL_GRACE_S, HASTE_S, SAME_SIGNAL_S, time_limit_error
 
 log = logging.getLogger("ganq.supervisor")
 
 LOOK_AGAIN_S = 0.3
+STUCK_LOOK_S = 1.0
+"""How often it is looked whether a runner that does not die has died."""
 VOLUME_SEEN_S = 10.0
 NAME_TAKEN_EXIT = 5
 FATAL_EXIT = 4
@@ -75,7 +80,6 @@ class Supervisor:
         self.database = open_database(settings)
         self.store = JobStore(self.database)
         self.queries = Queries(self.database)
-        self.retention = Retention(self.store, self.queries, self.volume)
         self.workers = WorkerStore(
             self.database,
             who,
@@ -109,6 +113,8 @@ class Supervisor:
             self.store, self.workers, settings, self._tell, offer, self._on_schema_mismatch
         )
         self.runner = RunnerProcess(settings, self.selector)
+        self.volume_watch = VolumeWatch(settings, self.selector)
+        self.retention = Retention(self.store, self.queries, self.volume_watch.delete)
         self.holder = HeldLease(
             settings,
             self.runner,
@@ -134,6 +140,7 @@ class Supervisor:
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, self._on_sigterm)
         self._take_name()
+        self.volume_watch.ensure()
         self._warm_up()
         for thread in (self.heartbeat, self.recovery, self.status_socket):
             until_started(
@@ -159,8 +166,12 @@ class Supervisor:
 
     def _turn(self) -> None:
         """One round: what has arrived, then what is due."""
+        self.heartbeat.turned()
         self.status_socket.turned()
-        for key, _ in self.selector.select(self._timeout()):
+        self.volume_watch.ensure()
+        ready = self.selector.select(self._timeout())
+        self._hear_volume()
+        for key, _ in ready:
             if key.data == "wake":
                 with suppress(BlockingIOError):
                     while os.read(self._wake_read, 4096):
@@ -181,6 +192,7 @@ class Supervisor:
         self.retention.delete_due()
         if self.runner.channel is None and not self.draining:
             self._warm_up()
+        self._mark_trouble()
         if self.lease is None and not self.draining and time.monotonic() >= self.next_poll:
             self._claim()
 
@@ -194,10 +206,15 @@ class Supervisor:
 
     def _timeout(self) -> float:
         now = time.monotonic()
-        if self.lease is None:
-            runner_s = 60.0 if self.runner.channel is not None else self.runner.due - now
-            return max(0.0, min(self.next_poll - now, runner_s, 60.0))
-        return self.holder.watch.next_s
+        # A third of what makes the heart fall silent: an idle loop turns, too.
+        most_s = min(60.0, self.settings.stuck_seconds / 3, self.volume_watch.next_s)
+        if self.lease is not None:
+            return min(self.holder.watch.next_s, most_s)
+        if self.runner.channel is not None:
+            runner_s = most_s
+        else:
+            runner_s = STUCK_LOOK_S if self.runner.stuck is not None else self.runner.due - now
+        return max(0.0, min(self.next_poll - now, runner_s, most_s))
 
     def _wake(self) -> None:
         """Look at the table now (from any thread)."""
@@ -220,7 +237,7 @@ class Supervisor:
         self._receive_wakes()  # a knock comes before its ring
         sock = self.bells.accept()
         answer, self.knock_answer = self.knock_answer or self._look(), None
-        if self.lease is not None:
+        if self.lease is not None or answer == "busy":
             self.bells.keep(sock, answer)
         else:
             self.bells.send_away(sock, answer)
@@ -230,6 +247,8 @@ class Supervisor:
         if self.lease is not None:
             self.heartbeat.poll_now()  # what was rung for may be worth yielding to
             return "busy"
+        if self._trouble() is not None:
+            return "busy"  # Celery passes the notification on to another worker
         if not self._claim():
             # Another transaction may have had the row in its hands just then: look once more.
             self.next_poll = min(self.next_poll, time.monotonic() + LOOK_AGAIN_S)
@@ -242,6 +261,8 @@ class Supervisor:
     def _claim(self) -> bool:
         """Take the best job of the table, if there is one, and hand it to the runner."""
         while True:
+            self.heartbeat.turned()
+            self._hear_volume()
             self.next_poll = time.monotonic() + self.poll_s * random.uniform(0.8, 1.2)
             lease, self.holder.taken = self.holder.taken, None
             if lease is None and self.terminated_at is not None:
@@ -249,6 +270,10 @@ class Supervisor:
             if lease is None and self.workers.doubted:
                 self.next_poll = time.monotonic() + LOOK_AGAIN_S
                 break
+            if lease is None and self._trouble() is not None:
+                return False  # and no notification is fetched until it has passed
+            if lease is None and not self.volume_watch.answers:
+                break  # not yet: _hear_volume() looks again
             if lease is None and not self._warm_up():
                 self.next_poll = self.runner.due
                 break  # another worker can do what this one cannot
@@ -272,8 +297,8 @@ class Supervisor:
             try:
                 if self.holder.watch.time_is_up:
                     raise self._time_limit_error(lease)
-                self._check_volume()
                 order = make_assignment(lease, self.store, self.queries)
+                order["see_volume"] = self._should_see_volume()
                 self.holder.parts = order["parts"]
                 self.runner.ensure()
                 assert self.runner.channel is not None
@@ -289,19 +314,55 @@ class Supervisor:
         self.bells.dismiss()
         return False
 
-    def _check_volume(self) -> None:
+    def _should_see_volume(self) -> bool:
         """
-        Show that the volume can be written, before a job is given to the runner.
+        Return whether the runner must show that the volume can be written, before it begins.
 
-        Not for each of many small jobs: the runner says the same of a volume that broke since, and
+        Not for each of many small jobs: the work itself fails on a volume that broke since, and
         a file system that has just deleted many files (the probes) is slow to make new ones.
-
-        Raises:
-            VolumeError: it cannot.
         """
-        if time.monotonic() >= self.volume_due:
-            self.volume.ensure(self.queries.any_begun)
+        due = time.monotonic() >= self.volume_due
+        if due:
             self.volume_due = time.monotonic() + VOLUME_SEEN_S
+        return due
+
+    # --- the volume: no file call of it is made in this process ---------------------------
+
+    def _hear_volume(self) -> None:
+        """Take in whether the volume answers, before anything is concluded from its silence."""
+        before = self.volume_watch.answers
+        self.volume_watch.receive()
+        if self.volume_watch.answers and not before:
+            self.next_poll = 0.0
+
+    def _trouble(self) -> Trouble | None:
+        """Return what keeps this worker from taking a job, until it passes."""
+        if self.volume_watch.is_silent:
+            return "volume hung"
+        return "runner stuck" if self.runner.stuck is not None else None
+
+    def _mark_trouble(self) -> None:
+        trouble = self._trouble()
+        if trouble != self.heartbeat.trouble:
+            if trouble == "volume hung":
+                root, silent_s = self.volume.root, self.volume_watch.silent_s
+                log.error("the volume %s has not answered for %.0f s: no job until it does", root, silent_s)
+            self.heartbeat.mark(trouble)
+            self.next_poll = 0.0
+
+    def _end_on_silence(self, lease: Lease) -> None:
+        """The volume hangs, perhaps on this machine alone: another worker takes the job."""
+        silent_s = self.volume_watch.silent_s
+        self.runner.kill()
+        if self.holder.watch.asked is not None:
+            self._on_stopped(lease, self.holder.watch.asked)
+            return
+        error = VolumeError(
+            f"the volume {self.volume.root} has not answered for {silent_s:.0f} s on {self.who.name}",
+            hint=HINT,
+        )
+        self.holder.settle(f"{error.code}: {error.message}", self.store.fail, lease, error)
+        self._after_job()
 
     # --- what the runner says -------------------------------------------------------------
 
@@ -338,16 +399,18 @@ class Supervisor:
         elif op == "done":
             failpoint("supervisor.before_finish")
             claim = Claim(self.who, self.kinds, SPEC_VERSION)
+            parts = self.holder.parts
             succeeded = self.holder.settle("succeeded", self._succeed, lease, message["result"], claim)
             failpoint("supervisor.finished")
             # Without a commit that was acknowledged the next attempt needs what the shards have made.
             if succeeded:
-                delete_shards(self.holder.parts, self.volume)
+                self.volume_watch.delete(lease.job_id, shard_folders(parts, self.volume))
             self._after_job()
         elif op == "stopped":
             self._on_stopped(lease, message["reason"])
         elif op == "failed":
             error = error_of(message["code"], message["message"], message.get("hint"))
+            self.volume_due = 0.0
             if message.get("replace"):
                 self.runner.kill()
             self.holder.settle(f"{error.code}: {error.message}", self.store.fail, lease, error)
@@ -384,8 +447,7 @@ class Supervisor:
 
     def _succeed(self, lease: Lease, result: dict[str, Any], claim: Claim) -> None:
         """Publish, and take the next job with the same commit; it begins in _after_job()."""
-        # Not where a folder of parts is deleted first, perhaps a million files: nothing beats meanwhile.
-        go_on = self.terminated_at is None and not self.holder.parts
+        go_on = self.terminated_at is None
         self.holder.taken = self.store.succeed_and_claim(lease, result, claim, go_on=go_on)
 
     def _on_stopped(self, lease: Lease, reason: str) -> None:
@@ -420,6 +482,8 @@ class Supervisor:
 
     def _warm_up(self) -> bool:
         """Have a runner, if one is due; returns False where there is none and none can be started now."""
+        if self.runner.stuck is not None:
+            return False
         if self.runner.channel is None and time.monotonic() < self.runner.due:
             return False
         try:
@@ -481,6 +545,10 @@ class Supervisor:
         lease = self.lease
         if lease is None:
             return
+        self._hear_volume()  # its answers may have waited for us
+        if self.volume_watch.is_hung:
+            self._end_on_silence(lease)
+            return
         if self.hastened:
             self.holder.watch.hasten(HASTE_S)
         verdict = self.holder.watch.verdict()
@@ -498,7 +566,9 @@ class Supervisor:
         """The process lives, and its work does not move: keep its stacks, then replace it."""
         still_s = self.holder.watch.still_s
         log_file = self.volume.attempt(lease.job_id, lease.attempt) / "log.txt"
-        told = self.runner.dump(log_file, f"no progress for {still_s:.0f} s: taken as hung")
+        why = f"no progress for {still_s:.0f} s: taken as hung"
+        pid = self.runner.pid
+        told = self.volume_watch.dump(pid, log_file, why) if pid is not None else "its process is gone"
         self.runner.kill()
         message = f"no progress for {still_s:.0f} s: taken as hung; {told}"
         self.holder.settle("stalled", partial(self.store.crashed, hung=True), lease, message)
@@ -517,6 +587,7 @@ class Supervisor:
         self.recovery.stop()
         self.bells.close()
         self.runner.kill()
+        self.volume_watch.close()
         with suppress(GanqError):
             self.workers.say("stopped")
         self.status_socket.stop()

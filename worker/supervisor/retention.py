@@ -1,8 +1,7 @@
 """What a job need not keep: older checkpoints, and the shards of a split generation once it has succeeded."""
 
-import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jobs.failpoints import failpoint
@@ -23,12 +22,17 @@ class Retention:
 
     The rows go at once. Of the folders, the newest stays for KEEP_BEFORE_S: a standby that takes over
     without the last commits still has its row, and not that of the checkpoint that replaced it.
+
+    Args:
+        delete: has folders of a job deleted, by their paths relative to the volume; does not wait for it.
     """
 
-    def __init__(self, store: JobStore, queries: Queries, volume: Volume) -> None:
+    def __init__(
+        self, store: JobStore, queries: Queries, delete: Callable[[int, Sequence[str]], None]
+    ) -> None:
         self.store = store
         self.queries = queries
-        self.volume = volume
+        self.delete = delete
         self._kept: dict[int, tuple[float, str]] = {}
         """Job → when the folder that outlives its row goes, and which it is. A worker that ends leaves it
         to `ganq gc`."""
@@ -54,8 +58,7 @@ class Retention:
             return []
         failpoint("supervisor.forgotten")
         _, before = self._kept.get(lease.job_id, (0.0, None))
-        for path in [*([] if before is None else [before]), *(one.path for one in gone[:-1])]:
-            self._delete(path)
+        self.delete(lease.job_id, [*([] if before is None else [before]), *(one.path for one in gone[:-1])])
         self._kept[lease.job_id] = time.monotonic() + KEEP_BEFORE_S, gone[-1].path
         return [one.path for one in gone]
 
@@ -65,19 +68,15 @@ class Retention:
         for job_id, (due, path) in list(self._kept.items()):
             if now >= due:
                 del self._kept[job_id]
-                self._delete(path)
-
-    def _delete(self, path: str) -> None:
-        shutil.rmtree(self.volume.absolute(path), ignore_errors=True)
+                self.delete(job_id, [path])
 
 
-def delete_shards(parts: Iterable[dict[str, Any]], volume: Volume) -> None:
+def shard_folders(parts: Iterable[dict[str, Any]], volume: Volume) -> list[str]:
     """
-    Delete the folders of a split job's shards. Only after the job's success has been committed: until then
-    another attempt may need them. What is left here, for whatever reason, is for `ganq gc`.
+    Return the folders of a split job's shards, relative to the volume, to be deleted. Only after the job's
+    success has been committed: until then another attempt may need them.
     """
-    for part in parts:
-        shutil.rmtree(volume.job(part["job_id"]), ignore_errors=True)
+    return [volume.relative(volume.job(part["job_id"])) for part in parts]
 
 
 def prunable(

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Any
 
 from jobs.errors import ProcessUnavailableError, one_line
@@ -21,8 +20,8 @@ from worker.ipc import Channel, Message
 log = logging.getLogger("ganq.runner")
 
 CHANNEL_ENV = "GANQ_CHANNEL_FD"
-DUMP_S = 2.0
-WARN_EVERY_S = 30.0
+KILL_S = 10.0
+"""For a process with a large GPU context that may be some seconds; one that is stuck is not waited for."""
 
 CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
@@ -80,10 +79,22 @@ class RunnerProcess:
         """By the monotonic clock: when another one may be started."""
         self.ready = False
         """Whether the one that was started last has come so far that it can work."""
+        self._undead: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int | None:
         return self.process.pid if self.process else None
+
+    @property
+    def stuck(self) -> int | None:
+        """
+        The process id of a runner that was killed and does not die: it is stuck in the kernel, as in a
+        call on a volume that hangs or in a GPU's driver. Nothing else may use its GPU until it has.
+        """
+        if self._undead is not None and self._undead.poll() is not None:
+            log.info("the runner (process %s) has died at last", self._undead.pid)
+            self._undead = None
+        return self._undead.pid if self._undead is not None else None
 
     def ensure(self) -> Channel:
         """
@@ -95,6 +106,11 @@ class RunnerProcess:
         if self.channel is not None and self.process is not None and self.process.poll() is None:
             return self.channel
         self.kill()
+        if self.stuck is not None:
+            raise ProcessUnavailableError(
+                f"the runner before (process {self.stuck}) does not die",
+                hint="it waits in the kernel: for a volume that hangs, or a driver (dmesg)",
+            )
         try:
             self._start()
         except OSError as exc:
@@ -151,35 +167,9 @@ class RunnerProcess:
             if self.channel is not None:
                 self.channel.send(op, **facts)
 
-    def dump(self, log_file: Path, why: str) -> str:
-        """
-        Have the runner write all its stacks into the job's log (faulthandler).
-
-        The handler is C and needs no interpreter, so it also runs while something holds that.
-        It does not run while the main thread waits in the kernel, or is stopped.
-
-        Returns:
-            Where the stacks are, or why there are none, in words.
-        """
-        if self.process is None or self.process.poll() is not None:
-            return "its process is gone"
-        _append(log_file, why)
-        before = _size(log_file)
-        with suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGUSR1)
-        deadline = time.monotonic() + DUMP_S
-        while _size(log_file) == before and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if _size(log_file) > before:
-            time.sleep(0.2)  # the other threads' stacks follow
-            return "the stacks of its threads are in its log"
-        told = f"no stacks: its main thread is {where(self.process.pid)}"
-        _append(log_file, told)
-        return told
-
     def kill(self) -> str:
         """
-        End the runner and all that it started, at once.
+        End the runner and all that it started, at once; after KILL_S it is left behind, see `stuck`.
 
         Returns:
             How it ended, in words.
@@ -192,8 +182,14 @@ class RunnerProcess:
             return "not running"
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        code = _await_end(self.process)
-        self.process = None
+        process, self.process = self.process, None
+        try:
+            code = process.wait(timeout=KILL_S)
+        except subprocess.TimeoutExpired:
+            self._undead = process
+            how = where(process.pid)
+            log.error("the runner (process %s) does not die: it is %s; no job until it has", process.pid, how)
+            return f"killed and does not die: it is {how}"
         if code < 0:
             with suppress(ValueError):
                 return f"killed by {signal.Signals(-code).name}"
@@ -205,29 +201,3 @@ class RunnerProcess:
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=2.0)
         return self.kill()
-
-
-def _await_end(process: "subprocess.Popen[bytes]") -> int:
-    """
-    The exit code of a killed process.
-
-    One that is stuck in the kernel, as in a GPU's driver, outlives SIGKILL. Nothing else
-    may use its GPU until it is gone, so there is nothing to do but wait, and say so.
-    """
-    while True:
-        try:
-            return process.wait(timeout=WARN_EVERY_S)
-        except subprocess.TimeoutExpired:
-            log.error("the runner (process %s) does not die: it is %s", process.pid, where(process.pid))
-
-
-def _append(log_file: Path, line: str) -> None:
-    with suppress(OSError), open(log_file, "a", encoding="utf-8") as file:
-        file.write(f"{time.strftime('%H:%M:%S')} {line}\n")
-
-
-def _size(log_file: Path) -> int:
-    try:
-        return log_file.stat().st_size
-    except OSError:
-        return 0

@@ -115,6 +115,12 @@ class StatusSocket(threading.Thread):
                 for one in threads
                 if one.ident is not None and not one.is_alive() and not one.stopping.is_set()
             ],
+            "stuck_after_s": settings.stuck_seconds,
+            "volume": str(settings.volume),
+            # A loop that waits for the database takes in no answers.
+            "volume_s": max(supervisor.volume_watch.silent_s - (now - self.iterated_at), 0.0),
+            "volume_after_s": supervisor.volume_watch.silent_after_s,
+            "stuck_runner": supervisor.runner.stuck,
             "away_after_s": 3 * max(settings.heartbeat_seconds, settings.reap_seconds),
             "drain_seconds": settings.drain_seconds,
         }

@@ -1,5 +1,7 @@
 """Which checkpoints stay."""
 
+import shutil
+
 import pytest
 from volumes import Files
 
@@ -58,7 +60,9 @@ def test_of_the_folders_that_go_the_newest_outlives_its_row_for_a_stated_time(
 ) -> None:
     """A standby that lacks the last commits still has its row."""
     files, lease = Files(store, volume), running_job_factory()
-    going = Retention(store, queries, volume)
+    going = Retention(
+        store, queries, lambda job_id, paths: [shutil.rmtree(volume.absolute(path)) for path in paths]
+    )
     first = files.checkpoint(lease, 1, kind="resume")
     second = files.checkpoint(lease, 2, kind="resume")
     assert going.prune(lease) == [volume.relative(first)]

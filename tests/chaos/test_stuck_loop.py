@@ -1,0 +1,55 @@
+"""A supervisor whose main loop stands still keeps no job by its heartbeats alone."""
+
+import time
+
+import pytest
+from machine import Ganq, part, until
+
+pytestmark = pytest.mark.slow
+STUCK_S = 2.0
+ENV = {"GANQ_STUCK_SECONDS": str(STUCK_S), "GANQ_ENABLE_FAILPOINTS": "1"}
+
+
+def test_no_heartbeat_is_sent_for_a_loop_that_stands_still(ganq: Ganq, small) -> None:
+    worker = ganq.start_worker("w1", GANQ_FAILPOINTS="supervisor.registered=sleep:600", **ENV)
+    job = ganq.json(
+        "submit", "train", *small, "--epochs", "40", "--save-every", "1000", "--checkpoint-seconds", "0.5"
+    )["id"]
+    until(lambda: len(ganq.steps(job)) > 0, what="a checkpoint, after which the loop stands still")
+    stuck = part(worker, "worker.supervisor.loop")
+    assert stuck is not None
+    ganq.start_worker("w2", **ENV)
+    try:
+        _passes_on(ganq, job)
+    finally:
+        stuck.kill()  # no signal but this reaches it
+
+
+def _passes_on(ganq: Ganq, job: int) -> None:
+    until(lambda: ganq.peek(job)["state"] == "succeeded", within_s=60, what="the job's end elsewhere")
+    assert ganq.peek(job)["worker"] == "w2"
+    assert "no heartbeat: the main loop has stood still for" in ganq.log("w1")
+    (about,) = [one for one in ganq.json("health")["workers"] if one["worker"] == "w1"]
+    assert about["status"] == "unhealthy"
+    assert "its loop has been stuck" in about["why"]
+
+
+@pytest.mark.parametrize("backend", ["postgres"], indirect=True)
+def test_a_loop_that_waits_for_the_database_does_not_stand_still(
+    ganq: Ganq, small, backend, postgres, settings_env
+) -> None:
+    """The outage is longer than a loop may stand still, and costs no attempt."""
+    ganq.start_worker("w1", **ENV)
+    job = ganq.json(
+        "submit", "train", *small, "--epochs", "60", "--save-every", "1000", "--checkpoint-seconds", "0.2"
+    )["id"]
+    until(lambda: len(ganq.steps(job)) > 0, what="a first checkpoint")
+    postgres.halt()
+    try:
+        time.sleep(3 * STUCK_S)
+    finally:
+        postgres.restart()
+    ganq.start_worker("w2", **ENV)
+    until(lambda: ganq.peek(job)["state"] == "succeeded", within_s=90, what="the job's end")
+    assert ganq.peek(job)["attempt"] == 1
+    assert "waiting for the database" in ganq.log("w1")
