@@ -79,7 +79,7 @@ def test_a_job_leaves_a_worker_whose_volume_hangs(ganq: Ganq, small, mount: Hang
     until(lambda: ganq.peek(job)["state"] == "succeeded", within_s=60, what="its end")
     history = ganq.json("status", str(job))["attempts"]
     assert "has not answered" in history[0]["error_message"]
-    assert ganq.peek(job)["failures"] == 0, "that counts against no job"
+    assert ganq.peek(job)["crash_count"] == 0, "that counts against no job"
     assert _state(ganq) == "volume hung"
     mount.go_on()
     until(lambda: _state(ganq) == "idle", within_s=30, what="a worker that is well again")
