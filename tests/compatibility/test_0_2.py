@@ -85,6 +85,11 @@ def image_sha256s(ganq: Ganq, job: int) -> list[str]:
 
 
 def test_jobs_of_0_2_are_shown_under_todays_names_and_end_as_they_would_have(old):
+    refused = old.run("status")
+    assert (refused.returncode, "ganq db upgrade" in refused.stderr) == (1, True), (
+        "and nothing is changed unasked"
+    )
+    old("db", "upgrade")
     listed = {one["id"]: one for one in old.json("status")}
     assert [listed[one]["state"] for one in (1, 2, 3, WHOLE)] == ["succeeded"] * 4
     assert old.json("status", "2")["spec"]["recipe"] == "dcgan"
@@ -93,7 +98,6 @@ def test_jobs_of_0_2_are_shown_under_todays_names_and_end_as_they_would_have(old
     assert "wishes_seconds in" in noticed
     assert "is now called cancel_poll_seconds" in noticed
 
-    old("db", "upgrade")
     old.start_worker()
     old("wait", *map(str, range(1, 10)), "--timeout", "400")
     states = {one["id"]: one["state"] for one in old.json("status")}

@@ -79,6 +79,9 @@ class Reaper:
                 elif why:
                     self.watched.pop(beat.job_id, None)
             except GanqError:
+                # A table that takes no write kept the worker from its heartbeats, too: its silence counts for
+                # nothing, and it has a whole lease from when the table can be written again.
+                self.watched.clear()
                 raise
             except Exception as exc:  # of this row; the others are taken back all the same
                 log.error("job %s cannot be taken back: %s", beat.job_id, one_line(exc))

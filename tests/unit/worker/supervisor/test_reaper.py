@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import update
 from tables import set_columns
 
+from jobs.errors import DatabaseUnavailableError
 from jobs.states import JobState
 from storage.db.tables import attempt
 from worker.host.process import boot_id, start_ticks
@@ -51,6 +52,27 @@ def test_a_reaper_that_was_away_itself_begins_its_watch_anew(
     lease = running_job_factory()
     reaper.tick(now=0.0)
     assert reaper.tick(now=1000 * settings.lease_seconds) == []
+    assert queries.get(lease.job_id).state is JobState.RUNNING
+
+
+def test_a_table_that_takes_no_write_gives_its_workers_a_whole_lease_when_it_does_again(
+    reaper, store, queries, running_job_factory, settings, monkeypatch
+) -> None:
+    """Reads still answer (a file or a server that became read-only), but no heartbeat could be written."""
+    lease = running_job_factory()
+    looks = [100.0 + step * settings.reap_seconds for step in range(1000)]
+    silent = [now for now in looks if now - 100.0 < settings.lease_seconds]
+    for now in silent:
+        reaper.tick(now=now)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise DatabaseUnavailableError("the table cannot be written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "rescue", refuse)
+        with pytest.raises(DatabaseUnavailableError):
+            reaper.tick(now=looks[len(silent)])
+    assert reaper.tick(now=looks[len(silent) + 1]) == []
     assert queries.get(lease.job_id).state is JobState.RUNNING
 
 
