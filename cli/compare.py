@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.session import JOB, Session, open_session
-from cli.ui import evaluation_text, job_text, output
+from cli.ui import output
 from cli.ui.lazy import examples
 from jobs.errors import NotFoundError, SpecError
 from jobs.states import JobState
+from storage.status import evaluation_text, job_text
 
 if TYPE_CHECKING:
     from storage.db.rows import Job

@@ -108,7 +108,7 @@ def checkpoints(job: str, as_json: bool) -> int:
     ]
     output.print_table(COLUMNS, rows, right=("EPOCH", "STEP", "METRIC", "SIZE"))
     if any(one.metric is not None for one in known):
-        from cli.ui.job_text import metric_key
+        from storage.status.job_text import metric_key
 
         click.echo(f"metric: {metric_key(found)}, lower is better")
     return 0

@@ -131,7 +131,7 @@ def _no_jobs_yet(as_json: bool, exc: NoJobsYetError) -> int:
 
 
 def _overview_rows(session: Session, wanted: "Filter", limit: int | None) -> tuple[list[list[str]], str]:
-    from cli.ui import job_text
+    from storage.status import job_text
 
     jobs = (
         list(session.queries.stream(wanted)) if limit is None else session.queries.page(wanted, limit=limit)
@@ -143,7 +143,7 @@ def _overview_rows(session: Session, wanted: "Filter", limit: int | None) -> tup
 
 
 def _row(one: "Job", around: Any, bars: bool) -> list[str]:
-    from cli.ui import job_text
+    from storage.status import job_text
 
     one = job_text.as_one(one, around)
     share = job_text.fraction(one)
@@ -194,7 +194,7 @@ def _footer(session: Session, shown: int, wanted: "Filter", *, more: bool = Fals
 
 def _stream(session: Session, wanted: "Filter") -> int:
     """All jobs into a pipe: one aligned page after another, at constant memory."""
-    from cli.ui import job_text
+    from storage.status import job_text
 
     widths = (6, 20, 8, 12, 28, 8, 12, 20, 12)
     click.echo("  ".join(h.ljust(w) for h, w in zip(COLUMNS, widths, strict=True)).rstrip())
@@ -219,7 +219,7 @@ def _pages(jobs: "Iterator[Job]", size: int = 500) -> "Iterator[list[Job]]":
 def _list_as_json(session: Session, wanted: "Filter", limit: int | None) -> int:
     from itertools import islice
 
-    from cli.ui import job_text
+    from storage.status import job_text
 
     def facts() -> Iterator[dict[str, Any]]:
         for page in _pages(islice(session.queries.stream(wanted), limit)):

@@ -25,8 +25,8 @@ def wait(jobs: tuple[str, ...], sweep: str | None, timeout: float | None, as_jso
     Exit code: 0 all succeeded, 1 one failed or was cancelled, 124 the time ran out.
     Ctrl-C stops the waiting, not the jobs.
     """
-    from cli.ui import job_text
     from cli.ui.follow import exit_code_of, follow
+    from storage.status import job_text
 
     if not jobs and sweep is None:
         raise SpecError("wait for which jobs? it takes ids and names, or --sweep", hint="ganq status")

@@ -21,7 +21,7 @@ def workers(as_json: bool) -> int:
         else:
             click.echo("no workers yet\n  → ganq up runs everything on this machine")
         return 0
-    from cli.ui.job_text import SILENT_S
+    from storage.status.job_text import SILENT_S
 
     known = session.queries.workers()
     states = {

@@ -29,7 +29,7 @@ def best_effort(what: str) -> Iterator[None]:
 
 def ring(session: Session, job: Job) -> None:
     """Wake the workers, or say that they will find the job by themselves, or that there are none."""
-    from cli.ui.job_text import served
+    from storage.status.job_text import served
 
     parts = session.queries.parts(job.id) if job.blockers else []
     # One bell wakes one worker: as many as there may be workers for it.

@@ -178,7 +178,7 @@ def accept(session: Session, spec: "Spec", wish: SubmitOptions, *, after: Sequen
 def _tell(session: Session, job: "Job", wish: SubmitOptions, *, told_before: bool) -> None:
     """Say that a job is accepted, and ring for it whether or not that can be said."""
     from cli.submit.notify import ring
-    from cli.ui import job_text
+    from storage.status import job_text
 
     try:
         if wish.name is not None and not told_before:
@@ -199,8 +199,8 @@ def _tell(session: Session, job: "Job", wish: SubmitOptions, *, told_before: boo
 
 
 def _wait_for(session: Session, job: "Job", wish: SubmitOptions) -> int:
-    from cli.ui import job_text
     from cli.ui.follow import exit_code_of, follow
+    from storage.status import job_text
 
     ended, timed_out = follow(session, [job.id], quiet=wish.as_json)
     if wish.as_json:

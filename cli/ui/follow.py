@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from cli.session import Session
-from cli.ui import job_text, output
+from cli.ui import output
 from jobs.errors import DatabaseUnavailableError
 from jobs.states import JobState
 from storage.db.rows import Job
+from storage.status import job_text
 
 POLL_S = (0.02, 0.5)
 POLL_SHARE = 0.1

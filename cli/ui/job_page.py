@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from cli.session import Session
-from cli.ui import evaluation_text, job_text, output
+from cli.ui import output
 from jobs.durations import in_words
 from jobs.errors import JobNotFoundError, VolumeError
 from jobs.states import JobState
 from storage.db.rows import Job
+from storage.status import evaluation_text, job_text
 
 EVENTS = 8
 TROUBLES = (

@@ -14,6 +14,12 @@ from typing import Any, TypeVar
 import click
 
 from storage.settings import redact
+from storage.status.units import clean as clean
+from storage.status.units import count as count
+from storage.status.units import duration as duration
+from storage.status.units import roughly as roughly
+from storage.status.units import size as size
+from storage.status.units import timestamp as timestamp
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,11 +34,6 @@ def on_terminal() -> bool:
 def overflow() -> Any:
     """Return how rich shortens a cell: '…' has the width of one character only where there is one."""
     return "ellipsis" if (sys.stdout.encoding or "").lower().startswith("utf") else "crop"
-
-
-def clean(value: Any) -> str:
-    """One line that is safe to print: no control characters, no passwords; '' for None."""
-    return "" if value is None else redact(str(value)).replace("\n", " ").replace("\t", " ")
 
 
 def notice(text: str) -> None:
@@ -136,50 +137,3 @@ def _fit(headers: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> di
         if name in widths and excess() > 0:
             del widths[name]
     return widths
-
-
-def duration(seconds: float | None) -> str:
-    """'8 s', '12 min', '3 h 05 min', '2 d 4 h'; '' when unknown."""
-    if seconds is None:
-        return ""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min" if whole >= 600 else f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
-
-
-def roughly(seconds: float) -> str:
-    """The largest unit alone: '8 s', '12 min', '3 h', '2 d'."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds // length:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
-
-
-def size(count: float) -> str:
-    """Bytes in powers of ten, as disks are sold: '3.6 MB'."""
-    if count < 1000:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if count < 1000:
-            return f"{count:.1f} {unit}"
-    return f"{count / 1000:.1f} TB"
-
-
-def timestamp(at: float | None) -> str:
-    """A time of the table in the reader's own zone."""
-    if at is None:
-        return ""
-    from datetime import datetime
-
-    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def count(number: int, one: str, many: str | None = None) -> str:
-    """'1 job', '2,000 jobs'."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"

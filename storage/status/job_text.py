@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
-from cli.ui import evaluation_text
-from cli.ui.output import clean, count, duration, roughly
 from jobs.states import JobState
 from storage.db.backoff import BACKOFF_S
 from storage.db.queries import Queries
 from storage.db.rows import UNABLE, Job, WorkerRow
 from storage.db.store.shards import Shards
+from storage.status import evaluation_text
+from storage.status.units import clean, count, duration, roughly
 
 SILENT_S = 60.0
 """A worker that has not spoken for so long is shown as silent; the reaper takes its job."""

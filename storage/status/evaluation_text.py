@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cli.ui import output
+from storage.status.units import clean
 
 
 def in_short(result: Mapping[str, Any]) -> str:
@@ -50,4 +50,4 @@ def _metrics(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _number(value: Any) -> str:
-    return output.clean(f"{value:.4g}") if isinstance(value, int | float) else "?"
+    return clean(f"{value:.4g}") if isinstance(value, int | float) else "?"
