@@ -11,6 +11,9 @@ import pytest
 FILES = "-all,+dac_override,+fowner,+chown"
 """Every file of the test, as if all users were in one group; no right over processes of others."""
 
+HIDEPID = ("unshare", "--mount", "sh", "-c", 'mount -t proc -o hidepid=2 proc /proc && exec "$@"', "sh")
+"""A command that runs another one where /proc hides the processes of other users, as hardened machines do."""
+
 
 def user(uid: int) -> tuple[str, ...]:
     """A command that runs another one as this user."""

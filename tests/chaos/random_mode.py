@@ -133,8 +133,20 @@ class Chaos:
         self._violates(unequal_trainings(view, self.stage.volume))
         self._violates(unequal_pictures(view))
         self._violates(unexplained(view))
+        self._violates(self._needless_losses(view))
         self._violates(leftovers(self.stage.database, self.stage.volume))
         self.check()
+
+    def _needless_losses(self, view: View) -> list[str]:
+        """I2: only faults take jobs from workers, and each at most one from every worker."""
+        counts = self.faults.counts
+        most = (
+            counts["kills"]
+            + counts["drains"]
+            + len(self.stage.names) * (counts["stops"] + counts["restarts"])
+        )
+        lost = sum(one.outcome == "lost" for each in view.attempts.values() for one in each)
+        return [f"I2: {lost} attempts were lost, the faults explain at most {most}"] if lost > most else []
 
     def _until_ended(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -16,6 +16,7 @@ import psutil
 from machine import Ganq, part
 from mounts import HangingMount, missing
 from services import Postgres, Redis, postgres_binaries, redis_binary
+from users import HIDEPID, user, why_not
 
 from storage.db.engine import Database
 from storage.db.schema import upgrade
@@ -36,6 +37,7 @@ INTERVALS = {
 LEASE_S = INTERVALS["lease_seconds"]
 SLOW = "generate.drawn=sleep:0.2@1+;train.stepped=sleep:0.1@1+;gather.adopted=sleep:0.1@1+"
 START_AGAIN_S = 1.5
+OTHER_USER = 64003
 
 
 class Stage:
@@ -77,6 +79,10 @@ class Stage:
         """What the first worker sees the volume through, where this machine can mount it."""
         if missing() is None:
             self.mount = HangingMount(self.settings.volume, folder / "mounted").__enter__()
+        self.alone: tuple[str, ...] = (*HIDEPID, *user(OTHER_USER))
+        """How the last worker starts where this machine can: as another user, with hidepid=2."""
+        if why_not(*self.alone, "true") is not None:
+            self.alone = ()
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
         self.started: dict[str, float] = {}
         self.names = [f"w{number + 1}" for number in range(workers)]
@@ -130,7 +136,8 @@ class Stage:
             self.started[name] = time.monotonic()
             if self.mount is not None and name == self.names[0]:
                 env = {"GANQ_VOLUME": str(self.mount.place), **env}
-            self.workers[name] = self.ganq.start_worker(name, **env)
+            within = self.alone if name == self.names[-1] else ()
+            self.workers[name] = self.ganq.start_worker(name, within=within, **env)
 
     def running(self, name: str) -> bool:
         worker = self.workers.get(name)

@@ -16,10 +16,9 @@ import psutil
 import pytest
 from machine import Ganq, until
 from tables import job_row
-from users import runtime_folders, user, why_not
+from users import HIDEPID, runtime_folders, user, why_not
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-HIDDEN = ("unshare", "--mount", "sh", "-c", 'mount -t proc -o hidepid=2 proc /proc && exec "$@"', "sh")
 INSIDE = ("unshare", "--pid", "--fork", "--kill-child")
 """Without --mount-proc: /proc stays that of the machine."""
 FREE_IDS = ("sh", "-c", 'echo 31000 > /proc/sys/kernel/ns_last_pid && "$@"', "sh")
@@ -30,7 +29,7 @@ FREE_IDS = ("sh", "-c", 'echo 31000 > /proc/sys/kernel/ns_last_pid && "$@"', "sh
 def _can_hide(request: pytest.FixtureRequest) -> Iterator[None]:
     if os.geteuid() != 0:
         pytest.skip("namespaces and other users need root")
-    for command in ((*HIDDEN, *user(64001), "true"), (*INSIDE, "true")):
+    for command in ((*HIDEPID, *user(64001), "true"), (*INSIDE, "true")):
         if (why := why_not(*command)) is not None:
             pytest.skip(why)
     folders = runtime_folders(request, 64001, 64002)
@@ -56,9 +55,9 @@ def supervisor_of(worker: "subprocess.Popen[bytes]") -> psutil.Process:
 
 @sqlite_only
 def test_workers_of_two_users_who_cannot_see_each_other_share_a_machine(ganq, database, small) -> None:
-    first = ganq.start_worker("ada", within=(*HIDDEN, *user(64001)))
+    first = ganq.start_worker("ada", within=(*HIDEPID, *user(64001)))
     job = running(ganq, database, small)
-    ganq.start_worker("bob", within=(*HIDDEN, *user(64002)))
+    ganq.start_worker("bob", within=(*HIDEPID, *user(64002)))
     until(lambda: len(ganq.present()) == 2, what="bob")
     time.sleep(2.0)
     assert job_row(database, job)["attempt"] == 1, ganq.log("bob")
