@@ -69,7 +69,7 @@ COMPLETE = "_GANQ_COMPLETE"
 """The variable by which a shell's completion script asks."""
 GARBAGE_EVERY = 100_000
 PRINTERS = (__name__, "cli.ui.output")
-DEFECT_HINT = "this is a defect in ganq; --debug shows it"
+INTERNAL_ERROR_HINT = "this is a bug in ganq; --debug shows the traceback"
 
 
 def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         said = str(exc).strip().splitlines()
         what = f"{type(exc).__name__}: {said[0]}" if said else type(exc).__name__
-        return _tell(what, DEFECT_HINT, "DEFECT", EXIT_FAILED, as_json)
+        return _tell(what, INTERNAL_ERROR_HINT, "INTERNAL_ERROR", EXIT_FAILED, as_json)
 
 
 def _run(args: list[str]) -> int:

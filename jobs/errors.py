@@ -175,7 +175,7 @@ class CheckpointCorruptError(StorageError):
 class ForeignFileError(StorageError):
     """A weight file from outside that is not what it says, or not safe."""
 
-    code = "FOREIGN_FILE"
+    code = "UNSAFE_WEIGHTS"
     retry = Retry.NEVER
 
 

@@ -1,8 +1,8 @@
 """
-Names of ganq 0.2 that have a standard name now.
+Names of ganq 0.2 and the standard names that replace them.
 
-Rows, checkpoints, sweeps and scripts may still say the old ones. They are translated where they come in,
-so that the rest of the code knows the new names alone.
+Stored rows, checkpoints, sweeps and scripts may contain the old names, and workers of 0.2 that share the job
+table still write them. Names are translated when they are read; the rest of the code knows only the new ones.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,48 @@ VALUES: dict[str, dict[str, str]] = {
     "fake_reuse": {"stale": "until-g-step", "fresh": "none"},
 }
 """Values of a field, by its new name: old value to new."""
+
+
+EVENTS = {
+    "asked_to_yield": "preempt_requested",
+    "unheld": "hold_released",
+    "released": "requeued",
+    "set_aside": "quarantined",
+    "save_missed": "checkpoint_save_failed",
+}
+"""Event types: old name to new. No new name is an old one: decision 18."""
+
+EVENT_DETAILS: dict[str, dict[str, str]] = {
+    "preempt_requested": {"to": "waiting_job"},
+    "rolled_back": {"to": "to_step", "now": "action"},
+}
+"""Keys of an event's detail, by the new name of its type: old name to new."""
+
+ALL_EVENT_DETAILS = {"why": "reason"}
+"""The same for the events of all types."""
+
+OUTCOMES = {"released": "requeued"}
+"""Outcomes of an attempt: old name to new."""
+
+ERROR_CODES = {"POISON": "CRASH_LOOP", "DEFECT": "INTERNAL_ERROR", "FOREIGN_FILE": "UNSAFE_WEIGHTS"}
+"""Error codes: old name to new."""
+
+
+def renamed_event(type: str, detail: dict[str, Any] | None) -> tuple[str, dict[str, Any] | None]:
+    """Return the type and the detail of an event under their new names."""
+    type = EVENTS.get(type, type)
+    if not isinstance(detail, dict):
+        return type, detail
+    keys = ALL_EVENT_DETAILS | EVENT_DETAILS.get(type, {})
+    detail = {keys.get(key, key): value for key, value in detail.items()}
+    if "code" in detail:
+        detail["code"] = renamed_code(detail["code"])
+    return type, detail
+
+
+def renamed_code(code: Any) -> Any:
+    """Return an error code under its new name."""
+    return ERROR_CODES.get(code, code) if isinstance(code, str) else code
 
 
 def renamed_value(field: str, value: Any) -> Any:

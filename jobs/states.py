@@ -47,7 +47,7 @@ class Outcome(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
-    RELEASED = "released"  # drained or preempted: the job went back to the queue by itself
+    REQUEUED = "requeued"  # its worker drained or preempted it
     RETRIED = "retried"  # an error that another try may mend
     CRASHED = "crashed"  # the runner died under a living supervisor
     LOST = "lost"  # the worker fell silent, and the reaper took the job back

@@ -16,11 +16,11 @@ from storage.status import evaluation_text, job_text
 
 EVENTS = 8
 TROUBLES = (
+    "checkpoint_save_failed",
     "checkpoint_skipped",
     "dataset_damaged",
     "not_bit_exact",
     "rolled_back",
-    "save_missed",
     "stopped_early",
 )
 """Events that are shown however long ago they were, the last few of them."""

@@ -88,7 +88,7 @@ def _draw_again(spec: GenerateSpec, ctx: JobContext, place: int, part: Part) -> 
     """Draw a shard whose folder is gone: it is a function of the checkpoint, the seed and its place."""
     first, last = part.draws
     ctx.log(f"what job {part.job_id} has made is gone: its pictures {first} to {last} are drawn again")
-    ctx.event("shard_redrawn", shard=part.job_id, first=first, last=last)
+    ctx.event("shard_regenerated", shard=part.job_id, first=first, last=last)
     generation = Generation(spec.part(part.draws), ctx)
     sink = generation.sink(part=place)
     generation.run(sink)

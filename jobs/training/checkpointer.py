@@ -89,4 +89,4 @@ class AsyncCheckpointer:
         age = f"{(step - self.step) * self.logger.spec.batch:,} pictures"
         self.ctx.log(f"NOT SAVED: {full.message}; the last checkpoint is {age} old, and training goes on")
         self.logger.trouble = f"{full.code}: {full.message}, {self.misses} of {MISSES} saves missed"
-        self.ctx.event("save_missed", code=full.code, why=full.message, misses=self.misses)
+        self.ctx.event("checkpoint_save_failed", code=full.code, reason=full.message, misses=self.misses)

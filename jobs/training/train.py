@@ -182,7 +182,13 @@ class Training:
         self._begin(whole_epoch=way != "the same again", best=best.step if best else None)
         self.rollbacks.rolled_back(self.state.step)
         self.ctx.log(f"{diverged.message}: back to step {self.state.step}, {way}")
-        self.ctx.event("rolled_back", step=diverged.step, to=self.state.step, now=way, why=diverged.message)
+        self.ctx.event(
+            "rolled_back",
+            step=diverged.step,
+            to_step=self.state.step,
+            action=way,
+            reason=diverged.message,
+        )
 
     # ------------------------------------------------------------------ the loop
 
@@ -200,7 +206,7 @@ class Training:
         stopped = self._is_over() if step < self.total_steps else None
         if stopped:
             self.ctx.log(stopped)
-            self.ctx.event("stopped_early", step=step, why=stopped)
+            self.ctx.event("stopped_early", step=step, reason=stopped)
         return {
             **self.evaluations.facts(),
             "stopped": stopped,

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, exists, func, or_, select, tex
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError
 from jobs.states import JobState
 from storage.db.engine import Database
-from storage.db.rows import Checkpoint, Event, Job, WorkerRow, state_of
+from storage.db.rows import Checkpoint, Event, Job, WorkerRow, attempt_from_row, state_of
 from storage.db.store.shards import PARTS, Shards, shards_of, summaries
 from storage.db.store.transitions import how_it_ended
 from storage.db.tables import (
@@ -254,7 +254,7 @@ class Queries:
         """A job's attempts, oldest first, without their tokens."""
         query = select(attempt).where(attempt.c.job_id == job_id).order_by(attempt.c.number)
         rows = self.database.read(lambda conn: conn.execute(query).all())
-        return [{k: v for k, v in row._mapping.items() if k != "lease_token"} for row in rows]
+        return [attempt_from_row(row) for row in rows]
 
     def parts(self, job_id: int) -> list[Job]:
         """The parts of a job that was split, in the order of draws; none of any other."""

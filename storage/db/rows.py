@@ -9,7 +9,7 @@ from sqlalchemy import Row
 
 from jobs.errors import SpecError
 from jobs.kinds import KINDS, SPEC_VERSION
-from jobs.renamed import renamed
+from jobs.renamed import OUTCOMES, renamed, renamed_code, renamed_event
 from jobs.states import JobState
 from storage.db.json_object import MalformedJson
 
@@ -70,6 +70,7 @@ class Job:
             **{name: values[name] for name in _COPIED},
             spec=spec if isinstance(spec := values["spec"], MalformedJson) else renamed(spec),
             state=state_of(values["state"]),
+            error_code=renamed_code(values["error_code"]),
             held=bool(values["held"]),
             preemptible=bool(values["preemptible"]),
             bit_exact=None if values["bit_exact"] is None else bool(values["bit_exact"]),
@@ -97,7 +98,8 @@ class Job:
 
 
 _COPIED = tuple(
-    set(Job.__dataclass_fields__) - {"spec", "state", "held", "preemptible", "bit_exact", "malformed"}
+    set(Job.__dataclass_fields__)
+    - {"spec", "state", "error_code", "held", "preemptible", "bit_exact", "malformed"}
 )
 REQUIRED_NUMBERS = (
     *("priority", "spec_version", "attempt", "hb_seq", "held", "blockers", "crash_count", "waits"),
@@ -222,8 +224,17 @@ class Event:
 
     @classmethod
     def from_row(cls, row: Row[Any]) -> "Event":
-        values = row._mapping
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
+        values = {name: row._mapping[name] for name in cls.__dataclass_fields__}
+        type, detail = renamed_event(values["type"], values["detail"])
+        return cls(**{**values, "type": type, "detail": detail})
+
+
+def attempt_from_row(row: Row[Any]) -> dict[str, Any]:
+    """Return the columns of an attempt, without its token."""
+    values = {name: value for name, value in row._mapping.items() if name != "lease_token"}
+    values["outcome"] = OUTCOMES.get(values["outcome"], values["outcome"])
+    values["error_code"] = renamed_code(values["error_code"])
+    return values
 
 
 UNABLE = {

@@ -61,7 +61,7 @@ def test_sigterm_drains_and_another_worker_goes_on(ganq: Ganq, small) -> None:
     assert first.wait(timeout=30) == 0
     drained = ganq.job(job)
     assert drained["state"] == "queued"
-    assert [one["outcome"] for one in drained["attempts"]] == ["released"]
+    assert [one["outcome"] for one in drained["attempts"]] == ["requeued"]
     assert [one["kind"] for one in ganq.json("checkpoints", str(job))] == ["resume"]
     ganq.start_worker("w2")
     until(lambda: ganq.peek(job)["attempt"] == 2, what="the second worker's attempt")

@@ -26,7 +26,7 @@ def test_pictures_come_in_seconds_while_a_training_runs_which_ends_with_the_same
 
     assert ganq.run("wait", str(training), "--timeout", "120").returncode == 0
     job = ganq.job(training)
-    assert [one["outcome"] for one in job["attempts"]] == ["released", "succeeded"]
+    assert [one["outcome"] for one in job["attempts"]] == ["requeued", "succeeded"]
     assert (job["yields"], job["bit_exact"]) == (1, True)
     final = [attempt_folder(ganq, one) / "checkpoints" / "final" for one in (plain, training)]
     assert weights(final[0]) == weights(final[1])

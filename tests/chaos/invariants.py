@@ -35,9 +35,9 @@ ENDS = {str(state) for state in JobState if state.terminal}
 BACK = {str(one) for one in Outcome} - ENDS
 """Outcomes after which a job is queued again."""
 AFTER_THE_END = {"results_deleted"}
-WISHES = {"submitted", "held", "unheld", "cancel_requested"}
+WISHES = {"submitted", "held", "hold_released", "cancel_requested"}
 """Events that no attempt makes."""
-CODES_WITHOUT_A_CLASS = {"CRASHED", "STALLED", "POISON", "WORKER_LOST", "DEPENDENCY_FAILED"}
+CODES_WITHOUT_A_CLASS = {"CRASHED", "STALLED", "CRASH_LOOP", "WORKER_LOST", "DEPENDENCY_FAILED"}
 TICK_S = 0.002
 """SQLite's clock has milliseconds."""
 

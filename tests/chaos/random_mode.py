@@ -40,7 +40,7 @@ HEAL_S = 240.0
 LEAVE_S = 60.0
 """So long may an idle worker take to leave when it is told to."""
 LAST_SHOWN = 15
-EXPLAINED = {"POISON", "DEPENDENCY_FAILED"}
+EXPLAINED = {"CRASH_LOOP", "DEPENDENCY_FAILED"}
 """Codes of failures that kills alone can bring about."""
 
 
@@ -209,7 +209,7 @@ class Chaos:
             "drains": self.faults.counts["drains"],
             "rescues": outcomes["lost"],
             "crashes": outcomes["crashed"],
-            "releases": outcomes["released"],
+            "releases": outcomes["requeued"],
             "people": dict(self.load.counts),
             "slowest_rescue_s": round(max(rescued, default=0.0), 2),
             "checks": self.checks,

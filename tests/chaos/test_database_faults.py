@@ -75,7 +75,7 @@ def through(settings: Settings, postgres: Postgres, proxy: Proxy) -> Iterator[Jo
 
 ENDINGS: dict[str, tuple[Callable[[JobStore, Any], Any], JobState, list[str]]] = {
     "succeed": (lambda s, one: s.succeed(one, {"final": 1}), JobState.SUCCEEDED, ["succeeded"]),
-    "release": (lambda s, one: s.release(one, "drain"), JobState.QUEUED, ["released"]),
+    "release": (lambda s, one: s.release(one, "drain"), JobState.QUEUED, ["requeued"]),
     "fail": (lambda s, one: s.fail(one, DiskFullError("no room")), JobState.QUEUED, ["retried"]),
     "crash": (lambda s, one: s.crashed(one, "killed"), JobState.QUEUED, ["crashed"]),
     "cancel_done": (lambda s, one: s.cancel_done(one), JobState.CANCELLED, ["cancelled"]),
@@ -181,7 +181,7 @@ def test_a_release_whose_answer_was_lost_is_no_error_though_the_job_was_claimed(
     found = through.hold(made.id, held=False)
     monkeypatch.undo()
     assert found.state is JobState.RUNNING
-    assert event_types(database, made.id).count("unheld") == 1
+    assert event_types(database, made.id).count("hold_released") == 1
 
 
 @only_postgres

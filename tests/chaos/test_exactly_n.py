@@ -246,5 +246,5 @@ def test_drained_and_rung_for_fifty_times_it_still_makes_each_picture_once(
     assert ganq.run("wait", str(job), str(other), "--timeout", "60").returncode == 0
     assert result_files(finished(ganq, job)) == calm["count"]
     finished(ganq, other)
-    assert [one["outcome"] for one in ganq.job(job)["attempts"]] == ["released", "succeeded"]
+    assert [one["outcome"] for one in ganq.job(job)["attempts"]] == ["requeued", "succeeded"]
     assert ganq.job(other)["attempt"] == 1

@@ -103,7 +103,7 @@ def test_a_training_whose_newest_rows_were_lost_takes_up_what_lies_on_the_volume
     collector.sweep(collector.plan())
     ganq.start_worker("standby")
     row = succeeded(database, cut.id)
-    assert event_types(database, cut.id).count("checkpoint_found") == 1
+    assert event_types(database, cut.id).count("checkpoint_recovered") == 1
     assert row["result"]["resumed_from"] >= cut.rows[-1].step
     assert row["result"]["bit_exact"] is True
     assert weights(attempt_folder(settings.volume, row) / "checkpoints" / "final") == undisturbed
@@ -137,7 +137,7 @@ def test_a_torn_checkpoint_is_not_taken_up(
     cut.table_has()
     ganq.start_worker("standby")
     row = succeeded(database, cut.id)
-    assert "checkpoint_found" not in event_types(database, cut.id)
+    assert "checkpoint_recovered" not in event_types(database, cut.id)
     assert row["result"]["resumed_from"] is None
     assert weights(attempt_folder(settings.volume, row) / "checkpoints" / "final") == undisturbed
 
@@ -188,4 +188,4 @@ def test_a_split_generation_that_comes_back_unfinished_ends_again_with_the_same_
     ganq.start_worker("standby")
     row = succeeded(database, whole)
     assert result_files(attempt_folder(settings.volume, row)) == made
-    assert event_types(database, whole).count("shard_redrawn") == 3
+    assert event_types(database, whole).count("shard_regenerated") == 3

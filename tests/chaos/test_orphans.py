@@ -53,7 +53,7 @@ def test_workers_whose_parent_is_killed_save_their_jobs_and_leave(ganq, database
     assert not alive, "they live on without their parent"
     row = ganq.job(job)
     assert row["state"] == "queued"
-    assert [one["outcome"] for one in row["attempts"]] == ["released"], "its work was not saved"
+    assert [one["outcome"] for one in row["attempts"]] == ["requeued"], "its work was not saved"
 
 
 def test_the_next_set_waits_for_the_one_whose_parent_was_killed(ganq, database, small, redis_url) -> None:
@@ -124,7 +124,7 @@ def test_ganq_up_that_was_killed_and_started_again_is_one_stack(ganq, database, 
         one.kill()
     assert not alive, "they live on without their parent"
     until(lambda: job_row(database, job)["attempt"] == 2, what="the next attempt")
-    assert ganq.job(job)["attempts"][0]["outcome"] == "released"
+    assert ganq.job(job)["attempts"][0]["outcome"] == "requeued"
     assert again.poll() is None, ganq.log("up")
     ganq("cancel", str(job))
     until(lambda: job_row(database, job)["finished_at"], what="the cancel")

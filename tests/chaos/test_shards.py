@@ -197,7 +197,7 @@ def test_shards_that_have_gone_are_made_again_and_the_job_ends(
     succeeded(database, job)
     assert job_row(database, job)["attempt"] == 1
     assert bytes_of(ganq, database, job) == unsplit(ganq, database, way)
-    assert event_types(database, job).count("shard_redrawn") == 2
+    assert event_types(database, job).count("shard_regenerated") == 2
     folder = attempt_folder(settings.volume, job_row(database, job))
     assert not [one.name for one in folder.iterdir() if ".tmp-" in one.name], "a folder of redrawn shards"
 

@@ -1,5 +1,5 @@
 """
-Jobs that are to stop, and jobs that do not move: cancels, SIGTERM, time limits, hangs, poison.
+Jobs that are to stop, and jobs that do not move: cancels, SIGTERM, time limits, hangs, crash loops.
 
 Rows F8, F10, F11, F36 and F39 of docs/fault-matrix.md, with real workers on real jobs that
 are met at a point of the test's choice.
@@ -229,7 +229,7 @@ def test_f08_a_second_sigterm_does_not_wait_for_a_job_that_cannot_stop(
     assert_invariants(database, Volume(Path(ganq.env["GANQ_VOLUME"])))
     ganq.start_worker("heir")
     until(lambda: job_row(database, job)["state"] == "succeeded", what="the end")
-    assert attempts(ganq, job) == ["released", "succeeded"]
+    assert attempts(ganq, job) == ["requeued", "succeeded"]
     assert "going on from step" in log_of(ganq, job, 2)
     assert_invariants(database, Volume(Path(ganq.env["GANQ_VOLUME"])))
 
@@ -305,7 +305,7 @@ def test_f11_a_run_that_hangs_is_noticed_dumped_killed_and_tried_again(
     assert_invariants(database, Volume(Path(ganq.env["GANQ_VOLUME"])))
 
 
-# --- F36: poison --------------------------------------------------------------------------------
+# --- F36: crash loop -----------------------------------------------------------------------------
 
 
 @pytest.mark.tier2
@@ -315,14 +315,14 @@ def test_f36_a_job_that_kills_its_worker_each_time_fails_and_hurts_nobody_else(
 ) -> None:
     add_model(settings)
     ganq.start_worker(GANQ_ENABLE_FAILPOINTS="1", GANQ_FAILPOINTS="train.stepped=kill@2")
-    poison = int(ganq.json("submit", "train", *small, "--epochs", "3", "--no-preempt")["id"])
-    child = int(ganq.json("submit", "generate", "--from", str(poison), "--count", "4")["id"])
+    looping = int(ganq.json("submit", "train", *small, "--epochs", "3", "--no-preempt")["id"])
+    child = int(ganq.json("submit", "generate", "--from", str(looping), "--count", "4")["id"])
     other = int(ganq.json("submit", "generate", "--from", "m", "--count", "4")["id"])
     with without_backoff(database, crashes_count=True):
-        until(lambda: job_row(database, poison)["finished_at"], what="the end of the poison")
-    row = job_row(database, poison)
-    assert (row["state"], row["error_code"], row["attempt"]) == ("failed", "POISON", 3)
-    assert attempts(ganq, poison) == ["crashed"] * 3
+        until(lambda: job_row(database, looping)["finished_at"], what="the end of the looping")
+    row = job_row(database, looping)
+    assert (row["state"], row["error_code"], row["attempt"]) == ("failed", "CRASH_LOOP", 3)
+    assert attempts(ganq, looping) == ["crashed"] * 3
     assert job_row(database, child)["error_code"] == "DEPENDENCY_FAILED"
     until(lambda: job_row(database, other)["state"] == "succeeded", what="the other job")
     assert job_row(database, other)["attempt"] == 1

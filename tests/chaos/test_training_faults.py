@@ -198,7 +198,7 @@ def test_a_nan_that_does_not_come_again_leaves_no_trace_in_the_result(new_desk, 
     assert desk.samples() == calm(recipe=recipe).samples()
     (back,) = told(desk, "rolled_back")
     assert back["now"] == "the same again"
-    assert back["to"] == (step if seconds < 1 else step // 6 * 6)
+    assert back["to_step"] == (step if seconds < 1 else step // 6 * 6)
     assert desk.result["lr_scale"] == 1.0
     assert len(desk.result["rollbacks"]) == 1
     assert desk.result["bit_exact"] is True
@@ -223,7 +223,7 @@ def test_a_run_that_diverges_by_itself_goes_on_with_half_the_rates_and_says_so(n
     desk = new_desk(checkpoint_seconds=1e-9)
     assert desk.attempt("train.nan.8x1=on@1+")["op"] == "done"
     check_finite(desk)
-    assert [(one["now"], one["to"]) for one in told(desk, "rolled_back")] == [
+    assert [(one["action"], one["to_step"]) for one in told(desk, "rolled_back")] == [
         ("the same again", 8),
         ("lower rates", 6),
     ]
@@ -376,7 +376,7 @@ def test_a_bad_checkpoint_is_told_and_the_one_before_gives_the_same_result(new_d
     assert desk.attempt()["op"] == "done"
     (skipped,) = told(desk, "checkpoint_skipped")
     assert skipped["path"] == bad
-    assert skipped["why"]
+    assert skipped["reason"]
     assert f"checkpoint {bad} is skipped" in desk.log()
     assert "going on from step 6 of" in desk.log()
     assert desk.final() == calm().final()
@@ -454,7 +454,7 @@ def test_decoded_pictures_of_which_half_became_zeros_are_decoded_again(calm, own
         file.write(bytes(size // 2))
     assert desk.attempt()["op"] == "done"
     (event,) = told(desk, "dataset_damaged")
-    assert "1 of 1 blocks are not what was written" in event["why"]
+    assert "1 of 1 blocks are not what was written" in event["reason"]
     assert desk.kept() == calm().kept()
 
 
@@ -516,7 +516,9 @@ def test_three_missed_saves_are_borne_loudly_and_change_no_bit(tmp_path):
     jobs.training.train.run(spec, straight)
     ctx, _ = on_a_full_disk(tmp_path, 2, 3, 4, 7, 8, 9)
     jobs.training.train.run(spec, ctx)
-    assert [(one["type"], one["misses"]) for one in ctx.events] == [("save_missed", n) for n in (1, 2, 3)] * 2
+    assert [(one["type"], one["misses"]) for one in ctx.events] == [
+        ("checkpoint_save_failed", n) for n in (1, 2, 3)
+    ] * 2
     assert sum(line.startswith("NOT SAVED: no room left") for line in ctx.lines) == 6
     phases = [report.get("phase") for report in ctx.reports if report.get("phase") != "reading pictures"]
     full = "DISK_FULL: no room left at /v (needed: 2.0 MB, free: 1.0 MB)"
@@ -587,7 +589,7 @@ def test_a_disk_that_fills_up_under_a_training_is_told_borne_and_waited_for(
     assert found["error"]["code"] == "DISK_FULL"
     assert "needed: " in found["error"]["message"]
     assert "goes on by itself" in found["error"]["hint"]
-    misses = [one for one in found["events"] if one["type"] == "save_missed"]
+    misses = [one for one in found["events"] if one["type"] == "checkpoint_save_failed"]
     assert [one["detail"]["misses"] for one in misses] == [1, 2, 3]
     assert "DISK_FULL" in ganq("status", str(job))
     assert_invariants(database, Volume(small_volume))

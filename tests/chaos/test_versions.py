@@ -225,12 +225,12 @@ def test_a_breaking_migration_drains_old_workers_and_the_job_goes_on_with_new_on
         assert "Traceback" not in log
     found = breaking.job(job)
     assert found["state"] == "queued"
-    assert [one["outcome"] for one in found["attempts"]] == ["released"]
+    assert [one["outcome"] for one in found["attempts"]] == ["requeued"]
     for old in (now, newer):
         assert old.run("submit", "train", *small).returncode == 1
     breaking.start_worker("next")
     assert breaking.run("wait", str(job), "--timeout", "120").returncode == 0
-    assert [one["outcome"] for one in breaking.job(job)["attempts"]] == ["released", "succeeded"]
+    assert [one["outcome"] for one in breaking.job(job)["attempts"]] == ["requeued", "succeeded"]
     assert "going on from step" in breaking("logs", str(job))
 
 

@@ -212,7 +212,7 @@ def test_crashes_back_off_and_the_third_without_progress_is_the_last(
 
     found = queries.get(lease.job_id)
     assert waits == [pytest.approx(2, abs=1), pytest.approx(10, abs=1)]
-    assert (found.error_code, found.crash_count, found.attempt) == ("POISON", 3, 3)
+    assert (found.error_code, found.crash_count, found.attempt) == ("CRASH_LOOP", 3, 3)
     assert found.error_message == "killed by signal 9; 3 times without progress"
     assert outcomes(queries, lease.job_id) == [Outcome.CRASHED] * 3
 

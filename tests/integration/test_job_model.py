@@ -138,7 +138,7 @@ def machine(database, take, submit):
                 else:
                     expected = "queued"
                 assert back == expected
-                word = {"release": "released", "rescue": "lost", "crashed": "crashed"}.get(how, "retried")
+                word = {"release": "requeued", "rescue": "lost", "crashed": "crashed"}.get(how, "retried")
                 self.close(job_id, expected, word if expected == "queued" else None)
                 if expected == "queued":
                     set_columns(database, job_id, not_before=None)
@@ -193,7 +193,7 @@ def machine(database, take, submit):
             model = self.jobs[job_id]
             store.hold(job_id, held=held)
             if model.held != held:
-                model.events.append("held" if held else "unheld")
+                model.events.append("held" if held else "hold_released")
             model.held = held
 
         @invariant()

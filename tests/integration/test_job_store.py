@@ -205,7 +205,7 @@ def test_a_held_job_is_not_claimed_until_it_is_let_go(database, store, job_facto
     store.hold(made.id, held=False)
 
     assert claim().job_id == made.id
-    assert event_types(database, made.id) == ["submitted", "held", "unheld", "claimed"]
+    assert event_types(database, made.id) == ["submitted", "held", "hold_released", "claimed"]
 
 
 def test_a_job_can_be_submitted_held(job_factory, claim):

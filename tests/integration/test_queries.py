@@ -9,7 +9,7 @@ from tables import recorded, set_columns
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError, TrainingDivergedError
 from jobs.states import JobState
 from storage.db.queries import PAGE, Filter
-from storage.db.tables import checkpoint, job, worker
+from storage.db.tables import attempt, checkpoint, event, job, utcnow, worker
 from storage.db.workers import FORGET_S, WorkerStore
 
 
@@ -218,6 +218,42 @@ def test_events_come_in_order_and_from_a_given_one_on(store, running_job_factory
     assert (events[1].worker, events[1].attempt) == ("w1", 1)
     assert events[2].detail == {"kind": "epoch", "epoch": 5, "step": 50}
     assert queries.events(lease.job_id, after_id=events[1].id) == events[2:]
+
+
+def test_rows_of_0_2_are_read_under_the_new_names(database, store, running_job_factory, queries):
+    lease = running_job_factory()
+    store.release(lease, "drain")
+    written = [
+        ("asked_to_yield", {"to": 9}),
+        ("released", {"reason": "drain"}),
+        ("unheld", None),
+        ("set_aside", {"folder": "jobs/000001.of-another-table"}),
+        ("save_missed", {"code": "DISK_FULL", "why": "full", "misses": 1}),
+        ("retried", {"code": "FOREIGN_FILE", "message": "no weights"}),
+        ("lost", {"why": "silent"}),
+    ]
+
+    def write(conn):
+        for type, detail in written:
+            conn.execute(insert(event).values(job_id=lease.job_id, at=utcnow(), type=type, detail=detail))
+        conn.execute(update(attempt).values(outcome="released", error_code="POISON"))
+        conn.execute(update(job).values(error_code="POISON", error_message="3 times without progress"))
+
+    database.write(write)
+
+    assert [(one.type, one.detail) for one in queries.events(lease.job_id)[-len(written) :]] == [
+        ("preempt_requested", {"waiting_job": 9}),
+        ("requeued", {"reason": "drain"}),
+        ("hold_released", None),
+        ("quarantined", {"folder": "jobs/000001.of-another-table"}),
+        ("checkpoint_save_failed", {"code": "DISK_FULL", "reason": "full", "misses": 1}),
+        ("retried", {"code": "UNSAFE_WEIGHTS", "message": "no weights"}),
+        ("lost", {"reason": "silent"}),
+    ]
+    (ended,) = queries.attempts(lease.job_id)
+    assert (ended["outcome"], ended["error_code"]) == ("requeued", "CRASH_LOOP")
+    assert "lease_token" not in ended
+    assert queries.get(lease.job_id).error_code == "CRASH_LOOP"
 
 
 def test_times_come_from_the_databases_clock(job_factory, queries):

@@ -158,8 +158,8 @@ def test_a_training_makes_room_for_a_waiting_job_of_higher_priority_and_runs_aft
     assert event_types(database, training.job_id) == [
         "submitted",
         "claimed",
-        "asked_to_yield",
-        "released",
+        "preempt_requested",
+        "requeued",
         "claimed",
     ]
 

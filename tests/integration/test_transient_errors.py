@@ -214,7 +214,7 @@ def test_a_worker_that_is_told_to_go_as_a_job_ends_leaves_the_next_to_others(
     second, first = queries.page(Filter(), limit=2)
     assert (first.state, second.state) == (JobState.SUCCEEDED, JobState.QUEUED)
     outcomes = [one["outcome"] for one in queries.attempts(second.id)]
-    assert outcomes == ([] if point == "supervisor.before_finish" else [Outcome.RELEASED])
+    assert outcomes == ([] if point == "supervisor.before_finish" else [Outcome.REQUEUED])
 
 
 def test_a_worker_that_is_killed_as_it_has_taken_the_next_job_does_it_after_all(

@@ -94,7 +94,7 @@ class RunContext:
         self._metrics: IO[bytes] | None = None  # a training's
         if former is not None:
             self.log(f"here lay a job of another job table, under the same id: it is in {former.name} now")
-            self.event("set_aside", folder=volume.relative(former))
+            self.event("quarantined", folder=volume.relative(former))
 
     def close(self) -> None:
         if self._saver is not None:
@@ -179,7 +179,7 @@ class RunContext:
             if what not in reported:  # both calls below may find it
                 reported.add(what)
                 self.log(f"{what}; it is decoded again")
-                self.event("dataset_damaged", why=what)
+                self.event("dataset_damaged", reason=what)
 
         if known is not None:
             cached = open_cached(self.volume, known, progress=progress, damaged=damaged)
@@ -222,7 +222,7 @@ class RunContext:
                 restore(snapshot)
             except CheckpointCorruptError as exc:
                 self.log(f"checkpoint {one.path} is skipped: {exc.message}")
-                self.event("checkpoint_skipped", path=one.path, step=one.step, why=exc.message)
+                self.event("checkpoint_skipped", path=one.path, step=one.step, reason=exc.message)
                 continue
             # The next one is written before this one goes, and others write there, too.
             require_room(self.folder, 2 * one.bytes)
@@ -271,7 +271,7 @@ class RunContext:
                 self.log(f"checkpoint {pointer.path}, which has no row, is skipped: {exc.message}")
                 continue
             self.log(f"the job table has no checkpoint that can be read: {pointer.path} is taken up")
-            self.event("checkpoint_found", path=pointer.path, step=pointer.step)
+            self.event("checkpoint_recovered", path=pointer.path, step=pointer.step)
             require_room(self.folder, 2 * one.bytes)
             self._keep()
             epochs = {each.facts["step"]: each for each in found[:place] if each.facts.get("kind") == "epoch"}

@@ -81,7 +81,7 @@ class Control(Store):
                     repay(conn, needs)
                 else:
                     lend(conn, needs, row.priority)
-                record_event(conn, job_id, "held" if held else "unheld")
+                record_event(conn, job_id, "held" if held else "hold_released")
             return get_job(conn, job_id)
 
         return self.database.write(work)

@@ -66,10 +66,10 @@ class Endings(Store):
                 return JobState.CANCELLED, Outcome.CANCELLED, {}
             if reason == StopReason.PREEMPT:
                 yielded = {"yields": row.yields + 1, "yielded_at": utcnow()}
-                return JobState.QUEUED, Outcome.RELEASED, yielded
-            return JobState.QUEUED, Outcome.RELEASED, {}
+                return JobState.QUEUED, Outcome.REQUEUED, yielded
+            return JobState.QUEUED, Outcome.REQUEUED, {}
 
-        return self._settle_by(lease, decide, {Outcome.RELEASED, Outcome.CANCELLED}, {"reason": reason})
+        return self._settle_by(lease, decide, {Outcome.REQUEUED, Outcome.CANCELLED}, {"reason": reason})
 
     def fail(self, lease: Lease, error: GanqError) -> JobState:
         """

@@ -112,7 +112,8 @@ class Leases(Store):
             mine = update(job).where(owned_by(lease), job.c.preempt_for.is_(None))
             if conn.execute(mine.values(preempt_for=waiting)).rowcount != 1:
                 return None
-            record_event(conn, lease.job_id, "asked_to_yield", attempt=lease.attempt, detail={"to": waiting})
+            detail = {"waiting_job": waiting}
+            record_event(conn, lease.job_id, "preempt_requested", attempt=lease.attempt, detail=detail)
             return waiting
 
         return self.database.write(work, patience_s=2.0)

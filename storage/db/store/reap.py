@@ -71,7 +71,7 @@ class Recovering(Store):
             The job's new state, or None if it moved by itself in the meantime.
         """
         began = time.monotonic()
-        detail: dict[str, Any] = {"why": why}
+        detail: dict[str, Any] = {"reason": why}
 
         def work(conn: Connection) -> JobState | None:
             nonlocal detail

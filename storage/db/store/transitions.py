@@ -29,6 +29,7 @@ from sqlalchemy import (
 
 from jobs.errors import InvalidTransitionError, JobNotFoundError, LeaseLostError
 from jobs.failpoints import guard
+from jobs.renamed import renamed_code
 from jobs.states import JobState, Outcome, check_transition
 from storage.db.backoff import BACKOFF_S as BACKOFF_S
 from storage.db.rows import Job, Lease
@@ -227,7 +228,7 @@ def after_crash(row: Any, message: str, *, hung: bool = False) -> Decision:
         "crash_count": crashes,
     }
     if crashes >= MAX_CRASHES:
-        told["error_code"] = "POISON"
+        told["error_code"] = "CRASH_LOOP"
         told["error_message"] = f"{plain(message)}; {crashes} times without progress"
         told["error_hint"] = f"ganq logs {row.id} shows its last lines; ganq retry {row.id} tries again"
         return JobState.FAILED, Outcome.CRASHED, told
@@ -252,7 +253,7 @@ def after_loss(conn: Connection, job_id: int, why: str) -> tuple[dict[str, Any],
     )
     before = int(conn.execute(lost).scalar_one())
     if before < LOST_AT_ONCE:
-        return {}, {"why": why}
+        return {}, {"reason": why}
     pause_s = BACKOFF_S[min(before - LOST_AT_ONCE, len(BACKOFF_S) - 1)]
     told = {
         "error_code": "WORKER_LOST",
@@ -260,7 +261,7 @@ def after_loss(conn: Connection, job_id: int, why: str) -> tuple[dict[str, Any],
         "error_hint": f"ganq events {job_id} shows by whom; ganq doctor checks the workers",
         "not_before": utcnow() + pause_s,
     }
-    return told, {"why": why, "times": before + 1, "pause_s": pause_s}
+    return told, {"reason": why, "times": before + 1, "pause_s": pause_s}
 
 
 def leave(
@@ -418,7 +419,7 @@ def _told_of(conn: Connection, needed: int, ending: JobState, waiting: int) -> d
     parent = conn.execute(select(job).where(job.c.id == needed)).one()
     if parent.part_of == waiting and ending is JobState.FAILED:
         hint = parent.error_hint or f"ganq status {needed} shows the part that failed"
-        code, message = parent.error_code, f"{parent.error_message} (part {needed})"
+        code, message = renamed_code(parent.error_code), f"{parent.error_message} (part {needed})"
         return {"error_code": code, "error_message": message, "error_hint": hint}
     return {
         "error_code": "DEPENDENCY_FAILED",

@@ -198,7 +198,7 @@ def test_an_unexpected_error_is_one_line_that_says_it_is_a_defect(ganq, monkeypa
     assert said.code == 1
     line, hint = one_line_and_hint(said.err)
     assert line == "error: ZeroDivisionError: division by zero"
-    assert hint == f"  → {entry.DEFECT_HINT}"
+    assert hint == f"  → {entry.INTERNAL_ERROR_HINT}"
     with pytest.raises(ZeroDivisionError):
         entry.main(["status", "--debug"])
     monkeypatch.setenv("GANQ_DEBUG", "1")

@@ -4,10 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.errors import all_errors
 from jobs.networks.dcgan import Architecture
 from jobs.recipes import RECIPES
-from jobs.renamed import FIELDS, VALUES, renamed
+from jobs.renamed import ERROR_CODES, EVENTS, FIELDS, OUTCOMES, VALUES, renamed, renamed_event
 from jobs.specs import TrainSpec, check_same_run
+from jobs.states import Outcome
 
 OF_0_2 = {"origin": "dcgan", "plus": "sngan", "pairs": "rpgan", "r3": "r3gan"}
 
@@ -47,6 +49,22 @@ def test_every_new_name_exists_and_no_old_one_does():
     assert not set(FIELDS) & set(TrainSpec.model_fields)
     for values in VALUES.values():
         assert not set(values) & set(values.values())
+
+
+def test_no_new_name_in_a_row_is_an_old_one():
+    for names in (EVENTS, OUTCOMES, ERROR_CODES):
+        assert not set(names) & set(names.values())
+    assert set(OUTCOMES.values()) <= set(Outcome)
+    assert not set(ERROR_CODES) & {one.code for one in all_errors()}
+
+
+def test_the_details_of_an_event_are_renamed_by_its_type():
+    assert renamed_event("asked_to_yield", {"to": 7}) == ("preempt_requested", {"waiting_job": 7})
+    assert renamed_event("rolled_back", {"step": 9, "to": 5, "now": "a", "why": "b"}) == (
+        "rolled_back",
+        {"step": 9, "to_step": 5, "action": "a", "reason": "b"},
+    )
+    assert renamed_event("released", None) == ("requeued", None)
 
 
 @given(st.dictionaries(st.sampled_from(["noise", "fake_reuse", "recipe", "arch", "seed"]), st.text()))

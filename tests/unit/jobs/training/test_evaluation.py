@@ -287,8 +287,8 @@ def test_a_collapsed_generator_goes_back_to_the_best_with_lower_rates(tmp_path, 
     result, ctx = train(tmp_path, spec_of())
     (back,) = [one for one in ctx.events if one["type"] == "rolled_back"]
     assert back["now"] == "lower rates"
-    assert back["to"] == 10, "epoch 2, the best, not epoch 3, the newest"
-    assert "collapsed at epoch 4" in back["why"]
+    assert back["to_step"] == 10, "epoch 2, the best, not epoch 3, the newest"
+    assert "collapsed at epoch 4" in back["reason"]
     assert result["lr_scale"] == 0.5
     assert result["epoch"] == 6
     assert result["stopped"] is None
@@ -297,7 +297,7 @@ def test_a_collapsed_generator_goes_back_to_the_best_with_lower_rates(tmp_path, 
 def test_a_second_collapse_ends_the_run_where_it_was_best(tmp_path, scripted):
     scripted(*COLLAPSE, (1.5, 1.0), (8.0, 0.05))
     result, ctx = train(tmp_path, spec_of())
-    assert [one["now"] for one in ctx.events if one["type"] == "rolled_back"] == [
+    assert [one["action"] for one in ctx.events if one["type"] == "rolled_back"] == [
         "lower rates",
         "to stop there",
     ]

@@ -113,7 +113,7 @@ def test_the_way_is_synced_once_for_all_that_an_attempt_saves(bench: Bench, volu
     assert bench.synced.count(str(volume.jobs)) == 1
 
 
-def test_a_job_that_a_former_table_left_under_the_same_id_is_set_aside_whole(
+def test_a_job_that_a_former_table_left_under_the_same_id_is_quarantined_whole(
     volume: Volume, monkeypatch: pytest.MonkeyPatch
 ):
     with closing(Bench(volume, monkeypatch, submitted_at=1.5)) as old:
@@ -124,7 +124,7 @@ def test_a_job_that_a_former_table_left_under_the_same_id_is_set_aside_whole(
         assert json.loads((volume.job(7) / "spec.json").read_text())["submitted_at"] == 2.5
         (message,) = new.supervisor.receive() or []
         (former,) = aside(volume)
-        assert (message["type"], message["detail"]) == ("set_aside", {"folder": volume.relative(former)})
+        assert (message["type"], message["detail"]) == ("quarantined", {"folder": volume.relative(former)})
         log = (volume.attempt(7, 1) / "log.txt").read_text()
         assert former.name in log
         assert "of the former table" not in log
