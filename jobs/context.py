@@ -55,13 +55,12 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One generated picture and its line in manifest.jsonl."""
+class GeneratedImage:
+    """One generated image and its line in manifest.jsonl."""
 
-    index: int  # place in the result, from 0
     pixels_HW3: "NDArray[np.uint8]"
-    record: dict[str, Any] = field(default_factory=dict)  # seed, draw, score
-    number: int | None = None  # what the file is called after; the index if None
+    record: dict[str, Any] = field(default_factory=dict)  # seed, draw (the sample index), score
+    output_index: int | None = None  # names the file; None: the number of images before this one
 
 
 @dataclass(frozen=True)
@@ -76,11 +75,11 @@ class Made:
 class ImageSink(Protocol):
     """Where a generation job puts its pictures; nothing is visible before publish()."""
 
-    def add(self, pictures: Iterable[Picture]) -> None:
-        """Encode and write; indices come in rising order."""
+    def add(self, images: Iterable[GeneratedImage]) -> None:
+        """Encode and write images; their lines in the manifest keep this order."""
 
-    def adopt(self, made: Made, *, index: int, number: int) -> None:
-        """Take over a picture as it is, under another place; indices come in rising order."""
+    def adopt(self, made: Made, *, output_index: int) -> None:
+        """Take over an image of a shard without encoding it again."""
 
     def shown(self, pixels_HW3: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
         """The picture as who reads it back will see it: a lossy format changes it."""

@@ -51,10 +51,10 @@ def permutation(seed: int, epoch: int, n: int) -> Tensor:
 
 class Latents:
     """
-    Latent vectors by picture number: row i depends on (seed, i) alone.
+    Latent vectors by sample index: row i depends on (seed, i) alone.
 
     Philox is a keyed function of a counter (Salmon et al. 2011): the key comes from
-    the seed, the counter is the picture number, so no two pictures share a latent.
+    the seed, the counter is the sample index, so no two images share a latent.
     A generator seeded anew per picture would hold 32 bits, and of a million pictures
     about a hundred would come twice. Costs 4 µs a picture.
     """
@@ -66,26 +66,30 @@ class Latents:
         self._normal = np.random.Generator(self._philox)
         self._start = self._philox.state
 
-    def rows(self, draws: Iterable[int], *, mean: float = 0.0, std: float = 1.0, retry: int = 0) -> Tensor:
+    def rows(
+        self, sample_indices: Iterable[int], *, mean: float = 0.0, std: float = 1.0, retry: int = 0
+    ) -> Tensor:
         """
         Args:
-            draws: picture numbers, each from 0 to 2⁶³.
+            sample_indices: which images, each from 0 to 2⁶³.
             mean, std: of the normal distribution.
             retry: which of a picture's own tries; 0 is the picture as it comes.
 
         Returns:
-            float32, shape (len(draws), nz).
+            float32, shape (len(sample_indices), nz).
         """
-        numbers = list(draws)
-        rows_NZ = np.empty((len(numbers), self.nz), np.float32)
-        for row_Z, number in zip(rows_NZ, numbers, strict=True):
+        indices = list(sample_indices)
+        rows_NZ = np.empty((len(indices), self.nz), np.float32)
+        for row_Z, sample_index in zip(rows_NZ, indices, strict=True):
             # The counter's second and third words are ours; the first counts blocks within a picture.
-            self._start["state"]["counter"][:] = (0, number, retry, 0)
+            self._start["state"]["counter"][:] = (0, sample_index, retry, 0)
             self._philox.state = self._start
             self._normal.standard_normal(dtype=np.float32, out=row_Z)
         return torch.from_numpy(rows_NZ).mul_(std).add_(mean)
 
 
-def latents(seed: int, draws: Iterable[int], nz: int, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
+def latents(
+    seed: int, sample_indices: Iterable[int], nz: int, *, mean: float = 0.0, std: float = 1.0
+) -> Tensor:
     """Latents(seed, nz).rows(...) for a single use."""
-    return Latents(seed, nz).rows(draws, mean=mean, std=std)
+    return Latents(seed, nz).rows(sample_indices, mean=mean, std=std)

@@ -31,7 +31,7 @@ FRAMES_PER_S = 2.0
 
 def write(
     spec: "GenerateSpec",
-    draws: Sequence[int],
+    sample_indices: Sequence[int],
     snapshots: "Iterable[Snapshot]",
     sink: "ImageSink",
     *,
@@ -41,14 +41,14 @@ def write(
     Draw some pictures from each of several checkpoints; hand a grid and a GIF to the sink.
 
     Args:
-        draws: numbers of the pictures; the first few are shown.
+        sample_indices: of the images; the first few are shown.
         snapshots: oldest first; one at a time is in memory.
         ask: raises StopRequested if the job is to stop; asked before each.
 
     Returns:
         {'epochs': of the rows, from the top}.
     """
-    shown = list(draws[:COLUMNS])
+    shown = list(sample_indices[:COLUMNS])
     rows: list[NDArray[np.uint8]] = []
     epochs: list[int] = []
     for snapshot in snapshots:
@@ -64,19 +64,21 @@ def write(
 
 
 @torch.inference_mode()
-def pictures(spec: "GenerateSpec", draws: Sequence[int], snapshot: "Snapshot") -> "NDArray[np.uint8]":
+def pictures(
+    spec: "GenerateSpec", sample_indices: Sequence[int], snapshot: "Snapshot"
+) -> "NDArray[np.uint8]":
     """The pictures of these numbers, uint8 (N, H, W, 3), each in its own micro-batch as ever."""
     device = choose(spec.device)
     model = model_cache.load(snapshot, device)
     latents = selection.latents_of(spec, model.arch.nz)
     B = spec.micro_batch
     made: dict[int, NDArray[np.uint8]] = {}
-    for block in sorted({draw // B for draw in draws}):
+    for block in sorted({i // B for i in sample_indices}):
         latents_BZ = latents.rows(range(block * B, (block + 1) * B), mean=spec.noise_mean, std=spec.noise_std)
         labels = model.labels(range(block * B, (block + 1) * B), spec.class_name, device)
         pixels_BHW3 = grids.to_uint8(model.generator(latents_BZ.to(device)[:, :, None, None], *labels))
-        made |= {draw: pixels_BHW3[draw % B] for draw in draws if draw // B == block}
-    return np.stack([made[draw] for draw in draws])
+        made |= {i: pixels_BHW3[i % B] for i in sample_indices if i // B == block}
+    return np.stack([made[i] for i in sample_indices])
 
 
 def labelled(rows_RNHW3: "NDArray[np.uint8]", labels: Sequence[str]) -> "NDArray[np.uint8]":

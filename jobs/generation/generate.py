@@ -21,7 +21,7 @@ from torch import Tensor
 
 from jobs import device as devices
 from jobs import grids
-from jobs.context import ImageSink, JobContext, Made, Part, Picture
+from jobs.context import GeneratedImage, ImageSink, JobContext, Made, Part
 from jobs.errors import CheckpointCorruptError, StopRequested
 from jobs.failpoints import failpoint
 from jobs.generation import merge_shards, model_cache, previews, selection
@@ -55,10 +55,10 @@ class Batch:
 
 @dataclass(frozen=True, order=True)
 class Drawn:
-    """One picture with its score. The order is that of worth: of equal scores the earlier draw is better."""
+    """An image with its score. The order is by score; ties go to the lower sample index."""
 
     score: float
-    minus_draw: int
+    minus_sample_index: int
     pixels_HW3: "NDArray[np.uint8]" = field(compare=False)
     record: dict[str, Any] = field(compare=False)
 
@@ -163,7 +163,7 @@ class Generation:
                 worth = record["score"], -record["draw"]
                 if len(heap) < keep:
                     heapq.heappush(heap, Drawn(*worth, pixels_HW3.copy(), record))
-                elif worth > (heap[0].score, heap[0].minus_draw):
+                elif worth > (heap[0].score, heap[0].minus_sample_index):
                     heapq.heapreplace(heap, Drawn(*worth, pixels_HW3.copy(), record))
         heap.sort(reverse=True)
         # Micro-batches again, so that few are encoded at a time.
@@ -201,35 +201,35 @@ class Generation:
     def _landed(self, micro_batch: MicroBatch, wanted: list[range]) -> Iterator[Batch]:
         """Of one micro-batch what was asked for."""
         pixels_BHW3, scores = micro_batch()
-        for draws in wanted:
-            first = draws[0] % self.spec.micro_batch
-            places = range(first, first + len(draws))
+        for sample_indices in wanted:
+            first = sample_indices[0] % self.spec.micro_batch
+            places = range(first, first + len(sample_indices))
             records = [
-                self._record(draw, scores[place] if scores else None)
-                for draw, place in zip(draws, places, strict=True)
+                self._record(sample_index, scores[place] if scores else None)
+                for sample_index, place in zip(sample_indices, places, strict=True)
             ]
-            yield Batch(pixels_BHW3[first : first + len(draws)], records)
-            self.done += len(draws)
+            yield Batch(pixels_BHW3[first : first + len(sample_indices)], records)
+            self.done += len(sample_indices)
             rate = self.done / max(time.monotonic() - self.started, 1e-9)
             self.ctx.report(self.done, self.due, "pictures", rate=rate)
 
-    def _record(self, draw: int, score: float | None) -> dict[str, Any]:
+    def _record(self, sample_index: int, score: float | None) -> dict[str, Any]:
         """A picture's line in the manifest."""
-        record: dict[str, Any] = {"seed": self.spec.seed, "draw": draw, "score": score}
+        record: dict[str, Any] = {"seed": self.spec.seed, "draw": sample_index, "score": score}
         if classes := self.model.classes:
-            (number,) = self._class_numbers([draw])
-            record["class"] = self.spec.class_name or classes[number % len(classes)]
+            (class_index,) = self._class_indices([sample_index])
+            record["class"] = self.spec.class_name or classes[class_index % len(classes)]
         if isinstance(self.latents, Path):
-            leg, share = self.latents.place(draw)
+            leg, share = self.latents.place(sample_index)
             ends = {"from": self.spec.interpolate[leg], "to": self.spec.interpolate[leg + 1]}
             return {**record, **ends, "share": share}
         if self.rejection is not None:
-            return {**record, **self.rejection.record(draw % self.spec.micro_batch)}
+            return {**record, **self.rejection.record(sample_index % self.spec.micro_batch)}
         return record
 
-    def _class_numbers(self, draws: Sequence[int]) -> Sequence[int]:
+    def _class_indices(self, sample_indices: Sequence[int]) -> Sequence[int]:
         """Whose turn decides the class: a picture's own, but a way stays in the class that it begins in."""
-        return [self.spec.interpolate[0]] * len(draws) if self.spec.interpolate else draws
+        return [self.spec.interpolate[0]] * len(sample_indices) if self.spec.interpolate else sample_indices
 
     def _set_threshold(self, share: float) -> None:
         """The score under which the worst of this model's pictures lie."""
@@ -265,7 +265,7 @@ class Generation:
         numbers = range(block * B, (block + 1) * B)
         mean, std = self.spec.noise_mean, self.spec.noise_std
         latents_BZ = (latents or self.latents).rows(numbers, mean=mean, std=std, retry=retry)
-        return latents_BZ, self.model.labels(self._class_numbers(numbers), self.spec.class_name, self.device)
+        return latents_BZ, self.model.labels(self._class_indices(numbers), self.spec.class_name, self.device)
 
     @torch.inference_mode()
     def _forward(self, latents_BZ: Tensor, labels: list[Tensor]) -> CopyInFlight:
@@ -310,7 +310,7 @@ def _by_block(ranges: tuple[tuple[int, int], ...], size: int) -> Iterator[tuple[
         for first, last in ranges
         for block in range(first // size, last // size + 1)
     )
-    for block, wanted in groupby(pieces, key=lambda draws: draws[0] // size):
+    for block, wanted in groupby(pieces, key=lambda piece: piece[0] // size):
         yield block, list(wanted)
 
 
@@ -326,13 +326,8 @@ class _Writer:
 
     def write(self, batch: Batch) -> None:
         self.sink.add(
-            Picture(
-                self.written + place,
-                picture_HW3,
-                record,
-                number=None if self.by_rank else record["draw"],
-            )
-            for place, (picture_HW3, record) in enumerate(zip(batch.pixels, batch.records, strict=True))
+            GeneratedImage(picture_HW3, record, output_index=None if self.by_rank else record["draw"])
+            for picture_HW3, record in zip(batch.pixels, batch.records, strict=True)
         )
         self.written += len(batch.records)
         for picture_HW3, record in zip(batch.pixels, batch.records, strict=True):

@@ -22,8 +22,10 @@ NEARLY_PARALLEL = 1e-6
 class Rows(Protocol):
     """Latents by number; jobs.rng.Latents, or something around it."""
 
-    def rows(self, draws: Iterable[int], *, mean: float = 0.0, std: float = 1.0, retry: int = 0) -> Tensor:
-        """float32 (len(draws), nz)."""
+    def rows(
+        self, sample_indices: Iterable[int], *, mean: float = 0.0, std: float = 1.0, retry: int = 0
+    ) -> Tensor:
+        """float32 (len(sample_indices), nz)."""
 
 
 def slerp(one_Z: Tensor, other_Z: Tensor, share: float) -> Tensor:
@@ -71,10 +73,12 @@ class Path:
         leg, rest = divmod(min(frame, self.frames - 1) * legs, self.frames - 1)
         return (legs - 1, 1.0) if leg == legs else (leg, rest / (self.frames - 1))
 
-    def rows(self, draws: Iterable[int], *, mean: float = 0.0, std: float = 1.0, retry: int = 0) -> Tensor:
-        """float32 (len(draws), nz); `mean` and `std` are put on afterwards, as of any other latent."""
+    def rows(
+        self, sample_indices: Iterable[int], *, mean: float = 0.0, std: float = 1.0, retry: int = 0
+    ) -> Tensor:
+        """float32 (N, nz); `mean` and `std` are put on afterwards, as of any other latent."""
         way = [
             slerp(self.points_KZ[leg], self.points_KZ[leg + 1], share)
-            for leg, share in map(self.place, draws)
+            for leg, share in map(self.place, sample_indices)
         ]
         return torch.stack(way).float().mul_(std).add_(mean)

@@ -21,10 +21,9 @@ from jobs.specs import GenerateSpec
 
 @dataclass(frozen=True)
 class Placed:
-    """A made picture with its place in the whole result, and what its file is called after."""
+    """An image of a shard with its output index, which names its file in the merged result."""
 
-    index: int
-    number: int
+    output_index: int
     made: Made
 
 
@@ -50,7 +49,7 @@ def run(spec: GenerateSpec, ctx: JobContext, parts: list[Iterable[Made]]) -> dic
         reason = ctx.stop_reason()
         if reason is not None:
             raise StopRequested(reason)
-        sink.adopt(placed.made, index=placed.index, number=placed.number)
+        sink.adopt(placed.made, output_index=placed.output_index)
         failpoint("gather.adopted")
         if not pages.full:
             pages.add(sink.pixels(placed.made))
@@ -73,19 +72,17 @@ def run(spec: GenerateSpec, ctx: JobContext, parts: list[Iterable[Made]]) -> dic
 
 
 def _all(parts: list[Iterable[Made]]) -> Iterator[Placed]:
-    """All pictures, called after their draw."""
-    index = 0
+    """Yield all images; the output index is the sample index."""
     for part in parts:
         for made in part:
-            yield Placed(index, made.record["draw"], made)
-            index += 1
+            yield Placed(made.record["draw"], made)
 
 
 def _best(parts: list[Iterable[Made]], keep: int) -> Iterator[Placed]:
-    """The best of all, best first, called after their rank. Of equal scores the earlier draw is better."""
+    """Yield the best images, best first; the output index is the rank. Ties go to the lower sample index."""
     import heapq
 
     # Each part comes best first, so that no more than one line of each is in memory.
     merged = heapq.merge(*parts, key=lambda made: (-made.record["score"], made.record["draw"]))
-    for index, made in enumerate(islice(merged, keep)):
-        yield Placed(index, index, made)
+    for rank, made in enumerate(islice(merged, keep)):
+        yield Placed(rank, made)

@@ -22,11 +22,11 @@ class Shown:
         self.is_film = bool(spec.interpolate)
         self.first = COLUMNS if spec.grid_epochs else 0
         self.frames: list[NDArray[np.uint8]] = []
-        self.draws: list[int] = []
+        self.sample_indices: list[int] = []
 
-    def add(self, draw: int, picture_HW3: "NDArray[np.uint8] | None" = None) -> None:
-        if len(self.draws) < self.first:
-            self.draws.append(draw)
+    def add(self, sample_index: int, picture_HW3: "NDArray[np.uint8] | None" = None) -> None:
+        if len(self.sample_indices) < self.first:
+            self.sample_indices.append(sample_index)
         if self.is_film and picture_HW3 is not None:
             # A copy: it may be a view of its whole micro-batch, or of memory that is used again.
             self.frames.append(picture_HW3.copy())
@@ -52,7 +52,7 @@ def finish(spec: GenerateSpec, ctx: JobContext, sink: ImageSink, shown: Shown) -
             if (reason := ctx.stop_reason()) is not None:
                 raise StopRequested(reason)
 
-        facts |= epoch_grid.write(spec, shown.draws, ctx.models(), sink, ask=ask)
+        facts |= epoch_grid.write(spec, shown.sample_indices, ctx.models(), sink, ask=ask)
         ctx.log(f"rows of grids/epoch_grid.png, from the top: epochs {', '.join(map(str, facts['epochs']))}")
     if "note" in facts:
         ctx.log(facts["note"])

@@ -61,9 +61,11 @@ class Truncated:
         self.latents = latents
         self.limit = limit
 
-    def rows(self, draws: Iterable[int], *, mean: float = 0.0, std: float = 1.0, retry: int = 0) -> Tensor:
-        """float32 (len(draws), nz)."""
-        plain_NZ = self.latents.rows(draws, retry=retry).double()
+    def rows(
+        self, sample_indices: Iterable[int], *, mean: float = 0.0, std: float = 1.0, retry: int = 0
+    ) -> Tensor:
+        """float32 (len(sample_indices), nz)."""
+        plain_NZ = self.latents.rows(sample_indices, retry=retry).double()
         below = math.erfc(self.limit / math.sqrt(2)) / 2  # the share that lies under −limit
         within_NZ: Tensor = torch.special.ndtri(below + torch.special.ndtr(plain_NZ) * (1 - 2 * below))
         return within_NZ.clamp_(-self.limit, self.limit).to(torch.float32).mul_(std).add_(mean)

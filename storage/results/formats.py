@@ -49,16 +49,16 @@ class Container(Protocol):
     def begin(self) -> None:
         """Make what must be there before the first picture."""
 
-    def put(self, number: int, data: bytes, record: dict[str, Any]) -> Where:
+    def put(self, output_index: int, data: bytes, record: dict[str, Any]) -> Where:
         """
         Write one picture.
 
         Args:
-            number: what it is called after.
+            output_index: names its file.
             record: its line: seed, draw, score, bytes, sha256, and shape where the codec has none.
         """
 
-    def adopt(self, number: int, made: Made) -> Where:
+    def adopt(self, output_index: int, made: Made) -> Where:
         """Take over a picture that a part of the job has made."""
 
     def disk_bytes(self, size: int) -> int:
@@ -116,8 +116,8 @@ class Folder:
         self.temp.mkdir()
         self._block = os.statvfs(self.temp).f_frsize or 1
 
-    def put(self, number: int, data: bytes, record: dict[str, Any]) -> Where:
-        name = self._name(number)
+    def put(self, output_index: int, data: bytes, record: dict[str, Any]) -> Where:
+        name = self._name(output_index)
         # Three system calls; open() would make six, and a picture is little more than its file.
         fd = os.open(f"{self.temp}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
@@ -127,9 +127,9 @@ class Folder:
             os.close(fd)
         return {"file": f"{IMAGES}/{name}"}
 
-    def adopt(self, number: int, made: Made) -> Where:
+    def adopt(self, output_index: int, made: Made) -> Where:
         """A hard link: no byte is written twice, and the part's own folder may go afterwards."""
-        name = self._name(number)
+        name = self._name(output_index)
         try:
             os.link(made.path, f"{self.temp}/{name}")
         except OSError as exc:
@@ -138,8 +138,8 @@ class Folder:
             shutil.copyfile(made.path, self.temp / name)
         return {"file": f"{IMAGES}/{name}"}
 
-    def _name(self, number: int) -> str:
-        return f"{number:0{DIGITS}d}{self.codec.suffix}"
+    def _name(self, output_index: int) -> str:
+        return f"{output_index:0{DIGITS}d}{self.codec.suffix}"
 
     def disk_bytes(self, size: int) -> int:
         return -(-size // self._block) * self._block
@@ -203,11 +203,11 @@ class Tars:
         self.tars.append(HashedFile(self.folder / f"{name}{self.mark}", name))
         self._in_this = 0
 
-    def put(self, number: int, data: bytes, record: dict[str, Any]) -> Where:
+    def put(self, output_index: int, data: bytes, record: dict[str, Any]) -> Where:
         if self._in_this == PICTURES_IN_A_TAR:
             self._end()
             self._next()
-        about = tarfile.TarInfo(f"{number:0{DIGITS}d}{self.codec.suffix}")
+        about = tarfile.TarInfo(f"{output_index:0{DIGITS}d}{self.codec.suffix}")
         about.size = len(data)
         tar = self.tars[-1]
         tar.write(about.tobuf(tarfile.USTAR_FORMAT))
@@ -217,8 +217,8 @@ class Tars:
         self._in_this += 1
         return {"file": tar.name, "member": about.name, "offset": offset}
 
-    def adopt(self, number: int, made: Made) -> Where:
-        return self.put(number, bytes_of(made), made.record)
+    def adopt(self, output_index: int, made: Made) -> Where:
+        return self.put(output_index, bytes_of(made), made.record)
 
     def disk_bytes(self, size: int) -> int:
         return size + -size % tarfile.BLOCKSIZE + tarfile.BLOCKSIZE
@@ -269,7 +269,7 @@ class Npz:
         self._numbers = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - closed by finish(), discard()
         self._scores = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
 
-    def put(self, number: int, data: bytes, record: dict[str, Any]) -> Where:
+    def put(self, output_index: int, data: bytes, record: dict[str, Any]) -> Where:
         import numpy as np
 
         assert self.file is not None
@@ -291,8 +291,8 @@ class Npz:
         npy.write_array_header_1_0(member, {"descr": kind, "fortran_order": False, "shape": shape})
         return member
 
-    def adopt(self, number: int, made: Made) -> Where:
-        return self.put(number, bytes_of(made), made.record)
+    def adopt(self, output_index: int, made: Made) -> Where:
+        return self.put(output_index, bytes_of(made), made.record)
 
     def disk_bytes(self, size: int) -> int:
         return size + 16

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.context import Made, Picture
+from jobs.context import GeneratedImage, Made
 from jobs.errors import StorageError
 from jobs.failpoints import failpoint
 from storage.results.codecs import decode, encode_png
@@ -93,11 +93,11 @@ class ImageFiles:
             if RESULT.fullmatch(left.name.split(TEMP_MARK)[0]):
                 _remove(left)
 
-    def add(self, pictures: Iterable[Picture]) -> None:
+    def add(self, images: Iterable[GeneratedImage]) -> None:
         try:
             self._begin()
-            for picture in pictures:
-                self._write(picture)
+            for image in images:
+                self._write(image)
             if (coming := self._coming()) is not None:
                 require_room(self.folder, coming)
         except OSError as exc:
@@ -114,45 +114,39 @@ class ImageFiles:
         begun = max(self.written, 1)
         return (self.total - self.written) * self._on_disk // begun
 
-    def _write(self, picture: Picture) -> None:
-        self._expect(picture.index)
-        number = picture.index if picture.number is None else picture.number
-        data = self.codec.encode(picture.pixels_HW3, self.quality)
-        record = {**picture.record, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    def _write(self, image: GeneratedImage) -> None:
+        output_index = self.written if image.output_index is None else image.output_index
+        data = self.codec.encode(image.pixels_HW3, self.quality)
+        record = {**image.record, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         if not self.codec.suffix:
-            record["shape"] = list(picture.pixels_HW3.shape)
+            record["shape"] = list(image.pixels_HW3.shape)
         self._on_disk += self.container.disk_bytes(len(data))
-        where = self.container.put(number, data, record)
+        where = self.container.put(output_index, data, record)
         failpoint("pictures.written")
-        self._list(picture.index, where, record)
+        self._add_line(where, record)
 
-    def adopt(self, made: Made, *, index: int, number: int) -> None:
-        self._expect(index)
+    def adopt(self, made: Made, *, output_index: int) -> None:
         try:
             self._begin()
-            self._list(index, self.container.adopt(number, made), made.record)
+            self._add_line(self.container.adopt(output_index, made), made.record)
         except OSError as exc:
             self.discard()
             raise_storage_error(exc, self.folder, needed=self._coming())
 
-    def _expect(self, index: int) -> None:
-        if index != self.written:
-            raise StorageError(f"picture {index} came where {self.written} was due")
-
-    def _list(self, index: int, where: Where, record: dict[str, Any]) -> None:
-        """The picture's line in the manifest."""
-        self._tell({"index": index, **where, **record})
+    def _add_line(self, where: Where, record: dict[str, Any]) -> None:
+        """Add an image's line to the manifest; `index` counts the lines."""
+        self._write_line({"index": self.written, **where, **record})
         self.bytes += record["bytes"]
         self.written += 1
 
-    def _tell(self, facts: dict[str, Any]) -> None:
+    def _write_line(self, facts: dict[str, Any]) -> None:
         line = json.dumps(facts).encode() + b"\n"
         self._lines.append(line)
         self._digest.update(line)
         if len(self._lines) == LINES_AT_ONCE:
-            self._write_lines()
+            self._flush_lines()
 
-    def _write_lines(self) -> None:
+    def _flush_lines(self) -> None:
         """A million lines belong on the volume, not into memory."""
         with open(self.manifest, "ab") as file:
             file.writelines(self._lines)
@@ -192,8 +186,8 @@ class ImageFiles:
         try:
             self._begin()
             for line in self.container.finish():
-                self._tell(line)
-            self._write_lines()
+                self._write_line(line)
+            self._flush_lines()
             sync_filesystem(self.folder)
             failpoint("pictures.synced")
             there = [name for _, name in self.container.renames()]

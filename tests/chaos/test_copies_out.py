@@ -12,7 +12,7 @@ import psutil
 import pytest
 from machine import until
 
-from jobs.context import Picture
+from jobs.context import GeneratedImage
 from storage.results.reader import verify_manifest
 from storage.results.writer import ImageFiles
 
@@ -23,7 +23,7 @@ COPY += "print(copy_out(Path(sys.argv[1]), sys.argv[2]))"
 
 def published(folder: Path, *, brightness: int = 0) -> None:
     sink = ImageFiles(folder)
-    sink.add(Picture(i, np.full((8, 8, 3), (i + brightness) % 256, np.uint8), {}) for i in range(COUNT))
+    sink.add(GeneratedImage(np.full((8, 8, 3), (i + brightness) % 256, np.uint8), {}) for i in range(COUNT))
     sink.add_grid("grid-0000", np.zeros((8, 8, 3), np.uint8))
     sink.publish()
 

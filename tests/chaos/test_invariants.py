@@ -19,7 +19,7 @@ from sqlalchemy.event import listen, remove
 from tables import beat_of, set_columns
 from volumes import Files
 
-from jobs.context import Picture
+from jobs.context import GeneratedImage
 from jobs.errors import DatasetError
 from storage.db.engine import Database
 from storage.db.rows import Lease
@@ -86,7 +86,7 @@ def world(database, store, settings, job_factory, running_job_factory, claim) ->
     folder = volume.attempt(lease.job_id, lease.attempt)
     sink = ImageFiles(folder)
     drawn = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), dtype=np.uint8)
-    sink.add(Picture(index, pixels, {"seed": index}) for index, pixels in enumerate(drawn))
+    sink.add(GeneratedImage(pixels, {"seed": index}) for index, pixels in enumerate(drawn))
     sink.add_grid("grid-0000", drawn[0])
     sink.add_file("film.gif", b"a film of three pictures")
     made = sink.publish()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.context import Picture
+from jobs.context import GeneratedImage
 from jobs.kinds import SPEC_VERSION
 from storage.db.engine import Database
 from storage.db.queries import Queries
@@ -89,7 +89,7 @@ def generate(store: JobStore, volume: Volume, key: str) -> None:
     sink = ImageFiles(volume.attempt(lease.job_id, lease.attempt), total=PICTURES)
     pixels = np.random.default_rng(0).integers(0, 255, (PICTURES, 16, 16, 3), dtype=np.uint8)
     mark("pictures")
-    sink.add(Picture(index, pixels[index], {"seed": 0, "draw": index}) for index in range(PICTURES))
+    sink.add(GeneratedImage(pixels[index], {"seed": 0, "draw": index}) for index in range(PICTURES))
     sink.add_grid("grid-0000", pixels[0])
     facts = sink.publish()
     mark("published")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.context import CheckpointKind, Images, Made, Part, Picture, Sample, Snapshot
+from jobs.context import CheckpointKind, GeneratedImage, Images, Made, Part, Sample, Snapshot
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,17 +54,15 @@ class Saved:
 class LocalSink:
     """Holds what was added; `published` stays False until publish()."""
 
-    pictures: list[Picture] = field(default_factory=list)
+    pictures: list[GeneratedImage] = field(default_factory=list)
     grids: "dict[str, NDArray[np.uint8]]" = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     published: bool = False
 
-    def add(self, pictures: Iterable[Picture]) -> None:
-        for picture in pictures:
-            assert picture.index == len(self.pictures), "indices come in rising order"
-            self.pictures.append(picture)
+    def add(self, images: Iterable[GeneratedImage]) -> None:
+        self.pictures.extend(images)
 
-    def adopt(self, made: Made, *, index: int, number: int) -> None:
+    def adopt(self, made: Made, *, output_index: int) -> None:
         raise AssertionError("a job without parts adopts nothing")
 
     def shown(self, pixels_HW3: "NDArray[np.uint8]") -> "NDArray[np.uint8]":

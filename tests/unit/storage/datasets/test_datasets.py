@@ -21,7 +21,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from jobs.context import Picture
+from jobs.context import GeneratedImage
 from jobs.errors import (
     DatasetError,
     DiskFullError,
@@ -725,7 +725,7 @@ def result(tmp_path: Path) -> Callable[[str], Path]:
         folder.mkdir()
         sink = ImageFiles(folder, format=format, total=5)
         sink.add(
-            Picture(number, np.full((8, 8, 3), number, np.uint8), {"draw": number, "seed": 0, "score": None})
+            GeneratedImage(np.full((8, 8, 3), number, np.uint8), {"draw": number, "seed": 0, "score": None})
             for number in range(5)
         )
         sink.add_grid("grid-0000", np.zeros((16, 24, 3), np.uint8))

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from results import result_files
 
-from jobs.context import Picture
+from jobs.context import GeneratedImage
 from jobs.errors import DiskFullError, StorageError
 from jobs.generation import merge_shards
 from jobs.specs import GenerateSpec
@@ -38,7 +38,7 @@ def pixels(seed: int) -> np.ndarray:
 def write(folder: Path, format: str, numbers: range, *, total: int | None = None) -> ImageFiles:
     sink = ImageFiles(folder, format=format, total=len(numbers) if total is None else total)
     sink.add(
-        Picture(i, pixels(n), {"seed": 7, "draw": n, "score": None}, number=n) for i, n in enumerate(numbers)
+        GeneratedImage(pixels(n), {"seed": 7, "draw": n, "score": None}, output_index=n) for n in numbers
     )
     return sink
 
@@ -99,7 +99,7 @@ def test_gathered_parts_are_the_bytes_of_one_that_was_not_split(format, cuts, tm
     gathered = ImageFiles(tmp_path / "gathered", format=format, total=10)
     spec = GenerateSpec.create(source=1, count=10, format=format, grid=0)
     for placed in merge_shards._all(parts):
-        gathered.adopt(placed.made, index=placed.index, number=placed.number)
+        gathered.adopt(placed.made, output_index=placed.output_index)
     facts = gathered.publish()
     assert result_files(tmp_path / "gathered") == result_files(tmp_path / "whole")
     assert verify_manifest(tmp_path / "gathered", manifest_sha256=facts["manifest_sha256"]) == spec.total
@@ -158,11 +158,11 @@ def test_memory_does_not_grow_with_the_number_of_pictures(format, tmp_path, monk
         tracemalloc.start()
         sink = ImageFiles(tmp_path / f"a{count}", format=format, total=count)
         for i in range(count):
-            sink.add([Picture(i, picture, {"seed": 7, "draw": i, "score": None})])
+            sink.add([GeneratedImage(picture, {"seed": 7, "draw": i, "score": None})])
         digest = sink.publish()["manifest_sha256"]
         whole = ImageFiles(tmp_path / f"w{count}", format=format, total=count)
         for placed in merge_shards._all([read_manifest(tmp_path / f"a{count}", digest)]):
-            whole.adopt(placed.made, index=placed.index, number=placed.number)
+            whole.adopt(placed.made, output_index=placed.output_index)
         whole.publish()
         assert verify_manifest(tmp_path / f"w{count}") == count
         peak = tracemalloc.get_traced_memory()[1]
@@ -203,7 +203,8 @@ def test_a_disk_that_fills_at_seven_tenths_is_told_leaves_nothing_and_works_agai
         sink = ImageFiles(folder, format=format, total=40)
         for start in range(0, 40, 5):
             sink.add(
-                Picture(i, noise[i], {"seed": 0, "draw": i, "score": None}) for i in range(start, start + 5)
+                GeneratedImage(noise[i], {"seed": 0, "draw": i, "score": None})
+                for i in range(start, start + 5)
             )
         return sink
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.context import Picture
+from jobs.context import GeneratedImage
 from jobs.errors import ForeignFileError, StorageError
 from storage.results.codecs import encode_png, write_png
 from storage.results.files import require_sha256, verify_files, write_files
@@ -23,7 +23,7 @@ def pixels(seed: int, size: int = 24) -> np.ndarray:
 
 def filled(folder: Path, count: int = 10) -> ImageFiles:
     sink = ImageFiles(folder)
-    sink.add(Picture(i, pixels(i), {"seed": 7, "draw": i, "score": None}) for i in range(count))
+    sink.add(GeneratedImage(pixels(i), {"seed": 7, "draw": i, "score": None}) for i in range(count))
     sink.add_grid("grid-0000", pixels(99, 64))
     return sink
 
@@ -79,12 +79,6 @@ def test_a_result_that_was_harmed_does_not_verify(harm, tmp_path) -> None:
         verify_manifest(tmp_path / "a1")
 
 
-def test_a_gap_in_the_indices_is_refused(tmp_path) -> None:
-    sink = ImageFiles(tmp_path / "a1")
-    with pytest.raises(StorageError, match="came where 0 was due"):
-        sink.add([Picture(1, pixels(1))])
-
-
 def test_leftovers_of_a_killed_attempt_are_swept_and_never_published(tmp_path) -> None:
     filled(tmp_path / "a1", count=15)  # killed before it was published
     filled(tmp_path / "a1", count=3).publish()
@@ -116,9 +110,9 @@ def test_a_folder_that_holds_pictures_already_is_not_written_to(tmp_path) -> Non
     assert [one.name for one in (tmp_path / "out").iterdir()] == ["images"]
 
 
-def test_a_picture_is_called_after_its_number(tmp_path) -> None:
+def test_an_image_file_is_named_by_its_output_index(tmp_path) -> None:
     sink = ImageFiles(tmp_path / "a1")
-    sink.add(Picture(i, pixels(i), {}, number=number) for i, number in enumerate((7, 1000)))
+    sink.add(GeneratedImage(pixels(0), output_index=index) for index in (7, 1000))
     sink.publish()
     assert sorted(one.name for one in (tmp_path / "a1" / "images").iterdir()) == ["000007.png", "001000.png"]
     assert verify_manifest(tmp_path / "a1") == 2
