@@ -75,7 +75,7 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
             urls = {"GANQ_REDIS_URL": redis.url.removesuffix("0") + str(number)}
             if database:
                 urls["GANQ_DATABASE_URL"] = database
-            queue = stage.enter_context(stack.Queue(work / f"dispatch-{name.lower()}", **urls))
+            queue = stage.enter_context(stack.Queue(work / f"dispatch-{name.lower()}", env=urls))
             pieces[f"ganq on {name}"] = _ganq(queue, _tiny_model(work, queue))
         series = alternate(pieces, rounds or 60, watch=watch, warm_up=3, say=lambda line: None)
     return _ratios(series.values), series.values

@@ -32,7 +32,7 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
     with (
         stack.Queue(work / "generate-queue") as queue,
         stack.Child("benchmarks.plain_dcgan", "serve") as plain,
-        stack.Child("benchmarks.in_process", **thread_policy({}), **memory_policy({})) as local,
+        stack.Child("benchmarks.in_process", env={**thread_policy({}), **memory_policy({})}) as local,
     ):
         for ngf, count in COUNTS.items():
             label = f"generate {count:,}, ngf {ngf}"

@@ -20,11 +20,11 @@ SECONDS = 2.0
 FIRST = 20
 """Batches that do not count."""
 RUNS: dict[str, dict[str, Any]] = {
-    "origin, ngf 64, batch 256": {"recipe": "dcgan"},
-    "plus, ngf 64, batch 32": {"recipe": "sngan"},
-    "pairs, ngf 64, batch 32": {"recipe": "rpgan"},
-    "pairs, ngf 32, batch 32": {"recipe": "rpgan", "ngf": 32, "ndf": 32},
-    "r3, ngf 64, batch 64": {"recipe": "r3gan"},
+    "dcgan, ngf 64, batch 256": {"recipe": "dcgan"},
+    "sngan, ngf 64, batch 32": {"recipe": "sngan"},
+    "rpgan, ngf 64, batch 32": {"recipe": "rpgan"},
+    "rpgan, ngf 32, batch 32": {"recipe": "rpgan", "ngf": 32, "ndf": 32},
+    "r3gan, ngf 64, batch 64": {"recipe": "r3gan"},
 }
 
 

@@ -31,7 +31,7 @@ def rq(url: str, jobs: int) -> float:
     made = [queue.enqueue("benchmarks.peer_queues.note") for _ in range(jobs)]
     Worker([queue], connection=connection).work(burst=True, logging_level="WARNING")
     for one in made:
-        one.refresh()
+        one.refresh()  # type: ignore[no-untyped-call]
     ends = sorted(one.ended_at.timestamp() for one in made if one.ended_at is not None)
     return (len(ends) - 1) / (ends[-1] - ends[0])
 

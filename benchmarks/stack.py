@@ -46,13 +46,15 @@ def faces(work: Path, count: int = FACES) -> Path:
 class Child:
     """A warm process that answers orders, one JSON line each."""
 
-    def __init__(self, module: str, *arguments: str, cores: Collection[int] = (), **env: str) -> None:
+    def __init__(
+        self, module: str, *arguments: str, env: Mapping[str, str] | None = None, cores: Collection[int] = ()
+    ) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=clean_environment(**env),
+            env=clean_environment(**(env or {})),
             preexec_fn=partial(os.sched_setaffinity, 0, cores) if cores else None,
         )
         self._answer()
@@ -92,7 +94,7 @@ class Queue:
     Args:
         workers: options of `ganq up`; one worker on all cores by default.
         cores: what all of it is bound to; what this process may use by default.
-        urls: GANQ_DATABASE_URL and GANQ_REDIS_URL; SQLite and the embedded Redis by default.
+        env: more of its environment, as GANQ_DATABASE_URL; SQLite and the embedded Redis by default.
     """
 
     def __init__(
@@ -101,10 +103,10 @@ class Queue:
         *,
         workers: tuple[str, ...] = ("--gpus", "none"),
         cores: Collection[int] | None = None,
-        **urls: str,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.workers, self.cores = workers, cores or os.sched_getaffinity(0)
-        self.env = clean_environment(GANQ_HOME=str(home), **urls)
+        self.env = clean_environment(GANQ_HOME=str(home), **(env or {}))
         self.settings = Settings.load(self.env)
         home.mkdir(parents=True, exist_ok=True)
         self.log = open(home / "up.log", "ab")  # noqa: SIM115 - the stack keeps writing to it

@@ -49,7 +49,7 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
             urls = {"GANQ_REDIS_URL": f"{base}{number}", "PYTHONPATH": noop}
             if name == "Postgres":
                 urls["GANQ_DATABASE_URL"] = postgres.url(postgres.create())
-            queue = stage.enter_context(stack.Queue(work / f"throughput-{name.lower()}", **urls))
+            queue = stage.enter_context(stack.Queue(work / f"throughput-{name.lower()}", env=urls))
             pieces[f"ganq on {name}"] = _ganq(queue)
         pieces["RQ"] = _peer("rq", lambda: f"{base}3")
         pieces["Huey"] = _peer("huey", lambda: f"{base}4")
@@ -70,7 +70,7 @@ def _celery(redis_url: str) -> Any:
     def piece() -> dict[str, float]:
         for _ in range(JOBS):
             send()
-        began = []
+        began: list[float] = []
         while len(began) < JOBS:
             answer = answers.blpop([bare_celery.ANSWERS], timeout=30)
             assert answer is not None

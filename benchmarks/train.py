@@ -22,7 +22,7 @@ wait, as the runner's do (OMP_WAIT_POLICY=PASSIVE), so that what is left between
 queue; `own loop, libgomp's spin` looks 300,000 times, which helps on a quiet machine and
 starves its neighbours on a busy one. A stall is how long training stood still for
 a checkpoint: the longest of a run, median over the runs; the final one is waited for by design.
-The tutorial's own grids, every --save-every epochs of the origin, need one pass of G over a whole
+The tutorial's own grids, every --save-every epochs of dcgan, need one pass of G over a whole
 batch in the loop, because it moves the statistics that are saved next: that pass is in the
 stall of the line without a bar."""
 
@@ -30,8 +30,8 @@ STALL_MS = 50.0
 BY_EPOCHS = {"batch": 64, "epochs": 2, "save_every": 1, "g_every": 5}
 STALLS: dict[str, dict[str, Any]] = {
     "ngf 64, batch 256, by the clock": {"recipe": "dcgan", "epochs": 1, "checkpoint_seconds": 2},
-    "plus, ngf 64, with its grid": {"recipe": "sngan", **BY_EPOCHS},
-    "origin, ngf 64, with the tutorial's pass": {"recipe": "dcgan", **BY_EPOCHS},
+    "sngan, ngf 64, with its grid": {"recipe": "sngan", **BY_EPOCHS},
+    "dcgan, ngf 64, with the tutorial's pass": {"recipe": "dcgan", **BY_EPOCHS},
 }
 """What is trained for a stall, and with which options."""
 
@@ -53,8 +53,8 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
     with (
         stack.Queue(work / "train-queue") as queue,
         stack.Child("benchmarks.plain_dcgan", "serve") as plain,
-        stack.Child("benchmarks.in_process", **thread_policy({}), **memory_policy({})) as own,
-        stack.Child("benchmarks.in_process", **memory_policy({})) as spinning,
+        stack.Child("benchmarks.in_process", env={**thread_policy({}), **memory_policy({})}) as own,
+        stack.Child("benchmarks.in_process", env=memory_policy({})) as spinning,
     ):
         for options in SIZES:
             label = f"ngf {options['ngf']}, batch {options['batch']}"

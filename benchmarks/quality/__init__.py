@@ -1,1 +1,1 @@
-"""Better pictures from few images: each recipe beside the origin, at equal time, through ganq's queue."""
+"""Better images from few: each recipe beside dcgan (the tutorial), at equal time, through ganq's queue."""

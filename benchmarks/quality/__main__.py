@@ -23,7 +23,7 @@ from jobs.recipes import DEFAULT_RECIPE
 
 STYLES = ("adventurer", "big-smile")
 SIZES = (2000, 500, 8000)
-RECIPES = ("origin", "plus", "pairs", "r3")
+RECIPES = ("dcgan", "sngan", "rpgan", "r3gan")
 SEEDS = (0, 1, 2)
 
 
@@ -115,7 +115,7 @@ def _plan(options: argparse.Namespace) -> list[Cell]:
     styles, seeds = options.styles.split(","), [int(one) for one in options.seeds.split(",")]
     sizes, recipes = [int(one) for one in options.sizes.split(",")], options.recipes.split(",")
     if options.must:
-        sizes, recipes, seeds = [2000], ["origin", DEFAULT_RECIPE], [0]
+        sizes, recipes, seeds = [2000], ["dcgan", DEFAULT_RECIPE], [0]
     plan = list(cells(styles, sizes, recipes, seeds))
     if options.ablate:
         whole = DEFAULT_RECIPE in recipes

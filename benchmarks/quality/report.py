@@ -9,8 +9,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.cells import ORIGIN_BATCH
+from benchmarks.quality.cells import DCGAN_BATCH
 from benchmarks.report import RESULTS, circumstances
+from jobs.renamed import renamed
 
 PAGE = RESULTS / "quality.md"
 COLUMNS = ROWS = 6
@@ -31,7 +32,7 @@ def joined(path: Path, done: Sequence[Facts]) -> tuple[list[Facts], list[Facts]]
         ValueError: another number of pictures than a cell of this run that differs in its seed alone.
     """
     earlier = json.loads(path.read_text())
-    cells = [{"minutes": earlier["minutes"], **one} for one in earlier["cells"]]
+    cells = [renamed({"minutes": earlier["minutes"], **one}) for one in earlier["cells"]]
     alike = ("style", "pictures", "minutes", "recipe")
     for one, here in product(cells, done):
         if all(one[key] == here[key] for key in alike) and one["images"] != here["images"]:
@@ -83,16 +84,16 @@ def write(
 
 
 def ratio_table(done: Sequence[Facts]) -> list[Facts]:
-    """Medians over seeds of each (style, pictures, minutes, recipe), and their ratio to the origin's KID."""
+    """Medians over seeds of each (style, pictures, minutes, recipe), and their ratio to the KID of dcgan."""
     groups: dict[tuple[str, int, float, str], list[Facts]] = defaultdict(list)
     for one in done:
         groups[one["style"], one["pictures"], one["minutes"], one["recipe"]].append(one)
     rows = []
     for (style, pictures, minutes, recipe), members in groups.items():
-        peers = groups.get((style, pictures, minutes, "origin"), ())
-        origin = {one["seed"]: one["best"]["kid"] for one in peers}
+        peers = groups.get((style, pictures, minutes, "dcgan"), ())
+        baseline = {one["seed"]: one["best"]["kid"] for one in peers}
         kids = [one["best"]["kid"] for one in members]
-        ratios = [one["best"]["kid"] / origin[one["seed"]] for one in members if one["seed"] in origin]
+        ratios = [one["best"]["kid"] / baseline[one["seed"]] for one in members if one["seed"] in baseline]
         rows.append(
             {
                 "style": style,
@@ -131,7 +132,7 @@ def _head(about: Facts) -> list[str]:
         f"Made by `python -m benchmarks.quality`, {about['at']}, commit {about['commit']}, on",
         f"{hardware['cpu']} ({hardware['cores']} cores):",
         f"as many epochs as {about['minutes']:g} minutes hold {by};",
-        f"96×96 pictures, ngf = ndf = 32, the origin in batches of {ORIGIN_BATCH}; one after",
+        f"96×96 pictures, ngf = ndf = 32, dcgan in batches of {DCGAN_BATCH}; one after",
         "the other through ganq's own queue. KID and FID are taken on EfficientNet-Lite0 (ImageNet), of",
         "2,000 samples of the best checkpoint beside the pictures that it was trained on.",
         "Less is better; the floor is that of one half of the training pictures against the other.",
@@ -149,7 +150,7 @@ def _tables(done: Sequence[Facts]) -> list[str]:
             if (RESULTS / name).exists():
                 lines += [f"![samples of each recipe, in the order of the table]({name})", ""]
             lines += [
-                "| recipe | KID best (spread over seeds) | to origin | KID last | floor | SWD | precision "
+                "| recipe | KID best (spread over seeds) | to dcgan | KID last | floor | SWD | precision "
                 "| recall | copies? | seeds | pictures seen | min |",
                 "|---|---|---|---|---|---|---|---|---|---|---|---|",
             ]
