@@ -24,7 +24,7 @@ from storage.db.schema import prepare
 from storage.settings import WORD, WORD_HINT, Settings
 from worker.celery_bridge import environment
 from worker.celery_bridge.notify import queue_key
-from worker.celery_bridge.wakeup import WAKE_ENV, knock, knock_path
+from worker.celery_bridge.wakeup import WAKE_ENV, send_received
 from worker.host import cores as core_units
 from worker.host import gpu, logs
 from worker.host.cores import Cores
@@ -201,14 +201,14 @@ class Worker:
         keeper = threading.Thread(target=self._keep_and_leave, name="keeper", daemon=True)
         until_started(keeper.start, "the thread keeper", log)
         worker_shutting_down.connect(lambda **_: self._stop(), weak=False)
-        task_received.connect(lambda **_: knock(self.environment[WAKE_ENV]), weak=False)
+        task_received.connect(lambda **_: send_received(self.environment[WAKE_ENV]), weak=False)
         try:
             self._run_celery()
         finally:
             if self.told is not self.supervisor:
                 self._stop()
             self.drained.wait(timeout=self.settings.drain_seconds + 30)
-            self._remove_sockets()
+            self._remove_socket()
         return self.exit_code
 
     def _run_celery(self) -> None:
@@ -219,7 +219,7 @@ class Worker:
         Celery's worker. It is then started again, the bells thrown away: the message would
         come back, and the dispatcher rings again. The supervisor works on meanwhile.
         """
-        from worker.celery_bridge.tasks import register
+        from worker.celery_bridge.app import register_task
 
         def on_signal(*_: Any) -> None:
             self._stop()
@@ -227,7 +227,7 @@ class Worker:
         arguments = ["--quiet", "worker", "--hostname", f"{self.name}@%h", "--loglevel", "WARNING"]
         arguments += ["--queues", ",".join(self.keys)]
         arguments += ["--without-gossip", "--without-mingle", "--pool", "prefork", "--concurrency", "1"]
-        register(self.app)
+        register_task(self.app)
         tries = 0
         while not self.stopping:
             began = time.monotonic()
@@ -347,12 +347,11 @@ class Worker:
         log.warning("Celery does not end (does Redis hang?): leaving without it")
         for child in active_children():
             os.kill(child.pid, signal.SIGKILL)
-        self._remove_sockets()
+        self._remove_socket()
         os._exit(self.exit_code)
 
-    def _remove_sockets(self) -> None:
-        for path in (self.environment[WAKE_ENV], knock_path(self.environment[WAKE_ENV])):
-            Path(path).unlink(missing_ok=True)
+    def _remove_socket(self) -> None:
+        Path(self.environment[WAKE_ENV]).unlink(missing_ok=True)
 
 
 class Fleet:

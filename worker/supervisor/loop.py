@@ -42,7 +42,7 @@ from storage.db.workers import WorkerStore
 from storage.reachable import HINT
 from storage.settings import Settings
 from storage.volume.layout import Volume
-from worker.celery_bridge.wakeup import WAKE_ENV
+from worker.celery_bridge.wakeup import WAKE_ENV, WakeSocket
 from worker.host import logs
 from worker.host.embedded_redis import runtime_folder
 from worker.host.process import boot_id, die_with_parent, has_died, start_ticks
@@ -56,7 +56,6 @@ from worker.supervisor.retention import Retention, shard_folders
 from worker.supervisor.runner_process import RunnerProcess
 from worker.supervisor.status_socket import StatusSocket, status_socket_path
 from worker.supervisor.volume_watch import VolumeWatch
-from worker.supervisor.wake_socket import WakeSocket
 from worker.supervisor.watchdog import CANCEL_GRACE_S, HASTE_S, SAME_SIGNAL_S, time_limit_error
 
 log = logging.getLogger("ganq.supervisor")
@@ -103,10 +102,10 @@ class Supervisor:
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self.selector.register(self._wake_read, selectors.EVENT_READ, "wake")
-        self.bells = WakeSocket(wake_socket)
-        self.selector.register(self.bells.listener, selectors.EVENT_READ, "bell")
-        self.selector.register(self.bells.knocks, selectors.EVENT_READ, "knock")
-        self.knock_answer: str | None = None  # for the ring that follows a knock
+        self.wake_socket = WakeSocket(wake_socket)
+        self.selector.register(self.wake_socket.listener, selectors.EVENT_READ, "notification")
+        self.early_answer: str | None = None
+        """Outcome of the claim for a notification whose task has not connected yet."""
 
         offer = partial(self.store.offer_to_yield, who=who, kinds=self.kinds)
         self.heartbeat = Heartbeat(
@@ -176,9 +175,7 @@ class Supervisor:
                 with suppress(BlockingIOError):
                     while os.read(self._wake_read, 4096):
                         pass
-            elif key.data == "knock":
-                self._receive_wakes()
-            elif key.data == "bell":
+            elif key.data == "notification":
                 self._answer_notification()
             elif key.data == "runner":
                 self._receive_from_runner()
@@ -227,20 +224,18 @@ class Supervisor:
         with suppress(BlockingIOError):
             os.write(self._wake_write, b"!")
 
-    # --- bells ----------------------------------------------------------------------------
-
-    def _receive_wakes(self) -> None:
-        if self.bells.knocked():
-            self.knock_answer = self._look()
+    # --- notifications --------------------------------------------------------------------
 
     def _answer_notification(self) -> None:
-        self._receive_wakes()  # a knock comes before its ring
-        sock = self.bells.accept()
-        answer, self.knock_answer = self.knock_answer or self._look(), None
+        task = self.wake_socket.accept()
+        if task is None:
+            self.early_answer = self._look()
+            return
+        answer, self.early_answer = self.early_answer or self._look(), None
         if self.lease is not None or answer == "busy":
-            self.bells.keep(sock, answer)
+            self.wake_socket.hold(task, answer)
         else:
-            self.bells.send_away(sock, answer)
+            self.wake_socket.answer(task, answer)
 
     def _look(self) -> str:
         """Something waits: claim it, if this worker is free."""
@@ -311,7 +306,7 @@ class Supervisor:
                 self.holder.settle(exc.code, self.store.fail, lease, exc)
             except OSError:
                 self.holder.settle("crashed", self.store.crashed, lease, "the runner died as the job began")
-        self.bells.dismiss()
+        self.wake_socket.release()
         return False
 
     def _should_see_volume(self) -> bool:
@@ -585,7 +580,7 @@ class Supervisor:
     def _close(self) -> None:
         self.heartbeat.stop()
         self.recovery.stop()
-        self.bells.close()
+        self.wake_socket.close()
         self.runner.kill()
         self.volume_watch.close()
         with suppress(GanqError):

@@ -1,4 +1,4 @@
-"""The Celery application is an inert doorbell: JSON only, one task, no remote control, early ack."""
+"""The Celery application takes only JSON, has one task and no remote control, and acknowledges early."""
 
 import json
 import subprocess
@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from worker.celery_bridge.app import TASK, make_app, queue_key, send_notification
-from worker.celery_bridge.tasks import register
+from worker.celery_bridge.app import TASK, make_app, queue_key, register_task, send_notification
 
 pytestmark = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 
@@ -15,7 +14,7 @@ pytestmark = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 @pytest.fixture
 def app(settings):
     app = make_app(settings)
-    register(app)
+    register_task(app)
     yield app
     app.close()
 
@@ -24,7 +23,7 @@ def test_one_task_is_registered(app) -> None:
     assert [name for name in app.tasks if not name.startswith("celery.")] == [TASK]
 
 
-def test_no_thread_gets_an_application_made_from_somebody_elses_celeryconfig(app) -> None:
+def test_no_thread_gets_an_application_made_from_a_foreign_celeryconfig(app) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     from celery import current_app
@@ -33,7 +32,7 @@ def test_no_thread_gets_an_application_made_from_somebody_elses_celeryconfig(app
         assert pool.submit(current_app._get_current_object).result() is app
 
 
-def test_a_bell_is_taken_only_when_the_one_process_is_free(app) -> None:
+def test_a_notification_is_fetched_only_when_the_pool_process_is_free(app) -> None:
     conf = app.conf
     assert (conf.worker_concurrency, conf.worker_prefetch_multiplier, conf.worker_disable_prefetch) == (
         1,
@@ -50,12 +49,12 @@ def test_nothing_but_json_is_accepted_and_nothing_can_be_broadcast(app) -> None:
     assert app.conf.result_backend in (None, "disabled://")
 
 
-def test_a_redis_that_is_away_is_waited_for_without_end(app) -> None:
+def test_celery_waits_for_an_unavailable_redis_without_a_limit(app) -> None:
     assert app.conf.broker_connection_max_retries is None
     assert app.conf.broker_transport_options["visibility_timeout"] >= 7 * 24 * 3600
 
 
-def test_a_bell_is_a_small_json_message_with_a_hint(settings, redis_url) -> None:
+def test_a_notification_is_a_small_json_message_with_a_hint(settings, redis_url) -> None:
     import redis
 
     from worker.celery_bridge.notify import ring
@@ -69,7 +68,7 @@ def test_a_bell_is_a_small_json_message_with_a_hint(settings, redis_url) -> None
     assert len(raw[0]) < 2000
 
 
-def test_a_bell_is_what_celery_itself_would_have_sent(settings, redis_url, app) -> None:
+def test_a_notification_is_what_celery_itself_would_have_sent(settings, redis_url, app) -> None:
     import redis
 
     from worker.celery_bridge.notify import ring
@@ -79,7 +78,7 @@ def test_a_bell_is_what_celery_itself_would_have_sent(settings, redis_url, app) 
     assert ring(settings, 7, "default", "") is True
     ours, celerys = (json.loads(one) for one in client.lrange(queue_key("default"), 0, -1))
 
-    def but_ids(message: dict) -> dict:
+    def without_ids(message: dict) -> dict:
         found = {**message, "headers": dict(message["headers"]), "properties": dict(message["properties"])}
         for part, names in (("headers", ("id", "root_id", "origin")), ("properties", ("reply_to",))):
             for name in names:
@@ -88,12 +87,12 @@ def test_a_bell_is_what_celery_itself_would_have_sent(settings, redis_url, app) 
             assert found["properties"].pop(name)
         return found
 
-    assert but_ids(ours) == but_ids(celerys)
+    assert without_ids(ours) == without_ids(celerys)
     for one in (ours, celerys):
         assert one["headers"]["id"] == one["headers"]["root_id"] == one["properties"]["correlation_id"]
 
 
-def test_ringing_needs_no_celery(settings, redis_url) -> None:
+def test_notifying_needs_no_celery(settings, redis_url) -> None:
     code = (
         "import sys\nfrom storage.settings import Settings\nfrom worker.celery_bridge.notify import ring\n"
         f"settings = Settings.load({{'GANQ_REDIS_URL': {redis_url!r}, 'GANQ_HOME': '/nowhere'}})\n"
@@ -103,7 +102,7 @@ def test_ringing_needs_no_celery(settings, redis_url) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_ringing_without_redis_is_told_quickly_and_raises_nothing(settings) -> None:
+def test_notifying_without_redis_fails_quickly_and_raises_nothing(settings) -> None:
     from worker.celery_bridge.notify import ring
 
     assert ring(settings, 7, "default", "") is False

@@ -25,9 +25,9 @@ def test_files_in_the_temporary_folder_stay_young_and_come_back(
     monkeypatch.setattr(status_socket, "KEEP_EVERY_S", 0.05)
     supervisor = cast(Any, SimpleNamespace(who=SimpleNamespace(name="w1")))
     one = status_socket.StatusSocket(supervisor, folder / "live-7.sock")
-    mine = [folder / "live-7.sock", folder / "wake-7.sock", folder / "bell-7.sock", folder]
+    mine = [folder / "live-7.sock", folder / "wake-7.sock", folder]
     others = folder / "wake-77.sock"
-    for path in (mine[1], mine[2], others):
+    for path in (mine[1], others):
         path.touch()
     for path in (*mine, others):
         os.utime(path, (1e9, 1e9))
