@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from worker.doctor.check import Finding
 
 INDENT = 16
-COLOURS = {"ok": "green", "warn": "yellow", "bad": "red"}
+COLOURS = {"ok": "green", "warn": "yellow", "error": "red"}
 SHOWN = ("home", "volume", "database_url", "redis_url", "data", "user", "queues")
 """Settings that are always shown; the others only where they differ from their defaults."""
 SETTINGS_S = 5.0
@@ -33,20 +33,20 @@ def doctor(verify_data: bool, as_json: bool) -> int:
 
     Settings and their files, job table, workers, jobs that cannot move, Redis, volume
     and what lies on it, GPUs, torch. Changes nothing, and waits for nothing for long.
-    Exit code 1 if something is bad; a warning is not.
+    Exit code 1 if there is an error; warnings do not count.
     """
     from jobs.errors import GanqError
     from storage.settings import Settings
-    from worker.doctor.check import bad, within
+    from worker.doctor.check import error, within
 
     try:
         settings = within(SETTINGS_S, Settings.load)
     except GanqError as exc:
-        return _report(None, [bad("settings", exc.message, exc.hint)], as_json)
+        return _report(None, [error("settings", exc.message, exc.hint)], as_json)
     except TimeoutError:
         hint = "GANQ_CONFIG, GANQ_DATABASE_URL_FILE and GANQ_REDIS_URL_FILE must name plain files"
         return _report(
-            None, [bad("settings", "a file of the settings cannot be read to its end", hint)], as_json
+            None, [error("settings", "a file of the settings cannot be read to its end", hint)], as_json
         )
     import ganq_entry
     from worker.doctor.examine import examine
@@ -58,19 +58,23 @@ def _report(settings: "Settings | None", findings: "Iterable[Finding]", as_json:
     masked = _masker(settings)
     if settings is not None and not as_json:
         _show_settings(settings)
-    told = []
+    reported = []
     for one in findings:
-        said, hint = masked(one.said), None if one.hint is None else masked(one.hint)
-        told.append({"check": one.check, "verdict": str(one.verdict), "said": said, "hint": hint})
+        level, message = str(one.level), masked(one.message)
+        hint = None if one.hint is None else masked(one.hint)
+        # The keys of 0.2, which 0.4 drops.
+        old = {"verdict": "bad" if level == "error" else level, "said": message}
+        reported.append({"check": one.check, "level": level, "message": message, "hint": hint, **old})
         if not as_json:
-            _show(one.check, str(one.verdict), said, hint)
-    counted = {verdict: sum(one["verdict"] == verdict for one in told) for verdict in COLOURS}
+            _show(one.check, level, message, hint)
+    counts = {level: sum(one["level"] == level for one in reported) for level in COLOURS}
     if as_json:
         shown = settings.redacted() if settings is not None else None
-        output.print_json({"ok": not counted["bad"], "settings": shown, "findings": told})
+        output.print_json({"ok": not counts["error"], "settings": shown, "findings": reported})
     else:
-        click.echo(f"\n{counted['ok']} ok, {output.count(counted['warn'], 'warning')}, {counted['bad']} bad")
-    return 1 if counted["bad"] else 0
+        summary = [output.count(counts["warn"], "warning"), output.count(counts["error"], "error")]
+        click.echo(f"\n{counts['ok']} ok, {', '.join(summary)}")
+    return 1 if counts["error"] else 0
 
 
 def _masker(settings: "Settings | None") -> "Callable[[str], str]":
@@ -102,9 +106,9 @@ def _show_settings(settings: "Settings") -> None:
     click.echo()
 
 
-def _show(check: str, verdict: str, said: str, hint: str | None) -> None:
-    word = click.style(f"{verdict:<6}", fg=COLOURS[verdict])
-    click.echo(f"{word}{check:<10}{_wrapped(said, INDENT)}")
+def _show(check: str, level: str, message: str, hint: str | None) -> None:
+    word = click.style(f"{level:<6}", fg=COLOURS[level])
+    click.echo(f"{word}{check:<10}{_wrapped(message, INDENT)}")
     if hint is not None:
         click.echo(f"{'':<{INDENT}}→ {_wrapped(hint, INDENT + 2)}")
 

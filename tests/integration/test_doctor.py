@@ -47,7 +47,7 @@ def look(ganq: Ganq) -> Look:
 
 def of(found: dict[str, list[dict[str, Any]]], check: str, word: str) -> dict[str, Any]:
     """The one finding with this word."""
-    (one,) = [one for one in found[check] if word in one["said"]]
+    (one,) = [one for one in found[check] if word in one["message"]]
     return one
 
 
@@ -76,7 +76,7 @@ def test_servers_that_accept_and_say_nothing_are_told_within_half_a_minute(ganq:
                     one.resume()
     assert done.returncode == 1
     assert took < 30
-    assert "bad   database" in done.stdout
+    assert "error database" in done.stdout
     assert "Redis does not answer within 2 s" in done.stdout
     for secret in (server.password, "s3cret-bell"):
         assert secret not in done.stdout + done.stderr
@@ -102,14 +102,14 @@ def unshared(settings: Any) -> Callable[[str], list[str]]:
 def test_a_volume_that_is_nearly_full_fails(look: Look, unshared) -> None:
     code, found = look(*unshared("-t tmpfs -o size=4m none"))
     assert code == 1
-    assert of(found, "volume", "is full: 0.0 GB free")["verdict"] == "bad"
-    assert of(found, "volume", "lies in memory")["verdict"] == "warn"
+    assert of(found, "volume", "is full: 0.0 GB free")["level"] == "error"
+    assert of(found, "volume", "lies in memory")["level"] == "warn"
 
 
 def test_a_volume_that_is_read_only_fails(look: Look, unshared) -> None:
     code, found = look(*unshared("-t tmpfs -o ro,size=8g none"))
     assert code == 1
-    assert of(found, "volume", "cannot be written: read-only file system")["verdict"] == "bad"
+    assert of(found, "volume", "cannot be written: read-only file system")["level"] == "error"
 
 
 # --- workers of this machine --------------------------------------------------------------
@@ -123,11 +123,11 @@ def test_a_worker_with_another_tmpdir_is_named(ganq: Ganq, tmp_path: Path, look:
     until(lambda: len(ganq.present()) == 2, what="two workers")
     code, found = look()
     assert code == 0
-    said = of(found, "sockets", "w1 has its own in")
-    assert said["verdict"] == "warn"
-    assert str(other) in said["said"]
-    assert "ganq health asks the job table" in said["said"]
-    assert not [one for one in found["sockets"] if "w2" in one["said"]]
+    said = of(found, "sockets", "the sockets of w1 are in")
+    assert said["level"] == "warn"
+    assert str(other) in said["message"]
+    assert "ganq health asks the job table" in said["message"]
+    assert not [one for one in found["sockets"] if "w2" in one["message"]]
 
 
 def test_a_worker_with_a_private_tmp_is_named(ganq: Ganq, tmp_path: Path, look: Look, unshared) -> None:
@@ -147,7 +147,7 @@ def test_a_worker_with_a_private_tmp_is_named(ganq: Ganq, tmp_path: Path, look: 
     ganq.workers.append(worker)
     until(lambda: ganq.present(), what="a worker")
     _, found = look()
-    assert of(found, "sockets", "w1 sees another")["hint"].startswith("PrivateTmp=no")
+    assert "PrivateTmp=no" in of(found, "sockets", "the socket of w1 is not in")["hint"]
     assert ganq.run("health").returncode == 0, "the job table knows of it"
 
 
@@ -162,7 +162,7 @@ def test_a_worker_whose_sockets_were_cleaned_away_is_named_and_healthy_by_the_jo
     (runtime,) = place.glob("ganq-*-*")
     shutil.rmtree(runtime)
     _, found = look()
-    assert of(found, "sockets", "that of w1 has been deleted")["verdict"] == "warn"
+    assert of(found, "sockets", "the socket of w1 is not in")["level"] == "warn"
     assert ganq("health").startswith("healthy: w1 is idle, by the job table")
 
 
@@ -178,9 +178,9 @@ def test_a_worker_that_died_and_one_that_is_stopped_are_named(ganq: Ganq, look: 
     try:
         until(lambda: "dead or cut off: w1 on" in str(look()), within_s=20, what="silence")
         code, found = look()
-        assert of(found, "workers", "died on this machine")["said"] == "died on this machine: w1"
-        assert "w2" in of(found, "workers", "dead or cut off")["said"]
-        assert of(found, "workers", "none is running")["verdict"] == "warn"
+        assert of(found, "workers", "died on this machine")["message"] == "died on this machine: w1"
+        assert "w2" in of(found, "workers", "dead or cut off")["message"]
+        assert of(found, "workers", "none is running")["level"] == "warn"
         assert code == 0
     finally:
         supervisor.resume()

@@ -61,7 +61,7 @@ def celery(settings) -> bool:
 def doctor(settings) -> bool:
     from worker.doctor.redis_server import check_redis
 
-    return any(re.match(r"Redis \d+\.\d+\.\d+", one.said) for one in check_redis(settings))
+    return any(re.match(r"Redis \d+\.\d+\.\d+", one.message) for one in check_redis(settings))
 
 
 CLIENTS = pytest.mark.parametrize("client", [submitter, celery, doctor])
@@ -139,10 +139,10 @@ def test_doctor_says_why_a_server_is_not_trusted_and_what_to_do(settings, server
     from worker.doctor.redis_server import check_redis
 
     (told,) = check_redis(replace(settings, redis_url=server.url))
-    assert told.verdict == "bad"
-    assert "certificate" in told.said
+    assert told.level == "error"
+    assert "certificate" in told.message
     assert "ssl_ca_certs" in (told.hint or "")
-    assert PASSWORD not in told.said
+    assert PASSWORD not in told.message
 
 
 @pytest.mark.parametrize(

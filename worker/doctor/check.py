@@ -19,45 +19,45 @@ from storage.settings import redact
 T = TypeVar("T")
 
 
-class Verdict(StrEnum):
-    """How a finding is to be taken."""
+class Level(StrEnum):
+    """Severity of a finding."""
 
     OK = "ok"
     WARN = "warn"
-    BAD = "bad"
+    ERROR = "error"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of `ganq doctor`: what was looked at, what was found, what to do."""
+    """One line of `ganq doctor`: the check, its result, and what to do."""
 
     check: str
-    verdict: Verdict
-    said: str
+    level: Level
+    message: str
     hint: str | None = None
 
 
-def ok(check: str, said: str) -> Finding:
-    return Finding(check, Verdict.OK, said)
+def ok(check: str, message: str) -> Finding:
+    return Finding(check, Level.OK, message)
 
 
-def warn(check: str, said: str, hint: str) -> Finding:
-    return Finding(check, Verdict.WARN, said, hint)
+def warn(check: str, message: str, hint: str) -> Finding:
+    return Finding(check, Level.WARN, message, hint)
 
 
-def bad(check: str, said: str, hint: str | None) -> Finding:
-    return Finding(check, Verdict.BAD, said, hint)
+def error(check: str, message: str, hint: str | None) -> Finding:
+    return Finding(check, Level.ERROR, message, hint)
 
 
 def as_finding(check: str, exc: Exception) -> Finding:
     """A check that could not look."""
     if isinstance(exc, GanqError):
-        return bad(check, exc.message, exc.hint)
+        return error(check, exc.message, exc.hint)
     if isinstance(exc, OSError) and exc.strerror:
         where = f"{exc.filename}: " if exc.filename else ""
-        return bad(check, f"{where}{exc.strerror.lower()}", "check its owner and permissions")
+        return error(check, f"{where}{exc.strerror.lower()}", "check its owner and permissions")
     said = (str(exc).strip().splitlines() or [""])[0]
-    return bad(
+    return error(
         check, redact(f"cannot be looked at: {type(exc).__name__}: {said}"), "this is a defect in ganq"
     )
 
@@ -97,7 +97,7 @@ class Probe:
                 # What is there already is taken, however late the reader comes.
                 finding = self._found.get(timeout=max(self.deadline - time.monotonic(), 0.05))
             except queue.Empty:
-                yield bad(self.check, f"no answer within {self.within_s:.0f} s", self.hint)
+                yield error(self.check, f"no answer within {self.within_s:.0f} s", self.hint)
                 return
             if finding is None:
                 return

@@ -5,6 +5,7 @@ Probes that need nothing of each other run side by side, so that the whole takes
 long as the slowest, and at most a minute and a half with GPUs, half a minute without.
 """
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,8 +14,8 @@ from importlib import metadata
 
 from storage.reachable import HINT, answers, silence
 from storage.settings import Settings
-from worker.doctor.check import Finding, Probe, bad, ok, warn
-from worker.doctor.environment import check_environment
+from worker.celery_bridge import environment
+from worker.doctor.check import Finding, Probe, error, ok, warn
 from worker.doctor.facts import Facts
 from worker.doctor.gpu import check_gpus_and_torch
 from worker.doctor.job_table import check_job_table
@@ -69,7 +70,7 @@ def examine(
     redis = begin(
         "redis", partial(check_redis, settings), REDIS_S, "check GANQ_REDIS_URL and the name server"
     )
-    volume: Iterable[Finding] = [bad("volume", silence(settings.volume, VOLUME_S), HINT_VOLUME)]
+    volume: Iterable[Finding] = [error("volume", silence(settings.volume, VOLUME_S), HINT_VOLUME)]
     if reachable:
         volume = begin("volume", partial(check_volume, settings), VOLUME_S, HINT_VOLUME)
     gpus = begin("gpus", partial(check_gpus_and_torch), GPU_S, "nvidia-smi hangs: check the driver (dmesg)")
@@ -126,6 +127,20 @@ def check_python() -> Finding:
     if version() == "0+unknown":
         return warn("ganq", "it is not installed, only found on the path", "pip install it: pip install ganq")
     return ok("ganq", f"{version()}, Python {'.'.join(map(str, sys.version_info[:3]))}")
+
+
+def check_environment(left_out: Sequence[tuple[str, str]]) -> Iterator[Finding]:
+    """
+    Report what the environment sets for other programs, and ganq ignores.
+
+    Args:
+        left_out: folders of PYTHONPATH that are not searched, each with what would hide a module.
+    """
+    if names := environment.foreign(os.environ):
+        yield ok("ignored", f"{', '.join(names)}: settings of other programs, which ganq does not read")
+    if left_out:
+        folders = ", ".join(f"{folder} ({name})" for folder, name in left_out)
+        yield ok("ignored", f"PYTHONPATH: {folders} would hide modules that ganq needs, and is not searched")
 
 
 # --- extras -------------------------------------------------------------------------------

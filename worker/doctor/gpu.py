@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from jobs.errors import GanqError
-from worker.doctor.check import Finding, bad, ok
+from worker.doctor.check import Finding, error, ok
 
 TORCH_NEEDED = (2, 10)
 """Older ones run code from files that weights_only=True should make safe: CVE-2026-24747."""
@@ -44,7 +44,7 @@ def check_gpus_and_torch() -> Iterator[Finding]:
     yield finding
     installed = check_torch(gpus)
     yield installed
-    if gpus and installed.verdict == "ok":
+    if gpus and installed.level == "ok":
         yield check_use([sys.executable, "-P", "-c", ASK_TORCH])
 
 
@@ -59,7 +59,7 @@ def check_gpus() -> tuple[int, Finding]:
     try:
         there = gpu.allowed()
     except GanqError as exc:
-        return 0, bad("gpus", exc.message, exc.hint)
+        return 0, error("gpus", exc.message, exc.hint)
     if not there:
         given = os.environ.get(VARIABLE)
         why = f"none, by {VARIABLE}={given[:80]!r}" if given is not None else "none that nvidia-smi knows"
@@ -84,19 +84,19 @@ def check_torch(gpus: int) -> Finding:
     try:
         installed = metadata.distribution("torch")
     except metadata.PackageNotFoundError:
-        return bad("torch", "torch is not installed", "pip install torch torchvision")
+        return error("torch", "torch is not installed", "pip install torch torchvision")
     version = installed.version
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if numbers is None or (int(numbers[1]), int(numbers[2])) < TORCH_NEEDED:
         needed = ".".join(map(str, TORCH_NEEDED))
-        return bad(
+        return error(
             "torch",
             f"torch {version} may run code from weight files",
             f"pip install 'torch>={needed}' torchvision",
         )
     build = torch_build(Path(str(installed.locate_file("torch/version.py"))))
     if gpus and build == "cpu":
-        return bad(
+        return error(
             "torch",
             f"torch {version} is built for the CPU alone, and this machine has {gpus} GPU{'s' * (gpus > 1)}",
             "pip install --force-reinstall torch torchvision, from the index for your CUDA: pytorch.org",
@@ -104,7 +104,7 @@ def check_torch(gpus: int) -> Finding:
     cuda = re.match(r"CUDA (\d+)", build)
     driver = _driver() if gpus else None
     if cuda and driver and int(driver.split(".")[0]) < OLDEST_DRIVER.get(int(cuda[1]), 0):
-        return bad(
+        return error(
             "torch",
             f"torch {version} is built for {build}, which the driver {driver} is too old for",
             f"a driver of the series {OLDEST_DRIVER[int(cuda[1])]} or newer, or a torch for an older CUDA",
@@ -137,16 +137,16 @@ def check_use(command: list[str]) -> Finding:
         )
         told = json.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
-        return bad("torch", f"torch has not looked at the GPUs within {TORCH_S:.0f} s", hint)
+        return error("torch", f"torch has not looked at the GPUs within {TORCH_S:.0f} s", hint)
     except (OSError, ValueError, IndexError):
         said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        return bad("torch", f"torch cannot be started: {said}", "pip install --force-reinstall torch")
+        return error("torch", f"torch cannot be started: {said}", "pip install --force-reinstall torch")
     if not told["available"]:
         said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        return bad("torch", f"torch cannot use the GPUs that nvidia-smi names: {said}", hint)
+        return error("torch", f"torch cannot use the GPUs that nvidia-smi names: {said}", hint)
     lacking = [name for name, capability in told["gpus"] if not runs_on(told["arches"], capability)]
     if lacking:
-        return bad(
+        return error(
             "torch",
             f"this build of torch has no code for {', '.join(lacking)}: only for {', '.join(told['arches'])}",
             "a torch for another CUDA version: pytorch.org",

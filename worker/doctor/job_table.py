@@ -22,7 +22,7 @@ from storage.db.engine import SCHEMA_REVISION, WAL_RESET_FIXED, Database
 from storage.db.queries import Queries
 from storage.settings import Settings
 from storage.volume.filesystems import mount_of
-from worker.doctor.check import Finding, bad, ok, warn
+from worker.doctor.check import Finding, error, ok, warn
 from worker.doctor.facts import Facts
 from worker.doctor.jobs import check_jobs_and_workers
 
@@ -57,7 +57,7 @@ def check_job_table(settings: Settings, facts: Facts) -> Iterator[Finding]:
         yield check_clock(Queries(database))
         yield from check_jobs_and_workers(settings, facts)
     except SchemaMismatchError as exc:
-        yield bad("schema", exc.message, exc.hint)
+        yield error("schema", exc.message, exc.hint)
     finally:
         if facts.database is None:
             database.dispose()
@@ -94,7 +94,7 @@ def check_sqlite_file(path: Path) -> Iterator[Finding]:
     """Before it is opened: whose it is, and where it lies."""
     about = path.stat()
     if about.st_mode & stat.S_IWOTH:
-        yield bad("database", f"{path} can be written by everybody, who then owns ganq", f"chmod o-w {path}")
+        yield error("database", f"{path} is writable by everybody, who then owns ganq", f"chmod o-w {path}")
     mount = mount_of(path.parent)
     if mount is not None and mount.kind in MOUNT_IN_MEMORY:
         yield warn(
@@ -109,7 +109,7 @@ def check_sqlite_file(path: Path) -> Iterator[Finding]:
     room = os.statvfs(path.parent)
     free = room.f_bavail * room.f_frsize
     if free < EMPTY_BYTES:
-        yield bad(
+        yield error(
             "database",
             f"the disk of {path} has {free / 1e6:,.0f} MB left: soon no job can be accepted",
             f"make room on {mount.point if mount else path.parent}",
@@ -119,7 +119,7 @@ def check_sqlite_file(path: Path) -> Iterator[Finding]:
 def check_sqlite(path: Path) -> Iterator[Finding]:
     """Whether it opens, can be written, and how its WAL is kept safe."""
     if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
-        yield bad("database", f"{path} cannot be written by this user", f"check the owner of {path.parent}")
+        yield error("database", f"{path} cannot be written by this user", f"check the owner of {path.parent}")
     yield _lock(path)
     version = sqlite3.sqlite_version
     if sqlite3.sqlite_version_info >= WAL_RESET_FIXED:
@@ -154,13 +154,13 @@ def _lock(path: Path) -> Finding:
             raw.execute("ROLLBACK")
     except sqlite3.OperationalError as exc:
         if "locked" in str(exc):
-            return bad(
+            return error(
                 "database",
                 f"a process has held the lock of {path} for {LOCKED_S:.0f} s: no worker can write",
                 f"fuser -v {path} names it; a copy or a shell that was left open?",
             )
         if "readonly" in str(exc) or "unable to open" in str(exc):
-            return bad("database", f"{path}: {exc}", f"check the owner of {path.parent}")
+            return error("database", f"{path}: {exc}", f"check the owner of {path.parent}")
         raise
     except sqlite3.DatabaseError as exc:
         raise StorageError(
@@ -186,7 +186,7 @@ def _wal_guard(path: Path, version: str) -> Finding:
     finally:
         engine.dispose()
     if automatic:
-        return bad(
+        return error(
             "sqlite",
             f"{version} has the WAL-reset defect, and checkpoints by itself every {automatic} pages",
             f"an SQLite of {fixed} or newer",
@@ -226,7 +226,7 @@ def check_postgres(settings: Settings, database: Database) -> Iterator[Finding]:
     else:
         yield ok("database", f"Postgres {version} answers in {took_ms:.0f} ms")
     if facts["standby"] == "True":
-        yield bad(
+        yield error(
             "database", "this server is a standby: nothing can be written", "GANQ_DATABASE_URL of the primary"
         )
     for name, risk in RISKS.items():

@@ -15,7 +15,7 @@ from storage.db.quotas import Quotas
 from storage.db.rows import UNABLE, Job, WorkerRow
 from storage.db.tables import CLAIMABLE, RUNNING, attempt, checkpoint, job, utcnow
 from storage.settings import Settings, redact
-from worker.doctor.check import Finding, bad, ok, warn
+from worker.doctor.check import Finding, error, ok, warn
 from worker.doctor.facts import Facts
 
 LISTED = 5
@@ -82,7 +82,7 @@ def check_workers(workers: Sequence[WorkerRow], settings: Settings) -> Iterator[
     for state, why in UNABLE.items():
         unable = [f"{one.name} on {one.host}" for one in living if one.state == state]
         if unable:
-            yield bad("workers", f"take no job: {listed(unable)}, {why}", "ganq health there says more")
+            yield error("workers", f"take no job: {listed(unable)}, {why}", "ganq health there says more")
     if silent:
         longest = max(one.silent_s for one in silent)
         yield warn(
@@ -116,7 +116,7 @@ def check_running(
             f"nothing: a living worker takes them back after {settings.lease_seconds:.0f} s",
         )
     elif stale:
-        yield bad(
+        yield error(
             "jobs",
             f"marked as running, and no worker is alive to take them back: {listed(stale)}",
             "ganq up or ganq worker: they go on from their last checkpoints",
@@ -163,13 +163,13 @@ def check_queued(
                 "jobs", f"{said}; a worker of ganq {listed(strangers)} may", "ganq workers shows versions"
             )
         else:
-            yield bad("jobs", said, "install the ganq that submitted them on the workers, or ganq cancel")
+            yield error("jobs", said, "install the ganq that submitted them on the workers, or ganq cancel")
     for queue, number in numbers.items():
         jobs = f"{number:,} queued job{'s' * (number != 1)}"
         if queue in served:
             yield ok("jobs", f"{jobs} in the queue {queue}")
         elif takers:
-            yield bad(
+            yield error(
                 "jobs",
                 f"{jobs} in the queue {queue}, which no living worker serves",
                 f"ganq worker --queues {queue}",
@@ -185,7 +185,7 @@ def check_malformed(queries: Queries) -> Iterator[Finding]:
     ids = queries.database.read(lambda conn: open_ids(conn, MOST_RUNNING))
     for one in queries.get_many(ids[:LISTED]):
         more = f", and {len(ids) - LISTED} more like it" if len(ids) > LISTED else ""
-        yield bad(
+        yield error(
             "jobs",
             redact(f"no ganq wrote the row of job {one.id}: {one.malformed}{more}"),
             "a running worker fails it with BAD_SPEC; submit it again with ganq submit",

@@ -20,7 +20,7 @@ from storage import sandbox
 from storage.db.rows import WorkerRow
 from storage.settings import PREFIX, SECRETS, SOCKET_BYTES, Settings
 from worker.celery_bridge.wakeup import WAKE_ENV
-from worker.doctor.check import Finding, bad, ok, warn
+from worker.doctor.check import Finding, error, ok, warn
 from worker.doctor.facts import Facts
 from worker.doctor.jobs import alive, listed
 from worker.host.embedded_redis import way_out
@@ -46,7 +46,7 @@ def check_sandbox(script: Path = Path(sandbox.__file__)) -> Iterator[Finding]:
         missing: dict[str, str] = json.loads(done.stdout)
     except ValueError:
         said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-        yield bad(
+        yield error(
             "sandbox",
             f"a confined process does not start: {said[:200]}",
             "weights, pictures and archives cannot be read here",
@@ -82,7 +82,7 @@ def check_files(settings: Settings, env: Mapping[str, str] = os.environ) -> Iter
 def _file(path: Path, *, secret: bool) -> Iterator[Finding]:
     about = path.stat()
     if about.st_mode & stat.S_IWOTH:
-        yield bad("files", f"{path} can be written by everybody", f"chmod o-w {path}")
+        yield error("files", f"{path} can be written by everybody", f"chmod o-w {path}")
     elif about.st_uid not in (0, os.getuid()):
         yield warn(
             "files", f"{path} belongs to another user (uid {about.st_uid}), who may change it", "chown"
@@ -96,7 +96,7 @@ def _folder(folder: Path) -> Iterator[Finding]:
     """A folder that all may write, without the sticky bit: anybody may put another file in a file's place."""
     mode = folder.stat().st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-        yield bad(
+        yield error(
             "files", f"everybody may put other files in the place of those in {folder}", f"chmod o-w {folder}"
         )
 
@@ -117,21 +117,16 @@ def _holds_password(path: Path) -> bool:
 def check_runtime(settings: Settings) -> Iterator[Finding]:
     """Where sockets and locks lie: private to this user, short enough, where TMPDIR says."""
     folder = settings.runtime
-    asked = os.environ.get("TMPDIR")
-    if asked and Path(asked).absolute() != Path(tempfile.gettempdir()).absolute():
-        yield warn(
-            "sockets",
-            f"TMPDIR={asked} cannot be used, {tempfile.gettempdir()} is used instead",
-            "make that folder, or unset TMPDIR",
-        )
-    if folder.parent != Path(tempfile.gettempdir()):
-        shown = tempfile.gettempdir()
+    requested = os.environ.get("TMPDIR") or tempfile.gettempdir()
+    if Path(requested).absolute() != folder.parent.absolute():
         yield ok(
-            "sockets", f"{shown} is too long ({SOCKET_BYTES} bytes are possible): {folder.parent} is used"
+            "sockets",
+            f"TMPDIR={requested} is not writable or too long for sockets ({SOCKET_BYTES} bytes):"
+            f" {folder.parent} is used",
         )
     parent = folder.parent.stat()
     if parent.st_mode & stat.S_IWOTH and not parent.st_mode & stat.S_ISVTX:
-        yield bad(
+        yield error(
             "sockets",
             f"anybody may take away what lies in {folder.parent}",
             f"chmod +t {folder.parent}",
@@ -149,7 +144,7 @@ def check_runtime(settings: Settings) -> Iterator[Finding]:
     if stat.S_IMODE(about.st_mode) & 0o077:
         wrong.append(f"is open to others (mode {stat.S_IMODE(about.st_mode):o})")
     if wrong:
-        yield bad("sockets", f"{folder} {' and '.join(wrong)}: no worker starts", way_out(folder))
+        yield error("sockets", f"{folder} {' and '.join(wrong)}: no worker starts", way_out(folder))
     else:
         yield ok("sockets", str(folder))
 
@@ -181,23 +176,19 @@ def _runtime_of(worker: WorkerRow, settings: Settings) -> Iterator[Finding]:
         return  # another user's: its surroundings are not ours to see
     socket = Path(env[WAKE_ENV])
     theirs = socket.parent
-    consequence = "ganq health asks the job table instead"
-    hint = "one TMPDIR and one GANQ_HOME for all of this machine"
     if theirs != settings.runtime:
         yield warn(
-            "sockets", f"{worker.name} has its own in {theirs}, not {settings.runtime}: {consequence}", hint
-        )
-    elif not _same_place(worker.pid or 0, theirs):
-        yield warn(
             "sockets",
-            f"{worker.name} sees another {theirs.parent} than this command: {consequence}",
-            "PrivateTmp=no in the service, or TMPDIR on a folder that is shared",
+            f"the sockets of {worker.name} are in {theirs}, not in {settings.runtime}:"
+            " ganq health asks the job table instead",
+            "set one TMPDIR and one GANQ_HOME for all of this machine",
         )
     elif not socket.exists():
         yield warn(
             "sockets",
-            f"that of {worker.name} has been deleted: it finds jobs by polling alone",
-            f"restart it; keep what cleans {theirs.parent} from {theirs.name} (tmpfiles.d: x)",
+            f"the socket of {worker.name} is not in {theirs}: ganq health asks the job table instead",
+            f"a service needs PrivateTmp=no; if it was deleted, restart the worker and exclude {theirs.name}"
+            " from what cleans the folder (tmpfiles.d: x)",
         )
 
 
@@ -210,18 +201,3 @@ def _environment(pid: int) -> dict[str, str] | None:
         return None
     pairs = (part.partition("=") for part in raw.decode(errors="replace").split("\0") if part)
     return {name: value for name, _, value in pairs}
-
-
-def _same_place(pid: int, folder: Path) -> bool:
-    """Whether a process sees the same folder under this name: it may have a /tmp of its own."""
-    try:
-        theirs = os.stat(f"/proc/{pid}/root{folder}")
-    except FileNotFoundError:
-        return not folder.exists()
-    except OSError:
-        return True  # not ours to see
-    try:
-        mine = os.stat(folder)
-    except OSError:
-        return False
-    return (theirs.st_dev, theirs.st_ino) == (mine.st_dev, mine.st_ino)

@@ -16,7 +16,7 @@ from jobs.errors import GanqError
 from storage import redis_url
 from storage.settings import Settings, redact
 from worker.celery_bridge.notify import queue_key
-from worker.doctor.check import Finding, bad, ok, warn
+from worker.doctor.check import Finding, error, ok, warn
 from worker.doctor.facts import Facts
 
 ANSWER_S = 2.0
@@ -28,17 +28,10 @@ HINT_URL = (
 )
 HINT_UPDATE = "update Redis (8.6.3 or newer), or the distribution's package if that was patched"
 
-Version = tuple[int, int, int]
-LUA_FIXED: dict[tuple[int, int], Version] = {
-    (6, 2): (6, 2, 20),
-    (7, 2): (7, 2, 11),
-    (7, 4): (7, 4, 6),
-    (8, 0): (8, 0, 4),
-    (8, 2): (8, 2, 2),
-}
-"""CVE-2025-49844: code by a script of any user. Series → first release without it."""
-BLOCKED: tuple[Version, Version] = (7, 2, 0), (8, 6, 3)
-"""CVE-2026-23479: memory of blocked clients used after it was freed. First with it, first without."""
+FIXED = (8, 6, 3)
+"""The first release without CVE-2025-49844 (6.2.20 has the fix, too) and CVE-2026-23479 (7.2 and newer)."""
+FIXED_6_2 = (6, 2, 20)
+FLAWS = "CVE-2025-49844, CVE-2026-23479"
 
 
 def _client(settings: Settings) -> Any:
@@ -61,7 +54,7 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
     try:
         client = _client(settings)
     except ValueError as exc:
-        yield bad(
+        yield error(
             "redis", f"GANQ_REDIS_URL={redact(settings.redis_url)} is no URL of a Redis: {exc}", HINT_URL
         )
         return
@@ -78,9 +71,9 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
     except redis.exceptions.ConnectionError as exc:
         # Its subclasses tell of a server that is there and turns us away.
         if isinstance(exc, redis.exceptions.AuthenticationError):
-            yield bad("redis", f"Redis refuses the user or password: {_first(exc)}", HINT_URL)
+            yield error("redis", f"Redis refuses the user or password: {_first(exc)}", HINT_URL)
         elif why := redis_url.distrust(exc):
-            yield bad(
+            yield error(
                 "redis",
                 f"the certificate of Redis is not trusted ({why}), so no client connects; {late}",
                 redis_url.HINT_TLS,
@@ -92,13 +85,13 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
                 "redis", f"Redis does not answer: {_first(exc)}; {late}", "start it, or check GANQ_REDIS_URL"
             )
     except redis.exceptions.NoPermissionError as exc:
-        yield bad(
+        yield error(
             "redis",
             f"its user may not do what Celery needs: {_first(exc)}",
             "docker/make_secrets.py writes the ACL that is enough",
         )
     except redis.exceptions.RedisError as exc:
-        yield bad("redis", f"Redis answers, but not as it should: {_first(exc)}", HINT_URL)
+        yield error("redis", f"Redis answers, but not as it should: {_first(exc)}", HINT_URL)
     finally:
         client.close()
 
@@ -131,20 +124,19 @@ def judge(facts: dict[str, Any], settings: Settings, strangers: str | None) -> I
     """
     version = str(facts.get("redis_version", "of an unknown version"))
     name, number = _product(facts, version)
-    flaws = flaws_of(name, number)
+    vulnerable = is_vulnerable(name, number)
     if settings.embedded_redis:
-        note = f"; its flaws ({', '.join(flaws)}) matter to nobody else" if flaws else ""
-        yield ok("redis", f"{name} {number} answers, on a socket of this user alone{note}")
-    elif flaws and strangers:
-        yield bad(
+        yield ok("redis", f"{name} {number} answers on a socket that only this user can open")
+    elif vulnerable and strangers:
+        yield error(
             "redis",
             f"{name} {number} at {strangers} can be taken over by anybody who reaches it:"
-            f" no password, and {', '.join(flaws)}",
+            f" no password, and known vulnerabilities ({FLAWS})",
             f"{HINT_UPDATE}; give it a password and an ACL: docs/operations.md",
         )
     else:
-        if flaws:
-            yield warn("redis", f"{name} {number} has known flaws: {', '.join(flaws)}", HINT_UPDATE)
+        if vulnerable:
+            yield warn("redis", f"{name} {number} has known vulnerabilities ({FLAWS})", HINT_UPDATE)
         else:
             yield ok("redis", f"{name} {number} answers")
         if strangers:
@@ -164,25 +156,19 @@ def _product(facts: dict[str, Any], version: str) -> tuple[str, str]:
     return "Redis", version
 
 
-def flaws_of(name: str, version: str) -> list[str]:
-    """The known flaws by which a client can run code in this server; of Redis alone."""
+def is_vulnerable(name: str, version: str) -> bool:
+    """Return whether a client can run code in a Redis of this version; False for other servers."""
     numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
     if name != "Redis" or numbers is None:
-        return []
-    number: Version = (int(numbers[1]), int(numbers[2]), int(numbers[3]))
-    fixed = LUA_FIXED.get(number[:2])
-    flaws = []
-    if number < fixed if fixed else number < max(LUA_FIXED.values()):
-        flaws.append("CVE-2025-49844")
-    if BLOCKED[0] <= number < BLOCKED[1]:
-        flaws.append("CVE-2026-23479")
-    return flaws
+        return False
+    number = tuple(map(int, numbers.groups()))
+    return number < FIXED and not (number[:2] == (6, 2) and number >= FIXED_6_2)
 
 
 def _keeping(facts: dict[str, Any]) -> Iterator[Finding]:
     """Whether it takes bells, and keeps them until they are fetched."""
     if facts.get("role") in ("slave", "replica"):
-        yield bad(
+        yield error(
             "redis", "this Redis is a replica, which takes no bells", "GANQ_REDIS_URL names the primary"
         )
     policy = str(facts.get("maxmemory_policy", "noeviction"))
@@ -211,7 +197,7 @@ def _keeping(facts: dict[str, Any]) -> Iterator[Finding]:
         if facts.get(key, "ok") != "ok"
     ]
     if broken:
-        yield bad(
+        yield error(
             "redis",
             f"{' and '.join(broken)} failed, and by default it then takes no bells",
             "make room on its disk, or keep nothing: --save '' --appendonly no",
@@ -289,7 +275,7 @@ def _embedded_redis_is_down(late: str) -> Finding:
     try:
         program = redis_server()
     except GanqError as exc:
-        return bad("redis", exc.message, exc.hint)
+        return error("redis", exc.message, exc.hint)
     return warn("redis", f"the embedded Redis ({program}) is not running; {late}", "ganq up starts it")
 
 

@@ -12,7 +12,7 @@ from storage.volume.durable import MANIFEST
 from storage.volume.filesystems import MOUNTINFO, Mount, is_network_filesystem, mount_of
 from storage.volume.layout import FINGERPRINT, Volume
 from storage.volume.ownership import aside
-from worker.doctor.check import Finding, bad, ok, warn
+from worker.doctor.check import Finding, error, ok, warn
 from worker.doctor.facts import Facts
 from worker.doctor.job_table import EMPTY_BYTES, MOUNT_IN_MEMORY
 from worker.doctor.jobs import listed
@@ -33,18 +33,18 @@ def check_volume(settings: Settings, mountinfo: Path = MOUNTINFO) -> Iterator[Fi
         )
         return
     if not root.is_dir():
-        yield bad("volume", f"{root} is not a folder", "point GANQ_VOLUME at a folder")
+        yield error("volume", f"{root} is not a folder", "point GANQ_VOLUME at a folder")
         return
     mount = mount_of(root, mountinfo)
     kind = mount.kind if mount else "an unknown file system"
     reason = _cannot_write(root)
     if reason is not None:
-        yield bad("volume", f"{root} cannot be written: {reason}", "check its owner and how it is mounted")
+        yield error("volume", f"{root} cannot be written: {reason}", "check its owner and how it is mounted")
     about = os.statvfs(root)
     free = about.f_bavail * about.f_frsize
     room = f"{free / 1e9:,.1f} GB free"
     if free < EMPTY_BYTES:
-        yield bad("volume", f"{root} is full: {room}", "ganq gc --dry-run; waiting jobs then go on")
+        yield error("volume", f"{root} is full: {room}", "ganq gc --dry-run; waiting jobs then go on")
     elif free < LOW_BYTES:
         yield warn(
             "volume",
@@ -97,7 +97,7 @@ def check_mount(root: Path, mount: Mount) -> Iterator[Finding]:
     elif mount.kind in ("nfs", "nfs4"):
         soft = sorted(options & {"soft", "softerr"})
         if soft:
-            yield bad(
+            yield error(
                 "volume",
                 f"{mount.point} is mounted {soft[0]}: a pause of {mount.source} becomes an error in the"
                 " middle of a write",
@@ -118,7 +118,7 @@ def check_mount(root: Path, mount: Mount) -> Iterator[Finding]:
                 "mount it with the option hard",
             )
         if "cache=loose" in options:
-            yield bad(
+            yield error(
                 "volume",
                 f"{mount.point} has cache=loose: nodes read what is no longer so",
                 "mount it with cache=strict",
@@ -143,7 +143,7 @@ def check_room(settings: Settings, facts: Facts) -> Iterator[Finding]:
     said = f"{whose} need {_size(need)}, and {_size(free)} are free"
     hint = "ganq gc --dry-run says what can go; --keep-last keeps fewer"
     if free < need:
-        yield bad("room", said, hint)
+        yield error("room", said, hint)
     elif free < 5 * need:
         yield warn("room", said, hint)
     else:
@@ -171,7 +171,7 @@ def check_datasets(settings: Settings) -> Iterator[Finding]:
             unknown += CHECKSUMS not in index
         intact += what is None
         if what is not None:
-            yield bad(
+            yield error(
                 "datasets",
                 f"{folder} is damaged: {what}",
                 "the next job that reads it decodes its pictures again, if they are still there",
@@ -191,7 +191,7 @@ def check_same_volume(settings: Settings, facts: Facts) -> Iterator[Finding]:
     absent = [one for one in old if not volume.attempt(one.id, one.attempt).is_dir()]
     if absent:
         where = sorted({one.worker for one in absent if one.worker})
-        yield bad(
+        yield error(
             "volume",
             f"running jobs write to another folder than {settings.volume}:"
             f" {listed([str(one.id) for one in absent])} on {listed(where)}",
@@ -218,7 +218,7 @@ def check_orphans(settings: Settings, facts: Facts) -> Iterator[Finding]:
     try:
         plan = Collector(facts.database, volume).plan()
     except VolumeError as exc:
-        yield bad("orphans", exc.message, exc.hint)
+        yield error("orphans", exc.message, exc.hint)
         return
     size = sum(one.bytes for one in plan.items)
     if not plan.items:
@@ -245,7 +245,7 @@ def check_registered(settings: Settings, facts: Facts) -> Iterator[Finding]:
     gone = [row for row in rows if not (volume.root / row.path / MANIFEST).exists()]
     # Retention lets the row go first and the files afterwards, so none of these was let go.
     if gone:
-        yield bad(
+        yield error(
             "missing",
             f"{len(gone):,} of the newest {len(rows):,} checkpoints are not on the volume, those of jobs"
             f" {listed(sorted({str(row.job_id) for row in gone}, key=int))}: e.g. {gone[0].path}",

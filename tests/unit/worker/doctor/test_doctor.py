@@ -19,10 +19,17 @@ def test_a_set_up_that_works_has_no_failure(ganq, settings, redis_url, speak):
     speak("w1")
     said = ganq("doctor")
     assert said.code == 0
-    assert " 0 bad" in said.out
+    assert " 0 errors" in said.out
     told = ganq("doctor", "--json").findings()
     for check in ("ganq", "files", "sockets", "database", "sqlite", "schema", "clock", "workers", "torch"):
-        assert [one["verdict"] for one in told[check]] == ["ok"], told[check]
+        assert [one["level"] for one in told[check]] == ["ok"], told[check]
+
+
+def test_the_json_keys_of_the_version_before_stand_beside_the_new_ones(ganq, monkeypatch):
+    monkeypatch.setenv("GANQ_REDIS_URL", "http://127.0.0.1")
+    (found,) = ganq("doctor", "--json").findings()["settings"]
+    assert (found["level"], found["verdict"]) == ("error", "bad")
+    assert found["message"] == found["said"]
 
 
 def test_on_a_terminal_lines_break_between_words_and_a_path_stays_whole(monkeypatch):
@@ -72,7 +79,7 @@ def test_silent_workers_and_other_versions_are_named_and_stopped_ones_are_not(ga
     speak("alive", version="0.0.9")
     speak("hung", "busy", ago=late)
     speak("gone", "stopped", ago=late)
-    told = [one["said"] for one in ganq("doctor", "--json").findings()["workers"]]
+    told = [one["message"] for one in ganq("doctor", "--json").findings()["workers"]]
     assert told[0].startswith("1 alive on 1 host")
     assert any("silent" in line and "hung" in line and "gone" not in line for line in told)
     assert any("alive (0.0.9)" in line for line in told)
@@ -110,8 +117,8 @@ def test_a_draining_worker_serves_no_queue(settings, queries, speak):
     speak("w1", "draining")
     (told,) = check_queued([Waiting("default", "train", 1, 2)], queries.workers(), settings)
     assert isinstance(told, Finding)
-    assert told.verdict == "warn"
-    assert "no worker is there" in told.said
+    assert told.level == "warn"
+    assert "no worker is there" in told.message
 
 
 @pytest.mark.parametrize(
@@ -146,7 +153,7 @@ def test_a_probe_that_hangs_keeps_what_it_has_found_and_holds_nobody_up():
     began = time.monotonic()
     told = list(Probe("x", look, within_s=0.3, hint="pull the plug"))
     assert time.monotonic() - began < 2
-    assert [(one.verdict, one.said) for one in told] == [("ok", "first"), ("bad", "no answer within 0 s")]
+    assert [(one.level, one.message) for one in told] == [("ok", "first"), ("error", "no answer within 0 s")]
     assert told[1].hint == "pull the plug"
 
 
@@ -156,8 +163,8 @@ def test_a_probe_that_breaks_says_so_without_a_password():
         yield
 
     (told,) = Probe("x", look, within_s=5, hint="")
-    assert told.verdict == "bad"
-    assert "RuntimeError: lost redis://ada:***@host" in told.said
+    assert told.level == "error"
+    assert "RuntimeError: lost redis://ada:***@host" in told.message
 
 
 def test_an_answer_in_time_is_passed_on_and_so_is_an_error():

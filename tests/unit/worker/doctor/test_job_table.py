@@ -39,7 +39,7 @@ def test_a_file_that_is_no_database_fails_and_nothing_else_is_said_of_it(ganq, s
     said = ganq("doctor", "--json")
     assert said.code == 1
     (told,) = said.findings()["database"]
-    assert "is not a SQLite database" in told["said"]
+    assert "is not a SQLite database" in told["message"]
     assert told["hint"] == "move it away, or restore a backup"
 
 
@@ -53,16 +53,16 @@ def test_sqlite_on_a_network_file_system_fails(ganq, monkeypatch):
 def test_an_sqlite_with_the_wal_defect_is_told_how_it_is_guarded(ganq, monkeypatch):
     monkeypatch.setattr("worker.doctor.job_table.WAL_RESET_FIXED", (99, 0, 0))
     (told,) = ganq("doctor", "--json").findings()["sqlite"]
-    assert told["verdict"] == "ok" or sqlite3.sqlite_version_info >= (3, 51, 3)
-    assert "mended in 99.0.0" in told["said"] or "99.0.0" in told["hint"]
+    assert told["level"] == "ok" or sqlite3.sqlite_version_info >= (3, 51, 3)
+    assert "mended in 99.0.0" in told["message"] or "99.0.0" in told["hint"]
 
 
 def test_an_sqlite_with_the_wal_defect_and_no_guard_fails(ganq, monkeypatch):
     monkeypatch.setattr("worker.doctor.job_table.WAL_RESET_FIXED", (99, 0, 0))
     monkeypatch.setattr("storage.db.sqlite.WAL_RESET_FIXED", (3, 0, 0))  # as if it had none
     (told,) = ganq("doctor", "--json").findings()["sqlite"]
-    assert told["verdict"] == "bad"
-    assert "checkpoints by itself every 4000 pages" in told["said"]
+    assert told["level"] == "error"
+    assert "checkpoints by itself every 4000 pages" in told["message"]
 
 
 def test_a_job_table_that_everybody_may_write_fails(ganq, settings):
@@ -90,8 +90,8 @@ def test_a_wal_that_nobody_empties_is_a_warning(ganq, monkeypatch, database, job
     monkeypatch.setattr("worker.doctor.job_table.LARGE_WAL_BYTES", 0)
     job_factory()
     told = ganq("doctor", "--json").findings()["sqlite"]
-    assert [one["verdict"] for one in told] == ["ok", "warn"]
-    assert "WAL has grown" in told[1]["said"]
+    assert [one["level"] for one in told] == ["ok", "warn"]
+    assert "WAL has grown" in told[1]["message"]
 
 
 def test_a_database_that_this_user_cannot_write_fails(ganq, monkeypatch):
@@ -104,8 +104,8 @@ def test_a_database_that_this_user_cannot_write_fails(ganq, monkeypatch):
 def test_a_clock_that_is_off_is_a_warning_with_the_direction(ganq, monkeypatch):
     monkeypatch.setattr("storage.db.queries.Queries.now", lambda self: __import__("time").time() + 3600)
     (clock,) = ganq("doctor", "--json").findings()["clock"]
-    assert clock["verdict"] == "warn"
-    assert "3,600 s behind" in clock["said"]
+    assert clock["level"] == "warn"
+    assert "3,600 s behind" in clock["message"]
 
 
 @pytest.mark.parametrize("backend", ["postgres"], indirect=True)
@@ -116,28 +116,28 @@ def test_postgres_is_named_and_a_careless_one_is_a_warning(settings, database, c
         lambda conn: conn.execute(text(f"ALTER DATABASE {name} SET synchronous_commit = {commit}"))
     )
     told = look(settings)
-    assert any(one.said.startswith("Postgres ") and one.verdict == "ok" for one in told)
-    assert any("synchronous_commit" in one.said for one in told) is (commit == "off")
-    assert any("fsync is off" in one.said and one.verdict == "warn" for one in told)  # as tests have it
+    assert any(one.message.startswith("Postgres ") and one.level == "ok" for one in told)
+    assert any("synchronous_commit" in one.message for one in told) is (commit == "off")
+    assert any("fsync is off" in one.message and one.level == "warn" for one in told)  # as tests have it
 
 
 @pytest.mark.parametrize("backend", ["postgres"], indirect=True)
 def test_a_postgres_with_few_connections_left_is_a_warning(settings, database):
-    (spare,) = [one for one in look(settings) if "connections" in one.said]
-    assert spare.verdict == "ok"
+    (spare,) = [one for one in look(settings) if "connections" in one.message]
+    assert spare.level == "ok"
     name = database.engine.url.database
     database.write(lambda conn: conn.execute(text(f"ALTER DATABASE {name} CONNECTION LIMIT 5")))
-    (few,) = [one for one in look(settings) if "connections" in one.said]
-    assert few.verdict == "warn"
-    assert "of 5 connections of this database are in use" in few.said
+    (few,) = [one for one in look(settings) if "connections" in one.message]
+    assert few.level == "warn"
+    assert "of 5 connections of this database are in use" in few.message
 
 
 @pytest.mark.parametrize("backend", ["postgres"], indirect=True)
 def test_a_postgres_beyond_this_machine_without_tls_is_a_warning(settings, database, monkeypatch):
-    assert not any("encrypted" in one.said for one in look(settings))
+    assert not any("encrypted" in one.message for one in look(settings))
     monkeypatch.setattr(job_table, "_near", lambda url: False)  # the tests' own listens on this machine
-    (told,) = [one for one in look(settings) if "encrypted" in one.said]
-    assert told.verdict == "warn"
+    (told,) = [one for one in look(settings) if "encrypted" in one.message]
+    assert told.level == "warn"
 
 
 @pytest.mark.parametrize(
@@ -158,5 +158,5 @@ def test_a_postgres_that_is_not_there_fails(ganq, monkeypatch):
     monkeypatch.setenv("GANQ_DATABASE_URL", "postgresql://ganq:s3cret@127.0.0.1:1/ganq")
     said = ganq("doctor", "--json")
     assert said.code == 1
-    assert "cannot be reached" in said.findings()["database"][0]["said"]
+    assert "cannot be reached" in said.findings()["database"][0]["message"]
     assert "s3cret" not in said.out

@@ -38,8 +38,8 @@ def test_a_volume_that_cannot_be_written_fails(settings, monkeypatch):
     settings.volume.mkdir()
     monkeypatch.setattr(Path, "touch", refuse)  # root, who runs tests in containers, may write anywhere
     told = list(check_volume(settings))
-    assert [one.verdict for one in told] == ["bad"]
-    assert "permission denied" in told[0].said
+    assert [one.level for one in told] == ["error"]
+    assert "permission denied" in told[0].message
 
 
 @pytest.fixture
@@ -59,15 +59,15 @@ def file_system(settings, monkeypatch):
     return pretend
 
 
-@pytest.mark.parametrize(("free", "verdict"), [(1e8, "bad"), (1e9, "warn"), (1e12, "ok")])
-def test_room_on_the_volume_decides(settings, file_system, free, verdict):
+@pytest.mark.parametrize(("free", "level"), [(1e8, "error"), (1e9, "warn"), (1e12, "ok")])
+def test_room_on_the_volume_decides(settings, file_system, free, level):
     file_system(free=free)
-    assert [one.verdict for one in check_volume(settings)] == [verdict]
+    assert [one.level for one in check_volume(settings)] == [level]
 
 
 def test_a_volume_in_memory_and_one_without_room_for_names_are_warnings(settings, file_system):
     file_system("tmpfs", files=12)
-    told = [one.said for one in check_volume(settings) if one.verdict == "warn"]
+    told = [one.message for one in check_volume(settings) if one.level == "warn"]
     assert any("only 12 more files" in line for line in told)
     assert any("gone at the next boot" in line for line in told)
 
@@ -94,25 +94,25 @@ def mounted(settings, tmp_path):
 
 def test_an_nfs_that_is_mounted_soft_fails_and_a_hard_one_with_lookupcache_is_well(mounted):
     told = mounted("nfs4", "rw,vers=4.2,soft,timeo=600")
-    assert [one.verdict for one in told if "mounted soft" in one.said] == ["bad"]
-    assert [one.hint for one in told if one.verdict == "warn"] == ["mount it with lookupcache=positive"]
+    assert [one.level for one in told if "mounted soft" in one.message] == ["error"]
+    assert [one.hint for one in told if one.level == "warn"] == ["mount it with lookupcache=positive"]
     told = mounted("nfs4", "rw,vers=4.2,hard,timeo=600,lookupcache=pos")
-    assert [one.verdict for one in told] == ["ok"]
-    assert "nfs4 (shared)" in told[0].said
+    assert [one.level for one in told] == ["ok"]
+    assert "nfs4 (shared)" in told[0].message
 
 
 def test_an_nfs_that_remembers_what_is_not_there_is_a_warning(mounted):
-    assert [one.verdict for one in mounted("nfs", "rw,hard,vers=3")] == ["ok", "warn"]
+    assert [one.level for one in mounted("nfs", "rw,hard,vers=3")] == ["ok", "warn"]
 
 
 def test_cifs_is_a_warning_unless_hard_and_fails_with_loose_caching(mounted):
-    assert any("mounted soft" in one.said for one in mounted("cifs", "rw,cache=strict"))
-    assert [one.verdict for one in mounted("cifs", "rw,hard,cache=strict")] == ["ok"]
-    assert any(one.verdict == "bad" for one in mounted("smb3", "rw,hard,cache=loose"))
+    assert any("mounted soft" in one.message for one in mounted("cifs", "rw,cache=strict"))
+    assert [one.level for one in mounted("cifs", "rw,hard,cache=strict")] == ["ok"]
+    assert any(one.level == "error" for one in mounted("smb3", "rw,hard,cache=loose"))
 
 
 def test_a_volume_in_a_containers_own_layer_is_a_warning(mounted):
-    assert any("gone with it" in one.said for one in mounted("overlay", "rw,lowerdir=/x"))
+    assert any("gone with it" in one.message for one in mounted("overlay", "rw,lowerdir=/x"))
 
 
 def test_a_mount_is_found_by_its_device_where_one_hides_another(tmp_path):
@@ -162,9 +162,9 @@ def checkpoint(store, lease, *, size: int, step: int = 10) -> None:
     )
 
 
-@pytest.mark.parametrize(("free", "verdict"), [(7e9, "bad"), (20e9, "warn"), (60e9, "ok")])
+@pytest.mark.parametrize(("free", "level"), [(7e9, "error"), (20e9, "warn"), (60e9, "ok")])
 def test_room_is_measured_by_the_last_checkpoints_of_what_runs(
-    settings, facts, store, running_job_factory, file_system_of, free, verdict
+    settings, facts, store, running_job_factory, file_system_of, free, level
 ):
     first, second = running_job_factory(), running_job_factory()
     checkpoint(store, first, size=9_000_000_000, step=5)
@@ -173,8 +173,8 @@ def test_room_is_measured_by_the_last_checkpoints_of_what_runs(
     found = facts()
     file_system_of(free)
     (told,) = check_room(settings, found)
-    assert told.verdict == verdict
-    assert "the next two checkpoints of 2 running jobs need 8.0 GB" in told.said
+    assert told.level == level
+    assert "the next two checkpoints of 2 running jobs need 8.0 GB" in told.message
 
 
 @pytest.fixture
@@ -200,11 +200,11 @@ def test_a_job_whose_folder_is_not_here_shows_that_this_is_another_volume(
     assert list(check_same_volume(settings, facts())) == []  # it may not have made it yet
     database.write(lambda conn: conn.execute(text("UPDATE attempt SET started_at = started_at - 100")))
     (told,) = check_same_volume(settings, facts())
-    assert told.verdict == "bad"
-    assert f"{lease.job_id} on w1" in told.said
+    assert told.level == "error"
+    assert f"{lease.job_id} on w1" in told.message
     (settings.volume / "jobs" / f"{lease.job_id:06d}" / "a1").mkdir(parents=True)
     (told,) = check_same_volume(settings, facts())
-    assert told.verdict == "ok"
+    assert told.level == "ok"
 
 
 def test_what_nobody_needs_is_counted_and_left_where_it_is(
@@ -217,12 +217,12 @@ def test_what_nobody_needs_is_counted_and_left_where_it_is(
     picture.write_bytes(b"x" * 2_000_000)
     (folder / "spec.json").write_text(json.dumps({"job": lease.job_id, "spec": lease.job.spec}))
     (told,) = check_orphans(settings, facts())
-    assert (told.verdict, told.said.split(":")[0]) == ("ok", "none")  # its attempt still writes there
+    assert (told.level, told.message.split(":")[0]) == ("ok", "none")  # its attempt still writes there
     store.release(lease, "drain")
     database.write(lambda conn: conn.execute(text("UPDATE attempt SET ended_at = ended_at - 100")))
     (told,) = check_orphans(settings, facts())
-    assert told.verdict == "ok"
-    assert "1 thing on the volume that nobody needs, 2.0 MB" in told.said
+    assert told.level == "ok"
+    assert "1 thing on the volume that nobody needs, 2.0 MB" in told.message
     assert picture.exists()
 
 
@@ -238,9 +238,10 @@ def test_checkpoints_that_are_not_there_are_told_with_their_jobs(settings, facts
     assert list(check_registered(settings, facts())) == []
     (settings.volume / path / "MANIFEST.json").unlink()
     (told,) = check_registered(settings, facts())
-    assert told.verdict == "bad"
-    assert f"1 of the newest 2 checkpoints are not on the volume, those of jobs {lease.job_id}:" in told.said
-    assert path in told.said
+    assert told.level == "error"
+    assert "1 of the newest 2 checkpoints are not on the volume" in told.message
+    assert f"those of jobs {lease.job_id}:" in told.message
+    assert path in told.message
 
 
 def test_folders_that_were_set_aside_are_named(settings, facts, job_factory):
@@ -248,7 +249,7 @@ def test_folders_that_were_set_aside_are_named(settings, facts, job_factory):
     make_folder(settings.volume / "jobs" / "000001")
     former = quarantine(Volume(settings.volume), 1)
     told = next(iter(check_orphans(settings, facts())))
-    assert (told.verdict, former.name in told.said) == ("warn", True)
+    assert (told.level, former.name in told.message) == ("warn", True)
 
 
 def test_a_volume_of_another_job_table_fails(settings, facts, job_factory):
@@ -256,8 +257,8 @@ def test_a_volume_of_another_job_table_fails(settings, facts, job_factory):
     for number in range(2, 30):
         (settings.volume / "jobs" / f"{number:06d}" / "a1").mkdir(parents=True)
     (told,) = check_orphans(settings, facts())
-    assert told.verdict == "bad"
-    assert "is not this job table's volume" in told.said
+    assert told.level == "error"
+    assert "is not this job table's volume" in told.message
 
 
 # --- decoded data sets ------------------------------------------------------------------------
@@ -282,10 +283,12 @@ def test_doctor_reads_the_decoded_data_sets_when_it_is_asked_to(ganq, settings, 
     said = ganq("doctor", "--verify-data", "--json")
     assert said.code == 1
     found = [one for one in json.loads(said.out)["findings"] if one["check"] == "datasets"]
-    by_folder = {folder: one["said"] for one in found for folder in folders if str(folder) in one["said"]}
+    by_folder = {
+        folder: one["message"] for one in found for folder in folders if str(folder) in one["message"]
+    }
     assert "1 of 1 blocks are not what was written" in by_folder[folders[0]]
     assert "its index is broken" in by_folder[folders[1]]
-    assert [one["verdict"] for one in found] == ["bad", "bad", "ok"]
-    assert "1 of an older ganq" in found[-1]["said"]
+    assert [one["level"] for one in found] == ["error", "error", "ok"]
+    assert "1 of an older ganq" in found[-1]["message"]
     assert "checksums" not in json.loads((folders[2] / "index.json").read_text()), "doctor changes nothing"
     assert "datasets" not in ganq("doctor").out
