@@ -69,7 +69,7 @@ def test_a_job_table_that_everybody_may_write_fails(ganq, settings):
     Path(settings.database_url.removeprefix("sqlite:///")).chmod(0o666)
     said = ganq("doctor")
     assert said.code == 1
-    assert "can be written by everybody, who then owns ganq" in said.out
+    assert "is writable by everybody, who then owns ganq" in said.out
 
 
 def test_a_process_that_holds_the_write_lock_fails_and_is_not_waited_for(ganq, settings, monkeypatch):
