@@ -176,7 +176,7 @@ def generate(
     began = time.perf_counter()
     ctx = LocalContext(Path(folder), Pointer(**source), Path(source_volume))
     result = jobs.generation.generate.run(GenerateSpec.from_json(spec), ctx)
-    return {"images": result["pictures"], "whole_s": time.perf_counter() - began}
+    return {"images": result["image_count"], "whole_s": time.perf_counter() - began}
 
 
 def export(source: dict[str, Any], source_volume: str, netg: str) -> dict[str, float]:

@@ -204,7 +204,7 @@ class Queue:
         """The same, with the job."""
         job = self.wait(self.submit(spec), every_s=0.01)
         assert job.result is not None
-        return {"images": job.result["pictures"], "whole_s": _whole_s(job)}, job
+        return {"images": job.result["image_count"], "whole_s": _whole_s(job)}, job
 
     def attempt(self, job: Job) -> Path:
         return Volume(self.settings.volume).attempt(job.id, job.attempt)

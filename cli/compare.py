@@ -154,7 +154,7 @@ def _of(one: "Job") -> str:
 
 
 def _pictures(one: "Job") -> str:
-    made = (one.result or {}).get("pictures")
+    made = (one.result or {}).get("image_count")
     return f"{made:,}" if isinstance(made, int) else ""
 
 

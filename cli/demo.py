@@ -121,7 +121,7 @@ def _show(session: "Session", job: "Job", attribution: str) -> int:
     """Say where the pictures are."""
     attempt = session.volume.attempt(job.id, job.attempt)
     result = job.result or {}
-    click.echo(f"\n{result.get('pictures')} pictures  {attempt / 'images'}")
+    click.echo(f"\n{result.get('image_count')} pictures  {attempt / 'images'}")
     for grid in result.get("grids", []):
         click.echo(f"grid         {attempt / grid}")
     click.echo(f"samples      {session.volume.latest / 'demo' / 'samples'}  (how they became faces)")

@@ -61,6 +61,17 @@ def renamed_code(code: Any) -> Any:
     return ERROR_CODES.get(code, code) if isinstance(code, str) else code
 
 
+RESULT_KEYS = {
+    "variety": "diversity",
+    "floor": "baseline",
+    "pictures": "image_count",
+    "parts": "shards",
+    "words": "summary",
+    "line": "threshold",
+}
+"""Keys of a job's result, of its metrics and of the evaluations in a checkpoint: old name to new."""
+
+
 def renamed_value(field: str, value: Any) -> Any:
     """Return the value under its new name."""
     return VALUES.get(field, {}).get(value, value) if isinstance(value, str) else value
@@ -74,3 +85,17 @@ def renamed(data: Mapping[str, Any]) -> dict[str, Any]:
     """
     old_first = sorted(data.items(), key=lambda item: item[0] not in FIELDS)
     return {FIELDS.get(name, name): renamed_value(FIELDS.get(name, name), value) for name, value in old_first}
+
+
+def renamed_result(result: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+    """
+    Return a job's result with every key as it is now, including those of nested objects.
+
+    Args:
+        name: the key of a nested object: `best` means the baseline in `precision` and `recall` only.
+    """
+    keys = {**RESULT_KEYS, "best": "baseline"} if name in ("precision", "recall") else RESULT_KEYS
+    return {
+        keys.get(key, key): renamed_result(value, key) if isinstance(value, dict) else value
+        for key, value in result.items()
+    }

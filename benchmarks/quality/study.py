@@ -167,10 +167,10 @@ class Study:
         return {
             "epoch": (done.inputs or {}).get("checkpoint", {}).get("epoch"),
             **{name: one["value"] for name, one in found.items()},
-            **{f"{name}_floor": one["floor"] for name, one in found.items()},
+            **{f"{name}_floor": one["baseline"] for name, one in found.items()},
             "precision": done.result["precision"]["value"],
             "recall": done.result["recall"]["value"],
-            "variety": done.result.get("variety"),
+            "variety": done.result.get("diversity"),
             "copying": done.result["copying"]["verdict"],
             "copied_share": done.result["copying"]["share"],
         }

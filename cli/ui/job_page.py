@@ -265,8 +265,8 @@ def _metric(session: Session, job: Job) -> str | None:
         told = "at the end; no checkpoint is called the best: the pictures of each are too much alike"
         return f"{job_text.metric_key(job)} {found['last']:.4g} {told}"
     best = min(measured, key=lambda one: (one.metric or 0.0, one.step))
-    floor, key = found.get("floor"), job_text.metric_key(job)
-    told = "" if floor is None else f"; real pictures among themselves {floor:.4g}"
+    baseline, key = found.get("baseline"), job_text.metric_key(job)
+    told = "" if baseline is None else f"; real-vs-real baseline {baseline:.4g}"
     if key == "kid/effnet-lite0" and (best.metric or 0.0) > BLURRED_KID:
         told += f"; above {BLURRED_KID:g} it tells little, so look at the samples"
     return f"{key} {best.metric:.4g} at epoch {best.epoch}, the best{told}"

@@ -24,9 +24,9 @@ from jobs.generation.epoch_grid import labelled
 from jobs.generation.generate import Generation
 from jobs.metrics import features as networks
 from jobs.metrics.copying import Copying, copying, thumbnails
-from jobs.metrics.diversity import COLLAPSED, variety
+from jobs.metrics.diversity import COLLAPSED, diversity
 from jobs.metrics.prdc import precision_recall
-from jobs.metrics.registry import METRICS, ImageSet, check_real, compare, floor
+from jobs.metrics.registry import METRICS, ImageSet, check_real, compare, real_baseline
 from jobs.specs import FEWEST_PICTURES, EvaluateSpec, GenerateSpec
 
 if TYPE_CHECKING:
@@ -72,23 +72,23 @@ class _Evaluation:
     def run(self) -> dict[str, Any]:
         spec, ctx = self.spec, self.ctx
         network = self._network()
-        made_M3HW = self._made()
+        generated_M3HW = self._made()
         images = ctx.images(spec.data, spec.size)
         real_N3HW = self._real(images)
-        due = len(made_M3HW) + len(real_N3HW)
-        made = self._looked_at(network, made_M3HW, 0, due)
-        real = self._looked_at(network, real_N3HW, len(made_M3HW), due)
+        due = len(generated_M3HW) + len(real_N3HW)
+        made = self._looked_at(network, generated_M3HW, 0, due)
+        real = self._looked_at(network, real_N3HW, len(generated_M3HW), due)
         ctx.report(due, due, "pictures", phase="comparing")
         facts = self._measured(real, made)
         copied, distinct_M = self._copied(real, made, facts)
         report = {
-            "pictures": len(made),
+            "image_count": len(made),
             "size": spec.size,
             "feature_network": network.name,
             "data": {
                 "path": spec.data,
                 "fingerprint": images.fingerprint,
-                "pictures": len(images),
+                "image_count": len(images),
                 "compared": len(real),
             },
             **facts,
@@ -115,23 +115,23 @@ class _Evaluation:
         spec, ctx = self.spec, self.ctx
         if spec.path is not None:
             found = ctx.images(spec.path, spec.size, pin="path_fingerprint").images_N3HW
-            made_M3HW = torch.from_numpy(np.ascontiguousarray(found[_spread(len(found), spec.count)]))
+            generated_M3HW = torch.from_numpy(np.ascontiguousarray(found[_spread(len(found), spec.count)]))
         elif (published := ctx.generated_images(spec.count)) is not None:
-            made_M3HW = _channels_first(list(published))
+            generated_M3HW = _channels_first(list(published))
         else:
-            made_M3HW = self._drawn()
-        if made_M3HW.shape[2:] != (spec.size, spec.size):
-            high, wide = made_M3HW.shape[2:]
+            generated_M3HW = self._drawn()
+        if generated_M3HW.shape[2:] != (spec.size, spec.size):
+            high, wide = generated_M3HW.shape[2:]
             raise SpecError(
                 f"the pictures are {wide}×{high}, and the evaluation was to be of {spec.size}×{spec.size}",
                 hint=f"--size {high}",
             )
-        if len(made_M3HW) < FEWEST_PICTURES:
+        if len(generated_M3HW) < FEWEST_PICTURES:
             raise NotMeasurableError(
-                f"{len(made_M3HW)} pictures are too few to be measured",
+                f"{len(generated_M3HW)} pictures are too few to be measured",
                 hint=f"{FEWEST_PICTURES} are the least, 2,000 make good numbers",
             )
-        return made_M3HW
+        return generated_M3HW
 
     def _drawn(self) -> Tensor:
         spec = self.spec
@@ -195,26 +195,26 @@ class _Evaluation:
             measured = self._said(compare, metric, real, made)
             if measured is None:
                 continue
-            least = self._said(floor, metric, real)
+            baseline = self._said(real_baseline, metric, real)
             metrics[measured.key] = {
                 "value": measured.value,
                 "spread": measured.spread,
-                "floor": None if least is None else least.value,
+                "baseline": None if baseline is None else baseline.value,
                 "note": measured.note,
             }
         self._ask()
         count = min(len(real), len(made))
         pr = precision_recall(real.features_ND[:count], made.features_ND[:count])
         half = count // 2
-        pr_floor = precision_recall(real.features_ND[0 : 2 * half : 2], real.features_ND[1 : 2 * half : 2])
+        pr_baseline = precision_recall(real.features_ND[0 : 2 * half : 2], real.features_ND[1 : 2 * half : 2])
         facts: dict[str, Any] = {
             "metrics": metrics,
-            "precision": {"value": pr.precision, "best": pr_floor.precision},
-            "recall": {"value": pr.recall, "best": pr_floor.recall},
+            "precision": {"value": pr.precision, "baseline": pr_baseline.precision},
+            "recall": {"value": pr.recall, "baseline": pr_baseline.recall},
         }
-        among = self._said(variety, real.features_ND, made.features_ND)
+        among = self._said(diversity, real.features_ND, made.features_ND)
         if among is not None:
-            facts["variety"] = among
+            facts["diversity"] = among
             if among < COLLAPSED:
                 self.notes.append(
                     f"the model repeats itself: its pictures differ {among:.0%} as much as real ones do"
@@ -253,9 +253,9 @@ class _Evaluation:
             "verdict": found.verdict,
             "share": found.share,
             "by": worst,
-            "words": found.in_words(),
+            "summary": found.summary(),
             "all": {
-                name: {"verdict": one.verdict, "share": one.share, "line": one.line}
+                name: {"verdict": one.verdict, "share": one.share, "threshold": one.threshold}
                 for name, one in told.items()
             },
         }
@@ -285,15 +285,15 @@ def _channels_first(pictures: "list[NDArray[np.uint8]]") -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2)))
 
 
-def _pairs(made_M3HW: Tensor, real_N3HW: Tensor, found: Copying) -> "NDArray[np.uint8]":
+def _pairs(generated_M3HW: Tensor, real_N3HW: Tensor, found: Copying) -> "NDArray[np.uint8]":
     """Made picture | nearest training picture: the most suspicious pairs, then the first ones."""
     shown = PAIRS_IN_A_ROW * ROWS
     order = found.ratio_M.argsort()[:shown].tolist()
-    chosen = [*order, *range(min(shown, len(made_M3HW)))]
+    chosen = [*order, *range(min(shown, len(generated_M3HW)))]
     pictures = [
         picture_3HW.permute(1, 2, 0).numpy()
         for place in chosen
-        for picture_3HW in (made_M3HW[place], real_N3HW[found.neighbour_M[place]])
+        for picture_3HW in (generated_M3HW[place], real_N3HW[found.neighbour_M[place]])
     ]
     wide = 2 * PAIRS_IN_A_ROW
     pictures += [np.zeros_like(pictures[0])] * (-len(pictures) % wide)

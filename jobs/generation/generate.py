@@ -139,7 +139,7 @@ class Generation:
         published = sink.publish()
         seconds = time.monotonic() - self.started
         return {
-            "pictures": writer.written,
+            "image_count": writer.written,
             "drawn": self.done,
             "grids": writer.pages.made,
             "seed": spec.seed,

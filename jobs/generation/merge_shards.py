@@ -60,11 +60,11 @@ def run(spec: GenerateSpec, ctx: JobContext, parts: list[Iterable[Made]]) -> dic
     more = previews.finish(spec, ctx, sink, shown)
     published = sink.publish()
     return {
-        "pictures": gathered,
+        "image_count": gathered,
         "drawn": spec.drawn,
         "grids": pages.made,
         "seed": spec.seed,
-        "parts": len(parts),
+        "shards": len(parts),
         "seconds": round(time.monotonic() - started, 3),
         **more,
         **published,

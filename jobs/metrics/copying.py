@@ -42,14 +42,14 @@ class Copying:
     verdict: Verdict
     share: float
     """Of the made pictures, that lie below the line."""
-    line: float
+    threshold: float
     """The ratio below which one real picture in a hundred lies."""
     ratio_M: Tensor
     """Of each made picture; 1 is as near as its neighbour's own neighbour."""
     neighbour_M: Tensor
     """Row of the real picture that is nearest to each made one."""
 
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """One sentence for a person."""
         about = f"{self.share:.1%} of the pictures are suspiciously near to a training picture"
         chance = f"{RARE:.0%} would be by chance"
@@ -75,7 +75,7 @@ def thumbnails(images_N3HW: Tensor) -> Tensor:
     return torch.cat(small).flatten(1)
 
 
-def copying(real_ND: Tensor, made_MD: Tensor) -> Copying:
+def copying(real_ND: Tensor, generated_MD: Tensor) -> Copying:
     """
     Args:
         real_ND: of the pictures that the model was trained on, each once: twins excuse copies.
@@ -88,7 +88,7 @@ def copying(real_ND: Tensor, made_MD: Tensor) -> Copying:
     training picture beside that picture's own nearest). Its line, a ratio of 1, is crossed by about
     half of all independent pictures; here the real pictures, each held out in turn, say where it lies.
     """
-    if len(real_ND) < 3 or len(made_MD) < 1:
+    if len(real_ND) < 3 or len(generated_MD) < 1:
         raise NotMeasurableError("three real pictures and one made are the least", hint="use more")
     near_N2, row_N2 = nearest(real_ND, real_ND, 2, themselves=True)
     # Real picture n held out: its neighbour's nearest is then another one, or the second if that was n.
@@ -96,14 +96,14 @@ def copying(real_ND: Tensor, made_MD: Tensor) -> Copying:
     is_me_N = row_N2[whose_N, 0] == torch.arange(len(real_ND))
     its_own_N = torch.where(is_me_N, near_N2[whose_N, 1], near_N2[whose_N, 0])
     real_ratio_N = _ratio(to_N, its_own_N)
-    to_M1, row_M1 = nearest(made_MD, real_ND, 1)
+    to_M1, row_M1 = nearest(generated_MD, real_ND, 1)
     ratio_M = _ratio(to_M1[:, 0], near_N2[row_M1[:, 0], 0])
-    line = float(real_ratio_N.quantile(RARE))
-    share = float((ratio_M < line).double().mean())
-    enough = min(len(real_ND), len(made_MD)) >= FEWEST
-    many = share >= TOO_MANY and _sigmas(share, len(made_MD), RARE, len(real_ND)) >= SIGMAS
+    threshold = float(real_ratio_N.quantile(RARE))
+    share = float((ratio_M < threshold).double().mean())
+    enough = min(len(real_ND), len(generated_MD)) >= FEWEST
+    many = share >= TOO_MANY and _sigmas(share, len(generated_MD), RARE, len(real_ND)) >= SIGMAS
     verdict: Verdict = "copies" if many else "none" if enough else "unsure"
-    return Copying(verdict, share, line, ratio_M, row_M1[:, 0])
+    return Copying(verdict, share, threshold, ratio_M, row_M1[:, 0])
 
 
 def _ratio(distance: Tensor, own: Tensor) -> Tensor:

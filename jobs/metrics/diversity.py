@@ -13,7 +13,7 @@ COLLAPSED = 0.25
 """Below this share of the real pictures' variety a generator repeats itself."""
 
 
-def variety(real_ND: Tensor, made_MD: Tensor) -> float:
+def diversity(real_ND: Tensor, generated_MD: Tensor) -> float:
     """
     How far a made picture is from its nearest sister, compared with the same among real ones.
 
@@ -24,10 +24,10 @@ def variety(real_ND: Tensor, made_MD: Tensor) -> float:
     Raises:
         NotMeasurableError: a set has fewer than two pictures, or most real ones have a twin.
     """
-    count = min(len(real_ND), len(made_MD))
+    count = min(len(real_ND), len(generated_MD))
     if count < 2:
-        raise NotMeasurableError("variety needs two pictures in each set", hint="use more")
-    among_real, among_made = _to_nearest(real_ND[:count]), _to_nearest(made_MD[:count])
+        raise NotMeasurableError("diversity needs two pictures in each set", hint="use more")
+    among_real, among_made = _to_nearest(real_ND[:count]), _to_nearest(generated_MD[:count])
     if among_real <= 0:
         raise NotMeasurableError(
             "most pictures of the data set have an exact twin in it",

@@ -13,7 +13,7 @@ from torch import Tensor
 from jobs.errors import NotMeasurableError
 
 
-def fid(real_ND: Tensor, made_MD: Tensor) -> float:
+def fid(real_ND: Tensor, generated_MD: Tensor) -> float:
     """
     |μ₁ − μ₂|² + Tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½), in float64.
 
@@ -23,13 +23,13 @@ def fid(real_ND: Tensor, made_MD: Tensor) -> float:
     Raises:
         NotMeasurableError: a set has fewer than two pictures.
     """
-    if min(len(real_ND), len(made_MD)) < 2:
+    if min(len(real_ND), len(generated_MD)) < 2:
         raise NotMeasurableError("FID needs two pictures in each set", hint="use more")
-    real_ND, made_MD = real_ND.double(), made_MD.double()
-    apart = (real_ND.mean(0) - made_MD.mean(0)).square().sum()
+    real_ND, generated_MD = real_ND.double(), generated_MD.double()
+    apart = (real_ND.mean(0) - generated_MD.mean(0)).square().sum()
     # Σ = AᵀA for the centred features, each divided by √(N − 1).
     a_ND = (real_ND - real_ND.mean(0)) / (len(real_ND) - 1) ** 0.5
-    b_MD = (made_MD - made_MD.mean(0)) / (len(made_MD) - 1) ** 0.5
+    b_MD = (generated_MD - generated_MD.mean(0)) / (len(generated_MD) - 1) ** 0.5
     spread = a_ND.square().sum() + b_MD.square().sum()
     return max(0.0, float(apart + spread - 2 * _trace_of_root(a_ND, b_MD)))
 

@@ -29,7 +29,7 @@ class Estimate:
     spread: float
 
 
-def kid(real_ND: Tensor, made_MD: Tensor) -> Estimate:
+def kid(real_ND: Tensor, generated_MD: Tensor) -> Estimate:
     """
     KID, from all pairs of all pictures.
 
@@ -45,10 +45,10 @@ def kid(real_ND: Tensor, made_MD: Tensor) -> Estimate:
     Raises:
         NotMeasurableError: a set has fewer than two pictures.
     """
-    if min(len(real_ND), len(made_MD)) < 2:
+    if min(len(real_ND), len(generated_MD)) < 2:
         raise NotMeasurableError("KID needs two pictures in each set", hint="use more")
-    K = min(BLOCKS, len(real_ND) // 2, len(made_MD) // 2)
-    real, made = _blocks(real_ND, K), _blocks(made_MD, K)
+    K = min(BLOCKS, len(real_ND) // 2, len(generated_MD) // 2)
+    real, made = _blocks(real_ND, K), _blocks(generated_MD, K)
     rr_KK, mm_KK, rm_KK = _sums(real, real), _sums(made, made), _sums(real, made)
     # The unbiased estimator leaves out each picture with itself.
     rr_KK = rr_KK - torch.diag(torch.stack([_kernel_diagonal(one).sum() for one in real]))

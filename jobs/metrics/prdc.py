@@ -24,7 +24,7 @@ class PrecisionRecall(NamedTuple):
     """Of the real pictures, that lie where made ones do."""
 
 
-def precision_recall(real_ND: Tensor, made_MD: Tensor, k: int = NEIGHBOURS) -> PrecisionRecall:
+def precision_recall(real_ND: Tensor, generated_MD: Tensor, k: int = NEIGHBOURS) -> PrecisionRecall:
     """
     Args:
         real_ND, made_MD: finite; as many of each as can be, since both shares depend on the number.
@@ -35,9 +35,9 @@ def precision_recall(real_ND: Tensor, made_MD: Tensor, k: int = NEIGHBOURS) -> P
 
     Source: Kynkäänniemi et al. 2019, arXiv:1904.06991, equations 1 and 2.
     """
-    if min(len(real_ND), len(made_MD)) <= k:
+    if min(len(real_ND), len(generated_MD)) <= k:
         raise NotMeasurableError(f"precision and recall need more than {k} pictures", hint="use more")
-    return PrecisionRecall(_covered(made_MD, real_ND, k), _covered(real_ND, made_MD, k))
+    return PrecisionRecall(_covered(generated_MD, real_ND, k), _covered(real_ND, generated_MD, k))
 
 
 def _covered(asked_MD: Tensor, by_ND: Tensor, k: int) -> float:

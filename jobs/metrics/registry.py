@@ -91,7 +91,7 @@ def compare(metric: Metric, real: ImageSet, made: ImageSet) -> Measure:
     return Measure(key, fid(real.features_ND, made.features_ND), note=note)
 
 
-def floor(metric: Metric, real: ImageSet) -> Measure:
+def real_baseline(metric: Metric, real: ImageSet) -> Measure:
     """
     What the metric says of one half of the real pictures against the other: as good as it gets.
 

@@ -32,7 +32,7 @@ class Sliced:
     levels: dict[int, float]
 
 
-def swd(real_N3HW: Tensor, made_M3HW: Tensor, *, seed: int = 0) -> Sliced:
+def swd(real_N3HW: Tensor, generated_M3HW: Tensor, *, seed: int = 0) -> Sliced:
     """
     Args:
         real_N3HW, made_M3HW: uint8; the first min(N, M) of each are compared.
@@ -41,13 +41,13 @@ def swd(real_N3HW: Tensor, made_M3HW: Tensor, *, seed: int = 0) -> Sliced:
     Raises:
         NotMeasurableError: no picture, sides below 16 pixels, or a set without any contrast.
     """
-    count = min(len(real_N3HW), len(made_M3HW))
+    count = min(len(real_N3HW), len(generated_M3HW))
     if count == 0 or min(real_N3HW.shape[2:]) < SMALLEST:
         raise NotMeasurableError(
             f"the sliced Wasserstein distance needs pictures of {SMALLEST}×{SMALLEST} or more",
             hint="use another metric",
         )
-    real, made = (_patches(one[:count], seed) for one in (real_N3HW, made_M3HW))
+    real, made = (_patches(one[:count], seed) for one in (real_N3HW, generated_M3HW))
     levels = {side: _distance(real[side], made[side], seed, side) for side in real}
     return Sliced(sum(levels.values()) / len(levels), levels)
 

@@ -22,8 +22,9 @@ from jobs.context import Images, JobContext
 from jobs.errors import GanqError, NotMeasurableError
 from jobs.metrics import features
 from jobs.metrics.copying import thumbnails
-from jobs.metrics.diversity import COLLAPSED, variety
-from jobs.metrics.registry import ImageSet, Measure, Metric, compare, floor
+from jobs.metrics.diversity import COLLAPSED, diversity
+from jobs.metrics.registry import ImageSet, Measure, Metric, compare, real_baseline
+from jobs.renamed import renamed_result
 from jobs.specs import TrainSpec
 from jobs.training.state import TrainState
 
@@ -59,7 +60,7 @@ class Evaluation:
     key: str
     value: float
     spread: float | None
-    variety: float | None
+    diversity: float | None
 
     @property
     def can_be_best(self) -> bool:
@@ -69,7 +70,7 @@ class Evaluation:
         A network looks at texture: grey noise, 64 times the same, may be nearer to faces than bad faces
         are. So who repeats itself is not compared.
         """
-        return self.variety is None or self.variety >= COLLAPSED
+        return self.diversity is None or self.diversity >= COLLAPSED
 
 
 def plan(spec: TrainSpec, pictures: int, train_flops: float, make_flops: float) -> Plan:
@@ -135,7 +136,7 @@ class Evaluations:
         self.spec, self.ctx, self.images, self.device = spec, ctx, images, device
         self.plan = plan(spec, len(images), *flops(state, spec)) if spec.metric != "none" else Plan(0, 0)
         self.record: list[Evaluation] = []
-        self.floor: Measure | None = None
+        self.baseline: Measure | None = None
         self._features: features.FeatureNetwork | None = None
         self._real: ImageSet | None = None
         self._missing: str | None = None
@@ -173,7 +174,7 @@ class Evaluations:
             network = self._network()
             made = ImageSet.of(self._made(sampler), network)
             found = compare(self._metric, real, made)
-            varied = self._variety(real, made)
+            varied = self._diversity(real, made)
         except NotMeasurableError as exc:
             self._miss(exc.message)
             return None
@@ -182,7 +183,7 @@ class Evaluations:
         self._tell(one, found)
         return one
 
-    def _variety(self, real: ImageSet, made: ImageSet) -> float | None:
+    def _diversity(self, real: ImageSet, made: ImageSet) -> float | None:
         """
         By the network's features, or by thumbnails where the metric has none.
 
@@ -190,9 +191,9 @@ class Evaluations:
             None where thumbnails tell nothing: such a metric does not depend on it.
         """
         if self._features is not None:
-            return variety(real.features_ND, made.features_ND)
+            return diversity(real.features_ND, made.features_ND)
         with suppress(NotMeasurableError):
-            return variety(thumbnails(real.images_N3HW), thumbnails(made.images_N3HW))
+            return diversity(thumbnails(real.images_N3HW), thumbnails(made.images_N3HW))
         return None
 
     def _miss(self, reason: str) -> None:
@@ -200,11 +201,11 @@ class Evaluations:
         self.ctx.log(f"no metric: {reason}")
 
     def _tell(self, one: Evaluation, found: Measure) -> None:
-        lowest = self.floor.value if self.floor else None
-        self.ctx.metrics({**asdict(one), "metric": found.value, "floor": lowest, "note": found.note})
+        baseline = self.baseline.value if self.baseline else None
+        self.ctx.metrics({**asdict(one), "metric": found.value, "baseline": baseline, "note": found.note})
         spread = "" if one.spread is None else f" ± {one.spread:.2g}"
-        varied = "" if one.variety is None else f", variety {one.variety:.2f}"
-        told = "" if lowest is None else f" (real pictures among themselves {lowest:.4g})"
+        varied = "" if one.diversity is None else f"; diversity {one.diversity:.2f}"
+        told = "" if baseline is None else f" (real-vs-real baseline {baseline:.4g})"
         self.ctx.log(f"epoch {one.epoch}: {one.key} {one.value:.4g}{spread}{varied}{told}")
 
     # --- what follows ---------------------------------------------------------------------
@@ -235,7 +236,7 @@ class Evaluations:
         best = self.best
         if best is None or self.record[-1].can_be_best:
             return False
-        far = WORSE * max(best.value, self.floor.value if self.floor else 0.0, best.spread or 0.0)
+        far = WORSE * max(best.value, self.baseline.value if self.baseline else 0.0, best.spread or 0.0)
         return self.record[-1].value > far
 
     def facts(self) -> dict[str, Any]:
@@ -245,15 +246,15 @@ class Evaluations:
         measured: dict[str, Any] = {"key": self.record[-1].key, "last": self.record[-1].value}
         if (best := self.best) is not None:
             measured |= {"best": best.value, "best_epoch": best.epoch}
-        if self.floor is not None:
-            measured |= {"floor": self.floor.value}
-        return {"metric": {**measured, "evaluations": len(self.record), "pictures": self.plan.pictures}}
+        if self.baseline is not None:
+            measured |= {"baseline": self.baseline.value}
+        return {"metric": {**measured, "evaluations": len(self.record), "image_count": self.plan.pictures}}
 
     # --- in a checkpoint --------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        lowest = asdict(self.floor) if self.floor else None
-        return {"evaluations": [asdict(one) for one in self.record], "floor": lowest}
+        baseline = asdict(self.baseline) if self.baseline else None
+        return {"evaluations": [asdict(one) for one in self.record], "baseline": baseline}
 
     def restore(self, meta: dict[str, Any]) -> None:
         """
@@ -263,7 +264,9 @@ class Evaluations:
         its patience must not end what somebody wishes to go on.
         """
         mine = meta.get("spec", {}).get("continue_from") == self.spec.continue_from
-        self.record = [Evaluation(**one) for one in meta.get("evaluations", ())] if mine else []
+        self.record = (
+            [Evaluation(**renamed_result(one)) for one in meta.get("evaluations", ())] if mine else []
+        )
         if self.record:
             wanted = self._key()
             self.record = [one for one in self.record if one.key == wanted]
@@ -290,9 +293,9 @@ class Evaluations:
             images_N3HW = torch.from_numpy(np.ascontiguousarray(self.images.images_N3HW[chosen_N]))
             real = ImageSet.of(images_N3HW, network)
             try:
-                self.floor = floor(self._metric, real)
+                self.baseline = real_baseline(self._metric, real)
             except GanqError as exc:
-                self.ctx.log(f"no floor of the metric: {exc.message}")
+                self.ctx.log(f"no real-vs-real baseline: {exc.message}")
             self._real = real
         return self._real
 

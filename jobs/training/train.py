@@ -214,7 +214,7 @@ class Training:
             "epoch": step // per_epoch,
             "g_steps": self.steps.g_steps,
             "images": step * spec.batch,
-            "pictures": len(self.images),
+            "image_count": len(self.images),
             "classes": list(self.classes),
             **{name: self.logger.last.get(name) for name in METRICS},
             "images_per_s": round((step - first_step) * spec.batch / max(seconds, 1e-9), 2),
@@ -318,7 +318,7 @@ class Training:
         one = evaluations.measure(step, epoch, self.state.sampler)
         if one is not None and evaluations.has_collapsed():
             raise CollapsedError(
-                f"the generator has collapsed at epoch {epoch}: its pictures differ by {one.variety:.0%} "
+                f"the generator has collapsed at epoch {epoch}: its pictures differ by {one.diversity:.0%} "
                 "of what real ones do",
                 step=step,
             )

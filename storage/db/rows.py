@@ -9,7 +9,7 @@ from sqlalchemy import Row
 
 from jobs.errors import SpecError
 from jobs.kinds import KINDS, SPEC_VERSION
-from jobs.renamed import OUTCOMES, renamed, renamed_code, renamed_event
+from jobs.renamed import OUTCOMES, renamed, renamed_code, renamed_event, renamed_result
 from jobs.states import JobState
 from storage.db.json_object import MalformedJson
 
@@ -69,6 +69,7 @@ class Job:
         return cls(
             **{name: values[name] for name in _COPIED},
             spec=spec if isinstance(spec := values["spec"], MalformedJson) else renamed(spec),
+            result=renamed_result(result) if type(result := values["result"]) is dict else result,
             state=state_of(values["state"]),
             error_code=renamed_code(values["error_code"]),
             held=bool(values["held"]),
@@ -99,7 +100,7 @@ class Job:
 
 _COPIED = tuple(
     set(Job.__dataclass_fields__)
-    - {"spec", "state", "error_code", "held", "preemptible", "bit_exact", "malformed"}
+    - {"spec", "result", "state", "error_code", "held", "preemptible", "bit_exact", "malformed"}
 )
 REQUIRED_NUMBERS = (
     *("priority", "spec_version", "attempt", "hb_seq", "held", "blockers", "crash_count", "waits"),

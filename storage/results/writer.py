@@ -211,7 +211,7 @@ class ImageFiles:
         failpoint("pictures.published")
         self._begun = False
         return {
-            "pictures": self.written,
+            "image_count": self.written,
             # Where a person finds them: many archives lie in the attempt's folder, beside their manifest.
             "images": there[0] if len(there) == 1 else ".",
             "grids": self.names,

@@ -18,16 +18,18 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     """All of it, a line each."""
     for key, one in _metrics(result):
         spread = f" ± {_number(one['spread'])}" if one.get("spread") is not None else ""
-        least = f"   (real against real: {_number(one['floor'])})" if one.get("floor") is not None else ""
+        least = (
+            f"   (real against real: {_number(one['baseline'])})" if one.get("baseline") is not None else ""
+        )
         note = f"   {one['note']}" if one.get("note") else ""
         yield f"{key}  {_number(one.get('value'))}{spread}{least}{note}"
     for name in ("precision", "recall"):
         if (share := result.get(name)) is not None:
-            yield f"{name}  {share['value']:.2f}   (real against real: {share['best']:.2f})"
-    if (variety := result.get("variety")) is not None:
-        yield f"variety  {variety:.0%} of that of the real pictures"
+            yield f"{name}  {share['value']:.2f}   (real against real: {share['baseline']:.2f})"
+    if (diversity := result.get("diversity")) is not None:
+        yield f"diversity  {diversity:.0%} of that of the real images"
     if copying := result.get("copying"):
-        yield f"copies  {copying['words']}"
+        yield f"copies  {copying['summary']}"
     yield from result.get("notes") or ()
 
 
@@ -37,8 +39,8 @@ def row(result: Mapping[str, Any]) -> dict[str, str]:
     for name in ("precision", "recall"):
         if one := result.get(name):
             cells[name] = f"{one['value']:.2f}"
-    if (variety := result.get("variety")) is not None:
-        cells["variety"] = f"{variety:.0%}"
+    if (diversity := result.get("diversity")) is not None:
+        cells["diversity"] = f"{diversity:.0%}"
     if copying := result.get("copying"):
         cells["copies"] = f"{copying['share']:.1%}{' !' if copying['verdict'] == 'copies' else ''}"
     return cells

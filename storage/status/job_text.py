@@ -130,7 +130,7 @@ def progress(job: Job) -> str:
     if job.state is JobState.SUCCEEDED and job.kind == "evaluate":
         return clean(evaluation_text.in_short(result))
     if job.state is JobState.SUCCEEDED and job.kind == "generate":
-        made = _number(result.get("pictures"))
+        made = _number(result.get("image_count"))
         if made is not None:
             return count(int(made), "picture")
     epoch, epochs = _number(so_far.get("epoch")), _number(so_far.get("epochs"))

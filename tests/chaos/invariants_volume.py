@@ -13,6 +13,7 @@ import psutil
 from chaos.invariants import ENDS, Memory, View, look
 
 from jobs.errors import GanqError
+from jobs.renamed import renamed_result
 from jobs.specs import GenerateSpec
 from storage.db.engine import Database
 from storage.db.store.pins import pinned_ids
@@ -135,7 +136,7 @@ def pictures_asked(spec: dict[str, Any]) -> int:
 
 def exact_pictures(row: Any, view: View, volume: Volume, memory: Memory) -> Iterator[str]:
     """I5: a generation that succeeded has exactly its pictures, in the folder of the attempt that did."""
-    result = row.result or {}
+    result = renamed_result(row.result or {})
     if row.kind != GENERATES or row.state != "succeeded" or "deleted_at" in result:
         return
     if row.part_of is not None and view.jobs[row.part_of].state in ENDS:
@@ -166,8 +167,9 @@ def exact_pictures(row: Any, view: View, volume: Volume, memory: Memory) -> Iter
         yield f"I5: the result of job {row.id} (attempt {row.attempt}): {exc}"
         return
     asked = number if row.part_of is not None else pictures_asked(row.spec)
-    if number != asked or result.get("pictures") != number:
-        yield f"I5: job {row.id} was asked for {asked} pictures, says {result.get('pictures')}, has {number}"
+    if number != asked or result.get("image_count") != number:
+        reported = result.get("image_count")
+        yield f"I5: job {row.id} was asked for {asked} images, reports {reported}, has {number}"
     if missing or others:
         yield f"I5: job {row.id} lacks {missing}, and has what nobody asked for: {sorted(others)}"
     elif number == asked:

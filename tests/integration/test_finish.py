@@ -45,12 +45,12 @@ def checkpoint(store, lease, step: int) -> None:
 def test_success_publishes_the_result_and_closes_the_attempt(database, store, running_job_factory, queries):
     lease = running_job_factory()
 
-    store.succeed(lease, {"pictures": 4, "bit_exact": True})
+    store.succeed(lease, {"image_count": 4, "bit_exact": True})
 
     found = queries.get(lease.job_id)
     assert (found.state, found.result, found.bit_exact) == (
         JobState.SUCCEEDED,
-        {"pictures": 4, "bit_exact": True},
+        {"image_count": 4, "bit_exact": True},
         True,
     )
     assert found.finished_at is not None
@@ -58,13 +58,25 @@ def test_success_publishes_the_result_and_closes_the_attempt(database, store, ru
     assert event_types(database, lease.job_id) == ["submitted", "claimed", "succeeded"]
 
 
+def test_a_result_of_the_version_before_is_read_under_the_new_names(store, running_job_factory, queries):
+    lease = running_job_factory()
+
+    store.succeed(lease, {"pictures": 4, "metric": {"best": 0.1, "floor": 0.02}, "variety": 0.9})
+
+    assert queries.get(lease.job_id).result == {
+        "image_count": 4,
+        "metric": {"best": 0.1, "baseline": 0.02},
+        "diversity": 0.9,
+    }
+
+
 def test_succeeding_twice_is_recognised_as_done(database, store, running_job_factory, queries):
     lease = running_job_factory()
-    store.succeed(lease, {"pictures": 4})
+    store.succeed(lease, {"image_count": 4})
 
-    store.succeed(lease, {"pictures": 5})
+    store.succeed(lease, {"image_count": 5})
 
-    assert queries.get(lease.job_id).result == {"pictures": 4}
+    assert queries.get(lease.job_id).result == {"image_count": 4}
     assert event_types(database, lease.job_id).count("succeeded") == 1
 
 
@@ -98,7 +110,7 @@ def test_success_after_giving_the_job_back_is_not_taken_for_done(store, running_
     store.release(lease, "drain")
 
     with pytest.raises(LeaseLostError):
-        store.succeed(lease, {"pictures": 4})
+        store.succeed(lease, {"image_count": 4})
 
     assert queries.get(lease.job_id).result is None
 

@@ -30,12 +30,12 @@ def end(store, worker_identity):
 def test_the_job_has_ended_and_the_next_is_taken(database, running_job_factory, job_factory, queries, end):
     lease, waiting = running_job_factory(), job_factory()
 
-    taken = end(lease, {"pictures": 4, "bit_exact": True})
+    taken = end(lease, {"image_count": 4, "bit_exact": True})
 
     ended, begun = queries.get(lease.job_id), queries.get(waiting.id)
     assert (ended.state, ended.result, ended.bit_exact) == (
         JobState.SUCCEEDED,
-        {"pictures": 4, "bit_exact": True},
+        {"image_count": 4, "bit_exact": True},
         True,
     )
     assert (taken.job_id, taken.attempt, taken.token != lease.token) == (waiting.id, 1, True)
@@ -122,7 +122,7 @@ def test_a_lost_lease_ends_nothing_and_takes_nothing(store, running_job_factory,
     store.rescue(beat_of(store, lease.job_id), "silent")
 
     with pytest.raises(LeaseLostError):
-        end(lease, {"pictures": 4})
+        end(lease, {"image_count": 4})
 
     assert queries.get(lease.job_id).result is None
     assert queries.get(waiting.id).state is JobState.QUEUED
@@ -147,9 +147,9 @@ def test_a_claim_that_breaks_does_not_keep_the_job_from_ending(
     lease, waiting = running_job_factory(), job_factory()
     database.write(lambda conn: conn.execute(text("ALTER TABLE share RENAME TO elsewhere")))
 
-    assert end(lease, {"pictures": 4}) is None
+    assert end(lease, {"image_count": 4}) is None
 
-    assert queries.get(lease.job_id).result == {"pictures": 4}
+    assert queries.get(lease.job_id).result == {"image_count": 4}
     assert queries.get(waiting.id).state is JobState.QUEUED
 
 

@@ -98,7 +98,7 @@ def jobs(store: Any, job_factory: Any, running_job_factory: Any, queries: Any) -
     for value in (0.0123, 0.5):
         spec = {"source": source.job_id, "path": None, "checkpoint": "best", "data": "/größe", "size": 24}
         lease = running_job_factory(kind="evaluate", spec=spec, user=user)
-        kid = {"value": value, "spread": 0.001, "floor": 0.0002, "note": None}
+        kid = {"value": value, "spread": 0.001, "baseline": 0.0002, "note": None}
         store.succeed(lease, {**REPORT, "metrics": {"kid/random": kid}})
     running = running_job_factory(user=user, name="running")
     store.heartbeat(running, {"done": 3, "total": 8, "unit": "epochs", "rate": 1.5})

@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from jobs.errors import all_errors
 from jobs.networks.dcgan import Architecture
 from jobs.recipes import RECIPES
-from jobs.renamed import ERROR_CODES, EVENTS, FIELDS, OUTCOMES, VALUES, renamed, renamed_event
+from jobs.renamed import (
+    ERROR_CODES,
+    EVENTS,
+    FIELDS,
+    OUTCOMES,
+    RESULT_KEYS,
+    VALUES,
+    renamed,
+    renamed_event,
+    renamed_result,
+)
 from jobs.specs import TrainSpec, check_same_run
 from jobs.states import Outcome
 
@@ -65,6 +75,23 @@ def test_the_details_of_an_event_are_renamed_by_its_type():
         {"step": 9, "to_step": 5, "action": "a", "reason": "b"},
     )
     assert renamed_event("released", None) == ("requeued", None)
+
+
+def test_a_stored_result_of_0_2_is_read_under_the_new_names():
+    measured = {"value": 0.1, "floor": 0.02}
+    evaluation = {"pictures": 60, "metrics": {"kid/random": measured}, "recall": {"value": 0.5, "best": 0.9}}
+    assert renamed_result({**evaluation, "variety": 0.8, "copying": {"words": "none", "line": 0.4}}) == {
+        "image_count": 60,
+        "metrics": {"kid/random": {"value": 0.1, "baseline": 0.02}},
+        "recall": {"value": 0.5, "baseline": 0.9},
+        "diversity": 0.8,
+        "copying": {"summary": "none", "threshold": 0.4},
+    }
+    assert renamed_result({"metric": {"best": 0.1, "floor": 0.0}, "files": [{"name": "neighbours.png"}]}) == {
+        "metric": {"best": 0.1, "baseline": 0.0},
+        "files": [{"name": "neighbours.png"}],
+    }
+    assert not set(RESULT_KEYS) & set(RESULT_KEYS.values())
 
 
 @given(st.dictionaries(st.sampled_from(["noise", "fake_reuse", "recipe", "arch", "seed"]), st.text()))

@@ -6,15 +6,15 @@ import pytest
 from PIL import Image
 
 REPORT = {
-    "pictures": 250,
+    "image_count": 250,
     "metrics": {
-        "kid/random": {"value": 0.0123, "spread": 0.001, "floor": 0.0002, "note": None},
-        "swd": {"value": 12.5, "spread": None, "floor": 3.25, "note": None},
+        "kid/random": {"value": 0.0123, "spread": 0.001, "baseline": 0.0002, "note": None},
+        "swd": {"value": 12.5, "spread": None, "baseline": 3.25, "note": None},
     },
-    "precision": {"value": 0.8, "best": 0.9},
-    "recall": {"value": 0.4, "best": 0.9},
-    "variety": 0.75,
-    "copying": {"verdict": "none", "share": 0.008, "words": "no sign of copying: 0.8 %"},
+    "precision": {"value": 0.8, "baseline": 0.9},
+    "recall": {"value": 0.4, "baseline": 0.9},
+    "diversity": 0.75,
+    "copying": {"verdict": "none", "share": 0.008, "summary": "no sign of copying: 0.8 %"},
     "notes": ["40 training pictures are exact twins of others and count once"],
     "data": {"fingerprint": "f"},
 }
@@ -186,7 +186,7 @@ def test_compare_puts_the_best_first_and_takes_jobs_for_their_newest_evaluation(
         "SWD",
         "PREC",
         "RECALL",
-        "VARIETY",
+        "DIVERSITY",
         "COPIES",
     ]
     assert "the best by kid/random first; lower is better · features of random" in table

@@ -53,7 +53,7 @@ def test_a_narrow_terminal_loses_columns_before_it_breaks_lines():
 
 
 def test_what_compare_shows_keeps_its_numbers_on_eighty_columns():
-    numbers = _heads(["kid/net", "fid/net", "swd", "precision", "recall", "variety", "copies"])
+    numbers = _heads(["kid/net", "fid/net", "swd", "precision", "recall", "diversity", "copies"])
     row = [
         "104",
         "/home/ada/made/pictures",

@@ -82,7 +82,7 @@ def test_a_picture_is_the_same_in_whatever_range_it_is_asked_for(ranges):
     draws = [draw for first, last in ranges for draw in range(first, last + 1)]
     assert np.array_equal(pixels(ctx), WHOLE[draws])
     assert [picture.record["draw"] for picture in ctx.sink.pictures] == draws
-    assert result["pictures"] == len(draws)
+    assert result["image_count"] == len(draws)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -139,7 +139,7 @@ def test_kept_pictures_are_the_best_of_all_best_first(micro_batch):
     )
     assert [image.output_index for image in ctx.sink.pictures] == [None] * 10
     assert np.abs(pixels(ctx).astype(int) - WHOLE[[record["draw"] for record in kept]]).max() <= 1
-    assert (result["drawn"], result["pictures"]) == (60, 10)
+    assert (result["drawn"], result["image_count"]) == (60, 10)
 
 
 def peak_bytes(work):

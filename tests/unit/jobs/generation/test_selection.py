@@ -55,7 +55,7 @@ def test_a_film_has_its_frames_as_pictures_gif_and_mp4():
     av = pytest.importorskip("av")
     result, ctx = generate(interpolate=(3, 17, 42), frames=21)
     frames = pixels(ctx)
-    assert result["pictures"] == len(frames) == 21
+    assert result["image_count"] == len(frames) == 21
     for frame, picture in ((0, 3), (10, 17), (20, 42)):
         assert np.abs(frames[frame].astype(int) - WHOLE[picture]).max() <= 1
     assert ctx.sink.pictures[5].record == {

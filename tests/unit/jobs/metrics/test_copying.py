@@ -91,7 +91,7 @@ def test_independent_draws_are_cleared_and_copies_flagged_however_dense_the_crow
 def test_the_line_is_where_one_real_picture_in_a_hundred_lies():
     found = copies.copying(normal(1000), normal(4000, seed=1))
     assert found.share == pytest.approx(copies.RARE, abs=0.012)
-    assert "no sign of copying" in found.in_words()
+    assert "no sign of copying" in found.summary()
 
 
 def test_of_few_pictures_nothing_is_said_but_a_crowd_of_copies():
@@ -106,7 +106,7 @@ def test_a_twin_among_the_real_ones_breaks_nothing():
     real = normal(300)
     real[1] = real[0]
     found = copies.copying(real, normal(300, seed=1))
-    assert math.isfinite(found.line)
+    assert math.isfinite(found.threshold)
     assert torch.isfinite(found.ratio_M).all()
 
 

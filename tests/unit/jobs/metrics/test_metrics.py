@@ -11,10 +11,10 @@ from PIL import Image
 
 from jobs.errors import ConfigError, ForeignFileError, NotMeasurableError, SpecError
 from jobs.metrics import effnet, features
-from jobs.metrics.diversity import COLLAPSED, variety
+from jobs.metrics.diversity import COLLAPSED, diversity
 from jobs.metrics.fid import fid, is_biased
 from jobs.metrics.kid import kid
-from jobs.metrics.registry import METRICS, ImageSet, compare, floor, key_of
+from jobs.metrics.registry import METRICS, ImageSet, compare, key_of, real_baseline
 from jobs.metrics.swd import swd
 
 HALF = 48
@@ -80,7 +80,7 @@ def test_swd_ranks_other_real_faces_far_above(faces, samples, worse):
 
 def test_a_floor_is_what_real_pictures_get_and_bad_ones_are_far_from_it(measured):
     for metric in METRICS:
-        lowest = floor(metric, measured["real"])
+        lowest = real_baseline(metric, measured["real"])
         # The halves are small, and so the floors of the two that are biased are high.
         times = {"kid": 3, "fid": 1, "swd": 1.5}[metric]
         assert compare(metric, measured["real"], measured["noisy"]).value > times * abs(lowest.value)
@@ -89,10 +89,10 @@ def test_a_floor_is_what_real_pictures_get_and_bad_ones_are_far_from_it(measured
 
 def test_variety_sees_collapse_and_nothing_else(measured):
     real = measured["real"].features_ND
-    assert 0.8 < variety(real, measured["good"].features_ND) < 1.25
-    assert variety(real, measured["noisy"].features_ND) > 2 * COLLAPSED
-    assert variety(real, measured["collapsed"].features_ND) < COLLAPSED
-    assert variety(real, measured["black"].features_ND) == 0
+    assert 0.8 < diversity(real, measured["good"].features_ND) < 1.25
+    assert diversity(real, measured["noisy"].features_ND) > 2 * COLLAPSED
+    assert diversity(real, measured["collapsed"].features_ND) < COLLAPSED
+    assert diversity(real, measured["black"].features_ND) == 0
 
 
 # --- each against its definition ----------------------------------------------------------------
@@ -286,15 +286,15 @@ def test_a_single_picture_is_refused_or_measured_but_never_a_crash(metric, faces
         with pytest.raises(NotMeasurableError, match="two pictures"):
             compare(metric, two, one)
     with pytest.raises(NotMeasurableError):
-        floor(metric, one)
+        real_baseline(metric, one)
 
 
 def test_variety_of_a_data_set_full_of_twins_is_not_told():
     twins = torch.randn(5, 8, generator=draws()).repeat(2, 1)
     with pytest.raises(NotMeasurableError, match="twin"):
-        variety(twins, torch.randn(10, 8, generator=draws(1)))
+        diversity(twins, torch.randn(10, 8, generator=draws(1)))
     with pytest.raises(NotMeasurableError, match="two pictures"):
-        variety(twins[:1], twins)
+        diversity(twins[:1], twins)
 
 
 def test_swd_refuses_pictures_below_its_smallest_level():

@@ -63,11 +63,11 @@ def scripted(monkeypatch):
         def compare(metric, real, made):
             return Measure("kid/random", script.of(made.images_N3HW.numpy())[0])
 
-        def variety(real, made):
+        def diversity(real, made):
             return script.now[1]
 
         monkeypatch.setattr(evaluation, "compare", compare)
-        monkeypatch.setattr(evaluation, "variety", variety)
+        monkeypatch.setattr(evaluation, "diversity", diversity)
         return script
 
     return use
@@ -94,7 +94,7 @@ def test_a_value_stands_in_the_checkpoint_the_journal_and_the_result(tmp_path, m
     assert [(one["epoch"], one["metric"]) for one in lines] == [(e, found[e]) for e in (2, 4, 6)]
     assert {one["key"] for one in lines} == {"kid/random"}
     assert result["metric"]["best"] == min(found[e] for e in (2, 4, 6))
-    assert result["metric"]["floor"] == lines[0]["floor"] is not None
+    assert result["metric"]["baseline"] == lines[0]["baseline"] is not None
     assert result["stopped"] is None
     json.dumps(result, allow_nan=False)
 
@@ -111,13 +111,13 @@ def test_the_result_says_why_a_run_has_no_metric(tmp_path):
 
 def test_a_metric_without_a_network_knows_repetition_by_thumbnails(tmp_path):
     said, ctx = train(tmp_path, spec_of(metric="swd", patience=0))
-    varied = [one["variety"] for one in ctx.records if "metric" in one]
+    varied = [one["diversity"] for one in ctx.records if "metric" in one]
     assert len(varied) == 6
     assert max(varied) < 0.25, "so young a generator repeats itself"
     assert "best" not in said["metric"]
     twins = Images(np.concatenate([IMAGES.images_N3HW[:4]] * 5), IMAGES.fingerprint)
     said, ctx = train(tmp_path, spec_of(metric="swd", patience=0), data=twins)
-    assert {one["variety"] for one in ctx.records if "metric" in one} == {None}
+    assert {one["diversity"] for one in ctx.records if "metric" in one} == {None}
     assert said["metric"]["best"] > 0
 
 
@@ -286,7 +286,7 @@ def test_a_collapsed_generator_goes_back_to_the_best_with_lower_rates(tmp_path, 
     scripted(*COLLAPSE, (0.9, 1.0), (0.8, 1.0), (0.7, 1.0), (0.6, 1.0))
     result, ctx = train(tmp_path, spec_of())
     (back,) = [one for one in ctx.events if one["type"] == "rolled_back"]
-    assert back["now"] == "lower rates"
+    assert back["action"] == "lower rates"
     assert back["to_step"] == 10, "epoch 2, the best, not epoch 3, the newest"
     assert "collapsed at epoch 4" in back["reason"]
     assert result["lr_scale"] == 0.5

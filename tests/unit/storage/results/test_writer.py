@@ -48,7 +48,7 @@ def test_nothing_is_visible_before_publication(tmp_path) -> None:
     sink = filled(tmp_path / "a1")
     assert not any((tmp_path / "a1" / name).exists() for name in ("images", "grids", "manifest.jsonl"))
     facts = sink.publish()
-    assert facts["pictures"] == 10
+    assert facts["image_count"] == 10
     assert facts["grids"] == ["grids/grid-0000.png"]
     assert verify_manifest(tmp_path / "a1", manifest_sha256=facts["manifest_sha256"]) == 10
     assert not list((tmp_path / "a1").glob("*.tmp-*"))
