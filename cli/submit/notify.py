@@ -5,14 +5,11 @@ The job is accepted whatever happens here; so all that fails is a notice.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from cli.session import Session
 from cli.ui import output
-from jobs.errors import DatabaseUnavailableError, QueueUnavailableError
 from storage.db.rows import Job
-
-BELLS = 16
 
 
 @contextmanager
@@ -30,11 +27,9 @@ def best_effort(what: str) -> Iterator[None]:
 def ring(session: Session, job: Job) -> None:
     """Wake the workers, or say that they will find the job by themselves, or that there are none."""
     from storage.status.job_text import served
+    from worker.celery_bridge.notify_job import notify_job
 
-    parts = session.queries.parts(job.id) if job.blockers else []
-    # One bell wakes one worker: as many as there may be workers for it.
-    failures = [_rung(session, one) for one in parts[:BELLS] or [job]]
-    failed = next((one for one in failures if one is not None), None)
+    failed = notify_job(session.settings, session.queries, session.store, job)
     takers = served(job.queue, session.queries.workers())  # after the bell: a worker begins meanwhile
     # The embedded Redis comes with the first worker: without one there is nothing else to say.
     if failed is not None and (takers is not None or not session.settings.embedded_redis):
@@ -46,18 +41,3 @@ def ring(session: Session, job: Job) -> None:
         output.notice("no worker is running: start one with `ganq up` or `ganq worker`")
     elif not takers:
         output.notice(f"no running worker serves the queue {job.queue}: ganq worker --queues {job.queue}")
-
-
-def _rung(session: Session, job: Job) -> QueueUnavailableError | None:
-    """Notify the workers of a job, if it waits for one; return what went wrong."""
-    from worker.celery_bridge.notify import notify
-
-    if job.state.terminal or job.held or job.blockers > 0:
-        return None
-    try:
-        notify(session.settings, job.id, job.queue, session.database.installation)
-    except QueueUnavailableError as exc:
-        with suppress(DatabaseUnavailableError):  # then it is rung for a little later
-            session.store.not_notified(job.id)
-        return exc
-    return None

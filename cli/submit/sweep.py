@@ -89,9 +89,10 @@ def accept_sweep(
     """
     import secrets
 
-    from cli.submit.notify import BELLS, best_effort
+    from cli.submit.notify import best_effort
     from jobs.kinds import SPEC_VERSION, kind_named
     from storage.db.store.sweeps import sweep_id
+    from worker.celery_bridge.notify_job import MOST_NOTIFIED
 
     if any(spec.split() for spec in specs):
         raise SpecError(
@@ -114,7 +115,7 @@ def accept_sweep(
         held=wish.held,
         preemptible=kind.preemptible and not wish.no_preempt,
         time_limit_s=wish.time_limit,
-        ringing=BELLS,
+        ringing=MOST_NOTIFIED,
     )
     with best_effort(f"sweep {sweep.id}"):
         _tell(session, sweep, specs, base, wish, known=known)
@@ -138,7 +139,8 @@ def _tell(
     known: bool,
 ) -> None:
     """Say that a sweep is accepted, and ring for it whether or not that can be said."""
-    from cli.submit.notify import BELLS, ring
+    from cli.submit.notify import ring
+    from worker.celery_bridge.notify_job import MOST_NOTIFIED
 
     first, last = sweep.job_ids[0], sweep.job_ids[-1]
     try:
@@ -147,7 +149,7 @@ def _tell(
             about = f"{output.count(len(specs), 'job')} of kind {specs[0].kind} {accepted}"
             click.echo(f"sweep {sweep.id} ({base}): {about}, {first} to {last}")
     finally:
-        for one in session.queries.get_many(sweep.job_ids[:BELLS]):
+        for one in session.queries.get_many(sweep.job_ids[:MOST_NOTIFIED]):
             if one.id == first:
                 ring(session, one)
             else:
