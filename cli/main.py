@@ -39,6 +39,7 @@ COMMANDS = (
     Entry("up", "cli.up:up", "Run everything on this machine.", RUN),
     Entry("demo", "cli.demo:demo", "See it work: draw faces, train, generate.", RUN),
     Entry("worker", "cli.worker:worker", "Run one worker for each GPU.", RUN),
+    Entry("web", "cli.web:web", "Serve the page: queue, runs, images.", RUN),
     Entry("doctor", "cli.doctor:doctor", "Look for what is wrong with the set-up.", ADMIN),
     Entry("health", "cli.health:health", "Say whether the workers here are well, by exit code.", ADMIN),
     Entry("limit", "cli.limit:limit", "Limit how many jobs of a user or a queue run at once.", ADMIN),

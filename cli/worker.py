@@ -2,7 +2,6 @@
 
 import click
 
-from cli.ui.duration_param import Duration
 from cli.ui.params import Whole
 
 
@@ -23,19 +22,8 @@ from cli.ui.params import Whole
 @click.option("--cores", metavar="A,B-C", help="Instead of GPUs: one worker on these CPU cores.")
 @click.option("--queues", metavar="A,B", help="Queues to serve.  [default: GANQ_QUEUES, or 'default']")
 @click.option("--name", metavar="NAME", help="The worker's name.  [default: HOST-gpu0, HOST-cpu]")
-@click.option(
-    "--exit-when-idle",
-    type=Duration(unit="s"),
-    metavar="SECONDS",
-    help="Drain and exit with 0 when no job could be claimed for this long: 120, 5min.",
-)
 def worker(
-    gpus: str,
-    cpu_workers: int | None,
-    cores: str | None,
-    queues: str | None,
-    name: str | None,
-    exit_when_idle: float | None,
+    gpus: str, cpu_workers: int | None, cores: str | None, queues: str | None, name: str | None
 ) -> None:
     """
     Run jobs on this machine: one worker per GPU, or one on the CPU.
@@ -49,7 +37,6 @@ def worker(
       ganq worker --gpus 0,1 --queues default,urgent
       ganq worker --gpus none --name spare
       ganq worker --cpu-workers 2
-      ganq worker --exit-when-idle 120
     """
     from jobs.specs import check_name
     from storage.settings import Settings
@@ -64,6 +51,5 @@ def worker(
             name=check_name(name) if name else None,
             cpu_workers=cpu_workers,
             cores=cores,
-            exit_when_idle_s=exit_when_idle,
         )
     )

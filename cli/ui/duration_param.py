@@ -8,24 +8,15 @@ from jobs import durations
 
 
 class Duration(click.ParamType[float]):
-    """
-    '2h30m' to seconds.
-
-    Args:
-        unit: of a number without one, which is refused by default.
-    """
+    """'2h30m' to seconds."""
 
     name = "duration"
-
-    def __init__(self, unit: str = "") -> None:
-        self.unit = unit
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, float):
             return value
-        text = str(value)
         try:
-            seconds = durations.parse(text if text[-1:].isalpha() else text + self.unit)
+            seconds = durations.parse(str(value))
         except ValueError as exc:
             self.fail(str(exc), param, ctx)
         if not 1.0 <= seconds <= 1e9:

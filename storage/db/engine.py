@@ -20,7 +20,7 @@ from storage.db.errors import MissingTableError as MissingTableError
 from storage.db.errors import explained, is_transient, names_unknown_column, needs_new_connection
 from storage.db.postgres import postgres_engine
 from storage.db.sqlite import WAL_RESET_FIXED as WAL_RESET_FIXED
-from storage.db.sqlite import Wal, sqlite_engine
+from storage.db.sqlite import DataVersion, Wal, sqlite_engine
 from storage.settings import Settings
 from storage.volume.filesystems import NETWORK_FILESYSTEMS as NETWORK_FILESYSTEMS
 from storage.volume.filesystems import filesystem_type as filesystem_type
@@ -43,10 +43,12 @@ class Database:
         self.url = settings.database_url
         self.is_sqlite = settings.is_sqlite
         self.wal: Wal | None = None
+        self.data_version: Callable[[], tuple[float, ...]] | None = None
         if self.is_sqlite:
             path = sqlite_path(self.url)
             self.engine = sqlite_engine(path)
             self.wal = Wal(path)
+            self.data_version = DataVersion(path).read
         else:
             self.engine = postgres_engine(self.url)
         # Postgres shows each statement of a transaction what is committed by then, so that a transaction

@@ -37,6 +37,13 @@ _PARTS = {
 }
 """The parts of split jobs, by state."""
 
+_REVISION = text(
+    "SELECT coalesce(max(id), 0), count(*),"
+    " (SELECT coalesce(sum(hb_seq), 0) FROM job WHERE state = 'running'),"
+    " (SELECT coalesce(sum(seen_at), 0) FROM worker)"
+    " FROM event WHERE id > (SELECT coalesce(max(id), 0) - 512 FROM event)"
+)
+
 
 @dataclass(frozen=True)
 class Filter:
@@ -91,6 +98,18 @@ class Queries:
     def now(self) -> float:
         """The database's clock: ages are measured against it, not against this machine's."""
         return self.database.read(lambda conn: float(conn.execute(select(utcnow())).scalar_one()))
+
+    def revision(self) -> tuple[float, ...]:
+        """
+        Return numbers that differ after every commit that a reader may show.
+
+        On SQLite its `data_version`; on Postgres the newest events and the
+        heartbeats. Ids of events are given out before they are committed, so those of the last few
+        transactions are counted, too.
+        """
+        if self.database.data_version is not None:
+            return self.database.data_version()
+        return self.database.read(lambda conn: tuple(map(float, conn.execute(_REVISION).one())))
 
     def any_begun(self) -> bool:
         """Whether any job was ever begun, so that files of it may lie on the volume."""
@@ -338,6 +357,15 @@ class Queries:
             .order_by(checkpoint.c.step, checkpoint.c.id)
         )
         return self.database.read(lambda conn: [Checkpoint.from_row(row) for row in conn.execute(query)])
+
+    def best_metrics(self, job_ids: Sequence[int]) -> dict[int, float]:
+        """The lowest metric among each job's checkpoints, of those that have one."""
+        query = (
+            select(checkpoint.c.job_id, func.min(checkpoint.c.metric))
+            .where(checkpoint.c.job_id.in_(job_ids), checkpoint.c.metric.is_not(None))
+            .group_by(checkpoint.c.job_id)
+        )
+        return self.database.read(lambda conn: {row[0]: float(row[1]) for row in conn.execute(query)})
 
     def choose_checkpoint(self, job_id: int, which: str) -> Checkpoint:
         """

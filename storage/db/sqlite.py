@@ -9,6 +9,7 @@ NORMAL lost 50 of 50 acknowledged commits in a power cut.
 import logging
 import os
 import sqlite3
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -207,3 +208,36 @@ def _vanished(path: Path) -> DatabaseUnavailableError:
         f"the job table has been deleted or moved away ({path})",
         hint="put the file back, or restore a backup; to begin with no jobs, stop the workers first",
     )
+
+
+class DataVersion:
+    """SQLite's number that changes when another connection commits; see Queries.revision()."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._raw: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        self._lock = threading.Lock()
+
+    def read(self) -> tuple[float, ...]:
+        """
+        Return numbers to compare with those of the last call.
+
+        It keeps one connection without a transaction: the number is comparable within one alone.
+
+        Raises:
+            DatabaseUnavailableError: the file is gone or cannot be read.
+        """
+        with self._lock:
+            found = _identity(self.path)
+            if found is None:
+                raise _vanished(self.path)
+            try:
+                if self._raw is None or found != self._file:
+                    self._raw = _open(self.path, mode="rw", timeout_s=5.0)
+                    self._file = found
+                (number,) = self._raw.execute("PRAGMA data_version").fetchone()
+            except sqlite3.Error as exc:
+                self._raw = None
+                raise DatabaseUnavailableError(f"{self.path} cannot be read: {exc}") from exc
+            return (float(found[1]), float(number))

@@ -1,0 +1,148 @@
+"""
+Changes that the page may ask for, each the store call that the command of that name makes.
+
+Only POST reaches this, from the page itself (web/security.py), and only with --allow-changes.
+"""
+
+import json
+import secrets
+from typing import Any
+
+from anyio import from_thread
+from starlette.requests import Request
+from starlette.responses import Response
+
+from jobs.errors import GanqError, NotFoundError, SpecError
+from jobs.kinds import SPEC_VERSION, kind_named
+from jobs.specs import GenerateSpec
+from storage.db.resubmit import resubmit
+from storage.db.rows import Job
+from storage.volume.stars import set_star
+from web import html
+from web.files import job_of, require_volume
+from web.gallery import manifest_sha256
+from web.manifest import index_of
+from web.site import Site
+from worker.celery_bridge.notify_job import notify_job
+
+MOST_BODY = 4096
+
+
+class ChangesNotAllowedError(GanqError):
+    """The server was started read-only."""
+
+    code = "READ_ONLY"
+
+
+def act(request: Request) -> Response:
+    """
+    Raises:
+        GanqError: what the command would have said.
+    """
+    site: Site = request.app.state.site
+    verb = request.path_params["action"]
+    if verb not in VERBS:
+        raise NotFoundError("there is no such action", hint=", ".join(VERBS))
+    if not site.allow_changes:
+        raise ChangesNotAllowedError("this server is read-only", hint="ganq web --allow-changes")
+    values = _body(request)
+    done = VERBS[verb](site, request, job_of(request), values)
+    from_thread.run(request.app.state.revisions.bump)
+    return html.json_answer(done)
+
+
+def _body(request: Request) -> dict[str, Any]:
+    """
+    Raises:
+        SpecError: it is no small JSON object.
+    """
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal() or int(length) > MOST_BODY:
+        raise SpecError("the request is too large")
+    data = from_thread.run(request.body) if length != "0" else b"{}"
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as exc:
+        raise SpecError("the request is no JSON") from exc
+    if not isinstance(found, dict):
+        raise SpecError("the request is no JSON object")
+    return found
+
+
+def _user(site: Site, request: Request) -> str:
+    """Whoever the proxy has logged in, else this server's user."""
+    from storage.users import is_user_name, user_name
+
+    named = user_name(request.scope.get("ganq_user") or "")
+    return named if named and is_user_name(named) else site.settings.user
+
+
+def _told(job: Job, done: str) -> dict[str, Any]:
+    return {"id": job.id, "done": done, "state": str(job.state), "url": f"/jobs/{job.id}"}
+
+
+def _cancel(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
+    now = site.store.request_cancel(job.id)
+    return _told(now, "cancelled" if now.state.terminal else "cancel requested")
+
+
+def _hold(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
+    return _told(site.store.hold(job.id, held=True), "held")
+
+
+def _release(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
+    now = site.store.hold(job.id, held=False)
+    notify_job(site.settings, site.queries, site.store, now)
+    return _told(now, "released")
+
+
+def _retry(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
+    new = resubmit(site.queries, site.store, job, user=_user(site, request))
+    notify_job(site.settings, site.queries, site.store, new)
+    return _told(new, f"submitted as job {new.id}")
+
+
+def _generate(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
+    """Images from one checkpoint that is there."""
+    if not kind_named(job.kind).makes_model:
+        raise SpecError(f"job {job.id} has no generator of its own")
+    epoch, count = values.get("checkpoint"), values.get("count")
+    if not (isinstance(epoch, int) and isinstance(count, int)):
+        raise SpecError("checkpoint and count must be numbers")
+    site.queries.choose_checkpoint(job.id, str(epoch))
+    spec = GenerateSpec.create(source=job.id, checkpoint=str(epoch), count=count)
+    kind = kind_named("generate")
+    new = site.store.submit(
+        ringing=True,
+        parts=[(part.to_json(), part.pictures) for part in spec.split()],
+        max_workers=spec.max_workers,
+        kind="generate",
+        spec=spec.to_json(),
+        spec_version=SPEC_VERSION,
+        submit_key=secrets.token_hex(16),
+        user=_user(site, request),
+        priority=kind.priority,
+        preemptible=kind.preemptible,
+    )
+    notify_job(site.settings, site.queries, site.store, new)
+    return _told(new, f"submitted as job {new.id}")
+
+
+def _star(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
+    require_volume(site)
+    index, starred = values.get("image"), values.get("starred")
+    if isinstance(index, bool) or not isinstance(index, int) or not isinstance(starred, bool):
+        raise SpecError("image must be a number, starred true or false")
+    index_of(site, job).line(index)
+    stars = set_star(site.volume, job.id, manifest_sha256(job), index, starred=starred)
+    return {"image": index, "starred": index in stars, "stars": stars}
+
+
+VERBS = {
+    "cancel": _cancel,
+    "hold": _hold,
+    "release": _release,
+    "retry": _retry,
+    "generate": _generate,
+    "star": _star,
+}

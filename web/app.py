@@ -1,0 +1,141 @@
+"""The application: its routes, its errors, and what runs beside the requests."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import anyio.to_thread
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from jobs.errors import DatabaseUnavailableError, GanqError, NotFoundError, SpecError
+from storage.db.engine import Database
+from storage.settings import Settings
+from web import actions, files, html
+from web.live import Revisions
+from web.pages import datasets, images, log, queue, run, sweep, workers
+from web.security import Access, Gate
+from web.site import Site
+
+THREADS = 8
+"""That serve pages; SQLite's pool has room for them."""
+
+
+def create_app(
+    settings: Settings, database: Database, access: Access, *, allow_changes: bool = False
+) -> Gate:
+    """
+    Args:
+        database: open; its schema has been checked.
+        allow_changes: whether jobs can be cancelled, retried and so on from the page.
+    """
+    site = Site(settings, database, allow_changes=allow_changes)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        revisions = Revisions(site.queries)
+        site.revision = lambda: revisions.current
+        app.state.revisions = revisions
+        polling = asyncio.create_task(revisions.poll())
+        yield
+        polling.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await polling
+        database.dispose()
+
+    app = Starlette(
+        routes=[
+            Route("/", queue.page),
+            Route("/jobs/{job:str}", run.page),
+            Route("/jobs/{job:str}/curves", run.curves),
+            Route("/jobs/{job:str}/samples/{attempt:int}/{epoch:int}.png", files.sample),
+            Route("/jobs/{job:str}/thumb", files.thumbnail),
+            Route("/jobs/{job:str}/grid", files.last_grid),
+            Route("/jobs/{job:str}/files/{name:str}", files.result_file),
+            Route("/jobs/{job:str}/images", images.page),
+            Route("/jobs/{job:str}/images/{index:int}", images.facts_of_one),
+            Route("/jobs/{job:str}/images/{index:int}.png", images.picture),
+            Route("/jobs/{job:str}/sheets/{sheet:int}", images.sheet),
+            Route("/jobs/{job:str}/stars.zip", images.starred_zip),
+            Route("/jobs/{job:str}/log", log.page),
+            Route("/jobs/{job:str}/events", log.events),
+            Route("/jobs/{job:str}/{action:str}", actions.act, methods=["POST"]),
+            Route("/sweeps/{sweep:str}", sweep.page),
+            Route("/workers", workers.page),
+            Route("/datasets", datasets.page),
+            Route("/datasets/{fingerprint:str}", datasets.one),
+            Route("/live", _live),
+            Route("/healthz", _health),
+            Route("/static/{version:str}/{name:path}", files.static),
+            Route("/favicon.ico", lambda request: RedirectResponse("/static/0/icon.svg")),
+        ],
+        exception_handlers={GanqError: _said, HTTPException: _refused, Exception: _broken},
+        lifespan=lifespan,
+    )
+    app.state.site = site
+    app.state.access = access
+    return Gate(app, access)  # outermost, so that errors pass it, too
+
+
+async def _live(request: Request) -> Response:
+    revisions: Revisions = request.app.state.revisions
+    return await revisions.stream(request)
+
+
+async def _health(request: Request) -> Response:
+    away = request.app.state.revisions.away
+    return PlainTextResponse(
+        "ok\n" if away is None else "the job table does not answer\n", 503 if away else 200
+    )
+
+
+def _error(request: Request, status: int, message: str, hint: str | None, code: str) -> Response:
+    if html.wants_json(request) or request.method == "POST":
+        error = {"code": code, "message": message, "hint": hint}
+        return html.json_answer({"error": error}, status)
+    body = html.render(
+        "error.html",
+        status=status,
+        message=message,
+        hint=hint,
+        code=code,
+        request=request,
+        site=request.app.state.site,
+        revision="",
+        part=html.FRAGMENT in request.headers,
+        user=None,
+        change_token="",
+    )
+    return Response(body, status, media_type="text/html")
+
+
+def _said(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, GanqError)
+    if isinstance(exc, NotFoundError):
+        status = 404
+    elif isinstance(exc, DatabaseUnavailableError):
+        status = 503
+    else:
+        status = 400 if isinstance(exc, SpecError) else 409
+    return _error(request, status, html.cut(exc.message), html.cut(exc.hint or ""), exc.code)
+
+
+def _refused(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    what = "there is no such page" if exc.status_code == 404 else str(exc.detail)
+    return _error(request, exc.status_code, what, "the queue lists all jobs", "NOT_FOUND")
+
+
+def _broken(request: Request, exc: Exception) -> Response:
+    """What no page expects: uvicorn logs the traceback, the browser gets one line."""
+    return _error(
+        request,
+        500,
+        f"this page failed ({type(exc).__name__})",
+        "the server's log says where",
+        "INTERNAL_ERROR",
+    )

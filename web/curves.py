@@ -1,0 +1,164 @@
+"""
+The metrics of a run as columns: read from metrics.jsonl of all its attempts, a tail at a time.
+
+An attempt goes on from a checkpoint, and a run that diverged goes back to one: lines from a step on
+that comes again are dropped, as the run itself has dropped them.
+"""
+
+import json
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from storage.db.rows import Job
+from web.site import Site
+
+METRICS = "metrics.jsonl"
+LONGEST_LINE = 1 << 20
+MOST_POINTS = 4000
+ABOUT = ("step", "epoch", "images", "key", "note")
+"""Keys of a line that are no curve."""
+
+
+@dataclass
+class Tail:
+    """One metrics.jsonl, and how much of it was read."""
+
+    path: Path
+    offset: int = 0
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    def read(self) -> None:
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                for line in file:
+                    if not line.endswith(b"\n"):  # being written
+                        return
+                    self.offset += len(line)
+                    if len(line) <= LONGEST_LINE and (found := _parsed(line)) is not None:
+                        self.lines.append(found)
+        except OSError:  # none yet, or the volume is away: the page says so
+            return
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not isinstance(found.get("step"), int):
+        return None
+    return found
+
+
+@dataclass
+class Metrics:
+    """All lines of one run, oldest first."""
+
+    tails: dict[int, Tail] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def read(self, site: Site, job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Returns (lines of training, lines of evaluations)."""
+        with self.lock:
+            training: list[dict[str, Any]] = []
+            measured: list[dict[str, Any]] = []
+            for number in range(1, job.attempt + 1):
+                path = site.volume.attempt(job.id, number) / METRICS
+                tail = self.tails.setdefault(number, Tail(path))
+                tail.read()
+                for line in tail.lines:
+                    _append(measured if "metric" in line else training, line)
+            return training, measured
+
+
+def _append(lines: list[dict[str, Any]], line: dict[str, Any]) -> None:
+    while lines and lines[-1]["step"] >= line["step"]:
+        lines.pop()
+    lines.append(line)
+
+
+def metrics_of(site: Site, job: Job) -> Metrics:
+    found: Metrics = site.indexes.get_or_make(("metrics", job.id), Metrics, lambda _: 1 << 20)
+    return found
+
+
+def columns(site: Site, job: Job, points: int = MOST_POINTS) -> dict[str, Any]:
+    """
+    Return a run's curves: x by epoch, images and hours, and a column for each value.
+
+    Args:
+        points: at most so many; more lines are averaged in groups.
+    """
+    training, measured = metrics_of(site, job).read(site, job)
+    per_epoch = images_per_epoch(job, training)
+    hours: list[float] = []
+    before, spent = 0.0, 0.0
+    for line in training:
+        images, rate = _number(line.get("images")) or 0.0, _number(line.get("images_per_s"))
+        spent += max(images - before, 0) / rate if rate else 0.0
+        before = images
+        hours.append(spent / 3600)
+    x: dict[str, list[Any]] = {
+        "images": [_number(line.get("images")) for line in training],
+        "epoch": [
+            seen / per_epoch if per_epoch and (seen := _number(line.get("images"))) else line.get("epoch")
+            for line in training
+        ],
+        "hours": hours,
+    }
+    names = dict.fromkeys(name for line in training for name in line if name not in ABOUT)
+    series = {name: [_number(line.get(name)) for line in training] for name in names}
+    group = -(-len(training) // max(1, min(points, MOST_POINTS))) or 1
+    return {
+        "x": {name: _grouped(column, group) for name, column in x.items()},
+        "series": {
+            name: _grouped(column, group)
+            for name, column in series.items()
+            if any(one is not None for one in column)
+        },
+        "evaluations": [
+            {
+                "epoch": line.get("epoch"),
+                "step": line["step"],
+                "value": _number(line.get("metric")),
+                "diversity": _number(line.get("variety", line.get("diversity"))),
+                "key": str(line.get("key", "metric"))[:80],
+                "baseline": _number(line.get("floor", line.get("baseline"))),
+            }
+            for line in measured
+        ],
+        "images_per_epoch": per_epoch,
+        "lines": len(training),
+    }
+
+
+def images_per_epoch(job: Job, training: list[dict[str, Any]]) -> float | None:
+    """From the job's own progress, else from the last line."""
+    progress = job.progress or {}
+    total, epochs = _number(progress.get("total")), _number(progress.get("epochs"))
+    if total and epochs:
+        return total / epochs
+    for line in reversed(training):
+        epoch, images = _number(line.get("epoch")), _number(line.get("images"))
+        if epoch and images:
+            return images / epoch
+    return None
+
+
+def _grouped(column: list[Any], group: int) -> list[Any]:
+    if group == 1:
+        return column
+    found = []
+    for start in range(0, len(column), group):
+        some = [one for one in column[start : start + group] if one is not None]
+        found.append(sum(some) / len(some) if some else None)
+    return found
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if value - value == 0 else None

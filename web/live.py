@@ -1,0 +1,89 @@
+"""
+Live updates: a doorbell that says that the job table has changed, and nothing else.
+
+One task reads the table's revision twice a second and notifies every open page through Server-Sent
+Events. A page then fetches again what it shows.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+
+from storage.db.queries import Queries
+
+POLL_S = 0.5
+TICK_S = 10.0
+"""Ages and silent workers change without a commit: so often a page is refreshed all the same."""
+PING_S = 5.0
+MOST_STREAMS = 256
+
+
+class Revisions:
+    """The table's revision, for pages that wait for the next."""
+
+    def __init__(self, queries: Queries) -> None:
+        self.queries = queries
+        self._nonce = secrets.token_hex(4)  # two servers, or one started again, share no revision
+        self._number = 0
+        self._seen: object = None
+        self._ticked = time.monotonic()
+        self._changed = asyncio.Condition()
+        self.streams = 0
+        self.away: str | None = None
+        """Why the job table does not answer, if it does not."""
+
+    @property
+    def current(self) -> str:
+        return f"{self._nonce}-{self._number}"
+
+    async def poll(self) -> None:
+        """Read the revision until cancelled."""
+        while True:
+            away = None
+            try:
+                seen: object = await run_in_threadpool(self.queries.revision)
+            except Exception as exc:  # the database may come back
+                seen, away = self._seen, str(exc)
+            now = time.monotonic()
+            if seen != self._seen or away != self.away or now - self._ticked >= TICK_S:
+                self._seen, self.away, self._ticked = seen, away, now
+                await self.bump()
+            await asyncio.sleep(POLL_S)
+
+    async def bump(self) -> None:
+        """Notify every open page."""
+        async with self._changed:
+            self._number += 1
+            self._changed.notify_all()
+
+    async def _next(self, known: str) -> str:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.current != known)
+        return self.current
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        known = ""
+        try:
+            yield b"retry: 1000\n\n"
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    known = await asyncio.wait_for(self._next(known), PING_S)
+                    yield f"event: revision\ndata: {known}\n\n".encode()
+                    continue
+                yield b"event: ping\ndata: \n\n"
+        finally:
+            self.streams -= 1
+
+    async def stream(self, request: Request) -> Response:
+        """Answer with the event stream; refuse beyond MOST_STREAMS."""
+        if self.streams >= MOST_STREAMS:
+            return PlainTextResponse("too many open pages\n", 503, {"Retry-After": "10"})
+        self.streams += 1
+        headers = {"X-Accel-Buffering": "no"}  # nginx would hold events back
+        return StreamingResponse(self._events(), media_type="text/event-stream", headers=headers)

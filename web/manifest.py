@@ -1,0 +1,146 @@
+"""
+Random access to the images of a published result: line i of a manifest of a million.
+
+The places of the lines are found once by a scan for newlines; a line is parsed when it is shown.
+Scores are read when somebody sorts by them.
+"""
+
+import json
+import re
+import threading
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.context import Made
+from jobs.errors import NotFoundError, StorageError
+from storage.db.rows import Job
+from storage.results.formats import MANIFEST
+from web.site import Site
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+CHUNK = 16 << 20
+TAIL_LINES = 2000
+"""The last lines of a manifest are about whole archives; so many may be."""
+LONGEST_LINE = 1 << 16
+ORDERS = ("index", "best", "worst")
+_SCORE = re.compile(rb'"score": ?(null|-?[0-9.]+(?:[eE][-+]?[0-9]+)?)')
+
+
+class ManifestIndex:
+    """
+    Where each image's line begins.
+
+    Raises:
+        StorageError: the manifest cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import numpy as np
+
+        self.folder = folder
+        self.path = folder / MANIFEST
+        self._lock = threading.Lock()
+        starts, at = [np.zeros(1, np.int64)], 0
+        try:
+            with open(self.path, "rb") as file:
+                while chunk := file.read(CHUNK):
+                    ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n"))
+                    starts.append(ends.astype(np.int64) + (at + 1))
+                    at += len(chunk)
+        except OSError as exc:
+            raise StorageError(f"{self.path} cannot be read: {(exc.strerror or str(exc)).lower()}") from exc
+        self._starts: NDArray[np.int64] = np.concatenate(starts)
+        self.count = len(self._starts) - 1
+        for _ in range(min(TAIL_LINES, self.count)):
+            if b'"archive"' not in self._raw(self.count - 1)[:64]:
+                break
+            self.count -= 1
+
+    @property
+    def cost(self) -> int:
+        return 64 + 16 * self.count
+
+    def _raw(self, index: int) -> bytes:
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(int(self._starts[index]))
+                return file.read(min(int(self._starts[index + 1] - self._starts[index]), LONGEST_LINE))
+        except OSError as exc:
+            raise StorageError(f"{self.path} cannot be read: {(exc.strerror or str(exc)).lower()}") from exc
+
+    def line(self, index: int) -> dict[str, Any]:
+        """
+        Raises:
+            NotFoundError: there is no such image.
+            StorageError: its line is broken.
+        """
+        if not 0 <= index < self.count:
+            raise NotFoundError(f"there is no image {index}: the last is {self.count - 1}")
+        try:
+            found = json.loads(self._raw(index))
+            if not isinstance(found, dict) or not isinstance(found["file"], str):
+                raise ValueError(index)
+            int(found["bytes"]), str(found["sha256"])
+        except (ValueError, KeyError, TypeError) as exc:
+            raise StorageError(f"line {index + 1} of {self.path} is broken") from exc
+        return found
+
+    def made(self, index: int) -> Made:
+        """Return where an image lies; never outside of its attempt's folder."""
+        line = self.line(index)
+        name = Path(line["file"])
+        if name.is_absolute() or ".." in name.parts:
+            raise StorageError(f"line {index + 1} of {self.path} names a file elsewhere")
+        return Made(self.folder / name, line, offset=int(line.get("offset", 0)))
+
+    @cached_property
+    def scores(self) -> "NDArray[np.float32] | None":
+        """One for each image, NaN where there is none; None if no image has a score."""
+        import numpy as np
+
+        with self._lock, open(self.path, "rb") as file:
+            found = [m[1] for line in file if (m := _SCORE.search(line)) is not None][: self.count]
+        if len(found) != self.count or all(one == b"null" for one in found):
+            return None
+        return np.array([np.nan if one == b"null" else float(one) for one in found], np.float32)
+
+    @cached_property
+    def _ranked(self) -> "NDArray[np.int32]":
+        import numpy as np
+
+        assert self.scores is not None
+        order = np.argsort(-self.scores, kind="stable")  # NaN last
+        return order.astype(np.int32)
+
+    def ordered(self, order: str, first: int, count: int) -> list[int]:
+        """Return the indices at these places of an order."""
+        last = min(first + count, self.count)
+        if order == "index" or self.scores is None:
+            return list(range(first, last))
+        if order == "best":
+            return [int(one) for one in self._ranked[first:last]]
+        return [int(one) for one in self._ranked[::-1][first:last]]
+
+
+def published_folder(site: Site, job: Job) -> Path:
+    return site.volume.attempt(job.id, job.attempt)
+
+
+def index_of(site: Site, job: Job) -> ManifestIndex:
+    """
+    Raises:
+        NotFoundError: the job has no published images.
+        StorageError: its manifest cannot be read.
+    """
+    sha256 = (job.result or {}).get("manifest_sha256")
+    if not isinstance(sha256, str) or "deleted_at" in (job.result or {}):
+        raise NotFoundError(f"job {job.id} has no images", hint="they are published when it has succeeded")
+    key = ("manifest", job.id, job.attempt, sha256)
+    found: ManifestIndex = site.indexes.get_or_make(
+        key, lambda: ManifestIndex(published_folder(site, job)), lambda made: made.cost
+    )
+    return found

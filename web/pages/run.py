@@ -1,0 +1,169 @@
+"""The page of a job: of a training its slider, grids and curves; of others what they made."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from jobs.errors import SpecError
+from jobs.states import JobState
+from storage.db.rows import Job
+from storage.status import evaluation_text, job_text, units
+from storage.status.job_text import StatusContext
+from web import curves as curves_of
+from web import html, rows
+from web.files import job_of
+from web.gallery import gallery_facts
+from web.samples import samples_of, side_of
+from web.site import Site
+
+MOST_COMPARED = 4
+LAST_EVENTS = 6
+
+
+def page(request: Request) -> Response:
+    site: Site = request.app.state.site
+    job = job_of(request)
+    others = _others(site, job, request.query_params.get("with", ""))
+    if job.kind == "train":
+        return html.answer(request, "run.html", lambda: _run(site, job, others))
+    return html.answer(request, "job.html", lambda: _job(site, job))
+
+
+def curves(request: Request) -> Response:
+    """The metrics of one run, as columns."""
+    site: Site = request.app.state.site
+    job = job_of(request)
+    revision = f'W/"{site.revision()}"'
+    if request.headers.get("if-none-match") == revision:
+        return Response(status_code=304)
+    points = request.query_params.get("points", "2000")
+    if not points.isdecimal() or len(points) > 6:
+        raise SpecError("points must be a number")
+    found = (
+        curves_of.columns(site, job, int(points))
+        if site.volume_trouble() is None
+        else {"x": {}, "series": {}, "evaluations": [], "images_per_epoch": None, "lines": 0}
+    )
+    return html.json_answer(found, headers={"ETag": revision})
+
+
+def _others(site: Site, job: Job, given: str) -> list[Job]:
+    """
+    Raises:
+        JobNotFoundError, SpecError: the address compares with what is no training.
+    """
+    references = [one for one in given.split(",") if one.strip()]
+    if len(references) >= MOST_COMPARED:
+        raise SpecError(
+            f"up to {MOST_COMPARED} runs can be compared", hint=f"with= takes {MOST_COMPARED - 1}"
+        )
+    found = [site.queries.find(one.strip()) for one in references]
+    for other in found:
+        if other.kind != "train":
+            raise SpecError(
+                f"job {other.id} is of kind {html.cut(other.kind, 32)}; only trainings are compared"
+            )
+    return [one for one in {one.id: one for one in found}.values() if one.id != job.id]
+
+
+def head(site: Site, job: Job) -> html.Facts:
+    """Return what the page of every job begins with."""
+    (row,), around = rows.rows(site, [job])
+    return {
+        "job": row,
+        "needs": [{"id": one, "state": str(state)} for one, state in site.queries.needs(job.id)],
+        "facts": [{"name": name, "value": value} for name, value in _facts(job, around) if value],
+        "spec": [{"name": name, "value": html.cut(value, 300)} for name, value in _spec(job)],
+        "volume_trouble": site.volume_trouble() if job.attempt else None,
+        "deleted_at": (job.result or {}).get("deleted_at"),
+        "can": sorted(_can(job)),
+    }
+
+
+def _can(job: Job) -> Iterator[str]:
+    """What may be done to a job, as the command line may."""
+    if job.part_of is not None:
+        return
+    if job.state.terminal:
+        yield "retry"
+    elif job.cancel_requested_at is None:
+        yield "cancel"
+    if job.state is JobState.QUEUED:
+        yield "release" if job.held else "hold"
+
+
+def _facts(job: Job, around: StatusContext) -> Iterator[tuple[str, Any]]:
+    yield "worker", job_text.place(job, around)
+    if job.started_at is not None:
+        yield (
+            "took" if job.finished_at else "running for",
+            units.duration((job.finished_at or around.now) - job.started_at),
+        )
+    yield "rate", job_text.rate_text(job_text.rate(job))
+    yield "left", units.duration(job_text.eta(job))
+    yield "attempt", str(job.attempt) if job.attempt > 1 else ""
+    yield (
+        "priority",
+        f"{job.own_priority}" + (f", {job.priority} lent" if job.priority > job.own_priority else ""),
+    )
+    yield "queue", html.cut(job.queue, 64) if job.queue != "default" else ""
+    yield "by", html.cut(job.user, 64)
+    if job.bit_exact is not None:
+        yield "bit-exact", "yes" if job.bit_exact else "no"
+
+
+def _spec(job: Job) -> Iterator[tuple[str, Any]]:
+    for name, value in job.spec.items():
+        if value is not None and value != [] and value != "":
+            yield html.cut(name, 64), value
+
+
+def _run(site: Site, job: Job, others: list[Job]) -> html.Facts:
+    return {
+        **head(site, job),
+        "run": run_facts(site, job),
+        "with": [run_facts(site, other) for other in others],
+        "compared": ",".join(str(other.id) for other in others),
+    }
+
+
+def run_facts(site: Site, job: Job) -> html.Facts:
+    """Return what the slider moves over: grids, checkpoints, and how epochs map to images."""
+    known = site.queries.checkpoints(job.id)
+    measured = [one for one in known if one.metric is not None]
+    best = min(measured, key=lambda one: (one.metric or 0.0, one.step)) if measured else None
+    drawn = samples_of(site, job) if site.volume_trouble() is None else []
+    progress = job_text.told(job)
+    epochs = progress.get("epochs") or job.spec.get("epochs")
+    return {
+        "id": job.id,
+        "name": html.cut(job.name or f"run {job.id}", 64),
+        "state": str(job.state),
+        "side": side_of(job),
+        "epochs": epochs,
+        "epoch": progress.get("epoch"),
+        "images_per_epoch": curves_of.images_per_epoch(job, []),
+        "metric": job_text.metric_key(job),
+        "samples": [{"epoch": one.epoch, "url": one.url(job.id), "at": one.at} for one in drawn],
+        "checkpoints": [
+            {"epoch": one.epoch, "step": one.step, "metric": one.metric}
+            for one in known
+            if one.kind != "resume"
+        ],
+        "best": None if best is None else {"epoch": best.epoch, "metric": best.metric},
+        "curves": f"/jobs/{job.id}/curves",
+    }
+
+
+def _job(site: Site, job: Job) -> html.Facts:
+    result = job.result or {}
+    evaluated = job.kind == "evaluate" and job.state is JobState.SUCCEEDED
+    return {
+        **head(site, job),
+        "gallery": gallery_facts(site, job),
+        "evaluation": [html.cut(line, 400) for line in evaluation_text.lines(result)] if evaluated else [],
+        "neighbours": f"/jobs/{job.id}/files/neighbours.png" if evaluated else None,
+        "shards": [rows.as_row(one, StatusContext(0.0)) for one in site.queries.parts(job.id)[:200]],
+    }

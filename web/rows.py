@@ -1,0 +1,88 @@
+"""A job as a page shows it: its facts for programs, and the words, signs and links beside them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jobs.states import JobState
+from storage.db.rows import Job, WorkerRow
+from storage.status import job_text
+from storage.status.job_text import StatusContext
+from web.html import Facts, cut
+from web.site import Site
+
+SIGNS = {
+    "queued": "○",
+    "held": "‖",
+    "running": "▶",
+    "waiting": "◌",
+    "unresponsive": "!",
+    "succeeded": "✓",
+    "failed": "✕",
+    "cancelled": "–",
+}
+"""A state is a word, a sign and a colour; the colour never stands alone."""
+WITH_IMAGES = ("train", "generate")
+
+
+def tone(job: Job, around: StatusContext) -> str:
+    """Return the key of SIGNS, which is the class of the colour as well."""
+    if job.state is JobState.RUNNING:
+        worker = around.workers.get(job.worker or "")
+        return "unresponsive" if worker is not None and worker.silent_s > job_text.SILENT_S else "running"
+    if job.state is JobState.QUEUED and job.held:
+        return "held"
+    if job.state is JobState.QUEUED and (job.blockers or job.not_before is not None):
+        return "waiting"
+    return str(job.state)
+
+
+def as_row(job: Job, around: StatusContext) -> Facts:
+    job = job_text.as_one(job, around)
+    look = tone(job, around)
+    so_far = job_text.told(job)
+    stamp = f"{job.attempt}-{so_far.get('epoch') or ''}-{job.state}"
+    reason = job.error_message if job.state is JobState.FAILED or look == "waiting" else None
+    return {
+        **job_text.as_json(job, around),
+        "tone": look,
+        "sign": SIGNS[look],
+        "status": cut(job_text.state(job, around), 200),
+        "progress_text": job_text.progress(job),
+        "rate_text": job_text.rate_text(job_text.rate(job)),
+        "reason": cut(reason, 300) if reason else None,
+        "age": job_text.age(job, around),
+        "url": f"/jobs/{job.id}",
+        "thumbnail": f"/jobs/{job.id}/thumb?v={stamp}" if job.kind in WITH_IMAGES and job.attempt else None,
+    }
+
+
+def rows(site: Site, jobs: Sequence[Job]) -> tuple[list[Facts], StatusContext]:
+    around = StatusContext.of(site.queries, jobs)
+    return [as_row(job, around) for job in jobs], around
+
+
+def worker_card(worker: WorkerRow, job: Job | None) -> Facts:
+    """Return a worker with what its job says of itself."""
+    silent = worker.silent_s > job_text.SILENT_S and worker.state != "stopped"
+    progress: dict[str, Any] = (job.progress if job is not None else None) or {}
+    return {
+        **{name: getattr(worker, name) for name in WorkerRow.__dataclass_fields__},
+        "unresponsive": silent,
+        "tone": "unresponsive"
+        if silent
+        else {"busy": "running", "stopped": "cancelled"}.get(worker.state, "queued"),
+        "job": None if job is None else {"id": job.id, "name": job.name, "kind": job.kind},
+        "progress_text": job_text.progress(job) if job is not None else "",
+        "fraction": job_text.fraction(job) if job is not None else None,
+        "rate_text": job_text.rate_text(job_text.rate(job)) if job is not None else "",
+        "gpu": {key: progress[key] for key in ("gpu_memory", "gpu_utilisation") if key in progress},
+    }
+
+
+def worker_cards(site: Site, workers: Sequence[WorkerRow]) -> list[Facts]:
+    running = [worker.job_id for worker in workers if worker.job_id is not None]
+    jobs = {job.id: job for job in site.queries.get_many(running)} if running else {}
+    return [
+        worker_card(worker, jobs.get(worker.job_id) if worker.job_id is not None else None)
+        for worker in workers
+    ]

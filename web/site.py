@@ -1,0 +1,132 @@
+"""What every page needs: the job table, the volume if it answers, caches, and what is allowed."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from storage.db.engine import Database
+from storage.db.queries import Queries
+from storage.db.store import JobStore
+from storage.reachable import answers, silence
+from storage.settings import Settings
+from storage.volume.layout import Volume
+
+T = TypeVar("T")
+VOLUME_ANSWER_S = 3.0
+VOLUME_ASK_EVERY_S = 5.0
+
+
+class Lru(Generic[T]):
+    """Thread-safe cache of values with a cost each; the least recently used go first."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self._kept: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable) -> T | None:
+        with self._lock:
+            found = self._kept.get(key)
+            if found is None:
+                return None
+            self._kept.move_to_end(key)
+            return found[0]
+
+    def put(self, key: Hashable, value: T, cost: int) -> T:
+        with self._lock:
+            if (old := self._kept.pop(key, None)) is not None:
+                self.used -= old[1]
+            self._kept[key] = (value, cost)
+            self.used += cost
+            while self.used > self.limit and len(self._kept) > 1:
+                _, (_, freed) = self._kept.popitem(last=False)
+                self.used -= freed
+        return value
+
+    def get_or_make(self, key: Hashable, make: Callable[[], T], cost: Callable[[T], int]) -> T:
+        found = self.get(key)
+        return found if found is not None else self.put(key, made := make(), cost(made))
+
+
+class PerRevision:
+    """
+    Answers that hold as long as nothing was committed.
+
+    A slow question is asked again only after twenty times as long as it took, so that a busy table
+    of a million jobs is not counted twice a second.
+    """
+
+    PATIENCE = 20.0
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, tuple[str, float, Any]] = OrderedDict()
+        self._locks: dict[Hashable, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, revision: str, make: Callable[[], T], *, patient: bool = False) -> T:
+        with self._lock:
+            own = self._locks.setdefault(key, threading.Lock())
+        with own:  # fifty browsers ask the same at once: one of them asks the table
+            now = time.monotonic()
+            with self._lock:
+                kept = self._kept.get(key)
+            if kept is not None and (kept[0] == revision or (patient and now < kept[1])):
+                found: T = kept[2]
+                return found
+            made = make()
+            took = time.monotonic() - now
+            with self._lock:
+                self._kept[key] = (revision, now + self.PATIENCE * took, made)
+                self._kept.move_to_end(key)
+                while len(self._kept) > 500:
+                    dropped, _ = self._kept.popitem(last=False)
+                    self._locks.pop(dropped, None)
+        return made
+
+
+@dataclass
+class Site:
+    """One server's view of ganq."""
+
+    settings: Settings
+    database: Database
+    allow_changes: bool = False
+    revision: Callable[[], str] = field(default=lambda: "0")
+    queries: Queries = field(init=False)
+    store: JobStore = field(init=False)
+    volume: Volume = field(init=False)
+    answers: PerRevision = field(default_factory=PerRevision)
+    pictures: Lru[bytes] = field(default_factory=lambda: Lru[bytes](96 << 20))
+    """Encoded sheets and thumbnails."""
+    indexes: Lru[Any] = field(default_factory=lambda: Lru[Any](64 << 20))
+    """Read manifests and metrics."""
+
+    def __post_init__(self) -> None:
+        self.queries = Queries(self.database)
+        self.store = JobStore(self.database)
+        self.volume = Volume(self.settings.volume)
+        self._asked = float("-inf")
+        self._trouble: str | None = None
+        self._asking = threading.Lock()
+
+    def volume_trouble(self) -> str | None:
+        """Return why files cannot be shown, or None; asks the volume at most every few seconds."""
+        with self._asking:
+            if time.monotonic() - self._asked >= VOLUME_ASK_EVERY_S:
+                root = self.settings.volume
+                if not answers(root, VOLUME_ANSWER_S):
+                    self._trouble = silence(root, VOLUME_ANSWER_S)
+                elif not Path(root).is_dir():
+                    self._trouble = f"there is no volume at {root}"
+                else:
+                    self._trouble = None
+                self._asked = time.monotonic()
+            return self._trouble
+
+    def counts(self) -> dict[str, int]:
+        return self.answers.get("counts", self.revision(), self.queries.counts, patient=True)

@@ -1,0 +1,192 @@
+"use strict";
+// Live updates, actions and keys of every page. The server notifies that something was committed
+// (Server-Sent Events); the page fetches its own live part again and morphs it, so that focus, scroll
+// and open details stay.
+const ganq = (() => {
+  const QUIET_MS = 11000, SPACING_MS = 400, LONGEST_PAUSE_MS = 8000;
+  const main = document.getElementById("main");
+  const liveness = document.getElementById("liveness");
+  const banner = document.getElementById("banner");
+  let source = null, heard = Date.now(), tag = null, busy = false, again = false, lastFetch = 0, pause = 500, retry = 0;
+
+  function localTimes(root) {
+    for (const one of root.querySelectorAll("time[datetime]")) {
+      const at = new Date(one.dateTime);
+      if (!isNaN(at)) one.textContent = at.toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+    }
+  }
+
+  function showLiveness() {
+    const quiet = Date.now() - heard;
+    const live = quiet < QUIET_MS && source !== null && source.readyState === EventSource.OPEN;
+    const said = document.hidden ? "paused" : live ? "live" : `last seen ${Math.round(quiet / 1000)} s ago`;
+    if (liveness.textContent !== said) liveness.textContent = said;
+    liveness.className = "liveness " + (live ? "live" : quiet >= QUIET_MS ? "away" : "");
+    const away = !document.hidden && quiet >= QUIET_MS;
+    if (away && banner.hidden) banner.textContent = "The server does not answer. This page shows what was last seen, and goes on by itself.";
+    if (banner.dataset.sticky !== "1") banner.hidden = !away;
+  }
+
+  function connect() {
+    clearTimeout(retry);
+    if (document.hidden || source !== null) return;
+    source = new EventSource("/live");
+    const hear = () => { heard = Date.now(); pause = 500; showLiveness(); };
+    source.onopen = hear;
+    source.addEventListener("ping", hear);
+    source.addEventListener("revision", () => { hear(); refresh(); document.dispatchEvent(new Event("ganq:revision")); });
+    source.onerror = () => {
+      if (source !== null && source.readyState === EventSource.CLOSED) {
+        disconnect();
+        retry = setTimeout(connect, pause);  // refused, e.g. too many open pages: look all the same
+        pause = Math.min(2 * pause, LONGEST_PAUSE_MS);
+        refresh();
+      }
+      showLiveness();
+    };
+  }
+
+  function disconnect() {
+    if (source !== null) source.close();
+    source = null;
+  }
+
+  async function refresh() {
+    if (!main || !main.hasAttribute("data-live")) return;
+    if (busy) { again = true; return; }
+    busy = true;
+    const wait = lastFetch + SPACING_MS - Date.now();
+    if (wait > 0) await new Promise(done => setTimeout(done, wait));
+    lastFetch = Date.now();
+    try {
+      const headers = { "X-Ganq-Fragment": "1", Accept: "text/html" };
+      if (tag) headers["If-None-Match"] = tag;
+      const answer = await fetch(location.pathname + location.search, { headers });
+      if (answer.status === 401) {
+        banner.textContent = "You are logged out: open the link of ganq web again.";
+        banner.dataset.sticky = "1"; banner.hidden = false;
+      } else if (answer.ok) {
+        heard = Date.now();
+        tag = answer.headers.get("ETag");
+        morph(await answer.text());
+      } else if (answer.status === 304) heard = Date.now();
+    } catch { /* away: the banner says so */ }
+    busy = false;
+    showLiveness();
+    if (again) { again = false; refresh(); }
+  }
+
+  function morph(text) {
+    Idiomorph.morph(main, text, {
+      morphStyle: "innerHTML", ignoreActiveValue: true,
+      callbacks: {
+        beforeNodeMorphed: old => !(old.nodeType === 1 && old.hasAttribute("data-keep")),
+        beforeAttributeUpdated: (name, node) => name !== "open" && !(name === "class" && node.hasAttribute("data-row")),
+      },
+    });
+    localTimes(main);
+    document.dispatchEvent(new Event("ganq:refreshed"));
+  }
+
+  async function send(url, values) {
+    const change = document.querySelector("meta[name=ganq-change]").content;
+    const answer = await fetch(url, {
+      method: "POST", body: JSON.stringify(values || {}),
+      headers: { "Content-Type": "application/json", "X-Ganq-Token": change },
+    });
+    let said = {};
+    try { said = await answer.json(); } catch { /* a proxy's page */ }
+    if (!answer.ok) throw new Error(said.error ? said.error.message + (said.error.hint ? " → " + said.error.hint : "") : `the server answered ${answer.status}`);
+    return said;
+  }
+
+  function note(text, bad, href) {
+    let place = document.getElementById("note");
+    if (!place) {
+      place = document.createElement("p");
+      place.id = "note"; place.setAttribute("role", "status"); place.setAttribute("data-keep", "");
+      main.before(place);
+    }
+    place.className = "notice" + (bad ? " bad" : "");
+    place.textContent = text + " ";
+    if (href) { const a = document.createElement("a"); a.href = href; a.textContent = "Open it"; place.append(a); }
+    clearTimeout(note.timer);
+    note.timer = setTimeout(() => place.remove(), bad ? 15000 : 8000);
+  }
+
+  function confirmed(question) {
+    const dialog = document.getElementById("ask");
+    dialog.querySelector("h2").textContent = question;
+    dialog.returnValue = "no";
+    dialog.showModal();
+    return new Promise(done => dialog.addEventListener("close", () => done(dialog.returnValue === "yes"), { once: true }));
+  }
+
+  async function act(button) {
+    if (button.dataset.ask && !(await confirmed(button.dataset.ask))) return;
+    button.disabled = true;
+    try {
+      const said = await send(button.dataset.action, button.dataset.values ? JSON.parse(button.dataset.values) : {});
+      note(`Job ${said.id}: ${said.done}.`, false, location.pathname === said.url ? null : said.url);
+      refresh();
+    } catch (error) { note(error.message, true); }
+    button.disabled = false;
+  }
+
+  async function copy(button) {
+    const text = button.dataset.copy;
+    try { await navigator.clipboard.writeText(text); } catch {
+      const area = document.createElement("textarea");  // without https there is no clipboard
+      area.value = text; document.body.append(area); area.select(); document.execCommand("copy"); area.remove();
+    }
+    const before = button.textContent;
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = before; }, 1200);
+  }
+
+  document.addEventListener("click", event => {
+    const button = event.target.closest("button");
+    if (!button) return;
+    if (button.dataset.action) act(button);
+    else if (button.dataset.copy) copy(button);
+    else if ("help" in button.dataset) document.getElementById("help").showModal();
+  });
+
+  function typing(event) {
+    const at = event.target;
+    return event.ctrlKey || event.metaKey || event.altKey || at.isContentEditable ||
+      ["TEXTAREA", "SELECT"].includes(at.tagName) || (at.tagName === "INPUT" && !["range", "checkbox"].includes(at.type));
+  }
+
+  function row(step) {
+    const all = [...document.querySelectorAll("[data-row]")];
+    const here = all.findIndex(one => one.classList.contains("here"));
+    const next = all[Math.max(0, Math.min(all.length - 1, here + step))];
+    if (here >= 0) all[here].classList.remove("here");
+    if (next) { next.classList.add("here"); next.scrollIntoView({ block: "nearest" }); const a = next.querySelector("a.name"); if (a) a.focus({ preventScroll: true }); }
+  }
+
+  document.addEventListener("keydown", event => {
+    if (typing(event) || document.querySelector("dialog[open]")) return;
+    const search = document.querySelector("[data-search]");
+    if (event.key === "?") document.getElementById("help").showModal();
+    else if (event.key === "g") location.href = "/";
+    else if (event.key === "/" && search) search.focus();
+    else if (event.key === "j") row(1);
+    else if (event.key === "k") row(-1);
+    else return;
+    event.preventDefault();
+  });
+
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) disconnect();
+    else { heard = Date.now(); connect(); refresh(); document.dispatchEvent(new Event("ganq:revision")); }
+    showLiveness();
+  });
+  setInterval(showLiveness, 1000);
+  window.addEventListener("pagehide", disconnect);
+  window.addEventListener("pageshow", connect);
+  localTimes(document);
+  connect();
+  return { send, note, typing, refresh };
+})();
