@@ -1,4 +1,4 @@
-"""`ganq dataset`: look at pictures before training, draw a demo set, list what is decoded."""
+"""`ganq dataset`: check images before training, draw a demo set, list what is decoded."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -13,12 +13,16 @@ from cli.ui.progress import progress
 from jobs.errors import SpecError
 
 COMMANDS = (
-    Entry("check", "cli.dataset:check", "Open every picture and say what training would find."),
+    Entry("check", "cli.dataset:check", "Open every image and report what training would find."),
     Entry("make", "cli.dataset:make", "Draw cartoon faces to train on."),
     Entry("list", "cli.dataset:list_", "List the data sets that are decoded on the volume."),
 )
 
-SHOWN = 20
+SHOWN, COPIES_SHOWN = 20, 10
+TITLES = ("classes: ", "left out: ", "converted: ")
+MAX_SKIP = "Share of images that may be left out."
+WHITE_LEVEL = "Value that becomes white in grey images of 16 bits or floats.  [default: 65535]"
+UNPACKED = "What an archive may unpack to, in gigabytes."
 
 
 @click.group(cls=LazyGroup, entries=COMMANDS)
@@ -28,53 +32,52 @@ def dataset() -> None:
 
 @click.command(epilog=examples("ganq dataset check faces/", "ganq dataset check faces.zip --json"))
 @click.argument("data", type=NamedPath(path_type=Path))
+@click.option("--max-skip", type=click.FloatRange(0, 1), default=0.05, show_default=True, help=MAX_SKIP)
+@click.option("--white-level", type=click.FloatRange(0, 2**32), default=0.0, help=WHITE_LEVEL)
+@click.option("--max-unpacked-gb", type=click.FloatRange(0), default=100.0, show_default=True, help=UNPACKED)
 @output.json_option
-def check(data: Path, as_json: bool) -> int:
+def check(data: Path, max_skip: float, white_level: float, max_unpacked_gb: float, as_json: bool) -> int:
     """
-    Open every picture of DATA (folder, zip or tar) as training would, and report.
+    Open every image of DATA (folder, zip or tar) as training would, and report.
 
-    Counts, sizes and kinds, what is converted on the way, copies of one file, and each file
-    that would be left out with the reason. Exit code 1 if more than 5 % would be.
+    The report has counts, sizes and formats, what is converted on the way, copies of one file, and each
+    file that would be left out with the reason. Exit code 1 if more than --max-skip would be.
     """
     from storage.datasets.cache import check as look
+    from storage.datasets.sources import Reading
 
-    with progress("looking", "pictures") as tick:
-        found = look(data.absolute(), progress=tick)
-    bad = found.pictures - found.usable
-    fine = found.usable > 0 and bad <= 0.05 * found.pictures
+    reading = Reading(white_level=white_level, max_unpacked_gb=max_unpacked_gb)
+    with progress("looking", "images") as tick:
+        found = look(data.absolute(), reading=reading, progress=tick)
+    bad = found.reasons.total()
+    fine = found.usable > 0 and bad <= max_skip * found.pictures
     if as_json:
         output.print_json(found.to_json())
         return 0 if fine else 1
-    click.echo(f"{found.source} ({found.kind}): {found.pictures} pictures, {found.usable} usable")
-    for title, counts in (
-        ("sizes", found.sizes),
-        ("modes", found.modes),
-        ("formats", found.formats),
-        ("converted", found.notes),
-    ):
+    click.echo(f"{found.source} ({found.kind}): {found.pictures} images, {found.usable} usable")
+    for title, counts in (("sizes", found.sizes), ("modes", found.modes), ("formats", found.formats)):
         if counts:
             click.echo(f"  {title:10}" + _most(counts.most_common()))
-    if found.classes:
-        click.echo(f"  {'classes':10}" + _most(list(found.classes.items())))
-    if found.copies:
-        different = found.usable - found.copies
-        click.echo(
-            f"  {'copies':10}{found.copies} are the very files of others: {different} different pictures"
-        )
+    for line in found.lines(white_level=white_level):
+        title, _, rest = line.partition(": ") if line.startswith(TITLES) else ("note", "", line)
+        click.echo(f"  {title:10}{output.clean(rest)}")
     if found.ignored:
         total, suffixes = sum(found.ignored.values()), ", ".join(sorted(found.ignored)[:8])
-        click.echo(f"  {'ignored':10}{output.count(total, 'file')}, no pictures by name ({suffixes})")
+        click.echo(f"  {'ignored':10}{output.count(total, 'file')}, no images by name ({suffixes})")
     for one in found.skipped[:SHOWN]:
         detail = f" ({output.clean(one.detail)})" if one.detail else ""
         click.echo(f"  left out  {output.clean(one.name)}: {one.reason}{detail}")
-    if len(found.skipped) > SHOWN:
-        click.echo(f"  … and {len(found.skipped) - SHOWN} more; --json lists all")
+    for copy, of in list(found.copy_of.items())[:COPIES_SHOWN]:
+        click.echo(f"  copy      {output.clean(copy)} of {output.clean(of)}")
+    hidden = max(len(found.skipped) - SHOWN, 0) + max(len(found.copy_of) - COPIES_SHOWN, 0)
+    if hidden:
+        click.echo(f"  … and {hidden} more; --json lists all")
     if not fine:
         share = min(bad / found.pictures + 0.01, 1.0)
         output.notice(
-            "none of them can be used: are these pictures?"
-            if bad == found.pictures
-            else f"too many are unusable for training's default of 5 %: mend them, or --max-skip {share:.2f}"
+            "none of them can be used: are these images?"
+            if not found.usable
+            else f"more than {max_skip:.0%} cannot be used: repair them, or --max-skip {share:.2f}"
         )
     return 0 if fine else 1
 

@@ -18,9 +18,13 @@ from jobs.specs import FEATURE_NETWORKS, FEWEST_PICTURES, EvaluateSpec, Generate
 from storage.settings import Settings
 
 if TYPE_CHECKING:
+    from storage.datasets.sources import Reading
     from storage.db.rows import Job
 
-NEVER_SWEPT = ("source", "path", "data", "feature_network", "feature_sha256", "device", "loader_workers")
+NEVER_SWEPT = (
+    *("source", "path", "data", "feature_network", "feature_sha256", "device", "loader_workers"),
+    *("reader", "keep_duplicates", "white_level", "max_unpacked_gb"),
+)
 
 LEAST = f"{FEWEST_PICTURES} are the least, 2,000 make good numbers"
 
@@ -29,12 +33,15 @@ WORDS = {
     "checkpoint": "best, last, or a number of epochs.",
     "count": "Made pictures that are looked at, at most.",
     "search": "Real pictures at most.",
-    "size": "Side in pixels. Default: the model's; of a PATH, its first picture's.",
+    "size": "Side in pixels. Default: the model's; of a PATH, that of most of its images.",
     "feature_network": f"{' or '.join(FEATURE_NETWORKS)}, or the path of a weight file.",
     "feature_sha256": "The sha-256 of that file.",
     "seed": "Of the pictures that are drawn.",
     "micro_batch": "Pictures in one pass of the generator; part of what fixes the bits.",
-    "max_skip": "Share of broken files that is accepted.",
+    "max_skip": "Share of images that may be left out: broken, or of a format that is not read.",
+    "keep_duplicates": "Use real images with equal bytes more than once.",
+    "white_level": "Value that becomes white in grey images of 16 bits or floats; 0: 65535.",
+    "max_unpacked_gb": "What an archive may unpack to, in gigabytes.",
     "loader_workers": "Processes that decode pictures.",
     "device": "Where to draw and to look.",
     "deterministic": "On a GPU: kernels that always give the same bits.",
@@ -53,7 +60,7 @@ WORDS = {
 @spec_options(
     EvaluateSpec,
     WORDS,
-    own=("source", "path"),
+    own=("source", "path", "reader"),
     kinds={"data": click.Path(), "feature_network": click.Path()},
 )
 @submit_options
@@ -78,9 +85,10 @@ def evaluate(what: str, **options: Any) -> int:
     found = _find(settings, what)
     if isinstance(found, Path):
         about = {"path": str(found)}
+        reading = preflight.reading_of(EvaluateSpec.of_new | given)
         if "size" not in given:
-            about["size"] = preflight.first_side(found)
-        _enough(str(found))
+            about["size"] = preflight.usual_side(found, reading)
+        _enough(str(found), reading)
         session = open_session(create=True, settings=settings)
     else:
         session, job = found
@@ -92,7 +100,7 @@ def evaluate(what: str, **options: Any) -> int:
     specs = [EvaluateSpec.create(**{**about, **given, "data": about["data"], **one}) for one in changes]
     spec = specs[0]
     if Path(spec.data).exists():
-        _enough(spec.data)
+        _enough(spec.data, preflight.reading_of(spec.to_json()))
     else:
         output.notice(f"{spec.data} is not here: a worker that has the decoded copy can still do it")
     if "data" not in given:
@@ -172,16 +180,18 @@ def _of_job(session: Session, job: "Job", given: dict[str, Any]) -> tuple[dict[s
             hint="leave it away; only a PATH's pictures are brought to a size",
         )
     if model.spec.get("data"):
+        # The real images are those that it was trained on, so they are read as they were then.
+        about |= vars(preflight.reading_of(model.spec))
         about["data"] = model.spec["data"]
     return about, after
 
 
-def _enough(path: str) -> None:
+def _enough(path: str, reading: "Reading") -> None:
     """
     Raises:
         DatasetError: so few pictures that no number would have a meaning.
     """
-    found = preflight.count_images(path)
+    found = preflight.count_images(path, reading)
     if found < FEWEST_PICTURES:
         raise DatasetError(
             f"{path} holds {output.count(found, 'picture')}, too few to be measured", hint=LEAST

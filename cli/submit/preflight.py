@@ -6,10 +6,12 @@ Nothing is decoded here; the data set's own reader has the last word, on the wor
 
 import os
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli.ui import output
 from jobs.class_checks import no_classes, require_enough
 from jobs.errors import DatasetError, NotFoundError, SpecError
 from jobs.networks.layout import balanced_widths, check_frozen, layers, widths  # no torch comes with it
@@ -17,8 +19,10 @@ from jobs.specs import FEATURE_NETWORKS, TrainSpec, size_plan
 from storage.settings import Settings
 
 if TYPE_CHECKING:
-    from storage.datasets.sources import Listing
+    from storage.datasets.sources import Listing, Reading
 
+LOOKED_AT, LOOKED_AT_MOST = 16, 500
+"""Images that are opened to learn their size: so many usable ones, of so many."""
 WEIGHTS = (".pth", ".pt", ".safetensors")
 
 
@@ -77,16 +81,43 @@ def remember_data(settings: Settings, path: str) -> None:
         temp.unlink(missing_ok=True)
 
 
-def count_images(path: str) -> int:
+def reading_of(spec: Mapping[str, Any]) -> "Reading":
+    """Return how a job with these options reads its data set."""
+    from storage.datasets.sources import Reading
+
+    return Reading.of_spec(spec)
+
+
+def count_images(path: str, reading: "Reading") -> int:
     """
-    Files that are pictures by their name, in a folder, zip or tar; none is opened.
+    Return how many files are images by their name, in a folder, zip or tar; none is opened.
 
     Raises:
         DatasetError: neither of the three, or it cannot be read.
     """
     from storage.datasets.sources import scan
 
-    return len(scan(Path(path)).names)
+    return len(scan(Path(path), reading).names)
+
+
+def notice_data(listing: "Listing", *, classes: bool) -> None:
+    """
+    Print what a job will leave out by the names alone, and the classes that it will learn.
+
+    Args:
+        classes: whether it learns them.
+    """
+    from storage.datasets.summary import of_listing
+
+    found = of_listing(listing)
+    if not classes:
+        found.classes = {}
+    for line in found.lines():
+        output.notice(output.clean(line))
+    ignored = {suffix: count for suffix, count in listing.ignored.items() if suffix != "(hidden)"}
+    if ignored:
+        total, kinds = sum(ignored.values()), ", ".join(sorted(ignored)[:6])
+        output.notice(output.clean(f"{output.count(total, 'file')} ignored, no images by name: {kinds}"))
 
 
 def find_feature_network(given: dict[str, Any]) -> None:
@@ -109,33 +140,46 @@ def find_feature_network(given: dict[str, Any]) -> None:
         given["feature_sha256"] = given["feature_sha256"].strip().lower()
 
 
-def first_side(path: Path) -> int:
+def usual_side(path: Path, reading: "Reading") -> int:
     """
-    The shorter side of the first picture at a path, in pixels.
+    Return the shorter side of the images at a path, in pixels: that of most of the first usable ones.
 
     Raises:
-        DatasetError: there is none, or it cannot be read.
+        DatasetError: there is none, or none can be used.
     """
     import tempfile
 
+    from storage.datasets.cache import no_images
     from storage.datasets.decode_pool import decode_all
     from storage.datasets.sources import UnreadableError, open_reader, scan
 
-    listing = scan(path)
-    for name in listing.names[:1]:
-        try:
-            with open_reader(listing, Path(tempfile.gettempdir())) as reader:
-                (answer,) = decode_all([(0, reader.read(name))], size=0, workers=1)
-            reason = answer.reason
-        except UnreadableError as exc:
-            reason = str(exc)
-        if reason is not None:
-            raise DatasetError(
-                f"{name} in {path} is no picture that can be read: {reason}",
-                hint="--size says how large they are",
-            )
-        return int(min(answer.facts["width"], answer.facts["height"]))
-    raise DatasetError(f"{path} holds no pictures", hint="name a folder, zip or tar of pictures")
+    listing = scan(path, reading)
+    if not listing.names:
+        raise no_images(listing)
+    sides: Counter[int] = Counter()
+    first = ""
+
+    def contents(reader: Any) -> Iterator[tuple[int, bytes]]:
+        nonlocal first
+        for number, name in enumerate(listing.names):
+            try:
+                yield number, reader.read(name)
+            except UnreadableError as exc:
+                first = first or f"{name}: {exc}"
+
+    with open_reader(listing, Path(tempfile.gettempdir()), reading) as reader:
+        for answer in decode_all(contents(reader), size=0, workers=1, reading=reading):
+            if answer.reason is None:
+                sides[min(answer.facts["width"], answer.facts["height"])] += 1
+            else:
+                first = first or f"{listing.names[answer.number]}: {answer.reason}"
+            if sides.total() == LOOKED_AT or answer.number >= LOOKED_AT_MOST:
+                break
+    if not sides:
+        raise DatasetError(
+            f"no image in {path} can be used ({first})", hint=f"ganq dataset check {path} lists them"
+        )
+    return sides.most_common(1)[0][0]
 
 
 def check_training(spec: TrainSpec) -> "Listing":
@@ -149,15 +193,14 @@ def check_training(spec: TrainSpec) -> "Listing":
         DatasetError: fewer pictures than one batch.
         NotFoundError, SpecError: starting weights that are not there, or no weights.
     """
+    from storage.datasets.cache import no_images, require_enough
     from storage.datasets.sources import scan
 
-    listing = scan(Path(spec.data))
+    listing = scan(Path(spec.data), reading_of(spec.to_json()))
     found = len(listing.names)
     if found == 0:
-        raise DatasetError(
-            f"{spec.data} holds no pictures",
-            hint="--data names a folder (or zip, tar) of JPEG, PNG or other pictures",
-        )
+        raise no_images(listing)
+    require_enough(listing, found, listing.skipped, spec.max_skip)
     if found < spec.batch:
         raise DatasetError(
             f"{spec.data} holds {found} picture{'s' * (found != 1)}, fewer than one batch of {spec.batch}",
@@ -193,6 +236,11 @@ def _check_classes(listing: "Listing") -> None:
         DatasetError: no classes, or one with a single picture.
     """
     classes = listing.classes()
+    if lacking := listing.unlabelled():
+        raise DatasetError(
+            f"the dataset.json of {listing.source} has no label for {lacking} of {len(listing.names)} images",
+            hint="add the labels, or move the file away to learn the folders",
+        )
     if len(classes) < 2:
         raise no_classes()
     found = Counter(listing.class_of(name) for name in listing.names)

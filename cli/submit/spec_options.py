@@ -109,13 +109,14 @@ def _default_words(spec: type[Spec], name: str, field: FieldInfo) -> str:
     """What holds if nothing is said: one value, or one for each recipe."""
     if name == "recipe":  # it is what the other defaults depend on; its words name its own
         return ""
-    if field.is_required() or field.default is None or field.default == ():
+    default = spec.of_new.get(name, field.default)
+    if field.is_required() or default is None or default == ():
         values = {}
     else:
-        values = {"": _shown(field.default)}
+        values = {"": _shown(default)}
     if spec.kind == "train":
         by_recipe = {
-            one.name: _shown(one.defaults.get(name, field.default))
+            one.name: _shown(one.defaults.get(name, default))
             for one in RECIPES.values()
             if any(name in other.defaults for other in RECIPES.values())
         }

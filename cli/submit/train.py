@@ -61,7 +61,11 @@ WORDS = {
     "ada_kimg": "Thousands of pictures in which that chance can go from 0 to 1.",
     "mirror": "Show half of the pictures mirrored; only if left and right may be swapped.",
     "conditional": "Learn the classes of the folder tree, so that pictures can be asked for by class.",
-    "max_skip": "Share of broken files that is accepted.",
+    "max_skip": "Share of images that may be left out: broken, or of a format that is not read.",
+    "keep_duplicates": "Use files with equal bytes more than once.",
+    "white_level": "Value that becomes white in grey images of 16 bits or floats; 0: 65535.",
+    "max_unpacked_gb": "What an archive may unpack to, in gigabytes.",
+    "grey": "Make grey images: for data sets without colour.",
     "loader_workers": "Processes that decode the pictures, once.",
     "init_netg": "Starting weights of the generator (.pth, .safetensors).",
     "init_netd": "Starting weights of the discriminator.",
@@ -87,10 +91,10 @@ PATHS: dict[str, click.ParamType[Any]] = {
     name: click.Path() for name in ("data", "init_netg", "init_netd", "feature_network")
 }
 
-NETWORKS = ("size", "nz", "ngf", "ndf", "arch", "norm_d", "conditional")
+NETWORKS = ("size", "nz", "ngf", "ndf", "arch", "norm_d", "conditional", "grey")
 """What makes weights of one run fit another."""
 
-NEVER_SWEPT = (*PATHS, "continue_from", "init_from", "augment", "feature_sha256")
+NEVER_SWEPT = (*PATHS, "continue_from", "init_from", "augment", "feature_sha256", "max_unpacked_gb")
 """Paths, what belongs to one, and what is itself a list."""
 
 
@@ -140,7 +144,7 @@ class Policies(click.ParamType[tuple[str, ...]]):
 @spec_options(
     TrainSpec,
     WORDS,
-    own=("continue_from", "init_from"),
+    own=("continue_from", "init_from", "reader"),
     kinds={"augment": Policies(), "recipe": RenamedChoice([*RECIPES], field="recipe"), **PATHS},
     names={"loader_workers": ("--loader-workers", "--num-workers")},
 )
@@ -192,6 +196,7 @@ def train(source: str | None, start: str | None, **options: Any) -> int:
     session = open_session(create=True, settings=settings)
     if options.get("data") is None:
         output.notice(f"training on {spec.data}")
+    preflight.notice_data(listing, classes=spec.conditional)
     if after:
         output.notice(f"job {after[0]} has not ended; this one waits for it")
     if wish.sweep:
@@ -260,6 +265,7 @@ def started(session: Session, start: "Job", given: dict[str, Any]) -> dict[str, 
     its = {
         "arch": "dcgan",
         "conditional": False,
+        "grey": False,
         **{name: start.spec[name] for name in NETWORKS if name in start.spec},
     }
     if its.get("norm_d", "batch") is None:  # it came without a discriminator, so any will do

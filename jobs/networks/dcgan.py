@@ -122,6 +122,8 @@ class Architecture:
     arch: Arch = "dcgan"
     classes: int = 0
     """Classes that G can be asked for; 0: it knows none."""
+    grey: bool = False
+    """G's channels are equal: each is the mean of the three."""
 
     def __post_init__(self) -> None:
         size_plan(self.size)
@@ -144,6 +146,7 @@ class Architecture:
             norm_d=spec.norm_d,
             arch=spec.arch,
             classes=classes,
+            grey=spec.grey,
         )
 
     @classmethod
@@ -162,7 +165,7 @@ class Architecture:
 
     def to_json(self) -> dict[str, Any]:
         """What ganq 0.1 does not know is left out where it is as it was then."""
-        later = {one.name: one.default for one in fields(self) if one.name in ("arch", "classes")}
+        later = {one.name: one.default for one in fields(self) if one.name in ("arch", "classes", "grey")}
         return {name: value for name, value in asdict(self).items() if later.get(name) != value}
 
     def build_generator(self, seed: int | None = None) -> AnyGenerator:
@@ -171,7 +174,10 @@ class Architecture:
             seed: of the initial weights. None: whatever, because weights are loaded next.
         """
         with _initial_weights(seed):
-            return GENERATORS[self.arch](size=self.size, nz=self.nz, ngf=self.ngf, classes=self.classes)
+            net = GENERATORS[self.arch](size=self.size, nz=self.nz, ngf=self.ngf, classes=self.classes)
+        if self.grey:
+            net.register_forward_hook(_to_grey)
+        return net
 
     def build_discriminator(self, seed: int | None = None) -> AnyDiscriminator:
         """Like build_generator()."""
@@ -179,6 +185,11 @@ class Architecture:
             if self.arch == "resnet":
                 return ResNetDiscriminator(size=self.size, ndf=self.ndf, classes=self.classes)
             return Discriminator(size=self.size, ndf=self.ndf, norm=self.norm_d, classes=self.classes)
+
+
+def _to_grey(net: nn.Module, inputs: Any, images_B3HW: Tensor) -> Tensor:
+    grey_B1HW = images_B3HW.mean(dim=1, keepdim=True)
+    return torch.cat([grey_B1HW] * 3, dim=1)
 
 
 @contextmanager

@@ -26,6 +26,10 @@ OPTIONS = {"class_name": "class"}
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 SampleIndex = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
+WhiteLevel = Annotated[float, Field(ge=0, le=2**32, allow_inf_nan=False)]
+UnpackedGb = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+READER = 2
+"""Version of the rules by which a data set is read: storage/datasets/names.py."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -124,6 +128,8 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: ClassVar[str]
+    of_new: ClassVar[dict[str, Any]] = {}
+    """Values of new specs where a field's default is what a stored spec means that lacks the field."""
 
     @model_validator(mode="before")
     @classmethod
@@ -142,7 +148,7 @@ class Spec(BaseModel):
             if isinstance(value, str):  # a path may have been made absolute from any folder
                 require_text(value, f"{option_of(name)} ")
         try:
-            return cls.model_validate({k: v for k, v in given.items() if v is not None})
+            return cls.model_validate({**cls.of_new, **{k: v for k, v in given.items() if v is not None}})
         except ValidationError as exc:
             raise _in_one_line(exc) from exc
 

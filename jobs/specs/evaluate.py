@@ -1,11 +1,20 @@
 """What an evaluation is asked for."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from jobs.errors import SpecError
-from jobs.specs.base import CheckpointWord, Seed, Sha256, Spec, check_feature_network
+from jobs.specs.base import (
+    READER,
+    CheckpointWord,
+    Seed,
+    Sha256,
+    Spec,
+    UnpackedGb,
+    WhiteLevel,
+    check_feature_network,
+)
 
 FEWEST_PICTURES = 50
 """Of a set that is measured; with fewer a metric says more of chance than of pictures."""
@@ -15,6 +24,7 @@ class EvaluateSpec(Spec):
     """One comparison of made pictures with those that a model was trained on."""
 
     kind: ClassVar[str] = "evaluate"
+    of_new: ClassVar[dict[str, Any]] = {"reader": READER, "keep_duplicates": False}
 
     source: int | None = None
     """Id of the training or import job to draw from, or of the generation whose pictures are looked at."""
@@ -38,6 +48,14 @@ class EvaluateSpec(Spec):
     """Of that file; a name needs none."""
     max_skip: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of files that may be unreadable before a set of pictures is refused."""
+    reader: Annotated[int, Field(ge=1, le=READER)] = 1
+    """Version of the rules by which data sets are read; 1 is that of ganq 0.1 and 0.2."""
+    keep_duplicates: bool = True
+    """Use real images with equal bytes more than once."""
+    white_level: WhiteLevel = 0.0
+    """Value that becomes white in images of 16 bits or floats; 0: the largest of 16 bits."""
+    max_unpacked_gb: UnpackedGb = 100.0
+    """What an archive may unpack to."""
     loader_workers: Annotated[int, Field(ge=0, le=256)] = 4
     device: Literal["auto", "cpu", "cuda"] = "auto"
     deterministic: bool = True

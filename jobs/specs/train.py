@@ -8,7 +8,17 @@ from pydantic import Field, field_validator, model_validator
 from jobs.errors import SpecError
 from jobs.recipes import RECIPES
 from jobs.renamed import renamed
-from jobs.specs.base import Seed, Sha256, Spec, check_feature_network, difference, size_plan
+from jobs.specs.base import (
+    READER,
+    Seed,
+    Sha256,
+    Spec,
+    UnpackedGb,
+    WhiteLevel,
+    check_feature_network,
+    difference,
+    size_plan,
+)
 
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Gamma = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
@@ -19,6 +29,7 @@ class TrainSpec(Spec):
     """One training run. Field defaults are the tutorial's; `recipe` overrides them first."""
 
     kind: ClassVar[str] = "train"
+    of_new: ClassVar[dict[str, Any]] = {"reader": READER, "keep_duplicates": False}
 
     data: str
     """Absolute path of a folder, zip or tar of pictures."""
@@ -87,6 +98,16 @@ class TrainSpec(Spec):
     """Train on the classes of the folder tree: G is asked for one, D is told which it sees."""
     max_skip: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of files that may be unreadable before the data set is refused."""
+    reader: Annotated[int, Field(ge=1, le=READER)] = 1
+    """Version of the rules by which data sets are read; 1 is that of ganq 0.1 and 0.2."""
+    keep_duplicates: bool = True
+    """Use files with equal bytes more than once."""
+    white_level: WhiteLevel = 0.0
+    """Value that becomes white in images of 16 bits or floats; 0: the largest of 16 bits."""
+    max_unpacked_gb: UnpackedGb = 100.0
+    """What an archive may unpack to."""
+    grey: bool = False
+    """The generator makes grey images: equal channels."""
     checkpoint_seconds: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] = 300.0
     """Seconds between resume checkpoints, apart from save_every."""
     keep_last: Annotated[int, Field(ge=1, le=1000)] = 2
@@ -201,6 +222,7 @@ FREE_TO_CHANGE = frozenset(
         "init_from",
         "loader_workers",
         "max_skip",
+        "max_unpacked_gb",
         "checkpoint_seconds",
         "keep_last",
         "keep_best",

@@ -1,16 +1,16 @@
 """
 Reads a zip or tar of unknown origin, in a process that can be killed.
 
-    python -P storage/datasets/archive_process.py list|unpack|serve FD
+    python -P storage/datasets/archive_process.py list|unpack|serve FD READER MOST_BYTES
 
 The archive comes as an open descriptor, answers go out on stdout in frames, and the process is
 confined by the operating system to those (storage/sandbox.py). Its memory and CPU time are limited: an
 archive may be made so that Python's readers never end (CVE-2024-6232, CVE-2025-8194).
 storage/datasets/archives.py is the other end. The file is run by its path and imports nothing of ganq but
-the sandbox.
+the sandbox and the rules for names.
 
-Nothing is extracted to a name that came from outside. What leaves the folder, is no regular file,
-or grows without measure when unpacked is left out, with the reason.
+Nothing is extracted to a name that came from outside. A member that leaves the folder or is no regular file
+is left out, with the reason. An archive that unpacks to more than MOST_BYTES is refused.
 """
 
 import importlib.util
@@ -25,18 +25,19 @@ import tarfile
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import IO, Any
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MAX_FILE_BYTES = 512 << 20
 MAX_MEMBERS = 6_000_000
 MAX_NAME = 4096
-MAX_RATIO = 100
-"""Unpacked to packed bytes: pictures hardly shrink, bombs do."""
-RATIO_FREE_BYTES = 1 << 20
-"""Below this a large ratio is a small file, not a bomb."""
+MAX_LABELS_BYTES = 32 << 20
+"""Of a dataset.json; that of a million images has 30 MB."""
+MOST_LABELS = 3
+MAX_RATIO, RATIO_FREE_BYTES = 100, 1 << 20
+"""Version 1 of the reader leaves out what unpacks to more than 100 times its size, from 1 MiB on."""
 MAX_HEADER_BYTES = 1 << 20
 """A tar's long names and pax headers; tarfile reads them into memory whole."""
 MEMORY_BYTES, MEMORY_PER_BYTE, MAX_MEMORY_BYTES = 512 << 20, 16, 6 << 30
@@ -45,7 +46,7 @@ STALL_SECONDS = 5
 """Of CPU time without a byte of the archive read that was not read before: 8 KiB unpack within a second."""
 ZIP_BYTES_A_SECOND, ZIP_STALL_SECONDS = 1 << 20, 300
 """The list of a zip is read at once; Python takes 5 µs for an entry of 60 bytes."""
-BYTES_A_SECOND = 1_000_000
+BYTES_A_SECOND, UNPACKED_BYTES_A_SECOND = 1_000_000, 200_000_000
 """Of CPU time in all; the slowest compression of pictures, xz and bzip2, is read ten times as fast."""
 MEMBER_SECONDS = 60
 """Of CPU time for one member of a zip."""
@@ -69,6 +70,7 @@ FRAME = struct.Struct(">cI")
 """One letter, and the bytes that follow."""
 KIND = b"K"  # zip, tar, or nothing: it is neither
 MEMBERS = b"M"  # JSON: [[name, why it is left out, or null], …]
+LABELS = b"L"  # JSON: [name, text] of a dataset.json
 BEGIN, DATA, END = b"B", b"D", b"E"  # of one member: its name, its bytes
 UNREADABLE = b"U"  # in the place of END: why
 REFUSED = b"X"  # JSON: [what is wrong with the archive, what to do]
@@ -92,25 +94,17 @@ class RefusedError(Exception):
         self.said, self.hint = said, hint
 
 
-def limits(size: int, *, is_zip: bool) -> tuple[int, int, int]:
-    """Bytes of memory, seconds of CPU time without progress, and in all, for an archive of so many bytes."""
+def limits(size: int, most_bytes: int, *, is_zip: bool) -> tuple[int, int, int]:
+    """
+    Return bytes of memory, seconds of CPU time without progress, and in all.
+
+    Args:
+        size: of the archive, in bytes.
+        most_bytes: that it may unpack to.
+    """
     memory = min(MEMORY_BYTES + MEMORY_PER_BYTE * size, MAX_MEMORY_BYTES)
     stall = STALL_SECONDS + (min(size // ZIP_BYTES_A_SECOND, ZIP_STALL_SECONDS) if is_zip else 0)
-    return memory, stall, 120 + size // BYTES_A_SECOND
-
-
-def is_image_name(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
-
-
-def plain_name(name: str) -> str:
-    """`tar -C faces .` writes ./001.png; that is the picture 001.png."""
-    return str(PurePosixPath(name))
-
-
-def _hidden(name: str) -> bool:
-    parts = name.split("/")
-    return parts[0] == "__MACOSX" or any(one.startswith(".") and one not in (".", "..") for one in parts)
+    return memory, stall, 120 + size // BYTES_A_SECOND + most_bytes // UNPACKED_BYTES_A_SECOND
 
 
 def _unsafe_name(name: str) -> str | None:
@@ -197,32 +191,79 @@ class BoundedInfo(tarfile.TarInfo):
 PACK_AGAIN = "is it a bomb? unpack it yourself, and give the folder"
 
 
-def _tar_members(archive: tarfile.TarFile, size: int) -> Iterator[tuple[tarfile.TarInfo, str | None]]:
-    """Members that are no folders and not hidden, and why they are left out."""
-    budget = size * MAX_RATIO + RATIO_FREE_BYTES
+class Rules:
+    """
+    What an archive may unpack to, and how its names are read.
+
+    Args:
+        size: of the archive, in bytes.
+        reader: version of the rules for names; the first limits the ratio, too.
+        most_bytes: that it may unpack to.
+        names: the module storage/datasets/names.py.
+    """
+
+    def __init__(self, size: int, reader: int, most_bytes: int, names: Any) -> None:
+        self.reader, self.most_bytes, self.names = reader, most_bytes, names
+        self._labels = 0
+        self._left = size * MAX_RATIO + RATIO_FREE_BYTES if reader == 1 else most_bytes
+
+    def spend(self, unpacked: int) -> None:
+        """
+        Count what is unpacked.
+
+        Raises:
+            RefusedError: it is more than the archive may unpack to.
+        """
+        self._left -= unpacked
+        if self._left < 0 and self.reader == 1:
+            raise RefusedError(f"unpacks to more than {MAX_RATIO} times its size", "is it a bomb?")
+        if self._left < 0:
+            gigabytes = self.most_bytes / 1e9
+            raise RefusedError(
+                f"unpacks to more than {gigabytes:g} GB",
+                f"if it is no bomb, --max-unpacked-gb {max(2 * gigabytes, 1):g} lifts the limit",
+            )
+
+    def may_hold_labels(self, name: str) -> bool:
+        """Return whether a member is a dataset.json at the root, or in a folder there."""
+        parts = self.names.canonical(name, self.reader).split("/")
+        if self.reader == 1 or parts[-1] != self.names.LABELS or len(parts) > 2:
+            return False
+        self._labels += 1
+        return self._labels <= MOST_LABELS
+
+    def zip_name(self, member: zipfile.ZipInfo) -> str:
+        """Return a member's name; archivers of macOS write UTF-8 without saying so."""
+        if self.reader > 1 and not member.flag_bits & 0x800:
+            try:
+                return member.filename.encode("cp437").decode()
+            except ValueError:
+                pass
+        return member.filename
+
+
+def _tar_members(archive: tarfile.TarFile, rules: Rules) -> Iterator[tuple[tarfile.TarInfo, str | None]]:
+    """Yield the members that are no folders, and why they are left out."""
     count = 0
     while (member := archive.next()) is not None:
         archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all that it has seen
-        budget -= tarfile.BLOCKSIZE + member.size
         count += 1
         # A size from a pax header may be anything; below zero it leads back to where we were.
         if member.size < 0 or archive.offset <= member.offset:
             raise RefusedError(f"has a member with a size of {member.size} bytes", PACK_AGAIN)
-        if budget < 0:
-            raise RefusedError(f"unpacks to more than {MAX_RATIO} times its size", "is it a bomb?")
+        rules.spend(tarfile.BLOCKSIZE + member.size)
         if count > MAX_MEMBERS:
             raise RefusedError(f"has more than {MAX_MEMBERS} members", "split it")
-        if not (member.isdir() or _hidden(member.name)):
+        if not member.isdir():
             yield member, _unsafe_name(member.name) or (None if member.isreg() else "no regular file")
 
 
-def _zip_members(archive: zipfile.ZipFile, size: int) -> Iterator[tuple[zipfile.ZipInfo, str | None]]:
-    # Members may lie over each other, so that each is within the ratio and their sum is not.
-    budget = size * MAX_RATIO + RATIO_FREE_BYTES
+def _zip_members(archive: zipfile.ZipFile, rules: Rules) -> Iterator[tuple[zipfile.ZipInfo, str | None]]:
+    # Members may lie over each other, so that each is small and their sum is not.
     for count, member in enumerate(archive.infolist()):
         if count >= MAX_MEMBERS:
             raise RefusedError(f"has more than {MAX_MEMBERS} members", "split it")
-        if member.is_dir() or _hidden(member.filename):
+        if member.is_dir() or (rules.reader == 1 and rules.names.is_hidden(member.filename, 1)):
             continue
         kind = stat.S_IFMT(member.external_attr >> 16)
         reason = _unsafe_name(member.filename)
@@ -230,12 +271,10 @@ def _zip_members(archive: zipfile.ZipFile, size: int) -> Iterator[tuple[zipfile.
             reason = "no regular file"
         elif member.flag_bits & 1:
             reason = "encrypted"
-        elif _too_dense(member.file_size, member.compress_size):
+        elif rules.reader == 1 and _too_dense(member.file_size, member.compress_size):
             reason = f"unpacks to more than {MAX_RATIO} times its size"
         elif reason is None:
-            budget -= member.file_size
-            if budget < 0:
-                raise RefusedError(f"unpacks to more than {MAX_RATIO} times its size", "is it a bomb?")
+            rules.spend(member.file_size)
         yield member, reason
 
 
@@ -244,13 +283,17 @@ def _open_tar(file: IO[bytes]) -> tarfile.TarFile:
     return tarfile.open(fileobj=file, mode="r:*", tarinfo=BoundedInfo, encoding="utf-8")
 
 
-def list_members(file: IO[bytes], size: int, answer: Answer) -> None:
-    """Give out every name, in the archive's order."""
-    found: Iterator[tuple[str, str | None]]
+def list_members(file: IO[bytes], rules: Rules, answer: Answer, stall_s: int) -> None:
+    """Give out every name, in the archive's order, and the labels of a dataset.json."""
+    found: Iterator[tuple[str, int, str | None, Callable[[], IO[bytes] | None]]]
     if zipfile.is_zipfile(file):
         answer.put(KIND, b"zip")
-        answer.grant(limits(size, is_zip=True)[1])
-        found = ((one.filename, why) for one, why in _zip_members(zipfile.ZipFile(file), size))
+        answer.grant(stall_s)
+        packed = zipfile.ZipFile(file)
+        found = (
+            (rules.zip_name(one), one.file_size, why, partial(packed.open, one))
+            for one, why in _zip_members(packed, rules)
+        )
     else:
         try:
             archive = _open_tar(file)
@@ -258,10 +301,17 @@ def list_members(file: IO[bytes], size: int, answer: Answer) -> None:
             answer.put(KIND)
             return
         answer.put(KIND, b"tar")
-        found = ((one.name, why) for one, why in _tar_members(archive, size))
+        found = (
+            (one.name, one.size, why, partial(archive.extractfile, one))
+            for one, why in _tar_members(archive, rules)
+        )
     batch: list[tuple[str, str | None]] = []
-    for name, why in found:
-        batch.append((name[:200] if why else plain_name(name), why))
+    for name, size, why, content in found:
+        batch.append((name[:200] if why else name, why))
+        if why is None and size <= MAX_LABELS_BYTES and rules.may_hold_labels(name):
+            opened = content()
+            text = opened.read(MAX_LABELS_BYTES + 1).decode(errors="replace") if opened else ""
+            answer.put(LABELS, json.dumps([name, text]).encode())
         if len(batch) == BATCH:
             answer.put(MEMBERS, json.dumps(batch).encode())
             answer.progress()
@@ -269,23 +319,24 @@ def list_members(file: IO[bytes], size: int, answer: Answer) -> None:
     answer.put(MEMBERS, json.dumps(batch).encode())
 
 
-def unpack(file: IO[bytes], size: int, answer: Answer) -> None:
+def unpack(file: IO[bytes], rules: Rules, answer: Answer) -> None:
     """Give out the pictures of a tar in its own order: it cannot be read in another."""
     archive = _open_tar(file)
-    for member, why in _tar_members(archive, size):
-        if why or not is_image_name(member.name) or member.size > MAX_FILE_BYTES:
+    for member, why in _tar_members(archive, rules):
+        name = rules.names.canonical(member.name, rules.reader)
+        if why or not rules.names.is_image_name(name, rules.reader) or member.size > MAX_FILE_BYTES:
             continue
         content = archive.extractfile(member)
         if content is not None:
-            answer.put(BEGIN, json.dumps(plain_name(member.name)).encode())
+            answer.put(BEGIN, json.dumps(member.name).encode())
             _give_out(content, answer)
             answer.put(END)
 
 
-def serve(file: IO[bytes], answer: Answer) -> None:
+def serve(file: IO[bytes], rules: Rules, answer: Answer) -> None:
     """Give out the members of a zip that are asked for, until stdin ends."""
     archive = zipfile.ZipFile(file)
-    members = {plain_name(one.filename): one for one in archive.infolist()}
+    members = {rules.zip_name(one): one for one in archive.infolist()}
     answer.put(DONE)
     answer.flush()
     requests = sys.stdin.buffer
@@ -308,9 +359,9 @@ def _give_out(content: IO[bytes], answer: Answer) -> None:
         answer.put(DATA, data)
 
 
-def _load_sandbox() -> Any:
-    """The module beside this one, by its path: this process finds nothing of ganq by name."""
-    spec = importlib.util.spec_from_file_location("ganq_sandbox", Path(__file__).parents[1] / "sandbox.py")
+def _load(path: Path) -> Any:
+    """Load a module by its path: this process finds nothing of ganq by name."""
+    spec = importlib.util.spec_from_file_location(f"ganq_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -331,13 +382,16 @@ def _import_the_rest() -> None:
 
 def main() -> None:
     """Answer one command about the archive that is open."""
-    command, number = sys.argv[1], int(sys.argv[2])
-    sandbox = _load_sandbox()
+    command = sys.argv[1]
+    number, reader, most_bytes = map(int, sys.argv[2:5])
+    sandbox = _load(Path(__file__).parents[1] / "sandbox.py")
+    names = _load(Path(__file__).with_name("names.py"))
     _import_the_rest()
     raw = Watched(number, "rb")
     size = os.fstat(number).st_size
     file = io.BufferedReader(raw)
-    memory, stall_s, in_all_s = limits(size, is_zip=command == "serve")
+    rules = Rules(size, reader, most_bytes, names)
+    memory, stall_s, in_all_s = limits(size, most_bytes, is_zip=command == "serve")
     # Each member of a zip has its own seconds, and there may be millions.
     answer = Answer(sandbox, stall_s, None if command == "serve" else in_all_s)
     sandbox.confine(memory_bytes=memory, cpu_seconds=None)
@@ -345,11 +399,11 @@ def main() -> None:
     raw.answer = answer
     try:
         if command == "list":
-            list_members(file, size, answer)
+            list_members(file, rules, answer, limits(size, most_bytes, is_zip=True)[1])
         elif command == "unpack":
-            unpack(file, size, answer)
+            unpack(file, rules, answer)
         else:
-            serve(file, answer)
+            serve(file, rules, answer)
         answer.put(DONE)
     except RefusedError as exc:
         answer.put(REFUSED, json.dumps([exc.said, exc.hint]).encode())

@@ -40,19 +40,22 @@ class ArchiveProcess:
     Args:
         source: a plain file.
         command: list, unpack or serve: see storage/datasets/archive_process.py.
+        reader: version of the rules for names.
+        most_bytes: that the archive may unpack to.
 
     Raises:
         OSError: the file cannot be opened.
     """
 
-    def __init__(self, source: Path, command: str) -> None:
-        self.source, self.command = source, command
+    def __init__(self, source: Path, command: str, *, reader: int, most_bytes: int) -> None:
+        self.source, self.command, self.most_bytes = source, command, most_bytes
         file = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             self.size = os.fstat(file).st_size
             # By its path, and -P: the child must import nothing of ours.
             self.process = subprocess.Popen(
-                [sys.executable, "-P", str(Path(archive_process.__file__)), command, str(file)],
+                [sys.executable, "-P", str(Path(archive_process.__file__)), command]
+                + [str(value) for value in (file, reader, most_bytes)],
                 cwd="/",
                 env={},
                 stdin=subprocess.PIPE,
@@ -132,7 +135,9 @@ class ArchiveProcess:
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(KILL_SECONDS)
         code = self.process.returncode
-        memory, stall_s, in_all_s = archive_process.limits(self.size, is_zip=self.command == "serve")
+        memory, stall_s, in_all_s = archive_process.limits(
+            self.size, self.most_bytes, is_zip=self.command == "serve"
+        )
         if code == -signal.SIGXCPU:
             self._fail(
                 f"took more CPU time than the limits for one of its size: {stall_s} s without reading on,"
@@ -164,12 +169,12 @@ class ArchiveProcess:
         self.close()
 
 
-def list_archive(source: Path) -> Iterator[tuple[bytes, bytes]]:
+def list_archive(source: Path, *, reader: int, most_bytes: int) -> Iterator[tuple[bytes, bytes]]:
     """
-    Yield the kind of an archive, then its members: see unarchive.list_members().
+    Yield the kind of an archive, then its members: see archive_process.list_members().
 
     Raises:
         OSError, DatasetError, StorageError: it cannot be opened; as ArchiveProcess.frames().
     """
-    with ArchiveProcess(source, "list") as child:
+    with ArchiveProcess(source, "list", reader=reader, most_bytes=most_bytes) as child:
         yield from child.frames()

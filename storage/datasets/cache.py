@@ -1,14 +1,15 @@
 """
-Data sets on the volume: pictures decoded once into uint8, found again by their fingerprint.
+Data sets on the volume: images decoded once into uint8, found again by their fingerprint.
 
     <volume>/datasets/<fingerprint>/images.u8    N×3×H×W, memory-mapped
                                     index.json   names, classes, labels, source
-                                    report.json  what was left out, and why
+                                    report.json  what was left out or converted, and why
 
-The fingerprint is the sha-256 of names, contents and size. A folder is written
-beside, synced and renamed: it is there whole or not at all, and never changes. The index holds
-checksums of the images and of itself. They are compared when a process opens the data set for
-the first time; one that is damaged is decoded again.
+The fingerprint is the SHA-256 of names, contents and size. Where the reader of ganq 0.1 and 0.2 would have
+made other pixels or labels of the same files, the version of the reader is part of it, so that both caches
+can exist side by side. A folder is written beside, synced and renamed: it is there whole or not at all, and
+its images never change. The index holds checksums of the images and of itself. They are compared when a
+process opens the data set for the first time; one that is damaged is decoded again.
 """
 
 import errno
@@ -19,15 +20,14 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.context import Images
 from jobs.errors import DatasetError, DiskFullError, GanqError
-from storage.datasets.archive_process import is_image_name
 from storage.datasets.checksums import (
     CHECKSUMS,
     BlockChecksums,
@@ -36,7 +36,8 @@ from storage.datasets.checksums import (
     with_checksums,
 )
 from storage.datasets.decode_pool import Decoded, decode_all
-from storage.datasets.sources import Listing, Reader, Skipped, UnreadableError, open_reader, scan
+from storage.datasets.sources import Listing, Reader, Reading, Skipped, UnreadableError, open_reader, scan
+from storage.datasets.summary import Summary, describe_reasons
 from storage.volume.durable import (
     TEMP_MARK,
     fsync_folder,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from typing import IO
 
 FORMAT = 1
-"""Goes into the fingerprint: a change of how pixels are made must make new caches."""
+"""Part of the fingerprint."""
 IMAGES, INDEX, REPORT = "images.u8", "index.json", "report.json"
 RESERVE_BYTES = 64 << 20
 UNREADABLE = "cannot be read"
@@ -66,7 +67,7 @@ def _quiet(done: int, total: int) -> None:
     pass
 
 
-def _unsaid(damage: str) -> None:
+def _ignore(what: object) -> None:
     pass
 
 
@@ -75,55 +76,61 @@ def open_images(
     data: str,
     size: int,
     *,
+    reading: Reading | None = None,
     max_skip: float = 0.05,
     workers: int = 4,
     progress: Progress = _quiet,
-    damaged: Report = _unsaid,
+    damaged: Report = _ignore,
+    found: Callable[[Summary], None] = _ignore,
 ) -> Images:
     """
-    The pictures at `data` as size×size pixels: from the cache, or decoded now.
+    Return the images at `data` as size×size pixels: from the cache, or decoded now.
 
     Args:
         data: path of a folder, zip or tar.
-        max_skip: share of picture files that may be unusable.
+        reading: how it is read.
+        max_skip: share of image files that may be unusable.
         workers: decoding processes; no more than there are cores.
-        progress: called with (pictures decoded, pictures).
-        damaged: called with what is damaged in the cache, before the pictures are decoded again.
+        progress: called with (images decoded, images).
+        damaged: called with what is damaged in the cache, before the images are decoded again.
+        found: called with what was found in the data set.
 
     Raises:
         NotFoundError: nothing is there.
-        DatasetError: no pictures, too many unusable ones, or changed while they were read.
+        DatasetError: no images, too many unusable ones, or changed while they were read.
         DiskFullError, VolumeError: nothing is left behind.
     """
-    listing = scan(Path(data))
+    reading = reading or Reading()
+    listing = scan(Path(data), reading)
     if not listing.names:
-        raise no_pictures(listing)
+        raise no_images(listing)
     make_folder(volume.datasets)
-    with open_reader(listing, volume.datasets) as reader:
-        digests = _digests(listing, reader, progress)
-        fingerprint = _fingerprint(listing, digests, size)
-        cached = open_cached(volume, fingerprint, progress=progress, damaged=damaged)
+    with open_reader(listing, volume.datasets, reading) as reader:
+        source = _Source(listing, reader, reading, size, progress)
+        cached = source.cached(volume, progress, damaged)
         if cached is not None:
-            # Another job may have made it, and been content with fewer pictures. What the scan left
+            # Another job may have made it, and been content with fewer images. What the scan left
             # out is this source's; what would not decode is the same for every source of this fingerprint.
-            undecoded = [one for one in left_out(volume, fingerprint) if one.name in listing.names]
-            _require_enough(listing, len(cached), [*listing.skipped, *undecoded], max_skip)
-            return cached
-        _build(volume, listing, reader, digests, fingerprint, size, max_skip, workers, progress)
-    built = open_cached(volume, fingerprint, progress=lambda _, total: progress(total, total))
-    if built is None:
+            there = set(listing.names)
+            undecoded = [one for one in left_out(volume, cached.fingerprint) if one.name in there]
+            require_enough(listing, len(cached), [*listing.skipped, *undecoded], max_skip)
+        else:
+            fingerprint = _build(volume, source, max_skip, workers, progress)
+            cached = open_cached(volume, fingerprint, progress=lambda _, total: progress(total, total))
+    if cached is None:
         raise DatasetError(f"the cache of {data} was removed while it was made", hint="try again")
-    return built
+    found(source.summary(volume, cached))
+    return cached
 
 
 def open_cached(
-    volume: Volume, fingerprint: str, *, progress: Progress = _quiet, damaged: Report = _unsaid
+    volume: Volume, fingerprint: str, *, progress: Progress = _quiet, damaged: Report = _ignore
 ) -> Images | None:
     """
     Open a data set that was decoded before.
 
     Args:
-        progress: called while its checksums are compared, with (0, pictures).
+        progress: called while its checksums are compared, with (0, images).
         damaged: called with what is not as it was written.
 
     Returns:
@@ -140,20 +147,20 @@ def open_cached(
         with open(folder / IMAGES, "rb") as file:
             # The file that was compared is the one that is mapped, whatever takes its name meanwhile.
             what = _damage_once(folder, index, file, progress)
-            pictures = None if what else np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
+            images = None if what else np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
     except FileNotFoundError:  # another process is replacing it
         return None
     except OSError as exc:
-        what, pictures = f"{IMAGES} cannot be read: {os.strerror(exc.errno or 0).lower()}", None
-    if pictures is None:
+        what, images = f"{IMAGES} cannot be read: {os.strerror(exc.errno or 0).lower()}", None
+    if images is None:
         damaged(f"the decoded data set {folder} is damaged: {what}")
         return None
     labels = np.asarray(index["labels"], dtype=np.int64) if index["classes"] else None
-    return Images(pictures, fingerprint, tuple(index["classes"]), labels)
+    return Images(images, fingerprint, tuple(index["classes"]), labels)
 
 
 def _damage_once(folder: Path, index: dict[str, Any], file: "IO[bytes]", progress: Progress) -> str | None:
-    """What find_damage() says, unless this process has found these very files to be intact."""
+    """Return what find_damage() finds, unless this process has found these very files to be intact."""
     images, about = os.fstat(file.fileno()), (folder / INDEX).stat()
     key = tuple(value for s in (images, about) for value in (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns))
     if key in _intact:
@@ -196,7 +203,7 @@ def find_damage(
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
-    """The index of a decoded data set that has all its keys and as many bytes as it should; else None."""
+    """Return the index of a decoded data set; None unless it has all its keys and all its bytes."""
     try:
         index: dict[str, Any] = json.loads((folder / INDEX).read_text())
         expected = index["count"] * 3 * index["size"] ** 2
@@ -208,7 +215,7 @@ def read_index(folder: Path) -> dict[str, Any] | None:
 
 
 def left_out(volume: Volume, fingerprint: str) -> list[Skipped]:
-    """The files that a decoded data set does without, and why."""
+    """Return the files that a decoded data set does without, and why."""
     try:
         report = json.loads((volume.dataset(fingerprint) / REPORT).read_text())
         return [Skipped(**one) for one in report["skipped"]]
@@ -217,13 +224,13 @@ def left_out(volume: Volume, fingerprint: str) -> list[Skipped]:
 
 
 def classes_of(volume: Volume, fingerprint: str) -> list[str] | None:
-    """The classes of a decoded data set; None if it is not there, or not whole."""
+    """Return the classes of a decoded data set; None if it is not there, or not whole."""
     index = read_index(volume.dataset(fingerprint))
     return None if index is None else list(index["classes"])
 
 
 def list_datasets(volume: Volume) -> list[dict[str, Any]]:
-    """All decoded data sets: fingerprint, source, count, size, bytes, when."""
+    """Return all decoded data sets: fingerprint, source, count, size, bytes, when."""
     keys = ("source", "count", "size", "classes", "created_at")
     found = []
     for path in sorted(volume.datasets.glob(f"*/{INDEX}")):
@@ -235,116 +242,254 @@ def list_datasets(volume: Volume) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: float(one["created_at"] or 0))
 
 
-def no_pictures(listing: Listing) -> DatasetError:
-    """The error of a source without a single picture file."""
+def no_images(listing: Listing) -> DatasetError:
+    """Return the error of a source without a single image that is read."""
     others = sum(listing.ignored.values())
+    found = Summary()
+    found.leave_out(listing.skipped)
     return DatasetError(
-        f"there are no pictures in {listing.source}"
+        f"there are no images in {listing.source}"
         + (f" ({others} other files)" if others else "")
-        + (f"; left out: {_most(listing.skipped)}" if listing.skipped else ""),
-        hint="give a folder with PNG, JPEG or WEBP files, or draw some: ganq dataset make DIR",
+        + (f"; left out: {describe_reasons(found.reasons)}" if found.reasons else ""),
+        hint="give a folder with PNG, JPEG, WebP or AVIF files, or draw some: ganq dataset make DIR",
     )
 
 
-# --- building ---------------------------------------------------------------------------------
+def require_enough(listing: Listing, used: int, skipped: list[Skipped], max_skip: float) -> None:
+    """
+    Raises:
+        DatasetError: more images are left out than may be.
+    """
+    found = Summary()
+    found.leave_out(skipped)
+    bad = found.reasons.total()
+    total = used + bad
+    if used and bad <= max_skip * total:
+        return
+    raise DatasetError(
+        f"{bad} of {total} images in {listing.source} cannot be used: {describe_reasons(found.reasons)}",
+        hint=f"ganq dataset check {listing.source} lists them"
+        + (f"; --max-skip {min(bad / total + 0.01, 1):.2f} goes on without them" if used else ""),
+    )
 
 
-def _digests(listing: Listing, reader: Reader, progress: Progress) -> list[str]:
-    """sha-256 of every picture file, '' for one that cannot be read."""
-    digests = []
-    for name in listing.names:
-        progress(0, len(listing.names))  # a job that says nothing for ten minutes is taken as hung
+# --- one source -------------------------------------------------------------------------------
+
+
+class _Source:
+    """
+    The images of a source that are used, and the fingerprints that their cache may have.
+
+    Args:
+        size: side of the images, in pixels.
+    """
+
+    def __init__(
+        self, listing: Listing, reader: Reader, reading: Reading, size: int, progress: Progress
+    ) -> None:
+        self.listing, self.reader, self.reading, self.size = listing, reader, reading, size
+        self.digests = self._digest(progress)
+        self.copies = {} if reading.keep_duplicates else find_copies(self.digests)
+        self.used = [number for number in range(len(listing.names)) if number not in self.copies]
+        self.names = [listing.names[number] for number in self.used]
+        pairs = [(listing.names[number], self.digests[number]) for number in self.used]
+        self.classes = listing.classes()
+        labels = [listing.class_of(name) for name in self.names] if self.classes else []
+        self.plain = _sha256([FORMAT, size, pairs])
+        """The fingerprint where version 1 of the reader makes the same of these files."""
+        self.marked = self.plain
+        self.relabelled = False
+        if reading.reader > 1:
+            by_1 = Listing(listing.source, listing.kind, self.names, reader=1)
+            classes_1 = by_1.classes()
+            labels_1 = [by_1.class_of(name) for name in self.names] if classes_1 else []
+            self.relabelled = (classes_1, labels_1) != (self.classes, labels)
+            about: dict[str, Any] = {"reader": reading.reader, "white_level": reading.white_level}
+            if self.relabelled:
+                about |= {"classes": self.classes, "labels": labels}
+            self.marked = _sha256([FORMAT, size, pairs, about])
+
+    def _digest(self, progress: Progress) -> list[str]:
+        """Return the SHA-256 of every image file, '' for one that cannot be read."""
+        digests = []
+        for name in self.listing.names:
+            progress(
+                0, len(self.listing.names)
+            )  # a job that reports nothing for ten minutes is taken as hung
+            try:
+                digests.append(hashlib.sha256(self.reader.read(name)).hexdigest())
+            except UnreadableError:
+                digests.append("")
+        return digests
+
+    def cached(self, volume: Volume, progress: Progress, damaged: Report) -> Images | None:
+        """Return the images from the cache, if they are there as this reader makes them."""
+        for fingerprint in dict.fromkeys((self.marked, self.plain)):
+            index = read_index(volume.dataset(fingerprint))
+            if index is None:
+                continue
+            mine = fingerprint == self.marked or (
+                not self.relabelled and index.get("reader", 1) >= self.reading.reader
+            )
+            if mine:
+                cached = open_cached(volume, fingerprint, progress=progress, damaged=damaged)
+                if cached is not None:
+                    return cached
+        return None
+
+    def contents(self, skipped: list[Skipped]) -> Iterator[tuple[int, bytes]]:
+        """
+        Yield the images that can be read.
+
+        Raises:
+            DatasetError: one is not what it was when it was hashed.
+        """
+        for number, data in _contents(self.listing, self.reader, skipped, self.used):
+            if hashlib.sha256(data).hexdigest() != self.digests[number]:
+                raise self._changed(number)
+            yield number, data
+        # One that could be read before and is left out now is in the fingerprint all the same: two
+        # caches of one name would differ.
+        unreadable = {one.name for one in skipped if one.reason.startswith(UNREADABLE)}
+        for number in self.used:
+            if self.listing.names[number] in unreadable and self.digests[number]:
+                raise self._changed(number)
+
+    def _changed(self, number: int) -> DatasetError:
+        return DatasetError(
+            f"{self.listing.names[number]} changed while the images were read",
+            hint="let nothing write there, and try again",
+        )
+
+    def index(self, used: list[int]) -> dict[str, Any]:
+        listing = self.listing
+        names = [listing.names[number] for number in used]
+        place = {name: i for i, name in enumerate(self.classes)}
+        return {
+            "format": FORMAT,
+            "count": len(names),
+            "size": self.size,
+            "source": str(listing.source),
+            "names": [name.encode("utf-8", "replace").decode() for name in names],
+            "classes": list(self.classes),
+            "labels": [place[listing.class_of(name)] for name in names] if self.classes else [],
+            "created_at": time.time(),
+            "reader": self.reading.reader,
+        }
+
+    def summary(self, volume: Volume, images: Images) -> Summary:
+        """Return what was found: by the scan of this source, and by whoever decoded it."""
         try:
-            digests.append(hashlib.sha256(reader.read(name)).hexdigest())
-        except UnreadableError:
-            digests.append("")
-    return digests
+            report = json.loads((volume.dataset(images.fingerprint) / REPORT).read_text())
+            found = Summary.from_json(report.get("found", {}))
+        except (OSError, ValueError, TypeError, AttributeError):
+            found = Summary()
+        there = set(self.listing.names)
+        undecoded = [one for one in left_out(volume, images.fingerprint) if one.name in there]
+        names = {one.name for one in undecoded}
+        copied = sum(self.listing.names[number] in names for number in self.copies)
+        found.images, found.copies, found.reasons = len(images), len(self.copies) - copied, Counter()
+        found.leave_out([*self.listing.skipped, *undecoded])
+        if images.labels_N is not None:
+            count = Counter(images.labels_N.tolist())
+            found.classes = {name: count[place] for place, name in enumerate(images.classes)}
+        return found
 
 
-def _fingerprint(listing: Listing, digests: list[str], size: int) -> str:
-    about = json.dumps([FORMAT, size, list(zip(listing.names, digests, strict=True))])
-    return hashlib.sha256(about.encode("utf-8", "surrogateescape")).hexdigest()
+def find_copies(digests: list[str]) -> dict[int, int]:
+    """Return the files that have the bytes of an earlier one: number to number."""
+    first: dict[str, int] = {}
+    copies = {}
+    for number, digest in enumerate(digests):
+        if digest and (of := first.setdefault(digest, number)) != number:
+            copies[number] = of
+    return copies
 
 
-def _contents(listing: Listing, reader: Reader, skipped: list[Skipped]) -> Iterator[tuple[int, bytes]]:
-    for number, name in enumerate(listing.names):
+def _sha256(about: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(about).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _contents(
+    listing: Listing, reader: Reader, skipped: list[Skipped], numbers: Iterable[int]
+) -> Iterator[tuple[int, bytes]]:
+    for number in numbers:
+        name = listing.names[number]
         try:
             yield number, reader.read(name)
         except UnreadableError as exc:
             skipped.append(Skipped(name, f"{UNREADABLE}: {exc}"))
 
 
-def _build(
-    volume: Volume,
-    listing: Listing,
-    reader: Reader,
-    digests: list[str],
-    fingerprint: str,
-    size: int,
-    max_skip: float,
-    workers: int,
-    progress: Progress,
-) -> None:
-    total = len(listing.names)
-    target = volume.dataset(fingerprint)
-    temp = target.with_name(f"{fingerprint}{TEMP_MARK}{secrets.token_hex(4)}")
+# --- building ---------------------------------------------------------------------------------
+
+
+def _build(volume: Volume, source: _Source, max_skip: float, workers: int, progress: Progress) -> str:
+    """Decode the images of a source into the cache, and return their fingerprint."""
+    listing, size = source.listing, source.size
+    total = len(source.used)
+    temp = volume.datasets / f"{source.marked}{TEMP_MARK}{secrets.token_hex(4)}"
     _require_room(volume.datasets, total * 3 * size * size)
     skipped: list[Skipped] = []
     used: list[int] = []
     checksums = BlockChecksums()
-
-    def changed(number: int) -> DatasetError:
-        return DatasetError(
-            f"{listing.names[number]} changed while the pictures were read",
-            hint="let nothing write there, and try again",
-        )
-
-    def checked() -> Iterator[tuple[int, bytes]]:
-        for number, data in _contents(listing, reader, skipped):
-            if hashlib.sha256(data).hexdigest() != digests[number]:
-                raise changed(number)
-            yield number, data
-        # One that could be read before and is left out now stands in the fingerprint all
-        # the same: two caches of one name would differ.
-        missing = {one.name for one in skipped if one.reason.startswith(UNREADABLE)}
-        for number, name in enumerate(listing.names):
-            if name in missing and digests[number]:
-                raise changed(number)
-
+    found, changed = Summary(), source.relabelled
     try:
         temp.mkdir()
         with open(temp / IMAGES, "xb") as file:
-            for answer in decode_all(checked(), size=size, workers=_cores(workers)):
-                _keep(answer, listing, file, checksums, used, skipped)
-                progress(answer.number + 1, total)
+            answers = decode_all(
+                source.contents(skipped), size=size, workers=_cores(workers), reading=source.reading
+            )
+            for done, answer in enumerate(answers, 1):
+                progress(done, total)
+                if answer.reason is not None:
+                    skipped.append(_undecoded(listing, answer))
+                    continue
+                file.write(answer.pixels)
+                checksums.update(answer.pixels)
+                used.append(answer.number)
+                found.use(answer.facts)
+                changed |= bool(answer.facts.get("changed"))
             file.flush()
             os.fsync(file.fileno())
-        _require_enough(listing, len(used), [*listing.skipped, *skipped], max_skip)
-        write_json(temp / REPORT, _report(listing, used, skipped))
-        write_json(temp / INDEX, with_checksums(_index(listing, used, size), checksums.crc32))
+        failed = {one.name: one for one in skipped}
+        for number, of in source.copies.items():
+            if (one := failed.get(listing.names[of])) is not None:
+                skipped.append(replace(one, name=listing.names[number]))
+        require_enough(listing, len(used), [*listing.skipped, *skipped], max_skip)
+        write_json(temp / REPORT, _report(source, used, skipped, found))
+        write_json(temp / INDEX, with_checksums(source.index(used), checksums.crc32))
         fsync_folder(temp)
-        _publish(temp, target)
+        if not changed and _take_over(volume.dataset(source.plain), temp, source.reading):
+            return source.plain
+        fingerprint = source.marked if changed else source.plain
+        _publish(temp, volume.dataset(fingerprint))
+        return fingerprint
     except OSError as exc:
         raise_storage_error(exc, volume.datasets)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
 
 
-def _keep(
-    answer: Decoded,
-    listing: Listing,
-    file: "IO[bytes]",
-    checksums: BlockChecksums,
-    used: list[int],
-    skipped: list[Skipped],
-) -> None:
-    if answer.reason is not None:
-        name = listing.names[answer.number]
-        skipped.append(Skipped(name, answer.reason, answer.facts.get("detail", "")))
-        return
-    file.write(answer.pixels)
-    checksums.update(answer.pixels)
-    used.append(answer.number)
+def _undecoded(listing: Listing, answer: Decoded) -> Skipped:
+    assert answer.reason is not None
+    return Skipped(listing.names[answer.number], answer.reason, answer.facts.get("detail", ""))
+
+
+def _take_over(target: Path, temp: Path, reading: Reading) -> bool:
+    """Return whether version 1 of the reader has made the same cache, and mark it for this version."""
+    index, mine = read_index(target), read_index(temp)
+    if index is None or mine is None or index.get("reader", 1) >= reading.reader or not _is_intact(target):
+        return False
+    same = all(index[key] == mine[key] for key in ("count", "classes", "labels"))
+    crc32 = mine[CHECKSUMS]["crc32"]
+    if not same or index.get(CHECKSUMS, {}).get("crc32", crc32) != crc32:
+        return False
+    index = {key: value for key, value in index.items() if key != CHECKSUMS}
+    with suppress(GanqError):  # a volume may be read-only
+        write_json(target / REPORT, json.loads((temp / REPORT).read_text()))
+        write_json(target / INDEX, with_checksums({**index, "reader": reading.reader}, crc32))
+    return True
 
 
 def _publish(temp: Path, target: Path) -> None:
@@ -375,28 +520,15 @@ def _is_intact(folder: Path) -> bool:
         return False
 
 
-def _index(listing: Listing, used: list[int], size: int) -> dict[str, Any]:
-    names = [listing.names[number] for number in used]
-    classes = listing.classes()
-    place = {name: i for i, name in enumerate(classes)}
-    return {
-        "format": FORMAT,
-        "count": len(names),
-        "size": size,
-        "source": str(listing.source),
-        "names": [name.encode("utf-8", "replace").decode() for name in names],
-        "classes": list(classes),
-        "labels": [place[listing.class_of(name)] for name in names] if classes else [],
-        "created_at": time.time(),
-    }
-
-
-def _report(listing: Listing, used: list[int], skipped: list[Skipped]) -> dict[str, Any]:
+def _report(source: _Source, used: list[int], skipped: list[Skipped], found: Summary) -> dict[str, Any]:
+    listing = source.listing
     return {
         "source": str(listing.source),
         "used": len(used),
         "skipped": [vars(one) for one in (*listing.skipped, *skipped)],
         "ignored": listing.ignored,
+        "copies": [[listing.names[number], listing.names[of]] for number, of in source.copies.items()],
+        "found": found.to_json(),
     }
 
 
@@ -404,28 +536,11 @@ def _require_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + RESERVE_BYTES:
         raise DiskFullError(
-            f"the decoded pictures need {(needed + RESERVE_BYTES) / 1e6:.0f} MB with the reserve, "
+            f"the decoded images need {(needed + RESERVE_BYTES) / 1e6:.0f} MB with the reserve, "
             f"and {folder} has {free / 1e6:.0f} MB free",
             hint="make room (ganq gc --dry-run shows what can go), or point GANQ_VOLUME at a larger disk; "
             "the job goes on by itself",
         )
-
-
-def _require_enough(listing: Listing, used: int, skipped: list[Skipped], max_skip: float) -> None:
-    meant = [one for one in skipped if is_image_name(one.name)]
-    bad, total = len(meant), used + len(meant)
-    if used and bad <= max_skip * total:
-        return
-    raise DatasetError(
-        f"{bad} of {total} pictures in {listing.source} cannot be used: {_most(meant)}",
-        hint=f"ganq dataset check {listing.source} lists them"
-        + (f"; --max-skip {min(bad / total + 0.01, 1):.2f} goes on without them" if used else ""),
-    )
-
-
-def _most(skipped: list[Skipped]) -> str:
-    reasons = Counter(one.reason for one in skipped).most_common(3)
-    return ", ".join(f"{count} × {reason}" for reason, count in reasons)
 
 
 def _cores(workers: int) -> int:
@@ -436,72 +551,83 @@ def _cores(workers: int) -> int:
 
 
 @dataclass
-class Check:
+class Check(Summary):
     """What `ganq dataset check` found; counts by what was seen."""
 
-    source: str
-    kind: str
+    source: str = ""
+    kind: str = ""
     pictures: int = 0
+    """Images by their names, those included that are left out; copies count."""
     usable: int = 0
-    copies: int = 0
-    """Files with the very bytes of one before them."""
     sizes: Counter[str] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
-    classes: dict[str, int] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
+    copy_of: dict[str, str] = field(default_factory=dict)
     ignored: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         plain = {
             key: dict(value.most_common()) if isinstance(value, Counter) else value
             for key, value in vars(self).items()
+            if key != "reasons"
         }
         return {**plain, "skipped": [vars(one) for one in self.skipped]}
 
 
-def check(data: Path, *, workers: int = 4, scratch: Path | None = None, progress: Progress = _quiet) -> Check:
+def check(
+    data: Path,
+    *,
+    reading: Reading | None = None,
+    workers: int = 4,
+    scratch: Path | None = None,
+    progress: Progress = _quiet,
+) -> Check:
     """
-    Open every picture and say what training would find.
+    Open every image and report what training would find.
 
     Raises:
         NotFoundError, DatasetError: there is nothing to look at.
     """
     import tempfile
 
-    listing = scan(data)
-    meant = len(listing.names) + sum(is_image_name(one.name) for one in listing.skipped)
-    found = Check(str(data), listing.kind, pictures=meant, ignored=listing.ignored)
+    reading = reading or Reading()
+    listing = scan(data, reading)
+    if not listing.names:
+        raise no_images(listing)
+    meant = len(listing.names) + sum(one.images for one in listing.skipped)
+    found = Check(source=str(data), kind=listing.kind, pictures=meant, ignored=listing.ignored)
     found.skipped.extend(listing.skipped)
     classes = listing.classes()
     found.classes = dict.fromkeys(classes, 0)
-    if not listing.names:
-        raise no_pictures(listing)
-    with open_reader(listing, scratch or Path(tempfile.gettempdir())) as reader:
-        seen: set[bytes] = set()
-        copies: set[int] = set()
+    with open_reader(listing, scratch or Path(tempfile.gettempdir()), reading) as reader:
+        first: dict[bytes, int] = {}
+        copies: dict[int, int] = {}
 
         def looked_at() -> Iterator[tuple[int, bytes]]:
-            for number, data in _contents(listing, reader, found.skipped):
+            for number, data in _contents(listing, reader, found.skipped, range(len(listing.names))):
                 digest = hashlib.blake2b(data, digest_size=16).digest()
-                if digest in seen:
-                    copies.add(number)
-                seen.add(digest)
+                if (of := first.setdefault(digest, number)) != number:
+                    copies[number] = of
                 yield number, data
 
-        for answer in decode_all(looked_at(), size=0, workers=_cores(workers)):
+        for answer in decode_all(looked_at(), size=0, workers=_cores(workers), reading=reading):
             name, facts = listing.names[answer.number], answer.facts
             progress(answer.number + 1, len(listing.names))
             if answer.reason is not None:
-                found.skipped.append(Skipped(name, answer.reason, facts.get("detail", "")))
+                found.skipped.append(_undecoded(listing, answer))
                 continue
             found.usable += 1
-            found.copies += answer.number in copies
+            if answer.number in copies:
+                found.copies += 1
+                found.copy_of[name] = listing.names[copies[answer.number]]
+                if not reading.keep_duplicates:
+                    continue
+            found.use(facts)
             found.sizes[f"{facts['width']}×{facts['height']}"] += 1
             found.modes[facts["mode"]] += 1
             found.formats[facts["format"]] += 1
-            found.notes.update(facts["notes"])
             if classes:
                 found.classes[listing.class_of(name)] += 1
+    found.leave_out(found.skipped)
     return found

@@ -19,6 +19,7 @@ from typing import Any
 
 from jobs.errors import StorageError
 from storage.datasets.decode_worker import ANSWER, READY, REQUEST
+from storage.datasets.sources import Reading
 
 WALL_SECONDS = 120.0
 """For one picture; a child that has not answered by then is killed."""
@@ -43,7 +44,8 @@ class Decoded:
 class Decoder:
     """One child process; used by one thread at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, reading: Reading) -> None:
+        self.arguments = [str(reading.reader), repr(reading.white_level)]
         self.process: subprocess.Popen[bytes] | None = None
         self.since: float | None = None
         """When the picture that it works on came in."""
@@ -56,7 +58,7 @@ class Decoder:
                 raise StorageError("decoding was stopped")  # nobody waits for this answer
             # By its path, and -P: the child must import nothing of ours, torch least of all.
             self.process = subprocess.Popen(
-                [sys.executable, "-P", str(Path(__file__).with_name("decode_worker.py"))],
+                [sys.executable, "-P", str(Path(__file__).with_name("decode_worker.py")), *self.arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -129,7 +131,9 @@ class Decoder:
             self.process = None
 
 
-def decode_all(pictures: Iterable[tuple[int, bytes]], *, size: int, workers: int) -> Iterator[Decoded]:
+def decode_all(
+    images: Iterable[tuple[int, bytes]], *, size: int, workers: int, reading: Reading | None = None
+) -> Iterator[Decoded]:
     """
     Decode (number, file's bytes) pairs in `workers` children.
 
@@ -141,7 +145,7 @@ def decode_all(pictures: Iterable[tuple[int, bytes]], *, size: int, workers: int
 
     def work(number: int, data: bytes) -> Decoded:
         if not hasattr(local, "decoder"):
-            local.decoder = Decoder()
+            local.decoder = Decoder(reading or Reading())
             decoders.append(local.decoder)
         decoder: Decoder = local.decoder
         return decoder.decode(number, data, size)
@@ -158,7 +162,7 @@ def decode_all(pictures: Iterable[tuple[int, bytes]], *, size: int, workers: int
     waiting: deque[Future[Decoded]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
-        for number, data in pictures:
+        for number, data in images:
             waiting.append(pool.submit(work, number, data))
             if len(waiting) >= workers * AHEAD:
                 yield waiting.popleft().result()

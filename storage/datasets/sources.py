@@ -1,65 +1,132 @@
 """
-What pictures there are in a folder, a zip or a tar: names in a fixed order, and their bytes.
+The images of a folder, a zip or a tar: their names in a fixed order, and their bytes.
 
 Archives are read by a process that can be killed (storage/datasets/archives.py). Nothing is extracted to a
-name that came from outside. What leaves the folder, is no regular file, or grows without measure
-when unpacked is left out, with the reason.
+name that came from outside. What leaves the folder or is no regular file is left out, with the reason.
+storage/datasets/names.py has the rules for names.
 """
 
 import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import IO
+from pathlib import Path
+from typing import IO, Any
 
 from jobs.errors import DatasetError, NotFoundError, StorageError
-from storage.datasets import archive_process
-from storage.datasets.archive_process import (
-    MAX_FILE_BYTES,
-    MAX_RATIO,
-    PACK_AGAIN,
-    RATIO_FREE_BYTES,
-    is_image_name,
-)
+from storage.datasets import archive_process, names
+from storage.datasets.archive_process import MAX_FILE_BYTES, MAX_LABELS_BYTES, MAX_RATIO, PACK_AGAIN
 from storage.datasets.archives import ArchiveProcess, MemberError, list_archive
 from storage.results.formats import GRIDS, IMAGES, MANIFEST, NPZ
 from storage.volume.durable import raise_storage_error
 
+READER = names.READER
 MAX_FILES = 5_000_000
+MOST_COUNTED = 100_000
+"""Files in a folder outside of the data set that a link leads to; more are not counted."""
 MOST_DEATHS = 5
 """Of the process that reads a zip, before the zip is given up."""
 
 
 @dataclass(frozen=True)
+class Reading:
+    """
+    How a data set is read; a job's spec holds these as fields of the same names.
+
+    Args:
+        reader: version of the rules for names and pixels.
+        keep_duplicates: use files with equal bytes more than once.
+        white_level: value that becomes white in images of 16 bits or floats; 0: the largest of 16 bits.
+        max_unpacked_gb: what an archive may unpack to.
+    """
+
+    reader: int = READER
+    keep_duplicates: bool = False
+    white_level: float = 0.0
+    max_unpacked_gb: float = 100.0
+
+    @classmethod
+    def of_spec(cls, spec: Mapping[str, Any]) -> "Reading":
+        """Return how a job reads; a spec of ganq 0.1 or 0.2 has none of the fields."""
+        of_old = {"reader": 1, "keep_duplicates": True}
+        return cls(**{name: spec.get(name, of_old.get(name, getattr(cls, name))) for name in FIELDS})
+
+    @property
+    def most_bytes(self) -> int:
+        return int(self.max_unpacked_gb * 1e9)
+
+
+FIELDS = tuple(Reading.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
 class Skipped:
-    """A file that is not used, and why."""
+    """
+    What is not used, and why.
+
+    Args:
+        images: how many images are lost by it.
+    """
 
     name: str
     reason: str
     detail: str = ""
+    images: int = 1
 
 
 @dataclass
 class Listing:
-    """The picture files of a source, sorted by the bytes of their names."""
+    """The image files of a source, sorted by the bytes of their names."""
 
     source: Path
     kind: str  # folder, zip, tar
     names: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
-    ignored: dict[str, int] = field(default_factory=dict)  # suffix → files that are no pictures
+    ignored: dict[str, int] = field(default_factory=dict)  # suffix → files that are no images
+    reader: int = READER
+    labels: dict[str, str] | None = None
+    """The class of each image, of those that a dataset.json names; empty: it says that there are none."""
+    _raw: dict[str, str] = field(default_factory=dict)
+    """The file's own name, where it differs from that in `names`."""
+    _changed: dict[str, str] = field(default_factory=dict)
+    """Files whose names the rules change, until _sorted()."""
+    _depth: int | None = -1
     _wrapper: str = ""
 
-    def classes(self) -> tuple[str, ...]:
-        """
-        First-level folders, if every picture lies in one and there are several.
+    def raw(self, name: str) -> str:
+        """Return the name of the file, or of the member of the archive."""
+        return self._raw.get(name, name)
 
-        One folder around everything in an archive is its packaging: faces.zip usually holds faces/.
-        """
+    def classes(self) -> tuple[str, ...]:
+        """Return the classes: of a dataset.json, or the folders of the images; () if there are none."""
+        if self.reader == 1:
+            return self._classes_1()
+        if self.labels is not None:
+            if not self.labels or self.unlabelled():
+                return ()
+            return tuple(sorted({self.labels[name] for name in self.names}, key=_by_number))
+        if self._depth == -1:
+            self._depth = names.class_depth(self.names) if self.names else None
+        return () if self._depth is None else tuple(sorted({self.class_of(name) for name in self.names}))
+
+    def class_of(self, name: str) -> str:
+        """Return the class of an image; only after classes() found some."""
+        if self.reader == 1:
+            return name.removeprefix(self._wrapper).split("/", 1)[0]
+        if self.labels is not None:
+            return self.labels[name]
+        assert self._depth is not None
+        return name.split("/")[self._depth]
+
+    def unlabelled(self) -> int:
+        """Return how many images have no label in a dataset.json that labels others."""
+        return sum(name not in self.labels for name in self.names) if self.labels else 0
+
+    def _classes_1(self) -> tuple[str, ...]:
+        """Return the first-level folders; one folder around everything in an archive is its packaging."""
         self._wrapper = ""
         tops = self._tops()
         if self.kind != "folder" and len(tops) == 1 and None not in tops:
@@ -69,57 +136,122 @@ class Listing:
             return ()
         return tuple(sorted(top for top in tops if top is not None))
 
-    def class_of(self, name: str) -> str:
-        """The class of a picture; only after classes() found some."""
-        return name.removeprefix(self._wrapper).split("/", 1)[0]
-
     def _tops(self) -> set[str | None]:
         inside = (name.removeprefix(self._wrapper) for name in self.names)
         return {name.split("/", 1)[0] if "/" in name else None for name in inside}
 
-    def _take(self, name: str) -> None:
-        suffix = PurePosixPath(name).suffix.lower()
-        if is_image_name(name):
-            self.names.append(name)
+    def _take(self, raw: str, reason: str | None = None) -> None:
+        """Sort a file by its name, and by the reason for which it cannot be used."""
+        name = names.canonical(raw, self.reader)
+        if (self.reader > 1 or self.kind != "folder") and names.is_hidden(name, self.reader):
+            if self.reader > 1:
+                self._ignore("(hidden)")
+            return
+        kind = names.UNREAD.get(names.suffix(name)) if self.reader > 1 else None
+        if reason is None and kind is not None:
+            reason = f"{kind} is not read"
+        if reason is not None:
+            self.skipped.append(Skipped(name, reason, images=int(names.is_image(name, self.reader))))
+        elif not names.is_image_name(name, self.reader):
+            self._ignore(names.suffix(name) or "(none)")
+        elif (plain := names.canonical(raw, 1)) != name:
+            self._changed[raw] = name
         else:
-            self.ignored[suffix or "(none)"] = self.ignored.get(suffix or "(none)", 0) + 1
+            self._add(plain, raw)
+
+    def _add(self, name: str, raw: str) -> None:
+        self.names.append(name)
+        self._raw.pop(name, None)
+        if raw != name:
+            self._raw[name] = raw
         if len(self.names) > MAX_FILES:
-            raise DatasetError(f"{self.source} holds more than {MAX_FILES} pictures", hint="split it")
+            raise DatasetError(f"{self.source} holds more than {MAX_FILES} images", hint="split it")
+
+    def _ignore(self, what: str) -> None:
+        self.ignored[what] = self.ignored.get(what, 0) + 1
 
     def _sorted(self) -> "Listing":
+        if self._changed:
+            # Two names may differ in separators or the form of characters alone; both files are used.
+            taken = set(self.names)
+            for raw, name in sorted(self._changed.items()):
+                chosen = names.canonical(raw, 1) if name in taken else name
+                taken.add(chosen)
+                self._add(chosen, raw)
         # An archive may name a member twice; the last one counts, as when it is unpacked.
         self.names = sorted(set(self.names), key=os.fsencode)
         return self
 
+    def _label(self, found: list[tuple[str, str]]) -> None:
+        """
+        Take over the labels of a dataset.json.
 
-def scan(source: Path) -> Listing:
+        Args:
+            found: name and text of each file that is called so.
+        """
+        for name, text in sorted(found, key=lambda one: one[0].count("/")):
+            folder, _, file = names.canonical(name).rpartition("/")
+            inside = f"{folder}/" if folder else ""
+            if file == names.LABELS and all(one.startswith(inside) for one in self.names):
+                self.labels = _labels(text, inside)
+                if self.labels is not None:
+                    return
+
+
+def _by_number(label: str) -> tuple[int, str]:
+    return (int(label), "") if label.isdecimal() else (0, label)
+
+
+def _labels(text: str, inside: str) -> dict[str, str] | None:
+    """Return the labels of StyleGAN's dataset.json by name of image; None if it is another file."""
+    try:
+        told = json.loads(text)["labels"]
+        if told is None:
+            return {}
+        labels = {names.canonical(inside + name): _class_number(label) for name, label in told}
+    except (ValueError, KeyError, TypeError, RecursionError, AttributeError):
+        return None
+    # Numbers that stand for no class, as the angles of a camera do.
+    return {} if None in labels.values() else {name: str(label) for name, label in labels.items()}
+
+
+def _class_number(label: Any) -> int | None:
+    """Return a class by its number, or by its place in a vector of zeros and one 1."""
+    if isinstance(label, int):
+        return int(label)
+    hot = [place for place, value in enumerate(label) if value]
+    return hot[0] if len(hot) == 1 and label[hot[0]] == 1 else None
+
+
+def scan(source: Path, reading: Reading | None = None) -> Listing:
     """
-    List a folder (flat or a tree), a zip or a tar. Cheap: no picture is opened.
+    List a folder (flat or a tree), a zip or a tar. Cheap: no image is opened.
 
-    Of a folder that `ganq submit generate` has made, its pictures: a grid is none.
+    Of a folder that `ganq submit generate` has made, list its images: a grid is none.
 
     Raises:
         NotFoundError: it does not exist.
         DatasetError: it is none of these, or cannot be read.
     """
-    source = _pictures_of(source)
+    reading = reading or Reading()
+    source = _images_of(source)
     try:
         if source.is_dir():
-            return _scan_folder(source)
+            return _FolderScan(source, reading.reader).listing
         if not source.exists():
             raise NotFoundError(
-                f"there is no data set at {source}", hint="give a folder of pictures, a zip or a tar"
+                f"there is no data set at {source}", hint="give a folder of images, a zip or a tar"
             )
-        if source.is_file() and (listing := _scan_archive(source)) is not None:
+        if source.is_file() and (listing := _scan_archive(source, reading)) is not None:
             return listing
     except OSError as exc:
         raise DatasetError(f"{source} cannot be read: {exc}", hint="check its permissions") from exc
-    raise DatasetError(f"{source} is no folder, zip or tar", hint="give a folder of pictures, a zip or a tar")
+    raise DatasetError(f"{source} is no folder, zip or tar", hint="give a folder of images, a zip or a tar")
 
 
-def _pictures_of(source: Path) -> Path:
+def _images_of(source: Path) -> Path:
     """
-    Where the pictures are of what a generation has made; any other source as it is.
+    Return where the images are of what a generation has made; any other source as it is.
 
     Raises:
         DatasetError: they lie in something that is no data set.
@@ -131,62 +263,109 @@ def _pictures_of(source: Path) -> Path:
     if len(there) == 1 and there[0].name != NPZ:
         return there[0]
     raise DatasetError(
-        f"the pictures in {source} lie in {'several tars' if len(there) > 1 else NPZ}",
+        f"the images in {source} lie in {'several tars' if len(there) > 1 else NPZ}",
         hint="give one of the tars, or generate them with --format png; ganq submit evaluate JOB reads all",
     )
 
 
-def _scan_folder(root: Path) -> Listing:
-    listing = Listing(root, "folder")
-    real_root = os.path.realpath(root)
-    pending = [""]
-    while pending:
-        here = pending.pop()
+class _FolderScan:
+    """One walk over a folder; links are followed as long as they stay in it."""
+
+    def __init__(self, root: Path, reader: int) -> None:
+        self.root, self.real_root = root, os.path.realpath(root)
+        self.listing = Listing(root, "folder", reader=reader)
+        self._followed: set[str] = set()
+        # Each folder with the real paths of the folders that lead to it.
+        self._pending: list[tuple[str, tuple[str, ...]]] = [("", (self.real_root,))]
+        while self._pending:
+            self._scan(*self._pending.pop())
+        self.listing._sorted()
+        if reader > 1:
+            self.listing._label(list(self._labels()))
+
+    def _scan(self, here: str, way: tuple[str, ...]) -> None:
+        listing = self.listing
         try:
-            entries = list(os.scandir(os.path.join(root, here)))
+            # By name, so that of two links to one folder the same is followed each time.
+            entries = sorted(os.scandir(os.path.join(self.root, here)), key=lambda entry: entry.name)
         except OSError as exc:
-            listing.skipped.append(Skipped(here or ".", "folder cannot be read", os.strerror(exc.errno or 0)))
-            continue
+            why = os.strerror(exc.errno or 0)
+            if listing.reader > 1:
+                raise DatasetError(
+                    f"the folder {os.path.join(self.root, here)} cannot be read: {why.lower()}",
+                    hint="make it readable, or move it out of the data set",
+                ) from exc
+            listing.skipped.append(Skipped(here or ".", "folder cannot be read", why, images=0))
+            return
         for entry in entries:
             name = f"{here}/{entry.name}" if here else entry.name
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                pending.append(name)
+            if entry.name.startswith(".") or (listing.reader > 1 and names.is_hidden(entry.name)):
+                if listing.reader > 1:
+                    listing._ignore("(hidden)")
+            elif entry.is_dir(follow_symlinks=False):
+                self._pending.append((name, (*way, f"{way[-1]}/{entry.name}")))
             elif entry.is_file(follow_symlinks=False):
                 listing._take(name)
             elif entry.is_symlink():
-                _scan_link(listing, entry, name, real_root)
+                self._scan_link(entry, name, way)
             else:
-                listing.skipped.append(Skipped(name, "no regular file"))
-    return listing._sorted()
+                listing._take(name, "no regular file")
+
+    def _scan_link(self, entry: "os.DirEntry[str]", name: str, way: tuple[str, ...]) -> None:
+        listing, target = self.listing, os.path.realpath(entry.path)
+        inside = target.startswith(self.real_root + os.sep)
+        if not os.path.exists(target):
+            listing._take(name, "link to nowhere")
+        elif not os.path.isdir(target):
+            listing._take(name, None if inside else "link out of the folder")
+        elif listing.reader == 1:
+            listing.skipped.append(Skipped(name, "link to a folder: links are not followed", images=0))
+        elif target in way or target in self._followed or target == self.real_root:
+            listing.skipped.append(Skipped(name, "link to a folder that is read already", images=0))
+        elif inside:
+            self._followed.add(target)
+            self._pending.append((name, (*way, target)))
+        else:
+            lost = _count_images(target)
+            listing.skipped.append(Skipped(name, "link out of the folder", f"to {target}", images=lost))
+
+    def _labels(self) -> Iterator[tuple[str, str]]:
+        """Yield the dataset.json at the root, and that in a single folder there."""
+        tops = {name.split("/", 1)[0] for name in self.listing.names}
+        for name in (names.LABELS, *(f"{top}/{names.LABELS}" for top in tops if len(tops) == 1)):
+            path = os.path.join(self.root, name)
+            with suppress(OSError):
+                if os.path.isfile(path) and os.path.getsize(path) <= MAX_LABELS_BYTES:
+                    yield name, Path(path).read_text(errors="replace")
 
 
-def _scan_link(listing: Listing, entry: "os.DirEntry[str]", name: str, real_root: str) -> None:
-    target = os.path.realpath(entry.path)
-    if not os.path.exists(target):
-        listing.skipped.append(Skipped(name, "link to nowhere"))
-    elif os.path.isdir(target):
-        listing.skipped.append(Skipped(name, "link to a folder: links are not followed"))
-    elif not target.startswith(real_root + os.sep):
-        listing.skipped.append(Skipped(name, "link out of the folder"))
-    else:
-        listing._take(name)
+def _count_images(folder: str) -> int:
+    """Return how many images a folder holds by their names, hidden ones not counted."""
+    found = seen = 0
+    for _, _, files in os.walk(folder):
+        found += sum(names.is_image(name) and not names.is_hidden(name) for name in files)
+        seen += len(files)
+        if seen > MOST_COUNTED:
+            break
+    return found
 
 
-def _scan_archive(source: Path) -> Listing | None:
-    """The listing of a zip or tar; None if it is neither."""
-    listing = Listing(source, "")
-    for kind, data in list_archive(source):
+def _scan_archive(source: Path, reading: Reading) -> Listing | None:
+    """Return the listing of a zip or tar; None if it is neither."""
+    listing = Listing(source, "", reader=reading.reader)
+    labels: list[tuple[str, str]] = []
+    for kind, data in list_archive(source, reader=reading.reader, most_bytes=reading.most_bytes):
         if kind == archive_process.KIND:
             listing.kind = data.decode()
+        elif kind == archive_process.LABELS:
+            labels.append(json.loads(data))
         elif kind == archive_process.MEMBERS:
             for name, reason in json.loads(data):
-                if reason:
-                    listing.skipped.append(Skipped(name, reason))
-                else:
-                    listing._take(name)
-    return listing._sorted() if listing.kind else None
+                if not name.endswith(("/", "\\")):
+                    listing._take(name, reason)
+    listing._sorted()
+    listing._label(labels)
+    return listing if listing.kind else None
 
 
 class UnreadableError(Exception):
@@ -205,14 +384,14 @@ class Reader:
 
 
 class _FolderReader(Reader):
-    def __init__(self, root: Path) -> None:
-        self.root = os.path.realpath(root)
+    def __init__(self, listing: Listing) -> None:
+        self.root, self.raw = os.path.realpath(listing.source), listing.raw
 
     def read(self, name: str) -> bytes:
         # O_NONBLOCK: a FIFO in a file's place must not hang us before fstat() has looked at it.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            fd = os.open(os.path.realpath(os.path.join(self.root, name)), flags)
+            fd = os.open(os.path.realpath(os.path.join(self.root, self.raw(name))), flags)
         except OSError as exc:
             raise UnreadableError(os.strerror(exc.errno or 0).lower()) from exc
         with os.fdopen(fd, "rb") as file:
@@ -233,13 +412,15 @@ class _FolderReader(Reader):
 class _ZipReader(Reader):
     """Asks a process for members; if it dies twice over a member, that member is left out."""
 
-    def __init__(self, source: Path) -> None:
-        self.source = source
+    def __init__(self, listing: Listing, reading: Reading) -> None:
+        self.source, self.raw, self.reading = listing.source, listing.raw, reading
         self.deaths = 0
         self.child = self._begin()
 
     def _begin(self) -> ArchiveProcess:
-        child = ArchiveProcess(self.source, "serve")
+        child = ArchiveProcess(
+            self.source, "serve", reader=self.reading.reader, most_bytes=self.reading.most_bytes
+        )
         try:
             for _ in child.frames():  # up to the word that the list of members is read
                 pass
@@ -250,7 +431,7 @@ class _ZipReader(Reader):
 
     def read(self, name: str) -> bytes:
         try:
-            data = self._ask(name)
+            data = self._ask(self.raw(name))
         except MemberError as exc:
             raise UnreadableError(str(exc)) from exc
         except DatasetError as exc:
@@ -287,19 +468,20 @@ class _ZipReader(Reader):
 class _UnpackedReader(Reader):
     """A tar can only be read in its own order, so its pictures are unpacked first, under numbers."""
 
-    def __init__(self, listing: Listing, folder: Path) -> None:
+    def __init__(self, listing: Listing, reading: Reading, folder: Path) -> None:
         self.folder = folder
-        self.wanted = {name: number for number, name in enumerate(listing.names)}
-        with ArchiveProcess(listing.source, "unpack") as child:
-            left = child.size * MAX_RATIO + RATIO_FREE_BYTES
+        self.wanted = {listing.raw(name): number for number, name in enumerate(listing.names)}
+        self.raw = listing.raw
+        most_bytes = reading.most_bytes
+        with ArchiveProcess(listing.source, "unpack", reader=reading.reader, most_bytes=most_bytes) as child:
+            left = child.size * MAX_RATIO + (1 << 20) if reading.reader == 1 else most_bytes
             file: IO[bytes] | None = None
             try:
                 for kind, data in child.frames():
                     left -= len(data)
                     if left < 0:
                         raise DatasetError(
-                            f"{listing.source} unpacks to more than {MAX_RATIO} times its size",
-                            hint="is it a bomb?",
+                            f"{listing.source} unpacks to more than its members say", hint=PACK_AGAIN
                         )
                     if kind == archive_process.BEGIN:
                         number = self.wanted.get(json.loads(data))
@@ -317,26 +499,30 @@ class _UnpackedReader(Reader):
 
     def read(self, name: str) -> bytes:
         try:
-            return (self.folder / str(self.wanted[name])).read_bytes()
+            return (self.folder / str(self.wanted[self.raw(name)])).read_bytes()
         except OSError as exc:
             raise UnreadableError("missing in the archive, or too large") from exc
 
 
 @contextmanager
-def open_reader(listing: Listing, scratch: Path) -> Iterator[Reader]:
+def open_reader(listing: Listing, scratch: Path, reading: Reading | None = None) -> Iterator[Reader]:
     """
+    Open a source to read its images.
+
     Args:
         scratch: an existing folder with room for an unpacked tar.
+        reading: as scan() was given.
     """
+    reading = reading or Reading()
     if listing.kind == "folder":
-        yield _FolderReader(listing.source)
+        yield _FolderReader(listing)
     elif listing.kind == "zip":
         try:
-            reader = _ZipReader(listing.source)
+            reader = _ZipReader(listing, reading)
         except OSError as exc:
             raise DatasetError(f"{listing.source} cannot be read: {exc}", hint="is it still there?") from exc
         with closing(reader):
             yield reader
     else:
         with tempfile.TemporaryDirectory(prefix=".unpack-", dir=scratch) as folder:
-            yield _UnpackedReader(listing, Path(folder))
+            yield _UnpackedReader(listing, reading, Path(folder))

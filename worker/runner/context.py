@@ -163,10 +163,18 @@ class RunContext:
         _append(self._metrics, json.dumps(dict(record)) + "\n")
 
     def images(self, data: str, size: int, *, pin: str = "fingerprint") -> Images:
+        from dataclasses import replace
+
         from storage.datasets.cache import left_out, open_cached, open_images
+        from storage.datasets.sources import Reading
+        from storage.datasets.summary import Summary
 
         known = self.order["inputs"].get(pin)
         spec = self.order["spec"]
+        reading = Reading.of_spec(spec)
+        if pin != "fingerprint":
+            # Generated images: that many are alike is what an evaluation must see.
+            reading = replace(reading, keep_duplicates=True)
 
         def progress(done: int, total: int) -> None:
             self.report(done, total, "pictures", phase="reading pictures")
@@ -185,20 +193,26 @@ class RunContext:
             cached = open_cached(self.volume, known, progress=progress, damaged=damaged)
             if cached is not None:
                 return cached
+        summary: list[Summary] = []
         images = open_images(
             self.volume,
             data,
             size,
+            reading=reading,
+            found=summary.append,
             max_skip=spec["max_skip"],
             workers=spec["loader_workers"],
             progress=progress,
             damaged=damaged,
         )
-        for one in (skipped := left_out(self.volume, images.fingerprint))[:SKIPPED_SHOWN]:
+        for one in left_out(self.volume, images.fingerprint)[:SKIPPED_SHOWN]:
             name = " ".join(one.name.splitlines())  # a file's name may hold any character
             self.log(f"left out: {name}: {one.reason}")
-        if skipped:
-            self.log(f"{len(images)} pictures used, {len(skipped)} file{'s' * (len(skipped) != 1)} left out")
+        found = summary[0]
+        self.log(f"{len(images)} images used")
+        for line in found.lines(white_level=reading.white_level, grey=spec.get("grey", False)):
+            self.log(" ".join(line.splitlines()))
+        self.event("dataset", **found.to_json() | ({} if pin == "fingerprint" else {"of": pin}))
         if known is None:
             self._send("inputs", inputs={pin: images.fingerprint})
         elif known != images.fingerprint:

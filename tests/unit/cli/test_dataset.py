@@ -17,8 +17,9 @@ def test_the_styles_are_listed_for_a_person_and_for_a_program(ganq):
 def test_a_check_says_how_many_pictures_are_the_same(ganq, tmp_path):
     Image.new("RGB", (24, 24), (9, 9, 200)).save(tmp_path / "0.png")
     Image.new("RGB", (24, 24), (200, 9, 9)).save(tmp_path / "1.png")
-    assert "copies" not in ganq("dataset", "check", tmp_path).out
+    assert "copy" not in ganq("dataset", "check", tmp_path).out
     for number in range(2, 5):
         (tmp_path / f"{number}.png").write_bytes((tmp_path / "1.png").read_bytes())
     said = ganq("dataset", "check", tmp_path).out
-    assert "copies    3 are the very files of others: 2 different pictures" in said
+    assert "left out  3 files with the bytes of another" in said
+    assert "copy      3.png of 1.png" in said

@@ -12,6 +12,7 @@ from jobs.networks.dcgan import Architecture
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
 from jobs.specs import GenerateSpec, TrainSpec
 from storage.datasets.cache import open_images
+from storage.datasets.sources import Reading
 from storage.volume.layout import Volume
 
 # --- train --------------------------------------------------------------------------------
@@ -87,6 +88,10 @@ TYPED = {
     "ada_kimg": ("--ada-kimg", "500", 500.0),
     "mirror": ("--mirror", None, True),
     "max_skip": ("--max-skip", "0.2", 0.2),
+    "keep_duplicates": ("--keep-duplicates", None, True),
+    "white_level": ("--white-level", "4095", 4095.0),
+    "max_unpacked_gb": ("--max-unpacked-gb", "200", 200.0),
+    "grey": ("--grey", None, True),
     "checkpoint_seconds": ("--checkpoint-seconds", "30", 30.0),
     "precision": ("--precision", "bf16", "bf16"),
     "keep_last": ("--keep-last", "4", 4),
@@ -110,6 +115,7 @@ ELSEWHERE = {
     "freeze_d",
     "freeze_g",
     "continue_from",
+    "reader",
 }
 
 
@@ -259,14 +265,14 @@ def test_pictures_are_counted_by_name_in_folders_zips_and_tars(pictures, tmp_pat
     (pictures / ".hidden.png").touch()
     (pictures / "more").mkdir()
     (pictures / "more" / "A.JPG").touch()
-    assert count_images(str(pictures)) == 71
+    assert count_images(str(pictures), Reading()) == 71
     with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
         for file in pictures.rglob("*"):
             archive.write(file, file.relative_to(tmp_path))
-    assert count_images(str(tmp_path / "faces.zip")) == 71
+    assert count_images(str(tmp_path / "faces.zip"), Reading()) == 71
     with tarfile.open(tmp_path / "faces.tar.gz", "w:gz") as tar:
         tar.add(pictures, "faces")
-    assert count_images(str(tmp_path / "faces.tar.gz")) == 71
+    assert count_images(str(tmp_path / "faces.tar.gz"), Reading()) == 71
 
 
 def test_the_same_submit_key_gives_the_same_job(ganq, queries, pictures):

@@ -220,7 +220,7 @@ def test_the_tutorials_options_are_the_defaults():
     assert (spec.lr_g, spec.lr_d, spec.beta1, spec.beta2) == (2e-4, 2e-4, 0.5, 0.999)
     assert (spec.d_every, spec.g_every, spec.save_every, spec.loader_workers) == (1, 5, 5, 4)
     assert (spec.loss, spec.norm_d, spec.fake_reuse, spec.augment) == ("bce", "batch", "until-g-step", ())
-    assert TrainSpec(data="/p") == spec
+    assert TrainSpec(data="/p", **TrainSpec.of_new) == spec
 
 
 @pytest.mark.parametrize("name", RECIPES)
