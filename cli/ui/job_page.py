@@ -184,6 +184,7 @@ def _about(session: Session, job: Job, around: job_text.StatusContext) -> Iterat
     for needed, how in session.queries.needs(job.id):
         yield "after", f"job {needed} ({how})"
     yield "from", _source(session, job) or ""
+    yield from _data(session, job)
     yield "worker", job_text.place(job, around)
     yield "submitted", f"{output.timestamp(job.created_at)} by {job.user}"
     yield "started", output.timestamp(job.started_at)
@@ -251,6 +252,22 @@ def _source(session: Session, job: Job) -> str | None:
         which = job.spec.get("checkpoint") if epoch is None else f"epoch {epoch:,}"
         return f"job {source}{name}, checkpoint {which}"
     return f"job {source}"
+
+
+def _data(session: Session, job: Job) -> Iterator[tuple[str, str]]:
+    """What the first attempt found in its data set: what it uses, leaves out and converts."""
+    found = [one.detail or {} for one in session.queries.events(job.id) if one.type == "dataset"]
+    if not found:
+        return
+    from storage.datasets.summary import Summary
+
+    with suppress(TypeError, ValueError, KeyError):  # of a newer version
+        for detail in {one.get("of", ""): one for one in found}.values():
+            summary = Summary.from_json(detail)
+            yield "data", output.count(summary.images, "image")
+            options = job.spec.get("white_level", 0.0), job.spec.get("grey", False)
+            for line in summary.lines(white_level=options[0], grey=options[1]):
+                yield "", line
 
 
 def _metric(session: Session, job: Job) -> str | None:
