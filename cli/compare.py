@@ -1,4 +1,4 @@
-"""`ganq compare`: evaluations beside each other, or trainings by what they measured themselves."""
+"""`ganq compare`: rank evaluations, or trainings by the metric measured during training."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from storage.db.rows import Job
 
 LATEST = 20
-LOOK_BACK = 10_000
+MAX_EVALUATIONS = 10_000
 
 
 @click.command(
@@ -25,50 +25,73 @@ LOOK_BACK = 10_000
     )
 )
 @click.argument("jobs", nargs=-1, type=JOB)
-@click.option("--sweep", help="The jobs of this array: its id, or the name that they begin with.")
+@click.option("--sweep", help="Compare the jobs of this sweep (id or name).")
 @output.json_option
 def compare(jobs: tuple[str, ...], sweep: str | None, as_json: bool) -> int:
     """
-    Put finished evaluations beside each other, the best first.
+    Compare evaluations or trainings, best first.
 
-    JOBS are evaluations, or jobs that have been evaluated: then their newest evaluation
-    counts. Without JOBS, the newest 20. Best is by the first metric that all of them have.
-    Trainings that nobody has evaluated, and those of a sweep, are compared by what they
-    measured themselves, each at its best checkpoint.
+    JOBS are evaluations, or jobs whose newest evaluation is used. Without JOBS, the newest
+    20 evaluations. They are ranked by the first metric that all of them have. Trainings
+    without an evaluation, and those of a sweep, are compared by the metric that was
+    measured during training, each at its best checkpoint.
     """
     if jobs and sweep is not None:
-        raise SpecError("jobs and --sweep do not go together", hint="use one of the two")
+        raise SpecError("JOBS cannot be combined with --sweep", hint="use only one of them")
     session = open_session()
     if sweep is not None:
-        members = _of_sweep(session, sweep)
+        members = _sweep_members(session, sweep)
         if members[0].kind == "train":
             return _trainings(session, members, as_json)
         return _evaluations(members, as_json)
-    members = [session.queries.find(one) for one in jobs]
+    members = [session.queries.find(reference) for reference in jobs]
     finished = _finished(session)
-    evaluated = {one.spec.get("source") for one in finished}
-    if members and all(one.kind == "train" and one.id not in evaluated for one in members):
+    if not members:
+        return _evaluations(finished[:LATEST], as_json)
+    found = {job.id: _evaluation_of(job, finished) for job in members}
+    missing = [job for job in members if found[job.id] is None]
+    if missing and all(job.kind == "train" for job in members):
+        if len(missing) < len(members):
+            output.notice(f"{_not_evaluated(missing)}: comparing by the metric measured during training")
         return _trainings(session, members, as_json)
-    chosen = [_evaluation_of(one, finished) for one in members] if members else finished[:LATEST]
-    return _evaluations(list({one.id: one for one in chosen}.values()), as_json)
+    evaluations = {job.id: job for job in found.values() if job is not None}
+    if missing and not evaluations:
+        first = missing[0]
+        if first.kind == "evaluate":
+            raise NotFoundError(
+                f"job {first.id} is {first.state}", hint=f"ganq status {first.id} shows its progress"
+            )
+        raise NotFoundError(
+            _not_evaluated(missing), hint=f"ganq submit evaluate {first.id} --wait evaluates it"
+        )
+    if missing:
+        output.notice(f"{_not_evaluated(missing)} and cannot be compared")
+    return _evaluations(list(evaluations.values()), as_json)
 
 
-def _of_sweep(session: Session, reference: str) -> "list[Job]":
+def _not_evaluated(jobs: "Sequence[Job]") -> str:
+    ids = ", ".join(str(job.id) for job in jobs)
+    return f"job {ids} has not been evaluated" if len(jobs) == 1 else f"jobs {ids} have not been evaluated"
+
+
+def _sweep_members(session: Session, reference: str) -> "list[Job]":
     """
+    Return the jobs of a sweep; of evaluations only the succeeded ones.
+
     Raises:
         JobNotFoundError: there is no such sweep.
-        SpecError: its jobs measure nothing.
+        SpecError: its jobs are neither trainings nor evaluations.
     """
     from storage.db.queries import Filter
 
     members = list(session.queries.stream(Filter(sweep=session.queries.find_sweep(reference))))
     if members[0].kind not in ("train", "evaluate"):
         raise SpecError(
-            f"the jobs of {reference} are of kind {members[0].kind}: nothing of them is measured",
-            hint="ganq submit evaluate JOB measures the pictures of one",
+            f"the jobs of {reference} are of kind {members[0].kind} and have no metrics",
+            hint="ganq submit evaluate JOB evaluates the images of one",
         )
     if members[0].kind == "evaluate":
-        members = [one for one in members if one.state is JobState.SUCCEEDED]
+        members = [job for job in members if job.state is JobState.SUCCEEDED]
         if not members:
             raise NotFoundError(
                 f"no job of {reference} has succeeded", hint=f"ganq status --sweep {reference}"
@@ -79,157 +102,148 @@ def _of_sweep(session: Session, reference: str) -> "list[Job]":
 # --- evaluations --------------------------------------------------------------------------
 
 
-def _evaluations(chosen: "list[Job]", as_json: bool) -> int:
-    chosen, by = _ranked(chosen)
+def _evaluations(evaluations: "list[Job]", as_json: bool) -> int:
+    evaluations, rank_key = _ranked(evaluations)
     if as_json:
         output.print_json_array(
-            {"id": one.id, "name": one.name, "of": _of(one), "evaluation": one.result} for one in chosen
+            {"id": job.id, "name": job.name, "of": _subject(job), "evaluation": job.result}
+            for job in evaluations
         )
         return 0
-    if not chosen:
-        click.echo("no evaluation has finished yet\n  → ganq submit evaluate JOB makes one")
+    if not evaluations:
+        click.echo("no evaluation has finished yet\n  → ganq submit evaluate JOB")
         return 0
-    cells = [evaluation_text.row(one.result or {}) for one in chosen]
+    cells = [evaluation_text.row(job.result or {}) for job in evaluations]
     keys = list(dict.fromkeys(name for row in cells for name in row))
-    heads = _heads(keys)
+    headings = _headings(keys)
     rows = [
-        [str(one.id), _of(one), _pictures(one), *(row.get(name, "") for name in keys)]
-        for one, row in zip(chosen, cells, strict=True)
+        [str(job.id), _subject(job), _image_count(job), *(row.get(name, "") for name in keys)]
+        for job, row in zip(evaluations, cells, strict=True)
     ]
-    output.print_table(("ID", "OF", "MADE", *heads), rows, right=("ID", "MADE", *heads))
-    click.echo(_footer(by, keys))
-    if len({(one.result or {}).get("data", {}).get("fingerprint") for one in chosen}) > 1:
+    output.print_table(("ID", "OF", "IMAGES", *headings), rows, right=("ID", "IMAGES", *headings))
+    click.echo(_footer(rank_key, keys))
+    if len({(job.result or {}).get("data", {}).get("fingerprint") for job in evaluations}) > 1:
         output.notice(
-            "these were measured against different real pictures, or the same at another size: "
-            "their numbers do not compare"
+            "these evaluations used different real images or sizes: their metrics cannot be compared"
         )
     return 0
 
 
-def _heads(keys: Sequence[str]) -> list[str]:
-    """Columns: a metric without its network, where all have the same one."""
+def _headings(keys: Sequence[str]) -> list[str]:
+    """Return the headings: without the feature network if all metrics use the same one."""
     short = [key.partition("/")[0] for key in keys]
     names = [name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)]
-    return [{"precision": "PREC"}.get(name, name.upper()) for name in names]
+    return [name.upper() for name in names]
 
 
-def _footer(by: str | None, keys: Sequence[str]) -> str:
-    """What the order is, and whose eyes the numbers are of."""
-    order = f"the best by {by} first; lower is better" if by else "no metric that all have: newest first"
+def _footer(rank_key: str | None, keys: Sequence[str]) -> str:
+    """Explain the order and the columns."""
+    order = f"best {rank_key} first; lower is better" if rank_key else "no common metric: newest first"
     networks = sorted({key.partition("/")[2] for key in keys if "/" in key})
-    return f"{order}{f' · features of {networks[0]}' if len(networks) == 1 else ''}"
+    meanings = [f"{name}: {text}" for name, text in evaluation_text.MEANING.items() if name in keys]
+    features = f" · features of {networks[0]}" if len(networks) == 1 else ""
+    return "\n".join([*meanings, f"{order}{features}"])
 
 
 def _finished(session: Session) -> "list[Job]":
     from storage.db.queries import Filter
 
-    wanted = Filter(kind="evaluate", states=(JobState.SUCCEEDED,))
-    return session.queries.page(wanted, limit=LOOK_BACK)
+    return session.queries.page(Filter(kind="evaluate", states=(JobState.SUCCEEDED,)), limit=MAX_EVALUATIONS)
 
 
-def _evaluation_of(job: "Job", finished: "list[Job]") -> "Job":
-    """
-    Raises:
-        NotFoundError: it is no finished evaluation, and has none.
-    """
+def _evaluation_of(job: "Job", finished: "list[Job]") -> "Job | None":
+    """Return the job itself if it is a finished evaluation, else its newest one."""
     if job.kind == "evaluate" and job.state is JobState.SUCCEEDED:
         return job
-    for one in finished:
-        if one.spec.get("source") == job.id:
-            return one
-    if job.kind == "evaluate":
-        raise NotFoundError(f"job {job.id} is {job.state}", hint=f"ganq status {job.id} shows how far it is")
-    raise NotFoundError(
-        f"job {job.id} has not been evaluated", hint=f"ganq submit evaluate {job.id} --wait does it"
-    )
+    return next((each for each in finished if each.spec.get("source") == job.id), None)
 
 
-def _of(one: "Job") -> str:
-    """What was evaluated."""
-    if one.spec.get("path"):
-        return str(one.spec["path"])
-    pinned: Any = (one.inputs or {}).get("checkpoint") or {}
+def _subject(job: "Job") -> str:
+    """Return what was evaluated."""
+    if job.spec.get("path"):
+        return str(job.spec["path"])
+    pinned: Any = (job.inputs or {}).get("checkpoint") or {}
     epoch = f", epoch {pinned['epoch']:,}" if "epoch" in pinned else ""
-    return f"job {one.spec.get('source')}{epoch}"
+    return f"job {job.spec.get('source')}{epoch}"
 
 
-def _pictures(one: "Job") -> str:
-    made = (one.result or {}).get("image_count")
-    return f"{made:,}" if isinstance(made, int) else ""
+def _image_count(job: "Job") -> str:
+    number = (job.result or {}).get("image_count")
+    return f"{number:,}" if isinstance(number, int) else ""
 
 
 def _ranked(jobs: "list[Job]") -> "tuple[list[Job], str | None]":
-    """By the first metric that all have, lowest first, and its key; as they are if there is none."""
-    tables = [(one.result or {}).get("metrics") or {} for one in jobs]
+    """Sort by the first metric that all have; return its key, or None and the original order."""
+    tables = [(job.result or {}).get("metrics") or {} for job in jobs]
     shared = [key for key in (tables[0] if tables else ()) if all(key in table for table in tables)]
     if not shared:
         return jobs, None
-    by = shared[0]
-    return sorted(jobs, key=lambda one: float(((one.result or {}).get("metrics") or {})[by]["value"])), by
+    key = shared[0]
+    return sorted(jobs, key=lambda job: float(((job.result or {}).get("metrics") or {})[key]["value"])), key
 
 
 # --- trainings ----------------------------------------------------------------------------
 
 
 def _trainings(session: Session, members: "list[Job]", as_json: bool) -> int:
-    rows = [(one, _measured(session, one)) for one in members]
-    keys = {job_text.metric_key(one) for one, best in rows if best is not None}
+    rows = [(job, _best(session, job)) for job in members]
+    keys = {job_text.metric_key(job) for job, best in rows if best is not None}
     rows.sort(key=lambda row: (row[1] is None, row[1] or (0.0, 0), row[0].id))
-    changed = _changed(members)
+    changed = _varying_fields(members)
     if as_json:
         output.print_json_array(
             {
-                "id": one.id,
-                "name": one.name,
-                "state": one.state,
-                "options": {name: one.spec.get(name) for name in changed},
+                "id": job.id,
+                "name": job.name,
+                "state": job.state,
+                "options": {name: job.spec.get(name) for name in changed},
                 "metric": None
                 if best is None
-                else {"key": job_text.metric_key(one), "best": best[0], "best_epoch": best[1]},
+                else {"key": job_text.metric_key(job), "best": best[0], "best_epoch": best[1]},
             }
-            for one, best in rows
+            for job, best in rows
         )
         return 0
     if not keys:
-        one = members[0]
+        first = members[0]
         raise NotFoundError(
-            f"job {one.id} has not been evaluated, and has measured nothing itself"
+            f"job {first.id} has not been evaluated and has no metric"
             if len(members) == 1
-            else f"none of these {len(members)} trainings has been measured yet",
-            hint=f"ganq submit evaluate {one.id} --wait does it; --eval-every 10 measures while it trains",
+            else f"none of these {len(members)} trainings has a metric yet",
+            hint=f"ganq submit evaluate {first.id} --wait; or train with --eval-every 10",
         )
     metric = next(iter(keys)) if len(keys) == 1 else "metric"
-    heads = ("ID", "NAME", *(name.replace("_", "-") for name in changed), "STATE", "EPOCH")
-    (head,) = _heads([metric])
+    columns = ("ID", "NAME", *(name.replace("_", "-") for name in changed), "STATE", "EPOCH")
+    (heading,) = _headings([metric])
     table = [
         [
-            str(one.id),
-            one.name or "",
-            *(str(one.spec.get(name)) for name in changed),
-            str(one.state),
+            str(job.id),
+            job.name or "",
+            *(str(job.spec.get(name)) for name in changed),
+            str(job.state),
             *(("", "") if best is None else (f"{best[1]:,}", f"{best[0]:.4g}")),
         ]
-        for one, best in rows
+        for job, best in rows
     ]
-    output.print_table((*heads, head), table, right=("ID", "EPOCH", head, *heads[2:-2]))
-    click.echo(f"{metric} of each one's best checkpoint; lower is better")
+    output.print_table((*columns, heading), table, right=("ID", "EPOCH", heading, *columns[2:-2]))
+    click.echo(f"{metric} of the best checkpoint of each training; lower is better")
     if len(keys) > 1:
-        output.notice(f"these were measured by {' and '.join(sorted(keys))}: their numbers do not compare")
+        output.notice(f"these trainings used {' and '.join(sorted(keys))}: their metrics cannot be compared")
     return 0
 
 
-def _measured(session: Session, one: "Job") -> tuple[float, int] | None:
-    """The value and the epoch of a training's best checkpoint so far."""
-    found = (one.result or {}).get("metric") or {}
+def _best(session: Session, job: "Job") -> tuple[float, int] | None:
+    """Return the metric and the epoch of the best checkpoint so far."""
+    found = (job.result or {}).get("metric") or {}
     if "best" in found:
         return float(found["best"]), int(found["best_epoch"])
-    if one.state.terminal:
+    if job.state.terminal:
         return None
-    known = [(c.metric, c.epoch) for c in session.queries.checkpoints(one.id) if c.metric is not None]
+    known = [(c.metric, c.epoch) for c in session.queries.checkpoints(job.id) if c.metric is not None]
     return min(known, default=None)
 
 
-def _changed(members: "list[Job]") -> list[str]:
-    """The fields of the spec that are not the same in all."""
-    names = dict.fromkeys(name for one in members for name in one.spec)
-    return [name for name in names if len({str(one.spec.get(name)) for one in members}) > 1]
+def _varying_fields(members: "list[Job]") -> list[str]:
+    """Return the fields of the spec that are not equal in all jobs."""
+    names = dict.fromkeys(name for job in members for name in job.spec)
+    return [name for name in names if len({str(job.spec.get(name)) for job in members}) > 1]

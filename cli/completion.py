@@ -1,4 +1,4 @@
-"""`ganq completion`: the shell's completion script."""
+"""`ganq completion`: print the completion script of a shell."""
 
 import click
 
@@ -18,15 +18,15 @@ INSTALL = {
 )
 @click.argument("shell", type=click.Choice([*INSTALL]))
 def completion(shell: str) -> int:
-    """Print the completion script of SHELL: commands, options, job ids and names."""
+    """Print the completion script of SHELL, which completes commands, options, job ids and names."""
     from click.shell_completion import get_completion_class
 
     from cli.main import COMPLETE, root
 
-    found = get_completion_class(shell)
-    assert found is not None
-    maker = found(root, {}, "ganq", COMPLETE)
-    # Not maker.source(): on bash it starts a bash, only to look at its version.
+    completer_class = get_completion_class(shell)
+    assert completer_class is not None
+    completer = completer_class(root, {}, "ganq", COMPLETE)
+    # Not completer.source(), which starts a bash to check its version.
     click.echo(f"# To install it: {INSTALL[shell]}")
-    click.echo(maker.source_template % maker.source_vars())
+    click.echo(completer.source_template % completer.source_vars())
     return 0

@@ -1,5 +1,6 @@
-"""`ganq cancel`, `hold`, `release`: what a person wishes of jobs that exist."""
+"""`ganq cancel`, `hold` and `release`: control existing jobs."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,102 +18,99 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 OPEN = (JobState.QUEUED, JobState.RUNNING)
-LISTED = "no job is like that"
-LISTED_ONE_BY_ONE = 50
-"""More than so many are cancelled by the hundreds, and told of in one line."""
+NO_MATCH = "no job matches"
+BULK_THRESHOLD = 50
+"""More jobs are cancelled in batches and reported in one line."""
 
 
 def for_each_job(
     session: Session,
     references: Iterable[str],
     as_json: bool,
-    act: "Callable[[Session, Job], Iterable[tuple[Job, str]]]",
+    action: "Callable[[Session, Job], Iterable[tuple[Job, str]]]",
 ) -> int:
     """
-    Do one thing to several jobs; one that cannot does not keep the others from it.
+    Apply an action to several jobs, continuing after errors.
 
     Args:
-        act: yields what was done, to which job.
+        action: yields each changed job with a description of the change.
 
     Returns:
-        0, or the exit code of the first that could not.
+        0, or the exit code of the first error.
 
     Raises:
-        OSError: the answer could not be written. What was asked is done all the same, to all of them.
+        OSError: the output could not be written. The action was still applied to all jobs.
     """
-    wanted = list(dict.fromkeys(references))
-    told: list[dict[str, Any]] = []
+    unique = list(dict.fromkeys(references))
+    results: list[dict[str, Any]] = []
     failures: list[GanqError] = []
-    answer = _Answer()
-    for reference in wanted:
+    guard = _OutputGuard()
+    for reference in unique:
         try:
-            for job, word in act(session, session.queries.find(reference)):
-                told.append({"id": job.id, "name": job.name, "state": str(job.state), "done": word})
+            for job, change in action(session, session.queries.find(reference)):
+                results.append({"id": job.id, "name": job.name, "state": str(job.state), "done": change})
                 if not as_json:
                     name = f" ({output.clean(job.name)})" if job.name else ""
-                    answer.give(click.echo, f"job {job.id}{name}: {word}")
+                    guard.write(click.echo, f"job {job.id}{name}: {change}")
         except GanqError as exc:
-            if len(wanted) == 1 and not told:
+            if len(unique) == 1 and not results:
                 raise
             failures.append(exc)
             error = {"code": exc.code, "message": exc.message, "hint": exc.hint}
-            told.append({"job": reference, "error": error})
+            results.append({"job": reference, "error": error})
             if not as_json:
                 output.notice(f"error: {exc.message}")
     if as_json:
-        answer.give(output.print_json, told)
-    answer.end(lost=", ".join(f"job {one['id']} {one['done']}" for one in told if "done" in one))
+        guard.write(output.print_json, results)
+    guard.finish(", ".join(f"job {entry['id']} {entry['done']}" for entry in results if "done" in entry))
     return failures[0].exit_code if failures else 0
 
 
-class _Answer:
-    """What goes to stdout; when that breaks (a full disk, `| head -1`), what is being done goes on."""
+class _OutputGuard:
+    """Delay errors of stdout (a full disk, `| head -1`) until all jobs have been processed."""
 
     def __init__(self) -> None:
-        self.broken: OSError | None = None
+        self.error: OSError | None = None
 
-    def give(self, write: Callable[[Any], None], what: Any) -> None:
+    def write(self, write: Callable[[Any], None], value: Any) -> None:
         try:
-            if self.broken is None:
-                write(what)
+            if self.error is None:
+                write(value)
         except OSError as exc:
-            self.broken = exc
+            self.error = exc
 
-    def end(self, lost: str) -> None:
-        """
-        Args:
-            lost: what the answer says.
-
-        Raises:
-            OSError: it could not be written.
-        """
-        if self.broken is None:
+    def finish(self, summary: str) -> None:
+        """Raise the delayed error, after a notice with the summary."""
+        if self.error is None:
             return
-        if not isinstance(self.broken, BrokenPipeError):
-            output.notice(f"the answer could not be written; it was: {lost}")
-        raise self.broken
+        if not isinstance(self.error, BrokenPipeError):
+            output.notice(f"the output could not be written; it was: {summary}")
+        raise self.error
 
 
-def many_options(command: F) -> F:
-    """Decorator: which jobs, by name or by what they are like; chosen() reads them."""
+def selection_options(command: F) -> F:
+    """Add the options that select jobs by id, name or filter; select_jobs() reads them."""
     for option in reversed(
         (
             click.argument("jobs", nargs=-1, type=JOB),
             click.option(
-                "--all", "everything", is_flag=True, help="All that have not ended, or those of them that …"
+                "--all",
+                "everything",
+                is_flag=True,
+                help="All queued and running jobs that match the filters.",
             ),
             click.option(
                 "--state",
                 "states",
                 multiple=True,
-                type=click.Choice([str(one) for one in OPEN]),
-                help="… are in this state;",
+                type=click.Choice([str(state) for state in OPEN]),
+                help="Filter for --all: jobs in this state.",
             ),
-            click.option("--kind", help="… are of this kind: train, generate, evaluate, import;"),
-            click.option("--user", type=User(), help="… are of this user;"),
-            click.option("--name", help="… have a name that contains this."),
-            click.option("--sweep", help="All of this array: its id, or the name that its jobs begin with."),
-            click.option("--yes", is_flag=True, help="With --all or --sweep on a terminal: do not ask."),
+            click.option("--kind", help="Filter for --all: jobs of this kind (train, generate, evaluate)."),
+            click.option("--user", type=User(), help="Filter for --all: jobs of this user."),
+            click.option("--name", help="Filter for --all: jobs whose name contains this text."),
+            click.option("--sweep", help="All jobs of this sweep (id or name)."),
+            click.option("--yes", is_flag=True, help="Do not ask for confirmation of --all or --sweep."),
             output.json_option,
         )
     ):
@@ -120,42 +118,42 @@ def many_options(command: F) -> F:
     return command
 
 
-def chosen(session: Session, verb: str, options: dict[str, Any]) -> list[str]:
+def select_jobs(session: Session, verb: str, options: dict[str, Any]) -> list[str]:
     """
-    The jobs that many_options() name, newest first.
+    Return the selected jobs, newest first.
 
     Raises:
-        SpecError: none were named, or both by name and by what they are like.
+        SpecError: no jobs were given, or jobs together with filters.
     """
     named: tuple[str, ...] = options["jobs"]
-    like = {name: options[name] for name in ("kind", "user", "name") if options[name] is not None}
+    filters = {name: options[name] for name in ("kind", "user", "name") if options[name] is not None}
     many = options["everything"] or options["sweep"] is not None
-    if named and (many or options["states"] or like):
-        raise SpecError("name the jobs, or say --all with what they are like", hint=f"ganq {verb} {named[0]}")
+    if named and (many or options["states"] or filters):
+        raise SpecError("jobs cannot be combined with --all or filters", hint=f"ganq {verb} {named[0]}")
     if named:
         return list(named)
     if not many:
         raise SpecError(
-            f"which jobs? {verb} takes ids and names, or --all",
+            f"no jobs given: {verb} takes ids or names, or --all",
             hint=f"ganq {verb} --all with these filters"
-            if like or options["states"]
-            else "ganq status lists those that are there",
+            if filters or options["states"]
+            else "ganq status lists jobs",
         )
-    if "kind" in like:
+    if "kind" in filters:
         from jobs.kinds import kind_named
 
-        kind_named(like["kind"])
+        kind_named(filters["kind"])
     from storage.db.queries import Filter
 
     sweep = session.queries.find_sweep(options["sweep"]) if options["sweep"] is not None else None
-    states = tuple(JobState(one) for one in options["states"]) or OPEN
-    # The newest first: what waits for others goes before them, and nothing starts in between.
-    found = session.queries.ids(Filter(states=states, sweep=sweep, **like))
+    states = tuple(JobState(state) for state in options["states"]) or OPEN
+    # Newest first: dependent jobs are cancelled before the jobs they wait for, so that none starts.
+    found = session.queries.ids(Filter(states=states, sweep=sweep, **filters))
     if not found and not options["as_json"]:
-        click.echo(LISTED)
+        click.echo(NO_MATCH)
     if len(found) > 1 and output.on_terminal() and not options["as_json"] and not options["yes"]:
         click.confirm(f"{verb} {output.count(len(found), 'job')}?", abort=True)
-    return [str(one) for one in found]
+    return [str(job_id) for job_id in found]
 
 
 @click.command(
@@ -166,60 +164,61 @@ def chosen(session: Session, verb: str, options: dict[str, Any]) -> list[str]:
         "ganq cancel --sweep rates",
     )
 )
-@many_options
+@selection_options
 def cancel(as_json: bool, **options: Any) -> int:
     """
     Cancel JOBS: a queued one at once, a running one at its next step.
 
-    'cancelled' is said of a job that has ended, 'cancel requested' of one whose worker was
-    asked: it stops within 15 seconds, or has succeeded before. Checkpoints that a training
-    job has written stay usable.
+    'cancelled' means that the job has ended, 'cancel requested' that its worker was notified:
+    the job stops within 15 seconds, unless it succeeds first. Checkpoints of a training
+    remain usable.
     """
     session = open_session()
-    references = chosen(session, "cancel", {**options, "as_json": as_json})
-    if not options["jobs"] and len(references) > LISTED_ONE_BY_ONE:
-        return _cancel_many(session, [int(one) for one in references], as_json)
+    references = select_jobs(session, "cancel", {**options, "as_json": as_json})
+    if not options["jobs"] and len(references) > BULK_THRESHOLD:
+        return _cancel_many(session, [int(reference) for reference in references], as_json)
     ended_before: set[int] = set()
     if len(references) > 1:
         for reference in references if options["jobs"] else ():
             try:
                 job = session.queries.find(reference)
             except GanqError:
-                continue  # it is said below
+                continue  # reported below
             if job.state.terminal:
                 ended_before.add(job.id)
 
-    def act(session: Session, job: "Job") -> "Iterable[tuple[Job, str]]":
+    def action(session: Session, job: "Job") -> "Iterable[tuple[Job, str]]":
         try:
             now = session.store.request_cancel(job.id)
         except InvalidTransitionError:
             now = session.queries.get(job.id)
             by_us = len(references) > 1 and job.id not in ended_before and now.state is JobState.CANCELLED
             if not options["jobs"] and now.state.terminal:
-                yield now, str(now.state)  # it ended by itself just now
+                yield now, str(now.state)  # it has just ended
             elif by_us:
-                yield now, "cancelled, with a job that it waited for"
+                yield now, "cancelled together with a job that it was waiting on"
             else:
                 raise
             return
         yield now, "cancelled" if now.state is JobState.CANCELLED else "cancel requested"
 
-    return for_each_job(session, references, as_json, act)
+    return for_each_job(session, references, as_json, action)
 
 
 def _cancel_many(session: Session, ids: Sequence[int], as_json: bool) -> int:
-    """In transactions of some hundred jobs, so that workers claim and beat meanwhile."""
+    """Cancel in batches, so that workers can claim and send heartbeats in between."""
     done = session.store.cancel_many(ids)
     if as_json:
-        words = {True: "cancelled", False: "cancel requested"}
-        states = {True: "cancelled", False: "running"}
-        output.print_json_array({"id": one, "state": states[end], "done": words[end]} for one, end in done)
+        output.print_json_array(
+            {"id": job_id, "state": "cancelled", "done": "cancelled"}
+            if ended
+            else {"id": job_id, "state": "running", "done": "cancel requested"}
+            for job_id, ended in done
+        )
         return 0
-    ended = asked = 0
-    for _, end in done:
-        ended, asked = ended + end, asked + (not end)
-    running = f"; {output.count(asked, 'running job')} asked to stop" if asked else ""
-    click.echo(f"{output.count(ended, 'job')} cancelled{running}")
+    counts = Counter(ended for _, ended in done)
+    running = f"; cancel requested for {output.count(counts[False], 'running job')}" if counts[False] else ""
+    click.echo(f"{output.count(counts[True], 'job')} cancelled{running}")
     return 0
 
 
@@ -227,25 +226,25 @@ def _cancel_many(session: Session, ids: Sequence[int], as_json: bool) -> int:
 @click.argument("jobs", nargs=-1, required=True, type=JOB)
 @output.json_option
 def hold(jobs: Sequence[str], as_json: bool) -> int:
-    """Keep queued JOBS from starting, until `ganq release`."""
+    """Prevent queued JOBS from starting until `ganq release`."""
 
-    def act(session: Session, job: "Job") -> "Iterable[tuple[Job, str]]":
+    def action(session: Session, job: "Job") -> "Iterable[tuple[Job, str]]":
         yield session.store.hold(job.id, held=True), "held"
 
-    return for_each_job(open_session(), jobs, as_json, act)
+    return for_each_job(open_session(), jobs, as_json, action)
 
 
 @click.command(epilog=examples("ganq release 12"))
 @click.argument("jobs", nargs=-1, required=True, type=JOB)
 @output.json_option
 def release(jobs: Sequence[str], as_json: bool) -> int:
-    """Let held JOBS start."""
+    """Allow held JOBS to start."""
 
-    def act(session: Session, job: "Job") -> "Iterable[tuple[Job, str]]":
-        from cli.submit.notify import ring
+    def action(session: Session, job: "Job") -> "Iterable[tuple[Job, str]]":
+        from cli.submit.notify import notify_workers
 
         now = session.store.hold(job.id, held=False)
-        ring(session, now)
+        notify_workers(session, now)
         yield now, "released"
 
-    return for_each_job(open_session(), jobs, as_json, act)
+    return for_each_job(open_session(), jobs, as_json, action)

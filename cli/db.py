@@ -1,4 +1,4 @@
-"""`ganq db`: the job table's schema."""
+"""`ganq db`: the schema of the job table."""
 
 import click
 
@@ -9,13 +9,13 @@ from cli.ui.lazy import Entry, LazyGroup, examples
 @click.group(
     cls=LazyGroup,
     entries=(
-        Entry("upgrade", "cli.db:upgrade", "Bring the tables to this ganq's schema."),
-        Entry("status", "cli.db:status", "Say which schema the database has."),
+        Entry("upgrade", "cli.db:upgrade", "Create or migrate the tables."),
+        Entry("status", "cli.db:status", "Show the schema version of the database."),
     ),
     epilog=examples("ganq db upgrade", "ganq db status"),
 )
 def db() -> None:
-    """Make or upgrade the job table."""
+    """Create or upgrade the job table."""
 
 
 @click.command(
@@ -24,9 +24,9 @@ def db() -> None:
 @output.json_option
 def upgrade(as_json: bool) -> int:
     """
-    Bring the tables to this ganq's schema; makes them where there are none.
+    Create the tables, or migrate them to the schema of this version.
 
-    Safe to run twice, and from several machines at once.
+    Can be repeated, and run on several machines at the same time.
     """
     from pathlib import Path
 
@@ -44,7 +44,7 @@ def upgrade(as_json: bool) -> int:
     if as_json:
         output.print_json({"database": url, "before": before, "schema": now})
     elif before == now:
-        newer = f", newer than this ganq's {SCHEMA_REVISION} and fit for it" if now > SCHEMA_REVISION else ""
+        newer = f", which is newer than {SCHEMA_REVISION} and compatible" if now > SCHEMA_REVISION else ""
         click.echo(f"{url} already has schema {now}{newer}")
     else:
         click.echo(f"{url}: schema {before or 'none'} → {now}")
@@ -54,7 +54,7 @@ def upgrade(as_json: bool) -> int:
 @click.command(epilog=examples("ganq db status", "ganq db status --json"))
 @output.json_option
 def status(as_json: bool) -> int:
-    """Say which schema the database has; exit code 1 unless this ganq can work on it."""
+    """Show the schema version of the database; exit code 1 if this version cannot use it."""
     from pathlib import Path
 
     from jobs.errors import SchemaMismatchError
@@ -62,9 +62,9 @@ def status(as_json: bool) -> int:
     from storage.settings import Settings, redact
 
     settings = Settings.load()
-    absent = settings.is_sqlite and not Path(settings.database_url.removeprefix("sqlite:///")).exists()
+    missing = settings.is_sqlite and not Path(settings.database_url.removeprefix("sqlite:///")).exists()
     found, schema_mismatch = None, None
-    if not absent:
+    if not missing:
         database = Database(settings)
         found = database.revision()
         try:
@@ -76,12 +76,12 @@ def status(as_json: bool) -> int:
     if as_json:
         output.print_json({"database": url, "schema": found, "needed": SCHEMA_REVISION, "usable": usable})
     elif found == SCHEMA_REVISION:
-        click.echo(f"{url} has schema {found}, as this ganq needs")
+        click.echo(f"{url} has schema {found}, which this version requires")
     elif usable:
-        click.echo(f"{url} has schema {found}, newer than this ganq's {SCHEMA_REVISION} and fit for it")
+        click.echo(f"{url} has schema {found}, which is newer than {SCHEMA_REVISION} and compatible")
     else:
         click.echo(
-            f"{url} has {f'schema {found}' if found else 'no tables'}; this ganq needs {SCHEMA_REVISION}"
+            f"{url} has {f'schema {found}' if found else 'no tables'}; ganq requires {SCHEMA_REVISION}"
         )
         click.echo(f"  → {(schema_mismatch.hint if schema_mismatch else None) or 'run: ganq db upgrade'}")
     return 0 if usable else 1

@@ -1,4 +1,4 @@
-"""`ganq demo`: draw faces, train on them and generate through the queue, all in one place."""
+"""`ganq demo`: draw faces, train on them and generate images through the queue, in one folder."""
 
 import os
 from pathlib import Path
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from cli.session import Session
     from storage.db.rows import Job
 
-# Chosen by looking: these show faces after two or three minutes of training on two cores (tried, with the
-# recipe `plus`: four styles, learning rates 1 to 4e-4, batch 32 and 64, half-lives 2 and 4, with and
-# without augmentation; `pairs` was looked at with these alone).
+# These settings show faces after two or three minutes of training on two cores. Tried with the recipe sngan:
+# four styles, learning rates 1e-4 to 4e-4, batch sizes 32 and 64, half-lives 2 and 4, with and without
+# augmentation. With rpgan only these were tried.
 STYLE = "pixel-art"
 FACES = 1000
 TRAIN = {
@@ -30,7 +30,7 @@ TRAIN = {
     "--epochs": "120",
     "--save-every": "20",
 }
-PICTURES = 64
+IMAGE_COUNT = 64
 
 
 @click.command(epilog=examples("ganq demo", "ganq demo --home demo --gpus none"))
@@ -39,16 +39,16 @@ PICTURES = 64
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("ganq-demo"),
     show_default=True,
-    help="Folder for all that the demo makes: pictures, job table, results.",
+    help="Folder for everything that the demo creates.",
 )
 @click.option("--gpus", default="auto", show_default=True, metavar="WHICH", help="As in ganq worker.")
 def demo(home: Path, gpus: str) -> int:
     """
-    See ganq work, in a few minutes on two CPU cores.
+    Run a complete example; takes a few minutes on two CPU cores.
 
-    Draws a thousand cartoon faces, starts the local stack, submits a training job
-    and a generation job, follows them, and says where the pictures are. Everything
-    stays in one folder; delete it when you have seen enough.
+    Draws a thousand cartoon faces, starts the local stack, submits a training and a
+    generation, follows them, and prints the paths of the images. Everything is in one
+    folder, which can be deleted afterwards.
     """
     from cli.session import open_session
     from storage.datasets.synthetic import make_faces, styles
@@ -56,17 +56,17 @@ def demo(home: Path, gpus: str) -> int:
     from worker.host.local_stack import local_stack, wait_ready
 
     for name in [name for name in os.environ if name.startswith("GANQ_")]:
-        del os.environ[name]  # the demo must not end up in somebody's real queue
+        del os.environ[name]  # do not use the real queue
     os.environ["GANQ_HOME"] = str(home.absolute())
     settings = Settings.load()
     faces = settings.home / "faces"
 
-    drawn = next(one for one in styles() if one.name == STYLE)
+    drawn = next(each for each in styles() if each.name == STYLE)
     from cli.ui.progress import progress
 
     output.notice(f"1  drawing {FACES} faces: {drawn.title} by {drawn.creator}, {drawn.licence}")
-    with progress("   drawing", "faces") as tick:
-        make_faces(faces, style=STYLE, count=FACES, size=96, progress=tick)
+    with progress("   drawing", "faces") as update:
+        make_faces(faces, style=STYLE, count=FACES, size=96, progress=update)
 
     output.notice("2  starting the local stack: job table, Redis, a worker")
     settings.home.mkdir(parents=True, exist_ok=True)
@@ -76,17 +76,17 @@ def demo(home: Path, gpus: str) -> int:
             output.notice(f"the worker has ended: see {log}")
             return 1
         options = [part for pair in TRAIN.items() for part in pair]
-        output.notice("3  two commands, as you would type them")
-        training = _ganq("submit", "train", "--data", str(faces), *options, "--name", "demo")
-        generating = _ganq("submit", "generate", "--from", str(training), "--count", str(PICTURES))
+        output.notice("3  submitting two jobs")
+        training = _submit("submit", "train", "--data", str(faces), *options, "--name", "demo")
+        generating = _submit("submit", "generate", "--from", str(training), "--count", str(IMAGE_COUNT))
         session = open_session()
         code = _follow(session, [training, generating])
-        _ganq_prints("status")
-        return code or _show(session, session.queries.get(generating), drawn.attribution())
+        _run_and_print("status")
+        return code or _print_results(session, session.queries.get(generating), drawn.attribution())
 
 
-def _ganq(*arguments: str) -> int:
-    """Run a command of ours, show it, and return the id of the job that it made."""
+def _submit(*arguments: str) -> int:
+    """Run a ganq command, print it, and return the id of the submitted job."""
     import json
     import subprocess
 
@@ -101,7 +101,7 @@ def _ganq(*arguments: str) -> int:
     return int(json.loads(done.stdout)["id"])
 
 
-def _ganq_prints(*arguments: str) -> None:
+def _run_and_print(*arguments: str) -> None:
     import subprocess
 
     from worker.host.embedded_redis import worker_command
@@ -117,14 +117,14 @@ def _follow(session: "Session", ids: list[int]) -> int:
     return exit_code_of(jobs, timed_out)
 
 
-def _show(session: "Session", job: "Job", attribution: str) -> int:
-    """Say where the pictures are."""
+def _print_results(session: "Session", job: "Job", attribution: str) -> int:
+    """Print the paths of the results."""
     attempt = session.volume.attempt(job.id, job.attempt)
     result = job.result or {}
-    click.echo(f"\n{result.get('image_count')} pictures  {attempt / 'images'}")
+    click.echo(f"\n{result.get('image_count')} images    {attempt / 'images'}")
     for grid in result.get("grids", []):
         click.echo(f"grid         {attempt / grid}")
-    click.echo(f"samples      {session.volume.latest / 'demo' / 'samples'}  (how they became faces)")
+    click.echo(f"samples      {session.volume.latest / 'demo' / 'samples'}  (samples during the training)")
     click.echo(f"\nTrained on: {attribution.strip()}")
-    click.echo(f"\nmore: GANQ_HOME={session.settings.home} ganq up, then ganq submit generate --count 1000")
+    click.echo(f"\nnext: GANQ_HOME={session.settings.home} ganq up, then ganq submit generate --count 1000")
     return 0

@@ -1,4 +1,4 @@
-"""`ganq export`: a job's weights as files for other programs."""
+"""`ganq export`: write the weights of a job for other programs."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import click
 from cli.session import JOB
 from cli.ui import output
 from cli.ui.lazy import examples
-from cli.ui.params import NamedPath
+from cli.ui.params import NonEmptyPath
 
 
 @click.command(
@@ -23,33 +23,33 @@ from cli.ui.params import NamedPath
     type=click.Choice(["pth", "safetensors", "onnx"]),
     default="safetensors",
     show_default=True,
-    help="pth: the tutorial's two files; onnx: the generator, checked in onnxruntime.",
+    help="pth: files as the tutorial saves them; onnx: the generator, verified with onnxruntime.",
 )
-@click.option("--checkpoint", default="best", show_default=True, help="best, last, or a number of epochs.")
+@click.option("--checkpoint", default="best", show_default=True, help="best, last, or an epoch.")
 @click.option(
-    "--out", type=NamedPath(path_type=Path), default=Path(), help="Folder for the files.  [default: here]"
+    "--out", type=NonEmptyPath(path_type=Path), default=Path(), help="Folder for the files.  [default: here]"
 )
-@click.option("--force", is_flag=True, help="Replace files that are there.")
+@click.option("--force", is_flag=True, help="Overwrite existing files.")
 @output.json_option
 def export(job: str, form: str, checkpoint: str, out: Path, force: bool, as_json: bool) -> None:
     """
-    Write the weights of JOB's checkpoint as netg and netd files.
+    Write the weights of a checkpoint of JOB as netg and netd files.
 
-    Files carry the tutorial's 0-based epoch: after 400 epochs, netg_399. ganq import
-    reads pth and safetensors back, but not of residual networks (recipe r3gan), nor of
-    networks that know classes.
+    File names count epochs from 0, as in the tutorial: the weights after epoch 400 are
+    netg_399. ganq import reads pth and safetensors files, except those of residual
+    (recipe r3gan) and class-conditional networks.
     """
-    from cli.session import leave_nothing_half_made, open_session
+    from cli.session import clean_up_on_sigterm, open_session
     from jobs.specs import GenerateSpec
     from storage.volume.checkpoints import read_checkpoint
     from storage.weights.export import export as write_files
 
-    leave_nothing_half_made()
-    GenerateSpec.create(source=1, count=1, checkpoint=checkpoint)  # a word that names no checkpoint
+    clean_up_on_sigterm()
+    GenerateSpec.create(source=1, count=1, checkpoint=checkpoint)  # check --checkpoint
     session = open_session()
     found = session.queries.find(job)
     chosen = session.queries.choose_checkpoint(found.id, checkpoint)
-    snapshot = read_checkpoint(session.volume, chosen, "generator")
+    snapshot = read_checkpoint(session.volume_of(found), chosen, "generator")
     done = write_files(
         form, snapshot.meta["arch"], snapshot.tensors, out.absolute(), chosen.epoch, force=force
     )
@@ -58,9 +58,11 @@ def export(job: str, form: str, checkpoint: str, out: Path, force: bool, as_json
         return
     for path in done.paths:
         click.echo(path)
-    if form == "onnx":
+    if form != "onnx":
+        output.notice(f"weights after epoch {chosen.epoch} (file names count epochs from 0)")
+    else:
         facts = done.facts
         output.notice(
-            f"opset {facts['opset']}; onnxruntime and torch differ by {facts['max_abs_diff']:.1e} at most "
-            f"(allowed: {facts['tolerance']:.0e})"
+            f"opset {facts['opset']}; onnxruntime and torch differ by at most {facts['max_abs_diff']:.1e} "
+            f"(tolerance: {facts['tolerance']:.0e})"
         )

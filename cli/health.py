@@ -1,25 +1,27 @@
-"""`ganq health`: whether the workers of this machine are well, for a container's health check."""
+"""`ganq health`: health check of the workers on this machine, for containers."""
 
 import click
 
 from cli.ui import output
 from cli.ui.lazy import examples
 
-SETTINGS_S = 3.0
+SETTINGS_TIMEOUT_S = 3.0
 
 
 @click.command(epilog=examples("ganq health", "ganq health --worker node7-gpu0", "ganq health --json"))
-@click.option("--worker", "name", metavar="NAME", help="This one.  [default: all workers of this machine]")
+@click.option(
+    "--worker", "name", metavar="NAME", help="Check only this worker.  [default: all on this machine]"
+)
 @output.json_option
 def health(name: str | None, as_json: bool) -> int:
     """
-    Exit 0 if this machine's workers are well, 1 otherwise: for a container's health check.
+    Exit 0 if the workers of this machine are healthy, otherwise 1.
 
-    Asks each supervisor itself, not the job table. Unhealthy: it has ended, does not
-    answer within 5 s (stopped, frozen), is stuck, or drains for longer than it may. A
-    worker in a long training is healthy. So is one that Redis or Celery has gone deaf
-    on: it looks at the job table by itself. With the database away it is 'degraded',
-    exit 0: its work goes on, and a restart would mend nothing.
+    For health checks of containers. Queries each supervisor directly, not the job table. A
+    worker is unhealthy if its supervisor has ended, does not answer within 5 s, is stuck, or
+    exceeds its drain timeout. A worker in a long training is healthy, and so is a worker
+    without Redis, because it polls the job table. If the database is unavailable, the worker
+    is 'degraded' (exit 0): its job continues, and a restart would not help.
     """
     from jobs.errors import GanqError
     from storage.settings import Settings
@@ -27,25 +29,32 @@ def health(name: str | None, as_json: bool) -> int:
     from worker.health import examine
     from worker.host.live_supervisors import Condition, Status
 
-    # Every failure is exit code 1: Docker keeps 2 for itself.
+    # Every failure is exit code 1: Docker reserves 2.
     try:
-        settings = within(SETTINGS_S, Settings.load)
+        settings = within(SETTINGS_TIMEOUT_S, Settings.load)
         conditions = examine(settings, name)
-        nobody = f"no worker called {name} is known" if name else "no worker runs on this machine"
+        none_found = f"there is no worker {name}" if name else "no worker runs on this machine"
     except GanqError as exc:
-        conditions, nobody = [], f"no worker is found here: {exc.message}"
+        conditions, none_found = [], f"no worker found: {exc.message}"
     except TimeoutError:
-        conditions, nobody = [], "no worker is found here, and the job table does not answer"
+        conditions, none_found = [], "no worker found, and the job table does not answer"
     if not conditions:
-        conditions = [Condition("", Status.UNHEALTHY, nobody)]
-    well = all(one.healthy for one in conditions)
+        conditions = [Condition("", Status.UNHEALTHY, none_found)]
+    healthy = all(condition.healthy for condition in conditions)
     if as_json:
-        told = [
-            {"worker": one.worker or None, "status": one.status, "why": output.clean(one.why), **one.facts}
-            for one in conditions
+        workers = [
+            {
+                "worker": condition.worker or None,
+                "status": condition.status,
+                "reason": output.clean(condition.why),
+                "why": output.clean(condition.why),  # the name of ganq 0.2
+                **condition.facts,
+            }
+            for condition in conditions
         ]
-        output.print_json({"healthy": well, "workers": told})
+        output.print_json({"healthy": healthy, "workers": workers})
     else:
-        for one in conditions:
-            click.echo(output.clean(f"{one.status}: {' '.join(filter(None, (one.worker, one.why)))}"))
-    return 0 if well else 1
+        for condition in conditions:
+            details = " ".join(filter(None, (condition.worker, condition.why)))
+            click.echo(output.clean(f"{condition.status}: {details}"))
+    return 0 if healthy else 1

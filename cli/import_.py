@@ -1,4 +1,4 @@
-"""`ganq import`: make weights from elsewhere usable by `generate --from NAME`."""
+"""`ganq import`: import weights for `submit generate --from NAME`."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import click
 
 from cli.ui import output
 from cli.ui.lazy import examples
-from cli.ui.params import NamedPath
+from cli.ui.params import NonEmptyPath
 
 
 @click.command(
@@ -17,24 +17,24 @@ from cli.ui.params import NamedPath
         "ganq submit generate --from heads --keep 64 --of 512",
     ),
 )
-@click.argument("netg", type=NamedPath(path_type=Path))
-@click.argument("netd", type=NamedPath(path_type=Path), required=False)
-@click.option("--name", required=True, help="What to call the model.")
+@click.argument("netg", type=NonEmptyPath(path_type=Path))
+@click.argument("netd", type=NonEmptyPath(path_type=Path), required=False)
+@click.option("--name", required=True, help="Name of the model.")
 @output.json_option
 def import_(netg: Path, netd: Path | None, name: str, as_json: bool) -> None:
     """
-    Read the weights of a DCGAN, as the tutorial saves them, and keep them on the volume.
+    Import the weights of a DCGAN, as the tutorial saves them.
 
-    NETG is the generator's file, NETD the discriminator's; without NETD pictures
-    cannot be scored (--keep). Files are read in a sandbox and converted; code in
-    them is never run. Picture size and widths are taken from the weights. Not for
-    residual networks (recipe r3gan), nor for those that know classes.
+    NETG is the file of the generator, NETD that of the discriminator. Without NETD, images
+    cannot be scored (--keep). Files are read in a sandbox, and code in them is never
+    executed. Image size and channels are derived from the weights. Residual (recipe r3gan)
+    and class-conditional networks cannot be imported.
     """
-    from cli.session import leave_nothing_half_made, open_session
+    from cli.session import clean_up_on_sigterm, open_session
     from jobs.specs import check_name
     from storage.weights.import_job import import_weights
 
-    leave_nothing_half_made()
+    clean_up_on_sigterm()
     check_name(name)
     session = open_session(create=True)
     job = import_weights(

@@ -1,4 +1,4 @@
-"""`ganq limit`: how many jobs of a user or a queue may run at once."""
+"""`ganq limit`: limit the running jobs of a user or a queue."""
 
 from shlex import quote
 
@@ -11,22 +11,22 @@ from cli.ui.params import User
 from jobs.errors import SpecError
 from storage.settings import WORD, WORD_HINT
 
-NOBODY = "none"
-EVERYBODY = "*"
+UNLIMITED = "none"
+WILDCARD = "*"
 
 
-class Most(click.ParamType[int]):
+class MaxRunning(click.ParamType[int]):
     """A number of jobs, or 'none' for no limit (-1)."""
 
     name = "number|none"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        told = str(value)
-        if told == NOBODY or value == -1:
+        text = str(value)
+        if text == UNLIMITED or value == -1:
             return -1
-        if not told.isdigit() or int(told) > 1_000_000:
-            self.fail(f"{told[:40]!r} is neither a number from 0 to 1,000,000 nor 'none'", param, ctx)
-        return int(told)
+        if not text.isdigit() or int(text) > 1_000_000:
+            self.fail(f"{text[:40]!r} is neither a number from 0 to 1,000,000 nor 'none'", param, ctx)
+        return int(text)
 
 
 @click.command(
@@ -38,44 +38,46 @@ class Most(click.ParamType[int]):
         "ganq limit --user ada none",
     )
 )
-@click.argument("most", required=False, type=Most())
+@click.argument("max_running", metavar="[MAX]", required=False, type=MaxRunning())
 @click.option(
     "--user",
-    type=User(everybody=True),
-    help="The limit is for this user; '*': for each that has none of its own.",
+    type=User(wildcard=True),
+    help="Limit this user; '*': each user without a limit of their own.",
 )
-@click.option("--queue", help="The limit is for this queue; '*': for each that has none of its own.")
+@click.option("--queue", help="Limit this queue; '*': each queue without a limit of its own.")
 @output.json_option
-def limit(most: int | None, user: str | None, queue: str | None, as_json: bool) -> int:
+def limit(max_running: int | None, user: str | None, queue: str | None, as_json: bool) -> int:
     """
-    List the limits, or let at most MOST jobs of a user or a queue run at once.
+    List the limits, or let at most MAX jobs of a user or a queue run at once.
 
-    0 lets nothing more start; 'none' takes the limit away. What runs already goes on. The
-    parts of a split job count like jobs.
+    0 prevents further jobs from starting; 'none' removes the limit. Running jobs continue.
+    Shards of a split job count as jobs.
     """
     from storage.db.quotas import Quotas
 
     scope, name = ("user", user) if user is not None else ("queue", queue)
-    if most is None:
+    if max_running is None:
         if name is not None:
-            raise SpecError(f"which limit? say a number or none: ganq limit --{scope} {quote(name[:70])} 2")
+            raise SpecError(f"no limit given: a number or none, as ganq limit --{scope} {quote(name[:70])} 2")
         return _list(as_json)
     if name is None or (user is not None and queue is not None):
-        raise SpecError("a limit is for one user or one queue", hint="ganq limit --user NAME 2")
-    if queue is not None and name != EVERYBODY and not WORD.fullmatch(name):
-        raise SpecError(f"--{scope} {name[:70]!r} cannot be used", hint=WORD_HINT)
+        raise SpecError("a limit applies to one user or one queue", hint="ganq limit --user NAME 2")
+    if queue is not None and name != WILDCARD and not WORD.fullmatch(name):
+        raise SpecError(f"--{scope} {name[:70]!r} is not valid", hint=WORD_HINT)
     quotas = Quotas(open_session(create=True).database)
-    whom = f"each {scope}" if name == EVERYBODY else f"{scope} {name}"
-    if most < 0:
+    target = f"each {scope}" if name == WILDCARD else f"{scope} {name}"
+    if max_running < 0:
         quotas.remove(scope, name)
-        told = f"{whom}: no limit"
+        message = f"{target}: no limit"
     else:
-        quotas.set(scope, name, most)
-        told = f"{whom}: at most {output.count(most, 'job')} at once"
+        quotas.set(scope, name, max_running)
+        message = f"{target}: at most {output.count(max_running, 'running job')}"
     if as_json:
-        output.print_json({"scope": scope, "name": name, "max_running": None if most < 0 else most})
+        output.print_json(
+            {"scope": scope, "name": name, "max_running": None if max_running < 0 else max_running}
+        )
     else:
-        click.echo(told)
+        click.echo(message)
     return 0
 
 
@@ -87,10 +89,10 @@ def _list(as_json: bool) -> int:
     except NoJobsYetError:
         found = []
     if as_json:
-        output.print_json([vars(one) for one in found])
+        output.print_json([vars(quota) for quota in found])
     elif found:
-        rows = [[one.scope, one.name, str(one.max_running), str(one.running)] for one in found]
-        output.print_table(("SCOPE", "NAME", "MOST", "RUNNING"), rows, right=("MOST", "RUNNING"))
+        rows = [[q.scope, q.name, str(q.max_running), str(q.running)] for q in found]
+        output.print_table(("SCOPE", "NAME", "MAX", "RUNNING"), rows, right=("MAX", "RUNNING"))
     else:
-        click.echo("no limits: users take turns, and any number of jobs may run")
+        click.echo("no limits: the number of running jobs is not limited, and users take turns")
     return 0

@@ -1,7 +1,7 @@
 """
-Writes docs/cli.md from the commands themselves: `python -m cli.reference`.
+Generate docs/cli.md from the help of the commands: `python -m cli.reference`.
 
-A test compares the file with what this makes, so that the page cannot grow old.
+A test compares the file with the output of this module.
 """
 
 import sys
@@ -20,30 +20,30 @@ HELP_NAMES = ["-h", "--help"]
 OPENING = """\
 # The command line
 
-Made from the commands' own help by `python -m cli.reference`; do not edit it by hand.
+Generated from the help of the commands by `python -m cli.reference`; do not edit.
 
-Wherever a command takes a JOB, its id or its name will do; a name means the newest job that has it.
-`--json` prints facts for programs, errors too (on stderr). `cancel`, `hold`, `release` and `retry` of several
-jobs print one array: a job with which it could not be done stands there, too, as `{"job": …, "error": …}`,
-and the exit code is that of the first such one. `--debug`, anywhere, shows an error's traceback.
+A JOB is an id or a name; a name refers to the newest job that has it. With `--json`, commands print JSON, and
+errors are JSON on stderr. `cancel`, `hold`, `release` and `retry` of several jobs print one array; a job that
+could not be changed is an entry `{"job": …, "error": …}`, and the exit code is that of the first error.
+`--debug`, at any position, prints the traceback of an error.
 
 | exit code | meaning |
 |---|---|
-| 0 | done |
-| 1 | failed: an error, or a job that was waited for did not succeed |
-| 2 | usage: an option, a value or a setting that cannot work |
+| 0 | success |
+| 1 | an error, or a job that was waited for did not succeed |
+| 2 | usage error: an invalid option, value or setting |
 | 3 | not found: no such job, checkpoint or path |
-| 124 | `ganq wait --timeout`: the time ran out |
+| 124 | `ganq wait --timeout` expired |
 | 130 | Ctrl-C |
-| 141 | the reader of the output has gone (`ganq status \\| head`) |
-| 143 | SIGTERM (`ganq up` and `ganq worker` save the running job, and end with 0) |
+| 141 | the reader of the output has closed it (`ganq status \\| head`) |
+| 143 | SIGTERM (`ganq up` and `ganq worker` save the running job and exit with 0) |
 """
 
 
 def commands(
     group: click.Group = root, path: tuple[str, ...] = ("ganq",)
 ) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Every command with its full name, groups before what they hold."""
+    """Yield every command with its full name, groups before their commands."""
     ctx = click.Context(group)
     for name in group.list_commands(ctx):
         command = group.get_command(ctx, name)
@@ -54,11 +54,10 @@ def commands(
 
 
 def help_page(path: tuple[str, ...], command: click.Command) -> str:
-    """A command's help as it prints itself, at a fixed width."""
+    """Return the help of a command at a fixed width."""
     parent: click.Context | None = None
     for name in path[:-1]:
-        # A command keeps the names of its help option from its first use on, so that they must
-        # be right before it is parsed.
+        # A command caches its help option at the first parse, so it must have the right names by then.
         parent = click.Context(
             root, info_name=name, parent=parent, terminal_width=WIDTH, help_option_names=HELP_NAMES
         )
@@ -68,7 +67,7 @@ def help_page(path: tuple[str, ...], command: click.Command) -> str:
 
 
 def page() -> str:
-    """The whole of docs/cli.md."""
+    """Return the contents of docs/cli.md."""
     parts = [OPENING, f"```\n{help_page(('ganq',), root)}\n```\n"]
     section = None
     for path, command in commands():
@@ -82,6 +81,7 @@ def page() -> str:
 
 
 def main() -> int:
+    """Write the file."""
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(), encoding="utf-8")
     print(f"{PAGE} written", file=sys.stderr)

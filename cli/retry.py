@@ -1,4 +1,4 @@
-"""`ganq retry`: ended jobs again, and those that ended with them."""
+"""`ganq retry`: submit ended jobs again, with the jobs that were cancelled because of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -23,41 +23,45 @@ if TYPE_CHECKING:
 )
 @click.argument("jobs", nargs=-1, required=True, type=JOB)
 @click.option(
-    "--with-waiting", is_flag=True, help="Also the jobs that waited for one of them, and ended with it."
+    "--with-waiting",
+    is_flag=True,
+    help="Also retry the jobs that waited on one of them and ended with it.",
 )
 @output.json_option
 def retry(jobs: Sequence[str], with_waiting: bool, as_json: bool) -> int:
     """
-    Submit ended JOBS again: new jobs with the same spec and name, linked to the old ones.
+    Submit ended JOBS again: new jobs with the same options and name, linked to the old ones.
 
-    What has ended stays as it was. A training job starts from the beginning; to go on
-    from its last checkpoint use `ganq submit train --continue JOB`.
+    The old jobs are not changed. A training starts from the beginning; to continue from its
+    last checkpoint, use `ganq submit train --continue JOB`.
     """
 
-    def act(session: Session, job: "Job") -> "Iterable[tuple[Job, str]]":
-        new = again(session, job, {})
+    def action(session: Session, job: "Job") -> "Iterable[tuple[Job, str]]":
+        new = resubmit(session, job, {})
         yield new, f"submitted as a retry of job {job.id}"
         waiting = session.queries.ended_with(job.id)
         if waiting and not with_waiting:
-            numbers = ", ".join(str(one.id) for one in waiting[:10]) + (", …" if len(waiting) > 10 else "")
+            numbers = ", ".join(str(each.id) for each in waiting[:10]) + (", …" if len(waiting) > 10 else "")
             output.notice(
-                f"{output.count(len(waiting), 'job')} that waited for job {job.id} ended with it ({numbers})"
-                f" and do not run again (ganq retry --with-waiting takes them along)"
+                f"{output.count(len(waiting), 'job')} that waited on job {job.id} ended with it ({numbers})"
+                f" and will not run again (ganq retry --with-waiting includes them)"
             )
-        instead = {job.id: new.id}
-        for one in waiting if with_waiting else ():
-            repeated = again(session, one, instead)
-            instead[one.id] = repeated.id
-            yield repeated, f"submitted as a retry of job {one.id}"
+        replacements = {job.id: new.id}
+        for dependent in waiting if with_waiting else ():
+            repeated = resubmit(session, dependent, replacements)
+            replacements[dependent.id] = repeated.id
+            yield repeated, f"submitted as a retry of job {dependent.id}"
 
-    return for_each_job(open_session(), jobs, as_json, act)
+    return for_each_job(open_session(), jobs, as_json, action)
 
 
-def again(session: Session, job: "Job", instead: Mapping[int, int]) -> "Job":
-    """Submit what an ended job was, anew, and wake the workers; see storage/db/resubmit.py."""
-    from cli.submit.notify import ring
-    from storage.db.resubmit import resubmit
+def resubmit(session: Session, job: "Job", replacements: Mapping[int, int]) -> "Job":
+    """Submit a copy of an ended job and notify the workers; see storage/db/resubmit.py."""
+    from cli.submit.notify import notify_workers
+    from storage.db import resubmit as resubmission
 
-    new = resubmit(session.queries, session.store, job, user=session.settings.user, instead=instead)
-    ring(session, new)
+    new = resubmission.resubmit(
+        session.queries, session.store, job, user=session.settings.user, instead=replacements
+    )
+    notify_workers(session, new)
     return new

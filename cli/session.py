@@ -1,4 +1,4 @@
-"""What most commands need: the settings, and the job table if there is one."""
+"""Settings and job table of a command."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from storage.db.store import JobStore
     from storage.volume.layout import Volume
 
-COMPLETIONS = 200
+MAX_COMPLETIONS = 200
 
 
 @dataclass(frozen=True)
 class Session:
-    """One command's view of ganq. Imports what it opens only when it is opened."""
+    """Settings, database and volume of a command; modules are imported on first use."""
 
     settings: Settings
     database: "Database"
@@ -37,10 +37,10 @@ class Session:
     @property
     def volume(self) -> "Volume":
         """
-        The shared volume, for a command that reads or writes there.
+        Return the shared volume.
 
         Raises:
-            VolumeError: it does not answer; whoever asked it would wait for ever.
+            VolumeError: it does not answer; a file access would block for ever.
         """
         from storage.reachable import require_answer
         from storage.volume.layout import Volume
@@ -48,18 +48,37 @@ class Session:
         require_answer(self.settings.volume)
         return Volume(self.settings.volume)
 
+    def volume_of(self, job: "Job") -> "Volume":
+        """
+        Return the shared volume with the files of a job that has started.
+
+        Raises:
+            VolumeError: it does not answer, or this machine does not see it.
+        """
+        from jobs.errors import VolumeError
+
+        volume = self.volume
+        if job.attempt and not volume.jobs.is_dir():
+            raise VolumeError(
+                f"this machine does not see the volume at {volume.root}",
+                hint=f"mount it, or set GANQ_VOLUME to the folder that the worker of job {job.id} uses",
+            )
+        return volume
+
 
 class NoJobsYetError(JobNotFoundError):
-    """There is no job table here: nothing was ever submitted."""
+    """There is no job table yet."""
 
 
 def open_session(*, create: bool = False, settings: Settings | None = None) -> Session:
     """
+    Open the job table.
+
     Args:
-        create: make a SQLite job table that does not exist yet (commands that write the first row).
+        create: create a SQLite job table if there is none.
 
     Raises:
-        NoJobsYetError: there is none, and it is not to be made.
+        NoJobsYetError: there is none.
         SchemaMismatchError, DatabaseUnavailableError: it cannot be used.
     """
     from storage.db.queries import Queries
@@ -72,7 +91,7 @@ def open_session(*, create: bool = False, settings: Settings | None = None) -> S
         if exc.facts.get("missing"):
             raise NoJobsYetError(
                 f"there are no jobs yet (no job table at {settings.database_url.removeprefix('sqlite:///')})",
-                hint="the first ganq submit makes it; GANQ_HOME says where",
+                hint="the first ganq submit creates it; GANQ_HOME sets its folder",
             ) from exc
         raise
     ctx = click.get_current_context(silent=True)
@@ -81,47 +100,47 @@ def open_session(*, create: bool = False, settings: Settings | None = None) -> S
     return Session(settings, database, Queries(database))
 
 
-def leave_nothing_half_made() -> None:
+def clean_up_on_sigterm() -> None:
     """
-    From now on SIGTERM ends this command as Ctrl-C does: what it has half made is taken away.
+    Make SIGTERM end this command like Ctrl-C, so that partial files are removed.
 
-    Not for all commands: Python hears a signal only when the call in hand is over, and one that waits for
-    a locked table should be gone at once.
+    Not for all commands: Python handles a signal only after the current call returns, and a command that
+    waits for a locked table should end at once.
     """
     import signal
 
-    def leave(*_: object) -> None:
+    def exit_(*_: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, exit_)
 
 
 class JobReference(click.ParamType[str]):
-    """A job's id or name, and not an empty one; the shell completes both."""
+    """The id or name of a job, with shell completion."""
 
     name = "job"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not str(value).strip():
-            self.fail("it is empty; ganq status lists ids and names", param, ctx)
+            self.fail("the job is empty; ganq status lists ids and names", param, ctx)
         return str(value)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        with suppress(Exception):  # a shell that completes must not be disturbed
+        with suppress(Exception):  # errors would disturb the shell
             from storage.db.queries import Filter
 
             session = open_session()
-            jobs = session.queries.page(Filter(), limit=COMPLETIONS)
+            jobs = session.queries.page(Filter(), limit=MAX_COMPLETIONS)
             return _completions(jobs, incomplete)
         return []
 
 
 def _completions(jobs: "list[Job]", incomplete: str) -> list[CompletionItem]:
-    items = [CompletionItem(str(one.id), help=f"{one.kind} {one.name or ''} {one.state}") for one in jobs]
-    names = dict.fromkeys(one.name for one in jobs if one.name)
-    items += [CompletionItem(name, help="newest job of this name") for name in names]
+    items = [CompletionItem(str(job.id), help=f"{job.kind} {job.name or ''} {job.state}") for job in jobs]
+    names = dict.fromkeys(job.name for job in jobs if job.name)
+    items += [CompletionItem(name, help="newest job with this name") for name in names]
     return [item for item in items if item.value.startswith(incomplete)]
 
 

@@ -1,7 +1,7 @@
-"""`ganq status`: all jobs at a glance, or everything about one."""
+"""`ganq status`: list jobs, or show one job."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,7 +9,7 @@ import click
 from cli.session import JOB, NoJobsYetError, Session, open_session
 from cli.ui import output
 from cli.ui.lazy import examples
-from cli.ui.params import User, Whole
+from cli.ui.params import BoundedInt, Duration, RenamedOption, User
 from jobs.errors import SpecError
 from jobs.states import JobState
 
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from storage.db.queries import Filter
     from storage.db.rows import Job
 
-COLUMNS = ("ID", "NAME", "KIND", "STATE", "PROGRESS", "RATE", "ETA", "WORKER", "AGE")
+COLUMNS = ("ID", "NAME", "USER", "KIND", "STATE", "PROGRESS", "RATE", "ETA", "WORKER", "AGE", "OPTIONS")
+STREAM_WIDTHS = (6, 20, 10, 8, 12, 28, 8, 12, 20, 12, 0)
 RIGHT = ("ID", "RATE", "ETA", "AGE")
 DEFAULT_LIMIT = 20
-MOST_ID = 2**63 - 1
+MAX_ID = 2**63 - 1
 STATES = [state.value for state in JobState]
-WATCH_S = 1.0
-FIRST_STEP = "ganq submit train --data DIR submits the first one; ganq demo shows it all"
+REFRESH_S = 1.0
+FIRST_STEP = "submit a job with ganq submit train --data DIR, or run ganq demo"
 
 
 @click.command(
@@ -33,6 +34,7 @@ FIRST_STEP = "ganq submit train --data DIR submits the first one; ganq demo show
         "ganq status faces --watch",
         "ganq status --state failed --state cancelled --all",
         "ganq status --sweep rates",
+        "ganq status --since 7d --all",
         "ganq status --json --all | jq '.[] | select(.kind == \"train\") | .id'",
     )
 )
@@ -42,17 +44,30 @@ FIRST_STEP = "ganq submit train --data DIR submits the first one; ganq demo show
     "states",
     multiple=True,
     type=click.Choice(STATES),
-    help="Only these; repeatable.",
+    help="Only jobs in this state; repeatable.",
 )
-@click.option("--kind", help="Only this kind: train, generate, evaluate, import.")
+@click.option("--kind", help="Only jobs of this kind: train, generate, evaluate, import.")
 @click.option("--user", type=User(), help="Only jobs of this user.")
-@click.option("--name", help="Only jobs whose name contains this.")
-@click.option("--sweep", help="Only the jobs of this array: its id, or the name that they begin with.")
-@click.option("--before", type=Whole(1), help="Only jobs older than this id: the next page.")
-@click.option("--limit", type=Whole(1, 1_000_000), help=f"How many to list (default {DEFAULT_LIMIT}).")
-@click.option("--all", "everything", is_flag=True, help="List all, however many.")
-@click.option("--parts", is_flag=True, help="List the parts of split jobs, too; with JOB, those of this one.")
-@click.option("--watch", is_flag=True, help="Redraw every second, until Ctrl-C.")
+@click.option("--name", help="Only jobs whose name contains this text.")
+@click.option("--sweep", help="Only the jobs of this sweep (id or name).")
+@click.option(
+    "--since",
+    type=Duration(),
+    help="Only jobs submitted within this time, e.g. 7d, with the options that differ from the defaults.",
+)
+@click.option("--before", type=BoundedInt(1), help="Only jobs with a smaller id (the next page).")
+@click.option("--limit", type=BoundedInt(1, 1_000_000), help=f"Number of jobs.  [default: {DEFAULT_LIMIT}]")
+@click.option("--all", "everything", is_flag=True, help="List all jobs.")
+@click.option(
+    "--shards",
+    "shards",
+    cls=RenamedOption,
+    old="--parts",
+    is_flag=True,
+    help="Also list the shards of split jobs; with JOB, the shards of this job.",
+)
+@click.option("--full", is_flag=True, help="With JOB: show all options, also those with default values.")
+@click.option("--watch", is_flag=True, help="Refresh every second until Ctrl-C.")
 @output.json_option
 def status(
     job: str | None,
@@ -61,23 +76,25 @@ def status(
     user: str | None,
     name: str | None,
     sweep: str | None,
+    since: float | None,
     before: int | None,
     limit: int | None,
     everything: bool,
-    parts: bool,
+    shards: bool,
+    full: bool,
     watch: bool,
     as_json: bool,
 ) -> int:
-    """List jobs, newest first; or show all about one JOB (an id or a name)."""
-    filtered = bool(states or kind or user or name or sweep or before or limit or everything)
-    if job is not None and filtered and not parts:
+    """List jobs, newest first; or show one JOB (id or name)."""
+    filtered = bool(states or kind or user or name or sweep or since or before or limit or everything)
+    if job is not None and filtered and not shards:
         raise SpecError(
-            "one job and a filter do not go together", hint=f"ganq status {job}, or ganq status --name {job}"
+            "JOB cannot be combined with filters", hint=f"ganq status {job}, or ganq status --name {job}"
         )
     if watch and (as_json or not output.on_terminal()):
         raise SpecError(
-            "--watch redraws a terminal, and this is none",
-            hint="ganq wait JOB prints a line for each change; ganq status --json prints once",
+            "--watch requires a terminal",
+            hint="ganq wait JOB prints a line for each change",
         )
     if kind is not None:
         from jobs.kinds import kind_named
@@ -89,36 +106,37 @@ def status(
         if job is not None:
             raise
         return _no_jobs_yet(as_json, exc)
-    if job is not None and not parts:
-        return _one(session, job, watch, as_json)
+    if job is not None and not shards:
+        return _show_job(session, job, watch, as_json, full)
 
     from storage.db.queries import Filter
 
-    wanted = Filter(
-        states=tuple(JobState(one) for one in states) or None,
+    job_filter = Filter(
+        states=tuple(JobState(state) for state in states) or None,
         kind=kind,
         user=user,
         name=name,
         sweep=session.queries.find_sweep(sweep) if sweep is not None else None,
-        before_id=None if before is None else min(before, MOST_ID),
-        parts=parts,
+        before_id=None if before is None else min(before, MAX_ID),
+        parts=shards,
         part_of=session.queries.find(job).id if job is not None else None,
+        since=None if since is None else session.queries.now() - since,
     )
     if as_json:
-        return _list_as_json(session, wanted, None if everything else limit or DEFAULT_LIMIT)
+        return _list_as_json(session, job_filter, None if everything else limit or DEFAULT_LIMIT)
     if watch:
-        return _watch(lambda: _overview(session, wanted, limit or _screen_rows(4)))
+        return _watch(lambda: _overview(session, job_filter, limit or _screen_rows(4)))
     if everything and not output.on_terminal():
-        return _stream(session, wanted)
-    rows, footer = _overview_rows(session, wanted, None if everything else limit or DEFAULT_LIMIT)
+        return _stream(session, job_filter)
+    headers, rows, footer = _list_rows(session, job_filter, None if everything else limit or DEFAULT_LIMIT)
     if rows:
-        output.print_table(COLUMNS, rows, right=RIGHT)
+        output.print_table(headers, rows, right=RIGHT)
     click.echo(footer)
     return 0
 
 
 def _no_jobs_yet(as_json: bool, exc: NoJobsYetError) -> int:
-    """Nothing was ever submitted: no error, but a way forward."""
+    """Print how to submit the first job."""
     if as_json:
         output.print_json_array(())
         return 0
@@ -130,82 +148,100 @@ def _no_jobs_yet(as_json: bool, exc: NoJobsYetError) -> int:
 # --- the list -----------------------------------------------------------------------------
 
 
-def _overview_rows(session: Session, wanted: "Filter", limit: int | None) -> tuple[list[list[str]], str]:
+def _list_rows(
+    session: Session, job_filter: "Filter", limit: int | None
+) -> tuple[Sequence[str], Sequence[Sequence[str]], str]:
+    """Return headers, rows and footer."""
     from storage.status import job_text
 
     jobs = (
-        list(session.queries.stream(wanted)) if limit is None else session.queries.page(wanted, limit=limit)
+        list(session.queries.stream(job_filter))
+        if limit is None
+        else session.queries.page(job_filter, limit=limit)
     )
-    around = job_text.StatusContext.of(session.queries, jobs)
-    bars = output.on_terminal()
+    context = job_text.StatusContext.of(session.queries, jobs)
+    bars, options = output.on_terminal(), job_filter.since is not None
     more = limit is not None and len(jobs) == limit
-    return [_row(one, around, bars) for one in jobs], _footer(session, len(jobs), wanted, more=more)
+    hidden = set() if options else {"OPTIONS"}
+    if not output.several_users((job.user for job in jobs), session.settings.user):
+        hidden.add("USER")
+    rows = [_row(job, context, bars, options) for job in jobs]
+    return *output.without_columns(COLUMNS, rows, hidden), _footer(session, len(jobs), job_filter, more=more)
 
 
-def _row(one: "Job", around: Any, bars: bool) -> list[str]:
+def _row(job: "Job", context: Any, bars: bool, options: bool) -> list[str]:
     from storage.status import job_text
 
-    one = job_text.as_one(one, around)
-    share = job_text.fraction(one)
-    progress = job_text.progress(one)
-    if bars and share is not None and progress:
+    job = job_text.as_one(job, context)
+    share = job_text.fraction(job)
+    progress = job_text.progress(job)
+    if job.state is JobState.FAILED:
+        progress = " ".join(filter(None, (job.error_message or job.error_code,)))
+    elif bars and share is not None and progress:
         progress = f"{job_text.bar(share)} {progress}"
-    elif share is not None and progress and not one.state.terminal:
+    elif share is not None and progress and not job.state.terminal:
         progress = f"{progress} {share:.0%}"
     return [
-        str(one.id),
-        one.name or "",
-        one.kind,
-        job_text.state(one, around),
+        str(job.id),
+        job.name or "",
+        job.user,
+        job.kind,
+        job_text.state(job, context),
         progress,
-        job_text.rate_text(job_text.rate(one)),
-        output.duration(job_text.eta(one)),
-        job_text.place(one, around),
-        job_text.age(one, around),
+        job_text.rate_text(job_text.rate(job)),
+        output.duration(job_text.eta(job)),
+        job_text.place(job, context),
+        job_text.age(job, context),
+        " ".join(f"{n.replace('_', '-')}={v}" for n, v in job_text.changed_options(job).items())
+        if options
+        else "",
     ]
 
 
-def _footer(session: Session, shown: int, wanted: "Filter", *, more: bool = False) -> str:
-    """How many there are in all, by state, and how to see the rest, if there may be more."""
+def _footer(session: Session, shown: int, job_filter: "Filter", *, more: bool = False) -> str:
+    """Count all jobs by state, and explain how to list the rest if there are more."""
     from storage.db.queries import Filter
 
-    counts = session.queries.counts(sweep=wanted.sweep, parts=wanted.parts, part_of=wanted.part_of)
+    counts = session.queries.counts(
+        sweep=job_filter.sweep, parts=job_filter.parts, part_of=job_filter.part_of
+    )
     total = sum(counts.values())
     by_state = ", ".join(f"{number:,} {state}" for state, number in counts.items() if number)
     line = f"{output.count(total, 'job')}: {by_state}"
-    if wanted.part_of is not None:
+    if job_filter.part_of is not None:
         if total == 0:
-            return f"job {wanted.part_of} has no parts"
-        line = f"job {wanted.part_of} has {output.count(total, 'part')}: {by_state}"
+            return f"job {job_filter.part_of} has no shards"
+        line = f"job {job_filter.part_of} has {output.count(total, 'shard')}: {by_state}"
     if total == 0:
         return f"no jobs yet\n  → {FIRST_STEP}"
-    if wanted.sweep is not None:
+    if job_filter.sweep is not None:
         ended = sum(number for state, number in counts.items() if JobState(state).terminal)
-        line = f"sweep {wanted.sweep}: {ended:,} of {total:,} ended: {by_state}"
-    unfiltered = wanted == Filter(parts=wanted.parts, part_of=wanted.part_of)
+        line = f"sweep {job_filter.sweep}: {ended:,} of {total:,} ended: {by_state}"
+    unfiltered = job_filter == Filter(parts=job_filter.parts, part_of=job_filter.part_of)
     if shown < total and unfiltered:
-        line += f" · newest {shown} shown; --all shows every one, ganq status ID one of them"
+        line += f" · newest {shown} shown; --all shows all, ganq status ID shows one"
     elif not unfiltered and more:
-        line += f" · {shown} shown of those that match; --all or --limit N shows more"
+        line += f" · {shown} matching jobs shown; --all or --limit N shows more"
     elif not unfiltered and shown < total:
-        line += f" · {shown} of them match"
+        line += f" · {shown} match the filter"
     return line
 
 
-def _stream(session: Session, wanted: "Filter") -> int:
-    """All jobs into a pipe: one aligned page after another, at constant memory."""
+def _stream(session: Session, job_filter: "Filter") -> int:
+    """Print all jobs to a pipe, page by page, at constant memory."""
     from storage.status import job_text
 
-    widths = (6, 20, 8, 12, 28, 8, 12, 20, 12)
-    click.echo("  ".join(h.ljust(w) for h, w in zip(COLUMNS, widths, strict=True)).rstrip())
+    options = job_filter.since is not None
+    headers = COLUMNS if options else (*COLUMNS[:-1], "")
+    click.echo("  ".join(h.ljust(w) for h, w in zip(headers, STREAM_WIDTHS, strict=True)).rstrip())
     shown = 0
-    for page in _pages(session.queries.stream(wanted)):
-        around = job_text.StatusContext.of(session.queries, page)
-        for one in page:
-            cells = [output.clean(cell) for cell in _row(one, around, False)]
-            click.echo("  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip())
+    for page in _pages(session.queries.stream(job_filter)):
+        context = job_text.StatusContext.of(session.queries, page)
+        for job in page:
+            cells = [output.clean(cell) for cell in _row(job, context, False, options)]
+            click.echo("  ".join(c.ljust(w) for c, w in zip(cells, STREAM_WIDTHS, strict=True)).rstrip())
         shown += len(page)
-    click.echo(_footer(session, shown, wanted))
+    click.echo(_footer(session, shown, job_filter))
     return 0
 
 
@@ -216,16 +252,16 @@ def _pages(jobs: "Iterator[Job]", size: int = 500) -> "Iterator[list[Job]]":
         yield page
 
 
-def _list_as_json(session: Session, wanted: "Filter", limit: int | None) -> int:
+def _list_as_json(session: Session, job_filter: "Filter", limit: int | None) -> int:
     from itertools import islice
 
     from storage.status import job_text
 
     def facts() -> Iterator[dict[str, Any]]:
-        for page in _pages(islice(session.queries.stream(wanted), limit)):
-            around = job_text.StatusContext.of(session.queries, page)
-            for one in page:
-                yield job_text.as_json(one, around)
+        for page in _pages(islice(session.queries.stream(job_filter), limit)):
+            context = job_text.StatusContext.of(session.queries, page)
+            for job in page:
+                yield job_text.as_json(job, context)
 
     output.print_json_array(facts())
     return 0
@@ -240,28 +276,28 @@ def _screen_rows(taken: int) -> int:
     return max(5, shutil.get_terminal_size().lines - taken)
 
 
-def _overview(session: Session, wanted: "Filter", limit: int) -> Any:
+def _overview(session: Session, job_filter: "Filter", limit: int) -> Any:
     from rich.console import Group
     from rich.text import Text
 
-    rows, footer = _overview_rows(session, wanted, limit)
-    return Group(output.rich_table(COLUMNS, rows, right=RIGHT), Text(footer, style="dim"))
+    headers, rows, footer = _list_rows(session, job_filter, limit)
+    return Group(output.rich_table(headers, rows, right=RIGHT), Text(footer, style="dim"))
 
 
 def _watch(draw: Callable[[], Any], ended: Callable[[], bool] = lambda: False) -> int:
-    """Redraw in place until Ctrl-C, or until there is nothing more to see."""
+    """Redraw until Ctrl-C, or until `ended` is true."""
     from rich.live import Live
 
     with Live(auto_refresh=False, screen=False) as live:
         while True:
-            over = ended()  # before the last drawing, which then shows the end
+            last = ended()  # checked before drawing, so that the last frame shows the end
             live.update(draw(), refresh=True)
-            if over:
+            if last:
                 return 0
-            time.sleep(WATCH_S)
+            time.sleep(REFRESH_S)
 
 
-def _one(session: Session, reference: str, watch: bool, as_json: bool) -> int:
+def _show_job(session: Session, reference: str, watch: bool, as_json: bool, full: bool) -> int:
     from cli.ui import job_page
 
     job_id = session.queries.find(reference).id
@@ -273,10 +309,10 @@ def _one(session: Session, reference: str, watch: bool, as_json: bool) -> int:
         from rich.text import Text
 
         def page() -> Text:
-            shown = job_page.lines(session, job_id, rows=_screen_rows(1))
+            shown = job_page.lines(session, job_id, rows=_screen_rows(1), full=full)
             return Text("\n".join(shown), no_wrap=True, overflow=output.overflow())
 
         return _watch(page, lambda: session.queries.get(job_id).state.terminal)
-    for line in job_page.lines(session, job_id):
+    for line in job_page.lines(session, job_id, full=full):
         click.echo(line)
     return 0

@@ -1,26 +1,26 @@
-"""`ganq up`: everything that one machine needs, in the foreground."""
+"""`ganq up`: run the complete local stack in the foreground."""
 
 import click
 
-from cli.ui.params import Whole
+from cli.ui.params import BoundedInt
 
 
 @click.command()
 @click.option(
-    "--gpus", default="auto", show_default=True, metavar="WHICH", help="As in ganq worker: auto, none, 0,1"
+    "--gpus", default="auto", show_default=True, metavar="WHICH", help="As for ganq worker: auto, none, 0,1."
 )
 @click.option(
     "--cpu-workers",
-    type=Whole(1, 1024),
+    type=BoundedInt(1, 1024),
     metavar="N",
-    help="Instead of GPUs: so many workers on the CPU, each on its own share of the cores.",
+    help="Number of CPU workers, which share the cores; instead of GPUs.",
 )
 def up(gpus: str, cpu_workers: int | None) -> None:
     """
-    Start the local stack and stay: job table, embedded Redis, one worker per GPU.
+    Run the local stack: job table, embedded Redis, one worker per GPU.
 
-    Submit jobs from another terminal. Ctrl-C saves the running job and stops;
-    the next `ganq up` goes on with it.
+    Submit jobs from another terminal. Ctrl-C saves the running job and stops; the next
+    `ganq up` resumes it.
 
     \b
     Examples:
@@ -47,8 +47,8 @@ def up(gpus: str, cpu_workers: int | None) -> None:
                 click.echo(f"ganq is up: {settings.home}", err=True)
                 click.echo("submit from another terminal:  ganq submit train --data DIR", err=True)
                 click.echo("Ctrl-C saves the running job and stops", err=True)
-            code = stack.tend(lambda said: click.echo(said, err=True))
+            code = stack.tend(lambda line: click.echo(line, err=True))
         except KeyboardInterrupt:
-            click.echo("\nstopping; a job that runs is saved first …", err=True)
+            click.echo("\nstopping; saving the running job …", err=True)
             code = 0
     raise SystemExit(code)

@@ -1,4 +1,4 @@
-"""`ganq wait`: block until jobs have ended, and exit by their fate."""
+"""`ganq wait`: block until jobs have ended; the exit code depends on their outcome."""
 
 import click
 
@@ -15,23 +15,23 @@ from jobs.errors import SpecError
     )
 )
 @click.argument("jobs", nargs=-1, type=JOB)
-@click.option("--sweep", help="All jobs of this array: its id, or the name that they begin with.")
-@click.option("--timeout", type=Seconds(), help="Give up after so many seconds (exit code 124).")
+@click.option("--sweep", help="All jobs of this sweep (id or name).")
+@click.option("--timeout", type=Seconds(), help="Give up after this many seconds (exit code 124).")
 @output.json_option
 def wait(jobs: tuple[str, ...], sweep: str | None, timeout: float | None, as_json: bool) -> int:
     """
-    Wait until JOBS have ended, showing their progress.
+    Wait until JOBS have ended, and show their progress.
 
-    Exit code: 0 all succeeded, 1 one failed or was cancelled, 124 the time ran out.
-    Ctrl-C stops the waiting, not the jobs.
+    Exit code: 0 all succeeded, 1 at least one failed or was cancelled, 124 timeout.
+    Ctrl-C stops waiting; the jobs continue.
     """
     from cli.ui.follow import exit_code_of, follow
     from storage.status import job_text
 
     if not jobs and sweep is None:
-        raise SpecError("wait for which jobs? it takes ids and names, or --sweep", hint="ganq status")
+        raise SpecError("no jobs given: wait takes ids or names, or --sweep", hint="ganq status lists jobs")
     session = open_session()
-    ids = list(dict.fromkeys(session.queries.find(one).id for one in jobs))
+    ids = list(dict.fromkeys(session.queries.find(reference).id for reference in jobs))
     if sweep is not None:
         from storage.db.queries import Filter
 
@@ -39,6 +39,6 @@ def wait(jobs: tuple[str, ...], sweep: str | None, timeout: float | None, as_jso
         ids = list(dict.fromkeys([*ids, *reversed(members)]))
     ended, timed_out = follow(session, ids, timeout_s=timeout, quiet=as_json)
     if as_json:
-        around = job_text.StatusContext.of(session.queries, ended)
-        output.print_json([job_text.as_json(one, around) for one in ended])
+        context = job_text.StatusContext.of(session.queries, ended)
+        output.print_json([job_text.as_json(job, context) for job in ended])
     return exit_code_of(ended, timed_out)

@@ -1,11 +1,11 @@
-"""`ganq web`: the page that shows queue, runs and images."""
+"""`ganq web`: serve the web page."""
 
 from pathlib import Path
 
 import click
 
 from cli.ui.lazy import examples
-from cli.ui.params import Whole
+from cli.ui.params import BoundedInt
 
 
 @click.command(
@@ -21,7 +21,7 @@ from cli.ui.params import Whole
 )
 @click.option(
     "--port",
-    type=Whole(0, 65535),
+    type=BoundedInt(0, 65535),
     default=8311,
     show_default=True,
     help="Port; the next free one if it is taken.",
@@ -29,28 +29,28 @@ from cli.ui.params import Whole
 @click.option(
     "--allow-changes/--read-only",
     default=None,
-    help="Whether jobs can be cancelled, retried and so on from the page.  [default: read-only]",
+    help="Whether the page can cancel, retry and change jobs.  [default: read-only]",
 )
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="File with the token of the link; made if it is not there.  [default: GANQ_HOME/web-token]",
+    help="File with the login token; created if missing.  [default: GANQ_HOME/web-token]",
 )
 @click.option(
     "--server-name",
     "hosts",
     multiple=True,
     metavar="NAME",
-    help="A host name under which it is reached; repeatable.",
+    help="Host name of the server; repeatable.",
 )
 @click.option(
     "--trust-proxy",
     "proxies",
     multiple=True,
     metavar="CIDR",
-    help="Addresses of a proxy that logs users in and names them in a header; repeatable.",
+    help="Addresses of a proxy that authenticates users and sends their name in a header; repeatable.",
 )
-@click.option("--user-header", default="X-Forwarded-User", show_default=True, help="That header.")
+@click.option("--user-header", default="X-Forwarded-User", show_default=True, help="Name of that header.")
 def web(
     host: str,
     port: int,
@@ -61,10 +61,10 @@ def web(
     user_header: str,
 ) -> None:
     """
-    Serve the page: queue, runs with their images and curves, logs, workers, data sets.
+    Serve the web page: queue, runs with images and curves, logs, workers, data sets.
 
-    Prints a link that logs a browser in. `ganq up` starts the page, too. On a cluster one
-    server with access to the job table and the volume is enough.
+    Prints a login link. `ganq up` also serves the page. A cluster needs one server with
+    access to the job table and the volume.
     """
     from storage.settings import Settings
     from web.serve import Options, serve
@@ -78,4 +78,4 @@ def web(
         proxies=proxies,
         user_header=user_header,
     )
-    serve(Settings.load(), options, lambda said: click.echo(said, err=True))
+    serve(Settings.load(), options, lambda line: click.echo(line, err=True))

@@ -1,8 +1,8 @@
-"""`ganq worker`: run jobs on this machine's GPUs."""
+"""`ganq worker`: run jobs on the GPUs of this machine."""
 
 import click
 
-from cli.ui.params import Whole
+from cli.ui.params import BoundedInt
 
 
 @click.command()
@@ -11,25 +11,26 @@ from cli.ui.params import Whole
     default="auto",
     show_default=True,
     metavar="WHICH",
-    help="auto or all (those of CUDA_VISIBLE_DEVICES; else the CPU), none, or indices and UUIDs: 0,1",
+    help="auto or all (the GPUs of CUDA_VISIBLE_DEVICES, or the CPU if there are none), none, or indices "
+    "or UUIDs, e.g. 0,1.",
 )
 @click.option(
     "--cpu-workers",
-    type=Whole(1, 1024),
+    type=BoundedInt(1, 1024),
     metavar="N",
-    help="Instead of GPUs: so many workers on the CPU, each on its own share of the cores.",
+    help="Number of CPU workers, which share the cores; instead of GPUs.",
 )
-@click.option("--cores", metavar="A,B-C", help="Instead of GPUs: one worker on these CPU cores.")
+@click.option("--cores", metavar="A,B-C", help="One CPU worker on these cores; instead of GPUs.")
 @click.option("--queues", metavar="A,B", help="Queues to serve.  [default: GANQ_QUEUES, or 'default']")
-@click.option("--name", metavar="NAME", help="The worker's name.  [default: HOST-gpu0, HOST-cpu]")
+@click.option("--name", metavar="NAME", help="Name of the worker.  [default: HOST-gpu0, HOST-cpu]")
 def worker(
     gpus: str, cpu_workers: int | None, cores: str | None, queues: str | None, name: str | None
 ) -> None:
     """
     Run jobs on this machine: one worker per GPU, or one on the CPU.
 
-    SIGTERM (Ctrl-C) drains: the running job is saved, goes back to the queue and
-    goes on elsewhere, or here when a worker is back.
+    SIGTERM and Ctrl-C drain the worker: the running job is saved and requeued, and any
+    worker can resume it.
 
     \b
     Examples:
@@ -42,12 +43,12 @@ def worker(
     from storage.settings import Settings
     from worker.host.launcher import launch
 
-    chosen = tuple(one.strip() for one in (queues or "").split(",") if one.strip())
+    names = tuple(queue.strip() for queue in (queues or "").split(",") if queue.strip())
     raise SystemExit(
         launch(
             Settings.load(),
             gpus=gpus,
-            queues=chosen,
+            queues=names,
             name=check_name(name) if name else None,
             cpu_workers=cpu_workers,
             cores=cores,

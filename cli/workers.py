@@ -1,4 +1,4 @@
-"""`ganq workers`: who is there, and what they do."""
+"""`ganq workers`: list the workers and their jobs."""
 
 import click
 
@@ -6,46 +6,51 @@ from cli.session import NoJobsYetError, open_session
 from cli.ui import output
 from cli.ui.lazy import examples
 
-COLUMNS = ("NAME", "STATE", "JOB", "DEVICE", "HOST", "QUEUES", "LAST SPOKE", "VERSION")
+COLUMNS = ("NAME", "STATE", "JOB", "USER", "DEVICE", "HOST", "QUEUES", "HEARTBEAT", "VERSION")
+NO_WORKERS = "no workers yet\n  → ganq up starts the local stack"
 
 
 @click.command(epilog=examples("ganq workers", "ganq workers --json"))
 @output.json_option
 def workers(as_json: bool) -> int:
-    """List the workers; one that has not spoken for a minute is shown as silent."""
+    """List the workers; a worker without a heartbeat for a minute is 'unresponsive'."""
     try:
         session = open_session()
     except NoJobsYetError:
         if as_json:
             output.print_json_array(())
         else:
-            click.echo("no workers yet\n  → ganq up runs everything on this machine")
+            click.echo(NO_WORKERS)
         return 0
-    from storage.status.job_text import SILENT_S
+    from storage.status.job_text import UNRESPONSIVE_S
 
     known = session.queries.workers()
     states = {
-        one.name: "silent" if one.silent_s > SILENT_S and one.state != "stopped" else one.state
-        for one in known
+        row.name: "unresponsive" if row.silent_s > UNRESPONSIVE_S and row.state != "stopped" else row.state
+        for row in known
     }
     if as_json:
-        output.print_json_array({**one.__dict__, "status": states[one.name]} for one in known)
+        output.print_json_array({**row.__dict__, "status": states[row.name]} for row in known)
         return 0
     if not known:
-        click.echo("no workers yet\n  → ganq up runs everything on this machine")
+        click.echo(NO_WORKERS)
         return 0
+    ids = [row.job_id for row in known if row.job_id is not None]
+    users = {job.id: job.user for job in session.queries.get_many(ids)}
     rows = [
         [
-            one.name,
-            states[one.name],
-            "" if one.job_id is None else str(one.job_id),
-            one.device,
-            one.host,
-            one.queues,
-            f"{output.duration(one.silent_s)} ago",
-            one.version,
+            row.name,
+            states[row.name],
+            "" if row.job_id is None else str(row.job_id),
+            users.get(row.job_id or 0, ""),
+            row.device,
+            row.host,
+            row.queues,
+            f"{output.duration(row.silent_s)} ago",
+            row.version,
         ]
-        for one in known
+        for row in known
     ]
-    output.print_table(COLUMNS, rows, right=("JOB",))
+    hidden = () if output.several_users(users.values(), session.settings.user) else ("USER",)
+    output.print_table(COLUMNS, rows, right=("JOB",), hidden=hidden)
     return 0

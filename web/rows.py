@@ -28,7 +28,7 @@ def tone(job: Job, around: StatusContext) -> str:
     """Return the key of SIGNS, which is the class of the colour as well."""
     if job.state is JobState.RUNNING:
         worker = around.workers.get(job.worker or "")
-        return "unresponsive" if worker is not None and worker.silent_s > job_text.SILENT_S else "running"
+        return "unresponsive" if worker is not None and worker.silent_s > job_text.UNRESPONSIVE_S else "running"
     if job.state is JobState.QUEUED and job.held:
         return "held"
     if job.state is JobState.QUEUED and (job.blockers or job.not_before is not None):
@@ -39,7 +39,7 @@ def tone(job: Job, around: StatusContext) -> str:
 def as_row(job: Job, around: StatusContext) -> Facts:
     job = job_text.as_one(job, around)
     look = tone(job, around)
-    so_far = job_text.told(job)
+    so_far = job_text.progress_facts(job)
     stamp = f"{job.attempt}-{so_far.get('epoch') or ''}-{job.state}"
     reason = job.error_message if job.state is JobState.FAILED or look == "waiting" else None
     return {
@@ -63,7 +63,7 @@ def rows(site: Site, jobs: Sequence[Job]) -> tuple[list[Facts], StatusContext]:
 
 def worker_card(worker: WorkerRow, job: Job | None) -> Facts:
     """Return a worker with what its job says of itself."""
-    silent = worker.silent_s > job_text.SILENT_S and worker.state != "stopped"
+    silent = worker.silent_s > job_text.UNRESPONSIVE_S and worker.state != "stopped"
     progress: dict[str, Any] = (job.progress if job is not None else None) or {}
     return {
         **{name: getattr(worker, name) for name in WorkerRow.__dataclass_fields__},

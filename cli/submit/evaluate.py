@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.session import Session, open_session
+from cli.submit import plan as plans
 from cli.submit import preflight, sweep
+from cli.submit.accept import prerequisites, submit_job, submit_sweep
 from cli.submit.generate import check_source
-from cli.submit.options import accept, needed, read_submit_options, show_plan, submit_options
+from cli.submit.options import read_submit_options, submit_options
 from cli.submit.spec_options import given_only, spec_options
 from cli.ui import output
 from cli.ui.lazy import examples
@@ -26,25 +28,25 @@ NEVER_SWEPT = (
     *("reader", "keep_duplicates", "white_level", "max_unpacked_gb"),
 )
 
-LEAST = f"{FEWEST_PICTURES} are the least, 2,000 make good numbers"
+MINIMUM_HINT = f"use at least {FEWEST_PICTURES}; 2,000 give reliable metrics"
 
-WORDS = {
-    "data": "The real pictures. Default: those that the model was trained on.",
-    "checkpoint": "best, last, or a number of epochs.",
-    "count": "Made pictures that are looked at, at most.",
-    "search": "Real pictures at most.",
-    "size": "Side in pixels. Default: the model's; of a PATH, that of most of its images.",
-    "feature_network": f"{' or '.join(FEATURE_NETWORKS)}, or the path of a weight file.",
-    "feature_sha256": "The sha-256 of that file.",
-    "seed": "Of the pictures that are drawn.",
-    "micro_batch": "Pictures in one pass of the generator; part of what fixes the bits.",
-    "max_skip": "Share of images that may be left out: broken, or of a format that is not read.",
-    "keep_duplicates": "Use real images with equal bytes more than once.",
-    "white_level": "Value that becomes white in grey images of 16 bits or floats; 0: 65535.",
-    "max_unpacked_gb": "What an archive may unpack to, in gigabytes.",
-    "loader_workers": "Processes that decode pictures.",
-    "device": "Where to draw and to look.",
-    "deterministic": "On a GPU: kernels that always give the same bits.",
+HELP = {
+    "data": "Real images.  [default: the training data of the model]",
+    "checkpoint": "best, last, or an epoch.",
+    "count": "Maximum number of generated images.",
+    "search": "Maximum number of real images.",
+    "size": "Side in pixels.  [default: that of the model, or of most images of PATH]",
+    "feature_network": f"Feature network: {' or '.join(FEATURE_NETWORKS)}, or the path of a weight file.",
+    "feature_sha256": "SHA-256 of that file.",
+    "seed": "Random seed of the generated images.",
+    "micro_batch": "Images per forward pass of the generator. Another value may change the last bit.",
+    "max_skip": "Maximum fraction of images that are left out: unreadable, or of an unsupported format.",
+    "keep_duplicates": "Also use real images whose bytes are equal to another's.",
+    "white_level": "Value of white in grey images of 16 bits or floats; 0: 65535.",
+    "max_unpacked_gb": "Maximum unpacked size of an archive in gigabytes.",
+    "loader_workers": "Processes that decode images.",
+    "device": "Device to evaluate on.",
+    "deterministic": "Use deterministic kernels on a GPU.",
 }
 
 
@@ -52,159 +54,161 @@ WORDS = {
     epilog=examples(
         "ganq submit evaluate 12 --wait",
         "ganq submit evaluate faces --checkpoint 200",
-        "ganq submit evaluate pictures/ --data faces/",
+        "ganq submit evaluate images/ --data faces/",
         "ganq compare",
     )
 )
-@click.argument("what", metavar="JOB|PATH")
+@click.argument("subject", metavar="JOB|PATH")
 @spec_options(
     EvaluateSpec,
-    WORDS,
-    own=("source", "path", "reader"),
-    kinds={"data": click.Path(), "feature_network": click.Path()},
+    HELP,
+    excluded=("source", "path", "reader"),
+    types={"data": click.Path(), "feature_network": click.Path()},
 )
 @submit_options
-def evaluate(what: str, **options: Any) -> int:
+def evaluate(subject: str, **options: Any) -> int:
     """
-    Measure how good pictures are, and whether they are copies of the training pictures.
+    Measure the quality of generated images, and detect copies of training images.
 
-    JOB is a training or an import, from which pictures are drawn, or a generation, whose
-    pictures are taken; PATH a folder, zip or tar of pictures.
+    JOB is a training or an import, with which images are generated, or a generation, whose
+    images are used. PATH is a folder, zip or tar of images.
     """
-    if not what.strip():
-        raise SpecError(
-            "what is to be evaluated is empty", hint="name a job, or a folder, zip or tar of pictures"
-        )
-    wish = read_submit_options(options)
+    if not subject.strip():
+        raise SpecError("JOB|PATH is empty", hint="give a job, or a folder, zip or tar of images")
+    request = read_submit_options(options)
     given = given_only(options)
     preflight.find_feature_network(given)
-    changes = sweep.combinations(EvaluateSpec, wish.sweep, given, never=NEVER_SWEPT) if wish.sweep else [{}]
+    changes = sweep.combinations(EvaluateSpec, request.sweep, given, never=NEVER_SWEPT)
     settings = Settings.load()
-    about: dict[str, Any]
+    derived: dict[str, Any]
     after: list[int] = []
-    found = _find(settings, what)
+    found = _find_subject(settings, subject)
     if isinstance(found, Path):
-        about = {"path": str(found)}
+        derived = {"path": str(found)}
         reading = preflight.reading_of(EvaluateSpec.of_new | given)
         if "size" not in given:
-            about["size"] = preflight.usual_side(found, reading)
-        _enough(str(found), reading)
+            derived["size"] = preflight.usual_side(found, reading)
+        _require_images(str(found), reading)
         session = open_session(create=True, settings=settings)
     else:
         session, job = found
-        for change in changes:  # each may name another checkpoint; if one is not there yet, all wait
-            about, awaited = _of_job(session, job, given | change)
+        for change in changes:  # each may use another checkpoint; if one is missing, all wait
+            derived, awaited = _derive(session, job, given | change)
             after = after or awaited
-    if "data" in given or "data" not in about:
-        about["data"] = preflight.find_data(settings, given.get("data"))
-    specs = [EvaluateSpec.create(**{**about, **given, "data": about["data"], **one}) for one in changes]
+    if "data" in given or "data" not in derived:
+        derived["data"] = preflight.find_data(settings, given.get("data"))
+    fixed = {**derived, **given, "data": derived["data"]}
+    specs = [EvaluateSpec.create(**{**fixed, **change}) for change in changes]
     spec = specs[0]
     if Path(spec.data).exists():
-        _enough(spec.data, preflight.reading_of(spec.to_json()))
+        _require_images(spec.data, preflight.reading_of(spec.to_json()))
     else:
-        output.notice(f"{spec.data} is not here: a worker that has the decoded copy can still do it")
+        output.notice(
+            f"{spec.data} does not exist here; a worker with the decoded copy can still run the job"
+        )
     if "data" not in given:
-        output.notice(f"comparing with {spec.data}")
-    if wish.dry_run:
-        needed(session, wish)
-        plan = {"pictures": spec.count, "real_pictures_at_most": spec.search}
-        from cli.submit.estimate import evaluation_seconds
-
-        seconds = evaluation_seconds(session.queries, spec)
-        return show_plan(spec, plan, seconds, wish.as_json, changes if wish.sweep else ())
+        output.notice(f"comparing with the real images in {spec.data}")
+    if request.dry_run:
+        prerequisites(session, request)
+        plan = {"images": spec.count, "max_real_images": spec.search}
+        seconds = plans.evaluation_seconds(session.queries, spec)
+        return plans.show_plan(spec, plan, seconds, request.as_json, changes if request.sweep else ())
     if after:
-        output.notice(f"job {after[0]} has not ended; this one waits for it")
-    if wish.sweep:
-        return sweep.accept_sweep(session, specs, wish, after=[*after, *needed(session, wish)])
-    return accept(session, spec, wish, after=after)
+        output.notice(f"job {after[0]} has not ended: this job starts after it")
+    if request.sweep:
+        return submit_sweep(session, specs, request, changes, after=after)
+    return submit_job(session, spec, request, after=after)
 
 
-def _find(settings: Settings, what: str) -> "Path | tuple[Session, Job]":
+def _find_subject(settings: Settings, subject: str) -> "Path | tuple[Session, Job]":
     """
+    Return the job, or the path.
+
     Raises:
-        JobNotFoundError: neither a job nor a path.
+        JobNotFoundError: it is neither.
     """
-    path = Path(what).expanduser().absolute()
+    path = Path(subject).expanduser().absolute()
     try:
         session = open_session(settings=settings)
-        return session, session.queries.find(what)
+        return session, session.queries.find(subject)
     except NotFoundError as exc:
         if path.exists():
             return path
-        if "/" in what:
-            raise NotFoundError(
-                f"there is nothing at {path}", hint="name a job, or a folder of pictures"
-            ) from exc
+        if "/" in subject:
+            raise NotFoundError(f"{path} does not exist", hint="give a job, or a folder of images") from exc
         if isinstance(exc, JobNotFoundError):
             raise JobNotFoundError(
-                f"there is no job {what[:70]!r}, and no folder of that name",
+                f"there is no job and no folder {subject[:70]!r}",
                 hint="ganq status lists ids and names",
             ) from exc
         raise
 
 
-def _of_job(session: Session, job: "Job", given: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+def _derive(session: Session, job: "Job", given: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     """
-    Returns:
-        Fields of the spec, and the jobs to wait for.
+    Return the fields of the spec that follow from the job, and the jobs to wait for.
 
     Raises:
-        SpecError: a job that makes no pictures, too few or of another size, or --checkpoint of
-            pictures that are made already.
-        NotFoundError: its pictures or its checkpoint are not there, and never will be.
+        SpecError: the job generates no images, too few or of another size, or --checkpoint was given
+            for a generation.
+        NotFoundError: its images or its checkpoint do not exist and never will.
     """
     if kind_named(job.kind).makes_model:
         model, after = job, check_source(session, job, str(given.get("checkpoint", "best")), now=False)
     elif job.kind == "generate":
         if "checkpoint" in given:
             raise SpecError(
-                f"the pictures of job {job.id} are made already: there is no --checkpoint to choose",
-                hint=f"--checkpoint goes with job {job.spec.get('source')}, from which they were drawn",
+                f"--checkpoint cannot be used with job {job.id}, a generation",
+                hint=f"evaluate its model instead: job {job.spec.get('source')}",
             )
         if job.state.terminal and (job.state != "succeeded" or "deleted_at" in (job.result or {})):
-            gone = "were deleted" if job.state == "succeeded" else f"never came: it has {job.state}"
+            reason = "were deleted" if job.state == "succeeded" else f"do not exist: it is {job.state}"
             raise NotFoundError(
-                f"the pictures of job {job.id} {gone}", hint=f"ganq retry {job.id} makes them again"
+                f"the images of job {job.id} {reason}", hint=f"ganq retry {job.id} generates them again"
             )
-        _enough_made(job)
+        _require_generated_images(job)
         model, after = session.queries.get(job.spec_field("source")), [] if job.state.terminal else [job.id]
     else:
         raise SpecError(
-            f"job {job.id} is of kind {job.kind} and has no pictures",
+            f"job {job.id} is of kind {job.kind} and has no images",
             hint="evaluate a training, an import or a generation",
         )
-    about = {"source": job.id, "size": model.spec_field("size")}
-    if given.get("size", about["size"]) != about["size"]:
+    derived = {"source": job.id, "size": model.spec_field("size")}
+    if given.get("size", derived["size"]) != derived["size"]:
         raise SpecError(
-            f"--size {given['size']}: the pictures of job {job.id} are of {about['size']}×{about['size']}",
-            hint="leave it away; only a PATH's pictures are brought to a size",
+            f"--size {given['size']}: the images of job {job.id} are {derived['size']}×{derived['size']}",
+            hint="omit --size; only the images of a PATH are resized",
         )
     if model.spec.get("data"):
-        # The real images are those that it was trained on, so they are read as they were then.
-        about |= vars(preflight.reading_of(model.spec))
-        about["data"] = model.spec["data"]
-    return about, after
+        # Read the real images in the same way as the training did.
+        derived |= vars(preflight.reading_of(model.spec))
+        derived["data"] = model.spec["data"]
+    return derived, after
 
 
-def _enough(path: str, reading: "Reading") -> None:
+def _require_images(path: str, reading: "Reading") -> None:
     """
+    Check the number of images.
+
     Raises:
-        DatasetError: so few pictures that no number would have a meaning.
+        DatasetError: too few for a meaningful metric.
     """
     found = preflight.count_images(path, reading)
     if found < FEWEST_PICTURES:
         raise DatasetError(
-            f"{path} holds {output.count(found, 'picture')}, too few to be measured", hint=LEAST
+            f"{path} contains {output.count(found, 'image')}, too few to evaluate", hint=MINIMUM_HINT
         )
 
 
-def _enough_made(job: "Job") -> None:
+def _require_generated_images(job: "Job") -> None:
     """
+    Check the number of images of a generation.
+
     Raises:
-        SpecError: a generation of so few pictures.
+        SpecError: too few for a meaningful metric.
     """
-    made = GenerateSpec.from_json(job.spec).total
-    if made < FEWEST_PICTURES:
+    total = GenerateSpec.from_json(job.spec).total
+    if total < FEWEST_PICTURES:
         raise SpecError(
-            f"job {job.id} makes {output.count(made, 'picture')}, too few to be measured", hint=LEAST
+            f"job {job.id} generates {output.count(total, 'image')}, too few to evaluate", hint=MINIMUM_HINT
         )

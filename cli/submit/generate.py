@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.session import JOB, Session, open_session
+from cli.submit import plan as plans
 from cli.submit import sweep
-from cli.submit.options import accept, needed, read_submit_options, show_plan, submit_options
-from cli.submit.preflight import WEIGHTS
+from cli.submit.accept import prerequisites, submit_job, submit_sweep
+from cli.submit.options import read_submit_options, submit_options
+from cli.submit.preflight import WEIGHT_SUFFIXES
 from cli.submit.spec_options import given_only, spec_options
 from cli.ui import output
 from cli.ui.lazy import examples
-from cli.ui.params import NamedPath
+from cli.ui.params import NonEmptyPath
 from jobs.class_checks import unknown_class
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError, SpecError
 from jobs.kinds import kind_named
@@ -24,39 +26,37 @@ from jobs.specs import GenerateSpec
 if TYPE_CHECKING:
     from storage.db.rows import Job
 
-WORDS = {
-    "count": "How many pictures.",
-    "seeds": "Or these pictures by number: 0,4-6.",
-    "keep": "Or the K that the discriminator likes best …",
-    "of": "… of so many that are drawn.",
-    "interpolate": "Or the frames of a way between pictures, 3,17,42; as GIF and MP4, too.",
-    "frames": "Frames of the whole way. Default: 60 from one picture to the next.",
-    "grid_epochs": "Add a grid of the first 8 pictures with a row for each checkpoint that was kept.",
-    "reject": "Draw again what the discriminator likes least: this share of all draws, e.g. 0.5.",
-    "truncation": "Keep each latent number within ± this; less is tamer, e.g. 1.5.",
-    "checkpoint": "best, last, or a number of epochs.",
-    "class_name": "Of a conditional model: the class to draw. Default: its classes in turn.",
-    "seed": "Picture i depends on (checkpoint, seed, i) alone.",
-    "noise_mean": "Mean of the latent numbers.",
-    "noise_std": "Their standard deviation; less is tamer.",
-    "grid": "Pictures on one grid; 0 makes no grids.",
-    "grid_pages": "Grids at most.",
-    "out": "A folder that gets a copy of the result.",
-    "device": "Where to draw.",
-    "format": "Files of that kind, or one archive: tar of PNGs, npz of arrays.",
-    "quality": "Of jpeg [95], or of a webp that loses something; a webp is lossless without.",
-    "micro_batch": "Pictures in one pass; part of what fixes the bits.",
-    "shard_size": "Pictures in one part, in whole micro-batches; of more, workers share the parts.",
-    "max_workers": "Workers that may be at this job at once; 0: all that are free.",
-    "deterministic": "On a GPU: kernels that always give the same bits.",
+HELP = {
+    "count": "Number of images.",
+    "seeds": "Instead of --count: the images with these indices, e.g. 0,4-6.",
+    "keep": "Instead of --count: the K images with the highest discriminator scores …",
+    "of": "… of N generated images.",
+    "interpolate": "Instead of --count: interpolate between these images, e.g. 3,17,42; also as GIF and MP4.",
+    "frames": "Frames of the interpolation.  [default: 60 from one image to the next]",
+    "grid_epochs": "Add a grid with the first 8 images from each checkpoint that was kept.",
+    "reject": "Replace the fraction of images with the lowest discriminator scores, e.g. 0.5.",
+    "truncation": "Truncate the latent distribution at ± this value; smaller is less diverse, e.g. 1.5.",
+    "checkpoint": "best, last, or an epoch.",
+    "class_name": "Class to generate (conditional models).  [default: all classes in turn]",
+    "seed": "Random seed. Image i depends only on the checkpoint, the seed and i.",
+    "noise_mean": "Mean of the latent distribution.",
+    "noise_std": "Standard deviation of the latent distribution; smaller is less diverse.",
+    "grid": "Images per grid; 0: no grids.",
+    "grid_pages": "Maximum number of grids.",
+    "out": "Copy the result to this folder.",
+    "device": "Device to generate on.",
+    "format": "Output format: files, or one archive (tar of PNGs, npz of arrays).",
+    "quality": "Quality of jpeg [95] and of lossy webp; webp is lossless without it.",
+    "micro_batch": "Images per forward pass. Other values may change the last bit of a pixel.",
+    "shard_size": "Images per shard, in whole micro-batches; several workers share a larger job.",
+    "max_workers": "Maximum number of workers that process the job; 0: no limit.",
+    "deterministic": "Use deterministic kernels on a GPU.",
 }
 
 RANGE = re.compile(r"([0-9]{1,12})(?:-([0-9]{1,12}))?")
-PICTURE_BYTES_PER_PIXEL = 1.7
-"""A PNG of a face, about: 15.5 kB at 96×96."""
 
 
-class Ranges(click.ParamType[tuple[tuple[int, int], ...]]):
+class IndexRanges(click.ParamType[tuple[tuple[int, int], ...]]):
     """'0,4-6' to ((0, 0), (4, 6))."""
 
     name = "a,b-c"
@@ -70,12 +70,12 @@ class Ranges(click.ParamType[tuple[tuple[int, int], ...]]):
         for part in str(value).split(","):
             found = RANGE.fullmatch(part.strip())
             if found is None:
-                self.fail(f"{part[:40]!r} is no picture number or range; e.g. 0,4-6", param, ctx)
+                self.fail(f"{part[:40]!r} is not an image index or range; e.g. 0,4-6", param, ctx)
             ranges.append((int(found[1]), int(found[2] or found[1])))
         return tuple(ranges)
 
 
-class Numbers(click.ParamType[tuple[int, ...]]):
+class IndexList(click.ParamType[tuple[int, ...]]):
     """'3,17' to (3, 17)."""
 
     name = "a,b"
@@ -88,24 +88,24 @@ class Numbers(click.ParamType[tuple[int, ...]]):
         parts = [part.strip() for part in str(value).split(",")]
         for part in parts:
             if not re.fullmatch(r"[0-9]{1,12}", part):
-                self.fail(f"{part[:40]!r} is no picture number; e.g. 3,17", param, ctx)
+                self.fail(f"{part[:40]!r} is not an image index; e.g. 3,17", param, ctx)
         return tuple(map(int, parts))
 
 
 NEVER_SWEPT = ("source", "draws", "seeds", "out", "interpolate")
 """What the command finds itself, and what is itself a list or a folder."""
 
-KINDS_OF_OPTIONS: dict[str, click.ParamType[Any]] = {
-    "seeds": Ranges(),
-    "interpolate": Numbers(),
-    "out": NamedPath(),
+OPTION_TYPES: dict[str, click.ParamType[Any]] = {
+    "seeds": IndexRanges(),
+    "interpolate": IndexList(),
+    "out": NonEmptyPath(),
 }
 
 
 @click.command(
     epilog=examples(
         "ganq submit generate --count 1000",
-        "ganq submit generate --from faces --checkpoint 200 --seeds 0,4-6 --out pictures/",
+        "ganq submit generate --from faces --checkpoint 200 --seeds 0,4-6 --out images/",
         "ganq submit generate --keep 64 --of 512 --noise-std 0.8 --wait",
         "ganq submit generate --from 12 --now --count 64",
         "ganq submit generate --interpolate 3,17,42,3 --frames 240 --out film/",
@@ -113,78 +113,73 @@ KINDS_OF_OPTIONS: dict[str, click.ParamType[Any]] = {
     )
 )
 @click.option(
-    "--from", "source", type=JOB, help="Job or name to draw from. Default: the newest training or import."
+    "--from",
+    "source",
+    type=JOB,
+    help="Job that provides the generator.  [default: the newest training or import]",
 )
-@click.option(
-    "--now", is_flag=True, help="Don't wait for a training that has not ended: take its latest checkpoint."
-)
+@click.option("--now", is_flag=True, help="Do not wait for a running training: use its latest checkpoint.")
 @spec_options(
     GenerateSpec,
-    WORDS,
-    own=("source", "draws"),
-    kinds=KINDS_OF_OPTIONS,
-    once=("format",),
+    HELP,
+    excluded=("source", "draws"),
+    types=OPTION_TYPES,
+    not_repeatable=("format",),
 )
 @submit_options
 def generate(source: str | None, now: bool, **options: Any) -> int:
-    """Make pictures from a trained GAN."""
-    wish = read_submit_options(options)
+    """Generate images with a trained GAN."""
+    request = read_submit_options(options)
     given = given_only(options)
     if "out" in given:
         given["out"] = _out_folder(given["out"])
-    changes = sweep.combinations(GenerateSpec, wish.sweep, given, never=NEVER_SWEPT) if wish.sweep else [{}]
-    if wish.sweep and "out" in given:
-        raise SpecError("--out is one folder, and a sweep has many results", hint="leave it away: ganq open")
-    # What is wrong with the numbers is said before the table is asked anything.
-    for one in changes:
-        GenerateSpec.create(source=0, **given, **one)
+    changes = sweep.combinations(GenerateSpec, request.sweep, given, never=NEVER_SWEPT)
+    if request.sweep and "out" in given:
+        raise SpecError("--out cannot be used with --sweep", hint="ganq open JOB shows where results are")
+    for change in changes:  # report invalid values before the job table is opened
+        GenerateSpec.create(source=0, **given, **change)
     session = open_session()
     model = find_model(session, source)
     if now and "checkpoint" not in given and not model.state.terminal:
         given["checkpoint"] = "last"
-    for name in dict.fromkeys({**given, **one}.get("class_name") for one in changes):
+    for name in dict.fromkeys({**given, **change}.get("class_name") for change in changes):
         _check_class(session, model, name)
-    specs = [GenerateSpec.create(source=model.id, **given, **one) for one in changes]
+    specs = [GenerateSpec.create(source=model.id, **given, **change) for change in changes]
     spec = specs[0]
     after: list[int] = []
-    for checkpoint in dict.fromkeys(one.checkpoint for one in specs):
+    for checkpoint in dict.fromkeys(each.checkpoint for each in specs):
         after = after or check_source(session, model, checkpoint, now=now)
     scoring = "--keep" if spec.keep is not None else "--reject" if spec.reject is not None else None
     if scoring and model.kind == "import" and model.spec.get("netd") is None:
         raise SpecError(
-            f"job {model.id} came without a discriminator, which {scoring} needs to score pictures",
-            hint="use --count, or import it again with its netd file",
+            f"job {model.id} was imported without a discriminator, which {scoring} requires",
+            hint="use --count, or import the model again with its netd file",
         )
-    if wish.dry_run:
-        needed(session, wish)
-        plan = _plan(model, spec)
-        from cli.submit.estimate import generation_rate
-
-        rate = generation_rate(session.queries, model)
-        seconds = spec.drawn / rate if rate else None
-        return show_plan(spec, plan, seconds, wish.as_json, changes if wish.sweep else ())
+    if request.dry_run:
+        prerequisites(session, request)
+        plan = plans.generation_plan(model, spec)
+        seconds = plans.generation_seconds(session.queries, model, spec)
+        return plans.show_plan(spec, plan, seconds, request.as_json, changes if request.sweep else ())
     if source is None:
-        output.notice(f"drawing from job {model.id}{f' ({model.name})' if model.name else ''}")
+        output.notice(f"generating from job {model.id}{f' ({model.name})' if model.name else ''}")
     if spec.interpolate and find_spec("av") is None:
-        output.notice(
-            "there will be a GIF, and an MP4 only if PyAV is at the worker: pip install 'ganq[video]'"
-        )
+        output.notice("writing a GIF; an MP4 as well if the worker has PyAV: pip install 'ganq[video]'")
     if after:
-        way = f"ganq release {model.id} lets it start" if model.held else "--now takes its latest checkpoint"
+        way = f"ganq release {model.id} lets it start" if model.held else "--now uses its latest checkpoint"
         state = "held" if model.held else model.state
-        output.notice(f"job {model.id} is {state}: this one waits for it ({way})")
-    if wish.sweep:
-        return sweep.accept_sweep(session, specs, wish, after=[*after, *needed(session, wish)])
-    return accept(session, spec, wish, after=after)
+        output.notice(f"job {model.id} is {state}: this job starts after it ({way})")
+    if request.sweep:
+        return submit_sweep(session, specs, request, changes, after=after)
+    return submit_job(session, spec, request, after=after)
 
 
 def find_model(session: Session, source: str | None) -> "Job":
     """
-    The job that the generator comes from.
+    Return the job that provides the generator.
 
     Raises:
         JobNotFoundError: there is none.
-        SpecError: a job without a generator, or a file, which must be imported first.
+        SpecError: the job has no generator, or `source` is a file, which must be imported first.
     """
     if source is None:
         return session.queries.newest_model()
@@ -192,27 +187,27 @@ def find_model(session: Session, source: str | None) -> "Job":
         job = session.queries.find(source)
     except JobNotFoundError:
         path = Path(source).expanduser()
-        if path.exists() or "/" in source or path.suffix.lower() in WEIGHTS:
+        if path.exists() or "/" in source or path.suffix.lower() in WEIGHT_SUFFIXES:
             raise SpecError(
-                f"--from {source[:200]} is a path, and generation draws from jobs",
-                hint=f"make it one first: ganq import {source[:200]} --name NAME; then --from NAME",
+                f"--from {source[:200]} is a path; --from takes a job",
+                hint=f"import it first: ganq import {source[:200]} --name NAME; then use --from NAME",
             ) from None
         raise
     if not kind_named(job.kind).makes_model:
         origin = job.spec.get("source")
         raise SpecError(
-            f"job {job.id} is of kind {job.kind} and has no generator of its own",
-            hint=f"--from {origin} is what it drew from" if origin is not None else "--from a training job",
+            f"job {job.id} is of kind {job.kind} and has no generator",
+            hint=f"use --from {origin}, its model" if origin is not None else "use a training or an import",
         )
     return job
 
 
 def _check_class(session: Session, model: "Job", class_name: str | None) -> None:
     """
-    What can be said of a class before the model is loaded.
+    Check --class as far as possible without loading the model.
 
     Raises:
-        SpecError: the model knows none, or not this one.
+        SpecError: the model has no classes, or not this one.
     """
     if class_name is None:
         return
@@ -224,7 +219,7 @@ def _check_class(session: Session, model: "Job", class_name: str | None) -> None
 
 
 def known_classes(session: Session, model: "Job") -> list[str] | None:
-    """The classes that a conditional training learns; None while nobody has read its pictures."""
+    """Return the classes of a conditional training; None until its data set has been decoded."""
     known: list[str] | None = (model.result or {}).get("classes")
     pinned = (model.inputs or {}).get("fingerprint")
     if known is None and pinned is not None:
@@ -236,20 +231,17 @@ def known_classes(session: Session, model: "Job") -> list[str] | None:
 
 def check_source(session: Session, model: "Job", checkpoint: str, *, now: bool) -> list[int]:
     """
-    Whether the checkpoint is there, or will be.
+    Return the jobs to wait for until the checkpoint exists.
 
     Args:
-        now: don't wait for a training that has not ended.
-
-    Returns:
-        The jobs to wait for.
+        now: do not wait for a running training.
 
     Raises:
-        CheckpointNotFoundError: it is not there, and never will be.
+        CheckpointNotFoundError: it does not exist and never will.
     """
     if not model.state.terminal and not now:
         if checkpoint.isdigit():
-            with suppress(CheckpointNotFoundError):  # an epoch that is there already is not waited for
+            with suppress(CheckpointNotFoundError):  # the epoch may exist already
                 session.queries.choose_checkpoint(model.id, checkpoint)
                 return []
         epochs = model.spec.get("epochs")
@@ -263,26 +255,12 @@ def check_source(session: Session, model: "Job", checkpoint: str, *, now: bool) 
     return []
 
 
-def _plan(model: "Job", spec: GenerateSpec) -> dict[str, Any]:
-    pages = min(-(-spec.total // spec.grid), spec.grid_pages) if spec.grid else 0
-    size = model.spec.get("size", 96)
-    return {
-        "model": f"job {model.id} ({model.state})",
-        "pictures_drawn": spec.drawn,
-        "pictures_kept": spec.total,
-        "grids": pages,
-        "bytes_on_disk": int(spec.total * size * size * PICTURE_BYTES_PER_PIXEL),
-    }
-
-
 def _out_folder(given: str) -> str:
     path = Path(given).expanduser().absolute()
     if path.exists() and not path.is_dir():
-        raise SpecError(f"--out {path} is a file", hint="name a folder; it is made if it is not there")
+        raise SpecError(f"--out {path} is a file", hint="give a folder; it is created if it does not exist")
     from storage.results.reader import occupied
 
     if (taken := occupied(path)) is not None:
-        raise SpecError(
-            f"--out {path} already holds {taken}, and would be overwritten", hint="name another folder"
-        )
+        raise SpecError(f"--out {path} already contains {taken}", hint="use another folder")
     return str(path)

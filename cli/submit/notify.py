@@ -1,8 +1,4 @@
-"""
-After a job was committed: ring for it, and say what may keep it waiting.
-
-The job is accepted whatever happens here; so all that fails is a notice.
-"""
+"""Notify the workers of committed jobs, and report what may delay them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,31 +9,31 @@ from storage.db.rows import Job
 
 
 @contextmanager
-def best_effort(what: str) -> Iterator[None]:
-    """Where the answer cannot be written, as on a full disk: say that what was accepted stands."""
+def report_unwritten(what: str) -> Iterator[None]:
+    """Report that `what` is accepted if stdout cannot be written, for example on a full disk."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError:
-        output.notice(f"{what} is accepted; only this answer could not be written")
+        output.notice(f"{what} is accepted, but the output could not be written")
         raise
 
 
-def ring(session: Session, job: Job) -> None:
-    """Wake the workers, or say that they will find the job by themselves, or that there are none."""
-    from storage.status.job_text import served
+def notify_workers(session: Session, job: Job) -> None:
+    """Wake workers for a job or its shards; print a notice if Redis or a worker is missing."""
+    from storage.status.job_text import served as queue_served
     from worker.celery_bridge.notify_job import notify_job
 
-    failed = notify_job(session.settings, session.queries, session.store, job)
-    takers = served(job.queue, session.queries.workers())  # after the bell: a worker begins meanwhile
-    # The embedded Redis comes with the first worker: without one there is nothing else to say.
-    if failed is not None and (takers is not None or not session.settings.embedded_redis):
+    error = notify_job(session.settings, session.queries, session.store, job)
+    served = queue_served(job.queue, session.queries.workers())  # after notifying: a worker starts meanwhile
+    # The embedded Redis starts with the first worker: without a worker its absence needs no notice.
+    if error is not None and (served is not None or not session.settings.embedded_redis):
         output.notice(
-            f"{failed.message}: job {job.id} is accepted all the same,"
-            f" and workers find it by polling within ~{session.settings.poll_seconds:.0f} s"
+            f"{error.message}: job {job.id} is accepted;"
+            f" workers poll the job table and find it within {session.settings.poll_seconds:.0f} s"
         )
-    if takers is None:
+    if served is None:
         output.notice("no worker is running: start one with `ganq up` or `ganq worker`")
-    elif not takers:
+    elif not served:
         output.notice(f"no running worker serves the queue {job.queue}: ganq worker --queues {job.queue}")

@@ -1,29 +1,28 @@
 """
-What is looked at before a job is accepted: cheap checks, so that a wrong path is known now.
+Checks before a job is accepted, so that a wrong path is reported at once.
 
-Nothing is decoded here; the data set's own reader has the last word, on the worker.
+Images are not decoded here; the data set's reader checks them on the worker.
 """
 
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.ui import output
 from jobs.class_checks import no_classes, require_enough
 from jobs.errors import DatasetError, NotFoundError, SpecError
-from jobs.networks.layout import balanced_widths, check_frozen, layers, widths  # no torch comes with it
-from jobs.specs import FEATURE_NETWORKS, TrainSpec, size_plan
+from jobs.networks.layout import check_frozen, layers  # does not import torch
+from jobs.specs import FEATURE_NETWORKS, TrainSpec
 from storage.settings import Settings
 
 if TYPE_CHECKING:
     from storage.datasets.sources import Listing, Reading
 
-LOOKED_AT, LOOKED_AT_MOST = 16, 500
-"""Images that are opened to learn their size: so many usable ones, of so many."""
-WEIGHTS = (".pth", ".pt", ".safetensors")
+MIN_PROBED, MAX_PROBED = 16, 500
+"""Images that are opened to learn their size: the first usable ones, among the first files."""
+WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 # --- the data set -------------------------------------------------------------------------
@@ -31,17 +30,14 @@ WEIGHTS = (".pth", ".pt", ".safetensors")
 
 def find_data(settings: Settings, given: str | None) -> str:
     """
-    The data set to train on: as given, else GANQ_DATA, else the one last made or used.
-
-    Returns:
-        Its absolute path.
+    Return the absolute path of the data set: as given, GANQ_DATA, or the one used last.
 
     Raises:
-        SpecError: none of them; the hint names both ways out.
-        NotFoundError: there is nothing at that path.
+        SpecError: there is none of them.
+        NotFoundError: the path does not exist.
     """
     if given is not None and not given.strip():
-        raise SpecError("--data is empty", hint="name a folder, zip or tar of pictures")
+        raise SpecError("--data is empty", hint="give a folder, zip or tar of images")
     for chosen, source in (
         (given, "--data"),
         (settings.data, "GANQ_DATA"),
@@ -54,16 +50,16 @@ def find_data(settings: Settings, given: str | None) -> str:
             return str(path)
         raise NotFoundError(
             f"there is no data set at {path}" + ("" if source == "--data" else f" ({source})"),
-            hint="--data DIR names a folder, zip or tar of pictures; ganq dataset make draws one",
+            hint="--data DIR takes a folder, zip or tar of images; ganq dataset make draws a data set",
         )
     raise SpecError(
-        "there is no data set to train on yet",
-        hint="--data DIR names your pictures, or draw some: ganq dataset make",
+        "no data set is given",
+        hint="--data DIR takes your images; ganq dataset make draws a data set",
     )
 
 
 def last_data(settings: Settings) -> str | None:
-    """The data set that was made or used last on this machine."""
+    """Return the data set that was drawn or used last on this machine."""
     try:
         return (settings.home / "last-data").read_text().strip() or None
     except OSError:
@@ -71,13 +67,13 @@ def last_data(settings: Settings) -> str | None:
 
 
 def remember_data(settings: Settings, path: str) -> None:
-    """Make this data set the default of the next `ganq submit train`; best effort."""
+    """Make this data set the default of `ganq submit train`; failures are ignored."""
     target = settings.home / "last-data"
     temp = target.with_name(f".last-data-{os.getpid()}")
     try:
         temp.write_text(path + "\n")
         temp.replace(target)
-    except (OSError, UnicodeError):  # the current folder may have any name
+    except (OSError, UnicodeError):  # a path need not be valid Unicode
         temp.unlink(missing_ok=True)
 
 
@@ -93,7 +89,7 @@ def count_images(path: str, reading: "Reading") -> int:
     Return how many files are images by their name, in a folder, zip or tar; none is opened.
 
     Raises:
-        DatasetError: neither of the three, or it cannot be read.
+        DatasetError: it is none of these, or cannot be read.
     """
     from storage.datasets.sources import scan
 
@@ -117,22 +113,22 @@ def notice_data(listing: "Listing", *, classes: bool) -> None:
     ignored = {suffix: count for suffix, count in listing.ignored.items() if suffix != "(hidden)"}
     if ignored:
         total, kinds = sum(ignored.values()), ", ".join(sorted(ignored)[:6])
-        output.notice(output.clean(f"{output.count(total, 'file')} ignored, no images by name: {kinds}"))
+        output.notice(output.clean(f"{output.count(total, 'file')} ignored, not images by name: {kinds}"))
 
 
 def find_feature_network(given: dict[str, Any]) -> None:
     """
-    Make absolute the path of a feature network, and its sha-256 as a spec has it, in place.
+    Make the path of a feature network absolute and normalise its SHA-256, in place.
 
     Raises:
-        NotFoundError: neither a network that ganq brings along nor a file.
+        NotFoundError: it is neither a built-in network nor a file.
     """
     network = given.get("feature_network")
     if network is not None and network not in FEATURE_NETWORKS:
         path = Path(network).expanduser().absolute()
         if not path.is_file():
             raise NotFoundError(
-                f"--feature-network {network[:200]}: there is no such network, and no such file",
+                f"--feature-network {network[:200]} is neither a built-in network nor a file",
                 hint=f"{' or '.join(FEATURE_NETWORKS)}, or the path of a weight file",
             )
         given["feature_network"] = str(path)
@@ -173,7 +169,7 @@ def usual_side(path: Path, reading: "Reading") -> int:
                 sides[min(answer.facts["width"], answer.facts["height"])] += 1
             else:
                 first = first or f"{listing.names[answer.number]}: {answer.reason}"
-            if sides.total() == LOOKED_AT or answer.number >= LOOKED_AT_MOST:
+            if sides.total() == MIN_PROBED or answer.number >= MAX_PROBED:
                 break
     if not sides:
         raise DatasetError(
@@ -184,14 +180,11 @@ def usual_side(path: Path, reading: "Reading") -> int:
 
 def check_training(spec: TrainSpec) -> "Listing":
     """
-    Refuse what would fail on the worker's first minute.
-
-    Returns:
-        What is in the data set, by names.
+    Refuse a training that would fail in its first minute; return the listing of its data set.
 
     Raises:
-        DatasetError: fewer pictures than one batch.
-        NotFoundError, SpecError: starting weights that are not there, or no weights.
+        DatasetError: fewer images than one batch.
+        NotFoundError, SpecError: the initial weights do not exist, or are not weights.
     """
     from storage.datasets.cache import no_images, require_enough
     from storage.datasets.sources import scan
@@ -203,8 +196,8 @@ def check_training(spec: TrainSpec) -> "Listing":
     require_enough(listing, found, listing.skipped, spec.max_skip)
     if found < spec.batch:
         raise DatasetError(
-            f"{spec.data} holds {found} picture{'s' * (found != 1)}, fewer than one batch of {spec.batch}",
-            hint=f"--batch {found} at most, or add pictures" if found > 1 else "add pictures",
+            f"{spec.data} contains {found} image{'s' * (found != 1)}, fewer than one batch of {spec.batch}",
+            hint=f"use --batch {found} or less, or add images" if found > 1 else "add images",
         )
     if spec.conditional:
         _check_classes(listing)
@@ -212,18 +205,21 @@ def check_training(spec: TrainSpec) -> "Listing":
         if weights is None:
             continue
         if not Path(weights).is_file():
-            raise NotFoundError(f"{option}: there is no file {weights}", hint="check the path")
-        if not weights.lower().endswith(WEIGHTS):
+            raise NotFoundError(f"{option}: the file {weights} does not exist", hint="check the path")
+        if not weights.lower().endswith(WEIGHT_SUFFIXES):
             raise SpecError(
-                f"{option}: {weights} is no weight file by its name", hint=f"it ends in {', '.join(WEIGHTS)}"
+                f"{option}: {weights} does not have the suffix of a weight file",
+                hint=f"expected: {', '.join(WEIGHT_SUFFIXES)}",
             )
     return listing
 
 
 def check_frozen_layers(spec: TrainSpec) -> None:
     """
+    Check --freeze-d and --freeze-g against the number of layers.
+
     Raises:
-        SpecError: a network would have nothing to learn.
+        SpecError: all layers of a network would be frozen.
     """
     of_g, of_d = layers(spec.arch, spec.size)
     check_frozen("--freeze-g", spec.freeze_g, of_g)
@@ -232,8 +228,10 @@ def check_frozen_layers(spec: TrainSpec) -> None:
 
 def _check_classes(listing: "Listing") -> None:
     """
+    Check the class folders.
+
     Raises:
-        DatasetError: no classes, or one with a single picture.
+        DatasetError: no classes, or a class with a single image.
     """
     classes = listing.classes()
     if lacking := listing.unlabelled():
@@ -245,99 +243,3 @@ def _check_classes(listing: "Listing") -> None:
         raise no_classes()
     found = Counter(listing.class_of(name) for name in listing.names)
     require_enough({name: found[name] for name in classes})
-
-
-# --- what it will cost --------------------------------------------------------------------
-
-
-def weights_of(size: int, nz: int, ngf: int, ndf: int, norm_d: str, arch: str = "dcgan") -> tuple[int, int]:
-    """
-    Numbers that the two networks hold, buffers included, without building them.
-
-    Returns:
-        (generator, discriminator)
-    """
-    _, triple = size_plan(size)
-    factors = widths(size)
-    if arch == "resnet":
-        return _residual_weights([ngf * one for one in factors], [ndf * one for one in factors], nz, triple)
-    edge = 25 if triple else 16
-    per_norm = 4  # weight, bias, running mean and variance of each channel
-    generator, channels = 0, nz
-    for factor in balanced_widths(size) if arch == "balanced" else factors:
-        generator += channels * ngf * factor * 16 + per_norm * ngf * factor + 1
-        channels = ngf * factor
-    generator += (9 * channels + 1) * 3 * (9 if triple else 4) if arch == "balanced" else channels * 3 * edge
-    spectral = norm_d == "spectral"
-    discriminator, channels = 0, 3
-    for place, factor in enumerate(reversed(factors)):
-        kernel = edge if place == 0 else 16
-        out = ndf * factor
-        discriminator += channels * out * kernel
-        if spectral:  # bias, and the power iteration's u and v
-            discriminator += 2 * out + channels * kernel
-        elif norm_d == "none":
-            discriminator += out
-        elif place > 0:
-            discriminator += per_norm * out + 1
-        channels = out
-    discriminator += channels * 16 + 1
-    if spectral:
-        discriminator += 1 + channels * 16
-    return generator, discriminator
-
-
-def _residual_weights(g: list[int], d: list[int], nz: int, triple: bool) -> tuple[int, int]:
-    """
-    Args:
-        g, d: channels of each, from the 4×4 picture outwards.
-    """
-    pixels = 3 * (9 if triple else 4)
-
-    def blocks(channels: list[int]) -> int:
-        """Two 1×1, a grouped 3×3 and two biases for each, and the 1×1 between neighbours."""
-        inside = sum(2 * c * c + 9 * c * (16 if c % 16 == 0 else c) + 2 * c for c in channels)
-        return inside + sum(a * b for a, b in pairwise(channels))
-
-    generator = nz * g[0] * 16 + blocks(g) + (9 * g[-1] + 1) * pixels
-    discriminator = 9 * pixels * d[-1] + blocks(d) + 16 * d[0] + d[0]
-    return generator, discriminator
-
-
-def checkpoint_bytes(spec: TrainSpec) -> int:
-    """
-    Bytes of one checkpoint, about: the state (both networks, two moments of Adam each,
-    the moving average) and beside it what generation needs.
-    """
-    generator, discriminator = weights_of(spec.size, spec.nz, spec.ngf, spec.ndf, spec.norm_d, spec.arch)
-    average = generator if spec.ema_half_life_kimg > 0 else 0
-    return 4 * (3 * (generator + discriminator) + average + generator + discriminator)
-
-
-def checkpoints_kept(spec: TrainSpec) -> int:
-    """Checkpoints on disk at most: the last ones, every keep_every-th, the final, a resume point."""
-    saved = spec.epochs // spec.save_every
-    apart = spec.epochs // spec.keep_every if spec.keep_every else 0
-    return min(saved, spec.keep_last + apart) + 2
-
-
-def training_plan(spec: TrainSpec, pictures: int) -> dict[str, int]:
-    """
-    What a run will do: steps of each network, pictures that D sees, bytes on disk.
-
-    Args:
-        pictures: files that are pictures by their name.
-    """
-    batches = pictures // spec.batch
-    kept = checkpoints_kept(spec)
-    return {
-        "pictures": pictures,
-        "batches_per_epoch": batches,
-        "steps_d": spec.epochs * -(-batches // spec.d_every),
-        "steps_g": spec.epochs * -(-batches // spec.g_every),
-        "pictures_shown": spec.epochs * batches * spec.batch,
-        "sample_grids": spec.epochs // spec.save_every,
-        "checkpoints_kept": kept,
-        "checkpoint_bytes": checkpoint_bytes(spec),
-        "bytes_on_disk": kept * checkpoint_bytes(spec) + pictures * 3 * spec.size**2,
-    }

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from cli.session import JOB, NoJobsYetError, Session, open_session
+from cli.session import JOB, Session, open_session
+from cli.submit import plan as plans
 from cli.submit import preflight, sweep
+from cli.submit.accept import prerequisites, submit_job, submit_sweep
 from cli.submit.generate import known_classes
-from cli.submit.options import accept, needed, read_submit_options, show_plan, submit_options
+from cli.submit.options import read_submit_options, submit_options
 from cli.submit.spec_options import given_only, spec_options
 from cli.ui import output
 from cli.ui.lazy import examples
@@ -24,67 +26,68 @@ from storage.settings import Settings
 if TYPE_CHECKING:
     from storage.db.rows import Job
 
-WORDS = {
-    "data": "Folder, zip or tar of pictures. Default: GANQ_DATA, or the one last made or used.",
-    "recipe": f"A set of defaults for all below [default: {DEFAULT_RECIPE}]. "
-    + " ".join(f"{one.name}: {one.summary}." for one in RECIPES.values()),
-    "size": "Side of the square pictures, in pixels: 8×2^k or 12×2^k.",
-    "batch": "Pictures in one step.",
-    "epochs": "How often each picture is seen.",
-    "save_every": "Epochs between sample grids with checkpoints.",
-    "seed": "Where all chance comes from: the same seed gives the same bits.",
-    "device": "Where to train.",
-    "lr_g": "Adam's learning rate, generator.",
-    "lr_d": "Adam's learning rate, discriminator.",
-    "beta1": "Adam's first beta.",
-    "beta2": "Adam's second beta.",
-    "nz": "Numbers in one latent vector.",
-    "ngf": "Width of the generator.",
-    "ndf": "Width of the discriminator.",
-    "d_every": "The discriminator steps on every N-th batch.",
-    "g_every": "The generator steps on every N-th batch.",
-    "arch": "The networks: the tutorial's; its channels balanced; or a ResNet without normalisation.",
-    "loss": "The game that the two networks play.",
-    "norm_d": "How the discriminator is kept in bounds.",
-    "r1_gamma": "Penalty on the discriminator's slope at real pictures; 0 is off.",
-    "r2_gamma": "The same at fakes.",
-    "penalty_every": "The penalties come on every N-th step, N times as strong.",
-    "lr_end": "Share of the learning rates that is left at the end, on a cosine.",
-    "gamma_end": "Share of the penalties that is left at the end, on a cosine.",
-    "beta2_end": "beta2 at the end, on a cosine; 0: it stays.",
-    "fake_reuse": "Whether D sees new fakes at each step, or the same until G steps.",
-    "ema_half_life_kimg": "Half-life of the generator's average, in thousands of pictures; 0 is off.",
-    "augment": "What D sees changed, of translation, color and cutout; with 'auto' by the size of the "
-    "data set, 'none' for nothing.",
-    "augment_p": "Chance of each change for each picture; with --ada-target at most, and colours at 0.3.",
-    "ada_target": "Let the chance follow how surely D knows training pictures, e.g. 0.6; 0: it stays.",
-    "ada_kimg": "Thousands of pictures in which that chance can go from 0 to 1.",
-    "mirror": "Show half of the pictures mirrored; only if left and right may be swapped.",
-    "conditional": "Learn the classes of the folder tree, so that pictures can be asked for by class.",
-    "max_skip": "Share of images that may be left out: broken, or of a format that is not read.",
-    "keep_duplicates": "Use files with equal bytes more than once.",
-    "white_level": "Value that becomes white in grey images of 16 bits or floats; 0: 65535.",
-    "max_unpacked_gb": "What an archive may unpack to, in gigabytes.",
-    "grey": "Make grey images: for data sets without colour.",
-    "loader_workers": "Processes that decode the pictures, once.",
-    "init_netg": "Starting weights of the generator (.pth, .safetensors).",
-    "init_netd": "Starting weights of the discriminator.",
-    "freeze_d": "Layers of the discriminator, from the pixels on, that keep their starting weights.",
-    "freeze_g": "Layers of the generator, from the latents on, that keep theirs.",
-    "checkpoint_seconds": "Seconds between resume points.",
-    "keep_last": "Newest epoch checkpoints that stay, beside the final one and one resume point.",
-    "keep_every": "Each checkpoint whose epoch is divisible by this stays, too; 0: none for that reason.",
-    "keep_best": "So many of the measured ones stay, too: those with the lowest metric.",
-    "metric": "What checkpoints are measured by, lower is better.",
-    "feature_network": f"What 'kid' and 'fid' look with: {' or '.join(FEATURE_NETWORKS)}, "
+HELP = {
+    "data": "Folder, zip or tar of images.  [default: GANQ_DATA, or the data set used last]",
+    "recipe": f"Defaults for the options below [default: {DEFAULT_RECIPE}]. "
+    + " ".join(f"{recipe.name}: {recipe.summary}." for recipe in RECIPES.values()),
+    "size": "Side of the square images in pixels: 8×2^k or 12×2^k.",
+    "batch": "Batch size.",
+    "epochs": "Number of epochs.",
+    "save_every": "Epochs between checkpoints, each with a grid of samples.",
+    "seed": "Random seed. The same seed gives bit-identical results.",
+    "device": "Device to train on.",
+    "lr_g": "Learning rate of the generator (Adam).",
+    "lr_d": "Learning rate of the discriminator (Adam).",
+    "beta1": "Adam's beta1.",
+    "beta2": "Adam's beta2.",
+    "nz": "Dimension of the latent vector.",
+    "ngf": "Base number of channels of the generator.",
+    "ndf": "Base number of channels of the discriminator.",
+    "d_every": "Update the discriminator on every N-th batch.",
+    "g_every": "Update the generator on every N-th batch.",
+    "arch": "Network architecture: the tutorial's DCGAN, a DCGAN with balanced channels, or a ResNet without "
+    "normalisation.",
+    "loss": "Loss function.",
+    "norm_d": "Normalisation of the discriminator.",
+    "r1_gamma": "Weight of the R1 gradient penalty (real images); 0 disables it.",
+    "r2_gamma": "Weight of the R2 gradient penalty (generated images); 0 disables it.",
+    "penalty_every": "Lazy regularisation: apply the penalties on every N-th step, N times as strong.",
+    "lr_end": "Final learning rates as a fraction of the initial ones (cosine schedule).",
+    "gamma_end": "Final penalty weights as a fraction of the initial ones (cosine schedule).",
+    "beta2_end": "Final value of beta2 (cosine schedule); 0: constant.",
+    "fake_reuse": "Whether D gets new generated images in each step, or the same ones until the next G step.",
+    "ema_half_life_kimg": "Half-life of the generator's EMA, in thousands of images; 0 disables it.",
+    "augment": "Differentiable augmentation of D's inputs: translation, color, cutout; 'auto' chooses by "
+    "the size of the data set; 'none' disables it.",
+    "augment_p": "Probability of each augmentation per image; with --ada-target the maximum (0.3 for color).",
+    "ada_target": "Adaptive augmentation (ADA): target of D's overfitting statistic; 0 disables it.",
+    "ada_kimg": "Thousands of images in which the augmentation probability can rise from 0 to 1.",
+    "mirror": "Random horizontal flips.",
+    "conditional": "Train a class-conditional model; the classes are the subfolders of the data set.",
+    "max_skip": "Maximum fraction of images that are left out: unreadable, or of an unsupported format.",
+    "keep_duplicates": "Also use files whose bytes are equal to another's.",
+    "white_level": "Value of white in grey images of 16 bits or floats; 0: 65535.",
+    "max_unpacked_gb": "Maximum unpacked size of an archive in gigabytes.",
+    "grey": "Generate greyscale images.",
+    "loader_workers": "Processes that decode the data set (once).",
+    "init_netg": "Initial weights of the generator (.pth, .safetensors).",
+    "init_netd": "Initial weights of the discriminator.",
+    "freeze_d": "Number of discriminator layers to freeze, counted from the image.",
+    "freeze_g": "Number of generator layers to freeze, counted from the latent vector.",
+    "checkpoint_seconds": "Seconds between resume checkpoints.",
+    "keep_last": "Keep the newest N epoch checkpoints, beside the final one and one resume checkpoint.",
+    "keep_every": "Also keep every checkpoint whose epoch is divisible by N; 0 disables this.",
+    "keep_best": "Also keep the N checkpoints with the lowest metric.",
+    "metric": "Metric of the checkpoints; lower is better.",
+    "feature_network": f"Feature network of 'kid' and 'fid': {' or '.join(FEATURE_NETWORKS)}, "
     "or the path of a weight file.",
-    "feature_sha256": "The sha-256 of that file.",
-    "eval_every": "Epochs between evaluations; 0: as many as take a twentieth of the run.",
-    "eval_samples": "Pictures of an evaluation, real and made; 0: 64 to 500, by the length of the run.",
-    "patience": "Stop after so many evaluations without a new best; 0: never.",
-    "deterministic": "On a GPU: kernels that always give the same bits.",
-    "precision": "What the networks compute in; 'auto': bf16 on a GPU that has it, but for recipe dcgan.",
-    "cuda_graphs": "On a GPU: record the work of a step once and replay it, several times as fast.",
+    "feature_sha256": "SHA-256 of that file.",
+    "eval_every": "Epochs between evaluations; 0: as often as costs 5 % of the run time.",
+    "eval_samples": "Real and generated images per evaluation; 0: 64 to 500, by the length of the run.",
+    "patience": "Stop after N evaluations without improvement; 0: never.",
+    "deterministic": "Use deterministic kernels on a GPU.",
+    "precision": "Precision of the networks; 'auto': bf16 on GPUs that support it, except for recipe dcgan.",
+    "cuda_graphs": "Capture training steps as CUDA graphs (several times faster on a GPU).",
 }
 
 PATHS: dict[str, click.ParamType[Any]] = {
@@ -92,11 +95,10 @@ PATHS: dict[str, click.ParamType[Any]] = {
 }
 
 NETWORKS = ("size", "nz", "ngf", "ndf", "arch", "norm_d", "conditional", "grey")
-"""What makes weights of one run fit another."""
+"""Fields that must be equal for the weights of one run to fit another."""
 
 NEVER_SWEPT = (*PATHS, "continue_from", "init_from", "augment", "feature_sha256", "max_unpacked_gb")
-"""Paths, what belongs to one, and what is itself a list."""
-
+"""Paths, fields that depend on a path, and lists."""
 
 POLICIES = get_args(Augment)
 
@@ -115,7 +117,7 @@ class Policies(click.ParamType[tuple[str, ...]]):
         if [*chosen] == ["none"]:
             return ()
         if "none" in chosen:
-            self.fail("none goes with nothing else", param, ctx)
+            self.fail("none cannot be combined with other values", param, ctx)
         for part in chosen:
             if part not in POLICIES:
                 self.fail(f"{part[:40]!r} is not one of {', '.join(POLICIES)}, none", param, ctx)
@@ -133,95 +135,95 @@ class Policies(click.ParamType[tuple[str, ...]]):
     )
 )
 @click.option(
-    "--continue", "source", type=JOB, help="Go on from the last checkpoint of this job, with its spec."
+    "--continue", "source", type=JOB, help="Continue from the last checkpoint of this job, with its options."
 )
 @click.option(
     "--init-from",
     "start",
     type=JOB,
-    help="Start from the best networks of this job (fine-tuning): its sizes are taken over.",
+    help="Fine-tune the best networks of this job; their architecture is taken from it.",
 )
 @spec_options(
     TrainSpec,
-    WORDS,
-    own=("continue_from", "init_from", "reader"),
-    kinds={"augment": Policies(), "recipe": RenamedChoice([*RECIPES], field="recipe"), **PATHS},
-    names={"loader_workers": ("--loader-workers", "--num-workers")},
+    HELP,
+    excluded=("continue_from", "init_from", "reader"),
+    types={"augment": Policies(), "recipe": RenamedChoice([*RECIPES], field="recipe"), **PATHS},
+    flags={"loader_workers": ("--loader-workers", "--num-workers")},
 )
 @submit_options
 def train(source: str | None, start: str | None, **options: Any) -> int:
-    """Train a GAN on a folder of pictures."""
-    wish = read_submit_options(options)
+    """Train a GAN on a folder of images."""
+    request = read_submit_options(options)
     settings = Settings.load()
     given = _absolute(given_only(options))
     preflight.find_feature_network(given)
-    changes = sweep.combinations(TrainSpec, wish.sweep, given, never=NEVER_SWEPT) if wish.sweep else [{}]
+    changes = sweep.combinations(TrainSpec, request.sweep, given, never=NEVER_SWEPT)
     after: list[int] = []
     if start is not None:
         if source is not None:
             raise SpecError(
-                "--continue goes on with a run, and --init-from begins a new one",
-                hint="use one of the two",
+                "--continue resumes a run, and --init-from starts a new one",
+                hint="use only one of them",
             )
         session = open_session(settings=settings)
         model = session.queries.find(start)
-        given = started(session, model, given)
+        given = fine_tuned(session, model, given)
         if not model.state.terminal:
             after = [model.id]
     if source is None:
         given["data"] = preflight.find_data(settings, given.get("data"))
-        specs = [TrainSpec.create(**{"recipe": DEFAULT_RECIPE, **given, **one}) for one in changes]
+        specs = [TrainSpec.create(**{"recipe": DEFAULT_RECIPE, **given, **change}) for change in changes]
     else:
         session = open_session(settings=settings)
         parent = session.queries.find(source)
         if "data" in given:
             given["data"] = preflight.find_data(settings, given["data"])
-        specs = [continued(session, parent, {**given, **one}) for one in changes]
+        specs = [continued(session, parent, {**given, **change}) for change in changes]
         if not parent.state.terminal:
             after = [parent.id]
     spec = specs[0]
-    listing = preflight.check_training(max(specs, key=lambda one: one.batch))
-    for one in specs:
-        preflight.check_frozen_layers(one)
+    listing = preflight.check_training(max(specs, key=lambda spec: spec.batch))
+    for each in specs:
+        preflight.check_frozen_layers(each)
     if start is not None and spec.conditional:
         known = known_classes(session, model)
-        if known is not None and len(known) != (mine := len(listing.classes())):
-            raise other_classes(model.id, len(known), mine)
-    if wish.dry_run:
-        if wish.after:
-            needed(open_session(settings=settings), wish)
-        plan = preflight.training_plan(spec, len(listing.names))
-        estimate = _estimate(settings, spec, plan)
-        return show_plan(spec, plan, estimate, wish.as_json, changes if wish.sweep else ())
+        if known is not None and len(known) != (found := len(listing.classes())):
+            raise other_classes(model.id, len(known), found)
+    if request.dry_run:
+        if request.after:
+            prerequisites(open_session(settings=settings), request)
+        plan = plans.training_plan(spec, len(listing.names))
+        seconds = plans.training_seconds(settings, spec, plan)
+        return plans.show_plan(spec, plan, seconds, request.as_json, changes if request.sweep else ())
     session = open_session(create=True, settings=settings)
     if options.get("data") is None:
         output.notice(f"training on {spec.data}")
     preflight.notice_data(listing, classes=spec.conditional)
     if after:
-        output.notice(f"job {after[0]} has not ended; this one waits for it")
-    if wish.sweep:
-        code = sweep.accept_sweep(session, specs, wish, after=[*after, *needed(session, wish)])
+        output.notice(f"job {after[0]} has not ended: this job starts after it")
+    if request.sweep:
+        code = submit_sweep(session, specs, request, changes, after=after)
     else:
-        code = accept(session, spec, wish, after=after)
+        code = submit_job(session, spec, request, after=after)
     preflight.remember_data(settings, spec.data)
     return code
 
 
 def continued(session: Session, parent: "Job", given: dict[str, Any]) -> TrainSpec:
     """
-    The spec of a run that goes on where another ended.
+    Return the spec of a run that continues another.
 
     Args:
-        given: what was typed; overrides the parent's spec.
+        given: typed options; they override the parent's.
 
     Raises:
-        SpecError: no training job, no later end, or another run.
-        CheckpointNotFoundError: there is nothing to go on from.
+        SpecError: the parent is no training, it has reached the last epoch, or an option must not change.
+        CheckpointNotFoundError: it has no checkpoint.
     """
     if parent.kind != TrainSpec.kind:
         raise SpecError(
-            f"job {parent.id} is of kind {parent.kind}, and only a training goes on",
-            hint="--init-from JOB begins a new run with its networks",
+            f"job {parent.id} is of kind {parent.kind}; only a training can be continued",
+            hint="--init-from JOB starts a new run with its networks",
         )
     from storage.db.queries import without_checkpoint
 
@@ -232,80 +234,71 @@ def continued(session: Session, parent: "Job", given: dict[str, Any]) -> TrainSp
     epochs = given.get("epochs", parent.spec_field("epochs"))
     if epochs <= done:
         raise SpecError(
-            f"job {parent.id} has {output.count(done, 'epoch')} already: --epochs {epochs} adds none",
+            f"job {parent.id} already has {output.count(done, 'epoch')}: --epochs {epochs} adds none",
             hint=f"--epochs counts from the start of job {parent.id}: e.g. --epochs {2 * max(done, 1)}",
         )
-    # The checkpoint holds the weights; where the first ones came from plays no part any more.
-    fresh = {"init_netg": None, "init_netd": None, "init_from": None, "continue_from": parent.id}
+    # The weights come from the checkpoint, not from where the parent's came from.
+    reset = {"init_netg": None, "init_netd": None, "init_from": None, "continue_from": parent.id}
     if "feature_network" in given:
-        fresh["feature_sha256"] = None  # the parent's was of another
-    spec = TrainSpec.from_json({**parent.spec, **fresh, **given})
+        reset["feature_sha256"] = None  # the parent's belongs to another file
+    spec = TrainSpec.from_json({**parent.spec, **reset, **given})
     check_same_run(parent.spec, spec)
     return spec
 
 
-def started(session: Session, start: "Job", given: dict[str, Any]) -> dict[str, Any]:
+def fine_tuned(session: Session, start: "Job", given: dict[str, Any]) -> dict[str, Any]:
     """
-    The options of a run that starts from another job's networks, with those that it takes over.
+    Return the options of a run that starts from another job's networks, with the inherited ones.
 
     Raises:
-        SpecError: no job with networks, or other ones are asked for.
-        CheckpointNotFoundError: it has ended and left no checkpoint.
+        SpecError: the job has no networks, or an option contradicts them.
+        CheckpointNotFoundError: it has ended without a checkpoint.
     """
     if not kind_named(start.kind).makes_model:
         raise SpecError(
             f"--init-from: job {start.id} is of kind {start.kind} and has no networks",
-            hint="name a training or an import",
+            hint="use a training or an import",
         )
     if start.state.terminal and not session.queries.checkpoints(start.id):
         from storage.db.queries import without_checkpoint
 
         raise without_checkpoint(start)
-    # A spec of ganq 0.1 has no `arch`, and an import's of then nothing of `norm_d`.
-    its = {
+    # Specs of ganq 0.1 have no `arch`, and its imports no `norm_d`.
+    inherited = {
         "arch": "dcgan",
         "conditional": False,
         "grey": False,
         **{name: start.spec[name] for name in NETWORKS if name in start.spec},
     }
-    if its.get("norm_d", "batch") is None:  # it came without a discriminator, so any will do
-        del its["ndf"], its["norm_d"]
-    changed = [name for name in its if name in given and given[name] != its[name]]
+    if inherited.get("norm_d", "batch") is None:  # imported without a discriminator: any fits
+        del inherited["ndf"], inherited["norm_d"]
+    changed = [name for name in inherited if name in given and given[name] != inherited[name]]
     if changed:
-        told = ", ".join(difference(name, given[name], its[name]) for name in changed)
+        differences = ", ".join(difference(name, given[name], inherited[name]) for name in changed)
         raise SpecError(
-            f"job {start.id} cannot be the start of a run with {told}",
-            hint="leave these away: the networks are taken over as they are",
+            f"the networks of job {start.id} do not fit {differences}",
+            hint="omit these options: the networks determine them",
         )
-    return {"recipe": start.spec.get("recipe") or _recipe_of(its), **its, **given, "init_from": start.id}
+    recipe = start.spec.get("recipe") or _closest_recipe(inherited)
+    return {"recipe": recipe, **inherited, **given, "init_from": start.id}
 
 
-def _recipe_of(networks: Mapping[str, Any]) -> str:
+def _closest_recipe(networks: Mapping[str, Any]) -> str:
     """
-    The recipe for networks of an import, which knows none: one whose loss goes with D's norm, if it has
-    a D, and of those one that has such a generator, too.
+    Return a recipe for imported networks: one with the same normalisation of D, if there is a D,
+    then with the same generator.
     """
 
     def differs(recipe: str) -> list[bool]:
         trained = TrainSpec.create(recipe=recipe, data="")
         return [networks.get(part) not in (None, getattr(trained, part)) for part in ("norm_d", "arch")]
 
-    return min((DEFAULT_RECIPE, "plus", *RECIPES), key=differs)
+    return min((DEFAULT_RECIPE, "sngan", *RECIPES), key=differs)
 
 
 def _absolute(given: dict[str, Any]) -> dict[str, Any]:
-    """Paths as the worker needs them: it runs in another folder."""
+    """Make paths absolute: the worker runs in another folder."""
     for name in ("init_netg", "init_netd"):
         if name in given:
             given[name] = str(Path(given[name]).expanduser().absolute())
     return given
-
-
-def _estimate(settings: Settings, spec: TrainSpec, plan: dict[str, int]) -> float | None:
-    from cli.submit.estimate import training_rate
-
-    try:
-        rate = training_rate(open_session(settings=settings).queries, spec)
-    except NoJobsYetError:
-        return None
-    return plan["pictures_shown"] / rate if rate else None

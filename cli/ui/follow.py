@@ -1,8 +1,7 @@
 """
-Watch jobs until they have ended: `ganq wait` and `ganq submit --wait`.
+Follow jobs until they have ended, for `ganq wait` and `ganq submit --wait`.
 
-On a terminal a bar for each job; otherwise one line for each change, so that a log
-of a script can be read.
+On a terminal each job has a progress bar; otherwise each change is one line.
 """
 
 import time
@@ -20,169 +19,172 @@ from storage.status import job_text
 
 POLL_S = (0.02, 0.5)
 POLL_SHARE = 0.1
-"""Of the time waited so far: a short job is seen to end at once, a long one costs few questions."""
-LINE_EVERY_S = 10.0
+"""Poll interval as a fraction of the time waited: short for short jobs, few queries for long ones."""
+LINE_INTERVAL_S = 10.0
 EXIT_TIMEOUT = 124
-BARS = 30
-"""Of more jobs than this only so many of those that have not ended are drawn."""
+MAX_BARS = 30
+"""Jobs that are shown individually."""
 
 
 class View(Protocol):
-    """How the news is shown."""
+    """Display of the followed jobs."""
 
-    def show(self, jobs: Sequence[Job], around: job_text.StatusContext) -> None: ...
+    def show(self, jobs: Sequence[Job], context: job_text.StatusContext) -> None: ...
 
 
 def follow(
     session: Session, job_ids: Sequence[int], *, timeout_s: float | None = None, quiet: bool = False
 ) -> tuple[list[Job], bool]:
     """
-    Wait until all jobs have ended. A database that is away for a while is waited for.
+    Wait until all jobs have ended, also while the database is unavailable.
 
     Args:
-        timeout_s: give up after so many seconds; None: never.
-        quiet: show nothing (the answer will be JSON).
+        timeout_s: None: no timeout.
+        quiet: print nothing.
 
     Returns:
-        (the jobs as they stand, whether the time ran out).
+        (the jobs, whether the timeout has expired).
     """
     try:
         with _view(quiet, len(job_ids)) as view:
             jobs, timed_out = _until_ended(session, job_ids, timeout_s, view)
     except KeyboardInterrupt:
-        ids = " ".join(map(str, job_ids)) if len(job_ids) <= BARS else "--sweep …"
-        output.notice(f"\nno longer waiting; the work goes on (ganq wait {ids}, ganq cancel {ids})")
+        ids = " ".join(map(str, job_ids)) if len(job_ids) <= MAX_BARS else "--sweep …"
+        output.notice(f"\nstopped waiting; the jobs continue (ganq wait {ids}, ganq cancel {ids})")
         raise
-    if not quiet and len(jobs) > BARS:
-        for one in [one for one in jobs if one.state is JobState.FAILED][:BARS]:
-            output.notice(ending(one))
-        output.notice(_counted(jobs))
+    if not quiet and len(jobs) > MAX_BARS:
+        for job in [job for job in jobs if job.state is JobState.FAILED][:MAX_BARS]:
+            output.notice(outcome(job))
+        output.notice(_state_counts(jobs))
     elif not quiet:
-        for one in jobs:
-            if timed_out or output.on_terminal():  # off a terminal each end already has its line
-                output.notice(ending(one))
+        for job in jobs:
+            if timed_out or output.on_terminal():  # otherwise the view has printed a line for each end
+                output.notice(outcome(job))
     return jobs, timed_out
 
 
 def _until_ended(
     session: Session, job_ids: Sequence[int], timeout_s: float | None, view: "View"
 ) -> tuple[list[Job], bool]:
-    began = time.monotonic()
-    deadline = None if timeout_s is None else began + timeout_s
-    away = False
-    ended: dict[int, Job] = {}  # what is final needs no second look
+    started = time.monotonic()
+    deadline = None if timeout_s is None else started + timeout_s
+    unavailable = False
+    ended: dict[int, Job] = {}  # not queried again
     while True:
         jobs: list[Job] = []
-        looked = time.monotonic()
+        polled = time.monotonic()
         try:
-            still = [one for one in job_ids if one not in ended]
-            found = {one.id: one for one in session.queries.get_many(still)}
-            ended |= {one.id: one for one in found.values() if one.state.terminal}
-            jobs = [found.get(one) or ended[one] for one in job_ids]
-            around = job_text.StatusContext.of(session.queries, jobs)
-            view.show([job_text.as_one(one, around) for one in jobs], around)
-            away = False
+            open_ids = [job_id for job_id in job_ids if job_id not in ended]
+            found = {job.id: job for job in session.queries.get_many(open_ids)}
+            ended |= {job.id: job for job in found.values() if job.state.terminal}
+            jobs = [found.get(job_id) or ended[job_id] for job_id in job_ids]
+            context = job_text.StatusContext.of(session.queries, jobs)
+            view.show([job_text.as_one(job, context) for job in jobs], context)
+            unavailable = False
         except DatabaseUnavailableError as exc:
-            if not away:
+            if not unavailable:
                 output.notice(f"{exc.message}; waiting for it")
-            away = True
-        if jobs and all(one.state.terminal for one in jobs):
+            unavailable = True
+        if jobs and all(job.state.terminal for job in jobs):
             return jobs, False
         if deadline is not None and time.monotonic() >= deadline:
             return jobs or session.queries.get_many(job_ids), True
         now = time.monotonic()
-        time.sleep(pause_s(now - began, look_s=now - looked))
+        time.sleep(poll_delay_s(now - started, query_s=now - polled))
 
 
-def pause_s(waited_s: float, look_s: float = 0.0) -> float:
-    """How long to wait before the next look; as long as the last one took, where many are waited for."""
-    shortest, longest = POLL_S
-    return min(max(waited_s * POLL_SHARE, shortest, look_s), longest)
+def poll_delay_s(waited_s: float, query_s: float = 0.0) -> float:
+    """Return the delay before the next poll, at least the duration of the last query."""
+    minimum, maximum = POLL_S
+    return min(max(waited_s * POLL_SHARE, minimum, query_s), maximum)
 
 
 def exit_code_of(jobs: Sequence[Job], timed_out: bool) -> int:
-    """The exit code of those who waited: 0 all succeeded, 1 not all, 124 not yet."""
+    """Return 0 if all have succeeded, 1 if not, 124 after a timeout."""
     if timed_out:
         return EXIT_TIMEOUT
-    return 0 if all(one.state is JobState.SUCCEEDED for one in jobs) else 1
+    return 0 if all(job.state is JobState.SUCCEEDED for job in jobs) else 1
 
 
-def ending(job: Job) -> str:
-    """How a job ended, in one line with what to do next."""
+def outcome(job: Job) -> str:
+    """Describe how a job ended and what to do next."""
     name = f" ({output.clean(job.name)})" if job.name else ""
     took = ""
     if job.started_at is not None and job.finished_at is not None:
         took = f" after {output.duration(job.finished_at - job.started_at)}"
     if job.state is JobState.SUCCEEDED:
         failed = (job.result or {}).get("out_error")
-        not_copied = f"\n  but was not copied: {output.clean(failed)}" if failed else ""
+        not_copied = f"\n  but the result was not copied: {output.clean(failed)}" if failed else ""
         return f"job {job.id}{name} has succeeded{took}: ganq open {job.id}{not_copied}"
     if job.state is JobState.CANCELLED:
-        return f"job {job.id}{name} was cancelled{took}"
+        reason = f": {output.clean(job.error_message)}" if job.error_message else ""
+        return f"job {job.id}{name} was cancelled{took}{reason}"
     if job.state is JobState.FAILED:
         hint = f"\n  → {output.clean(job.error_hint)}" if job.error_hint else ""
-        why = output.clean(job.error_message or job.error_code or "no reason given")
-        return f"job {job.id}{name} has failed{took}: {why}{hint}"
+        reason = output.clean(job.error_message or job.error_code or "no reason given")
+        return f"job {job.id}{name} has failed{took}: {reason}{hint}"
     return f"job {job.id}{name} is still {job.state}"
 
 
 @contextmanager
 def _view(quiet: bool, jobs: int) -> Iterator[View]:
     if quiet:
-        yield _Silent()
-    elif not output.on_terminal() and jobs > BARS:
-        yield _Counts()
+        yield _NullView()
+    elif not output.on_terminal() and jobs > MAX_BARS:
+        yield _CountsView()
     elif not output.on_terminal():
-        yield _Lines()
+        yield _LinesView()
     else:
         from rich.live import Live
 
         with Live(auto_refresh=False) as live:
-            yield _Bars(live)
+            yield _BarsView(live)
 
 
-class _Silent:
-    def show(self, jobs: Sequence[Job], around: job_text.StatusContext) -> None:
+class _NullView:
+    """Show nothing."""
+
+    def show(self, jobs: Sequence[Job], context: job_text.StatusContext) -> None:
         pass
 
 
-def _counted(jobs: Sequence[Job]) -> str:
-    states = Counter(str(one.state) for one in jobs)
+def _state_counts(jobs: Sequence[Job]) -> str:
+    states = Counter(str(job.state) for job in jobs)
     by_state = ", ".join(f"{states[state]:,} {state}" for state in JobState if states[state])
     return f"{output.count(len(jobs), 'job')}: {by_state}"
 
 
-class _Counts:
-    """Of many jobs, how many are in which state, now and then."""
+class _CountsView:
+    """Print the number of jobs in each state from time to time."""
 
     def __init__(self) -> None:
-        self.said, self.at = "", 0.0
+        self.printed, self.printed_at = "", 0.0
 
-    def show(self, jobs: Sequence[Job], around: job_text.StatusContext) -> None:
-        now, line = time.monotonic(), _counted(jobs)
-        if line != self.said and now - self.at >= LINE_EVERY_S:
-            self.said, self.at = line, now
+    def show(self, jobs: Sequence[Job], context: job_text.StatusContext) -> None:
+        now, line = time.monotonic(), _state_counts(jobs)
+        if line != self.printed and now - self.printed_at >= LINE_INTERVAL_S:
+            self.printed, self.printed_at = line, now
             output.notice(line)
 
 
-class _Lines:
-    """A line for each new state, and now and then one for the progress."""
+class _LinesView:
+    """Print a line for each new state, and from time to time one for the progress."""
 
     def __init__(self) -> None:
-        self.said: dict[int, tuple[str, str, float]] = {}
+        self.printed: dict[int, tuple[str, str, float]] = {}
 
-    def show(self, jobs: Sequence[Job], around: job_text.StatusContext) -> None:
+    def show(self, jobs: Sequence[Job], context: job_text.StatusContext) -> None:
         for job in jobs:
-            state, progress = job_text.state(job, around), job_text.progress(job)
-            kind = state.split(" in ")[0].split(" for ")[0]  # 'retry in 9 s' changes every second
-            before = self.said.get(job.id)
+            state, progress = job_text.state(job, context), job_text.progress(job)
+            stable = state.split(" in ")[0].split(" for ")[0]  # 'retry in 9 s' changes every second
+            before = self.printed.get(job.id)
             now = time.monotonic()
-            same = before is not None and before[0] == kind
-            if same and before is not None and (before[1] == progress or now - before[2] < LINE_EVERY_S):
+            same = before is not None and before[0] == stable
+            if same and before is not None and (before[1] == progress or now - before[2] < LINE_INTERVAL_S):
                 continue
-            self.said[job.id] = (kind, progress, now)
+            self.printed[job.id] = (stable, progress, now)
             if job.state.terminal:
-                output.notice(ending(job))
+                output.notice(outcome(job))
             else:
                 output.notice(_line(job, state, progress))
 
@@ -197,23 +199,23 @@ def _line(job: Job, state: str, progress: str) -> str:
     return output.clean(", ".join(part for part in parts if part))
 
 
-class _Bars:
-    """One redrawn line for each job."""
+class _BarsView:
+    """Redraw one line per job."""
 
     def __init__(self, live: Any) -> None:
         self.live = live
 
-    def show(self, jobs: Sequence[Job], around: job_text.StatusContext) -> None:
+    def show(self, jobs: Sequence[Job], context: job_text.StatusContext) -> None:
         from rich.table import Table
         from rich.text import Text
 
         table = Table.grid(padding=(0, 2))
-        moving = [job for job in jobs if not job.state.terminal]
-        for job in jobs if len(jobs) <= BARS else moving[:BARS]:
+        active = [job for job in jobs if not job.state.terminal]
+        for job in jobs if len(jobs) <= MAX_BARS else active[:MAX_BARS]:
             left = job_text.eta(job)
             cells = [
                 f"{job.id} {job.name or job.kind}",
-                job_text.state(job, around),
+                job_text.state(job, context),
                 job_text.bar(job_text.fraction(job), 24),
                 job_text.progress(job),
                 job_text.rate_text(job_text.rate(job)),

@@ -1,4 +1,4 @@
-"""Everything about one job, as `ganq status JOB` shows it."""
+"""The page of one job, as `ganq status JOB` shows it."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from storage.db.rows import Job
 from storage.status import evaluation_text, job_text
 
 EVENTS = 8
-TROUBLES = (
+IMPORTANT_EVENTS = (
     "checkpoint_save_failed",
     "checkpoint_skipped",
     "dataset_damaged",
@@ -23,55 +23,59 @@ TROUBLES = (
     "rolled_back",
     "stopped_early",
 )
-"""Events that are shown however long ago they were, the last few of them."""
-TROUBLES_SHOWN = 4
+"""Events of which the last few are shown even if they are old."""
+MAX_IMPORTANT = 4
 LOG_LINES = 8
 LOG_TAIL_BYTES = 64 * 1024
-BLURRED_KID = 1
-"""Faces with noise that one hardly sees get 0.86, black squares 1.80: docs/quality.md."""
-MOST_WATCHED = ("log", "evaluation", "checkpoints", "events", "attempts", "results", "spec")
-"""The sections of a page, in the order in which a small screen has room for them."""
-WHOLE_AT_ONCE = ("checkpoints", "samples", "metrics.jsonl")
+UNINFORMATIVE_KID = 1
+"""Faces with hardly visible noise have 0.86, black squares 1.80: docs/quality.md."""
+SECTION_PRIORITY = ("log", "evaluation", "checkpoints", "events", "attempts", "results", "options")
+"""Sections of the page in the order in which they are dropped last on a small screen."""
+ATOMIC = ("checkpoints", "samples", "metrics.jsonl")
+OUTCOMES = {"requeued": "stopped and requeued", "yielded": "preempted", "lost": "worker lost"}
+"""Texts for the outcomes of attempts."""
+TITLES = {"attempts": "attempts (one for each time the job was started)"}
 PUBLISHED = ("grids", "manifest.jsonl", "neighbours.png", "evaluation.json")
 
 
-def lines(session: Session, job_id: int, *, rows: int | None = None) -> list[str]:
+def lines(session: Session, job_id: int, *, rows: int | None = None, full: bool = False) -> list[str]:
     """
-    The page for a person, line by line.
+    Return the lines of the page.
 
     Args:
-        rows: of a screen that it must fit; what changes goes before what does not.
+        rows: height of the screen that the page must fit.
+        full: show all options, not only those that differ from the defaults.
     """
     queries = session.queries
     job = queries.get(job_id)
-    around = job_text.StatusContext.of(queries, [job])
-    job = job_text.as_one(job, around)
+    context = job_text.StatusContext.of(queries, [job])
+    job = job_text.as_one(job, context)
     page = [f"job {job.id}{f' · {output.clean(job.name)}' if job.name else ''} · {job.kind}", ""]
-    silence = _silence(session, job)
-    page += _facts(_about(session, job, around))
-    if silence is not None:
-        page += ["", f"{silence}: its results and its log are not shown"]
+    volume_error = _volume_error(session, job)
+    page += _aligned(_summary(session, job, context))
+    if volume_error is not None:
+        page += ["", f"{volume_error}; results and log are not shown"]
     measured = job.kind == "evaluate" and job.state is JobState.SUCCEEDED
     sections = {
-        "attempts": list(_attempts(session, job, around)),
+        "attempts": list(_attempts(session, job, context)),
         "evaluation": [*map(output.clean, evaluation_text.lines(job.result or {}))] if measured else [],
         "checkpoints": list(_checkpoints(session, job)),
-        "results": list(_results(session, job)) if silence is None else [],
+        "results": list(_results(session, job)) if volume_error is None else [],
         "events": list(_events(session, job)),
-        "log": log_tail(session, job, LOG_LINES) if silence is None else [],
-        "spec": _facts(_spec(job)),
+        "log": log_tail(session, job, LOG_LINES) if volume_error is None else [],
+        "options": _aligned(_options(job, full)),
     }
     if rows is not None:
-        sections = _fitting(sections, rows - len(page))
+        sections = _fit_sections(sections, rows - len(page))
     for title, body in sections.items():
-        page += _section(title, body)
+        page += _section(TITLES.get(title, title), body)
     return page[:rows]
 
 
-def _fitting(sections: dict[str, list[str]], rows: int) -> dict[str, list[str]]:
-    """The sections for which there is room, the log shortened to it if need be."""
+def _fit_sections(sections: dict[str, list[str]], rows: int) -> dict[str, list[str]]:
+    """Return the sections that fit; the log is shortened if necessary."""
     chosen = set()
-    for title in MOST_WATCHED:
+    for title in SECTION_PRIORITY:
         body = sections[title]
         if title == "log":
             body = sections[title] = body[-max(rows - 2, 1) :]
@@ -82,30 +86,30 @@ def _fitting(sections: dict[str, list[str]], rows: int) -> dict[str, list[str]]:
 
 
 def as_json(session: Session, job_id: int) -> dict[str, Any]:
-    """The same for a program."""
+    """Return the page as JSON."""
     queries = session.queries
     job = queries.get(job_id)
-    around = job_text.StatusContext.of(queries, [job])
-    silence = _silence(session, job)
-    paths = result_paths(session, job) if silence is None else {}
+    context = job_text.StatusContext.of(queries, [job])
+    volume_error = _volume_error(session, job)
+    paths = result_paths(session, job) if volume_error is None else {}
     return {
-        **job_text.as_json(job, around),
+        **job_text.as_json(job, context),
         "queue_position": queries.queue_position(job) + 1 if _claimable(job) else None,
         "inputs": job.inputs,
         "attempts": queries.attempts(job.id),
-        "checkpoints": [one.__dict__ for one in queries.checkpoints(job.id)],
-        "events": [one.__dict__ for one in queries.events(job.id)],
-        "log_tail": log_tail(session, job, LOG_LINES) if silence is None else [],
+        "checkpoints": [each.__dict__ for each in queries.checkpoints(job.id)],
+        "events": [event.__dict__ for event in queries.events(job.id)],
+        "log_tail": log_tail(session, job, LOG_LINES) if volume_error is None else [],
         "paths": {name: str(path) for name, path in paths.items()},
-        "volume_error": silence,
+        "volume_error": volume_error,
     }
 
 
-def _silence(session: Session, job: Job) -> str | None:
-    """Return that the volume does not answer, if it does not and the job has anything there."""
+def _volume_error(session: Session, job: Job) -> str | None:
+    """Return why the files of a job cannot be read from this machine, if so."""
     if job.attempt:
         try:
-            session.volume  # noqa: B018 - asking is the check
+            session.volume_of(job)
         except VolumeError as exc:
             return exc.message
     return None
@@ -113,19 +117,18 @@ def _silence(session: Session, job: Job) -> str | None:
 
 def result_paths(session: Session, job: Job) -> dict[str, Path]:
     """
-    Where a job's results lie, by what they are: what its newest attempt holds.
+    Return the paths of the results by name.
 
-    Pictures count as results once the job has succeeded; samples and checkpoints are
-    whole as soon as they are there.
+    Images are results only when the job has succeeded; samples and checkpoints are complete
+    as soon as they exist.
     """
     if job.attempt == 0:
         return {}
-    folder = session.volume.attempt(job.id, job.attempt)
+    folder = session.volume_of(job).attempt(job.id, job.attempt)
     found = {"folder": folder}
-    names = {Path(name).stem: name for name in WHOLE_AT_ONCE}
+    names = {Path(name).stem: name for name in ATOMIC}
     if job.state is JobState.SUCCEEDED:
-        # Pictures are a folder of files or an archive, as their format has it.
-        # (A training's result says by the same word how many it has seen.)
+        # A folder or an archive, depending on the format. (In the result of a training, a number.)
         images = (job.result or {}).get("images")
         names |= {"images": images if isinstance(images, str) else "images"}
         names |= {Path(name).stem: name for name in PUBLISHED}
@@ -137,35 +140,44 @@ def result_paths(session: Session, job: Job) -> dict[str, Path]:
 
 
 def log_tail(session: Session, job: Job, count: int) -> list[str]:
-    """The last lines of the newest attempt's log; [] if there is none that can be read."""
+    """Return the last lines of the log of the newest attempt; [] if it cannot be read."""
     if job.attempt == 0:
         return []
-    path = session.volume.attempt(job.id, job.attempt) / "log.txt"
+    path = session.volume_of(job).attempt(job.id, job.attempt) / "log.txt"
     try:
         with open(path, "rb") as file:
             start = max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES)
             file.seek(start)
-            said = file.read().decode(errors="replace").splitlines()
+            text = file.read().decode(errors="replace").splitlines()
     except OSError:
         return []
-    return [output.clean(line) for line in said[-count:]]
+    return [output.clean(line) for line in text[-count:]]
 
 
 # --- the parts of the page ----------------------------------------------------------------
 
 
-def _about(session: Session, job: Job, around: job_text.StatusContext) -> Iterator[tuple[str, str]]:
-    yield "state", job_text.state(job, around)
+def _summary(session: Session, job: Job, context: job_text.StatusContext) -> Iterator[tuple[str, str]]:
+    yield "state", job_text.state(job, context)
+    if job.state is JobState.RUNNING and job_text.silent_s(job, context) > job_text.UNRESPONSIVE_S:
+        others = job_text.served(job.queue, context.workers.values())
+        then = (
+            "another worker requeues the job" if others else "start a worker (ganq up): it requeues the job"
+        )
+        yield "", f"→ the worker has stopped sending heartbeats; {then}"
     if job.error_message:
         yield "error", f"{job.error_message} [{job.error_code}]"
     if job.error_hint:
         yield "", f"→ {job.error_hint}"
     if job.malformed:
-        yield "malformed", f"no ganq wrote this row: {job.malformed}"
+        yield "malformed", f"this row was not written by ganq: {job.malformed}"
         if job.state is JobState.QUEUED:
-            yield "", "→ a worker fails it with BAD_SPEC; or ganq cancel it, and submit it again"
+            yield (
+                "",
+                f"→ a worker will fail it with BAD_SPEC; ganq cancel {job.id}, and submit it again",
+            )
     if failed := (job.result or {}).get("out_error"):
-        yield "not copied", f"{failed} (the pictures themselves are safe: ganq open {job.id})"
+        yield "not copied", f"{failed} (the images are on the volume: ganq open {job.id})"
     share, progress = job_text.fraction(job), job_text.progress(job)
     if progress:
         how_far = f" {share:.0%}" if share and not job.state.terminal else ""
@@ -173,35 +185,37 @@ def _about(session: Session, job: Job, around: job_text.StatusContext) -> Iterat
     if (speed := job_text.rate(job)) is not None:
         left = job_text.eta(job)
         ends = f", {output.duration(left)} left" if left is not None else ""
-        yield "rate", f"{speed:,.1f} pictures/s{ends}"
+        yield "rate", f"{speed:,.1f} images/s{ends}"
     if _claimable(job):
-        yield "in the queue", _place(session, job, around)
-    if (parts := around.parts.get(job.id)) is not None:
-        told = f"{parts.ended} of {parts.number} have ended, {parts.running} running"
-        yield "parts", f"{told}   (ganq status {job.id} --parts)"
+        yield "in the queue", _queue_position_text(session, job, context)
+    if (parts := context.parts.get(job.id)) is not None:
+        counts = f"{parts.ended} of {parts.number} ended, {parts.running} running"
+        yield "shards", f"{counts}   (ganq status {job.id} --shards)"
     if job.part_of is not None:
-        yield "part of", f"job {job.part_of}"
+        yield "shard of", f"job {job.part_of}"
     for needed, how in session.queries.needs(job.id):
         yield "after", f"job {needed} ({how})"
     yield "from", _source(session, job) or ""
     yield from _data(session, job)
-    yield "worker", job_text.place(job, around)
+    yield "worker", job_text.place(job, context)
     yield "submitted", f"{output.timestamp(job.created_at)} by {job.user}"
     yield "started", output.timestamp(job.started_at)
     yield "ended", output.timestamp(job.finished_at)
     if job.started_at is not None:
-        yield "took", output.duration((job.finished_at or around.now) - job.started_at)
+        yield "took", output.duration((job.finished_at or context.now) - job.started_at)
     if job.time_limit_s is not None:
-        ran_s = job.ran_s + _runs_for(session, job, around)
-        yield "time limit", f"{in_words(job.time_limit_s)} of running, {in_words(ran_s)} used"
+        ran_s = job.ran_s + _runs_for(session, job, context)
+        yield "time limit", f"{in_words(job.time_limit_s)} of run time, {in_words(ran_s)} used"
     if job.retry_of is not None:
         yield "retry of", f"job {job.retry_of}"
     if deleted_at := (job.result or {}).get("deleted_at"):
-        yield "files", f"its results were deleted by ganq gc, {output.timestamp(deleted_at)}; its log stays"
+        yield "files", f"deleted by ganq gc, {output.timestamp(deleted_at)}, except the log"
     if job.bit_exact is not None:
         yield (
             "bit-exact",
-            "yes" if job.bit_exact else "no: it was resumed on another device, build or number of threads",
+            "yes (identical to an uninterrupted run)"
+            if job.bit_exact
+            else "no: resumed on another device, build or number of threads",
         )
     if measured := _metric(session, job):
         yield "metric", measured
@@ -211,35 +225,35 @@ def _about(session: Session, job: Job, around: job_text.StatusContext) -> Iterat
         yield "epochs", f"{', '.join(map(str, epochs))}   (rows of grids/epochs.png)"
     if note := (job.result or {}).get("note"):
         yield "note", str(note)
-    yields = f", yielded {output.count(job.yields, 'time')} to others" if job.yields else ""
+    preempted = f", preempted {output.count(job.yields, 'time')}" if job.yields else ""
     if (back := (job.result or {}).get("rollbacks")) and back[-1]["lr_scale"] != 1:
-        yield "rates", f"halved: the training had diverged at step {back[-1]['step']:,}"
+        yield "learning rate", f"halved: the training diverged at step {back[-1]['step']:,}"
     lent = ""
     if job.priority > job.own_priority and not job.state.terminal:
-        lent = f", {job.priority} lent by {_lenders(session, job)}"
-    yield "queue", f"{job.queue}, priority {job.own_priority}{lent}{yields}"
+        lent = f", raised to {job.priority} by {_lenders(session, job)}"
+    yield "queue", f"{job.queue}, priority {job.own_priority}{lent}{preempted}"
 
 
-def _place(session: Session, job: Job, around: job_text.StatusContext) -> str:
-    """What a job waits for that could run."""
+def _queue_position_text(session: Session, job: Job, context: job_text.StatusContext) -> str:
+    """Describe what a job that is ready to run is waiting for."""
     from storage.db.quotas import Quotas
 
     ahead = session.queries.queue_position(job)
-    place = "next" if ahead == 0 else f"{output.count(ahead, 'job')} before it"
+    text = "next" if ahead == 0 else f"{output.count(ahead, 'job')} ahead"
     full = Quotas(session.database).full_for(job.user, job.queue)
     if full is not None:
-        limit = f"the {full.scope} {full.name} may run {full.max_running} at once, and {full.running} run"
-        place += f", once its limit lets it: {limit}   (ganq limit)"
-    served = job_text.served(job.queue, around.workers.values())
+        limit = f"{full.scope} {full.name}: {full.running} running, limit {full.max_running}"
+        text += f", when its limit permits: {limit}   (ganq limit)"
+    served = job_text.served(job.queue, context.workers.values())
     if served is None:
-        place += ", but no worker is running   (ganq up, or ganq worker)"
+        text += ", but no worker is running   (ganq up, or ganq worker)"
     elif not served:
-        place += f", but no running worker serves the queue {job.queue}   (ganq worker --queues {job.queue})"
-    return place
+        text += f", but no running worker serves the queue {job.queue}   (ganq worker --queues {job.queue})"
+    return text
 
 
 def _source(session: Session, job: Job) -> str | None:
-    """What a generation draws from, or an evaluation looks at."""
+    """Describe the model of a generation, or the subject of an evaluation."""
     source = job.spec.get("source")
     if job.kind not in ("generate", "evaluate") or not isinstance(source, int):
         return None
@@ -248,56 +262,56 @@ def _source(session: Session, job: Job) -> str | None:
         name = f" ({model.name})" if model.name else ""
         epoch = ((job.inputs or {}).get("checkpoint") or {}).get("epoch")
         if model.kind == "generate":
-            return f"job {source}{name}: its pictures"
+            return f"the images of job {source}{name}"
         which = job.spec.get("checkpoint") if epoch is None else f"epoch {epoch:,}"
         return f"job {source}{name}, checkpoint {which}"
     return f"job {source}"
 
 
 def _data(session: Session, job: Job) -> Iterator[tuple[str, str]]:
-    """What the first attempt found in its data set: what it uses, leaves out and converts."""
-    found = [one.detail or {} for one in session.queries.events(job.id) if one.type == "dataset"]
-    if not found:
+    """Describe what the first attempt found in its data set."""
+    details = [event.detail or {} for event in session.queries.events(job.id) if event.type == "dataset"]
+    if not details:
         return
     from storage.datasets.summary import Summary
 
-    with suppress(TypeError, ValueError, KeyError):  # of a newer version
-        for detail in {one.get("of", ""): one for one in found}.values():
+    with suppress(TypeError, ValueError, KeyError):  # written by a newer version
+        for detail in {each.get("of", ""): each for each in details}.values():
             summary = Summary.from_json(detail)
             yield "data", output.count(summary.images, "image")
-            options = job.spec.get("white_level", 0.0), job.spec.get("grey", False)
-            for line in summary.lines(white_level=options[0], grey=options[1]):
+            white_level, grey = job.spec.get("white_level", 0.0), job.spec.get("grey", False)
+            for line in summary.lines(white_level=white_level, grey=grey):
                 yield "", line
 
 
 def _metric(session: Session, job: Job) -> str | None:
-    """The best checkpoint's value, and what real pictures get among themselves once that is known."""
-    measured = [one for one in session.queries.checkpoints(job.id) if one.metric is not None]
+    """Describe the metric of the best checkpoint, with the real-vs-real baseline."""
+    measured = [each for each in session.queries.checkpoints(job.id) if each.metric is not None]
     found = (job.result or {}).get("metric") or {}
     if not measured:
         if missing := (job.result or {}).get("no_metric"):
             return f"none: {missing}"
-        if "last" not in found or "best" in found:  # never asked for, or its checkpoints are deleted
+        if "last" not in found or "best" in found:  # not requested, or its checkpoints were deleted
             return None
-        told = "at the end; no checkpoint is called the best: the pictures of each are too much alike"
-        return f"{job_text.metric_key(job)} {found['last']:.4g} {told}"
-    best = min(measured, key=lambda one: (one.metric or 0.0, one.step))
+        reason = "at the end; no checkpoint is the best: the images of each are almost identical"
+        return f"{job_text.metric_key(job)} {found['last']:.4g} {reason}"
+    best = min(measured, key=lambda each: (each.metric or 0.0, each.step))
     baseline, key = found.get("baseline"), job_text.metric_key(job)
-    told = "" if baseline is None else f"; real-vs-real baseline {baseline:.4g}"
-    if key == "kid/effnet-lite0" and (best.metric or 0.0) > BLURRED_KID:
-        told += f"; above {BLURRED_KID:g} it tells little, so look at the samples"
-    return f"{key} {best.metric:.4g} at epoch {best.epoch}, the best{told}"
+    notes = "" if baseline is None else f"; baseline, real against real images: {baseline:.4g}"
+    if key == "kid/effnet-lite0" and (best.metric or 0.0) > UNINFORMATIVE_KID:
+        notes += f"; values above {UNINFORMATIVE_KID:g} are not informative: look at the samples"
+    return f"{key} {best.metric:.4g} at epoch {best.epoch}, the best{notes}"
 
 
-def _runs_for(session: Session, job: Job, around: job_text.StatusContext) -> float:
-    """Seconds that the attempt has run that is running now."""
+def _runs_for(session: Session, job: Job, context: job_text.StatusContext) -> float:
+    """Return the seconds since the start of the running attempt."""
     if job.state is not JobState.RUNNING or not (attempts := session.queries.attempts(job.id)):
         return 0.0
-    return float(max(around.now - attempts[-1]["started_at"], 0.0))
+    return float(max(context.now - attempts[-1]["started_at"], 0.0))
 
 
 def _lenders(session: Session, job: Job) -> str:
-    """The jobs that wait for this one and have its priority."""
+    """Name the jobs that are waiting on this one and raise its priority."""
     found = session.queries.lenders(job)
     return ("job " if len(found) == 1 else "jobs ") + ", ".join(map(str, found)) if found else "others"
 
@@ -306,22 +320,24 @@ def _claimable(job: Job) -> bool:
     return job.state is JobState.QUEUED and not job.held and not job.blockers
 
 
-def _spec(job: Job) -> Iterator[tuple[str, str]]:
+def _options(job: Job, full: bool) -> Iterator[tuple[str, str]]:
+    if not full:
+        yield from job_text.changed_options(job).items()
+        yield "", f"other options have their defaults   (ganq status {job.id} --full)"
+        return
     for name, value in job.spec.items():
-        if value is None or value == [] or value == "":
-            continue
-        if isinstance(value, list):
-            value = ", ".join("-".join(map(str, v)) if isinstance(v, list) else str(v) for v in value)
-        yield name, str(value)
+        if value not in (None, [], ""):
+            yield name, job_text.option_text(value)
 
 
-def _attempts(session: Session, job: Job, around: job_text.StatusContext) -> Iterator[str]:
-    for one in session.queries.attempts(job.id):
-        took = output.duration((one["ended_at"] or around.now) - one["started_at"])
-        why = f": {one['error_message']}" if one["error_message"] else ""
+def _attempts(session: Session, job: Job, context: job_text.StatusContext) -> Iterator[str]:
+    for attempt in session.queries.attempts(job.id):
+        took = output.duration((attempt["ended_at"] or context.now) - attempt["started_at"])
+        reason = f": {attempt['error_message']}" if attempt["error_message"] else ""
+        outcome = OUTCOMES.get(attempt["outcome"], attempt["outcome"]) or "running"
         yield output.clean(
-            f"{one['number']}  {one['outcome'] or 'running'} after {took} on {one['worker']}"
-            f" ({one['device'] or '?'}, {one['host'] or '?'}){why}"
+            f"{attempt['number']}  {outcome} after {took} on {attempt['worker']}"
+            f" ({attempt['device'] or '?'}, {attempt['host'] or '?'}){reason}"
         )
 
 
@@ -330,7 +346,7 @@ def _checkpoints(session: Session, job: Job) -> Iterator[str]:
     if not known:
         return
     last = known[-1]
-    epochs = sorted({one.epoch for one in known if one.kind != "resume"})
+    epochs = sorted({each.epoch for each in known if each.kind != "resume"})
     listed = ", ".join(map(str, epochs[-12:]))
     yield f"{output.count(len(known), 'checkpoint')}, newest at epoch {last.epoch}, step {last.step:,}"
     if epochs:
@@ -341,11 +357,11 @@ def _results(session: Session, job: Job) -> Iterator[str]:
     paths = result_paths(session, job)
     if not paths:
         return
-    yield from _facts((name, str(path)) for name, path in paths.items())
+    yield from _aligned((name, str(path)) for name, path in paths.items())
     if "deleted_at" not in (job.result or {}):
         yield f"ganq open {job.id}"
     if job.attempt > 1:
-        yield f"those of earlier attempts lie beside it, in {paths['folder'].parent}"
+        yield f"files of earlier attempts: {paths['folder'].parent}"
 
 
 def _events(session: Session, job: Job) -> Iterator[str]:
@@ -353,22 +369,23 @@ def _events(session: Session, job: Job) -> Iterator[str]:
     earlier = known[:-EVENTS]
     if earlier:
         yield f"… {len(earlier)} earlier   (ganq events {job.id})"
-    for one in [*[old for old in earlier if old.type in TROUBLES][-TROUBLES_SHOWN:], *known[-EVENTS:]]:
-        yield event_line(one)
+    important = [event for event in earlier if event.type in IMPORTANT_EVENTS][-MAX_IMPORTANT:]
+    for event in [*important, *known[-EVENTS:]]:
+        yield event_line(event)
 
 
-def event_line(one: Any) -> str:
-    """One event in one line."""
-    parts = [output.timestamp(one.at), one.type]
-    if one.attempt is not None:
-        parts.append(f"attempt {one.attempt}")
-    if one.worker:
-        parts.append(one.worker)
-    parts += [f"{key}={value}" for key, value in (one.detail or {}).items()]
-    return output.clean("  ".join(parts))
+def event_line(event: Any) -> str:
+    """Return an event as one line."""
+    columns = [output.timestamp(event.at), event.type]
+    if event.attempt is not None:
+        columns.append(f"attempt {event.attempt}")
+    if event.worker:
+        columns.append(event.worker)
+    columns += [f"{key}={value}" for key, value in (event.detail or {}).items()]
+    return output.clean("  ".join(columns))
 
 
-def _facts(facts: Any) -> list[str]:
+def _aligned(facts: Any) -> list[str]:
     pairs = [(name, output.clean(value)) for name, value in facts if value not in ("", None)]
     width = max((len(name) for name, _ in pairs), default=0)
     return [f"{name.ljust(width)}  {value}" for name, value in pairs]

@@ -1,8 +1,7 @@
 """
-A click group that imports a subcommand when it is used, not before.
+A click group that imports a subcommand only when it is used.
 
-`ganq --help` reads the table below it: names and one line each. So help costs the
-import of click and nothing else, however heavy the commands are.
+`ganq --help` prints a static table and imports nothing but click.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ import click
 
 
 class Entry(NamedTuple):
-    """One subcommand: where it is, and what help says of it before it is loaded."""
+    """A subcommand: its import path and its line in the help of the group."""
 
     name: str
     target: str  # module:attribute
@@ -22,23 +21,23 @@ class Entry(NamedTuple):
 
 class LazyGroup(click.Group):
     """
-    A group over a static table of Entry rows.
+    A group with a static table of subcommands.
 
     Args:
         entries: the subcommands, in the order of the help.
-        meant: words that people try, and what they are called here.
+        suggestions: frequent mistakes, and the command to suggest instead.
     """
 
     def __init__(
         self,
         *args: Any,
         entries: Sequence[Entry] = (),
-        meant: Mapping[str, str] | None = None,
+        suggestions: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.entries = {entry.name: entry for entry in entries}
-        self.meant = dict(meant or {})
+        self.suggestions = dict(suggestions or {})
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.entries)
@@ -52,16 +51,12 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if name not in self.entries and not name.startswith("-") and not ctx.resilient_parsing:
-            raise click.UsageError(f"there is no command {name[:40]!r}{self._near(name)}", ctx=ctx)
+            near = self.suggestions.get(name)
+            hint = f" Did you mean {near!r}?" if near else ""
+            raise click.exceptions.NoSuchCommand(
+                name, f"No such command {name[:40]!r}.{hint}", None if near else self.entries, ctx
+            )
         return super().resolve_command(ctx, args)
-
-    def _near(self, name: str) -> str:
-        from difflib import get_close_matches
-
-        if name in self.meant:
-            return f"; did you mean {self.meant[name]}?"
-        near = get_close_matches(name, self.entries, n=2, cutoff=0.5)
-        return f"; did you mean {' or '.join(near)}?" if near else ""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(map(len, self.entries), default=0)
@@ -72,7 +67,7 @@ class LazyGroup(click.Group):
 
 
 def load(entry: Entry) -> click.Command:
-    """Import what an entry names."""
+    """Import the command of an entry."""
     from importlib import import_module
 
     module, _, attribute = entry.target.partition(":")
@@ -81,5 +76,5 @@ def load(entry: Entry) -> click.Command:
 
 
 def examples(*lines: str) -> str:
-    """An epilog of examples; click keeps its lines as they are."""
+    """Return an epilog with examples, which click does not rewrap."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -1,13 +1,13 @@
 """
-How facts reach a person or a program: tables, JSON, and the words for times and sizes.
+Print tables, JSON and notices.
 
-Rich is imported on a terminal only; a pipe gets plain columns.
+rich is imported only if stdout is a terminal; a pipe gets plain columns.
 """
 
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -23,49 +23,70 @@ from storage.status.units import timestamp as timestamp
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def on_terminal() -> bool:
-    """Whether a person looks at stdout: only then colours, bars and tables that redraw."""
+    """Return whether stdout is a terminal that supports colours, progress bars and redrawing."""
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def overflow() -> Any:
-    """Return how rich shortens a cell: '…' has the width of one character only where there is one."""
+    """Return how rich truncates a cell: '…' requires a UTF-8 terminal."""
     return "ellipsis" if (sys.stdout.encoding or "").lower().startswith("utf") else "crop"
 
 
 def notice(text: str) -> None:
-    """A remark for the person, on stderr: it is no part of the answer, nor does it fail for want of room."""
+    """Print a notice to stderr; an unwritable stderr is ignored."""
     with suppress(OSError):
         click.echo(redact(text), err=True)
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on stdout."""
+    """Print one JSON value."""
     click.echo(json.dumps(value, indent=2, default=str))
 
 
 def print_json_array(values: Iterable[Any]) -> None:
-    """A JSON array, written as the values come: memory does not grow with their number."""
+    """Print a JSON array at constant memory."""
     out = sys.stdout
     out.write("[")
-    for number, value in enumerate(values):
-        out.write(",\n " if number else "\n ")
+    for index, value in enumerate(values):
+        out.write(",\n " if index else "\n ")
         out.write(json.dumps(value, default=str))
     out.write("\n]\n")
 
 
-def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+def several_users(users: Iterable[str], own: str) -> bool:
+    """Return whether a table needs a USER column: some job is not the reader's own."""
+    return any(user != own for user in users)
+
+
+def without_columns(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], hidden: Collection[str]
+) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """Remove columns from a table."""
+    shown = [index for index, name in enumerate(headers) if name not in hidden]
+    return [headers[index] for index in shown], [[row[index] for index in shown] for row in rows]
+
+
+def print_table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    hidden: Collection[str] = (),
+) -> None:
     """
-    A table: rich on a terminal, aligned columns otherwise.
+    Print a table: with rich on a terminal, otherwise as aligned columns.
 
     Args:
-        headers: the columns' names.
-        rows: text, one cell for each header.
-        right: names of the columns that hold numbers.
+        headers: names of the columns.
+        rows: one text per column.
+        right: names of the right-aligned columns.
+        hidden: names of the columns that are not shown.
     """
+    headers, rows = without_columns(headers, rows, hidden)
     if on_terminal():
         from rich.console import Console
 
@@ -89,50 +110,74 @@ STATE_STYLES = {
     "cancelling": "yellow",
     "held": "yellow",
     "retry": "yellow",
-    "silent": "red",
+    "unresponsive": "red",
+    "queued:": "yellow",
+    "failed:": "red",
 }
 
 
-SHRINK = {"NAME": 6, "WORKER": 6, "STATE": 10, "PATH": 12, "HOST": 6, "DEVICE": 6, "OF": 12}
-SHRINK |= {"SOURCE": 12, "TITLE": 8, "ARTIST": 8}
-"""Columns that give way on a narrow terminal, down to so many characters."""
-DROP = ("AGE", "RATE", "KIND", "WORKER", "VERSION", "QUEUES", "MADE")
-"""Columns that then go, in this order: a table with broken lines tells less."""
+SHRINK = {
+    "PROGRESS": 30,
+    "OPTIONS": 16,
+    "NAME": 6,
+    "WORKER": 6,
+    "STATE": 10,
+    "PATH": 12,
+    "HOST": 6,
+    "DEVICE": 6,
+    "OF": 8,
+}
+SHRINK |= {"DEVICE": 6, "OF": 8, "SOURCE": 12, "TITLE": 8, "ARTIST": 8}
+"""Minimum widths of the columns that are truncated on a narrow terminal."""
+DROP = ("OPTIONS", "AGE", "RATE", "KIND", "WORKER", "VERSION", "QUEUES", "IMAGES")
+"""Columns that are then dropped, in this order."""
 
 
 def rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> Any:
-    """The same table for a terminal; a state is coloured by its first word."""
+    """Return the table for a terminal; the first word of a state determines its colour."""
     import shutil
 
     from rich.table import Table
     from rich.text import Text
 
-    widths = _fit(headers, rows, shutil.get_terminal_size().columns)
+    widths = _fit_columns(headers, rows, shutil.get_terminal_size().columns)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name, width in widths.items():
         justify: Any = "right" if name in right else "left"
         table.add_column(name, justify=justify, width=width, no_wrap=True, overflow=overflow())
     for row in rows:
-        cells = {name: Text(clean(cell)) for name, cell in zip(headers, row, strict=True) if name in widths}
+        cells = {
+            name: Text(_shorten(clean(cell), widths[name]) if name == "NAME" else clean(cell))
+            for name, cell in zip(headers, row, strict=True)
+            if name in widths
+        }
         if "STATE" in cells:
             cells["STATE"].stylize(STATE_STYLES.get(cells["STATE"].plain.split(" ")[0], ""))
         table.add_row(*cells.values())
     return table
 
 
-def _fit(headers: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> dict[str, int]:
-    """The columns that fit, with their widths in characters."""
+def _shorten(name: str, width: int) -> str:
+    """Truncate a name in its middle: the ends of the names of a sweep distinguish its jobs."""
+    if len(name) <= width or overflow() != "ellipsis":
+        return name
+    head = (width - 1) // 3
+    return f"{name[:head]}…{name[len(name) - (width - 1 - head) :]}"
+
+
+def _fit_columns(headers: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> dict[str, int]:
+    """Return the columns that fit into `room` characters, with their widths."""
     widths = {
-        name: max([len(name), *(len(clean(row[place])) for row in rows)])
-        for place, name in enumerate(headers)
+        name: max([len(name), *(len(clean(row[column])) for row in rows)])
+        for column, name in enumerate(headers)
     }
 
     def excess() -> int:
         return sum(widths.values()) + 2 * (len(widths) - 1) - room
 
-    for name, least in SHRINK.items():
+    for name, minimum in SHRINK.items():
         if name in widths and excess() > 0:
-            widths[name] = max(min(least, widths[name]), widths[name] - excess())
+            widths[name] = max(min(minimum, widths[name]), widths[name] - excess())
     for name in DROP:
         if name in widths and excess() > 0:
             del widths[name]

@@ -1,4 +1,4 @@
-"""Option types that are stricter than click's own, and say in plain words what is wrong."""
+"""Option types that are stricter than those of click, or have clearer error messages."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -6,20 +6,21 @@ from typing import Any
 
 import click
 
+from jobs import durations
 from jobs.renamed import FIELDS, VALUES
 
 
-class NamedPath(click.Path):
+class NonEmptyPath(click.Path):
     """A path that is not empty: `--out "$UNSET"` would mean the current folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not str(value).strip():
-            self.fail("it is empty; name a path, or . for the current folder", param, ctx)
+            self.fail("the path is empty; use . for the current folder", param, ctx)
         return super().convert(value, param, ctx)
 
 
 class Seconds(click.ParamType[float]):
-    """A number of seconds that come to an end: those of nan and inf never do."""
+    """A finite number of seconds."""
 
     name = "seconds"
 
@@ -29,35 +30,63 @@ class Seconds(click.ParamType[float]):
         except ValueError:
             seconds = math.nan
         if not 0 <= seconds <= 1e9:
-            self.fail(f"{str(value)[:40]!r} is no number of seconds; e.g. 3600", param, ctx)
+            self.fail(f"{str(value)[:40]!r} is not a number of seconds; e.g. 3600", param, ctx)
         return seconds
 
 
-class Whole(click.IntRange):
-    """A whole number within bounds; click's own says of 1.5 that it is no valid integer range."""
+class Duration(click.ParamType[float]):
+    """
+    A length of time, e.g. '2h30m', as seconds.
+
+    Args:
+        minimum: in seconds.
+        unit: of a number without a unit, which is an error by default.
+    """
+
+    name = "duration"
+
+    def __init__(self, minimum: float = 1.0, unit: str = "") -> None:
+        self.minimum = minimum
+        self.unit = unit
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        text = str(value)
+        try:
+            seconds = durations.parse(text if text[-1:].isalpha() else text + self.unit)
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+        if not self.minimum <= seconds <= 1e9:
+            self.fail(f"{str(value)[:40]!r} is less than a second, or more than 30 years", param, ctx)
+        return seconds
+
+
+class BoundedInt(click.IntRange):
+    """An integer within bounds; the error message of IntRange for 1.5 mentions an 'integer range'."""
 
     name = "integer"
 
 
 class User(click.ParamType[str]):
     """
-    The name of a user as the job table knows it.
+    A user name, normalised as in the job table.
 
     Args:
-        everybody: '*' is accepted, too.
+        wildcard: also accept '*'.
     """
 
     name = "user"
 
-    def __init__(self, *, everybody: bool = False) -> None:
-        self.everybody = everybody
+    def __init__(self, *, wildcard: bool = False) -> None:
+        self.wildcard = wildcard
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         from storage.users import USER_HINT, is_user_name, user_name
 
         name = user_name(str(value))
-        if not is_user_name(name) and not (self.everybody and name == "*"):
-            self.fail(f"{name[:70]!r} cannot be a user's name: {USER_HINT}", param, ctx)
+        if not is_user_name(name) and not (self.wildcard and name == "*"):
+            self.fail(f"{name[:70]!r} is not a valid user name: {USER_HINT}", param, ctx)
         return name
 
 
@@ -66,7 +95,7 @@ class RenamedChoice(click.Choice[str]):
     A choice that also accepts the names of ganq 0.2, with a notice.
 
     Args:
-        field: of the spec, whose values may have had other names.
+        field: the field of the spec whose values were renamed.
     """
 
     def __init__(self, choices: Iterable[str], *, field: str) -> None:
@@ -87,7 +116,7 @@ class RenamedChoice(click.Choice[str]):
 
 class RenamedOption(click.Option):
     """
-    An option that is accepted under its name of ganq 0.2, too; the help shows the new one alone.
+    An option that is also accepted under its name of ganq 0.2; the help shows only the new name.
 
     Args:
         old: the flag of ganq 0.2.

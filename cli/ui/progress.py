@@ -1,4 +1,4 @@
-"""A progress bar with ETA for work that this very command does; quiet lines off a terminal."""
+"""Progress of work in this process: a bar with ETA on a terminal, otherwise occasional lines."""
 
 import sys
 import time
@@ -7,42 +7,44 @@ from contextlib import contextmanager
 
 from cli.ui import output
 
-LINE_EVERY_S = 10.0
+LINE_INTERVAL_S = 10.0
 
-Tick = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
 @contextmanager
-def progress(doing: str, unit: str) -> Iterator[Tick]:
+def progress(activity: str, unit: str) -> Iterator[ProgressCallback]:
     """
+    Show the progress of a block.
+
     Args:
-        doing: the verb, e.g. 'drawing'.
-        unit: what is counted, e.g. 'faces'.
+        activity: e.g. 'drawing'.
+        unit: e.g. 'faces'.
 
     Yields:
-        tick(done, total), to be called as often as one likes.
+        update(done, total), which may be called at any rate.
     """
     if sys.stderr.isatty():
-        with _bar(doing, unit) as tick:
-            yield tick
+        with _bar(activity, unit) as update:
+            yield update
         return
-    said = time.monotonic()
+    printed_at = time.monotonic()
 
     def line(done: int, total: int) -> None:
-        nonlocal said
-        if time.monotonic() - said >= LINE_EVERY_S:
-            said = time.monotonic()
-            output.notice(f"{doing}: {done} of {total} {unit}")
+        nonlocal printed_at
+        if time.monotonic() - printed_at >= LINE_INTERVAL_S:
+            printed_at = time.monotonic()
+            output.notice(f"{activity}: {done} of {total} {unit}")
 
     yield line
 
 
 @contextmanager
-def _bar(doing: str, unit: str) -> Iterator[Tick]:
+def _bar(activity: str, unit: str) -> Iterator[ProgressCallback]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn(f"{doing} {{task.description}}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn(f"{activity} {{task.description}}"), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
         task = bars.add_task(unit, total=None)

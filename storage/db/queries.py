@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, exists, func, or_, select, text
+from sqlalchemy import ColumnElement, Connection, exists, func, not_, or_, select, text
 
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError
 from jobs.states import JobState
@@ -59,6 +59,8 @@ class Filter:
     parts: bool = False
     """Whether the parts of split jobs are listed, too."""
     part_of: int | None = None
+    since: float | None = None
+    """Submitted at this time or later."""
 
     def where(self) -> list[ColumnElement[bool]]:
         wanted: list[ColumnElement[bool]] = []
@@ -68,6 +70,14 @@ class Filter:
             wanted.append(job.c.part_of == self.part_of)
         if self.states is not None:
             wanted.append(job.c.state.in_(self.states))
+            active, states = _active_split(), set(self.states)
+            if JobState.RUNNING in states and JobState.QUEUED not in states:
+                wanted[-1] = job.c.state.in_([*states, JobState.QUEUED])
+                wanted.append(or_(job.c.state != JobState.QUEUED, active))
+            elif JobState.QUEUED in states and JobState.RUNNING not in states:
+                wanted.append(or_(job.c.state != JobState.QUEUED, not_(active)))
+        if self.since is not None:
+            wanted.append(job.c.created_at >= self.since)
         if self.kind is not None:
             wanted.append(job.c.kind == self.kind)
         if self.user is not None:
@@ -83,6 +93,13 @@ class Filter:
         if self.before_id is not None:
             wanted.append(job.c.id < self.before_id)
         return wanted
+
+
+def _active_split() -> ColumnElement[bool]:
+    """Return the condition that a queued job is split and has shards under way: it is shown as running."""
+    shard = job.alias("shard")
+    begun = select(shard.c.part_of).where(text("shard.part_of IS NOT NULL"), shard.c.state != JobState.QUEUED)
+    return (job.c.blockers > 0) & job.c.id.in_(begun)
 
 
 def _scalar(conn: Connection, query: Any) -> Any:
@@ -201,6 +218,7 @@ class Queries:
         if part_of is not None:
             by_state = by_state.where(job.c.part_of == part_of)
         less_parts = sweep is None and part_of is None and not parts
+        split = select(func.count()).where(job.c.state == JobState.QUEUED, _active_split())
 
         def ask(conn: Connection) -> dict[str, int]:
             # All, from the index of states alone, less the parts, from theirs: a count of
@@ -208,6 +226,9 @@ class Queries:
             found = {str(state): int(number) for state, number in conn.execute(by_state)}
             for state, number in conn.execute(_PARTS[conn.dialect.name]) if less_parts else ():
                 found[state] -= number
+            if sweep is None and part_of is None and (active := conn.execute(split).scalar_one()):
+                found[JobState.QUEUED] -= active
+                found[JobState.RUNNING] = found.get(JobState.RUNNING, 0) + active
             return found
 
         found = self.database.read(ask)
@@ -215,7 +236,7 @@ class Queries:
 
     def find_sweep(self, reference: str) -> str:
         """
-        An array by its id, by the name that its jobs begin with, or by one of its jobs.
+        Return the id of a sweep, given its id, its name, or the name of one of its jobs.
 
         Raises:
             JobNotFoundError: there is none.
@@ -226,13 +247,15 @@ class Queries:
         else:
             tries = [of_name.where(job.c.sweep == reference)]
             tries += [of_name.where(job.c.name == name) for name in (f"{reference}-0", reference)]
+            named = select(job.c.id).where(job.c.name.startswith(f"{reference}-", autoescape=True))
+            tries.append(of_name.where(job.c.id.in_(named)))
         for query in tries:
             newest = query.order_by(job.c.id.desc()).limit(1)
             found = self.database.read(partial(_scalar, query=newest))
             if found is not None:
                 return str(found)
         raise JobNotFoundError(
-            f"there is no sweep {reference[:70]!r}", hint="ganq submit … --sweep says what each is called"
+            f"there is no sweep {reference[:70]!r}", hint="ganq submit … --sweep prints the id and the name"
         )
 
     def newest_model(self) -> Job:

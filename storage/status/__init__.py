@@ -1,1 +1,1 @@
-"""A job in words: its state, progress and results, for the command line and the page."""
+"""Texts for the state, progress and results of a job, for the command line and the web page."""

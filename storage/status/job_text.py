@@ -1,8 +1,8 @@
 """
-A job in words that are true: what the table's state alone does not say.
+Describe the state and progress of a job in more detail than its `state` column.
 
-'running' with a wish to cancel is 'cancelling'; 'queued' may mean held, waiting for
-another job, or waiting to try again. Used by status, wait and submit --wait alike.
+A running job with a cancel request is 'cancelling'; a queued one may be held, waiting on
+another job, or waiting for a retry. Used by all commands and by the web page.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,15 +16,17 @@ from storage.db.queries import Queries
 from storage.db.rows import UNABLE, Job, WorkerRow
 from storage.db.store.shards import Shards
 from storage.status import evaluation_text
-from storage.status.units import clean, count, duration, roughly
+from storage.status.units import clean, count, duration, roughly, timestamp
 
-SILENT_S = 60.0
-"""A worker that has not spoken for so long is shown as silent; the reaper takes its job."""
+UNRESPONSIVE_S = 60.0
+"""A worker without a heartbeat for this long is shown as unresponsive; the reaper requeues its job."""
+STALE_S = 25.0
+"""After this long without a heartbeat (the default interval is 10 s), rate and ETA are not shown."""
 
 
 @dataclass(frozen=True)
 class StatusContext:
-    """What a job's words depend on beside its own row."""
+    """Facts beside a job's own row that its texts depend on."""
 
     now: float
     workers: Mapping[str, WorkerRow] = field(default_factory=dict)
@@ -33,7 +35,8 @@ class StatusContext:
 
     @classmethod
     def of(cls, queries: Queries, jobs: Iterable[Job]) -> "StatusContext":
-        waiting = [one.id for one in jobs if one.state is JobState.QUEUED and one.blockers]
+        waiting = [job.id for job in jobs if job.state is JobState.QUEUED and job.blockers]
+        """Load the context of some jobs."""
         return cls(
             now=queries.now(),
             workers={row.name: row for row in queries.workers()},
@@ -46,17 +49,24 @@ TAKES_NO_JOB = ("stopped", "draining", *UNABLE)
 
 
 def served(queue: str, workers: Iterable[WorkerRow]) -> bool | None:
-    """Whether a worker that has spoken lately takes jobs of this queue; None if there is no worker."""
-    alive = [one for one in workers if one.silent_s < SILENT_S and one.state not in TAKES_NO_JOB]
-    return any(queue in one.queues.split(",") for one in alive) if alive else None
+    """Return whether a live worker serves this queue; None if there is no live worker."""
+    alive = [row for row in workers if row.silent_s < UNRESPONSIVE_S and row.state not in TAKES_NO_JOB]
+    return any(queue in row.queues.split(",") for row in alive) if alive else None
 
 
-def as_one(job: Job, around: StatusContext) -> Job:
-    """A job whose parts are under way, as the one job that it is to a person: running, with their sum."""
-    parts = around.parts.get(job.id)
+def as_one(job: Job, context: StatusContext) -> Job:
+    """
+    Return a job as it is shown.
+
+    A split job with active shards is running, with the sum of their progress. A running job whose
+    worker has stopped sending heartbeats has no rate and no ETA.
+    """
+    if job.state is JobState.RUNNING and silent_s(job, context) > STALE_S and job.progress:
+        return replace(job, progress={**job.progress, "rate": None})
+    parts = context.parts.get(job.id)
     if parts is None or job.state is not JobState.QUEUED or not job.blockers or not parts.under_way:
         return job
-    progress = {"done": parts.done, "total": parts.total, "unit": "pictures"}
+    progress = {"done": parts.done, "total": parts.total, "unit": "images"}
     return replace(
         job,
         state=JobState.RUNNING,
@@ -65,16 +75,21 @@ def as_one(job: Job, around: StatusContext) -> Job:
     )
 
 
-def state(job: Job, around: StatusContext) -> str:
-    """The job's state, with why it does not move when it does not."""
+def silent_s(job: Job, context: StatusContext) -> float:
+    """Return the seconds since the last heartbeat of the job's worker; 0 if it has no worker."""
+    worker = context.workers.get(job.worker or "")
+    return worker.silent_s if worker is not None else 0.0
+
+
+def state(job: Job, context: StatusContext) -> str:
+    """Return the state, and the reason if the job makes no progress."""
     if job.malformed and not (job.state.terminal and job.error_code):
         return f"{job.state}: malformed"
     if job.state is JobState.RUNNING:
-        worker = around.workers.get(job.worker or "")
         if job.cancel_requested_at is not None:
             return "cancelling"
-        if worker is not None and worker.silent_s > SILENT_S:
-            return f"silent for {duration(worker.silent_s)}"
+        if (silence := silent_s(job, context)) > UNRESPONSIVE_S:
+            return f"unresponsive for {duration(silence)}"
         return "running"
     if job.state is JobState.SUCCEEDED and job.cancel_requested_at is not None:
         return "succeeded (cancel too late)"
@@ -83,19 +98,19 @@ def state(job: Job, around: StatusContext) -> str:
     if job.held:
         return "held"
     if job.blockers:
-        needed = around.unmet.get(job.id, ())
-        if not needed and job.id in around.parts:
+        needed = context.unmet.get(job.id, ())
+        if not needed and job.id in context.parts:
             return "queued"
-        return f"waits for {', '.join(map(str, needed)) or 'another job'}"
-    if job.not_before is not None and job.not_before > around.now:
+        return f"waiting on {', '.join(map(str, needed)) or 'another job'}"
+    if job.not_before is not None and job.not_before > context.now:
         why = f": {job.error_code}" if job.error_code else ""
-        # No longer than the longest backoff: the time was noted by a clock that may differ from this one.
-        return f"retry in {duration(min(job.not_before - around.now, BACKOFF_S[-1]))}{why}"
+        # At most the longest backoff: the time was written by a clock that may differ from this one.
+        return f"retry in {duration(min(job.not_before - context.now, BACKOFF_S[-1]))}{why}"
     return "queued"
 
 
 def fraction(job: Job) -> float | None:
-    """Share that is done, 0 to 1; None if the job has not said."""
+    """Return the completed fraction, 0 to 1; None if unknown."""
     if job.state is JobState.SUCCEEDED:
         return 1.0
     progress = job.progress or {}
@@ -105,8 +120,8 @@ def fraction(job: Job) -> float | None:
     return min(1.0, max(0.0, done / total))
 
 
-def told(job: Job) -> dict[str, Any]:
-    """How far a job has come; of one that succeeded at its end, as the last beat told of less."""
+def progress_facts(job: Job) -> dict[str, Any]:
+    """Return the progress; of a succeeded job the final one, which no heartbeat has carried."""
     so_far, result = dict(job.progress or {}), job.result or {}
     if job.state is not JobState.SUCCEEDED:
         return so_far
@@ -123,16 +138,16 @@ def told(job: Job) -> dict[str, Any]:
 
 
 def progress(job: Job) -> str:
-    """'epoch 12/400', '640/1,000 pictures', or the phase that is not the work itself."""
-    so_far, result = told(job), job.result or {}
+    """Return e.g. 'epoch 12/400', '640/1,000 images', or the current phase."""
+    so_far, result = progress_facts(job), job.result or {}
     if job.state is JobState.RUNNING and so_far.get("phase"):
-        return clean(so_far["phase"])
+        return clean(so_far["phase"]).replace("pictures", "images")
     if job.state is JobState.SUCCEEDED and job.kind == "evaluate":
         return clean(evaluation_text.in_short(result))
     if job.state is JobState.SUCCEEDED and job.kind == "generate":
-        made = _number(result.get("image_count"))
-        if made is not None:
-            return count(int(made), "picture")
+        generated = _number(result.get("image_count"))
+        if generated is not None:
+            return count(int(generated), "image")
     epoch, epochs = _number(so_far.get("epoch")), _number(so_far.get("epochs"))
     if result.get("stopped") and epoch is not None:
         return f"epoch {int(epoch):,}, stopped early"
@@ -141,82 +156,89 @@ def progress(job: Job) -> str:
     done, total = _number(so_far.get("done")), _number(so_far.get("total"))
     if done is None or total is None:
         return ""
-    return f"{int(done):,}/{int(total):,} {clean(so_far.get('unit') or '')}".rstrip()
+    unit = clean(so_far.get("unit") or "").replace("pictures", "images")  # rows of ganq 0.2
+    return f"{int(done):,}/{int(total):,} {unit}".rstrip()
 
 
 def rate(job: Job) -> float | None:
-    """Pictures a second, while it runs."""
+    """Return images per second of a running job."""
     found = _number((job.progress or {}).get("rate"))
     return found if job.state is JobState.RUNNING and found else None
 
 
 def rate_text(per_second: float | None) -> str:
+    """Return e.g. '410/s'; '' for None."""
     if per_second is None:
         return ""
     return f"{per_second:,.0f}/s" if per_second >= 10 else f"{per_second:.1f}/s"
 
 
 def eta(job: Job) -> float | None:
-    """Seconds that are left at the present rate; None if nobody can say."""
-    told = job.progress or {}
-    done, total, speed = _number(told.get("done")), _number(told.get("total")), rate(job)
-    if done is None or total is None or speed is None or told.get("phase"):
+    """Return the remaining seconds at the current rate; None if unknown."""
+    facts = job.progress or {}
+    done, total, speed = _number(facts.get("done")), _number(facts.get("total")), rate(job)
+    if done is None or total is None or speed is None or facts.get("phase"):
         return None
     return max(0.0, (total - done) / speed)
 
 
-def place(job: Job, around: StatusContext) -> str:
-    """The worker and its device, while it runs."""
+def place(job: Job, context: StatusContext) -> str:
+    """Return worker and device of a running job."""
     if job.state is not JobState.RUNNING or not job.worker:
         return ""
-    worker = around.workers.get(job.worker)
+    worker = context.workers.get(job.worker)
     if worker is None or worker.device in job.worker:
         return clean(job.worker)
     return clean(f"{job.worker} ({worker.device})")
 
 
-def age(job: Job, around: StatusContext) -> str:
-    return roughly(around.now - job.created_at)
+def age(job: Job, context: StatusContext) -> str:
+    """Return the age of a job; the date if it is older than a day."""
+    seconds = context.now - job.created_at
+    return roughly(seconds) if seconds < 86400 else timestamp(job.created_at)[:10]
 
 
 def bar(share: float | None, width: int = 10) -> str:
-    """'██████────', for a terminal; blank until the job has said how far it is."""
+    """Return a progress bar, e.g. '██████────'; blank if the progress is unknown."""
     if share is None:
         return " " * width
     full = int(share * width)
     return "█" * full + "─" * (width - full)
 
 
-def as_json(job: Job, around: StatusContext) -> dict[str, Any]:
-    """A job for programs: the row's facts, and the words beside them."""
-    job = as_one(job, around)
-    parts = around.parts.get(job.id)
+def as_json(job: Job, context: StatusContext) -> dict[str, Any]:
+    """Return a job as JSON: the row and the texts."""
+    job = as_one(job, context)
+    parts = context.parts.get(job.id)
+    shards = parts and {"number": parts.number, "ended": parts.ended, "running": parts.running}
     return {
         "id": job.id,
         "name": job.name,
         "kind": job.kind,
         "state": str(job.state),
-        "status": state(job, around),
+        "status": state(job, context),
         "user": job.user,
         "queue": job.queue,
         "priority": job.own_priority,
         "effective_priority": job.priority,
         "preemptible": job.preemptible,
-        "yields": job.yields,
+        "preemptions": job.yields,
+        "yields": job.yields,  # this and other keys marked so: the name of ganq 0.2
         "attempt": job.attempt,
         "worker": job.worker,
         "held": job.held,
-        "waits_for": list(around.unmet.get(job.id, ())),
+        "waiting_on": list(context.unmet.get(job.id, ())),
+        "waits_for": list(context.unmet.get(job.id, ())),  # ganq 0.2
         "not_before": job.not_before,
         "time_limit_s": job.time_limit_s,
         "ran_s": job.ran_s,
         "cancel_requested_at": job.cancel_requested_at,
-        "part_of": job.part_of,
+        "shard_of": job.part_of,
+        "part_of": job.part_of,  # ganq 0.2
         "sweep": job.sweep,
-        "parts": None
-        if parts is None
-        else {"number": parts.number, "ended": parts.ended, "running": parts.running},
-        "progress": told(job) or None,
+        "shards": shards,
+        "parts": shards,  # ganq 0.2
+        "progress": progress_facts(job) or None,
         "fraction": fraction(job),
         "eta_seconds": eta(job),
         "result": job.result,
@@ -234,15 +256,41 @@ def as_json(job: Job, around: StatusContext) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float | None:
-    """Progress is JSON from another process: anything may stand in it."""
+    """Return a number of the progress, which is JSON of another process and may be anything."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def metric_key(training: "Job") -> str:
-    """
-    What a training's checkpoints are measured by, e.g. 'kid/effnet-lite0'; lower is better.
+def changed_options(job: Job) -> dict[str, str]:
+    """Return the options of a job that differ from the defaults of its kind and recipe, as text."""
+    from jobs.kinds import KINDS
+    from jobs.recipes import RECIPES
 
-    Which network a file holds is known once it was read: until the result says so, the file's name stands in.
+    kind = KINDS.get(job.kind)
+    defaults: dict[str, Any] = {}
+    if kind is not None:
+        defaults = {name: field.default for name, field in kind.spec_class().model_fields.items()}
+        recipe = RECIPES.get(str(job.spec.get("recipe")))
+        defaults |= recipe.defaults if recipe is not None else {}
+        defaults.pop("recipe", None)
+    return {
+        name: option_text(value)
+        for name, value in job.spec.items()
+        if value not in (None, [], "") and option_text(value) != option_text(defaults.get(name))
+    }
+
+
+def option_text(value: Any) -> str:
+    """Return the value of an option: '0-3, 7' for [[0, 3], 7]."""
+    if isinstance(value, list | tuple):
+        return ", ".join("-".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for v in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def metric_key(training: Job) -> str:
+    """
+    Return the key of a training's metric, e.g. 'kid/effnet-lite0'; lower is better.
+
+    The network of a weight file is known once the file was read; until then its file name is used.
     """
     if known := ((training.result or {}).get("metric") or {}).get("key"):
         return str(known)

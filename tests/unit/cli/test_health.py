@@ -163,4 +163,4 @@ def test_a_job_table_that_does_not_answer_is_waited_for_no_longer_than_stated(ga
         said = ganq("health", "--json")
     assert said.code == 1
     (told,) = said.json()["workers"]
-    assert told["why"] == "no worker is found here, and the job table does not answer"
+    assert told["why"] == "no worker found, and the job table does not answer"

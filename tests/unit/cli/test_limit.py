@@ -7,7 +7,7 @@ def test_a_limit_is_set_held_listed_and_taken_away(ganq, job_factory, claim):
     for _ in range(3):
         job_factory(user="ada")
     assert ganq("limit").out.startswith("no limits")
-    assert "user ada: at most 1 job at once" in ganq("limit", "--user", "ada", 1).out
+    assert "user ada: at most 1 running job" in ganq("limit", "--user", "ada", 1).out
     assert claim() is not None
     assert claim() is None
     assert ganq("limit", "--json").json() == [
@@ -33,11 +33,11 @@ def test_a_job_that_a_limit_keeps_from_starting_says_so_and_doctor_names_a_limit
         job_factory(user="ada")
     ganq("limit", "--user", "*", 1)
     assert claim() is not None
-    place = "next, once its limit lets it: the user ada may run 1 at once, and 1 run"
+    place = "next, when its limit permits: user ada: 1 running, limit 1"
     assert place in ganq("status", 2).out
     assert "whose limit is 0" not in ganq("doctor").out
     ganq("limit", "--user", "ada", 0)
-    assert "the user ada may run 0 at once" in ganq("status", 2).out
+    assert "user ada: 1 running, limit 0" in ganq("status", 2).out
     said = ganq("doctor").out
     assert "1 queued job of the user ada, whose limit is 0" in said
     assert "ganq limit --user ada none" in said

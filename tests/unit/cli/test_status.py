@@ -32,13 +32,13 @@ def test_a_running_job_shows_epoch_rate_eta_and_worker(ganq, store, running_job_
 def test_a_generation_shows_its_pictures(ganq, store, running_job_factory):
     lease = running_job_factory(kind="generate")
     store.heartbeat(lease, {"done": 640, "total": 1000, "unit": "pictures", "rate": None})
-    assert "640/1,000 pictures 64%" in row_of(ganq("status"), 1)
+    assert "640/1,000 images 64%" in row_of(ganq("status"), 1)
 
 
 def test_a_phase_that_is_not_the_work_is_named_and_promises_no_end(ganq, store, running_job_factory):
     lease = running_job_factory()
     store.heartbeat(lease, {"done": 5, "total": 10, "rate": 5.0, "phase": "reading pictures"})
-    assert "reading pictures" in row_of(ganq("status"), 1)
+    assert "reading images" in row_of(ganq("status"), 1)
     assert ganq("status", 1, "--json").json()["eta_seconds"] is None
 
 
@@ -62,7 +62,7 @@ def test_words_are_true_for_jobs_that_do_not_move(ganq, store, job_factory, runn
     said = ganq("status")
     assert "cancelling" in row_of(said, cancelling.job_id)
     assert "held" in row_of(said, held.id)
-    assert f"waits for {held.id}" in row_of(said, waiting.id)
+    assert f"waiting on {held.id}" in row_of(said, waiting.id)
     assert "retry in" in row_of(said, later.job_id)
     assert "DISK_FULL" in row_of(said, later.job_id)
     assert "cancelled" in row_of(said, ended.id)
@@ -79,9 +79,9 @@ def test_a_job_whose_worker_fell_silent_is_not_called_running(
     running_job_factory()
     assert "running" in row_of(ganq("status"), 1)
     database.write(lambda conn: conn.execute(text("UPDATE worker SET seen_at = seen_at - 90")))
-    assert "silent for 1 min 30 s" in row_of(ganq("status"), 1)
-    assert ganq("workers", "--json").json()[0]["status"] == "silent"
-    assert "silent" in ganq("workers").out
+    assert "unresponsive for 1 min 3" in row_of(ganq("status"), 1)
+    assert ganq("workers", "--json").json()[0]["status"] == "unresponsive"
+    assert "unresponsive" in ganq("workers").out
 
 
 def test_a_worker_is_shown_with_its_job_device_and_version(ganq, database, make_identity):
@@ -106,7 +106,7 @@ def test_the_list_is_newest_first_limited_and_says_so(ganq, job_factory):
     assert len(ganq("status", "--json").json()) == 20
     assert len(ganq("status", "--json", "--all").json()) == 25
     assert len(ganq("status", "--before", 10**30, "--json").json()) == 20
-    assert "4 of them match" in ganq("status", "--before", 5).out
+    assert "4 match the filter" in ganq("status", "--before", 5).out
     assert "--all or --limit N" not in ganq("status", "--state", "running").out
 
 
@@ -120,14 +120,14 @@ def test_the_parts_that_are_listed_are_counted_and_no_others(ganq, store, job_fa
     def footer(*options):
         return ganq("status", *options).out.splitlines()[-1]
 
-    assert footer() == "2 jobs: 2 queued"
-    newest = " · newest 2 shown; --all shows every one, ganq status ID one of them"
-    assert footer("--parts") == "6 jobs: 5 queued, 1 running"
-    assert footer("--parts", "--limit", 2) == f"6 jobs: 5 queued, 1 running{newest}"
-    assert footer(whole.id, "--parts") == f"job {whole.id} has 4 parts: 3 queued, 1 running"
+    assert footer() == "2 jobs: 1 queued, 1 running"
+    newest = " · newest 2 shown; --all shows all, ganq status ID shows one"
+    assert footer("--shards") == "6 jobs: 4 queued, 2 running"
+    assert footer("--parts", "--limit", 2) == f"6 jobs: 4 queued, 2 running{newest}"
+    assert footer(whole.id, "--parts") == f"job {whole.id} has 4 shards: 3 queued, 1 running"
     assert footer(whole.id, "--parts", "--limit", 2).endswith(newest)
-    assert footer(whole.id, "--parts", "--state", "running").endswith(" · 1 of them match")
-    assert footer(6, "--parts") == "job 6 has no parts"
+    assert footer(whole.id, "--parts", "--state", "running").endswith(" · 1 match the filter")
+    assert footer(6, "--parts") == "job 6 has no shards"
 
 
 def test_filters_choose_by_state_kind_user_and_name(ganq, store, job_factory):
@@ -157,7 +157,7 @@ def test_all_jobs_as_json_come_in_pages_with_their_words(ganq, job_factory, monk
         job_factory(after=[first.id])
     told = ganq("status", "--json", "--all").json()
     assert [one["id"] for one in told] == list(range(10, 0, -1))
-    assert told[0]["status"] == "waits for 1"
+    assert told[0]["status"] == "waiting on 1"
 
 
 def test_one_job_is_shown_whole(ganq, store, settings, running_job_factory):
@@ -208,7 +208,7 @@ def test_a_queued_job_knows_its_place(ganq, job_factory):
     job_factory()
     job_factory()
     job_factory(priority=5)
-    assert "2 jobs before it" in ganq("status", 2).out
+    assert "2 jobs ahead" in ganq("status", 2).out
     assert "next" in ganq("status", 3).out
     assert ganq("status", 2, "--json").json()["queue_position"] == 3
 
@@ -258,7 +258,7 @@ def test_a_job_that_has_succeeded_shows_all_of_its_work_done(ganq, store, runnin
     assert "%" not in row
     assert "4.0/s" not in row
     store.succeed(running_job_factory(kind="generate"), {"pictures": 1000})
-    assert "1,000 pictures" in row_of(ganq("status"), 2)
+    assert "1,000 images" in row_of(ganq("status"), 2)
 
 
 def test_a_training_that_stopped_early_is_not_shown_as_complete(ganq, store, running_job_factory):
@@ -413,14 +413,15 @@ def test_watching_a_job_on_a_small_screen_keeps_its_log_in_sight_and_ends_with_i
     assert len(page) < 20
     assert "succeeded" in page[2]
     assert "  line 29" in [one.rstrip() for one in page]
-    assert "spec" not in drawn
-    assert "lr_g" in ganq("status", "faces").out
+    assert "options" not in drawn
+    assert "lr_g" not in ganq("status", "faces").out
+    assert "lr_g" in ganq("status", "faces", "--full").out
 
 
 def test_what_is_watched_is_drawn_once_more_after_its_end(monkeypatch):
     from cli import status
 
-    monkeypatch.setattr(status, "WATCH_S", 0)
+    monkeypatch.setattr(status, "REFRESH_S", 0)
     over, drawn = [], []
 
     def draw():

@@ -78,7 +78,7 @@ def test_a_generation_is_evaluated_against_what_its_model_was_trained_on(ganq, t
     assert (spec["source"], spec["data"], spec["size"]) == (pictures, "/pictures", 24)
     assert plan(ganq, pictures, "--data", real)["data"] == str(real)
     said = ganq("submit", "evaluate", pictures, "--checkpoint", "last")
-    assert (said.code, "made already" in said.err) == (2, True)
+    assert (said.code, "cannot be used with" in said.err) == (2, True)
 
 
 def test_pictures_at_a_path_are_evaluated_at_their_own_size_unless_told(bare_ganq, real, monkeypatch):
@@ -101,9 +101,9 @@ def test_a_weight_file_needs_its_checksum(ganq, trained, tmp_path):
 
 
 BAD = {
-    "no such thing": (("nobody",), 3, "no job 'nobody', and no folder of that name"),
-    "no such path": (("no/where",), 3, "nothing at"),
-    "no such network": ((1, "--feature-network", "vgg"), 3, "no such network"),
+    "no such thing": (("nobody",), 3, "no job and no folder 'nobody'"),
+    "no such path": (("no/where",), 3, "does not exist"),
+    "neither a built-in network": ((1, "--feature-network", "vgg"), 3, "neither a built-in network"),
     "a checksum of a name": ((1, "--feature-sha256", "0" * 64), 2, "--feature-sha256 is of a file"),
     "too few to draw": ((1, "--count", 10), 2, "--count"),
     "another checkpoint": ((1, "--checkpoint", "3"), 3, "no checkpoint of epoch 3"),
@@ -126,13 +126,13 @@ def test_ten_pictures_and_what_was_never_made_are_refused(ganq, trained, generat
         (real / f"{number}.png").unlink()
     for typed in ((source, "--data", real), (real, "--data", real)):
         said = ganq("submit", "evaluate", *typed)
-        assert (said.code, "holds 10 pictures, too few" in said.err) == (1, True), said.err
+        assert (said.code, "contains 10 images, too few" in said.err) == (1, True), said.err
     shutil.rmtree(real)
     assert ganq("submit", "evaluate", source, "--data", real).code == 3
     said = ganq("submit", "evaluate", generated(source, end="fail"))
-    assert (said.code, "never came" in said.err) == (3, True)
+    assert (said.code, "do not exist" in said.err) == (3, True)
     said = ganq("submit", "evaluate", evaluated(source))
-    assert (said.code, "has no pictures" in said.err) == (2, True)
+    assert (said.code, "has no images" in said.err) == (2, True)
 
 
 def test_an_evaluation_can_be_retried_whether_of_a_job_or_of_a_path(ganq, trained, evaluated, real, queries):
@@ -151,8 +151,8 @@ def test_an_evaluation_can_be_retried_whether_of_a_job_or_of_a_path(ganq, traine
 def test_status_shows_what_was_found(ganq, trained, evaluated):
     one = evaluated(trained())
     page = ganq("status", one).out
-    assert "kid/random  0.0123 ± 0.001   (real against real: 0.0002)" in page
-    assert "precision  0.80   (real against real: 0.90)" in page
+    assert "kid/random  0.0123 ± 0.001   (baseline, real against real images: 0.0002)" in page
+    assert "precision  0.80   (baseline: 0.9; fraction of generated images that look real)" in page
     assert "no sign of copying" in page
     assert "40 training pictures are exact twins" in page
     assert "kid 0.0123, no copies" in ganq("status").out
@@ -163,7 +163,7 @@ def test_status_of_a_generation_or_an_evaluation_says_of_what(ganq, trained, gen
     drawn = generated(one)
     assert f"from       job {one} (faces), checkpoint best" in ganq("status", drawn).out
     assert f"job {one} (faces), checkpoint best" in ganq("status", evaluated(one)).out
-    assert f"job {drawn}: its pictures" in ganq("status", evaluated(drawn)).out
+    assert f"job {drawn}" in ganq("status", evaluated(drawn)).out
 
 
 def test_compare_puts_the_best_first_and_takes_jobs_for_their_newest_evaluation(ganq, trained, evaluated):
@@ -181,15 +181,15 @@ def test_compare_puts_the_best_first_and_takes_jobs_for_their_newest_evaluation(
     assert table.splitlines()[0].split() == [
         "ID",
         "OF",
-        "MADE",
+        "IMAGES",
         "KID",
         "SWD",
-        "PREC",
+        "PRECISION",
         "RECALL",
         "DIVERSITY",
         "COPIES",
     ]
-    assert "the best by kid/random first; lower is better · features of random" in table
+    assert "best kid/random first; lower is better · features of random" in table
     assert "20.0% !" in table
     assert f"job {one}" in table
 
@@ -201,7 +201,7 @@ def test_compare_warns_of_other_real_pictures_and_of_what_is_not_there(ganq, tra
     assert (said.code, "has not been evaluated" in said.err) == (3, True)
     evaluated(source)
     evaluated(source, data={"fingerprint": "other"})
-    assert "do not compare" in ganq("compare").err
+    assert "cannot be compared" in ganq("compare").err
 
 
 def test_a_network_is_named_in_a_column_only_where_there_are_several(ganq, trained, evaluated):
@@ -230,25 +230,38 @@ def test_compare_shows_which_training_of_a_sweep_was_best_and_what_it_had(ganq, 
     assert said.code == 0, said.err
     head, *rows = (line.split() for line in said.out.splitlines()[:-1])
     assert head == ["ID", "NAME", "lr-g", "seed", "STATE", "EPOCH", "KID"]
-    assert [row[1] for row in rows] == ["rates-1", "rates-0", "rates-2", "rates-3"]
+    assert [row[1] for row in rows] == [
+        "rates-lr-g-0.0001-seed-1",
+        "rates-lr-g-0.0001-seed-0",
+        "rates-lr-g-0.0002-seed-0",
+        "rates-lr-g-0.0002-seed-1",
+    ]
     assert rows[0][2:] == ["0.0001", "1", "succeeded", "4", "0.3"]
     assert "kid/effnet-lite0" in said.out.splitlines()[-1]
-    first = ganq("compare", "rates-0", "rates-1", "--json").json()[0]
+    first = ganq("compare", 1, 2, "--json").json()[0]
     assert first["options"] == {"seed": 1}
     assert first["metric"] == {"key": "kid/effnet-lite0", "best": 0.3, "best_epoch": 4}
 
 
 def test_a_training_that_was_evaluated_is_compared_by_that(ganq, sweep_of_rates, evaluated):
     one = evaluated(1)
-    assert [row["id"] for row in ganq("compare", "rates-0", "--json").json()] == [one]
-    said = ganq("compare", "rates-0", "rates-1")
-    assert (said.code, "job 2 has not been evaluated" in said.err) == (3, True)
+    assert [row["id"] for row in ganq("compare", 1, "--json").json()] == [one]
+
+
+def test_trainings_of_which_one_has_no_evaluation_are_compared_by_their_own_metric(
+    ganq, sweep_of_rates, evaluated
+):
+    evaluated(1)
+    said = ganq("compare", 1, 2)
+    assert said.code == 0, said.err
+    assert "job 2 has not been evaluated: comparing by the metric measured during training" in said.err
+    assert [row["id"] for row in ganq("compare", 1, 2, "--json").json()] == [2, 1]
 
 
 def test_what_has_measured_nothing_cannot_be_compared(ganq, real, trained, sweep_of_rates):
-    said = ganq("compare", "rates-2", "rates-3")
-    assert (said.code, "none of these 2 trainings has been measured" in said.err) == (3, True)
-    assert (ganq("compare", "rates-2", "--sweep", "rates").code, ganq("compare", "--sweep", "no").code) == (
+    said = ganq("compare", 3, 4)
+    assert (said.code, "none of these 2 trainings has a metric" in said.err) == (3, True)
+    assert (ganq("compare", 3, "--sweep", "rates").code, ganq("compare", "--sweep", "no").code) == (
         2,
         3,
     )
@@ -268,7 +281,7 @@ def test_a_sweep_of_evaluations_is_a_job_for_each_value(ganq, trained, queries):
     said = ganq("submit", "evaluate", "faces", "--sweep", "seed=0,1", "--name", "looks")
     assert said.code == 0, said.err
     assert [queries.get(source + place).spec["seed"] for place in (1, 2)] == [0, 1]
-    assert queries.get(source + 2).name == "looks-1"
+    assert queries.get(source + 2).name == "looks-seed-1"
     for typed in ("foo=3", "source=1,2", "checkpoint=best,99"):
         assert ganq("submit", "evaluate", "faces", "--sweep", typed).code in (2, 3)
     assert sum(queries.counts().values()) == 3
@@ -279,8 +292,8 @@ def test_a_generation_of_too_few_pictures_is_refused_before_the_job(ganq, traine
     made = generated(trained(), **asked)
     said = ganq("submit", "evaluate", made, "--data", real)
     assert said.code == 2
-    assert f"job {made} makes 49 pictures, too few to be measured" in said.err
-    assert "50 are the least" in said.err
+    assert f"job {made} generates 49 images, too few to evaluate" in said.err
+    assert "use at least 50" in said.err
 
 
 def test_pictures_of_a_job_have_its_size_and_no_other(ganq, trained, generated, real):
@@ -288,7 +301,7 @@ def test_pictures_of_a_job_have_its_size_and_no_other(ganq, trained, generated, 
     for source in (model, generated(model)):
         said = ganq("submit", "evaluate", source, "--data", real, "--size", 48)
         assert said.code == 2
-        assert f"--size 48: the pictures of job {source} are of 24×24" in said.err
+        assert f"--size 48: the images of job {source} are 24×24" in said.err
         assert ganq("submit", "evaluate", source, "--data", real, "--size", 24).code == 0
 
 

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from cli.submit.preflight import checkpoint_bytes, count_images, training_plan, weights_of
+from cli.submit.plan import checkpoint_bytes, parameter_counts, training_plan
+from cli.submit.preflight import count_images
 from jobs.networks.dcgan import Architecture
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
 from jobs.specs import GenerateSpec, TrainSpec
@@ -22,7 +23,7 @@ def test_a_training_is_accepted_with_the_default_recipe_and_redis_away_is_a_noti
     said = ganq("submit", "train", "--data", pictures, "--name", "faces")
     assert said.code == 0
     assert "job 1 (faces): train accepted, queued" in said.out
-    assert "accepted all the same" in said.err
+    assert "job 1 is accepted" in said.err
     assert "no worker is running" in said.err
     job = queries.get(1)
     assert (job.name, job.kind, job.user, job.queue, job.priority) == (
@@ -178,7 +179,7 @@ BAD = {
         None,
     ),
     "a policy without a name": (("--augment", ""), 2, "'' is not one of translation, color", None),
-    "no policy and one": (("--augment", "none,color"), 2, "none goes with nothing else", None),
+    "no policy and one": (("--augment", "none,color"), 2, "none cannot be combined", None),
     "a game that does not fit": (
         ("--loss", "bce"),
         2,
@@ -188,7 +189,7 @@ BAD = {
     "a batch larger than the set": (
         ("--batch", 71),
         1,
-        "70 pictures, fewer than one batch of 71",
+        "70 images, fewer than one batch of 71",
         "--batch 70",
     ),
     "weights that are not there": (("--init-netg", "/nowhere/netg.pth"), 3, "/nowhere/netg.pth", None),
@@ -196,7 +197,7 @@ BAD = {
     "a name with a slash": (("--name", "../x"), 2, "cannot be a name", None),
     "a queue with a space": (("--queue", "a b"), 2, "--queue", None),
     "a job before it that is not there": (("--after", 99), 3, "there is no job 99", None),
-    "waiting for a held job": (("--hold", "--wait"), 2, "for ever", None),
+    "waiting for a held job": (("--hold", "--wait"), 2, "never return", None),
     "a priority out of range": (("--priority", 10**9), 2, "--priority", None),
 }
 
@@ -290,13 +291,13 @@ def test_a_repeated_submit_key_says_that_the_job_is_not_new(ganq, pictures):
     )
     assert "job 2 (n): train accepted, queued" in first.out
     assert "n was job 1" in first.err
-    assert "job 2 (n): train accepted earlier under this key, queued" in again.out
+    assert "job 2 (n): train accepted earlier with this key, queued" in again.out
     assert "n was job 1" not in again.err
 
     sweep = ["submit", "train", "--data", pictures, "--sweep", "seed=0-2", "--submit-key", "nightly-8"]
     first, again = (ganq(*sweep).out for _ in range(2))
     ids = first.partition("3 jobs of kind train accepted, ")[2].splitlines()[0]
-    assert f"3 jobs of kind train accepted earlier under this key, {ids}" in again
+    assert f"3 jobs of kind train accepted earlier with this key, {ids}" in again
 
 
 def test_name_priority_queue_user_hold_and_after_reach_the_row(ganq, queries, pictures):
@@ -335,7 +336,7 @@ def test_the_plan_counts_steps_as_the_tutorial_does():
     plan = training_plan(spec, 16_000)
     # RECIPES: 62 batches an epoch, 24,800 steps of D, 13 of G an epoch.
     assert (plan["batches_per_epoch"], plan["steps_d"], plan["steps_g"]) == (62, 24_800, 5_200)
-    assert plan["pictures_shown"] == 400 * 62 * 256
+    assert plan["images_shown"] == 400 * 62 * 256
 
 
 def test_a_short_job_that_ended_before_its_first_beat_is_one_to_estimate_from(
@@ -397,7 +398,7 @@ def test_the_size_of_the_networks_is_known_without_building_them(size, arch, nor
 
     for ngf, ndf in ((8, 4), (16, 3)):
         pair = Architecture(size=size, nz=20, ngf=ngf, ndf=ndf, arch=arch, norm_d=norm_d)
-        found = weights_of(size, 20, ngf, ndf, norm_d, arch)
+        found = parameter_counts(size, 20, ngf, ndf, norm_d, arch)
         assert found == (numbers(pair.build_generator()), numbers(pair.build_discriminator()))
 
 
@@ -446,8 +447,8 @@ def test_continue_with_another_feature_network_lets_the_checksum_of_the_old_one_
 @pytest.mark.parametrize(
     ("typed", "code", "message"),
     [
-        (("--epochs", 4), 2, "has 4 epochs already"),
-        ((), 2, "has 4 epochs already"),
+        (("--epochs", 4), 2, "already has 4 epochs"),
+        ((), 2, "already has 4 epochs"),
         (("--epochs", 9, "--size", 48), 2, "--size 48 (it has 24)"),
         (("--epochs", 9, "--recipe", "dcgan"), 2, "--recipe dcgan (it has sngan)"),
         (("--epochs", 9, "--lr-g", "0.1"), 2, "--lr-g 0.1 (it has 0.0004)"),
@@ -572,7 +573,7 @@ def test_init_from_takes_over_the_networks_and_begins_a_new_run(ganq, queries, t
     assert "--size 48 (it has 24), --ngf 16 (it has 8)" in refused.err.splitlines()[0]
     both = ganq(*asked, "--continue", "faces")
     assert both.code == 2
-    assert "use one of the two" in both.err
+    assert "use only one of them" in both.err
 
 
 @pytest.mark.parametrize(
@@ -626,7 +627,7 @@ def test_continue_waits_for_a_training_that_has_not_ended(ganq, queries, picture
     ganq("submit", "train", "--data", pictures, "--epochs", 4)
     said = ganq("submit", "train", "--continue", 1, "--epochs", 8)
     assert said.code == 0
-    assert "this one waits for it" in said.err
+    assert "this job starts after it" in said.err
     assert queries.needs(2)[0][0] == 1
 
 
@@ -690,7 +691,7 @@ def test_seeds_are_numbers_and_ranges(ganq, trained):
     trained()
     said = ganq("submit", "generate", "--seeds", "0,4-6", "--dry-run", "--json").json()
     assert said["spec"]["seeds"] == [[0, 0], [4, 6]]
-    assert said["plan"]["pictures_kept"] == 4
+    assert said["plan"]["images_kept"] == 4
 
 
 def test_a_way_is_picture_numbers_and_so_many_frames(ganq, trained):
@@ -699,9 +700,9 @@ def test_a_way_is_picture_numbers_and_so_many_frames(ganq, trained):
         "submit", "generate", "--interpolate", "3, 17,42", "--frames", 7, "--dry-run", "--json"
     ).json()
     assert (said["spec"]["interpolate"], said["spec"]["frames"]) == ([3, 17, 42], 7)
-    assert said["plan"]["pictures_kept"] == 7
+    assert said["plan"]["images_kept"] == 7
     said = ganq("submit", "generate", "--interpolate", "3,17,42", "--dry-run", "--json").json()
-    assert said["plan"]["pictures_kept"] == 120
+    assert said["plan"]["images_kept"] == 120
 
 
 def test_a_way_without_the_library_for_films_says_what_brings_it(ganq, trained, monkeypatch):
@@ -733,7 +734,7 @@ BAD_GENERATE = {
     "two formats": (("--count", 1, "--format", "png", "--format", "tar"), 2, "twice: png and tar"),
     "a quality of what loses nothing": (("--count", 1, "--quality", 90), 2, "png loses nothing"),
     "a range backwards": (("--seeds", "6-4"), 2, "--seeds 6-4"),
-    "a way of words": (("--interpolate", "3,x"), 2, "'x' is no picture number"),
+    "a way of words": (("--interpolate", "3,x"), 2, "'x' is not an image index"),
     "a way to nowhere": (("--interpolate", "3"), 2, "no way"),
     "a range of words": (("--seeds", "a-b"), 2, "'a-b'"),
     "a checkpoint that is none": (("--count", 1, "--checkpoint", "newest"), 2, "names no checkpoint"),
@@ -774,9 +775,9 @@ def test_generation_waits_for_a_training_that_has_not_ended_and_says_so(ganq, qu
     ganq("submit", "train", "--data", pictures, "--epochs", 5)
     said = ganq("submit", "generate", "--count", 2)
     assert said.code == 0
-    assert "job 1 is queued: this one waits for it" in said.err
+    assert "job 1 is queued: this job starts after it" in said.err
     assert [needed for needed, _ in queries.needs(2)] == [1]
-    assert "waits for 1" in ganq("status").out
+    assert "waiting on 1" in ganq("status").out
     said = ganq("submit", "generate", "--count", 2, "--checkpoint", 6)
     assert said.code == 3
     assert "ends at epoch 5" in said.err

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.submit.sweep import combinations, told
+from cli.submit.sweep import combinations, describe
 from jobs.errors import SpecError
 from jobs.specs import GenerateSpec, TrainSpec
 from storage.db.queries import Filter
@@ -39,19 +39,19 @@ def test_the_number_of_jobs_is_the_product_of_the_numbers_of_values(seeds, epoch
     ("texts", "typed", "said"),
     [
         (["seed=0-1000000"], {}, "1,000,001 jobs"),
-        (["seed=0-999999999999"], {}, "10,000 at most"),
+        (["seed=0-999999999999"], {}, "the maximum is 10,000"),
         (["seed=0-999", "epochs=1-11"], {}, "11,000 jobs"),
         (["sed=1"], {}, "no such field"),
         (["data=a,b"], {}, "cannot be swept"),
-        (["seed"], {}, "names no values"),
-        (["seed="], {}, "names no values"),
+        (["seed"], {}, "has no values"),
+        (["seed="], {}, "has no values"),
         (["seed=a"], {}, "not a valid integer"),
         (["seed=1,,2"], {}, "not a valid integer"),
         (["loss=foo"], {}, "not one of"),
-        (["seed=1,1"], {}, "a value twice"),
-        (["seed=9-1"], {}, "runs backwards"),
-        (["seed=1", "seed=2"], {}, "given twice"),
-        (["seed=1"], {"seed": 3}, "given twice"),
+        (["seed=1,1"], {}, "repeats a value"),
+        (["seed=9-1"], {}, "is descending"),
+        (["seed=1", "seed=2"], {}, "in two --sweep options"),
+        (["seed=1"], {"seed": 3}, "as an option and in --sweep"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(texts, typed, said) -> None:
@@ -66,10 +66,10 @@ def test_a_field_is_called_as_its_option_is() -> None:
         return combinations(GenerateSpec, texts, {}, never=())
 
     assert of_generation("class=cats,dogs") == [{"class_name": "cats"}, {"class_name": "dogs"}]
-    assert told(of_generation("class=cats,dogs")) == "2 jobs: class (2 values)"
+    assert describe(of_generation("class=cats,dogs")) == "2 jobs: class (2 values)"
     with pytest.raises(SpecError) as refused:
         of_generation("clas=cats")
-    assert "class?" in refused.value.hint
+    assert "Did you mean 'class'?" in refused.value.message
     with pytest.raises(SpecError, match=r"^--class: "):
         GenerateSpec.create(source=1, count=1, class_name="")
 
@@ -93,7 +93,7 @@ class TestCommand:
 
         listed = ganq("status", "--sweep", "rates").out
         assert "0 of 5 ended: 5 queued" in listed
-        assert "rates-4" in listed
+        assert "rates-seed-4" in listed
         cancelled = json.loads(ganq("cancel", "--sweep", "rates", "--json").out)
         assert {one["state"] for one in cancelled} == {"cancelled"}
         assert ganq("wait", "--sweep", "rates").code == 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cli.compare import _heads
+from cli.compare import _headings
 from cli.ui import output
 
 
@@ -45,18 +45,18 @@ def test_a_plain_table_is_aligned_with_numbers_to_the_right(capsys):
 def test_a_narrow_terminal_loses_columns_before_it_breaks_lines():
     headers = ("ID", "NAME", "STATE", "RATE", "AGE")
     rows = [["1", "a-very-long-name", "running", "410/s", "2 d"]]
-    assert list(output._fit(headers, rows, 80)) == list(headers)
-    narrow = output._fit(headers, rows, 22)
+    assert list(output._fit_columns(headers, rows, 80)) == list(headers)
+    narrow = output._fit_columns(headers, rows, 22)
     assert "AGE" not in narrow
     assert "ID" in narrow
     assert narrow["NAME"] == 6
 
 
 def test_what_compare_shows_keeps_its_numbers_on_eighty_columns():
-    numbers = _heads(["kid/net", "fid/net", "swd", "precision", "recall", "diversity", "copies"])
+    numbers = _headings(["kid/net", "fid/net", "swd", "precision", "recall", "diversity", "copies"])
     row = [
         "104",
-        "/home/ada/made/pictures",
+        "/home/ada/images",
         "2,000",
         "0.628",
         "307.1",
@@ -66,9 +66,9 @@ def test_what_compare_shows_keeps_its_numbers_on_eighty_columns():
         "127%",
         "20.0% !",
     ]
-    widths = output._fit(("ID", "OF", "MADE", *numbers), [row], 80)
+    widths = output._fit_columns(("ID", "OF", "IMAGES", *numbers), [row], 80)
     assert [widths[name] for name in numbers] == [
         max(map(len, one)) for one in zip(numbers, row[3:], strict=True)
     ]
-    assert "MADE" in widths, "what was evaluated gives way first"
+    assert "IMAGES" in widths, "what was evaluated gives way first"
     assert sum(widths.values()) + 2 * (len(widths) - 1) <= 80

@@ -1,0 +1,258 @@
+"""What `--dry-run` prints: the resolved spec, steps, bytes, and the time that similar jobs took."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.session import NoJobsYetError, open_session
+from cli.submit import sweep
+from cli.ui import output
+from jobs.errors import JobNotFoundError
+from jobs.networks.layout import balanced_widths, widths
+from jobs.specs import EvaluateSpec, GenerateSpec, TrainSpec, size_plan
+from jobs.states import JobState
+
+if TYPE_CHECKING:
+    from jobs.specs import Spec
+    from storage.db.queries import Queries
+    from storage.db.rows import Job
+    from storage.settings import Settings
+
+PNG_BYTES_PER_PIXEL = 1.7
+"""Average of a generated face: 15.5 kB at 96×96."""
+HISTORY = 100
+"""Jobs that are searched for similar ones."""
+TRAINING_FIELDS = (
+    *("size", "nz", "ngf", "ndf", "norm_d", "arch"),
+    *("d_every", "g_every", "r1_gamma", "r2_gamma", "penalty_every", "precision", "cuda_graphs"),
+)
+EVALUATION_FIELDS = ("size", "count", "search", "feature_network")
+FORMER_KEYS = {
+    "images": "pictures",
+    "images_shown": "pictures_shown",
+    "images_generated": "pictures_drawn",
+    "images_kept": "pictures_kept",
+    "max_real_images": "real_pictures_at_most",
+}
+"""Keys of a plan, and their names in ganq 0.2, which JSON still contains."""
+GENERATION_FIELDS = ("size", "nz", "ngf", "arch")
+
+
+def show_plan(
+    spec: "Spec",
+    plan: Mapping[str, Any],
+    seconds: float | None,
+    as_json: bool,
+    changes: Sequence[Mapping[str, Any]] = (),
+) -> int:
+    """
+    Print a plan.
+
+    Args:
+        changes: of a sweep, the fields that differ in each job; `spec` is the first.
+    """
+    if as_json:
+        plan = dict(plan) | {old: plan[new] for new, old in FORMER_KEYS.items() if new in plan}
+        facts = {"kind": spec.kind, "spec": spec.to_json(), "plan": plan, "estimate_seconds": seconds}
+        output.print_json(facts | ({"sweep": [dict(change) for change in changes]} if changes else {}))
+        return 0
+    if changes:
+        click.echo(f"sweep of {sweep.describe(changes)}; the first job:")
+    fields = {name: value for name, value in spec.to_json().items() if value not in (None, [])}
+    for title, rows in (("spec", fields), ("plan", plan)):
+        click.echo(title)
+        width = max(map(len, rows))
+        for name, value in rows.items():
+            click.echo(f"  {name.ljust(width)}  {output.clean(_format_value(name, value))}")
+    click.echo("time")
+    if seconds is None:
+        click.echo("  unknown: no similar job has run yet")
+    else:
+        click.echo(f"  about {output.duration(seconds)}, at the rate of earlier jobs")
+    click.echo("nothing was submitted (--dry-run)")
+    return 0
+
+
+def _format_value(name: str, value: Any) -> str:
+    if "bytes" in name:
+        return output.size(value)
+    if isinstance(value, list):
+        return ",".join("-".join(map(str, v)) if isinstance(v, list) else str(v) for v in value)
+    return f"{value:,}" if type(value) is int and name != "seed" else str(value)
+
+
+# --- steps and bytes ----------------------------------------------------------------------
+
+
+def training_plan(spec: TrainSpec, images: int) -> dict[str, int]:
+    """
+    Return steps of each network, images that the discriminator sees, and bytes on disk.
+
+    Args:
+        images: files that are images by their name.
+    """
+    batches = images // spec.batch
+    kept = checkpoints_kept(spec)
+    return {
+        "images": images,
+        "batches_per_epoch": batches,
+        "steps_d": spec.epochs * -(-batches // spec.d_every),
+        "steps_g": spec.epochs * -(-batches // spec.g_every),
+        "images_shown": spec.epochs * batches * spec.batch,
+        "sample_grids": spec.epochs // spec.save_every,
+        "checkpoints_kept": kept,
+        "checkpoint_bytes": checkpoint_bytes(spec),
+        "bytes_on_disk": kept * checkpoint_bytes(spec) + images * 3 * spec.size**2,
+    }
+
+
+def generation_plan(model: "Job", spec: GenerateSpec) -> dict[str, Any]:
+    """Return images, grids and bytes on disk."""
+    pages = min(-(-spec.total // spec.grid), spec.grid_pages) if spec.grid else 0
+    size = model.spec.get("size", 96)
+    return {
+        "model": f"job {model.id} ({model.state})",
+        "images_generated": spec.drawn,
+        "images_kept": spec.total,
+        "grids": pages,
+        "bytes_on_disk": int(spec.total * size * size * PNG_BYTES_PER_PIXEL),
+    }
+
+
+def checkpoints_kept(spec: TrainSpec) -> int:
+    """Return the maximum number of checkpoints on disk: newest, every keep_every-th, final, resume."""
+    saved = spec.epochs // spec.save_every
+    apart = spec.epochs // spec.keep_every if spec.keep_every else 0
+    return min(saved, spec.keep_last + apart) + 2
+
+
+def checkpoint_bytes(spec: TrainSpec) -> int:
+    """Return the approximate bytes of a checkpoint: networks, Adam's moments, moving average."""
+    generator, discriminator = parameter_counts(
+        spec.size, spec.nz, spec.ngf, spec.ndf, spec.norm_d, spec.arch
+    )
+    average = generator if spec.ema_half_life_kimg > 0 else 0
+    return 4 * (3 * (generator + discriminator) + average + generator + discriminator)
+
+
+def parameter_counts(
+    size: int, nz: int, ngf: int, ndf: int, norm_d: str, arch: str = "dcgan"
+) -> tuple[int, int]:
+    """
+    Return the parameters and buffers of (generator, discriminator).
+
+    Computed from the layout, because importing torch would take seconds.
+    """
+    _, triple = size_plan(size)
+    factors = widths(size)
+    if arch == "resnet":
+        return _resnet_counts([ngf * factor for factor in factors], [ndf * f for f in factors], nz, triple)
+    edge = 25 if triple else 16
+    per_norm = 4  # weight, bias, running mean and variance of each channel
+    generator, channels = 0, nz
+    for factor in balanced_widths(size) if arch == "balanced" else factors:
+        generator += channels * ngf * factor * 16 + per_norm * ngf * factor + 1
+        channels = ngf * factor
+    generator += (9 * channels + 1) * 3 * (9 if triple else 4) if arch == "balanced" else channels * 3 * edge
+    spectral = norm_d == "spectral"
+    discriminator, channels = 0, 3
+    for layer, factor in enumerate(reversed(factors)):
+        kernel = edge if layer == 0 else 16
+        out = ndf * factor
+        discriminator += channels * out * kernel
+        if spectral:  # bias, and the power iteration's u and v
+            discriminator += 2 * out + channels * kernel
+        elif norm_d == "none":
+            discriminator += out
+        elif layer > 0:
+            discriminator += per_norm * out + 1
+        channels = out
+    discriminator += channels * 16 + 1
+    if spectral:
+        discriminator += 1 + channels * 16
+    return generator, discriminator
+
+
+def _resnet_counts(g: list[int], d: list[int], nz: int, triple: bool) -> tuple[int, int]:
+    """
+    Args:
+        g, d: channels of each network, from the 4×4 layer outwards.
+    """
+    pixels = 3 * (9 if triple else 4)
+
+    def blocks(channels: list[int]) -> int:
+        """Count two 1×1 and a grouped 3×3 with two biases per block, and the 1×1 between blocks."""
+        inside = sum(2 * c * c + 9 * c * (16 if c % 16 == 0 else c) + 2 * c for c in channels)
+        return inside + sum(a * b for a, b in pairwise(channels))
+
+    generator = nz * g[0] * 16 + blocks(g) + (9 * g[-1] + 1) * pixels
+    discriminator = 9 * pixels * d[-1] + blocks(d) + 16 * d[0] + d[0]
+    return generator, discriminator
+
+
+# --- time ---------------------------------------------------------------------------------
+
+
+def training_seconds(settings: "Settings", spec: TrainSpec, plan: Mapping[str, int]) -> float | None:
+    """Estimate from earlier trainings of the same networks; None if there are none."""
+    try:
+        queries = open_session(settings=settings).queries
+    except NoJobsYetError:
+        return None
+    rate = _median_rate(_similar(queries, spec.to_json(), "train", TRAINING_FIELDS))
+    return plan["images_shown"] / rate if rate else None
+
+
+def generation_seconds(queries: "Queries", model: "Job", spec: GenerateSpec) -> float | None:
+    """Estimate from earlier generations with the same generator layout; None if there are none."""
+    from storage.db.queries import Filter
+
+    models: dict[int, dict[str, Any]] = {model.id: model.spec}
+    similar = []
+    for job in queries.page(Filter(kind="generate"), limit=HISTORY):
+        source = job.spec.get("source")
+        if not isinstance(source, int):
+            continue
+        if source not in models:
+            try:
+                models[source] = queries.get(source).spec
+            except JobNotFoundError:
+                continue
+        if _same_fields(models[source], model.spec, GENERATION_FIELDS):
+            similar.append(job)
+    rate = _median_rate(similar)
+    return spec.drawn / rate if rate else None
+
+
+def evaluation_seconds(queries: "Queries", spec: EvaluateSpec) -> float | None:
+    """Estimate from earlier evaluations of the same size; None if there are none."""
+    jobs = _similar(queries, spec.to_json(), "evaluate", EVALUATION_FIELDS)
+    return _median([(job.result or {}).get("seconds") for job in jobs if job.state is JobState.SUCCEEDED])
+
+
+def _similar(queries: "Queries", spec: dict[str, Any], kind: str, fields: Sequence[str]) -> "list[Job]":
+    from storage.db.queries import Filter
+
+    return [
+        job for job in queries.page(Filter(kind=kind), limit=HISTORY) if _same_fields(job.spec, spec, fields)
+    ]
+
+
+def _same_fields(a: Mapping[str, Any], b: Mapping[str, Any], names: Sequence[str]) -> bool:
+    former = {"arch": "dcgan"}  # jobs of ganq 0.1 have no `arch`
+    return all((a.get(name) or former.get(name)) == (b.get(name) or former.get(name)) for name in names)
+
+
+def _median_rate(jobs: "Sequence[Job]") -> float | None:
+    # A short job ends before a heartbeat has carried its rate; its result has one.
+    return _median(
+        [(job.result or {}).get("images_per_s") or (job.progress or {}).get("rate") for job in jobs]
+    )
+
+
+def _median(values: Sequence[Any]) -> float | None:
+    known = [value for value in values if isinstance(value, int | float) and value > 0]
+    return float(median(known)) if known else None
