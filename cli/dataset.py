@@ -44,7 +44,6 @@ def check(data: Path, max_skip: float, white_level: float, max_unpacked_gb: floa
     left out with the reason. Exit code 1 if more than --max-skip are left out.
     """
     from storage.datasets.cache import check as check_images
-
     from storage.datasets.sources import Reading
 
     reading = Reading(white_level=white_level, max_unpacked_gb=max_unpacked_gb)

@@ -28,11 +28,13 @@ def up(gpus: str, cpu_workers: int | None) -> None:
       ganq up --gpus none
       ganq up --cpu-workers 2
     """
+    import os
     import signal
 
     from storage.settings import Settings
     from worker.host import logs
     from worker.host.local_stack import local_stack, wait_ready
+    from worker.host.service_manager import ServiceManager
 
     settings = Settings.load()
 
@@ -41,14 +43,19 @@ def up(gpus: str, cpu_workers: int | None) -> None:
 
     signal.signal(signal.SIGTERM, interrupt)
     code = 0
+    manager = ServiceManager.from_environment(os.environ)
     with logs.relayed(settings), local_stack(settings, gpus=gpus, cpu_workers=cpu_workers) as stack:
         try:
             if wait_ready(settings, stack.worker):
                 click.echo(f"ganq is up: {settings.home}", err=True)
                 click.echo("submit from another terminal:  ganq submit train --data DIR", err=True)
                 click.echo("Ctrl-C saves the running job and stops", err=True)
+                if manager is not None:
+                    manager.watch(settings.runtime)
             code = stack.tend(lambda line: click.echo(line, err=True))
         except KeyboardInterrupt:
+            if manager is not None:
+                manager.stopping()
             click.echo("\nstopping; saving the running job …", err=True)
             code = 0
     raise SystemExit(code)

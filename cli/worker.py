@@ -2,7 +2,7 @@
 
 import click
 
-from cli.ui.params import BoundedInt
+from cli.ui.params import BoundedInt, Duration
 
 
 @click.command()
@@ -23,8 +23,19 @@ from cli.ui.params import BoundedInt
 @click.option("--cores", metavar="A,B-C", help="One CPU worker on these cores; instead of GPUs.")
 @click.option("--queues", metavar="A,B", help="Queues to serve.  [default: GANQ_QUEUES, or 'default']")
 @click.option("--name", metavar="NAME", help="Name of the worker.  [default: HOST-gpu0, HOST-cpu]")
+@click.option(
+    "--exit-when-idle",
+    type=Duration(unit="s"),
+    metavar="SECONDS",
+    help="Drain and exit with 0 after this long without a job, e.g. 120 or 5min.",
+)
 def worker(
-    gpus: str, cpu_workers: int | None, cores: str | None, queues: str | None, name: str | None
+    gpus: str,
+    cpu_workers: int | None,
+    cores: str | None,
+    queues: str | None,
+    name: str | None,
+    exit_when_idle: float | None,
 ) -> None:
     """
     Run jobs on this machine: one worker per GPU, or one on the CPU.
@@ -38,6 +49,7 @@ def worker(
       ganq worker --gpus 0,1 --queues default,urgent
       ganq worker --gpus none --name spare
       ganq worker --cpu-workers 2
+      ganq worker --exit-when-idle 120
     """
     from jobs.specs import check_name
     from storage.settings import Settings
@@ -52,5 +64,6 @@ def worker(
             name=check_name(name) if name else None,
             cpu_workers=cpu_workers,
             cores=cores,
+            exit_when_idle_s=exit_when_idle,
         )
     )

@@ -31,6 +31,7 @@ from worker.host.cores import Cores
 from worker.host.embedded_redis import runtime_folder, worker_command
 from worker.host.live_supervisors import ask_supervisors
 from worker.host.process import bound_to_this
+from worker.host.service_manager import ServiceManager
 from worker.host.starting import until_started, wait
 
 log = logging.getLogger("ganq.worker")
@@ -42,6 +43,7 @@ SETTLE_S = 3.0
 LOCK_LOOK_S = 0.5
 CELERY_PAUSE_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 NAME_TAKEN_EXIT = 5
+IDLE_EXIT = 6  # the supervisor has drained, because --exit-when-idle says so
 FATAL_EXIT = 4  # the supervisor says: a setting is wrong, trying again would end the same way
 
 
@@ -53,6 +55,7 @@ def launch(
     name: str | None = None,
     cpu_workers: int | None = None,
     cores: str | None = None,
+    exit_when_idle_s: float | None = None,
 ) -> int:
     """
     Run workers until SIGTERM.
@@ -63,6 +66,7 @@ def launch(
         name: the worker's name; '<host>-gpu0' or '<host>-cpu' by default.
         cpu_workers: so many workers on the CPU, which share its cores.
         cores: of a worker on the CPU, those it is bound to: '0,2-3'.
+        exit_when_idle_s: drain and return when no job could be claimed for this long.
 
     Returns:
         The exit code: 0 after a drain.
@@ -75,11 +79,13 @@ def launch(
     with logs.relayed(settings):
         installation = prepare(settings)
         chosen = _units(gpus, cpu_workers, cores)
+        manager = ServiceManager.from_environment(os.environ)
         queues = queues or tuple(one.strip() for one in settings.queues.split(",") if one.strip())
         require_queues(queues)
         if len(chosen) > 1:
-            return Fleet(settings, chosen, queues, name).run()
-        return Worker(settings, chosen[0] if chosen else None, queues, name, installation).run()
+            return Fleet(settings, chosen, queues, name, manager, exit_when_idle_s).run()
+        unit = chosen[0] if chosen else None
+        return Worker(settings, unit, queues, name, installation, manager, exit_when_idle_s).run()
 
 
 def _units(gpus: str, cpu_workers: int | None, cores: str | None) -> Sequence[gpu.Gpu | Cores]:
@@ -150,8 +156,11 @@ class Worker:
         queues: tuple[str, ...],
         name: str | None,
         installation: str,
+        manager: ServiceManager | None = None,
+        exit_when_idle_s: float | None = None,
     ) -> None:
         self.settings = settings
+        self.manager = manager
         self.usual_name = None if name else _usual_name(unit)
         self.name = name or _usual_name(unit)
         self.number = 1
@@ -171,6 +180,8 @@ class Worker:
             "GANQ_WORKER_DEVICE": _described(unit),
             "GANQ_WORKER_QUEUES": ",".join(queues),
         }
+        if exit_when_idle_s is not None:
+            self.environment["GANQ_WORKER_EXIT_WHEN_IDLE"] = str(exit_when_idle_s)
         self.app: Any = None
         self.stopping = False
         self.drained = threading.Event()
@@ -196,6 +207,8 @@ class Worker:
         warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
         os.environ.update(gpu.pin(None) | {WAKE_ENV: self.environment[WAKE_ENV]})
         self.app = make_app(self.settings)
+        if self.manager is not None:
+            self.manager.watch(self.settings.runtime, lambda: (self.name,))
         until_started(self._start_supervisor, "the supervisor", log)
         # It also ends this process when Celery does not: no thread need be started for that then.
         keeper = threading.Thread(target=self._keep_and_leave, name="keeper", daemon=True)
@@ -288,9 +301,11 @@ class Worker:
                 self._take_another_name()
                 self._start_supervisor()
                 continue
-            if code in (FATAL_EXIT, NAME_TAKEN_EXIT):
-                self.exit_code = 1
-                os.kill(os.getpid(), signal.SIGTERM)
+            if code in (FATAL_EXIT, NAME_TAKEN_EXIT, IDLE_EXIT):
+                self.exit_code = int(code != IDLE_EXIT)
+                self.stopping = True
+                if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # else Celery has not begun
+                    os.kill(os.getpid(), signal.SIGTERM)
                 return
             tries = 0 if time.monotonic() - began > 60 else tries + 1
             log.warning("the supervisor has ended (code %s); starting another", code)
@@ -328,6 +343,8 @@ class Worker:
 
     def _stop(self) -> None:
         """Pass a signal on, once for each that came: the second hastens the supervisor."""
+        if self.manager is not None and not self.stopping:
+            self.manager.stopping()
         self.stopping = True
         if self.supervisor is not None and self.supervisor.poll() is None:
             self.told = self.supervisor
@@ -367,8 +384,12 @@ class Fleet:
         units: Sequence[gpu.Gpu | Cores],
         queues: tuple[str, ...],
         name: str | None,
+        manager: ServiceManager | None = None,
+        exit_when_idle_s: float | None = None,
     ) -> None:
         self.settings = settings
+        self.manager = manager
+        self.exit_when_idle_s = exit_when_idle_s
         self.units = units
         self.queues = queues
         self.name = name
@@ -385,11 +406,13 @@ class Fleet:
                 lock.close()  # for the child
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, self._stop)
+        if self.manager is not None:
+            self.manager.watch(self.settings.runtime, self._names)
         tries: dict[str, int] = {}
-        while not self.stopping:
+        while not self.stopping and not self._all_idle():
             for one in self.units:
                 child = self.children.get(one.key)
-                if child is None or child.poll() is not None:
+                if child is None or (child.poll() is not None and not self._is_idle(child)):
                     tries[one.key] = tries.get(one.key, -1) + 1
                     if tries[one.key]:
                         wait(
@@ -401,12 +424,26 @@ class Fleet:
         codes = [child.wait() for child in self.children.values()]
         return max((abs(code) for code in codes), default=0)
 
+    def _is_idle(self, child: "subprocess.Popen[bytes]") -> bool:
+        """Return whether a child has ended because no job could be claimed."""
+        return self.exit_when_idle_s is not None and child.poll() == 0
+
+    def _all_idle(self) -> bool:
+        children = self.children.values()
+        return len(children) == len(self.units) and all(self._is_idle(child) for child in children)
+
+    def _names(self) -> list[str]:
+        """Return the names of the children that run, or should."""
+        gone = {key for key, child in self.children.items() if self._is_idle(child)}
+        return [self._name(one) for one in self.units if one.key not in gone]
+
     def _name(self, one: gpu.Gpu | Cores) -> str:
         return f"{self.name}-{one.label}" if self.name else _usual_name(one)
 
     def _start(self, one: gpu.Gpu | Cores) -> None:
         command = worker_command(
-            *("worker", *one.arguments, "--queues", ",".join(self.queues), "--name", self._name(one))
+            *("worker", *one.arguments, "--queues", ",".join(self.queues), "--name", self._name(one)),
+            *(() if self.exit_when_idle_s is None else ("--exit-when-idle", f"{self.exit_when_idle_s:f}s")),
         )
         bound = bound_to_this(signal.SIGTERM, command)
         child = until_started(
@@ -421,6 +458,8 @@ class Fleet:
                 child.terminate()
 
     def _stop(self, *_: Any) -> None:
+        if self.manager is not None and not self.stopping:
+            self.manager.stopping()
         self.stopping = True
         for child in self.children.values():
             if child.poll() is None:

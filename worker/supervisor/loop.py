@@ -65,6 +65,7 @@ STUCK_LOOK_S = 1.0
 """How often it is looked whether a runner that does not die has died."""
 VOLUME_SEEN_S = 10.0
 NAME_TAKEN_EXIT = 5
+IDLE_EXIT = 6
 FATAL_EXIT = 4
 """Something is wrong that another supervisor would find wrong, too: see worker/host/launcher.py."""
 
@@ -72,8 +73,18 @@ FATAL_EXIT = 4
 class Supervisor:
     """One worker: one GPU or the CPU, one job at a time."""
 
-    def __init__(self, settings: Settings, who: WorkerIdentity, wake_socket: Path) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        who: WorkerIdentity,
+        wake_socket: Path,
+        *,
+        exit_when_idle_s: float | None = None,
+    ) -> None:
         self.settings = settings
+        self.exit_when_idle_s = exit_when_idle_s
+        self.idle_since = time.monotonic()
+        self.left_idle = False
         self.who = who
         self.volume = Volume(settings.volume)
         self.database = open_database(settings)
@@ -153,7 +164,9 @@ class Supervisor:
             self._close()
         if isinstance(self.schema_mismatch, WorkerNameTakenError):
             return NAME_TAKEN_EXIT
-        return FATAL_EXIT if self.schema_mismatch else 0
+        if self.schema_mismatch:
+            return FATAL_EXIT
+        return IDLE_EXIT if self.left_idle else 0
 
     def _take_name(self) -> None:
         self.workers.say("starting")
@@ -285,6 +298,7 @@ class Supervisor:
             if lease is None:
                 if due_s is not None:
                     self.next_poll = min(self.next_poll, time.monotonic() + due_s + 0.05)
+                self._leave_if_idle()
                 break
             log.info("job %s: attempt %s", lease.job_id, lease.attempt)
             failpoint("supervisor.claimed")
@@ -308,6 +322,19 @@ class Supervisor:
                 self.holder.settle("crashed", self.store.crashed, lease, "the runner died as the job began")
         self.wake_socket.release()
         return False
+
+    def _leave_if_idle(self) -> None:
+        """The table has no job for this worker: drain if that has been so for --exit-when-idle."""
+        if self.exit_when_idle_s is None:
+            return
+        left_s = self.idle_since + self.exit_when_idle_s - time.monotonic()
+        if left_s > 0:
+            self.next_poll = min(self.next_poll, time.monotonic() + left_s)
+        elif self.terminated_at is None:
+            log.info("no job for %g s: this worker exits", self.exit_when_idle_s)
+            self.left_idle = True
+            self._on_sigterm()
+            self._wake()
 
     def _should_see_volume(self) -> bool:
         """
@@ -573,6 +600,7 @@ class Supervisor:
         """A warm runner for the next job, and the next job at once."""
         if self.lease is not None:
             return
+        self.idle_since = time.monotonic()
         if self.holder.taken is None and not self.draining:
             self._warm_up()
         self._claim()
@@ -629,7 +657,9 @@ def main() -> int:
     )
     try:
         runtime_folder(settings)  # something that cleans /tmp may have deleted it
-        return Supervisor(settings, who, Path(os.environ[WAKE_ENV])).run()
+        idle = os.environ.get("GANQ_WORKER_EXIT_WHEN_IDLE")
+        exit_when_idle_s = float(idle) if idle else None
+        return Supervisor(settings, who, Path(os.environ[WAKE_ENV]), exit_when_idle_s=exit_when_idle_s).run()
     except (DatabaseUnavailableError, OSError) as exc:
         log.error("%s", one_line(exc))
         return 1
