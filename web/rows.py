@@ -28,7 +28,8 @@ def tone(job: Job, around: StatusContext) -> str:
     """Return the key of SIGNS, which is the class of the colour as well."""
     if job.state is JobState.RUNNING:
         worker = around.workers.get(job.worker or "")
-        return "unresponsive" if worker is not None and worker.silent_s > job_text.UNRESPONSIVE_S else "running"
+        silent = worker is not None and worker.silent_s > job_text.UNRESPONSIVE_S
+        return "unresponsive" if silent else "running"
     if job.state is JobState.QUEUED and job.held:
         return "held"
     if job.state is JobState.QUEUED and (job.blockers or job.not_before is not None):
