@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, exists, func, not_, or_, select, text
+from sqlalchemy import ColumnElement, Connection, Select, exists, func, or_, select, text
 
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError
 from jobs.states import JobState
@@ -70,12 +70,10 @@ class Filter:
             wanted.append(job.c.part_of == self.part_of)
         if self.states is not None:
             wanted.append(job.c.state.in_(self.states))
-            active, states = _active_split(), set(self.states)
-            if JobState.RUNNING in states and JobState.QUEUED not in states:
-                wanted[-1] = job.c.state.in_([*states, JobState.QUEUED])
-                wanted.append(or_(job.c.state != JobState.QUEUED, active))
-            elif JobState.QUEUED in states and JobState.RUNNING not in states:
-                wanted.append(or_(job.c.state != JobState.QUEUED, not_(active)))
+            if JobState.RUNNING in self.states and JobState.QUEUED not in self.states:
+                wanted[-1] = or_(wanted[-1], job.c.id.in_(_active_splits()))
+            elif JobState.QUEUED in self.states and JobState.RUNNING not in self.states:
+                wanted.append(job.c.id.not_in(_active_splits()))
         if self.since is not None:
             wanted.append(job.c.created_at >= self.since)
         if self.kind is not None:
@@ -95,11 +93,13 @@ class Filter:
         return wanted
 
 
-def _active_split() -> ColumnElement[bool]:
-    """Return the condition that a queued job is split and has shards under way: it is shown as running."""
-    shard = job.alias("shard")
+def _active_splits() -> Select[tuple[int]]:
+    """Select the ids of queued jobs that have shards under way: they are shown as running."""
+    split, shard = job.alias("split"), job.alias("shard")
     begun = select(shard.c.part_of).where(text("shard.part_of IS NOT NULL"), shard.c.state != JobState.QUEUED)
-    return (job.c.blockers > 0) & job.c.id.in_(begun)
+    return select(split.c.id).where(
+        split.c.state == JobState.QUEUED, split.c.blockers > 0, split.c.id.in_(begun)
+    )
 
 
 def _scalar(conn: Connection, query: Any) -> Any:
@@ -218,7 +218,7 @@ class Queries:
         if part_of is not None:
             by_state = by_state.where(job.c.part_of == part_of)
         less_parts = sweep is None and part_of is None and not parts
-        split = select(func.count()).where(job.c.state == JobState.QUEUED, _active_split())
+        split = select(func.count()).select_from(_active_splits().subquery())
 
         def ask(conn: Connection) -> dict[str, int]:
             # All, from the index of states alone, less the parts, from theirs: a count of

@@ -124,9 +124,11 @@ def test_counting_reads_indexes_and_not_the_rows_of_a_million_jobs(database, job
         for s, p in seen
         if "FROM job" in s
     ]
-    assert len(plans) == 2
+    assert len(plans) == 3
     assert "USING COVERING INDEX ix_job_state_id" in plans[0]
     assert "USING INDEX ix_job_part_of" in plans[1], "what is no part is read, too"
+    assert "USING INDEX ix_job_part_of" in plans[2], "what is no part is read, too"
+    assert "SCAN" not in plans[2]
 
 
 def test_the_queue_position_counts_those_that_go_first(store, job_factory, queries):
@@ -304,3 +306,16 @@ def test_columns_set_behind_the_stores_back_are_read_as_they_are(database, job_f
     set_columns(database, made.id, bit_exact=0, progress={"done": 1})
     assert queries.get(made.id).bit_exact is False
     assert queries.get(made.id).progress == {"done": 1}
+
+
+def test_a_split_job_with_active_shards_counts_as_running(queries, job_factory, claim):
+    spec = {"source": 1, "count": 2}
+    parts = [({**spec, "draws": [first, first]}, 1) for first in range(2)]
+    whole = job_factory(kind="generate", spec=spec, parts=parts)
+    waiting = job_factory(kind="generate", spec=spec, parts=parts, held=True)
+    assert claim() is not None
+    running, queued = (Filter(states=(state,)) for state in (JobState.RUNNING, JobState.QUEUED))
+    assert queries.ids(running) == [whole.id]
+    assert queries.ids(queued) == [waiting.id]
+    counts = queries.counts()
+    assert (counts["running"], counts["queued"]) == (1, 1)

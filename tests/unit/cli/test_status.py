@@ -458,3 +458,90 @@ def test_a_training_that_tells_how_many_pictures_it_saw_has_a_page(ganq, store, 
     store.succeed(claim(), {"images": 640})
     assert ganq("status", 1, "--json").json()["state"] == "succeeded"
     assert ganq("status", 1).code == 0
+
+
+def test_a_user_column_appears_with_the_jobs_of_others(
+    ganq, settings, database, job_factory, claim, make_identity
+):
+    from storage.db.workers import WorkerStore
+
+    job_factory(user=settings.user)
+    assert "USER" not in ganq("status").out
+    job_factory(user="grace", priority=9)
+    assert "grace" in row_of(ganq("status"), 2)
+    assert settings.user in row_of(ganq("status"), 1)
+    assert claim() is not None
+    WorkerStore(database, make_identity("w1")).say("busy", 2)
+    assert "grace" in ganq("workers").out
+
+
+def test_a_job_whose_worker_stopped_sending_heartbeats_has_no_rate_no_eta_and_a_way_out(
+    ganq, database, store, running_job_factory, worker_identity
+):
+    from sqlalchemy import text
+
+    from storage.db.workers import WorkerStore
+
+    WorkerStore(database, worker_identity).say("busy", 1)
+    lease = running_job_factory()
+    store.heartbeat(lease, {"done": 5, "total": 10, "rate": 282.8, "epoch": 2, "epochs": 4})
+    assert "283/s" in row_of(ganq("status"), 1)
+    database.write(lambda conn: conn.execute(text("UPDATE worker SET seen_at = seen_at - 40")))
+    assert "283/s" not in row_of(ganq("status"), 1)
+    assert ganq("status", 1, "--json").json()["eta_seconds"] is None
+    database.write(lambda conn: conn.execute(text("UPDATE worker SET seen_at = seen_at - 40")))
+    page = ganq("status", 1).out
+    assert "unresponsive for 1 min 2" in page
+    assert "start a worker (ganq up)" in page
+    assert "images/s" not in page
+
+
+def test_a_split_job_with_active_shards_is_running_in_list_filter_and_footer(ganq, job_factory, claim):
+    spec = {"source": 1, "count": 2}
+    parts = [({**spec, "draws": [first, first]}, 1) for first in range(2)]
+    whole = job_factory(kind="generate", spec=spec, parts=parts)
+    waiting = job_factory(kind="generate", spec=spec, parts=parts, held=True)
+    assert claim() is not None
+
+    def ids(*options):
+        return [job["id"] for job in ganq("status", "--json", *options).json()]
+
+    assert "running" in row_of(ganq("status"), whole.id)
+    assert ids("--state", "running") == [whole.id]
+    assert ids("--state", "queued") == [waiting.id]
+    assert ids("--state", "running", "--state", "queued") == [waiting.id, whole.id]
+    assert ganq("status").out.splitlines()[-1] == "2 jobs: 1 queued, 1 running"
+
+
+def test_since_lists_recent_jobs_with_dates_and_changed_options(ganq, database, job_factory):
+    from sqlalchemy import text
+
+    spec = TrainSpec.create(data="/x", lr_g=0.5).to_json()
+    job_factory(spec=spec)
+    job_factory(spec=spec)
+    old = text("UPDATE job SET created_at = created_at - 3 * 86400 WHERE id = 1")
+    database.write(lambda conn: conn.execute(old))
+    assert [job["id"] for job in ganq("status", "--since", "2d", "--json").json()] == [2]
+    row = row_of(ganq("status", "--since", "7d"), 1)
+    assert "lr-g=0.5" in row
+    assert "beta1" not in row
+    assert re.search(r"\b20\d\d-\d\d-\d\d\b", row)
+    assert "lr-g=0.5" not in ganq("status").out
+
+
+def test_the_list_of_failed_jobs_has_their_reasons(ganq, store, running_job_factory):
+    from jobs.errors import DatasetError
+
+    store.fail(running_job_factory(), DatasetError("too many images are broken"))
+    assert "too many images are broken" in row_of(ganq("status", "--state", "failed"), 1)
+
+
+def test_a_machine_without_the_volume_says_so_instead_of_no_results(ganq, settings, trained):
+    job_id = trained()
+    for command in (("logs", job_id), ("open", job_id), ("export", job_id)):
+        said = ganq(*command)
+        assert said.code == 1, command
+        assert f"this machine does not see the volume at {settings.volume}" in said.err
+        assert "GANQ_VOLUME" in said.err
+    assert "does not see the volume" in ganq("status", job_id).out
+    assert ganq("status", job_id).code == 0

@@ -157,7 +157,7 @@ def test_a_feature_network_may_be_a_file_that_is_stated_by_its_checksum(ganq, pi
     assert (spec["feature_network"], spec["feature_sha256"]) == (str(file), "a" * 64)
     file.unlink()
     said = ganq(*typed, "--feature-sha256", "A" * 64)
-    assert (said.code, "no such file" in said.err) == (3, True)
+    assert (said.code, "neither a built-in network" in said.err) == (3, True)
 
 
 def test_augment_none_turns_the_recipes_policies_off(ganq, pictures):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.submit.sweep import combinations, describe
+from cli.submit.sweep import combinations, describe, job_names
 from jobs.errors import SpecError
 from jobs.specs import GenerateSpec, TrainSpec
 from storage.db.queries import Filter
@@ -72,6 +72,13 @@ def test_a_field_is_called_as_its_option_is() -> None:
     assert "Did you mean 'class'?" in refused.value.message
     with pytest.raises(SpecError, match=r"^--class: "):
         GenerateSpec.create(source=1, count=1, class_name="")
+
+
+def test_the_names_of_a_sweep_contain_its_values_and_are_numbered_where_they_do_not_fit() -> None:
+    assert job_names("seeds", swept("seed=1-3")) == ["seeds-seed-1", "seeds-seed-2", "seeds-seed-3"]
+    assert job_names("m", [{"mirror": True}, {"mirror": False}]) == ["m-mirror", "m-no-mirror"]
+    assert job_names("c", [{"class_name": "a b"}]) == ["c-class-a_b"]
+    assert job_names("x" * 60, swept("seed=1-2")) == [f"{'x' * 60}-0", f"{'x' * 60}-1"]
 
 
 class TestCommand:

@@ -72,3 +72,10 @@ def test_what_compare_shows_keeps_its_numbers_on_eighty_columns():
     ]
     assert "IMAGES" in widths, "what was evaluated gives way first"
     assert sum(widths.values()) + 2 * (len(widths) - 1) <= 80
+
+
+def test_a_long_name_is_shortened_in_its_middle(monkeypatch):
+    monkeypatch.setattr(output, "overflow", lambda: "ellipsis")
+    names = [output._shorten(f"rates-lr-g-0.0001-seed-{seed}", 10) for seed in (1, 2)]
+    assert names == ["rat…seed-1", "rat…seed-2"]
+    assert output._shorten("faces", 10) == "faces"
