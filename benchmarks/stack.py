@@ -161,10 +161,10 @@ class Queue:
             submit_key=secrets.token_hex(16),
             user="benchmark",
             priority=kind_named(spec.kind).priority,
-            ringing=True,
-            parts=[(part.to_json(), part.pictures) for part in spec.split()],
+            will_notify=True,
+            shards=[(part.to_json(), part.pictures) for part in spec.split()],
         )
-        for one in (self.queries.parts(job.id) if job.blockers else []) or [job]:
+        for one in (self.queries.shards(job.id) if job.blockers else []) or [job]:
             if not ring(self.settings, one.id, one.queue, self.database.installation):
                 self.store.not_notified(one.id)
         return job

@@ -51,6 +51,6 @@ def fill(settings: Settings, jobs: int, users: int = 1) -> None:
             kind="train",
             spec_version=SPEC_VERSION,
             user=f"user{part % users}",
-            ringing=10_000,
+            will_notify=10_000,
         )
     database.dispose()

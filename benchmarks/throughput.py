@@ -91,7 +91,7 @@ def _ganq(queue: stack.Queue) -> Any:
             kind="noop",
             spec_version=SPEC_VERSION,
             user="benchmark",
-            ringing=JOBS,
+            will_notify=JOBS,
         )
         ring(queue.settings, sweep.job_ids[0], "default", queue.database.installation)
         deadline = time.monotonic() + 120

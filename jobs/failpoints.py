@@ -1,15 +1,14 @@
 """
-Places where a test may break ganq, and guards that a test may take out.
+Named places at which a test can inject a fault.
 
-Both do nothing unless GANQ_ENABLE_FAILPOINTS=1 stood in the environment when the
-process began; no deployment sets it, and a test shows that the rest is inert then.
+They do nothing unless GANQ_ENABLE_FAILPOINTS=1 was in the environment when the process started. No deployment
+sets it, and a test shows that they are inert without it.
 
     GANQ_FAILPOINTS="durable.renamed=kill@2;train.step=sleep:0.5@3+"
     GANQ_FAILPOINTS_FIRED=/some/folder      an entry fires once over all processes, and leaves a mark
-    GANQ_GUARDS_OFF="finish_fence,fsync"
 
-An entry is name=action[@k][+]: at the k-th time (the first) that this process comes by,
-with + at every later time, too. Actions:
+An entry is name=action[@k][+]: it fires when this process passes the place for the k-th time (default: the
+first), with + also every later time. Actions:
 
     kill          SIGKILL to this process           stop      SIGSTOP to this process
     raise:ENOSPC  OSError with that errno           raise:MemoryError  any builtin exception
@@ -60,30 +59,22 @@ def parse(text: str) -> dict[str, Entry]:
 
 
 _entries = parse(os.environ.get("GANQ_FAILPOINTS", "")) if ENABLED else {}
-_guards_off = (
-    frozenset(filter(None, os.environ.get("GANQ_GUARDS_OFF", "").split(","))) if ENABLED else frozenset()
-)
 _times: Counter[str] = Counter()
 
 
 def failpoint(name: str) -> bool:
     """
-    A place with a name; nothing happens here unless a test wants it.
+    Mark a named place; do nothing unless a test has armed it.
 
     Returns:
-        True if a test wants the caller to act ('on').
+        True if the test wants the caller to act ('on').
 
     Raises:
-        Exception: the one that a test wants.
+        Exception: the one that the test names.
     """
     if not _entries or name not in _entries:
         return False
     return _fire(name, _entries[name])
-
-
-def guard(name: str) -> bool:
-    """Whether a protection is in place: always, unless a test has taken it out."""
-    return name not in _guards_off
 
 
 def _fire(name: str, entry: Entry) -> bool:
@@ -109,7 +100,7 @@ def _fire(name: str, entry: Entry) -> bool:
 
 
 def _first_of_all(name: str) -> bool:
-    """Without a folder for marks every process fires; with one, the first of them alone."""
+    """Return whether this process may fire: with GANQ_FAILPOINTS_FIRED, only the first of all processes."""
     folder = os.environ.get("GANQ_FAILPOINTS_FIRED")
     if folder is None:
         return True

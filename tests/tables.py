@@ -141,12 +141,12 @@ def first_answer_lost(database: Database) -> Iterator[None]:
                     "COMMIT", {}, sqlite3.OperationalError("gone"), connection_invalidated=True
                 )
 
-    real = database.engine, database.engine_at_once
-    database.engine, database.engine_at_once = map(LosesFirstAnswer, real)  # type: ignore[assignment]
+    real = database.engine, database.autocommit_engine
+    database.engine, database.autocommit_engine = map(LosesFirstAnswer, real)  # type: ignore[assignment]
     try:
         yield
     finally:
-        database.engine, database.engine_at_once = real
+        database.engine, database.autocommit_engine = real
     assert LosesFirstAnswer.lost, "no transaction was committed"
 
 

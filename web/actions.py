@@ -113,8 +113,8 @@ def _generate(site: Site, request: Request, job: Job, values: dict[str, Any]) ->
     spec = GenerateSpec.create(source=job.id, checkpoint=str(epoch), count=count)
     kind = kind_named("generate")
     new = site.store.submit(
-        ringing=True,
-        parts=[(part.to_json(), part.pictures) for part in spec.split()],
+        will_notify=True,
+        shards=[(part.to_json(), part.pictures) for part in spec.split()],
         max_workers=spec.max_workers,
         kind="generate",
         spec=spec.to_json(),

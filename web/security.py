@@ -134,8 +134,8 @@ class Gate:
                     del headers["server"]
             await send(message)
 
-        refusal = self._refusal(scope)
-        await (refusal or self.app)(scope, receive, send_guarded)
+        malformed_error = self._refusal(scope)
+        await (malformed_error or self.app)(scope, receive, send_guarded)
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)

@@ -203,7 +203,7 @@ class Study:
             name=f"q-{name}"[:64],
             priority=kind.priority,
             preemptible=kind.preemptible,  # so that an evaluation need not wait for a training's end
-            ringing=True,
+            will_notify=True,
         )
         if not job.state.terminal:
             ring(self.queue.settings, job.id, job.queue, self.queue.database.installation)

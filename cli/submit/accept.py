@@ -48,8 +48,8 @@ def submit_job(session: Session, spec: "Spec", request: SubmitOptions, *, after:
     before = session.queries.by_submit_key(request.submit_key) if request.submit_key else None
     job = session.store.submit(
         **_common(session, spec, request),
-        ringing=True,
-        parts=[(shard.to_json(), shard.pictures) for shard in split],
+        will_notify=True,
+        shards=[(shard.to_json(), shard.pictures) for shard in split],
         max_workers=getattr(spec, "max_workers", 0),
         spec=spec.to_json(),
         submit_key=request.submit_key or secrets.token_hex(16),
@@ -123,7 +123,7 @@ def submit_sweep(
         names=job_names(base, changes),
         submit_key=submit_key,
         after=[*dict.fromkeys([*after, *prerequisites(session, request)])],
-        ringing=MOST_NOTIFIED,
+        will_notify=MOST_NOTIFIED,
     )
 
     def as_json() -> dict[str, Any]:

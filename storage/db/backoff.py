@@ -1,11 +1,11 @@
 """
-When a job that waits for its retry is due, judged so that no wall clock can break it.
+Backoff of delayed jobs, measured so that wall clocks may differ and jump.
 
-`not_before` is a time of the clock of whoever wrote it: on SQLite each worker's own, which may be
-hours from that of the worker that reads it, and any clock may be set meanwhile. So each process
-notes by its own monotonic clock when it first sees a job wait, and decides once how long it still
-waits: until `not_before`, but no longer than the backoff that the row records, and no shorter than
-what must remain of it if the job was not yet waiting at the look before.
+`not_before` is a time of the clock that wrote it: on SQLite each worker's own, which may differ by hours
+from that of the reader. So each process records, by its own monotonic clock, when it first sees that a job
+is delayed, and decides once how long the delay lasts: until `not_before`, but no longer than the backoff
+that the row records, and no shorter than what must remain of it if the job was not delayed at the previous
+observation.
 """
 
 import time
@@ -15,16 +15,16 @@ from typing import NamedTuple
 
 BACKOFF_S = (2.0, 10.0, 30.0, 60.0)
 
-LOOK_EVERY_S = 0.5
-LOOK_SHARE = 50.0
-"""A look that takes longer, because very many wait, is made less often."""
+OBSERVE_EVERY_S = 0.5
+OBSERVE_SHARE = 50.0
+"""Minimum ratio of interval and duration: slow observations, of very many jobs, are made less often."""
 
 Key = tuple[int, float]
-"""A job's id and its `not_before`: together they name one wait."""
+"""A job's id and its `not_before`: together they identify one delay."""
 
 
 class Wait(NamedTuple):
-    """One job that waits, as it is first seen."""
+    """One delayed job, as first observed."""
 
     key: Key
     remaining_s: float  # by the database's clock
@@ -33,7 +33,7 @@ class Wait(NamedTuple):
     error_code: str | None
 
     def bounds(self) -> tuple[float, float]:
-        """Return the least and the greatest backoff that this wait can have."""
+        """Return the shortest and the longest backoff that this delay can have."""
         if self.error_code in ("CRASHED", "STALLED"):
             return _nth(self.crash_count), _nth(self.crash_count)
         if self.error_code == "WORKER_LOST":
@@ -48,41 +48,43 @@ def _nth(times: int) -> float:
 
 
 class Backoffs:
-    """The waiting jobs that this process has seen, and when each is due; used by several threads."""
+    """The delayed jobs that this process has observed, and when each is due; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._due: dict[Key, float] = {}
-        self._looked_at: float | None = None
-        self._look_again_at = 0.0
+        self._observed_at: float | None = None
+        self._observe_again_at = 0.0
 
-    def look(self, keys: Callable[[], Iterable[Key]], facts: Callable[[list[Key]], Iterable[Wait]]) -> bool:
+    def observe(
+        self, keys: Callable[[], Iterable[Key]], facts: Callable[[list[Key]], Iterable[Wait]]
+    ) -> bool:
         """
-        Note which jobs wait, unless that was done a moment ago.
+        Record which jobs are delayed, unless that was done a moment ago.
 
         Args:
-            keys: reads all waits.
-            facts: reads more of those that are new.
+            keys: reads the keys of all delays.
+            facts: reads the other columns of new ones.
 
         Returns:
-            False: it was done a moment ago.
+            False if it was done a moment ago.
         """
         with self._lock:
             began = time.monotonic()
-            if began < self._look_again_at:
+            if began < self._observe_again_at:
                 return False
             there = set(keys())
             new = [key for key in there if key not in self._due]
-            gap_s = None if self._looked_at is None else began - self._looked_at
+            gap_s = None if self._observed_at is None else began - self._observed_at
             due = {key: at for key, at in self._due.items() if key in there}
             due |= {one.key: began + remaining(one, gap_s) for one in facts(new)} if new else {}
-            self._due, self._looked_at = due, began
+            self._due, self._observed_at = due, began
             now = time.monotonic()
-            self._look_again_at = now + max(LOOK_EVERY_S, LOOK_SHARE * (now - began))
+            self._observe_again_at = now + max(OBSERVE_EVERY_S, OBSERVE_SHARE * (now - began))
             return True
 
     def due(self, most: int) -> list[Key]:
-        """Return waits that are over, the longest first."""
+        """Return delays that are over, the earliest first."""
         now = time.monotonic()
         with self._lock:
             over = sorted((at, key) for key, at in self._due.items() if at <= now)
@@ -90,24 +92,24 @@ class Backoffs:
 
     def next_s(self, *, complete: bool) -> float | None:
         """
-        Return the seconds until a wait is over; None if nothing waits.
+        Return the seconds until a delay is over; None if there is none.
 
         Args:
-            complete: no job may have begun to wait since the last look; else the next look comes first.
+            complete: no job can be delayed since the last observation; else the next observation counts.
         """
         with self._lock:
             at = min(self._due.values(), default=None)
             if not complete:
-                at = self._look_again_at if at is None else min(at, self._look_again_at)
+                at = self._observe_again_at if at is None else min(at, self._observe_again_at)
         return None if at is None else max(0.0, at - time.monotonic())
 
 
 def remaining(one: Wait, gap_s: float | None) -> float:
     """
-    Return the seconds that a wait still lasts.
+    Return the seconds that a delay still lasts.
 
     Args:
-        gap_s: since the last look, at which it was not there; None: this is the first look.
+        gap_s: since the last observation, at which it did not exist; None: this is the first one.
     """
     least_s, most_s = one.bounds()
     at_least_s = 0.0 if gap_s is None else least_s - gap_s

@@ -1,8 +1,7 @@
 """
-Transactions for the job table: SQLite on one machine, Postgres on several.
+Transactions for the job table, on SQLite or Postgres.
 
-What a moment's wait mends is tried again: a lock, a conflict, a server that restarts.
-storage/db/errors.py says which errors these are.
+Transient errors are retried: a lock, a conflict, a server that restarts. storage/db/errors.py lists them.
 """
 
 import time
@@ -27,7 +26,7 @@ from storage.volume.filesystems import filesystem_type as filesystem_type
 from storage.volume.filesystems import is_network_filesystem
 
 SCHEMA_REVISION = "0004"
-"""Newest migration that this code knows; it works on newer schemas that say so, never on older."""
+"""Newest migration that this code knows; it works on newer schemas that allow it, never on older ones."""
 
 REVISION_AND_INSTALLATION = (
     "SELECT version_num, installation FROM alembic_version LEFT JOIN schema_info ON schema_info.id = 1"
@@ -37,7 +36,7 @@ T = TypeVar("T")
 
 
 class Database:
-    """Opens transactions; write() and read() retry what a moment's wait mends."""
+    """Transactions; write() and read() retry transient errors."""
 
     def __init__(self, settings: Settings) -> None:
         self.url = settings.database_url
@@ -51,41 +50,42 @@ class Database:
             self.data_version = DataVersion(path).read
         else:
             self.engine = postgres_engine(self.url)
-        # Postgres shows each statement of a transaction what is committed by then, so that a transaction
-        # gives readers nothing, and costs them two trips.
-        alone = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
-        self._readers = self.engine.execution_options(ganq_read=True, **alone)
-        self.engine_at_once = self.engine.execution_options(**alone)
+        # In Postgres each statement of a transaction sees what is committed by then, so that a transaction
+        # gives readers nothing, and costs them two round trips.
+        autocommit = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+        self._readers = self.engine.execution_options(ganq_read=True, **autocommit)
+        self.autocommit_engine = self.engine.execution_options(**autocommit)
         self.answered_at = time.monotonic()
-        """When the database last answered any thread of this process (worker/supervisor/status_socket.py)."""
+        """When the database last answered any thread of this process, by the monotonic clock."""
         self.had_tables = False
         self.backoffs = Backoffs()
         self.installation = ""
-        """Id of the job table, which all its workers and commands share; known after require_schema()."""
+        """Id of the job table (decision 17); known after require_schema()."""
 
-    def write(self, work: Callable[[Connection], T], *, patience_s: float = 30.0, at_once: bool = False) -> T:
+    def write(
+        self, work: Callable[[Connection], T], *, patience_s: float = 30.0, autocommit: bool = False
+    ) -> T:
         """
-        Run `work` in one write transaction, again if the connection or a conflict broke it.
+        Run `work` in one write transaction; repeat it after transient errors.
 
-        `work` must be safe to run again after a commit whose answer was lost: it
-        re-reads, and recognises what it has already done.
+        `work` must recognise what it has already done, because it is also repeated after a COMMIT whose
+        answer was lost.
 
         Args:
-            at_once: all that must hold together is one statement, which on Postgres commits by
-                itself, without the trips of BEGIN and COMMIT. SQLite makes none, and has its
-                transaction as ever.
+            autocommit: one statement does all that must be atomic. On Postgres it commits by itself, without
+                the round trips of BEGIN and COMMIT; SQLite uses a transaction all the same.
 
         Raises:
             DatabaseUnavailableError: after patience_s seconds.
             SchemaMismatchError: the tables are not those of this code.
         """
-        done = self._run(self.engine_at_once if at_once else self.engine, work, patience_s)
+        done = self._run(self.autocommit_engine if autocommit else self.engine, work, patience_s)
         if self.wal is not None:
-            self.wal.tend()
+            self.wal.maintain()
         return done
 
     def read(self, work: Callable[[Connection], T], *, patience_s: float = 5.0) -> T:
-        """Run `work` in one read transaction; see write()."""
+        """Run `work` in a read transaction; see write()."""
         return self._run(self._readers, work, patience_s)
 
     def _run(self, engine: Engine, work: Callable[[Connection], T], patience_s: float) -> T:
@@ -109,14 +109,14 @@ class Database:
 
     def _give_up(self, exc: DBAPIError) -> NoReturn:
         if names_unknown_column(exc):
-            self.require_schema()  # the likeliest reason, which tells more than the statement
+            self.require_schema()  # the most likely reason, and a better message
         found = explained(exc, self.url, had_tables=self.had_tables)
         if found is exc:
             raise exc
         raise found from exc
 
     def revision(self) -> str | None:
-        """The schema's migration, or None for an empty database."""
+        """Return the schema's revision, or None for an empty database."""
         try:
             return self.read(schema_revision)
         except MissingTableError:
@@ -124,8 +124,10 @@ class Database:
 
     def require_schema(self) -> None:
         """
+        Check that this code can use the schema.
+
         Raises:
-            SchemaMismatchError: empty, older, or newer and not for this code; the hint names the command.
+            SchemaMismatchError: it is missing, older, or newer and incompatible.
         """
 
         def work(conn: Connection) -> str | None:
@@ -134,7 +136,7 @@ class Database:
             except DBAPIError as exc:
                 if is_transient(exc):
                     raise
-                row = None  # tables of an older version, or none: that is said below
+                row = None  # tables of an older version, or none: see below
             check_schema(conn, row.version_num if row is not None else None)
             return row.installation if row is not None else None
 
@@ -151,24 +153,24 @@ class Database:
 
 
 def schema_revision(conn: Connection) -> str | None:
-    """The schema's migration; the table must be there."""
+    """Return the schema's revision; its table must exist."""
     found = conn.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
     return str(found) if found is not None else None
 
 
 def check_schema(conn: Connection, found: str | None = None) -> None:
     """
-    Whether this code may work on this schema, in the caller's transaction.
+    Check in the caller's transaction that this code can use the schema.
 
-    Code runs on its own schema, and on a newer one if that says so: a migration that
-    only adds leaves `schema_info.compatible_from` as it is, one that breaks raises it.
-    On Postgres the look also locks out a migration until the transaction ends.
+    Code works on its own schema, and on newer compatible ones: a migration that only adds keeps
+    `schema_info.compatible_from`, one that breaks raises it. On Postgres the read also blocks migrations
+    until the transaction ends.
 
     Args:
         found: the revision, if the caller has read it in this transaction.
 
     Raises:
-        SchemaMismatchError: it may not.
+        SchemaMismatchError: it cannot.
     """
     found = schema_revision(conn) if found is None else found
     if found == SCHEMA_REVISION:
@@ -191,8 +193,10 @@ def check_schema(conn: Connection, found: str | None = None) -> None:
 
 def sqlite_path(url: str) -> Path:
     """
+    Return the path of a SQLite URL.
+
     Raises:
-        ConfigError: a relative path, or one on a file system where SQLite's locks do not hold.
+        ConfigError: it is relative, or on a file system where SQLite's locks do not work.
     """
     path = Path(url.removeprefix("sqlite:///"))
     if not path.is_absolute():
@@ -201,7 +205,7 @@ def sqlite_path(url: str) -> Path:
     kind = filesystem_type(folder)
     if is_network_filesystem(kind):
         raise ConfigError(
-            f"SQLite cannot be kept on {kind} ({folder}): its locks do not hold there",
+            f"SQLite cannot be used on {kind} ({folder}): its locks do not work there",
             hint="put GANQ_DATABASE_URL on a local disk, or use Postgres for several machines",
         )
     return path

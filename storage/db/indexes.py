@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Index, Table, text
 
-from storage.db.tables import CLAIMABLE, RIPENING, RUNNING, YIELDED, attempt, job
+from storage.db.tables import CLAIMABLE, DELAYED, RUNNING, YIELDED, attempt, job
 
 
 def _index(name: str, table: Table, *columns: Any, where: str, unique: bool = False) -> None:
@@ -19,7 +19,7 @@ def _index(name: str, table: Table, *columns: Any, where: str, unique: bool = Fa
 
 _index("ix_job_claimable", job, "queue", job.c.priority.desc(), "user", "id", where=CLAIMABLE)
 _index("ix_job_yielded", job, "yielded_at", where=YIELDED)
-_index("ix_job_ripening", job, "not_before", where=RIPENING)
+_index("ix_job_ripening", job, "not_before", where=DELAYED)
 _index("ix_job_running", job, "id", where=RUNNING)
 _index("ix_job_part_of", job, "part_of", where="part_of IS NOT NULL")
 _index("ix_job_sweep", job, "sweep", where="sweep IS NOT NULL")

@@ -1,8 +1,8 @@
 """
-Rows of the job table that no ganq wrote: find them, and make their numbers readable.
+Malformed rows of the job table, which ganq did not write.
 
-SQLite takes text for a number and anything for JSON, and both databases take a kind that does
-not exist. Such a job fails with BAD_SPEC; a kind of a newer spec version waits for a newer worker.
+SQLite accepts text for a number and anything for JSON, and both databases accept unknown kinds. Such a job
+fails with BAD_SPEC; an unknown kind of a newer spec version waits for a newer worker.
 """
 
 from typing import Any
@@ -59,23 +59,23 @@ def _known_kinds(statement: Any) -> Any:
     return known, {"kinds": _RUN_BY_WORKERS, "newest": SPEC_VERSION}
 
 
-def never_claimed(conn: Connection, after_id: int) -> list[int]:
-    """Return the queued jobs above an id that no claim finds, because of a kind or a mistyped column."""
+def unclaimable_ids(conn: Connection, after_id: int) -> list[int]:
+    """Return the queued jobs above an id that no claim finds, because of their kind or a mistyped column."""
     statement, bound = _known_kinds(_QUEUED[conn.dialect.name])
     return list(conn.execute(statement, {**bound, "after": after_id}).scalars())
 
 
-def open_ids(conn: Connection, most: int) -> list[int]:
-    """Return the malformed jobs that have not ended; reads all rows of these."""
+def open_malformed_ids(conn: Connection, most: int) -> list[int]:
+    """Return the malformed jobs that have not ended; reads all queued and running jobs."""
     statement, bound = _known_kinds(_OPEN[conn.dialect.name])
     return list(conn.execute(statement, {**bound, "most": most}).scalars())
 
 
-def readable(conn: Connection, row: Any) -> Any:
+def with_numbers(conn: Connection, row: Any) -> Any:
     """
-    Return a job's locked row with numbers in its number columns.
+    Return a job's locked row after replacing what is no number in number columns by 0 or NULL.
 
-    What is none becomes 0 or NULL, so that the job can be moved to its end.
+    The job can then be given its final state.
     """
     if all(isinstance(row._mapping[name], int | float | None) for name in NUMBERS):
         return row
@@ -83,6 +83,6 @@ def readable(conn: Connection, row: Any) -> Any:
     return conn.execute(select(job).where(job.c.id == row.id)).one()
 
 
-def refusal(job: Job) -> SpecError:
+def malformed_error(job: Job) -> SpecError:
     """Return the error of a job whose row is malformed."""
-    return SpecError(f"no ganq wrote this row of the job table: {job.malformed}", hint=HINT)
+    return SpecError(f"ganq did not write this row of the job table: {job.malformed}", hint=HINT)

@@ -1,4 +1,4 @@
-"""Reads of the job table for the command line and the workers; changes nothing."""
+"""Read-only queries of the job table."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from jobs.errors import CheckpointNotFoundError, JobNotFoundError
 from jobs.states import JobState
 from storage.db.engine import Database
 from storage.db.rows import Checkpoint, Event, Job, WorkerRow, attempt_from_row, state_of
-from storage.db.store.shards import PARTS, Shards, shards_of, summaries
+from storage.db.store.shards import IS_SHARD, ShardSummary, shards_of, summaries
 from storage.db.store.transitions import how_it_ended
 from storage.db.tables import (
     CLOCKS,
@@ -27,15 +27,15 @@ from storage.db.tables import (
 )
 
 PAGE = 500
-MOST_LENDERS = 5
-_PARTS = {
+MAX_LENDERS = 5
+_SHARDS_BY_STATE = {
     dialect: text(
         f"SELECT state, count(*) FROM job {indexed_by(dialect, 'ix_job_part_of')}"
-        f" WHERE {PARTS} GROUP BY state"
+        f" WHERE {IS_SHARD} GROUP BY state"
     )
     for dialect in CLOCKS
 }
-"""The parts of split jobs, by state."""
+"""Number of shards, by state."""
 
 _REVISION = text(
     "SELECT coalesce(max(id), 0), count(*),"
@@ -57,7 +57,7 @@ class Filter:
     after_id: int | None = None
     before_id: int | None = None
     parts: bool = False
-    """Whether the parts of split jobs are listed, too."""
+    """List shards, too."""
     part_of: int | None = None
     since: float | None = None
     """Submitted at this time or later."""
@@ -107,13 +107,13 @@ def _scalar(conn: Connection, query: Any) -> Any:
 
 
 class Queries:
-    """Questions to the job table."""
+    """Read-only queries."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
 
     def now(self) -> float:
-        """The database's clock: ages are measured against it, not against this machine's."""
+        """Return the time of the database's clock, against which ages are measured."""
         return self.database.read(lambda conn: float(conn.execute(select(utcnow())).scalar_one()))
 
     def revision(self) -> tuple[float, ...]:
@@ -129,14 +129,16 @@ class Queries:
         return self.database.read(lambda conn: tuple(map(float, conn.execute(_REVISION).one())))
 
     def any_begun(self) -> bool:
-        """Whether any job was ever begun, so that files of it may lie on the volume."""
+        """Return whether any job was started, so that its files may be on the volume."""
         asked = select(exists(select(attempt.c.job_id)))
         return self.database.read(lambda conn: bool(conn.execute(asked).scalar_one()))
 
     def get(self, job_id: int) -> Job:
         """
+        Return a job.
+
         Raises:
-            JobNotFoundError: no such id.
+            JobNotFoundError: there is no such id.
         """
         found = self.database.read(lambda conn: conn.execute(select(job).where(job.c.id == job_id)).first())
         if found is None:
@@ -145,10 +147,10 @@ class Queries:
 
     def find(self, reference: str) -> Job:
         """
-        A job by its id, or the newest one with this name.
+        Return a job by its id, or the newest one with this name.
 
         Raises:
-            JobNotFoundError: neither; the hint names jobs that are near.
+            JobNotFoundError: there is neither.
         """
         if re.fullmatch(r"[0-9]{1,18}", reference):
             return self.get(int(reference))
@@ -164,20 +166,20 @@ class Queries:
         return Job.from_row(newest)
 
     def by_submit_key(self, submit_key: str) -> Job | None:
-        """The job that was accepted under this key, if one was."""
+        """Return the job that was submitted with this key, if there is one."""
         found = self.database.read(
             lambda conn: conn.execute(select(job).where(job.c.submit_key == submit_key)).first()
         )
         return None if found is None else Job.from_row(found)
 
     def page(self, wanted: Filter, *, limit: int, oldest_first: bool = False) -> list[Job]:
-        """Up to `limit` jobs, newest first unless asked otherwise."""
+        """Return up to `limit` jobs, by default newest first."""
         order = job.c.id if oldest_first else job.c.id.desc()
         query = select(job).where(*wanted.where()).order_by(order).limit(limit)
         return self.database.read(lambda conn: [Job.from_row(row) for row in conn.execute(query)])
 
     def stream(self, wanted: Filter) -> Iterator[Job]:
-        """All matching jobs, newest first, in pages by id: memory does not grow with their number."""
+        """Yield all matching jobs, newest first; memory does not grow with their number."""
         before = wanted.before_id
         while True:
             page = self.page(Filter(**{**wanted.__dict__, "before_id": before}), limit=PAGE)
@@ -187,12 +189,12 @@ class Queries:
             before = page[-1].id
 
     def ids(self, wanted: Filter) -> list[int]:
-        """All matching ids, newest first."""
+        """Return all matching ids, newest first."""
         query = select(job.c.id).where(*wanted.where()).order_by(job.c.id.desc())
         return self.database.read(lambda conn: list(conn.execute(query).scalars()), patience_s=30.0)
 
     def get_many(self, job_ids: Sequence[int]) -> list[Job]:
-        """These jobs, in the order of their ids; what is not there is left out."""
+        """Return these jobs, ordered by id; ids that do not exist are left out."""
         pages = [job_ids[start : start + PAGE] for start in range(0, len(job_ids), PAGE)]
 
         def ask(conn: Connection) -> list[Job]:
@@ -224,7 +226,7 @@ class Queries:
             # All, from the index of states alone, less the parts, from theirs: a count of
             # what is no part would read a million rows.
             found = {str(state): int(number) for state, number in conn.execute(by_state)}
-            for state, number in conn.execute(_PARTS[conn.dialect.name]) if less_parts else ():
+            for state, number in conn.execute(_SHARDS_BY_STATE[conn.dialect.name]) if less_parts else ():
                 found[state] -= number
             if sweep is None and part_of is None and (active := conn.execute(split).scalar_one()):
                 found[JobState.QUEUED] -= active
@@ -288,26 +290,26 @@ class Queries:
         return Job.from_row(found)
 
     def events(self, job_id: int, *, after_id: int = 0) -> list[Event]:
-        """A job's history, oldest first."""
+        """Return a job's events, oldest first."""
         query = select(event).where(event.c.job_id == job_id, event.c.id > after_id).order_by(event.c.id)
         return self.database.read(lambda conn: [Event.from_row(row) for row in conn.execute(query)])
 
     def attempts(self, job_id: int) -> list[dict[str, Any]]:
-        """A job's attempts, oldest first, without their tokens."""
+        """Return a job's attempts, oldest first, without their tokens."""
         query = select(attempt).where(attempt.c.job_id == job_id).order_by(attempt.c.number)
         rows = self.database.read(lambda conn: conn.execute(query).all())
         return [attempt_from_row(row) for row in rows]
 
     def parts(self, job_id: int) -> list[Job]:
-        """The parts of a job that was split, in the order of draws; none of any other."""
+        """Return the shards of a parent, in the order of sample indices; none of another job."""
         return self.database.read(lambda conn: [Job.from_row(row) for row in shards_of(conn, job_id)])
 
-    def shards_of_all(self, job_ids: Sequence[int]) -> dict[int, Shards]:
-        """How far the parts of split jobs are."""
+    def shard_summaries(self, job_ids: Sequence[int]) -> dict[int, ShardSummary]:
+        """Return the progress of the shards of each parent."""
         return self.database.read(lambda conn: summaries(conn, job_ids))
 
     def needs(self, job_id: int) -> list[tuple[int, JobState]]:
-        """The jobs that this one waits for; its own parts aside."""
+        """Return the jobs on which this one depends, without its own shards."""
         query = (
             select(job.c.id, job.c.state)
             .join(dependency, dependency.c.needs == job.c.id)
@@ -317,7 +319,7 @@ class Queries:
         return self.database.read(lambda conn: [(row.id, state_of(row.state)) for row in conn.execute(query)])
 
     def lenders(self, one: Job) -> list[int]:
-        """The jobs that wait for this one and lend it the priority that it has."""
+        """Return the dependants that lend this job its priority."""
         query = (
             select(job.c.id)
             .join(dependency, dependency.c.job_id == job.c.id)
@@ -328,12 +330,12 @@ class Queries:
                 job.c.priority >= one.priority,
             )
             .order_by(job.c.id)
-            .limit(MOST_LENDERS)
+            .limit(MAX_LENDERS)
         )
         return self.database.read(lambda conn: list(conn.execute(query).scalars()))
 
     def ended_with(self, job_id: int) -> list[Job]:
-        """The jobs that ended because this one did, those that waited for them included, oldest first."""
+        """Return the direct and indirect dependants that ended because this job did, oldest first."""
 
         def ask(conn: Connection) -> list[Job]:
             found: dict[int, Job] = {}
@@ -355,8 +357,8 @@ class Queries:
 
         return self.database.read(ask)
 
-    def unmet(self, job_ids: Sequence[int]) -> dict[int, list[int]]:
-        """For jobs that wait for others: which of those have not ended yet, by one query."""
+    def unfinished_dependencies(self, job_ids: Sequence[int]) -> dict[int, list[int]]:
+        """Return for each job the dependencies that have not ended, by one query."""
         query = (
             select(dependency.c.job_id, dependency.c.needs)
             .join(job, job.c.id == dependency.c.needs)
@@ -373,7 +375,7 @@ class Queries:
         return waiting
 
     def checkpoints(self, job_id: int) -> list[Checkpoint]:
-        """A job's registered checkpoints, oldest first."""
+        """Return a job's registered checkpoints, oldest first."""
         query = (
             select(checkpoint)
             .where(checkpoint.c.job_id == job_id)
@@ -392,12 +394,14 @@ class Queries:
 
     def choose_checkpoint(self, job_id: int, which: str) -> Checkpoint:
         """
+        Return a checkpoint of a job.
+
         Args:
-            which: 'best' (lowest metric; the last one while there is no metric), 'last',
-                or a number of complete epochs.
+            which: 'best' (lowest metric; the last one if there is no metric), 'last', or a number of
+                complete epochs.
 
         Raises:
-            CheckpointNotFoundError: the job has none, or not that one; the hint lists what there is.
+            CheckpointNotFoundError: the job has none, or not that one; the hint lists the epochs.
         """
         there = self.checkpoints(job_id)
         if not there:
@@ -417,12 +421,12 @@ class Queries:
         return exact[-1]
 
     def workers(self) -> list[WorkerRow]:
-        """All workers that ever spoke, by name."""
+        """Return all registered workers, by name."""
         query = select(worker, (utcnow() - worker.c.seen_at).label("silent_s")).order_by(worker.c.name)
         return self.database.read(lambda conn: [WorkerRow.from_row(row) for row in conn.execute(query)])
 
     def queue_position(self, one: Job) -> int:
-        """How many claimable jobs stand before a queued one, in its own queue."""
+        """Return the number of claimable jobs before a queued one, in its queue."""
 
         def ask(conn: Connection) -> int:
             ahead = or_(job.c.priority > one.priority, (job.c.priority == one.priority) & (job.c.id < one.id))
@@ -439,11 +443,11 @@ class Queries:
 
 
 def without_checkpoint(one: Job) -> CheckpointNotFoundError:
-    """Why a job has no checkpoint, and what to do."""
-    origin = one.spec.get("source")
-    if one.kind in ("generate", "evaluate") and isinstance(origin, int):
+    """Return the error of a job that has no checkpoint."""
+    source = one.spec.get("source")
+    if one.kind in ("generate", "evaluate") and isinstance(source, int):
         return CheckpointNotFoundError(
-            f"job {one.id} is of kind {one.kind} and has no checkpoints", hint=f"job {origin} is its source"
+            f"job {one.id} is of kind {one.kind} and has no checkpoints", hint=f"job {source} is its source"
         )
     if "deleted_at" in (one.result or {}):
         return CheckpointNotFoundError(

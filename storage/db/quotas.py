@@ -1,4 +1,4 @@
-"""Limits on how many jobs of a user or a queue run at once; scheduling.py applies them to claims."""
+"""Quotas: how many jobs of a user or a queue may run at once; scheduling.py applies them to claims."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, delete, func, insert, select, text, update
 
 from storage.db.engine import Database
-from storage.db.store.scheduling import ANYBODY, QuotaUsage
+from storage.db.store.scheduling import EVERYONE, QuotaUsage
 from storage.db.tables import CLAIMABLE, RUNNING, job, quota
 
 SCOPES = ("user", "queue")
@@ -14,7 +14,7 @@ SCOPES = ("user", "queue")
 
 @dataclass(frozen=True)
 class Quota:
-    """One limit, and how much of it is taken. Of '*', the running jobs are those of the fullest."""
+    """One quota and the running jobs; for '*' those of the user or queue with the most."""
 
     scope: str
     name: str
@@ -23,13 +23,13 @@ class Quota:
 
 
 class Quotas:
-    """The table of limits."""
+    """The table of quotas."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
 
     def set(self, scope: str, name: str, most: int) -> None:
-        """Let at most so many run from the next claim on; what runs already goes on."""
+        """Set a quota for future claims; running jobs continue."""
 
         def work(conn: Connection) -> None:
             mine = quota.c.scope == scope, quota.c.name == name
@@ -40,14 +40,16 @@ class Quotas:
 
     def remove(self, scope: str, name: str) -> bool:
         """
+        Delete a quota.
+
         Returns:
-            Whether there was such a limit.
+            Whether there was one.
         """
         gone = delete(quota).where(quota.c.scope == scope, quota.c.name == name)
         return self.database.write(lambda conn: conn.execute(gone).rowcount == 1)
 
     def all(self) -> list[Quota]:
-        """All limits, with how many run now."""
+        """Return all quotas with the running jobs."""
 
         def ask(conn: Connection) -> list[Quota]:
             running: Counter[tuple[str, str]] = Counter()
@@ -59,7 +61,7 @@ class Quotas:
             named = {(row.scope, row.name) for row in rows}
 
             def taken(scope: str, name: str) -> int:
-                if name != ANYBODY:
+                if name != EVERYONE:
                     return running[scope, name]
                 others = [n for key, n in running.items() if key[0] == scope and key not in named]
                 return max(others, default=0)
@@ -69,20 +71,20 @@ class Quotas:
         return self.database.read(ask)
 
     def full_for(self, user: str, queue: str) -> Quota | None:
-        """The limit that keeps a job of this user in this queue from starting now; None if there is none."""
+        """Return the quota that blocks a job of this user in this queue now; None if there is none."""
 
         def ask(conn: Connection) -> Quota | None:
-            full = QuotaUsage(conn, True, claiming=False).for_(user, queue)
+            full = QuotaUsage(conn, True, claiming=False).exceeded(user, queue)
             return None if full is None else Quota(*full)
 
         return self.database.read(ask)
 
     def shut(self) -> list[tuple[Quota, int]]:
-        """Limits of 0, with how many jobs wait behind each that could run otherwise."""
+        """Return the quotas of 0, each with the number of jobs that it blocks."""
 
         def ask(conn: Connection) -> list[tuple[Quota, int]]:
             found = []
-            for row in conn.execute(select(quota).where(quota.c.max_running == 0, quota.c.name != ANYBODY)):
+            for row in conn.execute(select(quota).where(quota.c.max_running == 0, quota.c.name != EVERYONE)):
                 column = job.c.user if row.scope == "user" else job.c.queue
                 behind = select(func.count()).where(text(CLAIMABLE), column == row.name)
                 if number := int(conn.execute(behind).scalar_one()):

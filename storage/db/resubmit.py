@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from jobs.errors import InvalidTransitionError
 from jobs.kinds import kind_named
-from storage.db.malformed import refusal
+from storage.db.malformed import malformed_error
 from storage.db.queries import Queries
 from storage.db.rows import Job
 from storage.db.store import JobStore
@@ -34,7 +34,7 @@ def resubmit(
             hint=f"ganq wait {job.id}, or ganq cancel {job.id} first",
         )
     if job.malformed:
-        raise refusal(job)
+        raise malformed_error(job)
     kind = kind_named(job.kind)
     if kind.runner is None:
         raise InvalidTransitionError(
@@ -50,8 +50,8 @@ def resubmit(
     if source is not None and not queries.get(source).state.terminal:
         after.append(source)
     return store.submit(
-        ringing=True,
-        parts=[(part.to_json(), part.pictures) for part in kind.spec_class().from_json(spec).split()],
+        will_notify=True,
+        shards=[(part.to_json(), part.pictures) for part in kind.spec_class().from_json(spec).split()],
         max_workers=spec.get("max_workers", 0),
         after=after,
         kind=job.kind,

@@ -1,4 +1,4 @@
-"""What a row of the job table looks like to the rest of ganq: Job, Lease, Checkpoint and kin."""
+"""Rows of the job table as dataclasses: Job, Lease, Checkpoint, Event, WorkerRow."""
 
 import time
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from jobs.renamed import OUTCOMES, renamed, renamed_code, renamed_event, renamed
 from jobs.states import JobState
 from storage.db.json_object import MalformedJson
 
-SHOWN = 60
+MAX_REPR = 60
 OWN_PRIORITY = "own_priority"
 """A key of `inputs`."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job, as it stood when it was read. Times are seconds since 1970, UTC."""
+    """One job, as it was when it was read. Times are seconds since 1970, UTC."""
 
     id: int
     name: str | None
@@ -58,7 +58,7 @@ class Job:
     started_at: float | None
     finished_at: float | None
     malformed: str | None = None
-    """Why no ganq can have written this row; what cannot be read in it is empty here."""
+    """Why ganq cannot have written this row; values that cannot be read are empty here."""
 
     @classmethod
     def from_row(cls, row: Row[Any]) -> "Job":
@@ -80,20 +80,21 @@ class Job:
 
     @property
     def own_priority(self) -> int:
-        """What it was submitted with; `priority` may be lent to it: see storage/db/store/inheritance.py."""
+        """Return the priority of the submit; `priority` may be lent: see storage/db/store/inheritance.py."""
         own = (self.inputs or {}).get(OWN_PRIORITY)
         return own if isinstance(own, int) else self.priority
 
     def spec_field(self, name: str) -> Any:
         """
-        Return a field that every spec of this kind has.
+        Return a field that each spec of this kind has.
 
         Raises:
-            SpecError: no ganq wrote this one.
+            SpecError: the spec lacks it.
         """
         if name not in self.spec:
             raise SpecError(
-                f"the spec of job {self.id} has no {name}: no ganq wrote it", hint=f"ganq status {self.id}"
+                f"the spec of job {self.id} has no {name}: ganq did not write it",
+                hint=f"ganq status {self.id}",
             )
         return self.spec[name]
 
@@ -111,59 +112,59 @@ NUMBERS = (
     *("not_before", "cancel_requested_at", "retry_of", "part_of", "preempt_for", "yielded_at", "rung_at"),
     *("time_limit_s", "bit_exact", "started_at", "finished_at"),
 )
-"""Columns that hold a number or, where it is not required, NULL; SQLite takes text, too."""
+"""Columns that contain a number or, if not required, NULL; SQLite accepts text, too."""
 TEXTS = ("kind", "queue", "user")
 OBJECTS = ("spec", "inputs", "progress", "result")
 _STATES = frozenset(map(str, JobState))
 
 
 def _faults(values: Mapping[Any, Any]) -> tuple[list[str], dict[str, Any]]:
-    """Find what no ganq writes into a row: what is wrong, and values to read instead."""
+    """Find values that ganq does not write: return what is wrong, and values to use instead."""
     faults: list[str] = []
     repaired: dict[str, Any] = {}
     for name in NUMBERS:
         if not isinstance(values[name], int | float | None):
-            faults.append(f"{name} is {_shown(values[name])}, not a number")
+            faults.append(f"{name} is {_short_repr(values[name])}, not a number")
             repaired[name] = 0 if name in REQUIRED_NUMBERS else None
     for name in TEXTS:
         if not isinstance(values[name], str):
-            faults.append(f"{name} is {_shown(values[name])}, not text")
+            faults.append(f"{name} is {_short_repr(values[name])}, not text")
             repaired[name] = str(values[name])
     for name in OBJECTS:
         if isinstance(values[name], MalformedJson):
-            faults.append(f"{name} is {_shown(values[name].text)}, not a JSON object")
+            faults.append(f"{name} is {_short_repr(values[name].text)}, not a JSON object")
     if values["spec"] is None:
         faults.append("spec is null, not a JSON object")
         repaired["spec"] = {}
     if values["state"] not in _STATES:
-        faults.append(f"state is {_shown(values['state'])}")
+        faults.append(f"state is {_short_repr(values['state'])}")
     kind = KINDS.get(repaired.get("kind", values["kind"]))
     if kind is None and repaired.get("spec_version", values["spec_version"]) <= SPEC_VERSION:
-        faults.append(f"there is no job kind {_shown(values['kind'])}")
+        faults.append(f"there is no job kind {_short_repr(values['kind'])}")
     if kind is not None and kind.runner is None and values["state"] in ("queued", "running"):
         faults.append(f"no worker runs the kind {kind.name}")
     return faults, repaired
 
 
-def _shown(value: Any) -> str:
-    said = repr(value)
-    return said if len(said) <= SHOWN else f"{said[:SHOWN]}…"
+def _short_repr(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_REPR else f"{text[:MAX_REPR]}…"
 
 
 def state_of(value: str, unknown: JobState = JobState.FAILED) -> JobState:
-    """Return the state of a row; `unknown` for a word that ganq does not write."""
+    """Return the state of a row; `unknown` for a word that is no state."""
     return JobState(value) if value in _STATES else unknown
 
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to work on a job: every write of a worker carries (job, attempt, token)."""
+    """The right to execute a job: each write of a worker requires (job, attempt, token)."""
 
     job: Job
     attempt: int
     token: str
     claimed_at: float = field(default_factory=time.monotonic, compare=False)
-    """Monotonic seconds of the process that holds it."""
+    """Monotonic clock of the process that holds it."""
 
     @property
     def job_id(self) -> int:
@@ -171,13 +172,13 @@ class Lease:
 
     @property
     def ran_s(self) -> float:
-        """Seconds since the claim."""
+        """Return the seconds since the claim."""
         return time.monotonic() - self.claimed_at
 
 
 @dataclass(frozen=True)
 class WorkerIdentity:
-    """Who claims: enough to find out on the same machine whether it still lives."""
+    """A worker, with what another process of its machine needs to find out whether it is alive."""
 
     name: str
     host: str
@@ -213,7 +214,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Event:
-    """One line of a job's history."""
+    """One entry of a job's history."""
 
     id: int
     job_id: int
@@ -240,14 +241,14 @@ def attempt_from_row(row: Row[Any]) -> dict[str, Any]:
 
 UNABLE = {
     "volume hung": "whose volume does not answer",
-    "runner stuck": "whose last runner does not die, as it waits in the kernel",
+    "runner stuck": "whose last runner cannot be killed, because it waits in the kernel",
 }
-"""States of a worker that is well, and takes no job until something around it is, too."""
+"""States of a worker that runs but claims no job until something else recovers."""
 
 
 @dataclass(frozen=True)
 class WorkerRow:
-    """One worker, as it last spoke."""
+    """One worker, as of its last report."""
 
     name: str
     host: str

@@ -21,7 +21,6 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import QueuePool
 
 from jobs.errors import DatabaseUnavailableError
-from jobs.failpoints import guard
 
 log = logging.getLogger("ganq.sqlite")
 
@@ -42,7 +41,7 @@ A commit into a file that is there waits for its data alone, one that makes the 
 file system's journal as well: 0.13 and 0.30 ms on ext4.
 """
 CHECKPOINT_EVERY_S = 0.5
-LOOK_EVERY_S = 0.05
+CHECK_EVERY_S = 0.05
 CHECKPOINT_WAIT_S = 0.2
 
 
@@ -80,7 +79,7 @@ def sqlite_engine(path: Path) -> Engine:
         raw.execute("PRAGMA synchronous = FULL")
         raw.execute("PRAGMA foreign_keys = ON")
         raw.execute(f"PRAGMA journal_size_limit = {WAL_KEPT_BYTES}")
-        raw.execute(f"PRAGMA wal_autocheckpoint = {0 if wal_needs_care() else WAL_BYTES // 4096}")
+        raw.execute(f"PRAGMA wal_autocheckpoint = {0 if has_wal_reset_bug() else WAL_BYTES // 4096}")
         record.info["file"] = _identity(path)
 
     @event.listens_for(engine, "checkout")
@@ -101,7 +100,7 @@ def sqlite_engine(path: Path) -> Engine:
     return engine
 
 
-def wal_needs_care() -> bool:
+def has_wal_reset_bug() -> bool:
     """Whether this SQLite has the defect that Wal works around."""
     return sqlite3.sqlite_version_info < WAL_RESET_FIXED
 
@@ -122,12 +121,12 @@ class Wal:
         self.file = Path(f"{path}-wal")
         self.next_at = 0.0
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """After a commit: a checkpoint if the WAL has grown. Never fails, the commit stands."""
-        if not wal_needs_care() or time.monotonic() < self.next_at:
+        if not has_wal_reset_bug() or time.monotonic() < self.next_at:
             return
-        self.next_at = time.monotonic() + LOOK_EVERY_S
-        if not self.is_long():
+        self.next_at = time.monotonic() + CHECK_EVERY_S
+        if not self.exceeds_limit():
             return
         self.next_at = time.monotonic() + CHECKPOINT_EVERY_S
         try:
@@ -157,8 +156,7 @@ class Wal:
             for raw in (writer, copier):
                 raw.execute("PRAGMA synchronous = FULL")
                 raw.execute("PRAGMA wal_autocheckpoint = 0")
-            if guard("wal_lock"):
-                writer.execute("BEGIN IMMEDIATE")
+            writer.execute("BEGIN IMMEDIATE")
             try:
                 _, frames, copied = copier.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             finally:
@@ -166,7 +164,7 @@ class Wal:
                     writer.execute("ROLLBACK")
         return bool(frames == copied)
 
-    def is_long(self) -> bool:
+    def exceeds_limit(self) -> bool:
         """
         Whether WAL_BYTES have been written since the WAL began anew; its file may be longer.
 

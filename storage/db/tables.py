@@ -1,13 +1,13 @@
 """
-The tables. Times are seconds since 1970 (UTC), taken from the database's own clock.
-Their indexes with a condition stand in storage/db/indexes.py.
+The tables. Times are seconds since 1970 (UTC) by the database's clock. Partial indexes are in
+storage/db/indexes.py.
 
-job           what was asked and where it stands; (attempt, lease_token) is the fence
+job           a request and its state; (attempt, lease_token) is the fence
 attempt       one row per claim; at most one open per job
-checkpoint    the pointers that make a checkpoint's folder real
-event         append-only: what happened to a job, written in the same transaction
-worker        who is there
-dependency    job waits for needs
+checkpoint    registered checkpoints; a folder without a row does not exist for readers
+event         history of a job, written in the transaction of the change
+worker        last report of each worker
+dependency    job_id can run when `needs` has succeeded
 share         when each user was last served
 quota         how many jobs of a user or a queue may run at once
 schema_info   the oldest code that may work on these tables
@@ -49,7 +49,7 @@ Id = BigInteger().with_variant(Integer(), "sqlite")
 
 # The planner of SQLite matches a partial index by its text: queries use the same literals.
 CLAIMABLE = "state = 'queued' AND held = 0 AND blockers = 0 AND not_before IS NULL"
-RIPENING = "state = 'queued' AND not_before IS NOT NULL"
+DELAYED = "state = 'queued' AND not_before IS NOT NULL"
 YIELDED = "state = 'queued' AND yielded_at IS NOT NULL"
 RUNNING = "state = 'running'"
 
@@ -63,10 +63,9 @@ CLOCKS = {
 
 def indexed_by(dialect: str, index: str) -> str:
     """
-    SQLite prefers an index with `state` in it, and reads all rows of that state, unless it is told.
+    Name the index for SQLite, which else prefers an index on `state` and reads all rows of that state.
 
-    Postgres must have none: it leaves out a condition that a partial index implies, and
-    without one on the first column it reads the index from its beginning.
+    Postgres chooses the partial index by itself.
     """
     return f"INDEXED BY {index}" if dialect == "sqlite" else ""
 
@@ -101,7 +100,7 @@ job = Table(
     Column("priority", Integer, nullable=False),
     Column("spec", Json, nullable=False),
     Column("spec_version", Integer, nullable=False),
-    Column("inputs", Json),  # pinned at the first attempt: which checkpoint, which pictures
+    Column("inputs", Json),  # pinned by the first attempt: checkpoint, data set
     Column("state", String(16), nullable=False),
     Column("attempt", Integer, nullable=False, server_default=text("0")),
     Column("lease_token", String(32)),
@@ -125,14 +124,14 @@ job = Table(
     Column("created_at", Double, nullable=False),
     Column("started_at", Double),
     Column("finished_at", Double),
-    Column("part_of", Id),  # the job whose share of pictures this one makes
-    Column("sweep", String(64)),  # the array that it was submitted with
+    Column("part_of", Id),  # parent of a shard
+    Column("sweep", String(64)),  # id of its sweep
     Column("preemptible", Integer, nullable=False, server_default=text("0")),
-    Column("preempt_for", Id),  # a waiting job for which this one is asked to yield
+    Column("preempt_for", Id),  # waiting job for which this one is preempted
     Column("yields", Integer, nullable=False, server_default=text("0")),
     Column("yielded_at", Double),
     Column("time_limit_s", Double),
-    Column("ran_s", Double, nullable=False, server_default=text("0")),  # of attempts that have ended
+    Column("ran_s", Double, nullable=False, server_default=text("0")),  # duration of ended attempts
     Index("ix_job_state_id", "state", "id"),
     sqlite_autoincrement=True,
 )
@@ -223,7 +222,7 @@ quota = Table(
     "quota",
     metadata,
     Column("scope", String(16), primary_key=True),  # user, queue
-    Column("name", String(64), primary_key=True),  # '*': each that has no row of its own
+    Column("name", String(64), primary_key=True),  # '*': each user or queue without a row
     Column("max_running", Integer, nullable=False),
 )
 

@@ -1,4 +1,4 @@
-"""The worker table: who is there, what they do, when they last spoke."""
+"""The worker table: name, state and last report of each worker."""
 
 import time
 from typing import Any
@@ -10,23 +10,23 @@ from storage.db.engine import Database
 from storage.db.rows import WorkerIdentity
 from storage.db.tables import utcnow, worker
 
-FORGET_S = 7 * 24 * 3600.0
-HEARD_AFTER = 1.25
-"""Heartbeats within which a live worker whose name was taken has taken it back."""
+FORGET_AFTER_S = 7 * 24 * 3600.0
+TAKE_BACK_AFTER = 1.25
+"""Heartbeat intervals within which a live worker takes back its name."""
 
 
 class WorkerStore:
     """
-    What a supervisor says of itself.
+    The row of one worker.
 
-    The first word takes the name, because a worker that was restarted, perhaps on a machine that
-    cannot see what became of the process before, needs it at once. If that process lives, its next
-    word finds its row taken, and takes it back; so the worker that came later learns that there are
-    two. A worker that was away for longer than a lease has lost its name as it has lost its jobs.
+    The first report takes the name, because a restarted worker, perhaps on another machine, needs it at
+    once. If the previous process is alive, its next report finds its row taken and takes it back; so the
+    later worker learns that there are two. A worker that did not report for longer than a lease has lost
+    its name as it has lost its jobs.
 
     Args:
-        lease_seconds: silence after which a worker has lost its name.
-        heartbeat_seconds: of all workers; the time between two words.
+        lease_seconds: time without a report after which a worker has lost its name.
+        heartbeat_seconds: interval of the reports of all workers.
     """
 
     def __init__(
@@ -42,21 +42,21 @@ class WorkerStore:
         self.lease_seconds = lease_seconds
         self.heartbeat_seconds = heartbeat_seconds
         self.started_at: float | None = None
-        self.said_at = 0.0
+        self.reported_at = 0.0
         self.before: Row[Any] | None = None
-        """The row that another process left under this name, if it has spoken within a lease."""
-        self._doubted_until: float | None = None
+        """The row of another process with this name, if it has reported within a lease."""
+        self._disputed_until: float | None = None
 
     @property
-    def doubted(self) -> bool:
-        """Return whether another live worker may still claim this name: it is no time to begin a job."""
-        return self._doubted_until is not None
+    def name_disputed(self) -> bool:
+        """Return whether another live worker may have this name; until then no job may be claimed."""
+        return self._disputed_until is not None
 
-    def trust(self) -> None:
-        """The process that had this name before is known to have ended."""
-        self._doubted_until = None
+    def confirm_name(self) -> None:
+        """Record that the process that had this name before has ended."""
+        self._disputed_until = None
 
-    def say(self, state: str, job_id: int | None = None, *, patience_s: float = 5.0) -> None:
+    def report(self, state: str, job_id: int | None = None, *, patience_s: float = 5.0) -> None:
         """
         Record this worker with its state: starting, idle, busy, draining or stopped.
 
@@ -81,18 +81,18 @@ class WorkerStore:
                 lambda conn: self._take_name(conn, values), patience_s=patience_s
             )
             if self.before is not None:
-                self._doubted_until = time.monotonic() + HEARD_AFTER * self.heartbeat_seconds
+                self._disputed_until = time.monotonic() + TAKE_BACK_AFTER * self.heartbeat_seconds
         else:
             self.database.write(lambda conn: self._keep_name(conn, values), patience_s=patience_s)
-            if self._doubted_until is not None and time.monotonic() >= self._doubted_until:
-                self._doubted_until = None
-        self.said_at = time.monotonic()
+            if self._disputed_until is not None and time.monotonic() >= self._disputed_until:
+                self._disputed_until = None
+        self.reported_at = time.monotonic()
 
     def _take_name(self, conn: Connection, values: dict[str, Any]) -> tuple[Row[Any] | None, float]:
-        """Returns the row of another process that may live, and when this one started."""
+        """Return the row of another process that may be alive, and when this one started."""
         named = worker.c.name == self.who.name
-        lately = worker.c.seen_at > utcnow() - self.lease_seconds
-        before = conn.execute(select(worker).where(named, lately, worker.c.state != "stopped")).one_or_none()
+        recent = worker.c.seen_at > utcnow() - self.lease_seconds
+        before = conn.execute(select(worker).where(named, recent, worker.c.state != "stopped")).one_or_none()
         values = {**values, "started_at": utcnow()}
         if conn.execute(update(worker).where(named).values(values)).rowcount == 0:
             conn.execute(insert(worker).values(name=self.who.name, **values))
@@ -114,7 +114,7 @@ class WorkerStore:
         if other is None:
             conn.execute(insert(worker).values(name=who.name, **values))
         elif values["state"] == "stopped":
-            pass  # the other's row is none of this worker's business any more
+            pass  # the row belongs to the other worker now
         elif other.state == "stopped" or self._was_first(other.started_at):
             conn.execute(update(worker).where(named).values(values))
         else:
@@ -124,12 +124,12 @@ class WorkerStore:
             )
 
     def _was_first(self, their_start: float) -> bool:
-        """Whether this process had the name before the other, and was not away meanwhile."""
+        """Return whether this process had the name before the other, and has reported since."""
         assert self.started_at is not None
-        return their_start > self.started_at and time.monotonic() - self.said_at <= self.lease_seconds
+        return their_start > self.started_at and time.monotonic() - self.reported_at <= self.lease_seconds
 
     def forget_old(self) -> None:
-        """Drop workers that have been silent for a week."""
+        """Delete the rows of workers that have not reported for a week."""
         self.database.write(
-            lambda conn: conn.execute(delete(worker).where(worker.c.seen_at < utcnow() - FORGET_S))
+            lambda conn: conn.execute(delete(worker).where(worker.c.seen_at < utcnow() - FORGET_AFTER_S))
         )

@@ -1,4 +1,4 @@
-"""Deleting on a volume where somebody may have planted links: every step goes by descriptor, none by path."""
+"""Delete by descriptors, not by paths, because the volume may contain hostile links."""
 
 import errno
 import os
@@ -12,10 +12,10 @@ from jobs.failpoints import failpoint
 @contextmanager
 def opened(root: Path, folder: PurePosixPath) -> Iterator[int]:
     """
-    A folder of the volume, of whose path no part is a link, whatever somebody has put there.
+    Open a folder of the volume without following links in any part of its path.
 
     Raises:
-        OSError: a part is missing, or a link.
+        OSError: a part of the path is missing, or is a link.
     """
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -30,13 +30,13 @@ def opened(root: Path, folder: PurePosixPath) -> Iterator[int]:
 
 def delete_tree(parent: int, name: str) -> None:
     """
-    Delete a file, a link or a folder with all that is in it, following no link.
+    Delete a file, a link or a folder with its contents, without following links.
 
     Args:
-        parent: descriptor of the folder that it is in.
+        parent: descriptor of the folder that contains it.
 
     Raises:
-        OSError: the first thing that could not be deleted; the rest has been, as far as it goes.
+        OSError: the first failure; everything else was deleted as far as possible.
     """
     try:
         folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)

@@ -1,9 +1,8 @@
 """
-What may be deleted from the volume, decided from facts alone: nothing here looks or deletes.
+The rules for what may be deleted from the volume. Nothing here reads or deletes files.
 
-For what an attempt has written the table decides, never the age of a file: once an
-attempt has ended, the fence lets no row point at anything new in its folder. Only names
-that belong to nobody are judged by their age.
+Files of an attempt are judged by the job table, never by their age: after the end of an attempt the fence
+lets no row point to anything new in its folder. Only names that belong to no job are judged by their age.
 """
 
 import re
@@ -22,46 +21,46 @@ TEMP = re.compile(rf".+{re.escape(TEMP_MARK)}(?:old-)?[0-9a-f]+")
 CHECKPOINTS, SAMPLES = "checkpoints", "samples"
 PUBLISHED = re.compile(rf"{PICTURES.pattern}|{REPORTS.pattern}")
 RESULTS = re.compile(rf"{PUBLISHED.pattern}|{CHECKPOINTS}|{SAMPLES}")
-"""What `--jobs` deletes of an ended job; its log, metrics and spec are small, and stay."""
+"""What `--jobs` deletes of an ended job; its log, metrics and spec are small, and are kept."""
 ROOT_TEMPS = re.compile(r"\.(?:probe|doctor)-[0-9a-f]+")
 JOB_TEMPS = re.compile(r"\.import-[0-9a-f]+(?:\.tmp-[0-9a-f]+)?")
 DATASET_TEMPS = re.compile(r"\.unpack-.+|[0-9a-f]{64}\.tmp-(?:old-)?[0-9a-f]+")
 LINK_TEMPS = re.compile(r"\..+-[0-9a-f]{8}")
 LINK_TARGET = re.compile(r"(?:\.\./)?jobs/\d{6,}/a\d+")
-"""Where our own links in latest/ point; another link is somebody's."""
+"""Target of ganq's own links in latest/; other links belong to users."""
 
 
 class Reason(StrEnum):
-    """Why something may go."""
+    """Why something may be deleted."""
 
     UNREGISTERED = "checkpoint without a row"
-    UNPUBLISHED = "pictures that were never published"
+    UNPUBLISHED = "unpublished results"
     UNFINISHED = "unfinished file"
     TRASH = "left by an earlier gc"
-    PART = "part of a published whole"
+    SHARD = "shard of a published job"
     NO_JOB = "folder without a job"
-    LINK = "link to nothing"
-    DATASET = "data set not needed"
+    LINK = "dangling link"
+    DATASET = "unused data set"
     RESULTS = "results of an old job"
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How old something must be. Ages are seconds by the database's or the volume's own clock."""
+    """Minimum ages in seconds, by the database's or the volume's clock."""
 
     grace_s: float = 60.0
-    """Since the end of an attempt: a worker that lost its job has then been told so."""
+    """Since the end of an attempt; by then a worker that lost its job knows it."""
     temp_s: float = 3600.0
-    """Since the last change of a temporary name that no attempt owns."""
+    """Since the last change of a temporary file that belongs to no attempt."""
     datasets_s: float | None = None
-    """Since the last use of a decoded data set; None: they stay."""
+    """Since the last use of a decoded data set; None: data sets are kept."""
     jobs_s: float | None = None
-    """Since the end of a job whose results go; None: they stay."""
+    """Since the end of a job whose results are deleted; None: results are kept."""
 
 
 @dataclass(frozen=True)
 class JobFacts:
-    """What the table says of one job."""
+    """A job, by the job table."""
 
     id: int
     kind: str
@@ -70,20 +69,20 @@ class JobFacts:
     created_at: float
     ended_age_s: float | None = None
     part_of: int | None = None
-    """The job whose pictures this one has made a share of."""
-    whole_ended_age_s: float | None = None
-    whole_published: bool = False
-    given_up: bool = False
-    """An earlier gc has taken its results out of the table."""
+    """Parent of a shard."""
+    parent_ended_age_s: float | None = None
+    parent_published: bool = False
+    results_deleted: bool = False
+    """An earlier gc has removed its results from the table."""
     attempts: Mapping[int, float | None] = field(default_factory=dict)
-    """Number of an attempt → seconds since its end; None while it is open."""
+    """Number of each attempt → seconds since its end; None while it is open."""
     checkpoints: frozenset[str] = frozenset()
-    """Paths of the registered ones, relative to the volume."""
+    """Paths of the registered checkpoints, relative to the volume."""
 
 
 @dataclass(frozen=True)
 class AttemptSeen:
-    """What lies in one attempt's folder: names, never links' targets."""
+    """Names in an attempt's folder; links are not followed."""
 
     number: int
     names: tuple[str, ...]
@@ -93,7 +92,7 @@ class AttemptSeen:
 
 @dataclass(frozen=True)
 class JobSeen:
-    """What lies in one job's folder."""
+    """Names in a job's folder."""
 
     folder: str
     names: tuple[str, ...] = ()
@@ -105,37 +104,37 @@ Found = Iterator[tuple[str, Reason]]
 
 
 def leftovers(job: JobFacts, seen: JobSeen, policy: Policy) -> Found:
-    """What a job's ended attempts have left behind and no row points to."""
+    """Yield what ended attempts have left and no row points to."""
     if all(age is not None and age >= policy.grace_s for age in job.attempts.values()):
         for name in seen.names:
             if (reason := _temporary(name)) is not None:
                 yield f"{seen.folder}/{name}", reason
-    if _spent_part(job, policy):
-        if job.whole_published:
-            yield seen.folder, Reason.PART
+    if _is_spent_shard(job, policy):
+        if job.parent_published:
+            yield seen.folder, Reason.SHARD
             return
         for one in seen.attempts:
             for name in filter(RESULTS.fullmatch, one.names):
                 yield f"{seen.folder}/a{one.number}/{name}", Reason.UNPUBLISHED
-    needed = _may_be_taken_up(job, seen)
+    needed = _may_resume_unregistered(job, seen)
     for one in seen.attempts:
         age = job.attempts.get(one.number)  # None: open, or the table knows of no such attempt
         if age is not None and age >= policy.grace_s:
             yield from _of_attempt(job, one, f"{seen.folder}/a{one.number}", needed=needed)
 
 
-def _spent_part(job: JobFacts, policy: Policy) -> bool:
-    """Whether a part has been gathered by its whole, or never will be."""
+def _is_spent_shard(job: JobFacts, policy: Policy) -> bool:
+    """Return whether a shard was merged by its parent, or never will be."""
     over = all(age is not None and age >= policy.grace_s for age in job.attempts.values())
-    age = job.whole_ended_age_s
+    age = job.parent_ended_age_s
     return over and job.state.terminal and age is not None and age >= policy.grace_s
 
 
-def _may_be_taken_up(job: JobFacts, seen: JobSeen) -> bool:
+def _may_resume_unregistered(job: JobFacts, seen: JobSeen) -> bool:
     """
-    Whether a job may go on from a checkpoint without a row: all that its rows point to are gone.
+    Return whether a job may resume from a checkpoint without a row, because all registered ones are gone.
 
-    So it is after a failover that lost the last commits.
+    That happens after a failover that lost the last commits.
     """
     there = {
         f"{seen.folder}/a{one.number}/{CHECKPOINTS}/{name}"
@@ -147,18 +146,20 @@ def _may_be_taken_up(job: JobFacts, seen: JobSeen) -> bool:
 
 def _of_attempt(job: JobFacts, seen: AttemptSeen, folder: str, *, needed: bool) -> Found:
     """
+    Yield what may be deleted of one ended attempt.
+
     Args:
-        needed: checkpoints without a row are, too.
+        needed: keep checkpoints without a row.
     """
-    published = job.state is JobState.SUCCEEDED and seen.number == job.attempt and not job.given_up
+    published = job.state is JobState.SUCCEEDED and seen.number == job.attempt and not job.results_deleted
     for name in seen.names:
         if (reason := _temporary(name)) is not None:
             yield f"{folder}/{name}", reason
-        elif job.given_up and RESULTS.fullmatch(name):
+        elif job.results_deleted and RESULTS.fullmatch(name):
             yield f"{folder}/{name}", Reason.RESULTS
         elif PUBLISHED.fullmatch(name) and not published:
             yield f"{folder}/{name}", Reason.UNPUBLISHED
-    if job.given_up:  # the folders of these have been named as a whole
+    if job.results_deleted:  # their folders are in the result already
         return
     for name in seen.checkpoints:
         path = f"{folder}/{CHECKPOINTS}/{name}"
@@ -177,7 +178,7 @@ def _temporary(name: str) -> Reason | None:
 
 
 def results(job: JobFacts, seen: JobSeen, policy: Policy) -> Found:
-    """All that an old job has made, if it may be given up; whether others need it is asked elsewhere."""
+    """Yield all results of a job that is old enough; the caller checks whether other jobs need them."""
     if policy.jobs_s is None or not old_enough(job, policy.jobs_s):
         return
     for one in seen.attempts:
@@ -189,7 +190,7 @@ def results(job: JobFacts, seen: JobSeen, policy: Policy) -> Found:
 
 
 def old_enough(job: JobFacts, age_s: float) -> bool:
-    """Whether a job's results may be asked for; an import is a model that nothing here could make again."""
+    """Return whether a job's results are old enough to be deleted; imports never are."""
     return (
         job.kind != "import"
         and job.part_of is None
@@ -204,15 +205,15 @@ def old_enough(job: JobFacts, age_s: float) -> bool:
 
 @dataclass(frozen=True)
 class Reader:
-    """A job that reads pictures."""
+    """A job that reads a data set."""
 
     job_id: int
     fingerprint: str | None
-    """None until it has decoded them, or found them decoded."""
+    """None until it has decoded or opened the data set."""
     data: str
     size: int
     running_s: float | None = None
-    """Seconds since the start of its open attempt, if it runs."""
+    """Seconds since the start of its open attempt, if it is running."""
     ended_age_s: float | None = None
     """Seconds since its end, if it has ended."""
 
@@ -228,11 +229,11 @@ class Cache:
 
 
 def unused(cache: Cache, readers: Collection[Reader], age_s: float) -> bool:
-    """Whether no job that waits or runs needs a data set, nor one that ended less than age_s ago."""
+    """Return whether no queued or running job needs a data set, and none that ended within age_s used it."""
     if cache.age_s < age_s:
         return False
     for one in readers:
-        # One that has not said yet what it reads may be opening just this.
+        # A job that has not pinned its data set yet may be opening this one.
         opening = one.running_s is not None and one.fingerprint is None
         same = one.fingerprint == cache.fingerprint or (one.data, one.size) == (cache.source, cache.size)
         if opening or (same and (one.ended_age_s is None or one.ended_age_s < age_s)):
@@ -242,11 +243,11 @@ def unused(cache: Cache, readers: Collection[Reader], age_s: float) -> bool:
 
 def abandoned(age_s: float, readers: Collection[Reader], there: Collection[str], policy: Policy) -> bool:
     """
-    Whether a temporary name among the data sets belongs to nobody.
+    Return whether a temporary name among the data sets is in use by no job.
 
     Args:
-        age_s: since its last change. An unpacked archive is read for hours without one.
-        there: fingerprints of the data sets that are decoded.
+        age_s: since its last change; an unpacked archive is read for hours without one.
+        there: fingerprints of the decoded data sets.
     """
     decoding = [
         one.running_s

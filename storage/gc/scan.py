@@ -1,9 +1,8 @@
 """
-The facts that storage/gc/policy.py decides by: what lies on the volume, what the table says.
+Read from the volume and the job table what storage/gc/policy.py needs.
 
-The volume is always listed first and the table asked afterwards: what was there before
-the table said that an attempt has ended was written before its end.
-No link is followed anywhere on the volume.
+The volume is listed before the table is read: what exists before the table says that an attempt has ended was
+written before its end. No link on the volume is followed.
 """
 
 import os
@@ -35,14 +34,14 @@ LIVE = (JobState.QUEUED, JobState.RUNNING)
 
 
 class MountedError(OSError):
-    """Another file system is mounted somewhere below: that is nobody's leftover."""
+    """Another file system is mounted below; it is never deleted."""
 
 
 # --- the volume ---------------------------------------------------------------------------
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder; [] if it is gone, or is none, or is a link."""
+    """Return the entries of a folder; [] if it is missing, no folder, or a link."""
     try:
         if stat.S_ISLNK(os.lstat(folder).st_mode):
             return []
@@ -62,10 +61,10 @@ def names(folder: Path) -> tuple[str, ...]:
 
 def job_folders(volume: Volume) -> dict[int, str]:
     """
-    Id → name of each folder that ganq has named after a job.
+    Return id → name of each job folder.
 
     Raises:
-        VolumeError, StorageError: they cannot be listed; no conclusion may be drawn.
+        VolumeError, StorageError: they cannot be listed.
     """
     found: dict[int, str] = {}
     root = volume.jobs
@@ -84,7 +83,7 @@ def job_folders(volume: Volume) -> dict[int, str]:
 
 
 def see_job(volume: Volume, job_id: int) -> JobSeen:
-    """What lies in a job's folder."""
+    """Return the names in a job's folder."""
     folder = volume.job(job_id)
     others, attempts = [], []
     for entry in entries(folder):
@@ -101,11 +100,11 @@ def see_job(volume: Volume, job_id: int) -> JobSeen:
 
 def measure(path: Path) -> tuple[int, float]:
     """
-    Bytes that deleting a path sets free, and when the newest of it was changed, by the volume's clock.
+    Return the bytes that deleting a path frees, and its newest modification time, by the volume's clock.
 
     Raises:
-        MountedError: it reaches into another file system.
-        OSError: it is gone, or cannot be read.
+        MountedError: another file system is mounted below.
+        OSError: it is missing, or cannot be read.
     """
     top = os.lstat(path)
     size, newest = 0, top.st_mtime
@@ -126,16 +125,16 @@ def measure(path: Path) -> tuple[int, float]:
 
 
 def _freed(about: os.stat_result) -> int:
-    """A picture that a part and its whole both have is freed with the last of them."""
+    """Return the bytes that deleting a file frees: none of a hard link that is not the last."""
     return about.st_size if stat.S_ISREG(about.st_mode) and about.st_nlink == 1 else 0
 
 
 def volume_clock(volume: Volume) -> float:
     """
-    What time it is for the volume: a file's times are its server's, and this machine's may differ.
+    Return the time of the volume's clock, which may differ from that of this machine.
 
     Raises:
-        VolumeError: it is not there, or cannot be written.
+        VolumeError: the volume is missing, or cannot be written.
     """
     if not volume.root.is_dir():
         raise VolumeError(f"there is no volume at {volume.root}", hint="GANQ_VOLUME says where it is")
@@ -145,7 +144,7 @@ def volume_clock(volume: Volume) -> float:
             probe.touch()
             now = probe.stat().st_mtime
             probe.unlink()
-        except OSError:  # not even room for a name: the folder itself is touched instead
+        except OSError:  # no space even for a name: touch the folder itself
             os.utime(volume.root)
             now = volume.root.stat().st_mtime
         return now
@@ -154,7 +153,7 @@ def volume_clock(volume: Volume) -> float:
 
 
 def caches(volume: Volume, now: float) -> Iterator[Cache]:
-    """The decoded data sets; `now` is the volume's time."""
+    """Yield the decoded data sets; `now` is the time of the volume's clock."""
     if volume.datasets.is_symlink():
         return
     for one in list_datasets(volume):
@@ -173,7 +172,7 @@ def known_jobs(conn: Connection) -> set[int]:
 
 
 def job_facts(conn: Connection, ids: Sequence[int]) -> dict[int, JobFacts]:
-    """What the table says of these jobs; those that it does not know are missing."""
+    """Return the facts of these jobs; jobs without a row are left out."""
     attempts: dict[int, dict[int, float | None]] = {}
     for row in conn.execute(
         select(attempt.c.job_id, attempt.c.number, utcnow() - attempt.c.ended_at).where(
@@ -186,10 +185,10 @@ def job_facts(conn: Connection, ids: Sequence[int]) -> dict[int, JobFacts]:
         select(checkpoint.c.job_id, checkpoint.c.path).where(checkpoint.c.job_id.in_(ids))
     ):
         paths.setdefault(row[0], set()).add(row[1])
-    whole = job.alias("whole")
-    of_whole = (
-        whole.c.state.label("whole_state"),
-        (utcnow() - whole.c.finished_at).label("whole_ended_age_s"),
+    parent = job.alias("parent")
+    of_parent = (
+        parent.c.state.label("parent_state"),
+        (utcnow() - parent.c.finished_at).label("parent_ended_age_s"),
     )
     columns = (
         job.c.id,
@@ -210,22 +209,22 @@ def job_facts(conn: Connection, ids: Sequence[int]) -> dict[int, JobFacts]:
             created_at=row.created_at,
             ended_age_s=row.ended_age_s,
             part_of=row.part_of,
-            whole_ended_age_s=row.whole_ended_age_s,
-            whole_published=row.whole_state == JobState.SUCCEEDED,
-            given_up="deleted_at" in (row.result or {}),
+            parent_ended_age_s=row.parent_ended_age_s,
+            parent_published=row.parent_state == JobState.SUCCEEDED,
+            results_deleted="deleted_at" in (row.result or {}),
             attempts=attempts.get(row.id, {}),
             checkpoints=frozenset(paths.get(row.id, ())),
         )
         for row in conn.execute(
-            select(*columns, *of_whole, ended_age)
-            .outerjoin(whole, whole.c.id == job.c.part_of)
+            select(*columns, *of_parent, ended_age)
+            .outerjoin(parent, parent.c.id == job.c.part_of)
             .where(job.c.id.in_(ids))
         )
     }
 
 
 def belongs(conn: Connection, facts: JobFacts, said: dict[str, Any]) -> bool:
-    """Whether the folder whose spec.json says this is that of the job with this row."""
+    """Return whether a folder with this spec.json is that of the job with this row."""
 
     def spec() -> dict[str, Any]:
         found: dict[str, Any] = conn.execute(select(job.c.spec).where(job.c.id == facts.id)).scalar_one()
@@ -235,7 +234,7 @@ def belongs(conn: Connection, facts: JobFacts, said: dict[str, Any]) -> bool:
 
 
 def needed_jobs(conn: Connection) -> dict[int, int]:
-    """Each job whose files one that waits or runs will read, or may choose to → the one that will."""
+    """Return each job whose files a queued or running job may read → that job."""
     needed: dict[int, int] = {}
     live = select(job.c.id, job.c.spec, job.c.inputs).where(job.c.state.in_(LIVE))
     for row in conn.execute(live):
@@ -243,7 +242,7 @@ def needed_jobs(conn: Connection) -> dict[int, int]:
         for one in (spec.get("source"), spec.get("continue_from"), pinned.get("job_id")):
             if isinstance(one, int):
                 needed.setdefault(one, row.id)
-        for value in spec.values():  # a training on the pictures of another job, or from its weights
+        for value in spec.values():  # a training on images or weights of another job
             if isinstance(value, str) and (path := INSIDE.search(value)):
                 needed.setdefault(int(path[1]), row.id)
     waits = select(dependency.c.needs, dependency.c.job_id).join(job, job.c.id == dependency.c.job_id)
@@ -252,8 +251,8 @@ def needed_jobs(conn: Connection) -> dict[int, int]:
     return needed
 
 
-def picture_readers(conn: Connection) -> list[Reader]:
-    """All jobs whose spec names pictures, with what the table says of their use."""
+def dataset_readers(conn: Connection) -> list[Reader]:
+    """Return all jobs whose spec names a data set."""
     columns = (job.c.id, job.c.spec, job.c.inputs, job.c.state)
     query = (
         select(
@@ -278,17 +277,17 @@ def picture_readers(conn: Connection) -> list[Reader]:
     ]
 
 
-def give_up(conn: Connection, ids: Sequence[int], *, age_s: float) -> None:
+def delete_results(conn: Connection, ids: Sequence[int], *, age_s: float) -> None:
     """
-    Take the results of old jobs out of the table, so that their files may go; not of one that is needed.
+    Remove the results of old jobs from the table before their files are deleted; keep those that are needed.
 
     Args:
-        ids: several, because who needs whom is asked once.
-        age_s: how long ago they must have ended.
+        ids: several jobs, because the needed ones are read once.
+        age_s: minimum time since their end.
     """
     ended = (utcnow() - job.c.finished_at).label("ended_age_s")
     rows = conn.execute(
-        # One order for all, so that two transactions cannot lock crosswise.
+        # One order for all, so that two transactions cannot deadlock.
         select(job, ended).where(job.c.id.in_(ids)).order_by(job.c.id).with_for_update()
     ).all()
     needed = needed_jobs(conn)
@@ -302,12 +301,12 @@ def give_up(conn: Connection, ids: Sequence[int], *, age_s: float) -> None:
         if not old or row.id in needed or "deleted_at" in (row.result or {}):
             continue
         conn.execute(checkpoint.delete().where(checkpoint.c.job_id == row.id))
-        told = {**(row.result or {}), "deleted_at": now}
-        conn.execute(update(job).where(job.c.id == row.id).values(result=told))
+        result = {**(row.result or {}), "deleted_at": now}
+        conn.execute(update(job).where(job.c.id == row.id).values(result=result))
         record_event(conn, row.id, "results_deleted")
 
 
 def sample(ids: Iterable[int], count: int) -> list[int]:
-    """So many of them, evenly spread."""
+    """Return up to `count` of the ids, evenly spread."""
     ordered = sorted(ids)
     return ordered[:: max(1, -(-len(ordered) // count))]

@@ -1,10 +1,9 @@
 """
-`ganq gc`: finds what nobody needs any more on the volume, and deletes it.
+`ganq gc`: find unreferenced files on the volume, and delete them.
 
-plan() changes nothing. sweep() looks again right before each deletion; it then renames
-to a `.trash-` name, so that a reader sees all of a folder or none of it, and deletes
-that. Killed anywhere, the next run goes on: the trash is garbage itself. What a row
-points to is taken out of the table first.
+plan() changes nothing. sweep() checks each item again before it deletes it. It renames the item to a
+`.trash-` name first, so that readers see all of a folder or none of it. After a kill the next run
+continues, because trash is garbage, too. Rows that point to files are deleted before the files.
 """
 
 import errno
@@ -31,11 +30,11 @@ from storage.gc.policy import TRASH, JobFacts, Policy, Reason
 from storage.volume.layout import Volume
 from storage.volume.ownership import recorded_spec
 
-AT_ONCE = 200
-"""Jobs that one transaction asks about."""
+BATCH_SIZE = 200
+"""Jobs in one transaction."""
 SAMPLED = 100
 BUSY = (errno.EBUSY, errno.ENOTEMPTY)
-"""NFS keeps a file that somebody reads under another name until they close it."""
+"""NFS keeps a file that is open under another name until it is closed."""
 ADVISORY_LOCK = 0x67616E71676300  # 'ganqgc'
 
 
@@ -44,14 +43,14 @@ Found = tuple[str, Reason, int | None]
 
 
 class CollectorBusyError(StorageError):
-    """Another gc of this job table is at work."""
+    """Another gc of this job table is running."""
 
     code = "GC_RUNNING"
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that may go: a file, a link, or a folder as a whole."""
+    """A file, a link or a folder that may be deleted."""
 
     path: str
     """Relative to the volume."""
@@ -63,7 +62,7 @@ class Item:
 
 @dataclass
 class Plan:
-    """What may go, and what looks like it and stays, with the reason."""
+    """What may be deleted, and notes on what is kept."""
 
     items: list[Item] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -71,16 +70,16 @@ class Plan:
 
 @dataclass
 class Swept:
-    """What sweep() did."""
+    """Result of sweep()."""
 
     gone: list[Item] = field(default_factory=list)
     kept: list[tuple[Item, str]] = field(default_factory=list)
-    """Needed after all, changed meanwhile, or in use: nothing is wrong."""
+    """Needed after all, changed meanwhile, or in use."""
     failed: list[tuple[Item, str]] = field(default_factory=list)
 
 
 class Collector:
-    """One look at one volume with its job table."""
+    """Garbage collection of one volume and its job table."""
 
     def __init__(self, database: Database, volume: Volume, policy: Policy | None = None) -> None:
         self.database = database
@@ -91,23 +90,25 @@ class Collector:
 
     def plan(self) -> Plan:
         """
+        Find what may be deleted.
+
         Raises:
-            VolumeError: there is no volume, or it is not the one of this job table.
-            DatabaseUnavailableError: nobody can say what is needed.
+            VolumeError: there is no volume, or it belongs to another job table.
+            DatabaseUnavailableError: the job table cannot be read.
         """
         plan = Plan()
         for name in ("jobs", "datasets", "latest"):
             if (self.volume.root / name).is_symlink():
-                plan.notes.append(f"{name} is a link, and was not looked into")
+                plan.notes.append(f"{name} is a link, and was not searched")
         now = facts.volume_clock(self.volume)
         folders = facts.job_folders(self.volume)
         known = self.database.read(facts.known_jobs)
         self._require_same(folders, known)
         items = self._loose(now)
-        items += self._of_nobody(sorted(set(folders) - known), max(known, default=0), now, plan)
+        items += self._without_job(sorted(set(folders) - known), max(known, default=0), now, plan)
         ours = sorted(set(folders) & known)
-        for start in range(0, len(ours), AT_ONCE):
-            items += self._of_jobs(ours[start : start + AT_ONCE], plan)
+        for start in range(0, len(ours), BATCH_SIZE):
+            items += self._of_jobs(ours[start : start + BATCH_SIZE], plan)
         unused = {f"datasets/{one.fingerprint}": one for one in self._datasets(now)}
         items += [(path, Reason.DATASET, None) for path in unused]
         items += self._links(now, [path for path, _, _ in items])
@@ -118,9 +119,9 @@ class Collector:
             except facts.MountedError as exc:
                 plan.notes.append(str(exc))
             except FileNotFoundError:
-                continue  # its writer has just renamed or deleted it
+                continue  # it was renamed or deleted meanwhile
             except OSError as exc:
-                plan.notes.append(f"{path} cannot be looked at: {(exc.strerror or str(exc)).lower()}")
+                plan.notes.append(f"{path} cannot be read: {(exc.strerror or str(exc)).lower()}")
         return plan
 
     def _require_same(self, folders: dict[int, str], known: set[int]) -> None:
@@ -156,14 +157,14 @@ class Collector:
     def _has_checkpoint(self, job: JobFacts) -> bool:
         return any((self.volume.root / path).is_dir() for path in job.checkpoints)
 
-    def _of_nobody(self, ids: Sequence[int], newest: int, now: float, plan: Plan) -> list[Found]:
-        """Folders of jobs that were never committed: an import that was killed."""
+    def _without_job(self, ids: Sequence[int], newest: int, now: float, plan: Plan) -> list[Found]:
+        """Return folders of jobs that were never committed, such as those of a killed import."""
         found: list[Found] = []
         for job_id in ids:
             folder = self.volume.job(job_id)
-            with suppress(OSError):  # gone, or not ours to look at
+            with suppress(OSError):  # missing, or not readable
                 if job_id > newest:
-                    # A table from a backup knows less than the volume, and those are results.
+                    # A table that was restored from a backup lacks jobs, and their folders are results.
                     plan.notes.append(
                         f"jobs/{folder.name} stays: the table ends at job {newest}, and may be an older copy"
                     )
@@ -172,8 +173,8 @@ class Collector:
         return found
 
     def _of_jobs(self, ids: Sequence[int], plan: Plan | None) -> list[Found]:
-        """What a few jobs have left behind, and what may be given up of them."""
-        seen = {one: facts.see_job(self.volume, one) for one in ids}  # before the table is asked
+        """Return what may be deleted of these jobs."""
+        seen = {one: facts.see_job(self.volume, one) for one in ids}  # before the table is read
         policy = self.policy
 
         def ask(conn: Connection) -> list[Found]:
@@ -188,20 +189,22 @@ class Collector:
                     continue
                 said = recorded_spec(self.volume, job_id)
                 if said is None:
-                    continue  # an import, or an attempt that died before its first word of progress
+                    continue  # an import, or an attempt that ended before its first progress
                 if not facts.belongs(conn, job, said):
                     if plan is not None:
-                        plan.notes.append(f"{seen[job_id].folder} stays: it is of another job {job_id}")
+                        plan.notes.append(
+                            f"{seen[job_id].folder} stays: it belongs to job {job_id} of another table"
+                        )
                     continue
                 found += [(path, reason, job_id) for path, reason in going.items()]
             return found
 
         found = self.database.read(ask, patience_s=30.0)
-        as_a_whole = {path for path, reason, _ in found if reason in (Reason.RESULTS, Reason.PART)}
-        return [one for one in found if not _inside(one[0], as_a_whole)]
+        whole_folders = {path for path, reason, _ in found if reason in (Reason.RESULTS, Reason.SHARD)}
+        return [one for one in found if not _inside(one[0], whole_folders)]
 
     def _loose(self, now: float) -> list[Found]:
-        """Temporary names that belong to no attempt."""
+        """Return temporary files that belong to no attempt."""
         volume = self.volume
         found: list[Found] = []
         for folder, pattern in (
@@ -213,7 +216,7 @@ class Collector:
             names = facts.names(folder)
             readers, there = [], []
             if folder == volume.datasets and any(map(pattern.fullmatch, names)):
-                readers = self.database.read(facts.picture_readers)
+                readers = self.database.read(facts.dataset_readers)
                 there = [name for name in names if (folder / name / INDEX).is_file()]
             for name in names:
                 path = folder / name
@@ -231,11 +234,11 @@ class Collector:
         if age_s is None:
             return []
         seen = list(facts.caches(self.volume, now))
-        readers = self.database.read(facts.picture_readers)
+        readers = self.database.read(facts.dataset_readers)
         return [one for one in seen if rules.unused(one, readers, age_s)]
 
     def _links(self, now: float, going: Sequence[str]) -> list[Found]:
-        """Our own links in latest/ that point nowhere, or will when the sweep is over."""
+        """Return ganq's own links in latest/ that dangle, or will after the sweep."""
         found: list[Found] = []
         for entry in facts.entries(self.volume.latest):
             with suppress(OSError):
@@ -254,10 +257,10 @@ class Collector:
 
     def sweep(self, plan: Plan) -> Swept:
         """
-        Delete what was planned and is garbage still.
+        Delete the items of a plan that are still garbage.
 
         Raises:
-            DatabaseUnavailableError: nothing further was deleted.
+            DatabaseUnavailableError: the remaining items were not deleted.
         """
         done = Swept()
         by_job: dict[int, list[Item]] = defaultdict(list)
@@ -268,34 +271,34 @@ class Collector:
             else:
                 by_job[item.job_id].append(item)
         ids = sorted(by_job)
-        for start in range(0, len(ids), AT_ONCE):
-            some = ids[start : start + AT_ONCE]
-            self._give_up([one for job_id in some for one in by_job[job_id]], done)
+        for start in range(0, len(ids), BATCH_SIZE):
+            some = ids[start : start + BATCH_SIZE]
+            self._delete_rows([one for job_id in some for one in by_job[job_id]], done)
             for job_id in some:
                 self._sweep_job(job_id, by_job[job_id], done)
         for item in loose:
             self._sweep_loose(item, done)
         return done
 
-    def _give_up(self, items: Sequence[Item], done: Swept) -> None:
-        """Take pointers out of the table, before what they point to is touched."""
+    def _delete_rows(self, items: Sequence[Item], done: Swept) -> None:
+        """Remove results from the table before their files are deleted."""
         ids = sorted({one.job_id for one in items if one.reason is Reason.RESULTS and one.job_id})
         age_s = self.policy.jobs_s
         if not ids or age_s is None:
             return
 
-        self.database.write(partial(facts.give_up, ids=ids, age_s=age_s))
+        self.database.write(partial(facts.delete_results, ids=ids, age_s=age_s))
         failpoint("gc.given_up")
 
     def _sweep_job(self, job_id: int, items: Sequence[Item], done: Swept) -> None:
-        # Without --jobs: what was given up is a leftover now, and what was not is none.
+        # Without --jobs: results whose rows were removed are leftovers now, the others are not.
         fresh = Collector(self.database, self.volume, Policy(grace_s=self.policy.grace_s))
         still = {path for path, _, _ in fresh._of_jobs([job_id], None)}
         for item in items:
             if item.path in still or _inside(item.path, still):
                 self._remove(item, done)
             else:
-                done.kept.append((item, f"job {job_id} has it, or is needed again"))
+                done.kept.append((item, f"job {job_id} uses it, or is needed again"))
 
     def _sweep_loose(self, item: Item, done: Swept) -> None:
         if item.reason is Reason.NO_JOB:
@@ -312,19 +315,20 @@ class Collector:
 
     def _still_read(self, cache: rules.Cache, folder: int, trash: str) -> str | None:
         """
-        Asked once the folder has been renamed: a job that opened it before was claimed before,
-        and is seen here. One that comes later finds no data set, and decodes it again.
+        Return why a data set is kept, after its folder was renamed.
+
+        A job that opened it before was claimed before, and is found here. A later one decodes it again.
         """
-        readers = self.database.read(facts.picture_readers)
+        readers = self.database.read(facts.dataset_readers)
         return None if rules.unused(cache, readers, self.policy.datasets_s or 0.0) else "a job reads it"
 
     def _still_a_link(self, folder: int, trash: str) -> str | None:
-        """A worker may have pointed it at a new attempt since it was planned."""
+        """Return why a link is kept: a worker may have pointed it to a new attempt."""
         where = os.readlink(trash, dir_fd=folder).removeprefix("../")
-        return "it was made anew" if os.path.lexists(self.volume.root / where) else None
+        return "it was replaced" if os.path.lexists(self.volume.root / where) else None
 
     def _remove(self, item: Item, done: Swept, ask: Callable[[int, str], str | None] | None = None) -> None:
-        """Rename, then delete; `ask` may say in between why it must be given back."""
+        """Rename an item, then delete it; `ask` may return in between why it must be restored."""
         path = PurePosixPath(item.path)
         try:
             with opened(self.volume.root, path.parent) as folder:
@@ -360,15 +364,15 @@ def _inside(path: str, folders: set[str]) -> bool:
 @contextmanager
 def alone(database: Database) -> Iterator[None]:
     """
-    One gc at a time for one job table. Two would do no harm, but each would report half.
+    Allow one gc at a time for one job table: two would do no harm, but each would report half.
 
     Raises:
-        GarbageBusyError: another one is at work.
+        CollectorBusyError: another one is running.
     """
-    busy = CollectorBusyError("another ganq gc is at work", hint="wait until it has ended")
+    busy = CollectorBusyError("another ganq gc is running", hint="wait until it has ended")
     if database.is_sqlite:
         path = Path(database.url.removeprefix("sqlite:///"))
-        # The folder itself is locked, so that no file is left behind; the kernel lets go at any death.
+        # Lock the folder itself, so that no lock file remains; the kernel unlocks it when the process ends.
         fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             try:
@@ -385,4 +389,4 @@ def alone(database: Database) -> Iterator[None]:
         try:
             yield
         finally:
-            conn.invalidate()  # with the session goes its lock, also where the server cannot be asked
+            conn.invalidate()  # the lock ends with the session, even if the server cannot be reached

@@ -14,7 +14,7 @@ from jobs.states import JobState
 from storage.db.backoff import BACKOFF_S
 from storage.db.queries import Queries
 from storage.db.rows import UNABLE, Job, WorkerRow
-from storage.db.store.shards import Shards
+from storage.db.store.shards import ShardSummary
 from storage.status import evaluation_text
 from storage.status.units import clean, count, duration, roughly, timestamp
 
@@ -30,8 +30,8 @@ class StatusContext:
 
     now: float
     workers: Mapping[str, WorkerRow] = field(default_factory=dict)
-    unmet: Mapping[int, Sequence[int]] = field(default_factory=dict)
-    parts: Mapping[int, Shards] = field(default_factory=dict)
+    unfinished_dependencies: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    parts: Mapping[int, ShardSummary] = field(default_factory=dict)
 
     @classmethod
     def of(cls, queries: Queries, jobs: Iterable[Job]) -> "StatusContext":
@@ -40,8 +40,8 @@ class StatusContext:
         return cls(
             now=queries.now(),
             workers={row.name: row for row in queries.workers()},
-            unmet=queries.unmet(waiting) if waiting else {},
-            parts=queries.shards_of_all(waiting) if waiting else {},
+            unfinished_dependencies=queries.unfinished_dependencies(waiting) if waiting else {},
+            parts=queries.shard_summaries(waiting) if waiting else {},
         )
 
 
@@ -98,7 +98,7 @@ def state(job: Job, context: StatusContext) -> str:
     if job.held:
         return "held"
     if job.blockers:
-        needed = context.unmet.get(job.id, ())
+        needed = context.unfinished_dependencies.get(job.id, ())
         if not needed and job.id in context.parts:
             return "queued"
         return f"waiting on {', '.join(map(str, needed)) or 'another job'}"
@@ -227,8 +227,8 @@ def as_json(job: Job, context: StatusContext) -> dict[str, Any]:
         "attempt": job.attempt,
         "worker": job.worker,
         "held": job.held,
-        "waiting_on": list(context.unmet.get(job.id, ())),
-        "waits_for": list(context.unmet.get(job.id, ())),  # ganq 0.2
+        "waiting_on": list(context.unfinished_dependencies.get(job.id, ())),
+        "waits_for": list(context.unfinished_dependencies.get(job.id, ())),  # ganq 0.2
         "not_before": job.not_before,
         "time_limit_s": job.time_limit_s,
         "ran_s": job.ran_s,

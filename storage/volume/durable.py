@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
 
 from jobs.errors import CheckpointCorruptError, DiskFullError, StorageError, VolumeError
-from jobs.failpoints import failpoint, guard
+from jobs.failpoints import failpoint
 
 MANIFEST = "MANIFEST.json"
 TEMP_MARK = ".tmp-"
@@ -39,6 +39,7 @@ NO_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOS
 """What a file system says that makes no hard links."""
 
 T = TypeVar("T")
+fsync = os.fsync
 
 
 def raise_storage_error(exc: OSError, path: Path, *, needed: int | None = None) -> NoReturn:
@@ -107,21 +108,13 @@ def require_room(folder: Path, needed: int) -> None:
 
 def fsync_folder(folder: Path) -> None:
     """Make the names in a folder durable; a file's own fsync does not do that."""
-    if not guard("fsync"):
-        return
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    _fsync_path(folder)
 
 
 def _fsync_path(path: Path) -> None:
-    if not guard("fsync"):
-        return
     fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        fsync(fd)
     finally:
         os.close(fd)
 
@@ -167,8 +160,7 @@ def durable_file(path: Path, *, needed: int | None = None, named: bool = True) -
         with open(temp, "xb") as file:
             yield file
             file.flush()
-            if guard("fsync"):
-                os.fsync(file.fileno())
+            fsync(file.fileno())
         failpoint("file.synced")
         failpoint(f"file.synced.{path.name}")
         _rename(temp, path)
@@ -364,8 +356,6 @@ def sync_filesystem(folder: Path) -> None:
     Raises:
         OSError: the disk is full or broken.
     """
-    if not guard("fsync"):
-        return
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import VolumeError
-from jobs.failpoints import guard
 from storage.volume.durable import make_folder, raise_storage_error
 
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
@@ -32,7 +31,7 @@ class Volume:
         return self.jobs / f"{job_id:06d}"
 
     def attempt(self, job_id: int, attempt: int) -> Path:
-        return self.job(job_id) / (f"a{attempt}" if guard("attempt_folder") else "a1")
+        return self.job(job_id) / f"a{attempt}"
 
     @property
     def jobs(self) -> Path:

@@ -67,7 +67,7 @@ class Load:
             preemptible=kind.preemptible,
             after=after,
             retry_of=retry_of,
-            parts=[(part.to_json(), part.pictures) for part in spec.split()],
+            shards=[(part.to_json(), part.pictures) for part in spec.split()],
             max_workers=getattr(spec, "max_workers", 0),
             **how,
         )

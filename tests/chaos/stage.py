@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import psutil
+from chaos.guards import without
 from machine import Ganq, part
 from mounts import HangingMount, missing
 from services import Postgres, Redis, postgres_binaries, redis_binary
@@ -66,10 +67,11 @@ class Stage:
         self.settings = Settings(**values)
         env = {f"GANQ_{name.upper()}": str(value) for name, value in values.items()}
         # Jobs that last: what hits an idle worker shows nothing. A sleep costs the two cores nothing.
-        env |= {"GANQ_ENABLE_FAILPOINTS": "1", "GANQ_FAILPOINTS": SLOW, "GANQ_GUARDS_OFF": guards_off}
+        env |= {"GANQ_ENABLE_FAILPOINTS": "1", "GANQ_FAILPOINTS": SLOW}
+        env |= without(guards_off)
         for name in [one for one in os.environ if one.startswith("GANQ_")]:
             del os.environ[name]  # a developer's own settings
-        env["PYTHONPATH"] = str(self._dumps_on_signal())
+        env["PYTHONPATH"] = str(self._dumps_on_signal(then=Path(env["PYTHONPATH"])))
         self.ganq = Ganq(env, folder)
         self.database = Database(self.settings)
         upgrade(self.database)
@@ -110,7 +112,7 @@ class Stage:
 
     # --- workers --------------------------------------------------------------------------
 
-    def _dumps_on_signal(self) -> Path:
+    def _dumps_on_signal(self, then: Path) -> Path:
         """Code that every process of a worker begins with: SIGUSR2 has it write all its stacks."""
         folder = self.folder / "dumps"
         folder.mkdir()
@@ -118,6 +120,7 @@ class Stage:
             "import faulthandler, signal, os\n"
             f"where = open({str(folder)!r} + f'/{{os.getpid()}}.txt', 'w')\n"
             "faulthandler.register(signal.SIGUSR2, file=where, all_threads=True, chain=False)\n"
+            f"import runpy\nrunpy.run_path({str(then / 'sitecustomize.py')!r})\n"
         )
         return folder
 

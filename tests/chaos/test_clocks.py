@@ -277,12 +277,14 @@ def test_a_job_that_was_submitted_by_a_clock_ahead_still_makes_a_training_yield(
 ) -> None:
     """Idle workers count for some seconds after its submit, which lasted for hours."""
     training = running_job_factory(preemptible=True, priority=0)
-    WorkerStore(database, make_identity("idle")).say("idle")
+    WorkerStore(database, make_identity("idle")).report("idle")
     urgent = job_factory(priority=10)
     kinds = ("train", "generate", "evaluate")
-    assert store.offer_to_yield(training, worker_identity, kinds=kinds) is None, "the idle worker takes it"
+    assert store.request_preemption(training, worker_identity, kinds=kinds) is None, (
+        "the idle worker takes it"
+    )
     set_columns(database, urgent.id, created_at=queries.now() + 7200)
-    assert store.offer_to_yield(training, worker_identity, kinds=kinds) == urgent.id
+    assert store.request_preemption(training, worker_identity, kinds=kinds) == urgent.id
 
 
 def test_a_clock_that_jumps_ahead_does_not_use_up_the_time_limit_of_a_lost_job(

@@ -192,7 +192,7 @@ def test_a_finish_that_another_attempt_overtook_meanwhile_is_lost_not_done(
     from jobs.errors import LeaseLostError
 
     lease = running_job_factory()
-    store.rescue(beat_of(store, lease.job_id), "silent")
+    store.requeue_lost(beat_of(store, lease.job_id), "silent")
     proxy.lose_reply_to(b"ROLLBACK")
     with pytest.raises(LeaseLostError):
         through.succeed(lease, {})
@@ -463,7 +463,7 @@ def test_a_standby_that_lacks_the_finish_runs_the_job_again(tmp_path, make_ident
         assert queries.checkpoints(running.id) == [], "a dangling checkpoint"
         assert sum(queries.counts().values()) == 2
         # The worker that had finished asks again: on this timeline it still owns the job.
-        store.rescue(beat_of(store, running.id), "its worker thinks that it is done")
+        store.requeue_lost(beat_of(store, running.id), "its worker thinks that it is done")
         again = store.claim(who, kinds=("train",), spec_version=SPEC_VERSION)
         assert again is not None
         assert (again.job_id, again.attempt) == (running.id, 2)
@@ -655,7 +655,7 @@ def test_the_reaper_takes_nothing_back_when_nobody_could_write(settings, store, 
     holder = sqlite3.connect(settings.database_url.removeprefix("sqlite:///"), isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     taken = []
-    reaping = threading.Thread(target=lambda: taken.append(store.rescue(seen, "silent", within_s=0.3)))
+    reaping = threading.Thread(target=lambda: taken.append(store.requeue_lost(seen, "silent", within_s=0.3)))
     reaping.start()
     time.sleep(0.6)
     holder.execute("ROLLBACK")
@@ -663,7 +663,7 @@ def test_the_reaper_takes_nothing_back_when_nobody_could_write(settings, store, 
     reaping.join(10)
     assert taken == [None]
     assert queries.get(lease.job_id).state is JobState.RUNNING
-    assert store.rescue(seen, "silent") is JobState.QUEUED
+    assert store.requeue_lost(seen, "silent") is JobState.QUEUED
 
 
 # --- F22: where the file is, whether it is, and whether there is room ------------------------------

@@ -1,4 +1,4 @@
-"""Failpoints and guards: what they do in a process that a test has armed; elsewhere they are inert."""
+"""Failpoints: what they do in a process that a test has armed; elsewhere they are inert."""
 
 import os
 import signal
@@ -9,20 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from jobs.failpoints import Entry, failpoint, guard, parse
+from jobs.failpoints import Entry, failpoint, parse
 
 ROOT = Path(__file__).parents[2]
 ARMED = {"GANQ_ENABLE_FAILPOINTS": "1"}
-GUARDS = ("finish_fence", "checkpoint_fence", "fsync", "attempt_folder", "claim_cas")
-"""Taken out one by one in test_power.py."""
-ELSEWHERE = {"wal_lock"}
-"""Taken out in test_database_faults.py."""
 
 
 def start(code: str, **env: str) -> "subprocess.Popen[str]":
     """A process of its own, because the environment is read once, when the module is imported."""
     return subprocess.Popen(
-        [sys.executable, "-c", f"from jobs.failpoints import failpoint, guard\n{code}"],
+        [sys.executable, "-c", f"from jobs.failpoints import failpoint\n{code}"],
         env={**os.environ, "PYTHONPATH": str(ROOT), **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -37,14 +33,13 @@ def said(code: str, **env: str) -> tuple[int, str]:
     return process.returncode, out + err
 
 
-ALL_OFF = f"print([guard(name) for name in {GUARDS}]); print([failpoint('p') for _ in range(3)])"
-POINTS = {"GANQ_FAILPOINTS": "p=kill@1+", "GANQ_GUARDS_OFF": ",".join(GUARDS)}
+PASS = "print([failpoint('p') for _ in range(3)])"
+POINTS = {"GANQ_FAILPOINTS": "p=kill@1+"}
 
 
 @pytest.mark.parametrize("enabled", [{}, {"GANQ_ENABLE_FAILPOINTS": "0"}, {"GANQ_ENABLE_FAILPOINTS": "true"}])
-def test_without_the_switch_nothing_fires_and_every_guard_stands(enabled):
-    code, out = said(ALL_OFF, **POINTS, **enabled)
-    assert (code, out.split("\n")[:2]) == (0, [str([True] * 5), str([False] * 3)])
+def test_without_the_switch_nothing_fires(enabled):
+    assert said(PASS, **POINTS, **enabled) == (0, f"{[False] * 3}\n")
 
 
 def test_without_the_switch_not_even_nonsense_is_read():
@@ -52,17 +47,11 @@ def test_without_the_switch_not_even_nonsense_is_read():
 
 
 def test_the_switch_alone_changes_nothing():
-    assert said(ALL_OFF, **ARMED) == (0, f"{[True] * 5}\n{[False] * 3}\n")
+    assert said(PASS, **ARMED) == (0, f"{[False] * 3}\n")
 
 
 def test_this_process_is_not_armed():
     assert not failpoint("anything")
-    assert all(guard(name) for name in GUARDS)
-
-
-def test_a_guard_is_out_only_if_it_is_named():
-    names = "print([name for name in ('a', 'b', '') if not guard(name)])"
-    assert said(names, GANQ_GUARDS_OFF="b,c", **ARMED) == (0, "['b']\n")
 
 
 # --- what an entry says -----------------------------------------------------------------------
@@ -178,14 +167,3 @@ def test_no_deployment_file_and_no_page_sets_the_switch():
             "GANQ_FAILPOINTS=",
         ):
             assert word not in said, f"{name} sets {word}"
-
-
-def test_no_guard_has_a_name_that_the_power_test_does_not_know():
-    import re
-
-    used = set()
-    for folder in ("jobs", "storage", "worker", "cli"):
-        for path in (ROOT / folder).rglob("*.py"):
-            used |= set(re.findall(r"""\bguard\(["'](\w+)["']\)""", path.read_text()))
-            used |= set(re.findall(r"""owned_by\(\w+, ["'](\w+)["']\)""", path.read_text()))
-    assert used == {*GUARDS, *ELSEWHERE}

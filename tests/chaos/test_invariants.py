@@ -71,7 +71,7 @@ def world(database, store, settings, job_factory, running_job_factory, claim) ->
     first = running_job_factory()
     world.train = first.job_id
     world.files.checkpoint(first, 1)
-    store.rescue(beat_of(store, first.job_id), "silent")
+    store.requeue_lost(beat_of(store, first.job_id), "silent")
     second = claim()
     world.files.checkpoint(second, 2)
     world.files.checkpoint(second, 3, kind="final")

@@ -52,7 +52,7 @@ def submit_many(store: JobStore, number: int) -> list[int]:
             spec_version=SPEC_VERSION,
             submit_key=secrets.token_hex(16),
             user="tester",
-            ringing=True,
+            will_notify=True,
         ).id
         for _ in range(number)
     ]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from chaos.guards import without
 from chaos.invariants import look, table_violations, violations
 from chaos.test_volume_faults import traced
 from machine import Ganq, part, put_to_sleep, until
@@ -43,7 +44,7 @@ class Play:
         self.ganq = ganq
         self.database = database
         self.volume = Volume(settings.volume)
-        self.env = {"GANQ_ENABLE_FAILPOINTS": "1", "GANQ_GUARDS_OFF": guard_out}
+        self.env = {"GANQ_ENABLE_FAILPOINTS": "1", **without(guard_out)}
 
     def zombie(self, points: str, what: str, *submit: str) -> tuple[int, psutil.Process]:
         """The job whose first attempt sleeps at the point, and its process that does."""
@@ -183,7 +184,7 @@ for _ in range({JOBS}):
 
 def race(settings_env: dict[str, str], tmp_path: Path, guard_out: str) -> None:
     """Two processes claim at a barrier until nothing is left."""
-    env = {**os.environ, **settings_env, "GANQ_ENABLE_FAILPOINTS": "1", "GANQ_GUARDS_OFF": guard_out}
+    env = {**os.environ, **settings_env, **without(guard_out)}
     ready, go = [tmp_path / "r0", tmp_path / "r1"], tmp_path / "go"
     claimers = [
         subprocess.Popen([sys.executable, "-P", "-c", CLAIMER, f"w{n}", str(ready[n]), str(go)], env=env)
@@ -269,7 +270,7 @@ def test_without_fsync_the_order_is_broken_and_with_it_it_is_not(
         home = tmp_path / f"home-{guard_out}"
         home.mkdir()
         shutil.copy(database_url.removeprefix("sqlite:///"), home / "ganq.db")
-        monkeypatch.setenv("GANQ_ENABLE_FAILPOINTS", "1")
-        monkeypatch.setenv("GANQ_GUARDS_OFF", guard_out)
+        for name, value in without(guard_out).items():
+            monkeypatch.setenv(name, value)
         found = unsynced(traced(home, what, tmp_path / f"log-{guard_out}"))
         assert bool(found) == bool(guard_out), found

@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 import pytest
 from chaos import writer
+from chaos.guards import without
 from chaos.invariants import assert_invariants
 from machine import Ganq, until
 from results import add_model
@@ -236,8 +237,7 @@ def test_f27_all_that_was_committed_survives_a_power_cut(
 
 def test_f27_without_fsync_the_same_cuts_lose_what_was_committed(disk: Disk, tmp_path: Path, faces) -> None:
     """The power test: a harness that finds nothing without the guard would prove nothing with it."""
-    off = {"GANQ_ENABLE_FAILPOINTS": "1", "GANQ_GUARDS_OFF": "fsync"}
-    assert cuts_while_it_works(disk, tmp_path, faces, 1, **off)
+    assert cuts_while_it_works(disk, tmp_path, faces, 1, **without("fsync"))
 
 
 def test_f27_an_import_survives_a_power_cut(disk: Disk, tmp_path: Path) -> None:

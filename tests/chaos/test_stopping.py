@@ -167,7 +167,7 @@ ENDINGS = {
     "release": lambda store, lease, beat: store.release(lease, "drain"),
     "crash": lambda store, lease, beat: store.crashed(lease, "killed"),
     "cancel_done": lambda store, lease, beat: store.cancel_done(lease),
-    "rescue": lambda store, lease, beat: store.rescue(beat, "silent", within_s=60.0),
+    "rescue": lambda store, lease, beat: store.requeue_lost(beat, "silent", within_s=60.0),
 }
 
 

@@ -156,7 +156,7 @@ def test_a_wal_that_begins_anew_keeps_its_file_because_growing_waits_for_the_dis
 ):
     monkeypatch.setattr("storage.db.sqlite.WAL_BYTES", 2_000_000)
     wal = Wal(Path(settings.database_url.removeprefix("sqlite:///")))
-    while not wal.is_long():
+    while not wal.exceeds_limit():
         job_factory(spec={"data": "x" * 100_000})
     length = wal.file.stat().st_size
     assert 2_000_000 <= length < 2_500_000
@@ -165,7 +165,7 @@ def test_a_wal_that_begins_anew_keeps_its_file_because_growing_waits_for_the_dis
     job_factory()
 
     assert wal.file.stat().st_size == length
-    assert not wal.is_long(), "what an earlier round has left was taken for what is written now"
+    assert not wal.exceeds_limit(), "what an earlier round has left was taken for what is written now"
 
 
 @pytest.mark.parametrize("page_size", [1024, 8192])
@@ -177,10 +177,10 @@ def test_a_wal_of_other_pages_than_usual_is_known_to_be_long_too(tmp_path, monke
     raw.execute("PRAGMA wal_autocheckpoint = 0")
     raw.execute("CREATE TABLE kept (letter TEXT)")
     wal = Wal(tmp_path / "ganq.db")
-    assert not wal.is_long()
+    assert not wal.exceeds_limit()
     for _ in range(5):
         raw.execute("INSERT INTO kept VALUES (?)", ("x" * 100_000,))
-    assert wal.is_long()
+    assert wal.exceeds_limit()
     raw.close()
 
 

@@ -196,7 +196,7 @@ def test_a_job_that_was_to_be_cancelled_never_goes_back_to_the_queue(
     store.request_cancel(lease.job_id)
 
     if action == "rescue":
-        store.rescue(beat_of(store, lease.job_id), "silent")
+        store.requeue_lost(beat_of(store, lease.job_id), "silent")
     else:
         SETTLE[action][0](store, lease)
 
@@ -225,7 +225,7 @@ def test_crashes_back_off_and_the_third_without_progress_is_the_last(
     found = queries.get(lease.job_id)
     assert waits == [pytest.approx(2, abs=1), pytest.approx(10, abs=1)]
     assert (found.error_code, found.crash_count, found.attempt) == ("CRASH_LOOP", 3, 3)
-    assert found.error_message == "killed by signal 9; 3 times without progress"
+    assert found.error_message == "killed by signal 9; 3 crashes without progress"
     assert outcomes(queries, lease.job_id) == [Outcome.CRASHED] * 3
 
 
@@ -348,7 +348,7 @@ def test_a_silent_job_is_taken_back_without_a_count_against_it(
 ):
     lease = running_job_factory()
 
-    assert store.rescue(beat_of(store, lease.job_id), "silent for 60 s") is JobState.QUEUED
+    assert store.requeue_lost(beat_of(store, lease.job_id), "silent for 60 s") is JobState.QUEUED
 
     found = queries.get(lease.job_id)
     assert (found.crash_count, found.not_before, found.worker) == (0, None, None)
@@ -363,7 +363,7 @@ def test_a_job_that_beat_meanwhile_is_not_taken_back(store, running_job_factory,
     seen = beat_of(store, lease.job_id)
     store.heartbeat(lease, None)
 
-    assert store.rescue(seen, "silent") is None
+    assert store.requeue_lost(seen, "silent") is None
 
     assert queries.get(lease.job_id).state is JobState.RUNNING
     store.heartbeat(lease, None)
@@ -376,7 +376,7 @@ def test_a_job_that_is_in_its_next_attempt_is_not_taken_back(database, store, ru
     again = claim()
     set_columns(database, lease.job_id, hb_seq=seen.hb_seq)  # only the attempt tells them apart
 
-    assert store.rescue(seen, "silent") is None
+    assert store.requeue_lost(seen, "silent") is None
 
     store.heartbeat(again, None)
 
@@ -385,7 +385,7 @@ def test_of_two_reapers_one_takes_the_job_back(database, store, running_job_fact
     lease = running_job_factory()
     seen = beat_of(store, lease.job_id)
 
-    assert [store.rescue(seen, "silent") for _ in range(2)] == [JobState.QUEUED, None]
+    assert [store.requeue_lost(seen, "silent") for _ in range(2)] == [JobState.QUEUED, None]
 
     assert event_types(database, lease.job_id).count("lost") == 1
 
@@ -415,7 +415,7 @@ def test_a_bell_is_rung_once_for_each_job_and_no_more_than_wanted_at_once(databa
 
 
 def test_a_job_whose_submitter_rang_is_not_rung_again_at_once(store, job_factory):
-    made = job_factory(ringing=True)
+    made = job_factory(will_notify=True)
     assert store.due_notifications(again_s=120, limit=9) == []
     store.not_notified(made.id)  # Redis was away
     assert store.due_notifications(again_s=120, limit=9) == [(made.id, "default")]
@@ -425,7 +425,7 @@ def test_a_job_whose_submitter_rang_is_not_rung_again_at_once(store, job_factory
 def test_a_job_back_in_the_queue_is_rung_for_as_soon_as_it_may_run(
     database, store, running_job_factory, action
 ):
-    lease = running_job_factory(ringing=True)
+    lease = running_job_factory(will_notify=True)
     SETTLE[action][0](store, lease)
     set_columns(database, lease.job_id, not_before=None)
 
@@ -434,7 +434,7 @@ def test_a_job_back_in_the_queue_is_rung_for_as_soon_as_it_may_run(
 
 def test_a_job_that_waited_for_another_is_rung_for_when_it_is_free(store, running_job_factory, job_factory):
     lease = running_job_factory()
-    waiting = job_factory(after=[lease.job_id], ringing=True)
+    waiting = job_factory(after=[lease.job_id], will_notify=True)
     assert store.due_notifications(again_s=120, limit=9) == []
 
     store.succeed(lease, {})

@@ -16,7 +16,7 @@ from volumes import Files, grow_old, listing
 from jobs.errors import DatabaseUnavailableError, LeaseLostError, VolumeError
 from storage.db.engine import Database
 from storage.db.rows import Job, Lease
-from storage.db.store.pins import hold_checkpoints
+from storage.db.store.pins import lock_checkpoints
 from storage.gc.policy import Policy, Reason
 from storage.gc.sweep import Collector, CollectorBusyError, Plan, Swept, alone
 from storage.volume.layout import Volume
@@ -150,7 +150,7 @@ def test_what_a_zombie_writes_after_its_rescue_goes_the_next_time(
 ) -> None:
     zombie = running_job_factory()
     good = files.checkpoint(zombie, 1)
-    store.rescue(beat_of(store, zombie.job_id), "silent")
+    store.requeue_lost(beat_of(store, zombie.job_id), "silent")
     heir = claim()
     files.checkpoint(heir, 2)
     gc()
@@ -196,7 +196,7 @@ def test_a_part_goes_once_its_whole_is_published(
     folder = files.pictures(gathering)
     store.succeed(gathering, {"pictures": 3})
     plan, _ = gc()
-    assert reasons(plan) == {f"jobs/{part.job_id:06d}": Reason.PART}
+    assert reasons(plan) == {f"jobs/{part.job_id:06d}": Reason.SHARD}
     assert not files.volume.job(part.job_id).exists()
     assert (folder / "images").is_dir()
 
@@ -520,7 +520,7 @@ def test_a_second_gc_refuses_while_one_is_at_work(files, settings_env, database)
     with alone(database):
         done = run_gc(settings_env)
         assert done.returncode == 1
-        assert "another ganq gc is at work" in done.stderr
+        assert "another ganq gc is running" in done.stderr
         assert run_gc(settings_env, "--dry-run").returncode == 0
     with alone(database):
         pass
@@ -772,7 +772,7 @@ def test_a_gc_in_a_tight_loop_beside_claims_saves_crashes_and_rescues_takes_noth
             for gone in store.forget_checkpoints(lease, older):
                 shutil.rmtree(volume.absolute(gone.path), ignore_errors=True)  # as the supervisor does
             if rounds % 2:
-                store.rescue(beat_of(store, lease.job_id), "silent")
+                store.requeue_lost(beat_of(store, lease.job_id), "silent")
             else:
                 store.succeed(lease, {})
             assert own[1].exists()
@@ -843,7 +843,7 @@ def test_retention_waits_for_a_pin_that_is_being_committed(
 
         from storage.db.tables import job
 
-        assert hold_checkpoints(conn, [row.id])
+        assert lock_checkpoints(conn, [row.id])
         forgetting.start()
         time.sleep(0.3)
         conn.execute(update(job).where(job.c.id == lease.job_id).values(inputs={"checkpoint_id": row.id}))

@@ -254,7 +254,7 @@ def test_a_worker_of_another_host_is_judged_by_the_job_table(ganq: Ganq, setting
     from storage.db.workers import WorkerStore
 
     who = WorkerIdentity("far", "elsewhere", "cpu", "boot", 1, 1, ("default",), "0.1.0")
-    WorkerStore(database, who).say("idle")
+    WorkerStore(database, who).report("idle")
     code, (told,) = ask("--worker", "far")
     assert (code, told["why"]) == (0, "is idle, by the job table")
     assert ask()[0] == 1, f"{socket.gethostname()} has none"

@@ -52,7 +52,7 @@ def test_the_loan_reaches_through_a_chain_and_both_arms_of_a_fork(
 def test_the_parts_of_a_split_job_get_what_is_lent_to_the_whole(database, store, job_factory, claim) -> None:
     training = job_factory()
     specs = [({"source": training.id, "count": 4}, 4)] * 4
-    whole = job_factory(kind="generate", priority=1, after=[training.id], parts=specs, max_workers=2)
+    whole = job_factory(kind="generate", priority=1, after=[training.id], shards=specs, max_workers=2)
     filler = job_factory(priority=5)
     urgent = job_factory(kind="evaluate", priority=10, after=[whole.id])
     order = claimed(claim, store)
@@ -129,9 +129,9 @@ def test_a_running_training_that_an_urgent_job_waits_for_does_not_yield_to_less(
     urgent = job_factory(priority=10, after=[training.job_id])
     between = job_factory(priority=5)
     set_columns(store.database, between.id, created_at=1.0)
-    assert store.offer_to_yield(training, worker_identity, kinds=KINDS) is None
+    assert store.request_preemption(training, worker_identity, kinds=KINDS) is None
     store.request_cancel(urgent.id)
-    assert store.offer_to_yield(training, worker_identity, kinds=KINDS) == between.id
+    assert store.request_preemption(training, worker_identity, kinds=KINDS) == between.id
 
 
 def test_a_running_training_yields_to_what_an_urgent_job_waits_for(
@@ -140,10 +140,10 @@ def test_a_running_training_yields_to_what_an_urgent_job_waits_for(
     job_factory(preemptible=True)
     running = claim()
     needed = job_factory()
-    assert store.offer_to_yield(running, worker_identity, kinds=KINDS) is None
+    assert store.request_preemption(running, worker_identity, kinds=KINDS) is None
     job_factory(priority=10, after=[needed.id])
     set_columns(store.database, needed.id, created_at=1.0)
-    assert store.offer_to_yield(running, worker_identity, kinds=KINDS) == needed.id
+    assert store.request_preemption(running, worker_identity, kinds=KINDS) == needed.id
 
 
 def test_what_a_worker_pins_beside_it_keeps_the_own_priority(

@@ -127,7 +127,7 @@ def machine(database, take, submit):
                     "fresh": lambda: store.fail(lease, OutOfMemoryError("oom")),
                     "crashed": lambda: store.crashed(lease, "killed"),
                     "release": lambda: store.release(lease, "drain"),
-                    "rescue": lambda: store.rescue(beat_of(store, job_id), "silent"),
+                    "rescue": lambda: store.requeue_lost(beat_of(store, job_id), "silent"),
                 }[how]()
                 model.crashes += how == "crashed"
                 model.fresh += how == "fresh"

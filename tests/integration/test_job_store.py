@@ -375,7 +375,7 @@ def test_a_stale_lease_changes_nothing(
 ):
     stale = running_job_factory()
     register(store, stale, 1)
-    store.rescue(beat_of(store, stale.job_id), "silent")
+    store.requeue_lost(beat_of(store, stale.job_id), "silent")
     if claimed_again:
         assert claim(make_identity("w2")).job_id == stale.job_id
     before = everything_of(database, stale.job_id)
@@ -496,7 +496,7 @@ def test_cancelling_ends_the_whole_chain_as_cancelled(store, job_factory, querie
     store.request_cancel(first.id)
 
     assert [queries.get(one.id).state for one in (child, grandchild)] == [JobState.CANCELLED] * 2
-    assert queries.get(child.id).error_message == f"job {first.id}, which it waited for, has been cancelled"
+    assert queries.get(child.id).error_message == f"job {first.id}, on which it depends, has been cancelled"
 
 
 def test_a_job_that_needs_both_a_job_and_its_dependant_ends_once(

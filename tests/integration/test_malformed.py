@@ -162,14 +162,14 @@ def test_one_running_row_that_cannot_be_taken_back_keeps_no_other_from_it(
     bad, good = running_job_factory(), running_job_factory()
     reaper = Reaper(store, settings)
     reaper.boot = "another machine"
-    rescue = store.rescue
+    requeue_lost = store.requeue_lost
 
     def break_at_the_first(beat: Any, why: str, **how: Any) -> Any:
         if beat.job_id == bad.job_id:
             raise TypeError("a row that no ganq wrote")
-        return rescue(beat, why, **how)
+        return requeue_lost(beat, why, **how)
 
-    monkeypatch.setattr(store, "rescue", break_at_the_first)
+    monkeypatch.setattr(store, "requeue_lost", break_at_the_first)
     for second in range(6):
         reaper.tick(now=100.0 + second * settings.lease_seconds / 4)
     assert queries.get(good.job_id).state is JobState.QUEUED

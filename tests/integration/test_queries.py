@@ -10,7 +10,7 @@ from jobs.errors import CheckpointNotFoundError, JobNotFoundError, TrainingDiver
 from jobs.states import JobState
 from storage.db.queries import PAGE, Filter
 from storage.db.tables import attempt, checkpoint, event, job, utcnow, worker
-from storage.db.workers import FORGET_S, WorkerStore
+from storage.db.workers import FORGET_AFTER_S, WorkerStore
 
 
 def register(store, lease, *, epoch: int, step: int | None = None, kind: str = "epoch") -> int:
@@ -145,8 +145,8 @@ def test_unmet_needs_are_those_that_have_not_ended(store, running_job_factory, j
     waiting = job_factory(after=[done.job_id, open_.id])
     store.succeed(done, {})
 
-    assert queries.unmet([waiting.id, open_.id]) == {waiting.id: [open_.id]}
-    assert queries.unmet([]) == {}
+    assert queries.unfinished_dependencies([waiting.id, open_.id]) == {waiting.id: [open_.id]}
+    assert queries.unfinished_dependencies([]) == {}
 
 
 # --- models and checkpoints ---------------------------------------------------------------------
@@ -270,9 +270,9 @@ def test_times_come_from_the_databases_clock(job_factory, queries):
 
 def test_a_worker_is_seen_with_what_it_last_said(database, make_identity, queries):
     here = WorkerStore(database, make_identity("w2", queues=("default", "studio"), device="GPU-7"))
-    WorkerStore(database, make_identity("w1")).say("starting")
-    here.say("starting")
-    here.say("busy", 12)
+    WorkerStore(database, make_identity("w1")).report("starting")
+    here.report("starting")
+    here.report("busy", 12)
 
     first, second = queries.workers()
 
@@ -289,9 +289,9 @@ def test_a_worker_is_seen_with_what_it_last_said(database, make_identity, querie
 
 def test_a_worker_that_was_silent_for_a_week_is_forgotten(database, make_identity, queries):
     old, new = (WorkerStore(database, make_identity(name)) for name in ("old", "new"))
-    old.say("idle")
-    new.say("idle")
-    long_ago = queries.now() - FORGET_S - 60
+    old.report("idle")
+    new.report("idle")
+    long_ago = queries.now() - FORGET_AFTER_S - 60
     database.write(
         lambda conn: conn.execute(update(worker).where(worker.c.name == "old").values(seen_at=long_ago))
     )

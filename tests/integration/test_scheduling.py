@@ -14,7 +14,7 @@ from jobs.kinds import SPEC_VERSION
 from jobs.states import StopReason
 from storage.db.engine import Database
 from storage.db.store import JobStore
-from storage.db.store.scheduling import PATIENCE_S
+from storage.db.store.scheduling import MAX_YIELD_WAIT_S
 from storage.db.tables import attempt, event, job, quota, share
 
 KINDS = ("train", "generate")
@@ -26,7 +26,7 @@ def limit(database, scope, name, most):
 
 
 def offer(store, lease, who):
-    return store.offer_to_yield(lease, who, kinds=KINDS)
+    return store.request_preemption(lease, who, kinds=KINDS)
 
 
 def test_of_equal_priority_users_take_turns_however_many_jobs_each_has(store, job_factory, claim):
@@ -147,14 +147,14 @@ def test_a_training_makes_room_for_a_waiting_job_of_higher_priority_and_runs_aft
     urgent = job_factory(kind="generate", priority=10)
 
     assert offer(store, training, worker_identity) == urgent.id
-    assert store.stop_requests(training).yield_to == urgent.id
-    assert store.heartbeat(training, None).yield_to == urgent.id
+    assert store.stop_requests(training).preempt_for == urgent.id
+    assert store.heartbeat(training, None).preempt_for == urgent.id
     store.release(training, StopReason.PREEMPT)
 
     assert claim().job_id == urgent.id
     again = claim()
     assert (again.job_id, again.job.yields, again.job.crash_count) == (training.job_id, 1, 0)
-    assert store.stop_requests(again).yield_to is None
+    assert store.stop_requests(again).preempt_for is None
     assert event_types(database, training.job_id) == [
         "submitted",
         "claimed",
@@ -177,7 +177,7 @@ def test_a_job_that_is_not_preemptible_stays(store, job_factory, claim, worker_i
     training = claim()
     job_factory(kind="generate", priority=10)
     assert offer(store, training, worker_identity) is None
-    assert store.stop_requests(training).yield_to is None
+    assert store.stop_requests(training).preempt_for is None
 
 
 def test_one_waiting_job_gets_one_victim(store, job_factory, claim, make_identity):
@@ -202,13 +202,13 @@ def test_nobody_yields_while_an_idle_worker_serves_the_queue(
     from storage.db.workers import WorkerStore
 
     busy, idle = make_identity("busy"), make_identity("idle")
-    WorkerStore(database, idle).say("idle")
+    WorkerStore(database, idle).report("idle")
     job_factory(preemptible=True)
     training = claim(busy)
     urgent = job_factory(kind="generate", priority=10)
     assert offer(store, training, busy) is None
 
-    WorkerStore(database, idle).say("busy")
+    WorkerStore(database, idle).report("busy")
     assert offer(store, training, busy) == urgent.id
 
 
@@ -217,7 +217,7 @@ def test_an_idle_worker_that_does_not_take_the_job_is_not_waited_for(
 ):
     from storage.db.workers import WorkerStore
 
-    WorkerStore(database, make_identity("deaf")).say("idle")
+    WorkerStore(database, make_identity("deaf")).report("idle")
     job_factory(preemptible=True)
     training = claim()
     urgent = job_factory(kind="generate", priority=10)
@@ -268,7 +268,7 @@ def test_a_job_that_yielded_and_waited_long_goes_before_everything(
     lease = claim()
     assert lease.job.kind == "generate"
 
-    set_columns(database, training.job_id, yielded_at=queries.now() - PATIENCE_S - 1)
+    set_columns(database, training.job_id, yielded_at=queries.now() - MAX_YIELD_WAIT_S - 1)
     assert claim().job_id == training.job_id
 
 

@@ -91,7 +91,7 @@ def test_a_job_that_was_taken_before_the_database_went_away_is_not_left_without_
     database, running_job_factory, job_factory, queries, end, monkeypatch
 ):
     """The answer is lost, and trying both is given up: the end that is tried alone knows what was taken."""
-    monkeypatch.setattr(claim, "PASSING_S", 0.0)
+    monkeypatch.setattr(claim, "FUSED_PATIENCE_S", 0.0)
     lease, waiting, third = running_job_factory(), job_factory(), job_factory()
     with first_answer_lost(database):
         taken = end(lease)
@@ -105,21 +105,21 @@ def test_an_end_that_is_tried_again_finds_what_its_first_try_has_taken(
     one = Claim(worker_identity, ("train",), SPEC_VERSION)
     assert end(lease, next_one=one).job_id == waiting.id
     # What the supervisor does after an error that hid this; it may have been told to go meanwhile.
-    for go_on in (True, False):
-        assert end(lease, next_one=one, go_on=go_on).job_id == waiting.id
+    for claim_next in (True, False):
+        assert end(lease, next_one=one, claim_next=claim_next).job_id == waiting.id
     assert queries.get(third.id).attempt == 0
 
 
 def test_who_does_not_go_on_takes_nothing(running_job_factory, job_factory, queries, end):
     lease, waiting = running_job_factory(), job_factory()
-    assert end(lease, go_on=False) is None
+    assert end(lease, claim_next=False) is None
     assert queries.get(lease.job_id).state is JobState.SUCCEEDED
     assert queries.get(waiting.id).state is JobState.QUEUED
 
 
 def test_a_lost_lease_ends_nothing_and_takes_nothing(store, running_job_factory, job_factory, queries, end):
     lease, waiting = running_job_factory(), job_factory()
-    store.rescue(beat_of(store, lease.job_id), "silent")
+    store.requeue_lost(beat_of(store, lease.job_id), "silent")
 
     with pytest.raises(LeaseLostError):
         end(lease, {"image_count": 4})

@@ -22,7 +22,7 @@ MACHINE = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"
 
 
 @pytest.fixture
-def say(database: Database, make_identity: Any) -> Callable[..., WorkerStore]:
+def report(database: Database, make_identity: Any) -> Callable[..., WorkerStore]:
     """A worker's view of the table; each has a process of its own, on a machine of its own."""
 
     def make(pid: int, **intervals: float) -> WorkerStore:
@@ -36,82 +36,84 @@ def pid_of_row(queries: Any) -> int:
     return int(row.pid)
 
 
-def test_the_first_of_two_live_workers_keeps_its_name_and_the_second_learns_of_it(say, queries) -> None:
-    first, second = say(1), say(2)
-    first.say("starting")
-    assert not first.doubted
-    second.say("starting")
-    assert second.doubted, "the first has just spoken, and may live"
-    first.say("idle")
+def test_the_first_of_two_live_workers_keeps_its_name_and_the_second_learns_of_it(report, queries) -> None:
+    first, second = report(1), report(2)
+    first.report("starting")
+    assert not first.name_disputed
+    second.report("starting")
+    assert second.name_disputed, "the first has just spoken, and may live"
+    first.report("idle")
     assert pid_of_row(queries) == 1
     with pytest.raises(WorkerNameTakenError) as caught:
-        second.say("idle")
+        second.report("idle")
     assert "process 1" in caught.value.message
     assert "--name" in caught.value.hint
-    second.say("stopped")
+    second.report("stopped")
     (row,) = queries.workers()
     assert (row.pid, row.state) == (1, "idle"), "the second leaves the first's row alone"
 
 
-def test_a_restarted_worker_has_its_name_at_once_and_keeps_it(say, queries) -> None:
-    say(1).say("idle")  # and is killed
-    second = say(2, heartbeat_seconds=0.0)
-    second.say("starting")
+def test_a_restarted_worker_has_its_name_at_once_and_keeps_it(report, queries) -> None:
+    report(1).report("idle")  # and is killed
+    second = report(2, heartbeat_seconds=0.0)
+    second.report("starting")
     assert pid_of_row(queries) == 2
-    second.say("idle")
-    assert not second.doubted
+    second.report("idle")
+    assert not second.name_disputed
 
 
-def test_a_worker_that_said_goodbye_leaves_no_doubt(say) -> None:
-    first, second = say(1), say(2)
-    first.say("idle")
-    first.say("stopped")
-    second.say("starting")
-    assert not second.doubted
+def test_a_worker_that_said_goodbye_leaves_no_doubt(report) -> None:
+    first, second = report(1), report(2)
+    first.report("idle")
+    first.report("stopped")
+    second.report("starting")
+    assert not second.name_disputed
 
 
-def test_a_worker_that_was_away_for_a_lease_has_lost_its_name_to_the_one_in_its_place(say, queries) -> None:
-    first, second = say(1, lease_seconds=0.0), say(2)
-    first.say("idle")
-    second.say("starting")
+def test_a_worker_that_was_away_for_a_lease_has_lost_its_name_to_the_one_in_its_place(
+    report, queries
+) -> None:
+    first, second = report(1, lease_seconds=0.0), report(2)
+    first.report("idle")
+    second.report("starting")
     with pytest.raises(WorkerNameTakenError):
-        first.say("idle")
-    second.say("idle")
+        first.report("idle")
+    second.report("idle")
     assert pid_of_row(queries) == 2
 
 
-def test_a_worker_whose_namesake_has_stopped_takes_its_row_back(say, queries) -> None:
-    first, second = say(1, lease_seconds=0.0), say(2)
-    first.say("idle")
-    second.say("starting")
-    second.say("stopped")
-    first.say("idle")
+def test_a_worker_whose_namesake_has_stopped_takes_its_row_back(report, queries) -> None:
+    first, second = report(1, lease_seconds=0.0), report(2)
+    first.report("idle")
+    second.report("starting")
+    second.report("stopped")
+    first.report("idle")
     assert pid_of_row(queries) == 1
 
 
-def test_a_row_that_was_deleted_meanwhile_is_made_again(say, queries, database) -> None:
+def test_a_row_that_was_deleted_meanwhile_is_made_again(report, queries, database) -> None:
     from sqlalchemy import delete
 
     from storage.db.tables import worker
 
-    one = say(1)
-    one.say("idle")
+    one = report(1)
+    one.report("idle")
     database.write(lambda conn: conn.execute(delete(worker)))
-    one.say("busy", 7)
+    one.report("busy", 7)
     assert pid_of_row(queries) == 1
 
 
-def test_beside_a_worker_of_an_older_version_the_new_one_gives_way(say, queries, database) -> None:
+def test_beside_a_worker_of_an_older_version_the_new_one_gives_way(report, queries, database) -> None:
     """It writes its row whoever's it is."""
     from sqlalchemy import update
 
     from storage.db.tables import worker
 
-    one = say(2)
-    one.say("starting")
+    one = report(2)
+    one.report("starting")
     database.write(lambda conn: conn.execute(update(worker).values(pid=1, boot_id="boot-1", state="idle")))
     with pytest.raises(WorkerNameTakenError):
-        one.say("idle")
+        one.report("idle")
 
 
 # --- machines ------------------------------------------------------------------------------

@@ -139,10 +139,10 @@ def speak(database: Any, make_identity: Callable[..., Any]) -> Callable[..., Non
     from storage.db.workers import WorkerStore
     from storage.version import version
 
-    def say(name: str, state: str = "idle", *, ago: float = 0.0, **changes: Any) -> None:
+    def report(name: str, state: str = "idle", *, ago: float = 0.0, **changes: Any) -> None:
         who = make_identity(name, **{"host": socket.gethostname(), "version": version(), **changes})
-        WorkerStore(database, who).say(state)
+        WorkerStore(database, who).report(state)
         moved = text("UPDATE worker SET seen_at = seen_at - :ago WHERE name = :name")
         database.write(lambda conn: conn.execute(moved, {"ago": ago, "name": name}))
 
-    return say
+    return report

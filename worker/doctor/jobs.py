@@ -9,7 +9,7 @@ from sqlalchemy import Connection, func, select, text
 from jobs.kinds import KINDS, SPEC_VERSION
 from jobs.states import JobState
 from storage.db.engine import Database
-from storage.db.malformed import open_ids
+from storage.db.malformed import open_malformed_ids
 from storage.db.queries import Filter, Queries
 from storage.db.quotas import Quotas
 from storage.db.rows import UNABLE, Job, WorkerRow
@@ -182,7 +182,7 @@ def check_queued(
 
 def check_malformed(queries: Queries) -> Iterator[Finding]:
     """Open jobs whose rows no ganq wrote."""
-    ids = queries.database.read(lambda conn: open_ids(conn, MOST_RUNNING))
+    ids = queries.database.read(lambda conn: open_malformed_ids(conn, MOST_RUNNING))
     for one in queries.get_many(ids[:LISTED]):
         more = f", and {len(ids) - LISTED} more like it" if len(ids) > LISTED else ""
         yield error(

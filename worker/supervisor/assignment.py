@@ -10,7 +10,7 @@ from typing import Any
 from jobs.errors import CheckpointNotFoundError, GanqError, NotFoundError, SpecError, one_line
 from jobs.failpoints import failpoint
 from jobs.kinds import kind_named
-from storage.db.malformed import HINT, refusal
+from storage.db.malformed import HINT, malformed_error
 from storage.db.queries import Queries
 from storage.db.rows import Checkpoint, Job, Lease
 from storage.db.store import JobStore
@@ -34,7 +34,7 @@ def make_assignment(lease: Lease, store: JobStore, queries: Queries) -> dict[str
         SpecError: no ganq wrote such a job.
     """
     if lease.job.malformed is not None:
-        raise refusal(lease.job)
+        raise malformed_error(lease.job)
     for field in ("source", "init_from", "continue_from"):
         if not isinstance(lease.job.spec.get(field), int | None):
             raise SpecError(f"--{field.replace('_', '-')} is {lease.job.spec[field]!r:.60}, not a job")

@@ -113,8 +113,8 @@ class Heartbeat(threading.Thread):
                 if lease is not None:
                     self._beat(lease, progress, now)
                     self.spoke_at = time.monotonic()
-                if now - last_said >= self.settings.heartbeat_seconds or self.workers.doubted:
-                    self.workers.say(state, lease.job_id if lease else None)
+                if now - last_said >= self.settings.heartbeat_seconds or self.workers.name_disputed:
+                    self.workers.report(state, lease.job_id if lease else None)
                     self.spoke_at = time.monotonic()
                     with self._lock:
                         self._last_said = now if (self.trouble or self._worker_state) == state else 0.0
@@ -147,7 +147,7 @@ class Heartbeat(threading.Thread):
             stop_requests = self.store.stop_requests(lease)
         if stop_requests.cancel:
             self._tell("cancel", lease)
-        elif stop_requests.yield_to is not None or self.offer(lease) is not None:
+        elif stop_requests.preempt_for is not None or self.offer(lease) is not None:
             self._tell("yield", lease)
 
     def _tell(self, news: LeaseEvent, lease: Lease) -> None:

@@ -118,7 +118,7 @@ class Supervisor:
         self.early_answer: str | None = None
         """Outcome of the claim for a notification whose task has not connected yet."""
 
-        offer = partial(self.store.offer_to_yield, who=who, kinds=self.kinds)
+        offer = partial(self.store.request_preemption, who=who, kinds=self.kinds)
         self.heartbeat = Heartbeat(
             self.store, self.workers, settings, self._tell, offer, self._on_schema_mismatch
         )
@@ -169,12 +169,12 @@ class Supervisor:
         return IDLE_EXIT if self.left_idle else 0
 
     def _take_name(self) -> None:
-        self.workers.say("starting")
+        self.workers.report("starting")
         before = self.workers.before
         if before is None or before.boot_id != self.who.boot_id or not self.who.boot_id:
             return
         if has_died(before.pid or 0, before.start_ticks or 0):
-            self.workers.trust()
+            self.workers.confirm_name()
 
     def _turn(self) -> None:
         """One round: what has arrived, then what is due."""
@@ -275,7 +275,7 @@ class Supervisor:
             lease, self.holder.taken = self.holder.taken, None
             if lease is None and self.terminated_at is not None:
                 break  # what is taken is begun, and then drained as any other
-            if lease is None and self.workers.doubted:
+            if lease is None and self.workers.name_disputed:
                 self.next_poll = time.monotonic() + LOOK_AGAIN_S
                 break
             if lease is None and self._trouble() is not None:
@@ -415,7 +415,7 @@ class Supervisor:
             inputs = {**(lease.job.inputs or {}), **message["inputs"]}
             self.holder.commit(self.store.pin_inputs, lease, inputs)
         elif op == "event":
-            self.holder.commit(self.store.note, lease, message["type"], message["detail"])
+            self.holder.commit(self.store.add_event, lease, message["type"], message["detail"])
         elif op == "checkpoint":
             self._register(lease, message)
         elif op == "done":
@@ -469,8 +469,8 @@ class Supervisor:
 
     def _succeed(self, lease: Lease, result: dict[str, Any], claim: Claim) -> None:
         """Publish, and take the next job with the same commit; it begins in _after_job()."""
-        go_on = self.terminated_at is None
-        self.holder.taken = self.store.succeed_and_claim(lease, result, claim, go_on=go_on)
+        claim_next = self.terminated_at is None
+        self.holder.taken = self.store.succeed_and_claim(lease, result, claim, claim_next=claim_next)
 
     def _on_stopped(self, lease: Lease, reason: str) -> None:
         if reason == StopReason.CANCEL:
@@ -612,7 +612,7 @@ class Supervisor:
         self.runner.kill()
         self.volume_watch.close()
         with suppress(GanqError):
-            self.workers.say("stopped")
+            self.workers.report("stopped")
         self.status_socket.stop()
         self.database.dispose()
         log.info("worker %s has stopped", self.who.name)

@@ -73,7 +73,10 @@ class Reaper:
                 why = self._verdict(beat, now, before)
                 began = self.watched[beat.job_id].began if beat.job_id in self.watched else before
                 ran_s = float("inf") if began is None else now - began
-                if why and self.store.rescue(beat, why, within_s=self.patience_s, ran_s=ran_s) is not None:
+                if (
+                    why
+                    and self.store.requeue_lost(beat, why, within_s=self.patience_s, ran_s=ran_s) is not None
+                ):
                     log.warning("job %s taken back: %s", beat.job_id, why)
                     rescued.append(beat.job_id)
                 elif why:

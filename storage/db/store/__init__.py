@@ -1,36 +1,41 @@
 """
 The only code that changes a job's state.
 
-Every step is one transaction: a compare-and-set on (id, state, attempt, token),
-the attempt's row, and an event beside it. A worker whose lease has passed on
-changes zero rows and learns it by LeaseLostError. Each function may run again
-after a commit whose answer was lost: it recognises what it has already done.
+Each method is one transaction: a compare-and-set on (id, state, attempt, token), the attempt's row, and an
+event. For a worker that has lost its lease it changes no row and raises LeaseLostError. Each method may be
+called again after a COMMIT whose answer was lost: it recognises what it has already done.
 
-submitting    accept
-claiming      claim, also where the last job ends
-leases        beat, yield, pin
-checkpoints   register, forget
-endings       succeed, fail, release, crash
-wishing       cancel, hold
-sweeping      accept an array, cancel many
-recovering    take back, ring again
-malformed     end what no ganq wrote
+submit         insert jobs with their shards
+claim          claim a job, also in the transaction that finishes the last one
+lease          heartbeat, preemption, pinned inputs, events
+checkpoints    register, remove
+finish         succeed, cancel, requeue, fail, crash
+control        cancel, hold, release
+sweeps         submit many, cancel many
+reap           requeue lost jobs, notify again
+malformed      fail rows that ganq did not write
 
-storage/db/store/transitions.py holds the compare-and-set itself.
+transitions    the compare-and-set itself
+scheduling     the order of claims
+inheritance    priorities that dependants lend
+pins           checkpoints that other jobs need
+shards         parents and shards
 """
 
-from storage.db.store.checkpoints import Checkpoints
+from storage.db.store.checkpoints import CheckpointMixin
 from storage.db.store.claim import Claim as Claim
-from storage.db.store.claim import Claiming
-from storage.db.store.control import Control
-from storage.db.store.lease import Leases
+from storage.db.store.claim import ClaimMixin
+from storage.db.store.control import ControlMixin
+from storage.db.store.lease import LeaseMixin
 from storage.db.store.lease import StopRequests as StopRequests
-from storage.db.store.malformed import Malformed
+from storage.db.store.malformed import MalformedMixin
 from storage.db.store.reap import HeartbeatRow as HeartbeatRow
-from storage.db.store.reap import Recovering
-from storage.db.store.submit import Submitting
-from storage.db.store.sweeps import Sweeping
+from storage.db.store.reap import ReapMixin
+from storage.db.store.submit import SubmitMixin
+from storage.db.store.sweeps import SweepMixin
 
 
-class JobStore(Submitting, Claiming, Leases, Checkpoints, Control, Sweeping, Recovering, Malformed):
-    """All changes of state, on SQLite and Postgres alike."""
+class JobStore(
+    SubmitMixin, ClaimMixin, LeaseMixin, CheckpointMixin, ControlMixin, SweepMixin, ReapMixin, MalformedMixin
+):
+    """All state transitions, on SQLite and Postgres."""

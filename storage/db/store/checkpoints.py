@@ -1,18 +1,17 @@
-"""Checkpoints become real, and are let go, under the fence of the attempt that owns the job."""
+"""Register checkpoints, and remove their rows, under the fence."""
 
 from collections.abc import Sequence
 
 from sqlalchemy import Connection, func, insert, select, update
 
 from storage.db.rows import Checkpoint, Lease
-from storage.db.store.base import Store
-from storage.db.store.pins import unneeded
-from storage.db.store.transitions import lease_lost, owned_by, record_event
+from storage.db.store.pins import deletable
+from storage.db.store.transitions import StoreMixin, fence_of, lease_lost, record_event
 from storage.db.tables import checkpoint, job, utcnow
 
 
-class Checkpoints(Store):
-    """Register and forget."""
+class CheckpointMixin(StoreMixin):
+    """Register and remove checkpoints."""
 
     def register_checkpoint(
         self,
@@ -27,21 +26,21 @@ class Checkpoints(Store):
         metric: float | None = None,
     ) -> int:
         """
-        Make a durable checkpoint folder real. A later step than any before forgives all crashes.
+        Register a checkpoint whose files are durable. A higher step than all before resets the crash count.
 
         Args:
-            metric: lower is better; None where it was not measured.
+            metric: lower is better; None if it was not measured.
 
         Returns:
             The checkpoint's id.
 
         Raises:
-            LeaseLostError: the job belongs to another attempt; the folder stays unreferenced.
+            LeaseLostError: the job belongs to another attempt; the folder remains unregistered.
         """
 
         def work(conn: Connection) -> int:
-            # The owner's row is locked until commit: no other attempt can begin meanwhile.
-            mine = owned_by(lease, "checkpoint_fence")
+            # The job's row is locked until the commit, so that no other attempt can begin.
+            mine = fence_of(lease)
             if conn.execute(select(job.c.id).where(mine).with_for_update()).first() is None:
                 raise lease_lost(lease)
             known = conn.execute(
@@ -49,11 +48,11 @@ class Checkpoints(Store):
             ).scalar_one_or_none()
             if known is not None:
                 return int(known)
-            # A run that goes back and forth over the same steps makes no progress.
+            # A run that repeats the same steps makes no progress.
             newest = select(func.max(checkpoint.c.step)).where(checkpoint.c.job_id == lease.job_id)
             best = conn.execute(newest).scalar_one()
-            forgiven = {"crash_count": 0} if best is None or step > best else {}
-            conn.execute(update(job).where(job.c.id == lease.job_id).values(waits=0, **forgiven))
+            reset = {"crash_count": 0} if best is None or step > best else {}
+            conn.execute(update(job).where(job.c.id == lease.job_id).values(waits=0, **reset))
             new_id = conn.execute(
                 insert(checkpoint)
                 .values(
@@ -84,19 +83,19 @@ class Checkpoints(Store):
 
     def forget_checkpoints(self, lease: Lease, ids: Sequence[int]) -> list[Checkpoint]:
         """
-        Take rows out of the table before their folders are deleted; those that a job needs stay.
+        Delete the rows of checkpoints before their folders are deleted; keep those that a job needs.
 
         Returns:
-            The checkpoints whose folders may now go.
+            The checkpoints whose folders may now be deleted.
 
         Raises:
             LeaseLostError: the job belongs to another attempt.
         """
 
         def work(conn: Connection) -> list[Checkpoint]:
-            if conn.execute(select(job.c.id).where(owned_by(lease)).with_for_update()).first() is None:
+            if conn.execute(select(job.c.id).where(fence_of(lease)).with_for_update()).first() is None:
                 raise lease_lost(lease)
-            going = unneeded(conn, lease.job_id, ids)
+            going = deletable(conn, lease.job_id, ids)
             conn.execute(checkpoint.delete().where(checkpoint.c.id.in_([one.id for one in going])))
             return going
 

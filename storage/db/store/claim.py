@@ -1,4 +1,4 @@
-"""Claiming a job, also in the transaction that ends the last one."""
+"""Claim a job, also in the transaction that finishes the last one."""
 
 import logging
 import secrets
@@ -10,33 +10,32 @@ from sqlalchemy import Connection, Select, Update, bindparam, func, insert, null
 from sqlalchemy.exc import IntegrityError
 
 from jobs.errors import GanqError, LeaseLostError
-from jobs.failpoints import guard
 from jobs.states import JobState
 from storage.db.backoff import Backoffs
 from storage.db.engine import SCHEMA_REVISION, check_schema
 from storage.db.rows import Job, Lease, WorkerIdentity
-from storage.db.store.finish import Endings, publish
+from storage.db.store.finish import FinishMixin, publish
 from storage.db.store.malformed import close_attempts
 from storage.db.store.scheduling import (
     BEST,
     Candidate,
-    Look,
-    Wanted,
+    Capabilities,
+    QueuePeek,
     candidates,
-    look,
+    mark_served,
     oldest,
+    peek,
     release_due_jobs,
-    serve,
 )
 from storage.db.store.transitions import event_of_row, record_event
-from storage.db.tables import CLOCKS, RUNNING, attempt, job, utcnow
+from storage.db.tables import RUNNING, attempt, job, utcnow
 
 log = logging.getLogger("ganq.claiming")
 
-PASSING_S = 5.0
-"""How long an end is tried together with the claim behind it, before it is tried alone."""
+FUSED_PATIENCE_S = 5.0
+"""Seconds for which a finish is tried together with the next claim, before it is tried alone."""
 
-TAKEN = {
+CLAIM_COLUMNS = {
     "state": JobState.RUNNING,
     "attempt": job.c.attempt + 1,
     "lease_token": bindparam("token"),
@@ -47,80 +46,79 @@ TAKEN = {
     "error_hint": null(),
     "started_at": func.coalesce(job.c.started_at, utcnow()),
 }
-OPENED_BY = ("host", "device", "boot_id", "pid", "start_ticks")
-OPEN = insert(attempt).values(started_at=utcnow())
+IDENTITY_COLUMNS = ("host", "device", "boot_id", "pid", "start_ticks")
+OPEN_ATTEMPT = insert(attempt).values(started_at=utcnow())
 SAME_SCHEMA = text("(SELECT version_num FROM alembic_version) = :revision")
 
 
-def _take(*which: Any) -> Update:
-    return update(job).where(*which).values(TAKEN).returning(job)
+def _claim_statement(*which: Any) -> Update:
+    return update(job).where(*which).values(CLAIM_COLUMNS).returning(job)
 
 
-def _recorded(take: Update) -> Select[Any]:
-    """Take a job, open its attempt and tell of it: one statement, so that Postgres does all or nothing."""
-    taken = take.cte("taken")
-    whose = select(taken.c.id, taken.c.attempt, utcnow(), bindparam("token"), bindparam("who"))
+def _with_records(claim: Update) -> Select[Any]:
+    """Claim a job and insert its attempt and event in one statement, which Postgres executes atomically."""
+    claimed = claim.cte("claimed")
+    columns = select(claimed.c.id, claimed.c.attempt, utcnow(), bindparam("token"), bindparam("who"))
+    identity = (bindparam(f"by_{name}", type_=attempt.c[name].type) for name in IDENTITY_COLUMNS)
     opened = insert(attempt).from_select(
-        ["job_id", "number", "started_at", "lease_token", "worker", *OPENED_BY],
-        whose.add_columns(*(bindparam(f"by_{name}", type_=attempt.c[name].type) for name in OPENED_BY)),
+        ["job_id", "number", "started_at", "lease_token", "worker", *IDENTITY_COLUMNS],
+        columns.add_columns(*identity),
     )
-    told = event_of_row(taken, "claimed", attempt=taken.c.attempt, worker=bindparam("who"))
-    return select(taken).add_cte(opened.cte("opened"), told.cte("told"))
+    event = event_of_row(claimed, "claimed", attempt=claimed.c.attempt, worker=bindparam("who"))
+    return select(claimed).add_cte(opened.cte("opened"), event.cte("recorded"))
 
 
 # The compare-and-set of a claim, by dialect and kind of candidate; on Postgres with its records.
-TAKE: dict[tuple[str, str], Any] = {
-    key: _take(job.c.id == best, job.c.state == JobState.QUEUED, SAME_SCHEMA) for key, best in BEST.items()
+CLAIMS: dict[tuple[str, str], Any] = {
+    key: _claim_statement(job.c.id == best, job.c.state == JobState.QUEUED, SAME_SCHEMA)
+    for key, best in BEST.items()
 }
-for _dialect in CLOCKS:
-    TAKE[_dialect, "blindly"] = _take(job.c.id == bindparam("this"))  # what a test does without the guard
-TAKE |= {key: _recorded(take) for key, take in TAKE.items() if key[0] == "postgresql"}
+CLAIMS |= {key: _with_records(claim) for key, claim in CLAIMS.items() if key[0] == "postgresql"}
 
 
-class Claiming(Endings):
-    """Take a lease."""
+class ClaimMixin(FinishMixin):
+    """Claim jobs."""
 
     def claim(self, who: WorkerIdentity, *, kinds: Sequence[str], spec_version: int) -> Lease | None:
         """
-        Take the best job that this worker can run; storage/db/store/scheduling.py says which that is.
+        Claim the best job that this worker can run; storage/db/store/scheduling.py defines the order.
 
-        The attempt number is the fencing token: it only ever goes up.
+        The attempt number is part of the fencing token: it only increases.
         """
         claim = Claim(who, kinds, spec_version)
         claim.backoffs = self.database.backoffs
-        if not guard("claim_cas"):
-            claim.blind = self.database.read(lambda conn: _first(conn, claim.wanted))
         try:
-            return self._take(claim)
-        except IntegrityError:  # somebody has queued a job by hand whose attempt is still open
-            best = self.database.read(lambda conn: _first(conn, claim.wanted)[0].bound["this"])
-            log.warning("job %s has been queued by hand: its open attempt is closed", best)
-            self.database.write(lambda conn: close_attempts(conn, best))
-            return self._take(claim)
+            return self._claim(claim)
+        except IntegrityError:  # the job was queued by hand, and its attempt is still open
+            best = self.database.read(lambda conn: best_job(conn, claim.capabilities))
+            if best is not None:
+                log.warning("job %s was queued by hand: its open attempt is closed", best)
+                self.database.write(lambda conn: close_attempts(conn, best))
+            return self._claim(claim)
 
-    def _take(self, claim: "Claim") -> Lease | None:
+    def _claim(self, claim: "Claim") -> Lease | None:
         try:
-            alone = not self.database.is_sqlite
-            return self.database.write(partial(claim.take, alone=alone), at_once=True)
-        except _OneAtATimeError:
+            autocommit = not self.database.is_sqlite
+            return self.database.write(partial(claim.take, autocommit=autocommit), autocommit=True)
+        except _NeedsTransactionError:
             return self.database.write(claim.take)
 
     def succeed_and_claim(
-        self, lease: Lease, result: dict[str, Any], claim: "Claim", *, go_on: bool = True
+        self, lease: Lease, result: dict[str, Any], claim: "Claim", *, claim_next: bool = True
     ) -> Lease | None:
         """
-        succeed(), then claim() in the same transaction: one wait for the disk instead of two.
+        Do succeed(), then claim() in the same transaction: one commit instead of two.
 
-        Only for the plain claim. Where there is anything to consider (limits, jobs that have yielded
-        or whose time has come, another schema), or the claim breaks, the job ends all the same.
+        It claims only in the simple case. If there are quotas, delayed jobs, jobs that yielded or another
+        schema, or if the claim fails, the job is finished all the same.
 
         Args:
-            claim: the same one each time that this is tried for an end. A commit whose answer was lost
-                has perhaps taken a job, and only this claim knows it again.
-            go_on: False: take no job that is not taken yet.
+            claim: the same object each time that this is tried for a job. If the answer to a COMMIT was
+                lost, only this object recognises the job that it has claimed.
+            claim_next: False: claim no further job.
 
         Returns:
-            The next lease; None: ask claim().
+            The next lease; None: call claim().
 
         Raises:
             LeaseLostError: as succeed() does.
@@ -130,101 +128,98 @@ class Claiming(Endings):
             publish(conn, lease, result)
             return take(conn)
 
-        alone = partial(work, take=claim.taken_before)
-        if not go_on:
-            return self.database.write(alone)
+        finish_only = partial(work, take=claim.find_own_commit)
+        if not claim_next:
+            return self.database.write(finish_only)
         try:
-            return self.database.write(partial(work, take=claim.take_plainly), patience_s=PASSING_S)
+            return self.database.write(partial(work, take=claim.take_simple), patience_s=FUSED_PATIENCE_S)
         except LeaseLostError:
             raise
-        except Exception as exc:  # a defect, even: what has been made must not be lost by what comes next
-            taken = self.database.write(alone)
-            defect = None if isinstance(exc, GanqError) else exc
-            log.warning("job %s has ended without a claim: %s", lease.job_id, exc, exc_info=defect)
+        except Exception as exc:  # even a bug in the claim must not lose a finished job
+            taken = self.database.write(finish_only)
+            bug = None if isinstance(exc, GanqError) else exc
+            log.warning("job %s was finished without a claim: %s", lease.job_id, exc, exc_info=bug)
             return taken
 
 
 class Claim:
-    """One claim: who makes it, and the token by which it knows its own commit whose answer was lost."""
+    """One claim. Its token identifies a job that it has claimed if the answer to the COMMIT was lost."""
 
     def __init__(self, who: WorkerIdentity, kinds: Sequence[str], spec_version: int) -> None:
-        self.wanted = Wanted(who.queues, kinds, spec_version)
-        self.blind: list[Candidate] | None = None
+        self.capabilities = Capabilities(who.queues, kinds, spec_version)
         self.backoffs: Backoffs | None = None
         self.token = secrets.token_hex(16)
-        self.opened = {"token": self.token, "who": who.name}
-        self.opened |= {f"by_{name}": getattr(who, name) for name in OPENED_BY}
-        self.again = False
+        self.attempt_values = {"token": self.token, "who": who.name}
+        self.attempt_values |= {f"by_{name}": getattr(who, name) for name in IDENTITY_COLUMNS}
+        self.tried = False
 
-    def take(self, conn: Connection, *, alone: bool = False) -> Lease | None:
+    def take(self, conn: Connection, *, autocommit: bool = False) -> Lease | None:
         """
+        Claim the best job.
+
         Args:
-            alone: each statement commits by itself.
+            autocommit: each statement is a transaction of its own.
         """
-        seen = look(conn, self.wanted)
+        seen = peek(conn, self.capabilities)
         check_schema(conn, seen.revision)
-        if (mine := self.taken_before(conn)) is not None:
-            return mine
-        if alone and seen.quotas:
-            raise _OneAtATimeError
-        if seen.ripening and self.backoffs is not None and release_due_jobs(conn, self.backoffs):
-            seen = look(conn, self.wanted)
-        return self._first_of(conn, self.blind or candidates(conn, self.wanted, seen), seen)
+        if (own := self.find_own_commit(conn)) is not None:
+            return own
+        if autocommit and seen.quotas:
+            raise _NeedsTransactionError
+        if seen.delayed and self.backoffs is not None and release_due_jobs(conn, self.backoffs):
+            seen = peek(conn, self.capabilities)
+        return self._take_first(conn, candidates(conn, self.capabilities, seen), seen)
 
-    def take_plainly(self, conn: Connection) -> Lease | None:
-        """take(), but nothing where the claim is not plain."""
-        if (mine := self.taken_before(conn)) is not None:
-            return mine
-        seen = look(conn, self.wanted)
-        rare = seen.quotas or seen.ripening or seen.yielded or not guard("claim_cas")
-        if rare or seen.revision != SCHEMA_REVISION:
+    def take_simple(self, conn: Connection) -> Lease | None:
+        """Claim the best job if there are no quotas, delayed jobs or jobs that yielded; else claim none."""
+        if (own := self.find_own_commit(conn)) is not None:
+            return own
+        seen = peek(conn, self.capabilities)
+        if seen.quotas or seen.delayed or seen.yielded or seen.revision != SCHEMA_REVISION:
             return None
-        return self._first_of(conn, candidates(conn, self.wanted, seen), seen)
+        return self._take_first(conn, candidates(conn, self.capabilities, seen), seen)
 
-    def taken_before(self, conn: Connection) -> Lease | None:
-        """What an earlier try has taken, if its commit was made and its answer lost."""
-        if not self.again:
-            self.again = True
+    def find_own_commit(self, conn: Connection) -> Lease | None:
+        """Return the job that an earlier try has claimed, if its COMMIT succeeded and the answer was lost."""
+        if not self.tried:
+            self.tried = True
             return None
-        mine = conn.execute(
-            select(job).where(text(f"job.{RUNNING}"), job.c.lease_token == self.token)
-        ).first()
-        return None if mine is None else Lease(Job.from_row(mine), mine.attempt, self.token)
+        own = conn.execute(select(job).where(text(f"job.{RUNNING}"), job.c.lease_token == self.token)).first()
+        return None if own is None else Lease(Job.from_row(own), own.attempt, self.token)
 
-    def _first_of(self, conn: Connection, some: Iterable[Candidate], seen: Look) -> Lease | None:
-        for one in some:
-            taken = _record(conn, one, {**self.opened, "revision": seen.revision})
-            if taken is not None:
-                if one.in_turn:
-                    serve(conn, one.user)
-                return Lease(Job.from_row(taken), taken.attempt, self.token)
+    def _take_first(self, conn: Connection, some: Iterable[Candidate], seen: QueuePeek) -> Lease | None:
+        for candidate in some:
+            row = _take(conn, candidate, {**self.attempt_values, "revision": seen.revision})
+            if row is not None:
+                if candidate.rotates:
+                    mark_served(conn, candidate.user)
+                return Lease(Job.from_row(row), row.attempt, self.token)
         return None
 
 
-class _OneAtATimeError(Exception):
-    """There are limits, and claims under limits pass one at a time, each in a transaction."""
+class _NeedsTransactionError(Exception):
+    """There are quotas: claims then run one at a time, each in a transaction."""
 
 
-def _record(conn: Connection, one: Candidate, opened: dict[str, Any]) -> Any:
-    """Take the candidate, open its attempt and tell of it; None: somebody else has it, or will."""
-    take = TAKE[conn.dialect.name, one.how]
+def _take(conn: Connection, candidate: Candidate, values: dict[str, Any]) -> Any:
+    """Claim a candidate and insert its attempt and event; return None if another worker claims it."""
+    claim = CLAIMS[conn.dialect.name, candidate.how]
     if conn.dialect.name == "postgresql":
-        return conn.execute(take, one.bound | opened).first()
-    taken = conn.execute(
-        take, one.bound | {name: opened[name] for name in ("token", "who", "revision")}
-    ).first()
-    if taken is not None:
-        whose = {name: opened[f"by_{name}"] for name in OPENED_BY}
-        whose |= {"lease_token": opened["token"], "worker": opened["who"]}
-        conn.execute(OPEN, {**whose, "job_id": taken.id, "number": taken.attempt})
-        record_event(conn, taken.id, "claimed", attempt=taken.attempt, worker=opened["who"])
-    return taken
+        return conn.execute(claim, candidate.parameters | values).first()
+    claim_values = {name: values[name] for name in ("token", "who", "revision")}
+    row = conn.execute(claim, candidate.parameters | claim_values).first()
+    if row is not None:
+        identity = {name: values[f"by_{name}"] for name in IDENTITY_COLUMNS}
+        identity |= {"lease_token": values["token"], "worker": values["who"]}
+        conn.execute(OPEN_ATTEMPT, {**identity, "job_id": row.id, "number": row.attempt})
+        record_event(conn, row.id, "claimed", attempt=row.attempt, worker=values["who"])
+    return row
 
 
-def _first(conn: Connection, wanted: Wanted) -> list[Candidate]:
-    """The best job as it is now, to be taken whatever becomes of it: what a test does without the guard."""
-    for one in candidates(conn, wanted, look(conn, wanted)):
-        this = one.bound.get("this") or oldest(conn, one)
-        if this is not None:
-            return [Candidate("blindly", {"this": this}, one.user, one.in_turn)]
-    return [Candidate("blindly", {"this": -1}, "", False)]
+def best_job(conn: Connection, capabilities: Capabilities) -> int | None:
+    """Return the id of the job that a claim would take now."""
+    for candidate in candidates(conn, capabilities, peek(conn, capabilities)):
+        found: int | None = candidate.parameters.get("this") or oldest(conn, candidate)
+        if found is not None:
+            return found
+    return None

@@ -1,39 +1,48 @@
-"""What a person wishes of a job that exists."""
+"""Cancel, hold and release jobs."""
 
 from sqlalchemy import Connection, update
 
 from jobs.errors import InvalidTransitionError
 from jobs.states import JobState
 from storage.db.rows import Job
-from storage.db.store.base import Store
 from storage.db.store.inheritance import lend, needs_of, repay
 from storage.db.store.shards import hold_shards
-from storage.db.store.transitions import get_job, how_it_ended, leave, locked_job, record_event
+from storage.db.store.transitions import (
+    StoreMixin,
+    get_job,
+    how_it_ended,
+    locked_job,
+    record_event,
+    transition,
+)
 from storage.db.tables import job, utcnow
 
 
-class Control(Store):
-    """Cancel and hold."""
+class ControlMixin(StoreMixin):
+    """Requests of a user for an existing job."""
 
     def request_cancel(self, job_id: int) -> Job:
         """
-        Cancel a queued job at once, or ask its worker to stop it.
+        Cancel a queued job, or request that the worker of a running job cancels it.
 
         Raises:
-            JobNotFoundError, InvalidTransitionError: it is not there, or has already ended.
+            JobNotFoundError: there is no such job.
+            InvalidTransitionError: it has already ended, or is a shard.
         """
 
-        again = False
+        tried = False
 
         def work(conn: Connection) -> Job:
-            nonlocal again
+            nonlocal tried
             row = locked_job(conn, job_id)
-            if again and row.state == JobState.CANCELLED:  # our own commit, whose answer was lost
+            if (
+                tried and row.state == JobState.CANCELLED
+            ):  # an earlier try has committed, and the answer was lost
                 return Job.from_row(row)
-            again = True
+            tried = True
             if row.part_of is not None:
                 raise InvalidTransitionError(
-                    f"job {job_id} is a part of job {row.part_of}, and goes with it",
+                    f"job {job_id} is a shard of job {row.part_of} and is cancelled with it",
                     hint=f"ganq cancel {row.part_of}",
                 )
             if JobState(row.state).terminal:
@@ -45,27 +54,28 @@ class Control(Store):
                 conn.execute(update(job).where(job.c.id == job_id).values(cancel_requested_at=utcnow()))
                 record_event(conn, job_id, "cancel_requested")
             if row.state == JobState.QUEUED:
-                leave(conn, row, JobState.CANCELLED, None, {}, None)
+                transition(conn, row, JobState.CANCELLED, None, {}, None)
             return get_job(conn, job_id)
 
         return self.database.write(work)
 
     def hold(self, job_id: int, *, held: bool) -> Job:
         """
-        Keep a queued job from being claimed, or let it go again.
+        Hold a queued job, so that it is not claimed, or release it.
 
         Raises:
-            JobNotFoundError, InvalidTransitionError: it is not there, or not queued.
+            JobNotFoundError: there is no such job.
+            InvalidTransitionError: it is not queued.
         """
 
-        again = False
+        tried = False
 
         def work(conn: Connection) -> Job:
-            nonlocal again
+            nonlocal tried
             row = locked_job(conn, job_id)
-            if again and row.state != JobState.QUEUED and not held and not row.held:
-                return Job.from_row(row)  # our own commit, whose answer was lost; it was claimed since
-            again = True
+            if tried and row.state != JobState.QUEUED and not held and not row.held:
+                return Job.from_row(row)  # an earlier try has committed, and the job was claimed since
+            tried = True
             if row.state != JobState.QUEUED:
                 raise InvalidTransitionError(
                     f"job {job_id} is {row.state}, and only a queued job can be held or released",

@@ -1,61 +1,61 @@
-"""How an attempt ends: published, stopped, given back, failed, crashed."""
+"""Finish an attempt: succeeded, cancelled, requeued, retried, failed or crashed."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, select
 
 from jobs.errors import GanqError, Retry
-from jobs.failpoints import guard
 from jobs.states import JobState, Outcome, StopReason
-from storage.db.malformed import readable
+from storage.db.malformed import with_numbers
 from storage.db.rows import Lease
-from storage.db.store.base import Store
 from storage.db.store.transitions import (
     BACKOFF_S,
-    OWNED,
+    FENCE,
     Decision,
+    StoreMixin,
     after_crash,
-    bound_to,
-    end_owned,
+    fence_values,
+    finish_fenced,
     lease_lost,
-    leave,
-    plain,
+    storable,
+    transition,
 )
 from storage.db.tables import attempt, job, utcnow
 
 MAX_TRIES = 6
-"""Of Retry.SOME: with the backoff between them nearly three minutes."""
+"""Attempts that may end with the same error of policy Retry.SOME; with backoff they take three minutes."""
 
-OWN = select(job).where(OWNED).with_for_update()
-OWN_BLINDLY = select(job).where(job.c.id == bindparam("owned_id")).with_for_update()
+OWN_ROW = select(job).where(FENCE).with_for_update()
 
 
-class Endings(Store):
-    """Settle an attempt, once."""
+class FinishMixin(StoreMixin):
+    """Finish an attempt, exactly once."""
 
     def succeed(self, lease: Lease, result: dict[str, Any]) -> None:
         """
-        Publish: the result's pointers become real in this one step.
+        Commit the result, which publishes it.
 
         Raises:
-            LeaseLostError: the job belongs to another attempt; the result is nobody's.
+            LeaseLostError: the job belongs to another attempt; the result is discarded.
         """
         self.database.write(lambda conn: publish(conn, lease, result))
 
     def cancel_done(self, lease: Lease) -> None:
-        """The runner has stopped because somebody wished it."""
-        self._settle_by(
-            lease, lambda row: (JobState.CANCELLED, Outcome.CANCELLED, {}), {Outcome.CANCELLED}, None
-        )
+        """Record that the runner has stopped because of a cancel request."""
+
+        def decide(row: Any) -> Decision:
+            return JobState.CANCELLED, Outcome.CANCELLED, {}
+
+        self._finish(lease, decide, {Outcome.CANCELLED}, None)
 
     def release(self, lease: Lease, reason: str) -> JobState:
         """
-        Give the job back unharmed (drain, preemption): it costs the job no patience.
+        Requeue the job after a drain or a preemption; not counted as a failure.
 
         Returns:
-            The state that the job is in now: cancelled, if somebody wished it meanwhile.
+            The job's state: queued, or cancelled if a cancel was requested meanwhile.
 
         Raises:
             LeaseLostError: the job belongs to another attempt.
@@ -69,66 +69,67 @@ class Endings(Store):
                 return JobState.QUEUED, Outcome.REQUEUED, yielded
             return JobState.QUEUED, Outcome.REQUEUED, {}
 
-        return self._settle_by(lease, decide, {Outcome.REQUEUED, Outcome.CANCELLED}, {"reason": reason})
+        return self._finish(lease, decide, {Outcome.REQUEUED, Outcome.CANCELLED}, {"reason": reason})
 
     def fail(self, lease: Lease, error: GanqError) -> JobState:
         """
-        Settle an error by its policy: never again, once in a fresh process, a few times, or later.
+        Fail or retry the job, as the retry policy of the error says.
 
         Returns:
-            The state that the job is in now.
+            The job's state now.
         """
-        told = {
+        columns = {
             "error_code": error.code,
-            "error_message": plain(error.message),
-            "error_hint": plain(error.hint),
+            "error_message": storable(error.message),
+            "error_hint": storable(error.hint),
         }
 
         def decide(conn: Connection, row: Any) -> Decision:
             if row.cancel_requested_at is not None:
                 return JobState.CANCELLED, Outcome.CANCELLED, {}
-            tries = error.retry is Retry.SOME and not _tried_enough(conn, row, error.code)
+            tries = error.retry is Retry.SOME and not _retries_exhausted(conn, row, error.code)
             if error.retry is Retry.LATER or tries:
                 later = utcnow() + BACKOFF_S[min(row.waits, len(BACKOFF_S) - 1)]
-                return JobState.QUEUED, Outcome.RETRIED, {**told, "not_before": later, "waits": row.waits + 1}
+                waiting = {"not_before": later, "waits": row.waits + 1}
+                return JobState.QUEUED, Outcome.RETRIED, {**columns, **waiting}
             if error.retry is Retry.FRESH and row.fresh_retries < 1:
-                return JobState.QUEUED, Outcome.RETRIED, {**told, "fresh_retries": row.fresh_retries + 1}
-            return JobState.FAILED, Outcome.FAILED, told
+                return JobState.QUEUED, Outcome.RETRIED, {**columns, "fresh_retries": row.fresh_retries + 1}
+            return JobState.FAILED, Outcome.FAILED, columns
 
-        endings = {Outcome.RETRIED, Outcome.FAILED, Outcome.CANCELLED}
+        outcomes = {Outcome.RETRIED, Outcome.FAILED, Outcome.CANCELLED}
         detail = {"code": error.code, "message": error.message}
-        return self.database.write(lambda conn: settle(conn, lease, partial(decide, conn), endings, detail))
+        return self.database.write(
+            lambda conn: finish_attempt(conn, lease, partial(decide, conn), outcomes, detail)
+        )
 
     def crashed(self, lease: Lease, message: str, *, hung: bool = False) -> JobState:
         """
-        The runner died under a living supervisor. The third time without progress is the last.
+        Record that the runner died while its supervisor was alive; the third time without progress fails
+        the job.
 
         Returns:
-            The state that the job is in now.
+            The job's state now.
         """
 
         def decide(row: Any) -> Decision:
             return after_crash(row, message, hung=hung)
 
-        return self._settle_by(lease, decide, {Outcome.CRASHED, Outcome.CANCELLED}, {"message": message})
+        return self._finish(lease, decide, {Outcome.CRASHED, Outcome.CANCELLED}, {"message": message})
 
-    def _settle_by(
+    def _finish(
         self,
         lease: Lease,
         decide: Callable[[Any], Decision],
-        endings: set[Outcome],
+        outcomes: set[Outcome],
         detail: dict[str, Any] | None,
     ) -> JobState:
-        """End an attempt as `decide` says. `endings` are all outcomes that it may say: an attempt that
-        ended in one of them has been settled by this very call, and its commit's answer was lost."""
-
-        return self.database.write(lambda conn: settle(conn, lease, decide, endings, detail))
+        return self.database.write(lambda conn: finish_attempt(conn, lease, decide, outcomes, detail))
 
 
-def _tried_enough(conn: Connection, row: Any, code: str) -> bool:
-    """Whether the attempts before this one have met the same error, in a row and without progress."""
+def _retries_exhausted(conn: Connection, row: Any, code: str) -> bool:
+    """Return whether all earlier attempts allowed by MAX_TRIES ended with this error, without progress."""
     before = MAX_TRIES - 1
-    if row.waits < before:  # a checkpoint sets it back
+    if row.waits < before:  # a checkpoint resets it
         return False
     last = (
         select(attempt.c.error_code)
@@ -140,7 +141,7 @@ def _tried_enough(conn: Connection, row: Any, code: str) -> bool:
 
 
 def publish(conn: Connection, lease: Lease, result: dict[str, Any]) -> None:
-    """Endings.succeed(), in the caller's transaction."""
+    """Do what FinishMixin.succeed() does, in the caller's transaction."""
     bit_exact = result.get("bit_exact")
     values = {
         "result": result,
@@ -149,37 +150,44 @@ def publish(conn: Connection, lease: Lease, result: dict[str, Any]) -> None:
         "error_message": None,
         "error_hint": None,
     }
-    if not guard("finish_fence"):
-        settle(conn, lease, lambda row: (JobState.SUCCEEDED, Outcome.SUCCEEDED, values), set(), None)
-    elif not end_owned(conn, lease, JobState.SUCCEEDED, Outcome.SUCCEEDED, values):
-        _settled_before(conn, lease, {Outcome.SUCCEEDED})
+    if not finish_fenced(conn, lease, JobState.SUCCEEDED, Outcome.SUCCEEDED, values):
+        _finished_before(conn, lease, {Outcome.SUCCEEDED})
 
 
-def settle(
+def finish_attempt(
     conn: Connection,
     lease: Lease,
     decide: Callable[[Any], Decision],
-    endings: set[Outcome],
+    outcomes: set[Outcome],
     detail: dict[str, Any] | None,
 ) -> JobState:
-    """Endings._settle_by(), in the caller's transaction."""
-    own = OWN if guard("finish_fence") else OWN_BLINDLY
-    row = conn.execute(own, bound_to(lease)).first()
+    """
+    Finish the attempt that holds the lease, in the caller's transaction.
+
+    Args:
+        decide: called with the job's locked row.
+        outcomes: all that `decide` may return. If the attempt has already ended in one of them, this
+            same call has ended it, and the answer to its COMMIT was lost.
+
+    Raises:
+        LeaseLostError: the job belongs to another attempt.
+    """
+    row = conn.execute(OWN_ROW, fence_values(lease)).first()
     if row is None:
-        return _settled_before(conn, lease, endings)
-    row = readable(conn, row)
+        return _finished_before(conn, lease, outcomes)
+    row = with_numbers(conn, row)
     new, outcome, values = decide(row)
-    # The holder's own clock cannot be set, as the database's can.
-    leave(conn, row, new, outcome, {**values, "ran_s": row.ran_s + lease.ran_s}, detail)
+    # ran_s is measured by the holder's monotonic clock; the database's clock may be set.
+    transition(conn, row, new, outcome, {**values, "ran_s": row.ran_s + lease.ran_s}, detail)
     return JobState(new)
 
 
-def _settled_before(conn: Connection, lease: Lease, endings: set[Outcome]) -> JobState:
+def _finished_before(conn: Connection, lease: Lease, outcomes: set[Outcome]) -> JobState:
     """
-    The state in which a commit of ours has left the job whose answer was lost.
+    Return the job's state if an earlier call, whose COMMIT was not answered, has finished this attempt.
 
     Raises:
-        LeaseLostError: there was none: the job belongs to another attempt.
+        LeaseLostError: there was none; the job belongs to another attempt.
     """
     done = conn.execute(
         select(attempt.c.outcome, job.c.state)
@@ -189,7 +197,7 @@ def _settled_before(conn: Connection, lease: Lease, endings: set[Outcome]) -> Jo
             attempt.c.number == lease.attempt,
             attempt.c.lease_token == lease.token,
             attempt.c.ended_at.is_not(None),
-            attempt.c.outcome.in_(endings),
+            attempt.c.outcome.in_(outcomes),
         )
     ).first()
     if done is None:

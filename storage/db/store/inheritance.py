@@ -1,12 +1,12 @@
 """
-Priority inheritance: a job that waits lends its priority to the jobs that it waits for.
+Priority inheritance: a job lends its priority to the jobs on which it depends.
 
-The column `priority` is what claims and preemption compare: the highest of the job's own and those
-of all jobs that wait for it, directly or not. The own priority is kept in `inputs`, under
-OWN_PRIORITY, from the first loan on: a column of its own would need a migration, and workers of an
-older version keep what they find in `inputs`. A held job lends nothing, because it waits for a person.
+Claims and preemption compare the column `priority`: the highest of the job's own priority and those of all
+its direct and indirect dependants. The own priority is kept in `inputs` under OWN_PRIORITY from the first
+loan on, because a column would need a migration, and workers of older versions keep the keys of `inputs`. A
+held job lends nothing, because it waits for a user.
 
-Every function runs in the transaction that makes, holds, releases or ends the waiting job.
+Each function runs in the transaction that inserts, holds, releases or ends the dependant.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from storage.db.rows import OWN_PRIORITY
 from storage.db.tables import dependency, job
 
 OPEN = (JobState.QUEUED, JobState.RUNNING)
-AT_ONCE = 500
+BATCH_SIZE = 500
 
 _SET = (
     update(job)
@@ -32,10 +32,10 @@ _SET = (
 
 
 def needs_of(conn: Connection, ids: Sequence[int]) -> list[int]:
-    """Return the open jobs that these wait for."""
+    """Return the unfinished jobs on which these depend."""
     found: set[int] = set()
-    for start in range(0, len(ids), AT_ONCE):
-        some = ids[start : start + AT_ONCE]
+    for start in range(0, len(ids), BATCH_SIZE):
+        some = ids[start : start + BATCH_SIZE]
         query = select(dependency.c.needs).join(job, job.c.id == dependency.c.needs)
         query = query.where(dependency.c.job_id.in_(some), job.c.state.in_(OPEN))
         found.update(conn.execute(query).scalars())
@@ -43,7 +43,7 @@ def needs_of(conn: Connection, ids: Sequence[int]) -> list[int]:
 
 
 def lend(conn: Connection, needs: Sequence[int], priority: int) -> None:
-    """Raise the priority of jobs that are waited for, and of those that they wait for."""
+    """Raise the priority of jobs and of their own dependencies."""
     while needs:
         raised = [row for row in _locked(conn, needs) if row.priority < priority]
         _set(conn, [(row, priority) for row in raised])
@@ -52,7 +52,7 @@ def lend(conn: Connection, needs: Sequence[int], priority: int) -> None:
 
 
 def repay(conn: Connection, needs: Sequence[int]) -> None:
-    """Lower the priority of jobs that were waited for to what is still lent to them."""
+    """Lower the priority of jobs to the highest that is still lent to them."""
     while needs:
         lowered = []
         for row in _locked(conn, needs):
@@ -67,7 +67,7 @@ def repay(conn: Connection, needs: Sequence[int]) -> None:
 
 
 def _lent(conn: Connection, job_id: int, own: int) -> int:
-    """Return the highest priority of the jobs that wait for this one; `own` if none does."""
+    """Return the highest priority of a job's dependants; `own` if it has none."""
     waiting = (
         select(func.max(job.c.priority))
         .join(dependency, dependency.c.job_id == job.c.id)
@@ -80,10 +80,10 @@ def _lent(conn: Connection, job_id: int, own: int) -> int:
 def _locked(conn: Connection, ids: Sequence[int]) -> list[Any]:
     columns = (job.c.id, job.c.priority, job.c.inputs, job.c.blockers, job.c.held)
     rows: list[Any] = []
-    for start in range(0, len(ids), AT_ONCE):
-        query = select(*columns).where(job.c.id.in_(ids[start : start + AT_ONCE]), job.c.state.in_(OPEN))
+    for start in range(0, len(ids), BATCH_SIZE):
+        query = select(*columns).where(job.c.id.in_(ids[start : start + BATCH_SIZE]), job.c.state.in_(OPEN))
         rows += conn.execute(query.order_by(job.c.id).with_for_update()).all()
-    return [row for row in rows if isinstance(row.priority, int)]  # not of a row that no ganq wrote
+    return [row for row in rows if isinstance(row.priority, int)]  # not of a malformed row
 
 
 def _set(conn: Connection, changed: Sequence[tuple[Any, int]]) -> None:

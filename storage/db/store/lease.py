@@ -1,4 +1,4 @@
-"""What a worker says and hears while a lease is its own."""
+"""Keep a lease: heartbeats, stop requests, preemption, pinned inputs, events."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,103 +13,111 @@ from sqlalchemy import (
 )
 
 from storage.db.rows import Lease, WorkerIdentity
-from storage.db.store.base import Store
-from storage.db.store.pins import hold_checkpoints, pinned_ids
-from storage.db.store.scheduling import Wanted, higher_priority_waiting, idle_worker, may_stay
+from storage.db.store.pins import lock_checkpoints, pinned_ids
+from storage.db.store.scheduling import (
+    Capabilities,
+    higher_priority_waiting,
+    idle_worker,
+    protected_from_preemption,
+)
 from storage.db.store.transitions import (
-    OWNED,
-    bound_to,
+    FENCE,
+    StoreMixin,
+    fence_of,
+    fence_values,
     lease_lost,
-    owned_by,
-    plain,
     record_event,
+    storable,
 )
 from storage.db.tables import CLAIMABLE, RUNNING, job
 
-BEAT = (
+HEARTBEAT = (
     update(job)
-    .where(OWNED)
+    .where(FENCE)
     .values(hb_seq=job.c.hb_seq + 1)
     .returning(job.c.cancel_requested_at, job.c.preempt_for)
 )
-BEAT_WITH_PROGRESS = BEAT.values(progress=bindparam("so_far", type_=job.c.progress.type))
-WISHED = select(job.c.cancel_requested_at, job.c.preempt_for).where(OWNED)
+HEARTBEAT_WITH_PROGRESS = HEARTBEAT.values(progress=bindparam("so_far", type_=job.c.progress.type))
+STOP_REQUESTS = select(job.c.cancel_requested_at, job.c.preempt_for).where(FENCE)
 
 
 @dataclass(frozen=True)
 class StopRequests:
-    """What somebody wants of a running job."""
+    """Stop requests for a running job."""
 
     cancel: bool
-    yield_to: int | None = None  # a waiting job of higher priority
+    preempt_for: int | None = None  # a waiting job of higher priority
 
 
-class Leases(Store):
-    """Keep a lease."""
+class LeaseMixin(StoreMixin):
+    """Operations of the worker that holds a lease."""
 
     def heartbeat(
         self, lease: Lease, progress: dict[str, Any] | None, *, patience_s: float = 5.0
     ) -> StopRequests:
         """
-        Say that the job is alive, carry its progress, bring back what is wished of it.
+        Send a heartbeat with the job's progress, and return the stop requests.
 
         Raises:
-            LeaseLostError: the job belongs to another attempt; kill the runner, touch nothing.
+            LeaseLostError: the job belongs to another attempt; kill the runner and write nothing.
         """
 
         def work(conn: Connection) -> StopRequests:
-            beat = BEAT if progress is None else BEAT_WITH_PROGRESS
+            statement = HEARTBEAT if progress is None else HEARTBEAT_WITH_PROGRESS
             more = {} if progress is None else {"so_far": progress}
-            return _wishes(lease, conn.execute(beat, bound_to(lease) | more).first())
+            return _stop_requests(lease, conn.execute(statement, fence_values(lease) | more).first())
 
-        return self.database.write(work, patience_s=patience_s, at_once=True)
+        return self.database.write(work, patience_s=patience_s, autocommit=True)
 
     def stop_requests(self, lease: Lease) -> StopRequests:
-        """What is wished, without a beat: one indexed read.
+        """
+        Read the stop requests without a heartbeat: one indexed read.
 
         Raises:
             LeaseLostError: the job belongs to another attempt.
         """
-        return self.database.read(lambda c: _wishes(lease, c.execute(WISHED, bound_to(lease)).first()))
+        return self.database.read(
+            lambda c: _stop_requests(lease, c.execute(STOP_REQUESTS, fence_values(lease)).first())
+        )
 
-    def offer_to_yield(self, lease: Lease, who: WorkerIdentity, *, kinds: Sequence[str]) -> int | None:
+    def request_preemption(self, lease: Lease, who: WorkerIdentity, *, kinds: Sequence[str]) -> int | None:
         """
-        Let this running job make room for a waiting one of higher priority, if there is one
-        that no idle worker will take and no other job makes room for.
+        Request preemption of this running job, if a job of higher priority waits that no idle worker can
+        take and for which no other job is being preempted.
 
-        A job that has yielded before stays, once it is back, for as long as it was kept
-        waiting: at least half of the time is its own.
+        A job that was preempted before is protected for as long as it then had to wait, so that it gets at
+        least half of the time.
 
         Returns:
-            The waiting job, which this one now yields to; heartbeat() and wishes() say it, too.
+            The waiting job; heartbeat() and stop_requests() return it, too.
         """
         if not lease.job.preemptible:
             return None
-        wanted = Wanted(who.queues, kinds, lease.job.spec_version)
+        capabilities = Capabilities(who.queues, kinds, lease.job.spec_version)
 
-        def waiting_for_us(conn: Connection) -> int | None:
-            # What is lent to it may have changed since the claim.
-            mine = conn.execute(select(job.c.priority).where(owned_by(lease))).scalar_one_or_none()
-            waiting = None if mine is None else higher_priority_waiting(conn, wanted, mine)
-            if waiting is None or may_stay(conn, lease) or idle_worker(conn, waiting):
+        def find_waiting(conn: Connection) -> int | None:
+            # The priority lent to it may have changed since the claim.
+            mine = conn.execute(select(job.c.priority).where(fence_of(lease))).scalar_one_or_none()
+            waiting = None if mine is None else higher_priority_waiting(conn, capabilities, mine)
+            if waiting is None or protected_from_preemption(conn, lease) or idle_worker(conn, waiting):
                 return None
             taken = conn.execute(select(job.c.id).where(text(RUNNING), job.c.preempt_for == waiting)).first()
             return None if taken is not None else waiting
 
-        if self.database.read(waiting_for_us) is None:
+        if self.database.read(find_waiting) is None:
             return None
 
         def work(conn: Connection) -> int | None:
-            waiting = waiting_for_us(conn)
+            waiting = find_waiting(conn)
             if waiting is None:
                 return None
-            # Two victims for one waiting job would be one too many: its row is the lock.
+            # The waiting job's row is the lock, so that only one job is preempted for it.
             still = select(job.c.id).where(job.c.id == waiting, text(CLAIMABLE))
             if conn.execute(still.with_for_update(skip_locked=True)).first() is None:
                 return None
-            if waiting_for_us(conn) != waiting:
+            if find_waiting(conn) != waiting:
                 return None
-            mine = update(job).where(owned_by(lease), job.c.preempt_for.is_(None))
+            mine = update(job).where(fence_of(lease), job.c.preempt_for.is_(None))
             if conn.execute(mine.values(preempt_for=waiting)).rowcount != 1:
                 return None
             detail = {"waiting_job": waiting}
@@ -120,60 +128,64 @@ class Leases(Store):
 
     def pin_inputs(self, lease: Lease, inputs: dict[str, Any]) -> dict[str, Any] | None:
         """
-        Fix what the job reads (checkpoint, fingerprint), so that every attempt reads the same.
+        Pin the inputs of the job (checkpoint, fingerprint), so that all attempts read the same.
 
         Args:
-            inputs: added to those that are fixed already.
+            inputs: added to those that are pinned already.
 
         Returns:
-            What is fixed: of a part, what its siblings fixed before it. None if the checkpoint
-            was let go since it was chosen: nothing was fixed.
+            All pinned inputs; those of a shard are shared with its siblings. None if the checkpoint was
+            deleted after it was chosen; then nothing is pinned.
 
         Raises:
             LeaseLostError: the job belongs to another attempt.
         """
 
         def work(conn: Connection) -> dict[str, Any] | None:
-            whole = lease.job.part_of
+            parent = lease.job.part_of
             shared: dict[str, Any] = {}
-            if whole is not None:
-                # All parts draw from one checkpoint: the first to choose chooses for all.
-                its = select(job.c.inputs).where(job.c.id == whole).with_for_update()
+            if parent is not None:
+                # All shards use one checkpoint: that of the first to pin one.
+                its = select(job.c.inputs).where(job.c.id == parent).with_for_update()
                 shared = conn.execute(its).scalar_one() or {}
-            row = conn.execute(select(job.c.inputs).where(owned_by(lease)).with_for_update()).first()
+            row = conn.execute(select(job.c.inputs).where(fence_of(lease)).with_for_update()).first()
             if row is None:
                 raise lease_lost(lease)
-            wanted = {**inputs, **shared}
-            if (ids := pinned_ids(wanted)) and not hold_checkpoints(conn, ids):
+            capabilities = {**inputs, **shared}
+            if (ids := pinned_ids(capabilities)) and not lock_checkpoints(conn, ids):
                 return None
-            fixed = {**(row.inputs or {}), **wanted}
-            ours = (lease.job_id,) if whole is None else (lease.job_id, whole)
+            fixed = {**(row.inputs or {}), **capabilities}
+            ours = (lease.job_id,) if parent is None else (lease.job_id, parent)
             conn.execute(update(job).where(job.c.id.in_(ours)).values(inputs=fixed))
             return fixed
 
         return self.database.write(work)
 
-    def note(self, lease: Lease, type: str, detail: dict[str, Any]) -> None:
+    def add_event(self, lease: Lease, type: str, detail: dict[str, Any]) -> None:
         """
-        An entry in the job's history that the work itself makes.
+        Add an event that the runner reports.
 
         Raises:
             LeaseLostError: the job belongs to another attempt.
         """
 
         def work(conn: Connection) -> None:
-            if conn.execute(select(job.c.id).where(owned_by(lease)).with_for_update()).first() is None:
+            if conn.execute(select(job.c.id).where(fence_of(lease)).with_for_update()).first() is None:
                 raise lease_lost(lease)
-            told = {key: plain(value) if isinstance(value, str) else value for key, value in detail.items()}
-            record_event(conn, lease.job_id, type, attempt=lease.attempt, detail=told)
+            storables = {
+                key: storable(value) if isinstance(value, str) else value for key, value in detail.items()
+            }
+            record_event(conn, lease.job_id, type, attempt=lease.attempt, detail=storables)
 
         self.database.write(work)
 
 
-def _wishes(lease: Lease, row: Any) -> StopRequests:
+def _stop_requests(lease: Lease, row: Any) -> StopRequests:
     """
+    Return the stop requests of a row.
+
     Raises:
-        LeaseLostError: there is no such row under the fence.
+        LeaseLostError: no row matches the fence.
     """
     if row is None:
         raise lease_lost(lease)

@@ -1,9 +1,9 @@
 """
-A large generation is many rows: its parts, each a job of its own with its own lease, and the whole.
+Shards: a large generation is a parent job and its shards, each a job with its own lease.
 
-The whole waits for its parts as any job waits for others (the dependency table), and
-is then claimed itself, to gather and publish. So a part that is lost is rescued like
-any job, and two last finishers or a crash while publishing cannot strand the whole.
+The parent depends on its shards through the dependency table, and is then claimed itself, to merge and
+publish them. So a lost shard is requeued like any job, and neither two shards that finish last at the same
+time nor a crash while merging leave the parent waiting.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ from jobs.states import JobState
 from storage.db.rows import state_of
 from storage.db.tables import dependency, event, job, utcnow
 
-PARTS = "part_of IS NOT NULL"
-_PARTS_OF = select(job).where(job.c.part_of == bindparam("whole")).order_by(job.c.id)  # built once
+IS_SHARD = "part_of IS NOT NULL"
+_SHARDS_OF = select(job).where(job.c.part_of == bindparam("whole")).order_by(job.c.id)  # built once
 
 
 @dataclass(frozen=True)
-class Shards:
-    """How far the parts of one job are."""
+class ShardSummary:
+    """Progress of the shards of one parent."""
 
     number: int
     ended: int
@@ -41,83 +41,83 @@ class Shards:
 
 def insert_shards(
     conn: Connection,
-    whole: int,
+    parent: int,
     submit_key: str,
     common: dict[str, Any],
-    parts: Sequence[tuple[dict[str, Any], int]],
+    shards: Sequence[tuple[dict[str, Any], int]],
     *,
     needs: Sequence[int],
     blockers: int,
-    lanes: int,
+    max_parallel: int,
 ) -> None:
     """
-    Insert a job's parts, in the transaction that inserts the job.
+    Insert the shards of a job, in the transaction that inserts the parent.
 
     Args:
-        common: columns that the parts share with the whole.
-        parts: (spec, pictures) of each.
-        needs, blockers: the jobs that the whole waits for, and how many of them have not succeeded.
-        lanes: parts that may run at once, each lane one after the other; 0: all of them.
+        common: columns that shards and parent share.
+        shards: (spec, number of images) of each.
+        needs, blockers: the jobs on which the parent depends, and how many of them have not succeeded.
+        max_parallel: shards that may run at once; 0: all of them.
     """
     rows = [
         {
             **common,
             "submit_key": hashlib.sha256(f"{submit_key}/{place}".encode()).hexdigest(),
             "spec": spec,
-            "part_of": whole,
-            "blockers": blockers + (lanes > 0 and place >= lanes),
+            "part_of": parent,
+            "blockers": blockers + (max_parallel > 0 and place >= max_parallel),
             "progress": {"done": 0, "total": pictures, "unit": "pictures"},
         }
-        for place, (spec, pictures) in enumerate(parts)
+        for place, (spec, pictures) in enumerate(shards)
     ]
-    # RETURNING may give the ids in any order; a key tells which is which.
+    # RETURNING may return the ids in any order; the key identifies them.
     made = conn.execute(insert(job).values(created_at=utcnow()).returning(job.c.id, job.c.submit_key), rows)
     by_key = {row.submit_key: row.id for row in made}
     ids = [by_key[row["submit_key"]] for row in rows]
-    links = [{"job_id": whole, "needs": one} for one in ids]
+    links = [{"job_id": parent, "needs": one} for one in ids]
     links += [{"job_id": one, "needs": needed} for one in ids for needed in needs]
-    if lanes > 0:
-        links += [{"job_id": ids[i], "needs": ids[i - lanes]} for i in range(lanes, len(ids))]
+    if max_parallel > 0:
+        links += [{"job_id": ids[i], "needs": ids[i - max_parallel]} for i in range(max_parallel, len(ids))]
     conn.execute(insert(dependency), links)
     conn.execute(
         insert(event).values(at=utcnow()),
-        [{"job_id": one, "type": "submitted", "detail": {"part_of": whole}} for one in ids],
+        [{"job_id": one, "type": "submitted", "detail": {"part_of": parent}} for one in ids],
     )
 
 
-def shards_of(conn: Connection, whole: int) -> list[Any]:
-    """The rows of a job's parts, in the order of draws."""
-    return list(conn.execute(_PARTS_OF, {"whole": whole}))
+def shards_of(conn: Connection, parent: int) -> list[Any]:
+    """Return the rows of a parent's shards, in the order of sample indices."""
+    return list(conn.execute(_SHARDS_OF, {"whole": parent}))
 
 
-def hold_shards(conn: Connection, whole: int, *, held: bool) -> None:
-    """Hold what has not begun, or let it go."""
-    waiting = update(job).where(job.c.part_of == whole, job.c.state == JobState.QUEUED)
+def hold_shards(conn: Connection, parent: int, *, held: bool) -> None:
+    """Hold or release the shards that have not started."""
+    waiting = update(job).where(job.c.part_of == parent, job.c.state == JobState.QUEUED)
     conn.execute(waiting.values(held=int(held), rung_at=None))
 
 
-def summaries(conn: Connection, wholes: Sequence[int]) -> dict[int, Shards]:
-    """How far the parts of each of these jobs are, by one query."""
-    if not wholes:
+def summaries(conn: Connection, parents: Sequence[int]) -> dict[int, ShardSummary]:
+    """Return the progress of the shards of each parent, by one query."""
+    if not parents:
         return {}
     rows = defaultdict(list)
     query = select(job.c.part_of, job.c.state, job.c.progress, job.c.worker)
-    for row in conn.execute(query.where(text(PARTS), job.c.part_of.in_(wholes))):
+    for row in conn.execute(query.where(text(IS_SHARD), job.c.part_of.in_(parents))):
         rows[row.part_of].append(row)
-    return {whole: _summary(parts) for whole, parts in rows.items()}
+    return {parent: _summary(shards) for parent, shards in rows.items()}
 
 
-def _summary(rows: Sequence[Any]) -> Shards:
+def _summary(rows: Sequence[Any]) -> ShardSummary:
     done, total, rate = 0, 0, 0.0
     for row in rows:
-        told = row.progress or {}
-        pictures = int(told.get("total") or 0)
+        progress = row.progress or {}
+        pictures = int(progress.get("total") or 0)
         total += pictures
-        done += pictures if row.state == JobState.SUCCEEDED else int(told.get("done") or 0)
+        done += pictures if row.state == JobState.SUCCEEDED else int(progress.get("done") or 0)
         if row.state == JobState.RUNNING:
-            rate += float(told.get("rate") or 0.0)
+            rate += float(progress.get("rate") or 0.0)
     running = [row for row in rows if row.state == JobState.RUNNING]
-    return Shards(
+    return ShardSummary(
         number=len(rows),
         ended=sum(state_of(row.state).terminal for row in rows),
         running=len(running),

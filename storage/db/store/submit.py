@@ -1,4 +1,4 @@
-"""Accepting a job: the row is the acceptance."""
+"""Submit a job: it is accepted when its row is committed."""
 
 import secrets
 from collections.abc import Callable, Sequence
@@ -12,18 +12,17 @@ from jobs.errors import JobNotFoundError, SpecError
 from jobs.failpoints import failpoint
 from jobs.states import JobState
 from storage.db.rows import Job
-from storage.db.store.base import Store
 from storage.db.store.inheritance import lend
 from storage.db.store.shards import insert_shards
-from storage.db.store.transitions import event_of_row, get_job, how_it_ended, record_event
+from storage.db.store.transitions import StoreMixin, event_of_row, get_job, how_it_ended, record_event
 from storage.db.tables import checkpoint, dependency, event, job, utcnow
 
 FinishedFiles = Callable[[int], tuple[str, str, int, int]]
 """New job's id → (path relative to the volume, manifest sha-256, bytes, epoch)."""
 
 
-class Submitting(Store):
-    """Insert jobs."""
+class SubmitMixin(StoreMixin):
+    """Submit and import jobs."""
 
     def submit(
         self,
@@ -41,22 +40,22 @@ class Submitting(Store):
         held: bool = False,
         preemptible: bool = False,
         time_limit_s: float | None = None,
-        ringing: bool = False,
-        parts: Sequence[tuple[dict[str, Any], int]] = (),
+        will_notify: bool = False,
+        shards: Sequence[tuple[dict[str, Any], int]] = (),
         max_workers: int = 0,
     ) -> Job:
         """
-        Accept a job: when this returns, the row is committed.
+        Submit a job; when this returns, the row is committed.
 
         Args:
-            submit_key: made by the client; the same key gives the same row, once.
+            submit_key: chosen by the client; a second submit with the same key returns the same job.
             after: jobs that must succeed first.
-            preemptible: it may be asked to make room for a job of higher priority.
-            time_limit_s: seconds that it may run, over all attempts.
-            parts: (spec, pictures) of each part of a job that many workers share.
-            max_workers: parts that may run at once; 0: all.
-            ringing: the caller rings as soon as this returns. It is recorded here and not
-                after the bell: a row that is being updated is one that a claim skips.
+            preemptible: the job may be preempted by a job of higher priority.
+            time_limit_s: limit of the duration of all attempts together.
+            shards: (spec, number of images) of each shard of a job that is split.
+            max_workers: shards that may run at once; 0: all.
+            will_notify: the caller sends a notification when this returns. It is recorded here and not
+                afterwards, because a claim skips a row that is being updated.
 
         Raises:
             JobNotFoundError: a job in `after` does not exist.
@@ -64,11 +63,11 @@ class Submitting(Store):
         """
 
         def work(conn: Connection) -> Job:
-            needs = sorted(set(after))  # one order for all, so that two submits cannot lock crosswise
-            if needs and (known := _known(conn, submit_key, kind, spec)) is not None:
+            needs = sorted(set(after))  # one order for all, so that two submits cannot deadlock
+            if needs and (known := _submitted_before(conn, submit_key, kind, spec)) is not None:
                 return known
-            blockers = hold_needed(conn, needs)
-            said = {
+            blockers = lock_dependencies(conn, needs)
+            columns = {
                 "submit_key": submit_key,
                 "name": name,
                 "kind": kind,
@@ -81,31 +80,38 @@ class Submitting(Store):
                 "held": int(held),
                 "preemptible": int(preemptible),
                 "time_limit_s": time_limit_s,
-                "blockers": blockers + len(parts),
+                "blockers": blockers + len(shards),
                 "retry_of": retry_of,
             }
-            rung = ringing and not held and not blockers and not parts
+            notified = will_notify and not held and not blockers and not shards
             retried = {"retry_of": retry_of} if retry_of else None
-            new = _insert(conn, said, retried, rung=rung)
+            new = _insert(conn, columns, retried, notified=notified)
             if new is None:  # the key is taken
-                known = _known(conn, submit_key, kind, spec)
+                known = _submitted_before(conn, submit_key, kind, spec)
                 assert known is not None
                 return known
             for needed in needs:
                 conn.execute(insert(dependency).values(job_id=new.id, needs=needed))
             if blockers and not held:
                 lend(conn, needs, priority)
-            if parts:
+            if shards:
                 common = {"kind": kind, "queue": queue, "user": user, "priority": priority}
                 common |= {"spec_version": spec_version, "state": JobState.QUEUED, "held": int(held)}
                 common |= {"time_limit_s": time_limit_s}
                 insert_shards(
-                    conn, new.id, submit_key, common, parts, needs=needs, blockers=blockers, lanes=max_workers
+                    conn,
+                    new.id,
+                    submit_key,
+                    common,
+                    shards,
+                    needs=needs,
+                    blockers=blockers,
+                    max_parallel=max_workers,
                 )
             failpoint("submit.inserted")
             return Job.from_row(new)
 
-        accepted = self.database.write(work, at_once=not after and not parts)
+        accepted = self.database.write(work, autocommit=not after and not shards)
         failpoint("submit.committed")
         return accepted
 
@@ -120,18 +126,18 @@ class Submitting(Store):
         files: FinishedFiles,
     ) -> Job:
         """
-        Record a job whose work is already done, with its checkpoint: `ganq import`.
+        Insert a succeeded job with its checkpoint, for `ganq import`.
 
         Args:
-            files: called with the new id while the row is not yet committed; it makes
-                the files durable and says where they are. If it fails, nothing is recorded.
+            files: called with the new id before the row is committed; it writes the files and returns
+                where they are. If it fails, nothing is inserted.
         """
 
         submit_key = secrets.token_hex(16)
 
         def work(conn: Connection) -> Job:
             known = conn.execute(select(job).where(job.c.submit_key == submit_key)).first()
-            if known is not None:  # our own commit, whose answer was lost
+            if known is not None:  # an earlier try has committed, and the answer was lost
                 return Job.from_row(known)
             new_id = conn.execute(
                 insert(job)
@@ -172,15 +178,16 @@ class Submitting(Store):
         return self.database.write(work)
 
 
-def hold_needed(conn: Connection, needs: Sequence[int]) -> int:
+def lock_dependencies(conn: Connection, needs: Sequence[int]) -> int:
     """
-    Lock the jobs that a new one waits for, so that none can end between this look and the insert.
+    Lock the jobs on which a new one depends, so that none can end before the insert.
 
     Returns:
-        How many of them have not succeeded yet.
+        The number of those that have not succeeded yet.
 
     Raises:
-        JobNotFoundError, SpecError: one is not there, or will never succeed.
+        JobNotFoundError: one does not exist.
+        SpecError: one has failed or was cancelled.
     """
     blockers = 0
     for needed in needs:
@@ -198,41 +205,43 @@ def hold_needed(conn: Connection, needs: Sequence[int]) -> int:
     return blockers
 
 
-def _known(conn: Connection, submit_key: str, kind: str, spec: dict[str, Any]) -> Job | None:
+def _submitted_before(conn: Connection, submit_key: str, kind: str, spec: dict[str, Any]) -> Job | None:
     """
-    The job that this key has made before.
+    Return the job that was submitted with this key, if there is one.
 
     Raises:
-        SpecError: from another request.
+        SpecError: its request was another one.
     """
     known = conn.execute(select(job).where(job.c.submit_key == submit_key)).first()
     if known is None:
         return None
     if (known.kind, known.spec) != (kind, spec):
         raise SpecError(
-            f"the submit key {submit_key[:64]!r} is that of job {known.id}, another request",
-            hint="the same key must come with the same request; use another key",
+            f"the submit key {submit_key[:64]!r} belongs to job {known.id}, which is another request",
+            hint="use another key for another request",
         )
     return Job.from_row(known)
 
 
-def _insert(conn: Connection, said: dict[str, Any], told: dict[str, Any] | None, *, rung: bool) -> Any:
-    """Insert a job, tell of it and read it; None, and nothing is done, if its key is taken."""
-    values = {f"new_{column}": value for column, value in said.items()}
-    insert = _insert_once(conn.dialect.name, rung)
+def _insert(
+    conn: Connection, columns: dict[str, Any], detail: dict[str, Any] | None, *, notified: bool
+) -> Any:
+    """Insert a job and its event, and return the row; return None if the key is taken."""
+    values = {f"new_{column}": value for column, value in columns.items()}
+    insert = _insert_once(conn.dialect.name, notified)
     if conn.dialect.name == "postgresql":
-        return conn.execute(insert, {**values, "told": told}).first()
+        return conn.execute(insert, {**values, "new_detail": detail}).first()
     new = conn.execute(insert, values).first()
     if new is not None:
-        record_event(conn, new.id, "submitted", detail=told)
+        record_event(conn, new.id, "submitted", detail=detail)
     return new
 
 
-def _recorded(new: Any) -> Any:
-    """Insert a job and tell of it: one statement, so that Postgres does both or neither."""
+def _with_records(new: Any) -> Any:
+    """Insert a job and its event in one statement, which Postgres executes atomically."""
     row = new.cte("new")
-    told = event_of_row(row, "submitted", detail=bindparam("told", type_=event.c.detail.type))
-    return select(row).add_cte(told.cte("told"))
+    detail = event_of_row(row, "submitted", detail=bindparam("new_detail", type_=event.c.detail.type))
+    return select(row).add_cte(detail.cte("recorded"))
 
 
 COLUMNS = (
@@ -242,16 +251,16 @@ COLUMNS = (
 
 
 @cache
-def _insert_once(dialect: str, rung: bool) -> Any:
-    """Insert a job unless its key is taken. The other database's dialect stays unread: it takes 20 ms."""
+def _insert_once(dialect: str, notified: bool) -> Any:
+    """Return the insert of a job whose key is not taken; import only the dialect that is used (20 ms)."""
     new = import_module(f"sqlalchemy.dialects.{dialect}").insert
     made = (
         new(job)
         .values(
             {column: bindparam(f"new_{column}", type_=job.c[column].type) for column in COLUMNS}
-            | {"rung_at": utcnow() if rung else None, "created_at": utcnow()}
+            | {"rung_at": utcnow() if notified else None, "created_at": utcnow()}
         )
         .on_conflict_do_nothing(index_elements=["submit_key"])
         .returning(job)
     )
-    return _recorded(made) if dialect == "postgresql" else made
+    return _with_records(made) if dialect == "postgresql" else made

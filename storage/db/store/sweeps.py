@@ -1,4 +1,4 @@
-"""Arrays: many jobs that were submitted as one, accepted all or none; and what is wished of many at once."""
+"""Sweeps: many jobs that are submitted in one transaction; and requests for many jobs at once."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -12,34 +12,33 @@ from sqlalchemy.exc import IntegrityError
 from jobs.errors import SpecError
 from jobs.failpoints import failpoint
 from jobs.states import JobState
-from storage.db.store.base import Store
 from storage.db.store.inheritance import lend
-from storage.db.store.submit import hold_needed
-from storage.db.store.transitions import cancel_queued, leave, record_event
+from storage.db.store.submit import lock_dependencies
+from storage.db.store.transitions import StoreMixin, cancel_queued, record_event, transition
 from storage.db.tables import dependency, event, job, utcnow
 
-MOST_IN_A_SWEEP = 10_000
-"""One transaction holds SQLite's only write lock: this many rows take about a second."""
+MAX_SWEEP_JOBS = 10_000
+"""One transaction holds SQLite's write lock; so many rows take about a second."""
 OPEN = (JobState.QUEUED, JobState.RUNNING)
-AT_ONCE = 500
-"""Jobs that one transaction cancels: workers claim and beat between two of them."""
+BATCH_SIZE = 500
+"""Jobs that one transaction cancels, so that workers can claim and send heartbeats in between."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """An array of jobs, as it was accepted."""
+    """The jobs of one sweep."""
 
     id: str
     job_ids: tuple[int, ...]
 
 
 def sweep_id(submit_key: str) -> str:
-    """What an array is called; it begins with a letter, so that it is no job's id."""
+    """Return the id of a sweep; it begins with a letter, unlike the id of a job."""
     return "s" + hashlib.sha256(submit_key.encode()).hexdigest()[:9]
 
 
-class Sweeping(Store):
-    """Submit arrays, cancel many."""
+class SweepMixin(StoreMixin):
+    """Submit sweeps, cancel many jobs."""
 
     def submit_sweep(
         self,
@@ -56,36 +55,37 @@ class Sweeping(Store):
         held: bool = False,
         preemptible: bool = False,
         time_limit_s: float | None = None,
-        ringing: int = 0,
+        will_notify: int = 0,
     ) -> Sweep:
         """
-        Accept an array of jobs in one transaction: when this returns, all rows are committed.
+        Submit many jobs in one transaction; when this returns, all rows are committed.
 
         Args:
             specs, names: of each job, in order.
-            submit_key: made by the client; the same key gives the same jobs, once.
-            ringing: the caller rings so often as soon as this returns; see submit().
+            submit_key: chosen by the client; a second submit with the same key returns the same jobs.
+            will_notify: number of notifications that the caller sends when this returns; see submit().
 
         Raises:
             JobNotFoundError: a job in `after` does not exist.
-            SpecError: one in `after` has ended badly, too many, or another request had this key.
+            SpecError: a job in `after` has failed or was cancelled, there are too many jobs, or the key
+                belongs to another request.
         """
-        if len(specs) > MOST_IN_A_SWEEP:
-            raise SpecError(f"{len(specs):,} jobs are more than one sweep holds ({MOST_IN_A_SWEEP:,})")
+        if len(specs) > MAX_SWEEP_JOBS:
+            raise SpecError(f"{len(specs):,} jobs are more than one sweep holds ({MAX_SWEEP_JOBS:,})")
         name = sweep_id(submit_key)
         keys = [hashlib.sha256(f"{submit_key}/{place}".encode()).hexdigest() for place in range(len(specs))]
 
         def work(conn: Connection) -> Sweep:
-            known = _known(conn, name, kind, specs)
+            known = _submitted_before(conn, name, kind, specs)
             if known is not None:
                 return known
             needs = sorted(set(after))
-            blockers = hold_needed(conn, needs)
+            blockers = lock_dependencies(conn, needs)
             common = {"kind": kind, "queue": queue, "user": user, "priority": priority, "sweep": name}
             common |= {"spec_version": spec_version, "state": JobState.QUEUED, "held": int(held)}
             common |= {"preemptible": int(preemptible), "time_limit_s": time_limit_s, "blockers": blockers}
             now = float(conn.execute(select(utcnow())).scalar_one())
-            rung = ringing if not held and not blockers else 0
+            notified = will_notify if not held and not blockers else 0
             rows = [
                 {
                     **common,
@@ -93,7 +93,7 @@ class Sweeping(Store):
                     "name": called,
                     "spec": spec,
                     "created_at": now,
-                    "rung_at": now if place < rung else None,
+                    "rung_at": now if place < notified else None,
                 }
                 for place, (key, called, spec) in enumerate(zip(keys, names, specs, strict=True))
             ]
@@ -104,29 +104,29 @@ class Sweeping(Store):
                 conn.execute(insert(dependency), links)
                 if blockers and not held:
                     lend(conn, needs, priority)
-            said = [{"job_id": one, "type": "submitted", "detail": {"sweep": name}} for one in made]
-            conn.execute(insert(event).values(at=utcnow()), said)
+            events = [{"job_id": one, "type": "submitted", "detail": {"sweep": name}} for one in made]
+            conn.execute(insert(event).values(at=utcnow()), events)
             failpoint("submit.inserted")
             return Sweep(name, tuple(made))
 
         try:
             accepted = self.database.write(work)
-        except IntegrityError:  # two submits with one key at the same moment: the other one won
+        except IntegrityError:  # another submit with this key was faster
             accepted = self.database.write(work)
         failpoint("submit.committed")
         return accepted
 
     def cancel_many(self, ids: Sequence[int]) -> Iterator[tuple[int, bool]]:
         """
-        Cancel jobs, or ask their workers to stop them, a few hundred in each transaction.
+        Cancel queued jobs and request the cancel of running ones, a few hundred in each transaction.
 
-        What has ended meanwhile is passed over, and so are parts, which go with their whole.
+        Jobs that have ended meanwhile are skipped, and shards, which are cancelled with their parent.
 
         Yields:
-            (job id, whether it has ended; else its worker was asked), as it is committed.
+            (job id, whether it is cancelled already), after each commit.
         """
-        for start in range(0, len(ids), AT_ONCE):
-            some = ids[start : start + AT_ONCE]
+        for start in range(0, len(ids), BATCH_SIZE):
+            some = ids[start : start + BATCH_SIZE]
             yield from self.database.write(partial(_cancel, ids=some))
 
 
@@ -135,12 +135,14 @@ def _ids(conn: Connection, name: str) -> list[int]:
     return list(conn.execute(found).scalars())
 
 
-def _known(conn: Connection, name: str, kind: str, specs: Sequence[dict[str, Any]]) -> Sweep | None:
+def _submitted_before(
+    conn: Connection, name: str, kind: str, specs: Sequence[dict[str, Any]]
+) -> Sweep | None:
     """
-    The array that this key has made before.
+    Return the sweep that was submitted with this key, if there is one.
 
     Raises:
-        SpecError: from another request.
+        SpecError: its request was another one.
     """
     query = select(job.c.id, job.c.kind, job.c.spec).where(text("sweep IS NOT NULL"), job.c.sweep == name)
     rows = conn.execute(query.order_by(job.c.id)).all()
@@ -148,8 +150,8 @@ def _known(conn: Connection, name: str, kind: str, specs: Sequence[dict[str, Any
         return None
     if [(row.kind, row.spec) for row in rows] != [(kind, spec) for spec in specs]:
         raise SpecError(
-            f"this submit key is that of sweep {name}, another request",
-            hint="the same key must come with the same request; use another key",
+            f"this submit key belongs to sweep {name}, which is another request",
+            hint="use another key for another request",
         )
     return Sweep(name, tuple(row.id for row in rows))
 
@@ -164,25 +166,25 @@ def _cancel(conn: Connection, ids: Sequence[int]) -> list[tuple[int, bool]]:
         .with_for_update()
     ).all()
     wanted = [row.id for row in rows]
-    # What stands alone, which is nearly all, goes by two statements for all of them.
-    tied = select(dependency.c.needs).where(dependency.c.needs.in_(wanted))
-    tied_ids = set(conn.execute(tied).scalars())
+    # Jobs without dependants and shards, nearly all, are cancelled together.
+    needed = select(dependency.c.needs).where(dependency.c.needs.in_(wanted))
+    needed_ids = set(conn.execute(needed).scalars())
     split = select(job.c.part_of).where(text("part_of IS NOT NULL"), job.c.part_of.in_(wanted))
-    tied_ids |= set(conn.execute(split).scalars())
-    alone = [row.id for row in rows if row.state == JobState.QUEUED and row.id not in tied_ids]
+    needed_ids |= set(conn.execute(split).scalars())
+    alone = [row.id for row in rows if row.state == JobState.QUEUED and row.id not in needed_ids]
     cancel_queued(conn, alone)
     done = dict.fromkeys(alone, True)
-    for row in reversed(rows):  # the newest first: what waits for others goes before them
+    for row in reversed(rows):  # the newest first, so that dependants come before their dependencies
         if row.id in done:
             continue
         now = conn.execute(select(job).where(job.c.id == row.id)).one()
-        if JobState(now.state).terminal:  # with one that it waited for
+        if JobState(now.state).terminal:  # together with a dependency
             done[row.id] = True
             continue
         if now.cancel_requested_at is None:
             conn.execute(update(job).where(job.c.id == row.id).values(cancel_requested_at=utcnow()))
             record_event(conn, row.id, "cancel_requested")
         if now.state == JobState.QUEUED:
-            leave(conn, now, JobState.CANCELLED, None, {}, None)
+            transition(conn, now, JobState.CANCELLED, None, {}, None)
         done[row.id] = now.state == JobState.QUEUED
     return sorted(done.items(), reverse=True)

@@ -1,8 +1,7 @@
 """
-How a job moves: the compare-and-set under every change of state, with its attempt and event.
+State transitions: the compare-and-set of each change of state, with the attempt and the event.
 
-storage/db/store/ decides when; this module is the only one that writes `state`
-into an existing row.
+The other modules of storage/db/store/ decide when; only this one updates the column `state`.
 """
 
 from collections.abc import Sequence
@@ -28,24 +27,31 @@ from sqlalchemy import (
 )
 
 from jobs.errors import InvalidTransitionError, JobNotFoundError, LeaseLostError
-from jobs.failpoints import guard
 from jobs.renamed import renamed_code
 from jobs.states import JobState, Outcome, check_transition
 from storage.db.backoff import BACKOFF_S as BACKOFF_S
+from storage.db.engine import Database
 from storage.db.rows import Job, Lease
 from storage.db.store.inheritance import needs_of, repay
 from storage.db.tables import attempt, dependency, event, job, utcnow
 
 MAX_CRASHES = 3
-LOST_AT_ONCE = 2
-"""So often within LOST_WITHIN_S a job that was lost is offered again without a pause."""
+LOST_WITHOUT_PAUSE = 2
+"""A job that is lost more often within LOST_WITHIN_S waits before it can be claimed again."""
 LOST_WITHIN_S = 300.0
 
-ENDED = {"preempt_for": None, "yielded_at": None}
-"""Any end but a yield ends the wish to yield and the memory of it; of a yield, its values tell."""
+NO_PREEMPTION = {"preempt_for": None, "yielded_at": None}
+"""Set by each end of an attempt; a preemption then sets `yielded_at` again."""
 
 Decision = tuple[JobState, Outcome, dict[str, Any]]
-"""Where a job goes, how its attempt ended, and the columns that tell of it."""
+"""New state of a job, outcome of its attempt, and other columns of the job."""
+
+
+class StoreMixin:
+    """Base of the parts of JobStore."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
 
 
 def _fence(job_id: Any, attempt: Any, token: Any) -> Any:
@@ -57,28 +63,23 @@ def _fence(job_id: Any, attempt: Any, token: Any) -> Any:
     )
 
 
-OWNED = _fence(bindparam("owned_id"), bindparam("owned_attempt"), bindparam("owned_token"))
-"""The fence, of a lease that is bound when the statement runs: see bound_to()."""
+FENCE = _fence(bindparam("owned_id"), bindparam("owned_attempt"), bindparam("owned_token"))
+"""The fence as a condition with parameters; fence_values() gives their values."""
 
 
-def bound_to(lease: Lease) -> dict[str, Any]:
-    """The values of OWNED."""
+def fence_values(lease: Lease) -> dict[str, Any]:
+    """Return the parameters of FENCE."""
     return {"owned_id": lease.job_id, "owned_attempt": lease.attempt, "owned_token": lease.token}
 
 
-def owned_by(lease: Lease, fence: str = "") -> Any:
-    """
-    The fence, for statements that are made anew each time.
-
-    Args:
-        fence: what a test calls this use of the fence, to take it out.
-    """
-    return _fence(lease.job_id, lease.attempt, lease.token) if guard(fence) else job.c.id == lease.job_id
+def fence_of(lease: Lease) -> Any:
+    """Return the fence as a condition without parameters."""
+    return _fence(lease.job_id, lease.attempt, lease.token)
 
 
 def lease_lost(lease: Lease) -> LeaseLostError:
     return LeaseLostError(
-        f"job {lease.job_id} is no longer this worker's (attempt {lease.attempt})", job_id=lease.job_id
+        f"attempt {lease.attempt} of job {lease.job_id} has lost its lease", job_id=lease.job_id
     )
 
 
@@ -93,9 +94,13 @@ def locked_job(conn: Connection, job_id: int) -> Any:
     return row
 
 
-def plain(text: str | None) -> str | None:
-    """Text that both databases take: Postgres refuses NUL, and neither takes half a surrogate pair,
-    which stands in the name of a file that is no UTF-8."""
+def storable(text: str | None) -> str | None:
+    """
+    Return text that both databases accept.
+
+    Postgres rejects NUL, and both reject lone surrogates, which stand for bytes of file names that are not
+    UTF-8.
+    """
     return None if text is None else text.encode("utf-8", "replace").decode().replace("\0", "")
 
 
@@ -112,10 +117,10 @@ def record_event(
     worker: str | None = None,
     detail: dict[str, Any] | None = None,
 ) -> None:
-    conn.execute(_EVENT, _told(job_id, type, attempt=attempt, worker=worker, detail=detail))
+    conn.execute(_EVENT, _event_values(job_id, type, attempt=attempt, worker=worker, detail=detail))
 
 
-def _told(
+def _event_values(
     job_id: int,
     type: str,
     *,
@@ -123,37 +128,39 @@ def _told(
     worker: str | None = None,
     detail: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The values of _EVENT."""
+    """Return the parameters of _EVENT."""
     return {
-        "told_of": job_id,
-        "told_type": type,
-        "told_attempt": attempt,
-        "told_worker": worker,
-        "told_detail": detail,
+        "event_job_id": job_id,
+        "event_type": type,
+        "event_attempt": attempt,
+        "event_worker": worker,
+        "event_detail": detail,
     }
 
 
 def event_of_row(row: CTE, type: str, **more: Any) -> Insert:
-    """The event of a row that the same statement on Postgres has written; `more` are columns of it."""
+    """
+    Insert the event of a row that the same statement writes (Postgres); `more` are columns of the event.
+    """
     columns = select(row.c.id, _event_time(row.c.id), literal(type), *more.values())
     return insert(event).from_select(["job_id", "at", "type", *more], columns)
 
 
 def _event_time(job_id: Any) -> Any:
-    """Now; but a job's history never runs backwards, even if somebody sets the clock back."""
+    """Return the time of a new event: now, but not before the job's last event if the clock was set back."""
     last = select(event.c.at).where(event.c.job_id == job_id)
     last_at = last.order_by(event.c.id.desc()).limit(1).scalar_subquery()
     return case((last_at > utcnow(), last_at), else_=utcnow())
 
 
-# Built once: making a statement costs as much as running it.
+# Built once: building a statement takes as long as executing it.
 _EVENT = insert(event).values(
-    job_id=bindparam("told_of"),
-    at=_event_time(bindparam("told_of")),
-    type=bindparam("told_type"),
-    attempt=bindparam("told_attempt"),
-    worker=bindparam("told_worker"),
-    detail=bindparam("told_detail", type_=event.c.detail.type),
+    job_id=bindparam("event_job_id"),
+    at=_event_time(bindparam("event_job_id")),
+    type=bindparam("event_type"),
+    attempt=bindparam("event_attempt"),
+    worker=bindparam("event_worker"),
+    detail=bindparam("event_detail", type_=event.c.detail.type),
 )
 _CLOSE = (
     update(attempt)
@@ -169,22 +176,24 @@ _CLOSE = (
         error_message=bindparam("message"),
     )
 )
-_TIED = select(dependency.c.job_id).where(dependency.c.needs == bindparam("needed"))
+_DEPENDANTS = select(dependency.c.job_id).where(dependency.c.needs == bindparam("needed"))
 
 
 @lru_cache(maxsize=256)
-def _leaving(move: Update) -> Select[Any]:
-    """The move, the end of its attempt and the event: one trip to Postgres instead of three."""
+def _move_with_records(move: Update) -> Select[Any]:
+    """
+    Combine update, end of the attempt and event in one statement: one round trip to Postgres, not three.
+    """
     moved = move.returning(job.c.id).cte("moved")
-    return select(moved.c.id).add_cte(_CLOSE.cte("closed"), _EVENT.cte("told"))
+    return select(moved.c.id).add_cte(_CLOSE.cte("closed"), _EVENT.cte("recorded"))
 
 
 @lru_cache(maxsize=256)
-def _moving(names: tuple[str, ...], ends: bool) -> Update:
-    """The compare-and-set that gives these columns the values of to_…"""
-    told: dict[Any, Any] = {job.c[name]: bindparam(f"to_{name}", type_=job.c[name].type) for name in names}
+def _move_statement(names: tuple[str, ...], ends: bool) -> Update:
+    """Return the compare-and-set that sets these columns to the parameters `to_<column>`."""
+    columns: dict[Any, Any] = {job.c[name]: bindparam(f"to_{name}", type_=job.c[name].type) for name in names}
     if ends:
-        told[job.c.finished_at] = utcnow()
+        columns[job.c.finished_at] = utcnow()
     return (
         update(job)
         .where(
@@ -192,16 +201,16 @@ def _moving(names: tuple[str, ...], ends: bool) -> Update:
             job.c.state == bindparam("old"),
             job.c.attempt == bindparam("old_attempt"),
         )
-        .values(told)
+        .values(columns)
     )
 
 
 @lru_cache(maxsize=16)
-def _ending_owned(names: tuple[str, ...], new: JobState, dialect: str) -> Any:
-    """The same for an end under the fence; on Postgres with its records, of a row that was moved."""
-    told: dict[Any, Any] = {job.c[name]: bindparam(f"to_{name}", type_=job.c[name].type) for name in names}
-    told |= {job.c.ran_s: job.c.ran_s + bindparam("more_s"), job.c.finished_at: utcnow()}
-    move = update(job).where(OWNED).values(told).returning(job.c.id, job.c.attempt, job.c.worker)
+def _fenced_finish(names: tuple[str, ...], new: JobState, dialect: str) -> Any:
+    """Return the same for a final state under the fence; on Postgres with the attempt and the event."""
+    columns: dict[Any, Any] = {job.c[name]: bindparam(f"to_{name}", type_=job.c[name].type) for name in names}
+    columns |= {job.c.ran_s: job.c.ran_s + bindparam("more_s"), job.c.finished_at: utcnow()}
+    move = update(job).where(FENCE).values(columns).returning(job.c.id, job.c.attempt, job.c.worker)
     if dialect != "postgresql":
         return move
     moved = move.cte("moved")
@@ -215,56 +224,56 @@ def _ending_owned(names: tuple[str, ...], new: JobState, dialect: str) -> Any:
         .values(ended_at=utcnow(), outcome=bindparam("ended_as"))
     )
     event_of = event_of_row(moved, str(new), attempt=moved.c.attempt, worker=moved.c.worker)
-    return select(moved).add_cte(closed.cte("closed"), event_of.cte("told"))
+    return select(moved).add_cte(closed.cte("closed"), event_of.cte("recorded"))
 
 
 def after_crash(row: Any, message: str, *, hung: bool = False) -> Decision:
     if row.cancel_requested_at is not None:
         return JobState.CANCELLED, Outcome.CANCELLED, {}
     crashes = row.crash_count + 1
-    told = {
+    columns = {
         "error_code": "STALLED" if hung else "CRASHED",
-        "error_message": plain(message),
+        "error_message": storable(message),
         "crash_count": crashes,
     }
     if crashes >= MAX_CRASHES:
-        told["error_code"] = "CRASH_LOOP"
-        told["error_message"] = f"{plain(message)}; {crashes} times without progress"
-        told["error_hint"] = f"ganq logs {row.id} shows its last lines; ganq retry {row.id} tries again"
-        return JobState.FAILED, Outcome.CRASHED, told
-    told["not_before"] = utcnow() + BACKOFF_S[crashes - 1]
-    return JobState.QUEUED, Outcome.CRASHED, told
+        columns["error_code"] = "CRASH_LOOP"
+        columns["error_message"] = f"{storable(message)}; {crashes} crashes without progress"
+        columns["error_hint"] = f"ganq logs {row.id} shows its last lines; ganq retry {row.id} tries again"
+        return JobState.FAILED, Outcome.CRASHED, columns
+    columns["not_before"] = utcnow() + BACKOFF_S[crashes - 1]
+    return JobState.QUEUED, Outcome.CRASHED, columns
 
 
 def after_loss(conn: Connection, job_id: int, why: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """
-    Decide whether a job whose worker is taken for lost is offered at once, as it is the first times.
+    Decide whether a job that was lost waits before it can be claimed again.
 
-    Whoever takes it for lost may be wrong; it must not be so again and again without a pause.
+    The reaper may be wrong about a worker; without a pause it could be wrong again and again.
 
     Returns:
-        The job's columns and the event's detail.
+        Columns of the job, and the detail of the event.
     """
     since_s = utcnow() - attempt.c.ended_at
     lost = select(func.count()).where(
         attempt.c.job_id == job_id,
         attempt.c.outcome == Outcome.LOST,
-        since_s.between(-LOST_WITHIN_S, LOST_WITHIN_S),  # somebody may have set the clock back
+        since_s.between(-LOST_WITHIN_S, LOST_WITHIN_S),  # the clock may have been set back
     )
     before = int(conn.execute(lost).scalar_one())
-    if before < LOST_AT_ONCE:
+    if before < LOST_WITHOUT_PAUSE:
         return {}, {"reason": why}
-    pause_s = BACKOFF_S[min(before - LOST_AT_ONCE, len(BACKOFF_S) - 1)]
-    told = {
+    pause_s = BACKOFF_S[min(before - LOST_WITHOUT_PAUSE, len(BACKOFF_S) - 1)]
+    columns = {
         "error_code": "WORKER_LOST",
-        "error_message": plain(f"{why}; lost {before + 1} times within {LOST_WITHIN_S / 60:.0f} minutes"),
-        "error_hint": f"ganq events {job_id} shows by whom; ganq doctor checks the workers",
+        "error_message": storable(f"{why}; lost {before + 1} times within {LOST_WITHIN_S / 60:.0f} minutes"),
+        "error_hint": f"ganq events {job_id} names the workers; ganq doctor checks them",
         "not_before": utcnow() + pause_s,
     }
-    return told, {"reason": why, "times": before + 1, "pause_s": pause_s}
+    return columns, {"reason": why, "times": before + 1, "pause_s": pause_s}
 
 
-def leave(
+def transition(
     conn: Connection,
     row: Any,
     new: JobState,
@@ -272,30 +281,32 @@ def leave(
     values: dict[str, Any],
     detail: dict[str, Any] | None,
 ) -> None:
-    """Move a locked row out of its state: job, attempt, event and dependants in one transaction."""
+    """
+    Change the state of a locked job, with its attempt, event and dependants, in the caller's transaction.
+    """
     _move(conn, row, new, outcome, values, detail)
     if new.terminal:
         _repay(conn, row)
         update_dependants(conn, row.id, new)
 
 
-def end_owned(
+def finish_fenced(
     conn: Connection, lease: Lease, new: JobState, outcome: Outcome, values: dict[str, Any]
 ) -> bool:
     """
-    End a job under the fence without reading its row first: for ends that depend on nothing in it.
+    Set a final state under the fence without reading the row first.
 
     Args:
-        values: other columns of the row, none of them a formula.
+        values: other columns of the row, none of them a SQL expression.
 
     Returns:
-        False: the lease is not ours, and nothing was moved.
+        False if the lease was lost; then nothing has changed.
     """
     check_transition(JobState.RUNNING, new)
-    ending = {**ENDED, **values, "state": new}
+    ending = {**NO_PREEMPTION, **values, "state": new}
     bound = {f"to_{name}": value for name, value in ending.items()}
-    bound |= bound_to(lease) | {"more_s": lease.ran_s}
-    end = _ending_owned(tuple(sorted(ending)), new, conn.dialect.name)
+    bound |= fence_values(lease) | {"more_s": lease.ran_s}
+    end = _fenced_finish(tuple(sorted(ending)), new, conn.dialect.name)
     if conn.dialect.name == "postgresql":
         moved = conn.execute(end, {**bound, "ended_as": outcome}).first()
     elif (moved := conn.execute(end, bound).first()) is not None:
@@ -317,44 +328,48 @@ def _move(
     detail: dict[str, Any] | None,
 ) -> None:
     check_transition(JobState(row.state), new)
-    ending: dict[str, Any] = dict(ENDED)
+    ending: dict[str, Any] = dict(NO_PREEMPTION)
     if not new.terminal:
-        # Back in the queue nobody has been told of it yet, whatever was rung before it ran.
+        # No worker has been notified of it since it is queued again.
         ending |= {"lease_token": None, "worker": None, "rung_at": None}
     if outcome is not None and "ran_s" not in values:
         ending["ran_s"] = job.c.ran_s + seconds_of_attempt(row)
     ending |= {**values, "state": new}
-    formulas = {name: value for name, value in ending.items() if isinstance(value, ClauseElement)}
-    known = {name: value for name, value in ending.items() if name not in formulas}
-    move = _moving(tuple(sorted(known)), new.terminal)
+    expressions = {name: value for name, value in ending.items() if isinstance(value, ClauseElement)}
+    known = {name: value for name, value in ending.items() if name not in expressions}
+    move = _move_statement(tuple(sorted(known)), new.terminal)
     moving = {f"to_{name}": value for name, value in known.items()}
     moving |= {"moved": row.id, "old": row.state, "old_attempt": row.attempt}
     closing = {"of_job": row.id, "of_attempt": row.attempt, "ended_as": outcome}
     closing |= {"code": values.get("error_code"), "message": values.get("error_message")}
     kind = str(new) if new.terminal else str(outcome)
-    told = _told(row.id, kind, attempt=row.attempt, worker=row.worker, detail=detail)
-    if conn.dialect.name == "postgresql" and outcome is not None and not formulas:
-        _must_move(row, new, len(conn.execute(_leaving(move), {**moving, **closing, **told}).all()))
+    columns = _event_values(row.id, kind, attempt=row.attempt, worker=row.worker, detail=detail)
+    if conn.dialect.name == "postgresql" and outcome is not None and not expressions:
+        _require_moved(
+            row, new, len(conn.execute(_move_with_records(move), {**moving, **closing, **columns}).all())
+        )
         return
-    _must_move(row, new, conn.execute(move.values(formulas) if formulas else move, moving).rowcount)
+    _require_moved(row, new, conn.execute(move.values(expressions) if expressions else move, moving).rowcount)
     if outcome is not None:
         conn.execute(_CLOSE, closing)
-    conn.execute(_EVENT, told)
+    conn.execute(_EVENT, columns)
 
 
 def _repay(conn: Connection, row: Any) -> None:
-    """A job that has ended while it waited lends its priority no more."""
+    """Take back the priority that a job lent, if it has ended while it waited."""
     if row.state == JobState.QUEUED and row.blockers:
         repay(conn, needs_of(conn, [row.id]))
 
 
-def _must_move(row: Any, new: JobState, moved: int) -> None:
+def _require_moved(row: Any, new: JobState, moved: int) -> None:
     if moved != 1:
-        raise InvalidTransitionError(f"job {row.id} moved while it was locked", old=row.state, new=new)
+        raise InvalidTransitionError(
+            f"job {row.id} changed its state while it was locked", old=row.state, new=new
+        )
 
 
 def cancel_queued(conn: Connection, ids: Sequence[int]) -> None:
-    """End queued jobs on which no other depends, their rows locked by the caller, by three statements."""
+    """Cancel queued jobs without dependants, whose rows the caller has locked, with three statements."""
     if not ids:
         return
     check_transition(JobState.QUEUED, JobState.CANCELLED)
@@ -365,16 +380,16 @@ def cancel_queued(conn: Connection, ids: Sequence[int]) -> None:
         .values(**ending, preempt_for=None, yielded_at=None)
     )
     for type in ("cancel_requested", str(JobState.CANCELLED)):
-        conn.execute(_EVENT, [_told(one, type) for one in ids])
+        conn.execute(_EVENT, [_event_values(one, type) for one in ids])
     repay(conn, needs_of(conn, ids))
 
 
 def seconds_of_attempt(row: Any, at_most_s: float = float("inf")) -> Any:
     """
-    Return the SQL of how long a running job has run this time.
+    Return a SQL expression for the duration of a job's current attempt.
 
     Args:
-        at_most_s: by a clock that cannot be set, as the database's can, forwards or back.
+        at_most_s: upper bound, measured by a monotonic clock; the database's clock may be set.
     """
     began = select(attempt.c.started_at).where(attempt.c.job_id == row.id, attempt.c.number == row.attempt)
     ran_s = utcnow() - began.scalar_subquery()
@@ -384,14 +399,14 @@ def seconds_of_attempt(row: Any, at_most_s: float = float("inf")) -> Any:
 
 
 def update_dependants(conn: Connection, job_id: int, ended: JobState) -> None:
-    """Unblock the jobs that waited for this one, or end them with it, and those that waited for them."""
-    # A list instead of a recursion: a chain may be longer than Python's stack. Each round asks
-    # the table anew, because a job that waits for two of them may have ended in the round before.
+    """Unblock the jobs that wait for this one; if it did not succeed, end them and their own dependants."""
+    # A list, not recursion: a chain may be longer than Python's stack. Each round reads the rows
+    # again, because a job that depends on two of them may have ended in the round before.
     ended_jobs = [(job_id, ended)]
     while ended_jobs:
         needed, ending = ended_jobs.pop(0)
-        # Two steps and the state by hand: SQLite would rather read all that is queued.
-        tied = conn.execute(_TIED, {"needed": needed}).scalars().all()
+        # Two queries, and the state is checked here: in one, SQLite would read all queued jobs.
+        tied = conn.execute(_DEPENDANTS, {"needed": needed}).scalars().all()
         for row in _locked(conn, tied):
             if row.state != JobState.QUEUED:
                 continue
@@ -401,11 +416,11 @@ def update_dependants(conn: Connection, job_id: int, ended: JobState) -> None:
                 )
                 continue
             new = JobState.CANCELLED if ending is JobState.CANCELLED else JobState.FAILED
-            _move(conn, row, new, None, _told_of(conn, needed, ending, row.id), {"needs": needed})
+            _move(conn, row, new, None, _dependency_error(conn, needed, ending, row.id), {"needs": needed})
             _repay(conn, row)
             ended_jobs.append((row.id, new))
         if ending is not JobState.SUCCEEDED:
-            ended_jobs += _end_parts(conn, needed)
+            ended_jobs += _cancel_shards(conn, needed)
 
 
 def _locked(conn: Connection, ids: Sequence[int]) -> Sequence[Any]:
@@ -414,30 +429,33 @@ def _locked(conn: Connection, ids: Sequence[int]) -> Sequence[Any]:
     return conn.execute(select(job).where(job.c.id.in_(ids)).order_by(job.c.id).with_for_update()).all()
 
 
-def _told_of(conn: Connection, needed: int, ending: JobState, waiting: int) -> dict[str, Any]:
-    """Why a job ends with the one that it waited for; a whole ends with the error of its part."""
-    parent = conn.execute(select(job).where(job.c.id == needed)).one()
-    if parent.part_of == waiting and ending is JobState.FAILED:
-        hint = parent.error_hint or f"ganq status {needed} shows the part that failed"
-        code, message = renamed_code(parent.error_code), f"{parent.error_message} (part {needed})"
+def _dependency_error(conn: Connection, needed: int, ending: JobState, waiting: int) -> dict[str, Any]:
+    """
+    Return the error columns of a job that ends because another did; a parent gets the error of its shard.
+    """
+    needed_job = conn.execute(select(job).where(job.c.id == needed)).one()
+    if needed_job.part_of == waiting and ending is JobState.FAILED:
+        hint = needed_job.error_hint or f"ganq status {needed} shows the shard that failed"
+        code = renamed_code(needed_job.error_code)
+        message = f"{needed_job.error_message} (shard {needed})"
         return {"error_code": code, "error_message": message, "error_hint": hint}
     return {
         "error_code": "DEPENDENCY_FAILED",
-        "error_message": f"job {needed}, which it waited for, has {how_it_ended(ending)}",
-        "error_hint": f"ganq status {needed} says why; ganq retry {needed} --with-waiting does both again",
+        "error_message": f"job {needed}, on which it depends, has {how_it_ended(ending)}",
+        "error_hint": f"ganq status {needed} shows why; ganq retry {needed} --with-waiting retries both",
     }
 
 
-def _end_parts(conn: Connection, whole: int) -> list[tuple[int, JobState]]:
-    """A job that has ended without success needs its parts no more: cancel them."""
+def _cancel_shards(conn: Connection, parent: int) -> list[tuple[int, JobState]]:
+    """Cancel the shards of a parent that has ended without success."""
     ended = []
-    rows = select(job).where(text("part_of IS NOT NULL"), job.c.part_of == whole)
+    rows = select(job).where(text("part_of IS NOT NULL"), job.c.part_of == parent)
     for row in conn.execute(rows.order_by(job.c.id).with_for_update()).all():
         if row.state == JobState.QUEUED:
-            _move(conn, row, JobState.CANCELLED, None, {}, {"part_of": whole})
+            _move(conn, row, JobState.CANCELLED, None, {}, {"part_of": parent})
             _repay(conn, row)
             ended.append((row.id, JobState.CANCELLED))
         elif row.state == JobState.RUNNING and row.cancel_requested_at is None:
             conn.execute(update(job).where(job.c.id == row.id).values(cancel_requested_at=utcnow()))
-            record_event(conn, row.id, "cancel_requested", detail={"part_of": whole})
+            record_event(conn, row.id, "cancel_requested", detail={"part_of": parent})
     return ended

@@ -105,7 +105,7 @@ def test_open_of_a_job_without_results_is_not_found(ganq, job_factory):
 def test_open_of_a_part_points_to_the_whole(ganq, settings, store, job_factory, claim):
     (settings.volume / "jobs").mkdir(parents=True)
     spec = {"source": 1, "count": 4}
-    whole = job_factory(kind="generate", spec=spec, parts=[({**spec, "draws": [0, 3]}, 4)])
+    whole = job_factory(kind="generate", spec=spec, shards=[({**spec, "draws": [0, 3]}, 4)])
     part = claim()
     store.succeed(part, {"pictures": 4, "deleted_at": 1.0})
     said = ganq("open", part.job_id)

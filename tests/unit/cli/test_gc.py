@@ -42,14 +42,14 @@ def test_a_dry_run_shows_numbers_and_sizes_and_deletes_nothing(ganq, files, cras
     folder = files.volume.attempt(crashed.job_id, 1)
     said = ganq("gc", "--dry-run")
     assert said.code == 0
-    row = next(line for line in said.out.splitlines() if line.startswith("pictures that were never"))
+    row = next(line for line in said.out.splitlines() if line.startswith("unpublished results"))
     assert row.split()[-3:] == ["3", "429", "B"]
     assert "3 files and folders, 429 B: would be deleted (--dry-run)" in said.out
     assert "--jobs and --datasets" in said.err
     assert "images" not in said.out
     assert (folder / "images" / "000002.png").exists()
     listed = ganq("gc", "--dry-run", "--paths").out
-    assert "jobs/000001/a1/images  210 B  pictures that were never published" in listed
+    assert "jobs/000001/a1/images  210 B  unpublished results" in listed
     said = ganq("gc")
     assert "3 files and folders, 429 B: deleted" in said.out
     assert not (folder / "images").exists()
@@ -58,7 +58,7 @@ def test_a_dry_run_shows_numbers_and_sizes_and_deletes_nothing(ganq, files, cras
 def test_json_names_each_thing_with_its_reason_and_job(ganq, files, crashed):
     told = ganq("gc", "--json").json()
     assert (told["dry_run"], told["count"], told["bytes"]) == (False, 3, 429)
-    assert told["reasons"] == {"pictures that were never published": {"count": 3, "bytes": 429}}
+    assert told["reasons"] == {"unpublished results": {"count": 3, "bytes": 429}}
     assert {"path": "jobs/000001/a1/images", "bytes": 210, "job": 1}.items() <= {
         key: value for item in told["items"] if item["path"].endswith("images") for key, value in item.items()
     }.items()
@@ -105,7 +105,7 @@ def test_decoded_data_sets_go_on_request(ganq, files):
     grow_old(cache, 40 * 86400)
     assert ganq("gc").out == "nothing to delete\n"
     assert ganq("gc", "--datasets", "--older-than", "50d").out == "nothing to delete\n"
-    assert "data set not needed" in ganq("gc", "--datasets").out
+    assert "unused data set" in ganq("gc", "--datasets").out
     assert os.listdir(files.volume.datasets) == []
 
 

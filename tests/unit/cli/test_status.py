@@ -75,7 +75,7 @@ def test_a_job_whose_worker_fell_silent_is_not_called_running(
 
     from storage.db.workers import WorkerStore
 
-    WorkerStore(database, worker_identity).say("busy", 1)
+    WorkerStore(database, worker_identity).report("busy", 1)
     running_job_factory()
     assert "running" in row_of(ganq("status"), 1)
     database.write(lambda conn: conn.execute(text("UPDATE worker SET seen_at = seen_at - 90")))
@@ -87,7 +87,7 @@ def test_a_job_whose_worker_fell_silent_is_not_called_running(
 def test_a_worker_is_shown_with_its_job_device_and_version(ganq, database, make_identity):
     from storage.db.workers import WorkerStore
 
-    WorkerStore(database, make_identity("node7-gpu3", device="gpu3 (H100)")).say("busy", 42)
+    WorkerStore(database, make_identity("node7-gpu3", device="gpu3 (H100)")).report("busy", 42)
     out = ganq("workers").out
     for part in ("node7-gpu3", "busy", "42", "gpu3 (H100)", "testhost", "0.1.0", "0 s ago"):
         assert part in out
@@ -112,8 +112,8 @@ def test_the_list_is_newest_first_limited_and_says_so(ganq, job_factory):
 
 def test_the_parts_that_are_listed_are_counted_and_no_others(ganq, store, job_factory, claim):
     spec = {"source": 1, "count": 4}
-    parts = [({**spec, "draws": [first, first]}, 1) for first in range(4)]
-    whole = job_factory(kind="generate", spec=spec, parts=parts)
+    shards = [({**spec, "draws": [first, first]}, 1) for first in range(4)]
+    whole = job_factory(kind="generate", spec=spec, shards=shards)
     job_factory(kind="generate")
     claim()
 

@@ -14,7 +14,7 @@ down_revision = "0001"
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 CLAIMABLE = sa.text("state = 'queued' AND held = 0 AND blockers = 0 AND not_before IS NULL")
 YIELDED = sa.text("state = 'queued' AND yielded_at IS NOT NULL")
-RIPENING = sa.text("state = 'queued' AND not_before IS NOT NULL")
+DELAYED = sa.text("state = 'queued' AND not_before IS NOT NULL")
 
 
 def upgrade() -> None:
@@ -38,9 +38,7 @@ def upgrade() -> None:
         sqlite_where=CLAIMABLE,
         postgresql_where=CLAIMABLE,
     )
-    op.create_index(
-        "ix_job_ripening", "job", ["not_before"], sqlite_where=RIPENING, postgresql_where=RIPENING
-    )
+    op.create_index("ix_job_ripening", "job", ["not_before"], sqlite_where=DELAYED, postgresql_where=DELAYED)
     op.create_index("ix_job_yielded", "job", ["yielded_at"], sqlite_where=YIELDED, postgresql_where=YIELDED)
     for name in ("part_of", "sweep"):
         where = sa.text(f"{name} IS NOT NULL")

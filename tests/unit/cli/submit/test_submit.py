@@ -41,7 +41,7 @@ def test_no_notice_when_a_worker_listens_and_redis_is_there(
 ):
     from storage.db.workers import WorkerStore
 
-    WorkerStore(database, worker_identity).say("idle")
+    WorkerStore(database, worker_identity).report("idle")
     said = ganq("submit", "train", "--data", pictures)
     assert (said.code, said.err) == (0, "")
 
@@ -49,7 +49,7 @@ def test_no_notice_when_a_worker_listens_and_redis_is_there(
 def test_a_queue_that_no_worker_serves_is_noticed(ganq, pictures, database, worker_identity):
     from storage.db.workers import WorkerStore
 
-    WorkerStore(database, worker_identity).say("idle")
+    WorkerStore(database, worker_identity).report("idle")
     said = ganq("submit", "train", "--data", pictures, "--queue", "nights")
     assert "no running worker serves the queue nights" in said.err
 

@@ -55,7 +55,7 @@ def test_names_that_ganq_does_not_give_are_never_garbage() -> None:
 def test_a_job_whose_results_were_given_up_leaves_what_a_killed_gc_did_not_reach() -> None:
     there = ("images", "checkpoints", "samples", "log.txt", "metrics.jsonl")
     assert names(facts(), *there) == {}
-    assert set(names(facts(given_up=True), *there)) == {
+    assert set(names(facts(results_deleted=True), *there)) == {
         "jobs/000012/a1/images",
         "jobs/000012/a1/checkpoints",
         "jobs/000012/a1/samples",

@@ -199,7 +199,7 @@ def test_only_the_whole_of_a_split_job_is_asked_for_its_parts(
     )
     store.succeed(model, {})
     spec = {"source": model.job_id, "checkpoint": "last", "count": 4}
-    whole = job_factory(kind="generate", spec=spec, parts=[({**spec, "draws": [0, 3]}, 4)])
+    whole = job_factory(kind="generate", spec=spec, shards=[({**spec, "draws": [0, 3]}, 4)])
 
     part = claim()
     assert part.job.part_of == whole.id

@@ -69,7 +69,7 @@ def test_a_table_that_takes_no_write_gives_its_workers_a_whole_lease_when_it_doe
         raise DatabaseUnavailableError("the table cannot be written")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "rescue", refuse)
+        patch.setattr(store, "requeue_lost", refuse)
         with pytest.raises(DatabaseUnavailableError):
             reaper.tick(now=looks[len(silent)])
     assert reaper.tick(now=looks[len(silent) + 1]) == []
