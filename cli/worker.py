@@ -29,6 +29,11 @@ from cli.ui.params import BoundedInt, Duration
     metavar="SECONDS",
     help="Drain and exit with 0 after this long without a job, e.g. 120 or 5min.",
 )
+@click.option(
+    "--metrics-port",
+    metavar="[HOST:]PORT",
+    help="Serve Prometheus metrics; a further worker on the next port.  [default: GANQ_METRICS_PORT]",
+)
 def worker(
     gpus: str,
     cpu_workers: int | None,
@@ -36,6 +41,7 @@ def worker(
     queues: str | None,
     name: str | None,
     exit_when_idle: float | None,
+    metrics_port: str | None,
 ) -> None:
     """
     Run jobs on this machine: one worker per GPU, or one on the CPU.
@@ -51,14 +57,17 @@ def worker(
       ganq worker --cpu-workers 2
       ganq worker --exit-when-idle 120
     """
+    import os
+
     from jobs.specs import check_name
     from storage.settings import Settings
     from worker.host.launcher import launch
 
     names = tuple(queue.strip() for queue in (queues or "").split(",") if queue.strip())
+    settings = {} if metrics_port is None else {"GANQ_METRICS_PORT": metrics_port}
     raise SystemExit(
         launch(
-            Settings.load(),
+            Settings.load({**os.environ, **settings}),
             gpus=gpus,
             queues=names,
             name=check_name(name) if name else None,

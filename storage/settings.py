@@ -96,6 +96,8 @@ class Settings:
     """A worker whose volume has not answered for so long gives its job back."""
     stuck_seconds: float = 120.0
     """A worker whose main loop has not turned for so long sends no heartbeat."""
+    metrics_port: str = ""
+    """Where a worker serves Prometheus metrics: 9200 (on the loopback), 0.0.0.0:9200; empty: nowhere."""
     log_level: str = "INFO"
     log_format: str = "text"
     """'text' for people, 'json' for machines."""
@@ -124,6 +126,21 @@ class Settings:
         folder = Path(tempfile.gettempdir()) / name
         return folder if socket_fits(folder / LONGEST_SOCKET_NAME) else Path("/tmp") / name
 
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        """
+        Host and port of `metrics_port`; None if it is empty.
+
+        Raises:
+            ValueError: it is neither PORT nor HOST:PORT.
+        """
+        if not self.metrics_port:
+            return None
+        host, _, port = self.metrics_port.rpartition(":")
+        if not (port.isdecimal() and port.isascii() and 0 < int(port) < 65536):
+            raise ValueError(f"{self.metrics_port[:40]!r} is not a port")
+        return host or "127.0.0.1", int(port)
+
     def redacted(self) -> dict[str, Any]:
         """All settings as JSON, passwords masked."""
         return {
@@ -148,6 +165,12 @@ class Settings:
                 f"{self.heartbeat_seconds:g} s: living workers would lose their jobs",
                 hint="raise it, or lower GANQ_HEARTBEAT_SECONDS",
             )
+        try:
+            _ = self.metrics_address
+        except ValueError as exc:
+            raise ConfigError(
+                f"{told['metrics_port']} is not a port", hint="PORT or HOST:PORT, e.g. 9200 or 0.0.0.0:9200"
+            ) from exc
         if self.log_level.upper() not in LOG_LEVELS:
             raise ConfigError(f"{told['log_level']} is none", hint=f"one of {', '.join(LOG_LEVELS)}")
         if self.log_format not in ("text", "json"):

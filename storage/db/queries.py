@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, exists, func, or_, select, text
+from sqlalchemy import ColumnElement, Connection, Select, case, exists, func, or_, select, text
 
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError
 from jobs.states import JobState
@@ -15,6 +15,7 @@ from storage.db.rows import Checkpoint, Event, Job, WorkerRow, attempt_from_row,
 from storage.db.store.shards import IS_SHARD, ShardSummary, shards_of, summaries
 from storage.db.store.transitions import how_it_ended
 from storage.db.tables import (
+    CLAIMABLE,
     CLOCKS,
     attempt,
     checkpoint,
@@ -100,6 +101,20 @@ def _active_splits() -> Select[tuple[int]]:
     return select(split.c.id).where(
         split.c.state == JobState.QUEUED, split.c.blockers > 0, split.c.id.in_(begun)
     )
+
+
+@dataclass(frozen=True)
+class LiveJobs:
+    """Jobs of one state, kind and queue that have not ended."""
+
+    state: str
+    kind: str
+    queue: str
+    held: int
+    jobs: int
+    claimable: int
+    oldest_s: float
+    """Age of the oldest that is claimable; 0 if none is."""
 
 
 def _scalar(conn: Connection, query: Any) -> Any:
@@ -424,6 +439,25 @@ class Queries:
         """Return all registered workers, by name."""
         query = select(worker, (utcnow() - worker.c.seen_at).label("silent_s")).order_by(worker.c.name)
         return self.database.read(lambda conn: [WorkerRow.from_row(row) for row in conn.execute(query)])
+
+    def live(self) -> list[LiveJobs]:
+        """Count the jobs that have not ended, by state, kind and queue."""
+        can_start = text(CLAIMABLE)
+        since = case((can_start, job.c.created_at))
+        query = (
+            select(
+                job.c.state,
+                job.c.kind,
+                job.c.queue,
+                job.c.held,
+                func.count().label("jobs"),
+                func.count(since).label("claimable"),
+                func.coalesce(utcnow() - func.min(since), 0.0).label("oldest_s"),
+            )
+            .where(job.c.state.in_((JobState.QUEUED, JobState.RUNNING)))
+            .group_by(job.c.state, job.c.kind, job.c.queue, job.c.held)
+        )
+        return self.database.read(lambda conn: [LiveJobs(**row._mapping) for row in conn.execute(query)])
 
     def queue_position(self, one: Job) -> int:
         """Return the number of claimable jobs before a queued one, in its queue."""

@@ -9,6 +9,7 @@ the push. A test holds each part of it against what Celery itself sends.
 import base64
 import json
 import uuid
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -66,6 +67,22 @@ def notify(settings: Settings, job_id: int, queue: str, installation: str) -> No
             f"the certificate of Redis is not trusted ({why})" if why else "Redis does not answer",
             hint=redis_url.HINT_TLS if why else "ganq doctor",
         ) from exc
+
+
+def waiting(settings: Settings, queues: Iterable[str], installation: str) -> dict[str, int]:
+    """
+    Return how many notifications of each queue no worker has fetched yet.
+
+    Raises:
+        QueueUnavailableError: Redis does not answer.
+    """
+    from redis.exceptions import RedisError
+
+    try:
+        client = _client(settings.redis_url)
+        return {queue: int(client.llen(queue_key(queue, installation))) for queue in queues}
+    except (RedisError, OSError, ValueError) as exc:
+        raise QueueUnavailableError("Redis does not answer", hint="ganq doctor") from exc
 
 
 def message(key: str, job_id: int) -> str:

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def launch(
     with logs.relayed(settings):
         installation = prepare(settings)
         chosen = _units(gpus, cpu_workers, cores)
+        require_metrics_library(settings)
         manager = ServiceManager.from_environment(os.environ)
         queues = queues or tuple(one.strip() for one in settings.queues.split(",") if one.strip())
         require_queues(queues)
@@ -180,6 +182,8 @@ class Worker:
             "GANQ_WORKER_DEVICE": _described(unit),
             "GANQ_WORKER_QUEUES": ",".join(queues),
         }
+        if settings.metrics_port:
+            self.environment["GANQ_METRICS_PORT"] = settings.metrics_port
         if exit_when_idle_s is not None:
             self.environment["GANQ_WORKER_EXIT_WHEN_IDLE"] = str(exit_when_idle_s)
         self.app: Any = None
@@ -440,9 +444,18 @@ class Fleet:
     def _name(self, one: gpu.Gpu | Cores) -> str:
         return f"{self.name}-{one.label}" if self.name else _usual_name(one)
 
+    def _metrics_option(self, one: gpu.Gpu | Cores) -> tuple[str, ...]:
+        """Give each child a port of its own: the first, the one after it, …"""
+        address = self.settings.metrics_address
+        if address is None:
+            return ()
+        host, port = address
+        return ("--metrics-port", f"{host}:{port + [unit.key for unit in self.units].index(one.key)}")
+
     def _start(self, one: gpu.Gpu | Cores) -> None:
         command = worker_command(
             *("worker", *one.arguments, "--queues", ",".join(self.queues), "--name", self._name(one)),
+            *self._metrics_option(one),
             *(() if self.exit_when_idle_s is None else ("--exit-when-idle", f"{self.exit_when_idle_s:f}s")),
         )
         bound = bound_to_this(signal.SIGTERM, command)
@@ -484,6 +497,15 @@ def _open_standard_files() -> None:
         for attribute in (name, f"__{name}__"):  # Celery logs to sys.__stderr__
             if getattr(sys, attribute) is None:
                 setattr(sys, attribute, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def require_metrics_library(settings: Settings) -> None:
+    """
+    Raises:
+        ConfigError: metrics are asked for, and the library that serves them is not installed.
+    """
+    if settings.metrics_port and find_spec("prometheus_client") is None:
+        raise ConfigError("metrics need the package prometheus-client", hint="pip install 'ganq[metrics]'")
 
 
 def require_queues(queues: tuple[str, ...]) -> None:

@@ -372,8 +372,10 @@ class RunContext:
         self._keep()
         if sample is not None:
             self.save_sample(sample.name, sample.draw())
+        began = time.monotonic()
         digest, size = write_checkpoint(target, state=state, generator=generator, meta=facts)
-        self._register(target, kind, epoch, step, digest, size, facts)
+        seconds = time.monotonic() - began
+        self._register(target, kind, epoch, step, digest, size, facts, seconds=seconds)
         self.log(f"checkpoint {target.name}: epoch {epoch}, step {step}, {size / 1e6:.1f} MB")
 
     def _register(
@@ -385,6 +387,8 @@ class RunContext:
         digest: str,
         size: int,
         facts: Mapping[str, Any],
+        *,
+        seconds: float | None = None,
     ) -> None:
         """Have the supervisor write a checkpoint's row, and wait until it is committed."""
         path = self.volume.relative(target)
@@ -399,6 +403,7 @@ class RunContext:
             manifest_sha256=digest,
             bytes=size,
             metric=facts.get("metric"),
+            seconds=seconds,
         )
         # The supervisor answers when the row is committed, or kills this process when
         # the lease is lost; a database that is away makes both of us wait.

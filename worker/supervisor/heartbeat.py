@@ -11,6 +11,7 @@ from storage.db.rows import Lease
 from storage.db.store import JobStore
 from storage.db.workers import WorkerStore
 from storage.settings import Settings
+from worker.supervisor.metrics import Metrics
 
 log = logging.getLogger("ganq.heart")
 
@@ -37,8 +38,10 @@ class Heartbeat(threading.Thread):
         tell: Callable[[LeaseEvent, Lease], None],
         offer: Callable[[Lease], int | None],
         name_taken: Callable[[WorkerNameTakenError], None],
+        metrics: Metrics | None = None,
     ) -> None:
         super().__init__(name="heart", daemon=True)
+        self.metrics = metrics or Metrics()
         self.store = store
         self.offer = offer
         self.workers = workers
@@ -138,7 +141,8 @@ class Heartbeat(threading.Thread):
     def _beat(self, lease: Lease, progress: dict[str, Any] | None, now: float) -> None:
         news = progress is not None and now - self._last_beat >= self.settings.progress_seconds
         if news or now - self._last_beat >= self.settings.heartbeat_seconds:
-            stop_requests = self.store.heartbeat(lease, progress)
+            with self.metrics.request("heartbeat"):
+                stop_requests = self.store.heartbeat(lease, progress)
             with self._lock:
                 self._last_beat = now
                 if self._progress is progress:

@@ -9,6 +9,7 @@ from jobs.errors import DatabaseUnavailableError, LeaseLostError, SchemaMismatch
 from storage.db.rows import Lease
 from storage.settings import Settings
 from worker.supervisor.heartbeat import Heartbeat
+from worker.supervisor.metrics import Metrics
 from worker.supervisor.runner_process import RunnerProcess
 from worker.supervisor.watchdog import Watchdog
 
@@ -36,15 +37,19 @@ class HeldLease:
         *,
         must_go: Callable[[], bool],
         on_schema_mismatch: Callable[[SchemaMismatchError], None],
+        metrics: Metrics | None = None,
     ) -> None:
         self.runner = runner
         self.heartbeat = heartbeat
         self.must_go = must_go
         self.on_schema_mismatch = on_schema_mismatch
+        self.metrics = metrics or Metrics()
         self.watch = Watchdog(settings.stall_seconds)
         self.lease: Lease | None = None
         self.taken: Lease | None = None
         """The next one, taken with the commit that ended the last; the claim that follows begins it."""
+        self.answer: Any = None
+        """Of the last commit."""
         self.parts: list[dict[str, Any]] = []
         """Of the job in hand, if it was split."""
 
@@ -52,6 +57,7 @@ class HeldLease:
         self.lease = lease
         self.watch.begin(lease)
         self.heartbeat.begin(lease)
+        self.metrics.begun(lease)
 
     def settle(self, word: str, commit: Callable[..., Any], *args: Any) -> bool:
         """
@@ -63,6 +69,7 @@ class HeldLease:
         if not self.commit(commit, *args):
             return False
         assert self.lease is not None
+        self.metrics.ended(self.lease, _name(commit), args, self.answer)
         log.info("job %s: %s", self.lease.job_id, word)
         self.release()
         if self.taken is not None:
@@ -78,7 +85,8 @@ class HeldLease:
         """
         while True:
             try:
-                commit(*args)
+                with self.metrics.request(_name(commit)):
+                    self.answer = commit(*args)
                 self.watch.moved(self.watch.quiet)  # it may have waited for us, however long
                 return True
             except LeaseLostError:
@@ -101,11 +109,18 @@ class HeldLease:
     def lost(self, why: str) -> None:
         """The job is someone else's, now or soon: nothing may go on making it here."""
         self.runner.kill()
+        self.metrics.lease_lost()
         self.release(why)
 
     def release(self, why: str | None = None) -> None:
         if why and self.lease is not None:
             log.warning("job %s: let go: %s", self.lease.job_id, why)
         self.lease = None
+        self.metrics.idle()
         self.watch.end()
         self.heartbeat.end()
+
+
+def _name(commit: Callable[..., Any]) -> str:
+    """Return the name of a function, also of one with arguments bound to it."""
+    return str(getattr(getattr(commit, "func", commit), "__name__", "other"))

@@ -51,6 +51,7 @@ from worker.ipc import Message
 from worker.supervisor.assignment import make_assignment
 from worker.supervisor.heartbeat import Heartbeat, LeaseEvent, Trouble
 from worker.supervisor.lease import HeldLease
+from worker.supervisor.metrics import make_metrics
 from worker.supervisor.reaper import Recovery
 from worker.supervisor.retention import Retention, shard_folders
 from worker.supervisor.runner_process import RunnerProcess
@@ -87,6 +88,7 @@ class Supervisor:
         self.left_idle = False
         self.who = who
         self.volume = Volume(settings.volume)
+        self.metrics = make_metrics(settings, who)
         self.database = open_database(settings)
         self.store = JobStore(self.database)
         self.queries = Queries(self.database)
@@ -120,7 +122,7 @@ class Supervisor:
 
         offer = partial(self.store.request_preemption, who=who, kinds=self.kinds)
         self.heartbeat = Heartbeat(
-            self.store, self.workers, settings, self._tell, offer, self._on_schema_mismatch
+            self.store, self.workers, settings, self._tell, offer, self._on_schema_mismatch, self.metrics
         )
         self.runner = RunnerProcess(settings, self.selector)
         self.volume_watch = VolumeWatch(settings, self.selector)
@@ -131,9 +133,16 @@ class Supervisor:
             self.heartbeat,
             must_go=self._must_go,
             on_schema_mismatch=self._on_schema_mismatch,
+            metrics=self.metrics,
         )
         self.recovery = Recovery(
-            self.database, settings, self.workers, _ring_through_parent, self._wake, self._on_schema_mismatch
+            self.database,
+            settings,
+            self.workers,
+            _ring_through_parent,
+            self._wake,
+            self._on_schema_mismatch,
+            self.metrics,
         )
         self.status_socket = StatusSocket(self, status_socket_path(wake_socket))
 
@@ -156,6 +165,7 @@ class Supervisor:
             until_started(
                 thread.start, f"the thread {thread.name}", log, lambda: self.terminated_at is not None
             )
+        self.metrics.start()
         log.info("worker %s is ready on %s", self.who.name, self.who.device)
         try:
             while not (self.draining and self.lease is None):
@@ -286,7 +296,9 @@ class Supervisor:
                 self.next_poll = self.runner.due
                 break  # another worker can do what this one cannot
             try:
-                lease = lease or self.store.claim(self.who, kinds=self.kinds, spec_version=SPEC_VERSION)
+                if lease is None:
+                    with self.metrics.request("claim"):
+                        lease = self.store.claim(self.who, kinds=self.kinds, spec_version=SPEC_VERSION)
                 due_s = self.store.due_in() if lease is None else None
             except SchemaMismatchError as exc:
                 self._on_schema_mismatch(exc)
@@ -409,6 +421,7 @@ class Supervisor:
             self.runner.deaths, self.runner.ready = 0, True
         if op == "ready" or lease is None:
             return
+        self.metrics.message(lease, message)
         if op == "progress":
             self.heartbeat.progress(message["progress"])
         elif op == "inputs":

@@ -19,6 +19,7 @@ from storage.db.store import HeartbeatRow, JobStore
 from storage.db.workers import WorkerStore
 from storage.settings import Settings
 from worker.host.process import boot_id, has_died
+from worker.supervisor.metrics import Metrics
 
 log = logging.getLogger("ganq.recovery")
 
@@ -123,8 +124,10 @@ class Recovery(threading.Thread):
         ring: Callable[[str, int], None],
         wake: Callable[[], None],
         schema_mismatch: Callable[[SchemaMismatchError], None],
+        metrics: Metrics | None = None,
     ) -> None:
         super().__init__(name="recovery", daemon=True)
+        self.metrics = metrics or Metrics()
         self.database = database
         self.settings = settings
         self.store = JobStore(database)
@@ -142,7 +145,10 @@ class Recovery(threading.Thread):
         while True:
             try:
                 self.database.require_schema()
-                if self.reaper.tick():
+                with self.metrics.request("reap"):
+                    rescued = self.reaper.tick()
+                if rescued:
+                    self.metrics.rescued(len(rescued))
                     self.wake()
                 if time.monotonic() >= next_ring:
                     self.fail_malformed()
