@@ -26,8 +26,9 @@ def import_(netg: Path, netd: Path | None, name: str, as_json: bool) -> None:
     Import the weights of a DCGAN, as the tutorial saves them.
 
     NETG is the file of the generator, NETD that of the discriminator. Without NETD, images
-    cannot be scored (--keep). Files are read in a sandbox, and code in them is never
-    executed. Image size and channels are derived from the weights. Residual (recipe r3gan)
+    cannot be scored (--keep). NETG may be a checkpoint with both networks under their
+    names, e.g. netG and netD, generator, g_ema. Files are read in a sandbox, and code in
+    them is never executed. Image size and channels are derived from the weights. Residual (recipe r3gan)
     and class-conditional networks cannot be imported.
     """
     from cli.session import clean_up_on_sigterm, open_session
@@ -51,6 +52,6 @@ def import_(netg: Path, netd: Path | None, name: str, as_json: bool) -> None:
     spec = job.spec
     click.echo(
         f"model {job.name} is job {job.id}: {spec['size']}×{spec['size']}, nz {spec['nz']}, "
-        f"ngf {spec['ngf']}, " + (f"ndf {spec['ndf']}" if netd else "no discriminator")
+        f"ngf {spec['ngf']}, " + (f"ndf {spec['ndf']}" if spec.get("norm_d") else "no discriminator")
     )
     click.echo(f"next: ganq submit generate --from {job.name} --count 64")

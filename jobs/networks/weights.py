@@ -1,12 +1,11 @@
 """
-Weights as dictionaries of tensors: what the tutorial's files call them, and what ganq does.
-
-Three spellings of one network's weights meet here:
+Weights as dictionaries of tensors: the keys of other programs' files, and those of ganq.
 
     netg_399.pth, netd_399.pth   `Gene.0.weight` … and `Discrim.11.bias` …, a file each: network keys
     a checkpoint of ganq         `G.Gene.0.weight` … and `D.Discrim.11.bias` … in one file
     other DCGANs in PyTorch      `main.0.weight`, `module.Gene.0.weight` (DataParallel), no
                                  `num_batches_tracked` (before PyTorch 0.4.1)
+    other checkpoints            `netG.main.0.weight`, `generator.model.0.weight` (Lightning), `g_ema.…`
 
 Nothing here reads or writes a file: storage/weights/load.py reads, storage/weights/export.py writes.
 """
@@ -24,54 +23,141 @@ from jobs.networks.layout import balanced_widths
 
 SEQUENTIAL = {"G": "Gene.", "D": "Discrim."}
 NETWORK = {"G": "generator", "D": "discriminator"}
-WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and torch.compile put these in front
+WRAPPERS = ("module.", "_orig_mod.", "models.", "networks.")
+"""In front of keys: of DataParallel, of torch.compile, of dictionaries of networks."""
 WIDEST_CHANNELS = 65_536  # far above any real network; keeps a made-up shape from asking for terabytes
 WANTED = "give weights of the tutorial's networks, saved with torch.save(net.state_dict(), PATH)"
 SHOWN = 4  # names of keys in one message
 
 Which = Literal["G", "D"]
 
+OTHERS = (
+    (("mapping.", "synthesis."), "StyleGAN"),
+    (("style.", "to_rgb"), "StyleGAN"),
+    (("down_blocks.", "up_blocks."), "a diffusion model"),
+    (("input_blocks.", "output_blocks."), "a diffusion model"),
+    (("layer1.", "layer4."), "a ResNet classifier"),
+    (("features.", "classifier."), "an image classifier"),
+    (("param_groups",), "an optimiser"),
+    (("exp_avg",), "an optimiser"),
+)
+"""Other files by parts of their keys."""
+
 
 def network_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
-    The same weights under the keys that jobs/networks/dcgan.py uses.
+    Return the same weights under the keys that jobs/networks/dcgan.py uses.
 
-    Takes `module.`, `_orig_mod.` and a checkpoint's `G.` and `D.` away, renames another
-    Sequential (`main.0.weight`) to `Gene` or `Discrim`, adds what old files lack
-    (`num_batches_tracked`, and the zero bias of a last layer without one), and casts
-    to float32. Keys that it does not understand stay as they are: fit() names them.
+    Takes `module.`, `_orig_mod.` and the name of the network away (`netG.`, `generator.`, a checkpoint's `G.`
+    and `D.`), prefers the moving average of a generator, renames another Sequential (`main.0.weight`) to
+    `Gene` or `Discrim`, adds what old files lack (`num_batches_tracked`, and the zero bias of a last layer
+    without one), and casts to float32. Keys that it does not understand stay as they are: fit() names them.
     """
-    bare: dict[str, Tensor] = {}
+    bare = {
+        _unwrapped(key): tensor.float() if tensor.is_floating_point() else tensor.long()
+        for key, tensor in tensors.items()
+    }
+    networks = _networks(bare)
+    if not networks:
+        return _with_missing_parts(_one_sequential(bare))
+    found: dict[str, Tensor] = {}
+    for which, network in networks.items():
+        found |= _one_sequential(network, which)
+    return _with_missing_parts(found)
+
+
+def _unwrapped(key: str) -> str:
+    while key.startswith(WRAPPERS):
+        key = key.split(".", 1)[1]
+    return key
+
+
+def _networks(tensors: Mapping[str, Tensor]) -> dict[Which, dict[str, Tensor]]:
+    """Return the weights of each network whose name the keys begin with; {} if they begin with none."""
+    plain: dict[Which, dict[str, Tensor]] = {}
+    averages: dict[Which, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        name = key
-        while name.startswith(WRAPPERS):
-            name = name.split(".", 1)[1]
-        for letter, sequential in SEQUENTIAL.items():
-            if name.startswith(f"{letter}.{sequential[:-1]}"):
-                name = name[2:]
-        bare[name] = tensor.float() if tensor.is_floating_point() else tensor.long()
-    return _with_missing_parts(_one_sequential(bare))
+        name, _, rest = key.partition(".")
+        role = role_of(name)
+        if role is not None and rest:
+            which, average = role
+            (averages if average else plain).setdefault(which, {})[_unwrapped(rest)] = tensor
+    # Of an average that has no buffers, those of the network itself belong to it.
+    return {
+        which: {**plain.get(which, {}), **averages.get(which, {})}
+        for which in dict.fromkeys([*plain, *averages])
+    }
 
 
-def _one_sequential(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename `main.0.weight` or `0.weight`, when all keys are of one such Sequential."""
+def role_of(name: str) -> tuple[Which, bool] | None:
+    """
+    Return which network a name in a checkpoint stands for, and whether it is the moving average.
+
+    `netG`, `generator`, `G_state_dict` and `g_ema` are names of generators, `critic` of a discriminator.
+    """
+    letters = re.sub(r"[^a-z]", "", name.lower())
+    average = re.search(r"ema|avg|average|shadow", letters) is not None
+    bare = re.sub(
+        r"state(dict)?|weights|params|model|network|net|ema|avg|average|shadow|copy|best|last", "", letters
+    )
+    if bare in ("g", "gen", "generator") or (average and not bare):
+        return "G", average
+    return ("D", average) if bare in ("d", "dis", "disc", "discriminator", "critic") else None
+
+
+def _one_sequential(tensors: dict[str, Tensor], which: Which | None = None) -> dict[str, Tensor]:
+    """
+    Rename `main.0.weight`, `0.weight` or `net.main.0.weight`, when all keys are of one such Sequential.
+
+    Args:
+        which: the network, where it is known.
+    """
+    around = {key.partition(".")[0] for key in tensors}
+    if len(around) == 1 and not any(key.split(".")[1].isdecimal() for key in tensors if "." in key):
+        inside = {key.partition(".")[2]: tensor for key, tensor in tensors.items()}
+        renamed = _one_sequential(inside, which) if all(inside) else {}
+        if renamed and all(key.startswith(tuple(SEQUENTIAL.values())) for key in renamed):
+            return renamed
     matches = [re.fullmatch(r"(?:([A-Za-z_]\w*)\.)?(\d{1,3})\.(.+)", key) for key in tensors]
     parts = [(match[1], int(match[2]), match[3]) for match in matches if match is not None]
     names = {name for name, _, _ in parts}
     if len(parts) < len(tensors) or len(names) != 1 or names <= {"Gene", "Discrim"}:
         return tensors
-    # D's first kernel goes from 3 colours, (ndf, 3, k, k); G's from latents to many channels.
+    # D's first kernel goes from a few colours, (ndf, 3, k, k); G's from latents to many channels.
     kernels = [
         (place, tensor)
         for (_, place, rest), tensor in zip(parts, tensors.values(), strict=True)
         if rest == "weight" and tensor.dim() == 4
     ]
-    is_d = bool(kernels) and min(kernels, key=lambda kernel: kernel[0])[1].shape[1] == 3
-    prefix = SEQUENTIAL["D" if is_d else "G"]
+    is_d = bool(kernels) and min(kernels, key=lambda kernel: kernel[0])[1].shape[1] <= 4
+    prefix = SEQUENTIAL[which or ("D" if is_d else "G")]
     return {
         f"{prefix}{place}.{rest}": tensor
         for (_, place, rest), tensor in zip(parts, tensors.values(), strict=True)
     }
+
+
+def check_colours(tensors: Mapping[str, Tensor], name: str) -> None:
+    """
+    Args:
+        tensors: network keys.
+        name: what to call the file in an error.
+
+    Raises:
+        ForeignFileError: a network makes or judges images that have not three colour channels.
+    """
+    for which in ("G", "D"):
+        layers = _layers(tensors, which)
+        if len(layers) < 2 or layers[0][1].shape[-1] not in (4, 5):
+            continue
+        kernel = layers[-1 if which == "G" else 0][1]
+        if kernel.shape[-1] not in (4, 5) or kernel.shape[1] not in (1, 2, 4):
+            continue
+        channels = {1: "one colour channel", 2: "two colour channels", 4: "four colour channels"}
+        raise ForeignFileError(
+            f"{name}: a {NETWORK[which]} of images with {channels[kernel.shape[1]]}, and three are wanted",
+            hint="train it on images in RGB; ganq submit train --grey trains on grey images",
+        )
 
 
 def _with_missing_parts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -120,7 +206,7 @@ def infer_architecture(
             hint="the generator comes first: ganq import NETG NETD --name NAME",
         )
     layers = _layers(netg, "G")
-    size = _size(layers, names[0], "G")
+    size = _size(layers, names[0], "G", netg)
     nz, ngf = layers[0][1].shape[0], layers[-1][1].shape[0]
     arch: Arch = "dcgan"
     if _side_of_even(layers):
@@ -134,7 +220,7 @@ def infer_architecture(
             hint="the generator comes first: ganq import NETG NETD --name NAME",
         )
     layers = _layers(netd, "D")
-    size_d = _size(layers[::-1], names[1], "D")
+    size_d = _size(layers[::-1], names[1], "D", netd)
     if size_d != size:
         raise ForeignFileError(
             f"{names[0]} makes pictures of {size}×{size}, {names[1]} judges {size_d}×{size_d}",
@@ -167,13 +253,13 @@ def _layers(tensors: Mapping[str, Tensor], which: Which) -> list[tuple[int, Tens
     return sorted(found, key=lambda layer: layer[0])
 
 
-def _size(layers: list[tuple[int, Tensor]], name: str, which: Which) -> int:
-    """Side of the pictures, from the layers between 4×4 and the pixels, pixels last."""
+def _size(layers: list[tuple[int, Tensor]], name: str, which: Which, tensors: Mapping[str, Tensor]) -> int:
+    """Return the side of the images, from the layers between 4×4 and the pixels, pixels last."""
     if not layers:
-        raise ForeignFileError(
-            f"{name} does not hold a {NETWORK[which]}: it has no key like {SEQUENTIAL[which]}0.weight",
-            hint=WANTED,
-        )
+        keys = tuple(tensors)
+        others = [kind for parts, kind in OTHERS if all(any(part in key for key in keys) for part in parts)]
+        why = f"it is of {others[0]}" if others else f"it has no key like {SEQUENTIAL[which]}0.weight"
+        raise ForeignFileError(f"{name} does not hold a {NETWORK[which]}: {why}", hint=WANTED)
     kernel = layers[-1][1].shape[-1]
     doublings = len(layers) - 2
     if which == "G" and (side := _side_of_even(layers)) and doublings > 0:

@@ -17,6 +17,7 @@ from jobs.context import Snapshot
 from jobs.errors import CheckpointCorruptError, SpecError, TrainingDivergedError
 from jobs.networks.dcgan import AnyDiscriminator, AnyGenerator, Architecture
 from jobs.networks.layout import check_frozen
+from jobs.networks.weights import Which, select
 from jobs.specs import TrainSpec, difference
 from jobs.training.ada import Ada
 from jobs.training.ema import Ema
@@ -76,11 +77,11 @@ class TrainState:
             SpecError: a file does not fit the network that the options describe.
         """
         if netg is not None:
-            _load_start(self.generator, _without_prefix(netg, "G."), "--init-netg")
+            _load_start(self.generator, _one_of(netg, "G"), "--init-netg")
             if self.ema is not None:
                 self.ema.net.load_state_dict(self.generator.state_dict())
         if netd is not None:
-            _load_start(self.discriminator, _without_prefix(netd, "D."), "--init-netd")
+            _load_start(self.discriminator, _one_of(netd, "D"), "--init-netd")
 
     def start_from_model(self, snapshot: Snapshot, arch: Architecture) -> bool:
         """
@@ -243,9 +244,9 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
-    """ganq's own generator files hold both networks, the tutorial's one, without a prefix."""
-    return _under(prefix, tensors) or tensors
+def _one_of(tensors: Mapping[str, Tensor], which: Which) -> Mapping[str, Tensor]:
+    """Return one network's weights out of a file that may hold both, with ganq's prefixes or without."""
+    return _under(f"{which}.", tensors) or select(tensors, which) or tensors
 
 
 def _flat(optimizer: Optimizer) -> dict[str, Tensor]:

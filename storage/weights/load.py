@@ -1,5 +1,5 @@
 """
-Weights from outside, read so that the file cannot do anything.
+Read weights from outside in a way that no code in them can run.
 
 A .pth is a pickle, which is a program: storage/weights/unpickle.py opens it in a process that
 is confined by the operating system, and hands back safetensors. Those, and .safetensors that
@@ -62,10 +62,9 @@ REASONS: dict[str, tuple[str, str]] = {
 
 def read_weights(path: Path) -> "dict[str, Tensor]":
     """
-    The weights in a .pth or .safetensors, under the keys of jobs/networks/dcgan.py, on the CPU.
+    Return the weights in a .pth or .safetensors, under the keys of jobs/networks/dcgan.py, on the CPU.
 
-    A file of ganq's that holds both networks gives the keys of both:
-    jobs.networks.weights.select() takes one.
+    A file that holds both networks gives the keys of both: jobs.networks.weights.select() takes one.
 
     Args:
         path: recognised by what the file holds, not by its name.
@@ -78,18 +77,21 @@ def read_weights(path: Path) -> "dict[str, Tensor]":
         NotFoundError: there is nothing at `path`.
         ForeignFileError: what is there is not weights, or not whole, or not harmless.
     """
-    from jobs.networks.weights import network_keys
+    from jobs.networks.weights import check_colours, network_keys
 
-    return network_keys(_read(Path(path)))
+    weights = network_keys(_read(Path(path)))
+    check_colours(weights, str(path))
+    return weights
 
 
 def load_origin(netg: Path, netd: Path | None = None) -> "tuple[dict[str, Any], dict[str, Tensor]]":
     """
-    The tutorial's pair of files as one checkpoint of ganq.
+    Return the tutorial's pair of files as one checkpoint of ganq.
 
     Args:
-        netg: the generator; a file of ganq's with both networks gives the discriminator too.
-        netd: the discriminator, without which pictures cannot be scored.
+        netg: the generator; a file with both networks gives the discriminator too, if it is one of ganq's
+            family.
+        netd: the discriminator, without which images cannot be scored.
 
     Returns:
         (Architecture as JSON, tensors `G.Gene.…` and `D.Discrim.…`).
@@ -98,7 +100,7 @@ def load_origin(netg: Path, netd: Path | None = None) -> "tuple[dict[str, Any], 
         NotFoundError: a path leads nowhere.
         ForeignFileError: a file is not what it should be; the two do not belong together.
     """
-    from jobs.networks.weights import fit, infer_architecture, join, network_keys, select
+    from jobs.networks.weights import check_colours, fit, infer_architecture, join, network_keys, select
 
     paths = [Path(netg)] if netd is None else [Path(netg), Path(netd)]
     with ThreadPoolExecutor(len(paths)) as pool:  # two sandboxes at once: each starts torch for 2 s
@@ -106,6 +108,7 @@ def load_origin(netg: Path, netd: Path | None = None) -> "tuple[dict[str, Any], 
     for path, tensors in zip(paths, files, strict=True):
         if any(key.startswith(CLASSES) for key in tensors):
             raise _error(path, "classes")
+        check_colours(tensors, str(path))
     names = (str(paths[0]), str(paths[-1]))
     if netd is None:
         d_weights = {key: tensor for key, tensor in files[0].items() if key.startswith("Discrim.")}
@@ -114,8 +117,14 @@ def load_origin(netg: Path, netd: Path | None = None) -> "tuple[dict[str, Any], 
         # Only a file that holds both is cut; a swapped pair stays for infer_architecture to see.
         g_weights = select(files[0], "G") or files[0]
         d_weights = select(files[1], "D") or files[1]
-    arch = infer_architecture(g_weights, d_weights, names=names)
-    fitted_d = fit(d_weights, arch, "D", name=names[1]) if d_weights else None
+    try:
+        arch = infer_architecture(g_weights, d_weights, names=names)
+        fitted_d = fit(d_weights, arch, "D", name=names[1]) if d_weights else None
+    except ForeignFileError:
+        if netd is not None:
+            raise
+        # The discriminator of somebody else's checkpoint is no reason to refuse the generator.
+        arch, fitted_d = infer_architecture(g_weights, names=names), None
     return arch.to_json(), join(fit(g_weights, arch, "G", name=names[0]), fitted_d)
 
 

@@ -1,5 +1,5 @@
 """
-The process that opens a .pth from outside, confined to that file and its answer.
+Convert a .pth from outside to safetensors, in a process that is confined to that file and its answer.
 
     python -P storage/weights/unpickle.py < foreign.pth > answer
 
@@ -20,6 +20,7 @@ import re
 import sys
 import warnings
 import zipfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from typing import Any
 MAX_BYTES = 2 * 1024**3
 SPARE_BYTES = 1024**3  # address space beyond what torch itself and the file's tensors take
 CPU_SECONDS = 60
-WRAPPED = ("state_dict", "model_state_dict")
+WRAPPED = ("state_dict", "model_state_dict", "model")
+MOST_LEVELS = 4
+"""Dictionaries in dictionaries, of which the innermost hold tensors."""
 
 # Everything through which Python code leaves its process; 'open' is looked at below.
 FORBIDDEN = (
@@ -58,7 +61,7 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 class RefusedError(Exception):
-    """Why the file was not converted; `reason` is a key of storage.weights.load.REASONS."""
+    """The reason why the file was not converted; `reason` is a key of storage.weights.load.REASONS."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
@@ -89,7 +92,7 @@ def lock_down(file_bytes: int) -> dict[str, str]:
 
 
 def load_sandbox() -> Any:
-    """The module beside this one, by its path: this process finds nothing of ganq by name."""
+    """Load the module by its path: this process finds nothing of ganq by name."""
     spec = importlib.util.spec_from_file_location("ganq_sandbox", Path(__file__).parents[1] / "sandbox.py")
     assert spec is not None
     assert spec.loader is not None
@@ -99,7 +102,7 @@ def load_sandbox() -> Any:
 
 
 def warm_up() -> None:
-    """Go the way of a good file once, so that what torch imports late is there before the doors close."""
+    """Read a good file once, so that what torch imports late is there before the process is confined."""
     import torch
     from safetensors.torch import save
 
@@ -114,7 +117,7 @@ def warm_up() -> None:
 
 
 def read(file: Any) -> Any:
-    """torch.load, with its many ways to fail sorted into a few reasons."""
+    """Load a file with torch.load, and sort its many errors into a few reasons."""
     import torch
 
     file.seek(0)  # the parent has read the beginning through the same descriptor
@@ -146,13 +149,16 @@ def read(file: Any) -> Any:
 
 
 def first_line(said: str) -> str:
-    """What an exception of torch says, without the place in its C++ source."""
+    """Return what an exception of torch says, without the place in its C++ source."""
     return re.sub(r"^\[enforce fail at [^\]]*\] \. ", "", said.strip()).split("\n")[0][:120]
 
 
 def flat_tensors(loaded: Any) -> dict[str, Any]:
     """
-    The float tensors of a state dict, as float32, owning their memory; counters as int64.
+    Return the float tensors of a state dict as float32, owning their memory; counters as int64.
+
+    Of a checkpoint that holds state dicts of several networks, the keys begin with the name of the network:
+    {'netG': {'main.0.weight': …}} gives 'netG.main.0.weight'. What else it holds is left out.
 
     Raises:
         RefusedError: it is something else, or holds a value that is not finite.
@@ -166,13 +172,18 @@ def flat_tensors(loaded: Any) -> dict[str, Any]:
             loaded = loaded[name]
     if not loaded:
         raise RefusedError("not_weights", "an empty dictionary")
+    state = loaded
+    if not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        state = {}
+        for name, network in _state_dicts(loaded):
+            state |= {f"{name}.{key}": value for key, value in network.items()}
     tensors: dict[str, Any] = {}
     total = 0
-    for key, value in loaded.items():
+    for key, value in (state or loaded).items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             names = ", ".join(str(name)[:40] for name in list(loaded)[:4])
             raise RefusedError("not_weights", f"a dictionary of other things ({names})")
-        counter = key.endswith("num_batches_tracked") and not value.is_floating_point()
+        counter = _counts(key, value)
         plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
         if not plain or not (counter or value.is_floating_point()):
             raise RefusedError("not_floats", f"{key[:60]} is {value.dtype}".replace("torch.", ""))
@@ -185,6 +196,29 @@ def flat_tensors(loaded: Any) -> dict[str, Any]:
             raise RefusedError("not_finite", key[:60])
         tensors[key] = kept
     return tensors
+
+
+def _state_dicts(loaded: dict[Any, Any], levels: int = MOST_LEVELS) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the dictionaries of float tensors in a checkpoint, each with its name; optimisers are none."""
+    import torch
+
+    for name, value in loaded.items():
+        if not isinstance(name, str) or not isinstance(value, dict) or not value:
+            continue
+        if all(
+            isinstance(key, str)
+            and isinstance(one, torch.Tensor)
+            and (one.is_floating_point() or _counts(key, one))
+            for key, one in value.items()
+        ):
+            yield name, value
+        elif levels > 1:
+            for inner, network in _state_dicts(value, levels - 1):
+                yield (name if inner in WRAPPED else f"{name}.{inner}"), network
+
+
+def _counts(key: str, value: Any) -> bool:
+    return key.endswith("num_batches_tracked") and not value.is_floating_point()
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from jobs.errors import ForeignFileError, NotFoundError
 from jobs.networks.dcgan import Architecture
-from jobs.networks.weights import join, select
+from jobs.networks.weights import check_colours, infer_architecture, join, network_keys, select
 from storage.weights import unpickle
 from storage.weights.load import MAX_BYTES, load_origin, read_weights
 
@@ -139,6 +139,136 @@ def test_wrapped_parallel_parameters_in_float64_are_the_same_weights(tmp_path: P
     read = read_weights(tmp_path / "g.pth")
     assert read.keys() == state.keys()
     assert all(torch.equal(read[key], t) and read[key].dtype == t.dtype for key, t in state.items())
+
+
+def saved(tmp_path: Path, made: object) -> Path:
+    torch.save(made, tmp_path / "whole.pth")
+    return tmp_path / "whole.pth"
+
+
+def renamed(state: dict[str, Tensor], *, to: str) -> dict[str, Tensor]:
+    return {key.replace("Gene", to).replace("Discrim", to): tensor for key, tensor in state.items()}
+
+
+def optimiser(net: nn.Module) -> dict[str, Any]:
+    adam = torch.optim.Adam(net.parameters())
+    for one in net.parameters():
+        one.grad = torch.zeros_like(one)
+    adam.step()
+    return adam.state_dict()
+
+
+def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{key}": tensor for key, tensor in state.items()}
+
+
+Shape = Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Any]]
+SHAPES: dict[str, Shape] = {
+    "netG and netD": lambda g, d: {"netG": renamed(g, to="main"), "netD": renamed(d, to="main"), "epoch": 3},
+    "with optimisers": lambda g, d: {
+        "netG": g,
+        "netD": d,
+        "optimizerG": optimiser(SMALL.build_generator()),
+        "optimizerD": optimiser(SMALL.build_discriminator()),
+    },
+    "state_dict behind the name": lambda g, d: {
+        "generator_state_dict": renamed(g, to="model"),
+        "discriminator_state_dict": renamed(d, to="model"),
+    },
+    "state_dict inside": lambda g, d: {"generator": {"state_dict": g}, "critic": {"state_dict": d}},
+    "a dictionary of models": lambda g, d: {"models": {"G": g, "D": d}, "args": {"lr": 1}},
+    "averages": lambda g, d: {
+        "g": {key: torch.zeros_like(one) for key, one in g.items()},
+        "d": d,
+        "g_ema": {key: one for key, one in g.items() if "running" not in key and "num" not in key}
+        | {key: one for key, one in g.items() if "running" in key},
+    },
+    "Lightning": lambda g, d: {
+        "state_dict": {
+            **under("generator", renamed(g, to="model")),
+            **under("discriminator", renamed(d, to="model")),
+            "validation_z": torch.zeros(3),
+        },
+        "hyper_parameters": {"lr": 1e-3},
+        "optimizer_states": [optimiser(SMALL.build_generator())],
+    },
+    "DataParallel inside": lambda g, d: {"netG": under("module", g), "netD": under("module", d)},
+    "compiled and parallel": lambda g, d: {
+        "G": under("_orig_mod.module", g),
+        "D": under("module._orig_mod", d),
+    },
+}
+
+
+def networks(made: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The networks that are found in what a file holds, without a process that opens it."""
+    found = network_keys(unpickle.flat_tensors(made))
+    return select(found, "G"), select(found, "D")
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_networks_are_found_in_checkpoints_of_every_common_shape(shape: Shape) -> None:
+    g, d = SMALL.build_generator(1).state_dict(), SMALL.build_discriminator(2).state_dict()
+    for found, state in zip(networks(shape(g, d)), (g, d), strict=True):
+        assert found.keys() == state.keys()
+        assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("name", ["g_ema", "generator", "netG", "G_state_dict", "model", "params_ema", "gen"])
+def test_a_generator_alone_is_found_under_any_name(name: str) -> None:
+    g = SMALL.build_generator(1).state_dict()
+    found, _ = networks({name: renamed(g, to="main"), "step": 9})
+    assert all(torch.equal(found[key], g[key]) for key in g)
+
+
+def test_import_and_starting_weights_read_the_same_checkpoint(tmp_path: Path) -> None:
+    g, d = SMALL.build_generator(1).state_dict(), SMALL.build_discriminator(2).state_dict()
+    path = saved(tmp_path, SHAPES["with optimisers"](renamed(g, to="main"), renamed(d, to="main")))
+    arch, tensors = load_origin(path)
+    assert arch == SMALL.to_json()
+    assert join(*(select(read_weights(path), which) for which in ("G", "D"))).keys() == tensors.keys()
+
+
+def test_a_discriminator_of_another_family_does_not_keep_its_generator_from_being_imported(
+    tmp_path: Path,
+) -> None:
+    g = SMALL.build_generator(1).state_dict()
+    arch, tensors = load_origin(saved(tmp_path, {"netG": g, "netD": {"fc.weight": torch.zeros(3, 3)}}))
+    assert arch["size"] == 24
+    assert {key[:2] for key in tensors} == {"G."}
+
+
+def channels(count: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A pair for images with another number of colour channels."""
+    g, d = TutorialG(9, 4, (4, 2, 1)), TutorialD(5, (4, 2, 1))
+    g.Gene[-2] = nn.ConvTranspose2d(4, count, 4, 2, 1, bias=False)
+    d.Discrim[0] = nn.Conv2d(count, 5, 4, 2, 1, bias=False)
+    return renamed(dict(g.state_dict()), to="main"), renamed(dict(d.state_dict()), to="main")
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(1, "one colour channel"), (2, "two colour"), (4, "four colour")]
+)
+def test_networks_for_other_colours_are_named_by_their_channels(
+    tmp_path: Path, count: int, said: str
+) -> None:
+    g, d = channels(count)
+    for made, network in ((g, "generator"), (d, "discriminator"), ({"netG": g, "netD": d}, "generator")):
+        with pytest.raises(ForeignFileError, match=f"{network} of images with {said}.*three are wanted"):
+            check_colours(network_keys(unpickle.flat_tensors(made)), "FILE")
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (("mapping.fc0.weight", "synthesis.b4.const"), "StyleGAN"),
+        (("conv1.weight", "layer1.0.conv1.weight", "layer4.0.bn1.weight"), "a ResNet classifier"),
+        (("down_blocks.0.weight", "up_blocks.0.weight"), "a diffusion model"),
+    ],
+)
+def test_other_networks_are_named_by_what_they_are(keys: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ForeignFileError, match=f"does not hold a generator: it is of {said}"):
+        infer_architecture(network_keys({key: torch.zeros(3, 3) for key in keys}))
 
 
 def test_the_format_before_pytorch_1_6_loads(tmp_path: Path) -> None:
