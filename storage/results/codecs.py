@@ -1,4 +1,4 @@
-"""How one picture becomes bytes, and bytes a picture again: the encodings behind `--format`."""
+"""Encode and decode images: the codecs of `--format`."""
 
 import io
 from collections.abc import Callable
@@ -17,19 +17,21 @@ JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class Codec:
-    """An encoding; `encode` takes uint8 (H, W, 3), C-contiguous or not, and a quality that may be None."""
+    """An encoding; `encode` takes uint8 (H, W, 3) of any strides, and a quality or None."""
 
     suffix: str
     encode: "Callable[[NDArray[np.uint8], int | None], bytes]"
     always_lossless: bool = True
 
     def lossless(self, quality: int | None) -> bool:
-        """Whether what is read back is what was given."""
+        """Return whether decoding returns the same pixels."""
         return self.always_lossless or (self is WEBP and quality is None)
 
 
 def encode_png(pixels_HW3: "NDArray[np.uint8]", quality: int | None = None) -> bytes:
-    """A lossless PNG: fpng where there is a wheel for it (25 × Pillow's speed), else Pillow."""
+    """
+    Encode a PNG with fpng, which is 25 times as fast as Pillow, or with Pillow if fpng is not installed.
+    """
     import numpy as np
 
     pixels_HW3 = np.ascontiguousarray(pixels_HW3)
@@ -42,10 +44,10 @@ def encode_png(pixels_HW3: "NDArray[np.uint8]", quality: int | None = None) -> b
 
 def encode_webp(pixels_HW3: "NDArray[np.uint8]", quality: int | None = None) -> bytes:
     """
-    A WebP, lossless unless a quality is named.
+    Encode a WebP, lossless if there is no quality.
 
-    Method 1 takes a third of the default's time, for a file of the same size within 1 %
-    (of a smooth picture with noise on it, 96×96).
+    Method 1 takes a third of the default's time; files are as large within 1 % (a smooth 96×96 image with
+    noise).
     """
     if quality is None:
         return _by_pillow(pixels_HW3, "WEBP", lossless=True, method=1, quality=0)
@@ -53,21 +55,21 @@ def encode_webp(pixels_HW3: "NDArray[np.uint8]", quality: int | None = None) -> 
 
 
 def encode_jpeg(pixels_HW3: "NDArray[np.uint8]", quality: int | None = None) -> bytes:
-    """A JPEG at full colour resolution: half of it would show at 96×96."""
+    """Encode a JPEG without chroma subsampling, which is visible at 96×96."""
     return _by_pillow(pixels_HW3, "JPEG", quality=quality or JPEG_QUALITY, subsampling=0)
 
 
 def encode_raw(pixels_HW3: "NDArray[np.uint8]", quality: int | None = None) -> bytes:
-    """The pixels themselves, row by row."""
+    """Return the pixels, row by row."""
     return pixels_HW3.tobytes()
 
 
 def decode(data: bytes) -> "NDArray[np.uint8]":
     """
-    A picture of any encoding but the raw one: uint8 (H, W, 3).
+    Decode an image of any codec but RAW: uint8 (H, W, 3).
 
     Raises:
-        OSError, SyntaxError: it is broken.
+        OSError, SyntaxError: the data are broken.
     """
     import numpy as np
     from PIL import Image
@@ -85,7 +87,7 @@ def _by_pillow(pixels_HW3: "NDArray[np.uint8]", name: str, **options: int | bool
 
 
 def write_png(path: Path, pixels_HW3: "NDArray[np.uint8]") -> str:
-    """Write one PNG durably; returns its sha-256 in hex."""
+    """Write a PNG durably; return its SHA-256 in hex."""
     return write_bytes(path, encode_png(pixels_HW3))
 
 

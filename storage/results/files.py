@@ -1,7 +1,7 @@
 """
-Files of a result that its row names with their sha-256, beside the pictures of the manifest.
+Files of a result that its row lists with their SHA-256, beside the images of the manifest.
 
-Films, overviews and the report of an evaluation: few, so that the row itself can list them.
+These are videos, grids and the report of an evaluation.
 """
 
 import re
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 REPORTS = re.compile(r"evaluation\.json|neighbours\.png")
-"""The names of what an evaluation writes."""
+"""Names of the files of an evaluation."""
 
 
 def write_files(folder: Path, files: "Mapping[str, bytes | NDArray[np.uint8]]") -> list[dict[str, Any]]:
     """
-    Write files, each whole or not at all; pixels become a PNG.
+    Write files durably; pixels are encoded as PNG.
 
     Returns:
-        name, bytes and sha256 of each, as verify_files() wants them.
+        name, bytes and sha256 of each, for verify_files().
 
     Raises:
-        DiskFullError, VolumeError: what could not be written is not there.
+        DiskFullError, VolumeError: the file does not exist.
     """
     from storage.results.codecs import encode_png
 
@@ -42,8 +42,10 @@ def write_files(folder: Path, files: "Mapping[str, bytes | NDArray[np.uint8]]") 
 
 def require_sha256(path: Path, expected: str) -> None:
     """
+    Check the SHA-256 of a file.
+
     Raises:
-        ForeignFileError: the file is not there, or another one than was meant.
+        ForeignFileError: it is missing, or another file.
     """
     try:
         found = sha256_file(path)
@@ -68,7 +70,7 @@ def verify_files(folder: Path, files: Iterable[Mapping[str, Any]]) -> None:
         files: name (relative to the folder), bytes and sha256 of each.
 
     Raises:
-        StorageError: one is missing, or is not the one that was registered.
+        StorageError: one is missing, or differs from what was registered.
     """
     for one in files:
         path = folder / one["name"]

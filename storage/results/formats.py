@@ -1,9 +1,8 @@
 """
-What holds the pictures of a result: a folder of files, tar archives, one npz.
+Containers for the images of a result: a folder of files, tar archives, or one npz.
 
-A container writes under temporary names in the attempt's folder; the sink
-(storage/results/writer.py) makes them durable, gives them their names and lists the pictures in
-the manifest. A new format of `--format` is a line in FORMATS.
+A container writes under temporary names in the attempt's folder; storage/results/writer.py makes the files
+durable, renames them and writes the manifest. A new format of `--format` is a line in FORMATS.
 """
 
 import errno
@@ -33,25 +32,25 @@ if TYPE_CHECKING:
 
 IMAGES, GRIDS, MANIFEST, NPZ = "images", "grids", "manifest.jsonl", "pictures.npz"
 RESULT = re.compile(rf"{IMAGES}|{GRIDS}|{re.escape(MANIFEST)}|shard-\d+\.tar|{re.escape(NPZ)}")
-"""The names of which a published result consists."""
+"""Names of the files and folders of a published result."""
 DIGITS = 6
 PICTURES_IN_A_TAR = 10_000
-"""Fixed, so that the archives do not depend on how a job was split."""
+"""Fixed, so that archives do not depend on the shards of a job."""
 WRITE_BUFFER = 1 << 20
 
 Where = dict[str, Any]
-"""Where a picture lies, as its line in the manifest says: file, and of an archive offset."""
+"""Location of an image in the manifest: file, and the offset in an archive."""
 
 
 class Container(Protocol):
-    """Takes encoded pictures one by one; nothing has its final name before the sink renames it."""
+    """Writes encoded images under temporary names."""
 
     def begin(self) -> None:
-        """Make what must be there before the first picture."""
+        """Prepare for the first image."""
 
     def put(self, output_index: int, data: bytes, record: dict[str, Any]) -> Where:
         """
-        Write one picture.
+        Write one image.
 
         Args:
             output_index: names its file.
@@ -59,27 +58,27 @@ class Container(Protocol):
         """
 
     def adopt(self, output_index: int, made: Made) -> Where:
-        """Take over a picture that a part of the job has made."""
+        """Add an image of a shard without encoding it again."""
 
     def disk_bytes(self, size: int) -> int:
-        """What a picture of so many bytes takes on the disk."""
+        """Return the disk space of an image of so many bytes."""
 
     def finish(self) -> list[dict[str, Any]]:
-        """After the last picture: the manifest's lines about whole archives."""
+        """Finish after the last image; return the lines of the manifest about archives."""
 
     def renames(self) -> Iterator[tuple[Path, str]]:
-        """What there is, and the name that it gets."""
+        """Yield temporary paths and their final names."""
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Delete what was written."""
 
 
 def bytes_of(made: Made) -> bytes:
     """
-    The encoded picture, wherever it lies.
+    Return the bytes of an encoded image.
 
     Raises:
-        StorageError: there is less of it than its line says.
+        StorageError: the file is shorter than its line says.
     """
     with open(made.path, "rb") as file:
         file.seek(made.offset)
@@ -91,10 +90,10 @@ def bytes_of(made: Made) -> bytes:
 
 def pixels_of(made: Made) -> "NDArray[np.uint8]":
     """
-    What a published picture shows, whatever its format: uint8 (H, W, 3).
+    Return the pixels of a published image of any format: uint8 (H, W, 3).
 
     Raises:
-        OSError, StorageError: it is not there, or not whole.
+        OSError, StorageError: it is missing or incomplete.
     """
     import numpy as np
 
@@ -105,7 +104,7 @@ def pixels_of(made: Made) -> "NDArray[np.uint8]":
 
 
 class Folder:
-    """A file for each picture: images/000000.png."""
+    """One file for each image: images/000000.png."""
 
     def __init__(self, folder: Path, mark: str, codec: Codec, total: int | None) -> None:
         self.temp = folder / f"{IMAGES}{mark}"
@@ -118,7 +117,7 @@ class Folder:
 
     def put(self, output_index: int, data: bytes, record: dict[str, Any]) -> Where:
         name = self._name(output_index)
-        # Three system calls; open() would make six, and a picture is little more than its file.
+        # Three system calls; open() needs six, which is measurable for small images.
         fd = os.open(f"{self.temp}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             if os.write(fd, data) != len(data):
@@ -128,7 +127,7 @@ class Folder:
         return {"file": f"{IMAGES}/{name}"}
 
     def adopt(self, output_index: int, made: Made) -> Where:
-        """A hard link: no byte is written twice, and the part's own folder may go afterwards."""
+        """Make a hard link, so that the shard's folder can be deleted afterwards."""
         name = self._name(output_index)
         try:
             os.link(made.path, f"{self.temp}/{name}")
@@ -155,7 +154,7 @@ class Folder:
 
 
 class HashedFile(io.RawIOBase):
-    """An append-only file under a temporary name, whose sha-256 is known without reading it again."""
+    """An append-only file under a temporary name that computes its SHA-256 while it is written."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
@@ -177,7 +176,7 @@ class HashedFile(io.RawIOBase):
         return self.size
 
     def line(self) -> dict[str, Any]:
-        """Close it; its line in the manifest."""
+        """Close the file and return its line in the manifest."""
         self.close()
         return {"archive": self.name, "bytes": self.size, "sha256": self._digest.hexdigest()}
 
@@ -187,7 +186,7 @@ class HashedFile(io.RawIOBase):
 
 
 class Tars:
-    """Archives of so many pictures each: shard-00000.tar with 000000.png …; equal pictures, equal bytes."""
+    """Tar archives: shard-00000.tar with 000000.png …; equal images give equal bytes."""
 
     def __init__(self, folder: Path, mark: str, codec: Codec, total: int | None) -> None:
         self.folder, self.mark, self.codec = folder, mark, codec
@@ -224,7 +223,7 @@ class Tars:
         return size + -size % tarfile.BLOCKSIZE + tarfile.BLOCKSIZE
 
     def _end(self) -> None:
-        """Two empty blocks, filled up to a record, as tar itself ends an archive."""
+        """End an archive as tar does: two empty blocks, padded to a record."""
         tar = self.tars[-1]
         tar.write(bytes(2 * tarfile.BLOCKSIZE))
         tar.write(bytes(-tar.tell() % tarfile.RECORDSIZE))
@@ -240,7 +239,7 @@ class Tars:
 
     def discard(self) -> None:
         for one in self.tars:
-            with suppress(OSError):  # a full disk, told already: closing writes what is left
+            with suppress(OSError):  # a full disk, which was reported already
                 one.close()
             with suppress(OSError):
                 one.path.unlink(missing_ok=True)
@@ -250,12 +249,12 @@ class Npz:
     """
     One file that numpy.load() reads: pictures (N, H, W, 3) uint8, numbers (N,) int64, scores (N,) float64.
 
-    Scores are NaN where none were asked for. The pixels go to the disk as they come; the
-    header says how many there will be, so that number must be known.
+    Scores are NaN if there are none. Pixels are written as they come; the header contains their number,
+    which must therefore be known.
     """
 
     def __init__(self, folder: Path, mark: str, codec: Codec, total: int | None) -> None:
-        assert total is not None, "an npz begins with the number of its pictures"
+        assert total is not None, "an npz starts with the number of its images"
         self.folder, self.total = folder, total
         self.path = folder / f"{NPZ}{mark}"
         self.file: HashedFile | None = None
@@ -265,7 +264,7 @@ class Npz:
     def begin(self) -> None:
         self.file = HashedFile(self.path, NPZ)
         self._zip = zipfile.ZipFile(self.file, "w", zipfile.ZIP_STORED, allowZip64=True)
-        # Files without a name: nothing of them is left, however this process ends.
+        # Files without a name: nothing remains of them when the process ends.
         self._numbers = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - closed by finish(), discard()
         self._scores = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
 
@@ -285,7 +284,7 @@ class Npz:
     def _member(self, name: str, kind: str, shape: tuple[int, ...]) -> IO[bytes]:
         from numpy.lib import format as npy
 
-        # A fixed date: the same pictures are the same bytes tomorrow.
+        # A fixed date, so that equal images give equal bytes.
         about = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
         member = self._zip.open(about, "w", force_zip64=True)
         npy.write_array_header_1_0(member, {"descr": kind, "fortran_order": False, "shape": shape})
@@ -299,7 +298,7 @@ class Npz:
 
     def finish(self) -> list[dict[str, Any]]:
         if self._written != self.total:
-            raise StorageError(f"{self._written} pictures came where {self.total} were due")
+            raise StorageError(f"{self._written} images were written instead of {self.total}")
         assert self.file is not None
         assert self._pixels is not None
         self._pixels.close()
@@ -317,7 +316,7 @@ class Npz:
     def discard(self) -> None:
         if self.file is None:
             return
-        # zipfile wants to write the archive's end, which a full disk has no room for.
+        # close() of zipfile writes the end of the archive, which fails on a full disk.
         self._zip.fp = io.BytesIO()
         for one in (self._pixels, self._zip, self._numbers, self._scores, self.file):
             with suppress(OSError):
@@ -333,7 +332,7 @@ def _nan_if_none(score: float | None) -> float:
 
 @dataclass(frozen=True)
 class Format:
-    """One word of `--format`."""
+    """A value of `--format`."""
 
     codec: Codec
     container: type[Folder] | type[Tars] | type[Npz]

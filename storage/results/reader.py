@@ -1,4 +1,4 @@
-"""Published results of generation jobs: read, verified, copied to where a person wants them."""
+"""Read, verify and copy published results of generation jobs."""
 
 import errno
 import filecmp
@@ -21,7 +21,7 @@ from storage.results.formats import GRIDS, IMAGES, MANIFEST, RESULT, bytes_of, p
 from storage.volume.durable import TEMP_MARK, fsync_folder, raise_storage_error, sha256_file, sync_filesystem
 
 GONE = (errno.ENOENT, errno.ENOTDIR)
-"""What a volume says that is there, of a file that is not."""
+"""Errors of a missing file on a volume that is available."""
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 def read_manifest(folder: Path, manifest_sha256: str) -> Iterator[Made]:
     """
-    The pictures of a published result, in order, a line at a time.
+    Yield the images of a published result in order, reading one line at a time.
 
     Raises:
-        StorageError: the manifest is not the one that was registered.
+        StorageError: the manifest differs from the registered one.
     """
     path = folder / MANIFEST
     try:
@@ -42,7 +42,7 @@ def read_manifest(folder: Path, manifest_sha256: str) -> Iterator[Made]:
         with open(path, encoding="utf-8") as lines:
             for line in lines:
                 record = json.loads(line)
-                if "index" in record:  # the last lines tell of whole archives
+                if "index" in record:  # the last lines list archives
                     yield _made(folder, record)
     except OSError as exc:
         raise_storage_error(exc, path)
@@ -50,12 +50,12 @@ def read_manifest(folder: Path, manifest_sha256: str) -> Iterator[Made]:
 
 def is_there(folder: Path, manifest_sha256: str) -> bool:
     """
-    Return whether a published result is on the volume with all its files, by their names and sizes.
+    Return whether all files of a published result exist, by their names and sizes.
 
-    Not by their bytes: reading those of a large job again would take as long as copying them.
+    Their contents are not read, which would take as long as copying them.
 
     Raises:
-        StorageError: the volume cannot say.
+        StorageError: the volume is not available.
     """
     named: dict[str, int] = {}
     try:
@@ -83,10 +83,10 @@ def _made(folder: Path, line: dict[str, Any]) -> Made:
 
 def read_images(folder: Path, manifest_sha256: str, most: int) -> "Iterator[NDArray[np.uint8]]":
     """
-    Pictures of a published result, uint8 (H, W, 3), at most so many, evenly from the first to the last.
+    Yield up to `most` images of a published result, uint8 (H, W, 3), evenly spread over all.
 
     Raises:
-        StorageError: the manifest or a picture is not the one that was registered.
+        StorageError: the manifest or an image differs from what was registered.
     """
     count = sum(1 for _ in read_manifest(folder, manifest_sha256))
     wanted = {place * count // most for place in range(most)} if count > most else None
@@ -100,15 +100,15 @@ def read_images(folder: Path, manifest_sha256: str, most: int) -> "Iterator[NDAr
 
 def verify_manifest(folder: Path, *, manifest_sha256: str | None = None) -> int:
     """
-    Check a published result: indices 0…N−1, every picture there, whole and decodable, none besides.
+    Check a published result: indices 0…N−1, each image exists, is complete and can be decoded, and no others.
 
-    Memory does not grow with the number of pictures.
+    Memory does not grow with the number of images.
 
     Returns:
-        How many pictures there are.
+        The number of images.
 
     Raises:
-        StorageError: what is wrong with the first that is.
+        StorageError: the first error.
     """
     path = folder / MANIFEST
     if manifest_sha256 is not None and (not path.is_file() or sha256_file(path) != manifest_sha256):
@@ -161,7 +161,7 @@ def _verify_archive(path: Path, line: dict[str, Any]) -> None:
 
 
 class _Names:
-    """A set of names that is told from another one without holding either: the sum of their hashes."""
+    """A set of names that is compared by the sum of their hashes, without storing them."""
 
     def __init__(self) -> None:
         self.sum = 0
@@ -171,7 +171,7 @@ class _Names:
 
 
 def names_of_result(folder: Path) -> list[str]:
-    """What a folder holds of a published result; the manifest, which makes it one, comes last."""
+    """Return the names of a published result in a folder; the manifest comes last."""
     if not folder.is_dir():
         return []
     found = sorted(name for name in os.listdir(folder) if RESULT.fullmatch(name))
@@ -179,21 +179,20 @@ def names_of_result(folder: Path) -> list[str]:
 
 
 def occupied(folder: Path) -> str | None:
-    """The name in a folder that a copied result would collide with; None if there is none."""
+    """Return a name in a folder that a copied result would overwrite; None if there is none."""
     return next(iter(names_of_result(folder)), None)
 
 
 def copy_out(folder: Path, out: str) -> dict[str, Any]:
     """
-    Copy a published result into the user's own folder (--out): whole or not at all.
+    Copy a published result into the user's folder (--out), completely or not at all.
 
-    An attempt that was killed here is followed by one with the same bytes, which takes
-    for its own what is the same and copies the rest. One that was taken for dead may be
-    copying still, so each has temporary names of its own, and what has got its final name
-    is checked against the manifest before the manifest, which makes it a result, follows.
+    If an attempt is killed here, the next one has the same bytes, keeps equal files and copies the rest. An
+    attempt that has lost its lease may still be copying, so each uses temporary names of its own. The copy
+    is checked against the manifest before the manifest itself is copied.
 
     Returns:
-        {'out': where}, or {'out_error': why not}: the result itself is already safe.
+        {'out': folder}, or {'out_error': reason}; the published result is not affected.
     """
     target = Path(out)
     names = names_of_result(folder)
@@ -224,14 +223,14 @@ def _mark(folder: Path) -> str:
 
 
 def _remove_older(target: Path, folder: Path) -> None:
-    """Remove what earlier attempts of the same job have left; one that copies still stops at that."""
+    """Delete temporary files of earlier attempts of the job; an attempt that is still copying fails."""
     job, own = folder.parent.name, int(folder.name.removeprefix("a"))
     ours = re.compile(rf"\.(.+){re.escape(TEMP_MARK)}{job}(?:-a(\d+)-[0-9a-f]+)?")
     for path in list(target.iterdir()):
         found = ours.fullmatch(path.name)
         if found is None or not RESULT.fullmatch(found[1]) or int(found[2] or 0) >= own:
             continue
-        # Renamed first: to who writes into it, it is gone as a whole and at once.
+        # Rename first, so that it disappears at once for a process that writes to it.
         going = path.with_name(f".{found[1]}{TEMP_MARK}{_mark(folder)}")
         with suppress(OSError):
             path.rename(going)
@@ -240,10 +239,10 @@ def _remove_older(target: Path, folder: Path) -> None:
 
 def _copy_whole(source: Path, target: Path, *, mark: str) -> None:
     """
-    Copy a file or a folder so that it appears under its name complete and durable, unless it is there.
+    Copy a file or a folder that does not exist yet, so that it appears complete and durable.
 
     Raises:
-        OSError: nothing is left behind.
+        OSError: nothing remains.
     """
     if target.exists():
         return
@@ -271,8 +270,10 @@ def _copy_file(source: str, target: str) -> None:
 
 def _check_copy(folder: Path, target: Path) -> None:
     """
+    Compare a copy with the manifest.
+
     Raises:
-        StorageError: what was copied is not what the manifest names, whoever has put it there.
+        StorageError: it differs.
     """
     with open(folder / MANIFEST) as lines:
         _verify_lines(target, lines, decoded=False)
@@ -288,7 +289,7 @@ def _remove(path: Path) -> None:
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Whether two files, or two folders of files, hold the same bytes under the same names."""
+    """Return whether two files, or two folders of files, are equal."""
     if one.is_dir() != other.is_dir():
         return False
     if not one.is_dir():

@@ -1,9 +1,9 @@
 """
-Generated pictures on the way to the volume: pictures, grids and a manifest that appear together.
+Write and publish generated images, grids and their manifest.
 
-Everything is written under temporary names and made durable at once by syncfs(2):
-1,000 pictures of 96×96 took 0.05 s, an fsync for each 0.34 s. Then all is renamed,
-and manifest.jsonl, which names every picture, comes last.
+Everything is written under temporary names and made durable by one syncfs(2), which takes 0.05 s for 1,000
+images of 96×96 (an fsync of each: 0.34 s). Then all is renamed; manifest.jsonl, which lists all images,
+comes last.
 """
 
 import hashlib
@@ -47,16 +47,16 @@ LINES_AT_ONCE = 1000
 
 class ImageFiles:
     """
-    One result of a generation job; implements jobs.context.PictureSink.
+    The result of a generation job; implements jobs.context.ImageSink.
 
     Args:
         folder: the attempt's own folder.
-        format: a word of storage.results.formats.FORMATS.
+        format: a key of storage.results.formats.FORMATS.
         quality: of a lossy encoding, 1 to 100; None: the format's own.
-        total: pictures that will come, if that is known: a disk that has no room for them
-            is told after the first of them, not after hours. An npz needs it.
+        total: number of images, if known: lack of space for all of them is then reported after the first
+            ones. Required by npz.
 
-    A full disk or a stop leaves nothing visible and nothing temporary behind.
+    After an error or a stop neither visible nor temporary files remain.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ImageFiles:
         self.written = 0
         self.names: list[str] = []
         self.files: list[dict[str, Any]] = []
-        self._lines: list[bytes] = []  # those that are not on the volume yet
+        self._lines: list[bytes] = []  # not written yet
         self._digest = hashlib.sha256()
         self.bytes = 0
         self._on_disk = 0
@@ -88,7 +88,7 @@ class ImageFiles:
             self.container.begin()
 
     def _sweep(self) -> None:
-        """Leftovers of an attempt that was killed: nothing points at them."""
+        """Delete what an attempt that was killed has left."""
         for left in self.folder.glob(f"*{TEMP_MARK}*"):
             if RESULT.fullmatch(left.name.split(TEMP_MARK)[0]):
                 _remove(left)
@@ -98,17 +98,17 @@ class ImageFiles:
             self._begin()
             for image in images:
                 self._write(image)
-            if (coming := self._coming()) is not None:
-                require_room(self.folder, coming)
+            if (remaining := self._remaining()) is not None:
+                require_room(self.folder, remaining)
         except OSError as exc:
             self.discard()
-            raise_storage_error(exc, self.folder, needed=self._coming())
+            raise_storage_error(exc, self.folder, needed=self._remaining())
         except StorageError:
             self.discard()
             raise
 
-    def _coming(self) -> int | None:
-        """Bytes on the disk that the pictures which are still to come will take, about."""
+    def _remaining(self) -> int | None:
+        """Estimate the bytes of the images that are still missing."""
         if self.total is None or not self._on_disk:
             return None
         begun = max(self.written, 1)
@@ -131,7 +131,7 @@ class ImageFiles:
             self._add_line(self.container.adopt(output_index, made), made.record)
         except OSError as exc:
             self.discard()
-            raise_storage_error(exc, self.folder, needed=self._coming())
+            raise_storage_error(exc, self.folder, needed=self._remaining())
 
     def _add_line(self, where: Where, record: dict[str, Any]) -> None:
         """Add an image's line to the manifest; `index` counts the lines."""
@@ -147,7 +147,7 @@ class ImageFiles:
             self._flush_lines()
 
     def _flush_lines(self) -> None:
-        """A million lines belong on the volume, not into memory."""
+        """Append the lines to the file, so that memory does not grow with their number."""
         with open(self.manifest, "ab") as file:
             file.writelines(self._lines)
         self._lines.clear()
@@ -193,7 +193,7 @@ class ImageFiles:
             there = [name for _, name in self.container.renames()]
             for temp, name in (*self.container.renames(), (self.grids, GRIDS)):
                 final = self.folder / name
-                if final.exists():  # the same attempt never publishes twice; a stray name is nobody's
+                if final.exists():  # an attempt publishes once, so that this name is not in use
                     _remove(final)
                 temp.rename(final)
                 failpoint(f"pictures.{name if name == GRIDS else IMAGES}_renamed")
@@ -203,16 +203,16 @@ class ImageFiles:
             failpoint("pictures.manifest_renamed")
             fsync_folder(self.folder)
         except OSError as exc:
-            self._take_back()
+            self._unpublish()
             raise_storage_error(exc, self.folder, needed=sum(map(len, self._lines)) or None)
         except StorageError:
-            self._take_back()
+            self._unpublish()
             raise
         failpoint("pictures.published")
         self._begun = False
         return {
             "image_count": self.written,
-            # Where a person finds them: many archives lie in the attempt's folder, beside their manifest.
+            # Several archives lie in the attempt's folder, beside their manifest.
             "images": there[0] if len(there) == 1 else ".",
             "grids": self.names,
             "manifest": MANIFEST,
@@ -226,8 +226,8 @@ class ImageFiles:
 
         return read_manifest(self.folder, self._digest.hexdigest())
 
-    def _take_back(self) -> None:
-        """Half a result is none: remove what has its name already, too."""
+    def _unpublish(self) -> None:
+        """Delete all files, including those that have their final names."""
         self.discard()
         with suppress(OSError):
             (self.folder / MANIFEST).unlink(missing_ok=True)
@@ -236,7 +236,7 @@ class ImageFiles:
                 _remove(self.folder / name)
 
     def discard(self) -> None:
-        """Remove what was written and not published."""
+        """Delete what was written and not published."""
         if not self._begun:
             return
         self._begun = False

@@ -1,11 +1,10 @@
 """
-Files that are there whole or not at all, also after a power cut.
+Durable writes: after a power cut a file is complete or does not exist.
 
-The order is always: temp file beside the target, write, flush, fsync, rename,
-fsync the folder (for some names later, but before a row points there: sync_way()).
-rename() alone gives readers a whole file but promises neither the data nor the name
-after a power cut (PostgreSQL's durable_rename, 606e0f98). After a failed fsync the
-temp file is thrown away and never synced again: the kernel reports a lost page once
+The order is always: temporary file beside the target, write, flush, fsync, rename, fsync the folder (for
+some names later, but before a row points there: sync_parents()). rename() alone gives readers a complete
+file, but neither data nor name are durable (PostgreSQL's durable_rename, 606e0f98). After a failed fsync
+the temporary file is deleted and never synced again, because the kernel reports a lost page only once
 (fsync(2), Linux ≥ 4.13).
 """
 
@@ -28,28 +27,27 @@ from jobs.failpoints import failpoint
 MANIFEST = "MANIFEST.json"
 TEMP_MARK = ".tmp-"
 BROKEN_FILE = (errno.EIO, errno.ESTALE)
-"""The file is lost, the disk perhaps not: a new file may succeed where this one never will again."""
-LASTING = (
+"""Errors that concern one file: a new file may succeed."""
+PERMANENT = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
 )
-"""What is said of the files, not of the volume that holds them: it is the same after any wait."""
+"""Errors that concern files, not their volume: waiting does not help."""
 
 NO_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What a file system says that makes no hard links."""
+"""Errors of a file system without hard links."""
 
 T = TypeVar("T")
-fsync = os.fsync
 
 
 def raise_storage_error(exc: OSError, path: Path, *, needed: int | None = None) -> NoReturn:
     """
-    Turn an OSError on the volume into the error that says what to do about it.
+    Raise the StorageError for an OSError on the volume.
 
     Args:
-        needed: bytes that were to be written, where that is known.
+        needed: bytes that were to be written, if known.
     """
-    # os.path.isdir(), because Path.is_dir() itself raises where the folder above may not be entered.
+    # os.path.isdir(), because Path.is_dir() itself raises if the parent folder may not be entered.
     folder = path if os.path.isdir(path) else path.parent
     if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         raise _disk_full(folder, needed) from exc
@@ -58,7 +56,7 @@ def raise_storage_error(exc: OSError, path: Path, *, needed: int | None = None) 
             f"cannot write at {folder}: {os.strerror(exc.errno or 0).lower()}",
             hint="make it writable for this user, or point GANQ_VOLUME at another place",
         ) from exc
-    error = StorageError if exc.errno in LASTING else VolumeError
+    error = StorageError if exc.errno in PERMANENT else VolumeError
     raise error(f"{folder}: {(exc.strerror or str(exc)).lower()}", hint="see ganq doctor") from exc
 
 
@@ -83,20 +81,20 @@ def _in_words(size: int) -> str:
 
 
 def free_bytes(folder: Path) -> int | None:
-    """Bytes that this user may still write at a folder; None where the file system does not say."""
+    """Return the bytes that this user may write at a folder; None if the file system does not report them."""
     try:
         about = os.statvfs(folder)
     except OSError:
         return None
     if about.f_blocks == 0:
         return None
-    blocks = about.f_bfree if os.geteuid() == 0 else about.f_bavail  # some are kept back for root
+    blocks = about.f_bfree if os.geteuid() == 0 else about.f_bavail  # some are reserved for root
     return blocks * about.f_frsize
 
 
 def require_room(folder: Path, needed: int) -> None:
     """
-    Refuse to begin what would fill the disk and fail: others write there, too.
+    Check that there is space for `needed` bytes.
 
     Raises:
         DiskFullError: with the bytes needed and free.
@@ -107,23 +105,24 @@ def require_room(folder: Path, needed: int) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder durable; a file's own fsync does not do that."""
+    """Make the names in a folder durable; fsync of a file does not."""
     _fsync_path(folder)
 
 
 def _fsync_path(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
-        fsync(fd)
+        os.fsync(fd)
     finally:
         os.close(fd)
 
 
 def _rename(temp: Path, target: Path) -> None:
     """
-    rename(2), whose failure means little on NFS: the server may have done it and its answer was lost.
+    Call rename(2), and ignore an error if the file was renamed all the same.
 
-    The temp name is nobody else's. If it is gone and the target is there, it was renamed.
+    On NFS the answer of the server may be lost. Temporary names are unique: if it is gone and the target
+    exists, it was renamed.
     """
     try:
         os.rename(temp, target)
@@ -132,8 +131,8 @@ def _rename(temp: Path, target: Path) -> None:
             raise
 
 
-def _once_more_if_broken(work: Callable[[], T]) -> T:
-    """Run `work`, which begins with a file of its own, and again if that file broke (BROKEN_FILE)."""
+def _retry_if_broken(work: Callable[[], T]) -> T:
+    """Run `work`, which starts with a new file; run it again if that file broke (BROKEN_FILE)."""
     try:
         return work()
     except StorageError as exc:
@@ -146,21 +145,22 @@ def _once_more_if_broken(work: Callable[[], T]) -> T:
 @contextmanager
 def durable_file(path: Path, *, needed: int | None = None, named: bool = True) -> Iterator[IO[bytes]]:
     """
-    Open a file that appears at `path`, whole and synced, when the block ends well.
+    Open a file that appears at `path`, complete and synced, when the block succeeds.
 
     Args:
-        needed: bytes that will be written, to tell of them where there is no room.
-        named: make its name durable, too. Without, a power cut leaves the whole file or none; see sync_way().
+        needed: bytes that will be written, for the message of a full disk.
+        named: make its name durable, too. Without, a power cut leaves the complete file or none; see
+            sync_parents().
 
     Raises:
-        DiskFullError, VolumeError, StorageError: the old file, if any, is untouched.
+        DiskFullError, VolumeError, StorageError: an existing file is unchanged.
     """
     temp = path.with_name(f"{path.name}{TEMP_MARK}{secrets.token_hex(4)}")
     try:
         with open(temp, "xb") as file:
             yield file
             file.flush()
-            fsync(file.fileno())
+            os.fsync(file.fileno())
         failpoint("file.synced")
         failpoint(f"file.synced.{path.name}")
         _rename(temp, path)
@@ -179,18 +179,18 @@ def durable_file(path: Path, *, needed: int | None = None, named: bool = True) -
 
 
 def write_bytes(path: Path, data: bytes, *, named: bool = True) -> str:
-    """Write a whole file durably, with a second file if the first broke; returns its sha-256 in hex."""
+    """Write a file durably, a second time if the first file broke; return its SHA-256 in hex."""
 
     def write() -> None:
         with durable_file(path, needed=len(data), named=named) as file:
             file.write(data)
 
-    _once_more_if_broken(write)
+    _retry_if_broken(write)
     return hashlib.sha256(data).hexdigest()
 
 
 def write_json(path: Path, value: Any, *, named: bool = True) -> str:
-    """Write JSON durably (`named`: see durable_file()); returns the file's sha-256 in hex."""
+    """Write JSON durably (`named`: see durable_file()); return the SHA-256 of the file in hex."""
     return write_bytes(path, _as_json(value), named=named)
 
 
@@ -203,7 +203,7 @@ def make_folder(folder: Path, *, named: bool = True) -> None:
     Create a folder with its parents.
 
     Args:
-        named: make each new name durable. Without, sync_way() does it later.
+        named: make each new name durable. Without, sync_parents() does it later.
     """
     missing = []
     here = folder
@@ -220,12 +220,12 @@ def make_folder(folder: Path, *, named: bool = True) -> None:
         raise_storage_error(exc, folder)
 
 
-def sync_way(folder: Path, top: Path) -> None:
+def sync_parents(folder: Path, top: Path) -> None:
     """
-    Make the names on the way from `top` down to a folder durable, whoever made them.
+    Make the names of a folder and of its parents up to `top` durable.
 
-    Before something in it is registered: a folder that is there may be the work of a process that
-    was killed before it synced the name.
+    Called before something in the folder is registered: it may have been created by a process that was killed
+    before it synced the name.
     """
     if top not in folder.parents:
         raise ValueError(f"{top} is not above {folder}")
@@ -239,7 +239,7 @@ def sync_way(folder: Path, top: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """sha-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -248,25 +248,24 @@ def write_folder(
     target: Path, writers: Mapping[str, Callable[[Path], None]], *, needed: int | None = None
 ) -> tuple[str, int]:
     """
-    Write several files as one folder that appears whole, with MANIFEST.json last.
+    Write several files as one folder that appears complete, with MANIFEST.json last.
 
     Args:
-        target: the folder; must not exist yet.
-        writers: file name → function that writes that path; called again, with another
-            path, if the first file broke.
-        needed: bytes in all, about; nothing is begun if there is no room for them.
+        target: the folder; must not exist.
+        writers: file name → function that writes that path; called again with another path if the first
+            file broke.
+        needed: approximate total of bytes; nothing is written if there is no space for them.
 
     Returns:
-        (sha-256 of MANIFEST.json in hex, bytes in all). The manifest holds the
-        sha-256 of every file, so its own value stands for the whole folder.
+        (SHA-256 of MANIFEST.json in hex, total of bytes). The manifest contains the SHA-256 of each file.
 
     Raises:
-        DiskFullError, VolumeError, StorageError: nothing is left behind.
+        DiskFullError, VolumeError, StorageError: no file remains.
     """
     make_folder(target.parent)
     if needed is not None:
         require_room(target.parent, needed)
-    return _once_more_if_broken(lambda: _write_folder(target, writers, needed))
+    return _retry_if_broken(lambda: _write_folder(target, writers, needed))
 
 
 def _write_folder(
@@ -287,8 +286,8 @@ def _write_folder(
             total += size
             entries.append({"name": name, "bytes": size, "sha256": sha256_file(path)})
         manifest = _as_json({"files": entries})
-        # Syncs the folder's names, too. Once: a folder whose sync failed may lie when it is asked
-        # again, as a file may, so that a second try begins with a folder of its own.
+        # This syncs the folder's names, too. A folder whose sync failed may report success the next time, as
+        # a file may, so that a second try starts with a new folder.
         with durable_file(temp / MANIFEST, needed=needed) as file:
             file.write(manifest)
         failpoint("folder.written")
@@ -306,12 +305,10 @@ def _write_folder(
 
 def read_verified(folder: Path, name: str, manifest_sha256: str) -> bytes:
     """
-    The bytes of one file of a folder, checked against the manifest's sha-256 in the table.
-
-    The bytes that were hashed are the bytes that are returned: nothing is read twice.
+    Return the bytes of one file of a folder, after checking the SHA-256 of file and manifest.
 
     Raises:
-        CheckpointCorruptError: missing, torn, or changed since it was registered.
+        CheckpointCorruptError: it is missing, incomplete, or changed since it was registered.
     """
 
     def corrupt(what: str) -> CheckpointCorruptError:
@@ -338,7 +335,7 @@ def read_verified(folder: Path, name: str, manifest_sha256: str) -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    """A file's bytes; opened once more if an NFS server has forgotten the first handle."""
+    """Return a file's bytes; open it again if an NFS server has forgotten the first handle."""
     try:
         return path.read_bytes()
     except OSError as exc:
@@ -349,7 +346,7 @@ def _read(path: Path) -> bytes:
 
 def sync_filesystem(folder: Path) -> None:
     """
-    Make everything that was written below a folder durable, names included.
+    Make all files of a folder's file system durable, including names.
 
     syncfs(2) reports lost pages since Linux 5.8.
 

@@ -1,7 +1,7 @@
 """
-Which file system holds a folder, and how it is mounted.
+The file system of a folder, and its mount options.
 
-SQLite's locks hold on a local disk alone, and a shared volume is as good as its options.
+SQLite's locks work on local disks only, and a shared volume depends on its mount options.
 """
 
 import os
@@ -14,14 +14,14 @@ NETWORK_FILESYSTEMS = (
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "lustre", "ceph", "glusterfs", "beegfs", "gpfs", "afs"),
     *("virtiofs", "vboxsf", "ocfs2", "gfs2", "orangefs", "pvfs2", "ncpfs", "coda"),
 )
-"""Types that several machines share, or a machine and its guests; see is_network_filesystem()."""
+"""Types that several machines, or a machine and its guests, share; see is_network_filesystem()."""
 
 
 def is_network_filesystem(kind: str) -> bool:
     """
-    Whether file locks and shared memory of several machines may miss each other on this type.
+    Return whether file locks and shared memory of several machines may not work on this type.
 
-    FUSE is one of them, whatever stands behind it: 'fuse', 'fuse.sshfs', 'fuseblk'.
+    FUSE ('fuse', 'fuse.sshfs', 'fuseblk') counts as one of them.
     """
     return kind in NETWORK_FILESYSTEMS or kind.startswith("fuse")
 
@@ -34,12 +34,12 @@ class Mount:
     kind: str
     source: str
     options: frozenset[str]
-    """Of the mount and of its file system: 'rw', 'hard', 'lookupcache=pos'."""
+    """Options of the mount and of its file system: 'rw', 'hard', 'lookupcache=pos'."""
 
 
 def mount_of(folder: Path, mountinfo: Path = MOUNTINFO) -> Mount | None:
     """
-    The mount that holds a folder; None where the system does not say.
+    Return the mount of a folder; None if it cannot be found.
 
     Args:
         folder: need not exist; links are followed.
@@ -63,7 +63,7 @@ def mount_of(folder: Path, mountinfo: Path = MOUNTINFO) -> Mount | None:
             continue
         point = _unescaped(fields[4])
         if real == point or real.startswith(point.rstrip("/") + "/"):
-            # The device decides where it is listed: a later mount may hide a longer mount point.
+            # An equal device wins, because a later mount may hide a longer mount point.
             rank = (fields[2] == device, len(point))
             if best is None or rank >= best[0]:
                 options = frozenset(f"{fields[5]},{about[2]}".split(","))
@@ -72,11 +72,11 @@ def mount_of(folder: Path, mountinfo: Path = MOUNTINFO) -> Mount | None:
 
 
 def filesystem_type(folder: Path, mountinfo: Path = MOUNTINFO) -> str:
-    """The type of the file system that holds a folder, '' where the system does not say."""
+    """Return the type of a folder's file system; '' if it cannot be found."""
     mount = mount_of(folder, mountinfo)
     return mount.kind if mount is not None else ""
 
 
 def _unescaped(point: str) -> str:
-    r"""Mount points are written with \040 for a space, \134 for a backslash, and so on."""
+    r"""Decode a mount point, in which \040 is a space and \134 a backslash."""
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), point)

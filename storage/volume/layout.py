@@ -1,5 +1,5 @@
 """
-Where things lie on the shared volume. Paths are made from ids only, never from names.
+Layout of the shared volume. Paths are made from ids only, never from names.
 
     <volume>/jobs/000012/spec.json
     <volume>/jobs/000012/a1/checkpoints/epoch-0005/   samples/   images/   grids/   metrics.jsonl   log.txt
@@ -54,13 +54,15 @@ class Volume:
         return self.root / "latest"
 
     def relative(self, path: Path) -> str:
-        """How a path of this volume stands in the job table."""
+        """Return a path of this volume as the job table stores it."""
         return path.relative_to(self.root).as_posix()
 
     def absolute(self, relative: str) -> Path:
         """
+        Return the path of a relative path of the job table.
+
         Raises:
-            ValueError: if the path would leave the volume.
+            ValueError: it is outside the volume.
         """
         path = (self.root / relative).resolve()
         if not path.is_relative_to(self.root.resolve()):
@@ -69,21 +71,21 @@ class Volume:
 
     def ensure(self, used: Callable[[], bool] = lambda: False) -> None:
         """
-        Make the volume's folders and show that they can be written.
+        Create the volume's folders and check that they are writable.
 
         Args:
-            used: whether work lies here by what the job table knows. Then a folder that holds none is another
-                one: the place where a disk is to be mounted, say, which would be filled in its stead.
+            used: returns whether jobs of the job table have files here. Then an empty folder is another one,
+                such as the mount point of a volume that is not mounted.
 
         Raises:
-            VolumeError: missing and not creatable, not a folder, read-only, or not the one that was used.
+            VolumeError: it cannot be created, is no folder, is read-only, or is not the one that was used.
         """
         if os.path.exists(self.root) and not os.path.isdir(self.root):
             raise VolumeError(f"{self.root} is not a folder", hint="point GANQ_VOLUME at a folder")
         if not os.path.isdir(self.jobs) and used():
             raise VolumeError(
-                f"there are no jobs at {self.root}, where those of the job table have left their files",
-                hint=f"mount the volume, or set GANQ_VOLUME; if they are lost: mkdir -p {self.jobs}",
+                f"there are no jobs at {self.root}, but the job table has jobs with files",
+                hint=f"mount the volume, or set GANQ_VOLUME; if the files are lost: mkdir -p {self.jobs}",
             )
         for folder in (self.jobs, self.datasets, self.latest):
             make_folder(folder)
@@ -95,7 +97,7 @@ class Volume:
             raise_storage_error(exc, self.root)
 
     def point_latest(self, label: str, target: Path) -> None:
-        """Give a result a stable, human path: <volume>/latest/<label>. Best effort: a link is no result."""
+        """Link <volume>/latest/<label> to a result, if that is possible."""
         link, path = self.latest / label, f"../{self.relative(target)}"
         with suppress(OSError):
             try:
@@ -109,5 +111,5 @@ class Volume:
             temp.symlink_to(path)
             try:
                 temp.rename(link)
-            except OSError:  # somebody has put a folder there: it is theirs
+            except OSError:  # a user has created a folder there
                 temp.unlink()

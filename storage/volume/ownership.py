@@ -1,8 +1,7 @@
 """
-Folders that another job table has left: one that was restored, or made anew, gives out the same ids again.
+Orphaned folders: a restored or new job table assigns ids again whose folders exist.
 
-Nothing of them is touched or read as this table's; they are set aside under a name of their own, where a
-person finds them, and no command deletes them.
+They are renamed (quarantined), and never read or deleted by any command: decision 12.
 """
 
 import json
@@ -22,57 +21,59 @@ ASIDE = ".of-another-table-"
 
 
 def recorded_spec(volume: Volume, job_id: int) -> dict[str, Any] | None:
-    """What an attempt has written of its job into spec.json; None if there is none that can be read."""
+    """Return the content of a job's spec.json; None if it is missing or cannot be read."""
     path = volume.job(job_id) / "spec.json"
     with suppress(OSError, ValueError):
         if not stat.S_ISREG(os.lstat(path).st_mode):
             return None
-        said = json.loads(path.read_text())
-        return said if isinstance(said, dict) else None
+        found = json.loads(path.read_text())
+        return found if isinstance(found, dict) else None
     return None
 
 
-def is_of(said: dict[str, Any], job_id: int, submitted_at: float, spec: Callable[[], dict[str, Any]]) -> bool:
+def is_of(
+    recorded: dict[str, Any], job_id: int, submitted_at: float, spec: Callable[[], dict[str, Any]]
+) -> bool:
     """
-    Whether a spec.json is that of a job of this table.
+    Return whether a spec.json belongs to a job of this table.
 
     Args:
-        said: what stands in it.
-        spec: gives the job's own; asked only for a file of 0.1, which does not say when it was submitted.
+        recorded: content of the file.
+        spec: returns the job's spec; called only for files of 0.1, which lack the time of the submit.
     """
-    if said.get("job") != job_id:
+    if recorded.get("job") != job_id:
         return False
-    if "submitted_at" in said:
-        return bool(said["submitted_at"] == submitted_at)
-    spec_there = said.get("spec")
-    return isinstance(spec_there, dict) and renamed(spec_there) == spec()
+    if "submitted_at" in recorded:
+        return bool(recorded["submitted_at"] == submitted_at)
+    found = recorded.get("spec")
+    return isinstance(found, dict) and renamed(found) == spec()
 
 
 def quarantine_if_orphaned(
     volume: Volume, job_id: int, attempt: int, submitted_at: float, spec: dict[str, Any]
 ) -> Path | None:
     """
-    Before an attempt begins: make way for it, if the folder of its job is another job's.
+    Quarantine the folder of a job before an attempt starts, if the folder belongs to another table's job.
 
-    Before the first one there is no folder of this job, so one that does not say whose it is is another's.
+    Before the first attempt the job has no folder, so that a folder without spec.json is orphaned.
 
     Returns:
-        Where that lies now.
+        The new path; None if nothing was renamed.
 
     Raises:
         VolumeError, StorageError: it cannot be renamed.
     """
-    said = recorded_spec(volume, job_id)
-    if said is None:
+    recorded = recorded_spec(volume, job_id)
+    if recorded is None:
         mine = attempt > 1 or not volume.job(job_id).exists()
     else:
-        mine = is_of(said, job_id, submitted_at, lambda: spec)
+        mine = is_of(recorded, job_id, submitted_at, lambda: spec)
     return None if mine else quarantine(volume, job_id)
 
 
 def quarantine(volume: Volume, job_id: int) -> Path:
     """
-    Rename a job's folder. Whatever lies in it stays as it is.
+    Rename a job's folder without changing its contents.
 
     Raises:
         VolumeError, StorageError: it cannot be renamed.
@@ -86,8 +87,8 @@ def quarantine(volume: Volume, job_id: int) -> Path:
     return aside
 
 
-def aside(volume: Volume) -> list[Path]:
-    """The folders that have been set aside so far."""
+def quarantined(volume: Volume) -> list[Path]:
+    """Return the quarantined folders."""
     with suppress(OSError):
         return sorted(one for one in volume.jobs.iterdir() if ASIDE in one.name)
     return []

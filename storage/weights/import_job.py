@@ -9,7 +9,7 @@ from storage.db.queries import Queries
 from storage.db.rows import Job
 from storage.db.store import JobStore
 from storage.volume.checkpoints import write_checkpoint
-from storage.volume.durable import make_folder, sync_way
+from storage.volume.durable import make_folder, sync_parents
 from storage.volume.layout import Volume
 from storage.volume.ownership import quarantine
 
@@ -57,7 +57,7 @@ def import_weights(
             make_folder(target.parent, named=False)
             placed = placed.rename(target)
         # The row that will name it must not be more durable than it.
-        sync_way(target, volume.jobs)
+        sync_parents(target, volume.jobs)
         return volume.relative(target), digest, size, epoch
 
     try:

@@ -24,7 +24,7 @@ from storage.results.reader import verify_manifest
 from storage.results.writer import ImageFiles
 from storage.settings import Settings
 from storage.volume.checkpoints import FACTS, GENERATOR, STATE
-from storage.volume.durable import make_folder, read_verified, sync_way, write_folder, write_json
+from storage.volume.durable import make_folder, read_verified, sync_parents, write_folder, write_json
 from storage.volume.layout import Volume
 
 WHO = WorkerIdentity("w", "host", "cpu", "boot", os.getpid(), 1, ("default",), "0")
@@ -57,7 +57,7 @@ def train(store: JobStore, volume: Volume, key: str) -> None:
     attempt = volume.attempt(lease.job_id, lease.attempt)
     make_folder(attempt, named=False)
     write_json(volume.job(lease.job_id) / "spec.json", {"job": lease.job_id}, named=False)
-    sync_way(attempt, volume.jobs)
+    sync_parents(attempt, volume.jobs)
     ids: list[int] = []
     for step in range(1, STEPS + 1):
         letter = "abc"[step % 3]

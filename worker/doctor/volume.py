@@ -11,7 +11,7 @@ from storage.settings import Settings
 from storage.volume.durable import MANIFEST
 from storage.volume.filesystems import MOUNTINFO, Mount, is_network_filesystem, mount_of
 from storage.volume.layout import FINGERPRINT, Volume
-from storage.volume.ownership import aside
+from storage.volume.ownership import quarantined
 from worker.doctor.check import Finding, error, ok, warn
 from worker.doctor.facts import Facts
 from worker.doctor.job_table import EMPTY_BYTES, MOUNT_IN_MEMORY
@@ -208,7 +208,7 @@ def check_orphans(settings: Settings, facts: Facts) -> Iterator[Finding]:
     volume = Volume(settings.volume)
     if facts.database is None or not volume.jobs.is_dir():
         return
-    if left := aside(volume):
+    if left := quarantined(volume):
         folders = f"{len(left)} folder{'s' * (len(left) > 1)} of jobs of another job table"
         yield warn(
             "orphans",

@@ -18,7 +18,7 @@ from jobs.errors import CheckpointCorruptError, DatasetError, StopRequested, Vol
 from jobs.failpoints import failpoint
 from jobs.states import StopReason
 from storage.volume.checkpoints import adopt_checkpoint, find_unregistered, read_checkpoint, write_checkpoint
-from storage.volume.durable import TEMP_MARK, make_folder, require_room, sync_way, write_json
+from storage.volume.durable import TEMP_MARK, make_folder, require_room, sync_parents, write_json
 from storage.volume.layout import Volume
 from storage.volume.ownership import is_of, quarantine_if_orphaned, recorded_spec
 from worker.ipc import Channel
@@ -489,7 +489,7 @@ class RunContext:
         self._require(self.folder)
         if not self._kept:
             self.introduce()
-            sync_way(self.folder, self.volume.jobs)
+            sync_parents(self.folder, self.volume.jobs)
             self._kept = True
 
     def _require(self, folder: Path) -> None:

@@ -66,7 +66,7 @@ def claim_cas(claim: Any) -> None:
 
 def fsync(durable: Any) -> None:
     """Sync neither files nor names."""
-    durable.fsync = durable.sync_filesystem = _nothing
+    os.fsync = durable.sync_filesystem = _nothing  # type: ignore[assignment]
 
 
 def attempt_folder(layout: Any) -> None:

@@ -24,7 +24,7 @@ from storage.volume.durable import (
     make_folder,
     read_verified,
     sha256_file,
-    sync_way,
+    sync_parents,
     write_bytes,
     write_folder,
     write_json,
@@ -338,7 +338,7 @@ def test_making_a_folder_that_is_there_is_no_error(tmp_path):
 
 def test_the_way_from_elsewhere_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not above"):
-        sync_way(tmp_path / "a" / "b", tmp_path / "c")
+        sync_parents(tmp_path / "a" / "b", tmp_path / "c")
 
 
 def test_fifty_that_make_the_same_folder_all_succeed(tmp_path):

@@ -107,7 +107,7 @@ def test_a_folder_of_somebody_in_the_place_of_a_link_is_left_alone(volume):
 def test_a_folder_without_the_jobs_that_the_table_knows_is_not_the_volume(volume):
     with pytest.raises(VolumeError) as caught:
         volume.ensure(used=lambda: True)
-    assert "where those of the job table have left their files" in caught.value.message
+    assert "but the job table has jobs with files" in caught.value.message
     assert f"mkdir -p {volume.jobs}" in caught.value.hint
     assert not volume.root.exists(), "something was made where a disk may be mounted later"
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from jobs.networks.dcgan import Architecture
 from storage.volume.durable import make_folder
-from storage.volume.ownership import aside
+from storage.volume.ownership import quarantined
 from storage.weights.import_job import import_weights
 
 
@@ -33,5 +33,5 @@ def test_the_whole_way_to_imported_weights_is_synced_after_they_have_their_name(
     place = volume.checkpoints(job.id, 1)
     assert synced[-4:] == [str(one) for one in (place, *place.parents[:3])]
     assert place.parents[2] == volume.jobs
-    assert len(aside(volume)) == left_behind
+    assert len(quarantined(volume)) == left_behind
     assert (place / "import" / "generator.safetensors").stat().st_size > 100

@@ -14,7 +14,7 @@ from PIL import Image
 from jobs.errors import DiskFullError, VolumeError
 from storage.volume.durable import make_folder
 from storage.volume.layout import Volume
-from storage.volume.ownership import aside
+from storage.volume.ownership import quarantined
 from worker.ipc import Channel
 from worker.runner.context import RunContext
 
@@ -123,7 +123,7 @@ def test_a_job_that_a_former_table_left_under_the_same_id_is_quarantined_whole(
         save_a_file(new)
         assert json.loads((volume.job(7) / "spec.json").read_text())["submitted_at"] == 2.5
         (message,) = new.supervisor.receive() or []
-        (former,) = aside(volume)
+        (former,) = quarantined(volume)
         assert (message["type"], message["detail"]) == ("quarantined", {"folder": volume.relative(former)})
         log = (volume.attempt(7, 1) / "log.txt").read_text()
         assert former.name in log
@@ -140,7 +140,7 @@ def test_the_folder_of_the_same_job_stays_for_its_next_attempt(
         with closing(Bench(volume, monkeypatch, submitted_at=1.5, attempt=attempt)) as bench:
             if introduced:
                 bench.context.introduce()
-    assert aside(volume) == []
+    assert quarantined(volume) == []
 
 
 def test_a_first_attempt_takes_over_nothing_from_a_job_that_was_killed_before_it_said_who_it_was(
@@ -149,7 +149,7 @@ def test_a_first_attempt_takes_over_nothing_from_a_job_that_was_killed_before_it
     with closing(Bench(volume, monkeypatch, submitted_at=1.5)) as old:
         old.context.log("of the former table")
     with closing(Bench(volume, monkeypatch, submitted_at=2.5)):
-        (former,) = aside(volume)
+        (former,) = quarantined(volume)
         assert "of the former table" in (former / "a1" / "log.txt").read_text()
         assert "of the former table" not in (volume.attempt(7, 1) / "log.txt").read_text()
 
