@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from storage.gc.sweep import Item, Plan, Swept
 
 DEFAULT_AGE_S = 30 * 86400.0
+SPARED = 10
+"""So many jobs whose results stay are listed."""
 
 
 @click.command(
@@ -33,23 +35,37 @@ DEFAULT_AGE_S = 30 * 86400.0
     type=Duration(minimum=0.0),
     help="Minimum age for --datasets and --jobs, e.g. 12h or 90d.  [default: 30d]",
 )
+@click.option("--named", is_flag=True, help="With --jobs: also delete results of trainings that have a name.")
+@click.option("--yes", is_flag=True, help="Do not ask before --jobs and --datasets delete something.")
 @click.option("--paths", is_flag=True, help="List each path.")
 @output.json_option
 def gc(
-    dry_run: bool, datasets: bool, jobs: bool, older_than: float | None, paths: bool, as_json: bool
+    dry_run: bool,
+    datasets: bool,
+    jobs: bool,
+    older_than: float | None,
+    named: bool,
+    yes: bool,
+    paths: bool,
+    as_json: bool,
 ) -> int:
     """
     Delete unreferenced files from the volume.
 
     Without options: files of ended jobs that no row of the job table refers to, and
     abandoned temporary files. Safe while jobs run; an interrupted run is completed by the
-    next one. With --jobs also the results of old jobs, except those that a queued or
-    running job needs; their rows and logs are kept.
+    next one. With --jobs also the results of old jobs; their rows and logs are kept. Results
+    that a queued or running job needs are not deleted, nor are imports, jobs marked by
+    `ganq keep` and, without --named, trainings that have a name.
+
+    On a terminal --jobs and --datasets ask before they delete something.
 
     Exit code 1 if a file could not be deleted, or if the volume belongs to another job table.
     """
     if older_than is not None and not (datasets or jobs):
         raise click.UsageError("--older-than requires --datasets or --jobs")
+    if named and not jobs:
+        raise click.UsageError("--named requires --jobs")
     from contextlib import nullcontext
 
     from storage.gc.policy import Policy
@@ -61,10 +77,13 @@ def gc(
         grace_s=session.settings.lease_seconds,
         datasets_s=age_s if datasets else None,
         jobs_s=age_s if jobs else None,
+        named_models=named,
     )
     collector = Collector(session.database, session.volume, policy)
     with nullcontext() if dry_run else alone(session.database):
         plan = collector.plan()
+        if not (dry_run or yes or as_json) and output.on_terminal():
+            _confirm(plan)
         swept = Swept() if dry_run else collector.sweep(plan)
     deleted = plan.items if dry_run else swept.gone
     if as_json:
@@ -72,6 +91,20 @@ def gc(
     else:
         _print(dry_run, deleted, plan, swept, paths, policy)
     return 1 if swept.failed else 0
+
+
+def _confirm(plan: "Plan") -> None:
+    """Ask before something goes that a person may still want; what no row points to goes unasked."""
+    from storage.gc.policy import Reason
+
+    wanted = [one for one in plan.items if one.reason in (Reason.RESULTS, Reason.DATASET)]
+    if wanted:
+        jobs = len({one.job_id for one in wanted if one.job_id is not None})
+        sets = sum(one.reason is Reason.DATASET for one in wanted)
+        what = [f"the results of {output.count(jobs, 'job')}"] if jobs else []
+        what += [output.count(sets, "decoded data set")] if sets else []
+        total = output.size(sum(one.bytes for one in wanted))
+        click.confirm(f"delete {' and '.join(what)} ({total}; --dry-run lists them)?", abort=True)
 
 
 def _by_reason(items: "Iterable[Item]") -> dict[str, dict[str, int]]:
@@ -98,6 +131,7 @@ def _as_json(
         "items": [facts(item) for item in deleted],
         "kept": [{**facts(item), "why": why} for item, why in swept.kept],
         "failed": [{**facts(item), "why": why} for item, why in swept.failed],
+        "spared": [{"job": job.id, "name": job.name, "why": why} for job, why in plan.spared],
         "notes": plan.notes,
     }
 
@@ -123,6 +157,10 @@ def _print(
         click.echo("nothing to delete")
     for item, why in swept.kept:
         output.notice(f"kept: {_printable(item.path)}: {why}")
+    for job, why in plan.spared[:SPARED]:
+        output.notice(f"kept: job {job.id}: {_printable(why)}")
+    if len(plan.spared) > SPARED:
+        output.notice(f"kept: {len(plan.spared) - SPARED} more jobs   (--json lists all)")
     for note in plan.notes:
         output.notice(f"note: {_printable(note)}")
     for item, why in swept.failed:

@@ -44,6 +44,8 @@ COMMANDS = (
     Entry("doctor", "cli.doctor:doctor", "Diagnose the installation.", ADMIN),
     Entry("health", "cli.health:health", "Health check of the workers on this machine.", ADMIN),
     Entry("limit", "cli.limit:limit", "Limit the running jobs of a user or a queue.", ADMIN),
+    Entry("keep", "cli.keep:keep", "Protect results from deletion.", DATA),
+    Entry("rm", "cli.keep:rm", "Delete the results of jobs.", DATA),
     Entry("gc", "cli.gc:gc", "Delete unreferenced files from the volume.", ADMIN),
     Entry("db", "cli.db:db", "Create or upgrade the job table.", ADMIN),
     Entry("completion", "cli.completion:completion", "Print the completion script of a shell.", ADMIN),

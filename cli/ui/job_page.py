@@ -232,6 +232,8 @@ def _summary(session: Session, job: Job, context: job_text.StatusContext) -> Ite
     if job.priority > job.own_priority and not job.state.terminal:
         lent = f", raised to {job.priority} by {_lenders(session, job)}"
     yield "queue", f"{job.queue}, priority {job.own_priority}{lent}{preempted}"
+    if job.kept:
+        yield "kept", f"yes   (ganq keep --undo {job.id} allows deletion)"
 
 
 def _queue_position_text(session: Session, job: Job, context: job_text.StatusContext) -> str:

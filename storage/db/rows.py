@@ -57,6 +57,8 @@ class Job:
     created_at: float
     started_at: float | None
     finished_at: float | None
+    kept: bool = False
+    """Its results stay until somebody ends that."""
     malformed: str | None = None
     """Why ganq cannot have written this row; values that cannot be read are empty here."""
 
@@ -73,6 +75,7 @@ class Job:
             state=state_of(values["state"]),
             error_code=renamed_code(values["error_code"]),
             held=bool(values["held"]),
+            kept=bool(values["kept"]),
             preemptible=bool(values["preemptible"]),
             bit_exact=None if values["bit_exact"] is None else bool(values["bit_exact"]),
             malformed="; ".join(faults) or None,
@@ -101,11 +104,11 @@ class Job:
 
 _COPIED = tuple(
     set(Job.__dataclass_fields__)
-    - {"spec", "result", "state", "error_code", "held", "preemptible", "bit_exact", "malformed"}
+    - {"spec", "result", "state", "error_code", "held", "kept", "preemptible", "bit_exact", "malformed"}
 )
 REQUIRED_NUMBERS = (
     *("priority", "spec_version", "attempt", "hb_seq", "held", "blockers", "crash_count", "waits"),
-    *("fresh_retries", "preemptible", "yields", "ran_s", "created_at"),
+    *("fresh_retries", "preemptible", "yields", "ran_s", "created_at", "kept"),
 )
 NUMBERS = (
     *REQUIRED_NUMBERS,

@@ -132,6 +132,7 @@ job = Table(
     Column("yielded_at", Double),
     Column("time_limit_s", Double),
     Column("ran_s", Double, nullable=False, server_default=text("0")),  # duration of ended attempts
+    Column("kept", Integer, nullable=False, server_default=text("0")),  # results are not deleted
     Index("ix_job_state_id", "state", "id"),
     sqlite_autoincrement=True,
 )

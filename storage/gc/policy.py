@@ -56,6 +56,10 @@ class Policy:
     """Since the last use of a decoded data set; None: data sets are kept."""
     jobs_s: float | None = None
     """Since the end of a job whose results are deleted; None: results are kept."""
+    named_models: bool = False
+    """Whether results of trainings that have a name are deleted, too."""
+    only: frozenset[int] | None = None
+    """Delete the results of these jobs only, of any kind; None: of all that are old enough."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,9 @@ class JobFacts:
     """Parent of a shard."""
     parent_ended_age_s: float | None = None
     parent_published: bool = False
+    name: str | None = None
+    kept: bool = False
+    """Marked by `ganq keep`."""
     results_deleted: bool = False
     """An earlier gc has removed its results from the table."""
     attempts: Mapping[int, float | None] = field(default_factory=dict)
@@ -118,9 +125,15 @@ def leftovers(job: JobFacts, seen: JobSeen, policy: Policy) -> Found:
                 yield f"{seen.folder}/a{one.number}/{name}", Reason.UNPUBLISHED
     needed = _may_resume_unregistered(job, seen)
     for one in seen.attempts:
-        age = job.attempts.get(one.number)  # None: open, or the table knows of no such attempt
+        age = _age(job, one.number)
         if age is not None and age >= policy.grace_s:
             yield from _of_attempt(job, one, f"{seen.folder}/a{one.number}", needed=needed)
+
+
+def _age(job: JobFacts, attempt: int) -> float | None:
+    """Return seconds since an attempt ended; None while it is open, or if the table has none of it."""
+    # No worker has written an import, so the table has no attempt of it.
+    return job.ended_age_s if job.kind == "import" else job.attempts.get(attempt)
 
 
 def _is_spent_shard(job: JobFacts, policy: Policy) -> bool:
@@ -179,10 +192,10 @@ def _temporary(name: str) -> Reason | None:
 
 def results(job: JobFacts, seen: JobSeen, policy: Policy) -> Found:
     """Yield all results of a job that is old enough; the caller checks whether other jobs need them."""
-    if policy.jobs_s is None or not old_enough(job, policy.jobs_s):
+    if policy.jobs_s is None or why_kept(job, policy) is not None:
         return
     for one in seen.attempts:
-        age = job.attempts.get(one.number)
+        age = _age(job, one.number)
         if age is not None and age >= policy.grace_s:
             for name in one.names:
                 if RESULTS.fullmatch(name):
@@ -190,14 +203,41 @@ def results(job: JobFacts, seen: JobSeen, policy: Policy) -> Found:
 
 
 def old_enough(job: JobFacts, age_s: float) -> bool:
-    """Return whether a job's results are old enough to be deleted; imports never are."""
+    """Return whether a job that is no shard has ended at least so many seconds ago."""
     return (
-        job.kind != "import"
-        and job.part_of is None
+        job.part_of is None
         and job.state.terminal
         and job.ended_age_s is not None
         and job.ended_age_s >= age_s
     )
+
+
+def why_kept(job: JobFacts, policy: Policy) -> str | None:
+    """
+    Return why the results of a job stay, or None if they go.
+
+    Nothing here can make imported weights again, and a name says that somebody wants to find the model:
+    those two go only by `ganq rm` or --named.
+    """
+    if not old_enough(job, policy.jobs_s or 0.0):
+        return "it has not ended long enough ago"
+    if policy.only is not None and job.id not in policy.only:
+        return "it was not asked for"
+    if job.kept:
+        return f"it is kept; ganq keep --undo {job.id} ends that"
+    if policy.only is not None:
+        return None
+    if job.kind == "import":
+        return f"imported weights cannot be made again; ganq rm {job.id} deletes them"
+    if job.kind == "train" and job.name and not policy.named_models:
+        return f"{job.name} is a named training; --named deletes those, too"
+    return None
+
+
+def why_spared(job: JobFacts, policy: Policy) -> str | None:
+    """Return why `--jobs` leaves the results of a job that is old enough."""
+    asked = policy.jobs_s is not None and policy.only is None and not job.results_deleted
+    return why_kept(job, policy) if asked and old_enough(job, policy.jobs_s or 0.0) else None
 
 
 # --- data sets ----------------------------------------------------------------------------

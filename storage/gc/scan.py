@@ -198,6 +198,8 @@ def job_facts(conn: Connection, ids: Sequence[int]) -> dict[int, JobFacts]:
         job.c.created_at,
         job.c.part_of,
         job.c.result,
+        job.c.name,
+        job.c.kept,
     )
     ended_age = (utcnow() - job.c.finished_at).label("ended_age_s")
     return {
@@ -212,6 +214,8 @@ def job_facts(conn: Connection, ids: Sequence[int]) -> dict[int, JobFacts]:
             parent_ended_age_s=row.parent_ended_age_s,
             parent_published=row.parent_state == JobState.SUCCEEDED,
             results_deleted="deleted_at" in (row.result or {}),
+            name=row.name,
+            kept=bool(row.kept),
             attempts=attempts.get(row.id, {}),
             checkpoints=frozenset(paths.get(row.id, ())),
         )
@@ -298,7 +302,7 @@ def delete_results(conn: Connection, ids: Sequence[int], *, age_s: float) -> Non
             and row.ended_age_s is not None
             and row.ended_age_s >= age_s
         )
-        if not old or row.id in needed or "deleted_at" in (row.result or {}):
+        if not old or row.kept or row.id in needed or "deleted_at" in (row.result or {}):
             continue
         conn.execute(checkpoint.delete().where(checkpoint.c.job_id == row.id))
         result = {**(row.result or {}), "deleted_at": now}

@@ -66,6 +66,8 @@ class Plan:
 
     items: list[Item] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    spared: list[tuple[JobFacts, str]] = field(default_factory=list)
+    """Jobs whose results are old enough and stay all the same, with the reason."""
 
 
 @dataclass
@@ -112,6 +114,24 @@ class Collector:
         unused = {f"datasets/{one.fingerprint}": one for one in self._datasets(now)}
         items += [(path, Reason.DATASET, None) for path in unused]
         items += self._links(now, [path for path, _, _ in items])
+        self._measure(items, unused, plan)
+        return plan
+
+    def plan_results(self, ids: Sequence[int]) -> Plan:
+        """
+        Plan the deletion of what these jobs have produced, whatever their age.
+
+        Raises:
+            VolumeError, DatabaseUnavailableError: as for plan().
+        """
+        plan = Plan()
+        folders = facts.job_folders(self.volume)
+        self._require_same(folders, self.database.read(facts.known_jobs))
+        found = self._of_jobs(sorted(set(ids) & set(folders)), plan)
+        self._measure([one for one in found if one[1] is Reason.RESULTS], {}, plan)
+        return plan
+
+    def _measure(self, items: Sequence[Found], unused: dict[str, rules.Cache], plan: Plan) -> None:
         for path, reason, job_id in items:
             try:
                 size = facts.measure(self.volume.root / path)[0]
@@ -122,7 +142,6 @@ class Collector:
                 continue  # it was renamed or deleted meanwhile
             except OSError as exc:
                 plan.notes.append(f"{path} cannot be read: {(exc.strerror or str(exc)).lower()}")
-        return plan
 
     def _require_same(self, folders: dict[int, str], known: set[int]) -> None:
         """
@@ -185,11 +204,15 @@ class Collector:
                 going = dict(rules.leftovers(job, seen[job_id], policy))
                 if job_id not in needed:
                     going = {**dict(rules.results(job, seen[job_id], policy)), **going}
+                    if plan is not None and (why := rules.why_spared(job, policy)) is not None:
+                        plan.spared.append((job, why))
                 if not going:
                     continue
                 said = recorded_spec(self.volume, job_id)
-                if said is None:
-                    continue  # an import, or an attempt that ended before its first progress
+                if said is None:  # an import, or an attempt that ended before its first progress
+                    if job.kind == "import" and (job.results_deleted or self._has_checkpoint(job)):
+                        found += [(path, reason, job_id) for path, reason in going.items()]
+                    continue
                 if not facts.belongs(conn, job, said):
                     if plan is not None:
                         plan.notes.append(

@@ -227,6 +227,7 @@ def as_json(job: Job, context: StatusContext) -> dict[str, Any]:
         "attempt": job.attempt,
         "worker": job.worker,
         "held": job.held,
+        "kept": job.kept,
         "waiting_on": list(context.unfinished_dependencies.get(job.id, ())),
         "waits_for": list(context.unfinished_dependencies.get(job.id, ())),  # ganq 0.2
         "not_before": job.not_before,

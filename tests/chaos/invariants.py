@@ -34,7 +34,7 @@ from storage.volume.layout import Volume
 ENDS = {str(state) for state in JobState if state.terminal}
 BACK = {str(one) for one in Outcome} - ENDS
 """Outcomes after which a job is queued again."""
-AFTER_THE_END = {"results_deleted"}
+AFTER_THE_END = {"results_deleted", "kept", "not_kept"}
 WISHES = {"submitted", "held", "hold_released", "cancel_requested"}
 """Events that no attempt makes."""
 CODES_WITHOUT_A_CLASS = {"CRASHED", "STALLED", "CRASH_LOOP", "WORKER_LOST", "DEPENDENCY_FAILED"}

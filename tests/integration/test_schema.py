@@ -70,6 +70,7 @@ def test_an_installation_keeps_the_id_that_its_upgrade_gave_it(empty, tmp_path):
 def test_a_table_from_before_the_id_is_called_older_and_one_upgrade_gives_it(empty, change):
     upgrade(empty)
     empty.write(lambda conn: conn.execute(text(change)))
+    empty.write(lambda conn: conn.execute(text("ALTER TABLE job DROP COLUMN kept")))
     empty.write(lambda conn: conn.execute(text("UPDATE alembic_version SET version_num = '0003'")))
     with pytest.raises(SchemaMismatchError, match="older"):
         empty.require_schema()

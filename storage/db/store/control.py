@@ -95,3 +95,25 @@ class ControlMixin(StoreMixin):
             return get_job(conn, job_id)
 
         return self.database.write(work)
+
+    def keep(self, job_id: int, *, kept: bool) -> Job:
+        """
+        Mark a job so that `ganq gc` and `ganq rm` leave its results, or take the mark away.
+
+        Raises:
+            JobNotFoundError: it is not there.
+            InvalidTransitionError: it is a shard, whose images belong to its parent.
+        """
+
+        def work(conn: Connection) -> Job:
+            row = locked_job(conn, job_id)
+            if row.part_of is not None:
+                raise InvalidTransitionError(
+                    f"job {job_id} is a shard of job {row.part_of}", hint=f"ganq keep {row.part_of}"
+                )
+            if bool(row.kept) != kept:
+                conn.execute(update(job).where(job.c.id == job_id).values(kept=int(kept)))
+                record_event(conn, job_id, "kept" if kept else "not_kept")
+            return get_job(conn, job_id)
+
+        return self.database.write(work)

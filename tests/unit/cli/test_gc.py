@@ -75,8 +75,8 @@ def test_an_attempt_that_ended_within_a_lease_is_left_alone(ganq, files, running
 
 def test_results_of_old_jobs_go_on_request_and_every_command_says_so(ganq, files, old):
     assert ganq("gc", "--dry-run").out == "nothing to delete\n"
-    assert ganq("gc", "--jobs", "--older-than", "365d").out == "nothing to delete\n"
-    said = ganq("gc", "--jobs")
+    assert ganq("gc", "--jobs", "--named", "--older-than", "365d").out == "nothing to delete\n"
+    said = ganq("gc", "--jobs", "--named")
     assert said.code == 0
     assert "results of an old job" in said.out
     page = ganq("status", "faces").out
@@ -156,3 +156,12 @@ def test_a_full_disk_names_gc(tmp_path):
     with pytest.raises(DiskFullError) as caught:
         raise_storage_error(OSError(errno.ENOSPC, "full"), tmp_path)
     assert "ganq gc --dry-run" in (caught.value.hint or "")
+
+
+def test_a_named_training_stays_unless_named_ones_are_asked_for(ganq, files, old):
+    said = ganq("gc", "--jobs")
+    assert (said.code, said.out) == (0, "nothing to delete\n")
+    assert "kept: job 1: faces is a named training; --named deletes those, too" in said.err
+    assert ganq("gc", "--jobs", "--dry-run", "--json").json()["spared"][0]["name"] == "faces"
+    assert files.all_there()
+    assert ganq("gc", "--named").code == 2

@@ -15,6 +15,7 @@ from storage.gc.policy import (
     Reason,
     leftovers,
     old_enough,
+    why_kept,
 )
 
 
@@ -36,12 +37,25 @@ def names(job: JobFacts, *there: str, policy: Policy | None = None) -> dict[str,
     return dict(leftovers(job, seen, policy or Policy()))
 
 
-def test_an_import_a_part_and_what_has_not_ended_are_never_old() -> None:
+def test_a_shard_and_what_has_not_ended_are_never_old() -> None:
     assert old_enough(facts(), 1000.0)
     assert not old_enough(facts(), 1001.0)
-    assert not old_enough(facts(kind="import"), 0.0), "nothing here could make it again"
     assert not old_enough(facts(part_of=3), 0.0), "it goes with its whole"
     assert not old_enough(facts(state=JobState.RUNNING, ended_age_s=None), 0.0)
+
+
+def test_imports_named_trainings_and_kept_jobs_go_only_by_an_express_wish() -> None:
+    by_age, named = Policy(jobs_s=0.0), Policy(jobs_s=0.0, named_models=True)
+    asked_for = Policy(jobs_s=0.0, only=frozenset({12}))
+    for job, policies in (
+        (facts(kind="train"), {by_age, named, asked_for}),
+        (facts(kind="train", name="faces"), {named, asked_for}),
+        (facts(kind="generate", name="faces"), {by_age, named, asked_for}),
+        (facts(kind="import"), {asked_for}),
+        (facts(kind="train", kept=True), set()),
+    ):
+        assert {one for one in (by_age, named, asked_for) if why_kept(job, one) is None} == policies
+    assert why_kept(facts(), Policy(jobs_s=0.0, only=frozenset({13}))) is not None
 
 
 def test_names_that_ganq_does_not_give_are_never_garbage() -> None:
