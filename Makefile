@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test chaos random lint bench docs clean lock
+.PHONY: install demo test chaos random lint bench screenshots docs clean lock
 
 $(STAMP): requirements-dev.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("ganq needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -46,6 +46,12 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Every page in Debian's Chromium, light and dark, narrow and wide: look at them.
+SCREENSHOTS ?= screenshots
+
+screenshots: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m browser.screenshots --out $(SCREENSHOTS)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

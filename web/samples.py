@@ -84,6 +84,8 @@ def faces(grid: "Image", side: int | None, count: int) -> "Image":
 
     if side is None or not 0 < side <= grid.width - 2 * PADDING:
         side = max(1, (grid.width - PADDING) // COLUMNS - PADDING)
+        if (grid.height - PADDING) % (side + PADDING):  # fewer images than columns: one row
+            side = max(1, grid.height - 2 * PADDING)
     strip = Image.new("RGB", (count * THUMB_SIDE, THUMB_SIDE))
     columns = max(1, (grid.width - PADDING) // (side + PADDING))
     for place in range(count):

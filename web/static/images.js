@@ -66,6 +66,7 @@
     if (state.order === "starred") for (let i = first; i < Math.min(last, count()); i++) add("star", i, "★");
     if (state.at < count()) add("here", state.at);
     $("zip").hidden = !state.stars.size;
+    $("zip").href = `${facts.url}/stars.zip`;
     $("zip").textContent = `Download ${state.stars.size} starred`;
   }
 

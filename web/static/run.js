@@ -292,7 +292,7 @@
     if (near !== now.sample.epoch) { const said = span(`nearest kept checkpoint: epoch ${near}`); said.className = "muted"; parts.push(said); }
     if (root.dataset.changes === "1")
       parts.push(button("1,000 images from here", { "data-action": `/jobs/${run.id}/generate`, "data-values": JSON.stringify({ checkpoint: near, count: 1000 }) }));
-    const shown = span(command, "code"); shown.className = "command";
+    const shown = span(command, "code"); shown.className = "command"; shown.tabIndex = 0; shown.setAttribute("role", "region"); shown.setAttribute("aria-label", "Command");
     parts.push(shown, button("Copy", { "data-copy": command }));
     $("here").replaceChildren(...parts);
   }
@@ -346,7 +346,7 @@
     const box = document.createElement("section"); box.className = "chart";
     const header = document.createElement("header"), plotbox = document.createElement("div"), table = document.createElement("details");
     plotbox.className = "plot"; plotbox.setAttribute("role", "img"); plotbox.setAttribute("aria-label", title);
-    header.append(span(title, "h3"));
+    header.append(span(title, "h2"));
     const drawn = state.runs.flatMap((run, i) => lines.map((line, j) => ({ run, line, colour: state.runs.length > 1 ? i : j, dash: state.runs.length > 1 && j > 0 })));
     for (const one of drawn) {
       const value = document.createElement("span"); value.className = "value";
@@ -438,7 +438,7 @@
       box.className = "gridbox";
       const swatch = document.createElement("span"); swatch.className = `swatch c${i}`;
       const name = span(facts.name, "b"), at = span(""), holder = document.createElement("div"), canvas = document.createElement("canvas");
-      at.className = "muted num"; holder.className = "canvasbox"; canvas.className = "grid"; canvas.setAttribute("role", "img");
+      at.className = "muted num"; holder.className = "canvasbox"; canvas.className = "grid"; canvas.setAttribute("role", "img"); canvas.setAttribute("aria-label", `sample grid of ${facts.name}, none yet`);
       holder.tabIndex = 0; holder.setAttribute("role", "region"); holder.setAttribute("aria-label", `grid of ${facts.name}`);
       caption.append(...(runs.length > 1 ? [swatch, name] : []), at);
       holder.append(canvas); box.append(caption, holder); $("grids").append(box);

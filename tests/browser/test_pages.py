@@ -1,0 +1,282 @@
+"""The page in a real browser: what a person sees, and what the keys do."""
+
+import re
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from browser.serving import Server
+from browser.world import EPOCHS, HOSTILE, IMAGES, World
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+Open = Callable[..., "Page"]
+PAGES = {
+    "queue": "/",
+    "run": "/jobs/{faces}",
+    "compare": "/jobs/{faces}?with={faces-2}",
+    "images": "/jobs/{folder}",
+    "failed": "/jobs/{hostile}",
+    "log": "/jobs/{faces}/log",
+    "history": "/jobs/{faces}/events",
+    "sweep": "/sweeps/sweep-1",
+    "workers": "/workers",
+    "datasets": "/datasets",
+    "missing": "/jobs/4711",
+}
+
+
+def address(world: World, name: str) -> str:
+    return PAGES[name].format(**world.ids)
+
+
+def settled(page: "Page", *, begun: bool = True) -> None:
+    """Wait until the grids or sheets are there."""
+    page.locator("#liveness.live").wait_for()
+    if page.locator("#run").count() and begun:
+        page.locator("#where b").first.wait_for()
+        page.locator(".chart").first.wait_for()
+    if page.locator("#gallery").count():
+        page.locator("#space img").first.wait_for()
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_passes_axe_and_stays_in_its_window(
+    world: World, server: Server, open_page: Open, width: int, scheme: str
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    axe = Axe()
+    page = open_page(server, width=width, scheme=scheme)
+    violations = {}
+    for name in PAGES:
+        page.goto(server.base + address(world, name))
+        settled(page, begun=name != "failed")
+        found = axe.run(page)
+        if found.violations_count:
+            violations[name] = found.generate_report()
+        wider = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert wider <= 0, f"{name} is {wider} px wider than a window of {width}"
+    assert violations == {}, "\n".join(f"{name}: {report}" for name, report in violations.items())
+
+
+def shown_epoch(page: "Page") -> int:
+    found = re.search(r"epoch (\d+)", page.locator("#where").inner_text())
+    assert found is not None
+    return int(found[1])
+
+
+def test_one_slider_moves_the_grid_the_curves_and_the_strip(
+    world: World, server: Server, open_page: Open
+) -> None:
+    page = open_page(server, address(world, "run"))
+    settled(page)
+    assert shown_epoch(page) == EPOCHS  # it begins at the newest
+
+    def look() -> tuple[str, str, str, str]:
+        grid = page.locator("canvas.grid").first.evaluate("c => c.toDataURL()")
+        strip = page.locator("#face").evaluate("c => c.toDataURL()")
+        cursor = page.locator(".chart .cursor").first.evaluate("c => c.style.transform")
+        value = page.locator(".chart .value").first.inner_text()
+        return grid, strip, cursor, value
+
+    page.locator("canvas.grid:not([aria-busy])").first.wait_for()
+    last = look()
+    page.keyboard.press("Home")
+    page.locator("canvas.grid:not([aria-busy])").first.wait_for()
+    assert shown_epoch(page) == 1
+    first = look()
+    assert all(one != other for one, other in zip(first, last, strict=True))
+    for key, epoch in (
+        ("ArrowRight", 2),
+        ("ArrowUp", 12),
+        ("ArrowLeft", 11),
+        ("ArrowDown", 1),
+        ("End", EPOCHS),
+    ):
+        page.keyboard.press(key)
+        assert shown_epoch(page) == epoch, key
+    page.keyboard.press("b")  # the best checkpoint
+    assert shown_epoch(page) == 16
+    assert "★ best" in page.locator("#where").inner_text()
+    assert page.locator("#marks .best").count() == 1
+    page.keyboard.press("z")
+    assert page.locator('#zoom [aria-pressed="true"]').inner_text() == "1×"
+    box = page.locator("canvas.grid").first.bounding_box()
+    assert box is not None
+    assert box["width"] == 8 * 34 + 2  # true size
+    page.keyboard.press("?")
+    assert page.locator("#help").is_visible()
+    page.keyboard.press("Escape")
+    assert "--checkpoint 16" in page.locator("#here").inner_text()
+
+
+def test_runs_are_compared_side_by_side_split_and_linked(
+    world: World, server: Server, open_page: Open
+) -> None:
+    page = open_page(server, address(world, "compare"))
+    settled(page)
+    assert page.locator("canvas.grid").count() == 2
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowUp")
+    captions = [one.split()[-1] for one in page.locator(".gridbox figcaption").all_inner_texts()]
+    assert captions == ["11", "11"]
+    page.keyboard.press("End")  # the other run has come to epoch 12 only
+    captions = [one.split()[-1] for one in page.locator(".gridbox figcaption").all_inner_texts()]
+    assert captions == [str(EPOCHS), "12"]
+    page.keyboard.press("m")
+    assert page.locator(".gridbox:visible").count() == 1
+    page.get_by_role("button", name="images").click()
+    assert shown_epoch(page) == EPOCHS
+
+
+def test_the_gallery_opens_stars_and_saves_by_keys(
+    own_world: World, own_server: Server, open_page: Open
+) -> None:
+    source = own_world.submit("m")
+    made = own_world.images("g", source, count=IMAGES, format="png", scored=True)
+    page = open_page(own_server, f"/jobs/{made}")
+    settled(page)
+    page.locator("#view").focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.locator("#panel[open]").wait_for()
+    page.get_by_text("ganq submit generate --from").first.wait_for()
+    about = page.locator("#about").inner_text()
+    assert "epoch 16" in about
+    assert "--seeds 3" in page.locator("#command").inner_text()
+    page.keyboard.press("s")
+    page.locator('#star[aria-pressed="true"]').wait_for()
+    page.keyboard.press("ArrowRight")
+    page.get_by_text("Image 4 of").wait_for()
+    page.keyboard.press("Escape")
+    with page.expect_download() as download:
+        page.locator("#zip").click()
+    assert download.value.suggested_filename == f"ganq-{made}-starred.zip"
+    page.get_by_role("button", name="Worst first").click()
+    page.locator("#view").focus()
+    page.keyboard.press("Enter")
+    page.get_by_text(f"Image {IMAGES - 1} of").wait_for()
+
+
+def test_ten_thousand_images_take_few_requests_and_nodes(
+    own_world: World, own_server: Server, open_page: Open
+) -> None:
+    source = own_world.submit("m")
+    made = own_world.images("many", source, count=10_000, format="npz")
+    page = open_page(own_server, f"/jobs/{made}")
+    settled(page)
+    sheets = [one for one in page.watched.requests if "/sheets/" in one]  # type: ignore[attr-defined]
+    assert len(sheets) <= 10
+    assert page.locator("#gallery *").count() <= 200
+    page.locator("#goto").fill("9999")
+    page.keyboard.press("Enter")
+    page.get_by_text("9,999 of 10,000").wait_for(timeout=3000)
+    assert page.locator("#space img").count() <= 6
+
+
+def test_a_commit_reaches_the_page_and_leaves_focus_alone(
+    own_world: World, own_server: Server, open_page: Open
+) -> None:
+    job = own_world.submit("first")
+    page = open_page(own_server)
+    settled(page)
+    page.locator("#f-name").fill("typed")
+    began = time.monotonic()
+    own_world.submit("second")
+    page.get_by_text("second").wait_for(timeout=5000)
+    assert time.monotonic() - began < 2
+    assert page.evaluate("document.activeElement.id") == "f-name"
+    assert page.locator("#f-name").input_value() == "typed"
+    own_world.begin(job, progress={"done": 10, "total": 100, "unit": "images", "epoch": 1, "epochs": 10})
+    page.locator(f"#job-{job} .state.running").wait_for(timeout=5000)
+
+
+def test_the_slider_follows_new_grids_until_it_is_touched(
+    own_world: World, own_server: Server, open_page: Open
+) -> None:
+    job = own_world.submit("t")
+    progress = {"done": 10, "total": 100, "unit": "images", "epoch": 1, "epochs": EPOCHS, "rate": 9.0}
+    own_world.begin(job, progress=progress)
+    own_world.train_files(job, range(1, 5))
+    page = open_page(own_server, f"/jobs/{job}")
+    settled(page)
+    assert shown_epoch(page) == 4
+    own_world.train_files(job, range(5, 7))
+    own_world.set(job, hb_seq=1)
+    page.locator("#where", has_text="epoch 6").wait_for(timeout=5000)
+    page.keyboard.press("ArrowLeft")
+    own_world.train_files(job, range(7, 9))
+    page.locator('#slider[max="7"]').wait_for(timeout=5000)
+    assert shown_epoch(page) == 5
+    page.keyboard.press("f")
+    assert shown_epoch(page) == 8
+
+
+def test_a_dead_server_is_said_and_its_return_is_noticed(
+    own_world: World, own_server: Server, open_page: Open
+) -> None:
+    page = open_page(own_server)
+    settled(page)
+    own_server.stop(kill=True)
+    began = time.monotonic()
+    page.locator("#banner:not([hidden])").wait_for(timeout=16_000)
+    assert time.monotonic() - began < 15
+    own_world.submit("meanwhile")
+    own_server.again()
+    page.get_by_text("meanwhile").wait_for(timeout=15_000)
+    page.locator("#banner").wait_for(state="hidden")
+
+
+def test_a_hostile_name_is_text_wherever_it_stands(world: World, server: Server, open_page: Open) -> None:
+    page = open_page(server)
+    settled(page)
+    shown = page.locator(f"#job-{world.ids['hostile']} .name").inner_text()
+    assert "<script>alert(1)</script>" in shown
+    assert shown == HOSTILE
+    page.goto(server.base + f"/jobs/{world.ids['hostile']}")
+    assert page.locator("h1").inner_text() == HOSTILE
+    assert page.locator("script:not([src])").count() == 0
+    page.goto(server.base + f"/jobs/{world.ids['hostile']}/log")
+    assert (
+        "<b>bold</b>" in page.locator(".log").inner_text() or "last line" in page.locator(".log").inner_text()
+    )
+
+
+def test_an_action_asks_once_and_is_the_commands_own(
+    own_world: World, own_server: Server, open_page: Open
+) -> None:
+    job = own_world.submit("t")
+    page = open_page(own_server, f"/jobs/{job}")
+    settled(page, begun=False)
+    page.get_by_role("button", name="Hold").click()
+    page.get_by_role("button", name="Release").wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    page.locator("#ask").get_by_role("button", name="Keep").click()
+    assert state_of(own_world, job) == "queued"
+    page.get_by_role("button", name="Cancel").click()
+    page.locator("#ask").get_by_role("button", name="Do it").click()
+    page.locator(".state.cancelled").wait_for()
+    assert state_of(own_world, job) == "cancelled"
+    page.get_by_role("button", name="Retry").click()
+    page.get_by_text("submitted as job").wait_for()
+
+
+def test_a_list_of_jobs_is_walked_by_keys(world: World, server: Server, open_page: Open) -> None:
+    page = open_page(server)
+    settled(page)
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    page.keyboard.press("k")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile(r"/jobs/\d+$"))
+
+
+def state_of(world: World, job_id: int) -> Any:
+    from tables import job_row
+
+    return job_row(world.database, job_id)["state"]
