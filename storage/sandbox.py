@@ -1,10 +1,10 @@
 """
 Confine a process that reads untrusted bytes: the operating system refuses what the reader does not need.
 
-The processes that open foreign weights (unpickle.py), pictures (ingest.py) and archives (unarchive.py)
-call confine() once all their modules are loaded. Their input is an open file or a pipe, their output
-another, and after confine() they can do nothing but read, compute and write to those. Each wall stands
-by itself:
+The processes that open foreign weights (unpickle.py), images (decode_worker.py) and archives
+(archive_process.py) call confine() once all their modules are loaded. Their input is an open file or a pipe,
+their output another, and after confine() they can only read, compute and write to those. The walls do not
+depend on each other:
 
     limits       address space, CPU time, file size, no new descriptors, no new processes
     user         nobody, where the process is root; no capabilities
@@ -80,7 +80,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def confine(*, memory_bytes: int, cpu_seconds: int | None, file_bytes: int = 0) -> dict[str, str]:
     """
-    Give up, for ever, all that a reader of untrusted bytes does not need.
+    Drop, for ever, all rights that a reader of untrusted bytes does not need.
 
     No module can be imported afterwards. Threads that run already keep their Landlock domain: call it
     while there is one thread.
@@ -125,7 +125,7 @@ def limit(*, memory_bytes: int, cpu_seconds: int | None, file_bytes: int = 0) ->
 
 
 def grant_seconds(seconds: int) -> None:
-    """Let the process compute for so long from now on, then end by SIGXCPU: the limit moves along."""
+    """Grant so many seconds of CPU time from now on; then the process ends by SIGXCPU."""
     spent = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     soft = int(spent) + seconds
@@ -187,7 +187,7 @@ def _landlock() -> None:
 
 
 def _other_user() -> None:
-    """Become nobody if root, and let go of capabilities in any case."""
+    """Become nobody if root, and drop capabilities in any case."""
     try:
         if os.geteuid() == 0:
             os.setgroups([])
@@ -222,7 +222,7 @@ def _seccomp() -> None:
 
 
 def _filter(machine: str) -> bytes:
-    """The filter as instructions of classic BPF; x32 and 32-bit calls match nothing, and fail."""
+    """Return the filter as instructions of classic BPF; x32 and 32-bit calls match nothing, and fail."""
     code: list[bytes] = []
 
     def add(operation: int, value: int, *, if_true: int = 0, if_false: int = 0) -> None:
@@ -246,7 +246,7 @@ def _filter(machine: str) -> bytes:
     return b"".join(code)
 
 
-# --- what doctor asks -------------------------------------------------------------------------
+# --- self-test for doctor -------------------------------------------------------------------------
 
 
 def _refused(attempt: Callable[[], object]) -> bool:

@@ -47,7 +47,7 @@ STALL_SECONDS = 5
 ZIP_BYTES_A_SECOND, ZIP_STALL_SECONDS = 1 << 20, 300
 """The list of a zip is read at once; Python takes 5 µs for an entry of 60 bytes."""
 BYTES_A_SECOND, UNPACKED_BYTES_A_SECOND = 1_000_000, 200_000_000
-"""Of CPU time in all; the slowest compression of pictures, xz and bzip2, is read ten times as fast."""
+"""Of CPU time in all; the slowest compressions, xz and bzip2, are read ten times as fast."""
 MEMBER_SECONDS = 60
 """Of CPU time for one member of a zip."""
 CHUNK = 1 << 18
@@ -64,7 +64,7 @@ BROKEN = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What the archive modules raise on broken archives, besides OSError."""
+"""Raised by the archive modules on broken archives, besides OSError."""
 
 FRAME = struct.Struct(">cI")
 """One letter, and the bytes that follow."""
@@ -82,10 +82,10 @@ REQUEST = struct.Struct(">I")
 
 class RefusedError(Exception):
     """
-    An archive that is not read on.
+    The archive is refused.
 
     Args:
-        said: what is wrong with it; the path goes before.
+        said: what is wrong with it; the path is put before it.
         hint: what to do.
     """
 
@@ -122,11 +122,11 @@ def _too_dense(unpacked: int, packed: int) -> bool:
 
 
 class Answer:
-    """Frames on stdout; each one that tells of progress moves the limit on CPU time along."""
+    """Frames on stdout. Progress extends the limit on CPU time."""
 
     def __init__(self, sandbox: Any, stall_s: int, in_all_s: int | None) -> None:
         self._out = os.fdopen(os.dup(1), "wb", buffering=CHUNK)
-        os.dup2(2, 1)  # whatever a library prints must not end up between the frames
+        os.dup2(2, 1)  # output of libraries must not get between the frames
         self._sandbox, self._stall_s, self._in_all_s = sandbox, stall_s, in_all_s
         self._granted = self._said = 0.0
 
@@ -138,7 +138,7 @@ class Answer:
         self._out.flush()
 
     def progress(self) -> None:
-        """A part of the archive is done that was not before."""
+        """Report that more of the archive has been read, and extend the limit on CPU time."""
         self.renew(self._stall_s)
         if time.monotonic() - self._said > 1.0:
             self._said = time.monotonic()
@@ -146,7 +146,7 @@ class Answer:
             self.flush()
 
     def renew(self, seconds: int) -> None:
-        """Grant so many seconds from now on, to a second: each picture need not move the limit."""
+        """Grant so many seconds from now on, at most once a second of CPU time."""
         if time.process_time() - self._granted > 1.0:
             self.grant(seconds)
 
@@ -157,7 +157,7 @@ class Answer:
 
 
 class Watched(io.FileIO):
-    """The archive; counts as progress only what lies beyond all that was read before."""
+    """The archive file. Only bytes beyond all that were read before count as progress."""
 
     answer: Answer | None = None
     _furthest = 0
@@ -173,7 +173,7 @@ class Watched(io.FileIO):
 
 
 class BoundedInfo(tarfile.TarInfo):
-    """Refuses a header that would fill the memory or lead back before its member is even seen."""
+    """A member whose header is refused if it would fill the memory or lead back in the file."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         # A RefusedError passes through tarfile, which takes its own errors for other formats.
@@ -284,7 +284,7 @@ def _open_tar(file: IO[bytes]) -> tarfile.TarFile:
 
 
 def list_members(file: IO[bytes], rules: Rules, answer: Answer, stall_s: int) -> None:
-    """Give out every name, in the archive's order, and the labels of a dataset.json."""
+    """Write every name, in the archive's order, and the labels of a dataset.json."""
     found: Iterator[tuple[str, int, str | None, Callable[[], IO[bytes] | None]]]
     if zipfile.is_zipfile(file):
         answer.put(KIND, b"zip")
@@ -320,7 +320,7 @@ def list_members(file: IO[bytes], rules: Rules, answer: Answer, stall_s: int) ->
 
 
 def unpack(file: IO[bytes], rules: Rules, answer: Answer) -> None:
-    """Give out the pictures of a tar in its own order: it cannot be read in another."""
+    """Write the images of a tar in its own order: it cannot be read in another."""
     archive = _open_tar(file)
     for member, why in _tar_members(archive, rules):
         name = rules.names.canonical(member.name, rules.reader)
@@ -334,7 +334,7 @@ def unpack(file: IO[bytes], rules: Rules, answer: Answer) -> None:
 
 
 def serve(file: IO[bytes], rules: Rules, answer: Answer) -> None:
-    """Give out the members of a zip that are asked for, until stdin ends."""
+    """Write the members of a zip that are requested, until stdin ends."""
     archive = zipfile.ZipFile(file)
     members = {rules.zip_name(one): one for one in archive.infolist()}
     answer.put(DONE)

@@ -1,8 +1,8 @@
 """
-Zips and tars of unknown origin: storage/datasets/archive_process.py reads them in a process of its own.
+Run storage/datasets/archive_process.py, which reads zips and tars of unknown origin.
 
-A process that takes more time or memory than an archive of its size can need ends, and the archive is
-refused with the limit that it met. A child that says nothing is killed.
+A process that exceeds its limits of time or memory ends, and the archive is refused with the limit. A process
+that writes nothing is killed.
 """
 
 import json
@@ -21,12 +21,12 @@ from storage.datasets import archive_process
 from storage.datasets.archive_process import FRAME, PACK_AGAIN
 
 WALL_SECONDS = 120.0
-"""Without a word; a process that reads says each second that it does."""
+"""Without output; a process that reads writes a frame each second."""
 KILL_SECONDS = 5.0
-"""A killed process that waits for a disk that is gone does not end: it is left behind."""
+"""A killed process that waits for a disk does not end; it is not waited for any longer."""
 PIPE_BYTES = 1 << 16
 MAX_FRAME_BYTES = 64 << 20
-"""A thousand names of the longest kind."""
+"""A batch of the longest names, or a dataset.json."""
 
 
 class MemberError(Exception):
@@ -74,7 +74,7 @@ class ArchiveProcess:
 
     def frames(self) -> Iterator[tuple[bytes, bytes]]:
         """
-        Yield what the child says, up to the end of its answer.
+        Yield the frames of the child, up to the end of its answer.
 
         Raises:
             DatasetError: the archive is refused, or the child died over it.

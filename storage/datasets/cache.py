@@ -60,7 +60,7 @@ Progress = Callable[[int, int], None]
 Report = Callable[[str], None]
 
 _intact: set[tuple[int, ...]] = set()
-"""The files that this process has compared with their checksums: device, inode, size and time of each."""
+"""Files that this process has compared with their checksums: device, inode, size and time of each."""
 
 
 def _quiet(done: int, total: int) -> None:
@@ -145,7 +145,7 @@ def open_cached(
     shape = (index["count"], 3, index["size"], index["size"])
     try:
         with open(folder / IMAGES, "rb") as file:
-            # The file that was compared is the one that is mapped, whatever takes its name meanwhile.
+            # Map the file that was compared: another may have been renamed into its place.
             what = _damage_once(folder, index, file, progress)
             images = None if what else np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
     except FileNotFoundError:  # another process is replacing it
@@ -378,7 +378,7 @@ class _Source:
         }
 
     def summary(self, volume: Volume, images: Images) -> Summary:
-        """Return what was found: by the scan of this source, and by whoever decoded it."""
+        """Return what was found: by the scan of this source, and by the job that decoded it."""
         try:
             report = json.loads((volume.dataset(images.fingerprint) / REPORT).read_text())
             found = Summary.from_json(report.get("found", {}))
@@ -477,7 +477,7 @@ def _undecoded(listing: Listing, answer: Decoded) -> Skipped:
 
 
 def _take_over(target: Path, temp: Path, reading: Reading) -> bool:
-    """Return whether version 1 of the reader has made the same cache, and mark it for this version."""
+    """Mark the cache of reader 1 as right for this version if both are equal; return whether they are."""
     index, mine = read_index(target), read_index(temp)
     if index is None or mine is None or index.get("reader", 1) >= reading.reader or not _is_intact(target):
         return False
@@ -502,7 +502,7 @@ def _publish(temp: Path, target: Path) -> None:
         broken = target.with_name(f"{target.name}{TEMP_MARK}old-{secrets.token_hex(4)}")
         if _is_intact(target):
             return
-        # Whoever opens it between the two finds nothing, and makes it, too; never half of one.
+        # A process that opens it between the two renames finds nothing, and decodes it, too.
         os.rename(target, broken)
         os.rename(temp, target)
         shutil.rmtree(broken, ignore_errors=True)
@@ -552,12 +552,12 @@ def _cores(workers: int) -> int:
 
 @dataclass
 class Check(Summary):
-    """What `ganq dataset check` found; counts by what was seen."""
+    """Findings of `ganq dataset check`."""
 
     source: str = ""
     kind: str = ""
     pictures: int = 0
-    """Images by their names, those included that are left out; copies count."""
+    """Images by their names, including copies and those that are left out."""
     usable: int = 0
     sizes: Counter[str] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)

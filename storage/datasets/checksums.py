@@ -1,7 +1,7 @@
 """
-Checksums of a decoded data set: they find a block that is not what was written.
+Checksums of a decoded data set.
 
-CRC-32, because it is there to find damage (a torn disk, a truncated copy, zeros), not forgery: whoever
+CRC-32, because they detect damage (a torn disk, a truncated copy, zeros), not forgery: whoever
 may write the file may write its checksums. zlib computes it at several GB/s on each of a few threads, so
 that a data set of a gigabyte is checked in a fraction of a second once the disk has delivered it.
 """
@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]
 
 
 class BlockChecksums:
-    """The checksum of each block of a stream, as it is written."""
+    """Compute the checksum of each block of a stream while it is written."""
 
     def __init__(self) -> None:
         self.crc32: list[int] = []
@@ -79,20 +79,20 @@ def read_checksums(file: int, size: int, progress: Progress) -> list[int]:
 
 
 def with_checksums(index: dict[str, Any], crc32: list[int]) -> dict[str, Any]:
-    """The index with the checksums of its images, and one of itself: labels matter as pixels do."""
+    """Return the index with the checksums of its images and of itself."""
     about = {"block_bytes": BLOCK_BYTES, "crc32": crc32, "index": index_checksum(index)}
     return {**index, CHECKSUMS: about}
 
 
 def index_checksum(index: dict[str, Any]) -> int:
-    """The checksum of an index but for what it says of checksums; the same once it was written and read."""
+    """Return the checksum of an index without its checksums; JSON there and back does not change it."""
     rest = {key: value for key, value in index.items() if key != CHECKSUMS}
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
 def damage(index: dict[str, Any], crc32: list[int]) -> str | None:
     """
-    Say what is damaged, or None.
+    Return what is damaged, or None.
 
     Args:
         crc32: of the images as they are on the disk.

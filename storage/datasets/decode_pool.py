@@ -1,7 +1,7 @@
 """
-Child processes that decode pictures: storage/datasets/decode_worker.py is what runs in them.
+Decode images in child processes, which run storage/datasets/decode_worker.py.
 
-A child that dies or hangs on one picture costs that picture and nothing else.
+If a child dies or hangs on an image, that image is left out and the child is replaced.
 """
 
 import json
@@ -22,10 +22,10 @@ from storage.datasets.decode_worker import ANSWER, READY, REQUEST
 from storage.datasets.sources import Reading
 
 WALL_SECONDS = 120.0
-"""For one picture; a child that has not answered by then is killed."""
+"""For one image; a child that has not answered by then is killed."""
 WATCH_SECONDS = 1.0
 AHEAD = 8
-"""Pictures in flight for each child: enough to keep it busy, few enough to stay small in memory."""
+"""Images in flight for each child: enough to keep it busy, few enough to stay small in memory."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Decoder:
         self.arguments = [str(reading.reader), repr(reading.white_level)]
         self.process: subprocess.Popen[bytes] | None = None
         self.since: float | None = None
-        """When the picture that it works on came in."""
+        """When the current request was sent."""
         self.stopped = False
 
     def _ensure(self) -> "subprocess.Popen[bytes]":
         if self.process is None or self.process.poll() is not None:
             self.close()  # the pipes of one that died by itself
             if self.stopped:
-                raise StorageError("decoding was stopped")  # nobody waits for this answer
+                raise StorageError("decoding was stopped")  # the answer is not awaited
             # By its path, and -P: the child must import nothing of ours, torch least of all.
             self.process = subprocess.Popen(
                 [sys.executable, "-P", str(Path(__file__).with_name("decode_worker.py")), *self.arguments],
@@ -69,17 +69,17 @@ class Decoder:
                 code = self.process.wait()
                 self.close()
                 raise StorageError(
-                    f"a process that decodes pictures does not start (exit {code})",
+                    f"a process that decodes images does not start (exit {code})",
                     hint="see ganq doctor: Pillow may be missing or broken, or memory too short",
                 )
         return self.process
 
     def decode(self, number: int, data: bytes, size: int) -> Decoded:
         """
-        Have one picture decoded; a child that falls over it is replaced.
+        Decode one image; a child that crashes or stalls is replaced.
 
         A child that died quickly is asked once more: the kernel, short of memory, may have
-        killed it over somebody else's picture, and the cache that is made here stays.
+        killed it because of another process, and the cache is permanent.
         """
         began = self.since = time.monotonic()
         try:
@@ -114,7 +114,7 @@ class Decoder:
             process.kill()
 
     def stop(self) -> None:
-        """From another thread: make the one that waits for an answer give up."""
+        """From another thread: end the wait for an answer."""
         self.stopped = True
         process = self.process
         if process is not None:
@@ -138,7 +138,7 @@ def decode_all(
     Decode (number, file's bytes) pairs in `workers` children.
 
     Yields:
-        One answer a picture, in the order they came in.
+        One answer for each image, in the order of the input.
     """
     local = threading.local()
     decoders: list[Decoder] = []
@@ -153,7 +153,7 @@ def decode_all(
     ended = threading.Event()
 
     def watch() -> None:
-        # One thread for all: a Timer for each picture cost a third of the speed.
+        # One thread for all: a Timer for each image cost a third of the speed.
         while not ended.wait(WATCH_SECONDS):
             for decoder in tuple(decoders):
                 decoder.kill_if_stalled()

@@ -235,7 +235,7 @@ class Decoder:
         stream.crc = crc
 
     def _upright(self, image: Image.Image, facts: dict[str, Any]) -> Image.Image:
-        """Return the image as the orientation in its metadata means it to be seen."""
+        """Return the image turned by the orientation in its metadata."""
         before = len(self.warned or ())
         try:
             exif = image.getexif()
@@ -253,7 +253,7 @@ class Decoder:
             strange = len(self.warned or ()) > before or not isinstance(exif.get(ORIENTATION), int)
         except Exception:
             strange = True
-        if strange:  # version 1 left it as it lies
+        if strange:  # version 1 did not turn it
             facts["changed"] = True
         return image.transpose(turn)
 
@@ -383,11 +383,11 @@ def _is_grey(rgb: Image.Image) -> bool:
 
 
 def _upright_1(image: Image.Image, facts: dict[str, Any]) -> Image.Image:
-    """Return the image as its EXIF orientation means it to be seen, as version 1 did."""
+    """Return the image turned by its EXIF orientation, as version 1 did."""
     try:
         turned = ImageOps.exif_transpose(image)
     except Exception:
-        # Broken metadata around sound pixels: every viewer shows such an image as it lies.
+        # Broken metadata around sound pixels: viewers show such an image unturned.
         return image
     if turned.size != image.size or image.getexif().get(ORIENTATION, 1) != 1:
         facts["notes"].append("turned by EXIF")
@@ -461,7 +461,7 @@ def main() -> None:
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not end up between the pixels
+    os.dup2(2, 1)  # output of libraries must not get between the pixels
     sandbox.confine(memory_bytes=MEMORY_BYTES, cpu_seconds=None)
     sink.write(READY)
     sink.flush()

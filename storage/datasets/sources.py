@@ -28,7 +28,7 @@ MAX_FILES = 5_000_000
 MOST_COUNTED = 100_000
 """Files in a folder outside of the data set that a link leads to; more are not counted."""
 MOST_DEATHS = 5
-"""Of the process that reads a zip, before the zip is given up."""
+"""Deaths of the process that reads a zip, before the zip is refused."""
 
 
 @dataclass(frozen=True)
@@ -373,7 +373,7 @@ class UnreadableError(Exception):
 
 
 class Reader:
-    """Gives the bytes of listed pictures."""
+    """Reads the bytes of listed images."""
 
     def read(self, name: str) -> bytes:
         """
@@ -410,7 +410,7 @@ class _FolderReader(Reader):
 
 
 class _ZipReader(Reader):
-    """Asks a process for members; if it dies twice over a member, that member is left out."""
+    """Requests members from a process; a member at which it dies twice is left out."""
 
     def __init__(self, listing: Listing, reading: Reading) -> None:
         self.source, self.raw, self.reading = listing.source, listing.raw, reading
@@ -422,7 +422,7 @@ class _ZipReader(Reader):
             self.source, "serve", reader=self.reading.reader, most_bytes=self.reading.most_bytes
         )
         try:
-            for _ in child.frames():  # up to the word that the list of members is read
+            for _ in child.frames():  # until the list of members is read
                 pass
         except BaseException:
             child.close()
@@ -466,7 +466,7 @@ class _ZipReader(Reader):
 
 
 class _UnpackedReader(Reader):
-    """A tar can only be read in its own order, so its pictures are unpacked first, under numbers."""
+    """Unpacks the images of a tar into numbered files: a tar can only be read in its own order."""
 
     def __init__(self, listing: Listing, reading: Reading, folder: Path) -> None:
         self.folder = folder

@@ -1,8 +1,8 @@
 """
-Draws a demo data set: cartoon faces from avatar styles by artists, under licences that allow it.
+Draw a demo data set: cartoon faces from avatar styles by artists, under licences that allow it.
 
-Face i of (style, seed) is always the same picture. The artists are named in
-ATTRIBUTION.txt beside the pictures.
+Face i of (style, seed) is always the same image. The artists are named in
+ATTRIBUTION.txt beside the images.
 """
 
 import json
@@ -22,7 +22,7 @@ from storage.volume.durable import fsync_folder, make_folder, raise_storage_erro
 STYLES = ("adventurer", "big-smile", "lorelei", "notionists", "open-peeps", "pixel-art", "critters")
 ATTRIBUTION = "ATTRIBUTION.txt"
 BACKGROUNDS = ("b6e3f4", "c0aede", "d1d4f9", "ffd5dc", "ffdfbf")
-"""Light colours behind a face; one is drawn for each."""
+"""Light background colours; one is drawn for each face."""
 MAX_FACES = 1_000_000
 CHUNK = 100
 
@@ -31,7 +31,7 @@ HOW_TO_INSTALL = "pip install 'ganq[faces]'"
 
 @dataclass(frozen=True)
 class StyleInfo:
-    """Who drew a style, and what one may do with it."""
+    """The artist of a style and its licence."""
 
     name: str
     title: str
@@ -50,7 +50,7 @@ class StyleInfo:
 
 def styles() -> list[StyleInfo]:
     """
-    The styles with their licences, as their package states them.
+    Return the styles with their licences, as their package states them.
 
     Raises:
         ConfigError: the package is not installed.

@@ -1,5 +1,5 @@
 """
-A checkpoint as files that other programs read: .pth, .safetensors, .onnx.
+Write a checkpoint as files that other programs read: .pth, .safetensors, .onnx.
 
 Names and keys are the tutorial's: epoch 400 becomes netg_399.pth with `Gene.0.weight` …
 and netd_399.pth with `Discrim.0.weight` …, each a plain state dict.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote."""
+    """The files that an export wrote."""
 
     paths: tuple[Path, ...]
     facts: dict[str, Any] = field(default_factory=dict)
@@ -63,7 +63,7 @@ def export_pth(
     arch: Mapping[str, Any], tensors: "Mapping[str, Tensor]", folder: Path, epoch: int, *, force: bool = False
 ) -> Exported:
     """
-    netg_E.pth and netd_E.pth, as the tutorial's torch.save(net.state_dict(), PATH) wrote them.
+    Write netg_E.pth and netd_E.pth, as the tutorial's torch.save(net.state_dict(), PATH) wrote them.
 
     A spectral-norm discriminator keeps the keys of PyTorch's spectral_norm: see state_dicts().
     """
@@ -80,7 +80,7 @@ def export_pth(
 def export_safetensors(
     arch: Mapping[str, Any], tensors: "Mapping[str, Tensor]", folder: Path, epoch: int, *, force: bool = False
 ) -> Exported:
-    """netg_E.safetensors and netd_E.safetensors: same keys as .pth, nothing that could run."""
+    """Write netg_E.safetensors and netd_E.safetensors: the same keys as .pth, without code."""
     from safetensors.torch import save
 
     # One entry: safetensors writes several in a random order, and equal weights should be equal files.
@@ -96,7 +96,7 @@ def export_onnx(
     arch: Mapping[str, Any], tensors: "Mapping[str, Tensor]", folder: Path, epoch: int, *, force: bool = False
 ) -> Exported:
     """
-    netg_E.onnx: latents `z` (N, nz, 1, 1) to `images` (N, 3, size, size) in [-1, 1].
+    Write netg_E.onnx: latents `z` (N, nz, 1, 1) to `images` (N, 3, size, size) in [-1, 1].
 
     Returns:
         facts: opset, max_abs_diff to PyTorch as measured in onnxruntime, tolerance.
@@ -139,7 +139,7 @@ def _write_pair(
 
 
 def _free_paths(folder: Path, names: list[str], suffix: str, epoch: int, force: bool) -> tuple[Path, ...]:
-    """All the files of one export; checked before the first is written."""
+    """Return the paths of an export; all are checked before the first is written."""
     from jobs.networks.weights import origin_epoch
 
     if folder.exists() and not folder.is_dir():

@@ -1,4 +1,4 @@
-"""`ganq import`: weights from outside become a finished job that `generate --from NAME` draws from."""
+"""Import weights from outside as a finished job, from which `generate --from NAME` generates."""
 
 import secrets
 import shutil
@@ -24,7 +24,7 @@ def import_weights(
         netg, netd: .pth or .safetensors files; without netd, --keep cannot score.
 
     Raises:
-        ForeignFileError, NotFoundError: the files are not what they say; nothing was recorded.
+        ForeignFileError, NotFoundError: the files are not weights of such networks; nothing was recorded.
         DiskFullError, VolumeError: nothing was recorded.
     """
     from jobs.networks.weights import epoch_of_name
@@ -52,7 +52,7 @@ def import_weights(
         if placed != target:  # this may be tried again
             if volume.job(
                 job_id
-            ).exists():  # of an import that was killed before its row, or a former table's
+            ).exists():  # of an import that was killed before its row, or of an older table
                 quarantine(volume, job_id)
             make_folder(target.parent, named=False)
             placed = placed.rename(target)

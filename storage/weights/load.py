@@ -2,8 +2,8 @@
 Read weights from outside in a way that no code in them can run.
 
 A .pth is a pickle, which is a program: storage/weights/unpickle.py opens it in a process that
-is confined by the operating system, and hands back safetensors. Those, and .safetensors that
-a user gives, are numbers behind a JSON header of limited length and are read right here.
+is confined by the operating system, and returns safetensors. Those, and .safetensors that a user
+gives, are numbers behind a JSON header of limited length and are read in this process.
 """
 
 import errno
@@ -67,7 +67,7 @@ def read_weights(path: Path) -> "dict[str, Tensor]":
     A file that holds both networks gives the keys of both: jobs.networks.weights.select() takes one.
 
     Args:
-        path: recognised by what the file holds, not by its name.
+        path: the format is recognised by the contents, not by the name.
 
     Returns:
         `Gene.…` or `Discrim.…` to float32 tensors (counters: int64). Keys that belong
@@ -145,7 +145,7 @@ def _read(path: Path) -> "dict[str, Tensor]":
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a plain file of a bearable size; a pipe or device would hang or never end."""
+    """Open a plain file of limited size; a pipe or device would hang or never end."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as exc:
@@ -177,7 +177,7 @@ def _check_plain_file(about: os.stat_result, path: Path) -> None:
 
 
 def _refuse_look_alikes(head: bytes, path: Path) -> None:
-    """What people have instead of a weight file, by how it begins."""
+    """Refuse files that are mistaken for weights, by their first bytes."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise ForeignFileError(
@@ -191,7 +191,7 @@ def _refuse_look_alikes(head: bytes, path: Path) -> None:
 
 
 def _unpickled(file: IO[bytes], path: Path) -> "dict[str, Tensor]":
-    """Let the sandbox convert the open file, then read what it made."""
+    """Convert the open file in the sandbox, then read the result."""
     environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     # Files without a name, not pipes: a limit of the operating system bounds what is written there.
     with tempfile.TemporaryFile() as made, tempfile.TemporaryFile() as errors:
@@ -275,5 +275,5 @@ def _error(path: Path, reason: str, detail: str = "") -> ForeignFileError:
 
 
 def _plain(text: str) -> str:
-    """Words from a file that may be hostile: no control characters, no endless line."""
+    """Return text from a file that may be hostile, short and without control characters."""
     return ascii(text[:160])[1:-1].replace("\\\\", "\\")
