@@ -5,7 +5,7 @@ from jobs.recipes import Recipe
 RECIPE = Recipe(
     "rpgan",
     "relativistic pairs with R1 and R2, evenly spread channels, EMA and adaptive augmentation: "
-    "the best pictures from few",
+    "for small data sets",
     {
         # A run of minutes has few steps: docs/quality.md has what these were chosen by.
         "batch": 32,

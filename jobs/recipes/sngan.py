@@ -4,7 +4,7 @@ from jobs.recipes import Recipe
 
 RECIPE = Recipe(
     "sngan",
-    "spectral norm, hinge loss, 1:1 steps, EMA and adaptive augmentation: faces from few pictures",
+    "spectral norm, hinge loss, 1:1 steps, EMA and adaptive augmentation",
     {
         # A run of minutes has few steps: docs/quality.md has what these were chosen by.
         "batch": 32,

@@ -545,3 +545,14 @@ def test_a_machine_without_the_volume_says_so_instead_of_no_results(ganq, settin
         assert "GANQ_VOLUME" in said.err
     assert "does not see the volume" in ganq("status", job_id).out
     assert ganq("status", job_id).code == 0
+
+
+def test_json_has_the_standard_keys_and_for_now_those_of_0_2_beside_them(ganq, job_factory):
+    first = job_factory()
+    waiting = job_factory(after=[first.id])
+    told = ganq("status", waiting.id, "--json").json()
+    assert told["waiting_on"] == told["waits_for"] == [first.id]
+    assert told["preemptions"] == told["yields"] == 0
+    assert told["shards"] is told["parts"] is None
+    assert told["shard_of"] is told["part_of"] is None
+    assert ganq("status", "--parts", "--json").code == 0, "an option of 0.2"
