@@ -311,8 +311,8 @@ def test_columns_set_behind_the_stores_back_are_read_as_they_are(database, job_f
 def test_a_split_job_with_active_shards_counts_as_running(queries, job_factory, claim):
     spec = {"source": 1, "count": 2}
     parts = [({**spec, "draws": [first, first]}, 1) for first in range(2)]
-    whole = job_factory(kind="generate", spec=spec, parts=parts)
-    waiting = job_factory(kind="generate", spec=spec, parts=parts, held=True)
+    whole = job_factory(kind="generate", spec=spec, shards=parts)
+    waiting = job_factory(kind="generate", spec=spec, shards=parts, held=True)
     assert claim() is not None
     running, queued = (Filter(states=(state,)) for state in (JobState.RUNNING, JobState.QUEUED))
     assert queries.ids(running) == [whole.id]

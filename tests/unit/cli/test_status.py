@@ -471,7 +471,7 @@ def test_a_user_column_appears_with_the_jobs_of_others(
     assert "grace" in row_of(ganq("status"), 2)
     assert settings.user in row_of(ganq("status"), 1)
     assert claim() is not None
-    WorkerStore(database, make_identity("w1")).say("busy", 2)
+    WorkerStore(database, make_identity("w1")).report("busy", 2)
     assert "grace" in ganq("workers").out
 
 
@@ -482,7 +482,7 @@ def test_a_job_whose_worker_stopped_sending_heartbeats_has_no_rate_no_eta_and_a_
 
     from storage.db.workers import WorkerStore
 
-    WorkerStore(database, worker_identity).say("busy", 1)
+    WorkerStore(database, worker_identity).report("busy", 1)
     lease = running_job_factory()
     store.heartbeat(lease, {"done": 5, "total": 10, "rate": 282.8, "epoch": 2, "epochs": 4})
     assert "283/s" in row_of(ganq("status"), 1)
@@ -499,8 +499,8 @@ def test_a_job_whose_worker_stopped_sending_heartbeats_has_no_rate_no_eta_and_a_
 def test_a_split_job_with_active_shards_is_running_in_list_filter_and_footer(ganq, job_factory, claim):
     spec = {"source": 1, "count": 2}
     parts = [({**spec, "draws": [first, first]}, 1) for first in range(2)]
-    whole = job_factory(kind="generate", spec=spec, parts=parts)
-    waiting = job_factory(kind="generate", spec=spec, parts=parts, held=True)
+    whole = job_factory(kind="generate", spec=spec, shards=parts)
+    waiting = job_factory(kind="generate", spec=spec, shards=parts, held=True)
     assert claim() is not None
 
     def ids(*options):
