@@ -106,7 +106,7 @@ class Loop:
 
         training = self.training
         for _ in range(batches):
-            training.steps.batch(*divmod(training.state.step, training.batches.per_epoch))
+            training.train_batch()
             training.state.step += 1
         torch.cuda.synchronize()
         return batches

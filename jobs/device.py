@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jobs.errors import GpuUnavailableError, OutOfMemoryError
 
-Named = Mapping[str, Tensor]
+NamedTensors = Mapping[str, Tensor]
 """Tensors by what they are for: what chance has decided about a batch, or what a pass has made."""
 
 
@@ -59,7 +59,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def send_all(tensors: Named, device: torch.device) -> dict[str, Tensor]:
+def send_all(tensors: NamedTensors, device: torch.device) -> dict[str, Tensor]:
     """send() for each, under the same names."""
     return {name: send(one, device) for name, one in tensors.items()}
 
@@ -80,13 +80,13 @@ def build_fingerprint(device: torch.device, *, deterministic: bool) -> dict[str,
     }
 
 
-SINCE_0_2 = {"precision": "fp32"}
+DEFAULTS_OF_OLD_FINGERPRINTS = {"precision": "fp32"}
 """What a fingerprint meant that does not say so."""
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What changed from one build_fingerprint() to another, for a person: 'torch 2.9 is now 2.10'."""
-    before = {**SINCE_0_2, **before}
+    before = {**DEFAULTS_OF_OLD_FINGERPRINTS, **before}
     return [f"{key} {before.get(key)} is now {now[key]}" for key in now if before.get(key) != now[key]]
 
 

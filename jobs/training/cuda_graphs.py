@@ -1,9 +1,9 @@
 """
-The passes of a batch as CUDA graphs: recorded once, replayed ever after.
+Run the phases of a batch as CUDA graphs: captured once, then replayed.
 
-A small network's kernels take less time than Python needs to start them, so a GPU would wait
-most of the time. A graph starts all of them at once, and they are the same kernels on the same
-numbers in the same order: the bits are those of the passes that it was recorded from.
+A small network's kernels take less time than Python needs to launch them, so a GPU would be idle most of
+the time. A graph launches all of them at once. They are the same kernels on the same numbers in the same
+order, so the bits do not change.
 
 Source: PyTorch, "CUDA semantics", section CUDA Graphs.
 """
@@ -14,99 +14,103 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from jobs.device import Named, send_all
+from jobs.device import NamedTensors, send_all
 
 WARM_UP = 3
-"""Batches of a turn that run as they are before it is recorded: cuDNN chooses its kernels in them."""
+"""Batches of a phase that run eagerly before it is captured; cuDNN selects its kernels in them."""
 
-Pass = Callable[[Named], Named]
+Work = Callable[[NamedTensors], NamedTensors]
 
 
 @dataclass(frozen=True)
 class CapturedGraph:
-    """A graph, and what it writes."""
+    """A graph and the tensors that it writes."""
 
     graph: "torch.cuda.CUDAGraph"
-    made: Named
+    outputs: NamedTensors
     gradients: list[tuple[nn.Parameter, Tensor]]
 
 
 class CudaGraphs:
     """
-    Runs passes: as they are, or on a GPU as graphs.
+    Runs work eagerly, or on a GPU as captured graphs.
 
     Args:
-        on: record them, where the device can.
+        enabled: capture graphs where the device supports them.
     """
 
-    def __init__(self, device: torch.device, *, on: bool) -> None:
+    def __init__(self, device: torch.device, *, enabled: bool) -> None:
         self.device = device
-        self.on = on and device.type == "cuda"
-        self._seen: dict[Hashable, int] = {}
-        self._given: dict[Hashable, Named] = {}
-        self._recorded: dict[tuple[str, Hashable], CapturedGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle() if self.on else None
+        self.enabled = enabled and device.type == "cuda"
+        self._batches: dict[Hashable, int] = {}
+        self._inputs: dict[Hashable, NamedTensors] = {}
+        self._captured: dict[tuple[str, Hashable], CapturedGraph] = {}
+        self._pool = torch.cuda.graph_pool_handle() if self.enabled else None
 
-    def give(self, turn: Hashable, drawn: Named) -> Named:
+    def set_inputs(self, phase: Hashable, drawn: NamedTensors) -> NamedTensors:
         """
-        Bring to the device what the passes of one batch work on.
+        Copy the inputs of one batch to the device.
 
         Args:
-            turn: of what the passes do: batches of one turn differ in their tensors' values alone.
+            phase: batches of equal phase differ only in the values of their tensors.
             drawn: on the CPU or the device.
-        """
-        self._seen[turn] = self._seen.get(turn, 0) + 1
-        if not self._is_recorded(turn):
-            return send_all(drawn, self.device)
-        if turn not in self._given:
-            there = send_all(drawn, self.device)
-            self._given[turn] = {name: one.clone() for name, one in there.items()}
-            return self._given[turn]
-        for name, mine in self._given[turn].items():
-            one = drawn[name]
-            mine.copy_(one if one.is_cuda else one.pin_memory(), non_blocking=True)
-        return self._given[turn]
-
-    def run(self, name: str, turn: Hashable, work: Pass, x: Named, net: nn.Module) -> Named:
-        """
-        Args:
-            name: of the pass.
-            work: the pass. It must neither draw nor wait, and read nothing but `x`, the networks'
-                own tensors, and what an earlier pass of the same batch has left for it: all turns
-                share memory, so that what one batch leaves is gone in the next.
-            x: what give() returned for this batch.
-            net: whose gradients it leaves behind.
 
         Returns:
-            What the pass returned. The next run of this pass and turn may write over it.
+            The tensors on the device; for captured phases always the same ones.
         """
-        if not self._is_recorded(turn):
+        self._batches[phase] = self._batches.get(phase, 0) + 1
+        if not self._is_captured(phase):
+            return send_all(drawn, self.device)
+        if phase not in self._inputs:
+            on_device = send_all(drawn, self.device)
+            self._inputs[phase] = {name: one.clone() for name, one in on_device.items()}
+            return self._inputs[phase]
+        for name, static in self._inputs[phase].items():
+            one = drawn[name]
+            static.copy_(one if one.is_cuda else one.pin_memory(), non_blocking=True)
+        return self._inputs[phase]
+
+    def run(self, name: str, phase: Hashable, work: Work, x: NamedTensors, net: nn.Module) -> NamedTensors:
+        """
+        Run a piece of work of one batch.
+
+        Args:
+            name: of the work.
+            work: must neither draw nor synchronise, and read only `x`, the networks' own tensors and what
+                earlier work of the same batch has left: all phases share memory.
+            x: what set_inputs() returned for this batch.
+            net: the network whose gradients the work computes.
+
+        Returns:
+            The output of the work. The next run of this name and phase may overwrite it.
+        """
+        if not self._is_captured(phase):
             return work(x)
-        if (name, turn) not in self._recorded:
+        if (name, phase) not in self._captured:
             try:
-                self._recorded[name, turn] = self._record(work, x, net)
+                self._captured[name, phase] = self._capture(work, x, net)
             except torch.OutOfMemoryError:
-                self.on = False
-        if not self.on:
-            # A graph holds memory of its own: what does not fit twice may fit once. Only now, because an
-            # error that is in hand holds all that the failed recording had made.
-            self._recorded.clear()
-            self._given.clear()
+                self.enabled = False
+        if not self.enabled:
+            # A graph needs memory of its own: what does not fit twice may fit once. Only here, after the
+            # except block, because the exception references everything that the failed capture allocated.
+            self._captured.clear()
+            self._inputs.clear()
             return work(x)
-        recorded = self._recorded[name, turn]
-        recorded.graph.replay()
-        for parameter, gradient in recorded.gradients:
+        captured = self._captured[name, phase]
+        captured.graph.replay()
+        for parameter, gradient in captured.gradients:
             parameter.grad = gradient
-        return recorded.made
+        return captured.outputs
 
-    def _is_recorded(self, turn: Hashable) -> bool:
-        return self.on and self._seen[turn] > WARM_UP
+    def _is_captured(self, phase: Hashable) -> bool:
+        return self.enabled and self._batches[phase] > WARM_UP
 
-    def _record(self, work: Pass, x: Named, net: nn.Module) -> CapturedGraph:
-        """Nothing is computed yet: that is the first replay's."""
+    def _capture(self, work: Work, x: NamedTensors, net: nn.Module) -> CapturedGraph:
+        """Capture the work. Nothing is computed before the first replay."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use the GPU meanwhile: checkpoints are copied in one.
+        # Other threads may use the GPU meanwhile: one of them copies checkpoints.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            made = work(x)
+            outputs = work(x)
         gradients = [(one, one.grad) for one in net.parameters() if one.grad is not None]
-        return CapturedGraph(graph, made, gradients)
+        return CapturedGraph(graph, outputs, gradients)

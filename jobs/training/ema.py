@@ -1,10 +1,8 @@
 """
-The moving average of the generator's weights: what is kept, shown and sampled.
+Exponential moving average of the generator's weights: the generator that is saved, shown and sampled.
 
-G circles around its goal; the mean of its way is nearer than any point of it.
-
-Source: Karras et al. 2021 (stylegan3, training_loop.py): a half-life counted in
-pictures, which grows with the run at first, so that the average forgets its start.
+Source: Karras et al. 2021 (stylegan3, training_loop.py): a half-life in images, limited at first to a share
+of the images so far, so that the average forgets its start.
 """
 
 import copy
@@ -14,44 +12,49 @@ import torch
 from jobs.networks.dcgan import AnyGenerator
 
 RAMP_UP = 0.05
-"""The half-life is at most this share of the pictures seen so far."""
+"""The half-life is at most this share of the images seen so far."""
 
 
-def ema_decay(pictures: int, seen: int, half_life: float) -> float:
+def ema_decay(images: int, images_seen: int, half_life: float) -> float:
     """
-    Share of the old average that stays.
+    Return the weight of the old average in an update.
 
     Args:
-        pictures: that G made since the last update.
-        seen: that G made since the run began, these included.
-        half_life: in pictures.
+        images: images that G generated since the last update.
+        images_seen: images that G generated since the run began, these included.
+        half_life: in images.
     """
-    return float(0.5 ** (pictures / max(min(half_life, seen * RAMP_UP), 1e-8)))
+    return float(0.5 ** (images / max(min(half_life, images_seen * RAMP_UP), 1e-8)))
 
 
 class Ema:
     """
-    A copy of a network, in eval mode, that follows it slowly.
+    A copy of a network in eval mode that follows its weights.
 
     Args:
-        net: whose tensors stay the same ones: loading weights writes into them.
+        net: its tensors must stay the same objects; loading weights writes into them.
+        half_life: in images.
     """
 
     def __init__(self, net: AnyGenerator, half_life: float) -> None:
         self.half_life = half_life
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
         pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True))
-        # Asked for once: a state_dict() takes as long as all that update() does with it.
-        self._floats = [(a, b) for a, b in pairs if a.is_floating_point()]
-        self._counters = [(a, b) for a, b in pairs if not a.is_floating_point()]
+        # Collected once: a state_dict() takes as long as the whole update.
+        self._floats = [(average, value) for average, value in pairs if average.is_floating_point()]
+        self._counters = [(average, value) for average, value in pairs if not average.is_floating_point()]
 
     @torch.no_grad()
-    def update(self, *, pictures: int, seen: int) -> None:
+    def update(self, *, images: int, images_seen: int) -> None:
         """
-        Move towards the network, BatchNorm's running statistics included: the statistics of
-        single steps belong to weights that the average has not.
+        Move the average towards the network, including BatchNorm's running statistics.
+
+        The statistics of single steps belong to weights that the average does not have.
+
+        Args:
+            images, images_seen: see ema_decay().
         """
-        towards = 1 - ema_decay(pictures, seen, self.half_life)
-        torch._foreach_lerp_([a for a, _ in self._floats], [b for _, b in self._floats], towards)
+        weight = 1 - ema_decay(images, images_seen, self.half_life)
+        torch._foreach_lerp_([a for a, _ in self._floats], [b for _, b in self._floats], weight)
         if self._counters:
             torch._foreach_copy_([a for a, _ in self._counters], [b for _, b in self._counters])

@@ -1,7 +1,7 @@
 """
-What the two networks minimise: scores of shape (B,) in, one number out.
+Loss functions: scores of shape (B,) to a scalar; and the gradient norms of R1 and R2.
 
-`bce` reads probabilities (a sigmoid is the network's last layer), the others logits.
+`bce` takes probabilities (the network ends in a sigmoid), the others logits.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ ScoresToLoss = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Loss:
-    """A game of three terms: D minimises d_real + d_fake, G minimises g."""
+    """D minimises d_real + d_fake, G minimises g."""
 
     d_real: ScoresToLoss
     d_fake: ScoresToLoss
@@ -25,13 +25,12 @@ class Loss:
 
 class RelativisticLoss:
     """
-    Each fake is judged beside a real picture: only the difference of their logits counts.
+    Softplus of the difference between the logits of a real image and a fake.
 
-    What D says of a fake is then never good or bad in itself, so G cannot win by dropping
-    the kinds of pictures that it makes badly.
+    Only the difference counts, so G cannot win by dropping the modes that it generates badly.
 
-    Source: Jolicoeur-Martineau 2018, arXiv:1807.00734; Huang et al. 2025,
-    arXiv:2501.05441, equation 2, which needs R1 and R2 (section 2.2) to converge.
+    Source: Jolicoeur-Martineau 2018, arXiv:1807.00734; Huang et al. 2025, arXiv:2501.05441, equation 2, which
+    needs R1 and R2 (section 2.2) to converge.
     """
 
     def d(self, real_B: Tensor, fake_B: Tensor) -> Tensor:
@@ -43,8 +42,8 @@ class RelativisticLoss:
 
 def _bce(target: float) -> ScoresToLoss:
     def loss(probabilities_B: Tensor) -> Tensor:
-        # binary_cross_entropy aborts on NaN, on a GPU with the whole CUDA context. The
-        # mean score, which is logged beside the loss, still holds the NaN that stops the run.
+        # binary_cross_entropy aborts on NaN, on a GPU with the whole CUDA context. The mean score, which is
+        # logged beside the loss, still contains the NaN that stops the run.
         probabilities_B = torch.nan_to_num(probabilities_B, nan=0.5)
         return binary_cross_entropy(probabilities_B, torch.full_like(probabilities_B, target))
 
@@ -52,7 +51,7 @@ def _bce(target: float) -> ScoresToLoss:
 
 
 LOSSES: dict[str, Loss | RelativisticLoss] = {
-    # Goodfellow et al. 2014, arXiv:1406.2661, with the non-saturating generator: the tutorial's.
+    # Goodfellow et al. 2014, arXiv:1406.2661, with the non-saturating generator loss: the tutorial's.
     "bce": Loss(_bce(1.0), _bce(0.0), _bce(1.0)),
     # The same on logits, which cannot saturate in float32.
     "nonsaturating": Loss(
@@ -60,7 +59,7 @@ LOSSES: dict[str, Loss | RelativisticLoss] = {
         lambda logits_B: softplus(logits_B).mean(),
         lambda logits_B: softplus(-logits_B).mean(),
     ),
-    # Lim and Ye 2017, arXiv:1705.02894; Miyato et al. 2018.
+    # Lim and Ye 2017, arXiv:1705.02894; Miyato et al. 2018, arXiv:1802.05957.
     "hinge": Loss(
         lambda logits_B: relu(1 - logits_B).mean(),
         lambda logits_B: relu(1 + logits_B).mean(),
@@ -72,13 +71,18 @@ LOSSES: dict[str, Loss | RelativisticLoss] = {
 
 def squared_gradient_norms(images_B3HW: Tensor, scores_B: Tensor) -> Tensor:
     """
-    How steep D is at each picture: ‖∂score/∂picture‖², shape (B,), differentiable once more.
+    Return the squared norm of D's gradient at each image, ‖∂score/∂image‖².
 
-    R1 holds it down at real pictures, R2 at fakes: γ/2 times its mean (Mescheder et al.
-    2018, arXiv:1801.04406, equations 9 and 10).
+    R1 is γ/2 times its mean over real images, R2 over fakes.
 
     Args:
-        pictures_B3HW: what D has seen, with requires_grad, each scored by itself (no BatchNorm).
+        images_B3HW: D's input, requires_grad set; each is scored independently of the others (no BatchNorm).
+        scores_B: D's output.
+
+    Returns:
+        Shape (B,), differentiable once more.
+
+    Source: Mescheder et al. 2018, arXiv:1801.04406, equations 9 and 10.
     """
-    (slopes_B3HW,) = torch.autograd.grad(scores_B.sum(), images_B3HW, create_graph=True)
-    return slopes_B3HW.square().sum(dim=(1, 2, 3))
+    (gradients_B3HW,) = torch.autograd.grad(scores_B.sum(), images_B3HW, create_graph=True)
+    return gradients_B3HW.square().sum(dim=(1, 2, 3))

@@ -1,10 +1,9 @@
 """
-What is tried before a run whose numbers have left the rails is given up.
+What is tried before a diverged run is given up.
 
-A run repeats itself to the last bit. So it first goes back and does the same again: a
-bit that fell over in memory will not fall a second time, and the run ends as if nothing
-had been. If it diverges there again it is its own doing, and the learning rates are
-halved, once and for the rest of the run.
+A run is bit-exact, so it first repeats the same steps from a checkpoint: a bit flip in memory does not happen
+twice, and the run ends as if nothing had happened. If it diverges there again, the learning rates are halved,
+once and for the rest of the run.
 """
 
 from dataclasses import dataclass, field
@@ -12,57 +11,58 @@ from typing import Any, Literal
 
 from jobs.errors import CollapsedError, TrainingDivergedError
 
-LOWER = 0.5
-"""What the learning rates are multiplied with, once."""
+LOWER_LR_SCALE = 0.5
+"""Factor of the learning rates after the rollback that lowers them."""
 
-Way = Literal["the same again", "lower rates", "to stop there"]
+Action = Literal["the same again", "lower rates", "to stop there"]
 
 
 @dataclass
 class Rollbacks:
-    """How often a run has gone back, and what it has left to try."""
+    """The rollbacks of a run so far."""
 
     lr_scale: float = 1.0
-    """What the rates of the spec are multiplied with."""
+    """Factor of the spec's learning rates."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """One entry for each: the step where it diverged, the step it went back to, the scale after."""
-    seen_at: int | None = None
-    """Where it last diverged, until a checkpoint shows that it got past."""
-    given_up: bool = False
-    """Nothing is left to try, and the run ends where it went back to."""
+    """One entry per rollback: the step where it diverged, the step it returned to, the scale after."""
+    diverged_at: int | None = None
+    """The step of the last divergence, until a later checkpoint is saved."""
+    exhausted: bool = False
+    """Nothing is left to try; the run ends at the checkpoint it returned to."""
 
-    def rollback_target(self, diverged: TrainingDivergedError) -> Way:
+    def next_action(self, diverged: TrainingDivergedError) -> Action:
         """
-        What to try now.
+        Return what to do after a divergence.
 
         Raises:
-            TrainingDivergedError: nothing is left.
+            TrainingDivergedError: nothing is left to try.
         """
-        again = self.seen_at is not None
-        self.seen_at = diverged.step
+        again = self.diverged_at is not None
+        self.diverged_at = diverged.step
         if isinstance(diverged, CollapsedError):
-            # A collapse comes over many steps, so no bit that fell over is behind it.
-            self.given_up = self.lr_scale != 1.0
-            self.lr_scale = LOWER
-            return "to stop there" if self.given_up else "lower rates"
+            # A collapse develops over many steps, so a bit flip is not its cause.
+            self.exhausted = self.lr_scale != 1.0
+            self.lr_scale = LOWER_LR_SCALE
+            return "to stop there" if self.exhausted else "lower rates"
         if not again:
             return "the same again"
         if self.lr_scale == 1.0:
-            self.lr_scale = LOWER
+            self.lr_scale = LOWER_LR_SCALE
             return "lower rates"
         raise TrainingDivergedError(
-            f"{diverged.message}; going back and halving the learning rates did not help",
+            f"{diverged.message}; a rollback with halved learning rates did not help",
             hint=diverged.hint,
             step=diverged.step,
         ) from diverged
 
-    def rolled_back(self, to: int) -> None:
-        self.history.append({"step": self.seen_at, "to": to, "lr_scale": self.lr_scale})
+    def add(self, to_step: int) -> None:
+        """Record a rollback to a step."""
+        self.history.append({"step": self.diverged_at, "to": to_step, "lr_scale": self.lr_scale})
 
     def saved(self, step: int) -> None:
-        """A state without NaN was kept: where the trouble had shown, or later, it is over."""
-        if self.seen_at is not None and step >= self.seen_at:
-            self.seen_at = None
+        """Forget the divergence once a finite state at or after its step was saved."""
+        if self.diverged_at is not None and step >= self.diverged_at:
+            self.diverged_at = None
 
     # --- in a checkpoint ---------------------------------------------------------------------
 

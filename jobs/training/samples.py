@@ -1,11 +1,11 @@
 """
-The grids that show how far a run is: the same latents at every age.
+Sample grids: images of the same latents at every checkpoint.
 
-They are drawn from the checkpoint's own copies, on the thread that writes them, so that
-training does not wait. The tutorial's own grids cannot wait that long: the pass that
-makes them moves G's running statistics, which belong to the weights that are saved next.
+They are generated from the checkpoint's copies, on the thread that writes them, so that training does not
+wait. The tutorial's grids are generated before: their forward pass updates G's running statistics, which are
+saved with the weights.
 
-Shapes in names: B pictures in a batch, Z latent numbers, H, W pixels.
+Shapes in names: B images in a batch, Z latent dimensions, H, W pixels.
 """
 
 import copy
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SHOWN = 64
-"""Pictures on a sample grid."""
+GRID_IMAGES = 64
+"""Images on a sample grid."""
 
 
 class Samples:
     """
-    One run's grids.
+    The sample grids of one run.
 
     Args:
         fixed_latents_BZ11: drawn once before training, on the device.
-        labels_B: of a conditional run, the class of each of them, a class a row; then all are shown.
+        labels_B: class labels of a conditional run, one class per row of the grid.
     """
 
     def __init__(
@@ -49,48 +49,53 @@ class Samples:
         self.state = state
         self.fixed_latents_BZ11 = fixed_latents_BZ11
         self.step = -1
-        """Where the tutorial's own pass was last made; -1: not since the run began or went on."""
+        """The step of the last tutorial_pass(); -1: none since the run started or resumed."""
         self.labels_B = labels_B
-        self.as_tutorial = spec.recipe == "dcgan" and state.ema is None and labels_B is None
-        # Of this copy only the form is used: each grid brings its own weights.
-        self._net = copy.deepcopy(state.sampler).train(self.as_tutorial)
+        self.like_tutorial = spec.recipe == "dcgan" and state.ema is None and labels_B is None
+        # A copy for generating grids; each grid loads its own weights.
+        self._net = copy.deepcopy(state.sampler).train(self.like_tutorial)
 
-    def pass_of_the_tutorial(self, epoch: int) -> Tensor | None:
+    def tutorial_pass(self, epoch: int) -> Tensor | None:
         """
-        What the tutorial does to G before it saves it, where it does: every save_every epochs.
+        Generate the grid as the tutorial does, every save_every epochs, before it saves G.
 
-        It shows G in train mode, all fixed latents at once, and so moves its running
-        statistics: once, also if the run was stopped right after.
+        G runs in train mode on all fixed latents at once, which updates its running statistics: once per
+        step, also if the run is stopped and resumed right after.
 
         Returns:
-            The pictures, (SHOWN, 3, H, W), of such an epoch.
+            Images (GRID_IMAGES, 3, H, W); None where the tutorial generates no grid.
         """
-        if not self.as_tutorial or epoch % self.spec.save_every != 0 or self.step == self.state.step:
+        if not self.like_tutorial or epoch % self.spec.save_every != 0 or self.step == self.state.step:
             return None
         self.step = self.state.step
         with torch.no_grad():
             images_B3HW: Tensor = self.state.generator(self.fixed_latents_BZ11)
-        return images_B3HW[:SHOWN].clone()
+        return images_B3HW[:GRID_IMAGES].clone()
 
-    def sample(self, epoch: int, tutorials: Tensor | None, generator: Mapping[str, Tensor]) -> Sample:
+    def sample(self, epoch: int, images_B3HW: Tensor | None, generator: Mapping[str, Tensor]) -> Sample:
         """
+        Return the grid of an epoch, to be generated when it is written.
+
         Args:
-            tutorials: what pass_of_the_tutorial() gave.
-            generator: the weights to show, keys 'G.…': copies.
+            images_B3HW: the result of tutorial_pass().
+            generator: copies of the weights, keys 'G.…'.
         """
-        draw = partial(self._tiled, tutorials) if tutorials is not None else partial(self._draw, generator)
+        if images_B3HW is not None:
+            draw = partial(self._grid, images_B3HW)
+        else:
+            draw = partial(self._draw, generator)
         return Sample(f"epoch-{epoch:04d}", draw)
 
     @torch.no_grad()
     def _draw(self, generator: Mapping[str, Tensor]) -> "NDArray[np.uint8]":
         weights = {key[2:]: value for key, value in generator.items() if key.startswith("G.")}
         self._net.load_state_dict(weights)
-        # BatchNorm in train mode sees the whole batch, so all of it is needed.
+        # BatchNorm in train mode depends on the whole batch, so all latents are needed.
         if self.labels_B is not None:
-            return self._tiled(self._net(self.fixed_latents_BZ11, self.labels_B))
-        shown = self.spec.batch if self.as_tutorial else SHOWN
-        return self._tiled(self._net(self.fixed_latents_BZ11[:shown])[:SHOWN])
+            return self._grid(self._net(self.fixed_latents_BZ11, self.labels_B))
+        count = self.spec.batch if self.like_tutorial else GRID_IMAGES
+        return self._grid(self._net(self.fixed_latents_BZ11[:count])[:GRID_IMAGES])
 
-    def _tiled(self, images_B3HW: Tensor) -> "NDArray[np.uint8]":
-        to_bytes = grids.stretched if self.as_tutorial else grids.to_uint8
+    def _grid(self, images_B3HW: Tensor) -> "NDArray[np.uint8]":
+        to_bytes = grids.stretched if self.like_tutorial else grids.to_uint8
         return grids.tile(to_bytes(images_B3HW))

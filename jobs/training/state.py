@@ -1,7 +1,7 @@
 """
-All that a training run is at one moment, and its way into a checkpoint and back.
+The state of a training run at one step, and its conversion to and from a checkpoint's tensors.
 
-The step is the only cursor: epoch, order, noise and augmentation follow from it.
+The step is the only counter: epoch, order, latents and augmentation are derived from it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,19 +19,19 @@ from jobs.networks.dcgan import AnyDiscriminator, AnyGenerator, Architecture
 from jobs.networks.layout import check_frozen
 from jobs.networks.weights import Which, select
 from jobs.specs import TrainSpec, difference
-from jobs.training.ada import Ada
+from jobs.training.augment import Ada
 from jobs.training.ema import Ema
 from jobs.training.schedules import ScheduleValues
 
-MEASURES = ("size", "nz", "ngf", "ndf", "norm_d", "arch")
-"""Of an architecture, those that are options; the number of classes is the data set's."""
-OF_D = ("ndf", "norm_d")
-"""Those of the discriminator alone: an import without one leaves them open."""
+ARCHITECTURE_OPTIONS = ("size", "nz", "ngf", "ndf", "norm_d", "arch")
+"""Fields of an architecture that are options; the number of classes comes from the data set."""
+D_OPTIONS = ("ndf", "norm_d")
+"""Those of the discriminator; they are unknown for an import without one."""
 
 
 @dataclass
 class TrainState:
-    """Networks, their averages, their optimisers, and how far they are."""
+    """Networks, moving average, optimisers, ADA and the step."""
 
     generator: AnyGenerator
     discriminator: AnyDiscriminator
@@ -40,16 +40,16 @@ class TrainState:
     ema: Ema | None
     ada: Ada | None = None
     frozen_d: frozenset[str] = frozenset()
-    """Names of D's weights that never change."""
+    """Names of D's frozen parameters."""
     step: int = 0
-    """Batches of real pictures that are done."""
+    """Completed batches of real images."""
 
     @classmethod
     def fresh(cls, spec: TrainSpec, device: torch.device, classes: int = 0) -> "TrainState":
-        """Networks with initial weights of the spec's seed, in train mode, channels last."""
+        """Return initialised networks, from the spec's seed, in train mode, channels last."""
         arch = Architecture.of_spec(spec, classes)
-        # Channels last is the layout of oneDNN's and cuDNN's fast kernels: a quarter off a
-        # step on a CPU. Fused Adam is a third of the loop over parameters.
+        # Channels last is the layout of oneDNN's and cuDNN's fast kernels: it saves a quarter of a step on a
+        # CPU. Fused Adam takes a third of the time of the loop over parameters.
         generator = arch.build_generator(rng.derive(spec.seed, "init-g"))
         generator.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         discriminator = arch.build_discriminator(rng.derive(spec.seed, "init-d"))
@@ -69,139 +69,145 @@ class TrainState:
             ada=Ada(spec.ada_target, spec.ada_kimg * 1000, device) if spec.ada_target else None,
         )
 
-    def start_from(self, netg: Mapping[str, Tensor] | None, netd: Mapping[str, Tensor] | None) -> None:
+    def load_weights(self, netg: Mapping[str, Tensor] | None, netd: Mapping[str, Tensor] | None) -> None:
         """
-        Take over starting weights.
+        Load initial weights.
+
+        Args:
+            netg, netd: keys of the tutorial's files, or of a checkpoint ('G.…', 'D.…').
 
         Raises:
-            SpecError: a file does not fit the network that the options describe.
+            SpecError: weights do not fit the network that the options describe.
         """
         if netg is not None:
-            _load_start(self.generator, _one_of(netg, "G"), "--init-netg")
+            _load(self.generator, _network(netg, "G"), "--init-netg")
             if self.ema is not None:
                 self.ema.net.load_state_dict(self.generator.state_dict())
         if netd is not None:
-            _load_start(self.discriminator, _one_of(netd, "D"), "--init-netd")
+            _load(self.discriminator, _network(netd, "D"), "--init-netd")
 
-    def start_from_model(self, snapshot: Snapshot, arch: Architecture) -> bool:
+    def load_model(self, snapshot: Snapshot, arch: Architecture) -> bool:
         """
-        Take over both networks of another job.
+        Load both networks of another job.
 
         Returns:
-            Whether it had a discriminator.
+            Whether it has a discriminator.
 
         Raises:
-            SpecError: its networks are not of this form; names each option that differs.
+            SpecError: its architecture differs; the message names each option that does.
         """
-        its, mine = asdict(Architecture.from_json(snapshot.meta["arch"])), asdict(arch)
+        theirs, ours = asdict(Architecture.from_json(snapshot.meta["arch"])), asdict(arch)
         has_d = any(key.startswith("D.") for key in snapshot.tensors)
         differ = [
-            difference(name, mine[name], its[name])
-            for name in MEASURES
-            if its[name] != mine[name] and (has_d or name not in OF_D)
+            difference(name, ours[name], theirs[name])
+            for name in ARCHITECTURE_OPTIONS
+            if theirs[name] != ours[name] and (has_d or name not in D_OPTIONS)
         ]
         if differ:
             raise SpecError(
-                f"job {snapshot.job_id} has other networks than were asked for: {', '.join(differ)}",
-                hint="leave these options away, or start from another job",
+                f"the networks of job {snapshot.job_id} differ from those requested: {', '.join(differ)}",
+                hint="omit these options, or start from another job",
             )
-        if its["classes"] != mine["classes"]:
-            raise other_classes(snapshot.job_id, its["classes"], mine["classes"])
-        self.start_from(snapshot.tensors, snapshot.tensors if has_d else None)
+        if theirs["classes"] != ours["classes"]:
+            raise other_classes(snapshot.job_id, theirs["classes"], ours["classes"])
+        self.load_weights(snapshot.tensors, snapshot.tensors if has_d else None)
         return has_d
 
-    def let_d_learn(self, learns: bool) -> None:
-        """Whether a backward pass computes D's own gradients; frozen layers never have any."""
-        for name, one in self.discriminator.named_parameters():
-            one.requires_grad_(learns and name not in self.frozen_d)
+    def set_d_requires_grad(self, requires_grad: bool) -> None:
+        """Set whether a backward pass computes D's own gradients; frozen layers never have any."""
+        for name, parameter in self.discriminator.named_parameters():
+            parameter.requires_grad_(requires_grad and name not in self.frozen_d)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that load() needs: the very tensors that the next step changes."""
+        """Return the tensors that load() needs. They are not copies: the next step changes them."""
         return {
-            **_over("g.", self.generator.state_dict()),
-            **_over("d.", self.discriminator.state_dict()),
-            **_over("ema.", self.ema.net.state_dict() if self.ema else {}),
-            **({"ada.numbers": self.ada.numbers_3} if self.ada else {}),
-            **_over("opt_g.", _flat(self.opt_g)),
-            **_over("opt_d.", _flat(self.opt_d)),
+            **_with_prefix("g.", self.generator.state_dict()),
+            **_with_prefix("d.", self.discriminator.state_dict()),
+            **_with_prefix("ema.", self.ema.net.state_dict() if self.ema else {}),
+            **({"ada.numbers": self.ada.state_3} if self.ada else {}),
+            **_with_prefix("opt_g.", _flat(self.opt_g)),
+            **_with_prefix("opt_d.", _flat(self.opt_d)),
         }
 
     def generator_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """
-        All that generation needs, keys 'G.…' (the average, where there is one) and 'D.…'.
+        Return what generation needs: keys 'G.…' (the moving average, if there is one) and 'D.…'.
 
         Args:
-            tensors: what tensors() gave, or copies of it.
+            tensors: the result of tensors(), or copies of it.
         """
-        shown = _under("ema." if self.ema else "g.", tensors)
+        sampled = _without_prefix("ema." if self.ema else "g.", tensors)
         return {
-            **{f"G.{key}": value for key, value in shown.items()},
-            **{f"D.{key}": value for key, value in _under("d.", tensors).items()},
+            **{f"G.{key}": value for key, value in sampled.items()},
+            **{f"D.{key}": value for key, value in _without_prefix("d.", tensors).items()},
         }
 
-    def set_rates(self, now: ScheduleValues) -> None:
-        """Rates and beta2 from now on; no part of load(), because they belong to the run's plan."""
-        for optimizer, rate in ((self.opt_g, now.lr_g), (self.opt_d, now.lr_d)):
+    def set_schedule_values(self, values: ScheduleValues) -> None:
+        """Set learning rates and beta2. They are derived from the step and not part of a checkpoint."""
+        for optimizer, rate in ((self.opt_g, values.lr_g), (self.opt_d, values.lr_d)):
             for group in optimizer.param_groups:
                 group["lr"] = rate
-                group["betas"] = (group["betas"][0], now.beta2)
+                group["betas"] = (group["betas"][0], values.beta2)
 
     @property
     def sampler(self) -> AnyGenerator:
-        """The generator that is shown and kept."""
+        """The generator that is evaluated and saved for generation: the moving average, if there is one."""
         return self.ema.net if self.ema else self.generator
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """
-        Go back to the state that tensors() gave at `step`.
+        Restore the state that tensors() returned at `step`.
 
         Raises:
-            CheckpointCorruptError: it holds other tensors than this run has; the state is a
-                mixture then, and needs another load().
+            CheckpointCorruptError: the tensors are not those of this run. The state may then be partly
+                loaded; load() must be called again.
         """
-        mine = self.tensors()
         # A fresh optimiser has no moments to compare with.
-        wanted = set(mine) | {key for key in tensors if key.startswith("opt_")}
-        if wanted != set(tensors):
-            odd = sorted(wanted.symmetric_difference(tensors))
+        expected = set(self.tensors()) | {key for key in tensors if key.startswith("opt_")}
+        if expected != set(tensors):
+            unexpected = sorted(expected.symmetric_difference(tensors))
             raise CheckpointCorruptError(
-                f"this checkpoint does not fit the run: {', '.join(odd[:3])}",
-                hint="an older checkpoint may: ganq checkpoints JOB",
+                f"this checkpoint does not fit the run: {', '.join(unexpected[:3])}",
+                hint="an older checkpoint may fit: ganq checkpoints JOB",
             )
         try:
-            self.generator.load_state_dict(_under("g.", tensors))
-            self.discriminator.load_state_dict(_under("d.", tensors))
+            self.generator.load_state_dict(_without_prefix("g.", tensors))
+            self.discriminator.load_state_dict(_without_prefix("d.", tensors))
             if self.ema is not None:
-                self.ema.net.load_state_dict(_under("ema.", tensors))
+                self.ema.net.load_state_dict(_without_prefix("ema.", tensors))
             if self.ada is not None:
-                self.ada.numbers_3 = tensors["ada.numbers"].to(self.ada.numbers_3.device, copy=True)
-            _unflatten(self.opt_g, _under("opt_g.", tensors))
-            _unflatten(self.opt_d, _under("opt_d.", tensors))
-        except (RuntimeError, IndexError, ValueError) as exc:  # other shapes than these networks have
+                self.ada.state_3 = tensors["ada.numbers"].to(self.ada.state_3.device, copy=True)
+            _unflatten(self.opt_g, _without_prefix("opt_g.", tensors))
+            _unflatten(self.opt_d, _without_prefix("opt_d.", tensors))
+        except (RuntimeError, IndexError, ValueError) as exc:  # shapes differ
             raise CheckpointCorruptError(
                 f"this checkpoint does not fit the run: {(str(exc).splitlines() or [''])[-1].strip()[:160]}",
-                hint="an older checkpoint may: ganq checkpoints JOB",
+                hint="an older checkpoint may fit: ganq checkpoints JOB",
             ) from exc
         self.step = step
 
     def check_finite(self) -> None:
         """
+        Check the whole state.
+
         Raises:
-            TrainingDivergedError: a weight, statistic or moment is NaN or infinite.
+            TrainingDivergedError: a parameter, running statistic or moment is NaN or infinite.
         """
         if not all_finite(self.tensors().values()):
-            raise diverged("a weight is no finite number", self.step)
+            raise diverged("a weight is not finite", self.step)
 
 
 def freeze(net: nn.Module, sequential: str, count: int, option: str) -> None:
     """
-    Let the first layers of a network keep their weights.
+    Freeze the first layers of a network.
 
     Args:
-        count: of the layers with a convolution; what stands between them freezes along.
+        sequential: name of the network's nn.Sequential.
+        count: convolutional layers to freeze; the layers between them are frozen too.
+        option: named in the error.
 
     Raises:
-        SpecError: nothing would be left to learn.
+        SpecError: no layer would be left to train.
 
     Source: Mo et al. 2020, arXiv:2002.10964 (FreezeD).
     """
@@ -217,50 +223,50 @@ def freeze(net: nn.Module, sequential: str, count: int, option: str) -> None:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no element is NaN or infinite; waits for a GPU once, not once a tensor."""
+    """Return whether no element is NaN or infinite. A GPU is synchronised once, not once per tensor."""
     floats = [tensor for tensor in tensors if tensor.is_floating_point()]
-    # A sum is finite only if all its terms are: 8 ms for 90 MB, where the largest magnitudes
-    # took 160. Large terms may add up to infinity, and only then is each of them looked at.
+    # A sum is finite only if all its terms are: 8 ms for 90 MB, where the maximum took 160 ms. Large terms
+    # may add up to infinity; only then is each element checked.
     if torch.stack([tensor.sum() for tensor in floats]).isfinite().all():
         return True
     return all(bool(tensor.isfinite().all()) for tensor in floats)
 
 
 def diverged(what: str, step: int) -> TrainingDivergedError:
-    """The error of a run whose numbers have left the rails."""
+    """Return the error of a diverged run."""
     return TrainingDivergedError(
         f"training diverged at step {step}: {what}",
-        hint="checkpoints from before are whole (ganq checkpoints JOB); "
-        "start again with a lower --lr-g and --lr-d, or with --recipe plus",
+        hint="earlier checkpoints are intact (ganq checkpoints JOB); "
+        "start again with a lower --lr-g and --lr-d, or with --recipe sngan",
         step=step,
     )
 
 
-def _over(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + key: tensor.detach() for key, tensor in tensors.items()}
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _one_of(tensors: Mapping[str, Tensor], which: Which) -> Mapping[str, Tensor]:
-    """Return one network's weights out of a file that may hold both, with ganq's prefixes or without."""
-    return _under(f"{which}.", tensors) or select(tensors, which) or tensors
+def _network(tensors: Mapping[str, Tensor], which: Which) -> Mapping[str, Tensor]:
+    """Return one network's weights out of a file that may contain both, with ganq's prefixes or without."""
+    return _without_prefix(f"{which}.", tensors) or select(tensors, which) or tensors
 
 
 def _flat(optimizer: Optimizer) -> dict[str, Tensor]:
-    """'<parameter>.<name>' → tensor: Adam's step, exp_avg and exp_avg_sq."""
+    """Return Adam's step, exp_avg and exp_avg_sq under '<parameter>.<name>'."""
     state = optimizer.state_dict()["state"]
     return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
 
 
 def _unflatten(optimizer: Optimizer, flat: Mapping[str, Tensor]) -> None:
     """
-    Put the moments back in the memory layout of their parameter.
+    Restore the moments in the memory layout of their parameter.
 
-    Adam's fused kernel walks parameter and moments in memory order: contiguous
-    moments beside a channels-last parameter would be wrong, not just slow.
+    Adam's fused kernel reads parameter and moments in memory order: contiguous moments beside a channels-last
+    parameter would be wrong, not only slow.
     """
     optimizer.state.clear()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -274,7 +280,7 @@ def _unflatten(optimizer: Optimizer, flat: Mapping[str, Tensor]) -> None:
         optimizer.state[parameter][name] = restored.detach()
 
 
-def _load_start(net: nn.Module, weights: Mapping[str, Tensor], option: str) -> None:
+def _load(net: nn.Module, weights: Mapping[str, Tensor], option: str) -> None:
     try:
         net.load_state_dict(dict(weights))
     except RuntimeError as exc:

@@ -65,7 +65,7 @@ def test_sigterm_drains_and_another_worker_goes_on(ganq: Ganq, small) -> None:
     assert [one["kind"] for one in ganq.json("checkpoints", str(job))] == ["resume"]
     ganq.start_worker("w2")
     until(lambda: ganq.peek(job)["attempt"] == 2, what="the second worker's attempt")
-    until(lambda: "going on from step" in ganq("logs", str(job)), what="the resumed step")
+    until(lambda: "resuming at step" in ganq("logs", str(job)), what="the resumed step")
     ganq("cancel", str(job))
     until(lambda: ganq.peek(job)["state"] == "cancelled", what="the cancel")
 

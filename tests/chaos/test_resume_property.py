@@ -125,7 +125,7 @@ def run_with(volume: Volume, options: dict[str, object], kills: list[object]) ->
         check_whole(disturbed)
         assert last["op"] in ("killed", "stopped", "done"), last
         if newest is not None and "going on" in (log := attempt_log(disturbed)):
-            assert f"going on from step {newest} of" in log, "it did not go on from its newest checkpoint"
+            assert f"resuming at step {newest} of" in log, "it did not go on from its newest checkpoint"
         if last["op"] == "stopped" and disturbed.checkpoints:
             assert last["reason"] == "preempt"
     last = disturbed.attempt()

@@ -230,7 +230,7 @@ def test_f08_a_second_sigterm_does_not_wait_for_a_job_that_cannot_stop(
     ganq.start_worker("heir")
     until(lambda: job_row(database, job)["state"] == "succeeded", what="the end")
     assert attempts(ganq, job) == ["requeued", "succeeded"]
-    assert "going on from step" in log_of(ganq, job, 2)
+    assert "resuming at step" in log_of(ganq, job, 2)
     assert_invariants(database, Volume(Path(ganq.env["GANQ_VOLUME"])))
 
 

@@ -119,8 +119,8 @@ def check_work_lost(ganq: Ganq, job: int, attempts: int) -> None:
         log = Path(ganq.env["GANQ_VOLUME"]) / "jobs" / f"{job:06d}" / f"a{number}" / "log.txt"
         lines = log.read_text().splitlines() if log.exists() else []
         for line in lines:
-            if "going on from step" in line:
-                went_on = int(line.split("going on from step ")[1].split()[0])
+            if "resuming at step" in line:
+                went_on = int(line.split("resuming at step ")[1].split()[0])
                 assert went_on >= reached, f"attempt {number} lost more than one save interval"
                 reached = went_on
             if "checkpoint " in line and ", step " in line:
@@ -378,7 +378,7 @@ def test_a_bad_checkpoint_is_told_and_the_one_before_gives_the_same_result(new_d
     assert skipped["path"] == bad
     assert skipped["reason"]
     assert f"checkpoint {bad} is skipped" in desk.log()
-    assert "going on from step 6 of" in desk.log()
+    assert "resuming at step 6 of" in desk.log()
     assert desk.final() == calm().final()
 
 
@@ -520,7 +520,7 @@ def test_three_missed_saves_are_borne_loudly_and_change_no_bit(tmp_path):
         ("checkpoint_save_failed", n) for n in (1, 2, 3)
     ] * 2
     assert sum(line.startswith("NOT SAVED: no room left") for line in ctx.lines) == 6
-    phases = [report.get("phase") for report in ctx.reports if report.get("phase") != "reading pictures"]
+    phases = [report.get("phase") for report in ctx.reports if report.get("phase") != "reading images"]
     full = "DISK_FULL: no room left at /v (needed: 2.0 MB, free: 1.0 MB)"
     # A report comes before the save of its step; that the disk has room again shows with the next.
     missed = [f"{full}, {n} of 3 saves missed" for n in (1, 2, 3)]

@@ -231,7 +231,7 @@ def test_a_breaking_migration_drains_old_workers_and_the_job_goes_on_with_new_on
     breaking.start_worker("next")
     assert breaking.run("wait", str(job), "--timeout", "120").returncode == 0
     assert [one["outcome"] for one in breaking.job(job)["attempts"]] == ["requeued", "succeeded"]
-    assert "going on from step" in breaking("logs", str(job))
+    assert "resuming at step" in breaking("logs", str(job))
 
 
 @postgres_later

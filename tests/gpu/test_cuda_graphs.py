@@ -51,7 +51,7 @@ def test_recorded_steps_have_the_bits_of_plain_ones(tmp_path, run) -> None:
     _, plain = train(tmp_path, spec_of(cuda_graphs=False, **RUNS[run]))
     training = jobs.training.train.Training(spec_of(**RUNS[run]), LocalContext(tmp_path, data=IMAGES))
     training.run()
-    recorded = {(name, turn.d, turn.g, turn.penalty) for name, turn in training.steps.graphs._recorded}
+    recorded = {(name, phase.d, phase.g, phase.penalty) for name, phase in training.cuda_graphs._captured}
     assert {name for name, *_ in recorded} == {"d", "g"}, "a pass was not recorded"
     assert ({penalty for *_, penalty in recorded} == {True, False}) == (spec_of(**RUNS[run]).r1_gamma > 0)
     assert sha256_of(training.ctx.saved[-1].state) == sha256_of(plain.saved[-1].state)

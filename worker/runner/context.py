@@ -177,7 +177,7 @@ class RunContext:
             reading = replace(reading, keep_duplicates=True)
 
         def progress(done: int, total: int) -> None:
-            self.report(done, total, "pictures", phase="reading pictures")
+            self.report(done, total, "images", phase="reading images")
             if self._stop is not None:
                 raise StopRequested(self._stop)
 

@@ -21,7 +21,7 @@ from jobs.specs import GenerateSpec, TrainSpec
 from jobs.states import StopReason
 from jobs.training.augment import diff_augment
 from jobs.training.losses import LOSSES, squared_gradient_norms
-from jobs.training.schedules import between, schedule_values
+from jobs.training.schedules import half_cosine, phase_at, schedule_values
 
 IMAGES = noise_images(21, 32)
 RESIDUAL = Architecture(size=32, nz=4, ngf=2, ndf=2, arch="resnet", norm_d="none")
@@ -225,12 +225,12 @@ def test_penalties_reach_every_weight_that_shapes_the_slope(arch):
 def test_a_step_of_d_adds_both_penalties_as_the_formula_says(tmp_path, lazy):
     spec = spec_of("r3gan", augment=(), r1_gamma=3.0, r2_gamma=0.5, penalty_every=lazy, gamma_end=1.0)
     training = jobs.training.train.Training(spec, LocalContext(Path(tmp_path), IMAGES))
-    steps, net = training.steps, training.state.discriminator
+    net = training.state.discriminator
     fill(net)
     now = schedule_values(spec, 0.0)
     reals, fakes = training.batches.get(0, 0), torch.rand(4, 3, 32, 32) * 2 - 1
-    turn = steps._turn(0, now)
-    loss, real_B, fake_B, _ = steps._both_at_once(turn, reals, fakes, steps._draw(turn, 0, 0, now))
+    phase = phase_at(spec, 0, training.d_steps, now)
+    loss, real_B, fake_B, _ = training._joint_d_loss(phase, reals, fakes, training._draw(phase, 0, 0, now))
     found = torch.autograd.grad(loss, list(net.parameters()))
 
     real, fake = reals.clone().requires_grad_(True), fakes.clone().requires_grad_(True)
@@ -247,9 +247,9 @@ def test_a_step_of_d_adds_both_penalties_as_the_formula_says(tmp_path, lazy):
     assert (real_B.shape, fake_B.shape) == ((4,), (4,))
 
     training.state.step = 1
-    turn = steps._turn(1, now)
-    assert turn.penalty == (lazy == 1)
-    without, *_ = steps._both_at_once(turn, reals, fakes, steps._draw(turn, 0, 1, now))
+    phase = phase_at(spec, 1, training.d_steps, now)
+    assert phase.penalty == (lazy == 1)
+    without, *_ = training._joint_d_loss(phase, reals, fakes, training._draw(phase, 0, 1, now))
     assert without.item() == pytest.approx(expected.item() if lazy == 1 else pairs.item(), rel=1e-4)
 
 
@@ -262,9 +262,9 @@ def test_lines_of_metrics_tell_the_penalties(tmp_path):
 
 
 def test_a_schedule_goes_from_its_first_value_to_its_last_and_stays_where_nothing_is_asked():
-    assert [between(2.0, 1.0, done) for done in (0, 0.5, 1, 2)] == [2.0, 1.5, 1.0, 1.0]
-    assert all(between(0.3, 0.3, done / 7) == 0.3 for done in range(8))
-    falling = [between(1.0, 0.1, done / 20) for done in range(21)]
+    assert [half_cosine(2.0, 1.0, done) for done in (0, 0.5, 1, 2)] == [2.0, 1.5, 1.0, 1.0]
+    assert all(half_cosine(0.3, 0.3, done / 7) == 0.3 for done in range(8))
+    falling = [half_cosine(1.0, 0.1, done / 20) for done in range(21)]
     assert falling == sorted(falling, reverse=True)
     spec = spec_of("r3gan", lr_g=1e-3, lr_end=0.5, r1_gamma=2.0, gamma_end=0.25, beta2=0.8, beta2_end=0.9)
     end = schedule_values(spec, 1.0, lr_scale=0.5)
@@ -301,33 +301,36 @@ def test_the_rates_of_a_run_end_where_the_schedule_says(tmp_path):
 def test_g_is_judged_beside_the_scores_that_d_gave_before_its_step(tmp_path):
     spec = spec_of("rpgan", size=32, augment=())
     training = jobs.training.train.Training(spec, LocalContext(Path(tmp_path), IMAGES))
-    steps, state = training.steps, training.state
+    state = training.state
     now = schedule_values(spec, 0.0)
-    turn = steps._turn(0, now)
-    x = steps._draw(turn, 0, 0, now)
-    steps._d_pass(turn, x)
+    phase = phase_at(spec, 0, training.d_steps, now)
+    x = training._draw(phase, 0, 0, now)
+    training._d_gradients(phase, x)
     with torch.no_grad():
-        before_B = state.discriminator(steps.batches.pictures(x))
+        before_B = state.discriminator(training.batches.images_of(x))
         state.opt_d.step()
-        real_B, fake_B = state.discriminator(steps.batches.pictures(x)), state.discriminator(steps.fakes_B3HW)
+        real_B, fake_B = (
+            state.discriminator(training.batches.images_of(x)),
+            state.discriminator(training.fakes_B3HW),
+        )
     expected = nn.functional.softplus(before_B - fake_B).mean().item()
     assert abs(expected - nn.functional.softplus(real_B - fake_B).mean().item()) > 1e-4, "D has not moved"
-    assert steps._g_pass(turn, x)["loss_g"].item() == pytest.approx(expected, rel=1e-4)
+    assert training._g_gradients(phase, x)["loss_g"].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_g_alone_on_a_batch_asks_d_about_the_real_pictures(tmp_path):
     spec = spec_of("rpgan", size=32, augment=(), d_every=2)
     training = jobs.training.train.Training(spec, LocalContext(Path(tmp_path), IMAGES))
-    steps, state = training.steps, training.state
+    state = training.state
     now = schedule_values(spec, 0.0)
-    turn = steps._turn(1, now)
-    assert (turn.d, turn.g) == (False, True)
-    x = steps._draw(turn, 0, 1, now)
+    phase = phase_at(spec, 1, training.d_steps, now)
+    assert (phase.d, phase.g) == (False, True)
+    x = training._draw(phase, 0, 1, now)
     with torch.no_grad():
-        real_B = state.discriminator(steps.batches.pictures(x))
+        real_B = state.discriminator(training.batches.images_of(x))
         fake_B = state.discriminator(state.generator(x["latents"]))
     expected = nn.functional.softplus(real_B - fake_B).mean().item()
-    assert steps._g_pass(turn, x)["loss_g"].item() == pytest.approx(expected, rel=1e-4)
+    assert training._g_gradients(phase, x)["loss_g"].item() == pytest.approx(expected, rel=1e-4)
 
 
 # --- the residual networks --------------------------------------------------------------------

@@ -135,8 +135,8 @@ def test_fid_of_two_normal_distributions_is_the_formula():
     y = torch.randn(40_000, 3, generator=draws(2)).double() * torch.tensor([2.0, 2.0, 1.0]) + 1
     assert fid(x, y) == pytest.approx(3 + (1 - 2) ** 2 + (3 - 1) ** 2, rel=0.02)
     assert fid(x, x) == pytest.approx(0, abs=1e-9)
-    turn = torch.linalg.qr(torch.randn(3, 3, generator=draws(3)).double())[0]
-    assert fid(x @ turn, y @ turn) == pytest.approx(fid(x, y), rel=1e-9)
+    phase = torch.linalg.qr(torch.randn(3, 3, generator=draws(3)).double())[0]
+    assert fid(x @ phase, y @ phase) == pytest.approx(fid(x, y), rel=1e-9)
 
 
 def test_fid_stays_a_number_where_covariances_have_no_full_rank():

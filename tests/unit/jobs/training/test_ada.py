@@ -10,8 +10,7 @@ import jobs.training.train
 from jobs import rng
 from jobs.recipes import RECIPES
 from jobs.specs import TrainSpec
-from jobs.training.ada import AUTO, EVERY, MOST_COLOUR, Ada, plan
-from jobs.training.augment import diff_augment
+from jobs.training.augment import ADA_INTERVAL, AUTO_POLICIES, MAX_COLOR_P, Ada, diff_augment, plan
 
 CPU = torch.device("cpu")
 ALL = ("color", "translation", "cutout")
@@ -43,8 +42,8 @@ def test_a_chance_is_differentiable_twice_too():
 
 
 def test_auto_changes_all_of_a_small_set_and_none_of_a_large_one():
-    assert plan(("auto",), 1.0, 2_000) == (AUTO, 1.0)
-    assert plan(("auto",), 0.5, 60_000) == (AUTO, 0.25)
+    assert plan(("auto",), 1.0, 2_000) == (AUTO_POLICIES, 1.0)
+    assert plan(("auto",), 0.5, 60_000) == (AUTO_POLICIES, 0.25)
     assert plan(("auto",), 1.0, 100_000) == ((), 0.0)
     assert plan(("auto", "translation"), 1.0, 60_000) == (("translation",), 0.5)
     assert plan(("cutout",), 1.0, 10**6) == (("cutout",), 1.0)
@@ -53,23 +52,23 @@ def test_auto_changes_all_of_a_small_set_and_none_of_a_large_one():
 
 def steps_of(ada, sign, steps, most=1.0):
     for step in range(steps):
-        ada.see(torch.tensor(sign), 64, d_steps=step, most=most)
+        ada.update(torch.tensor(sign), 64, d_steps=step, max_p=most)
     return ada.p.item()
 
 
 def test_p_rises_while_d_knows_the_training_pictures_and_falls_when_it_does_not():
     ada = Ada(0.6, 64_000, CPU)
     assert ada.p.item() == 0
-    assert steps_of(ada, 1.0, EVERY - 1) == 0
+    assert steps_of(ada, 1.0, ADA_INTERVAL - 1) == 0
     assert steps_of(Ada(0.6, 64_000, CPU), 1.0, 500) == pytest.approx(0.5)
     ada = Ada(0.6, 6_400, CPU)
     assert steps_of(ada, 1.0, 500, most=0.8) == pytest.approx(0.8)
     assert steps_of(ada, -1.0, 40) == pytest.approx(0.4)
     assert steps_of(ada, -1.0, 500) == 0
     half_right = torch.tensor(0.5)  # three quarters of the verdicts right: under the target
-    ada.numbers_3[0] = 0.5
-    for step in range(EVERY):
-        ada.see(half_right, 64, d_steps=step, most=1.0)
+    ada.state_3[0] = 0.5
+    for step in range(ADA_INTERVAL):
+        ada.update(half_right, 64, d_steps=step, max_p=1.0)
     assert ada.p.item() < 0.5
 
 
@@ -93,7 +92,7 @@ def run(folder, **given):
 def test_a_recipe_changes_no_picture_until_d_knows_them_too_well(recipe):
     """Recoloured from the start, a quarter of the default's samples had colours that no picture has."""
     spec = TrainSpec.create(data="/faces", recipe=recipe)
-    assert plan(spec.augment, spec.augment_p, 2_000) == (AUTO, 1.0)
+    assert plan(spec.augment, spec.augment_p, 2_000) == (AUTO_POLICIES, 1.0)
     assert spec.ada_target > 0
 
 
@@ -109,11 +108,11 @@ def test_p_rises_when_d_learns_eight_pictures_by_heart_and_the_metrics_show_it(t
 
 def test_colours_are_steered_up_to_a_chance_at_which_they_do_not_leak_and_shifts_further():
     ada = Ada(0.6, 1000, torch.device("cpu"))
-    ada.numbers_3[0] = 0.2
-    assert {one: p.item() for one, p in ada.chances(ALL).items()} == pytest.approx(dict.fromkeys(ALL, 0.2))
-    ada.numbers_3[0] = 0.9
-    assert ada.chances(ALL)["color"].item() == pytest.approx(MOST_COLOUR)
-    assert ada.chances(ALL)["translation"].item() == pytest.approx(0.9)
+    ada.state_3[0] = 0.2
+    assert {one: p.item() for one, p in ada.probabilities(ALL).items()} == pytest.approx(dict.fromkeys(ALL, 0.2))
+    ada.state_3[0] = 0.9
+    assert ada.probabilities(ALL)["color"].item() == pytest.approx(MAX_COLOR_P)
+    assert ada.probabilities(ALL)["translation"].item() == pytest.approx(0.9)
 
 
 def test_a_run_changes_colours_no_more_often_than_that(tmp_path):
@@ -123,8 +122,8 @@ def test_a_run_changes_colours_no_more_often_than_that(tmp_path):
         assert state["ada.numbers"][0] == pytest.approx(most)
         return sha256_of({name: one for name, one in state.items() if name != "ada.numbers"})
 
-    assert weights("color", 1.0) == weights("color", MOST_COLOUR)
-    assert weights("translation", 1.0) != weights("translation", MOST_COLOUR)
+    assert weights("color", 1.0) == weights("color", MAX_COLOR_P)
+    assert weights("translation", 1.0) != weights("translation", MAX_COLOR_P)
 
 
 def test_a_chance_that_is_fixed_is_used_and_one_of_0_changes_nothing(tmp_path):

@@ -10,7 +10,7 @@ from unit.jobs.local_context import LocalContext, noise_images, sha256_of
 
 import jobs.training.train
 from jobs.specs import TrainSpec
-from jobs.training.staging_buffers import StagingBuffers
+from jobs.training.checkpointer import StagingBuffers
 from jobs.training.state import all_finite
 
 IMAGES = noise_images(21, 16)
@@ -58,34 +58,34 @@ def test_a_checkpoint_that_is_written_late_holds_what_the_run_was_when_it_was_du
 
 def test_copies_keep_still_and_lie_where_the_last_ones_lay():
     live = {"w": torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last), "n": torch.tensor(1)}
-    stills = StagingBuffers()
-    first = stills.take(live)
+    staging = StagingBuffers()
+    first = staging.copy(live)
     expected = {name: tensor.clone() for name, tensor in live.items()}
     live["w"].zero_()
     live["n"].add_(1)
     assert all(torch.equal(first[name], expected[name]) for name in live)
-    second = stills.take(live)
+    second = staging.copy(live)
     assert torch.equal(second["w"], torch.zeros(4, 3, 2, 2))
     assert second["w"].data_ptr() == first["w"].data_ptr()
 
 
 def test_room_that_was_made_before_is_used():
     live = {"w": torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)}
-    stills = StagingBuffers()
-    stills.prepare(lambda: live)
-    stills.prepare(lambda: pytest.fail("once is enough"))
-    stills._making.join()
-    place = stills._kept["w"].data_ptr()
-    taken = stills.take(live)
+    staging = StagingBuffers()
+    staging.prepare(lambda: live)
+    staging.prepare(lambda: pytest.fail("once is enough"))
+    staging._allocation.join()
+    place = staging._buffers["w"].data_ptr()
+    taken = staging.copy(live)
     assert taken["w"].data_ptr() == place
     assert torch.equal(taken["w"], live["w"])
 
 
 def test_a_tensor_of_another_form_is_copied_all_the_same():
-    stills = StagingBuffers()
-    stills.take({"w": torch.ones(4), "gone": torch.ones(1)})
-    assert stills.take({"w": torch.ones(2, 3)})["w"].shape == (2, 3)
-    assert set(stills.take({"w": torch.ones(2, 3)})) == {"w"}
+    staging = StagingBuffers()
+    staging.copy({"w": torch.ones(4), "gone": torch.ones(1)})
+    assert staging.copy({"w": torch.ones(2, 3)})["w"].shape == (2, 3)
+    assert set(staging.copy({"w": torch.ones(2, 3)})) == {"w"}
 
 
 @pytest.mark.parametrize(

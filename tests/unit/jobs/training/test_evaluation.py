@@ -16,7 +16,7 @@ from jobs.metrics import features
 from jobs.metrics.registry import Measure
 from jobs.specs import TrainSpec
 from jobs.training import evaluation
-from jobs.training.evaluation import FEWEST, SHARE, SLOWER, Plan, plan
+from jobs.training.evaluation import MIN_SAMPLES, SHARE, SLOWDOWN, Plan, plan
 
 IMAGES = noise_images(21, 16)
 SMALL = {"size": 16, "nz": 4, "ngf": 3, "ndf": 3, "batch": 4, "epochs": 6, "save_every": 1, "seed": 5}
@@ -160,10 +160,10 @@ def test_evaluations_take_a_twentieth_of_the_work_at_most(
     if made.every == 0:
         return
     assert made.every % save_every == 0
-    assert min(FEWEST, pictures) <= made.pictures
+    assert min(MIN_SAMPLES, pictures) <= made.pictures
     times = -(-epochs // made.every)
     work = epochs * (pictures // spec.batch * spec.batch) * train_flops
-    each = SLOWER * evaluation.LITE_GFLOP * 1e9 + make_flops
+    each = SLOWDOWN * evaluation.LITE_GFLOP * 1e9 + make_flops
     assert (times + 1) * made.pictures * each <= SHARE * work * 1.001
 
 
@@ -237,7 +237,7 @@ def test_a_run_that_was_never_more_than_one_picture_ends_after_twice_its_patienc
     scripted((9.0, 0.0), (5.0, 0.0), (5.0, 0.0), (6.0, 0.1), (5.0, 0.0), (5.0, 0.0))
     result, ctx = train(tmp_path, spec_of(patience=1))
     assert result["stopped"] == (
-        "stopped early at epoch 4: all alike, and no nearer to real pictures for 2 evaluations"
+        "stopped early at epoch 4: collapsed, without improvement for 2 evaluations"
     )
     assert "best" not in result["metric"]
     assert ctx.saved[-1].kind == "final"

@@ -12,11 +12,11 @@ from jobs import device, grids, rng
 from jobs.errors import DatasetError, GpuUnavailableError, OutOfMemoryError, TrainingDivergedError
 from jobs.networks.dcgan import Architecture
 from jobs.training.augment import diff_augment, shift
-from jobs.training.cached_fakes import CachedFakes
 from jobs.training.data import Batches
+from jobs.training.dcgan_steps import CachedFakes
 from jobs.training.ema import Ema, ema_decay
+from jobs.training.logger import RunningMeans
 from jobs.training.losses import LOSSES
-from jobs.training.running_means import RunningMeans
 
 CPU = torch.device("cpu")
 
@@ -143,8 +143,10 @@ def test_a_cut_hole_has_half_the_side_and_translation_reaches_an_eighth():
 
 
 def test_the_average_keeps_half_after_one_half_life():
-    assert ema_decay(1000, seen=10**9, half_life=1000) == pytest.approx(0.5)
-    assert ema_decay(64, seen=64, half_life=1e6) == pytest.approx(0.5**20), "ramp-up: 5 % of what was seen"
+    assert ema_decay(1000, images_seen=10**9, half_life=1000) == pytest.approx(0.5)
+    assert ema_decay(64, images_seen=64, half_life=1e6) == pytest.approx(0.5**20), (
+        "ramp-up: 5 % of what was seen"
+    )
 
 
 def test_the_average_moves_weights_and_statistics_and_stays_in_eval_mode():
@@ -155,7 +157,7 @@ def test_the_average_moves_weights_and_statistics_and_stays_in_eval_mode():
     with torch.no_grad():
         net(torch.randn(8, 4, 1, 1))
         net.Gene[0].weight.add_(1)
-    average.update(pictures=100, seen=10**9)
+    average.update(images=100, images_seen=10**9)
     for key, old in before.items():
         new, mine = net.state_dict()[key], average.net.state_dict()[key]
         torch.testing.assert_close(mine, (old + new) / 2 if old.is_floating_point() else new)
@@ -233,23 +235,23 @@ def test_kept_fakes_and_replayed_statistics_are_those_of_passes_made_anew():
 
 
 def test_a_meter_gives_means_forgets_them_and_raises_on_nan():
-    running_means = RunningMeans()
-    running_means.add({"loss_d": torch.tensor(1.0), "loss_g": torch.tensor(5.0)})
-    running_means.add({"loss_d": torch.tensor(2.0)})
-    assert running_means.read(2) == {"loss_d": 1.5, "loss_g": 5.0}
-    assert running_means.read(2) == {}
-    running_means.add({"loss_d": torch.tensor(math.nan)})
+    means = RunningMeans()
+    means.add({"loss_d": torch.tensor(1.0), "loss_g": torch.tensor(5.0)})
+    means.add({"loss_d": torch.tensor(2.0)})
+    assert means.read(2) == {"loss_d": 1.5, "loss_g": 5.0}
+    assert means.read(2) == {}
+    means.add({"loss_d": torch.tensor(math.nan)})
     with pytest.raises(TrainingDivergedError, match="step 3: loss_d is nan"):
-        running_means.read(3)
+        means.read(3)
 
 
 def test_a_meter_keeps_what_it_was_given_though_the_next_step_writes_over_it():
-    running_means, loss = RunningMeans(), torch.tensor(1.0)
-    running_means.add({"loss_d": loss})
+    means, loss = RunningMeans(), torch.tensor(1.0)
+    means.add({"loss_d": loss})
     loss.fill_(3.0)
-    running_means.add({"loss_d": loss})
+    means.add({"loss_d": loss})
     loss.fill_(100.0)
-    assert running_means.read(2) == {"loss_d": 2.0}
+    assert means.read(2) == {"loss_d": 2.0}
 
 
 def test_running_out_of_memory_says_what_to_make_smaller():

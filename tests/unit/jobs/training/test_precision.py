@@ -16,7 +16,7 @@ from jobs.states import StopReason
 from jobs.training import precision
 from jobs.training.cuda_graphs import CudaGraphs
 from jobs.training.precision import AutocastPasses, precision_of
-from jobs.training.schedules import schedule_values
+from jobs.training.schedules import phase_at, schedule_values
 from jobs.training.state import TrainState
 
 IMAGES = noise_images(21, 16)
@@ -92,14 +92,14 @@ def test_without_an_option_a_cpu_computes_in_32_bits(monkeypatch, has_bf16):
     processor(monkeypatch, has_bf16=has_bf16)
     for recipe in ("dcgan", "sngan", "rpgan"):
         assert precision_of(spec_of(recipe), CPU) == "fp32"
-        assert precision.build_facts(spec_of(recipe), CPU) == {"precision": "fp32"}
+        assert precision.precision_facts(spec_of(recipe), CPU) == {"precision": "fp32"}
     assert precision_of(spec_of("rpgan", precision="bf16"), CPU) == "bf16"
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the processor says it in other words")
 def test_what_the_cpu_has_is_what_its_kernel_says():
     flags = Path("/proc/cpuinfo").read_text().split()
-    assert precision.computes_in_bf16(CPU) is ("avx512_bf16" in flags)
+    assert precision.supports_bf16(CPU) is ("avx512_bf16" in flags)
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
@@ -139,11 +139,11 @@ class Crowded(CudaGraphs):
     """A GPU's memory, full as a pass is recorded."""
 
     def __init__(self) -> None:
-        super().__init__(CPU, on=True)
-        self.on = True
+        super().__init__(CPU, enabled=True)
+        self.enabled = True
         self.tried: list[str] = []
 
-    def _record(self, work, x, net):
+    def _capture(self, work, x, net):
         self.tried.append(net.__class__.__name__)
         raise torch.OutOfMemoryError("half way")
 
@@ -154,10 +154,10 @@ def test_passes_that_cannot_be_recorded_for_want_of_memory_run_as_they_are(tmp_p
     plain = jobs.training.train.Training(spec, LocalContext(tmp_path, data=IMAGES))
     plain.run()
     crowded = jobs.training.train.Training(spec, LocalContext(tmp_path, data=IMAGES))
-    graphs = crowded.steps.graphs = Crowded()
+    graphs = crowded.cuda_graphs = Crowded()
     crowded.run()
     assert graphs.tried == ["Discriminator"]
-    assert not graphs.on
+    assert not graphs.enabled
     assert sha256_of(crowded.ctx.saved[-1].state) == sha256_of(plain.ctx.saved[-1].state)
 
 
@@ -176,19 +176,18 @@ def test_a_run_may_go_on_without_graphs_and_with_the_same_bits(tmp_path):
 
 def test_gs_pass_may_run_again_after_a_recording_of_it_has_failed(tmp_path):
     training = jobs.training.train.Training(spec_of("rpgan"), LocalContext(tmp_path, data=IMAGES))
-    steps = training.steps
     now = schedule_values(training.spec, 0.0)
-    turn = steps._turn(0, now)
-    x = steps._draw(turn, 0, 0, now)
-    steps._d_pass(turn, x)
-    fakes, judge = steps.fakes_B3HW, steps.passes.d
+    phase = phase_at(training.spec, 0, training.d_steps, now)
+    x = training._draw(phase, 0, 0, now)
+    training._d_gradients(phase, x)
+    fakes, judge = training.fakes_B3HW, training.passes.d
 
     def full(*given):
         raise torch.OutOfMemoryError("half way")
 
-    steps.passes.d = full
+    training.passes.d = full
     with pytest.raises(torch.OutOfMemoryError):
-        steps._g_pass(turn, x)
-    steps.passes.d = judge
-    assert steps.fakes_B3HW is fakes
-    assert steps._g_pass(turn, x)["loss_g"].isfinite()
+        training._g_gradients(phase, x)
+    training.passes.d = judge
+    assert training.fakes_B3HW is fakes
+    assert training._g_gradients(phase, x)["loss_g"].isfinite()
