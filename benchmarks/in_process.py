@@ -194,11 +194,11 @@ def export(source: dict[str, Any], source_volume: str, netg: str) -> dict[str, f
 def forward(
     count: int, source: dict[str, Any], source_volume: str, micro_batch: int = 64
 ) -> dict[str, float]:
-    """ganq's forward alone, in as many lanes as a generation has."""
+    """ganq's forward alone, in as many threads as a generation has."""
     import torch
 
     from jobs.generation import model_cache
-    from jobs.generation.micro_batch_pool import MicroBatchPool
+    from jobs.generation.pipeline import MicroBatchPool
 
     snapshot = read_checkpoint(Volume(Path(source_volume)), Pointer(**source), "generator")
     cpu = torch.device("cpu")
@@ -211,8 +211,8 @@ def forward(
 
     began = time.perf_counter()
     pieces = -(-count // micro_batch)
-    with MicroBatchPool(cpu, pieces) as lanes:
-        for wait in [lanes.begin(draw) for _ in range(pieces)]:
+    with MicroBatchPool(cpu, pieces) as pool:
+        for wait in [pool.submit(draw) for _ in range(pieces)]:
             wait()
     return {"images": count, "whole_s": time.perf_counter() - began}
 

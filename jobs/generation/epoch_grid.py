@@ -1,9 +1,9 @@
 """
-The same seeds across training: one picture with a row for each checkpoint that was kept.
+The grid of epochs: one image with a row per retained checkpoint, of the same latents.
 
-It shows when a training got good and whether it got worse again, without a metric.
+It shows the course of a training without a metric.
 
-Shapes in names: B pictures in a micro-batch, N pictures in a row, H, W pixels.
+Shapes in names: R rows, B images in a micro-batch, N images in a row, H, W pixels.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from jobs.specs import GenerateSpec
 
 COLUMNS = 8
-"""Pictures in a row."""
+"""Images in a row."""
 MARGIN = 56
-"""Pixels at the left, for the epoch's number."""
+"""Pixels at the left, for the epoch."""
 FRAMES_PER_S = 2.0
 
 
@@ -35,15 +35,15 @@ def write(
     snapshots: "Iterable[Snapshot]",
     sink: "ImageSink",
     *,
-    ask: Callable[[], None] = lambda: None,
+    raise_if_stopped: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """
-    Draw some pictures from each of several checkpoints; hand a grid and a GIF to the sink.
+    Generate images from several checkpoints; add a grid and a GIF to the sink.
 
     Args:
-        sample_indices: of the images; the first few are shown.
+        sample_indices: of the images; the first COLUMNS are shown.
         snapshots: oldest first; one at a time is in memory.
-        ask: raises StopRequested if the job is to stop; asked before each.
+        ask: raises StopRequested if the job was asked to stop; called before each checkpoint.
 
     Returns:
         {'epochs': of the rows, from the top}.
@@ -52,7 +52,7 @@ def write(
     rows: list[NDArray[np.uint8]] = []
     epochs: list[int] = []
     for snapshot in snapshots:
-        ask()
+        raise_if_stopped()
         rows.append(pictures(spec, shown, snapshot))
         epochs.append(snapshot.epoch)
     sink.add_grid("epochs", labelled(np.stack(rows), [f"{epoch:,}" for epoch in epochs]))
@@ -67,7 +67,7 @@ def write(
 def pictures(
     spec: "GenerateSpec", sample_indices: Sequence[int], snapshot: "Snapshot"
 ) -> "NDArray[np.uint8]":
-    """The pictures of these numbers, uint8 (N, H, W, 3), each in its own micro-batch as ever."""
+    """Generate images, uint8 (N, H, W, 3), each in its own micro-batch as always."""
     device = choose(spec.device)
     model = model_cache.load(snapshot, device)
     latents = selection.latents_of(spec, model.arch.nz)
@@ -82,16 +82,16 @@ def pictures(
 
 
 def labelled(rows_RNHW3: "NDArray[np.uint8]", labels: Sequence[str]) -> "NDArray[np.uint8]":
-    """Rows below each other, each with its label at the left; uint8 (H, W, 3)."""
+    """Return rows of images below each other, each with its label at the left; uint8 (H, W, 3)."""
     from PIL import Image, ImageDraw
 
     R, N, high, wide, _ = rows_RNHW3.shape
     pad = grids.PADDING
     page = Image.new("RGB", (MARGIN + N * (wide + pad) + pad, R * (high + pad) + pad))
     pen = ImageDraw.Draw(page)
-    for row, (pictures_NHW3, label) in enumerate(zip(rows_RNHW3, labels, strict=True)):
+    for row, (images_NHW3, label) in enumerate(zip(rows_RNHW3, labels, strict=True)):
         top = row * (high + pad) + pad
         pen.text((MARGIN - 6, top + high // 2), label, fill="white", anchor="rm")
-        for place, picture_HW3 in enumerate(pictures_NHW3):
-            page.paste(Image.fromarray(picture_HW3), (MARGIN + place * (wide + pad) + pad, top))
+        for place, image_HW3 in enumerate(images_NHW3):
+            page.paste(Image.fromarray(image_HW3), (MARGIN + place * (wide + pad) + pad, top))
     return np.asarray(page)

@@ -1,12 +1,11 @@
 """
-The same generator with less to do: BatchNorm folded into the convolutions, the widest layer rearranged.
+Optimise a generator for inference: fold BatchNorm into the convolutions, replace slow layers on a CPU.
 
-In eval mode BatchNorm is a scale and a shift for each channel, which a convolution
-can carry. The layer next to the pixels has three output channels, too few for
-the CPU's kernels of transposed convolutions; as a plain convolution that makes
-nine pixels of each position at once it takes less than half of the time. With the first layer
-as a matrix product, that is up to half off the forward pass. The folding is done in float64, always
-in the same way, so equal weights give equal pictures.
+In eval mode BatchNorm is a scale and a shift per channel, which a convolution can include. The last layer has
+three output channels, too few for the CPU's transposed convolutions; as a plain convolution that computes
+nine pixels of each position at once it takes less than half of the time. With the first layer as a matrix
+product the forward pass takes up to half of the time. Folding is done in float64, always in the same way,
+so equal weights give equal images.
 """
 
 import copy
@@ -23,43 +22,47 @@ from jobs.networks.resnet import ResNetGenerator
 
 def for_inference(net: AnyGenerator, device: torch.device) -> nn.Module:
     """
+    Return an optimised copy of a generator.
+
     Args:
-        net: on the CPU, in eval mode; stays as it is.
+        net: on the CPU, in eval mode; it is not changed.
 
     Returns:
-        A network without BatchNorm, channels last, on the device: latents (B, Z, 1, 1)
-        to pictures (B, 3, H, W), equal but for the last bits of the floats.
+        A network without BatchNorm, channels last, on the device: latents (B, Z, 1, 1) to images
+        (B, 3, H, W), equal up to the last bits of the floats.
     """
-    if isinstance(net, ResNetGenerator):  # nothing to fold, and no layer at which a CPU is weak
+    if isinstance(net, ResNetGenerator):  # no BatchNorm, and no layer that is slow on a CPU
         same = copy.deepcopy(net).eval().requires_grad_(False)
         return cast(nn.Module, same.to(device=device, memory_format=torch.channels_last))  # type: ignore[call-overload]
     source = list(net.Gene)
     on_cpu = device.type == "cpu"
     layers: list[nn.Module] = []
-    weave: list[nn.Module] = []  # comes last: Tanh is fast where the numbers lie in a row
+    interleave: list[nn.Module] = []  # after Tanh, which is faster on contiguous memory
     for layer, after in zip(source, [*source[1:], None], strict=True):
         if isinstance(layer, nn.ConvTranspose2d):
             folded = _folded(layer, after if isinstance(after, nn.BatchNorm2d) else None)
             if on_cpu and folded.out_channels == 3:
                 layers.append(phase_convolution(folded))
                 stride, first = folded.stride[0], int(folded.padding[0])
-                weave.append(Weave(stride, first=first, less=stride))
+                interleave.append(PixelInterleave(stride, first=first, less=stride))
             else:
                 layers.append(LatentLayer(folded) if on_cpu and folded.stride[0] == 1 else folded)
         elif on_cpu and isinstance(layer, nn.Conv2d) and isinstance(after, nn.PixelShuffle):
-            layers.append(_place_by_place(layer, after.upscale_factor))
-            weave.append(Weave(after.upscale_factor))
-        elif not isinstance(layer, nn.BatchNorm2d) and not (weave and isinstance(layer, nn.PixelShuffle)):
+            layers.append(_reordered_filters(layer, after.upscale_factor))
+            interleave.append(PixelInterleave(after.upscale_factor))
+        elif not isinstance(layer, nn.BatchNorm2d) and not (
+            interleave and isinstance(layer, nn.PixelShuffle)
+        ):
             layers.append(copy.deepcopy(layer))
-    quick: nn.Module = nn.Sequential(*layers, *weave)
+    fast: nn.Module = nn.Sequential(*layers, *interleave)
     if net.GeneClasses is not None:
-        quick = Conditioned(copy.deepcopy(net.GeneClasses), quick)
-    quick = quick.eval().requires_grad_(False)
-    return cast(nn.Module, quick.to(device=device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+        fast = Conditioned(copy.deepcopy(net.GeneClasses), fast)
+    fast = fast.eval().requires_grad_(False)
+    return cast(nn.Module, fast.to(device=device, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
 class Conditioned(nn.Module):
-    """A folded generator that takes classes: they only change its latents."""
+    """An optimised generator with class labels, which only change its latents."""
 
     def __init__(self, classes: ClassLatents, net: nn.Module) -> None:
         super().__init__()
@@ -72,7 +75,7 @@ class Conditioned(nn.Module):
 
 def _folded(layer: nn.ConvTranspose2d, norm: nn.BatchNorm2d | None) -> nn.ConvTranspose2d:
     """
-    Weight w·γ/√(σ² + ε) and bias β − μ·γ/√(σ² + ε), for a layer without a bias.
+    Return the layer with BatchNorm folded in: weight w·γ/√(σ² + ε), bias β − μ·γ/√(σ² + ε).
 
     Source: Jacob et al. 2018, arXiv:1712.05877, equation 14.
     """
@@ -95,7 +98,7 @@ def _folded(layer: nn.ConvTranspose2d, norm: nn.BatchNorm2d | None) -> nn.ConvTr
 
 
 class LatentLayer(nn.Module):
-    """A transposed convolution of a 1×1 picture is a matrix product: an eighth of the time."""
+    """A transposed convolution of a 1×1 input as a matrix product, in an eighth of the time."""
 
     def __init__(self, layer: nn.ConvTranspose2d) -> None:
         super().__init__()
@@ -113,11 +116,10 @@ class LatentLayer(nn.Module):
 
 def phase_convolution(layer: nn.ConvTranspose2d) -> nn.Conv2d:
     """
-    A transposed convolution as a 2×2 convolution that makes s×s pixels of each position.
+    Return a transposed convolution as a 2×2 convolution that computes s×s pixels of each position.
 
-    With kernel k ≤ 2s, pixel s·q + r − p of the output takes taps r and r + s of the kernel,
-    from inputs q and q − 1 (in each direction): s·s filters of 2×2 for each channel, whose answers
-    Weave puts into their places.
+    With kernel k ≤ 2s, pixel s·q + r − p of the output uses taps r and r + s of the kernel, on inputs q and
+    q − 1 (in each direction): s·s filters of 2×2 per channel, whose outputs PixelInterleave arranges.
 
     Source: Shi et al. 2016, arXiv:1609.07009 (sub-pixel convolution).
     """
@@ -133,8 +135,8 @@ def phase_convolution(layer: nn.ConvTranspose2d) -> nn.Conv2d:
     return phases
 
 
-def _place_by_place(layer: nn.Conv2d, side: int) -> nn.Conv2d:
-    """The convolution before a PixelShuffle, its filters in Weave's order: row, column, channel."""
+def _reordered_filters(layer: nn.Conv2d, side: int) -> nn.Conv2d:
+    """Return the convolution before a PixelShuffle, its filters in the order row, column, channel."""
     ordered = copy.deepcopy(layer)
     with torch.no_grad():
         for values in ordered.parameters():
@@ -143,17 +145,15 @@ def _place_by_place(layer: nn.Conv2d, side: int) -> nn.Conv2d:
     return ordered
 
 
-class Weave(nn.Module):
+class PixelInterleave(nn.Module):
     """
-    The pixels that were made of each position, side by side.
+    Arrange the s×s pixels of each position: (B, s·s·3, H, W) to (B, 3, s·H − less, s·W − less).
 
-    Takes (B, s·s·3, H, W), and returns (B, 3, s·H − less, s·W − less).
-
-    What nn.PixelShuffle does, by NumPy, whose copy takes a quarter of the time; only for the CPU.
+    Like nn.PixelShuffle, but with NumPy, whose copy takes a quarter of the time; for the CPU only.
 
     Args:
-        first: row and column at which the picture begins.
-        less: rows and columns that it has not.
+        first: first row and column of the output to keep.
+        less: rows and columns to drop.
     """
 
     def __init__(self, stride: int, *, first: int = 0, less: int = 0) -> None:
@@ -164,6 +164,6 @@ class Weave(nn.Module):
         B, C, H, W = phases_BCHW.shape
         s = self.stride
         places = phases_BCHW.permute(0, 2, 3, 1).numpy().reshape(B, H, W, s, s, C // (s * s))
-        woven = np.ascontiguousarray(places.transpose(0, 1, 3, 2, 4, 5)).reshape(B, s * H, s * W, -1)
+        interleaved = np.ascontiguousarray(places.transpose(0, 1, 3, 2, 4, 5)).reshape(B, s * H, s * W, -1)
         rows, columns = (slice(self.first, self.first + s * side - self.less) for side in (H, W))
-        return torch.from_numpy(woven[:, rows, columns]).permute(0, 3, 1, 2)
+        return torch.from_numpy(interleaved[:, rows, columns]).permute(0, 3, 1, 2)

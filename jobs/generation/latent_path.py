@@ -1,11 +1,10 @@
 """
-A way through latent space: the frames between the latents of given pictures.
+A path through latent space: the frames between the latents of given images.
 
-Latents are Gaussian, so in many dimensions all of them lie near a sphere. The straight line
-between two of them cuts through its inside, where the generator was never trained, and its
-middle looks like an average; the great circle stays where the pictures are.
+Gaussian latents of many dimensions lie near a sphere. The straight line between two of them leaves it, where
+the generator was never trained; spherical interpolation (slerp) stays on it.
 
-Shapes in names: K points, F frames, Z latent numbers.
+Shapes in names: K points, F frames, Z latent dimensions.
 """
 
 import math
@@ -16,25 +15,25 @@ import torch
 from torch import Tensor
 
 NEARLY_PARALLEL = 1e-6
-"""Below this sine the great circle is not defined in floats; the straight line is as good."""
+"""Below this sine slerp is not defined in floats; linear interpolation is as good."""
 
 
 class Rows(Protocol):
-    """Latents by number; jobs.rng.Latents, or something around it."""
+    """Latents by sample index: jobs.rng.Latents, or a wrapper of it."""
 
     def rows(
         self, sample_indices: Iterable[int], *, mean: float = 0.0, std: float = 1.0, retry: int = 0
     ) -> Tensor:
-        """float32 (len(sample_indices), nz)."""
+        """Return latents, float32 (N, Z)."""
 
 
 def slerp(one_Z: Tensor, other_Z: Tensor, share: float) -> Tensor:
     """
-    The point between two that has gone `share` of the angle from the first to the second.
+    Interpolate spherically between two latents.
 
     Args:
         one_Z, other_Z: float64 vectors, drawn from a standard normal distribution.
-        share: 0 gives the first, 1 the second, bit for bit.
+        share: of the angle; 0 returns the first, 1 the second, bit for bit.
 
     Source: White 2016, arXiv:1609.04468, section 2.1 (after Shoemake 1985).
     """
@@ -51,11 +50,11 @@ def slerp(one_Z: Tensor, other_Z: Tensor, share: float) -> Tensor:
 
 class Path:
     """
-    Latents by frame number: frame f depends on (seed, points, frames, f) alone.
+    Latents by frame: frame f depends only on (seed, points, frames, f).
 
     Args:
-        latents: of pictures.
-        points: numbers of the pictures that the way goes through; K ≥ 2.
+        latents: of images.
+        points: sample indices of the images that the path connects; K ≥ 2.
         frames: F ≥ K. Frame 0 is the first point, frame F − 1 the last.
     """
 
@@ -65,9 +64,11 @@ class Path:
 
     def place(self, frame: int) -> tuple[int, float]:
         """
+        Return the position of a frame.
+
         Returns:
-            Between which points a frame lies (their index from 0), and what share of the way it
-            has gone. What comes after the last frame stays where that is: a micro-batch is whole.
+            Index of the leg, from 0, and share of the leg. Frames after the last one, which fill the last
+            micro-batch, have its position.
         """
         legs = len(self.points_KZ) - 1
         leg, rest = divmod(min(frame, self.frames - 1) * legs, self.frames - 1)
@@ -76,9 +77,9 @@ class Path:
     def rows(
         self, sample_indices: Iterable[int], *, mean: float = 0.0, std: float = 1.0, retry: int = 0
     ) -> Tensor:
-        """float32 (N, nz); `mean` and `std` are put on afterwards, as of any other latent."""
-        way = [
+        """Return latents, float32 (N, Z); `mean` and `std` are applied last, as to any latents."""
+        path_FZ = [
             slerp(self.points_KZ[leg], self.points_KZ[leg + 1], share)
             for leg, share in map(self.place, sample_indices)
         ]
-        return torch.stack(way).float().mul_(std).add_(mean)
+        return torch.stack(path_FZ).float().mul_(std).add_(mean)

@@ -1,8 +1,8 @@
 """
-The last step of a generation that was split: publish as one what its parts have made.
+Merge the shards of a generation: publish their images as one result.
 
-No picture is made anew. Files are linked where the volume can do that, and what lies in an
-archive is copied, so the result has the bytes that one worker alone would have made.
+Images are not computed or encoded again. Files are hard-linked if the volume supports it; members of archives
+are copied. The result has the same bytes as that of a single worker.
 """
 
 import time
@@ -29,22 +29,24 @@ class Placed:
 
 def run(spec: GenerateSpec, ctx: JobContext, parts: list[Iterable[Made]]) -> dict[str, Any]:
     """
+    Merge shards and publish the result.
+
     Args:
-        parts: what each part has made, in the order of draws.
+        parts: the images of each shard, in the order of sample indices.
 
     Returns:
-        Facts for the job's result, as of a generation that was not split.
+        The job's result, as of a generation that was not split.
 
     Raises:
-        StopRequested: somebody wants the job to stop; nothing was published.
-        StorageError: a part's result is not what was registered.
+        StopRequested: the job was asked to stop; nothing was published.
+        StorageError: a shard's result differs from what was registered.
     """
     started = time.monotonic()
     sink = ctx.pictures(format=spec.format, quality=spec.quality, total=spec.total)
     pages = GridPages(sink, size=spec.grid, most=spec.grid_pages)
     in_order = _all(parts) if spec.keep is None else _best(parts, spec.keep)
     shown = previews.Shown(spec)
-    gathered = 0
+    merged = 0
     for placed in in_order:
         reason = ctx.stop_reason()
         if reason is not None:
@@ -54,13 +56,13 @@ def run(spec: GenerateSpec, ctx: JobContext, parts: list[Iterable[Made]]) -> dic
         if not pages.full:
             pages.add(sink.pixels(placed.made))
         shown.add(placed.made.record["draw"])
-        gathered += 1
-        ctx.report(gathered, spec.total, "pictures", phase="gathering")
+        merged += 1
+        ctx.report(merged, spec.total, "images", phase="merging shards")
     pages.finish()
     more = previews.finish(spec, ctx, sink, shown)
     published = sink.publish()
     return {
-        "image_count": gathered,
+        "image_count": merged,
         "drawn": spec.drawn,
         "grids": pages.made,
         "seed": spec.seed,
@@ -82,7 +84,7 @@ def _best(parts: list[Iterable[Made]], keep: int) -> Iterator[Placed]:
     """Yield the best images, best first; the output index is the rank. Ties go to the lower sample index."""
     import heapq
 
-    # Each part comes best first, so that no more than one line of each is in memory.
-    merged = heapq.merge(*parts, key=lambda made: (-made.record["score"], made.record["draw"]))
-    for rank, made in enumerate(islice(merged, keep)):
+    # Each shard is sorted, best first, so that only one line of each is in memory.
+    ranked = heapq.merge(*parts, key=lambda made: (-made.record["score"], made.record["draw"]))
+    for rank, made in enumerate(islice(ranked, keep)):
         yield Placed(rank, made)

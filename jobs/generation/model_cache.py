@@ -1,4 +1,4 @@
-"""Generators loaded from checkpoints, the last few kept, so that a warm process need not build them again."""
+"""A cache of the models that were loaded last, so that a warm process does not load them again."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -13,25 +13,29 @@ from jobs.generation.inference import for_inference
 from jobs.networks.classes import label_of, labels_of
 from jobs.networks.dcgan import AnyDiscriminator, Architecture
 
-KEPT = 4
+CACHE_SIZE = 4
 
 
 @dataclass(frozen=True)
 class Model:
-    """A pair in eval mode, channels last, on its device."""
+    """Generator and discriminator in eval mode, channels last, on the device."""
 
     arch: Architecture
     generator: nn.Module
     discriminator: AnyDiscriminator | None
     classes: tuple[str, ...] = ()
-    """Names of the classes that the generator can be asked for."""
+    """Class names of a conditional model."""
 
     def labels(self, numbers: Iterable[int], class_name: str | None, device: torch.device) -> list[Tensor]:
         """
-        What both networks take beside latents or pictures: the classes of these pictures, or nothing.
+        Return the class labels of images as a list with one tensor; empty for an unconditional model.
+
+        Args:
+            numbers: sample indices; the class is the index modulo the number of classes.
+            class_name: one class for all images.
 
         Raises:
-            SpecError: the model knows no such class.
+            SpecError: the model has no such class.
         """
         label = label_of(class_name, self.classes)
         if not self.classes:
@@ -40,12 +44,14 @@ class Model:
 
     def scorer(self) -> AnyDiscriminator:
         """
+        Return the discriminator.
+
         Raises:
-            SpecError: the model came without a discriminator.
+            SpecError: the model has none.
         """
         if self.discriminator is None:
             raise SpecError(
-                "this model has no discriminator, so there is nothing to choose the best pictures by",
+                "this model has no discriminator to select the best images with",
                 hint="use --count N instead of --keep and --of, or import the model with its netd file",
             )
         return self.discriminator
@@ -56,23 +62,25 @@ _loaded: "OrderedDict[tuple[str, str], Model]" = OrderedDict()
 
 def load(snapshot: Snapshot, device: torch.device) -> Model:
     """
+    Return the model of a checkpoint, from the cache if it is there.
+
     Args:
-        snapshot: tensors 'G.…' and, if it can score, 'D.…'; meta["arch"].
+        snapshot: tensors 'G.…' and, for scores, 'D.…'; meta["arch"].
 
     Raises:
         CheckpointCorruptError: the tensors do not fit meta["arch"].
     """
-    known = recall(snapshot.sha256, device)
-    if known is not None:
-        return known
+    found = cached(snapshot.sha256, device)
+    if found is not None:
+        return found
     model = _loaded[snapshot.sha256, str(device)] = _build(snapshot, device)
-    while len(_loaded) > KEPT:
+    while len(_loaded) > CACHE_SIZE:
         _loaded.popitem(last=False)
     return model
 
 
-def recall(sha256: str | None, device: torch.device) -> Model | None:
-    """A model that this process has loaded not long ago: nothing is read."""
+def cached(sha256: str | None, device: torch.device) -> Model | None:
+    """Return a model from the cache without reading any file; None if it is not there."""
     if sha256 is None or (key := (sha256, str(device))) not in _loaded:
         return None
     _loaded.move_to_end(key)
@@ -99,7 +107,7 @@ def _fill(net: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
         net.load_state_dict(own)
     except RuntimeError as exc:
         raise CheckpointCorruptError(
-            "the checkpoint's tensors are not those of the networks it describes",
-            hint="another checkpoint of the job may be whole: ganq checkpoints JOB",
+            "the checkpoint's tensors do not fit the architecture in its metadata",
+            hint="another checkpoint of the job may be intact: ganq checkpoints JOB",
         ) from exc
     net.eval().requires_grad_(False)

@@ -1,11 +1,10 @@
 """
-Which latents a generation draws from, and which of its draws it takes.
+Truncation of latents and rejection of images by score.
 
-Whatever is chosen here, picture i stays a function of (checkpoint, seed, i): what is
-truncated is the latent itself, the tries of place i are its own, and the score below which a try
-is rejected is the model's.
+Image i remains a function of (checkpoint, seed, i): truncation changes its own latent, its retries have
+latents of their own, and the threshold of rejection belongs to the model.
 
-Shapes in names: B pictures in a micro-batch, Z latent numbers, H, W pixels.
+Shapes in names: B images in a micro-batch, N images, Z latent dimensions, H, W pixels.
 """
 
 import math
@@ -25,33 +24,33 @@ if TYPE_CHECKING:
     from jobs.specs import GenerateSpec
 
 CALIBRATION = 1024
-"""Pictures by whose scores the threshold of a rejection is set."""
+"""Images whose scores determine the threshold of rejection."""
 TRIES = 64
-"""Draws for one place at most; after them the best of them is taken."""
+"""Tries per image at most; then the best of them is used."""
 
 
 def latents_of(spec: "GenerateSpec", nz: int) -> Rows:
-    """The latents that a spec draws from: plain, truncated, or a way through some of them."""
-    latents = _within(spec, rng.Latents(spec.seed, nz))
+    """Return the latents of a spec: plain, truncated, or a path."""
+    latents = _truncated(spec, rng.Latents(spec.seed, nz))
     return Path(latents, spec.interpolate, spec.total) if spec.interpolate else latents
 
 
 def calibration_latents(spec: "GenerateSpec", nz: int) -> Rows:
-    """Latents of pictures that are nobody's, the same for every seed, to learn a model's scores from."""
-    return _within(spec, rng.Latents(0, nz, stream="calibration"))
+    """Return latents for calibration, the same for every seed and used for no image."""
+    return _truncated(spec, rng.Latents(0, nz, stream="calibration"))
 
 
-def _within(spec: "GenerateSpec", latents: Rows) -> Rows:
+def _truncated(spec: "GenerateSpec", latents: Rows) -> Rows:
     return latents if spec.truncation is None else Truncated(latents, spec.truncation)
 
 
 class Truncated:
     """
-    Latents whose numbers all lie within ±limit: less variety, fewer odd pictures.
+    Latents from a normal distribution truncated to ±limit: less diversity, fewer artefacts.
 
-    Where BigGAN draws a number again until it lies within, this puts each through
-    the inverse of the truncated distribution. The result is distributed alike, needs no second
-    draw, and keeps kinship: picture i is a tamer version of picture i.
+    BigGAN draws each value again until it lies within the limit; this maps each value through the inverse of
+    the truncated distribution. The distribution is the same, no second draw is needed, and truncated image i
+    resembles image i.
 
     Source: Brock et al. 2018, arXiv:1809.11096, section 3.1 (the truncation trick);
     Devroye 1986, chapter II.2 (inversion).
@@ -64,39 +63,39 @@ class Truncated:
     def rows(
         self, sample_indices: Iterable[int], *, mean: float = 0.0, std: float = 1.0, retry: int = 0
     ) -> Tensor:
-        """float32 (len(sample_indices), nz)."""
+        """Return latents, float32 (N, Z)."""
         plain_NZ = self.latents.rows(sample_indices, retry=retry).double()
-        below = math.erfc(self.limit / math.sqrt(2)) / 2  # the share that lies under −limit
+        below = math.erfc(self.limit / math.sqrt(2)) / 2  # probability below −limit
         within_NZ: Tensor = torch.special.ndtri(below + torch.special.ndtr(plain_NZ) * (1 - 2 * below))
         return within_NZ.clamp_(-self.limit, self.limit).to(torch.float32).mul_(std).add_(mean)
 
 
-Drawn = tuple["NDArray[np.uint8]", list[float]]
+Scored = tuple["NDArray[np.uint8]", list[float]]
 """Pixels (B, H, W, 3) of a micro-batch, and B scores."""
 
 
 class Rejection:
     """
-    Draws place i again until the discriminator's score reaches the model's own threshold.
+    Generates image i again until the discriminator's score reaches the model's threshold.
 
-    Try k of place i has the latent (seed, i, k), and is computed in a whole micro-batch of k-th
-    tries, at its own place: so neither its neighbours nor the range that was asked for matter. It
-    costs about log(B) / log(1/share) passes for each micro-batch.
+    Try k of image i has the latent (seed, i, k) and is computed in a micro-batch of k-th tries, at its own
+    position, so that it depends neither on its neighbours nor on the requested range. This takes about
+    log(B) / log(1/share) passes per micro-batch.
 
     Args:
-        share: of all draws, that is rejected: those with the lowest scores.
-        draw: (block, try) → the micro-batch, with scores.
-        calibrate: number of a block → scores of pictures that are nobody's.
+        share: of all images that is rejected: those with the lowest scores.
+        draw: (block, try) → the micro-batch with its scores.
+        calibrate: block → scores of calibration images.
         micro_batch: B.
 
-    Source: Azadi et al. 2018, arXiv:1810.06758. There a draw is accepted with a probability that
-    grows with its score; here that is a step, whose place is a share a person can read.
+    Source: Azadi et al. 2018, arXiv:1810.06758. There the probability of acceptance grows with the score;
+    here it is a step function, with a share as its parameter.
     """
 
     def __init__(
         self,
         share: float,
-        draw: Callable[[int, int], Drawn],
+        draw: Callable[[int, int], Scored],
         calibrate: Callable[[int], list[float]],
         micro_batch: int,
     ) -> None:
@@ -106,22 +105,22 @@ class Rejection:
         self.threshold = float(np.quantile(scores, share))
         self.tries: list[int] = []
 
-    def micro_batch(self, block: int) -> Drawn:
-        """The accepted pictures of a block, with their scores; `tries` then says how many each took."""
+    def micro_batch(self, block: int) -> Scored:
+        """Return the accepted images of a block with their scores; set `tries` to the tries of each."""
         pixels_BHW3, scores = self.draw(block, 0)
         pixels_BHW3, scores = pixels_BHW3.copy(), list(scores)
         self.tries = [1] * len(scores)
         for retry in range(1, TRIES):
-            open_places = [place for place, score in enumerate(scores) if score < self.threshold]
-            if not open_places:
+            rejected = [place for place, score in enumerate(scores) if score < self.threshold]
+            if not rejected:
                 break
             others_BHW3, others = self.draw(block, retry)
-            for place in open_places:
+            for place in rejected:
                 self.tries[place] += 1
                 if others[place] > scores[place]:
                     pixels_BHW3[place], scores[place] = others_BHW3[place], others[place]
         return pixels_BHW3, scores
 
     def record(self, place: int) -> dict[str, Any]:
-        """What the manifest says of the picture at this place of the block that came last."""
+        """Return the manifest entries of the image at a position of the last block."""
         return {"tries": self.tries[place]}

@@ -1,7 +1,7 @@
 """
-Pictures one after the other: a GIF that every program shows, and an MP4 where there is a library for it.
+Encode frames as a GIF, and as an MP4 if PyAV is installed.
 
-PyAV, which makes the MP4, is an optional part of ganq (the extra 'video') and imported when it is used.
+PyAV is an optional dependency (the extra 'video') and is imported when it is used.
 """
 
 import io
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FPS = 25
-"""Frames a second: a GIF counts in hundredths of a second, and players pass over less than three of them."""
+"""Frames per second. A GIF counts in hundredths of a second, and players ignore delays below three."""
 QUALITY = 16
-"""H.264's constant rate factor: 18 already looks lossless."""
-NO_MP4 = "no MP4: PyAV is not installed here; pip install 'ganq[video]' brings it"
+"""Constant rate factor of H.264; 18 is visually lossless."""
+NO_MP4 = "no MP4: PyAV is not installed; install it with pip install 'ganq[video]'"
 
 
 def gif(frames: "Sequence[NDArray[np.uint8]]", *, fps: float = FPS) -> bytes:
     """
-    An endless GIF of uint8 (H, W, 3) frames, each with the 256 colours that suit it best.
+    Encode uint8 (H, W, 3) frames as an endless GIF, each frame with its own palette of 256 colours.
 
     Args:
-        fps: frames a second, 100 at most.
+        fps: frames per second, 100 at most.
     """
     from PIL import Image
 
     first, *others = (Image.fromarray(np.ascontiguousarray(frame)).quantize(256) for frame in frames)
     buffer = io.BytesIO()
-    # Without disposal 1 and optimize=False Pillow cuts frames to what has changed, with stray pixels.
+    # Without disposal=1 and optimize=False Pillow crops frames to what changed and leaves stray pixels.
     first.save(
         buffer,
         "GIF",
@@ -47,13 +47,13 @@ def gif(frames: "Sequence[NDArray[np.uint8]]", *, fps: float = FPS) -> bytes:
 
 
 def can_mp4() -> bool:
-    """Whether PyAV is installed."""
+    """Return whether PyAV is installed."""
     return find_spec("av") is not None
 
 
 def mp4(frames: "Sequence[NDArray[np.uint8]]", *, fps: int = FPS) -> bytes:
     """
-    An H.264 film of uint8 (H, W, 3) frames; an odd side loses its last line, which the format cannot hold.
+    Encode uint8 (H, W, 3) frames as H.264. An odd side loses its last line: the format needs even sides.
 
     Raises:
         ImportError: PyAV is not installed; see can_mp4().

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from jobs.errors import DiskFullError, StopRequested
-from jobs.generation.background_writer import BackgroundWriter
+from jobs.generation.pipeline import BackgroundWriter
 
 
 def convey(things, work, then=lambda: None):

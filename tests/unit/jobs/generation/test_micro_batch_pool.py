@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from jobs.errors import OutOfMemoryError
-from jobs.generation import micro_batch_pool
-from jobs.generation.micro_batch_pool import MicroBatchPool
+from jobs.generation import pipeline
+from jobs.generation.pipeline import MicroBatchPool
 
 CPU = torch.device("cpu")
 
@@ -24,7 +24,7 @@ def four_threads():
 def in_lanes(number, work, pieces=8):
     """What each of some pieces returns, in their order."""
     with MicroBatchPool(CPU, number) as open_lanes:
-        waiting = [open_lanes.begin(work, piece) for piece in range(pieces)]
+        waiting = [open_lanes.submit(work, piece) for piece in range(pieces)]
         return [wait() for wait in waiting]
 
 
@@ -54,7 +54,7 @@ def test_afterwards_every_thread_has_all_threads_again():
 def test_many_cores_share_a_few_lanes(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     many = MicroBatchPool(CPU, 1000)
-    assert (many.number, many.ahead) == (micro_batch_pool.MOST, micro_batch_pool.MOST)
+    assert (many.workers, many.ahead) == (pipeline.MAX_MICRO_BATCHES, pipeline.MAX_MICRO_BATCHES)
 
 
 @pytest.mark.usefixtures("four_threads")
@@ -62,7 +62,7 @@ def test_many_cores_share_a_few_lanes(monkeypatch):
 def test_on_a_gpu_and_for_a_single_piece_the_caller_works_itself_on_all_threads(device, pieces):
     with MicroBatchPool(torch.device(device), pieces) as alone:
         assert alone.ahead == 0
-        wait = alone.begin(lambda: (threading.current_thread(), torch.get_num_threads()))
+        wait = alone.submit(lambda: (threading.current_thread(), torch.get_num_threads()))
         assert wait() == (threading.current_thread(), 4)
 
 

@@ -109,7 +109,9 @@ def test_p_rises_when_d_learns_eight_pictures_by_heart_and_the_metrics_show_it(t
 def test_colours_are_steered_up_to_a_chance_at_which_they_do_not_leak_and_shifts_further():
     ada = Ada(0.6, 1000, torch.device("cpu"))
     ada.state_3[0] = 0.2
-    assert {one: p.item() for one, p in ada.probabilities(ALL).items()} == pytest.approx(dict.fromkeys(ALL, 0.2))
+    assert {one: p.item() for one, p in ada.probabilities(ALL).items()} == pytest.approx(
+        dict.fromkeys(ALL, 0.2)
+    )
     ada.state_3[0] = 0.9
     assert ada.probabilities(ALL)["color"].item() == pytest.approx(MAX_COLOR_P)
     assert ada.probabilities(ALL)["translation"].item() == pytest.approx(0.9)

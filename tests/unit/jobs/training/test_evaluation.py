@@ -236,9 +236,7 @@ def test_where_all_repeat_themselves_none_is_the_best(tmp_path, scripted):
 def test_a_run_that_was_never_more_than_one_picture_ends_after_twice_its_patience(tmp_path, scripted):
     scripted((9.0, 0.0), (5.0, 0.0), (5.0, 0.0), (6.0, 0.1), (5.0, 0.0), (5.0, 0.0))
     result, ctx = train(tmp_path, spec_of(patience=1))
-    assert result["stopped"] == (
-        "stopped early at epoch 4: collapsed, without improvement for 2 evaluations"
-    )
+    assert result["stopped"] == ("stopped early at epoch 4: collapsed, without improvement for 2 evaluations")
     assert "best" not in result["metric"]
     assert ctx.saved[-1].kind == "final"
 
