@@ -50,7 +50,7 @@ class Rollbacks:
             self.lr_scale = LOWER_LR_SCALE
             return "lower rates"
         raise TrainingDivergedError(
-            f"{diverged.message}; a rollback with halved learning rates did not help",
+            f"{diverged.message}; going back and halving the learning rates did not help",
             hint=diverged.hint,
             step=diverged.step,
         ) from diverged

@@ -550,7 +550,7 @@ class Training:
         self.bit_exact = bool(meta.get("bit_exact", True)) and not changed
         if changed:
             changes = "; ".join(changed)
-            self.ctx.log(f"build or device changed, so the result will differ in its last bits: {changes}")
+            self.ctx.log(f"another build or device, so the result will differ in its last bits: {changes}")
             self.ctx.event("not_bit_exact", step=snapshot.step, changed=changes)
 
     def _roll_back(self, diverged: TrainingDivergedError) -> None:

@@ -104,7 +104,7 @@ def test_the_result_says_why_a_run_has_no_metric(tmp_path):
     said = train(tmp_path, spec_of(patience=0), data=alike)[0]
     assert said["no_metric"] == "all 8 real pictures are the same, so nothing can be said of others"
     short = train(tmp_path, spec_of(eval_every=0, eval_samples=0))[0]
-    assert short["no_metric"].startswith("the run is so short that one evaluation would be more than 5%")
+    assert short["no_metric"].startswith("the run is so short that one evaluation would take more than 5%")
     for spec in (spec_of(patience=0), spec_of(metric="none", patience=0)):
         assert "no_metric" not in train(tmp_path, spec)[0]
 
@@ -160,11 +160,11 @@ def test_evaluations_take_a_twentieth_of_the_work_at_most(
     if made.every == 0:
         return
     assert made.every % save_every == 0
-    assert min(MIN_SAMPLES, pictures) <= made.pictures
+    assert min(MIN_SAMPLES, pictures) <= made.samples
     times = -(-epochs // made.every)
     work = epochs * (pictures // spec.batch * spec.batch) * train_flops
     each = SLOWDOWN * evaluation.LITE_GFLOP * 1e9 + make_flops
-    assert (times + 1) * made.pictures * each <= SHARE * work * 1.001
+    assert (times + 1) * made.samples * each <= SHARE * work * 1.001
 
 
 def test_a_run_too_short_to_measure_says_so_and_one_that_asks_is_measured(tmp_path):

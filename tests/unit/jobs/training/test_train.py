@@ -232,7 +232,7 @@ def test_more_epochs_go_on_from_a_finished_run(tmp_path):
     straight = train(tmp_path, spec_of("sngan", epochs=4))[1]
     assert longer[0]["resumed_from"] == 10
     assert sha256_of(longer[1].saved[-1].state) == sha256_of(straight.saved[-1].state)
-    with pytest.raises(SpecError, match="4 epochs old"):
+    with pytest.raises(SpecError, match="has completed 4 epochs"):
         train(tmp_path, spec_of("sngan", epochs=3), resume_from=straight.saved[-1].for_resume())
 
 
@@ -326,7 +326,7 @@ def test_infinite_weights_with_finite_losses_are_neither_saved_nor_shown(tmp_pat
 
 def test_fewer_pictures_than_a_batch_stop_the_run_before_it_begins(tmp_path):
     ctx = context(tmp_path)
-    with pytest.raises(DatasetError, match="21 pictures do not fill one batch of 64"):
+    with pytest.raises(DatasetError, match="21 images do not fill one batch of 64"):
         jobs.training.train.run(spec_of(batch=64), ctx)
     assert ctx.records == []
 
