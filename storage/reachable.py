@@ -1,8 +1,8 @@
 """
-Whether the file system of a folder answers at all.
+Check whether the file system of a folder answers.
 
-A call on a hard NFS mount whose server is gone, or on FUSE whose daemon is stopped, returns when that is
-back; a thread that waits there can keep its process from ending even when that is killed. So a child asks.
+A call on a hard NFS mount without its server, or on FUSE without its daemon, blocks until that is back, and
+even SIGKILL may not end a process that waits there. So a child process makes the call.
 """
 
 import os
@@ -20,27 +20,29 @@ HINT = "is its server there? ls the folder; a hard mount waits until it is"
 
 def require_answer(volume: Path, within_s: float = ANSWER_S) -> None:
     """
+    Check that the volume answers, even if only with an error.
+
     Raises:
-        VolumeError: no answer in time, not even that the folder is missing.
+        VolumeError: there is no answer in time.
     """
     if not answers(volume, within_s):
         raise VolumeError(silence(volume, within_s), hint=HINT)
 
 
 def silence(volume: Path, within_s: float = ANSWER_S) -> str:
-    """Return the line about a volume that is silent."""
+    """Return the message about a volume that does not answer."""
     return f"the volume {volume} does not answer (waited {within_s:.0f} s)"
 
 
 def answers(folder: Path, within_s: float = ANSWER_S) -> bool:
     """
-    Return whether the folder's file system says anything about it, an error included.
+    Return whether the folder's file system answers, even if with an error.
 
-    The child is not waited for if it hangs: it ends by itself once the file system is back.
+    A child that hangs is not waited for; it exits when the file system is back.
     """
     try:
         child = os.fork()
-    except OSError:  # no process is free: whoever looks next will see
+    except OSError:  # no process can be started; the next call will find out
         return True
     if child == 0:
         _ask(os.fsencode(folder))
@@ -56,11 +58,11 @@ def answers(folder: Path, within_s: float = ANSWER_S) -> bool:
 
 
 def _ask(folder: bytes) -> None:
-    """The child: only system calls, as after any fork of a program with libraries."""
+    """Make the call in the child process; only system calls are safe after fork."""
     try:
-        # Whoever reads what the command prints must not wait for this process, too.
+        # A reader of the command's output must not wait for this process.
         os.closerange(0, 3)
-        # Not stat(2), which a cache of NFS may answer.
+        # Not stat(2), which the cache of NFS may answer.
         os.statvfs(folder)
     finally:
         os._exit(0)

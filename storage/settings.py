@@ -1,8 +1,7 @@
 """
-Where ganq keeps its things and how long it waits: environment GANQ_*, then ganq.toml, then defaults.
+Settings: from the environment (GANQ_*), then ganq.toml, then defaults.
 
-A secret may come from a file (GANQ_DATABASE_URL_FILE), so that it stands in no
-process list and no log.
+A secret may be read from a file (GANQ_DATABASE_URL_FILE), so that no process list and no log contains it.
 """
 
 import os
@@ -27,7 +26,7 @@ MOST_LETTERS = 65_536  # of a file with a secret
 
 
 SOCKET_BYTES = 107
-"""The longest path of a unix socket. Some programs cut a longer one off without a word."""
+"""Maximum length of the path of a unix socket."""
 LONGEST_SOCKET_NAME = "wake-4194304.sock"
 
 
@@ -38,13 +37,13 @@ def socket_fits(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Given:
-    """A value, and where a person finds it."""
+    """A value and its source."""
 
     value: Any
     setting: str
-    """As it is called there: GANQ_VOLUME in the environment, volume in ganq.toml."""
+    """Its name there: GANQ_VOLUME in the environment, volume in ganq.toml."""
     file: str | None = None
-    """None: it is a variable of the environment."""
+    """None for a variable of the environment."""
 
     def __str__(self) -> str:
         """'GANQ_VOLUME=pictures', or "volume = 'pictures' in /home/ada/ganq.toml"; passwords masked."""
@@ -55,7 +54,7 @@ class Given:
 
     @property
     def place(self) -> str:
-        """The same without the value."""
+        """Return the source without the value."""
         return self.setting if self.file is None else f"{self.setting} in {self.file}"
 
 
@@ -66,7 +65,7 @@ class Settings:
     home: Path
     """State of a single machine: database, embedded Redis, default volume, ganq.toml."""
     volume: Path
-    """The folder that all machines share: jobs, checkpoints, pictures."""
+    """The folder that all machines share: jobs, checkpoints, images."""
     database_url: str
     """SQLAlchemy URL: sqlite:///… on one machine, postgresql://… on several."""
     redis_url: str
@@ -74,7 +73,7 @@ class Settings:
     data: str | None = None
     """Default data set for `ganq submit train`."""
     user: str = ""
-    """Who submits; the name of the operating system's user by default."""
+    """Name of the submitting user; by default that of the operating system's account."""
     queues: str = "default"
     """Queues that a worker serves, separated by commas."""
     heartbeat_seconds: float = 10.0
@@ -82,20 +81,20 @@ class Settings:
     cancel_poll_seconds: float = 1.0
     """How often a worker checks whether its job was cancelled or preempted."""
     lease_seconds: float = 60.0
-    """Silence after which a job is taken back from its worker."""
+    """Time without a heartbeat after which a job is requeued."""
     reap_seconds: float = 2.0
-    """How often each worker looks for jobs whose worker has died or fallen silent."""
+    """Interval at which each worker checks for jobs of dead or unresponsive workers."""
     poll_seconds: float = 15.0
-    """How often an idle worker looks at the table without being rung."""
+    """Interval at which an idle worker polls the table."""
     renotify_seconds: float = 120.0
-    """After which a queued job is notified for again."""
+    """Time after which the notification of a queued job is repeated."""
     drain_seconds: float = 60.0
     stall_seconds: float = 600.0
-    """A running job whose counters do not move for so long is taken as hung; 0 never."""
+    """Time without progress after which a running job counts as stalled; 0: never."""
     volume_seconds: float = 60.0
-    """A worker whose volume has not answered for so long gives its job back."""
+    """Time without an answer of the volume after which a worker requeues its job."""
     stuck_seconds: float = 120.0
-    """A worker whose main loop has not turned for so long sends no heartbeat."""
+    """A worker whose main loop has not iterated for so long sends no heartbeat."""
     metrics_port: str = ""
     """Where a worker serves Prometheus metrics: 9200 (on the loopback), 0.0.0.0:9200; empty: nowhere."""
     log_level: str = "INFO"
@@ -120,7 +119,7 @@ class Settings:
         import hashlib
         import tempfile
 
-        # One home, however it is spelt: two `ganq up` would share its table and its worker's name.
+        # Resolved, so that two spellings of one home give one runtime folder.
         mark = hashlib.sha256(os.fsencode(self.home.resolve())).hexdigest()[:12]
         name = f"ganq-{os.getuid()}-{mark}"
         folder = Path(tempfile.gettempdir()) / name
@@ -162,7 +161,7 @@ class Settings:
         if self.lease_seconds < 3 * self.heartbeat_seconds:
             raise ConfigError(
                 f"{told['lease_seconds']} is less than three heartbeats of "
-                f"{self.heartbeat_seconds:g} s: living workers would lose their jobs",
+                f"{self.heartbeat_seconds:g} s: live workers would lose their jobs",
                 hint="raise it, or lower GANQ_HEARTBEAT_SECONDS",
             )
         try:
@@ -179,8 +178,10 @@ class Settings:
     @classmethod
     def load(cls, env: Mapping[str, str] | None = None) -> "Settings":
         """
+        Read the settings.
+
         Raises:
-            ConfigError: a value that cannot work, by the name of its setting.
+            ConfigError: a value is invalid.
         """
         env = os.environ if env is None else env
         try:
@@ -320,7 +321,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     known = {f.name for f in fields(Settings)} - {"home"}
     if unknown := [name for name in said if name not in known]:
         raise ConfigError(
-            f"there is no setting {unknown[0]!r}, which stands in {path}",
+            f"there is no setting {unknown[0]!r} (in {path})",
             hint=f"settings: {', '.join(sorted(known))}",
         )
     return said
@@ -337,7 +338,7 @@ def _seconds(given: Given, usual: float) -> float:
 
 
 def _volume(given: Given) -> Path:
-    """Refuse what would be another folder for each process."""
+    """Return the volume's path, which must be absolute."""
     try:
         path = Path(str(given.value)).expanduser()
     except RuntimeError as exc:
@@ -351,7 +352,7 @@ def _volume(given: Given) -> Path:
 
 
 def _database_url(url: str, given: Given) -> str:
-    """Name the driver, so that a plain postgresql:// works as people write it."""
+    """Return the URL with its driver, so that a plain postgresql:// works."""
     for scheme in ("postgresql://", "postgres://"):
         if url.startswith(scheme):
             url = "postgresql+psycopg://" + url.removeprefix(scheme)
@@ -367,7 +368,7 @@ def _database_url(url: str, given: Given) -> str:
 
 
 def _check_redis_url(url: str, given: Given) -> None:
-    """Refuse what no Redis can be reached by, before a job is accepted without a notification."""
+    """Check the Redis URL."""
     try:
         address = redis_url.parse(url)
     except ValueError as exc:

@@ -1,5 +1,5 @@
 """
-Classification of database errors: what is retried, what is reported in one line, what is a defect.
+Classification of database errors: what is retried, what is reported in one line, what is a bug.
 
 An error that depends on the state of the database becomes a DatabaseUnavailableError, however
 long it lasts: rights that were revoked, a read-only server, a locked table, a full disk. Workers
@@ -35,7 +35,7 @@ UNAVAILABLE_CLASSES = (
 )
 """SQLSTATE classes that depend on the server's state and not on the statement."""
 FULL_BYTES = 65_536
-"""A disk with less room than this is full, whatever SQLite calls it."""
+"""A disk with less space than this is full."""
 
 
 class MissingTableError(SchemaMismatchError):
@@ -65,16 +65,16 @@ def needs_new_connection(exc: DBAPIError) -> bool:
 
 def names_unknown_column(exc: DBAPIError) -> bool:
     """Return whether the statement names a column that does not exist."""
-    said = str(exc.orig)
+    message = str(exc.orig)
     return _sqlstate(exc) == "42703" or (
         isinstance(exc, OperationalError | ProgrammingError)
-        and ("no such column" in said or "has no column" in said)
+        and ("no such column" in message or "has no column" in message)
     )
 
 
 def explained(exc: DBAPIError, url: str, *, had_tables: bool) -> Exception:
     """
-    Return the error in one line for a person; `exc` itself if it is a defect.
+    Return the error to report to the user; `exc` itself if it is a bug.
 
     Args:
         url: of the database.
@@ -109,7 +109,7 @@ def explained(exc: DBAPIError, url: str, *, had_tables: bool) -> Exception:
     if sqlstate == "53100" or _disk_is_full(exc.orig, url):
         return DatabaseUnavailableError(
             f"the disk of the job table is full ({shown})",
-            hint="make room there: what was accepted is safe, and the workers wait for it",
+            hint="free space there; accepted jobs are safe, and the workers wait",
         )
     wrong_sql = getattr(exc.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
     unavailable = (sqlstate or "")[:2] in UNAVAILABLE_CLASSES or sqlstate in RETRY_SQLSTATES
@@ -126,13 +126,13 @@ def _sqlstate(exc: DBAPIError) -> str | None:
 
 
 def _sqlite_code(exc: DBAPIError) -> int | None:
-    """The primary result code: an extended one says more than is needed."""
+    """Return the primary result code."""
     code = getattr(exc.orig, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
 
 
 def _disk_is_full(orig: Any, url: str) -> bool:
-    """SQLite says SQLITE_FULL, or calls it an I/O error when its index of the WAL cannot grow."""
+    """Return whether the disk is full: SQLITE_FULL, or an I/O error because the WAL index cannot grow."""
     code = getattr(orig, "sqlite_errorcode", None)
     if code is None or code & 0xFF not in (
         sqlite3.SQLITE_FULL,

@@ -1,4 +1,4 @@
-"""The type of the JSON columns: an object, or what somebody else has written there, without an error."""
+"""Type of the JSON columns: objects; reading other values is no error."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ from sqlalchemy.types import TypeDecorator
 
 
 class MalformedJson(dict[str, Any]):
-    """An empty object in place of a value that is none; `text` is what was found."""
+    """An empty object that replaces a value that is no object; `text` is that value."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -19,8 +19,8 @@ class JsonObject(TypeDecorator[dict[str, Any]]):
     """
     JSON whose values are objects. Python's None is SQL's NULL.
 
-    A value of another kind, or text that is no JSON (SQLite takes any), is read as MalformedJson:
-    one row that ganq did not write must not break a query over many.
+    Other values, and text that is no JSON (SQLite accepts any), are read as MalformedJson, so that one
+    malformed row does not break a query of many.
     """
 
     impl = JSON(none_as_null=True)

@@ -1,4 +1,4 @@
-"""Postgres for the job table: every wait has an end, on the server and on this side of the line."""
+"""Postgres for the job table: connections with timeouts on the server and on the client."""
 
 import time
 from collections.abc import Generator, Iterator
@@ -10,25 +10,24 @@ from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.exc import DisconnectionError
 
 ANSWER_S = 40.0
-"""Longer than the server's statement_timeout: who has not answered by then is not there."""
+"""Longer than the server's statement_timeout: a server that has not answered by then is unreachable."""
 
 FRESH_S = 1.0
-"""A connection that was used so lately is taken as alive; if it is not, Database tries another."""
+"""A connection used within this time is not pinged; if it is dead, Database retries with another."""
 
 
 def postgres_engine(url: str) -> Engine:
-    """An engine whose connections notice a dead server, a dead network and a silent middleman."""
+    """Return an engine whose connections detect a dead server, network or proxy."""
     engine = create_engine(
         url,
         pool_size=4,
         max_overflow=8,
-        # The connection that was used last: it need not be asked whether it lives, and the server has
-        # the plans of its statements, which psycopg prepares when it sends them for the sixth time.
+        # Reuse the last connection: it needs no ping, and the server has its prepared statements.
         pool_use_lifo=True,
         connect_args={
             "connect_timeout": 5,
             "application_name": "ganq",
-            # Sent and not acknowledged: 20 s. Waiting, with nothing to send: 10 s + 3 × 5 s.
+            # Unacknowledged data: 20 s. Idle: 10 s + 3 × 5 s.
             "tcp_user_timeout": 20_000,
             "keepalives_idle": 10,
             "keepalives_interval": 5,
@@ -44,7 +43,7 @@ def postgres_engine(url: str) -> Engine:
 
     @event.listens_for(engine, "checkout")
     def _still_there(raw: Any, record: Any, proxy: Any) -> None:
-        # SQLAlchemy's own pool_pre_ping asks each time, which is a trip of every claim's seven.
+        # pool_pre_ping of SQLAlchemy pings each time, which is one of seven round trips of a claim.
         left_at = record.info.get("left_at")
         if left_at is None or time.monotonic() - left_at < FRESH_S:
             return
@@ -64,20 +63,20 @@ def postgres_engine(url: str) -> Engine:
 
 @contextmanager
 def patient_connections(engine: Engine) -> Iterator[None]:
-    """For statements that may take any time: the connections that are opened meanwhile wait for ever."""
+    """Open connections without a client timeout, for statements that may take any time."""
     if engine.dialect.name != "postgresql":
         yield
         return
 
-    def wait_for_ever(raw: Any, record: Any) -> None:
+    def disable_timeout(raw: Any, record: Any) -> None:
         raw.answer_s = None
 
     engine.dispose()
-    event.listen(engine, "connect", wait_for_ever)
+    event.listen(engine, "connect", disable_timeout)
     try:
         yield
     finally:
-        event.remove(engine, "connect", wait_for_ever)
+        event.remove(engine, "connect", disable_timeout)
         engine.dispose()
 
 
@@ -87,10 +86,9 @@ def _bounded_connection() -> Any:
 
     class BoundedConnection(psycopg.Connection[Any]):
         """
-        Gives up on a server that does not answer.
+        A connection that fails if the server does not answer.
 
-        TCP's own timeouts do not see a proxy or a frozen server: the machine acknowledges
-        the packets, and no answer ever comes.
+        TCP timeouts do not detect a stopped proxy or server, whose kernel still acknowledges packets.
         """
 
         answer_s: float | None = ANSWER_S
@@ -109,7 +107,7 @@ def _bounded_connection() -> Any:
                         wanted = gen.throw(exc)
                         continue
                     if not ready and deadline is not None and time.monotonic() > deadline:
-                        self.pgconn.finish()  # a later answer would belong to no question
+                        self.pgconn.finish()  # a late answer must not be taken for that of the next query
                         raise psycopg.OperationalError(f"no answer within {self.answer_s:.0f} s")
                     wanted = gen.send(ready)
             except StopIteration as exc:

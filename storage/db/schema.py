@@ -1,13 +1,11 @@
 """
-Make and upgrade the tables: `ganq db upgrade`.
+Create and upgrade the tables: `ganq db upgrade`.
 
-A migration that only adds leaves `schema_info.compatible_from` alone, so that workers of
-the version before go on while the new ones start. One that breaks raises it to its own
-revision: then older workers give their jobs back and stop by themselves.
+A migration that only adds keeps `schema_info.compatible_from`, so that workers of the previous version
+continue. One that breaks sets it to its own revision; older workers then requeue their jobs and stop.
 
-Workers never migrate by themselves. The one exception is a SQLite file that does
-not exist yet: the first command that writes creates it, so that a single machine
-needs no set-up.
+Workers do not migrate. Only a SQLite file that does not exist is created by the first command that writes,
+so that a single machine needs no set-up.
 """
 
 from pathlib import Path
@@ -24,20 +22,20 @@ from storage.volume.layout import Volume
 
 ADVISORY_LOCK = 0x67616E71  # 'ganq'
 UPGRADE_PATIENCE_S = 300.0
-"""How long an upgrade waits for another one, or for transactions that are still open."""
+"""Time that an upgrade waits for another one, or for open transactions."""
 
 
 def upgrade(database: Database) -> tuple[str | None, str]:
     """
-    Bring the tables to this code's schema; two at once wait for each other.
+    Upgrade the tables to this code's schema; concurrent upgrades wait for each other.
 
-    A newer schema that this code may work on is left as it is.
+    A newer compatible schema is not changed.
 
     Returns:
-        (schema before, schema now).
+        (revision before, revision now).
 
     Raises:
-        SchemaMismatchError: the database is newer than this code, and not for it.
+        SchemaMismatchError: the database is newer, and incompatible.
     """
     from alembic import command
     from alembic.config import Config
@@ -48,7 +46,7 @@ def upgrade(database: Database) -> tuple[str | None, str]:
 
     def work(conn: Connection) -> tuple[str | None, str]:
         if not database.is_sqlite:  # on SQLite, BEGIN IMMEDIATE is the lock
-            _take_alone(conn)
+            _lock_out_others(conn)
         before = schema_revision(conn) if inspect(conn).has_table("alembic_version") else None
         if before is not None and before > SCHEMA_REVISION:
             check_schema(conn)
@@ -61,26 +59,26 @@ def upgrade(database: Database) -> tuple[str | None, str]:
         return database.write(work, patience_s=UPGRADE_PATIENCE_S)
 
 
-def _take_alone(conn: Connection) -> None:
-    """Keep other upgrades and all claims out until the transaction ends, however long that takes."""
+def _lock_out_others(conn: Connection) -> None:
+    """Block other upgrades and all claims until the transaction ends."""
     conn.execute(text("SET LOCAL statement_timeout = 0"))
     conn.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
     if inspect(conn).has_table("alembic_version"):
-        # Whoever claims looks at this table first, in the same transaction (check_schema). The
-        # lock timeout stands: workers must not queue behind an upgrade that itself must wait.
+        # Each claim reads this table in its transaction (check_schema). The lock timeout remains, so that
+        # workers do not queue behind an upgrade that itself has to wait.
         conn.execute(text("LOCK TABLE alembic_version IN ACCESS EXCLUSIVE MODE"))
 
 
 def open_database(settings: Settings, *, create: bool = False) -> Database:
     """
-    The job table, ready for use.
+    Open the job table and check its schema.
 
     Args:
-        create: make a SQLite database that does not exist yet.
+        create: create a SQLite database that does not exist.
 
     Raises:
-        SchemaMismatchError: no tables, or a schema that is not for this code.
-        DatabaseUnavailableError: it cannot be reached, or its file was deleted.
+        SchemaMismatchError: there are no tables, or the schema is incompatible.
+        DatabaseUnavailableError: the database cannot be reached, or its file was deleted.
     """
     if settings.is_sqlite:
         path = Path(settings.database_url.removeprefix("sqlite:///"))
@@ -89,7 +87,7 @@ def open_database(settings: Settings, *, create: bool = False) -> Database:
             if not create:
                 raise SchemaMismatchError(
                     f"there is no database at {path} yet",
-                    hint="ganq up makes it; or set GANQ_HOME or GANQ_DATABASE_URL to where it is",
+                    hint="run ganq up to create it, or set GANQ_HOME or GANQ_DATABASE_URL to an existing one",
                     missing=True,
                 )
             _make_parent(path)
@@ -105,9 +103,9 @@ def open_database(settings: Settings, *, create: bool = False) -> Database:
 
 
 def _require_no_remains(path: Path) -> None:
-    """SQLite deletes its WAL with the last connection: one that lies alone holds commits of a lost file."""
+    """Refuse a WAL without its database: it contains commits of a file that was deleted or moved."""
     remains = Path(f"{path}-wal")
-    if remains.exists() and not path.exists():  # asked again: somebody may be making both just now
+    if remains.exists() and not path.exists():  # checked again: another process may be creating both
         raise DatabaseUnavailableError(
             f"the job table {path} has been deleted or moved away; what is left of it is {remains.name}",
             hint="put the file back, or restore a backup; to begin with no jobs, stop all workers"
@@ -126,13 +124,13 @@ def _make_parent(path: Path) -> None:
 
 def prepare(settings: Settings) -> str:
     """
-    Make the job table and the folders of the volume, where there are none yet.
+    Create the job table and the folders of the volume if they do not exist.
 
     Returns:
-        The id of the installation.
+        The id of the job table.
 
     Raises:
-        StorageError, ConfigError: one of the two cannot be used, or they do not belong together.
+        StorageError, ConfigError: one of them cannot be used, or they do not belong together.
     """
     database = open_database(settings, create=True)
     try:

@@ -1,9 +1,9 @@
 """
-SQLite for the job table: how connections are set up, and how its WAL stays small.
+SQLite for the job table: connections, and WAL checkpoints.
 
-A write transaction is BEGIN IMMEDIATE: a deferred one that reads first fails at once
-with SQLITE_BUSY_SNAPSHOT, whatever the busy timeout says. synchronous=FULL because
-NORMAL lost 50 of 50 acknowledged commits in a power cut.
+Write transactions use BEGIN IMMEDIATE, because a deferred one that reads first fails with
+SQLITE_BUSY_SNAPSHOT despite the busy timeout. synchronous=FULL, because NORMAL lost 50 of 50 acknowledged
+commits in a power cut.
 """
 
 import logging
@@ -25,20 +25,19 @@ from jobs.errors import DatabaseUnavailableError
 log = logging.getLogger("ganq.sqlite")
 
 WAL_RESET_FIXED = (3, 51, 3)
-"""Before this version a WAL that is reset during a checkpoint may lose commits; see Wal."""
+"""Before this version, a reset of the WAL during a checkpoint may lose commits; see Wal."""
 WAL_BYTES = 16_384_000
 """
-From this size on a WAL is moved into the database: four times SQLite's own measure.
+Size of the WAL from which a checkpoint runs: four times SQLite's default.
 
-In a table of 100,000 a claim writes some fifteen pages, and whoever makes the WAL too long waits for
-10 to 20 ms: by that measure one claim in 66, now one in 260.
+In a table of 100,000 jobs a claim writes about fifteen pages, and a checkpoint takes 10 to 20 ms: with the
+default one claim in 66 waits for it, now one in 260.
 """
 WAL_KEPT_BYTES = 20_480_000
 """
-What is left of the file when the WAL begins anew, so that it seldom has to grow again.
+Size to which the file is truncated when the WAL is reset, so that it rarely has to grow.
 
-A commit into a file that is there waits for its data alone, one that makes the file longer for the
-file system's journal as well: 0.13 and 0.30 ms on ext4.
+A commit that makes the file longer also waits for the file system's journal: 0.30 instead of 0.13 ms on ext4.
 """
 CHECKPOINT_EVERY_S = 0.5
 CHECK_EVERY_S = 0.05
@@ -47,10 +46,9 @@ CHECKPOINT_WAIT_S = 0.2
 
 def sqlite_engine(path: Path) -> Engine:
     """
-    An engine that makes the file if it is not there now, and never again later.
+    Return an engine that creates a missing file now, but not if it is deleted later.
 
-    A pooled connection must not cross a fork, which is why only processes that never
-    fork keep one.
+    Pooled connections must not be used after a fork.
     """
     made = path.exists()
 
@@ -68,7 +66,7 @@ def sqlite_engine(path: Path) -> Engine:
         poolclass=QueuePool,
         pool_size=4,
         max_overflow=8,
-        # Behind another connection's commit a connection reads all its pages anew: stay with one.
+        # After another connection's commit a connection reads all its pages again: reuse the last one.
         pool_use_lifo=True,
     )
 
@@ -84,13 +82,13 @@ def sqlite_engine(path: Path) -> Engine:
 
     @event.listens_for(engine, "checkout")
     def _same_file(raw: Any, record: Any, proxy: Any) -> None:
-        # A file that was deleted lives on for those who have it open: what they write
-        # there nobody else ever reads.
+        # A deleted file still exists for processes that have it open, but no other process would read
+        # what they write.
         now = _identity(path)
         if now is None:
             raise _vanished(path)
         if now != record.info["file"]:
-            raise DisconnectionError("another file stands in its place")
+            raise DisconnectionError("the file was replaced")
 
     @event.listens_for(engine, "begin")
     def _begin(conn: Connection) -> None:
@@ -101,19 +99,17 @@ def sqlite_engine(path: Path) -> Engine:
 
 
 def has_wal_reset_bug() -> bool:
-    """Whether this SQLite has the defect that Wal works around."""
+    """Return whether this SQLite has the bug that Wal works around."""
     return sqlite3.sqlite_version_info < WAL_RESET_FIXED
 
 
 class Wal:
     """
-    Moves the WAL of an SQLite before 3.51.3 into the database, while nobody can commit.
+    Runs the checkpoints of SQLite before 3.51.3 under the write lock.
 
-    There, a checkpoint that begins when all is copied, and during which somebody else's
-    commit starts the WAL anew, notes the new frames as copied too: they are lost
-    (sqlite.org/wal.html, "the WAL-reset bug"). The commit that does that needs the
-    write lock, so a checkpoint under the write lock cannot meet it, however many
-    processes there are; one checkpointer alone can, at its second checkpoint in a row.
+    In those versions, a checkpoint that starts when all is copied, and during which a commit resets the
+    WAL, marks the new frames as copied, and they are lost (sqlite.org/wal.html, "the WAL-reset bug"). That
+    commit needs the write lock, so that it cannot run during a checkpoint that holds the lock.
     """
 
     def __init__(self, path: Path) -> None:
@@ -122,7 +118,7 @@ class Wal:
         self.next_at = 0.0
 
     def maintain(self) -> None:
-        """After a commit: a checkpoint if the WAL has grown. Never fails, the commit stands."""
+        """Run a checkpoint after a commit if the WAL has grown; ignore its errors."""
         if not has_wal_reset_bug() or time.monotonic() < self.next_at:
             return
         self.next_at = time.monotonic() + CHECK_EVERY_S
@@ -132,23 +128,22 @@ class Wal:
         try:
             self.checkpoint()
         except sqlite3.Error as exc:
-            log.debug("the WAL stays for now: %s", exc)
+            log.debug("WAL checkpoint postponed: %s", exc)
 
     def checkpoint(self, *, wait_s: float = CHECKPOINT_WAIT_S) -> bool:
         """
-        Copy what can be copied.
+        Run a checkpoint.
 
         Args:
-            wait_s: how long to wait for a writer.
+            wait_s: time to wait for a writer.
 
         Returns:
-            Whether all of the WAL is in the database now; readers may keep some of it.
+            Whether all of the WAL is in the database now; readers may prevent that.
 
         Raises:
-            sqlite3.OperationalError: a writer took longer than that, or the disk is full.
+            sqlite3.OperationalError: a writer took longer, or the disk is full.
         """
-        # Connections of its own: the pool's wait for half a minute, and here a caller
-        # whose work is done waits behind it.
+        # Separate connections with a short timeout, because a caller whose commit is done waits for this.
         with (
             closing(_open(self.path, mode="rw", timeout_s=wait_s)) as writer,
             closing(_open(self.path, mode="rw", timeout_s=wait_s)) as copier,
@@ -166,9 +161,9 @@ class Wal:
 
     def exceeds_limit(self) -> bool:
         """
-        Whether WAL_BYTES have been written since the WAL began anew; its file may be longer.
+        Return whether WAL_BYTES have been written since the last reset; the file may be longer.
 
-        Frames of now have the two salts of the header, those that an earlier round has left have others
+        Current frames have the two salts of the header, older frames have others
         (sqlite.org/fileformat2.html, section 4.1).
         """
         try:

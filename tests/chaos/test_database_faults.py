@@ -729,7 +729,7 @@ def test_sqlite_on_a_real_fuse_mount_is_refused(tmp_path, kind, by_link) -> None
             Database(make_settings(tmp_path, f"sqlite:///{path}"))
     finally:
         mount.close()
-    assert f"cannot be kept on {kind}" in caught.value.message
+    assert f"cannot be used on {kind}" in caught.value.message
     assert "Postgres" in (caught.value.hint or "")
 
 

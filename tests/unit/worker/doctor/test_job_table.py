@@ -47,7 +47,7 @@ def test_sqlite_on_a_network_file_system_fails(ganq, monkeypatch):
     monkeypatch.setattr("storage.db.engine.filesystem_type", lambda folder: "nfs4")
     said = ganq("doctor")
     assert said.code == 1
-    assert "SQLite cannot be kept on nfs4" in said.out
+    assert "SQLite cannot be used on nfs4" in said.out
 
 
 def test_an_sqlite_with_the_wal_defect_is_told_how_it_is_guarded(ganq, monkeypatch):
