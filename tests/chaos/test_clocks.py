@@ -136,6 +136,7 @@ def test_a_reapers_clock_that_is_wrong_takes_no_job_and_stalls_none(
     assert_history_never_runs_backwards(ganq, job)
 
 
+@pytest.mark.tier2
 @pytest.mark.slow
 @pytest.mark.parametrize("way", HOURS)
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)

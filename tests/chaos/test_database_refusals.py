@@ -240,10 +240,15 @@ def survives(ganq: Ganq, small: list[str], fault: Fault) -> None:
     "fault",
     [
         "rights_revoked",
-        "read_only",
         *(
             pytest.param(one, marks=pytest.mark.tier2)
-            for one in ("one_table_revoked", "schema_revoked", "tables_locked", "no_connection_left")
+            for one in (
+                "read_only",
+                "one_table_revoked",
+                "schema_revoked",
+                "tables_locked",
+                "no_connection_left",
+            )
         ),
     ],
 )

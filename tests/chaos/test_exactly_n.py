@@ -159,6 +159,7 @@ def split_and_killed(ganq: Ganq, database: Database, tmp_path: Path, way: str, p
     assert_invariants(database, Volume(Path(ganq.env["GANQ_VOLUME"])))
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_a_split_generation_whose_parts_are_killed_has_the_bytes_of_one_that_was_not_split(
     ganq: Ganq, database: Database, settings, tmp_path

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from machine import Ganq, part, until, weights
+from machine import LATER, Ganq, part, postgres_later, until, weights
 from results import add_model, attempt_folder, result_files
 from sqlalchemy import Connection, delete, insert, text, update
 from tables import event_types, job_row
@@ -90,6 +90,7 @@ def undisturbed(ganq: Ganq, database: Database, small: list[str]) -> str:
     return weights(attempt_folder(Path(ganq.env["GANQ_VOLUME"]), row) / "checkpoints" / "final")
 
 
+@postgres_later
 def test_a_training_whose_newest_rows_were_lost_takes_up_what_lies_on_the_volume(
     ganq: Ganq, database: Database, settings: Settings, small: list[str], undisturbed: str
 ) -> None:
@@ -112,6 +113,7 @@ def test_a_training_whose_newest_rows_were_lost_takes_up_what_lies_on_the_volume
     assert all(one.path.startswith(mine) for one in registered if one.id != lost[-1].id)
 
 
+@pytest.mark.tier2
 def test_a_training_whose_newest_row_alone_was_lost_goes_on_from_the_one_before(
     ganq: Ganq, database: Database, settings: Settings, small: list[str], undisturbed: str
 ) -> None:
@@ -125,6 +127,7 @@ def test_a_training_whose_newest_row_alone_was_lost_goes_on_from_the_one_before(
     assert weights(attempt_folder(settings.volume, row) / "checkpoints" / "final") == undisturbed
 
 
+@pytest.mark.tier2
 def test_a_torn_checkpoint_is_not_taken_up(
     ganq: Ganq, database: Database, settings: Settings, small: list[str], undisturbed: str
 ) -> None:
@@ -155,7 +158,8 @@ def terminal_rows_may_move(database: Database) -> Iterator[None]:
     database.write(lambda conn: conn.execute(text(on)))
 
 
-@pytest.mark.parametrize("lost", ["its success", "its claim"])
+@postgres_later
+@pytest.mark.parametrize("lost", ["its success", pytest.param("its claim", marks=LATER)])
 def test_a_split_generation_that_comes_back_unfinished_ends_again_with_the_same_bytes(
     ganq: Ganq, database: Database, settings: Settings, lost: str
 ) -> None:

@@ -8,6 +8,7 @@ from tables import job_row
 from storage.db.engine import Database
 
 
+@pytest.mark.tier2
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_no_second_worker_begins_while_the_supervisor_of_a_killed_one_still_drains(
     ganq: Ganq, database: Database, small

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from machine import Ganq, part, until
+from machine import LATER, Ganq, part, postgres_later, until
 from mounts import HangingMount, missing
 
 pytestmark = [
@@ -24,7 +24,7 @@ ENV = {"GANQ_VOLUME_SECONDS": str(HUNG_S), "GANQ_ENABLE_FAILPOINTS": "1"}
 ENDLESS = ["--epochs", "100000", "--save-every", "100000", "--checkpoint-seconds", "0.5"]
 
 
-@pytest.fixture(params=[False, True], ids=["killable", "unkillable"])
+@pytest.fixture(params=[False, pytest.param(True, marks=LATER)], ids=["killable", "unkillable"])
 def deep(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
@@ -69,6 +69,7 @@ def _state(ganq: Ganq, name: str = "w1") -> str:
     return next(one.state for one in Queries(ganq.table).workers() if one.name == name)
 
 
+@postgres_later
 def test_a_job_leaves_a_worker_whose_volume_hangs(ganq: Ganq, small, mount: HangingMount) -> None:
     hung = _start(ganq, mount)
     job = _train(ganq, small, "--epochs", "120", "--save-every", "1000", "--checkpoint-seconds", "0.5")
@@ -111,6 +112,7 @@ def test_an_idle_worker_whose_volume_hangs_claims_nothing_and_says_so(
     assert ganq.peek(job)["worker"] == "w2"
 
 
+@pytest.mark.tier2
 @on_sqlite
 def test_cancel_ends_a_job_whose_volume_hangs(ganq: Ganq, small, mount: HangingMount) -> None:
     """Long before it would be given back."""
@@ -123,6 +125,7 @@ def test_cancel_ends_a_job_whose_volume_hangs(ganq: Ganq, small, mount: HangingM
     until(lambda: ganq.peek(job)["state"] == "cancelled", within_s=40, what="cancelled")
 
 
+@pytest.mark.tier2
 @on_sqlite
 def test_sigterm_ends_a_worker_whose_volume_hangs(ganq: Ganq, small, mount: HangingMount) -> None:
     worker = _start(ganq, mount)
@@ -135,6 +138,7 @@ def test_sigterm_ends_a_worker_whose_volume_hangs(ganq: Ganq, small, mount: Hang
     assert ganq.peek(job)["state"] == "queued"
 
 
+@pytest.mark.tier2
 @on_sqlite
 @pytest.mark.parametrize("deep", [True], indirect=True, ids=["unkillable"])
 def test_a_runner_that_cannot_be_killed_is_named_and_not_waited_for(
@@ -158,6 +162,7 @@ def test_a_runner_that_cannot_be_killed_is_named_and_not_waited_for(
     until(lambda: ganq.peek(again)["state"] == "succeeded", within_s=60, what="work on it")
 
 
+@pytest.mark.tier2
 @on_sqlite
 def test_commands_do_not_wait_for_a_volume_that_hangs(ganq: Ganq, small, mount: HangingMount) -> None:
     ganq.start_worker("w2")

@@ -56,6 +56,7 @@ def test_workers_whose_parent_is_killed_save_their_jobs_and_leave(ganq, database
     assert [one["outcome"] for one in row["attempts"]] == ["requeued"], "its work was not saved"
 
 
+@pytest.mark.tier2
 def test_the_next_set_waits_for_the_one_whose_parent_was_killed(ganq, database, small, redis_url) -> None:
     parent = ganq.start_worker("pair", options=PAIR)
     until(lambda: len(ganq.present()) == 2, what="two workers")
@@ -91,6 +92,7 @@ def test_a_second_set_beside_a_living_one_is_refused(ganq, database, redis_url) 
     assert "Traceback" not in ganq.log("pair")
 
 
+@pytest.mark.tier2
 def test_a_worker_waits_for_the_one_of_its_name_whose_launcher_was_killed(
     ganq, database, small, redis_url
 ) -> None:
@@ -134,6 +136,7 @@ def test_ganq_up_that_was_killed_and_started_again_is_one_stack(ganq, database, 
     assert again.wait(60) == 0
 
 
+@pytest.mark.tier2
 def test_a_supervisor_comes_back_though_the_folder_of_its_sockets_was_deleted(
     ganq, database, small, redis_url
 ) -> None:

@@ -129,6 +129,7 @@ SCENARIOS: dict[str, tuple[Callable[[Play, object, list[str]], list[str]], str]]
 }
 
 
+@pytest.mark.tier2
 @sqlite_only
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_without_the_guard_there_is_a_violation(ganq: Ganq, database, settings, small, name) -> None:

@@ -84,6 +84,7 @@ def test_a_supervisor_that_cannot_be_started_again_is_tried_until_it_can(ganq, d
     assert said(ganq.log(), "cannot start the supervisor (BlockingIOError: ") >= 3
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_a_runner_that_cannot_be_started_costs_its_job_nothing_and_no_other_is_claimed(
     ganq, database, small
@@ -104,6 +105,7 @@ def test_a_runner_that_cannot_be_started_costs_its_job_nothing_and_no_other_is_c
     goes_on(ganq, database, job)
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_a_job_that_gets_no_thread_is_tried_again_and_not_counted_as_a_crash(ganq, database, small) -> None:
     worker = ganq.start_worker(within=limited_user(UID))
@@ -116,6 +118,7 @@ def test_a_job_that_gets_no_thread_is_tried_again_and_not_counted_as_a_crash(gan
     assert job_row(database, job)["crash_count"] == 0
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_celerys_pool_process_comes_back_when_it_can(ganq, database, small, redis_server) -> None:
     launcher = ganq.start_worker(within=limited_user(UID), GANQ_REDIS_URL=redis_server.url)

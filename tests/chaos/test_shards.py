@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from chaos.proxy import Proxy
-from machine import Ganq, part, put_to_sleep, until
+from machine import Ganq, part, postgres_later, put_to_sleep, until
 from results import add_model, attempt_folder, result_files
 from services import Postgres
 from sqlalchemy import make_url
@@ -102,6 +102,7 @@ def database_that_goes_away(
         yield url, proxy.cut, proxy.heal
 
 
+@pytest.mark.tier2
 def test_a_worker_that_leaves_while_the_database_is_away_deletes_no_shard(
     ganq: Ganq, database: Database, settings: Settings, database_url: str, request: pytest.FixtureRequest
 ) -> None:
@@ -130,6 +131,7 @@ def test_a_worker_that_leaves_while_the_database_is_away_deletes_no_shard(
     assert bytes_of(ganq, database, job) == unsplit(ganq, database, "count")
 
 
+@postgres_later
 def test_a_supervisor_that_lost_its_lease_while_it_merged_deletes_no_shard(
     ganq: Ganq, database: Database, settings: Settings
 ) -> None:
@@ -182,6 +184,7 @@ def test_kills_while_shards_are_merged_delete_none_and_gc_takes_what_the_last_on
     assert bytes_of(ganq, database, job) == unsplit(ganq, database, "count")
 
 
+@postgres_later
 @pytest.mark.parametrize("way", WAYS)
 def test_shards_that_have_gone_are_made_again_and_the_job_ends(
     ganq: Ganq, database: Database, settings: Settings, way: str

@@ -151,6 +151,7 @@ def test_f39_a_training_is_cancelled_at_every_point(ganq: Ganq, database, store,
     cancelled_at(ganq, database, store, tmp_path, TRAIN_POINTS, long, short)
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_f39_a_generation_is_cancelled_at_every_point(
     ganq: Ganq, database, store, settings, tmp_path

@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from machine import Ganq
+from machine import Ganq, postgres_later
 from PIL import Image
 from sqlalchemy import create_engine, text
 
@@ -84,6 +84,7 @@ def image_sha256s(ganq: Ganq, job: int) -> list[str]:
     return [json.loads(line)["sha256"] for line in manifest.read_text().splitlines()]
 
 
+@postgres_later
 def test_jobs_of_0_2_are_shown_under_todays_names_and_end_as_they_would_have(old):
     refused = old.run("status")
     assert (refused.returncode, "ganq db upgrade" in refused.stderr) == (1, True), (
@@ -111,6 +112,7 @@ def test_jobs_of_0_2_are_shown_under_todays_names_and_end_as_they_would_have(old
     assert final_sha256(old, INTERRUPTED) == final_sha256(old, WHOLE)
 
 
+@postgres_later
 def test_a_model_of_0_2_makes_the_same_images_and_can_be_measured(old):
     old("db", "upgrade")
     old("cancel", "5", "6", "7", "8", "9", code=0)
