@@ -24,7 +24,7 @@ from storage.db.schema import open_database, upgrade
 from storage.db.store import JobStore
 from storage.settings import Settings
 from storage.volume.layout import Volume
-from worker.celery_bridge.notify import ring
+from worker.celery_bridge.notify import try_notify
 from worker.host.embedded_redis import worker_command
 from worker.host.process import bound_to_this
 
@@ -165,7 +165,7 @@ class Queue:
             shards=[(part.to_json(), part.pictures) for part in spec.split()],
         )
         for one in (self.queries.shards(job.id) if job.blockers else []) or [job]:
-            if not ring(self.settings, one.id, one.queue, self.database.installation):
+            if not try_notify(self.settings, one.id, one.queue, self.database.installation):
                 self.store.not_notified(one.id)
         return job
 

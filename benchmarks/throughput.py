@@ -17,7 +17,7 @@ from benchmarks.noop.kind import NoopSpec, install
 from jobs.kinds import SPEC_VERSION
 from storage.db.queries import Filter
 from tests.services import Postgres, Redis, postgres_binaries, redis_binary
-from worker.celery_bridge.notify import ring
+from worker.celery_bridge.notify import try_notify
 
 EXPLAINED = """\
 Jobs that do nothing, a second, on one worker, from the first body to the last; all were enqueued
@@ -93,7 +93,7 @@ def _ganq(queue: stack.Queue) -> Any:
             user="benchmark",
             will_notify=JOBS,
         )
-        ring(queue.settings, sweep.job_ids[0], "default", queue.database.installation)
+        try_notify(queue.settings, sweep.job_ids[0], "default", queue.database.installation)
         deadline = time.monotonic() + 120
         while queue.queries.counts(sweep=sweep.id)["succeeded"] < JOBS:
             if time.monotonic() > deadline:

@@ -52,7 +52,7 @@ def up(gpus: str, cpu_workers: int | None) -> None:
                 click.echo("Ctrl-C saves the running job and stops", err=True)
                 if manager is not None:
                     manager.watch(settings.runtime)
-            code = stack.tend(lambda line: click.echo(line, err=True))
+            code = stack.supervise(lambda line: click.echo(line, err=True))
         except KeyboardInterrupt:
             if manager is not None:
                 manager.stopping()

@@ -1,8 +1,7 @@
 """
-Judge the workers of this machine, as `ganq health` does.
+The health check of this machine's workers, as `ganq health` reports it.
 
-The database is not asked unless no supervisor is found here, and asking the supervisors costs no import of
-its library.
+The database is used only if no supervisor is found here; until then its library is not imported.
 """
 
 import socket
@@ -10,31 +9,31 @@ from collections.abc import Sequence
 from typing import Any
 
 from storage.settings import Settings
-from worker.host.live_supervisors import Condition, Status, ask_supervisors
+from worker.host.live_supervisors import Condition, Status, ask_supervisors, with_old_keys
 
 TABLE_S = 6.0
-"""With the rest, less than the 10 s that a container's engine gives a check."""
+"""With the rest, less than the 10 s that a container engine gives a health check."""
 
 
 def examine(settings: Settings, name: str | None = None) -> list[Condition]:
     """
-    The workers of this machine and this GANQ_HOME, or the one of that name.
+    Return the condition of the workers of this machine and this GANQ_HOME, or of the one of that name.
 
     Returns:
-        Empty if there is no sign of any, here or in the job table.
+        Empty if there is none, here or in the job table.
 
     Raises:
-        GanqError: none is found here, and the job table cannot be asked.
-        TimeoutError: the same; it did not answer.
+        GanqError: none is found here, and the job table cannot be read.
+        TimeoutError: the same; the job table did not answer.
     """
     return ask_supervisors(settings.runtime, name) or ask_table(settings, name)
 
 
 def ask_table(settings: Settings, name: str | None) -> list[Condition]:
-    """Workers whose runtime folder is not to be seen from here, by when they last spoke."""
+    """Return the condition of workers whose runtime folder is not visible, by their last heartbeat."""
     from worker.doctor.check import within
 
-    def ask() -> Sequence[Any]:
+    def read_workers() -> Sequence[Any]:
         from storage.db.queries import Queries
         from storage.db.schema import open_database
 
@@ -47,15 +46,15 @@ def ask_table(settings: Settings, name: str | None) -> list[Condition]:
     host = socket.gethostname()
     limit_s = 3 * settings.heartbeat_seconds + settings.lease_seconds
     conditions = []
-    for one in within(TABLE_S, ask):
+    for one in within(TABLE_S, read_workers):
         if (one.name != name) if name else (one.host != host):
             continue
-        facts = {"pid": one.pid, "state": one.state, "job_id": one.job_id, "spoke_s": one.silent_s}
+        facts = {"pid": one.pid, "state": one.state, "job_id": one.job_id, "report_s": one.silent_s}
         status, why = Status.UNHEALTHY, "has stopped"
         if one.state != "stopped" and one.silent_s <= limit_s:
             status, why = Status.HEALTHY, f"is {one.state}, by the job table"
         elif one.state != "stopped":
-            why = f"has been silent for {one.silent_s:.0f} s, by the job table"
-        conditions.append(Condition(one.name, status, why, facts))
+            why = f"has been unresponsive for {one.silent_s:.0f} s, by the job table"
+        conditions.append(Condition(one.name, status, why, with_old_keys(facts)))
     running = [one for one in conditions if one.facts["state"] != "stopped"]
     return running if running else conditions

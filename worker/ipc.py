@@ -1,9 +1,12 @@
 """
-How the supervisor and its runner talk: one JSON object a line over a socket pair.
+Messages between the supervisor and its runner or volume process: one JSON object per line.
 
-supervisor → runner   run {order} · stop {reason} · ack {ok} · forgotten {paths}
-runner → supervisor   ready · progress · inputs · event · checkpoint (waits for its ack)
-                      done {result} · stopped {reason} · failed {code, message, hint}
+    supervisor → runner   run {order: the assignment} · stop {reason} · ack {ok} · forgotten {paths}
+    runner → supervisor   ready · progress · quiet · inputs · event · checkpoint (waits for its ack)
+                          done {result} · stopped {reason} · failed {code, message, hint} · crashed {message}
+
+Keys and values of "op" do not change: after an upgrade in place, a supervisor of the old version starts
+runners of the new one.
 """
 
 import json
@@ -15,7 +18,7 @@ Message = dict[str, Any]
 
 
 class Channel:
-    """One end of the pair. Sending is safe from several threads."""
+    """One end of a socket pair. Several threads may send."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -25,17 +28,19 @@ class Channel:
     def fileno(self) -> int:
         return self.sock.fileno()
 
-    def send(self, op: str, **facts: Any) -> None:
+    def send(self, op: str, **fields: Any) -> None:
         """
+        Send one message.
+
         Raises:
-            OSError: the other end is gone.
+            OSError: the other end is closed.
         """
-        line = json.dumps({"op": op, **facts}, allow_nan=False).encode() + b"\n"
+        line = json.dumps({"op": op, **fields}, allow_nan=False).encode() + b"\n"
         with self._lock:
             self.sock.sendall(line)
 
     def receive(self) -> list[Message] | None:
-        """Whole messages that have arrived, after at least one read; None: the other end is gone."""
+        """Read once and return the complete messages that have arrived; None: the other end is closed."""
         try:
             data = self.sock.recv(1 << 16)
         except (BlockingIOError, InterruptedError):

@@ -18,7 +18,7 @@ from jobs.kinds import SPEC_VERSION, kind_named
 from jobs.specs import EvaluateSpec, GenerateSpec, Spec, TrainSpec
 from jobs.states import JobState
 from storage.db.rows import Job
-from worker.celery_bridge.notify import ring
+from worker.celery_bridge.notify import try_notify
 
 CALIBRATION_PICTURES = 4096
 """Pictures that D sees in the run that tells how fast a recipe is here."""
@@ -206,7 +206,7 @@ class Study:
             will_notify=True,
         )
         if not job.state.terminal:
-            ring(self.queue.settings, job.id, job.queue, self.queue.database.installation)
+            try_notify(self.queue.settings, job.id, job.queue, self.queue.database.installation)
         return job
 
 

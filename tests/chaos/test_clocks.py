@@ -103,7 +103,7 @@ def test_a_workers_clock_may_jump_both_ways_while_another_reaps(ganq: Ganq, smal
         until(lambda step=step: newest(ganq, job) > step, what="a checkpoint")
         found = ganq.job(job)
         assert (found["state"], found["attempt"]) == ("running", 1), (
-            f"taken back when the clock was set to {offset:+.0f} s"
+            f"requeued when the clock was set to {offset:+.0f} s"
         )
     ganq("cancel", str(job))
     until(lambda: ganq.peek(job)["state"] == "cancelled", what="the cancel")
@@ -124,7 +124,7 @@ def test_a_reapers_clock_that_is_wrong_takes_no_job_and_stalls_none(
     ganq.start_worker("wrong", **clock.env)
     until(lambda: len(ganq.present()) == 2, what="the worker whose clock is wrong")
     time.sleep(3.0)
-    assert ganq.job(job)["attempt"] == 1, "a live job was taken back"
+    assert ganq.job(job)["attempt"] == 1, "a live job was requeued"
     # It does take back what is dead, and goes on with it; the next one runs on the right clock.
     first.kill()
     until(lambda: ganq.peek(job)["attempt"] == 2, what="the rescue")
@@ -357,7 +357,7 @@ def test_a_machine_that_slept_longer_than_a_lease_goes_on_where_it_was(
     families = {"owner": family(owner), "reaper": family(reaper)}
     for one in [*families["owner"], *families["reaper"]]:
         one.send_signal(signal.SIGSTOP)
-    time.sleep(15.0)  # leases are 2 s here, and a runner that is silent for 12 s is taken as hung
+    time.sleep(15.0)  # leases are 2 s here, and a runner that reports nothing for 12 s is stalled
     step = ganq.json("checkpoints", str(job))[-1]["step"]
     last = "reaper" if first_awake == "owner" else "owner"
     for name in (first_awake, last):

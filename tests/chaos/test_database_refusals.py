@@ -294,9 +294,9 @@ def test_the_threads_of_a_supervisor_survive_an_error_of_an_unknown_kind(
     database.write(lambda conn: conn.execute(text(REFUSE[backend])))
     heartbeat = Heartbeat(store, workers, settings, lambda *_: None, lambda _: None, lambda _: None)
     heartbeat.begin(lease)
-    rung: list[int] = []
+    notified: list[int] = []
     recovery = Recovery(
-        database, settings, workers, lambda _, job: rung.append(job), lambda: None, lambda _: None
+        database, settings, workers, lambda _, job: notified.append(job), lambda: None, lambda _: None
     )
     threads = (heartbeat, recovery)
     for one in threads:
@@ -308,15 +308,17 @@ def test_the_threads_of_a_supervisor_survive_an_error_of_an_unknown_kind(
     database.write(lambda conn: conn.execute(text(ALLOW[backend])))
     before = job_row(database, lease.job_id)["hb_seq"]
     until(lambda: job_row(database, lease.job_id)["hb_seq"] > before, what="a heartbeat", within_s=5)
-    until(lambda: rung, what="a notification", within_s=10)
+    until(lambda: notified, what="a notification", within_s=10)
     for one in threads:
         one.stop()
         one.join(5)
 
 
 def test_the_status_socket_answers_after_a_time_without_a_free_file_descriptor(tmp_path) -> None:
-    status_socket = StatusSocket(SimpleNamespace(who=SimpleNamespace(name="w1")), tmp_path / "live-1.sock")  # type: ignore[arg-type]
-    status_socket.facts = lambda: {"worker": "w1"}  # type: ignore[method-assign]
+    status_socket = StatusSocket(
+        SimpleNamespace(identity=SimpleNamespace(name="w1")), tmp_path / "live-1.sock"
+    )  # type: ignore[arg-type]
+    status_socket.status = lambda: {"worker": "w1"}  # type: ignore[method-assign]
     clients = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(2)]
     status_socket.start()
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)

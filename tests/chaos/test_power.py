@@ -98,7 +98,9 @@ def register(play: Play, settings, small: list[str]) -> list[str]:
     play.heir(job, SLOW_STEPS)
     supervisor.resume()
     until(
-        lambda: f"job {job}: let go" in play.ganq.log("zombie") or look(play.database).checkpoints[job],
+        lambda: (
+            f"job {job}: lease released" in play.ganq.log("zombie") or look(play.database).checkpoints[job]
+        ),
         what="the zombie's move",
     )
     play.ended(job)

@@ -122,7 +122,7 @@ def test_a_worker_that_leaves_while_the_database_is_away_deletes_no_shard(
             first.wait(60)
         finally:
             come_back()
-        assert f"job {job}: let go: the database is away" in ganq.log("first")
+        assert f"job {job}: lease released: the database is unavailable" in ganq.log("first")
     assert job_row(database, job)["state"] != "succeeded"
     assert all(one.is_dir() for one in folders), "deleted before the success was committed"
     ganq.start_worker("second")
@@ -149,7 +149,7 @@ def test_a_supervisor_that_lost_its_lease_while_it_merged_deletes_no_shard(
         until(lambda: (job_row(database, job)["progress"] or {}).get("done", 0) > 2, what="the heir's merge")
     finally:
         supervisor.resume()
-    until(lambda: f"job {job}: let go: " in ganq.log("zombie"), what="the zombie's own words")
+    until(lambda: f"job {job}: lease released: " in ganq.log("zombie"), what="the zombie's own words")
     assert all(one.is_dir() for one in shard_folders(ganq, database, job))
     succeeded(database, job)
     assert job_row(database, job)["attempt"] == 2

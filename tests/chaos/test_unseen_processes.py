@@ -42,7 +42,7 @@ def running(ganq: Ganq, database, small: list[str]) -> int:
     """A training that lasts and has begun."""
     job = int(ganq.json("submit", "train", *small, "--epochs", "100000", "--checkpoint-seconds", "0.5")["id"])
     until(lambda: ganq.steps(job) or job_row(database, job)["attempt"] > 1, what="a checkpoint")
-    assert job_row(database, job)["attempt"] == 1, "it was taken back"
+    assert job_row(database, job)["attempt"] == 1, "it was requeued"
     return job
 
 
@@ -61,7 +61,7 @@ def test_workers_of_two_users_who_cannot_see_each_other_share_a_machine(ganq, da
     until(lambda: len(ganq.present()) == 2, what="bob")
     time.sleep(2.0)
     assert job_row(database, job)["attempt"] == 1, ganq.log("bob")
-    assert "taken back" not in ganq.log("bob") + ganq.log("ada")
+    assert "requeued: " not in ganq.log("bob") + ganq.log("ada")
 
     supervisor_of(first).kill()
     killed = time.monotonic()
@@ -79,7 +79,7 @@ def test_a_worker_in_a_container_that_sees_its_hosts_proc_keeps_its_job(ganq, da
         job = running(ganq, database, small)
         time.sleep(3.0)
         assert job_row(database, job)["attempt"] == 1, ganq.log()
-        assert "taken back" not in ganq.log()
+        assert "requeued: " not in ganq.log()
         ganq("cancel", str(job))
         until(lambda: job_row(database, job)["finished_at"], what="the cancel")
     finally:

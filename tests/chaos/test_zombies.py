@@ -94,10 +94,10 @@ def zombie_run(ganq: Ganq, database: Database, point: str, *submit: str) -> dict
         before = everything_of(database, job)
     finally:
         zombie.wake()
-    until(lambda: f"job {job}: let go: " in ganq.log("zombie"), what="the zombie's own words")
+    until(lambda: f"job {job}: lease released: " in ganq.log("zombie"), what="the zombie's own words")
     runner = zombie.parts[-1]
     if point == "supervisor.claimed":
-        assert f"job {job}: let go: lost before it began" in ganq.log("zombie"), "it had begun"
+        assert f"job {job}: lease released: lost before it began" in ganq.log("zombie"), "it had begun"
     else:
         with suppress(psutil.NoSuchProcess):
             runner.wait(timeout=10)

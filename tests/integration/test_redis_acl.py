@@ -65,7 +65,7 @@ def test_celery_rings_and_hears_and_is_denied_nothing(
 ) -> None:
     from storage.settings import Settings
     from worker.celery_bridge.app import make_app
-    from worker.celery_bridge.notify import ring
+    from worker.celery_bridge.notify import try_notify
 
     monkeypatch.setenv("GANQ_REDIS_URL", restricted_url)
     monkeypatch.setenv("GANQ_HOME", str(tmp_path))
@@ -77,7 +77,7 @@ def test_celery_rings_and_hears_and_is_denied_nothing(
         text=True,
     )
     try:
-        assert ring(Settings.load(), 7, "default", "")
+        assert try_notify(Settings.load(), 7, "default", "")
         assert worker.stdout is not None
         assert worker.stdout.readline() == "heard 7\n"
     finally:

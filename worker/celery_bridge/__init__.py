@@ -1,1 +1,1 @@
-"""The Celery application and the notifications it carries."""
+"""The Celery application, notifications, and how they wake the supervisor."""

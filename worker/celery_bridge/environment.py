@@ -1,8 +1,8 @@
 """
-Variables by which other programs configure Celery, and which ganq's Celery must not read.
+Environment variables that configure Celery for other programs, and that ganq's Celery must not read.
 
-Celery prefers some of them to what its application says: with CELERY_BROKER_URL or BROKER_URL
-of another project in the environment, a worker would listen to that project's broker.
+Some of them take precedence over the application's configuration: with CELERY_BROKER_URL or BROKER_URL of
+another project in the environment, a worker would connect to that project's broker.
 """
 
 from collections.abc import Mapping, MutableMapping
@@ -30,6 +30,6 @@ def foreign(environment: Mapping[str, str]) -> list[str]:
 
 
 def clear(environment: MutableMapping[str, str]) -> None:
-    """Take them away; called before Celery is imported, as it reads some of them only then."""
+    """Delete these variables. To be called before Celery is imported, because it reads some on import."""
     for name in foreign(environment):
         del environment[name]

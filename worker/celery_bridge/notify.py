@@ -1,9 +1,9 @@
 """
-Ring for a job that was just submitted. Best effort: the table is the truth, and workers poll it.
+Notify the workers of a submitted job. Best effort: the job table is the truth, and workers poll it.
 
-The bell is a message of Celery's protocol 2 in kombu's envelope, written here by hand: importing
-Celery takes longer than all else that `ganq submit` does, and its producer ten times as long as
-the push. A test holds each part of it against what Celery itself sends.
+A notification is a message of Celery's protocol 2 in kombu's envelope, built here without Celery: importing
+Celery takes longer than the rest of `ganq submit`, and its producer ten times as long as the push. A test
+compares each part of the message with what Celery itself sends.
 """
 
 import base64
@@ -19,8 +19,8 @@ from storage.settings import Settings
 
 TASK = "ganq.run_job"
 ANSWER_S = 1.0
-MOST_BODY = 4096
-"""Characters of a notification's body; ganq's own have about a hundred."""
+MAX_BODY = 4096
+"""Characters of a notification's body; those that ganq sends have about a hundred."""
 
 
 def queue_key(queue: str, installation: str = "") -> str:
@@ -28,19 +28,18 @@ def queue_key(queue: str, installation: str = "") -> str:
     Return the name of a queue on the broker.
 
     Args:
-        installation: id of the job table, so that two on one Redis take nothing from each other.
-            Without it: the name of version 0.2.0 and older, to which workers listen, too.
+        installation: id of the job table, so that two installations may share one Redis. Without it: the
+            name of version 0.2.0 and older, which workers also consume.
     """
     return f"ganq.{installation}.{queue}" if installation else f"ganq.{queue}"
 
 
-def ring(settings: Settings, job_id: int, queue: str, installation: str) -> bool:
+def try_notify(settings: Settings, job_id: int, queue: str, installation: str) -> bool:
     """
-    Tell the workers that a job waits.
+    Send one notification if Redis is available.
 
     Returns:
-        False if Redis is not there; an idle worker then finds the job by itself
-        within settings.poll_seconds.
+        False if it is not; an idle worker then finds the job by polling, within settings.poll_seconds.
     """
     try:
         notify(settings, job_id, queue, installation)
@@ -51,10 +50,10 @@ def ring(settings: Settings, job_id: int, queue: str, installation: str) -> bool
 
 def notify(settings: Settings, job_id: int, queue: str, installation: str) -> None:
     """
-    Push one notification.
+    Send one notification.
 
     Raises:
-        QueueUnavailableError: Redis does not take it; the message says why in a few words.
+        QueueUnavailableError: Redis does not accept it; the message says why.
     """
     from redis.exceptions import RedisError
 
@@ -86,7 +85,7 @@ def waiting(settings: Settings, queues: Iterable[str], installation: str) -> dic
 
 
 def message(key: str, job_id: int) -> str:
-    """One bell, as it lies in Redis until a worker fetches it."""
+    """Return one notification as it is stored in Redis until a worker fetches it."""
     task_id = str(uuid.uuid4())
     body = json.dumps([[job_id], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
     return json.dumps(
@@ -130,10 +129,10 @@ def message(key: str, job_id: int) -> str:
 
 def is_notification(message: Any) -> bool:
     """
-    Return whether a decoded message from Redis is one that message() or Celery's `send_task` made.
+    Return whether a decoded message from Redis is one that message() or Celery's `send_task` creates.
 
-    Only such a message is handed to Celery: none that waits (eta), that must be unpacked, or that
-    asks Celery for more than to run the one task now.
+    Only such messages reach Celery: none with an eta, compression, or options other than to run the one
+    task now.
     """
     try:
         headers, properties = message["headers"], message["properties"]
@@ -146,7 +145,7 @@ def is_notification(message: Any) -> bool:
             or message["content-encoding"] != "utf-8"
             or properties["body_encoding"] != "base64"
             or not isinstance(properties["delivery_tag"], str)
-            or len(message["body"]) > MOST_BODY
+            or len(message["body"]) > MAX_BODY
         ):
             return False
         arguments, named, embedded = json.loads(base64.b64decode(message["body"]))
@@ -169,7 +168,7 @@ def _client(url: str) -> Any:
     return redis_url.parse(url).client(
         socket_timeout=ANSWER_S,
         socket_connect_timeout=ANSWER_S,
-        # A connection that was left open may have died meanwhile. Ringing twice does no harm.
+        # A connection that was left open may have died meanwhile. A duplicate notification does no harm.
         retry=Retry(NoBackoff(), 1),
         health_check_interval=25,
     )

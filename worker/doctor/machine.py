@@ -23,7 +23,7 @@ from worker.celery_bridge.wakeup import WAKE_ENV
 from worker.doctor.check import Finding, error, ok, warn
 from worker.doctor.facts import Facts
 from worker.doctor.jobs import alive, listed
-from worker.host.embedded_redis import way_out
+from worker.host.embedded_redis import private_folder_hint
 from worker.host.process import boot_id, has_died, proc_is_ours
 
 # --- reading what comes from outside -----------------------------------------------------------
@@ -144,7 +144,9 @@ def check_runtime(settings: Settings) -> Iterator[Finding]:
     if stat.S_IMODE(about.st_mode) & 0o077:
         wrong.append(f"is open to others (mode {stat.S_IMODE(about.st_mode):o})")
     if wrong:
-        yield error("sockets", f"{folder} {' and '.join(wrong)}: no worker starts", way_out(folder))
+        yield error(
+            "sockets", f"{folder} {' and '.join(wrong)}: no worker starts", private_folder_hint(folder)
+        )
     else:
         yield ok("sockets", str(folder))
 

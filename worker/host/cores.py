@@ -1,8 +1,8 @@
 """
-Shares a machine's processor cores between CPU workers, each pinned to its own.
+Divide a machine's processor cores between CPU workers, each pinned to its own.
 
-All get equally many, and cores that are left over stay free: the number of threads may be
-part of what makes a picture's last bit, so that workers of one machine should not differ in it.
+All get the same number, and remaining cores stay free: the last bit of an image may depend on the number of
+threads, so the workers of one machine must not differ in it.
 """
 
 import os
@@ -30,57 +30,59 @@ class Cores:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What `ganq worker` is told to run on these."""
+        """Return the options of `ganq worker` that select these cores."""
         return "--gpus", "none", "--cores", ",".join(map(str, self.numbers))
 
     def pin(self) -> dict[str, str]:
         """
-        Bind this process, and all that it starts, to these cores.
+        Bind this process and its children to these cores.
 
         Returns:
-            The environment that tells OpenMP's threads of it, unless the user has decided.
+            Environment variables for OpenMP; none if the user has set OMP_NUM_THREADS.
         """
         os.sched_setaffinity(0, self.numbers)
         return {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(len(self.numbers))}
 
 
 def usable() -> list[int]:
-    """The cores that this process may use."""
+    """Return the cores that this process may use."""
     return sorted(os.sched_getaffinity(0))
 
 
 def divide(workers: int) -> list[Cores]:
     """
+    Divide the usable cores between this number of workers.
+
     Raises:
         ConfigError: there are fewer cores than workers.
     """
-    there = usable()
-    each = len(there) // workers
+    available = usable()
+    each = len(available) // workers
     if each == 0:
         raise ConfigError(
-            f"--cpu-workers {workers} is more than the {len(there)} cores that may be used here",
-            hint=f"--cpu-workers {len(there)} gives each a core of its own",
+            f"--cpu-workers {workers} is more than the {len(available)} cores that may be used here",
+            hint=f"--cpu-workers {len(available)} gives each worker one core",
         )
-    return [Cores(tuple(there[i * each : (i + 1) * each])) for i in range(workers)]
+    return [Cores(tuple(available[i * each : (i + 1) * each])) for i in range(workers)]
 
 
 def parse(text: str) -> Cores:
     """
-    '0,2-3' as taskset takes it.
+    Parse a list of cores as taskset accepts it: '0,2-3'.
 
     Raises:
-        ConfigError: it names no cores, or some that may not be used.
+        ConfigError: the text is no list of cores, or names some that may not be used.
     """
     numbers: set[int] = set()
     for part in text.split(","):
         found = RANGE.fullmatch(part.strip())
         if found is None:
-            raise ConfigError(f"--cores {text[:40]!r} names no cores", hint="e.g. --cores 0,2-3")
+            raise ConfigError(f"--cores {text[:40]!r} is no list of cores", hint="e.g. --cores 0,2-3")
         numbers |= set(range(int(found[1]), int(found[2] or found[1]) + 1))
-    there = usable()
-    if not numbers or not numbers <= set(there):
+    available = usable()
+    if not numbers or not numbers <= set(available):
         raise ConfigError(
             f"--cores {text[:40]!r} names cores that may not be used here",
-            hint=f"those that may: {','.join(map(str, there))}",
+            hint=f"usable cores: {','.join(map(str, available))}",
         )
     return Cores(tuple(sorted(numbers)))

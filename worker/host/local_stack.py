@@ -1,4 +1,4 @@
-"""`ganq up`: the whole local stack in the foreground: database, embedded Redis, workers."""
+"""The local stack of `ganq up`: job table, embedded Redis and workers of one machine."""
 
 import signal
 import subprocess
@@ -17,14 +17,12 @@ from worker.host.process import bound_to_this
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 90.0
-
-
-LOOK_S = 0.5
-AGAIN_S = 1.0
+POLL_S = 0.5
+RETRY_S = 1.0
 
 
 class LocalStack:
-    """The processes of one machine; tend() starts again what was killed."""
+    """The processes of one machine; supervise() restarts those that were killed."""
 
     def __init__(
         self, gpus: str, cpu_workers: int | None, log: IO[bytes] | None, redis: EmbeddedRedis | None
@@ -46,38 +44,41 @@ class LocalStack:
         )
         return self.worker
 
-    def tend(self, say: Callable[[str], None]) -> int:
+    def supervise(self, report: Callable[[str], None]) -> int:
         """
-        Wait for the worker to end by itself: then it has said why.
+        Wait until the worker exits by itself; restart it, or Redis, if it was killed.
 
-        One that was killed (by a machine short of memory, say) could not, and its job waits to go
-        on; and without Redis each job waits until somebody looks. Both are started again.
+        A worker that was killed (by the OOM killer, say) leaves a job to continue; without Redis each job
+        waits for the next poll.
+
+        Args:
+            report: prints a line for the user.
 
         Returns:
             The worker's exit code.
         """
         while True:
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
             code = self.worker.poll()
             if code is not None and code >= 0:
                 return code
             if code is not None:
-                say(f"the worker was killed by {signal.Signals(-code).name}; starting another")
-                time.sleep(AGAIN_S)
+                report(f"the worker was killed by {signal.Signals(-code).name}; starting another")
+                time.sleep(RETRY_S)
                 try:
                     self.start_worker()
                 except OSError as exc:
-                    say(f"cannot start it: {one_line(exc)}")
+                    report(f"the worker cannot be started: {one_line(exc)}")
             if self.redis is not None and not self.redis.runs():
-                say("the embedded Redis has ended or lost its socket; starting another")
+                report("the embedded Redis has ended or lost its socket; starting another")
                 try:
                     self.redis.start()
                 except OSError as exc:
-                    say(f"cannot start it: {one_line(exc)}")
-                    time.sleep(AGAIN_S)
-                except ConfigError as exc:  # workers look for jobs by themselves meanwhile
-                    say(f"{exc.message} → {exc.hint}")
-                    time.sleep(AGAIN_S)
+                    report(f"the embedded Redis cannot be started: {one_line(exc)}")
+                    time.sleep(RETRY_S)
+                except ConfigError as exc:  # workers poll for jobs meanwhile
+                    report(f"{exc.message} → {exc.hint}")
+                    time.sleep(RETRY_S)
 
 
 @contextmanager
@@ -89,24 +90,25 @@ def local_stack(
     log: IO[bytes] | None = None,
 ) -> Iterator[LocalStack]:
     """
-    Everything that one machine needs, for as long as the block runs.
+    Run the local stack for as long as the block runs.
 
     Args:
         gpus: see worker.host.gpu.choose().
-        cpu_workers: workers that share the CPU, instead of GPUs.
-        log: where the workers' log goes; this process's stderr by default.
+        cpu_workers: number of workers that share the CPU, instead of GPUs.
+        log: file for the workers' log; this process's stderr by default.
 
     Raises:
-        ConfigError: another stack of this GANQ_HOME is up, or a part does not start.
+        ConfigError: another stack of this GANQ_HOME runs, or a part does not start.
     """
     prepare(settings)
     try:
-        held = gpu.lock("up", settings.home)
+        lock = gpu.lock("up", settings.home)
     except GpuBusyError:
         raise ConfigError(
-            f"ganq is already up for {settings.home}", hint="ganq workers shows it; or set another GANQ_HOME"
+            f"ganq up already runs for {settings.home}",
+            hint="ganq workers shows it; or set another GANQ_HOME",
         ) from None
-    with held, EmbeddedRedis(settings) if settings.embedded_redis else nullcontext() as redis:
+    with lock, EmbeddedRedis(settings) if settings.embedded_redis else nullcontext() as redis:
         stack = LocalStack(gpus, cpu_workers, log, redis)
         try:
             yield stack
@@ -115,7 +117,7 @@ def local_stack(
 
 
 def stop(worker: subprocess.Popen[bytes]) -> None:
-    """Drain: the running job is saved and goes back to the queue."""
+    """Stop the worker: it saves and requeues the running job; kill it after STOP_TIMEOUT_S."""
     if worker.poll() is None:
         worker.send_signal(signal.SIGTERM)
         try:
@@ -126,7 +128,7 @@ def stop(worker: subprocess.Popen[bytes]) -> None:
 
 
 def wait_ready(settings: Settings, worker: subprocess.Popen[bytes]) -> bool:
-    """Wait until a worker has spoken; False if the process ended instead."""
+    """Wait until a worker is registered in the job table; return False if the process ended instead."""
     database = open_database(settings)
     queries = Queries(database)
     deadline = time.monotonic() + READY_TIMEOUT_S

@@ -1,11 +1,11 @@
 """
-Carry the log of a worker and of all its processes to its destination, so that none of them waits for it.
+The log relay: writes the log of a worker and of all its processes, so that none of them blocks on it.
 
-A terminal stopped with Ctrl-S, a full pipe or a stuck collector blocks whoever writes to it. Here that is
-this process alone. It keeps QUEUE_BYTES, drops the lines that come on top, and says how many as soon as it
-can write again. A process of its own, because it must outlive a worker that is killed, and carry what C
-libraries and the interpreter write, too. It is run by its path and imports nothing of ganq: it starts in
-some milliseconds.
+A terminal stopped with Ctrl-S, a full pipe or a stuck log collector blocks the process that writes to it;
+here that is this process alone. It queues up to QUEUE_BYTES, drops further lines, and logs how many once it
+can write again. It is a process of its own because it must outlive a worker that is killed and also relay
+what C libraries and the interpreter write. It is run by its path and imports nothing of ganq, so that it
+starts in some milliseconds.
 """
 
 import json
@@ -18,11 +18,11 @@ from collections import deque
 
 QUEUE_BYTES = 4_000_000
 LINE_BYTES = 65_536
-"""A longer line is cut."""
+"""Longer lines are cut."""
 LINGER_S = 2.0
-"""Once all writers have ended: how long a destination that takes nothing is waited for."""
-AGAIN_S = 0.1
-FAILED_S = 1.0
+"""After all writers have ended: how long to wait for a destination that accepts nothing."""
+RETRY_S = 0.1
+RETRY_FAILED_S = 1.0
 
 
 class Relay:
@@ -42,7 +42,7 @@ class Relay:
     # --- from the worker ------------------------------------------------------------------
 
     def read(self, source: int) -> None:
-        """Queue lines until every writer has closed its end."""
+        """Queue lines from a file descriptor until every writer has closed its end."""
         rest = b""
         while data := os.read(source, LINE_BYTES):
             *lines, rest = (rest + data).split(b"\n")
@@ -57,13 +57,13 @@ class Relay:
     def put(self, lines: list[bytes]) -> None:
         with self.changed:
             for line in lines:
-                # Once full, room for many lines is waited for: each gap costs a line that tells of it.
+                # After an overflow wait until half is free: each gap costs a line that reports it.
                 limit = self.limit // 2 if self.dropped else self.limit
                 if self.size + len(line) >= limit:
                     self._drop(1)
                     continue
                 if self.dropped:
-                    self._append(self._gap())
+                    self._append(self._gap_line())
                 self._append(line + b"\n")
             self.changed.notify()
 
@@ -76,7 +76,7 @@ class Relay:
             self.dropped_since = time.monotonic()
         self.dropped += lines
 
-    def _gap(self) -> bytes:
+    def _gap_line(self) -> bytes:
         message = (
             f"{self.dropped:,} lines of this log were dropped: nothing could be written to it"
             f" for {time.monotonic() - self.dropped_since:.0f} s"
@@ -90,7 +90,7 @@ class Relay:
     # --- to the destination ---------------------------------------------------------------
 
     def write(self, destination: int) -> None:
-        """Write what is queued, however long each write takes."""
+        """Write queued lines to a file descriptor until the queue is closed and empty."""
         while True:
             with self.changed:
                 while not (self.lines or self.dropped or self.closed):
@@ -98,16 +98,16 @@ class Relay:
                 batch, lost = self._next_batch()
             if not batch:
                 return
-            if not _write_all(destination, b"".join(batch)):  # a full disk, or a reader that is gone for good
+            if not _write_all(destination, b"".join(batch)):  # a full disk, or a reader that has exited
                 with self.changed:
                     self._drop(lost)
                 if self.closed:
                     return
-                time.sleep(FAILED_S)
+                time.sleep(RETRY_FAILED_S)
             self.written_at = time.monotonic()
 
     def _next_batch(self) -> tuple[list[bytes], int]:
-        """Take lines from the queue; returns, too, how many are lost if they cannot be written."""
+        """Take lines from the queue; return them, and how many are lost if they cannot be written."""
         batch: list[bytes] = []
         taken = 0
         while self.lines and taken < LINE_BYTES:
@@ -117,15 +117,15 @@ class Relay:
         if batch or not self.dropped:
             return batch, len(batch)
         lost = self.dropped
-        return [self._gap()], lost
+        return [self._gap_line()], lost
 
 
 def _write_all(destination: int, data: bytes) -> bool:
     while data:
         try:
             data = data[os.write(destination, data) :]
-        except BlockingIOError:  # somebody has made it non-blocking
-            time.sleep(AGAIN_S)
+        except BlockingIOError:  # another process has made it non-blocking
+            time.sleep(RETRY_S)
         except OSError:
             return False
     return True
@@ -133,12 +133,12 @@ def _write_all(destination: int, data: bytes) -> bool:
 
 def main(arguments: list[str]) -> None:
     """
-    Carry lines from stdin to stderr.
+    Relay lines from stdin to stderr.
 
     Args:
-        arguments: 'text' or 'json'; and the queue's size in bytes, if not QUEUE_BYTES.
+        arguments: 'text' or 'json'; then the queue's size in bytes, if not QUEUE_BYTES.
     """
-    # A service manager signals every process of a worker; this one ends when the others have.
+    # A service manager signals every process of a worker; this one ends after the others.
     for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(sig, signal.SIG_IGN)
     relay = Relay(int(arguments[1]) if len(arguments) > 1 else QUEUE_BYTES, as_json=arguments[0] == "json")

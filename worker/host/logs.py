@@ -1,4 +1,4 @@
-"""Log records of workers: lines for people, or JSON for machines, passwords masked."""
+"""Logging of workers: plain lines or JSON, with passwords masked."""
 
 import json
 import logging
@@ -17,20 +17,20 @@ from worker.host.starting import is_shortage
 
 BROKER_LOGGERS = ("celery", "kombu")
 RELAY_ENV = "GANQ_LOG_PIPE"
-"""Which pipe the log of this process goes to already: a worker of several starts no relay of its own."""
+"""The relay's pipe that this process already writes to: one worker of several starts no second relay."""
 FLUSH_S = 1.0
-"""How long a worker that ends waits for its last lines to be written: a container ends with it."""
+"""How long a worker that exits waits for its last lines to be written: a container ends with it."""
 
 
 class RedactingFormatter(logging.Formatter):
-    """Plain lines; whatever is said, a password in a URL is masked."""
+    """Format plain lines; mask passwords in URLs."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record).replace("\n", "\n  "))
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """Format one JSON object per line; mask passwords in URLs."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -44,35 +44,34 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-class BrokerAway(logging.Filter):
-    """
-    A broker that is away, or a machine without a process left, is no defect: what Celery says of it
-    keeps its line, and loses its traceback.
-    """
+class WithoutBrokerTracebacks(logging.Filter):
+    """Remove Celery's tracebacks for an unavailable broker or a process shortage: neither is a defect."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        known = _known(error) if error is not None and record.name.split(".")[0] in BROKER_LOGGERS else None
+        known = (
+            _known_cause(error) if error is not None and record.name.split(".")[0] in BROKER_LOGGERS else None
+        )
         if known is not None:
             record.msg, record.args = f"{record.getMessage()} ({type(known).__name__}: {known})", ()
             record.exc_info = record.exc_text = None
         return True
 
 
-def _known(error: BaseException) -> BaseException | None:
-    """Return what of the machine or the broker is behind an error; None: it is a defect."""
-    if _is_away(error):
+def _known_cause(error: BaseException) -> BaseException | None:
+    """Return the broker's or the machine's error behind an exception; None: it is a defect."""
+    if _is_unavailable(error):
         return error
-    behind: BaseException | None = error  # Celery stumbles on over a process that it could not start
-    while behind is not None and not is_shortage(behind):
-        behind = behind.__cause__ or behind.__context__
-    return behind
+    cause: BaseException | None = error  # Celery raises others after a process that it could not start
+    while cause is not None and not is_shortage(cause):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
-def _is_away(error: BaseException) -> bool:
-    # By name: redis and kombu need not be imported to tell that nothing of theirs was raised.
-    mine = f"{type(error).__module__}.{type(error).__name__}"
-    return isinstance(error, ConnectionError | TimeoutError | socket.gaierror) or mine in (
+def _is_unavailable(error: BaseException) -> bool:
+    # Compare by name, so that redis and kombu need not be imported.
+    name = f"{type(error).__module__}.{type(error).__name__}"
+    return isinstance(error, ConnectionError | TimeoutError | socket.gaierror) or name in (
         "redis.exceptions.ConnectionError",
         "redis.exceptions.TimeoutError",
         "kombu.exceptions.OperationalError",
@@ -83,7 +82,7 @@ def configure(settings: Settings) -> None:
     """Send the log of this process to stderr."""
     use_streams_of_any_encoding()
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(BrokerAway())
+    handler.addFilter(WithoutBrokerTracebacks())
     if settings.log_format == "json":
         handler.setFormatter(JsonFormatter())
     else:
@@ -95,7 +94,7 @@ def configure(settings: Settings) -> None:
 
 
 def _log_uncaught(args: threading.ExceptHookArgs) -> None:
-    """Log what a thread did not catch as one record, whatever stderr is."""
+    """Log an exception that ends a thread as one record."""
     name = args.thread.name if args.thread is not None else "a thread"
     error = args.exc_value or args.exc_type()
     logging.getLogger("ganq").error(
@@ -106,9 +105,9 @@ def _log_uncaught(args: threading.ExceptHookArgs) -> None:
 @contextmanager
 def relayed(settings: Settings) -> Iterator[None]:
     """
-    Send what this process and its children write to stdout and stderr through a relay that never blocks.
+    Send stdout and stderr of this process and its children through a relay, so that they never block.
 
-    See worker/host/log_relay.py. Without a relay, where the machine starts no process, they write themselves.
+    See worker/host/log_relay.py. If no relay process can be started, they write directly.
     """
     if os.environ.get(RELAY_ENV) == _pipe_name(2):
         yield
@@ -125,7 +124,7 @@ def relayed(settings: Settings) -> Iterator[None]:
             os.dup2(saved, number)
             os.close(saved)
         if relay is not None:
-            with suppress(subprocess.TimeoutExpired):  # it goes on by itself, see LINGER_S
+            with suppress(subprocess.TimeoutExpired):  # it continues by itself, see LINGER_S
                 relay.wait(FLUSH_S)
 
 
@@ -137,10 +136,10 @@ def _start_relay(log_format: str) -> "subprocess.Popen[bytes] | None":
             [sys.executable, "-I", "-S", program, log_format],
             stdin=reader,
             stdout=subprocess.DEVNULL,
-            start_new_session=True,  # a group's Ctrl-C or SIGKILL is for those whose log it is
+            start_new_session=True,  # Ctrl-C or SIGKILL of the process group must not end the relay
         )
     except OSError as exc:
-        logging.getLogger("ganq.logs").warning("no relay for the log: %s", exc)
+        logging.getLogger("ganq.logs").warning("the log relay cannot be started: %s", exc)
         os.close(writer)
         return None
     finally:

@@ -1,4 +1,4 @@
-"""Facts about processes of this machine: who they are, whether they still live, how they die together."""
+"""Processes of this machine: identity, state, and how they end together."""
 
 import os
 import signal
@@ -20,10 +20,10 @@ STATES = {
 
 def boot_id() -> str:
     """
-    Names this boot of this machine and this process namespace.
+    Return an id of this boot of this machine and of this process namespace.
 
-    Two containers on one machine share the boot but not their process ids, so
-    the namespace is part of the name; nor, in time namespaces, when a process began.
+    Two containers on one machine share the boot but not their process ids, nor, in time namespaces, the
+    start times of processes; so the namespaces are part of the id.
 
     Returns:
         Empty if the boot or the process namespace cannot be read.
@@ -32,8 +32,8 @@ def boot_id() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
-    ids = _namespace("pid")
-    return ":".join([boot, ids, _namespace("time")]) if boot and ids else ""
+    pid_namespace = _namespace("pid")
+    return ":".join([boot, pid_namespace, _namespace("time")]) if boot and pid_namespace else ""
 
 
 def _namespace(kind: str) -> str:
@@ -51,7 +51,7 @@ def proc_is_ours() -> bool:
     """
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("NSpid:"):  # an id for each namespace, from that of /proc down to ours
+            if line.startswith("NSpid:"):  # one id per namespace, from that of /proc to ours
                 return line.split()[1:] == [str(os.getpid())]
     return False
 
@@ -61,26 +61,26 @@ def _stat(pid: int) -> list[str]:
     if not proc_is_ours():
         return []
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")  # a name is cut off after 15 bytes
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")  # a name is cut after 15 bytes
     except OSError:
         return []
-    # The name in parentheses may hold spaces; what follows the last ')' does not.
+    # The name in parentheses may contain spaces; the fields after the last ')' do not.
     return stat.rpartition(")")[2].split()
 
 
 def start_ticks(pid: int) -> int:
-    """Return when a process began, in clock ticks since boot; 0 if it is gone or cannot be seen."""
+    """Return when a process started, in clock ticks since boot; 0 if it has ended or cannot be seen."""
     fields = _stat(pid)
     return int(fields[19]) if fields and fields[0] not in DEAD else 0
 
 
 def exists(pid: int) -> bool:
-    """Return whether this process's namespace has a process of this id, whoever owns it."""
+    """Return whether a process of this id exists in this process's namespace, of any user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # not ours to signal
+    except OSError:  # another user's
         return True
     return True
 
@@ -89,9 +89,8 @@ def has_died(pid: int, ticks: int) -> bool:
     """
     Return True only if the recorded process is known to have ended.
 
-    kill(2) answers for every process of the namespace, whatever /proc shows: with hidepid a missing
-    /proc/<pid> says nothing. /proc only adds what it can show: a reused id, or a process that has
-    ended and was not reaped.
+    kill(2) answers for every process of the namespace. With hidepid, a missing /proc/<pid> proves nothing.
+    /proc adds what it can show: a reused id, or a process that has ended and was not reaped.
 
     Args:
         pid: of a process of the same boot and namespace, see boot_id().
@@ -112,16 +111,16 @@ def state_of(pid: int) -> str:
     return (_stat(pid) or [""])[0]
 
 
-def where(pid: int) -> str:
-    """What a process that does not answer is doing, by /proc, in words."""
+def describe_state(pid: int) -> str:
+    """Return the state of a process that does not answer, as text: 'asleep (futex_wait_queue)'."""
     state = state_of(pid)
     if not state:
-        return "not to be seen in /proc" if exists(pid) else "gone"
-    told = STATES.get(state, f"in state {state}")
+        return "not visible in /proc" if exists(pid) else "gone"
+    text = STATES.get(state, f"in state {state}")
     with suppress(OSError):
-        if (place := Path(f"/proc/{pid}/wchan").read_text().strip("\0\n 0")) and state in "DS":
-            told += f" ({place})"
-    return told
+        if (function := Path(f"/proc/{pid}/wchan").read_text().strip("\0\n 0")) and state in "DS":
+            text += f" ({function})"
+    return text
 
 
 def die_with_parent(parent: int, sig: signal.Signals) -> None:
@@ -129,7 +128,7 @@ def die_with_parent(parent: int, sig: signal.Signals) -> None:
     Have the kernel signal this process when its parent dies (prctl(2)).
 
     Raises:
-        SystemExit: the parent is already gone.
+        SystemExit: the parent has died already.
     """
     import ctypes
 
@@ -140,16 +139,16 @@ def die_with_parent(parent: int, sig: signal.Signals) -> None:
 
 def bound_to_this(sig: signal.Signals, command: list[str]) -> list[str]:
     """
-    A command that runs `command` so that it gets `sig` when this process dies.
+    Return a command that runs `command` so that it gets `sig` when this process dies.
 
-    A small program in between asks the kernel for that and then becomes the command;
-    the wish outlives execve(2). A function between fork and exec could deadlock here.
+    This module, run as a program, sets the parent-death signal, which outlives execve(2), and becomes the
+    command. A preexec function between fork and exec could deadlock.
     """
     return [sys.executable, "-P", "-m", "worker.host.process", str(os.getpid()), str(int(sig)), *command]
 
 
 def release_free_memory() -> None:
-    """Give what was freed back to the kernel, where the C library keeps it and can be asked (glibc)."""
+    """Return freed memory to the kernel (glibc; other C libraries do so themselves)."""
     import ctypes
 
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

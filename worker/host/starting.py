@@ -1,8 +1,8 @@
 """
-Starts processes and threads on a machine that may have none left for some seconds.
+Start processes and threads on a machine whose limit of processes may be reached for some time.
 
-A limit on processes (RLIMIT_NPROC, a container's or a service's pids limit) counts threads, too, and
-is shared with whatever else runs there: it passes. Nothing here gives up.
+A limit on processes (RLIMIT_NPROC, or the pids limit of a container or service) counts threads, too, and is
+shared with other programs, so a shortage passes. Nothing here gives up.
 """
 
 import errno
@@ -16,11 +16,11 @@ from jobs.errors import one_line
 T = TypeVar("T")
 
 PAUSE_S = (0.5, 1.0, 2.0, 5.0, 10.0)
-LOOK_S = 0.1
+POLL_S = 0.1
 
 
 def is_shortage(exc: BaseException) -> bool:
-    """Return whether this error says that the machine has no process or thread left."""
+    """Return whether this error means that no process or thread can be started now."""
     if isinstance(exc, OSError):
         return exc.errno == errno.EAGAIN
     return isinstance(exc, RuntimeError) and str(exc) == "can't start new thread"
@@ -30,14 +30,14 @@ def until_started(
     start: Callable[[], T], what: str, log: logging.Logger, stopped: Callable[[], bool] = lambda: False
 ) -> T | None:
     """
-    Start a process or a thread; where that fails, say so and try again with a growing pause.
+    Start a process or a thread; if that fails, log it and retry with growing pauses.
 
     Args:
         what: its name in the log.
-        stopped: whether it is needed no more.
+        stopped: returns whether it is no longer needed.
 
     Returns:
-        What `start` returns; None if it is needed no more.
+        The result of `start`; None if it is no longer needed.
     """
     tries = 0
     while not stopped():
@@ -54,7 +54,7 @@ def until_started(
 
 
 def wait(seconds: float, stopped: Callable[[], bool]) -> None:
-    """Sleep, but no longer than until `stopped`."""
+    """Sleep, but at most until `stopped` returns True."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0 and not stopped():
-        time.sleep(min(left, LOOK_S))
+        time.sleep(min(left, POLL_S))

@@ -1,8 +1,8 @@
 """
-The process that makes the supervisor's file calls on the shared volume, because each of them may hang.
+The volume process: makes the supervisor's file calls on the shared volume, because each of them may hang.
 
-It asks the volume at short intervals and reports each answer; from their absence the supervisor concludes
-that the volume hangs. It is not replaced then: its call returns when the volume is back.
+It probes the volume at short intervals and reports each answer; from their absence the supervisor concludes
+that the volume hangs. The process is not replaced then: its call returns when the volume is back.
 
 supervisor → this   delete {job_id, paths} · dump {number, pid, log_file, why}
 this → supervisor   answered · deleted {job_id, paths} · dumped {number, where}
@@ -19,14 +19,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from storage.volume.layout import Volume
-from worker.host.process import die_with_parent, where
+from worker.host.process import describe_state, die_with_parent
 from worker.ipc import Channel, Message
 
 DUMP_S = 2.0
 
 
 class VolumeProcess:
-    """One thread asks, one listens; each request has one of its own, as it may last for ever."""
+    """Probes in one thread, receives in another; each request has its own thread, as it may never return."""
 
     def __init__(self, channel: Channel, volume: Volume, probe_s: float) -> None:
         self.channel = channel
@@ -34,17 +34,17 @@ class VolumeProcess:
         self.probe_s = probe_s
 
     def serve(self) -> None:
-        """Work until the supervisor is gone."""
+        """Work until the supervisor has exited."""
         threading.Thread(target=self._probe, name="probe", daemon=True).start()
         while (messages := self.channel.receive()) is not None:
             for message in messages:
-                with suppress(RuntimeError):  # no thread is free; what is not deleted is for `ganq gc`
+                with suppress(RuntimeError):  # no thread can be started; `ganq gc` deletes what is left
                     threading.Thread(target=self._do, args=(message,), daemon=True).start()
         os._exit(0)
 
     def _probe(self) -> None:
         while True:
-            # Not stat(2), which a cache of NFS may answer. An error is an answer.
+            # NFS may answer stat(2) from a cache. An error is an answer, too.
             try:
                 os.statvfs(self.volume.jobs)
             except OSError:
@@ -59,23 +59,23 @@ class VolumeProcess:
                 shutil.rmtree(self.volume.absolute(path), ignore_errors=True)
             self._send("deleted", job_id=message["job_id"], paths=message["paths"])
         elif message["op"] == "dump":
-            found = dump(message["pid"], Path(message["log_file"]), message["why"])
-            self._send("dumped", number=message["number"], where=found)
+            where = dump(message["pid"], Path(message["log_file"]), message["why"])
+            self._send("dumped", number=message["number"], where=where)
 
-    def _send(self, op: str, **facts: object) -> None:
-        with suppress(OSError):  # the supervisor is gone, and serve() sees it
-            self.channel.send(op, **facts)
+    def _send(self, op: str, **fields: object) -> None:
+        with suppress(OSError):  # the supervisor has exited, and serve() notices
+            self.channel.send(op, **fields)
 
 
 def dump(pid: int, log_file: Path, why: str) -> str:
     """
-    Have a runner write all its stacks into the job's log (faulthandler).
+    Have a runner write the stacks of all its threads into the job's log (faulthandler).
 
-    The handler is C and needs no interpreter, so it also runs while something holds that.
-    It does not run while the main thread waits in the kernel, or is stopped.
+    The handler is C code and needs no interpreter lock, so it also runs while a thread holds that. It does
+    not run while the main thread waits in the kernel or is stopped.
 
     Returns:
-        Where the stacks are, or why there are none, in words.
+        Where the stacks are, or why there are none, as text.
     """
     _append(log_file, why)
     before = _size(log_file)
@@ -87,9 +87,9 @@ def dump(pid: int, log_file: Path, why: str) -> str:
     if _size(log_file) > before:
         time.sleep(0.2)  # the other threads' stacks follow
         return "the stacks of its threads are in its log"
-    told = f"no stacks: its main thread is {where(pid)}"
-    _append(log_file, told)
-    return told
+    reason = f"no stacks: its main thread is {describe_state(pid)}"
+    _append(log_file, reason)
+    return reason
 
 
 def _append(log_file: Path, line: str) -> None:
@@ -106,7 +106,7 @@ def _size(log_file: Path) -> int:
 
 def main(arguments: list[str]) -> None:
     """
-    Entry point of the process that worker/supervisor/volume_watch.py starts.
+    Run the process; worker/supervisor/volume_monitor.py starts it.
 
     Args:
         arguments: the supervisor's process id, the channel's file descriptor, the volume, and the seconds

@@ -1,8 +1,8 @@
 """
-What the supervisor hands to its runner: the spec, and what of the table the work may read.
+The assignment: what the supervisor sends to its runner for one job.
 
-The choice is pinned in the job's row at the first attempt, so that every attempt
-reads the same checkpoint and the same pictures.
+What the job reads is pinned in its row at the first attempt, so that every attempt reads the same
+checkpoint and the same images.
 """
 
 from typing import Any
@@ -15,23 +15,22 @@ from storage.db.queries import Queries
 from storage.db.rows import Checkpoint, Job, Lease
 from storage.db.store import JobStore
 
-EPOCH_ROWS = 32
-"""Rows of --grid-epochs at most."""
+MAX_GRID_EPOCHS = 32
+"""Rows of a grid with --grid-epochs."""
 
 
 def make_assignment(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
     """
-    Args:
-        lease: the claim that the order is for.
+    Return the assignment for a lease, and pin what the job reads.
 
     Returns:
-        JSON: job_id, attempt, kind, label (for people), spec, submitted_at, inputs, parts (of a job that
-        was split), checkpoints (own ones, newest first).
+        JSON: job_id, attempt, kind, label (for people), spec, submitted_at, inputs, parts (shards of a job
+        that was split), checkpoints (its own, newest first).
 
     Raises:
-        CheckpointNotFoundError: the job wants a model that is not there.
+        CheckpointNotFoundError: the job needs a checkpoint that does not exist.
         LeaseLostError: the job belongs to another attempt.
-        SpecError: no ganq wrote such a job.
+        SpecError: ganq did not write this row.
     """
     if lease.job.malformed is not None:
         raise malformed_error(lease.job)
@@ -51,22 +50,22 @@ def _make(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
     kind = kind_named(job.kind)
     inputs = dict(job.inputs or {})
     if kind.needs_model and not {"checkpoint", "pictures"} & set(inputs):
-        inputs |= _source(lease, store, queries)
+        inputs |= _pin_source(lease, store, queries)
     if job.spec.get("grid_epochs") and "checkpoints" not in inputs:
-        inputs |= _choose_epochs(lease, store, queries)
-    # Checkpoints are registered by attempts, so that the first one finds none.
-    own = as_written(queries.checkpoints(job.id)) if lease.attempt > 1 else []
-    start = job.spec.get("init_from")
-    if start is not None and not own and "checkpoint" not in inputs:
-        inputs |= _choose(lease, store, queries, start, "best")
-    parent = job.spec.get("continue_from")
-    if not own and parent is not None:
-        own = as_written(queries.checkpoints(parent))
+        inputs |= _pin_epochs(lease, store, queries)
+    # Checkpoints are registered by attempts, so the first attempt finds none.
+    own = in_creation_order(queries.checkpoints(job.id)) if lease.attempt > 1 else []
+    initial = job.spec.get("init_from")
+    if initial is not None and not own and "checkpoint" not in inputs:
+        inputs |= _pin_checkpoint(lease, store, queries, initial, "best")
+    continued = job.spec.get("continue_from")
+    if not own and continued is not None:
+        own = in_creation_order(queries.checkpoints(continued))
         if not own:
             raise CheckpointNotFoundError(
-                f"job {parent} has no checkpoint to go on from", hint=f"ganq checkpoints {parent}"
+                f"job {continued} has no checkpoint to continue from", hint=f"ganq checkpoints {continued}"
             )
-    parts = queries.parts(job.id) if kind.splits and job.part_of is None else []
+    shards = queries.parts(job.id) if kind.splits and job.part_of is None else []
     return {
         "job_id": job.id,
         "attempt": lease.attempt,
@@ -75,88 +74,98 @@ def _make(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
         "spec": job.spec,
         "submitted_at": job.created_at,
         "inputs": inputs,
-        "parts": [_made(one) | {"draws": one.spec["draws"]} for one in parts],
-        "checkpoints": [_pointer(one) | {"kind": one.kind, "bytes": one.bytes} for one in reversed(own)],
+        "parts": [_images_pointer(one) | {"draws": one.spec["draws"]} for one in shards],
+        "checkpoints": [
+            _checkpoint_pointer(one) | {"kind": one.kind, "bytes": one.bytes} for one in reversed(own)
+        ],
     }
 
 
-def as_written(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
-    """In the order in which they were made: a run that went back left later steps behind that it gave up."""
+def in_creation_order(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+    """Sort by id, not by step: a run that was rolled back has abandoned checkpoints of later steps."""
     return sorted(checkpoints, key=lambda one: one.id)
 
 
-def _choose(lease: Lease, store: JobStore, queries: Queries, source: int, which: str) -> dict[str, Any]:
-    """Choose the checkpoint and pin it; again, if the training let it go in between."""
+def evenly_spaced(checkpoints: list[Checkpoint], limit: int) -> list[Checkpoint]:
+    """Return at most `limit` checkpoints, evenly from the first to the last, with distinct steps."""
+    distinct = list({one.step: one for one in checkpoints}.values())
+    if len(distinct) <= limit:
+        return distinct
+    return [distinct[place * (len(distinct) - 1) // (limit - 1)] for place in range(limit)]
+
+
+# --- pinning ------------------------------------------------------------------------------
+
+
+def _pin_checkpoint(
+    lease: Lease, store: JobStore, queries: Queries, source: int, which: str
+) -> dict[str, Any]:
+    """Choose a checkpoint and pin it; choose again if retention deleted it in between."""
     while True:
         chosen = queries.choose_checkpoint(source, which)
-        failpoint("orders.chosen")
-        pin = {"checkpoint_id": chosen.id, "checkpoint": _pointer(chosen)}
-        fixed = store.pin_inputs(lease, pin)
-        if fixed is not None:
-            return fixed
+        failpoint("assignment.chosen")
+        pin = {"checkpoint_id": chosen.id, "checkpoint": _checkpoint_pointer(chosen)}
+        pinned = store.pin_inputs(lease, pin)
+        if pinned is not None:
+            return pinned
 
 
-def _source(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
-    """Pin what the job reads of the job that its spec names: a checkpoint, or published pictures."""
+def _pin_source(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
+    """Pin what the job reads of its source job: a checkpoint, or published images."""
     spec = lease.job.spec
     if spec["source"] is None:
         return {}
     source = queries.get(spec["source"])
     if kind_named(source.kind).makes_model:
-        return _trained_on(lease, store, source) | _choose(
+        return _pin_dataset(lease, store, source) | _pin_checkpoint(
             lease, store, queries, spec["source"], spec["checkpoint"]
         )
     if (source.result or {}).get("manifest_sha256") is None or "deleted_at" in (source.result or {}):
         raise NotFoundError(
-            f"job {source.id} ({source.state}) has no pictures",
-            hint=f"ganq retry {source.id} makes them again",
+            f"job {source.id} ({source.state}) has no images",
+            hint=f"ganq retry {source.id} generates them again",
         )
     model = queries.get(source.spec["source"])
-    fixed = store.pin_inputs(lease, {"pictures": _made(source)}) or {}
-    return fixed | _trained_on(lease, store, model)
+    pinned = store.pin_inputs(lease, {"pictures": _images_pointer(source)}) or {}
+    return pinned | _pin_dataset(lease, store, model)
 
 
-def _trained_on(lease: Lease, store: JobStore, model: Job) -> dict[str, Any]:
-    """Pin the pictures that a model was trained on, if they are what this job compares with."""
-    spec, known = lease.job.spec, (model.inputs or {}).get("fingerprint")
-    if known is None or spec.get("data") is None:
+def _pin_dataset(lease: Lease, store: JobStore, model: Job) -> dict[str, Any]:
+    """Pin the data set that a model was trained on, if this job reads the same data at the same size."""
+    spec, fingerprint = lease.job.spec, (model.inputs or {}).get("fingerprint")
+    if fingerprint is None or spec.get("data") is None:
         return {}
     if (spec["data"], spec["size"]) != (model.spec.get("data"), model.spec.get("size")):
         return {}
-    return store.pin_inputs(lease, {"fingerprint": known}) or {}
+    return store.pin_inputs(lease, {"fingerprint": fingerprint}) or {}
 
 
-def _choose_epochs(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
-    """Pin the checkpoints that retention has kept until now, for a grid with a row for each."""
+def _pin_epochs(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
+    """Pin the checkpoints that retention has kept until now, one for each row of a grid."""
     source = lease.job.spec["source"]
     while True:
-        there = as_written(queries.checkpoints(source))
-        kept = spread([one for one in there if one.kind != "resume"] or there, EPOCH_ROWS)
-        if not kept:
+        existing = in_creation_order(queries.checkpoints(source))
+        chosen = evenly_spaced([one for one in existing if one.kind != "resume"] or existing, MAX_GRID_EPOCHS)
+        if not chosen:
             raise CheckpointNotFoundError(
-                f"job {source} has no checkpoint yet", hint=f"ganq status {source} shows how far it is"
+                f"job {source} has no checkpoint yet", hint=f"ganq status {source} shows its progress"
             )
-        pin = {"checkpoint_ids": [one.id for one in kept], "checkpoints": [_pointer(one) for one in kept]}
-        fixed = store.pin_inputs(lease, pin)
-        if fixed is not None:
-            return fixed
+        pin = {
+            "checkpoint_ids": [one.id for one in chosen],
+            "checkpoints": [_checkpoint_pointer(one) for one in chosen],
+        }
+        pinned = store.pin_inputs(lease, pin)
+        if pinned is not None:
+            return pinned
 
 
-def spread(checkpoints: list[Checkpoint], most: int) -> list[Checkpoint]:
-    """At most so many, evenly from the first to the last; one for each step."""
-    distinct = list({one.step: one for one in checkpoints}.values())
-    if len(distinct) <= most:
-        return distinct
-    return [distinct[place * (len(distinct) - 1) // (most - 1)] for place in range(most)]
+def _images_pointer(job: Job) -> dict[str, Any]:
+    """Point to the images that a generation or a shard has published."""
+    digest = (job.result or {}).get("manifest_sha256")
+    return {"job_id": job.id, "attempt": job.attempt, "manifest_sha256": digest}
 
 
-def _made(part: Job) -> dict[str, Any]:
-    """Where a part of a split job has put its pictures."""
-    digest = (part.result or {}).get("manifest_sha256")
-    return {"job_id": part.id, "attempt": part.attempt, "manifest_sha256": digest}
-
-
-def _pointer(one: Checkpoint) -> dict[str, Any]:
+def _checkpoint_pointer(one: Checkpoint) -> dict[str, Any]:
     return {
         "job_id": one.job_id,
         "path": one.path,

@@ -1,4 +1,4 @@
-"""The supervisor's thread that keeps a lease alive: beats, carries progress, reads wishes."""
+"""The heartbeat thread of the supervisor: keeps the lease alive, reports progress, reads stop requests."""
 
 import logging
 import threading
@@ -13,21 +13,25 @@ from storage.db.workers import WorkerStore
 from storage.settings import Settings
 from worker.supervisor.metrics import Metrics
 
-log = logging.getLogger("ganq.heart")
+log = logging.getLogger("ganq.heartbeat")
 
-LeaseEvent = Literal["lost", "cancel", "yield"]
-Trouble = Literal["volume hung", "runner stuck"]
+LeaseEvent = Literal["lost", "cancel", "preempt"]
+Fault = Literal["volume hung", "runner stuck"]
 
 
 class Heartbeat(threading.Thread):
     """
-    Beats every heartbeat_seconds on connections of its own, sooner when there is progress to show.
-    It beats for the loop that works: one that has not turned for stuck_seconds gets no beat, so that
-    another worker takes the job, and this one is shown as silent.
+    Sends a heartbeat every heartbeat_seconds on its own database connections, earlier if there is progress.
 
-    A database that is away stops nothing: the fence decides at publication. A lease
-    that has passed on is told to the supervisor once, as is a wish to cancel, and that
-    the job should yield to one of higher priority.
+    It sends none while the main loop has made no iteration for stuck_seconds, so that another worker takes
+    the job and this one is shown as unresponsive. An unavailable database stops nothing: the fence decides
+    when the result is committed.
+
+    Args:
+        on_event: called once per lease and event: the lease is lost, or a cancel or preemption is requested.
+        offer_preemption: requests preemption of the leased job if one of higher priority waits; returns the
+            id of that job.
+        on_name_taken: called if another living worker has this worker's name.
     """
 
     def __init__(
@@ -35,132 +39,136 @@ class Heartbeat(threading.Thread):
         store: JobStore,
         workers: WorkerStore,
         settings: Settings,
-        tell: Callable[[LeaseEvent, Lease], None],
-        offer: Callable[[Lease], int | None],
-        name_taken: Callable[[WorkerNameTakenError], None],
+        on_event: Callable[[LeaseEvent, Lease], None],
+        offer_preemption: Callable[[Lease], int | None],
+        on_name_taken: Callable[[WorkerNameTakenError], None],
         metrics: Metrics | None = None,
     ) -> None:
-        super().__init__(name="heart", daemon=True)
+        super().__init__(name="heartbeat", daemon=True)
         self.metrics = metrics or Metrics()
         self.store = store
-        self.offer = offer
         self.workers = workers
         self.settings = settings
-        self.tell = tell
-        self.name_taken = name_taken
+        self.on_event = on_event
+        self.offer_preemption = offer_preemption
+        self.on_name_taken = on_name_taken
         self.stopping = threading.Event()
-        self._look = threading.Event()
+        self._poll = threading.Event()
         self._lock = threading.Lock()
         self._lease: Lease | None = None
         self._progress: dict[str, Any] | None = None
         self._worker_state = "idle"
-        self._told: set[LeaseEvent] = set()
-        self._last_beat = 0.0
-        self._last_said = 0.0
-        # For status_socket.py: the last iteration, and the last message that the database took.
-        self.looped_at = self.spoke_at = time.monotonic()
-        self._turned_at = time.monotonic()
-        self._stood_still = False
-        self.trouble: Trouble | None = None
+        self._emitted: set[LeaseEvent] = set()
+        self._sent_at = 0.0
+        self._reported_at = 0.0
+        self.iterated_at = time.monotonic()
+        self.acknowledged_at = time.monotonic()
+        """When the database last accepted a heartbeat or a report of the worker's state."""
+        self._loop_iterated_at = time.monotonic()
+        self._loop_was_stuck = False
+        self.fault: Fault | None = None
 
-    def turned(self) -> None:
-        """The supervisor's loop moves, if only from one try at the database to the next."""
-        self._turned_at = time.monotonic()
+    def mark_iteration(self) -> None:
+        """Record that the main loop makes progress, if only from one database retry to the next."""
+        self._loop_iterated_at = time.monotonic()
 
-    def mark(self, trouble: Trouble | None) -> None:
-        """Show as the worker's state what keeps it from taking jobs; None: nothing does."""
+    def set_fault(self, fault: Fault | None) -> None:
+        """Report as the worker's state what keeps it from taking jobs; None: nothing does."""
         with self._lock:
-            self.trouble, self._last_said = trouble, 0.0
+            self.fault, self._reported_at = fault, 0.0
 
     def begin(self, lease: Lease) -> None:
         """Keep this lease alive from now on."""
         with self._lock:
-            self._lease, self._progress, self._told = lease, None, set()
-            self._last_beat = time.monotonic()
-            self._worker_state, self._last_said = "busy", 0.0
+            self._lease, self._progress, self._emitted = lease, None, set()
+            self._sent_at = time.monotonic()
+            self._worker_state, self._reported_at = "busy", 0.0
 
     def end(self) -> None:
-        """The lease is settled."""
+        """Stop sending heartbeats: the lease has ended."""
         with self._lock:
             self._lease = None
             if self._worker_state == "busy":
                 self._worker_state = "idle"
-            self._last_said = 0.0
+            self._reported_at = 0.0
 
     def drain(self) -> None:
+        """Report the worker as draining from now on."""
         with self._lock:
-            self._worker_state, self._last_said = "draining", 0.0
+            self._worker_state, self._reported_at = "draining", 0.0
 
-    def progress(self, facts: dict[str, Any]) -> None:
+    def set_progress(self, progress: dict[str, Any]) -> None:
+        """Send this progress with the next heartbeat."""
         with self._lock:
-            self._progress = facts
+            self._progress = progress
 
     def poll_now(self) -> None:
-        """Something new may be wished: do not wait for the next turn."""
-        self._look.set()
+        """Read stop requests now, not at the next interval."""
+        self._poll.set()
 
     def run(self) -> None:
         pause_s = min(self.settings.cancel_poll_seconds, self.settings.heartbeat_seconds)
         while True:
-            self._look.wait(pause_s)
-            self._look.clear()
+            self._poll.wait(pause_s)
+            self._poll.clear()
             if self.stopping.is_set():
                 return
             with self._lock:
                 lease, progress = self._lease, self._progress
-                state, last_said = self.trouble or self._worker_state, self._last_said
-            now = self.looped_at = time.monotonic()
-            if self._stands_still(now):
+                state, reported_at = self.fault or self._worker_state, self._reported_at
+            now = self.iterated_at = time.monotonic()
+            if self._loop_is_stuck(now):
                 continue
             try:
                 if lease is not None:
-                    self._beat(lease, progress, now)
-                    self.spoke_at = time.monotonic()
-                if now - last_said >= self.settings.heartbeat_seconds or self.workers.name_disputed:
+                    self._send(lease, progress, now)
+                    self.acknowledged_at = time.monotonic()
+                if now - reported_at >= self.settings.heartbeat_seconds or self.workers.name_disputed:
                     self.workers.report(state, lease.job_id if lease else None)
-                    self.spoke_at = time.monotonic()
+                    self.acknowledged_at = time.monotonic()
                     with self._lock:
-                        self._last_said = now if (self.trouble or self._worker_state) == state else 0.0
+                        self._reported_at = now if (self.fault or self._worker_state) == state else 0.0
             except LeaseLostError:
                 if lease is not None:
-                    self._tell("lost", lease)
+                    self._emit("lost", lease)
             except WorkerNameTakenError as exc:
-                self.name_taken(exc)
-            except Exception as exc:  # without this thread the job is taken back
+                self.on_name_taken(exc)
+            except Exception as exc:  # if this thread ended, the job would be requeued
                 log.warning("no heartbeat: %s", one_line(exc))
                 log.debug("the heartbeat that failed", exc_info=True)
 
-    def _stands_still(self, now: float) -> bool:
-        still_s = now - self._turned_at
-        stands_still = still_s > self.settings.stuck_seconds
-        if stands_still and not self._stood_still:
-            log.error("no heartbeat: the main loop has stood still for %.0f s", still_s)
-        self._stood_still = stands_still
-        return stands_still
+    def _loop_is_stuck(self, now: float) -> bool:
+        idle_s = now - self._loop_iterated_at
+        is_stuck = idle_s > self.settings.stuck_seconds
+        if is_stuck and not self._loop_was_stuck:
+            log.error("no heartbeat: the main loop has been stuck for %.0f s", idle_s)
+        self._loop_was_stuck = is_stuck
+        return is_stuck
 
-    def _beat(self, lease: Lease, progress: dict[str, Any] | None, now: float) -> None:
-        news = progress is not None and now - self._last_beat >= self.settings.progress_seconds
-        if news or now - self._last_beat >= self.settings.heartbeat_seconds:
+    def _send(self, lease: Lease, progress: dict[str, Any] | None, now: float) -> None:
+        """Send a heartbeat if one is due, read stop requests in any case, and emit what they ask for."""
+        progress_due = progress is not None and now - self._sent_at >= self.settings.progress_seconds
+        if progress_due or now - self._sent_at >= self.settings.heartbeat_seconds:
             with self.metrics.request("heartbeat"):
                 stop_requests = self.store.heartbeat(lease, progress)
             with self._lock:
-                self._last_beat = now
+                self._sent_at = now
                 if self._progress is progress:
                     self._progress = None
         else:
             stop_requests = self.store.stop_requests(lease)
         if stop_requests.cancel:
-            self._tell("cancel", lease)
-        elif stop_requests.preempt_for is not None or self.offer(lease) is not None:
-            self._tell("yield", lease)
+            self._emit("cancel", lease)
+        elif stop_requests.preempt_for is not None or self.offer_preemption(lease) is not None:
+            self._emit("preempt", lease)
 
-    def _tell(self, news: LeaseEvent, lease: Lease) -> None:
+    def _emit(self, event: LeaseEvent, lease: Lease) -> None:
         with self._lock:
-            if news in self._told or self._lease is not lease:
+            if event in self._emitted or self._lease is not lease:
                 return
-            self._told.add(news)
-        self.tell(news, lease)
+            self._emitted.add(event)
+        self.on_event(event, lease)
 
     def stop(self) -> None:
         self.stopping.set()
-        self._look.set()
+        self._poll.set()

@@ -1,4 +1,4 @@
-"""The supervisor's hold on one job: from its claim to the commit that ends it, however long that takes."""
+"""The lease that the supervisor holds: from the claim of a job to the commit that ends its attempt."""
 
 import logging
 import time
@@ -20,13 +20,13 @@ RETRY_DATABASE_S = 1.0
 
 class HeldLease:
     """
-    Holds one lease at a time, and is the way by which anything is committed for it.
+    Holds one lease at a time; each commit for it goes through this class.
 
-    A lease that has passed on takes its runner with it: what that still makes is nobody's.
+    When the lease is lost, the runner is killed and its output is discarded.
 
     Args:
-        must_go: whether this worker has been told to leave, and its time for that is over.
-        on_misfit: told of a job table that is no longer as this worker knows it.
+        drain_expired: returns whether this worker is draining and its time for that is over.
+        on_schema_mismatch: called if the job table no longer has the schema of this worker.
     """
 
     def __init__(
@@ -35,89 +35,92 @@ class HeldLease:
         runner: RunnerProcess,
         heartbeat: Heartbeat,
         *,
-        must_go: Callable[[], bool],
+        drain_expired: Callable[[], bool],
         on_schema_mismatch: Callable[[SchemaMismatchError], None],
         metrics: Metrics | None = None,
     ) -> None:
         self.runner = runner
         self.heartbeat = heartbeat
-        self.must_go = must_go
+        self.drain_expired = drain_expired
         self.on_schema_mismatch = on_schema_mismatch
         self.metrics = metrics or Metrics()
-        self.watch = Watchdog(settings.stall_seconds)
+        self.watchdog = Watchdog(settings.stall_seconds)
         self.lease: Lease | None = None
-        self.taken: Lease | None = None
-        """The next one, taken with the commit that ended the last; the claim that follows begins it."""
+        self.next_lease: Lease | None = None
+        """Claimed in the commit that ended the previous attempt; the next claim begins it."""
         self.answer: Any = None
-        """Of the last commit."""
-        self.parts: list[dict[str, Any]] = []
-        """Of the job in hand, if it was split."""
+        """Return value of the last commit."""
+        self.shards: list[dict[str, Any]] = []
+        """Shards of the leased job, if it was split."""
 
     def begin(self, lease: Lease) -> None:
         self.lease = lease
-        self.watch.begin(lease)
+        self.watchdog.begin(lease)
         self.heartbeat.begin(lease)
         self.metrics.begun(lease)
 
-    def settle(self, word: str, commit: Callable[..., Any], *args: Any) -> bool:
+    def finish(self, outcome: str, commit: Callable[..., Any], *args: Any) -> bool:
         """
-        Write the end of the attempt, then let the job go.
+        Commit the end of the attempt and release the lease.
+
+        Args:
+            outcome: for the log.
 
         Returns:
-            Whether the end was written; False: the lease was lost, or given up without an answer.
+            Whether the end was committed; False: the lease was lost, or given up without an answer.
         """
         if not self.commit(commit, *args):
             return False
         assert self.lease is not None
         self.metrics.ended(self.lease, _name(commit), args, self.answer)
-        log.info("job %s: %s", self.lease.job_id, word)
+        log.info("job %s: %s", self.lease.job_id, outcome)
         self.release()
-        if self.taken is not None:
-            self.heartbeat.begin(self.taken)  # from now on, whatever comes before it begins
+        if self.next_lease is not None:
+            self.heartbeat.begin(self.next_lease)  # already leased, whenever its work begins
         return True
 
     def commit(self, commit: Callable[..., Any], *args: Any) -> bool:
         """
-        Commit under the fence, waiting for a database that is away.
+        Commit under the fence; wait while the database is unavailable.
 
         Returns:
-            False if the lease was lost: the runner is dead and the job is someone else's.
+            False if the lease was lost: the runner has been killed, and the job belongs to another worker.
         """
         while True:
             try:
                 with self.metrics.request(_name(commit)):
                     self.answer = commit(*args)
-                self.watch.moved(self.watch.quiet)  # it may have waited for us, however long
+                self.watchdog.mark_progress(self.watchdog.silent_phase)  # the runner may have waited for this
                 return True
             except LeaseLostError:
-                self.lost("its lease has passed on")
+                self.abandon("another worker has the lease")
                 return False
             except DatabaseUnavailableError as exc:
                 log.warning("waiting for the database: %s", exc)
-                if self.must_go():
-                    # The reaper of another worker will take the job back.
-                    self.lost("the database is away, and this worker must go")
+                if self.drain_expired():
+                    # The reaper of another worker requeues the job.
+                    self.abandon("the database is unavailable, and this worker must exit")
                     return False
                 time.sleep(RETRY_DATABASE_S)
-                self.heartbeat.turned()
+                self.heartbeat.mark_iteration()
             except SchemaMismatchError as exc:
-                # A worker that fits the new schema will take the job back.
+                # A worker with the new schema requeues the job.
                 self.on_schema_mismatch(exc)
-                self.lost("the job table is no longer as this worker knows it")
+                self.abandon("the job table no longer has the schema of this worker")
                 return False
 
-    def lost(self, why: str) -> None:
-        """The job is someone else's, now or soon: nothing may go on making it here."""
+    def abandon(self, reason: str) -> None:
+        """Kill the runner and release a lease that another worker has, or will have."""
         self.runner.kill()
         self.metrics.lease_lost()
-        self.release(why)
+        self.release(reason)
 
-    def release(self, why: str | None = None) -> None:
-        if why and self.lease is not None:
-            log.warning("job %s: let go: %s", self.lease.job_id, why)
+    def release(self, reason: str | None = None) -> None:
+        if reason and self.lease is not None:
+            log.warning("job %s: lease released: %s", self.lease.job_id, reason)
         self.lease = None
         self.metrics.idle()
-        self.watch.end()
+        self.watchdog.end()
         self.heartbeat.end()
 
 

@@ -1,4 +1,4 @@
-"""What a job need not keep: older checkpoints, and the shards of a split generation once it has succeeded."""
+"""Retention: delete older checkpoints, and the shards of a split generation that has succeeded."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -9,22 +9,22 @@ from storage.db.queries import Queries
 from storage.db.rows import Checkpoint, Lease
 from storage.db.store import JobStore
 from storage.volume.layout import Volume
-from worker.supervisor.assignment import as_written
+from worker.supervisor.assignment import in_creation_order
 
-KEEP_BEFORE_S = 600.0
-"""How long the folder of the checkpoint before the newest outlives its row: longer than a standby lags
-behind, and than two resume points lie apart. See docs/operations.md, Asynchronous replication."""
+KEEP_PREVIOUS_S = 600.0
+"""How long the folder of the previous checkpoint outlives its row: longer than a standby lags behind, and
+longer than the interval of resume checkpoints. See docs/operations.md, Asynchronous replication."""
 
 
 class Retention:
     """
-    Forgets the checkpoints that a job's spec no longer keeps, and deletes their folders.
+    Deletes the checkpoints that a job's spec no longer keeps: first their rows, then their folders.
 
-    The rows go at once. Of the folders, the newest stays for KEEP_BEFORE_S: a standby that takes over
-    without the last commits still has its row, and not that of the checkpoint that replaced it.
+    The newest of these folders stays for KEEP_PREVIOUS_S: a standby that takes over without the last commits
+    still has its row, and not the row of the checkpoint that replaced it.
 
     Args:
-        delete: has folders of a job deleted, by their paths relative to the volume; does not wait for it.
+        delete: deletes folders of a job, given by their paths relative to the volume, without waiting.
     """
 
     def __init__(
@@ -33,74 +33,81 @@ class Retention:
         self.store = store
         self.queries = queries
         self.delete = delete
-        self._kept: dict[int, tuple[float, str]] = {}
-        """Job → when the folder that outlives its row goes, and which it is. A worker that ends leaves it
-        to `ganq gc`."""
+        self._deferred: dict[int, tuple[float, str]] = {}
+        """Job → when the folder that outlives its row is deleted, and its path. When the worker exits,
+        `ganq gc` deletes it."""
 
     def prune(self, lease: Lease) -> list[str]:
         """
+        Delete the rows of checkpoints that are no longer kept, then their folders.
+
         Returns:
-            The paths of those that are forgotten, relative to the volume. A folder that stays because this
-            process dies here is for `ganq gc`.
+            Paths of the deleted checkpoints, relative to the volume. If this process dies here, `ganq gc`
+            deletes the folders.
 
         Raises:
             LeaseLostError: the job belongs to another attempt; nothing was deleted.
         """
         spec = lease.job.spec
-        going = prunable(
+        expired = prunable(
             self.queries.checkpoints(lease.job_id),
             keep_last=spec.get("keep_last", 2),
             keep_every=spec.get("keep_every", 0),
             keep_best=spec.get("keep_best", 1),
         )
-        gone = as_written(self.store.forget_checkpoints(lease, [one.id for one in going]) if going else [])
-        if not gone:
+        if not expired:
+            return []
+        deleted = in_creation_order(self.store.forget_checkpoints(lease, [one.id for one in expired]))
+        if not deleted:
             return []
         failpoint("supervisor.forgotten")
-        _, before = self._kept.get(lease.job_id, (0.0, None))
-        self.delete(lease.job_id, [*([] if before is None else [before]), *(one.path for one in gone[:-1])])
-        self._kept[lease.job_id] = time.monotonic() + KEEP_BEFORE_S, gone[-1].path
-        return [one.path for one in gone]
+        _, previous = self._deferred.get(lease.job_id, (0.0, None))
+        folders = [] if previous is None else [previous]
+        self.delete(lease.job_id, [*folders, *(one.path for one in deleted[:-1])])
+        self._deferred[lease.job_id] = time.monotonic() + KEEP_PREVIOUS_S, deleted[-1].path
+        return [one.path for one in deleted]
 
     def delete_due(self) -> None:
-        """Delete the folders whose time is over."""
+        """Delete the deferred folders that are due."""
         now = time.monotonic()
-        for job_id, (due, path) in list(self._kept.items()):
+        for job_id, (due, path) in list(self._deferred.items()):
             if now >= due:
-                del self._kept[job_id]
+                del self._deferred[job_id]
                 self.delete(job_id, [path])
 
 
-def shard_folders(parts: Iterable[dict[str, Any]], volume: Volume) -> list[str]:
+def shard_folders(shards: Iterable[dict[str, Any]], volume: Volume) -> list[str]:
     """
-    Return the folders of a split job's shards, relative to the volume, to be deleted. Only after the job's
-    success has been committed: until then another attempt may need them.
+    Return the folders of a job's shards, relative to the volume.
+
+    They may be deleted only after the job's success has been committed: until then another attempt may need
+    them.
     """
-    return [volume.relative(volume.job(part["job_id"])) for part in parts]
+    return [volume.relative(volume.job(shard["job_id"])) for shard in shards]
 
 
 def prunable(
     checkpoints: list[Checkpoint], *, keep_last: int, keep_every: int, keep_best: int = 1
 ) -> list[Checkpoint]:
     """
-    Checkpoints that retention lets go: resume points behind the newest, and old epochs.
+    Return the checkpoints that are no longer kept: resume checkpoints but the newest, and old epochs.
 
     Args:
-        checkpoints: oldest first.
-        keep_last: epoch checkpoints that stay, beside the final one.
-        keep_every: epochs divisible by this stay; 0: none for that reason.
-        keep_best: so many of the measured epochs with the lowest metric stay.
+        checkpoints: all of one job.
+        keep_last: number of epoch checkpoints to keep, beside the final one.
+        keep_every: keep epochs divisible by this; 0: keep none for that reason.
+        keep_best: number of measured epochs with the lowest metric to keep.
     """
-    checkpoints = as_written(checkpoints)
+    checkpoints = in_creation_order(checkpoints)
     epochs = [one for one in checkpoints if one.kind == "epoch"]
     ranked = sorted(
         (one for one in epochs if one.metric is not None), key=lambda one: (one.metric or 0.0, one.epoch)
     )
-    staying = {one.id for one in (*checkpoints[-1:], *epochs[-keep_last:], *ranked[:keep_best])}
+    kept = {one.id for one in (*checkpoints[-1:], *epochs[-keep_last:], *ranked[:keep_best])}
     return [
         one
         for one in checkpoints
-        if one.id not in staying
+        if one.id not in kept
         and one.kind not in ("final", "import")
         and not (one.kind == "epoch" and keep_every > 0 and one.epoch % keep_every == 0)
     ]

@@ -1,4 +1,4 @@
-"""The supervisor's handle on its runner: a child with torch loaded, replaced when it dies."""
+"""The supervisor's handle on its runner: a child process with torch loaded, replaced when it dies."""
 
 import logging
 import os
@@ -14,58 +14,56 @@ from typing import Any
 
 from jobs.errors import ProcessUnavailableError, one_line
 from storage.settings import Settings
-from worker.host.process import where
+from worker.host.process import describe_state
 from worker.ipc import Channel, Message
 
 log = logging.getLogger("ganq.runner")
 
 CHANNEL_ENV = "GANQ_CHANNEL_FD"
 KILL_S = 10.0
-"""For a process with a large GPU context that may be some seconds; one that is stuck is not waited for."""
+"""A process with a large GPU context may take some seconds to end; one stuck in the kernel is left behind."""
 
-CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+OPENMP_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 def thread_policy(environment: Mapping[str, str]) -> dict[str, str]:
     """
-    How long a runner's OpenMP threads spin for each other before they sleep.
+    Return the environment that makes a runner's OpenMP threads sleep while they wait, not spin.
 
-    They don't. A thread that spins takes the core that its neighbour needs: with one other busy
-    process on two cores the demo's training ran at 395 pictures/s with threads that sleep at
-    once, and at 111 with threads that look 10,000 times first, a fraction of a millisecond.
-    On a quiet machine those were a quarter faster (498 against 399): worth less than it risks.
+    A spinning thread occupies the core that another process needs. With one other busy process on two
+    cores, training ran at 395 images/s with sleeping threads and at 111 with threads that spin for a
+    fraction of a millisecond first. On an idle machine spinning was a quarter faster.
 
     Returns:
-        Variables for libgomp and for LLVM's and Intel's libomp; none where the environment
-        has a choice of its own.
+        Variables for libgomp and for LLVM's and Intel's libomp; none if the environment sets one itself.
     """
-    if any(name in environment for name in CHOICES):
+    if any(name in environment for name in OPENMP_VARIABLES):
         return {}
     return {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def memory_policy(environment: Mapping[str, str]) -> dict[str, str]:
     """
-    Have glibc keep memory that was freed, instead of giving it back after every pass of a network.
+    Return the environment that makes glibc keep freed memory instead of returning it after each pass.
 
-    The kernel hands out each page anew, zeroed: 7 % of a training's processor time, and a third where
-    batches are large (docs/performance.md). Blocks above 32 MB, glibc's own limit for what it learns
-    to keep, come and go all the same: kept, they leave gaps, 300 MB of them in a training of the
-    tutorial's size. A runner without work gives everything back.
+    The kernel zeroes each page that it hands out again: 7 % of a training's processor time, and a third
+    where batches are large (docs/performance.md). Blocks above 32 MB, glibc's own limit for what it learns
+    to keep, are still returned: kept, they would leave 300 MB of gaps in a training of the tutorial's
+    size. A runner without work returns everything.
 
     Returns:
-        Variables for glibc's malloc; none where the environment has a choice of its own.
+        Variables for glibc's malloc; none if the environment sets one itself.
     """
-    chosen = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
-    return {} if any(name in environment for name in chosen) else chosen
+    policy = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+    return {} if any(name in environment for name in policy) else policy
 
 
 class RunnerProcess:
     """
-    Starts, feeds, stops and kills the process that does the work.
+    Starts, feeds and kills the process that executes jobs.
 
     Args:
-        selector: tells, as "runner", when the process has said something or is gone.
+        selector: gets the channel, with the data "runner".
     """
 
     def __init__(self, settings: Settings, selector: selectors.BaseSelector) -> None:
@@ -73,42 +71,44 @@ class RunnerProcess:
         self.selector = selector
         self.process: subprocess.Popen[bytes] | None = None
         self.channel: Channel | None = None
-        self.deaths = 0
-        """Since one was last ready."""
-        self.due = 0.0
-        """By the monotonic clock: when another one may be started."""
+        self.failed_starts = 0
+        """Number of runners that have died or could not be started since one was last ready."""
+        self.start_at = 0.0
+        """Monotonic time before which no other runner may be started."""
         self.ready = False
-        """Whether the one that was started last has come so far that it can work."""
-        self._undead: subprocess.Popen[bytes] | None = None
+        """Whether the runner that was started last has finished loading."""
+        self._unkillable: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int | None:
         return self.process.pid if self.process else None
 
     @property
-    def stuck(self) -> int | None:
+    def stuck_pid(self) -> int | None:
         """
-        The process id of a runner that was killed and does not die: it is stuck in the kernel, as in a
-        call on a volume that hangs or in a GPU's driver. Nothing else may use its GPU until it has.
+        Return the process id of a runner that was killed and does not die.
+
+        It waits in the kernel, for a volume that hangs or in a GPU driver. Its GPU may not be used until it
+        has died.
         """
-        if self._undead is not None and self._undead.poll() is not None:
-            log.info("the runner (process %s) has died at last", self._undead.pid)
-            self._undead = None
-        return self._undead.pid if self._undead is not None else None
+        if self._unkillable is not None and self._unkillable.poll() is not None:
+            log.info("the stuck runner (process %s) has died", self._unkillable.pid)
+            self._unkillable = None
+        return self._unkillable.pid if self._unkillable is not None else None
 
     def ensure(self) -> Channel:
         """
-        The channel to a living runner; starts one if there is none.
+        Return the channel to a living runner; start one if there is none.
 
         Raises:
-            ProcessUnavailableError: the machine starts no process.
+            ProcessUnavailableError: the machine starts no process, or a stuck runner has not died.
         """
         if self.channel is not None and self.process is not None and self.process.poll() is None:
             return self.channel
         self.kill()
-        if self.stuck is not None:
+        if self.stuck_pid is not None:
             raise ProcessUnavailableError(
-                f"the runner before (process {self.stuck}) does not die",
+                f"the previous runner (process {self.stuck_pid}) does not die",
                 hint="it waits in the kernel: for a volume that hangs, or a driver (dmesg)",
             )
         try:
@@ -126,8 +126,8 @@ class RunnerProcess:
         ours, theirs = socket.socketpair()
         with theirs, ExitStack() as undo:
             undo.callback(ours.close)
-            # -P keeps the current folder off the import path: a folder named jobs/ there
-            # would hide ours. The own session keeps a terminal's Ctrl-C from the runner.
+            # -P keeps the current folder off the import path: a folder named jobs/ there would hide ours.
+            # In a session of its own, the runner gets no Ctrl-C of the terminal.
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "worker.runner.main"],
                 env={
@@ -139,40 +139,41 @@ class RunnerProcess:
                 },
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # ours is the pipe of bells: its reader waits until nobody holds it open
+                stdout=2,  # stdout carries notifications to the launcher, which waits until it is closed
                 start_new_session=True,
             )
             undo.pop_all()
         self.channel = Channel(ours)
         self.selector.register(self.channel.sock, selectors.EVENT_READ, "runner")
 
-    def pause(self) -> float:
+    def back_off(self) -> float:
         """
-        Seconds until another one is due after one that died with nothing to do, or could not be started.
+        Delay the next start after a runner that died without work or could not be started.
 
-        One that cannot even start must not be started as fast as Python can.
+        Returns:
+            Seconds until the next start; they double with each failure, up to a minute.
         """
-        self.deaths += 1
-        pause_s: float = min(0.5 * 2**self.deaths, 60.0)
-        self.due = time.monotonic() + pause_s
+        self.failed_starts += 1
+        pause_s: float = min(0.5 * 2**self.failed_starts, 60.0)
+        self.start_at = time.monotonic() + pause_s
         return pause_s
 
     def receive(self) -> list[Message] | None:
-        """Messages that have arrived; None: the runner is gone."""
+        """Return messages that have arrived; None: the runner has closed its end."""
         return None if self.channel is None else self.channel.receive()
 
-    def send(self, op: str, **facts: Any) -> None:
-        """Say something to a runner that may be dead: its end is heard on the same channel."""
+    def send(self, op: str, **fields: Any) -> None:
+        """Send a message to a runner that may be dead; receive() reports its end."""
         with suppress(OSError):
             if self.channel is not None:
-                self.channel.send(op, **facts)
+                self.channel.send(op, **fields)
 
     def kill(self) -> str:
         """
-        End the runner and all that it started, at once; after KILL_S it is left behind, see `stuck`.
+        Kill the runner's process group at once; after KILL_S leave it behind, see `stuck_pid`.
 
         Returns:
-            How it ended, in words.
+            How it ended, as text.
         """
         if self.channel is not None:
             self.selector.unregister(self.channel.sock)
@@ -186,17 +187,21 @@ class RunnerProcess:
         try:
             code = process.wait(timeout=KILL_S)
         except subprocess.TimeoutExpired:
-            self._undead = process
-            how = where(process.pid)
-            log.error("the runner (process %s) does not die: it is %s; no job until it has", process.pid, how)
-            return f"killed and does not die: it is {how}"
+            self._unkillable = process
+            state = describe_state(process.pid)
+            log.error(
+                "the runner (process %s) does not die: it is %s; no job is claimed until it has died",
+                process.pid,
+                state,
+            )
+            return f"killed and does not die: it is {state}"
         if code < 0:
             with suppress(ValueError):
                 return f"killed by {signal.Signals(-code).name}"
         return f"ended with exit code {code}"
 
-    def ended(self) -> str:
-        """Reap a runner that closed its channel; says how it ended."""
+    def reap(self) -> str:
+        """Wait for a runner that has closed its channel; return how it ended, as text."""
         if self.process is not None:
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=2.0)

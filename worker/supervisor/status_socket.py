@@ -1,15 +1,14 @@
 """
-A supervisor's sign of life: a socket in the runtime folder that says how it is, whatever the database does.
+The status socket: the supervisor reports its state, even while the database is unavailable.
 
-`ganq health` asks there. A thread of its own answers, because the others may be waiting
-for the database. It costs nothing while nobody asks, and a stopped process cannot answer.
-Beside the socket lies a file with the worker's name, to name one that cannot.
+`ganq health` reads it. A thread of its own answers, because the others may wait for the database. It uses
+no processor time until a client connects, and a stopped process cannot answer. A file beside the socket
+holds the worker's name, so that a worker that does not answer can be named.
 
     live-<pid of the launcher>.sock   live-<pid of the launcher>.json
 """
 
 import json
-import logging
 import os
 import socket
 import threading
@@ -18,20 +17,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from worker.host.live_supervisors import with_old_keys
+
 if TYPE_CHECKING:
     from worker.supervisor.loop import Supervisor
 
-log = logging.getLogger("ganq.pulse")
-
 CLIENT_S = 2.0
-"""What somebody who asks has for taking the answer; the next one waits meanwhile."""
-ACCEPT_AGAIN_S = 0.5
-KEEP_EVERY_S = 3600.0
-"""Programs that clean /tmp delete what has not been used for days."""
+"""Time that a client has to read the answer; the next client waits meanwhile."""
+RETRY_ACCEPT_S = 0.5
+TOUCH_EVERY_S = 3600.0
+"""Programs that clean /tmp delete files that have not been used for days."""
 
 
 def status_socket_path(wake_socket: Path) -> Path:
-    """Where the supervisor behind this wake socket tells how it is; equally long, so it fits, too."""
+    """Return the path of the status socket beside a wake-up socket; it has the same length."""
     return wake_socket.with_name(wake_socket.name.replace("wake-", "live-", 1))
 
 
@@ -39,7 +38,7 @@ class StatusSocket(threading.Thread):
     """Answers each connection with one line of JSON, then closes it."""
 
     def __init__(self, supervisor: "Supervisor", path: Path) -> None:
-        super().__init__(name="pulse", daemon=True)
+        super().__init__(name="status", daemon=True)
         self.supervisor = supervisor
         self.path = path
         self.iterated_at = time.monotonic()
@@ -52,62 +51,62 @@ class StatusSocket(threading.Thread):
         self.listener.listen(16)
 
     def _write_name(self) -> None:
-        named = self.path.with_suffix(".json")
-        beside = named.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps({"worker": self.supervisor.who.name, "pid": os.getpid()}))
-        beside.replace(named)
+        name_file = self.path.with_suffix(".json")
+        temporary = name_file.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps({"worker": self.supervisor.identity.name, "pid": os.getpid()}))
+        temporary.replace(name_file)
 
-    def _keep_files(self) -> None:
+    def _touch_files(self) -> None:
         """Mark this worker's files in the temporary folder as used, so that nothing deletes them as old."""
-        mine = self.path.parent.glob(self.path.stem.replace("live-", "*-", 1) + ".*")
-        for path in (self.path.parent, *mine):
+        own = self.path.parent.glob(self.path.stem.replace("live-", "*-", 1) + ".*")
+        for path in (self.path.parent, *own):
             with suppress(OSError):
                 os.utime(path)
         with suppress(OSError):
             if not self.path.with_suffix(".json").exists():
                 self._write_name()
 
-    def turned(self) -> None:
-        """The supervisor's loop begins another round."""
+    def mark_iteration(self) -> None:
+        """Record that the main loop begins an iteration."""
         self.iterated_at = time.monotonic()
         if self.supervisor.draining and self.drained_at is None:
             self.drained_at = self.iterated_at
 
     def run(self) -> None:
-        self.listener.settimeout(KEEP_EVERY_S)
-        kept_at = time.monotonic()
+        self.listener.settimeout(TOUCH_EVERY_S)
+        touched_at = time.monotonic()
         while True:
-            if time.monotonic() - kept_at >= KEEP_EVERY_S:
-                self._keep_files()
-                kept_at = time.monotonic()
+            if time.monotonic() - touched_at >= TOUCH_EVERY_S:
+                self._touch_files()
+                touched_at = time.monotonic()
             try:
                 client, _ = self.listener.accept()
             except TimeoutError:
                 continue
-            except OSError:  # stop() has closed it; or no file descriptor is free
+            except OSError:  # stop() has closed it, or no file descriptor is free
                 if self.stopped:
                     return
-                time.sleep(ACCEPT_AGAIN_S)
+                time.sleep(RETRY_ACCEPT_S)
                 continue
             with client, suppress(OSError):
                 client.settimeout(CLIENT_S)
-                client.sendall(json.dumps(self.facts()).encode() + b"\n")
+                client.sendall(json.dumps(with_old_keys(self.status())).encode() + b"\n")
 
-    def facts(self) -> dict[str, Any]:
-        """What the supervisor knows of itself; ages are seconds, by the monotonic clock."""
+    def status(self) -> dict[str, Any]:
+        """Return the supervisor's state; ages are seconds of the monotonic clock."""
         supervisor = self.supervisor
         settings, heartbeat, lease = supervisor.settings, supervisor.heartbeat, supervisor.lease
         now = time.monotonic()
         threads = (heartbeat, supervisor.recovery)
         state = "draining" if supervisor.draining else "idle" if lease is None else "busy"
         return {
-            "worker": supervisor.who.name,
+            "worker": supervisor.identity.name,
             "pid": os.getpid(),
             "state": state,
             "job_id": lease.job_id if lease is not None else None,
-            "turned_s": now - self.iterated_at,
-            "beat_s": now - heartbeat.looped_at,
-            "spoke_s": now - heartbeat.spoke_at,
+            "loop_s": now - self.iterated_at,
+            "heartbeat_s": now - heartbeat.iterated_at,
+            "report_s": now - heartbeat.acknowledged_at,
             "database_s": now - supervisor.database.answered_at,
             "draining_s": now - self.drained_at if self.drained_at is not None else None,
             "dead_threads": [
@@ -117,19 +116,19 @@ class StatusSocket(threading.Thread):
             ],
             "stuck_after_s": settings.stuck_seconds,
             "volume": str(settings.volume),
-            # A loop that waits for the database takes in no answers.
-            "volume_s": max(supervisor.volume_watch.silent_s - (now - self.iterated_at), 0.0),
-            "volume_after_s": supervisor.volume_watch.silent_after_s,
-            "stuck_runner": supervisor.runner.stuck,
+            # While the loop waits for the database it reads no answers of the volume.
+            "volume_s": max(supervisor.volume_monitor.silent_s - (now - self.iterated_at), 0.0),
+            "volume_after_s": supervisor.volume_monitor.silent_after_s,
+            "stuck_runner": supervisor.runner.stuck_pid,
             "away_after_s": 3 * max(settings.heartbeat_seconds, settings.reap_seconds),
             "drain_seconds": settings.drain_seconds,
         }
 
     def stop(self) -> None:
-        """This worker says goodbye: nothing of it stays behind."""
+        """Close the socket and delete its files."""
         self.stopped = True
         with suppress(OSError):
-            self.listener.shutdown(socket.SHUT_RDWR)  # wakes the thread, which closing alone would not
+            self.listener.shutdown(socket.SHUT_RDWR)  # wakes the thread, which close() alone would not
         self.listener.close()
         for path in (self.path, self.path.with_suffix(".json")):
             with suppress(OSError):

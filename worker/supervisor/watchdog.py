@@ -1,7 +1,7 @@
 """
-When a running job has to stop, and when to stop waiting for it: wishes, its time limit, and silence.
+Deadlines of the running job: stop requests, the time limit and the stall timeout.
 
-Everything here is by the monotonic clock of the supervisor.
+All times are those of the supervisor's monotonic clock.
 """
 
 import time
@@ -14,115 +14,125 @@ from jobs.states import StopReason
 from storage.db.rows import Job, Lease
 
 CANCEL_GRACE_S = 10.0
-"""The GPU is free 15 s after a cancel: 1 s until it is seen, this, and the kill."""
-HASTE_S = 5.0
-"""What a second SIGTERM leaves a running job: it loses no more than it did since its last checkpoint."""
+"""With 1 s until a cancel is read, and the kill, the GPU is free 15 s after `ganq cancel`."""
+SECOND_SIGNAL_GRACE_S = 5.0
+"""After a second SIGTERM a job gets no more; it loses what it did since its last checkpoint."""
 SAME_SIGNAL_S = 1.0
-"""A service manager may send one SIGTERM to each process, and our launcher passes on its own."""
-AWAY_S = 10.0
-"""A round of the supervisor's loop that took longer: it was stopped, or waited for the database."""
-QUIET_FACTOR = 6.0
-"""Loading, saving and publishing say nothing while they last, and a slow volume makes them last."""
+"""A service manager may signal each process, and the launcher forwards its signal: these count once."""
+OWN_PAUSE_S = 10.0
+"""After a longer iteration of the main loop, the loop itself was stopped or waited for the database."""
+SILENT_PHASE_FACTOR = 6.0
+"""Loading, saving and publishing report no progress, and a slow volume makes them take long."""
 
 COUNTERS = ("done", "total", "epoch", "phase")
 
 
 class Watchdog:
-    """Over one job at a time: what it was asked, by when it must obey, when it last moved."""
+    """Stop request, deadline and last progress of one job at a time."""
 
     def __init__(self, stall_seconds: float) -> None:
         self.stall_s = stall_seconds
-        self.asked: StopReason | None = None
+        self.stop_reason: StopReason | None = None
         self.deadline = 0.0
         self.limit_at: float | None = None
-        self.checked_at = self.moved_at = time.monotonic()
-        self.quiet: str | None = None
+        self.checked_at = self.progressed_at = time.monotonic()
+        self.silent_phase: str | None = None
         self._counters: tuple[Any, ...] = ()
 
     def begin(self, lease: Lease) -> None:
-        """A job was claimed."""
-        self.asked, self.limit_at = None, None
+        """Watch the job that was just claimed."""
+        self.stop_reason, self.limit_at = None, None
         if lease.job.time_limit_s is not None:
             self.limit_at = lease.claimed_at + lease.job.time_limit_s - lease.job.ran_s
-        self.moved("starting")
+        self.mark_progress("starting")
 
     def end(self) -> None:
-        """It is settled, or somebody else's."""
-        self.asked, self.limit_at = None, None
+        """Watch nothing: the lease has ended."""
+        self.stop_reason, self.limit_at = None, None
 
-    # --- stopping -------------------------------------------------------------------------
+    # --- stop requests and the time limit -------------------------------------------------
 
-    def ask(self, reason: StopReason, grace_s: float) -> None:
-        self.asked, self.deadline = reason, time.monotonic() + grace_s
+    def request_stop(self, reason: StopReason, grace_s: float) -> None:
+        """Start the deadline by which the job must have stopped."""
+        self.stop_reason, self.deadline = reason, time.monotonic() + grace_s
 
-    def hasten(self, grace_s: float) -> None:
-        """It must obey sooner."""
+    def shorten_deadline(self, grace_s: float) -> None:
         self.deadline = min(self.deadline, time.monotonic() + grace_s)
 
     @property
-    def time_is_up(self) -> bool:
+    def time_limit_reached(self) -> bool:
         return self.limit_at is not None and time.monotonic() >= self.limit_at
 
     @property
-    def next_s(self) -> float:
-        """Seconds until there may be something to do."""
-        if self.asked is not None:
+    def next_check_s(self) -> float:
+        """Return the seconds until check() may have a result."""
+        if self.stop_reason is not None:
             return 0.5
         if self.limit_at is None:
             return 5.0
         return min(max(self.limit_at - time.monotonic(), 0.0), 5.0)
 
-    # --- moving ---------------------------------------------------------------------------
+    # --- progress -------------------------------------------------------------------------
 
-    def heard(self, message: Mapping[str, Any]) -> None:
+    def observe(self, message: Mapping[str, Any]) -> None:
         """
-        A message of the runner. One that says how far the work is counts only if that has changed:
-        a thread that goes on reporting beside a hung one is no progress.
+        Take note of a message from the runner.
+
+        A progress message counts only if its counters have changed: a thread that goes on reporting beside
+        one that hangs makes no progress.
         """
         if message["op"] == "quiet":
-            self.moved(message["why"])
+            self.mark_progress(message["why"])
             return
         if message["op"] != "progress":
-            self.moved(self.quiet)
+            self.mark_progress(self.silent_phase)
             return
-        facts = message["progress"]
-        counters = tuple(facts.get(name) for name in COUNTERS)
+        progress = message["progress"]
+        counters = tuple(progress.get(name) for name in COUNTERS)
         if counters != self._counters:
             self._counters = counters
-            self.moved(facts.get("phase"))
+            self.mark_progress(progress.get("phase"))
 
-    def moved(self, quiet: str | None = None) -> None:
+    def mark_progress(self, silent_phase: str | None = None) -> None:
         """
+        Restart the stall timeout.
+
         Args:
-            quiet: what it does now, if that says nothing while it lasts.
+            silent_phase: what the job does now, if that reports no progress.
         """
-        self.moved_at, self.quiet = time.monotonic(), quiet
+        self.progressed_at, self.silent_phase = time.monotonic(), silent_phase
 
-    def excuse_own_pause(self) -> None:
-        """We were away ourselves: words of the runner may lie unread, or it was stopped as we were."""
+    def discount_own_pause(self) -> None:
+        """
+        Restart the stall timeout if the main loop itself has paused.
+
+        Messages of the runner may be unread, or the runner was stopped together with this process.
+        """
         now = time.monotonic()
-        if now - self.checked_at > AWAY_S:
-            self.moved_at = now
+        if now - self.checked_at > OWN_PAUSE_S:
+            self.progressed_at = now
         self.checked_at = now
 
     @property
-    def still_s(self) -> float:
-        """Seconds since the work last moved."""
-        return time.monotonic() - self.moved_at
+    def stalled_s(self) -> float:
+        """Return the seconds since the last progress."""
+        return time.monotonic() - self.progressed_at
 
-    def verdict(self) -> Literal["overdue", "time is up", "hung"] | None:
-        """What is to be done about the job now, if anything."""
-        if self.asked is not None:
+    def check(self) -> Literal["overdue", "time limit", "stalled"] | None:
+        """Return what requires action now, if anything."""
+        if self.stop_reason is not None:
             return "overdue" if time.monotonic() >= self.deadline else None
-        if self.time_is_up:
-            return "time is up"
-        if self.stall_s and self.still_s > self.stall_s * (QUIET_FACTOR if self.quiet else 1.0):
-            return "hung"
+        if self.time_limit_reached:
+            return "time limit"
+        if self.stall_s and self.stalled_s > self.stall_s * (
+            SILENT_PHASE_FACTOR if self.silent_phase else 1.0
+        ):
+            return "stalled"
         return None
 
 
 def time_limit_error(job: Job, *, has_checkpoint: bool) -> TimeLimitError:
-    """How a job ends that has run for as long as it may."""
+    """Return the error of a job that has reached its time limit."""
     if has_checkpoint:
         epochs = job.spec.get("epochs", "N")
         hint = f"its last checkpoint is safe: ganq submit train --continue {job.id} --epochs {epochs} goes on"

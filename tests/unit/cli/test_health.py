@@ -19,9 +19,9 @@ WELL = {
     "pid": 7,
     "state": "busy",
     "job_id": 12,
-    "turned_s": 3.0,
-    "beat_s": 1.0,
-    "spoke_s": 9.0,
+    "loop_s": 3.0,
+    "heartbeat_s": 1.0,
+    "report_s": 9.0,
     "database_s": 4.0,
     "draining_s": None,
     "dead_threads": [],
@@ -36,13 +36,13 @@ WELL = {
         ({}, Status.HEALTHY, "is busy with job 12"),
         ({"state": "draining", "draining_s": 80.0}, Status.HEALTHY, "is draining with job 12"),
         ({"state": "draining", "draining_s": 95.0}, Status.UNHEALTHY, "longer than it may"),
-        ({"dead_threads": ["heart"]}, Status.UNHEALTHY, "its heart has died"),
-        ({"turned_s": 181.0}, Status.UNHEALTHY, "loop has been stuck"),
-        ({"beat_s": 181.0}, Status.UNHEALTHY, "heart has been stuck"),
-        ({"spoke_s": 31.0}, Status.DEGRADED, "has taken no word"),
+        ({"dead_threads": ["heartbeat"]}, Status.UNHEALTHY, "its heartbeat has died"),
+        ({"loop_s": 181.0}, Status.UNHEALTHY, "loop has been stuck"),
+        ({"heartbeat_s": 181.0}, Status.UNHEALTHY, "heartbeat thread has been stuck"),
+        ({"report_s": 31.0}, Status.DEGRADED, "has accepted no heartbeat"),
         ({"database_s": 31.0}, Status.DEGRADED, "has not answered for 31 s"),
         # Waiting for the database is no fault of the worker, for however long.
-        ({"database_s": 999.0, "turned_s": 999.0, "beat_s": 999.0}, Status.DEGRADED, "has not answered"),
+        ({"database_s": 999.0, "loop_s": 999.0, "heartbeat_s": 999.0}, Status.DEGRADED, "has not answered"),
         ({"database_s": 999.0, "dead_threads": ["recovery"]}, Status.UNHEALTHY, "recovery has died"),
     ],
 )
@@ -130,7 +130,7 @@ def test_silence_is_measured_in_heartbeats_and_the_lease(ganq, settings, speak):
     speak("w1", ago=limit + 1.0)
     said = ganq("health")
     assert said.code == 1
-    assert "has been silent for" in said.out
+    assert "has been unresponsive for" in said.out
 
 
 def test_one_silent_worker_makes_a_machine_unhealthy_and_one_that_stopped_does_not(ganq, settings, speak):

@@ -57,9 +57,9 @@ def test_celery_waits_for_an_unavailable_redis_without_a_limit(app) -> None:
 def test_a_notification_is_a_small_json_message_with_a_hint(settings, redis_url) -> None:
     import redis
 
-    from worker.celery_bridge.notify import ring
+    from worker.celery_bridge.notify import try_notify
 
-    assert ring(settings, 7, "default", "") is True
+    assert try_notify(settings, 7, "default", "") is True
     raw = redis.Redis.from_url(redis_url).lrange(queue_key("default"), 0, -1)
     assert len(raw) == 1
     message = json.loads(raw[0])
@@ -71,11 +71,11 @@ def test_a_notification_is_a_small_json_message_with_a_hint(settings, redis_url)
 def test_a_notification_is_what_celery_itself_would_have_sent(settings, redis_url, app) -> None:
     import redis
 
-    from worker.celery_bridge.notify import ring
+    from worker.celery_bridge.notify import try_notify
 
     client = redis.Redis.from_url(redis_url)
     send_notification(app, "default", 7, "")
-    assert ring(settings, 7, "default", "") is True
+    assert try_notify(settings, 7, "default", "") is True
     ours, celerys = (json.loads(one) for one in client.lrange(queue_key("default"), 0, -1))
 
     def without_ids(message: dict) -> dict:
@@ -94,18 +94,19 @@ def test_a_notification_is_what_celery_itself_would_have_sent(settings, redis_ur
 
 def test_notifying_needs_no_celery(settings, redis_url) -> None:
     code = (
-        "import sys\nfrom storage.settings import Settings\nfrom worker.celery_bridge.notify import ring\n"
+        "import sys\nfrom storage.settings import Settings\n"
+        "from worker.celery_bridge.notify import try_notify\n"
         f"settings = Settings.load({{'GANQ_REDIS_URL': {redis_url!r}, 'GANQ_HOME': '/nowhere'}})\n"
-        "assert ring(settings, 1, 'q', '')\n"
+        "assert try_notify(settings, 1, 'q', '')\n"
         "heavy = {'celery', 'kombu', 'sqlalchemy'} & set(sys.modules)\nassert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_notifying_without_redis_fails_quickly_and_raises_nothing(settings) -> None:
-    from worker.celery_bridge.notify import ring
+    from worker.celery_bridge.notify import try_notify
 
-    assert ring(settings, 7, "default", "") is False
+    assert try_notify(settings, 7, "default", "") is False
 
 
 def test_the_supervisor_needs_neither_celery_nor_torch_nor_pydantic(backend) -> None:

@@ -56,5 +56,5 @@ def test_a_pinned_process_and_its_children_stay_on_their_cores_with_as_many_thre
     ("gpus", "workers", "these"), [("0", 2, None), ("all", None, "0"), ("none", 2, "0"), ("auto", 1, "0")]
 )
 def test_gpus_and_cores_at_once_are_refused(gpus, workers, these):
-    with pytest.raises(ConfigError, match="each say what to run on"):
-        launcher._units(gpus, workers, these)
+    with pytest.raises(ConfigError, match="exclude each other"):
+        launcher._devices(gpus, workers, these)

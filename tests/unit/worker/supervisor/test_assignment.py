@@ -7,7 +7,7 @@ from tables import recorded
 
 from jobs.errors import CheckpointNotFoundError, NotFoundError
 from storage.db.rows import Checkpoint
-from worker.supervisor.assignment import make_assignment, spread
+from worker.supervisor.assignment import evenly_spaced, make_assignment
 
 
 def row(id: int, kind: str, epoch: int, metric: float | None = None) -> Checkpoint:
@@ -103,10 +103,10 @@ SPEC = {"checkpoint": "last", "count": 4, "grid_epochs": True}
 
 def test_many_epochs_are_thinned_evenly_and_one_step_has_one_row() -> None:
     rows = [row(n, "epoch", n * 5) for n in range(1, 101)]
-    shown = [one.id for one in spread([*rows, row(101, "final", 500)], 12)]
+    shown = [one.id for one in evenly_spaced([*rows, row(101, "final", 500)], 12)]
     assert (len(shown), shown[0], shown[-1]) == (12, 1, 101)
     assert {later - one for one, later in pairwise(shown[:-1])} == {9}
-    assert [one.id for one in spread(rows[:3], 12)] == [1, 2, 3]
+    assert [one.id for one in evenly_spaced(rows[:3], 12)] == [1, 2, 3]
 
 
 def test_a_generation_without_a_checkpoint_to_read_is_told_so(
@@ -186,7 +186,7 @@ def test_an_evaluation_of_pictures_that_are_gone_is_told_so(
     drawing = running_job_factory(kind="generate", spec={"source": training.job_id, "checkpoint": "best"})
     store.succeed(drawing, {"manifest_sha256": "1" * 64, "deleted_at": 1.0})
     job_factory(kind="evaluate", spec=evaluation(drawing.job_id))
-    with pytest.raises(NotFoundError, match="has no pictures"):
+    with pytest.raises(NotFoundError, match="has no images"):
         make_assignment(claim(), store, queries)
 
 

@@ -11,13 +11,13 @@ from worker.supervisor.loop import Supervisor
 
 def test_the_volume_is_not_probed_for_each_of_many_small_jobs(monkeypatch):
     looking = Supervisor.__new__(Supervisor)
-    looking.volume_due = 0.0
-    assert looking._should_see_volume()
-    assert not looking._should_see_volume(), "the volume was shown to be there a moment ago"
-    monkeypatch.setattr(loop, "VOLUME_SEEN_S", 0.0)
-    looking.volume_due = 0.0
-    assert looking._should_see_volume()
-    assert looking._should_see_volume()
+    looking.next_volume_check = 0.0
+    assert looking._volume_check_due()
+    assert not looking._volume_check_due(), "the volume was shown to be there a moment ago"
+    monkeypatch.setattr(loop, "VOLUME_CHECK_S", 0.0)
+    looking.next_volume_check = 0.0
+    assert looking._volume_check_due()
+    assert looking._volume_check_due()
 
 
 def test_a_volume_that_has_gone_is_not_made_anew_for_the_next_job(tmp_path):

@@ -70,7 +70,7 @@ def test_of_the_folders_that_go_the_newest_outlives_its_row_for_a_stated_time(
     assert [one.epoch for one in queries.checkpoints(lease.job_id)] == [2]
     assert first.is_dir()
 
-    monkeypatch.setattr(retention, "KEEP_BEFORE_S", 0.0)
+    monkeypatch.setattr(retention, "KEEP_PREVIOUS_S", 0.0)
     third = files.checkpoint(lease, 3, kind="resume")
     assert going.prune(lease) == [volume.relative(second)]
     assert not first.exists(), "one folder is kept, however fast checkpoints follow each other"

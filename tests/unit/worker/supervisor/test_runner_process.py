@@ -12,14 +12,14 @@ import pytest
 from machine import until
 
 from storage.volume.layout import Volume
-from worker.supervisor.runner_process import CHOICES, RunnerProcess, memory_policy, thread_policy
+from worker.supervisor.runner_process import OPENMP_VARIABLES, RunnerProcess, memory_policy, thread_policy
 
 
 def test_threads_that_wait_take_no_core_from_their_neighbours():
     assert thread_policy({}) == {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("name", OPENMP_VARIABLES)
 def test_a_choice_of_the_user_stands(name):
     assert thread_policy({name: "whatever"}) == {}
 
@@ -30,7 +30,7 @@ def test_a_choice_of_the_user_about_memory_stands():
 
 def test_a_runner_is_started_under_both_policies(settings, monkeypatch):
     wanted = {**thread_policy({}), **memory_policy({})}
-    for name in (*CHOICES, *wanted):
+    for name in (*OPENMP_VARIABLES, *wanted):
         monkeypatch.delenv(name, raising=False)
     runner = RunnerProcess(settings, selectors.DefaultSelector())
     try:

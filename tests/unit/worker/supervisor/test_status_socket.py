@@ -22,8 +22,8 @@ def folder() -> Iterator[Path]:
 def test_files_in_the_temporary_folder_stay_young_and_come_back(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status_socket, "KEEP_EVERY_S", 0.05)
-    supervisor = cast(Any, SimpleNamespace(who=SimpleNamespace(name="w1")))
+    monkeypatch.setattr(status_socket, "TOUCH_EVERY_S", 0.05)
+    supervisor = cast(Any, SimpleNamespace(identity=SimpleNamespace(name="w1")))
     one = status_socket.StatusSocket(supervisor, folder / "live-7.sock")
     mine = [folder / "live-7.sock", folder / "wake-7.sock", folder]
     others = folder / "wake-77.sock"

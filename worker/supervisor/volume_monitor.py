@@ -1,4 +1,4 @@
-"""The supervisor's handle on its volume process: whether the volume answers, and requests to it."""
+"""The supervisor's handle on its volume process: detects a volume that hangs, and sends requests."""
 
 import logging
 import os
@@ -21,18 +21,18 @@ log = logging.getLogger("ganq.volume")
 
 PROBE_S = 2.0
 SILENT_S = 10.0
-"""A volume that has not answered for so long is said to hang, and no job is claimed for it."""
-SILENT_LOOK_S = 1.0
-START_AGAIN_S = 2.0
+"""A volume that has not answered for so long is reported as hung, and no job is claimed."""
+SILENT_POLL_S = 1.0
+RESTART_S = 2.0
 DUMP_WAIT_S = DUMP_S + 2.0
 
 
-class VolumeWatch:
+class VolumeMonitor:
     """
-    Starts the process again when it has died, and knows when the volume last answered.
+    Starts and restarts the volume process, and records when the volume last answered.
 
     Args:
-        selector: reports, as "volume", when the process has sent something or is gone.
+        selector: gets the channel, with the data "volume".
     """
 
     def __init__(self, settings: Settings, selector: selectors.BaseSelector) -> None:
@@ -43,23 +43,23 @@ class VolumeWatch:
         self.probe_s = min(PROBE_S, settings.volume_seconds / 5)
         self.process: subprocess.Popen[bytes] | None = None
         self.channel: Channel | None = None
-        self.due = 0.0
+        self.start_at = 0.0
         self.answered = False
         """Whether this process has had any answer yet."""
         self.answered_at = time.monotonic()
-        self._number = 0
+        self._last_request = 0
         self._unread: list[Message] = []
 
-    # --- what is known ---------------------------------------------------------------------
+    # --- state -----------------------------------------------------------------------------
 
     @property
     def silent_s(self) -> float:
-        """Seconds without an answer to a process that asks; 0 while none asks, which says nothing."""
+        """Return the seconds since the last answer; 0 while no process probes the volume."""
         return time.monotonic() - self.answered_at if self.channel is not None else 0.0
 
     @property
     def answers(self) -> bool:
-        """Whether a job may be claimed: the volume has just answered."""
+        """Return whether the volume has just answered, so that a job may be claimed."""
         return self.answered and self.channel is not None and not self.is_silent
 
     @property
@@ -68,49 +68,49 @@ class VolumeWatch:
 
     @property
     def is_hung(self) -> bool:
-        """Whether the job in hand goes back to the queue."""
+        """Return whether the running job must be requeued."""
         return self.silent_s > self.hung_after_s
 
     @property
-    def next_s(self) -> float:
-        """Seconds until the loop should look again."""
+    def next_check_s(self) -> float:
+        """Return the seconds until the main loop must check again."""
         if self.channel is None:
-            return max(self.due - time.monotonic(), 0.0)
+            return max(self.start_at - time.monotonic(), 0.0)
         silent_s = self.silent_s
         if silent_s <= self.silent_after_s:
             return self.silent_after_s - silent_s + 0.01
-        return SILENT_LOOK_S
+        return SILENT_POLL_S
 
     # --- the process -----------------------------------------------------------------------
 
     def ensure(self) -> None:
-        """Start the process if there is none and one is due."""
-        if self.channel is not None or time.monotonic() < self.due:
+        """Start the process if none runs and one is due."""
+        if self.channel is not None or time.monotonic() < self.start_at:
             return
-        self.due = time.monotonic() + START_AGAIN_S
+        self.start_at = time.monotonic() + RESTART_S
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-P", "-m", "worker.host.volume_process"]
-        facts = [os.getpid(), theirs.fileno(), self.volume.root, self.probe_s]
+        arguments = [os.getpid(), theirs.fileno(), self.volume.root, self.probe_s]
         try:
             self.process = subprocess.Popen(
-                [*command, *map(str, facts)],
+                [*command, *map(str, arguments)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,
                 start_new_session=True,
             )
         except OSError as exc:
-            log.warning("the process that asks the volume cannot be started: %s", exc)
+            log.warning("the volume process cannot be started: %s", exc)
             ours.close()
             return
         finally:
             theirs.close()
-        ours.setblocking(False)  # a process that is stopped, and reads nothing, holds nobody up
+        ours.setblocking(False)  # a process that is stopped and reads nothing must not block this one
         self.channel, self.answered, self.answered_at = Channel(ours), False, time.monotonic()
         self.selector.register(ours, selectors.EVENT_READ, "volume")
 
     def receive(self) -> list[Message]:
-        """Return what has arrived, answers aside; restart a process that has died."""
+        """Return messages other than answers to probes; close the handle of a process that has ended."""
         messages, self._unread = self._unread, []
         return messages + self._read()
 
@@ -119,7 +119,7 @@ class VolumeWatch:
             return []
         messages = self.channel.receive()
         if messages is None:
-            log.warning("the process that asks the volume has ended; starting another")
+            log.warning("the volume process has ended; starting another")
             self.close()
             return []
         if any(message["op"] == "answered" for message in messages):
@@ -129,7 +129,7 @@ class VolumeWatch:
         return [message for message in messages if message["op"] != "answered"]
 
     def close(self) -> None:
-        """End the process; one that hangs ends when the volume is back, and is not waited for."""
+        """End the process. If it hangs, it ends when the volume is back; do not wait for it."""
         if self.channel is not None:
             self.selector.unregister(self.channel.sock)
             self.channel.close()
@@ -144,34 +144,34 @@ class VolumeWatch:
 
     def delete(self, job_id: int, paths: Sequence[str]) -> None:
         """
-        Have folders deleted; receive() reports it.
+        Request the deletion of folders.
 
         Args:
-            paths: relative to the volume. What stays, because a process dies, is for `ganq gc`.
+            paths: relative to the volume. If the process dies, `ganq gc` deletes what is left.
         """
         if paths:
             self._send("delete", job_id=job_id, paths=list(paths))
 
     def dump(self, pid: int, log_file: Path, why: str) -> str:
         """
-        Have a runner's stacks written into its job's log.
+        Have a runner's stacks written into its job's log; wait for at most DUMP_WAIT_S.
 
         Returns:
-            Where they are, or why there are none, in words; after DUMP_WAIT_S at most.
+            Where the stacks are, or why there are none, as text.
         """
-        self._number += 1
-        self._send("dump", number=self._number, pid=pid, log_file=str(log_file), why=why)
+        self._last_request += 1
+        self._send("dump", number=self._last_request, pid=pid, log_file=str(log_file), why=why)
         deadline = time.monotonic() + DUMP_WAIT_S
         while self.channel is not None and (left_s := deadline - time.monotonic()) > 0:
             if not select.select([self.channel.sock], [], [], left_s)[0]:
                 break
             for message in self._read():
-                if message["op"] == "dumped" and message["number"] == self._number:
+                if message["op"] == "dumped" and message["number"] == self._last_request:
                     return str(message["where"])
                 self._unread.append(message)
         return "no stacks: the volume does not answer"
 
-    def _send(self, op: str, **facts: object) -> None:
+    def _send(self, op: str, **fields: object) -> None:
         with suppress(OSError):
             if self.channel is not None:
-                self.channel.send(op, **facts)
+                self.channel.send(op, **fields)
