@@ -399,7 +399,7 @@ def test_without_one_whole_checkpoint_the_run_fails_and_names_the_way_out(new_de
         harm(desk.folder(one))
     last = desk.attempt()
     assert (last["op"], last["code"]) == ("failed", "CHECKPOINT_CORRUPT")
-    assert last["hint"] == f"ganq retry {desk.job_id} starts it again from nothing"
+    assert last["hint"] == f"ganq retry {desk.job_id} starts it again from the beginning"
     assert len(told(desk, "checkpoint_skipped")) == 2
 
 
@@ -646,6 +646,6 @@ def test_status_tells_of_bad_checkpoints_of_another_build_and_of_going_back(
     assert ganq.run("wait", str(worse), "--timeout", "60").returncode == 1
     found = ganq.job(worse)
     assert found["error"]["code"] == "CHECKPOINT_CORRUPT"
-    assert found["error"]["hint"] == f"ganq retry {worse} starts it again from nothing"
+    assert found["error"]["hint"] == f"ganq retry {worse} starts it again from the beginning"
     again = ganq.json("retry", str(worse))[0]["id"]
     assert ganq.run("wait", str(again), "--timeout", "60").returncode == 0

@@ -104,7 +104,7 @@ def test_another_processs_start_is_not_read_for_that_of_the_same_id() -> None:
     assert in_container("print(proc_is_ours(), start_ticks(os.getpid()), has_died(os.getpid(), 7))") == (
         "False 0 False"
     )
-    assert in_container("print(has_died(54321, 0), where(1))") == "True not to be seen in /proc"
+    assert in_container("print(has_died(54321, 0), describe_state(1))") == "True not visible in /proc"
     assert in_container("import os; print(bool(boot_id()))") == "True"
 
 

@@ -1,8 +1,8 @@
 """
-How a check of `ganq doctor` is run, and what it says: nothing that it asks can keep it waiting.
+Findings of `ganq doctor`, and how its checks run with a time limit.
 
-Each probe runs in a thread of its own that is left behind when its time is up: a server
-that accepts and says nothing, a disk that is gone. All that were started run side by side.
+Each probe runs in a thread of its own, which is abandoned when its time is up: a server may accept and never
+answer, a disk may hang. Probes that have been started run concurrently.
 """
 
 import queue
@@ -50,42 +50,42 @@ def error(check: str, message: str, hint: str | None) -> Finding:
 
 
 def as_finding(check: str, exc: Exception) -> Finding:
-    """A check that could not look."""
+    """Return the finding of a check that failed with an exception."""
     if isinstance(exc, GanqError):
         return error(check, exc.message, exc.hint)
     if isinstance(exc, OSError) and exc.strerror:
         where = f"{exc.filename}: " if exc.filename else ""
         return error(check, f"{where}{exc.strerror.lower()}", "check its owner and permissions")
-    said = (str(exc).strip().splitlines() or [""])[0]
+    first_line = (str(exc).strip().splitlines() or [""])[0]
     return error(
-        check, redact(f"cannot be looked at: {type(exc).__name__}: {said}"), "this is a defect in ganq"
+        check, redact(f"the check failed: {type(exc).__name__}: {first_line}"), "this is a defect in ganq"
     )
 
 
 class Probe:
     """
-    A generator of findings, begun at once in a thread, read when its turn comes.
+    Runs a generator of findings in a thread, started at once; iterate to get them.
 
     Args:
-        check: what its own findings are filed under.
-        look: makes the generator; whatever it raises becomes a finding.
-        within_s: seconds for all of it, from now on.
-        hint: what to do if it does not answer.
+        check: the name for its own findings.
+        run: returns the generator; an exception of it becomes a finding.
+        within_s: seconds for the whole check, from now on.
+        hint: what to do if the time is exceeded.
     """
 
     def __init__(
-        self, check: str, look: Callable[[], Iterator[Finding]], *, within_s: float, hint: str
+        self, check: str, run: Callable[[], Iterator[Finding]], *, within_s: float, hint: str
     ) -> None:
         self.check = check
         self.within_s = within_s
         self.hint = hint
         self.deadline = time.monotonic() + within_s
         self._found: queue.SimpleQueue[Finding | None] = queue.SimpleQueue()
-        threading.Thread(target=self._run, args=(look,), name=f"doctor {check}", daemon=True).start()
+        threading.Thread(target=self._run, args=(run,), name=f"doctor {check}", daemon=True).start()
 
-    def _run(self, look: Callable[[], Iterator[Finding]]) -> None:
+    def _run(self, run: Callable[[], Iterator[Finding]]) -> None:
         try:
-            for finding in look():
+            for finding in run():
                 self._found.put(finding)
         except Exception as exc:
             self._found.put(as_finding(self.check, exc))
@@ -94,7 +94,7 @@ class Probe:
     def __iter__(self) -> Iterator[Finding]:
         while True:
             try:
-                # What is there already is taken, however late the reader comes.
+                # Findings that are there already are returned, however late.
                 finding = self._found.get(timeout=max(self.deadline - time.monotonic(), 0.05))
             except queue.Empty:
                 yield error(self.check, f"no answer within {self.within_s:.0f} s", self.hint)
@@ -104,26 +104,26 @@ class Probe:
             yield finding
 
 
-def within(seconds: float, ask: Callable[[], T]) -> T:
+def within(seconds: float, call: Callable[[], T]) -> T:
     """
-    The answer to a question that may never be answered.
+    Call a function that may never return, and return its result.
 
     Raises:
-        TimeoutError: no answer in time; the thread that asked is left behind.
+        TimeoutError: it did not return in time; its thread is abandoned.
     """
-    answer: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+    results: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:
         try:
-            answer.put((ask(), None))
+            results.put((call(), None))
         except BaseException as exc:
-            answer.put((None, exc))
+            results.put((None, exc))
 
     threading.Thread(target=run, name="within", daemon=True).start()
     try:
-        found, failed = answer.get(timeout=seconds)
+        result, failed = results.get(timeout=seconds)
     except queue.Empty:
         raise TimeoutError(f"no answer within {seconds:g} s") from None
     if failed is not None:
         raise failed
-    return found  # type: ignore[return-value]
+    return result  # type: ignore[return-value]

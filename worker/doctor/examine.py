@@ -1,8 +1,8 @@
 """
-What `ganq doctor` looks at, in order, and for how long; each check is in the module named for its subject.
+The checks of `ganq doctor`, their order and time limits; each is in the module of its subject.
 
-Probes that need nothing of each other run side by side, so that the whole takes as
-long as the slowest, and at most a minute and a half with GPUs, half a minute without.
+Independent checks run concurrently, so that all take as long as the slowest: at most a minute and a half
+with GPUs, half a minute without.
 """
 
 import os
@@ -15,7 +15,7 @@ from importlib import metadata
 from storage.reachable import HINT, answers, silence
 from storage.settings import Settings
 from worker.celery_bridge import environment
-from worker.doctor.check import Finding, Probe, error, ok, warn
+from worker.doctor.check import Finding, Probe, error, ok, warn, within
 from worker.doctor.facts import Facts
 from worker.doctor.gpu import check_gpus_and_torch
 from worker.doctor.job_table import check_job_table
@@ -38,7 +38,7 @@ GPU_S = 85.0
 """nvidia-smi has 20 s, torch 60."""
 DATASETS_S = 24 * 3600.0
 HERE_S = 5.0
-HINT_DATABASE = "is it there, and the way to it? a firewall that drops packets, or a server that is stopped"
+HINT_DATABASE = "is the server running and reachable? a firewall may drop packets"
 HINT_VOLUME = HINT
 USES = {
     "local": "the embedded Redis of ganq up",
@@ -46,25 +46,25 @@ USES = {
     "onnx": "ganq export --format onnx",
     "video": "ganq submit generate --interpolate: the frames as MP4",
 }
-"""What each extra of the package is for."""
+"""Purpose of each extra of the package."""
 
 
 def examine(
     settings: Settings, left_out: Sequence[tuple[str, str]] = (), *, verify_data: bool = False
 ) -> Iterator[Finding]:
     """
-    Every check, from what all else stands on to what is nice to have.
+    Run all checks and yield their findings, from the most fundamental to the optional.
 
     Args:
         left_out: folders of PYTHONPATH that are not searched, and why.
-        verify_data: read the decoded data sets, too, however long that takes.
+        verify_data: verify the decoded data sets, too, however long that takes.
     """
     facts = Facts()
-    # First, and by a child: a thread that waits for a volume that hangs could keep this process from ending.
+    # In a child process: a thread that waits for a hung volume could prevent this process from exiting.
     reachable = answers(settings.volume, VOLUME_S)
 
-    def begin(check: str, look: partial[Iterator[Finding]], within_s: float, hint: str) -> Probe:
-        return Probe(check, look, within_s=within_s, hint=hint)
+    def begin(check: str, run: partial[Iterator[Finding]], within_s: float, hint: str) -> Probe:
+        return Probe(check, run, within_s=within_s, hint=hint)
 
     table = begin("database", partial(check_job_table, settings, facts), TABLE_S, HINT_DATABASE)
     redis = begin(
@@ -76,14 +76,14 @@ def examine(
     gpus = begin("gpus", partial(check_gpus_and_torch), GPU_S, "nvidia-smi hangs: check the driver (dmesg)")
     files = begin("files", partial(check_files, settings), HERE_S, HINT_VOLUME)
     sockets = begin("sockets", partial(check_runtime, settings), HERE_S, HINT_VOLUME)
-    confined = begin("sandbox", partial(check_sandbox), HERE_S, "a confined process hangs: see dmesg")
+    sandboxed = begin("sandbox", partial(check_sandbox), HERE_S, "a sandboxed process hangs: see dmesg")
     yield check_python()
     yield from check_environment(left_out)
     yield from files
     yield from sockets
-    yield from confined
+    yield from sandboxed
     yield from table
-    # These need what the rows say.
+    # The following need facts from the job table.
     here = begin("sockets", partial(check_workers_here, settings, facts), HERE_S, HINT_VOLUME)
     on_volume = []
     if reachable:
@@ -110,14 +110,13 @@ def examine(
 
 
 def _orphans(settings: Settings, facts: Facts) -> Iterator[Finding]:
-    """A volume that is too large to look through now is no fault of it."""
-    from worker.doctor.check import within
-
+    """Check for unreferenced files; a volume that is too large for the time limit is not an error."""
     try:
         yield from within(ORPHANS_S, lambda: list(check_orphans(settings, facts)))
     except TimeoutError:
         yield ok(
-            "orphans", f"not counted: that takes longer than {ORPHANS_S:.0f} s; ganq gc --dry-run counts"
+            "orphans",
+            f"not counted, as that takes longer than {ORPHANS_S:.0f} s: ganq gc --dry-run counts them",
         )
 
 
@@ -125,7 +124,7 @@ def check_python() -> Finding:
     from storage.version import version
 
     if version() == "0+unknown":
-        return warn("ganq", "it is not installed, only found on the path", "pip install it: pip install ganq")
+        return warn("ganq", "ganq is not installed, only found on the import path", "pip install ganq")
     return ok("ganq", f"{version()}, Python {'.'.join(map(str, sys.version_info[:3]))}")
 
 
@@ -147,7 +146,7 @@ def check_environment(left_out: Sequence[tuple[str, str]]) -> Iterator[Finding]:
 
 
 def check_extras() -> Iterator[Finding]:
-    """Which optional parts of the package are installed; none is needed to train."""
+    """Report which extras of the package are installed; training needs none."""
     for extra, packages in extras().items():
         missing = [name for name in packages if not _installed(name)]
         use = USES.get(extra, f"ganq[{extra}]")
@@ -158,13 +157,13 @@ def check_extras() -> Iterator[Finding]:
 
 
 def extras() -> dict[str, list[str]]:
-    """The package's own list of its extras: extra → names of distributions."""
+    """Return the extras that the package declares: extra → names of distributions."""
     found: dict[str, list[str]] = {}
     try:
-        needs = metadata.requires("ganq") or []
+        requirements = metadata.requires("ganq") or []
     except metadata.PackageNotFoundError:
         return {}
-    for line in needs:
+    for line in requirements:
         extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", line)
         name = re.match(r"[A-Za-z0-9._-]+", line)
         if extra and name:

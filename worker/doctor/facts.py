@@ -1,4 +1,4 @@
-"""Facts that one check of the doctor learns and a later one needs."""
+"""Facts that one check finds and a later one needs."""
 
 from dataclasses import dataclass, field
 
@@ -8,17 +8,17 @@ from storage.db.rows import Job, WorkerRow
 
 @dataclass
 class Facts:
-    """What one check has learned and a later one needs; empty while the job table is away."""
+    """Facts from the job table; empty if it is unavailable."""
 
     database: Database | None = None
     workers: list[WorkerRow] = field(default_factory=list)
     running: list[Job] = field(default_factory=list)
     attempt_started: dict[int, float] = field(default_factory=dict)
-    """Job → seconds since its running attempt began."""
+    """Job → seconds since its running attempt started."""
     checkpoint_bytes: list[int] = field(default_factory=list)
-    """Of the last checkpoint of each running training; of the newest ones if none runs."""
+    """Size of the last checkpoint of each running training; of the largest recent one if none runs."""
 
     def close(self) -> None:
-        """Whoever looks at the job table through these is done."""
+        """Close the job table."""
         if self.database is not None:
             self.database.dispose()

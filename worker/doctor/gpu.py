@@ -1,8 +1,8 @@
 """
-What `ganq doctor` finds out about GPUs, their driver, and the torch that is installed for them.
+Checks of `ganq doctor`: GPUs, their driver, and the installed torch.
 
-torch is never imported in this process: its version and build stand in files that are
-read as text, and where there are GPUs a child process says what it makes of them.
+torch is not imported in this process. Its version and build are read from files as text; if there are GPUs,
+a child process reports what torch sees.
 """
 
 import json
@@ -18,14 +18,14 @@ from jobs.errors import GanqError
 from worker.doctor.check import Finding, error, ok
 
 TORCH_NEEDED = (2, 10)
-"""Older ones run code from files that weights_only=True should make safe: CVE-2026-24747."""
+"""Older versions run code from weight files in spite of weights_only=True: CVE-2026-24747."""
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
-"""CUDA's major version → the oldest driver series that runs it (NVIDIA, CUDA compatibility)."""
+"""Major version of CUDA → oldest driver series that supports it (NVIDIA, CUDA compatibility)."""
 DRIVER = Path("/proc/driver/nvidia/version")
 TORCH_S = 60.0
-"""Importing torch from a cold disk takes long."""
+"""Importing torch from a cold disk takes some time."""
 
-# No tensor is made: a context takes memory that a worker may need.
+# Creates no tensor: a CUDA context takes memory that a worker may need.
 ASK_TORCH = """
 import json, torch
 there = torch.cuda.is_available()
@@ -39,17 +39,19 @@ print(json.dumps({
 
 
 def check_gpus_and_torch() -> Iterator[Finding]:
-    """The GPUs that the driver names, and whether the installed torch can use them."""
+    """Check the GPUs that the driver lists, and whether the installed torch can use them."""
     gpus, finding = check_gpus()
     yield finding
     installed = check_torch(gpus)
     yield installed
     if gpus and installed.level == "ok":
-        yield check_use([sys.executable, "-P", "-c", ASK_TORCH])
+        yield check_torch_on_gpus([sys.executable, "-P", "-c", ASK_TORCH])
 
 
 def check_gpus() -> tuple[int, Finding]:
     """
+    Check the driver and list the GPUs.
+
     Returns:
         (number of GPUs, finding)
     """
@@ -57,18 +59,18 @@ def check_gpus() -> tuple[int, Finding]:
     from worker.host.visible_gpus import VARIABLE
 
     try:
-        there = gpu.allowed()
+        gpus = gpu.allowed()
     except GanqError as exc:
         return 0, error("gpus", exc.message, exc.hint)
-    if not there:
-        given = os.environ.get(VARIABLE)
-        why = f"none, by {VARIABLE}={given[:80]!r}" if given is not None else "none that nvidia-smi knows"
-        return 0, ok("gpus", f"{why}: a worker runs on the CPU")
-    names = ", ".join(f"{one.label} {one.name} ({one.memory_mib / 1024:.0f} GiB)" for one in there)
-    if given := os.environ.get(VARIABLE):
-        names += f", by {VARIABLE}={given[:80]}"
+    value = os.environ.get(VARIABLE)
+    if not gpus:
+        reason = f"none, by {VARIABLE}={value[:80]!r}" if value is not None else "nvidia-smi lists none"
+        return 0, ok("gpus", f"{reason}: a worker runs on the CPU")
+    names = ", ".join(f"{one.label} {one.name} ({one.memory_mib / 1024:.0f} GiB)" for one in gpus)
+    if value:
+        names += f", by {VARIABLE}={value[:80]}"
     driver = _driver()
-    return len(there), ok("gpus", names + (f"; driver {driver}" if driver else ""))
+    return len(gpus), ok("gpus", names + (f"; driver {driver}" if driver else ""))
 
 
 def _driver() -> str | None:
@@ -80,7 +82,7 @@ def _driver() -> str | None:
 
 
 def check_torch(gpus: int) -> Finding:
-    """The installed torch: new enough, and built for the device that is here."""
+    """Check that the installed torch is new enough and built for this machine's device."""
     try:
         installed = metadata.distribution("torch")
     except metadata.PackageNotFoundError:
@@ -113,7 +115,7 @@ def check_torch(gpus: int) -> Finding:
 
 
 def torch_build(version_file: Path) -> str:
-    """'cpu', 'CUDA 12.8', 'ROCm 6.4' or 'an unknown device'; torch/version.py is read, not run."""
+    """Return 'cpu', 'CUDA 12.8', 'ROCm 6.4' or 'an unknown device', read from torch/version.py as text."""
     try:
         source = version_file.read_text()
     except OSError:
@@ -125,41 +127,44 @@ def torch_build(version_file: Path) -> str:
     return "cpu"
 
 
-def check_use(command: list[str]) -> Finding:
+def check_torch_on_gpus(command: list[str]) -> Finding:
     """
+    Check whether torch can use the GPUs.
+
     Args:
-        command: prints what torch makes of the GPUs, as ASK_TORCH does.
+        command: prints what torch sees, as ASK_TORCH does.
     """
     hint = "check the driver (nvidia-smi, dmesg), and that the container was given the GPU"
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=TORCH_S, check=False
         )
-        told = json.loads(done.stdout.strip().splitlines()[-1])
+        answer = json.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
-        return error("torch", f"torch has not looked at the GPUs within {TORCH_S:.0f} s", hint)
+        return error("torch", f"torch has not listed the GPUs within {TORCH_S:.0f} s", hint)
     except (OSError, ValueError, IndexError):
-        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        return error("torch", f"torch cannot be started: {said}", "pip install --force-reinstall torch")
-    if not told["available"]:
-        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        return error("torch", f"torch cannot use the GPUs that nvidia-smi names: {said}", hint)
-    lacking = [name for name, capability in told["gpus"] if not runs_on(told["arches"], capability)]
-    if lacking:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        return error("torch", f"torch cannot be started: {reason}", "pip install --force-reinstall torch")
+    if not answer["available"]:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        return error("torch", f"torch cannot use the GPUs that nvidia-smi lists: {reason}", hint)
+    arches, gpus = answer["arches"], answer["gpus"]
+    unsupported = [name for name, capability in gpus if not runs_on(arches, capability)]
+    if unsupported:
         return error(
             "torch",
-            f"this build of torch has no code for {', '.join(lacking)}: only for {', '.join(told['arches'])}",
-            "a torch for another CUDA version: pytorch.org",
+            f"this build of torch has no code for {', '.join(unsupported)}: only for {', '.join(arches)}",
+            "install a torch for another CUDA version: pytorch.org",
         )
-    return ok("torch", f"can use {len(told['gpus'])} GPU{'s' * (len(told['gpus']) > 1)}")
+    return ok("torch", f"can use {len(gpus)} GPU{'s' * (len(gpus) > 1)}")
 
 
 def runs_on(arches: list[str], capability: list[int]) -> bool:
     """
-    Whether a build's code runs on a device of this compute capability.
+    Return whether a build's code runs on a device of this compute capability.
 
-    Machine code (sm_90) runs on the same major version and the same minor or newer;
-    intermediate code (compute_90) on all that is newer.
+    Machine code (sm_90) runs on the same major version and the same or a newer minor version, intermediate
+    code (compute_90) on all newer ones.
     """
     major, minor = capability
     for one in arches:

@@ -1,7 +1,7 @@
 """
-What `ganq doctor` finds out about the job table itself: where it is, whether it keeps what it accepts.
+Checks of `ganq doctor`: the job table itself, its database, durability, schema and clock.
 
-Nothing here changes anything: each check looks, and says what to do.
+They change nothing.
 """
 
 import os
@@ -27,26 +27,26 @@ from worker.doctor.facts import Facts
 from worker.doctor.jobs import check_jobs_and_workers
 
 CLOCK_S = 5.0
-"""Clocks that differ by more make ages look wrong; leases are measured without them."""
+"""A larger difference makes displayed ages wrong; leases do not depend on it."""
 LARGE_WAL_BYTES = 500_000_000
 EMPTY_BYTES = 200_000_000
 LOCKED_S = 5.0
-"""A lock that is held for longer than this is not held by a worker that is well."""
+"""No healthy worker holds the write lock for longer."""
 OLDEST_POSTGRES = 14
-"""Older ones get no fixes any more (postgresql.org/support/versioning)."""
-CONNECTIONS_OF_A_WORKER = 4
+"""Older versions are no longer maintained (postgresql.org/support/versioning)."""
+CONNECTIONS_PER_WORKER = 4
 MOUNT_IN_MEMORY = ("tmpfs", "ramfs")
 
 
 def check_job_table(settings: Settings, facts: Facts) -> Iterator[Finding]:
-    """The database, its schema, its clock, and what its rows say of workers and jobs."""
+    """Check the database, its schema and clock, then the workers and jobs in its rows."""
     if settings.is_sqlite:
         path = sqlite_file(settings)
         if not path.exists():
             yield warn(
                 "database",
                 f"there is no job table at {path} yet",
-                "ganq up or the first ganq submit makes it",
+                "ganq up or the first ganq submit creates it",
             )
             return
         yield from check_sqlite_file(path)
@@ -75,10 +75,10 @@ def _check_opened(settings: Settings, database: Database) -> Iterator[Finding]:
 def _schema(database: Database) -> Finding:
     found = database.revision()
     if found == SCHEMA_REVISION:
-        return ok("schema", f"{found}, as this ganq needs")
+        return ok("schema", f"{found}, as this ganq requires")
     return warn(
         "schema",
-        f"{found} is newer than this ganq ({SCHEMA_REVISION}), which can work on it for now",
+        f"{found} is newer than this ganq ({SCHEMA_REVISION}), which can still use it",
         "install the newer ganq here, too",
     )
 
@@ -91,19 +91,17 @@ def sqlite_file(settings: Settings) -> Path:
 
 
 def check_sqlite_file(path: Path) -> Iterator[Finding]:
-    """Before it is opened: whose it is, and where it lies."""
+    """Check a database file before it is opened: permissions, file system and free space."""
     about = path.stat()
     if about.st_mode & stat.S_IWOTH:
         yield error("database", f"{path} is writable by everybody, who then owns ganq", f"chmod o-w {path}")
     mount = mount_of(path.parent)
     if mount is not None and mount.kind in MOUNT_IN_MEMORY:
-        yield warn(
-            "database", f"{path} lies in memory and is gone at the next boot", "set GANQ_HOME to a disk"
-        )
+        yield warn("database", f"{path} is in memory and lost at the next boot", "set GANQ_HOME to a disk")
     elif mount is not None and mount.kind == "overlay":
         yield warn(
             "database",
-            f"{path} lies in the container itself and is gone with it",
+            f"{path} is in the container itself and is deleted with it",
             "mount a volume there, or use Postgres",
         )
     room = os.statvfs(path.parent)
@@ -111,13 +109,13 @@ def check_sqlite_file(path: Path) -> Iterator[Finding]:
     if free < EMPTY_BYTES:
         yield error(
             "database",
-            f"the disk of {path} has {free / 1e6:,.0f} MB left: soon no job can be accepted",
-            f"make room on {mount.point if mount else path.parent}",
+            f"the disk of {path} has {free / 1e6:,.0f} MB free: soon no job can be accepted",
+            f"free space on {mount.point if mount else path.parent}",
         )
 
 
 def check_sqlite(path: Path) -> Iterator[Finding]:
-    """Whether it opens, can be written, and how its WAL is kept safe."""
+    """Check that the database can be opened and written, and that its WAL is safe."""
     if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
         yield error("database", f"{path} cannot be written by this user", f"check the owner of {path.parent}")
     yield _lock(path)
@@ -131,16 +129,16 @@ def check_sqlite(path: Path) -> Iterator[Finding]:
         yield warn(
             "sqlite",
             f"its WAL has grown to {wal.stat().st_size / 1e6:,.0f} MB",
-            "a running worker empties it: ganq up; a reader that never ends keeps it (lsof says who)",
+            "a running worker empties it: ganq up; a reader that never ends prevents that (see lsof)",
         )
 
 
 def _lock(path: Path) -> Finding:
     """
-    The write lock, taken and given back: who holds it for long stops every worker.
+    Acquire and release the write lock: a process that holds it for long stops every worker.
 
     Raises:
-        StorageError: it is no database, of which there is nothing else to be said.
+        StorageError: the file is not a database.
     """
     began = time.monotonic()
     try:
@@ -157,7 +155,7 @@ def _lock(path: Path) -> Finding:
             return error(
                 "database",
                 f"a process has held the lock of {path} for {LOCKED_S:.0f} s: no worker can write",
-                f"fuser -v {path} names it; a copy or a shell that was left open?",
+                f"fuser -v {path} names it; it may be a backup or a shell that was left open",
             )
         if "readonly" in str(exc) or "unable to open" in str(exc):
             return error("database", f"{path}: {exc}", f"check the owner of {path.parent}")
@@ -174,11 +172,11 @@ def _lock(path: Path) -> Finding:
 
 
 def _wal_guard(path: Path, version: str) -> Finding:
-    """Of the WAL-reset defect: ganq's connections must leave the WAL to the guarded checkpoint."""
+    """Check that ganq's connections leave the WAL to the guarded checkpoint (WAL-reset defect)."""
     from storage.db.sqlite import sqlite_engine
 
     fixed = ".".join(map(str, WAL_RESET_FIXED))
-    # As a reader: it may just be locked.
+    # As a reader, because the database may be locked just now.
     engine = sqlite_engine(path).execution_options(ganq_read=True)
     try:
         with engine.connect() as conn:
@@ -189,18 +187,18 @@ def _wal_guard(path: Path, version: str) -> Finding:
         return error(
             "sqlite",
             f"{version} has the WAL-reset defect, and checkpoints by itself every {automatic} pages",
-            f"an SQLite of {fixed} or newer",
+            f"install SQLite {fixed} or newer",
         )
     return ok(
         "sqlite",
-        f"{version}; the WAL-reset defect (mended in {fixed}) is guarded against:"
-        " checkpoints are made by one process at a time, while nobody can commit",
+        f"{version}; the WAL-reset defect (fixed in {fixed}) is avoided:"
+        " one process at a time checkpoints, while no other can commit",
     )
 
 
 # --- Postgres -----------------------------------------------------------------------------
 
-SHOWN = (
+PARAMETERS = (
     *("server_version", "server_version_num", "fsync", "synchronous_commit", "full_page_writes"),
     *("max_connections", "superuser_reserved_connections", "server_encoding"),
 )
@@ -212,7 +210,7 @@ RISKS = {
 
 
 def check_postgres(settings: Settings, database: Database) -> Iterator[Finding]:
-    """Its version, whether it keeps what it has accepted, and whether it has connections to give."""
+    """Check the server's version, its durability settings and its free connections."""
     began = time.monotonic()
     facts = database.read(_postgres_facts)
     took_ms = 1000 * (time.monotonic() - began)
@@ -220,34 +218,32 @@ def check_postgres(settings: Settings, database: Database) -> Iterator[Finding]:
     if int(facts["server_version_num"]) // 10_000 < OLDEST_POSTGRES:
         yield warn(
             "database",
-            f"Postgres {version} gets no fixes any more",
-            f"{OLDEST_POSTGRES} or newer: pg_upgrade",
+            f"Postgres {version} is no longer maintained",
+            f"upgrade to {OLDEST_POSTGRES} or newer: pg_upgrade",
         )
     else:
         yield ok("database", f"Postgres {version} answers in {took_ms:.0f} ms")
     if facts["standby"] == "True":
-        yield error(
-            "database", "this server is a standby: nothing can be written", "GANQ_DATABASE_URL of the primary"
-        )
+        yield error("database", "this server is a read-only standby", "set GANQ_DATABASE_URL to the primary")
     for name, risk in RISKS.items():
         if facts[name] == "off":
             yield warn("database", f"{name} is off: {risk}", f"set {name} = on in postgresql.conf")
     if facts["server_encoding"] != "UTF8":
         yield warn(
             "database",
-            f"its encoding is {facts['server_encoding']}: messages may be refused",
-            "make it anew: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
+            f"its encoding is {facts['server_encoding']}: text may be refused",
+            "create it again: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
         )
-    if facts["ssl"] == "False" and not _near(settings.database_url):
+    if facts["ssl"] == "False" and not _is_local(settings.database_url):
         yield warn(
             "database",
-            "the way to it is not encrypted: passwords and jobs can be read and changed",
-            "?sslmode=verify-full in GANQ_DATABASE_URL",
+            "the connection is not encrypted: passwords and jobs can be read and changed",
+            "add ?sslmode=verify-full to GANQ_DATABASE_URL",
         )
     yield _connections(facts)
 
 
-def _near(url: str) -> bool:
+def _is_local(url: str) -> bool:
     host = make_url(url).host
     if not host or host == "localhost" or host.startswith("/"):
         return True
@@ -258,28 +254,28 @@ def _near(url: str) -> bool:
 
 
 def _connections(facts: dict[str, str]) -> Finding:
-    """Whether there is room for another worker: in the server, for this user, in this database."""
+    """Check that another worker can connect: limits of the server, of this user and of this database."""
     server = int(facts["max_connections"]) - int(facts["superuser_reserved_connections"])
     limits = {
         "": (int(facts["used"]), server),
         " of this user": (int(facts["used_by_role"]), int(facts["role_limit"])),
         " of this database": (int(facts["used_in_database"]), int(facts["database_limit"])),
     }
-    limits = {whose: pair for whose, pair in limits.items() if pair[1] >= 0}  # -1: no limit of its own
-    whose, (used, most) = min(limits.items(), key=lambda one: one[1][1] - one[1][0])
-    said = f"{used} of {most} connections{whose} are in use"
-    if most - used < CONNECTIONS_OF_A_WORKER or used > 0.8 * most:
+    limits = {scope: pair for scope, pair in limits.items() if pair[1] >= 0}  # -1: no limit of its own
+    scope, (used, limit) = min(limits.items(), key=lambda one: one[1][1] - one[1][0])
+    message = f"{used} of {limit} connections{scope} are in use"
+    if limit - used < CONNECTIONS_PER_WORKER or used > 0.8 * limit:
         return warn(
             "database",
-            f"{said}: further workers or commands may be refused",
-            "raise max_connections (or that limit), or end what is not needed: pg_stat_activity",
+            f"{message}: further workers or commands may be refused",
+            "raise max_connections (or that limit), or close idle connections: pg_stat_activity",
         )
-    return ok("database", said)
+    return ok("database", message)
 
 
 def _postgres_facts(conn: Connection) -> dict[str, str]:
-    found = {name: str(conn.execute(text(f"SHOW {name}")).scalar_one()) for name in SHOWN}
-    asked = conn.execute(
+    found = {name: str(conn.execute(text(f"SHOW {name}")).scalar_one()) for name in PARAMETERS}
+    row = conn.execute(
         text(
             "SELECT pg_is_in_recovery() AS standby,"
             " (SELECT sum(numbackends) FROM pg_stat_database) AS used,"
@@ -291,22 +287,22 @@ def _postgres_facts(conn: Connection) -> dict[str, str]:
             " (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS ssl"
         )
     ).one()
-    return {**found, **{name: str(value) for name, value in asked._mapping.items()}}
+    return {**found, **{name: str(value) for name, value in row._mapping.items()}}
 
 
 # --- the clock ----------------------------------------------------------------------------
 
 
 def check_clock(queries: Queries) -> Finding:
-    """This machine's clock against the database's."""
+    """Compare this machine's clock with the database's."""
     before = time.time()
-    theirs = queries.now()
-    apart = theirs - (before + time.time()) / 2
-    if abs(apart) > CLOCK_S:
-        how = "behind" if apart > 0 else "ahead of"
+    database_s = queries.now()
+    difference_s = database_s - (before + time.time()) / 2
+    if abs(difference_s) > CLOCK_S:
+        how = "behind" if difference_s > 0 else "ahead of"
         return warn(
             "clock",
-            f"this machine's clock is {abs(apart):,.0f} s {how} the database's",
-            "set it by NTP; leases do not depend on it, but log times do",
+            f"this machine's clock is {abs(difference_s):,.0f} s {how} the database's",
+            "synchronise it by NTP; leases do not depend on it, but times in logs do",
         )
-    return ok("clock", f"agrees with the database's to {max(abs(apart), 0.1):.1f} s")
+    return ok("clock", f"differs from the database's by at most {max(abs(difference_s), 0.1):.1f} s")

@@ -1,1 +1,1 @@
-"""The child process with torch in it that does the work."""
+"""The runner process, which executes jobs with torch."""

@@ -1,4 +1,4 @@
-"""RunContext: what a running job may do, carried out on the shared volume and told to the supervisor."""
+"""RunContext: implements JobContext over the shared volume and the channel to the supervisor."""
 
 import json
 import os
@@ -36,8 +36,8 @@ SKIPPED_SHOWN = 50
 
 
 @dataclass(frozen=True)
-class Checkpointed:
-    """A checkpoint's row, as the supervisor hands it over."""
+class CheckpointPointer:
+    """A checkpoint's row, as the assignment contains it."""
 
     job_id: int
     path: str
@@ -48,11 +48,11 @@ class Checkpointed:
     bytes: int = 0
 
 
-class Saver(threading.Thread):
-    """Writes one checkpoint beside the training; keeps what went wrong for who waits."""
+class SaveThread(threading.Thread):
+    """Writes one checkpoint while training continues; keeps its error for wait_for_save()."""
 
     def __init__(self, write: Callable[[], None]) -> None:
-        super().__init__(name="saver", daemon=True)
+        super().__init__(name="save", daemon=True)
         self.write = write
         self.error: Exception | None = None
         self.start()
@@ -65,59 +65,65 @@ class Saver(threading.Thread):
 
 
 class RunContext:
-    """One attempt's view of the world; implements jobs.context.JobContext."""
+    """
+    The context of one attempt; see jobs.context.JobContext.
 
-    def __init__(self, order: dict[str, Any], channel: Channel, volume: Volume) -> None:
-        self.job_id: int = order["job_id"]
-        self.attempt: int = order["attempt"]
-        self.order = order
+    Files are written in the attempt's folder; progress, events and checkpoints go to the supervisor.
+    """
+
+    def __init__(self, assignment: dict[str, Any], channel: Channel, volume: Volume) -> None:
+        self.job_id: int = assignment["job_id"]
+        self.attempt: int = assignment["attempt"]
+        self.assignment = assignment
         self.channel = channel
         self.volume = volume
         self.folder = volume.attempt(self.job_id, self.attempt)
-        # Shards that this attempt makes again; a temporary name, so that `ganq gc` takes what a kill leaves.
-        self._shards = self.folder / f"shards{TEMP_MARK}{secrets.token_hex(4)}"
+        # Shards that this attempt generates again; after a kill `ganq gc` deletes the temporary name.
+        self._shards_folder = self.folder / f"shards{TEMP_MARK}{secrets.token_hex(4)}"
         self._stop: str | None = None
-        self._acked = threading.Event()
+        self._acknowledged = threading.Event()
         self._reported_at = 0.0
         self._sinks: list[ImageFiles] = []
-        self._saver: Saver | None = None
-        self._announced: Checkpointed | None = None
-        self._checkpoints = [Checkpointed(**pointer) for pointer in order["checkpoints"]]  # newest first
-        self._require(volume.jobs)
-        former = quarantine_if_orphaned(
-            volume, self.job_id, self.attempt, order["submitted_at"], order["spec"]
+        self._save: SaveThread | None = None
+        self._unacknowledged: CheckpointPointer | None = None
+        self._checkpoints = [CheckpointPointer(**one) for one in assignment["checkpoints"]]  # newest first
+        self._require_folder(volume.jobs)
+        orphaned = quarantine_if_orphaned(
+            volume, self.job_id, self.attempt, assignment["submitted_at"], assignment["spec"]
         )
-        # Its name need not outlive a power cut before something in it is registered: see _keep().
+        # The folder need not be durable before something in it is registered: see _make_durable().
         make_folder(self.folder, named=False)
-        self._introduced = self._kept = False
+        self._spec_written = self._durable = False
         self._log = open(self.folder / "log.txt", "ab", buffering=0)  # noqa: SIM115 - closed by close()
-        self._metrics: IO[bytes] | None = None  # a training's
-        if former is not None:
-            self.log(f"here lay a job of another job table, under the same id: it is in {former.name} now")
-            self.event("quarantined", folder=volume.relative(former))
+        self._metrics: IO[bytes] | None = None  # opened by the first record
+        if orphaned is not None:
+            self.log(
+                f"this folder was of a job of another job table, with the same id: moved to {orphaned.name}"
+            )
+            self.event("quarantined", folder=volume.relative(orphaned))
 
     def close(self) -> None:
-        if self._saver is not None:
-            self._saver.join()  # its supervisor answers: the end of this job is told after this
+        if self._save is not None:
+            self._save.join()  # the supervisor acknowledges a checkpoint before it reads the end of the job
         for sink in self._sinks:
-            sink.discard()  # what a stop left unpublished; nothing after publish()
-        shutil.rmtree(self._shards, ignore_errors=True)
+            sink.discard()  # images that a stop left unpublished; does nothing after publish()
+        shutil.rmtree(self._shards_folder, ignore_errors=True)
         self._log.close()
         if self._metrics is not None:
             self._metrics.close()
 
-    # --- told by the supervisor, from the reading thread -----------------------------------
+    # --- messages of the supervisor, on the receiving thread -------------------------------
 
-    def ask_to_stop(self, reason: str) -> None:
+    def request_stop(self, reason: str) -> None:
         self._stop = reason
 
     def acknowledge(self) -> None:
-        if self._announced is not None:
-            self._checkpoints = [self._announced, *self._checkpoints]
-        self._acked.set()
+        if self._unacknowledged is not None:
+            self._checkpoints = [self._unacknowledged, *self._checkpoints]
+        self._acknowledged.set()
 
     def forget(self, paths: list[str]) -> None:
-        """These checkpoints were let go by retention."""
+        """Drop checkpoints that retention has deleted."""
         self._checkpoints = [one for one in self._checkpoints if one.path not in paths]
 
     # --- JobContext ------------------------------------------------------------------------
@@ -138,7 +144,7 @@ class RunContext:
         epochs: int | None = None,
         phase: str | None = None,
     ) -> None:
-        self.introduce()
+        self.write_spec()
         now = time.monotonic()
         if now - self._reported_at < REPORT_EVERY_S and done < total:
             return
@@ -169,11 +175,11 @@ class RunContext:
         from storage.datasets.sources import Reading
         from storage.datasets.summary import Summary
 
-        known = self.order["inputs"].get(pin)
-        spec = self.order["spec"]
+        known = self.assignment["inputs"].get(pin)
+        spec = self.assignment["spec"]
         reading = Reading.of_spec(spec)
         if pin != "fingerprint":
-            # Generated images: that many are alike is what an evaluation must see.
+            # Generated images: an evaluation must see duplicates.
             reading = replace(reading, keep_duplicates=True)
 
         def progress(done: int, total: int) -> None:
@@ -184,9 +190,9 @@ class RunContext:
         reported: set[str] = set()
 
         def damaged(what: str) -> None:
-            if what not in reported:  # both calls below may find it
+            if what not in reported:  # both calls below may report it
                 reported.add(what)
-                self.log(f"{what}; it is decoded again")
+                self.log(f"{what}; decoding the data set again")
                 self.event("dataset_damaged", reason=what)
 
         if known is not None:
@@ -206,7 +212,7 @@ class RunContext:
             damaged=damaged,
         )
         for one in left_out(self.volume, images.fingerprint)[:SKIPPED_SHOWN]:
-            name = " ".join(one.name.splitlines())  # a file's name may hold any character
+            name = " ".join(one.name.splitlines())  # a file name may contain any character
             self.log(f"left out: {name}: {one.reason}")
         found = summary[0]
         self.log(f"{len(images)} images used")
@@ -217,8 +223,8 @@ class RunContext:
             self._send("inputs", inputs={pin: images.fingerprint})
         elif known != images.fingerprint:
             raise DatasetError(
-                f"the pictures at {data} are not those that this run began with, and their copy is gone",
-                hint=f"bring them back, then ganq retry {self.job_id}; or start a new run with the new ones",
+                f"the images at {data} are not those of this run's first attempt, and their copy is gone",
+                hint=f"restore them, then ganq retry {self.job_id}; or start a new run with the new ones",
             )
         return images
 
@@ -228,9 +234,9 @@ class RunContext:
     def resume(
         self, restore: Callable[[Snapshot], None], *, whole_epoch: bool = False, step: int | None = None
     ) -> Snapshot | None:
-        wanted = [one for one in self._checkpoints if one.kind != "resume" or not whole_epoch]
-        wanted.sort(key=lambda one: one.step != step)  # stable: the newest first among the others
-        for one in wanted:
+        candidates = [one for one in self._checkpoints if one.kind != "resume" or not whole_epoch]
+        candidates.sort(key=lambda one: one.step != step)  # stable: the newest first among the others
+        for one in candidates:
             try:
                 snapshot = read_checkpoint(self.volume, one, "state")
                 restore(snapshot)
@@ -238,17 +244,17 @@ class RunContext:
                 self.log(f"checkpoint {one.path} is skipped: {exc.message}")
                 self.event("checkpoint_skipped", path=one.path, step=one.step, reason=exc.message)
                 continue
-            # The next one is written before this one goes, and others write there, too.
+            # The next checkpoint is written before this one is deleted, and other jobs write there, too.
             require_room(self.folder, 2 * one.bytes)
             return snapshot
-        found = self._resume_unregistered(restore, whole_epoch=whole_epoch)
-        if found is not None:
-            return found
-        if wanted:
-            whose = wanted[0].job_id
+        unregistered = self._resume_unregistered(restore, whole_epoch=whole_epoch)
+        if unregistered is not None:
+            return unregistered
+        if candidates:
+            job_id = candidates[0].job_id
             raise CheckpointCorruptError(
-                f"none of the {len(wanted)} checkpoints of job {whose} is whole",
-                hint=f"ganq retry {whose} starts it again from nothing",
+                f"none of the {len(candidates)} checkpoints of job {job_id} is intact",
+                hint=f"ganq retry {job_id} starts it again from the beginning",
             )
         return None
 
@@ -256,22 +262,23 @@ class RunContext:
         self, restore: Callable[[Snapshot], None], *, whole_epoch: bool
     ) -> Snapshot | None:
         """
-        Go on from a whole checkpoint that has no row, where none that has one can be read.
+        Resume from an intact checkpoint without a row, if no registered one can be read.
 
-        The job table may have lost its last commits (a standby that took over, a restored copy), and
-        retention has deleted what its rows point to. What is found is checked as any checkpoint is, linked
-        into this attempt's folder and registered; the epochs before it, too, whose rows were lost with it.
+        The job table may have lost its last commits (a standby that took over, a restored copy), while
+        retention has deleted the files of the rows that it has. The checkpoint is verified like any other,
+        linked into this attempt's folder and registered, together with the epochs before it whose rows were
+        lost with it.
         """
-        said = recorded_spec(self.volume, self.job_id)
-        about = self.order["submitted_at"], lambda: self.order["spec"]
-        if said is None or not is_of(said, self.job_id, *about):
+        recorded = recorded_spec(self.volume, self.job_id)
+        expected = self.assignment["submitted_at"], lambda: self.assignment["spec"]
+        if recorded is None or not is_of(recorded, self.job_id, *expected):
             return None
         found = find_unregistered(self.volume, self.job_id, {one.path for one in self._checkpoints})
         for place, one in reversed(list(enumerate(found))):
             kind = one.facts.get("kind")
             if kind not in ("resume", "epoch", "final") or (whole_epoch and kind == "resume"):
                 continue
-            pointer = Checkpointed(
+            pointer = CheckpointPointer(
                 self.job_id,
                 self.volume.relative(one.folder),
                 one.manifest_sha256,
@@ -284,10 +291,10 @@ class RunContext:
             except CheckpointCorruptError as exc:
                 self.log(f"checkpoint {pointer.path}, which has no row, is skipped: {exc.message}")
                 continue
-            self.log(f"the job table has no checkpoint that can be read: {pointer.path} is taken up")
+            self.log(f"the job table has no checkpoint that can be read: {pointer.path} is restored")
             self.event("checkpoint_recovered", path=pointer.path, step=pointer.step)
             require_room(self.folder, 2 * one.bytes)
-            self._keep()
+            self._make_durable()
             epochs = {each.facts["step"]: each for each in found[:place] if each.facts.get("kind") == "epoch"}
             for each in sorted(epochs.values(), key=lambda each: int(each.facts["step"])):
                 if each.facts["step"] < pointer.step:
@@ -297,10 +304,10 @@ class RunContext:
         return None
 
     def _adopt(self, one: "Unregistered") -> None:
-        """Make a checkpoint that has no row one of this attempt's."""
+        """Link a checkpoint without a row into this attempt's folder and register it."""
         target, own = one.folder, self.volume.checkpoints(self.job_id, self.attempt)
-        if target.parent != own:  # a table that lost a claim gives out its number again
-            target = self._free_place(own / one.folder.name)
+        if target.parent != own:  # a table that lost a claim assigns its attempt number again
+            target = self._unused_folder(own / one.folder.name)
             adopt_checkpoint(one, target)
         facts = one.facts
         self._register(
@@ -308,19 +315,21 @@ class RunContext:
         )
 
     def model(self) -> Snapshot:
-        return read_checkpoint(self.volume, Checkpointed(**self.order["inputs"]["checkpoint"]), "generator")
+        return read_checkpoint(
+            self.volume, CheckpointPointer(**self.assignment["inputs"]["checkpoint"]), "generator"
+        )
 
     def model_sha256(self) -> str:
-        return str(self.order["inputs"]["checkpoint"]["manifest_sha256"])
+        return str(self.assignment["inputs"]["checkpoint"]["manifest_sha256"])
 
     def models(self) -> Iterator[Snapshot]:
-        for pointer in self.order["inputs"].get("checkpoints", ()):
-            yield read_checkpoint(self.volume, Checkpointed(**pointer), "generator")
+        for pointer in self.assignment["inputs"].get("checkpoints", ()):
+            yield read_checkpoint(self.volume, CheckpointPointer(**pointer), "generator")
 
     def generated_images(self, most: int) -> "Iterator[NDArray[np.uint8]] | None":
         from storage.results.reader import read_images
 
-        pinned = self.order["inputs"].get("pictures")
+        pinned = self.assignment["inputs"].get("pictures")
         if pinned is None:
             return None
         folder = self.volume.attempt(pinned["job_id"], pinned["attempt"])
@@ -329,7 +338,7 @@ class RunContext:
     def save_files(self, files: "Mapping[str, bytes | NDArray[np.uint8]]") -> list[dict[str, Any]]:
         from storage.results.files import write_files
 
-        self._keep()
+        self._make_durable()
         return write_files(self.folder, files)
 
     def weights(self, path: str, *, sha256: str | None = None) -> "dict[str, Tensor]":
@@ -352,10 +361,12 @@ class RunContext:
         sample: Sample | None = None,
     ) -> None:
         name = {"resume": f"resume-{step:09d}", "epoch": f"epoch-{epoch:04d}", "final": "final"}[kind]
-        target = self._free_place(self.volume.checkpoints(self.job_id, self.attempt) / name)
+        target = self._unused_folder(self.volume.checkpoints(self.job_id, self.attempt) / name)
         facts = {**meta, "kind": kind, "epoch": epoch, "step": step}
         assert not self.is_saving(), "wait_for_save() first"
-        self._saver = Saver(partial(self._write, target, kind, epoch, step, state, generator, facts, sample))
+        self._save = SaveThread(
+            partial(self._write, target, kind, epoch, step, state, generator, facts, sample)
+        )
 
     def _write(
         self,
@@ -368,8 +379,8 @@ class RunContext:
         facts: Mapping[str, Any],
         sample: Sample | None,
     ) -> None:
-        """The part of a save that nobody waits for; on the saver's thread."""
-        self._keep()
+        """Write the files of a checkpoint and register it; runs on the save thread."""
+        self._make_durable()
         if sample is not None:
             self.save_sample(sample.name, sample.draw())
         began = time.monotonic()
@@ -390,10 +401,10 @@ class RunContext:
         *,
         seconds: float | None = None,
     ) -> None:
-        """Have the supervisor write a checkpoint's row, and wait until it is committed."""
+        """Have the supervisor insert a checkpoint's row; wait until that is committed."""
         path = self.volume.relative(target)
-        self._announced = Checkpointed(self.job_id, path, digest, epoch, step, kind, size)
-        self._acked.clear()
+        self._unacknowledged = CheckpointPointer(self.job_id, path, digest, epoch, step, kind, size)
+        self._acknowledged.clear()
         self._send(
             "checkpoint",
             kind=kind,
@@ -405,21 +416,21 @@ class RunContext:
             metric=facts.get("metric"),
             seconds=seconds,
         )
-        # The supervisor answers when the row is committed, or kills this process when
-        # the lease is lost; a database that is away makes both of us wait.
-        self._acked.wait()
+        # The supervisor acknowledges the committed row, or kills this process if the lease is lost. While the
+        # database is unavailable both wait.
+        self._acknowledged.wait()
 
     def is_saving(self) -> bool:
-        return self._saver is not None and self._saver.is_alive()
+        return self._save is not None and self._save.is_alive()
 
     def wait_for_save(self) -> None:
-        saver, self._saver = self._saver, None
-        if saver is not None:
-            if saver.is_alive():
-                self._send("quiet", why="saving a checkpoint")  # however slow the volume: not hung
-            saver.join()
-            if saver.error is not None:
-                raise saver.error
+        save, self._save = self._save, None
+        if save is not None:
+            if save.is_alive():
+                self._send("quiet", why="saving a checkpoint")  # a slow volume is not a stall
+            save.join()
+            if save.error is not None:
+                raise save.error
 
     def save_sample(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
         from storage.results.codecs import write_png
@@ -432,7 +443,7 @@ class RunContext:
         from storage.results.reader import is_there, read_manifest
 
         found = []
-        for one in self.order["parts"]:
+        for one in self.assignment["parts"]:
             if self._stop is not None:
                 raise StopRequested(self._stop)
             folder, digest = self.volume.attempt(one["job_id"], one["attempt"]), one["manifest_sha256"]
@@ -450,8 +461,9 @@ class RunContext:
     ) -> ImageSink:
         from storage.results.writer import ImageFiles
 
-        self._keep()  # publish() syncs the whole file system, where it can: FUSE and 9p pass on fsync alone
-        folder = self.folder if part is None else self._shards / f"{part:04d}"
+        # publish() syncs the whole file system where that works; FUSE and 9p support fsync alone.
+        self._make_durable()
+        folder = self.folder if part is None else self._shards_folder / f"{part:04d}"
         sink = ImageFiles(folder, format=format, quality=quality, total=total)
         self._sinks.append(sink)
         return sink
@@ -459,59 +471,59 @@ class RunContext:
     def scratch(self) -> Path:
         return self.folder
 
-    # --- inside ----------------------------------------------------------------------------
+    # --- the attempt's folder ---------------------------------------------------------------
 
-    def introduce(self) -> None:
+    def write_spec(self) -> None:
         """
-        Say once what lies here: what was asked, resolved, and what answers it (spec.json), and its link.
+        Write spec.json (the resolved spec and the inputs) and the link in latest/, once.
 
-        Not before there is something to tell: it waits for the disk, longer than a job of nothing takes.
+        Not before the first progress: it waits for the disk, longer than a very short job takes.
         """
-        if self._introduced:
+        if self._spec_written:
             return
         from storage.version import version
 
         path = self.volume.job(self.job_id) / "spec.json"
         if not path.exists():
-            about = {"ganq": version(), "kind": self.order["kind"], "inputs": self.order["inputs"]}
-            about["submitted_at"] = self.order["submitted_at"]  # ganq gc knows the job by it
-            write_json(path, {"job": self.job_id, "spec": self.order["spec"], **about}, named=False)
-        self.volume.point_latest(self.order["label"], self.folder)
-        self._introduced = True
+            about = {"ganq": version(), "kind": self.assignment["kind"], "inputs": self.assignment["inputs"]}
+            about["submitted_at"] = self.assignment["submitted_at"]  # identifies the job for ganq gc
+            write_json(path, {"job": self.job_id, "spec": self.assignment["spec"], **about}, named=False)
+        self.volume.point_latest(self.assignment["label"], self.folder)
+        self._spec_written = True
 
-    def _keep(self) -> None:
+    def _make_durable(self) -> None:
         """
-        Make this attempt's folder durable, once: what is registered must be found after a power cut.
+        Make this attempt's folder durable, once: what is registered must exist after a power cut.
 
         Raises:
-            VolumeError: it has gone. What is made anew in its place may be the disk below a mount.
+            VolumeError: the folder is gone. Created again, it might be on the disk below a mount.
         """
-        self._require(self.folder)
-        if not self._kept:
-            self.introduce()
+        self._require_folder(self.folder)
+        if not self._durable:
+            self.write_spec()
             sync_parents(self.folder, self.volume.jobs)
-            self._kept = True
+            self._durable = True
 
-    def _require(self, folder: Path) -> None:
-        if not os.path.isdir(folder):  # False, too, where we may not look
+    def _require_folder(self, folder: Path) -> None:
+        if not os.path.isdir(folder):  # False, too, without the permission to look
             raise VolumeError(f"{folder} is gone", hint="is the volume still mounted there?")
 
-    def _free_place(self, target: Path) -> Path:
-        """This folder, or one beside it: a run that went back comes by the same step again."""
-        known = {one.path for one in self._checkpoints}
-        place, again = target, 1
-        while self.volume.relative(place) in known:
-            again += 1
-            place = target.with_name(f"{target.name}.{again}")
-        if place.exists():  # renamed, but never registered: the folder above could not be synced
-            shutil.rmtree(place)
-        return place
+    def _unused_folder(self, target: Path) -> Path:
+        """Return this folder, or one with a number: after a rollback a run reaches the same step again."""
+        registered = {one.path for one in self._checkpoints}
+        folder, number = target, 1
+        while self.volume.relative(folder) in registered:
+            number += 1
+            folder = target.with_name(f"{target.name}.{number}")
+        if folder.exists():  # renamed, but never registered: its parent folder could not be synced
+            shutil.rmtree(folder)
+        return folder
 
-    def _send(self, op: str, **facts: Any) -> None:
-        self.channel.send(op, job_id=self.job_id, **facts)
+    def _send(self, op: str, **fields: Any) -> None:
+        self.channel.send(op, job_id=self.job_id, **fields)
 
 
 def _append(file: IO[bytes], line: str) -> None:
-    """A log that cannot be written, as on a full disk, must not end the work that it tells of."""
+    """Write a line to a log; a log that cannot be written, as on a full disk, must not end the job."""
     with suppress(OSError):
         file.write(line.encode(errors="backslashreplace"))

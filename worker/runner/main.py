@@ -1,8 +1,7 @@
 """
-The warm child with torch in it: takes one order at a time from its supervisor and does the work.
+The runner process: executes one assignment of its supervisor at a time, with torch loaded.
 
-It touches no database. It dies with its supervisor, so that a killed worker
-leaves no orphan on the GPU.
+It uses no database. It dies with its supervisor, so that a killed worker leaves no process on the GPU.
 """
 
 import errno
@@ -34,42 +33,43 @@ from worker.supervisor.runner_process import CHANNEL_ENV
 STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 
 IDLE_S = 5.0
-"""A runner without work for so long gives back the memory that warm_runner.memory_policy() lets it keep;
-so does one that goes over to another kind of job, which asks for blocks of other sizes."""
+"""A runner without work for so long returns the memory that runner_process.memory_policy() makes it keep;
+so does one that changes to another kind of job, which allocates blocks of other sizes."""
 
 
 class Runner:
-    """One process, many jobs in a row."""
+    """Executes many jobs, one after another."""
 
     def __init__(self, channel: Channel, volume: Volume) -> None:
         self.channel = channel
         self.volume = volume
-        self.orders: list[Message] = []
+        self.assignments: list[Message] = []
         self.arrived = threading.Condition()
         self.context: RunContext | None = None
-        self.kind: str | None = None  # of the last order
+        self.kind: str | None = None
+        """Kind of the last job."""
 
     def serve(self) -> None:
-        """Run orders until the supervisor is gone."""
+        """Execute assignments until the supervisor has exited."""
         threading.Thread(target=self._listen, name="channel", daemon=True).start()
-        # The warm part: seconds, before the first order comes. Its modules make 200,000 objects that
-        # stay: no garbage is looked for meanwhile (a seventh of that time), nor among them ever after.
+        # Loading takes seconds, before the first assignment. It creates 200,000 objects that stay: collect no
+        # garbage meanwhile (a seventh of that time), nor among these objects afterwards.
         gc.disable()
         import torch  # noqa: F401
 
         gc.freeze()
         gc.enable()
         self.channel.send("ready")
-        while self._run(self._next_order()):
+        while self._run(self._next_assignment()):
             pass
 
-    def _next_order(self) -> Message:
+    def _next_assignment(self) -> Message:
         with self.arrived:
-            if not self.arrived.wait_for(lambda: self.orders, IDLE_S):
+            if not self.arrived.wait_for(lambda: self.assignments, IDLE_S):
                 release_free_memory()
-                self.arrived.wait_for(lambda: self.orders)
-            # The order stays where it is until it has a context, so that a stop finds one of them.
-            return self.orders[0]
+                self.arrived.wait_for(lambda: self.assignments)
+            # The assignment stays in the list until it has a context, so that a stop request finds either.
+            return self.assignments[0]
 
     def _listen(self) -> None:
         while True:
@@ -82,34 +82,34 @@ class Runner:
     def _on_message(self, message: Message) -> None:
         with self.arrived:
             if message["op"] == "run":
-                self.orders.append(message["order"])
+                self.assignments.append(message["order"])
                 self.arrived.notify()
             elif self.context is not None and message["op"] == "stop":
-                self.context.ask_to_stop(message["reason"])
+                self.context.request_stop(message["reason"])
             elif self.context is not None and message["op"] == "ack":
                 self.context.acknowledge()
             elif self.context is not None and message["op"] == "forgotten":
                 self.context.forget(message["paths"])
-            elif message["op"] == "stop" and self.orders:
-                self.orders[0]["stop"] = message["reason"]
+            elif message["op"] == "stop" and self.assignments:
+                self.assignments[0]["stop"] = message["reason"]
 
-    def _run(self, order: Message) -> bool:
+    def _run(self, assignment: Message) -> bool:
         """
-        Do one job and say how it ended.
+        Execute one job and report how it ended.
 
         Returns:
-            False if this process should be replaced.
+            False if this process must be replaced.
         """
         answer: dict[str, Any]
         healthy = True
         ctx: RunContext | None = None
-        if order["kind"] != self.kind:
-            self.kind = order["kind"]
+        if assignment["kind"] != self.kind:
+            self.kind = assignment["kind"]
             release_free_memory()
         try:
-            ctx = self._begin(order)
+            ctx = self._begin(assignment)
             failpoint("runner.ordered")
-            answer = self._work(order, ctx)
+            answer = self._work(assignment, ctx)
             failpoint("runner.worked")
         except StopRequested as stop:
             answer = {"op": "stopped", "reason": stop.reason}
@@ -127,46 +127,48 @@ class Runner:
             if is_shortage(exc):
                 answer, healthy = _failed(_no_process(exc), replace=True), False
             else:
-                # A defect, ours or torch's: a fresh process tries again, three times at most.
-                _note(ctx, traceback.format_exc())
+                # A defect of ganq or torch: a new process tries again, at most three times.
+                _log_traceback(ctx, traceback.format_exc())
                 answer = {"op": "crashed", "message": f"{type(exc).__name__}: {_first_line(exc)}"}
                 healthy = False
         if ctx is not None:
             if answer["op"] != "done":
-                with suppress(Exception):  # how it ended says more
-                    ctx.introduce()
+                with suppress(Exception):  # the answer is more important
+                    ctx.write_spec()
             if answer["op"] == "failed":
                 ctx.log(f"error {answer['code']}: {answer['message']}")
             ctx.close()
         with self.arrived:
             self.context = None
-        self.channel.send(**answer, job_id=order["job_id"])
+        self.channel.send(**answer, job_id=assignment["job_id"])
         return healthy
 
-    def _begin(self, order: Message) -> RunContext:
+    def _begin(self, assignment: Message) -> RunContext:
         """
+        Return the context of a job.
+
         Raises:
-            VolumeError: the volume cannot be written, or is not the one that was used.
+            VolumeError: the volume cannot be written, or is not the one that was used before.
         """
         try:
-            if order.get("see_volume"):
+            if assignment.get("see_volume"):
                 self.volume.ensure(used=lambda: True)  # this attempt's row is in the table
         except BaseException:
             with self.arrived:
-                self.orders.pop(0)
+                self.assignments.pop(0)
             raise
         with self.arrived:
-            self.orders.pop(0)
-            ctx = self.context = RunContext(order, self.channel, self.volume)
-            if "stop" in order:
-                ctx.ask_to_stop(order["stop"])
+            self.assignments.pop(0)
+            ctx = self.context = RunContext(assignment, self.channel, self.volume)
+            if "stop" in assignment:
+                ctx.request_stop(assignment["stop"])
         return ctx
 
-    def _work(self, order: Message, ctx: RunContext) -> dict[str, Any]:
-        kind = kind_named(order["kind"])
-        spec = kind.spec_class().from_json(order["spec"])
-        with _output_to(ctx):
-            ctx.log(f"job {ctx.job_id}, attempt {ctx.attempt}: {order['kind']}")
+    def _work(self, assignment: Message, ctx: RunContext) -> dict[str, Any]:
+        kind = kind_named(assignment["kind"])
+        spec = kind.spec_class().from_json(assignment["spec"])
+        with _redirected_output(ctx):
+            ctx.log(f"job {ctx.job_id}, attempt {ctx.attempt}: {assignment['kind']}")
             began = time.monotonic()
             result = kind.run_function()(spec, ctx)
             ctx.log(f"done in {time.monotonic() - began:.1f} s")
@@ -178,8 +180,8 @@ class Runner:
         return {"op": "done", "result": result}
 
 
-class _output_to:  # noqa: N801 - reads as a statement
-    """Send this process's stdout, stderr and stack dumps into a job's log while it runs."""
+class _redirected_output:  # noqa: N801 - reads as a statement
+    """Context manager that writes this process's stdout, stderr and stack dumps into a job's log."""
 
     def __init__(self, ctx: RunContext) -> None:
         self.fd = ctx._log.fileno()
@@ -199,7 +201,7 @@ class _output_to:  # noqa: N801 - reads as a statement
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # a log on a full disk: the work is not at fault
+        with suppress(OSError):  # a full disk of the log must not fail the job
             stream.flush()
 
 
@@ -214,26 +216,26 @@ def _failed(exc: GanqError, replace: bool) -> dict[str, Any]:
 
 
 def _os_error(exc: OSError, ctx: RunContext | None, volume: Volume) -> tuple[dict[str, Any], bool]:
-    """A full or broken volume is a storage error wherever it shows; anything else is a defect."""
+    """Return the answer for an OSError: a full or broken volume is a storage error, others are defects."""
     if exc.errno in STORAGE_ERRNOS:
         try:
             raise_storage_error(exc, ctx.folder if ctx else volume.root)
-        except GanqError as told:
-            return _failed(told, replace=False), True
+        except GanqError as error:
+            return _failed(error, replace=False), True
     if is_shortage(exc):
         return _failed(_no_process(exc), replace=True), False
-    _note(ctx, traceback.format_exc())
+    _log_traceback(ctx, traceback.format_exc())
     return {"op": "crashed", "message": f"{type(exc).__name__}: {_first_line(exc)}"}, False
 
 
 def _no_process(exc: Exception) -> ProcessUnavailableError:
     return ProcessUnavailableError(
-        f"the machine has no process or thread left ({one_line(exc)})",
+        f"the machine cannot start another process or thread ({one_line(exc)})",
         hint="raise the limit of processes (ulimit -u, pids.max), or stop what uses them up",
     )
 
 
-def _note(ctx: RunContext | None, text: str) -> None:
+def _log_traceback(ctx: RunContext | None, text: str) -> None:
     if ctx is not None:
         ctx.log(text)
     else:
@@ -245,7 +247,7 @@ def _first_line(exc: Exception) -> str:
 
 
 def main() -> None:
-    """Entry point of the process that worker/supervisor/runner_process.py starts."""
+    """Run the process; worker/supervisor/runner_process.py starts it."""
     die_with_parent(int(os.environ["GANQ_SUPERVISOR"]), signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the supervisor decides when to stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)

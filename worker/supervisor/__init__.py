@@ -1,1 +1,1 @@
-"""The process that owns the lease of one job at a time."""
+"""The supervisor process, which holds the lease of one job at a time."""

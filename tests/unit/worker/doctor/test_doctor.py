@@ -44,7 +44,7 @@ def test_on_a_terminal_lines_break_between_words_and_a_path_stays_whole(monkeypa
 def test_a_machine_that_never_saw_ganq_gets_warnings_and_nothing_is_made(bare_ganq, tmp_path):
     said = bare_ganq("doctor")
     assert said.code == 0
-    assert "ganq up or the first ganq submit makes it" in said.out
+    assert "ganq up or the first ganq submit creates it" in said.out
     assert not (tmp_path / "new-home").exists()
 
 

@@ -54,7 +54,7 @@ def test_an_sqlite_with_the_wal_defect_is_told_how_it_is_guarded(ganq, monkeypat
     monkeypatch.setattr("worker.doctor.job_table.WAL_RESET_FIXED", (99, 0, 0))
     (told,) = ganq("doctor", "--json").findings()["sqlite"]
     assert told["level"] == "ok" or sqlite3.sqlite_version_info >= (3, 51, 3)
-    assert "mended in 99.0.0" in told["message"] or "99.0.0" in told["hint"]
+    assert "fixed in 99.0.0" in told["message"] or "99.0.0" in told["hint"]
 
 
 def test_an_sqlite_with_the_wal_defect_and_no_guard_fails(ganq, monkeypatch):
@@ -135,13 +135,13 @@ def test_a_postgres_with_few_connections_left_is_a_warning(settings, database):
 @pytest.mark.parametrize("backend", ["postgres"], indirect=True)
 def test_a_postgres_beyond_this_machine_without_tls_is_a_warning(settings, database, monkeypatch):
     assert not any("encrypted" in one.message for one in look(settings))
-    monkeypatch.setattr(job_table, "_near", lambda url: False)  # the tests' own listens on this machine
+    monkeypatch.setattr(job_table, "_is_local", lambda url: False)  # the tests' own listens on this machine
     (told,) = [one for one in look(settings) if "encrypted" in one.message]
     assert told.level == "warn"
 
 
 @pytest.mark.parametrize(
-    ("url", "near"),
+    ("url", "local"),
     [
         ("postgresql+psycopg://a:b@127.0.0.1:5432/ganq", True),
         ("postgresql+psycopg://a@/ganq?host=/run/postgresql", True),
@@ -150,8 +150,8 @@ def test_a_postgres_beyond_this_machine_without_tls_is_a_warning(settings, datab
         ("postgresql+psycopg://a:b@10.0.0.7/ganq", False),
     ],
 )
-def test_what_is_on_this_machine_needs_no_tls(url, near):
-    assert job_table._near(url) is near
+def test_what_is_on_this_machine_needs_no_tls(url, local):
+    assert job_table._is_local(url) is local
 
 
 def test_a_postgres_that_is_not_there_fails(ganq, monkeypatch):

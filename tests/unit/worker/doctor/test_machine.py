@@ -106,19 +106,19 @@ def printing(told: str) -> list[str]:
     ],
 )
 def test_what_torch_itself_makes_of_the_gpus_decides(told, level, word):
-    found = gpu.check_use(printing(told))
+    found = gpu.check_torch_on_gpus(printing(told))
     assert found.level == level
     assert word in found.message
 
 
 def test_the_question_to_torch_is_one_that_it_answers():
-    told = gpu.check_use([sys.executable, "-P", "-c", gpu.ASK_TORCH])
+    told = gpu.check_torch_on_gpus([sys.executable, "-P", "-c", gpu.ASK_TORCH])
     assert "cannot be started" not in told.message
 
 
 def test_a_torch_that_hangs_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(gpu, "TORCH_S", 0.2)
-    assert "within" in gpu.check_use(["sleep", "30"]).message
+    assert "within" in gpu.check_torch_on_gpus(["sleep", "30"]).message
 
 
 # --- files and folders --------------------------------------------------------------------

@@ -139,7 +139,7 @@ def test_the_folder_of_the_same_job_stays_for_its_next_attempt(
     for attempt in (1, 2):
         with closing(Bench(volume, monkeypatch, submitted_at=1.5, attempt=attempt)) as bench:
             if introduced:
-                bench.context.introduce()
+                bench.context.write_spec()
     assert quarantined(volume) == []
 
 
@@ -180,7 +180,7 @@ def test_each_picture_that_is_left_out_has_a_line_of_the_log_whatever_its_name(
     lines = (volume.attempt(7, 1) / "log.txt").read_text().splitlines()
     assert len(lines) == 2
     assert "left out: two lines.png: " in lines[0]
-    assert lines[1].endswith("9 pictures used, 1 file left out")
+    assert lines[1].endswith("9 images used, 1 file left out")
 
 
 def test_nothing_is_saved_where_the_folder_has_gone(bench: Bench, volume: Volume):

@@ -24,11 +24,11 @@ def test_a_volume_that_has_gone_is_not_made_anew_for_the_next_job(tmp_path):
     ours, theirs = socket.socketpair()
     with ours, theirs:
         runner = Runner(Channel(theirs), Volume(tmp_path / "v"))
-        order = {"job_id": 1, "attempt": 1, "kind": "train", "see_volume": True}
-        runner.orders.append(order)
-        runner._run(order)
+        assignment = {"job_id": 1, "attempt": 1, "kind": "train", "see_volume": True}
+        runner.assignments.append(assignment)
+        runner._run(assignment)
         (answer,) = Channel(ours).receive()
     assert answer["code"] == "VOLUME_UNAVAILABLE"
     assert "there are no jobs at" in answer["message"]
-    assert not runner.orders, "the order that failed is over"
+    assert not runner.assignments, "the failed assignment is removed"
     assert not (tmp_path / "v").exists()

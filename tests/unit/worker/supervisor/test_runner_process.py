@@ -97,8 +97,8 @@ ORDERED = (
     + """
 for number, kind in enumerate(("trains", "trains", "draws")):
     about = {"job_id": number, "attempt": 1, "spec": {}, "inputs": {}, "checkpoints": [], "submitted_at": 0}
-    serving.orders.append({"kind": kind, "label": kind, **about})
-    serving._run(serving._next_order())
+    serving.assignments.append({"kind": kind, "label": kind, **about})
+    serving._run(serving._next_assignment())
     print(kind, flush=True)
 """
 )
