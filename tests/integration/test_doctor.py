@@ -103,7 +103,7 @@ def test_a_volume_that_is_nearly_full_fails(look: Look, unshared) -> None:
     code, found = look(*unshared("-t tmpfs -o size=4m none"))
     assert code == 1
     assert of(found, "volume", "is full: 0.0 GB free")["level"] == "error"
-    assert of(found, "volume", "lies in memory")["level"] == "warn"
+    assert of(found, "volume", "is in memory")["level"] == "warn"
 
 
 def test_a_volume_that_is_read_only_fails(look: Look, unshared) -> None:
@@ -176,10 +176,10 @@ def test_a_worker_that_died_and_one_that_is_stopped_are_named(ganq: Ganq, look: 
         process.kill()
     put_to_sleep([supervisor], ganq.table)
     try:
-        until(lambda: "dead or cut off: w1 on" in str(look()), within_s=20, what="silence")
+        until(lambda: "unresponsive: w1 on" in str(look()), within_s=20, what="silence")
         code, found = look()
         assert of(found, "workers", "died on this machine")["message"] == "died on this machine: w1"
-        assert "w2" in of(found, "workers", "dead or cut off")["message"]
+        assert "w2" in of(found, "workers", "unresponsive")["message"]
         assert of(found, "workers", "none is running")["level"] == "warn"
         assert code == 0
     finally:

@@ -1,8 +1,8 @@
 """
-What `ganq doctor` finds out about this machine: whose its files are, and whether its workers meet.
+Checks of `ganq doctor`: this machine's sandbox, file permissions, sockets and workers.
 
-Commands find the workers of their machine by sockets in the temporary folder; a worker with another
-one (another TMPDIR, systemd's PrivateTmp) is not found there.
+Commands find the workers of their machine by sockets in the temporary folder; a worker with another folder
+(another TMPDIR, systemd's PrivateTmp) is not found there.
 """
 
 import json
@@ -26,60 +26,61 @@ from worker.doctor.jobs import alive, listed
 from worker.host.embedded_redis import private_folder_hint
 from worker.host.process import boot_id, has_died, proc_is_ours
 
-# --- reading what comes from outside -----------------------------------------------------------
+# --- the sandbox --------------------------------------------------------------------------
 
-WALLS = {
+REQUIREMENTS = {
     "landlock": "a kernel of 5.13 or newer with landlock in /sys/kernel/security/lsm",
     "seccomp": "a kernel with seccomp filters, on x86_64 or aarch64",
     "user": "in a container: map user 65534, or run ganq as a user who is not root",
 }
-"""Walls that a machine may lack, and what gives them."""
+"""Parts of the sandbox that a machine may lack, and what they require."""
 SANDBOX_S = 60.0
 
 
 def check_sandbox(script: Path = Path(sandbox.__file__)) -> Iterator[Finding]:
-    """Confine a process as the readers of foreign files are, and name the walls that this kernel lacks."""
+    """Start a process in the sandbox for foreign files, and report what this kernel does not support."""
     done = subprocess.run(
         [sys.executable, "-P", str(script)], env={}, capture_output=True, text=True, timeout=SANDBOX_S
     )
     try:
         missing: dict[str, str] = json.loads(done.stdout)
     except ValueError:
-        said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         yield error(
             "sandbox",
-            f"a confined process does not start: {said[:200]}",
-            "weights, pictures and archives cannot be read here",
+            f"a sandboxed process does not start: {reason[:200]}",
+            "weights, images and archives cannot be read on this machine",
         )
         return
     if missing:
-        named = ", ".join(f"{name} ({why})" for name, why in missing.items())
+        parts = ", ".join(f"{name} ({reason})" for name, reason in missing.items())
         yield warn(
             "sandbox",
-            f"foreign weights, pictures and archives are read without a part of the sandbox: {named}",
-            "; ".join(WALLS[name] for name in missing if name in WALLS) or "read them on another machine",
+            f"foreign weights, images and archives are read without a part of the sandbox: {parts}",
+            "; ".join(REQUIREMENTS[name] for name in missing if name in REQUIREMENTS)
+            or "read them on another machine",
         )
     else:
         yield ok("sandbox", "foreign files are read with limits, Landlock and seccomp, and never as root")
 
 
-# --- files that decide --------------------------------------------------------------------
+# --- files ---------------------------------------------------------------------------------
 
 
 def check_files(settings: Settings, env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Who may change the settings and read the passwords: files, and the folders that hold them."""
+    """Check who may change the settings and read passwords: files and the folders that contain them."""
     config = Path(env.get(f"{PREFIX}CONFIG") or settings.home / "ganq.toml")
-    secret = [Path(name) for one in SECRETS if (name := env.get(f"{PREFIX}{one.upper()}_FILE"))]
+    secrets = [Path(name) for one in SECRETS if (name := env.get(f"{PREFIX}{one.upper()}_FILE"))]
     found = []
-    for path in [config, *secret]:
+    for path in [config, *secrets]:
         if path.exists():
-            found += list(_file(path, secret=path in secret or _holds_password(path)))
+            found += list(_check_file(path, secret=path in secrets or _contains_password(path)))
     if settings.home.is_dir():
-        found += list(_folder(settings.home))
-    yield from found or [ok("files", "settings and passwords are in the hands of their owner alone")]
+        found += list(_check_folder(settings.home))
+    yield from found or [ok("files", "only their owner can change settings and read passwords")]
 
 
-def _file(path: Path, *, secret: bool) -> Iterator[Finding]:
+def _check_file(path: Path, *, secret: bool) -> Iterator[Finding]:
     about = path.stat()
     if about.st_mode & stat.S_IWOTH:
         yield error("files", f"{path} can be written by everybody", f"chmod o-w {path}")
@@ -88,20 +89,18 @@ def _file(path: Path, *, secret: bool) -> Iterator[Finding]:
             "files", f"{path} belongs to another user (uid {about.st_uid}), who may change it", "chown"
         )
     if secret and stat.S_ISREG(about.st_mode) and about.st_mode & stat.S_IROTH:
-        yield warn("files", f"{path} holds a password and can be read by everybody", f"chmod 600 {path}")
-    yield from _folder(path.parent)
+        yield warn("files", f"{path} contains a password and is readable by everybody", f"chmod 600 {path}")
+    yield from _check_folder(path.parent)
 
 
-def _folder(folder: Path) -> Iterator[Finding]:
-    """A folder that all may write, without the sticky bit: anybody may put another file in a file's place."""
+def _check_folder(folder: Path) -> Iterator[Finding]:
+    """Check that not everybody can replace files: a world-writable folder needs the sticky bit."""
     mode = folder.stat().st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-        yield error(
-            "files", f"everybody may put other files in the place of those in {folder}", f"chmod o-w {folder}"
-        )
+        yield error("files", f"everybody may replace the files in {folder}", f"chmod o-w {folder}")
 
 
-def _holds_password(path: Path) -> bool:
+def _contains_password(path: Path) -> bool:
     from urllib.parse import urlsplit
 
     with suppress(OSError, UnicodeDecodeError, ValueError):
@@ -115,7 +114,7 @@ def _holds_password(path: Path) -> bool:
 
 
 def check_runtime(settings: Settings) -> Iterator[Finding]:
-    """Where sockets and locks lie: private to this user, short enough, where TMPDIR says."""
+    """Check the folder of the sockets: private to this user, short enough, in TMPDIR."""
     folder = settings.runtime
     requested = os.environ.get("TMPDIR") or tempfile.gettempdir()
     if Path(requested).absolute() != folder.parent.absolute():
@@ -128,24 +127,24 @@ def check_runtime(settings: Settings) -> Iterator[Finding]:
     if parent.st_mode & stat.S_IWOTH and not parent.st_mode & stat.S_ISVTX:
         yield error(
             "sockets",
-            f"anybody may take away what lies in {folder.parent}",
+            f"everybody may delete the files in {folder.parent}",
             f"chmod +t {folder.parent}",
         )
     try:
         about = folder.lstat()
     except FileNotFoundError:
-        yield ok("sockets", f"{folder}, made when it is needed")
+        yield ok("sockets", f"{folder}, created when needed")
         return
-    wrong = []
+    problems = []
     if not stat.S_ISDIR(about.st_mode):
-        wrong.append("is no folder")
+        problems.append("is not a folder")
     if about.st_uid != os.getuid():
-        wrong.append(f"belongs to another user (uid {about.st_uid})")
+        problems.append(f"belongs to another user (uid {about.st_uid})")
     if stat.S_IMODE(about.st_mode) & 0o077:
-        wrong.append(f"is open to others (mode {stat.S_IMODE(about.st_mode):o})")
-    if wrong:
+        problems.append(f"is open to others (mode {stat.S_IMODE(about.st_mode):o})")
+    if problems:
         yield error(
-            "sockets", f"{folder} {' and '.join(wrong)}: no worker starts", private_folder_hint(folder)
+            "sockets", f"{folder} {' and '.join(problems)}: no worker starts", private_folder_hint(folder)
         )
     else:
         yield ok("sockets", str(folder))
@@ -155,41 +154,43 @@ def check_runtime(settings: Settings) -> Iterator[Finding]:
 
 
 def check_workers_here(settings: Settings, facts: Facts) -> Iterator[Finding]:
-    """Whether the workers of this machine live, and use the same runtime folder as this command."""
-    here = boot_id()
-    ours = [
+    """Check that the workers of this machine are alive and use the same runtime folder as this command."""
+    boot = boot_id()
+    local = [
         one
         for one in facts.workers
-        if here and (one.boot_id, one.host) == (here, socket.gethostname()) and one.state != "stopped"
+        if boot and (one.boot_id, one.host) == (boot, socket.gethostname()) and one.state != "stopped"
     ]
-    dead = [one.name for one in ours if has_died(one.pid or 0, one.start_ticks or 0)]
+    dead = [one.name for one in local if has_died(one.pid or 0, one.start_ticks or 0)]
     if dead:
         yield warn(
-            "workers", f"died on this machine: {listed(dead)}", "start them again; their logs may say why"
+            "workers",
+            f"died on this machine: {listed(dead)}",
+            "start them again; see their logs for the cause",
         )
-    for one in ours:
+    for one in local:
         if one.name not in dead and alive(one, settings):
-            yield from _runtime_of(one, settings)
+            yield from _check_sockets(one, settings)
 
 
-def _runtime_of(worker: WorkerRow, settings: Settings) -> Iterator[Finding]:
+def _check_sockets(worker: WorkerRow, settings: Settings) -> Iterator[Finding]:
     env = _environment(worker.pid or 0)
     if env is None or WAKE_ENV not in env:
-        return  # another user's: its surroundings are not ours to see
-    socket = Path(env[WAKE_ENV])
-    theirs = socket.parent
-    if theirs != settings.runtime:
+        return  # another user's process, whose environment is not visible
+    wake_socket = Path(env[WAKE_ENV])
+    folder = wake_socket.parent
+    if folder != settings.runtime:
         yield warn(
             "sockets",
-            f"the sockets of {worker.name} are in {theirs}, not in {settings.runtime}:"
+            f"the sockets of {worker.name} are in {folder}, not in {settings.runtime}:"
             " ganq health asks the job table instead",
             "set one TMPDIR and one GANQ_HOME for all of this machine",
         )
-    elif not socket.exists():
+    elif not wake_socket.exists():
         yield warn(
             "sockets",
-            f"the socket of {worker.name} is not in {theirs}: ganq health asks the job table instead",
-            f"a service needs PrivateTmp=no; if it was deleted, restart the worker and exclude {theirs.name}"
+            f"the socket of {worker.name} is not in {folder}: ganq health asks the job table instead",
+            f"a service needs PrivateTmp=no; if it was deleted, restart the worker and exclude {folder.name}"
             " from what cleans the folder (tmpfiles.d: x)",
         )
 

@@ -1,7 +1,8 @@
 """
-What `ganq doctor` finds out about Redis: whether bells arrive and stay, and who else may ring.
+Checks of `ganq doctor`: whether Redis accepts and keeps notifications, and who else can access it.
 
-Losing it costs latency alone, so little here is bad; a server that strangers can take over is.
+Without Redis jobs only start later, so most findings are warnings; a server that anybody can take over is an
+error.
 """
 
 import re
@@ -20,9 +21,9 @@ from worker.doctor.check import Finding, error, ok, warn
 from worker.doctor.facts import Facts
 
 ANSWER_S = 2.0
-MANY_BELLS = 10_000
+MANY_NOTIFICATIONS = 10_000
 NEARLY_FULL = 0.9
-OWN_ADDRESSES = 4
+MAX_ADDRESSES = 4
 HINT_URL = (
     "GANQ_REDIS_URL is redis://USER:PASSWORD@HOST:6379/0, best in a file that GANQ_REDIS_URL_FILE names"
 )
@@ -47,21 +48,23 @@ def _client(settings: Settings) -> Any:
 
 
 def check_redis(settings: Settings) -> Iterator[Finding]:
-    """Whether the doorbell answers, keeps what it takes, and is closed to strangers."""
+    """Check that Redis answers, keeps notifications, and is protected from others."""
     import redis
 
-    late = f"jobs run all the same, up to {settings.poll_seconds:.0f} s later"
+    late = f"jobs still run, up to {settings.poll_seconds:.0f} s later"
     try:
         client = _client(settings)
     except ValueError as exc:
         yield error(
-            "redis", f"GANQ_REDIS_URL={redact(settings.redis_url)} is no URL of a Redis: {exc}", HINT_URL
+            "redis",
+            f"GANQ_REDIS_URL={redact(settings.redis_url)} is not the URL of a Redis server: {exc}",
+            HINT_URL,
         )
         return
     try:
-        # Not PING, which one that cannot save refuses as it does a write.
-        yield from judge(client.info(), settings, _open_to_others(settings))
-        client.llen(queue_key("default"))  # which a user without rights to ganq's keys may not
+        # Not PING, which a server that cannot save refuses like a write.
+        yield from judge(client.info(), settings, _public_address(settings))
+        client.llen(queue_key("default"))  # fails without permission for ganq's keys
     except redis.exceptions.TimeoutError:
         yield warn(
             "redis",
@@ -69,9 +72,9 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
             "check GANQ_REDIS_URL and the network",
         )
     except redis.exceptions.ConnectionError as exc:
-        # Its subclasses tell of a server that is there and turns us away.
+        # Its subclasses mean a server that answers and refuses the connection.
         if isinstance(exc, redis.exceptions.AuthenticationError):
-            yield error("redis", f"Redis refuses the user or password: {_first(exc)}", HINT_URL)
+            yield error("redis", f"Redis refuses the user or password: {_first_line(exc)}", HINT_URL)
         elif why := redis_url.distrust(exc):
             yield error(
                 "redis",
@@ -82,55 +85,59 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
             yield _embedded_redis_is_down(late)
         else:
             yield warn(
-                "redis", f"Redis does not answer: {_first(exc)}; {late}", "start it, or check GANQ_REDIS_URL"
+                "redis",
+                f"Redis does not answer: {_first_line(exc)}; {late}",
+                "start it, or check GANQ_REDIS_URL",
             )
     except redis.exceptions.NoPermissionError as exc:
         yield error(
             "redis",
-            f"its user may not do what Celery needs: {_first(exc)}",
-            "docker/make_secrets.py writes the ACL that is enough",
+            f"the Redis user lacks a permission that Celery needs: {_first_line(exc)}",
+            "docker/make_secrets.py writes a sufficient ACL",
         )
     except redis.exceptions.RedisError as exc:
-        yield error("redis", f"Redis answers, but not as it should: {_first(exc)}", HINT_URL)
+        yield error("redis", f"Redis answers with an error: {_first_line(exc)}", HINT_URL)
     finally:
         client.close()
 
 
 def check_notifications(settings: Settings, facts: Facts) -> Iterator[Finding]:
-    """Whether notifications pile up under the keys of this installation."""
+    """Check that notifications do not pile up under the keys of this installation."""
     from redis.exceptions import RedisError
 
     installation = facts.database.installation if facts.database is not None else ""
     queues = [one.strip() for one in settings.queues.split(",") if one.strip()]
-    with suppress(RedisError, ValueError), _client(settings) as client:  # check_redis() says what is wrong
-        for key in dict.fromkeys(queue_key(one, mark) for mark in (installation, "") for one in queues):
+    with suppress(RedisError, ValueError), _client(settings) as client:  # check_redis() reports errors
+        for key in dict.fromkeys(queue_key(one, prefix) for prefix in (installation, "") for one in queues):
             number = int(client.llen(key))
-            if number > MANY_BELLS:
+            if number > MANY_NOTIFICATIONS:
                 yield warn(
                     "redis",
-                    f"{number:,} bells lie in {key}: no worker fetches them, or a stranger rings",
-                    f"ganq workers; redis-cli DEL {key} loses nothing but bells",
+                    f"{number:,} notifications are in {key}: no worker fetches them, or others send them",
+                    f"ganq workers; redis-cli DEL {key} deletes notifications only, no jobs",
                 )
 
 
-# --- what INFO says -----------------------------------------------------------------------
+# --- INFO -----------------------------------------------------------------------------------
 
 
-def judge(facts: dict[str, Any], settings: Settings, strangers: str | None) -> Iterator[Finding]:
+def judge(facts: dict[str, Any], settings: Settings, public: str | None) -> Iterator[Finding]:
     """
+    Check the server's version, protection and persistence.
+
     Args:
-        facts: what INFO says.
-        strangers: where anybody may give commands; None: nowhere.
+        facts: the answer to INFO.
+        public: address at which it accepts commands without a password; None: there is none.
     """
     version = str(facts.get("redis_version", "of an unknown version"))
     name, number = _product(facts, version)
     vulnerable = is_vulnerable(name, number)
     if settings.embedded_redis:
         yield ok("redis", f"{name} {number} answers on a socket that only this user can open")
-    elif vulnerable and strangers:
+    elif vulnerable and public:
         yield error(
             "redis",
-            f"{name} {number} at {strangers} can be taken over by anybody who reaches it:"
+            f"{name} {number} at {public} can be taken over by anybody who reaches it:"
             f" no password, and known vulnerabilities ({FLAWS})",
             f"{HINT_UPDATE}; give it a password and an ACL: docs/operations.md",
         )
@@ -139,17 +146,17 @@ def judge(facts: dict[str, Any], settings: Settings, strangers: str | None) -> I
             yield warn("redis", f"{name} {number} has known vulnerabilities ({FLAWS})", HINT_UPDATE)
         else:
             yield ok("redis", f"{name} {number} answers")
-        if strangers:
+        if public:
             yield warn(
                 "redis",
-                f"{name} at {strangers} takes commands from anybody who reaches it",
+                f"{name} at {public} accepts commands from anybody who reaches it",
                 "give it a password and an ACL: docs/operations.md",
             )
-    yield from _keeping(facts)
+    yield from _check_persistence(facts)
 
 
 def _product(facts: dict[str, Any], version: str) -> tuple[str, str]:
-    """Redis, or one of those that speak like it and claim a version of Redis, too."""
+    """Return name and version: of Redis, or of a compatible server that also claims a Redis version."""
     for key, name in (("valkey_version", "Valkey"), ("dragonfly_version", "Dragonfly")):
         if key in facts:
             return name, str(facts[key])
@@ -165,28 +172,26 @@ def is_vulnerable(name: str, version: str) -> bool:
     return number < FIXED and not (number[:2] == (6, 2) and number >= FIXED_6_2)
 
 
-def _keeping(facts: dict[str, Any]) -> Iterator[Finding]:
-    """Whether it takes bells, and keeps them until they are fetched."""
+def _check_persistence(facts: dict[str, Any]) -> Iterator[Finding]:
+    """Check that the server accepts notifications and keeps them until they are fetched."""
     if facts.get("role") in ("slave", "replica"):
-        yield error(
-            "redis", "this Redis is a replica, which takes no bells", "GANQ_REDIS_URL names the primary"
-        )
+        yield error("redis", "this server is a read-only replica", "set GANQ_REDIS_URL to the primary")
     policy = str(facts.get("maxmemory_policy", "noeviction"))
-    most, used = int(facts.get("maxmemory", 0)), int(facts.get("used_memory", 0))
+    limit, used = int(facts.get("maxmemory", 0)), int(facts.get("used_memory", 0))
     if policy != "noeviction":
-        when = f"at {most / 1e6:,.0f} MB" if most else "as soon as maxmemory is set"
+        when = f"at {limit / 1e6:,.0f} MB" if limit else "as soon as maxmemory is set"
         evicted = int(facts.get("evicted_keys", 0))
         so_far = f" ({evicted:,} keys so far)" if evicted else ""
         yield warn(
             "redis",
-            f"maxmemory-policy is {policy}: {when} it drops bells{so_far}, and their jobs start late",
+            f"maxmemory-policy is {policy}: {when} it evicts notifications{so_far}; jobs then start late",
             "maxmemory-policy noeviction",
         )
-    if most and used > NEARLY_FULL * most:
+    if limit and used > NEARLY_FULL * limit:
         yield warn(
             "redis",
-            f"it uses {used / 1e6:,.0f} of its {most / 1e6:,.0f} MB; then it refuses or drops bells",
-            "raise maxmemory, or find out what else lies in it: redis-cli --bigkeys",
+            f"it uses {used / 1e6:,.0f} of {limit / 1e6:,.0f} MB; when full it refuses notifications",
+            "raise maxmemory, or find large keys: redis-cli --bigkeys",
         )
     broken = [
         what
@@ -199,26 +204,28 @@ def _keeping(facts: dict[str, Any]) -> Iterator[Finding]:
     if broken:
         yield error(
             "redis",
-            f"{' and '.join(broken)} failed, and by default it then takes no bells",
-            "make room on its disk, or keep nothing: --save '' --appendonly no",
+            f"{' and '.join(broken)} failed, and by default it then accepts no notifications",
+            "free space on its disk, or disable persistence: --save '' --appendonly no",
         )
     elif int(facts.get("aof_enabled", 0)):
-        yield ok("redis", "it writes each bell to disk, which ganq does not need: appendonly no is faster")
+        yield ok(
+            "redis", "it writes each notification to disk, which ganq does not need: appendonly no is faster"
+        )
 
 
-# --- who else may ring --------------------------------------------------------------------
+# --- access by others -----------------------------------------------------------------------
 
 
-def _open_to_others(settings: Settings) -> str | None:
-    """The address at which somebody without a password is obeyed, from beyond this machine; or None."""
+def _public_address(settings: Settings) -> str | None:
+    """Return the address that accepts commands of other machines without a password; None: there is none."""
     address = urlsplit(settings.redis_url)
     if address.scheme not in ("redis", "rediss") or not address.hostname:
         return None
     port = address.port or 6379
-    # A server that we reach by loopback may listen to the network as well.
+    # A server that is reached by loopback here may also listen on the network.
     hosts = own_addresses() if is_loopback(address.hostname) else [address.hostname]
     for host in hosts:
-        if _obeys_anybody(host, port, tls=address.scheme == "rediss"):
+        if _accepts_anybody(host, port, tls=address.scheme == "rediss"):
             return f"{host}:{port}"
     return None
 
@@ -233,7 +240,7 @@ def is_loopback(host: str) -> bool:
 
 
 def own_addresses() -> list[str]:
-    """Addresses of this machine by which others reach it."""
+    """Return this machine's addresses that other machines can reach."""
     import psutil
 
     found = []
@@ -243,10 +250,10 @@ def own_addresses() -> list[str]:
                 address = ip_address(one.address)
                 if not (address.is_loopback or address.is_link_local):
                     found.append(one.address)
-    return found[:OWN_ADDRESSES]
+    return found[:MAX_ADDRESSES]
 
 
-def _obeys_anybody(host: str, port: int, *, tls: bool) -> bool:
+def _accepts_anybody(host: str, port: int, *, tls: bool) -> bool:
     import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
@@ -279,5 +286,5 @@ def _embedded_redis_is_down(late: str) -> Finding:
     return warn("redis", f"the embedded Redis ({program}) is not running; {late}", "ganq up starts it")
 
 
-def _first(exc: Exception) -> str:
+def _first_line(exc: Exception) -> str:
     return redact((str(exc).strip().splitlines() or [type(exc).__name__])[0]).rstrip(".")

@@ -1,4 +1,4 @@
-"""What `ganq doctor` finds out about the shared volume: its kind, its room, whether it is the right one."""
+"""Checks of `ganq doctor`: the shared volume, its file system, free space and contents."""
 
 import os
 from collections.abc import Iterator
@@ -19,52 +19,53 @@ from worker.doctor.jobs import listed
 
 LOW_BYTES = 5_000_000_000
 LOW_INODES = 10_000
-LOOKED_FOR = 1000
+MAX_CHECKPOINTS = 1000
 CACHE_S = 90.0
-"""For so long a client of NFS may not see what another has made."""
+"""A client of NFS may see what another has created with a delay of that length."""
 
 
 def check_volume(settings: Settings, mountinfo: Path = MOUNTINFO) -> Iterator[Finding]:
-    """There, writable, on what kind of file system, with room."""
+    """Check that the volume exists, is writable, and has free space and safe mount options."""
     root = settings.volume
     if not root.exists():
         yield warn(
-            "volume", f"there is no folder {root} yet", "the first worker makes it; or set GANQ_VOLUME"
+            "volume", f"there is no folder {root} yet", "the first worker creates it; or set GANQ_VOLUME"
         )
         return
     if not root.is_dir():
-        yield error("volume", f"{root} is not a folder", "point GANQ_VOLUME at a folder")
+        yield error("volume", f"{root} is not a folder", "set GANQ_VOLUME to a folder")
         return
     mount = mount_of(root, mountinfo)
     kind = mount.kind if mount else "an unknown file system"
-    reason = _cannot_write(root)
+    reason = _write_error(root)
     if reason is not None:
         yield error("volume", f"{root} cannot be written: {reason}", "check its owner and how it is mounted")
     about = os.statvfs(root)
     free = about.f_bavail * about.f_frsize
-    room = f"{free / 1e9:,.1f} GB free"
+    free_text = f"{free / 1e9:,.1f} GB free"
     if free < EMPTY_BYTES:
-        yield error("volume", f"{root} is full: {room}", "ganq gc --dry-run; waiting jobs then go on")
+        yield error("volume", f"{root} is full: {free_text}", "ganq gc --dry-run; waiting jobs then continue")
     elif free < LOW_BYTES:
         yield warn(
             "volume",
-            f"{root} has little room: {room}",
-            "ganq gc --dry-run; ganq submit train --dry-run says what a job will need",
+            f"{root} has little free space: {free_text}",
+            "ganq gc --dry-run; ganq submit train --dry-run shows what a job needs",
         )
     elif reason is None:
         shared = " (shared)" if is_network_filesystem(kind) else ""
-        yield ok("volume", f"{root}, on {kind}{shared}, {room}")
+        yield ok("volume", f"{root}, on {kind}{shared}, {free_text}")
     if about.f_files and about.f_favail < LOW_INODES:
-        yield warn("volume", f"only {about.f_favail:,} more files can be made on it", "delete old pictures")
+        yield warn("volume", f"only {about.f_favail:,} more files can be created on it", "delete old images")
     if mount is not None:
         yield from check_mount(root, mount)
 
 
-def _cannot_write(folder: Path) -> str | None:
+def _write_error(folder: Path) -> str | None:
     """
-    Why a file cannot be kept there; found out by keeping one, because root may all by its bits.
+    Return why no file can be written; None: one was written, synced and deleted.
 
-    Synced, too: NFS and quotas may say only then that there is no room.
+    Permission bits are not sufficient: they do not restrict root. NFS and quotas may report a lack of space
+    only at fsync().
     """
     probe = folder / f".doctor-{os.getpid()}"
     try:
@@ -82,16 +83,14 @@ def _cannot_write(folder: Path) -> str | None:
 
 
 def check_mount(root: Path, mount: Mount) -> Iterator[Finding]:
-    """How it is mounted: memory, a container's own layer, NFS and CIFS with risky options."""
+    """Check how the volume is mounted: in memory, in a container, NFS and CIFS with unsafe options."""
     options = mount.options
     if mount.kind in MOUNT_IN_MEMORY:
-        yield warn(
-            "volume", f"{root} lies in memory and is gone at the next boot", "set GANQ_VOLUME to a disk"
-        )
+        yield warn("volume", f"{root} is in memory and lost at the next boot", "set GANQ_VOLUME to a disk")
     elif mount.kind == "overlay":
         yield warn(
             "volume",
-            f"{root} lies in the container itself and is gone with it",
+            f"{root} is in the container itself and is deleted with it",
             "mount a volume there: docker run -v",
         )
     elif mount.kind in ("nfs", "nfs4"):
@@ -99,37 +98,36 @@ def check_mount(root: Path, mount: Mount) -> Iterator[Finding]:
         if soft:
             yield error(
                 "volume",
-                f"{mount.point} is mounted {soft[0]}: a pause of {mount.source} becomes an error in the"
-                " middle of a write",
+                f"{mount.point} is mounted {soft[0]}: if {mount.source} pauses, writes fail half-way",
                 "mount it hard",
             )
         if not options & {"lookupcache=pos", "lookupcache=positive", "lookupcache=none"}:
             yield warn(
                 "volume",
-                f"{mount.point} remembers for up to 60 s what is not there: a node may not see at once what"
-                " another has made",
+                f"{mount.point} caches missing names for up to 60 s: a node may see late what another has"
+                " created",
                 "mount it with lookupcache=positive",
             )
     elif mount.kind in ("cifs", "smb3"):
         if "hard" not in options:
             yield warn(
                 "volume",
-                f"{mount.point} is mounted soft, CIFS's default: a pause of the server becomes an error",
+                f"{mount.point} is mounted soft, CIFS's default: if the server pauses, writes fail",
                 "mount it with the option hard",
             )
         if "cache=loose" in options:
             yield error(
                 "volume",
-                f"{mount.point} has cache=loose: nodes read what is no longer so",
+                f"{mount.point} has cache=loose: nodes read outdated data",
                 "mount it with cache=strict",
             )
 
 
-# --- what needs the job table, too --------------------------------------------------------
+# --- checks that need the job table -------------------------------------------------------
 
 
 def check_room(settings: Settings, facts: Facts) -> Iterator[Finding]:
-    """Whether the next checkpoints fit: each is written beside the last one before that goes."""
+    """Check that the next checkpoints fit: each is written before the previous one is deleted."""
     if not facts.checkpoint_bytes or not settings.volume.is_dir():
         return
     about = os.statvfs(settings.volume)
@@ -140,18 +138,18 @@ def check_room(settings: Settings, facts: Facts) -> Iterator[Finding]:
         if facts.running
         else "two checkpoints like the last ones"
     )
-    said = f"{whose} need {_size(need)}, and {_size(free)} are free"
-    hint = "ganq gc --dry-run says what can go; --keep-last keeps fewer"
+    message = f"{whose} need {_size(need)}, and {_size(free)} are free"
+    hint = "ganq gc --dry-run shows what can be deleted; --keep-last keeps fewer"
     if free < need:
-        yield error("room", said, hint)
+        yield error("room", message, hint)
     elif free < 5 * need:
-        yield warn("room", said, hint)
+        yield warn("room", message, hint)
     else:
-        yield ok("room", said)
+        yield ok("room", message)
 
 
 def check_datasets(settings: Settings) -> Iterator[Finding]:
-    """Read every decoded data set and compare it with its checksums."""
+    """Verify every decoded data set by its checksums."""
     from storage.datasets.cache import IMAGES, find_damage, read_index
     from storage.datasets.checksums import CHECKSUMS
 
@@ -174,35 +172,35 @@ def check_datasets(settings: Settings) -> Iterator[Finding]:
             yield error(
                 "datasets",
                 f"{folder} is damaged: {what}",
-                "the next job that reads it decodes its pictures again, if they are still there",
+                "the next job that reads it decodes its images again, if they still exist",
             )
-    said = f"{intact} decoded data set{'s' * (intact != 1)} intact"
+    message = f"{intact} decoded data set{'s' * (intact != 1)} intact"
     if unknown:
-        said += f", of which {unknown} of an older ganq cannot be checked before a job has opened them"
-    yield ok("datasets", said)
+        message += f", of which {unknown} of an older ganq cannot be verified before a job has opened them"
+    yield ok("datasets", message)
 
 
 def check_same_volume(settings: Settings, facts: Facts) -> Iterator[Finding]:
-    """Jobs that run elsewhere write here, unless this is not the folder that they call the volume."""
+    """Check that running jobs write to this folder: otherwise machines have different volumes."""
     volume = Volume(settings.volume)
     if not settings.volume.is_dir():
         return
-    old = [one for one in facts.running if facts.attempt_started.get(one.id, 0.0) > CACHE_S][:20]
-    absent = [one for one in old if not volume.attempt(one.id, one.attempt).is_dir()]
-    if absent:
-        where = sorted({one.worker for one in absent if one.worker})
+    running = [one for one in facts.running if facts.attempt_started.get(one.id, 0.0) > CACHE_S][:20]
+    missing = [one for one in running if not volume.attempt(one.id, one.attempt).is_dir()]
+    if missing:
+        workers = sorted({one.worker for one in missing if one.worker})
         yield error(
             "volume",
             f"running jobs write to another folder than {settings.volume}:"
-            f" {listed([str(one.id) for one in absent])} on {listed(where)}",
-            "GANQ_VOLUME must be the same shared folder on every machine: is it mounted here, and there?",
+            f" {listed([str(one.id) for one in missing])} on {listed(workers)}",
+            "GANQ_VOLUME must be the same shared folder on every machine: is it mounted on both?",
         )
-    elif old:
-        yield ok("volume", f"the same that {listed(sorted({str(one.worker) for one in old}))} write to")
+    elif running:
+        yield ok("volume", f"the same as that of {listed(sorted({str(one.worker) for one in running}))}")
 
 
 def check_orphans(settings: Settings, facts: Facts) -> Iterator[Finding]:
-    """What nothing points to any more; `ganq gc` deletes it."""
+    """Report unreferenced files, which `ganq gc` deletes, and quarantined folders."""
     from storage.gc.sweep import Collector
 
     volume = Volume(settings.volume)
@@ -212,8 +210,8 @@ def check_orphans(settings: Settings, facts: Facts) -> Iterator[Finding]:
         folders = f"{len(left)} folder{'s' * (len(left) > 1)} of jobs of another job table"
         yield warn(
             "orphans",
-            f"{folders}, e.g. {left[0]}: ids were given out again after a restore",
-            "keep what you need of them, and delete the rest by hand",
+            f"{folders}, e.g. {left[0]}: job ids were assigned again after a restore",
+            "keep what you need of them, and delete the rest manually",
         )
     try:
         plan = Collector(facts.database, volume).plan()
@@ -222,34 +220,36 @@ def check_orphans(settings: Settings, facts: Facts) -> Iterator[Finding]:
         return
     size = sum(one.bytes for one in plan.items)
     if not plan.items:
-        yield ok("orphans", "none: the job table points to all that lies on the volume")
+        yield ok("orphans", "none: the job table refers to everything on the volume")
         return
     number = len(plan.items)
-    said = f"{number:,} thing{'s' * (number > 1)} on the volume that nobody needs, {_size(size)}"
+    message = f"{number:,} unreferenced item{'s' * (number > 1)} on the volume, {_size(size)}"
     about = os.statvfs(settings.volume)
     if size > 0.1 * about.f_blocks * about.f_frsize:
-        yield warn("orphans", said, "ganq gc deletes them, ganq gc --dry-run lists them")
+        yield warn("orphans", message, "ganq gc deletes them, ganq gc --dry-run lists them")
     else:
-        yield ok("orphans", f"{said}: ganq gc --dry-run lists them")
+        yield ok("orphans", f"{message}: ganq gc --dry-run lists them")
 
 
 def check_registered(settings: Settings, facts: Facts) -> Iterator[Finding]:
-    """Checkpoints that the job table points to and that are not there: the newest are looked for."""
+    """Check that the newest checkpoints of the job table exist on the volume."""
     from sqlalchemy import select
 
     volume = Volume(settings.volume)
     if facts.database is None or not volume.root.is_dir():
         return
-    newest = select(checkpoint.c.job_id, checkpoint.c.path).order_by(checkpoint.c.id.desc()).limit(LOOKED_FOR)
+    newest = (
+        select(checkpoint.c.job_id, checkpoint.c.path).order_by(checkpoint.c.id.desc()).limit(MAX_CHECKPOINTS)
+    )
     rows = facts.database.read(lambda conn: list(conn.execute(newest)))
-    gone = [row for row in rows if not (volume.root / row.path / MANIFEST).exists()]
-    # Retention lets the row go first and the files afterwards, so none of these was let go.
-    if gone:
+    missing = [row for row in rows if not (volume.root / row.path / MANIFEST).exists()]
+    # Retention deletes the row before the files, so it has deleted none of these.
+    if missing:
         yield error(
             "missing",
-            f"{len(gone):,} of the newest {len(rows):,} checkpoints are not on the volume, those of jobs"
-            f" {listed(sorted({str(row.job_id) for row in gone}, key=int))}: e.g. {gone[0].path}",
-            "is GANQ_VOLUME the right folder? bring its files back; ganq retry JOB trains anew without them",
+            f"{len(missing):,} of the newest {len(rows):,} checkpoints are not on the volume, those of jobs"
+            f" {listed(sorted({str(row.job_id) for row in missing}, key=int))}: e.g. {missing[0].path}",
+            "is GANQ_VOLUME the right folder? restore its files; without them, ganq retry JOB starts again",
         )
 
 

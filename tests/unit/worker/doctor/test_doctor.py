@@ -74,32 +74,32 @@ def test_doctor_loads_neither_torch_nor_celery(ganq):
 # --- workers and jobs ---------------------------------------------------------------------
 
 
-def test_silent_workers_and_other_versions_are_named_and_stopped_ones_are_not(ganq, settings, speak):
+def test_unresponsive_workers_and_other_versions_are_named_and_stopped_ones_are_not(ganq, settings, speak):
     late = settings.lease_seconds + 10
     speak("alive", version="0.0.9")
     speak("hung", "busy", ago=late)
     speak("gone", "stopped", ago=late)
-    told = [one["message"] for one in ganq("doctor", "--json").findings()["workers"]]
-    assert told[0].startswith("1 alive on 1 host")
-    assert any("silent" in line and "hung" in line and "gone" not in line for line in told)
-    assert any("alive (0.0.9)" in line for line in told)
+    messages = [one["message"] for one in ganq("doctor", "--json").findings()["workers"]]
+    assert messages[0].startswith("1 alive on 1 host")
+    assert any("unresponsive" in line and "hung" in line and "gone" not in line for line in messages)
+    assert any("alive (0.0.9)" in line for line in messages)
 
 
-def test_a_running_job_of_a_silent_worker_fails_only_if_nobody_can_take_it_back(
+def test_a_running_job_of_an_unresponsive_worker_fails_only_if_no_other_can_requeue_it(
     ganq, settings, running_job_factory, speak
 ):
     running_job_factory()
     speak("w1", "busy", ago=settings.lease_seconds + 10)
     said = ganq("doctor")
     assert said.code == 1
-    assert "no worker is alive to take them back: 1" in said.out
+    assert "no other worker can requeue them: 1" in said.out
     speak("w2")
     said = ganq("doctor")
     assert said.code == 0
-    assert "running on a worker that is silent: 1" in said.out
+    assert "running on an unresponsive worker: 1" in said.out
 
 
-def test_a_queue_that_no_living_worker_serves_fails(ganq, settings, job_factory, speak):
+def test_a_queue_that_no_running_worker_serves_fails(ganq, settings, job_factory, speak):
     job_factory()
     job_factory(queue="urgent")
     job_factory(queue="kept", held=True)
@@ -107,8 +107,8 @@ def test_a_queue_that_no_living_worker_serves_fails(ganq, settings, job_factory,
     speak("w2", queues=("urgent",), ago=settings.lease_seconds + 10)
     said = ganq("doctor")
     assert said.code == 1
-    assert "1 queued job in the queue urgent, which no living worker serves" in said.out
-    assert "→ ganq worker --queues urgent" in said.out
+    assert "1 queued job in the queue urgent, which no running worker serves" in said.out
+    assert "→ start ganq worker --queues urgent" in said.out
     assert "1 queued job in the queue default" in said.out
     assert "kept" not in said.out
 
@@ -118,7 +118,7 @@ def test_a_draining_worker_serves_no_queue(settings, queries, speak):
     (told,) = check_queued([Waiting("default", "train", 1, 2)], queries.workers(), settings)
     assert isinstance(told, Finding)
     assert told.level == "warn"
-    assert "no worker is there" in told.message
+    assert "no worker is running" in told.message
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from worker.doctor.facts import Facts
 from worker.doctor.redis_server import check_notifications, check_redis, is_vulnerable
 
 
-def test_a_redis_that_is_away_is_a_warning_because_jobs_run_all_the_same(ganq):
+def test_a_redis_that_is_away_is_a_warning_because_jobs_still_run(ganq):
     (told,) = ganq("doctor", "--json").findings()["redis"]
     assert told["level"] == "warn"
-    assert "jobs run all the same" in told["message"]
+    assert "jobs still run" in told["message"]
 
 
 def look(settings, **changes):
@@ -63,7 +63,7 @@ def test_a_redis_that_is_well_says_its_version(settings, redis_url):
 
 
 @pytest.mark.parametrize("memory", ["0", "100mb"])
-def test_a_policy_that_drops_bells_is_a_warning(settings, redis_url, said, memory):
+def test_a_policy_that_evicts_notifications_is_a_warning(settings, redis_url, said, memory):
     said("CONFIG SET maxmemory-policy allkeys-lru")
     said(f"CONFIG SET maxmemory {memory}")
     (told,) = [one for one in look(settings, redis_url=redis_url) if "maxmemory-policy" in one.message]
@@ -74,7 +74,7 @@ def test_a_policy_that_drops_bells_is_a_warning(settings, redis_url, said, memor
 
 def test_a_redis_that_is_nearly_full_is_a_warning(settings, redis_url, said):
     said("CONFIG SET maxmemory 1mb")
-    assert any("MB; then it refuses" in one.message for one in look(settings, redis_url=redis_url))
+    assert any("MB; when full it refuses" in one.message for one in look(settings, redis_url=redis_url))
 
 
 def test_an_append_only_file_is_named_as_not_needed(settings, redis_url, said):
@@ -82,7 +82,7 @@ def test_an_append_only_file_is_named_as_not_needed(settings, redis_url, said):
     assert any("does not need" in one.message for one in look(settings, redis_url=redis_url))
 
 
-def test_a_snapshot_that_failed_means_that_bells_are_refused(settings, redis_url, redis_server, said):
+def test_a_snapshot_that_failed_means_that_notifications_are_refused(settings, redis_url, redis_server, said):
     said("CONFIG SET save '3600 1'")
     folder = redis_server.folder / "dump.rdb"
     folder.mkdir()  # where the snapshot would be renamed to
@@ -108,15 +108,15 @@ def test_a_replica_fails(settings, redis_url, said):
 
 
 @pytest.mark.parametrize("installation", ["", "aaaa0001"])
-def test_bells_that_nobody_fetches_are_a_warning(
+def test_notifications_that_nobody_fetches_are_a_warning(
     settings, database, redis_url, said, monkeypatch, installation
 ):
-    monkeypatch.setattr(redis_server, "MANY_BELLS", 2)
+    monkeypatch.setattr(redis_server, "MANY_NOTIFICATIONS", 2)
     database.installation = installation
     key = queue_key("default", installation)
     said(f"LPUSH {key} 1 2 3")
     (told,) = check_notifications(replace(settings, redis_url=redis_url), Facts(database))
-    assert f"3 bells lie in {key}" in told.message
+    assert f"3 notifications are in {key}" in told.message
     assert told.hint is not None
     assert f"DEL {key}" in told.hint
 
@@ -150,7 +150,7 @@ def test_a_redis_that_obeys_anybody_is_named_and_bad_if_it_can_be_taken_over(
     monkeypatch.setattr(redis_server, "is_vulnerable", lambda name, version: False)
     told = look(settings, redis_url=redis_url)[0]
     assert told.level == "warn"
-    assert "takes commands from anybody" in told.message
+    assert "accepts commands from anybody" in told.message
     monkeypatch.setattr(redis_server, "is_vulnerable", lambda name, version: True)
     told = look(settings, redis_url=redis_url)[0]
     assert told.level == "error"

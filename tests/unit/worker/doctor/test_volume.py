@@ -69,7 +69,7 @@ def test_a_volume_in_memory_and_one_without_room_for_names_are_warnings(settings
     file_system("tmpfs", files=12)
     told = [one.message for one in check_volume(settings) if one.level == "warn"]
     assert any("only 12 more files" in line for line in told)
-    assert any("gone at the next boot" in line for line in told)
+    assert any("lost at the next boot" in line for line in told)
 
 
 # --- how it is mounted --------------------------------------------------------------------
@@ -80,7 +80,7 @@ def mounted(settings, tmp_path):
     """Checks the volume as if it were mounted so: mounted('nfs4', 'rw,soft,vers=4.2')."""
     settings.volume.mkdir()
 
-    def look(kind: str, options: str) -> list[Finding]:
+    def check(kind: str, options: str) -> list[Finding]:
         table = tmp_path / "mountinfo"
         point = str(settings.volume).replace(" ", "\\040")
         table.write_text(
@@ -89,7 +89,7 @@ def mounted(settings, tmp_path):
         )
         return list(check_volume(settings, table))
 
-    return look
+    return check
 
 
 def test_an_nfs_that_is_mounted_soft_fails_and_a_hard_one_with_lookupcache_is_well(mounted):
@@ -112,7 +112,7 @@ def test_cifs_is_a_warning_unless_hard_and_fails_with_loose_caching(mounted):
 
 
 def test_a_volume_in_a_containers_own_layer_is_a_warning(mounted):
-    assert any("gone with it" in one.message for one in mounted("overlay", "rw,lowerdir=/x"))
+    assert any("deleted with it" in one.message for one in mounted("overlay", "rw,lowerdir=/x"))
 
 
 def test_a_mount_is_found_by_its_device_where_one_hides_another(tmp_path):
@@ -207,7 +207,7 @@ def test_a_job_whose_folder_is_not_here_shows_that_this_is_another_volume(
     assert told.level == "ok"
 
 
-def test_what_nobody_needs_is_counted_and_left_where_it_is(
+def test_unreferenced_files_are_counted_and_not_deleted(
     settings, facts, store, database, running_job_factory
 ):
     lease = running_job_factory()
@@ -222,7 +222,7 @@ def test_what_nobody_needs_is_counted_and_left_where_it_is(
     database.write(lambda conn: conn.execute(text("UPDATE attempt SET ended_at = ended_at - 100")))
     (told,) = check_orphans(settings, facts())
     assert told.level == "ok"
-    assert "1 thing on the volume that nobody needs, 2.0 MB" in told.message
+    assert "1 unreferenced item on the volume, 2.0 MB" in told.message
     assert picture.exists()
 
 
