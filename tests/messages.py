@@ -1,4 +1,4 @@
-"""Messages as kombu puts them into Redis: doorbells, and such with something wrong in them."""
+"""Messages as kombu puts them into Redis: notifications, and malformed ones."""
 
 import base64
 import json
@@ -27,15 +27,15 @@ def envelope(body: str = "W10=", **changes: object) -> str:
     return json.dumps({**message, **changes})
 
 
-def bell(job_id: int, number: int = 1) -> str:
+def notification(job_id: int, number: int = 1) -> str:
     """
-    One ring for a job, as the dispatcher sends it.
+    Return one notification for a job, as the dispatcher sends it.
 
     Args:
         number: tells one delivery of many apart.
     """
     body = json.dumps([[job_id], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
     message = json.loads(envelope(base64.b64encode(body.encode()).decode()))
-    message["headers"]["id"] = message["headers"]["root_id"] = f"bell-{number}"
-    message["properties"]["delivery_tag"] = message["properties"]["correlation_id"] = f"bell-{number}"
+    message["headers"]["id"] = message["headers"]["root_id"] = f"notification-{number}"
+    message["properties"]["delivery_tag"] = message["properties"]["correlation_id"] = f"notification-{number}"
     return json.dumps(message)

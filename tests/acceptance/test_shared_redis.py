@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import redis
 from machine import Ganq, until
-from messages import bell
+from messages import notification
 from services import Postgres
 from sqlalchemy import text
 
@@ -64,7 +64,7 @@ def test_a_worker_still_hears_a_command_of_the_version_before(
     job = ganq.json("submit", "train", *small, "--epochs", "1", "--hold")["id"]
     ganq.table.write(lambda conn: conn.execute(text("UPDATE job SET held = 0 WHERE id = :id"), {"id": job}))
     with redis.Redis.from_url(redis_url) as client:
-        client.lpush(queue_key("default"), bell(job))
+        client.lpush(queue_key("default"), notification(job))
     assert ganq.run("wait", str(job), "--timeout", "60").returncode == 0
 
 

@@ -176,15 +176,15 @@ def hashes(folder: Path) -> dict[str, str]:
     from safetensors.numpy import load_file
 
     state = load_file(folder / "state.safetensors")
-    told = {}
+    reported = {}
     for part in PARTS:
         digest = hashlib.sha256()
         for name in sorted(key for key in state if key.startswith(part)):
             digest.update(f"{name} {state[name].dtype} {state[name].shape}".encode())
             digest.update(np.ascontiguousarray(state[name]).tobytes())
-        told[part] = digest.hexdigest()
-    told["generator"] = hashlib.sha256((folder / "generator.safetensors").read_bytes()).hexdigest()
-    return told
+        reported[part] = digest.hexdigest()
+    reported["generator"] = hashlib.sha256((folder / "generator.safetensors").read_bytes()).hexdigest()
+    return reported
 
 
 def meta(folder: Path) -> dict[str, Any]:

@@ -277,7 +277,7 @@ def no_secret_in_files(folder: Path, secrets: Sequence[str]) -> list[str]:
         for path in (Path(here, name) for name in sorted(names)):
             with suppress(FileNotFoundError):
                 if path.suffix in (".txt", ".json", ".jsonl", ".log"):
-                    said = path.read_text(errors="replace")
-                    if any(secret in said for secret in secrets):
+                    result = path.read_text(errors="replace")
+                    if any(secret in result for secret in secrets):
                         found.append(f"I10: a secret stands in {path}")
     return found

@@ -10,7 +10,7 @@ from typing import Any
 
 from chaos.invariants import ENDS
 from chaos.stage import Stage
-from messages import bell
+from messages import notification
 
 from jobs.errors import DatabaseUnavailableError, JobError, SpecError
 from jobs.kinds import SPEC_VERSION, kind_named
@@ -38,7 +38,7 @@ GENERATE: dict[str, Any] = {"micro_batch": 4, "grid": 16, "device": "cpu", "chec
 
 
 class Load:
-    """Submits, cancels, holds, retries and rings; remembers what was accepted."""
+    """Submits, cancels, holds, retries and notifies; remembers what was accepted."""
 
     def __init__(self, stage: Stage, faces: Path, rng: random.Random) -> None:
         self.stage = stage
@@ -48,7 +48,7 @@ class Load:
         self.queries = Queries(stage.database)
         self.accepted: list[int] = []
         self.counts: Counter[str] = Counter()
-        self.rung = 0
+        self.notified = 0
 
     # --- submit ---------------------------------------------------------------------------
 
@@ -73,7 +73,7 @@ class Load:
         )
         self.accepted.append(job.id)
         self.counts[spec.kind] += 1
-        self.ring(job.id)
+        self.notify(job.id)
         return job
 
     def train(self, which: int) -> Job:
@@ -83,10 +83,10 @@ class Load:
         spec = GenerateSpec.create(source=source, **GENERATE, **PICTURES[which])
         return self.submit(spec, after=[source] if after else [])
 
-    def ring(self, job_id: int, times: int = 1) -> None:
+    def notify(self, job_id: int, times: int = 1) -> None:
         for _ in range(times):
-            self.rung += 1
-            self.stage.push(bell(job_id, self.rung))
+            self.notified += 1
+            self.stage.push(notification(job_id, self.notified))
 
     # --- the random part --------------------------------------------------------------------
 
@@ -113,7 +113,7 @@ class Load:
             "cancel": 0.8,
             "hold": 0.5,
             "release": 1.0,
-            "bells": 1.5,
+            "notifications": 1.5,
         }
         way = self.rng.choices(list(ways), list(ways.values()))[0]
         return getattr(self, f"_{way}")(jobs, open_, trained)  # type: ignore[no-any-return]
@@ -181,18 +181,18 @@ class Load:
         if not held:
             return None
         self.store.hold(held[0].id, held=False)
-        self.ring(held[0].id)
+        self.notify(held[0].id)
         return f"release {held[0].id}"
 
-    def _bells(self, jobs: list[Any], *_: Any) -> str | None:
+    def _notifications(self, jobs: list[Any], *_: Any) -> str | None:
         """Duplicates, in any order, also for jobs that have ended."""
         if not jobs:
             return None
         chosen = [self.rng.choice(jobs).id for _ in range(5)]
         for job_id in chosen:
-            self.ring(job_id, times=3)
-        self.counts["bells"] += 15
-        return f"bells for {chosen}"
+            self.notify(job_id, times=3)
+        self.counts["notifications"] += 15
+        return f"notifications for {chosen}"
 
     def release_all(self) -> None:
         for one in self._jobs():

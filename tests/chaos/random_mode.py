@@ -296,8 +296,8 @@ def main(arguments: list[str] | None = None) -> int:
             facts = chaos.summary() | {"guards_off": options.guards_off or "none"}
             tell(chaos, facts)
             if options.json:
-                told = {**facts, "found": chaos.found, "not_caught": dict(tracebacks(stage))}
-                options.json.write_text(json.dumps(told, indent=1) + "\n")
+                reported = {**facts, "found": chaos.found, "not_caught": dict(tracebacks(stage))}
+                options.json.write_text(json.dumps(reported, indent=1) + "\n")
         return 1 if chaos.found else 0
     finally:
         if options.keep:

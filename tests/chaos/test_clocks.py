@@ -63,15 +63,15 @@ def clock(tmp_path: Path, shim: Path) -> Clock:
     found = Clock(tmp_path / "clock", shim)
     found.file.write_bytes(struct.pack("d", 7200.0))
     ask = "import time; time.sleep(0.01); print(time.time(), time.monotonic())"
-    said = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", ask],
         env={**os.environ, **found.env},
         capture_output=True,
         text=True,
         check=True,
     ).stdout.split()
-    assert abs(float(said[0]) - time.time() - 7200) < 60, "the wall clock is not shifted"
-    assert abs(float(said[1]) - time.monotonic()) < 60, "the monotonic clock is shifted, too"
+    assert abs(float(result[0]) - time.time() - 7200) < 60, "the wall clock is not shifted"
+    assert abs(float(result[1]) - time.monotonic()) < 60, "the monotonic clock is shifted, too"
     found.set(0.0)
     return found
 
@@ -313,7 +313,9 @@ def test_a_backoff_as_long_as_the_longest_is_waited_for(
     assert claim() is None
 
 
-def test_a_bell_noted_before_the_clock_went_back_is_rung_again(database, store, job_factory, queries) -> None:
+def test_a_notification_noted_before_the_clock_went_back_is_sent_again(
+    database, store, job_factory, queries
+) -> None:
     made = job_factory()
     set_columns(database, made.id, rung_at=queries.now() + 7200)
     assert store.due_notifications(again_s=120, limit=5) == [(made.id, "default")]

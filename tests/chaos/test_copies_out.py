@@ -50,9 +50,9 @@ def copies(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
 
 def answer(copying: "subprocess.Popen[str]") -> str:
     copying.send_signal(signal.SIGCONT)
-    said, _ = copying.communicate(timeout=60)
+    result, _ = copying.communicate(timeout=60)
     assert copying.returncode == 0
-    return said
+    return result
 
 
 @pytest.mark.parametrize("first_to_end", ["a1", "a2"])
@@ -63,24 +63,24 @@ def test_two_attempts_that_copy_at_once_leave_the_whole_result(tmp_path, copies,
     heir = copies("a2", stop_at=COUNT // 3)
     if first_to_end == "a1":
         answer(zombie)
-        said = answer(heir)
+        result = answer(heir)
     else:
-        said = answer(heir)
+        result = answer(heir)
         answer(zombie)
-    assert said == f"{{'out': {str(tmp_path / 'out')!r}}}\n"
+    assert result == f"{{'out': {str(tmp_path / 'out')!r}}}\n"
     assert verify_manifest(tmp_path / "out") == COUNT
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["grids", "images", "manifest.jsonl"]
 
 
-def test_a_copy_that_is_not_what_the_manifest_names_is_said_to_be_missing(tmp_path, copies) -> None:
+def test_a_copy_that_differs_from_the_manifest_is_reported_as_missing(tmp_path, copies) -> None:
     """The attempt before has made other bytes (another device), and puts its pictures there last."""
     published(tmp_path / "000012" / "a1", brightness=1)
     published(tmp_path / "000012" / "a2")
     heir = copies("a2", stop_at=COUNT // 2)
     answer(copies("a1"))
-    said = answer(heir)
-    assert "out_error" in said
-    assert "does not hold the whole result" in said or "already holds" in said
+    result = answer(heir)
+    assert "out_error" in result
+    assert "does not hold the whole result" in result or "already holds" in result
 
 
 def test_what_killed_attempts_have_left_beside_a_copy_goes_with_the_next(tmp_path, copies) -> None:

@@ -275,7 +275,7 @@ def test_the_timeouts_of_a_connection_are_in_force(database):
 
 
 @only_postgres
-def test_a_row_that_somebody_holds_for_ever_is_told_and_not_waited_for(database, job_factory):
+def test_a_row_that_is_locked_for_ever_is_reported_and_not_waited_for(database, job_factory):
     made = job_factory()
     holder = database.engine.connect()
     holder.execute(text("SELECT 1 FROM job FOR UPDATE"))
@@ -289,9 +289,7 @@ def test_a_row_that_somebody_holds_for_ever_is_told_and_not_waited_for(database,
 
 
 @only_postgres
-def test_a_server_that_only_reads_is_waited_for_like_one_that_is_away(
-    database, postgres, queries, job_factory
-):
+def test_a_read_only_server_is_waited_for_like_an_unavailable_one(database, postgres, queries, job_factory):
     """A standby before its promotion, or a primary that was demoted."""
     made = job_factory()
     name = str(database.engine.url.database)
@@ -572,7 +570,7 @@ def split(own_postgres: Postgres, tmp_path: Path) -> Iterator[tuple[Ganq, Proxy,
 @pytest.mark.tier2
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["cut", pytest.param("hole", marks=LATER)])
-def test_a_database_that_is_away_longer_than_a_lease_kills_no_run(split, small, how) -> None:
+def test_a_database_unavailable_for_longer_than_a_lease_kills_no_run(split, small, how) -> None:
     ganq, proxy, url = split
     worker = ganq.start_worker("w1", GANQ_DATABASE_URL=url)
     job = ganq.json("submit", "train", *small, "--epochs", "100000", "--checkpoint-seconds", "0.5")["id"]
@@ -649,7 +647,7 @@ def test_a_lock_that_outlasts_a_lease_costs_no_job(ganq: Ganq, small, settings) 
 
 
 @only_sqlite
-def test_the_reaper_takes_nothing_back_when_nobody_could_write(settings, store, running_job_factory, queries):
+def test_the_reaper_requeues_nothing_if_no_worker_could_write(settings, store, running_job_factory, queries):
     lease = running_job_factory()
     seen = beat_of(store, lease.job_id)
     holder = sqlite3.connect(settings.database_url.removeprefix("sqlite:///"), isolation_level=None)
@@ -734,7 +732,7 @@ def test_sqlite_on_a_real_fuse_mount_is_refused(tmp_path, kind, by_link) -> None
 
 
 @only_sqlite
-def test_a_file_that_was_moved_away_is_told_and_used_again_when_it_is_back(
+def test_a_file_that_was_moved_is_reported_and_used_again_when_it_is_back(
     settings, database, job_factory, queries
 ) -> None:
     made = job_factory()
@@ -757,7 +755,7 @@ def test_a_file_that_was_moved_away_is_told_and_used_again_when_it_is_back(
 
 
 @only_sqlite
-def test_a_file_that_vanished_before_the_first_word_is_not_made_anew(settings) -> None:
+def test_a_file_that_vanished_before_the_first_write_is_not_created_again(settings) -> None:
     database = Database(settings)
     path = Path(settings.database_url.removeprefix("sqlite:///"))
     path.unlink()
@@ -798,10 +796,10 @@ def test_a_worker_whose_database_is_moved_away_waits_for_it(ganq: Ganq, small, s
     path = Path(settings.database_url.removeprefix("sqlite:///"))
     path.rename(path.with_suffix(".away"))
     time.sleep(2 * settings.lease_seconds)
-    said = ganq.run("submit", "train", *small)
-    assert said.returncode == 1
-    assert "deleted or moved away" in said.stderr
-    assert said.stderr.count("\n") == 2, said.stderr
+    result = ganq.run("submit", "train", *small)
+    assert result.returncode == 1
+    assert "deleted or moved away" in result.stderr
+    assert result.stderr.count("\n") == 2, result.stderr
     path.with_suffix(".away").rename(path)
     step = ganq.json("checkpoints", str(job))[-1]["step"]
     until(lambda: ganq.steps(job)[-1] > step, what="another checkpoint")
@@ -825,7 +823,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @needs_root
-def test_a_full_disk_under_the_job_table_is_told_and_loses_nothing(small_disk, make_identity) -> None:
+def test_a_full_disk_of_the_job_table_is_reported_and_loses_nothing(small_disk, make_identity) -> None:
     path = small_disk / "ganq.db"
     database = open_database(make_settings(small_disk, f"sqlite:///{path}"), create=True)
     store, queries = JobStore(database), Queries(database)
@@ -841,9 +839,9 @@ def test_a_full_disk_under_the_job_table_is_told_and_loses_nothing(small_disk, m
             accepted.append(key)
         raise AssertionError("it never became full")
 
-    told = submit_until_full()
-    assert "the disk of the job table is full" in told
-    assert "make room there" in told
+    reported = submit_until_full()
+    assert "the disk of the job table is full" in reported
+    assert "make room there" in reported
     assert queries.counts()["queued"] == len(accepted) > 50, "readers read on"
     subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
     submit(store, "again")
@@ -856,7 +854,7 @@ def test_a_full_disk_under_the_job_table_is_told_and_loses_nothing(small_disk, m
 
 
 @needs_root
-def test_a_disk_that_is_full_from_the_first_word_is_told_too(small_disk) -> None:
+def test_a_disk_that_is_full_from_the_start_is_reported_too(small_disk) -> None:
     database = open_database(make_settings(small_disk, f"sqlite:///{small_disk / 'ganq.db'}"), create=True)
     database.dispose()
     (small_disk / "ballast").write_bytes(b"x" * shutil.disk_usage(small_disk).free)
@@ -903,9 +901,9 @@ def test_the_wal_stays_small_under_many_processes_one_of_them_killed_and_one_sto
     env = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parents[2]}"}
     children = []
     for i in range(4):
-        with open(tmp_path / f"{i}.txt", "w") as said:
+        with open(tmp_path / f"{i}.txt", "w") as result:
             command = [sys.executable, "-c", WRITES, str(i), str(path), "400"]
-            children.append(subprocess.Popen(command, env=env, stdout=said))
+            children.append(subprocess.Popen(command, env=env, stdout=result))
 
     def written() -> int:
         return sum((tmp_path / f"{i}.txt").read_text().count("\n") for i in range(4))
@@ -914,9 +912,9 @@ def test_the_wal_stays_small_under_many_processes_one_of_them_killed_and_one_sto
     while any(one.poll() is None for one in children):
         largest = max(largest, wal.stat().st_size if wal.exists() else 0)
         if victim is None:
-            told = [(tmp_path / f"{i}.txt").stat().st_size for i in range(4)]
-            if max(told) > 200:  # the fastest is killed, another one stopped
-                victim = told.index(max(told))
+            reported = [(tmp_path / f"{i}.txt").stat().st_size for i in range(4)]
+            if max(reported) > 200:  # the fastest is killed, another one stopped
+                victim = reported.index(max(reported))
                 children[victim].kill()
                 children[victim - 1].send_signal(signal.SIGSTOP)
                 stopped_at, meanwhile = time.monotonic(), -written()
@@ -942,7 +940,7 @@ def test_the_wal_stays_small_under_many_processes_one_of_them_killed_and_one_sto
 
 
 @only_sqlite
-def test_nobody_can_commit_during_a_checkpoint(settings, job_factory) -> None:
+def test_no_process_can_commit_during_a_checkpoint(settings, job_factory) -> None:
     """The second checkpoint in a row must not meet a commit that starts the WAL anew (see Wal)."""
     job_factory()
     path = Path(settings.database_url.removeprefix("sqlite:///"))

@@ -155,7 +155,7 @@ SQLITE_FAULTS = {"locked": locked, "not_writable": not_writable}
 
 
 @pytest.mark.parametrize("fault", POSTGRES_FAULTS)
-def test_what_postgres_refuses_for_a_while_is_said_in_a_line_and_then_works_again(
+def test_what_postgres_refuses_for_a_while_is_reported_in_a_line_and_then_works_again(
     tenant: Tenant, tmp_path, fault: str
 ) -> None:
     database = open_database(make_settings(tmp_path, tenant.url))
@@ -214,9 +214,9 @@ def survives(ganq: Ganq, small: list[str], fault: Fault) -> None:
     begun = time.monotonic()
     with fault():
         time.sleep(6.0)  # longer than what each of them waits within a transaction
-        said = ganq.run("submit", "train", *small, "--epochs", "1", "--hold")
-    assert "traceback" not in said.stderr.lower()
-    assert "defect" not in said.stderr, said.stderr
+        result = ganq.run("submit", "train", *small, "--epochs", "1", "--hold")
+    assert "traceback" not in result.stderr.lower()
+    assert "defect" not in result.stderr, result.stderr
     for name, one in workers.items():
         log = ganq.log(name)
         assert "Traceback" not in log, log

@@ -1,5 +1,5 @@
 """
-Generation that is killed, stopped or rung for too often ends with exactly the pictures it was asked for.
+Generation that is killed, stopped or notified too often ends with exactly the requested images.
 
 Rows F2, F7 and F15 of docs/fault-matrix.md. What must be true afterwards is always the
 same: indices 0…N−1, every hash right, no file besides, and the bytes of an undisturbed run.
@@ -220,11 +220,11 @@ def test_other_ways_to_ask_are_the_same_after_a_kill_while_they_are_written(
 
 @pytest.mark.tier2
 @sqlite_only
-def test_drained_and_rung_for_fifty_times_it_still_makes_each_picture_once(
+def test_drained_and_notified_fifty_times_it_still_makes_each_image_once(
     ganq: Ganq, redis_url, database: Database, settings
 ) -> None:
-    """F7 and F15: SIGTERM in mid-generation, duplicate and reordered bells, another worker finishes."""
-    from messages import bell
+    """F7 and F15: SIGTERM while generating, duplicate and reordered notifications; another worker finishes."""
+    from messages import notification
 
     add_model(settings)
     calm = undisturbed(ganq, ["count"])
@@ -234,7 +234,7 @@ def test_drained_and_rung_for_fifty_times_it_still_makes_each_picture_once(
     other = submit(ganq, "seeds")
     client = redis.Redis.from_url(redis_url)
     for number in range(50):
-        client.lpush(queue_key("default"), bell(other if number % 2 else job, number))
+        client.lpush(queue_key("default"), notification(other if number % 2 else job, number))
     until(lambda: (job_row(database, job)["progress"] or {}).get("done"), what="the first pictures")
     first.send_signal(signal.SIGTERM)
     assert first.wait(30) == 0
@@ -242,7 +242,7 @@ def test_drained_and_rung_for_fifty_times_it_still_makes_each_picture_once(
     ganq.start_worker("second")
     ganq.start_worker("third")
     for number in range(50):
-        client.lpush(queue_key("default"), bell(job, 100 + number))
+        client.lpush(queue_key("default"), notification(job, 100 + number))
     client.close()
     assert ganq.run("wait", str(job), str(other), "--timeout", "60").returncode == 0
     assert result_files(finished(ganq, job)) == calm["count"]

@@ -26,7 +26,7 @@ def start(code: str, **env: str) -> "subprocess.Popen[str]":
     )
 
 
-def said(code: str, **env: str) -> tuple[int, str]:
+def run_python(code: str, **env: str) -> tuple[int, str]:
     """Exit code, and what it printed."""
     process = start(code, **env)
     out, err = process.communicate(timeout=30)
@@ -39,15 +39,15 @@ POINTS = {"GANQ_FAILPOINTS": "p=kill@1+"}
 
 @pytest.mark.parametrize("enabled", [{}, {"GANQ_ENABLE_FAILPOINTS": "0"}, {"GANQ_ENABLE_FAILPOINTS": "true"}])
 def test_without_the_switch_nothing_fires(enabled):
-    assert said(PASS, **POINTS, **enabled) == (0, f"{[False] * 3}\n")
+    assert run_python(PASS, **POINTS, **enabled) == (0, f"{[False] * 3}\n")
 
 
 def test_without_the_switch_not_even_nonsense_is_read():
-    assert said("print(failpoint('p'))", GANQ_FAILPOINTS="no failpoint at all") == (0, "False\n")
+    assert run_python("print(failpoint('p'))", GANQ_FAILPOINTS="no failpoint at all") == (0, "False\n")
 
 
 def test_the_switch_alone_changes_nothing():
-    assert said(PASS, **ARMED) == (0, f"{[False] * 3}\n")
+    assert run_python(PASS, **ARMED) == (0, f"{[False] * 3}\n")
 
 
 def test_this_process_is_not_armed():
@@ -69,7 +69,7 @@ def test_entries_are_read_with_their_times():
 def test_an_entry_that_says_nothing_is_refused_at_once(text):
     with pytest.raises(ValueError):
         parse(text)
-    code, out = said("", GANQ_FAILPOINTS=text, **ARMED)
+    code, out = run_python("", GANQ_FAILPOINTS=text, **ARMED)
     assert code == 1
     assert "ValueError" in out
 
@@ -78,7 +78,7 @@ def test_an_entry_that_says_nothing_is_refused_at_once(text):
 
 
 def test_kill_is_sigkill_at_the_time_that_was_asked():
-    code, out = said(
+    code, out = run_python(
         "for n in range(5):\n  print(n, flush=True); failpoint('p')", GANQ_FAILPOINTS="p=kill@3", **ARMED
     )
     assert (code, out) == (-signal.SIGKILL, "0\n1\n2\n")
@@ -101,7 +101,7 @@ def test_raise_raises_what_was_asked_for(argument, expected):
         "try:\n  failpoint('p')\nexcept BaseException as exc:\n"
         "  print(type(exc).__name__, getattr(exc, 'errno', None))"
     )
-    assert said(code, GANQ_FAILPOINTS=f"p=raise:{argument}", **ARMED) == (0, f"{expected}\n")
+    assert run_python(code, GANQ_FAILPOINTS=f"p=raise:{argument}", **ARMED) == (0, f"{expected}\n")
 
 
 TICKING = """
@@ -119,13 +119,13 @@ print(time.monotonic() - began > 0.45, ticks - before > 5)
 
 @pytest.mark.parametrize(("action", "others_run"), [("sleep:0.5", True), ("hang:0.5", False)])
 def test_sleep_lets_other_threads_run_and_hang_does_not(action, others_run):
-    assert said(TICKING, GANQ_FAILPOINTS=f"p={action}", **ARMED) == (0, f"True {others_run}\n")
+    assert run_python(TICKING, GANQ_FAILPOINTS=f"p={action}", **ARMED) == (0, f"True {others_run}\n")
 
 
 def test_on_asks_the_caller_to_act_and_every_other_name_does_not():
     code = "print([failpoint('p') for _ in range(4)], failpoint('q'))"
-    assert said(code, GANQ_FAILPOINTS="p=on@2", **ARMED) == (0, "[False, True, False, False] False\n")
-    assert said(code, GANQ_FAILPOINTS="p=on@2+", **ARMED) == (0, "[False, True, True, True] False\n")
+    assert run_python(code, GANQ_FAILPOINTS="p=on@2", **ARMED) == (0, "[False, True, False, False] False\n")
+    assert run_python(code, GANQ_FAILPOINTS="p=on@2+", **ARMED) == (0, "[False, True, True, True] False\n")
 
 
 def test_with_a_folder_for_marks_an_entry_fires_once_over_all_processes(tmp_path):
@@ -139,7 +139,7 @@ def test_with_a_folder_for_marks_an_entry_fires_once_over_all_processes(tmp_path
     assert {one.name for one in tmp_path.iterdir()} == {"p", "q"}
 
 
-def test_a_failpoint_that_nobody_wants_costs_next_to_nothing():
+def test_a_disabled_failpoint_costs_next_to_nothing():
     began = time.perf_counter()
     for _ in range(100_000):
         failpoint("train.stepped")
@@ -159,11 +159,11 @@ def test_no_deployment_file_and_no_page_sets_the_switch():
     ]
     assert "Dockerfile" in shipped or not tracked[0], "this is no checkout of ganq"
     for name in shipped:
-        said = (ROOT / name).read_text(errors="replace") if (ROOT / name).is_file() else ""
+        result = (ROOT / name).read_text(errors="replace") if (ROOT / name).is_file() else ""
         for word in (
             "GANQ_ENABLE_FAILPOINTS=1",
             "GANQ_ENABLE_FAILPOINTS: ",
             "GANQ_GUARDS_OFF=",
             "GANQ_FAILPOINTS=",
         ):
-            assert word not in said, f"{name} sets {word}"
+            assert word not in result, f"{name} sets {word}"

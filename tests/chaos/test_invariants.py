@@ -110,7 +110,7 @@ def test_a_healthy_table_and_volume_violate_nothing(world: World, settings):
     assert unfinished(look(world.database), [world.train, world.cancelled, world.failed]) == []
 
 
-def test_all_violations_are_told_at_once(world: World):
+def test_all_violations_are_reported_at_once(world: World):
     shutil.rmtree(world.final())
     world.event(world.cancelled, "failed")
     with pytest.raises(AssertionError, match=r"(?s)2 violations.*I1.*I7"):
@@ -237,7 +237,7 @@ BREAKS: dict[str, tuple[str, Callable[[World], Any]]] = {
 
 @sqlite_only
 @pytest.mark.parametrize("what", BREAKS)
-def test_what_is_broken_is_told(world: World, what):
+def test_each_violation_is_reported(world: World, what):
     law, harm = BREAKS[what]
     harm(world)
     found = world.violations(secrets=["canary"])
@@ -245,7 +245,7 @@ def test_what_is_broken_is_told(world: World, what):
 
 
 @sqlite_only
-def test_what_was_let_go_of_after_the_snapshot_is_no_violation(world: World, monkeypatch):
+def test_what_was_deleted_after_the_snapshot_is_no_violation(world: World, monkeypatch):
     import chaos.invariants as checker
 
     early = look(world.database)
@@ -275,7 +275,7 @@ def test_a_memory_saves_the_second_hash_but_not_the_second_look(world: World):
 
 
 @sqlite_only
-def test_jobs_that_have_not_ended_or_are_not_there_are_told(world: World):
+def test_jobs_that_have_not_ended_or_are_missing_are_reported(world: World):
     found = unfinished(look(world.database), [world.train, world.waiting, 999])
     assert found == [
         f"I2: job {world.waiting} is still queued (attempt 0)",
@@ -284,7 +284,7 @@ def test_jobs_that_have_not_ended_or_are_not_there_are_told(world: World):
 
 
 @sqlite_only
-def test_trainings_of_one_spec_that_differ_are_told(world: World, running_job_factory):
+def test_trainings_of_one_spec_that_differ_are_reported(world: World, running_job_factory):
     from safetensors.numpy import save_file
 
     for bits in (1.0, 1.0, 2.0):
@@ -303,7 +303,7 @@ def test_trainings_of_one_spec_that_differ_are_told(world: World, running_job_fa
 
 
 @sqlite_only
-def test_what_gc_leaves_is_told(world: World, monkeypatch):
+def test_what_gc_leaves_is_reported(world: World, monkeypatch):
     from storage.gc.sweep import Collector, Plan
 
     assert world.running is not None
@@ -320,7 +320,7 @@ def test_what_gc_leaves_is_told(world: World, monkeypatch):
     assert_invariants(world.database, world.volume)
 
 
-def test_two_runners_of_one_worker_are_told(tmp_path):
+def test_two_runners_of_one_worker_are_reported(tmp_path):
     volume = Volume(tmp_path)
     mine = {**os.environ, "GANQ_VOLUME": str(tmp_path), "GANQ_WORKER_NAME": "w1"}
     command = [sys.executable, "-c", "import time; time.sleep(60)", "worker.runner.main"]

@@ -21,7 +21,7 @@ import redis
 from chaos.invariants import assert_invariants
 from chaos.proxy import Proxy
 from machine import Ganq, part, until
-from messages import bell, envelope
+from messages import envelope, notification
 from results import add_model
 from sqlalchemy import func, insert, select, text
 from tables import claim_all, job_row
@@ -41,7 +41,7 @@ TINY = {"source": 1, "count": 4, "micro_batch": 4, "grid": 0}
 
 
 def submit_many(store: JobStore, number: int) -> list[int]:
-    """Small generations, as rung for as a client does: nobody else will ring for them soon."""
+    """Small generations, with a notification as a client sends it; the dispatcher sends none soon."""
     from jobs.specs import GenerateSpec
 
     spec = GenerateSpec.create(**TINY).to_json()
@@ -85,7 +85,7 @@ def test_f12_redis_killed_and_empty_with_twenty_queued_loses_none(
     add_model(settings)
     jobs = submit_many(store, 20)
     with redis.Redis.from_url(redis_url) as client:
-        client.lpush(KEY, *(bell(one, one) for one in jobs))
+        client.lpush(KEY, *(notification(one, one) for one in jobs))
     worker = ganq.start_worker(**slow(0.05))
     until(lambda: attempts_of(database, jobs) >= 3, what="a few of them done")
     redis_server.process.kill()
@@ -124,7 +124,7 @@ def test_f13_a_redis_that_hangs_stops_neither_submit_nor_worker_nor_drain(
 
 @pytest.mark.tier2
 @sqlite_only
-def test_f13_half_open_connections_are_survived_and_bells_work_again(
+def test_f13_half_open_connections_are_survived_and_notifications_work_again(
     ganq: Ganq, redis_server, redis_url, database, store, settings
 ) -> None:
     add_model(settings)
@@ -142,7 +142,7 @@ def test_f13_half_open_connections_are_survived_and_bells_work_again(
         after = int(ganq.json("submit", "generate", "--from", "m", "--count", "4")["id"])
         until(lambda: all_succeeded(database, [after]), what="one afterwards")
         with redis.Redis.from_url(redis_url) as client:
-            until(lambda: client.llen(KEY) == 0, within_s=90, what="bells fetched again")
+            until(lambda: client.llen(KEY) == 0, within_s=90, what="notifications fetched again")
         assert attempts_of(database, [first, during, after]) == 3
     assert_invariants(database, Volume(settings.volume))
 
@@ -158,23 +158,23 @@ def test_f15_duplicates_of_queued_running_and_ended_jobs_run_each_once(
     with redis.Redis.from_url(redis_url) as client:
         for _ in range(5):
             for one in (queued, ended, running):  # the other way round than they were submitted
-                client.lpush(KEY, bell(one, secrets.randbelow(10**9)))
+                client.lpush(KEY, notification(one, secrets.randbelow(10**9)))
         until(lambda: all_succeeded(database, [ended]), what="the first end")
         for _ in range(5):
             for one in (ended, running, queued, 10**6):
-                client.lpush(KEY, bell(one, secrets.randbelow(10**9)))
+                client.lpush(KEY, notification(one, secrets.randbelow(10**9)))
         until(lambda: all_succeeded(database, [ended, running, queued]), what="all three")
-        until(lambda: client.llen(KEY) == 0, what="all bells heard")
+        until(lambda: client.llen(KEY) == 0, what="all notifications fetched")
     assert attempts_of(database, [ended, running, queued]) == 3
     assert_invariants(database, Volume(settings.volume))
 
 
 def flood(
-    ganq: Ganq, redis_url: str, database: Database, store: JobStore, settings: Settings, bells: int
+    ganq: Ganq, redis_url: str, database: Database, store: JobStore, settings: Settings, notifications: int
 ) -> tuple[float, float]:
     """
     Returns:
-        Seconds until so many duplicate bells of an ended job were heard, and seconds in
+        Seconds until so many duplicate notifications of an ended job were fetched, and seconds in
         which a job submitted meanwhile began.
     """
     add_model(settings)
@@ -183,13 +183,15 @@ def flood(
     until(lambda: all_succeeded(database, [first]), what="the job that they all are for")
     with redis.Redis.from_url(redis_url) as client:
         began = time.monotonic()
-        for start in range(0, bells, 1000):
-            client.lpush(KEY, *(bell(first, n) for n in range(start, min(start + 1000, bells))))
+        for start in range(0, notifications, 1000):
+            client.lpush(
+                KEY, *(notification(first, n) for n in range(start, min(start + 1000, notifications)))
+            )
         (between,) = submit_many(store, 1)
         asked = time.monotonic()
         until(lambda: job_row(database, between)["attempt"] == 1, what="a job meanwhile")
         answered = time.monotonic() - asked
-        until(lambda: client.llen(KEY) == 0, within_s=240, what="all bells heard")
+        until(lambda: client.llen(KEY) == 0, within_s=240, what="all notifications fetched")
         drained = time.monotonic() - began
     until(lambda: all_succeeded(database, [between]), what="its end")
     assert attempts_of(database, [first]) == 1
@@ -198,7 +200,7 @@ def flood(
 
 
 @sqlite_only
-def test_f15_three_hundred_duplicate_bells_run_nothing_twice(
+def test_f15_three_hundred_duplicate_notifications_run_nothing_twice(
     ganq: Ganq, redis_url, database, store, settings
 ) -> None:
     flood(ganq, redis_url, database, store, settings, 300)
@@ -206,11 +208,13 @@ def test_f15_three_hundred_duplicate_bells_run_nothing_twice(
 
 @pytest.mark.tier2
 @sqlite_only
-def test_f15_ten_thousand_duplicate_bells_run_nothing_twice(
+def test_f15_ten_thousand_duplicate_notifications_run_nothing_twice(
     ganq: Ganq, redis_url, database, store, settings
 ) -> None:
     drained, answered = flood(ganq, redis_url, database, store, settings, 10_000)
-    print(f"F15: 10,000 bells in {drained:.0f} s ({10_000 / drained:.0f}/s); a job began in {answered:.2f} s")
+    print(
+        f"F15: 10,000 notifications in {drained:.0f} s; a job began in {answered:.2f} s"
+    )
 
 
 LATE = """
@@ -233,7 +237,7 @@ main()
 def test_f16_a_visibility_timeout_shorter_than_the_job_runs_nothing_twice(
     ganq: Ganq, redis_url, database, store, settings
 ) -> None:
-    """With late acknowledgement Redis hands the bell out again, to both workers, while the job runs."""
+    """With late acknowledgement Redis delivers the notification to both workers while the job runs."""
     add_model(settings)
     script = ganq.folder / "late.py"
     script.write_text(LATE)
@@ -252,7 +256,7 @@ def test_f16_a_visibility_timeout_shorter_than_the_job_runs_nothing_twice(
             )
     (only,) = submit_many(store, 1)
     with redis.Redis.from_url(redis_url) as client:
-        client.lpush(KEY, bell(only))
+        client.lpush(KEY, notification(only))
         until(lambda: all_succeeded(database, [only]), what="the job")
     assert attempts_of(database, [only]) == 1
     assert_invariants(database, Volume(settings.volume))
@@ -448,8 +452,8 @@ def test_f46_a_hundred_thousand_queued_jobs(
     until(lambda: ganq.present(), what="a worker among so many")
     time.sleep(5)
     with redis.Redis.from_url(redis_url) as client:
-        bells = client.llen(KEY)
-    facts["messages in Redis"] = bells
+        notifications = client.llen(KEY)
+    facts["messages in Redis"] = notifications
     began = time.monotonic()
     ids = database.read(lambda c: c.execute(select(job.c.id).where(job.c.state == "queued")).scalars().all())
     for one in ids[:1000]:
@@ -457,7 +461,7 @@ def test_f46_a_hundred_thousand_queued_jobs(
     facts["cancels per s"] = 1000 / (time.monotonic() - began)
     words = ", ".join(f"{name} {value:.3g}" for name, value in facts.items())
     print(f"F46 {backend}, {users} users: {words}")
-    assert bells < 1000
+    assert notifications < 1000
     assert facts["RSS MB"] < 300
     assert facts["status --json s"] < 1.0 * slower_than_usual()
     promised = 10 if backend == "sqlite" else 50  # with its trips; reading the index through takes 400

@@ -258,8 +258,8 @@ def unsynced(calls: list[str]) -> list[str]:
             names.add(str(Path(moved[2]).parent))
         elif made := re.search(r"\bmkdir\w*\(.*?\"([^\"]*/volume/jobs/[^\"]*)\".*= 0$", line):
             names.add(str(Path(made[1]).parent))
-        elif told := re.search(r"MARK (registered|succeeded)", line):
-            found += [f"I8: a row was {told[1]}, and the names in {one} are not durable" for one in names]
+        elif reported := re.search(r"MARK (registered|succeeded)", line):
+            found += [f"I8: a row was {reported[1]}, and the names in {one} are not durable" for one in names]
     return found
 
 

@@ -62,7 +62,7 @@ def workers(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
     return [one for one in psutil.Process(process.pid).children() if "cli.main" in one.cmdline()]
 
 
-def said(log: str, what: str) -> int:
+def occurrences(log: str, what: str) -> int:
     """How often a log says this, in one line each time; and it shows no traceback, whole or in pieces."""
     assert "Traceback" not in log
     assert "celery.redirected" not in log
@@ -76,12 +76,12 @@ def test_a_supervisor_that_cannot_be_started_again_is_tried_until_it_can(ganq, d
     supervisor = part(launcher, "worker.supervisor.loop")
     no_more_processes(launcher.pid, UID)
     supervisor.kill()
-    until(lambda: said(ganq.log(), "cannot start the supervisor") >= 3, what="three tries")
+    until(lambda: occurrences(ganq.log(), "cannot start the supervisor") >= 3, what="three tries")
     assert launcher.poll() is None
     processes_again(launcher.pid, UID)
     until(lambda: job_row(database, job)["attempt"] == 2, what="the next attempt")
     goes_on(ganq, database, job)
-    assert said(ganq.log(), "cannot start the supervisor (BlockingIOError: ") >= 3
+    assert occurrences(ganq.log(), "cannot start the supervisor (BlockingIOError: ") >= 3
 
 
 @pytest.mark.tier2
@@ -94,7 +94,10 @@ def test_a_runner_that_cannot_be_started_costs_its_job_nothing_and_no_other_is_c
     supervisor, runner = (part(worker, one) for one in ("worker.supervisor.loop", "worker.runner.main"))
     no_more_processes(supervisor.pid, UID)
     runner.kill()
-    until(lambda: said(ganq.log(), "no runner can be started (BlockingIOError: ") >= 3, what="three tries")
+    until(
+        lambda: occurrences(ganq.log(), "no runner can be started (BlockingIOError: ") >= 3,
+        what="three tries",
+    )
     row = job_row(database, job)
     assert (row["state"], row["error_code"]) == ("queued", "PROCESS_UNAVAILABLE")
     assert row["crash_count"] == 0
@@ -130,11 +133,11 @@ def test_celerys_pool_process_comes_back_when_it_can(ganq, database, small, redi
     first = until(pool, what="Celery's process")
     no_more_processes(launcher.pid, UID)
     first.kill()
-    until(lambda: said(ganq.log(), "starting it again") >= 2, what="two tries")
+    until(lambda: occurrences(ganq.log(), "starting it again") >= 2, what="two tries")
     processes_again(launcher.pid, UID)
     second = until(pool, what="Celery's process again")
     assert second != first
-    assert said(ganq.log(), "BlockingIOError") >= 2
+    assert occurrences(ganq.log(), "BlockingIOError") >= 2
     job = training(ganq, small)
     goes_on(ganq, database, job)
 
@@ -146,7 +149,7 @@ def test_the_parent_of_several_workers_starts_each_again_when_it_can(ganq, datab
     child = workers(parent)[0]
     no_more_processes(parent.pid, UID)
     child.kill()
-    until(lambda: said(ganq.log(), "cannot start the worker w1-cpu") >= 2, what="two tries")
+    until(lambda: occurrences(ganq.log(), "cannot start the worker w1-cpu") >= 2, what="two tries")
     assert parent.poll() is None
     processes_again(parent.pid, UID)
     until(lambda: len(workers(parent)) == 2, what="two children")
@@ -166,8 +169,8 @@ def test_the_local_stack_starts_its_redis_and_its_worker_again_when_it_can(ganq)
         first = until(lambda words=words: child(*words), what=words[0])
         no_more_processes(up.pid, UID)
         first.kill()
-        before = said(ganq.log("up"), SHORT)
-        until(lambda n=before: said(ganq.log("up"), SHORT) >= n + 2, what="tries")
+        before = occurrences(ganq.log("up"), SHORT)
+        until(lambda n=before: occurrences(ganq.log("up"), SHORT) >= n + 2, what="tries")
         processes_again(up.pid, UID)
         until(lambda words=words, first=first: child(*words) not in (None, first), what=f"another {words[0]}")
     assert up.poll() is None
@@ -188,14 +191,14 @@ resource.setrlimit(resource.RLIMIT_NPROC, (1, hard))
 log = logging.getLogger()
 log.addHandler(Again())
 thread = threading.Thread(target=print, args=("it runs",))
-until_started(thread.start, "the thread heart", log)
+until_started(thread.start, "the thread heartbeat", log)
 thread.join()
 """
     command = [*limited_user(UID), sys.executable, "-c", code]
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
-        "cannot start the thread heart (RuntimeError: can't start new thread); trying again in 0.5 s",
+        "cannot start the thread heartbeat (RuntimeError: can't start new thread); trying again in 0.5 s",
         "it runs",
     ]
     assert time.monotonic() - began >= 0.5

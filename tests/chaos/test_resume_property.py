@@ -184,23 +184,23 @@ def test_options_that_differ_on_resume_are_refused_with_all_of_them(volume):
     )
     last = one.attempt()
     assert (last["op"], last["code"]) == ("failed", "BAD_SPEC")
-    for told in (
+    for reported in (
         "--batch 5 (it has 4)",
         "--lr-g 0.001 (it has 0.0004)",
         "--fake-reuse until-g-step (it has none)",
         "--augment",
     ):
-        assert told in last["message"]
+        assert reported in last["message"]
     assert "epochs" not in last["message"]
     assert "--init-from" in last["hint"]
 
 
-def test_another_number_of_threads_goes_on_and_is_told(volume):
+def test_another_number_of_threads_continues_and_is_reported(volume):
     options = {"recipe": "sngan", "size": 16, "ngf": 4, "ndf": 4, "batch": 4, "epochs": 2, "save_every": 1}
     one = desk(volume, options)
     assert one.attempt(dies="registered")["op"] == "killed"
     assert one.attempt(threads=2)["op"] == "done"
     assert one.result["bit_exact"] is False
-    (told,) = one.events
-    assert told["type"] == "not_bit_exact"
-    assert told["detail"]["changed"] == "threads 1 is now 2"
+    (reported,) = one.events
+    assert reported["type"] == "not_bit_exact"
+    assert reported["detail"]["changed"] == "threads 1 is now 2"

@@ -103,7 +103,7 @@ def database_that_goes_away(
 
 
 @pytest.mark.tier2
-def test_a_worker_that_leaves_while_the_database_is_away_deletes_no_shard(
+def test_a_worker_that_exits_while_the_database_is_unavailable_deletes_no_shard(
     ganq: Ganq, database: Database, settings: Settings, database_url: str, request: pytest.FixtureRequest
 ) -> None:
     """The merge is done, its success cannot be written, and SIGTERM's budget ends."""

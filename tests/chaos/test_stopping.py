@@ -260,7 +260,7 @@ def test_f08_killed_while_it_drains_loses_nothing(ganq: Ganq, database, small, t
 
 @pytest.mark.tier2
 @sqlite_only
-def test_f10_a_worker_that_stands_still_for_less_than_its_lease_goes_on(ganq: Ganq, database, small) -> None:
+def test_f10_a_worker_that_pauses_for_less_than_its_lease_continues(ganq: Ganq, database, small) -> None:
     ganq.env["GANQ_LEASE_SECONDS"] = "30"
     worker = ganq.start_worker("pauses")
     job = int(ganq.json("submit", "train", *small, "--epochs", "100000")["id"])
@@ -288,7 +288,7 @@ def test_f10_a_worker_that_stands_still_for_less_than_its_lease_goes_on(ganq: Ga
 def test_f11_a_run_that_hangs_is_noticed_dumped_killed_and_tried_again(
     ganq: Ganq, database, small, tmp_path, how
 ) -> None:
-    """'hang' holds the interpreter as a kernel launch that never returns does; the heart beats on."""
+    """'hang' holds the interpreter as a kernel launch that never returns does; heartbeats continue."""
     hangs = armed(tmp_path, {"train.stepped": f"{how}:600@8"})
     worker = ganq.start_worker(**hangs, GANQ_STALL_SECONDS="4")
     options = [*small, "--epochs", "3", "--save-every", "1"]
@@ -300,9 +300,9 @@ def test_f11_a_run_that_hangs_is_noticed_dumped_killed_and_tried_again(
     assert not hung.is_running() or hung.status() == psutil.STATUS_ZOMBIE, "it still holds the GPU"
     until(lambda: job_row(database, job)["state"] == "succeeded", what="the end")
     assert attempts(ganq, job) == ["crashed", "succeeded"]
-    told = log_of(ganq, job, 1)
-    assert "stalled" in told
-    assert 'train.py", line' in told, "no stacks"
+    reported = log_of(ganq, job, 1)
+    assert "stalled" in reported
+    assert 'train.py", line' in reported, "no stacks"
     assert_invariants(database, Volume(Path(ganq.env["GANQ_VOLUME"])))
 
 
@@ -311,7 +311,7 @@ def test_f11_a_run_that_hangs_is_noticed_dumped_killed_and_tried_again(
 
 @pytest.mark.tier2
 @sqlite_only
-def test_f36_a_job_that_kills_its_worker_each_time_fails_and_hurts_nobody_else(
+def test_f36_a_job_that_kills_its_worker_each_time_fails_and_affects_no_other(
     ganq: Ganq, database, settings, small
 ) -> None:
     add_model(settings)

@@ -30,9 +30,11 @@ def _passes_on(ganq: Ganq, job: int) -> None:
     until(lambda: ganq.peek(job)["state"] == "succeeded", within_s=60, what="the job's end elsewhere")
     assert ganq.peek(job)["worker"] == "w2"
     assert "no heartbeat: the main loop has been stuck for" in ganq.log("w1")
-    told = json.loads(ganq("health", "--json", code=1))
-    said = [one["why"] for one in told["workers"] if one["status"] == "unhealthy" and one["worker"] == "w1"]
-    assert any("its main loop has been stuck" in why for why in said), told
+    reported = json.loads(ganq("health", "--json", code=1))
+    result = [
+        one["why"] for one in reported["workers"] if one["status"] == "unhealthy" and one["worker"] == "w1"
+    ]
+    assert any("its main loop has been stuck" in why for why in result), reported
 
 
 @pytest.mark.parametrize("backend", ["postgres"], indirect=True)

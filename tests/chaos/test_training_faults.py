@@ -71,7 +71,7 @@ def calm(new_desk: Callable[..., Desk]) -> Callable[..., Desk]:
     return get
 
 
-def told(desk: Desk, type: str) -> list[dict[str, Any]]:
+def events_of(desk: Desk, type: str) -> list[dict[str, Any]]:
     return [one["detail"] for one in desk.events if one["type"] == type]
 
 
@@ -196,7 +196,7 @@ def test_a_nan_that_does_not_come_again_leaves_no_trace_in_the_result(new_desk, 
     assert desk.attempt(f"train.nan.{step}x1=on@1")["op"] == "done"
     assert desk.kept() == calm(recipe=recipe).kept()
     assert desk.samples() == calm(recipe=recipe).samples()
-    (back,) = told(desk, "rolled_back")
+    (back,) = events_of(desk, "rolled_back")
     assert back["now"] == "the same again"
     assert back["to_step"] == (step if seconds < 1 else step // 6 * 6)
     assert desk.result["lr_scale"] == 1.0
@@ -209,7 +209,7 @@ def test_each_nan_far_apart_gets_its_own_second_try(new_desk, calm):
     # The last two are one incident: nothing was saved between them, so the rates are halved.
     points = "train.nan.2x1=on@1;train.nan.8x1=on@1;train.nan.14x1=on@1;train.nan.17x1=on@2"
     assert desk.attempt(points)["op"] == "done"
-    assert [one["now"] for one in told(desk, "rolled_back")] == [
+    assert [one["now"] for one in events_of(desk, "rolled_back")] == [
         "the same again",
         "the same again",
         "the same again",
@@ -223,7 +223,7 @@ def test_a_run_that_diverges_by_itself_goes_on_with_half_the_rates_and_says_so(n
     desk = new_desk(checkpoint_seconds=1e-9)
     assert desk.attempt("train.nan.8x1=on@1+")["op"] == "done"
     check_finite(desk)
-    assert [(one["action"], one["to_step"]) for one in told(desk, "rolled_back")] == [
+    assert [(one["action"], one["to_step"]) for one in events_of(desk, "rolled_back")] == [
         ("the same again", 8),
         ("lower rates", 6),
     ]
@@ -253,7 +253,7 @@ def test_a_run_that_diverges_with_half_the_rates_too_fails_with_its_best_kept(ne
     desk = new_desk(checkpoint_seconds=NEVER)
     last = desk.attempt("train.nan.8x1=on@1+;train.nan.9x0.5=on@1+")
     assert (last["op"], last["code"]) == ("failed", "NAN_LOSS")
-    assert len(told(desk, "rolled_back")) == 2
+    assert len(events_of(desk, "rolled_back")) == 2
     assert "halving the learning rates did not help" in last["message"]
     assert f"ganq checkpoints {desk.job_id}" in last["hint"] or "ganq checkpoints JOB" in last["hint"]
     check_finite(desk)
@@ -369,12 +369,12 @@ def interrupted(new_desk: Callable[..., Desk]) -> Desk:
 
 
 @pytest.mark.parametrize("harm", [*HARMS, other_shapes], ids=lambda harm: harm.__name__)
-def test_a_bad_checkpoint_is_told_and_the_one_before_gives_the_same_result(new_desk, calm, harm):
+def test_a_corrupt_checkpoint_is_reported_and_the_previous_one_gives_the_same_result(new_desk, calm, harm):
     desk = interrupted(new_desk)
     harm(desk if harm is other_shapes else desk.folder(desk.checkpoints[-1]))
     bad = desk.checkpoints[-1].path
     assert desk.attempt()["op"] == "done"
-    (skipped,) = told(desk, "checkpoint_skipped")
+    (skipped,) = events_of(desk, "checkpoint_skipped")
     assert skipped["path"] == bad
     assert skipped["reason"]
     assert f"checkpoint {bad} is skipped" in desk.log()
@@ -388,19 +388,19 @@ def test_after_a_bad_checkpoint_its_successor_of_the_same_step_is_the_one_that_c
     # The second attempt makes step 12 anew and dies; the third must not look at the bad one again.
     assert desk.attempt(dies="registered")["op"] == "killed"
     assert desk.attempt()["op"] == "done"
-    assert len(told(desk, "checkpoint_skipped")) == 1
+    assert len(events_of(desk, "checkpoint_skipped")) == 1
     assert desk.result["resumed_from"] == 12
     assert desk.final() == calm().final()
 
 
-def test_without_one_whole_checkpoint_the_run_fails_and_names_the_way_out(new_desk):
+def test_without_an_intact_checkpoint_the_run_fails_and_names_the_solution(new_desk):
     desk = interrupted(new_desk)
     for one, harm in zip(desk.checkpoints, [truncate, delete], strict=True):
         harm(desk.folder(one))
     last = desk.attempt()
     assert (last["op"], last["code"]) == ("failed", "CHECKPOINT_CORRUPT")
     assert last["hint"] == f"ganq retry {desk.job_id} starts it again from the beginning"
-    assert len(told(desk, "checkpoint_skipped")) == 2
+    assert len(events_of(desk, "checkpoint_skipped")) == 2
 
 
 # --- F33: pictures ----------------------------------------------------------------------------
@@ -453,7 +453,7 @@ def test_decoded_pictures_of_which_half_became_zeros_are_decoded_again(calm, own
     with open(images, "r+b") as file:
         file.write(bytes(size // 2))
     assert desk.attempt()["op"] == "done"
-    (event,) = told(desk, "dataset_damaged")
+    (event,) = events_of(desk, "dataset_damaged")
     assert "1 of 1 blocks are not what was written" in event["reason"]
     assert desk.kept() == calm().kept()
 
@@ -468,7 +468,7 @@ def test_other_pictures_than_at_the_beginning_are_refused(own_volume, own_pictur
     assert "bring them back" in last["hint"]
 
 
-def test_pictures_gone_with_their_copy_are_told_by_name(own_volume, own_pictures):
+def test_missing_images_without_a_copy_are_reported_by_name(own_volume, own_pictures):
     desk = stopped_desk(own_volume, own_pictures)
     shutil.rmtree(own_pictures)
     last = desk.attempt()
@@ -565,7 +565,7 @@ def small_volume(settings_env: dict[str, str], backend: str) -> Iterator[Path]:
 
 @pytest.mark.tier2
 @sqlite_only
-def test_a_disk_that_fills_up_under_a_training_is_told_borne_and_waited_for(
+def test_a_disk_that_fills_up_during_training_is_reported_and_waited_for(
     small_volume: Path, ganq: Ganq, redis_url, database: Database, small
 ) -> None:
     ganq.start_worker(GANQ_ENABLE_FAILPOINTS="1", GANQ_FAILPOINTS="train.stepped=sleep:0.03@1+")
@@ -605,9 +605,7 @@ def test_a_disk_that_fills_up_under_a_training_is_told_borne_and_waited_for(
 
 @pytest.mark.tier2
 @sqlite_only
-def test_status_tells_of_bad_checkpoints_of_another_build_and_of_going_back(
-    ganq: Ganq, redis_url, small
-) -> None:
+def test_status_shows_corrupt_checkpoints_another_build_and_rollbacks(ganq: Ganq, redis_url, small) -> None:
     slowly = {"GANQ_ENABLE_FAILPOINTS": "1", "GANQ_FAILPOINTS": "train.stepped=sleep:0.12@1+"}
     first = ganq.start_worker("w1", **slowly)
     options = [*small, "--epochs", "16", "--save-every", "1", "--checkpoint-seconds", "1000"]

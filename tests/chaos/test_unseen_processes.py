@@ -108,7 +108,7 @@ def test_another_processs_start_is_not_read_for_that_of_the_same_id() -> None:
     assert in_container("import os; print(bool(boot_id()))") == "True"
 
 
-def test_without_proc_nobody_is_said_to_be_of_this_boot() -> None:
+def test_without_proc_no_process_is_of_this_boot() -> None:
     hidden = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh")
     code = "import os\nfrom worker.host.process import *\nprint([boot_id()], has_died(os.getpid(), 7))"
     done = subprocess.run([*hidden, sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -157,10 +157,10 @@ def test_each_build_runs_its_own_code(wheels) -> None:
         ("breaking", BREAKING, SPEC_VERSION + 1),
     ):
         env = {**os.environ, "PYTHONPATH": str(wheels[name])}
-        said = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-P", "-c", ask], env=env, capture_output=True, text=True, check=True
         ).stdout.split()
-        assert said == [str(wheels[name] / "storage" / "db" / "engine.py"), revision, str(spec)]
+        assert result == [str(wheels[name] / "storage" / "db" / "engine.py"), revision, str(spec)]
 
 
 @pytest.mark.tier2
@@ -193,11 +193,11 @@ def test_a_migration_during_a_run_disturbs_nobody_and_newer_specs_wait_for_newer
 def test_new_code_never_runs_on_an_old_schema_and_never_migrates_by_itself(machine: Machine, small) -> None:
     newer = machine["newer"]
     for command in (("worker", "--gpus", "none"), ("submit", "train", *small), ("status",)):
-        said = newer.run(*command)
-        assert said.returncode == 1, command
-        assert "is older" in said.stderr
-        assert "ganq db upgrade" in said.stderr
-        assert "Traceback" not in said.stderr
+        result = newer.run(*command)
+        assert result.returncode == 1, command
+        assert "is older" in result.stderr
+        assert "ganq db upgrade" in result.stderr
+        assert "Traceback" not in result.stderr
     assert machine.revision() == SCHEMA_REVISION
 
 
@@ -235,7 +235,7 @@ def test_a_breaking_migration_drains_old_workers_and_the_job_goes_on_with_new_on
 
 
 @postgres_later
-def test_a_schema_on_which_not_even_the_release_works_ends_the_worker_in_words(
+def test_a_schema_on_which_not_even_the_release_works_ends_the_worker_with_a_message(
     machine: Machine, small, settings, settings_env
 ) -> None:
     now = machine["now"]
@@ -276,7 +276,7 @@ def test_upgrades_of_two_versions_at_once_end_in_the_newer_schema(
         )
         for name in names
     ]
-    said = [one.communicate(timeout=90)[0] for one in running]
-    assert [one.returncode for one in running] == [0, 0, 0, 0], said
+    result = [one.communicate(timeout=90)[0] for one in running]
+    assert [one.returncode for one in running] == [0, 0, 0, 0], result
     assert machine.revision() == NEWER
     assert machine["newer"].json("db", "status")["usable"] is True

@@ -255,10 +255,10 @@ def tensors(megabytes: int) -> dict[str, "object"]:
 
 def test_f23_a_checkpoint_that_does_not_fit_leaves_the_one_before(small_disk: Path, monkeypatch) -> None:
     old, _ = write_checkpoint(small_disk / "old", generator=tensors(1), meta={})
-    with pytest.raises(DiskFullError) as told:
+    with pytest.raises(DiskFullError) as reported:
         write_checkpoint(small_disk / "new", generator=tensors(8), meta={})
-    assert "needed: 8.1 MB, free: 3." in told.value.message
-    assert told.value.needed > 8_000_000 > told.value.free
+    assert "needed: 8.1 MB, free: 3." in reported.value.message
+    assert reported.value.needed > 8_000_000 > reported.value.free
     assert names(small_disk) == ["old"]
     # Where the file system does not say how much is free, the write itself finds out, in Rust.
     monkeypatch.setattr("storage.volume.durable.free_bytes", lambda folder: None)
@@ -270,7 +270,7 @@ def test_f23_a_checkpoint_that_does_not_fit_leaves_the_one_before(small_disk: Pa
 
 
 @pytest.mark.parametrize("call", ["write", "fsync"])
-def test_f23_no_room_is_told_whichever_call_finds_it(call: str, home: Path, tmp_path: Path) -> None:
+def test_f23_a_full_disk_is_reported_whichever_call_finds_it(call: str, home: Path, tmp_path: Path) -> None:
     """NFS may say ENOSPC only at fsync. The write that fails is the checkpoint's own."""
     written(home, "all", "-e", "trace=none", log=tmp_path / "log")
     target = home / "volume" / "jobs" / "000003" / "a1" / "checkpoints" / "epoch-0001"
@@ -401,7 +401,7 @@ FAULTS = {  # in the order in which one job meets them
 
 
 @sqlite_only
-def test_f24_f25_f26_a_disk_that_fails_in_mid_job_is_told_and_waited_for(
+def test_f24_f25_f26_a_disk_that_fails_during_a_job_is_reported_and_waited_for(
     ganq: Ganq, database: Database, settings, tmp_path: Path
 ) -> None:
     """One error after another, each once, at another moment of one job; then it ends as if nothing was."""
@@ -462,7 +462,7 @@ def test_f25_a_volume_that_goes_under_a_training_is_waited_for_and_nothing_is_ma
 
 
 @sqlite_only
-def test_f24_a_limit_on_file_sizes_is_told_as_a_full_disk_and_the_job_goes_on_by_itself(
+def test_f24_a_limit_on_file_sizes_is_reported_as_a_full_disk_and_the_job_continues_by_itself(
     ganq: Ganq, database: Database, settings
 ) -> None:
     """EFBIG at the manifest, when all pictures are written already (RLIMIT_FSIZE of the runner)."""
@@ -473,8 +473,8 @@ def test_f24_a_limit_on_file_sizes_is_told_as_a_full_disk_and_the_job_goes_on_by
     runner.rlimit(psutil.RLIMIT_FSIZE, (20_000, limit[1]))
     job = int(ganq.json("submit", "generate", "--from", "m", "--count", "400", "--grid", "0")["id"])
     until(lambda: waiting_with(database, job, "DISK_FULL"), what="DISK_FULL")
-    told = ganq.job(job)["error"]["message"]
-    assert re.search(r"needed: [\d.]+ \w+, free: [\d.]+ \w+", told), told
+    reported = ganq.job(job)["error"]["message"]
+    assert re.search(r"needed: [\d.]+ \w+, free: [\d.]+ \w+", reported), reported
     runner.rlimit(psutil.RLIMIT_FSIZE, limit)
     assert ganq.run("wait", str(job), "--timeout", "60").returncode == 0
     assert part(worker, "worker.runner.main").pid == runner.pid, "a full disk is no crash"

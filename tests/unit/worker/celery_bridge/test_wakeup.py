@@ -16,7 +16,7 @@ def path() -> Iterator[Path]:
         yield Path(short) / "wake-7.sock"
 
 
-def test_a_received_notification_is_told_apart_from_its_task_and_comes_first(path: Path) -> None:
+def test_a_received_notification_is_distinguished_from_its_task_and_comes_first(path: Path) -> None:
     server = WakeSocket(path)
     send_received(str(path))
     replies: list[str] = []

@@ -17,12 +17,12 @@ from worker.doctor.jobs import Waiting, check_queued
 def test_a_set_up_that_works_has_no_failure(ganq, settings, redis_url, speak):
     settings.volume.mkdir()
     speak("w1")
-    said = ganq("doctor")
-    assert said.code == 0
-    assert " 0 errors" in said.out
-    told = ganq("doctor", "--json").findings()
+    result = ganq("doctor")
+    assert result.code == 0
+    assert " 0 errors" in result.out
+    reported = ganq("doctor", "--json").findings()
     for check in ("ganq", "files", "sockets", "database", "sqlite", "schema", "clock", "workers", "torch"):
-        assert [one["level"] for one in told[check]] == ["ok"], told[check]
+        assert [one["level"] for one in reported[check]] == ["ok"], reported[check]
 
 
 def test_the_json_keys_of_the_version_before_stand_beside_the_new_ones(ganq, monkeypatch):
@@ -42,9 +42,9 @@ def test_on_a_terminal_lines_break_between_words_and_a_path_stays_whole(monkeypa
 
 
 def test_a_machine_that_never_saw_ganq_gets_warnings_and_nothing_is_made(bare_ganq, tmp_path):
-    said = bare_ganq("doctor")
-    assert said.code == 0
-    assert "ganq up or the first ganq submit creates it" in said.out
+    result = bare_ganq("doctor")
+    assert result.code == 0
+    assert "ganq up or the first ganq submit creates it" in result.out
     assert not (tmp_path / "new-home").exists()
 
 
@@ -58,9 +58,9 @@ def test_doctor_changes_nothing(ganq, settings, redis_url):
 def test_no_password_is_shown(ganq, monkeypatch):
     monkeypatch.setenv("GANQ_REDIS_URL", "redis://ada:s3cret@127.0.0.1:1/0")
     for arguments in ((), ("--json",)):
-        said = ganq("doctor", *arguments)
-        assert "s3cret" not in said.out + said.err
-        assert "ada:***@" in said.out
+        result = ganq("doctor", *arguments)
+        assert "s3cret" not in result.out + result.err
+        assert "ada:***@" in result.out
 
 
 def test_doctor_loads_neither_torch_nor_celery(ganq):
@@ -90,13 +90,13 @@ def test_a_running_job_of_an_unresponsive_worker_fails_only_if_no_other_can_requ
 ):
     running_job_factory()
     speak("w1", "busy", ago=settings.lease_seconds + 10)
-    said = ganq("doctor")
-    assert said.code == 1
-    assert "no other worker can requeue them: 1" in said.out
+    result = ganq("doctor")
+    assert result.code == 1
+    assert "no other worker can requeue them: 1" in result.out
     speak("w2")
-    said = ganq("doctor")
-    assert said.code == 0
-    assert "running on an unresponsive worker: 1" in said.out
+    result = ganq("doctor")
+    assert result.code == 0
+    assert "running on an unresponsive worker: 1" in result.out
 
 
 def test_a_queue_that_no_running_worker_serves_fails(ganq, settings, job_factory, speak):
@@ -105,20 +105,20 @@ def test_a_queue_that_no_running_worker_serves_fails(ganq, settings, job_factory
     job_factory(queue="kept", held=True)
     speak("w1")
     speak("w2", queues=("urgent",), ago=settings.lease_seconds + 10)
-    said = ganq("doctor")
-    assert said.code == 1
-    assert "1 queued job in the queue urgent, which no running worker serves" in said.out
-    assert "→ start ganq worker --queues urgent" in said.out
-    assert "1 queued job in the queue default" in said.out
-    assert "kept" not in said.out
+    result = ganq("doctor")
+    assert result.code == 1
+    assert "1 queued job in the queue urgent, which no running worker serves" in result.out
+    assert "→ start ganq worker --queues urgent" in result.out
+    assert "1 queued job in the queue default" in result.out
+    assert "kept" not in result.out
 
 
 def test_a_draining_worker_serves_no_queue(settings, queries, speak):
     speak("w1", "draining")
-    (told,) = check_queued([Waiting("default", "train", 1, 2)], queries.workers(), settings)
-    assert isinstance(told, Finding)
-    assert told.level == "warn"
-    assert "no worker is running" in told.message
+    (reported,) = check_queued([Waiting("default", "train", 1, 2)], queries.workers(), settings)
+    assert isinstance(reported, Finding)
+    assert reported.level == "warn"
+    assert "no worker is running" in reported.message
 
 
 @pytest.mark.parametrize(
@@ -131,40 +131,43 @@ def test_a_draining_worker_serves_no_queue(settings, queries, speak):
 def test_a_job_that_no_worker_of_this_version_takes_fails(ganq, settings, job_factory, speak, changes, word):
     job_factory(spec={}, **changes)
     speak("w1")
-    said = ganq("doctor")
-    assert said.code == 1
-    assert word in said.out
+    result = ganq("doctor")
+    assert result.code == 1
+    assert word in result.out
     speak("w2", version="99.0")  # what that one can do is not known here
-    said = ganq("doctor")
-    assert said.code == 0
-    assert word in said.out
-    assert "a worker of ganq 99.0 may" in said.out
+    result = ganq("doctor")
+    assert result.code == 0
+    assert word in result.out
+    assert "a worker of ganq 99.0 may" in result.out
 
 
 # --- how probes are run -------------------------------------------------------------------
 
 
-def test_a_probe_that_hangs_keeps_what_it_has_found_and_holds_nobody_up():
+def test_a_probe_that_hangs_keeps_its_findings_and_delays_no_other():
     def look():
         yield ok("x", "first")
         time.sleep(60)
         yield ok("x", "never")
 
     began = time.monotonic()
-    told = list(Probe("x", look, within_s=0.3, hint="pull the plug"))
+    reported = list(Probe("x", look, within_s=0.3, hint="pull the plug"))
     assert time.monotonic() - began < 2
-    assert [(one.level, one.message) for one in told] == [("ok", "first"), ("error", "no answer within 0 s")]
-    assert told[1].hint == "pull the plug"
+    assert [(one.level, one.message) for one in reported] == [
+        ("ok", "first"),
+        ("error", "no answer within 0 s"),
+    ]
+    assert reported[1].hint == "pull the plug"
 
 
-def test_a_probe_that_breaks_says_so_without_a_password():
+def test_a_probe_that_fails_is_reported_without_a_password():
     def look():
         raise RuntimeError("lost redis://ada:s3cret@host")
         yield
 
-    (told,) = Probe("x", look, within_s=5, hint="")
-    assert told.level == "error"
-    assert "RuntimeError: lost redis://ada:***@host" in told.message
+    (reported,) = Probe("x", look, within_s=5, hint="")
+    assert reported.level == "error"
+    assert "RuntimeError: lost redis://ada:***@host" in reported.message
 
 
 def test_an_answer_in_time_is_passed_on_and_so_is_an_error():

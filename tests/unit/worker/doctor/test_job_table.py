@@ -29,47 +29,47 @@ def look(settings) -> list[Finding]:
 
 def test_an_older_schema_fails_with_the_command(ganq, database):
     database.write(lambda conn: conn.execute(text("UPDATE alembic_version SET version_num = '0000'")))
-    said = ganq("doctor")
-    assert said.code == 1
-    assert "→ run: ganq db upgrade" in said.out
+    result = ganq("doctor")
+    assert result.code == 1
+    assert "→ run: ganq db upgrade" in result.out
 
 
-def test_a_file_that_is_no_database_fails_and_nothing_else_is_said_of_it(ganq, settings):
+def test_a_file_that_is_no_database_fails_with_one_finding(ganq, settings):
     Path(settings.database_url.removeprefix("sqlite:///")).write_bytes(b"no database" * 1000)
-    said = ganq("doctor", "--json")
-    assert said.code == 1
-    (told,) = said.findings()["database"]
-    assert "is not a SQLite database" in told["message"]
-    assert told["hint"] == "move it away, or restore a backup"
+    result = ganq("doctor", "--json")
+    assert result.code == 1
+    (reported,) = result.findings()["database"]
+    assert "is not a SQLite database" in reported["message"]
+    assert reported["hint"] == "move it away, or restore a backup"
 
 
 def test_sqlite_on_a_network_file_system_fails(ganq, monkeypatch):
     monkeypatch.setattr("storage.db.engine.filesystem_type", lambda folder: "nfs4")
-    said = ganq("doctor")
-    assert said.code == 1
-    assert "SQLite cannot be used on nfs4" in said.out
+    result = ganq("doctor")
+    assert result.code == 1
+    assert "SQLite cannot be used on nfs4" in result.out
 
 
-def test_an_sqlite_with_the_wal_defect_is_told_how_it_is_guarded(ganq, monkeypatch):
+def test_an_sqlite_with_the_wal_defect_is_reported_with_its_protection(ganq, monkeypatch):
     monkeypatch.setattr("worker.doctor.job_table.WAL_RESET_FIXED", (99, 0, 0))
-    (told,) = ganq("doctor", "--json").findings()["sqlite"]
-    assert told["level"] == "ok" or sqlite3.sqlite_version_info >= (3, 51, 3)
-    assert "fixed in 99.0.0" in told["message"] or "99.0.0" in told["hint"]
+    (reported,) = ganq("doctor", "--json").findings()["sqlite"]
+    assert reported["level"] == "ok" or sqlite3.sqlite_version_info >= (3, 51, 3)
+    assert "fixed in 99.0.0" in reported["message"] or "99.0.0" in reported["hint"]
 
 
 def test_an_sqlite_with_the_wal_defect_and_no_guard_fails(ganq, monkeypatch):
     monkeypatch.setattr("worker.doctor.job_table.WAL_RESET_FIXED", (99, 0, 0))
     monkeypatch.setattr("storage.db.sqlite.WAL_RESET_FIXED", (3, 0, 0))  # as if it had none
-    (told,) = ganq("doctor", "--json").findings()["sqlite"]
-    assert told["level"] == "error"
-    assert "checkpoints by itself every 4000 pages" in told["message"]
+    (reported,) = ganq("doctor", "--json").findings()["sqlite"]
+    assert reported["level"] == "error"
+    assert "checkpoints by itself every 4000 pages" in reported["message"]
 
 
 def test_a_job_table_that_everybody_may_write_fails(ganq, settings):
     Path(settings.database_url.removeprefix("sqlite:///")).chmod(0o666)
-    said = ganq("doctor")
-    assert said.code == 1
-    assert "is writable by everybody, who then owns ganq" in said.out
+    result = ganq("doctor")
+    assert result.code == 1
+    assert "is writable by everybody, who then owns ganq" in result.out
 
 
 def test_a_process_that_holds_the_write_lock_fails_and_is_not_waited_for(ganq, settings, monkeypatch):
@@ -78,27 +78,27 @@ def test_a_process_that_holds_the_write_lock_fails_and_is_not_waited_for(ganq, s
     with closing(sqlite3.connect(path, isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
         began = time.monotonic()
-        said = ganq("doctor")
+        result = ganq("doctor")
         assert time.monotonic() - began < 5
         holder.execute("ROLLBACK")
-    assert said.code == 1
-    assert "has held the lock" in said.out
-    assert f"fuser -v {path}" in said.out
+    assert result.code == 1
+    assert "has held the lock" in result.out
+    assert f"fuser -v {path}" in result.out
 
 
-def test_a_wal_that_nobody_empties_is_a_warning(ganq, monkeypatch, database, job_factory):
+def test_a_large_wal_is_a_warning(ganq, monkeypatch, database, job_factory):
     monkeypatch.setattr("worker.doctor.job_table.LARGE_WAL_BYTES", 0)
     job_factory()
-    told = ganq("doctor", "--json").findings()["sqlite"]
-    assert [one["level"] for one in told] == ["ok", "warn"]
-    assert "WAL has grown" in told[1]["message"]
+    reported = ganq("doctor", "--json").findings()["sqlite"]
+    assert [one["level"] for one in reported] == ["ok", "warn"]
+    assert "WAL has grown" in reported[1]["message"]
 
 
 def test_a_database_that_this_user_cannot_write_fails(ganq, monkeypatch):
     monkeypatch.setattr("worker.doctor.job_table.os.access", lambda path, mode: False)
-    said = ganq("doctor")
-    assert said.code == 1
-    assert "cannot be written by this user" in said.out
+    result = ganq("doctor")
+    assert result.code == 1
+    assert "cannot be written by this user" in result.out
 
 
 def test_a_clock_that_is_off_is_a_warning_with_the_direction(ganq, monkeypatch):
@@ -115,10 +115,10 @@ def test_postgres_is_named_and_a_careless_one_is_a_warning(settings, database, c
     database.write(
         lambda conn: conn.execute(text(f"ALTER DATABASE {name} SET synchronous_commit = {commit}"))
     )
-    told = look(settings)
-    assert any(one.message.startswith("Postgres ") and one.level == "ok" for one in told)
-    assert any("synchronous_commit" in one.message for one in told) is (commit == "off")
-    assert any("fsync is off" in one.message and one.level == "warn" for one in told)  # as tests have it
+    reported = look(settings)
+    assert any(one.message.startswith("Postgres ") and one.level == "ok" for one in reported)
+    assert any("synchronous_commit" in one.message for one in reported) is (commit == "off")
+    assert any("fsync is off" in one.message and one.level == "warn" for one in reported)  # as tests have it
 
 
 @pytest.mark.parametrize("backend", ["postgres"], indirect=True)
@@ -136,8 +136,8 @@ def test_a_postgres_with_few_connections_left_is_a_warning(settings, database):
 def test_a_postgres_beyond_this_machine_without_tls_is_a_warning(settings, database, monkeypatch):
     assert not any("encrypted" in one.message for one in look(settings))
     monkeypatch.setattr(job_table, "_is_local", lambda url: False)  # the tests' own listens on this machine
-    (told,) = [one for one in look(settings) if "encrypted" in one.message]
-    assert told.level == "warn"
+    (reported,) = [one for one in look(settings) if "encrypted" in one.message]
+    assert reported.level == "warn"
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_what_is_on_this_machine_needs_no_tls(url, local):
 
 def test_a_postgres_that_is_not_there_fails(ganq, monkeypatch):
     monkeypatch.setenv("GANQ_DATABASE_URL", "postgresql://ganq:s3cret@127.0.0.1:1/ganq")
-    said = ganq("doctor", "--json")
-    assert said.code == 1
-    assert "cannot be reached" in said.findings()["database"][0]["message"]
-    assert "s3cret" not in said.out
+    result = ganq("doctor", "--json")
+    assert result.code == 1
+    assert "cannot be reached" in result.findings()["database"][0]["message"]
+    assert "s3cret" not in result.out

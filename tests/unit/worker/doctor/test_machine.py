@@ -32,17 +32,17 @@ def torch_installed(tmp_path, monkeypatch):
 
 def test_a_torch_that_is_too_old_fails(torch_installed):
     torch_installed("2.9.1")
-    told = gpu.check_torch(0)
-    assert told.level == "error"
-    assert "torch>=2.10" in (told.hint or "")
+    reported = gpu.check_torch(0)
+    assert reported.level == "error"
+    assert "torch>=2.10" in (reported.hint or "")
 
 
 def test_a_torch_for_the_cpu_fails_where_there_is_a_gpu_and_only_there(torch_installed):
     torch_installed("2.14.1+cpu")
     assert gpu.check_torch(0).level == "ok"
-    told = gpu.check_torch(2)
-    assert told.level == "error"
-    assert "built for the CPU alone" in told.message
+    reported = gpu.check_torch(2)
+    assert reported.level == "error"
+    assert "built for the CPU alone" in reported.message
 
 
 @pytest.mark.parametrize(("driver", "level"), [("570.86.15", "error"), ("580.65.06", "ok")])
@@ -50,12 +50,12 @@ def test_a_driver_that_is_too_old_for_torchs_cuda_fails(
     torch_installed, tmp_path, monkeypatch, driver, level
 ):
     torch_installed("2.14.1", cuda="13.0")
-    said = tmp_path / "driver"
-    said.write_text(
+    result = tmp_path / "driver"
+    result.write_text(
         f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {driver}  Release Build  (dvs-builder)\n"
         "GCC version:  gcc version 12.3.0\n"
     )
-    monkeypatch.setattr(gpu, "DRIVER", said)
+    monkeypatch.setattr(gpu, "DRIVER", result)
     assert gpu.check_torch(1).level == level
 
 
@@ -66,9 +66,9 @@ def test_a_driver_that_does_not_answer_fails(ganq, tmp_path, monkeypatch):
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    said = ganq("doctor")
-    assert said.code == 1
-    assert "Driver/library version mismatch" in said.out
+    result = ganq("doctor")
+    assert result.code == 1
+    assert "Driver/library version mismatch" in result.out
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,16 @@ def test_a_build_of_torch_runs_on_what_it_has_code_for(arches, capability, runs)
     assert gpu.runs_on(arches, capability) is runs
 
 
-def printing(told: str) -> list[str]:
-    return [sys.executable, "-c", f"import sys; print({told!r}); print('CUDA error 803', file=sys.stderr)"]
+def printing(reported: str) -> list[str]:
+    return [
+        sys.executable,
+        "-c",
+        f"import sys; print({reported!r}); print('CUDA error 803', file=sys.stderr)",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("told", "level", "word"),
+    ("reported", "level", "word"),
     [
         ('{"available": true, "arches": ["sm_90"], "gpus": [["H100", [9, 0]]]}', "ok", "can use 1 GPU"),
         (
@@ -105,15 +109,15 @@ def printing(told: str) -> list[str]:
         ("Illegal instruction", "error", "cannot be started"),
     ],
 )
-def test_what_torch_itself_makes_of_the_gpus_decides(told, level, word):
-    found = gpu.check_torch_on_gpus(printing(told))
+def test_what_torch_itself_makes_of_the_gpus_decides(reported, level, word):
+    found = gpu.check_torch_on_gpus(printing(reported))
     assert found.level == level
     assert word in found.message
 
 
 def test_the_question_to_torch_is_one_that_it_answers():
-    told = gpu.check_torch_on_gpus([sys.executable, "-P", "-c", gpu.ASK_TORCH])
-    assert "cannot be started" not in told.message
+    reported = gpu.check_torch_on_gpus([sys.executable, "-P", "-c", gpu.ASK_TORCH])
+    assert "cannot be started" not in reported.message
 
 
 def test_a_torch_that_hangs_is_not_waited_for(monkeypatch):
@@ -132,11 +136,11 @@ def test_a_configuration_that_everybody_may_write_fails_in_one_line(ganq, settin
     config = settings.home / "ganq.toml"
     config.write_text("log_format = 'json'")
     config.chmod(0o666)
-    said = ganq("doctor")
-    assert said.code == 1
-    assert f"→ chmod o-w {config}" in said.out
-    told = ganq("doctor", "--json").json()
-    assert (told["ok"], told["settings"], [one["check"] for one in told["findings"]]) == (
+    result = ganq("doctor")
+    assert result.code == 1
+    assert f"→ chmod o-w {config}" in result.out
+    reported = ganq("doctor", "--json").json()
+    assert (reported["ok"], reported["settings"], [one["check"] for one in reported["findings"]]) == (
         False,
         None,
         ["settings"],
@@ -174,9 +178,9 @@ def test_a_secret_that_never_ends_is_not_waited_for(ganq, tmp_path, monkeypatch)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     monkeypatch.setenv("GANQ_REDIS_URL_FILE", str(pipe))
-    said = ganq("doctor")
-    assert said.code == 1
-    assert "cannot be read to its end" in said.out
+    result = ganq("doctor")
+    assert result.code == 1
+    assert "cannot be read to its end" in result.out
     with open(pipe, "w"):  # lets the thread go that reads it
         pass
 
@@ -205,10 +209,10 @@ def test_a_runtime_folder_that_is_open_to_others_or_theirs_fails(settings, own_t
     settings.runtime.mkdir(mode=0o700)
     assert worst(check_runtime(settings)) == {"ok"}
     settings.runtime.chmod(0o755)
-    (told,) = check_runtime(settings)
-    assert told.level == "error"
-    assert "mode 755" in told.message
-    assert told.hint == f"remove it: rm -r {settings.runtime}"
+    (reported,) = check_runtime(settings)
+    assert reported.level == "error"
+    assert "mode 755" in reported.message
+    assert reported.hint == f"remove it: rm -r {settings.runtime}"
     settings.runtime.rmdir()
     ours = own_tmp / "ours"
     ours.mkdir(mode=0o700)
@@ -222,8 +226,8 @@ def test_a_runtime_folder_that_is_open_to_others_or_theirs_fails(settings, own_t
 def test_a_runtime_folder_of_another_user_fails(settings, own_tmp, monkeypatch):
     settings.runtime.mkdir(mode=0o700)
     os.chown(settings.runtime, 65534, 65534)
-    (told,) = check_runtime(settings)
-    assert "uid 65534" in told.message
+    (reported,) = check_runtime(settings)
+    assert "uid 65534" in reported.message
     monkeypatch.setattr("os.getuid", lambda: 65533)
     folder = settings.runtime
     folder.mkdir(mode=0o700)
@@ -253,22 +257,22 @@ def test_the_extras_are_those_of_the_package_and_each_has_its_use():
 
 def test_an_extra_that_is_missing_is_no_failure(monkeypatch):
     monkeypatch.setattr(examine, "_installed", lambda name: name != "onnxscript")
-    told = {one.message.split()[0]: one for one in examine.check_extras()}
-    assert "pip install 'ganq[onnx]'" in told["onnx"].message
-    assert told["onnx"].level == "ok"
-    assert "is installed" in told["faces"].message
+    reported = {one.message.split()[0]: one for one in examine.check_extras()}
+    assert "pip install 'ganq[onnx]'" in reported["onnx"].message
+    assert reported["onnx"].level == "ok"
+    assert "is installed" in reported["faces"].message
 
 
 # --- the sandbox ------------------------------------------------------------------------------
 
 
-def test_the_walls_of_the_sandbox_are_tried_and_found_whole():
+def test_each_part_of_the_sandbox_is_tried():
     (found,) = check_sandbox()
     assert found.level == "ok", found.message
 
 
 @pytest.mark.parametrize(
-    ("line", "instead", "said"),
+    ("line", "instead", "result"),
     [
         (
             "LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446",
@@ -278,18 +282,18 @@ def test_the_walls_of_the_sandbox_are_tried_and_found_whole():
         ('SECCOMP_NUMBER = {"x86_64": 317, "aarch64": 277}', "= {}", "seccomp (not known for"),
     ],
 )
-def test_a_wall_that_the_kernel_lacks_is_a_warning_that_names_it(tmp_path, line, instead, said):
+def test_a_part_that_the_kernel_lacks_is_a_warning_that_names_it(tmp_path, line, instead, result):
     text = Path(sandbox.__file__).read_text()
     assert line in text
     name = line.split(" = ")[0]
     (tmp_path / "sandbox.py").write_text(text.replace(line, f"{name} {instead}"))
     (found,) = check_sandbox(tmp_path / "sandbox.py")
     assert found.level == "warn"
-    assert said in found.message
+    assert result in found.message
     assert found.hint
 
 
-def test_a_confined_process_that_does_not_start_fails(tmp_path):
+def test_a_sandboxed_process_that_does_not_start_fails(tmp_path):
     (tmp_path / "sandbox.py").write_text("raise SystemExit('no memory')")
     (found,) = check_sandbox(tmp_path / "sandbox.py")
     assert found.level == "error"

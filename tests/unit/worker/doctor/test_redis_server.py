@@ -13,10 +13,10 @@ from worker.doctor.facts import Facts
 from worker.doctor.redis_server import check_notifications, check_redis, is_vulnerable
 
 
-def test_a_redis_that_is_away_is_a_warning_because_jobs_still_run(ganq):
-    (told,) = ganq("doctor", "--json").findings()["redis"]
-    assert told["level"] == "warn"
-    assert "jobs still run" in told["message"]
+def test_an_unavailable_redis_is_a_warning_because_jobs_still_run(ganq):
+    (reported,) = ganq("doctor", "--json").findings()["redis"]
+    assert reported["level"] == "warn"
+    assert "jobs still run" in reported["message"]
 
 
 def look(settings, **changes):
@@ -26,8 +26,8 @@ def look(settings, **changes):
 
 
 @pytest.fixture
-def said(redis_server):
-    """Gives the server a command: said('CONFIG SET maxmemory-policy allkeys-lru'); undone at the end."""
+def command(redis_server):
+    """Gives the server a command: command('CONFIG SET maxmemory-policy allkeys-lru'); undone at the end."""
     yield lambda command: redis_server._say(command.encode())
     for command in (
         b"CONFIG SET maxmemory 0",
@@ -56,86 +56,88 @@ def test_a_version_with_a_known_vulnerability_is_recognised(version, vulnerable)
     assert not is_vulnerable("Valkey", version)
 
 
-def test_a_redis_that_is_well_says_its_version(settings, redis_url):
-    told = look(settings, redis_url=redis_url)
-    assert {one.level for one in told} <= {"ok", "warn"}
-    assert all("CVE" in one.message for one in told if one.level == "warn")
+def test_a_healthy_redis_is_reported_with_its_version(settings, redis_url):
+    reported = look(settings, redis_url=redis_url)
+    assert {one.level for one in reported} <= {"ok", "warn"}
+    assert all("CVE" in one.message for one in reported if one.level == "warn")
 
 
 @pytest.mark.parametrize("memory", ["0", "100mb"])
-def test_a_policy_that_evicts_notifications_is_a_warning(settings, redis_url, said, memory):
-    said("CONFIG SET maxmemory-policy allkeys-lru")
-    said(f"CONFIG SET maxmemory {memory}")
-    (told,) = [one for one in look(settings, redis_url=redis_url) if "maxmemory-policy" in one.message]
-    assert told.level == "warn"
-    assert "allkeys-lru" in told.message
-    assert told.hint == "maxmemory-policy noeviction"
+def test_a_policy_that_evicts_notifications_is_a_warning(settings, redis_url, command, memory):
+    command("CONFIG SET maxmemory-policy allkeys-lru")
+    command(f"CONFIG SET maxmemory {memory}")
+    (reported,) = [one for one in look(settings, redis_url=redis_url) if "maxmemory-policy" in one.message]
+    assert reported.level == "warn"
+    assert "allkeys-lru" in reported.message
+    assert reported.hint == "maxmemory-policy noeviction"
 
 
-def test_a_redis_that_is_nearly_full_is_a_warning(settings, redis_url, said):
-    said("CONFIG SET maxmemory 1mb")
+def test_a_redis_that_is_nearly_full_is_a_warning(settings, redis_url, command):
+    command("CONFIG SET maxmemory 1mb")
     assert any("MB; when full it refuses" in one.message for one in look(settings, redis_url=redis_url))
 
 
-def test_an_append_only_file_is_named_as_not_needed(settings, redis_url, said):
-    said("CONFIG SET appendonly yes")
+def test_an_append_only_file_is_named_as_not_needed(settings, redis_url, command):
+    command("CONFIG SET appendonly yes")
     assert any("does not need" in one.message for one in look(settings, redis_url=redis_url))
 
 
-def test_a_snapshot_that_failed_means_that_notifications_are_refused(settings, redis_url, redis_server, said):
-    said("CONFIG SET save '3600 1'")
+def test_a_snapshot_that_failed_means_that_notifications_are_refused(
+    settings, redis_url, redis_server, command
+):
+    command("CONFIG SET save '3600 1'")
     folder = redis_server.folder / "dump.rdb"
     folder.mkdir()  # where the snapshot would be renamed to
     try:
-        said("BGSAVE")
+        command("BGSAVE")
         until(lambda: b"bgsave_status:err" in redis_server._say(b"INFO persistence"), within_s=10)
-        told = look(settings, redis_url=redis_url)[0]
-        assert told.level == "error"
-        assert "its last snapshot failed" in told.message
+        reported = look(settings, redis_url=redis_url)[0]
+        assert reported.level == "error"
+        assert "its last snapshot failed" in reported.message
     finally:
         folder.rmdir()
-        said("BGSAVE")
+        command("BGSAVE")
         until(lambda: b"bgsave_status:ok" in redis_server._say(b"INFO persistence"), within_s=10)
         (redis_server.folder / "dump.rdb").unlink()
 
 
-def test_a_replica_fails(settings, redis_url, said):
-    said("REPLICAOF 127.0.0.1 1")
+def test_a_replica_fails(settings, redis_url, command):
+    command("REPLICAOF 127.0.0.1 1")
     try:
         assert "replica" in look(settings, redis_url=redis_url)[0].message
     finally:
-        said("REPLICAOF NO ONE")
+        command("REPLICAOF NO ONE")
 
 
 @pytest.mark.parametrize("installation", ["", "aaaa0001"])
 def test_notifications_that_nobody_fetches_are_a_warning(
-    settings, database, redis_url, said, monkeypatch, installation
+    settings, database, redis_url, command, monkeypatch, installation
 ):
     monkeypatch.setattr(redis_server, "MANY_NOTIFICATIONS", 2)
     database.installation = installation
     key = queue_key("default", installation)
-    said(f"LPUSH {key} 1 2 3")
-    (told,) = check_notifications(replace(settings, redis_url=redis_url), Facts(database))
-    assert f"3 notifications are in {key}" in told.message
-    assert told.hint is not None
-    assert f"DEL {key}" in told.hint
+    command(f"LPUSH {key} 1 2 3")
+    (reported,) = check_notifications(replace(settings, redis_url=redis_url), Facts(database))
+    assert f"3 notifications are in {key}" in reported.message
+    assert reported.hint is not None
+    assert f"DEL {key}" in reported.hint
 
 
 def test_a_redis_that_refuses_the_password_fails(settings, redis_url):
-    (told,) = look(settings, redis_url=redis_url.replace("redis://", "redis://ada:wrong-one@"))
-    assert told.level == "error"
-    assert "wrong-one" not in told.message
+    (reported,) = look(settings, redis_url=redis_url.replace("redis://", "redis://ada:wrong-one@"))
+    assert reported.level == "error"
+    assert "wrong-one" not in reported.message
 
 
-def test_a_user_who_may_not_do_what_celery_needs_fails(settings, redis_url, said):
-    said("ACL SETUSER weak on >s3cret-one +ping +info +client +select ~other*")
+def test_a_user_who_may_not_do_what_celery_needs_fails(settings, redis_url, command):
+    command("ACL SETUSER weak on >s3cret-one +ping +info +client +select ~other*")
     try:
-        told = look(settings, redis_url=redis_url.replace("redis://", "redis://weak:s3cret-one@"))[0]
-        assert told.level == "error"
-        assert "docker/make_secrets.py" in (told.hint or "")
-        assert "s3cret" not in told.message
+        reported = look(settings, redis_url=redis_url.replace("redis://", "redis://weak:s3cret-one@"))[0]
+        assert reported.level == "error"
+        assert "docker/make_secrets.py" in (reported.hint or "")
+        assert "s3cret" not in reported.message
     finally:
-        said("ACL DELUSER weak")
+        command("ACL DELUSER weak")
 
 
 @pytest.fixture
@@ -144,32 +146,32 @@ def network(monkeypatch):
     monkeypatch.setattr(redis_server, "own_addresses", lambda: ["127.0.0.1"])
 
 
-def test_a_redis_that_obeys_anybody_is_named_and_bad_if_it_can_be_taken_over(
+def test_an_unprotected_redis_is_a_warning_and_an_error_if_it_can_be_taken_over(
     settings, redis_url, network, monkeypatch
 ):
     monkeypatch.setattr(redis_server, "is_vulnerable", lambda name, version: False)
-    told = look(settings, redis_url=redis_url)[0]
-    assert told.level == "warn"
-    assert "accepts commands from anybody" in told.message
+    reported = look(settings, redis_url=redis_url)[0]
+    assert reported.level == "warn"
+    assert "accepts commands from anybody" in reported.message
     monkeypatch.setattr(redis_server, "is_vulnerable", lambda name, version: True)
-    told = look(settings, redis_url=redis_url)[0]
-    assert told.level == "error"
-    assert "can be taken over by anybody" in told.message
+    reported = look(settings, redis_url=redis_url)[0]
+    assert reported.level == "error"
+    assert "can be taken over by anybody" in reported.message
 
 
-def test_a_password_of_ours_does_not_hide_that_others_need_none(settings, redis_url, network, said):
-    said("ACL SETUSER ada on >s3cret-one ~* +@all")
+def test_a_password_in_the_url_does_not_hide_that_others_need_none(settings, redis_url, network, command):
+    command("ACL SETUSER ada on >s3cret-one ~* +@all")
     try:
         url = redis_url.replace("redis://", "redis://ada:s3cret-one@")
         assert any("anybody" in one.message for one in look(settings, redis_url=url))
-        said("ACL SETUSER default off")
+        command("ACL SETUSER default off")
         from redis import Redis
 
         with Redis.from_url(url) as ada:
             assert not any("anybody" in one.message for one in look(settings, redis_url=url))
             ada.acl_setuser("default", enabled=True)
     finally:
-        said("ACL DELUSER ada")
+        command("ACL DELUSER ada")
 
 
 def test_addresses_of_this_machine_are_those_that_others_can_reach():
@@ -180,11 +182,11 @@ def test_a_redis_url_that_is_none_fails(settings):
     assert look(settings, redis_url="http://127.0.0.1")[0].level == "error"
 
 
-def test_a_silent_redis_is_waited_for_no_longer_than_stated(settings):
+def test_a_redis_that_does_not_answer_is_waited_for_no_longer_than_stated(settings):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
-        told = look(settings, redis_url=f"redis://127.0.0.1:{silent.getsockname()[1]}/0")[0]
-    assert "does not answer within 2 s" in told.message
+        reported = look(settings, redis_url=f"redis://127.0.0.1:{silent.getsockname()[1]}/0")[0]
+    assert "does not answer within 2 s" in reported.message
     assert time.monotonic() - began < 2 * redis_server.ANSWER_S + 1
 
 
@@ -193,9 +195,9 @@ def test_an_embedded_redis_without_a_program_fails(settings, monkeypatch):
     assert "ganq up starts it" in (look(settings, redis_url=url)[0].hint or "")
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setattr("worker.host.embedded_redis.find_spec", lambda name: None)
-    told = look(settings, redis_url=url)[0]
-    assert told.level == "error"
-    assert "ganq[local]" in (told.hint or "")
+    reported = look(settings, redis_url=url)[0]
+    assert reported.level == "error"
+    assert "ganq[local]" in (reported.hint or "")
 
 
 def test_an_embedded_redis_is_closed_to_others_so_its_version_matters_little(settings, redis_server):

@@ -26,9 +26,9 @@ from worker.doctor.volume import (
 
 def test_a_volume_that_is_a_file_fails(ganq, settings):
     settings.volume.write_text("")
-    said = ganq("doctor")
-    assert said.code == 1
-    assert "is not a folder" in said.out
+    result = ganq("doctor")
+    assert result.code == 1
+    assert "is not a folder" in result.out
 
 
 def test_a_volume_that_cannot_be_written_fails(settings, monkeypatch):
@@ -37,9 +37,9 @@ def test_a_volume_that_cannot_be_written_fails(settings, monkeypatch):
 
     settings.volume.mkdir()
     monkeypatch.setattr(Path, "touch", refuse)  # root, who runs tests in containers, may write anywhere
-    told = list(check_volume(settings))
-    assert [one.level for one in told] == ["error"]
-    assert "permission denied" in told[0].message
+    reported = list(check_volume(settings))
+    assert [one.level for one in reported] == ["error"]
+    assert "permission denied" in reported[0].message
 
 
 @pytest.fixture
@@ -67,9 +67,9 @@ def test_room_on_the_volume_decides(settings, file_system, free, level):
 
 def test_a_volume_in_memory_and_one_without_room_for_names_are_warnings(settings, file_system):
     file_system("tmpfs", files=12)
-    told = [one.message for one in check_volume(settings) if one.level == "warn"]
-    assert any("only 12 more files" in line for line in told)
-    assert any("lost at the next boot" in line for line in told)
+    reported = [one.message for one in check_volume(settings) if one.level == "warn"]
+    assert any("only 12 more files" in line for line in reported)
+    assert any("lost at the next boot" in line for line in reported)
 
 
 # --- how it is mounted --------------------------------------------------------------------
@@ -93,12 +93,12 @@ def mounted(settings, tmp_path):
 
 
 def test_an_nfs_that_is_mounted_soft_fails_and_a_hard_one_with_lookupcache_is_well(mounted):
-    told = mounted("nfs4", "rw,vers=4.2,soft,timeo=600")
-    assert [one.level for one in told if "mounted soft" in one.message] == ["error"]
-    assert [one.hint for one in told if one.level == "warn"] == ["mount it with lookupcache=positive"]
-    told = mounted("nfs4", "rw,vers=4.2,hard,timeo=600,lookupcache=pos")
-    assert [one.level for one in told] == ["ok"]
-    assert "nfs4 (shared)" in told[0].message
+    reported = mounted("nfs4", "rw,vers=4.2,soft,timeo=600")
+    assert [one.level for one in reported if "mounted soft" in one.message] == ["error"]
+    assert [one.hint for one in reported if one.level == "warn"] == ["mount it with lookupcache=positive"]
+    reported = mounted("nfs4", "rw,vers=4.2,hard,timeo=600,lookupcache=pos")
+    assert [one.level for one in reported] == ["ok"]
+    assert "nfs4 (shared)" in reported[0].message
 
 
 def test_an_nfs_that_remembers_what_is_not_there_is_a_warning(mounted):
@@ -172,9 +172,9 @@ def test_room_is_measured_by_the_last_checkpoints_of_what_runs(
     checkpoint(store, second, size=3_000_000_000)
     found = facts()
     file_system_of(free)
-    (told,) = check_room(settings, found)
-    assert told.level == level
-    assert "the next two checkpoints of 2 running jobs need 8.0 GB" in told.message
+    (reported,) = check_room(settings, found)
+    assert reported.level == level
+    assert "the next two checkpoints of 2 running jobs need 8.0 GB" in reported.message
 
 
 @pytest.fixture
@@ -199,12 +199,12 @@ def test_a_job_whose_folder_is_not_here_shows_that_this_is_another_volume(
     lease = running_job_factory()
     assert list(check_same_volume(settings, facts())) == []  # it may not have made it yet
     database.write(lambda conn: conn.execute(text("UPDATE attempt SET started_at = started_at - 100")))
-    (told,) = check_same_volume(settings, facts())
-    assert told.level == "error"
-    assert f"{lease.job_id} on w1" in told.message
+    (reported,) = check_same_volume(settings, facts())
+    assert reported.level == "error"
+    assert f"{lease.job_id} on w1" in reported.message
     (settings.volume / "jobs" / f"{lease.job_id:06d}" / "a1").mkdir(parents=True)
-    (told,) = check_same_volume(settings, facts())
-    assert told.level == "ok"
+    (reported,) = check_same_volume(settings, facts())
+    assert reported.level == "ok"
 
 
 def test_unreferenced_files_are_counted_and_not_deleted(
@@ -216,17 +216,20 @@ def test_unreferenced_files_are_counted_and_not_deleted(
     picture.parent.mkdir(parents=True)
     picture.write_bytes(b"x" * 2_000_000)
     (folder / "spec.json").write_text(json.dumps({"job": lease.job_id, "spec": lease.job.spec}))
-    (told,) = check_orphans(settings, facts())
-    assert (told.level, told.message.split(":")[0]) == ("ok", "none")  # its attempt still writes there
+    (reported,) = check_orphans(settings, facts())
+    assert (reported.level, reported.message.split(":")[0]) == (
+        "ok",
+        "none",
+    )  # its attempt still writes there
     store.release(lease, "drain")
     database.write(lambda conn: conn.execute(text("UPDATE attempt SET ended_at = ended_at - 100")))
-    (told,) = check_orphans(settings, facts())
-    assert told.level == "ok"
-    assert "1 unreferenced item on the volume, 2.0 MB" in told.message
+    (reported,) = check_orphans(settings, facts())
+    assert reported.level == "ok"
+    assert "1 unreferenced item on the volume, 2.0 MB" in reported.message
     assert picture.exists()
 
 
-def test_checkpoints_that_are_not_there_are_told_with_their_jobs(settings, facts, store, running_job_factory):
+def test_missing_checkpoints_are_reported_with_their_jobs(settings, facts, store, running_job_factory):
     lease = running_job_factory()
     for epoch in (1, 2):
         path = f"jobs/{lease.job_id:06d}/a1/checkpoints/epoch-{epoch:04d}"
@@ -237,28 +240,28 @@ def test_checkpoints_that_are_not_there_are_told_with_their_jobs(settings, facts
         (settings.volume / path / "MANIFEST.json").touch()
     assert list(check_registered(settings, facts())) == []
     (settings.volume / path / "MANIFEST.json").unlink()
-    (told,) = check_registered(settings, facts())
-    assert told.level == "error"
-    assert "1 of the newest 2 checkpoints are not on the volume" in told.message
-    assert f"those of jobs {lease.job_id}:" in told.message
-    assert path in told.message
+    (reported,) = check_registered(settings, facts())
+    assert reported.level == "error"
+    assert "1 of the newest 2 checkpoints are not on the volume" in reported.message
+    assert f"those of jobs {lease.job_id}:" in reported.message
+    assert path in reported.message
 
 
 def test_folders_that_were_set_aside_are_named(settings, facts, job_factory):
     job_factory()
     make_folder(settings.volume / "jobs" / "000001")
     former = quarantine(Volume(settings.volume), 1)
-    told = next(iter(check_orphans(settings, facts())))
-    assert (told.level, former.name in told.message) == ("warn", True)
+    reported = next(iter(check_orphans(settings, facts())))
+    assert (reported.level, former.name in reported.message) == ("warn", True)
 
 
 def test_a_volume_of_another_job_table_fails(settings, facts, job_factory):
     job_factory()
     for number in range(2, 30):
         (settings.volume / "jobs" / f"{number:06d}" / "a1").mkdir(parents=True)
-    (told,) = check_orphans(settings, facts())
-    assert told.level == "error"
-    assert "is not this job table's volume" in told.message
+    (reported,) = check_orphans(settings, facts())
+    assert reported.level == "error"
+    assert "is not this job table's volume" in reported.message
 
 
 # --- decoded data sets ------------------------------------------------------------------------
@@ -280,9 +283,9 @@ def test_doctor_reads_the_decoded_data_sets_when_it_is_asked_to(ganq, settings, 
     index = json.loads((folders[2] / "index.json").read_text())
     del index["checksums"]
     (folders[2] / "index.json").write_text(json.dumps(index))
-    said = ganq("doctor", "--verify-data", "--json")
-    assert said.code == 1
-    found = [one for one in json.loads(said.out)["findings"] if one["check"] == "datasets"]
+    result = ganq("doctor", "--verify-data", "--json")
+    assert result.code == 1
+    found = [one for one in json.loads(result.out)["findings"] if one["check"] == "datasets"]
     by_folder = {
         folder: one["message"] for one in found for folder in folders if str(folder) in one["message"]
     }

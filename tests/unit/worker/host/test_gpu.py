@@ -248,8 +248,8 @@ def label() -> str:
 
 def test_a_second_worker_on_one_gpu_is_refused_until_the_first_has_gone(tmp_path: Path) -> None:
     mine, other_gpu = label(), label()
-    with holder(mine, tmp_path) as (said, _):
-        assert said == "held"
+    with holder(mine, tmp_path) as (result, _):
+        assert result == "held"
         with pytest.raises(GpuBusyError):
             gpu.lock(mine, tmp_path)
         gpu.lock(other_gpu, tmp_path).close()
@@ -276,10 +276,10 @@ def test_a_lock_lives_as_long_as_a_child_that_inherited_it() -> None:
 def test_users_take_a_gpu_in_turn_whoever_was_first(shared_tmp: Path) -> None:
     mine = label()
     for uid in (1001, 1002, 1001):
-        with holder(mine, uid=uid, TMPDIR=str(shared_tmp)) as (said, _):
-            assert said == "held"
-            with holder(mine, uid=1003, TMPDIR=str(shared_tmp)) as (said, process):
-                assert said != "held"
+        with holder(mine, uid=uid, TMPDIR=str(shared_tmp)) as (result, _):
+            assert result == "held"
+            with holder(mine, uid=1003, TMPDIR=str(shared_tmp)) as (result, process):
+                assert result != "held"
                 assert "GpuBusyError" in process.stdout.read()
 
 

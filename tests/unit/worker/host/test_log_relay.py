@@ -46,11 +46,11 @@ class Started:
     def end(self) -> str:
         """Close the writers' end, and read the rest."""
         os.close(self.into)
-        said = b""
+        result = b""
         while part := os.read(self.out, 1 << 16):
-            said += part
+            result += part
         assert self.process.wait(timeout=10) == 0
-        return said.decode()
+        return result.decode()
 
 
 @pytest.fixture
@@ -70,14 +70,14 @@ def start() -> Iterator[type[Started]]:
 
 def test_lines_arrive_whole_and_in_order(start) -> None:
     relay = start("text")
-    said = "".join(f"line {number} é\n" for number in range(LINES)) + "the last has no end"
-    relay.say(said[:1001])
-    relay.say(said[1001:])
-    assert relay.end() == said + "\n"
+    result = "".join(f"line {number} é\n" for number in range(LINES)) + "the last has no end"
+    relay.say(result[:1001])
+    relay.say(result[1001:])
+    assert relay.end() == result + "\n"
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_what_nobody_reads_is_dropped_and_counted(start, form: str) -> None:
+def test_unread_lines_are_dropped_and_counted(start, form: str) -> None:
     relay = start(form, str(LIMIT))
     began = time.monotonic()
     relay.say("".join(f"line {number}\n" for number in range(LINES)))
@@ -101,9 +101,9 @@ def test_after_a_gap_the_log_goes_on(start) -> None:
     relay = start("text", str(LIMIT))
     relay.say("".join(f"line {number}\n" for number in range(LINES)))
     time.sleep(0.5)
-    said = b""
-    while b"dropped" not in said:
-        said += os.read(relay.out, 1 << 16)
+    result = b""
+    while b"dropped" not in result:
+        result += os.read(relay.out, 1 << 16)
     relay.say("after the gap\n")
     assert "after the gap" in relay.end()
 

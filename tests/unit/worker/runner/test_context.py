@@ -66,13 +66,13 @@ def save_a_file(bench: Bench) -> None:
     bench.context.save_files({"evaluation.json": b"{}"})
 
 
-def test_a_job_that_has_nothing_to_tell_does_not_wait_for_the_disk(bench: Bench, volume: Volume):
+def test_a_job_without_progress_does_not_wait_for_the_disk(bench: Bench, volume: Volume):
     bench.context.log("begun")
     assert bench.synced == []
     assert not (volume.job(7) / "spec.json").exists()
 
 
-def test_from_its_first_word_of_progress_on_a_job_can_be_known_by_its_folder(bench: Bench, volume: Volume):
+def test_from_its_first_progress_on_a_jobs_folder_identifies_it(bench: Bench, volume: Volume):
     bench.context.report(0, 1, "pictures")
     assert len(bench.synced) == 1
     assert "spec.json" in bench.synced[0]  # its bytes: a power cut leaves all of it or none
@@ -113,7 +113,7 @@ def test_the_way_is_synced_once_for_all_that_an_attempt_saves(bench: Bench, volu
     assert bench.synced.count(str(volume.jobs)) == 1
 
 
-def test_a_job_that_a_former_table_left_under_the_same_id_is_quarantined_whole(
+def test_a_job_of_another_table_with_the_same_id_is_quarantined(
     volume: Volume, monkeypatch: pytest.MonkeyPatch
 ):
     with closing(Bench(volume, monkeypatch, submitted_at=1.5)) as old:
@@ -143,7 +143,7 @@ def test_the_folder_of_the_same_job_stays_for_its_next_attempt(
     assert quarantined(volume) == []
 
 
-def test_a_first_attempt_takes_over_nothing_from_a_job_that_was_killed_before_it_said_who_it_was(
+def test_a_first_attempt_uses_nothing_of_a_job_that_was_killed_before_it_wrote_its_spec(
     volume: Volume, monkeypatch: pytest.MonkeyPatch
 ):
     with closing(Bench(volume, monkeypatch, submitted_at=1.5)) as old:
@@ -154,7 +154,7 @@ def test_a_first_attempt_takes_over_nothing_from_a_job_that_was_killed_before_it
         assert "of the former table" not in (volume.attempt(7, 1) / "log.txt").read_text()
 
 
-def test_a_job_that_could_not_say_what_it_is_says_it_with_the_next_word(
+def test_a_job_that_could_not_write_its_spec_writes_it_with_the_next_report(
     bench: Bench, volume: Volume, monkeypatch: pytest.MonkeyPatch
 ):
     def no_room(fd: int) -> None:

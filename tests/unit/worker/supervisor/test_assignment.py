@@ -109,7 +109,7 @@ def test_many_epochs_are_thinned_evenly_and_one_step_has_one_row() -> None:
     assert [one.id for one in evenly_spaced(rows[:3], 12)] == [1, 2, 3]
 
 
-def test_a_generation_without_a_checkpoint_to_read_is_told_so(
+def test_a_generation_without_a_checkpoint_to_read_is_refused(
     store, queries, running_job_factory, job_factory, claim
 ) -> None:
     training = running_job_factory()
@@ -178,7 +178,7 @@ def test_an_evaluation_of_a_generation_reads_the_attempt_that_was_published(
     assert queries.get(lease.job_id).inputs == inputs
 
 
-def test_an_evaluation_of_pictures_that_are_gone_is_told_so(
+def test_an_evaluation_of_deleted_images_is_refused(
     store, queries, running_job_factory, job_factory, claim
 ) -> None:
     training = running_job_factory(spec={})
@@ -190,7 +190,7 @@ def test_an_evaluation_of_pictures_that_are_gone_is_told_so(
         make_assignment(claim(), store, queries)
 
 
-def test_only_the_whole_of_a_split_job_is_asked_for_its_parts(
+def test_only_the_parent_of_a_split_job_reads_its_shards(
     database, store, queries, running_job_factory, job_factory, claim
 ) -> None:
     model = running_job_factory()

@@ -24,7 +24,7 @@ def reaper(store, settings) -> Reaper:
     return Reaper(store, settings)
 
 
-def test_a_silent_job_is_taken_back_after_the_lease_and_not_before(
+def test_a_job_without_heartbeats_is_requeued_after_the_lease_and_not_before(
     reaper, store, queries, running_job_factory, settings
 ) -> None:
     lease = running_job_factory()
@@ -37,7 +37,9 @@ def test_a_silent_job_is_taken_back_after_the_lease_and_not_before(
     assert queries.attempts(lease.job_id)[0]["outcome"] == "lost"
 
 
-def test_a_beating_job_is_never_taken_back(reaper, store, queries, running_job_factory, settings) -> None:
+def test_a_job_with_heartbeats_is_never_requeued(
+    reaper, store, queries, running_job_factory, settings
+) -> None:
     lease = running_job_factory()
     for step in range(40):
         store.heartbeat(lease, None)
@@ -46,7 +48,7 @@ def test_a_beating_job_is_never_taken_back(reaper, store, queries, running_job_f
     assert queries.get(lease.job_id).state is JobState.RUNNING
 
 
-def test_a_reaper_that_was_away_itself_begins_its_watch_anew(
+def test_a_reaper_that_was_paused_restarts_its_observation(
     reaper, queries, running_job_factory, settings
 ) -> None:
     lease = running_job_factory()
@@ -55,7 +57,7 @@ def test_a_reaper_that_was_away_itself_begins_its_watch_anew(
     assert queries.get(lease.job_id).state is JobState.RUNNING
 
 
-def test_a_table_that_takes_no_write_gives_its_workers_a_whole_lease_when_it_does_again(
+def test_a_table_that_refuses_writes_gives_its_workers_a_whole_lease_afterwards(
     reaper, store, queries, running_job_factory, settings, monkeypatch
 ) -> None:
     """Reads still answer (a file or a server that became read-only), but no heartbeat could be written."""
@@ -76,7 +78,7 @@ def test_a_table_that_takes_no_write_gives_its_workers_a_whole_lease_when_it_doe
     assert queries.get(lease.job_id).state is JobState.RUNNING
 
 
-def test_ten_reapers_take_a_job_back_once(store, queries, running_job_factory, settings) -> None:
+def test_ten_reapers_requeue_a_job_once(store, queries, running_job_factory, settings) -> None:
     lease = running_job_factory()
     reapers = [Reaper(store, settings) for _ in range(10)]
     for step in range(15):
@@ -125,7 +127,7 @@ def test_a_process_of_another_machine_is_not_looked_up_here(
     assert reaper.tick() == []
 
 
-def test_a_job_whose_cancel_was_wished_is_cancelled_when_its_worker_dies(
+def test_a_job_with_a_cancel_request_is_cancelled_when_its_worker_dies(
     reaper, store, queries, running_job_factory, make_identity
 ) -> None:
     pid, ticks = _short_lived_process()
@@ -185,8 +187,8 @@ def test_a_job_that_is_lost_again_and_again_waits_and_says_so(
         assert row.error_code == "WORKER_LOST"
         assert "(process" in row.error_message
         assert "times within 5 minutes" in row.error_message
-        told = queries.events(job)[-1]
-        assert (told.type, told.detail["pause_s"]) == ("lost", pause_s)
+        reported = queries.events(job)[-1]
+        assert (reported.type, reported.detail["pause_s"]) == ("lost", pause_s)
         assert 0 < store.due_in() <= pause_s
         assert f"it waits {pause_s:.0f} s" in caplog.text
         caplog.clear()

@@ -124,7 +124,7 @@ def test_a_runner_that_goes_over_to_another_kind_of_job_gives_back_what_the_last
     assert done.stdout.split("\n")[:-1] == ["given back", "trains", "trains", "given back", "draws"]
 
 
-def test_a_job_that_fails_before_its_first_word_of_progress_leaves_what_was_asked_for(tmp_path):
+def test_a_job_that_fails_before_its_first_progress_leaves_its_spec(tmp_path):
     Volume(tmp_path).ensure()
     subprocess.run([sys.executable, "-c", ORDERED, str(tmp_path)], capture_output=True, check=True)
     assert json.loads((Volume(tmp_path).job(2) / "spec.json").read_text())["kind"] == "draws"
