@@ -223,7 +223,7 @@ def test_other_ways_to_ask_are_the_same_after_a_kill_while_they_are_written(
 def test_drained_and_notified_fifty_times_it_still_makes_each_image_once(
     ganq: Ganq, redis_url, database: Database, settings
 ) -> None:
-    """F7 and F15: SIGTERM while generating, duplicate and reordered notifications; another worker finishes."""
+    """F7 and F15: SIGTERM in generation, duplicate and reordered notifications; another worker finishes."""
     from messages import notification
 
     add_model(settings)

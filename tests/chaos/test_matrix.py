@@ -212,9 +212,7 @@ def test_f15_ten_thousand_duplicate_notifications_run_nothing_twice(
     ganq: Ganq, redis_url, database, store, settings
 ) -> None:
     drained, answered = flood(ganq, redis_url, database, store, settings, 10_000)
-    print(
-        f"F15: 10,000 notifications in {drained:.0f} s; a job began in {answered:.2f} s"
-    )
+    print(f"F15: 10,000 notifications in {drained:.0f} s; a job began in {answered:.2f} s")
 
 
 LATE = """

@@ -175,12 +175,13 @@ def test_each_picture_that_is_left_out_has_a_line_of_the_log_whatever_its_name(
     for number in range(9):
         Image.new("RGB", (32, 32), (number * 20, 0, 0)).save(tmp_path / f"{number}.png")
     (tmp_path / "two\nlines.png").write_bytes(b"no picture")
-    bench.context.order["spec"] = {"max_skip": 0.5, "loader_workers": 1}
+    bench.context.assignment["spec"] = {"max_skip": 0.5, "loader_workers": 1}
     bench.context.images(str(tmp_path), 16)
     lines = (volume.attempt(7, 1) / "log.txt").read_text().splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert "left out: two lines.png: " in lines[0]
-    assert lines[1].endswith("9 images used, 1 file left out")
+    assert lines[1].endswith("9 images used")
+    assert "left out: 1 ×" in lines[2]
 
 
 def test_nothing_is_saved_where_the_folder_has_gone(bench: Bench, volume: Volume):
