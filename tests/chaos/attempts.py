@@ -38,7 +38,7 @@ PARTS = ("g.", "d.", "ema.", "opt_g.", "opt_d.")
 
 
 def _attempt(sock: socket.socket, volume: str, failpoints: str, threads: int) -> None:
-    """One runner process; ends when the desk closes the channel, or by a failpoint."""
+    """Run one runner process until the desk closes the channel or a failpoint kills it."""
     import torch
 
     import jobs.failpoints
@@ -51,7 +51,7 @@ def _attempt(sock: socket.socket, volume: str, failpoints: str, threads: int) ->
 
 @dataclass
 class Desk:
-    """One job and what the table would know of it."""
+    """One job, and what the job table would contain of it."""
 
     volume: Volume
     job_id: int
@@ -146,18 +146,18 @@ class Desk:
         return self.volume.absolute(one.path)
 
     def kept(self) -> dict[tuple[str, int], dict[str, str]]:
-        """Hashes of every checkpoint that is no mere resume point, by kind and step."""
+        """Return the hashes of each checkpoint that is not a resume checkpoint, by kind and step."""
         return {
             (one.kind, one.step): hashes(self.folder(one)) for one in self.checkpoints if one.kind != "resume"
         }
 
     def final(self) -> dict[str, str]:
-        """Hashes of the last checkpoint of all."""
+        """Return the hashes of the final checkpoint."""
         assert self.checkpoints[-1].kind == "final"
         return hashes(self.folder(self.checkpoints[-1]))
 
     def samples(self) -> dict[str, set[str]]:
-        """Name of each grid → hashes of it in every attempt that drew it."""
+        """Return the name of each sample grid → its hashes in all attempts that wrote it."""
         found: dict[str, set[str]] = {}
         for path in sorted(self.volume.job(self.job_id).glob("a*/samples/*.png")):
             found.setdefault(path.name, set()).add(hashlib.sha256(path.read_bytes()).hexdigest())
@@ -172,7 +172,7 @@ class Desk:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """One sha-256 for each of G, D, EMA and the two optimisers, and one for the generator's file."""
+    """Return one sha-256 for each of G, D, EMA and the two optimisers, and one for the generator's file."""
     from safetensors.numpy import load_file
 
     state = load_file(folder / "state.safetensors")
@@ -188,6 +188,6 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def meta(folder: Path) -> dict[str, Any]:
-    """A checkpoint's state.json."""
+    """Return a checkpoint's state.json."""
     found: dict[str, Any] = json.loads((folder / "state.json").read_text())
     return found

@@ -1,4 +1,4 @@
-"""The faults of the random mode: each is drawn from the seed, does its harm, and mends it later."""
+"""The faults of the random mode: each is drawn from the seed, injected, and repaired later."""
 
 import heapq
 import itertools
@@ -41,10 +41,9 @@ WHILE_MERGING = {"zombie_merge": 15.0, "leave_merge": 15.0}
 
 class Faults:
     """
-    Does one fault at a time; what mends it is due later, while other faults happen.
+    Injects one fault at a time; its repair is due later, while other faults are injected.
 
-    A thread of its own mends: whoever asks the table may be waiting for a lock that
-    a stopped supervisor holds.
+    Repairs run in a thread of their own: the main thread may wait for a lock that a stopped supervisor holds.
     """
 
     def __init__(self, stage: Stage, rng: random.Random) -> None:
@@ -63,8 +62,8 @@ class Faults:
         threading.Thread(target=self._mend, name="mender", daemon=True).start()
 
     def act(self) -> str | None:
-        """One fault; returns what was done, or None if there was nothing to do it to."""
-        # Not under the lock: the answer may have to wait until this object mends something.
+        """Inject one fault; return what was done, or None if it could not be applied."""
+        # Without the lock: the answer may have to wait until this object repairs something.
         self.merging = self._workers_that_merge()
         weights = WEIGHTS | (WHILE_MERGING if self.merging else {})
         name = self.rng.choices(list(weights), list(weights.values()))[0]
@@ -73,7 +72,7 @@ class Faults:
         return done
 
     def _workers_that_merge(self) -> list[str]:
-        """The workers that merge the shards of a generation."""
+        """Return the workers that merge the shards of a generation."""
         if not self.stage.database_up:
             return []
         with suppress(DatabaseUnavailableError):
@@ -93,18 +92,18 @@ class Faults:
             if ending:
                 break
         self._mended.set()
-        # A server that this thread has started is told by the kernel when this thread is gone.
+        # A server that this thread has started gets a signal from the kernel when the thread ends.
         threading.Event().wait()
 
     def tend(self) -> None:
-        """Start the workers that have ended."""
+        """Restart the workers that have exited."""
         with self._lock:
             for name in self.stage.names:
                 if name not in self._busy and not self.stage.running(name):
                     self.stage.start(name)
 
     def heal(self) -> None:
-        """Mend everything now, and let nothing happen any more."""
+        """Repair everything now, and inject nothing more."""
         self._ending.set()
         self._mended.wait()
         self._busy.clear()
@@ -123,7 +122,7 @@ class Faults:
         heapq.heappush(self._due, (time.monotonic() + seconds, next(self._order), work))
 
     def _worker(self, of: Sequence[str] | None = None) -> str | None:
-        """A worker (one of these) that runs and that no fault is at."""
+        """Return a running worker, of these, without a fault."""
         names = [one for one in self.stage.names if of is None or one in of]
         free = [one for one in names if one not in self._busy and self.stage.running(one)]
         return self.rng.choice(free) if free else None
@@ -136,7 +135,7 @@ class Faults:
         if name is None or process is None:
             return None
         if what in ("supervisor", "launcher"):
-            # Without its launcher a supervisor drains and leaves by itself: no kill of it.
+            # Without its launcher a supervisor drains and exits by itself: it is not killed.
             self._note_death(name, what)
         with suppress(psutil.NoSuchProcess):
             process.kill()
@@ -199,11 +198,11 @@ class Faults:
         return self._stop(("supervisor",), self.rng.uniform(0.2, 0.6 * LEASE_S))
 
     def _zombie_supervisor(self) -> str | None:
-        """Its runner goes on meanwhile, and has something to say when it wakes."""
+        """Stop a supervisor; its runner continues and has messages for it when it wakes."""
         return self._stop(("supervisor",), self.rng.uniform(1.2, 2.5) * LEASE_S)
 
     def _zombie_merge(self) -> str | None:
-        """Its runner merges shards meanwhile, and so does that of the worker which takes the job over."""
+        """Stop a supervisor while its runner and that of the next worker merge the same shards."""
         return self._stop(("supervisor",), self.rng.uniform(1.2, 2.5) * LEASE_S, of=self.merging)
 
     def _zombie_tree(self) -> str | None:
@@ -225,7 +224,9 @@ class Faults:
         return f"drain {name}"
 
     def _leave_merge(self) -> str | None:
-        """Told to leave while it merges shards, and the database is away for longer than it may drain."""
+        """
+        Terminate a worker that merges shards while the database is unavailable beyond its drain time.
+        """
         name = self._worker(self.merging)
         if name is None or "database" in self._busy:
             return None
@@ -287,7 +288,7 @@ class Faults:
     # --- the volume -------------------------------------------------------------------------
 
     def _hang_volume(self) -> str | None:
-        """For one worker; the others go on."""
+        """Hang the volume of one worker; the others continue."""
         if self.stage.mount is None or "volume" in self._busy:
             return None
         self.stage.mount.hang()

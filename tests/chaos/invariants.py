@@ -44,7 +44,7 @@ TICK_S = 0.002
 
 @dataclass(frozen=True)
 class View:
-    """The table at one moment."""
+    """The job table at one moment."""
 
     jobs: dict[int, Any]
     attempts: dict[int, list[Any]]
@@ -55,13 +55,13 @@ class View:
 
 @dataclass
 class Memory:
-    """What a caller that asks again and again has already seen whole; files are hashed once."""
+    """Files that an earlier call has verified; they are hashed once."""
 
     verified: set[tuple[str, str]] = field(default_factory=set)
 
 
 def look(database: Database) -> View:
-    """All of the table, in one snapshot."""
+    """Read the whole table in one snapshot."""
 
     def ask(conn: Connection) -> View:
         if not database.is_sqlite:
@@ -78,7 +78,7 @@ def look(database: Database) -> View:
             needs,
         )
 
-    # Database.read() asks Postgres without a transaction: each statement would see a moment of its own.
+    # Database.read() uses no transaction on Postgres: each statement would see another snapshot.
     return (database.read if database.is_sqlite else database.write)(ask, patience_s=30.0)
 
 
@@ -124,7 +124,7 @@ def assert_invariants(database: Database, volume: Volume, **how: Any) -> None:
 
 
 def table_violations(view: View, *, secrets: Sequence[str] = (), clock: bool = True) -> Iterator[str]:
-    """All that the table alone tells."""
+    """Return the violations that the table alone shows."""
     for row in view.jobs.values():
         yield from one_end(row, view.events[row.id])
         yield from one_open_attempt(row, view.attempts[row.id], clock=clock)
@@ -179,7 +179,7 @@ def one_end(row: Any, events: Sequence[Any]) -> Iterator[str]:
 
 
 def one_open_attempt(row: Any, attempts: Sequence[Any], *, clock: bool = True) -> Iterator[str]:
-    """I3: attempts 1 to n; the newest is open if and only if the job runs; no two overlap."""
+    """I3: attempts are numbered 1 to n; the newest is open if and only if the job runs; none overlap."""
     if row.kind == "import":
         return
     numbers = [one.number for one in attempts]
@@ -205,7 +205,7 @@ def one_open_attempt(row: Any, attempts: Sequence[Any], *, clock: bool = True) -
 def no_stale_checkpoint(
     row: Any, attempts: Sequence[Any], checkpoints: Sequence[Any], *, clock: bool = True
 ) -> Iterator[str]:
-    """I4: each checkpoint was registered by its attempt while that was open, and lies in its folder."""
+    """I4: each checkpoint was registered by its attempt while that was open, and is in its folder."""
     known = {one.number: one for one in attempts}
     newest = 0
     for one in checkpoints:
@@ -231,7 +231,7 @@ def no_stale_checkpoint(
 
 
 def counted_blockers(row: Any, view: View) -> Iterator[str]:
-    """I2: a job waits for as many jobs as have not succeeded: a wrong count would strand it."""
+    """I2: a job's count of blockers equals the number of its dependencies that have not succeeded."""
     waits = [one for one in view.needs[row.id] if view.jobs[one].state != "succeeded"]
     if row.state == "queued" and row.blockers != len(waits):
         yield f"I2: job {row.id} counts {row.blockers} that it waits for, and there are {waits}"
@@ -240,7 +240,7 @@ def counted_blockers(row: Any, view: View) -> Iterator[str]:
 
 
 def unfinished(view: View, accepted: Iterable[int]) -> list[str]:
-    """I2, when there was time enough: every job that was accepted is there, and has ended."""
+    """I2, after enough time: every accepted job exists and has ended."""
     found = []
     for job_id in accepted:
         row = view.jobs.get(job_id)
@@ -255,14 +255,14 @@ def unfinished(view: View, accepted: Iterable[int]) -> list[str]:
 
 
 def known_codes() -> set[str]:
-    """Every machine-readable code that a job may carry."""
+    """Return every error code that a job may have."""
     import storage.gc.sweep  # noqa: F401 - has error classes of its own
 
     return {cls.code for cls in all_errors()} | CODES_WITHOUT_A_CLASS
 
 
 def truthful_errors(row: Any, attempts: Sequence[Any]) -> Iterator[str]:
-    """I10: a failure has a known code and a sentence; a success has none."""
+    """I10: a failure has a known code and a message; a success has none."""
     codes = known_codes()
     for what, one in [("job", row), *((f"attempt {each.number} of job", each) for each in attempts)]:
         if one.error_code is not None and one.error_code not in codes:

@@ -1,4 +1,4 @@
-"""The part of chaos.invariants that opens files: I5, I6, I7, I9 and the secrets of I10."""
+"""The part of chaos.invariants that reads files: I5, I6, I7, I9 and the secrets of I10."""
 
 import hashlib
 import json
@@ -31,13 +31,13 @@ GENERATES = "generate"
 def check_volume(
     database: Database, volume: Volume, view: View, memory: Memory, secrets: Sequence[str] = ()
 ) -> list[str]:
-    """All that the table points to; what has been let go of since the snapshot is no violation."""
+    """Return violations in files that the table refers to; what was deleted since the snapshot is none."""
     found: list[str] = []
     for row in view.jobs.values():
         about = list(_files_of(row, view, volume, memory))
         if about:
-            # Retention and gc take the row away before the file: a row that is still there
-            # after the file was missed means that the file should be, too.
+            # Retention and gc delete the row before the file: a row that still exists
+            # after the file was found missing is a violation.
             now = look(database)
             about = list(_files_of(now.jobs[row.id], now, volume, Memory()))
         found += about
@@ -60,7 +60,7 @@ def _files_of(row: Any, view: View, volume: Volume, memory: Memory) -> Iterator[
 
 
 def whole_checkpoint(one: Any, volume: Volume, memory: Memory) -> Iterator[str]:
-    """I7: a registered checkpoint is there, whole, under its final name, with nothing besides."""
+    """I7: a registered checkpoint exists, is intact, has its final name and no other files."""
     who = f"I7: checkpoint {one.id} of job {one.job_id} at {one.path}"
     if TEMP_MARK in one.path:
         yield f"{who} has a temporary name"
@@ -91,7 +91,7 @@ def whole_checkpoint(one: Any, volume: Volume, memory: Memory) -> Iterator[str]:
 
 
 def pinned_input(row: Any, view: View) -> Iterator[str]:
-    """I7: the checkpoint that a waiting or running job has pinned has not been let go."""
+    """I7: the checkpoint that a queued or running job has pinned has not been deleted."""
     wanted = pinned_ids(row.inputs)
     if row.state not in ENDS and wanted:
         ids = {one.id for each in view.checkpoints.values() for one in each}
@@ -110,7 +110,7 @@ def whole_spec(job_id: int, volume: Volume) -> list[str]:
 
 
 def whole_links(volume: Volume) -> list[str]:
-    """I7: what a file manager finds under latest/ is inside the volume and nothing temporary."""
+    """I7: each link under latest/ points into the volume and to nothing temporary."""
     found = []
     for link in volume.latest.iterdir() if volume.latest.is_dir() else ():
         if link.is_symlink() and not link.name.startswith("."):
@@ -124,7 +124,7 @@ def whole_links(volume: Volume) -> list[str]:
 
 
 def pictures_asked(spec: dict[str, Any]) -> int:
-    """How many pictures a generation was asked for."""
+    """Return the number of images that a generation must produce."""
     if spec.get("keep") is not None:
         return int(spec["keep"])
     if spec.get("interpolate"):
@@ -135,13 +135,13 @@ def pictures_asked(spec: dict[str, Any]) -> int:
 
 
 def exact_pictures(row: Any, view: View, volume: Volume, memory: Memory) -> Iterator[str]:
-    """I5: a generation that succeeded has exactly its pictures, in the folder of the attempt that did."""
+    """I5: a succeeded generation has exactly its images, in the folder of the attempt that succeeded."""
     result = renamed_result(row.result or {})
     if row.kind != GENERATES or row.state != "succeeded" or "deleted_at" in result:
         return
     if row.part_of is not None and view.jobs[row.part_of].state in ENDS:
-        return  # the whole has them, or nobody wants them any more
-    # Not volume.attempt(): a test may have taken out the guard that gives each attempt its own.
+        return  # the parent has merged them, or they are no longer needed
+    # Not volume.attempt(): a test may have disabled the guard that gives each attempt its own folder.
     folder = volume.job(row.id) / f"a{row.attempt}"
     digest = str(result.get("manifest_sha256"))
     where = (volume.relative(folder), digest)
@@ -177,7 +177,7 @@ def exact_pictures(row: Any, view: View, volume: Volume, memory: Memory) -> Iter
 
 
 def whole_report(row: Any, volume: Volume) -> Iterator[str]:
-    """I5: what an evaluation that succeeded has written is there, and is what the row says."""
+    """I5: the files of a succeeded evaluation exist and agree with its row."""
     result = row.result or {}
     if row.kind != "evaluate" or row.state != "succeeded" or "deleted_at" in result:
         return
@@ -217,7 +217,7 @@ def unequal_trainings(view: View, volume: Volume) -> list[str]:
 
 
 def runners(volume: Volume) -> dict[str, set[int]]:
-    """Worker's name → process ids of its runners, of those workers that use this volume."""
+    """Return each worker's name → process ids of its runners, for workers that use this volume."""
     found: dict[str, set[int]] = defaultdict(set)
     for process in psutil.process_iter():
         try:
@@ -250,7 +250,9 @@ def two_runners(before: dict[str, set[int]], now: dict[str, set[int]]) -> list[s
 
 
 def leftovers(database: Database, volume: Volume) -> list[str]:
-    """I9, when nothing runs: what gc leaves holds nothing temporary, nothing unreferenced, and is stable."""
+    """
+    I9, when nothing runs: gc leaves nothing temporary or unreferenced, and a second gc deletes nothing.
+    """
     from storage.gc.policy import Policy
     from storage.gc.sweep import Collector
 
@@ -271,9 +273,9 @@ def leftovers(database: Database, volume: Volume) -> list[str]:
 
 
 def no_secret_in_files(folder: Path, secrets: Sequence[str]) -> list[str]:
-    """I10: no log, spec or metric holds a secret."""
+    """I10: no log, spec or metric contains a secret."""
     found = []
-    for here, _, names in os.walk(folder):  # passes over what goes away meanwhile, as rglob() does not
+    for here, _, names in os.walk(folder):  # ignores files that vanish meanwhile, unlike rglob()
         for path in (Path(here, name) for name in sorted(names)):
             with suppress(FileNotFoundError):
                 if path.suffix in (".txt", ".json", ".jsonl", ".log"):

@@ -1,4 +1,4 @@
-"""The work of the random mode: small jobs of every kind, and what people do to them."""
+"""The load of the random mode: small jobs of every kind, and what users do with them."""
 
 import random
 import secrets
@@ -55,7 +55,7 @@ class Load:
     def submit(
         self, spec: Spec, *, after: Sequence[int] = (), retry_of: int | None = None, **how: Any
     ) -> Job:
-        """As `ganq submit` does it, but without a new process each time."""
+        """Submit as `ganq submit` does, but in this process."""
         kind = kind_named(spec.kind)
         job = self.store.submit(
             kind=spec.kind,
@@ -91,13 +91,16 @@ class Load:
     # --- the random part --------------------------------------------------------------------
 
     def step(self) -> str | None:
-        """One thing that somebody does; returns what, or None while the database is away or enough waits."""
+        """
+        Perform one random action; return what was done, or None if the database is unavailable or
+        enough jobs wait.
+        """
         if not self.stage.database_up:
             return None
         try:
             return self._step()
         except (DatabaseUnavailableError, JobError, SpecError) as exc:
-            # What people try may be refused: a job has just ended, or what it waits for has.
+            # An action may be refused: a job has just ended, or its dependency has.
             return f"refused: {exc.message}"
 
     def _step(self) -> str | None:
@@ -145,7 +148,7 @@ class Load:
         return f"retry {old.id} as {self.submit(spec, after=after, retry_of=old.id).id}"
 
     def _command(self, jobs: Any, open_: Any, trained: list[int]) -> str | None:
-        """One through the installed command line, as a person does it."""
+        """Submit one job through the installed command line."""
         source = str(self.rng.choice(trained))
         done = self.stage.ganq.run(
             *("submit", "generate", "--from", source, "--count", "40", "--checkpoint", "last"),
@@ -185,7 +188,7 @@ class Load:
         return f"release {held[0].id}"
 
     def _notifications(self, jobs: list[Any], *_: Any) -> str | None:
-        """Duplicates, in any order, also for jobs that have ended."""
+        """Send duplicate notifications, in any order, also for jobs that have ended."""
         if not jobs:
             return None
         chosen = [self.rng.choice(jobs).id for _ in range(5)]

@@ -20,10 +20,10 @@ PIECE_BYTES = 65_536
 
 class Proxy:
     """
-    Listens on a loopback port and passes everything on to another.
+    Listens on a loopback port and forwards everything to another.
 
     Args:
-        port: where the real server listens on the loopback interface.
+        port: of the real server, on the loopback interface.
     """
 
     def __init__(self, port: int) -> None:
@@ -52,23 +52,25 @@ class Proxy:
         self.reset()
 
     def reset(self) -> None:
-        """Reset the connections that there are; new ones work."""
+        """Reset the existing connections; new ones work."""
         with self._lock:
             pairs, self._pairs = self._pairs, []
         for pair in pairs:
             _reset(*pair)
 
     def hole(self) -> None:
-        """Swallow everything: the peers see connections that stay open and say nothing."""
+        """Discard all data: the peers see connections that stay open and transmit nothing."""
         self._holed = True
 
     def heal(self) -> None:
-        """All is well again; what was held back by a hole arrives now, as TCP sends it again."""
+        """End the fault; data held back by a hole is delivered now, as TCP retransmits it."""
         self._cutting = self._holed = False
         self.delay_s = 0.0
 
     def lose_reply_to(self, request: bytes, *, times: int = 1) -> None:
-        """Cut when the server has answered the next request with these bytes, before its answer passes."""
+        """
+        Cut when the server has answered the next request with these bytes, before its answer passes.
+        """
         self._losing += [request] * times
 
     # --- inside -----------------------------------------------------------------------------

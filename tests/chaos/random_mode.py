@@ -93,7 +93,7 @@ class Chaos:
         self._end()
 
     def _calm(self) -> None:
-        """Every kind of job once, with nobody to disturb it: what the others must equal."""
+        """Run every kind of job once without faults: the reference for the others."""
         self.stage.start("calm", GANQ_FAILPOINTS="")
         trained = [self.load.train(which).id for which in range(len(TRAININGS))]
         for which in range(len(PICTURES)):
@@ -138,7 +138,7 @@ class Chaos:
         self.check()
 
     def _needless_losses(self, view: View) -> list[str]:
-        """I2: only faults take jobs from workers, and each at most one from every worker."""
+        """I2: only faults cause lost attempts, and each at most one per worker."""
         counts = self.faults.counts
         most = (
             counts["kills"]
@@ -159,7 +159,7 @@ class Chaos:
     # --- looking --------------------------------------------------------------------------
 
     def check(self) -> None:
-        """All invariants that hold at any moment."""
+        """Check all invariants that hold at any moment."""
         if not self.stage.database_up:
             return
         view = look(self.stage.database)
@@ -222,7 +222,7 @@ class Chaos:
 
 
 def unequal_pictures(view: View) -> list[str]:
-    """I5: equal trainings and equal wishes give equal pictures, byte for byte, whatever happened."""
+    """I5: equal trainings and equal parameters give equal images, byte for byte, whatever happened."""
     made: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for row in view.jobs.values():
         if row.kind == "generate" and row.state == "succeeded" and row.part_of is None:
@@ -236,7 +236,7 @@ def unequal_pictures(view: View) -> list[str]:
 
 
 def unexplained(view: View) -> list[str]:
-    """I10: kills and stops make no job fail but by being killed too often."""
+    """I10: kills and stops fail a job only by CRASH_LOOP."""
     return [
         f"I10: job {row.id} has failed with {row.error_code}: {row.error_message}"
         for row in view.jobs.values()
@@ -245,7 +245,7 @@ def unexplained(view: View) -> list[str]:
 
 
 def tracebacks(stage: Stage) -> Counter[str]:
-    """Exceptions that nobody caught, by their last line, from all logs of workers."""
+    """Return uncaught exceptions from all logs of workers, by their last line."""
     found: Counter[str] = Counter()
     for name in [*stage.names, "calm"]:
         for block in stage.log(name).split("Traceback (most recent call last):")[1:]:

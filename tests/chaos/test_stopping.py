@@ -60,7 +60,9 @@ PUBLISHED = set(GENERATE_POINTS[3:-1])
 
 
 def armed(tmp_path: Path, entries: dict[str, str]) -> dict[str, str]:
-    """Environment of workers in which each point acts once, whichever process comes by first."""
+    """
+    Return the environment of workers in which each failpoint acts once, in whichever process comes first.
+    """
     fired = tmp_path / "fired"
     fired.mkdir(exist_ok=True)
     return {
@@ -81,14 +83,14 @@ def log_of(ganq: Ganq, job: int, attempt: int) -> str:
 # --- F39: cancels -------------------------------------------------------------------------------
 
 
-def stands_still(worker: "subprocess.Popen[bytes]") -> psutil.Process | None:
-    """The runner of a worker, if it has stopped itself at a point."""
+def stopped_runner(worker: "subprocess.Popen[bytes]") -> psutil.Process | None:
+    """Return the runner of a worker if it has stopped itself at a failpoint."""
     one = part(worker, "worker.runner.main")
     return one if one is not None and one.status() == psutil.STATUS_STOPPED else None
 
 
 def accept(store: JobStore, spec: Spec) -> int:
-    """As `ganq submit` does it, but without a process of its own each time."""
+    """Submit as `ganq submit` does, but in this process."""
     kind = kind_named(spec.kind)
     return store.submit(
         kind=spec.kind,
@@ -103,9 +105,9 @@ def accept(store: JobStore, spec: Spec) -> int:
 def cancelled_at(
     ganq: Ganq, database: Database, store, folder: Path, points: list[str], long: Spec, short: Spec
 ) -> None:
-    """One job for each point, cancelled while its worker stands there; the worker lives on."""
+    """Cancel one job per failpoint while its worker is stopped there; the worker survives."""
     # A supervisor that is stopped may hold SQLite's write lock in another thread: it sleeps instead,
-    # and for less than a lease, or the job would be taken from it before it wakes.
+    # and for less than a lease, or the job would be requeued before it wakes.
     how = {point: "sleep:1@1+" if point.startswith("supervisor.") else "stop@1+" for point in points}
     worker = ganq.start_worker(**armed(folder, how))
     marks = folder / "fired"
@@ -118,7 +120,7 @@ def cancelled_at(
         job = accept(store, long)
         until(lambda point=point: (marks / point).exists(), what=point)
         stopped = how[point].startswith("stop")
-        process = until(lambda: stands_still(worker), what=point) if stopped else None
+        process = until(lambda: stopped_runner(worker), what=point) if stopped else None
         asked = time.monotonic()
         try:
             wished = store.request_cancel(job)
@@ -127,8 +129,10 @@ def cancelled_at(
         else:
             assert wished.state == "running", "a wish is no end"
         if process is not None:
-            time.sleep(heard_s)  # a thousand small pictures are drawn sooner than a wish is looked for
-            with suppress(psutil.NoSuchProcess):  # it stood still for longer than its grace, and was killed
+            time.sleep(heard_s)  # a thousand small images are generated before a stop request is read
+            with suppress(
+                psutil.NoSuchProcess
+            ):  # it was stopped for longer than its grace period, and killed
                 process.resume()
         until(lambda job=job: job_row(database, job)["finished_at"], what=f"the end of job {job} at {point}")
         slowest = max(slowest, time.monotonic() - asked)
@@ -173,7 +177,7 @@ ENDINGS = {
 
 
 def raced(store, running_job_factory, database: Database, ending: str) -> str:
-    """A cancel and an end set off together; returns the state in which the job then is."""
+    """Start a cancel and an end of a job together; return the job's state."""
     lease = running_job_factory()
     beat = beat_of(store, lease.job_id)
     start = threading.Barrier(2)
@@ -201,7 +205,7 @@ def raced(store, running_job_factory, database: Database, ending: str) -> str:
 def test_f39_a_cancel_that_meets_an_end_leaves_one_of_the_two(
     store, running_job_factory, database, ending
 ) -> None:
-    # A job that went back to the queue before the wish came was cancelled there.
+    # A job that was requeued before the request was cancelled in the queue.
     expected = {"succeeded"} if ending == "succeed" else {"cancelled"}
     assert {raced(store, running_job_factory, database, ending) for _ in range(40)} == expected
     assert not list(table_violations(look(database)))
@@ -221,7 +225,7 @@ def test_f08_a_second_sigterm_does_not_wait_for_a_job_that_cannot_stop(
     job = int(ganq.json("submit", "train", *options)["id"])
     until(lambda: (tmp_path / "fired" / "train.stepped").exists(), what="the step that takes long")
     worker.send_signal(signal.SIGTERM)
-    time.sleep(1.5)  # one that comes at once is the same signal, passed on
+    time.sleep(1.5)  # an immediate second one is the same signal, forwarded
     assert worker.poll() is None
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(60) in (0, -signal.SIGTERM)

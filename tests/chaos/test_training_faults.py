@@ -58,7 +58,7 @@ def new_desk(volume: Volume, faces: Path) -> Callable[..., Desk]:
 
 @pytest.fixture(scope="module")
 def calm(new_desk: Callable[..., Desk]) -> Callable[..., Desk]:
-    """The undisturbed run of some options, made once."""
+    """The uninterrupted run of some options, made once."""
     known: dict[str, Desk] = {}
 
     def get(**options: Any) -> Desk:
@@ -76,7 +76,7 @@ def events_of(desk: Desk, type: str) -> list[dict[str, Any]]:
 
 
 def check_finite(desk: Desk) -> None:
-    """No NaN was ever registered: nor in what retention has let go of, which went the same way."""
+    """Check that no registered checkpoint had a NaN, including those that retention has deleted."""
     import numpy as np
     from safetensors.numpy import load_file
 
@@ -113,7 +113,7 @@ FEW = PHASES[4:12:2] + PHASES[12:15:2] + PHASES[17:]
 
 
 def check_work_lost(ganq: Ganq, job: int, attempts: int) -> None:
-    """Each attempt went on from the newest checkpoint that was registered before it."""
+    """Check that each attempt resumed from the newest checkpoint registered before it."""
     reached = 0
     for number in range(1, attempts + 1):
         log = Path(ganq.env["GANQ_VOLUME"]) / "jobs" / f"{job:06d}" / f"a{number}" / "log.txt"
@@ -128,7 +128,7 @@ def check_work_lost(ganq: Ganq, job: int, attempts: int) -> None:
 
 
 def killed_at(ganq: Ganq, database: Database, folder: Path, small: list[str], points: list[str]) -> None:
-    """One job, killed once at each of these points, over two workers; compared with an undisturbed one."""
+    """Kill one job once at each of these points, over two workers; compare it with an uninterrupted one."""
     fired = folder / "fired"
     fired.mkdir()
     entries = [(name, k or "1") for name, _, k in (point.partition("@") for point in points)]
@@ -160,7 +160,7 @@ def killed_at(ganq: Ganq, database: Database, folder: Path, small: list[str], po
     names = {name for name, _ in entries}
     until(lambda: {one.name for one in fired.iterdir()} == names, what="all points")
     row = ganq.job(job)
-    # Now and then a supervisor and its runner each meet a point in the same attempt.
+    # Sometimes a supervisor and its runner each reach a failpoint in the same attempt.
     most = len(names - {"supervisor.finished"}) + 1
     assert most - 2 <= row["attempt"] <= most
     assert row["bit_exact"] is True
@@ -295,7 +295,7 @@ def test_out_of_memory_gets_one_fresh_process_and_then_fails(ganq: Ganq, redis_u
 
 def test_training_does_not_wait_for_its_checkpoints(new_desk, calm):
     class Slow(Desk):
-        """Its table answers once the run has made progress meanwhile."""
+        """A desk whose table answers after the run has made progress."""
 
         went_on = 0
 
@@ -342,7 +342,7 @@ HARMS = [delete, truncate, flip_a_bit, lose_the_manifest]
 
 
 def other_shapes(desk: Desk) -> None:
-    """The newest checkpoint, whole and registered, but of other networks."""
+    """Make the newest checkpoint one of other networks, intact and registered."""
     from safetensors.numpy import load_file, save_file
 
     newest = desk.checkpoints[-1]
@@ -385,7 +385,7 @@ def test_a_corrupt_checkpoint_is_reported_and_the_previous_one_gives_the_same_re
 def test_after_a_bad_checkpoint_its_successor_of_the_same_step_is_the_one_that_counts(new_desk, calm):
     desk = interrupted(new_desk)
     flip_a_bit(desk.folder(desk.checkpoints[-1]))
-    # The second attempt makes step 12 anew and dies; the third must not look at the bad one again.
+    # The second attempt repeats step 12 and dies; the third must not read the corrupt one again.
     assert desk.attempt(dies="registered")["op"] == "killed"
     assert desk.attempt()["op"] == "done"
     assert len(events_of(desk, "checkpoint_skipped")) == 1
@@ -429,7 +429,7 @@ def own_volume(tmp_path: Path) -> Volume:
 def stopped_desk(
     own_volume: Volume, own_pictures: Path, checkpoints: int = 1, *, keep_cache: bool = False
 ) -> Desk:
-    """A run on a volume of its own, killed with so many checkpoints; its decoded pictures are deleted."""
+    """A run on a volume of its own, killed after some checkpoints; its decoded images are deleted."""
     cached = open_images(own_volume, str(own_pictures), 16, workers=1)
     given = {"recipe": "sngan", "data": str(own_pictures), "device": "cpu", **SMALL}
     desk = Desk(own_volume, 1, TrainSpec.create(**given), cached.fingerprint)
@@ -494,7 +494,7 @@ def test_a_cache_that_is_deleted_while_a_run_reads_it_is_read_to_the_end(tmp_pat
 
 
 class FullDisk(LocalContext):
-    """Saves at these steps find no room."""
+    """Saves at these steps find no free space."""
 
     full_at: frozenset[int] = frozenset()
 
@@ -550,7 +550,7 @@ def test_a_drain_on_a_full_disk_stops_all_the_same(tmp_path):
 
 @pytest.fixture
 def small_volume(settings_env: dict[str, str], backend: str) -> Iterator[Path]:
-    """A small file system at the volume's place."""
+    """A small file system mounted at the volume's path."""
     folder = Path(settings_env["GANQ_VOLUME"])
     folder.mkdir(parents=True, exist_ok=True)
     if os.geteuid() != 0 or shutil.which("mount") is None:

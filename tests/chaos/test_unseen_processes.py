@@ -1,5 +1,5 @@
 """
-Workers that cannot see each other in /proc take no living job back, and dead ones are still noticed at once.
+Workers that cannot see each other in /proc requeue no running job, and dead ones are noticed at once.
 
 hidepid=2 hides the processes of other users, as hardened machines do; a PID namespace with the /proc of
 its host, as some containers have, shows other processes under the same ids.
@@ -39,7 +39,7 @@ def _can_hide(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def running(ganq: Ganq, database, small: list[str]) -> int:
-    """A training that lasts and has begun."""
+    """A training that lasts and has started."""
     job = int(ganq.json("submit", "train", *small, "--epochs", "100000", "--checkpoint-seconds", "0.5")["id"])
     until(lambda: ganq.steps(job) or job_row(database, job)["attempt"] > 1, what="a checkpoint")
     assert job_row(database, job)["attempt"] == 1, "it was requeued"
@@ -100,7 +100,7 @@ def in_container(code: str) -> str:
 
 
 def test_another_processs_start_is_not_read_for_that_of_the_same_id() -> None:
-    """In there this process's id is 1, which in /proc is the machine's init."""
+    """In the namespace this process's id is 1, which in /proc is the machine's init."""
     assert in_container("print(proc_is_ours(), start_ticks(os.getpid()), has_died(os.getpid(), 7))") == (
         "False 0 False"
     )

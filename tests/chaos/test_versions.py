@@ -66,7 +66,7 @@ def replaced(path: Path, pattern: str, by: str) -> None:
 
 
 def build(tree: Path, into: Path) -> Path:
-    """A wheel of a tree, unpacked."""
+    """Build a wheel of a tree and unpack it."""
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(into), str(tree)]
     subprocess.run(command, check=True, capture_output=True, timeout=180)
@@ -114,7 +114,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def settings_env(settings: Any, empty_database_url: str) -> dict[str, str]:
-    """Settings of a machine whose database has no tables yet: a build makes them."""
+    """Settings of a machine whose database has no tables yet: a build creates them."""
     from dataclasses import fields
 
     values = {f.name: getattr(settings, f.name) for f in fields(settings)}

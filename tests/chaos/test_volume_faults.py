@@ -58,7 +58,7 @@ def home(_sqlite_template: Path, tmp_path: Path) -> Path:
 def strace(
     log: Path, *options: str, command: list[str], timeout: float = 60
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a command under strace; skips where it may not trace."""
+    """Run a command under strace; skip where tracing is not allowed."""
     found = shutil.which("strace")
     if found is None:
         pytest.skip("strace is not installed")
@@ -88,7 +88,7 @@ def traced(home: Path, what: str, log: Path) -> list[str]:
 
 
 def whole(lines: list[str]) -> list[str]:
-    """Join what strace cut in two because another process spoke meanwhile; each stands where it ended."""
+    """Join calls that strace has split because another process made one; each is placed where it ended."""
     begun: dict[str, str] = {}
     found = []
     for line in lines:
@@ -103,7 +103,7 @@ def whole(lines: list[str]) -> list[str]:
 
 
 class Trace:
-    """System calls in the order they were made; each pattern must come after the one before."""
+    """System calls in order; each pattern must come after the previous one."""
 
     def __init__(self, calls: list[str], begin: str) -> None:
         self.calls = calls
@@ -117,7 +117,7 @@ class Trace:
         pytest.fail(f"no {pattern} in\n" + "\n".join(self.calls[self.at : self.at + 200]))
 
     def before(self, mark: str, *unwanted: str) -> "Trace":
-        """None of these between here and a mark."""
+        """Check that none of these occurs between here and a mark."""
         end = next(n for n in range(self.at, len(self.calls)) if f"MARK {mark}" in self.calls[n])
         for line in self.calls[self.at + 1 : end]:
             assert not any(re.search(pattern, line) for pattern in unwanted), line
@@ -184,7 +184,9 @@ def test_a_data_set_is_durable_before_it_has_its_name(faces: Path, tmp_path: Pat
 
 
 def killed_at(home: Path, tmp_path: Path, call: str, number: int) -> bool:
-    """Run the writer on a copy of `home` and kill it as it begins its n-th call; False: it ended before."""
+    """
+    Run the writer on a copy of `home` and kill it as its n-th call begins; return False if it ended before.
+    """
     copy = tmp_path / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(home, copy, symlinks=True)
@@ -196,7 +198,7 @@ def killed_at(home: Path, tmp_path: Path, call: str, number: int) -> bool:
     assert "Traceback" not in done.stderr, done.stderr
     checkpoints, results = writer.check(copy)
     committed = done.stderr.count("MARK registered")
-    # The two of the old state, and those that this run has said to be committed.
+    # The two of the old state, and those that this run has reported as committed.
     assert checkpoints >= 2 + min(committed, 2)
     assert results >= 1 + done.stderr.count("MARK succeeded")
     return True
@@ -260,7 +262,7 @@ def test_f23_a_checkpoint_that_does_not_fit_leaves_the_one_before(small_disk: Pa
     assert "needed: 8.1 MB, free: 3." in reported.value.message
     assert reported.value.needed > 8_000_000 > reported.value.free
     assert names(small_disk) == ["old"]
-    # Where the file system does not say how much is free, the write itself finds out, in Rust.
+    # If the file system does not report free space, the write itself fails, in Rust.
     monkeypatch.setattr("storage.volume.durable.free_bytes", lambda folder: None)
     with pytest.raises(DiskFullError, match=r"needed: 8\.1 MB, free: unknown"):
         write_checkpoint(small_disk / "new", generator=tensors(8), meta={})
@@ -328,7 +330,7 @@ def one_error(home: Path, tmp_path: Path, call: str, error: str, number: int) ->
 
 
 def test_f26_what_failed_to_sync_is_never_synced_again_but_written_anew(home: Path, tmp_path: Path) -> None:
-    """Files, and the folder that holds them: after an error the kernel may say that all is well."""
+    """Files and their folder: after an error the kernel may report success without having written."""
     hits = [one_error(home, tmp_path, "fsync", "EIO", number) for number in range(8, 15)]
     assert sum(bool(IN_A_FOLDER.search(hit or "")) for hit in hits) >= 3, hits
 
@@ -387,7 +389,7 @@ def waiting_with(database: Database, job: int, code: str, *, attempt: int = 1) -
 
 
 def soon(database: Database) -> None:
-    """Nobody waits for a backoff."""
+    """Remove the backoff."""
     database.write(lambda conn: conn.execute(text("UPDATE job SET not_before = NULL WHERE state = 'queued'")))
 
 
@@ -404,7 +406,7 @@ FAULTS = {  # in the order in which one job meets them
 def test_f24_f25_f26_a_disk_that_fails_during_a_job_is_reported_and_waited_for(
     ganq: Ganq, database: Database, settings, tmp_path: Path
 ) -> None:
-    """One error after another, each once, at another moment of one job; then it ends as if nothing was."""
+    """One error after another, each once, at different moments of one job, which then succeeds."""
     add_model(settings)
     (tmp_path / "fired").mkdir()
     worker = ganq.start_worker(
@@ -437,7 +439,7 @@ def test_f24_f25_f26_a_disk_that_fails_during_a_job_is_reported_and_waited_for(
 def test_f25_a_volume_that_goes_under_a_training_is_waited_for_and_nothing_is_made_in_its_place(
     ganq: Ganq, database: Database, settings, small: list[str]
 ) -> None:
-    """As when a disk is unmounted: what is made below it then would be lost when it comes back."""
+    """As when a disk is unmounted: files created below the mount point would be hidden when it is back."""
     ganq.start_worker()
     asked = ("submit", "train", *small, "--epochs", "60", "--save-every", "1", "--metric", "none")
     undisturbed = int(ganq.json(*asked, "--name", "undisturbed", "--wait")["id"])
@@ -465,7 +467,7 @@ def test_f25_a_volume_that_goes_under_a_training_is_waited_for_and_nothing_is_ma
 def test_f24_a_limit_on_file_sizes_is_reported_as_a_full_disk_and_the_job_continues_by_itself(
     ganq: Ganq, database: Database, settings
 ) -> None:
-    """EFBIG at the manifest, when all pictures are written already (RLIMIT_FSIZE of the runner)."""
+    """EFBIG at the manifest, after all images were written (RLIMIT_FSIZE of the runner)."""
     add_model(settings)
     worker = ganq.start_worker()
     runner = until(lambda: part(worker, "worker.runner.main"), what="the runner")
@@ -492,7 +494,7 @@ def test_f50_logs_that_cannot_be_written_do_not_touch_the_result(
     for name in ("log.txt", "metrics.jsonl"):
         (folder / name).symlink_to("/dev/full")
     mine = {"job": job, "submitted_at": job_row(database, job)["created_at"]}
-    (folder.parent / "spec.json").write_text(json.dumps(mine))  # else the folder is set aside
+    (folder.parent / "spec.json").write_text(json.dumps(mine))  # otherwise the folder is quarantined
     ganq.run("release", str(job))
     command = f"exec {sys.executable} -P -m cli.main worker --gpus none --name w1 >&- 2>/dev/full"
     worker = subprocess.Popen(

@@ -39,7 +39,7 @@ def stopped(process: psutil.Process | None) -> bool:
 
 
 class Zombie:
-    """The first worker, asleep at a point."""
+    """The first worker, stopped at a failpoint."""
 
     def __init__(self, ganq: Ganq, point: str) -> None:
         name, _, times = point.partition("@")
@@ -51,7 +51,7 @@ class Zombie:
         self.parts: list[psutil.Process] = []
 
     def sleep(self) -> None:
-        """Wait for the point, then stop what still moves."""
+        """Wait for the failpoint, then stop the processes that still run."""
 
         def at_the_point() -> bool:
             self.parts = [
@@ -63,7 +63,7 @@ class Zombie:
         put_to_sleep(self.parts, self.ganq.table)
 
     def bury(self) -> None:
-        """What it has locked is free."""
+        """Kill it, so that its locks are released."""
         for one in (*psutil.Process(self.worker.pid).children(recursive=True), self.worker):
             with suppress(psutil.NoSuchProcess):
                 one.kill()
@@ -75,7 +75,7 @@ class Zombie:
 
 
 def zombie_run(ganq: Ganq, database: Database, point: str, *submit: str) -> dict[str, Any]:
-    """Let a zombie sleep through the end of its job; returns the job, checked against its second attempt."""
+    """Stop a zombie until its job has ended elsewhere; return the job, checked against its second attempt."""
     for last in (False, False, True):
         zombie = Zombie(ganq, point)
         job = int(ganq.json(*submit)["id"])

@@ -1,10 +1,10 @@
 """
-All that a worker makes durable, in the order in which it does, without torch: for strace.
+Write everything that a worker makes durable, in the same order, without torch: for strace.
 
     python writer.py HOME checkpoints|pictures|all
 
-The database is HOME/ganq.db, the volume HOME/volume. What has been committed is said on
-stderr, so that a trace shows where the row stands among the system calls.
+The database is HOME/ganq.db, the volume HOME/volume. Commits are reported on stderr, so that a trace shows
+their place among the system calls.
 """
 
 import os
@@ -52,7 +52,9 @@ def blob(letter: str, size: int = 30_000) -> bytes:
 
 
 def train(store: JobStore, volume: Volume, key: str) -> None:
-    """Checkpoints, each registered when it is durable; the one before goes when it is not needed."""
+    """
+    Write checkpoints and register each once it is durable; delete the previous one when it is not needed.
+    """
     lease = take(store, "train", key)
     attempt = volume.attempt(lease.job_id, lease.attempt)
     make_folder(attempt, named=False)
@@ -99,7 +101,7 @@ def generate(store: JobStore, volume: Volume, key: str) -> None:
 
 def check(home: Path) -> tuple[int, int]:
     """
-    Everything that the table points at is there, whole and right.
+    Check that everything the table refers to exists and is intact.
 
     Returns:
         (registered checkpoints, published results).

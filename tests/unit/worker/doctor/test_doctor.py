@@ -1,4 +1,4 @@
-"""`ganq doctor` names what is wrong and the way out: the whole, workers and jobs."""
+"""`ganq doctor` reports problems and what to do about them: workers and jobs, and how checks run."""
 
 import subprocess
 import sys
@@ -134,7 +134,7 @@ def test_a_job_that_no_worker_of_this_version_takes_fails(ganq, settings, job_fa
     result = ganq("doctor")
     assert result.code == 1
     assert word in result.out
-    speak("w2", version="99.0")  # what that one can do is not known here
+    speak("w2", version="99.0")  # which jobs that one can run is not known here
     result = ganq("doctor")
     assert result.code == 0
     assert word in result.out

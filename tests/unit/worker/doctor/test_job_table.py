@@ -1,4 +1,4 @@
-"""`ganq doctor` names what is wrong and the way out: the job table."""
+"""`ganq doctor` reports problems and what to do about them: the job table."""
 
 import sqlite3
 import time

@@ -1,4 +1,4 @@
-"""`ganq doctor` names what is wrong and the way out: this machine, its GPUs and torch."""
+"""`ganq doctor` reports problems and what to do about them: this machine, its GPUs and torch."""
 
 import os
 import sys
@@ -78,7 +78,7 @@ def test_a_driver_that_does_not_answer_fails(ganq, tmp_path, monkeypatch):
         (["sm_80", "sm_90"], [8, 6], True),  # the same major version, a newer minor
         (["sm_86"], [8, 0], False),
         (["sm_90"], [12, 0], False),
-        (["sm_90", "compute_90"], [12, 0], True),  # compiled anew by the driver
+        (["sm_90", "compute_90"], [12, 0], True),  # compiled by the driver
         (["sm_120"], [12, 0], True),
         (["sm_90a"], [9, 0], True),
         (["gfx942"], [9, 4], False),
@@ -181,7 +181,7 @@ def test_a_secret_that_never_ends_is_not_waited_for(ganq, tmp_path, monkeypatch)
     result = ganq("doctor")
     assert result.code == 1
     assert "cannot be read to its end" in result.out
-    with open(pipe, "w"):  # lets the thread go that reads it
+    with open(pipe, "w"):  # ends the thread that reads it
         pass
 
 

@@ -1,4 +1,4 @@
-"""`ganq doctor` names what is wrong and the way out: Redis."""
+"""`ganq doctor` reports problems and what to do about them: Redis."""
 
 import socket
 import time
@@ -20,14 +20,14 @@ def test_an_unavailable_redis_is_a_warning_because_jobs_still_run(ganq):
 
 
 def look(settings, **changes):
-    """What the check finds, worst first."""
+    """Return the findings, worst first."""
     worst = ("error", "warn", "ok")
     return sorted(check_redis(replace(settings, **changes)), key=lambda one: worst.index(one.level))
 
 
 @pytest.fixture
 def command(redis_server):
-    """Gives the server a command: command('CONFIG SET maxmemory-policy allkeys-lru'); undone at the end."""
+    """Send commands to the server: command('CONFIG SET maxmemory-policy allkeys-lru'); undone at the end."""
     yield lambda command: redis_server._say(command.encode())
     for command in (
         b"CONFIG SET maxmemory 0",
@@ -142,7 +142,7 @@ def test_a_user_who_may_not_do_what_celery_needs_fails(settings, redis_url, comm
 
 @pytest.fixture
 def network(monkeypatch):
-    """Lets 127.0.0.1 stand for an address by which others come: tests listen nowhere else."""
+    """Treat 127.0.0.1 as a public address: the tests' server listens on no other."""
     monkeypatch.setattr(redis_server, "own_addresses", lambda: ["127.0.0.1"])
 
 

@@ -1,4 +1,4 @@
-"""`ganq doctor` names what is wrong and the way out: the volume."""
+"""`ganq doctor` reports problems and what to do about them: the volume."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def test_a_volume_that_cannot_be_written_fails(settings, monkeypatch):
 
 @pytest.fixture
 def file_system(settings, monkeypatch):
-    """Has the volume lie on such a file system: file_system('tmpfs', free=1e12, files=12)."""
+    """Simulate the volume's file system: file_system('tmpfs', free=1e12, files=12)."""
     from types import SimpleNamespace
 
     def pretend(kind: str = "ext4", *, free: float = 1e12, files: int = 1_000_000) -> None:
@@ -77,7 +77,7 @@ def test_a_volume_in_memory_and_one_without_room_for_names_are_warnings(settings
 
 @pytest.fixture
 def mounted(settings, tmp_path):
-    """Checks the volume as if it were mounted so: mounted('nfs4', 'rw,soft,vers=4.2')."""
+    """Check the volume with simulated mount options: mounted('nfs4', 'rw,soft,vers=4.2')."""
     settings.volume.mkdir()
 
     def check(kind: str, options: str) -> list[Finding]:
@@ -137,7 +137,7 @@ def test_a_mount_is_found_by_its_device_where_one_hides_another(tmp_path):
 
 @pytest.fixture
 def facts(settings, database):
-    """What the rows say, as the checks of the volume are given it."""
+    """Facts from the job table, as the checks of the volume get them."""
     from worker.doctor.jobs import check_jobs_and_workers
 
     settings.volume.mkdir(exist_ok=True)
@@ -197,7 +197,7 @@ def test_a_job_whose_folder_is_not_here_shows_that_this_is_another_volume(
     settings, facts, database, running_job_factory
 ):
     lease = running_job_factory()
-    assert list(check_same_volume(settings, facts())) == []  # it may not have made it yet
+    assert list(check_same_volume(settings, facts())) == []  # it may not have created it yet
     database.write(lambda conn: conn.execute(text("UPDATE attempt SET started_at = started_at - 100")))
     (reported,) = check_same_volume(settings, facts())
     assert reported.level == "error"

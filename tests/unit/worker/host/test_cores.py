@@ -1,4 +1,4 @@
-"""CPU workers share a machine's cores: equally, without overlap, and each stays on its own."""
+"""CPU workers share a machine's cores equally and without overlap, and each stays on its own."""
 
 import os
 import subprocess

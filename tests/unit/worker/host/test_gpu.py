@@ -1,4 +1,4 @@
-"""GPUs are found through nvidia-smi's own words; these tests put a program of that name on the path."""
+"""GPUs are found through nvidia-smi; these tests put a program of that name on the path."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ EIGHT = [f"{n}, GPU-{n:08d}-aaaa-bbbb-cccc-dddddddddddd, NVIDIA H100 80GB HBM3, 
 
 @pytest.fixture
 def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Installs an nvidia-smi that answers these lines with this exit code."""
+    """Install an nvidia-smi that prints these lines and exits with this code."""
 
     def install(lines: list[str], code: int = 0, mig: str = "") -> None:
         listing = tmp_path / "listing.txt"
@@ -28,7 +28,7 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         answer = tmp_path / "answer.txt"
         answer.write_text("".join(line + "\n" for line in lines))
         program = tmp_path / "nvidia-smi"
-        # It answers only the very question that the real one understands.
+        # It answers only the query that the real program supports.
         program.write_text(
             "#!/bin/sh\n"
             f'test "$1" = "-L" && exec cat {listing}\n'
@@ -168,8 +168,8 @@ def test_in_a_privileged_container_only_its_own_gpus_are_used(nvidia_smi, monkey
     nvidia_smi(EIGHT[:4])
     for given, indices in (
         ("GPU-00000002-aaaa-bbbb-cccc-dddddddddddd", [2]),
-        ("GPU-00000009-aaaa-bbbb-cccc-dddddddddddd", [0, 1, 2, 3]),  # none that is here
-        ("3", [0, 1, 2, 3]),  # the host's number
+        ("GPU-00000009-aaaa-bbbb-cccc-dddddddddddd", [0, 1, 2, 3]),  # none of this machine
+        ("3", [0, 1, 2, 3]),  # the host's index
         ("all", [0, 1, 2, 3]),
         ("void", [0, 1, 2, 3]),  # of device plugins that give GPUs in another way
     ):
@@ -224,7 +224,7 @@ sys.stdin.read()
 
 @contextmanager
 def holder(label: str, scope: "Path | str" = "", *, uid: int | None = None, **env: str) -> Iterator[Any]:
-    """Another process that holds a lock, as another user if need be; it is killed at the end."""
+    """Start a process that holds a lock, as another user if need be; it is killed at the end."""
     user = [str(uid)] if uid is not None else []
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, label, str(scope), *user],
@@ -242,7 +242,7 @@ def holder(label: str, scope: "Path | str" = "", *, uid: int | None = None, **en
 
 
 def label() -> str:
-    """A GPU that no other test of this machine holds."""
+    """A GPU that no other test of this machine uses."""
     return f"GPU-{uuid.uuid4()}"
 
 

@@ -1,4 +1,4 @@
-"""The process that carries a worker's log: nobody waits for it, and what it drops is counted."""
+"""The log relay: no process blocks on it, and dropped lines are counted."""
 
 import json
 import os

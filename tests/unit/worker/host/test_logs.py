@@ -1,4 +1,4 @@
-"""What workers write into their logs."""
+"""Log records of workers."""
 
 import io
 import logging
@@ -13,7 +13,7 @@ from worker.host import logs
 
 @pytest.fixture(params=["text", "json"])
 def written(request, tmp_path, monkeypatch):
-    """Logs an error with its traceback, and gives back what stands in the log."""
+    """Log an error with its traceback, and return the log."""
     root = logging.getLogger()
     before = root.handlers[:], root.level
     stderr = io.StringIO()

@@ -1,4 +1,4 @@
-"""What a running job may do: the folder that it gets, and when that must outlive a power cut."""
+"""RunContext: the folder of an attempt, and when it must survive a power cut."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ from worker.runner.context import RunContext
 
 
 class Bench:
-    """A context of a first attempt, its supervisor's end of the channel, and what was synced so far."""
+    """A context of a first attempt, its supervisor's end of the channel, and the files synced so far."""
 
     def __init__(
         self, volume: Volume, monkeypatch: pytest.MonkeyPatch, submitted_at: float = 0.0, attempt: int = 1
@@ -75,7 +75,7 @@ def test_a_job_without_progress_does_not_wait_for_the_disk(bench: Bench, volume:
 def test_from_its_first_progress_on_a_jobs_folder_identifies_it(bench: Bench, volume: Volume):
     bench.context.report(0, 1, "pictures")
     assert len(bench.synced) == 1
-    assert "spec.json" in bench.synced[0]  # its bytes: a power cut leaves all of it or none
+    assert "spec.json" in bench.synced[0]  # its content: after a power cut it is complete or absent
     assert json.loads((volume.job(7) / "spec.json").read_text())["job"] == 7
     assert (volume.latest / "faces").resolve() == volume.attempt(7, 1).resolve()
     (volume.latest / "faces").unlink()
@@ -94,7 +94,7 @@ def test_when_something_can_be_registered_the_way_to_it_is_durable(
 ):
     save(bench)
     assert json.loads((volume.job(7) / "spec.json").read_text())["job"] == 7
-    # A name is durable when the folder that holds it is synced.
+    # A name is durable once its folder is synced.
     assert {str(volume.jobs), str(volume.job(7)), str(volume.attempt(7, 1))} <= set(bench.synced)
 
 

@@ -1,4 +1,4 @@
-"""What a job reads is chosen once."""
+"""The inputs of a job are pinned at its first attempt."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""What the supervisor looks at before it hands out a job."""
+"""Checks of the volume before a job begins."""
 
 import socket
 

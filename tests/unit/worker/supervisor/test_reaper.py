@@ -1,4 +1,4 @@
-"""The reaper takes back what is dead or silent, on its own clock, and nothing else."""
+"""The reaper requeues jobs of dead or unresponsive workers, by its own clock, and no others."""
 
 import os
 import socket
@@ -28,7 +28,7 @@ def test_a_job_without_heartbeats_is_requeued_after_the_lease_and_not_before(
     reaper, store, queries, running_job_factory, settings
 ) -> None:
     lease = running_job_factory()
-    # It looks more often than its own patience for gaps (three reap intervals).
+    # It reads more often than its longest permitted gap (three reap intervals).
     looks = [100.0 + step * settings.reap_seconds for step in range(1000)]
     silent = [now for now in looks if now - 100.0 < settings.lease_seconds]
     assert all(reaper.tick(now=now) == [] for now in silent)
@@ -60,7 +60,7 @@ def test_a_reaper_that_was_paused_restarts_its_observation(
 def test_a_table_that_refuses_writes_gives_its_workers_a_whole_lease_afterwards(
     reaper, store, queries, running_job_factory, settings, monkeypatch
 ) -> None:
-    """Reads still answer (a file or a server that became read-only), but no heartbeat could be written."""
+    """Reads succeed (a file or a server became read-only), but no heartbeat can be written."""
     lease = running_job_factory()
     looks = [100.0 + step * settings.reap_seconds for step in range(1000)]
     silent = [now for now in looks if now - 100.0 < settings.lease_seconds]

@@ -71,7 +71,7 @@ print(before - resident_mb())
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps nothing")
 def test_memory_is_kept_between_passes_and_given_back_when_asked():
-    # glibc by itself sometimes keeps as much, if a small block happens to lie on top: nothing to compare with
+    # Without the policy glibc sometimes keeps as much, if a small block is on top: no comparison is possible.
     env = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
     env |= memory_policy({})
     done = subprocess.run([sys.executable, "-c", FREED], env=env, capture_output=True, text=True, check=True)
