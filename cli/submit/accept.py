@@ -104,7 +104,7 @@ def submit_sweep(
     """
     from cli.submit.sweep import job_names
     from storage.db.store.sweeps import sweep_id
-    from worker.celery_bridge.notify import ring
+    from worker.celery_bridge.notify import try_notify
     from worker.celery_bridge.notify_job import MOST_NOTIFIED
 
     if any(spec.split() for spec in specs):
@@ -139,7 +139,7 @@ def submit_sweep(
         first, *others = sorted(session.queries.get_many(sweep.job_ids[:MOST_NOTIFIED]), key=lambda j: j.id)
         notify_workers(session, first)
         for job in others:
-            ring(session.settings, job.id, job.queue, session.database.installation)
+            try_notify(session.settings, job.id, job.queue, session.database.installation)
 
     with report_unwritten(f"sweep {sweep.id}"):
         _report(
