@@ -26,7 +26,7 @@ _SET = (
     .where(job.c.id == bindparam("of_job"))
     .values(
         priority=bindparam("effective", type_=job.c.priority.type),
-        inputs=bindparam("kept", type_=job.c.inputs.type),
+        inputs=bindparam("kept_inputs", type_=job.c.inputs.type),
     )
 )
 
@@ -94,7 +94,7 @@ def _set(conn: Connection, changed: Sequence[tuple[Any, int]]) -> None:
                 {
                     "of_job": row.id,
                     "effective": priority,
-                    "kept": {OWN_PRIORITY: row.priority, **(row.inputs or {})},
+                    "kept_inputs": {OWN_PRIORITY: row.priority, **(row.inputs or {})},
                 }
                 for row, priority in changed
             ],
