@@ -1,10 +1,10 @@
 """
-How good the pictures of a model are, beside those it was trained on, and whether they are copies of them.
+Evaluate the images of a model: metrics against the training images, and a test for copies.
 
-Every number stands beside its floor: what the same metric says of one half of the real pictures
-against the other. Nothing here draws on chance but the pictures themselves, so one spec gives one report.
+Each metric is reported with its real-vs-real baseline: one half of the real images against the other. Equal
+specs give equal reports.
 
-Shapes in names: N real pictures, M made ones, D features, H, W pixels.
+Shapes in names: N real images, M generated images, D features, H, W pixels.
 """
 
 import hashlib
@@ -37,30 +37,30 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REPORT, NEIGHBOURS = "evaluation.json", "neighbours.png"
-STEP = 256
-"""Pictures between two looks at whether the job should stop."""
-PAIRS_IN_A_ROW, ROWS = 4, 4
-"""Of neighbours.png: rows of the most suspicious pairs, and as many of the first ones."""
+BATCH = 256
+"""Images between two checks for a stop request."""
+PAIRS_PER_ROW, ROWS = 4, 4
+"""Layout of neighbours.png: rows of the most suspicious pairs, and as many rows of the first pairs."""
 
 
 def run(spec: EvaluateSpec, ctx: JobContext) -> dict[str, Any]:
     """
-    Get the pictures, look at them with a feature network, compare, judge, publish a report.
+    Read or generate the images, compute features and metrics, test for copies, publish a report.
 
     Returns:
-        The report, and 'files': what was written, with sha-256.
+        The report, and 'files': name, size and SHA-256 of the files.
 
     Raises:
-        DatasetError, NotMeasurableError: pictures about which no number has a meaning.
-        SpecError: the made pictures are not of the size that was said.
-        StopRequested: somebody wants the job to stop; nothing was published.
+        DatasetError, NotMeasurableError: no metric is defined for the images.
+        SpecError: the generated images do not have the spec's size.
+        StopRequested: the job was asked to stop; nothing was published.
     """
     with devices.memory_errors("a smaller --count"):
         return _Evaluation(spec, ctx).run()
 
 
 class _Evaluation:
-    """One evaluation, in the order of its methods."""
+    """One evaluation; its methods are in the order of its steps."""
 
     def __init__(self, spec: EvaluateSpec, ctx: JobContext) -> None:
         self.spec = spec
@@ -72,17 +72,17 @@ class _Evaluation:
     def run(self) -> dict[str, Any]:
         spec, ctx = self.spec, self.ctx
         network = self._network()
-        generated_M3HW = self._made()
+        generated_M3HW = self._generated()
         images = ctx.images(spec.data, spec.size)
         real_N3HW = self._real(images)
         due = len(generated_M3HW) + len(real_N3HW)
-        made = self._looked_at(network, generated_M3HW, 0, due)
-        real = self._looked_at(network, real_N3HW, len(generated_M3HW), due)
-        ctx.report(due, due, "pictures", phase="comparing")
-        facts = self._measured(real, made)
-        copied, distinct_M = self._copied(real, made, facts)
+        generated = self._with_features(network, generated_M3HW, 0, due)
+        real = self._with_features(network, real_N3HW, len(generated_M3HW), due)
+        ctx.report(due, due, "images", phase="comparing")
+        facts = self._metrics(real, generated)
+        copied, distinct_M = self._copying(real, generated, facts)
         report = {
-            "image_count": len(made),
+            "image_count": len(generated),
             "size": spec.size,
             "feature_network": network.name,
             "data": {
@@ -96,22 +96,22 @@ class _Evaluation:
             "seconds": round(time.monotonic() - self.started, 1),
             "build": devices.build_fingerprint(self.device, deterministic=spec.deterministic),
         }
-        self._ask()
+        self._raise_if_stopped()
         files: dict[str, bytes | NDArray[np.uint8]] = {}
         if copied is not None:
-            files[NEIGHBOURS] = _pairs(made.images_N3HW[distinct_M], real.images_N3HW, copied)
+            files[NEIGHBOURS] = _pair_grid(generated.images_N3HW[distinct_M], real.images_N3HW, copied)
         files[REPORT] = json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n"
         return {**report, "files": ctx.save_files(files)}
 
-    # --- the pictures ---------------------------------------------------------------------------
+    # --- images ---------------------------------------------------------------------------------
 
     def _network(self) -> networks.FeatureNetwork:
         spec = self.spec
-        self.ctx.report(0, spec.count, "pictures", phase="loading the feature network")
+        self.ctx.report(0, spec.count, "images", phase="loading the feature network")
         return networks.chosen(spec.feature_network, spec.feature_sha256, self.ctx.weights, self.device)
 
-    def _made(self) -> Tensor:
-        """uint8 (M, 3, H, W): drawn from the model, or published before, or a person's own."""
+    def _generated(self) -> Tensor:
+        """Return images uint8 (M, 3, H, W): of a path, published by a job, or generated by the model."""
         spec, ctx = self.spec, self.ctx
         if spec.path is not None:
             found = ctx.images(spec.path, spec.size, pin="path_fingerprint").images_N3HW
@@ -119,21 +119,21 @@ class _Evaluation:
         elif (published := ctx.generated_images(spec.count)) is not None:
             generated_M3HW = _channels_first(list(published))
         else:
-            generated_M3HW = self._drawn()
+            generated_M3HW = self._generate()
         if generated_M3HW.shape[2:] != (spec.size, spec.size):
             high, wide = generated_M3HW.shape[2:]
             raise SpecError(
-                f"the pictures are {wide}×{high}, and the evaluation was to be of {spec.size}×{spec.size}",
+                f"the images are {wide}×{high}, the evaluation is of {spec.size}×{spec.size}",
                 hint=f"--size {high}",
             )
         if len(generated_M3HW) < FEWEST_PICTURES:
             raise NotMeasurableError(
-                f"{len(generated_M3HW)} pictures are too few to be measured",
-                hint=f"{FEWEST_PICTURES} are the least, 2,000 make good numbers",
+                f"{len(generated_M3HW)} images are too few to evaluate",
+                hint=f"at least {FEWEST_PICTURES} are needed, 2,000 are recommended",
             )
         return generated_M3HW
 
-    def _drawn(self) -> Tensor:
+    def _generate(self) -> Tensor:
         spec = self.spec
         draws = GenerateSpec(
             source=spec.source or 0,
@@ -146,11 +146,11 @@ class _Evaluation:
         return _channels_first([one for part in Generation(draws, self.ctx).pixels() for one in part])
 
     def _real(self, images: "Images") -> Tensor:
-        """uint8 (N, 3, H, W), each picture once: twins would excuse copies."""
+        """Return the training images uint8 (N, 3, H, W) without duplicates, which would hide copies."""
         found = images.images_N3HW
         chosen = _spread(len(found), spec_most := self.spec.search)
         if len(found) > spec_most:
-            self.notes.append(f"{spec_most:,} of the {len(found):,} training pictures were compared")
+            self.notes.append(f"{spec_most:,} of the {len(found):,} training images were compared")
         seen: set[bytes] = set()
         distinct = []
         for place in chosen:
@@ -158,53 +158,53 @@ class _Evaluation:
             if digest not in seen:
                 seen.add(digest)
                 distinct.append(place)
-        if twins := len(chosen) - len(distinct):
-            self.notes.append(f"{twins:,} training pictures are exact twins of others and count once")
+        if duplicates := len(chosen) - len(distinct):
+            self.notes.append(f"{duplicates:,} training images are exact duplicates and count once")
         if len(distinct) < FEWEST_PICTURES:
-            what = f"{len(found)} pictures" if not twins else f"{len(distinct)} different pictures"
+            what = f"{len(found)} images" if not duplicates else f"{len(distinct)} different images"
             raise DatasetError(
-                f"{self.spec.data} holds {what}: too few to measure others against",
-                hint=f"{FEWEST_PICTURES} different ones are the least; ganq dataset check looks for more",
+                f"{self.spec.data} contains {what}: too few to compare with",
+                hint=f"at least {FEWEST_PICTURES} different images are needed; see ganq dataset check",
             )
         return torch.from_numpy(np.stack([found[place] for place in distinct]))
 
-    def _looked_at(
+    def _with_features(
         self, network: networks.FeatureNetwork, images_N3HW: Tensor, before: int, due: int
     ) -> ImageSet:
-        """The pictures with their features; the slow part, so it says how far it is."""
+        """Compute the features, the slow part, and report the progress."""
         parts = []
-        for start in range(0, len(images_N3HW), STEP):
-            self._ask()
-            parts.append(network(images_N3HW[start : start + STEP]))
-            done = before + min(start + STEP, len(images_N3HW))
+        for start in range(0, len(images_N3HW), BATCH):
+            self._raise_if_stopped()
+            parts.append(network(images_N3HW[start : start + BATCH]))
+            done = before + min(start + BATCH, len(images_N3HW))
             rate = done / max(time.monotonic() - self.started, 1e-9)
-            self.ctx.report(done, due, "pictures", rate=rate)
+            self.ctx.report(done, due, "images", rate=rate)
         return ImageSet(images_N3HW, torch.cat(parts), network.name)
 
-    def _ask(self) -> None:
+    def _raise_if_stopped(self) -> None:
         if (reason := self.ctx.stop_reason()) is not None:
             raise StopRequested(reason)
 
-    # --- the numbers ----------------------------------------------------------------------------
+    # --- metrics --------------------------------------------------------------------------------
 
-    def _measured(self, real: ImageSet, made: ImageSet) -> dict[str, Any]:
+    def _metrics(self, real: ImageSet, generated: ImageSet) -> dict[str, Any]:
         check_real(real)
         metrics: dict[str, Any] = {}
         for metric in METRICS:
-            self._ask()
-            measured = self._said(compare, metric, real, made)
+            self._raise_if_stopped()
+            measured = self._or_note(compare, metric, real, generated)
             if measured is None:
                 continue
-            baseline = self._said(real_baseline, metric, real)
+            baseline = self._or_note(real_baseline, metric, real)
             metrics[measured.key] = {
                 "value": measured.value,
                 "spread": measured.spread,
                 "baseline": None if baseline is None else baseline.value,
                 "note": measured.note,
             }
-        self._ask()
-        count = min(len(real), len(made))
-        pr = precision_recall(real.features_ND[:count], made.features_ND[:count])
+        self._raise_if_stopped()
+        count = min(len(real), len(generated))
+        pr = precision_recall(real.features_ND[:count], generated.features_ND[:count])
         half = count // 2
         pr_baseline = precision_recall(real.features_ND[0 : 2 * half : 2], real.features_ND[1 : 2 * half : 2])
         facts: dict[str, Any] = {
@@ -212,43 +212,45 @@ class _Evaluation:
             "precision": {"value": pr.precision, "baseline": pr_baseline.precision},
             "recall": {"value": pr.recall, "baseline": pr_baseline.recall},
         }
-        among = self._said(diversity, real.features_ND, made.features_ND)
+        among = self._or_note(diversity, real.features_ND, generated.features_ND)
         if among is not None:
             facts["diversity"] = among
             if among < COLLAPSED:
                 self.notes.append(
-                    f"the model repeats itself: its pictures differ {among:.0%} as much as real ones do"
+                    f"the generator has collapsed: diversity is {among:.0%} of that of real images"
                 )
         return facts
 
-    def _copied(
-        self, real: ImageSet, made: ImageSet, facts: dict[str, Any]
+    def _copying(
+        self, real: ImageSet, generated: ImageSet, facts: dict[str, Any]
     ) -> tuple[Copying | None, list[int]]:
         """
-        What the test for copies says, by thumbnails and by features: the worse of the two.
+        Test for copies by thumbnails and by features, and choose the worse result.
 
         Args:
-            facts: get what both say.
+            facts: the results are added to it.
 
         Returns:
-            It, and which made pictures were asked about: each once.
+            The chosen result, and the indices of the distinct generated images, which were tested.
         """
-        rows = made.images_N3HW.flatten(1).numpy()
+        rows = generated.images_N3HW.flatten(1).numpy()
         first: dict[bytes, int] = {}
         for place, row in enumerate(rows):
             first.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), place)
         distinct = sorted(first.values())
-        if twins := len(rows) - len(distinct):
-            self.notes.append(f"{twins:,} of the made pictures are exact twins of others")
+        if duplicates := len(rows) - len(distinct):
+            self.notes.append(f"{duplicates:,} of the generated images are exact duplicates")
         by = {
-            "thumbnails": (thumbnails(real.images_N3HW), thumbnails(made.images_N3HW[distinct])),
-            str(made.network): (real.features_ND, made.features_ND[distinct]),
+            "thumbnails": (thumbnails(real.images_N3HW), thumbnails(generated.images_N3HW[distinct])),
+            str(generated.network): (real.features_ND, generated.features_ND[distinct]),
         }
-        told = {name: said for name, pair in by.items() if (said := self._said(copying, *pair)) is not None}
-        if not told:
+        results = {
+            name: said for name, pair in by.items() if (said := self._or_note(copying, *pair)) is not None
+        }
+        if not results:
             return None, distinct
-        worst = max(told, key=lambda name: (told[name].verdict == "copies", told[name].share))
-        found = told[worst]
+        worst = max(results, key=lambda name: (results[name].verdict == "copies", results[name].share))
+        found = results[worst]
         facts["copying"] = {
             "verdict": found.verdict,
             "share": found.share,
@@ -256,13 +258,13 @@ class _Evaluation:
             "summary": found.summary(),
             "all": {
                 name: {"verdict": one.verdict, "share": one.share, "threshold": one.threshold}
-                for name, one in told.items()
+                for name, one in results.items()
             },
         }
         return found, distinct
 
-    def _said(self, measure: Callable[..., T], *given: Any) -> T | None:
-        """A number, or a note that says why there is none."""
+    def _or_note(self, measure: Callable[..., T], *given: Any) -> T | None:
+        """Return the result; if it is not defined, add a note and return None."""
         try:
             return measure(*given)
         except NotMeasurableError as exc:
@@ -271,7 +273,7 @@ class _Evaluation:
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """At most so many places, evenly from the first to the last."""
+    """Return at most `most` indices, evenly spaced."""
     if count <= most:
         return list(range(count))
     return [place * count // most for place in range(most)]
@@ -279,25 +281,25 @@ def _spread(count: int, most: int) -> list[int]:
 
 def _channels_first(pictures: "list[NDArray[np.uint8]]") -> Tensor:
     if len({one.shape for one in pictures}) > 1:
-        raise DatasetError("the pictures are not all of one size", hint="evaluate sets of one size")
+        raise DatasetError("the images have different sizes", hint="evaluate sets of one size")
     if not pictures:
-        raise NotMeasurableError("there are no pictures to be measured", hint="name a job that has some")
+        raise NotMeasurableError("there are no images to evaluate", hint="name a job that has some")
     return torch.from_numpy(np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2)))
 
 
-def _pairs(generated_M3HW: Tensor, real_N3HW: Tensor, found: Copying) -> "NDArray[np.uint8]":
-    """Made picture | nearest training picture: the most suspicious pairs, then the first ones."""
-    shown = PAIRS_IN_A_ROW * ROWS
+def _pair_grid(generated_M3HW: Tensor, real_N3HW: Tensor, found: Copying) -> "NDArray[np.uint8]":
+    """Return a grid of pairs (generated, nearest training image): the most suspicious, then the first."""
+    shown = PAIRS_PER_ROW * ROWS
     order = found.ratio_M.argsort()[:shown].tolist()
     chosen = [*order, *range(min(shown, len(generated_M3HW)))]
     pictures = [
-        picture_3HW.permute(1, 2, 0).numpy()
+        image_3HW.permute(1, 2, 0).numpy()
         for place in chosen
-        for picture_3HW in (generated_M3HW[place], real_N3HW[found.neighbour_M[place]])
+        for image_3HW in (generated_M3HW[place], real_N3HW[found.neighbour_M[place]])
     ]
-    wide = 2 * PAIRS_IN_A_ROW
+    wide = 2 * PAIRS_PER_ROW
     pictures += [np.zeros_like(pictures[0])] * (-len(pictures) % wide)
     rows_RNHW3 = np.stack(pictures).reshape(-1, wide, *pictures[0].shape)
-    closest = -(-len(order) // PAIRS_IN_A_ROW)
+    closest = -(-len(order) // PAIRS_PER_ROW)
     labels = ["nearest" if row < closest else "any" for row in range(len(rows_RNHW3))]
     return labelled(rows_RNHW3, labels)

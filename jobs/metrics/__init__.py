@@ -1,1 +1,1 @@
-"""How good pictures are: features, and distances between sets of them."""
+"""Metrics of generated images: feature networks, and distances between sets of features."""

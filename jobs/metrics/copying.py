@@ -1,12 +1,12 @@
 """
-Whether made pictures are copies of training pictures, judged by how near real ones are to each other.
+Detect whether generated images are copies of training images.
 
-A distance alone says nothing: in a crowd of look-alikes any good picture has a near neighbour.
-So each distance is divided by how near that neighbour's own nearest is. For an independent
-picture the ratio is distributed as for a real picture that is compared with all the others; a copy's
-ratio is near zero, and so is that of a copy with small changes.
+A distance alone does not show it: in a dense region every good image has a near neighbour. Each distance is
+therefore divided by the distance from that neighbour to its own nearest neighbour. For an independent image
+the ratio has the same distribution as for a real image that is held out; for a copy, also with small changes,
+it is near zero.
 
-Shapes in names: N real pictures, M made ones, D features.
+Shapes in names: N real images, M generated images, D features.
 """
 
 import math
@@ -21,97 +21,103 @@ from jobs.metrics.neighbours import nearest
 
 Verdict = Literal["copies", "none", "unsure"]
 
-RARE = 0.01
-"""Share of the real pictures whose ratio lies below the line."""
-TOO_MANY = 0.03
-"""Share of made pictures below the line from which on they count as copies, if chance cannot explain them."""
+EXPECTED_SHARE = 0.01
+"""Share of real images whose ratio is below the threshold, by construction."""
+COPYING_SHARE = 0.03
+"""Share of generated images below the threshold that is called copying, if it is significant."""
 SIGMAS = 3.0
-"""As unlikely as one in 740 before it is called copying."""
-FEWEST = 200
-"""Pictures of each kind, below which the line and the shares are guesses."""
-TINY = 1e-9
-STEP = 256
+"""Standard errors that are significant: a probability of one in 740."""
+MIN_IMAGES = 200
+"""Images per set; with fewer, threshold and shares are not reliable."""
+EPSILON = 1e-9
+BATCH = 256
 THUMBNAIL = 16
-"""Side of the pictures that are compared pixel by pixel."""
+"""Side of the images that are compared pixel by pixel."""
 
 
 @dataclass(frozen=True)
 class Copying:
-    """What the test found."""
+    """Result of the test."""
 
     verdict: Verdict
     share: float
-    """Of the made pictures, that lie below the line."""
+    """Share of generated images below the threshold."""
     threshold: float
-    """The ratio below which one real picture in a hundred lies."""
+    """The ratio below which one real image in a hundred lies."""
     ratio_M: Tensor
-    """Of each made picture; 1 is as near as its neighbour's own neighbour."""
+    """Ratio of each generated image; 1: as near as its neighbour's own neighbour."""
     neighbour_M: Tensor
-    """Row of the real picture that is nearest to each made one."""
+    """Index of the nearest real image of each generated image."""
 
     def summary(self) -> str:
-        """One sentence for a person."""
-        about = f"{self.share:.1%} of the pictures are suspiciously near to a training picture"
-        chance = f"{RARE:.0%} would be by chance"
+        """Return the result in one sentence."""
+        about = f"{self.share:.1%} of the images are suspiciously close to a training image"
+        chance = f"{EXPECTED_SHARE:.0%} are expected by chance"
         if self.verdict == "unsure":
-            return f"too few pictures to tell copies from chance ({about}, {chance})"
+            return f"too few images to distinguish copies from chance ({about}, {chance})"
         if self.verdict == "copies":
-            return f"the model copies training pictures: {about}, {chance}"
+            return f"the model copies training images: {about}, {chance}"
         return f"no sign of copying: {about}, {chance}"
 
 
 def thumbnails(images_N3HW: Tensor) -> Tensor:
     """
-    Pixels of small pictures, float32 (N, 768): to them a copy with noise or blur is a copy.
+    Return pixels of images scaled to 16×16, float32 (N, 768). They recognise copies with noise or blur.
 
-    A feature network sees noise as another texture. Of copied drawn faces with noise of 12 grey
-    levels EfficientNet-Lite0 finds none and thumbnails 99 %; of faces that were moved by 2 pixels
-    of 64 it finds 77 %, of mirrored ones 54 %, thumbnails none. So both are asked.
+    To a feature network noise is another texture. Of copied faces with noise of 12 grey levels
+    EfficientNet-Lite0 recognises none, thumbnails 99 %; of faces moved by 2 pixels of 64 the network
+    recognises 77 %, of mirrored ones 54 %, thumbnails none. Both are therefore used.
     """
     small = [
-        nn.functional.interpolate(images_N3HW[start : start + STEP].float(), THUMBNAIL, mode="area")
-        for start in range(0, len(images_N3HW), STEP)
+        nn.functional.interpolate(images_N3HW[start : start + BATCH].float(), THUMBNAIL, mode="area")
+        for start in range(0, len(images_N3HW), BATCH)
     ]
     return torch.cat(small).flatten(1)
 
 
 def copying(real_ND: Tensor, generated_MD: Tensor) -> Copying:
     """
+    Test whether generated images are copies of training images.
+
     Args:
-        real_ND: of the pictures that the model was trained on, each once: twins excuse copies.
-        made_MD: of distinct made pictures.
+        real_ND: features of the training images, without duplicates: they would hide copies.
+        generated_MD: features of distinct generated images.
 
     Raises:
-        NotMeasurableError: fewer than three real pictures, or none made.
+        NotMeasurableError: fewer than three real images, or no generated one.
 
-    Source: Alaa et al. 2022, arXiv:2102.08921, section 3.3 (authenticity: the distance to the nearest
-    training picture beside that picture's own nearest). Its line, a ratio of 1, is crossed by about
-    half of all independent pictures; here the real pictures, each held out in turn, say where it lies.
+    Source: Alaa et al. 2022, arXiv:2102.08921, section 3.3 (authenticity). Its threshold, a ratio of 1, is
+    met by about half of all independent images; here the threshold is a quantile of the ratios of held-out
+    real images.
     """
     if len(real_ND) < 3 or len(generated_MD) < 1:
-        raise NotMeasurableError("three real pictures and one made are the least", hint="use more")
+        raise NotMeasurableError(
+            "the copy test needs three real images and one generated image", hint="use more"
+        )
     near_N2, row_N2 = nearest(real_ND, real_ND, 2, themselves=True)
-    # Real picture n held out: its neighbour's nearest is then another one, or the second if that was n.
-    to_N, whose_N = near_N2[:, 0], row_N2[:, 0]
-    is_me_N = row_N2[whose_N, 0] == torch.arange(len(real_ND))
-    its_own_N = torch.where(is_me_N, near_N2[whose_N, 1], near_N2[whose_N, 0])
-    real_ratio_N = _ratio(to_N, its_own_N)
-    to_M1, row_M1 = nearest(generated_MD, real_ND, 1)
-    ratio_M = _ratio(to_M1[:, 0], near_N2[row_M1[:, 0], 0])
-    threshold = float(real_ratio_N.quantile(RARE))
+    # Real image n is held out: its neighbour's nearest is then another image, or the second if it was n.
+    distance_N, neighbour_N = near_N2[:, 0], row_N2[:, 0]
+    is_n_N = row_N2[neighbour_N, 0] == torch.arange(len(real_ND))
+    neighbours_own_N = torch.where(is_n_N, near_N2[neighbour_N, 1], near_N2[neighbour_N, 0])
+    real_ratio_N = _ratio(distance_N, neighbours_own_N)
+    distance_M1, row_M1 = nearest(generated_MD, real_ND, 1)
+    ratio_M = _ratio(distance_M1[:, 0], near_N2[row_M1[:, 0], 0])
+    threshold = float(real_ratio_N.quantile(EXPECTED_SHARE))
     share = float((ratio_M < threshold).double().mean())
-    enough = min(len(real_ND), len(generated_MD)) >= FEWEST
-    many = share >= TOO_MANY and _sigmas(share, len(generated_MD), RARE, len(real_ND)) >= SIGMAS
+    enough = min(len(real_ND), len(generated_MD)) >= MIN_IMAGES
+    many = (
+        share >= COPYING_SHARE and _sigmas(share, len(generated_MD), EXPECTED_SHARE, len(real_ND)) >= SIGMAS
+    )
     verdict: Verdict = "copies" if many else "none" if enough else "unsure"
     return Copying(verdict, share, threshold, ratio_M, row_M1[:, 0])
 
 
 def _ratio(distance: Tensor, own: Tensor) -> Tensor:
-    return distance / own.clamp_min(TINY)
+    return distance / own.clamp_min(EPSILON)
 
 
 def _sigmas(one: float, count: int, other: float, others: int) -> float:
-    """How many standard errors lie between two shares."""
+    """Return the difference of two shares in standard errors."""
     both = (one * count + other * others) / (count + others)
     error = math.sqrt(both * (1 - both) * (1 / count + 1 / others))
     return (one - other) / error if error else 0.0

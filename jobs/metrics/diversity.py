@@ -1,7 +1,7 @@
 """
-Whether pictures differ among themselves as real ones do: what a generator loses when it collapses.
+Diversity of generated images relative to real ones; it shows a collapse of the generator.
 
-Shapes in names: N real pictures, M made ones, D features.
+Shapes in names: N real images, M generated images, D features.
 """
 
 import torch
@@ -10,35 +10,38 @@ from torch import Tensor
 from jobs.errors import NotMeasurableError
 
 COLLAPSED = 0.25
-"""Below this share of the real pictures' variety a generator repeats itself."""
+"""A generator below this diversity has collapsed."""
 
 
 def diversity(real_ND: Tensor, generated_MD: Tensor) -> float:
     """
-    How far a made picture is from its nearest sister, compared with the same among real ones.
+    Return the distance of a generated image to its nearest neighbour, relative to the same of real images.
 
-    Medians of min(N, M) pictures each, because a nearest neighbour is the nearer the more there
-    are. About 1 for as many different pictures; near 0 for few pictures with small changes. It
-    says nothing about whether they are any good: noise has variety, too.
+    Medians over min(N, M) images each, because the distance to the nearest neighbour decreases with the
+    size of a set. About 1 for equally diverse images, near 0 for few images with small changes. It does not
+    measure quality: noise is diverse, too.
 
     Raises:
-        NotMeasurableError: a set has fewer than two pictures, or most real ones have a twin.
+        NotMeasurableError: a set has fewer than two images, or most real images have a duplicate.
     """
     count = min(len(real_ND), len(generated_MD))
     if count < 2:
-        raise NotMeasurableError("diversity needs two pictures in each set", hint="use more")
-    among_real, among_made = _to_nearest(real_ND[:count]), _to_nearest(generated_MD[:count])
-    if among_real <= 0:
+        raise NotMeasurableError("diversity needs two images in each set", hint="use more")
+    within_real, within_generated = (
+        _median_nearest_distance(real_ND[:count]),
+        _median_nearest_distance(generated_MD[:count]),
+    )
+    if within_real <= 0:
         raise NotMeasurableError(
-            "most pictures of the data set have an exact twin in it",
-            hint="ganq dataset check names them; leave each picture in once",
+            "most images of the data set have an exact duplicate in it",
+            hint="ganq dataset check names them; keep one of each",
         )
-    return among_made / among_real
+    return within_generated / within_real
 
 
-def _to_nearest(features_ND: Tensor) -> float:
-    """Median distance of a picture to the one nearest to it."""
-    # Found by products, which is ten times as fast; measured by differences: twins must be at 0 exactly.
-    apart_NN = torch.cdist(features_ND, features_ND, compute_mode="use_mm_for_euclid_dist")
-    nearest_N = apart_NN.fill_diagonal_(torch.inf).argmin(1)
+def _median_nearest_distance(features_ND: Tensor) -> float:
+    """Return the median distance of an image to its nearest neighbour."""
+    # Found with matrix products, ten times as fast; measured with differences, so that duplicates are at 0.
+    distances_NN = torch.cdist(features_ND, features_ND, compute_mode="use_mm_for_euclid_dist")
+    nearest_N = distances_NN.fill_diagonal_(torch.inf).argmin(1)
     return float((features_ND - features_ND[nearest_N]).norm(dim=1).median())

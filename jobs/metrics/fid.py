@@ -1,10 +1,10 @@
 """
-Fréchet distance between two sets of features, each taken for a normal distribution.
+Fréchet distance between two sets of features, approximated by normal distributions.
 
-Source: Heusel et al. 2017, arXiv:1706.08500 (FID), equation 6. Called by its plain name only on
-the Inception network of that paper; any other network's name stands in the metric's key.
+Source: Heusel et al. 2017, arXiv:1706.08500 (FID), equation 6. The key is `fid` only for the Inception
+network of that paper; for any other network it includes the network's name.
 
-Shapes in names: N real pictures, M made ones, D features.
+Shapes in names: N real images, M generated images, D features.
 """
 
 import torch
@@ -15,32 +15,32 @@ from jobs.errors import NotMeasurableError
 
 def fid(real_ND: Tensor, generated_MD: Tensor) -> float:
     """
-    |μ₁ − μ₂|² + Tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½), in float64.
+    Return |μ₁ − μ₂|² + Tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½), computed in float64.
 
     Args:
-        real_ND, made_MD: finite; two rows each at least. See is_biased().
+        real_ND, generated_MD: finite, at least two rows each. See is_biased().
 
     Raises:
-        NotMeasurableError: a set has fewer than two pictures.
+        NotMeasurableError: a set has fewer than two images.
     """
     if min(len(real_ND), len(generated_MD)) < 2:
-        raise NotMeasurableError("FID needs two pictures in each set", hint="use more")
+        raise NotMeasurableError("FID needs two images in each set", hint="use more")
     real_ND, generated_MD = real_ND.double(), generated_MD.double()
-    apart = (real_ND.mean(0) - generated_MD.mean(0)).square().sum()
+    mean_term = (real_ND.mean(0) - generated_MD.mean(0)).square().sum()
     # Σ = AᵀA for the centred features, each divided by √(N − 1).
     a_ND = (real_ND - real_ND.mean(0)) / (len(real_ND) - 1) ** 0.5
     b_MD = (generated_MD - generated_MD.mean(0)) / (len(generated_MD) - 1) ** 0.5
     spread = a_ND.square().sum() + b_MD.square().sum()
-    return max(0.0, float(apart + spread - 2 * _trace_of_root(a_ND, b_MD)))
+    return max(0.0, float(mean_term + spread - 2 * _trace_of_root(a_ND, b_MD)))
 
 
 def _trace_of_root(a_ND: Tensor, b_MD: Tensor) -> Tensor:
     """
-    Tr((AᵀA BᵀB)^½), without the square root of a product of singular matrices, which may turn complex.
+    Return Tr((AᵀA BᵀB)^½) without the square root of a product of singular matrices, which may be complex.
 
-    The eigenvalues of AᵀA BᵀB are the squared singular values of ABᵀ. With fewer pictures than
-    features these are a small matrix's; else those of Σ₁^½ Σ₂ Σ₁^½, which is symmetric and has
-    the same eigenvalues.
+    The eigenvalues of AᵀA BᵀB are the squared singular values of ABᵀ. With fewer images than features ABᵀ
+    is the smaller matrix; else they are those of Σ₁^½ Σ₂ Σ₁^½, which is symmetric and has the same
+    eigenvalues.
     """
     if min(len(a_ND), len(b_MD)) < a_ND.shape[1]:
         singular_N: Tensor = torch.linalg.svdvals(a_ND @ b_MD.T)
@@ -53,11 +53,11 @@ def _trace_of_root(a_ND: Tensor, b_MD: Tensor) -> Tensor:
     return values_D.clamp_min(0).sqrt().sum()
 
 
-def is_biased(pictures: int, features: int) -> bool:
+def is_biased(image_count: int, features: int) -> bool:
     """
-    Whether sets of this size make the distance too large to be compared with other sizes.
+    Return whether the bias is too large for a comparison with sets of other sizes.
 
-    With no more pictures than features the covariance has no full rank; the bias falls as 1/N
+    With no more images than features the covariance is singular; the bias decreases as 1/N
     (Bińkowski et al. 2018, arXiv:1801.01401, appendix D).
     """
-    return pictures <= features
+    return image_count <= features

@@ -1,9 +1,8 @@
 """
-InceptionV3 on weights that the user gives: FID's own, or torchvision's.
+InceptionV3 with weights from a file of the user: FID's or torchvision's.
 
-FID's weights were made by TensorFlow, whose average pools leave the padding out, and its last
-block takes the maximum where the paper of Inception takes the mean; a number on another form
-of the network is another number.
+FID's weights come from TensorFlow, whose average pooling excludes the padding, and whose last block uses a
+maximum instead of the mean; other variants of the network give other values.
 
 Source: Szegedy et al. 2015, arXiv:1512.00567; FID's form: mseitzer/pytorch-fid.
 """
@@ -17,23 +16,26 @@ from torch.nn.functional import avg_pool2d, max_pool2d
 
 DIMS = 2048
 FID_CLASSES = 1008
-"""FID's weights have eight classes that nothing uses; torchvision's have 1000."""
+"""FID's weights have eight unused classes; torchvision's have 1000."""
 AVERAGES = ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7b")
 LAST = "Mixed_7c"
 
 
 def build(weights: Mapping[str, Tensor]) -> tuple[str, nn.Module]:
     """
+    Build the network for a file's weights.
+
     Returns:
-        ('inception-fid' or 'inception-torchvision', pictures (B, 3, 299, 299) in [-1, 1] to (B, 2048)).
+        'inception-fid' or 'inception-torchvision', and the network: images (B, 3, 299, 299) in [-1, 1] to
+        features (B, 2048).
 
     Raises:
-        RuntimeError: the weights are not this network's.
+        RuntimeError: the weights do not fit the network.
     """
     from torchvision.models import Inception3
 
     classes = len(weights["fc.bias"]) if "fc.bias" in weights else FID_CLASSES
-    # The auxiliary classifier helps training alone.
+    # The auxiliary classifier is used in training only.
     kept = {key: value for key, value in weights.items() if not key.startswith("AuxLogits.")}
     net = Inception3(num_classes=classes, aux_logits=False, init_weights=False)
     counters = {key: value for key, value in net.state_dict().items() if key.endswith("num_batches_tracked")}
@@ -56,7 +58,7 @@ def _largest(x_BCHW: Tensor) -> Tensor:
 
 
 class OtherPool(nn.Module):
-    """One of torchvision's blocks with another pool before its last branch."""
+    """A torchvision block with another pooling before its last branch."""
 
     def __init__(self, block: nn.Module, pool: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from torch import Tensor
 from jobs.errors import NotMeasurableError
 from jobs.metrics.neighbours import BLOCK, nearest
 
-NEIGHBOURS = 3
+K_NEIGHBOURS = 3
 """As in the paper: a ball reaches to the third neighbour."""
 
 
@@ -19,35 +19,39 @@ class PrecisionRecall(NamedTuple):
     """Shares from 0 to 1, higher is better."""
 
     precision: float
-    """Of the made pictures, that lie where real ones do."""
+    """Share of generated images within the manifold of real images."""
     recall: float
-    """Of the real pictures, that lie where made ones do."""
+    """Share of real images within the manifold of generated images."""
 
 
-def precision_recall(real_ND: Tensor, generated_MD: Tensor, k: int = NEIGHBOURS) -> PrecisionRecall:
+def precision_recall(real_ND: Tensor, generated_MD: Tensor, k: int = K_NEIGHBOURS) -> PrecisionRecall:
     """
+    Return improved precision and recall.
+
     Args:
-        real_ND, made_MD: finite; as many of each as can be, since both shares depend on the number.
-        k: a picture's ball reaches to its k-th neighbour among its own kind.
+        real_ND, generated_MD: finite; sets of equal size, since both values depend on it.
+        k: the radius of an image's hypersphere is the distance to its k-th neighbour in its own set.
 
     Raises:
-        NotMeasurableError: a set has no more than k pictures.
+        NotMeasurableError: a set has at most k images.
 
     Source: Kynkäänniemi et al. 2019, arXiv:1904.06991, equations 1 and 2.
     """
     if min(len(real_ND), len(generated_MD)) <= k:
-        raise NotMeasurableError(f"precision and recall need more than {k} pictures", hint="use more")
+        raise NotMeasurableError(f"precision and recall need more than {k} images", hint="use more")
     return PrecisionRecall(_covered(generated_MD, real_ND, k), _covered(real_ND, generated_MD, k))
 
 
-def _covered(asked_MD: Tensor, by_ND: Tensor, k: int) -> float:
-    """Share of `asked_MD` that lies in the ball of at least one of `by_ND`."""
-    radius_N = nearest(by_ND, by_ND, k, themselves=True)[0][:, -1]
-    by_ND = by_ND.double()
-    squares_N = by_ND.square().sum(1)
+def _covered(queries_MD: Tensor, reference_ND: Tensor, k: int) -> float:
+    """Return the share of queries within the hypersphere of at least one reference."""
+    radius_N = nearest(reference_ND, reference_ND, k, themselves=True)[0][:, -1]
+    reference_ND = reference_ND.double()
+    squares_N = reference_ND.square().sum(1)
     inside = 0
-    for start in range(0, len(asked_MD), BLOCK):
-        part_BD = asked_MD[start : start + BLOCK].double()
-        apart_BN = part_BD.square().sum(1, keepdim=True) + squares_N - 2 * part_BD @ by_ND.T
-        inside += int((apart_BN <= radius_N.square()).any(1).sum())
-    return inside / len(asked_MD)
+    for start in range(0, len(queries_MD), BLOCK):
+        part_BD = queries_MD[start : start + BLOCK].double()
+        squared_distances_BN = (
+            part_BD.square().sum(1, keepdim=True) + squares_N - 2 * part_BD @ reference_ND.T
+        )
+        inside += int((squared_distances_BN <= radius_N.square()).any(1).sum())
+    return inside / len(queries_MD)

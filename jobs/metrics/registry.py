@@ -1,7 +1,9 @@
 """
-The metrics by name, with one answer for all: a key, a value, its spread, and what limits it.
+The metrics by name, with one result type.
 
-Shapes in names: N pictures, D features.
+To add a metric: add its name to METRICS and Metric, and its computation to compare().
+
+Shapes in names: N images, D features.
 """
 
 from dataclasses import dataclass
@@ -24,12 +26,12 @@ PAPERS_NETWORK = "inception-fid"
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Pictures with what a feature network says of them."""
+    """Images with their features."""
 
     images_N3HW: Tensor
     """uint8, on the CPU."""
     features_ND: Tensor
-    """float32; D is 0 where no network was asked."""
+    """float32; D is 0 without a feature network."""
     network: str | None = None
 
     @classmethod
@@ -48,19 +50,19 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Measure:
-    """One number, lower is better, and all that belongs beside it."""
+    """The value of a metric, lower is better."""
 
     key: str
     """E.g. 'kid/effnet-lite0': two values can be compared if their keys are equal."""
     value: float
     spread: float | None = None
-    """Standard error from the choice of pictures, where the metric knows it."""
+    """Standard error from the choice of images, if the metric estimates it."""
     note: str | None = None
-    """What limits the value, for a person."""
+    """A limitation of the value, in words."""
 
 
 def key_of(metric: Metric, network: str | None) -> str:
-    """'fid' alone is the paper's network's; every other network stands in the key."""
+    """Return the key of a metric: `fid@…` for the FID paper's network, else with the network's name."""
     if metric not in ON_FEATURES:
         return metric
     if metric == "fid" and network is not None and network.startswith(PAPERS_NETWORK):
@@ -68,32 +70,30 @@ def key_of(metric: Metric, network: str | None) -> str:
     return f"{metric}/{network}"
 
 
-def compare(metric: Metric, real: ImageSet, made: ImageSet) -> Measure:
+def compare(metric: Metric, real: ImageSet, generated: ImageSet) -> Measure:
     """
-    How far made pictures are from real ones.
+    Return the distance of generated images from real ones.
 
     Raises:
-        NotMeasurableError: the metric says nothing about these sets.
+        NotMeasurableError: the metric is not defined for these sets.
     """
     check_real(real)
-    key = key_of(metric, made.network)
+    key = key_of(metric, generated.network)
     if metric == "swd":
-        return Measure(key, swd(real.images_N3HW, made.images_N3HW).value)
+        return Measure(key, swd(real.images_N3HW, generated.images_N3HW).value)
     if metric == "kid":
-        estimate = kid(real.features_ND, made.features_ND)
+        estimate = kid(real.features_ND, generated.features_ND)
         return Measure(key, estimate.value, estimate.spread)
-    count, dims = min(len(real), len(made)), made.features_ND.shape[1]
+    count, dims = min(len(real), len(generated)), generated.features_ND.shape[1]
     note = None
     if is_biased(count, dims):
-        note = (
-            f"too high, and comparable only with other values of {count} pictures: {dims} features need more"
-        )
-    return Measure(key, fid(real.features_ND, made.features_ND), note=note)
+        note = f"too high, and comparable only with other values of {count} images: {dims} features need more"
+    return Measure(key, fid(real.features_ND, generated.features_ND), note=note)
 
 
 def real_baseline(metric: Metric, real: ImageSet) -> Measure:
     """
-    What the metric says of one half of the real pictures against the other: as good as it gets.
+    Return the real-vs-real baseline: one half of the real images against the other.
 
     Raises:
         NotMeasurableError: as compare().
@@ -103,13 +103,15 @@ def real_baseline(metric: Metric, real: ImageSet) -> Measure:
 
 def check_real(real: ImageSet) -> None:
     """
+    Check that the real images can be compared with.
+
     Raises:
-        NotMeasurableError: nothing can be near or far from these pictures.
+        NotMeasurableError: there are none, or all are equal.
     """
     if len(real) == 0:
-        raise NotMeasurableError("there are no real pictures to compare with", hint="use more")
+        raise NotMeasurableError("there are no real images to compare with", hint="use more")
     if bool((real.images_N3HW == real.images_N3HW[:1]).all()):
         raise NotMeasurableError(
-            f"all {len(real)} real pictures are the same, so nothing can be said of others",
+            f"all {len(real)} real images are equal, so no metric is defined",
             hint="ganq dataset check shows what is in the data set",
         )

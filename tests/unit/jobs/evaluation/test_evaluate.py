@@ -87,7 +87,7 @@ def test_copies_are_flagged_and_shown_beside_what_they_copy():
     report, ctx = evaluate(DATA, copies)
     assert report["copying"]["verdict"] == "copies"
     assert 0.1 < report["copying"]["share"] < 0.2
-    assert "copies training pictures" in report["copying"]["summary"]
+    assert "copies training images" in report["copying"]["summary"]
     page = ctx.files["neighbours.png"]
     made, real = page[2:18, 58:74], page[2:18, 76:92]
     assert np.abs(made.astype(int) - real).max() <= 3
@@ -118,7 +118,7 @@ def test_a_model_that_repeats_itself_is_said_to():
     few.images_N3HW[:, 0, 0, 0] = np.arange(250)
     report, _ = evaluate(DATA, few)
     assert report["diversity"] < 0.1
-    assert any("repeats itself" in note for note in report["notes"])
+    assert any("has collapsed" in note for note in report["notes"])
     assert report["recall"]["value"] < 0.1
 
 
@@ -132,16 +132,16 @@ def test_black_pictures_get_what_can_be_said_and_no_nonsense(good):
     assert report["metrics"]["kid/random"]["value"] > 10 * good[0]["metrics"]["kid/random"]["baseline"]
     assert "swd" not in report["metrics"]
     assert any("no contrast" in note for note in report["notes"])
-    assert any("exact twins" in note for note in report["notes"])
+    assert any("exact duplicates" in note for note in report["notes"])
     assert "evaluation.json" in ctx.files
 
 
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (images(10), "10 pictures"),
-        (all_of(300, 7), "1 different pictures"),
-        (all_of(300, 0), "1 different pictures"),
+        (images(10), "10 images"),
+        (all_of(300, 7), "1 different images"),
+        (all_of(300, 0), "1 different images"),
     ],
     ids=["ten pictures", "all the same", "all black"],
 )
@@ -151,12 +151,12 @@ def test_real_pictures_that_nothing_can_be_measured_against_are_refused(data, sa
 
 
 def test_made_pictures_that_are_too_few_or_of_another_size_are_refused():
-    with pytest.raises(NotMeasurableError, match="10 pictures are too few"):
+    with pytest.raises(NotMeasurableError, match="10 images are too few"):
         evaluate(DATA, images(10))
-    with pytest.raises(SpecError, match="16×16, and the evaluation was to be of 32×32"):
+    with pytest.raises(SpecError, match="16×16, the evaluation is of 32×32"):
         evaluate(DATA, images(100), size=32)
     mixed = images(100)
-    with pytest.raises(DatasetError, match="one size"):
+    with pytest.raises(DatasetError, match="different sizes"):
         evaluate(DATA, ctx={"made": [mixed.images_N3HW[0].transpose(1, 2, 0), WHOLE[0][:8]] * 50})
 
 
@@ -164,13 +164,13 @@ def test_twins_in_the_data_count_once_and_are_told(good):
     twins = replace(DATA, images_N3HW=np.concatenate([DATA.images_N3HW, DATA.images_N3HW[:40]]))
     report, _ = evaluate(twins, images(250, seed=1))
     assert report["metrics"] == good[0]["metrics"]
-    assert any("40 training pictures are exact twins" in note for note in report["notes"])
+    assert any("40 training images are exact duplicates" in note for note in report["notes"])
 
 
 def test_a_large_data_set_is_looked_at_in_part_and_says_so():
     report, _ = evaluate(DATA, images(100, seed=1), search=100)
     assert report["data"]["compared"] == 100
-    assert "100 of the 300 training pictures were compared" in report["notes"]
+    assert "100 of the 300 training images were compared" in report["notes"]
 
 
 @pytest.mark.parametrize("asked", [0, 2, 6])

@@ -90,7 +90,7 @@ def test_independent_draws_are_cleared_and_copies_flagged_however_dense_the_crow
 
 def test_the_line_is_where_one_real_picture_in_a_hundred_lies():
     found = copies.copying(normal(1000), normal(4000, seed=1))
-    assert found.share == pytest.approx(copies.RARE, abs=0.012)
+    assert found.share == pytest.approx(copies.EXPECTED_SHARE, abs=0.012)
     assert "no sign of copying" in found.summary()
 
 

@@ -102,7 +102,7 @@ def test_a_value_stands_in_the_checkpoint_the_journal_and_the_result(tmp_path, m
 def test_the_result_says_why_a_run_has_no_metric(tmp_path):
     alike = Images(np.full_like(IMAGES.images_N3HW, 90), IMAGES.fingerprint)
     said = train(tmp_path, spec_of(patience=0), data=alike)[0]
-    assert said["no_metric"] == "all 8 real pictures are the same, so nothing can be said of others"
+    assert said["no_metric"] == "all 8 real images are equal, so no metric is defined"
     short = train(tmp_path, spec_of(eval_every=0, eval_samples=0))[0]
     assert short["no_metric"].startswith("the run is so short that one evaluation would take more than 5%")
     for spec in (spec_of(patience=0), spec_of(metric="none", patience=0)):
