@@ -1,4 +1,4 @@
-"""Where the numbers are crunched: CPU or the one GPU this process is pinned to, and how exactly."""
+"""The device of a process: the CPU or the GPU that it is pinned to, and its determinism."""
 
 import platform
 from collections.abc import Iterator, Mapping
@@ -12,11 +12,13 @@ from torch import Tensor
 from jobs.errors import GpuUnavailableError, OutOfMemoryError
 
 NamedTensors = Mapping[str, Tensor]
-"""Tensors by what they are for: what chance has decided about a batch, or what a pass has made."""
+"""Tensors by name: the inputs or outputs of a phase."""
 
 
 def choose(wanted: str) -> torch.device:
     """
+    Return the device for a --device.
+
     Args:
         wanted: 'auto', 'cpu' or 'cuda'.
 
@@ -34,10 +36,10 @@ def choose(wanted: str) -> torch.device:
 
 def set_exactness(device: torch.device, *, deterministic: bool) -> None:
     """
-    Make a GPU's kernels give the same bits each time, or pick the fastest ones.
+    Select deterministic kernels on a GPU, or the fastest ones.
 
-    Set anew by every job, because a warm process has run others before. A CPU is
-    deterministic as it is, given its number of threads, and is left alone.
+    Every job sets this, because a warm process has run others before. A CPU is deterministic for a given
+    number of threads.
     """
     on_gpu = device.type == "cuda"
     torch.use_deterministic_algorithms(on_gpu and deterministic)
@@ -49,10 +51,9 @@ def set_exactness(device: torch.device, *, deterministic: bool) -> None:
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """
-    A tensor that was made on the CPU, on the device; a GPU is not waited for.
+    Copy a tensor to the device without synchronising with a GPU.
 
-    Plain memory is copied only after all that the GPU still has to do, and this process
-    would wait for it at every step; pinned memory is copied when its turn comes.
+    A copy from pageable memory waits for all queued work of the GPU; a copy from pinned memory is queued.
     """
     if device.type != "cuda" or tensor.is_cuda:
         return tensor
@@ -60,15 +61,15 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def send_all(tensors: NamedTensors, device: torch.device) -> dict[str, Tensor]:
-    """send() for each, under the same names."""
+    """Apply send() to each tensor."""
     return {name: send(one, device) for name, one in tensors.items()}
 
 
 def build_fingerprint(device: torch.device, *, deterministic: bool) -> dict[str, Any]:
     """
-    All that the last bit of a result may depend on besides the spec and the pictures.
+    Return what the last bit of a result may depend on besides the spec and the images.
 
-    PyTorch promises no equal bits across releases, devices or thread counts.
+    PyTorch does not guarantee equal bits across releases, devices or thread counts.
     """
     on_gpu = device.type == "cuda"
     return {
@@ -81,17 +82,17 @@ def build_fingerprint(device: torch.device, *, deterministic: bool) -> dict[str,
 
 
 DEFAULTS_OF_OLD_FINGERPRINTS = {"precision": "fp32"}
-"""What a fingerprint meant that does not say so."""
+"""Entries that fingerprints of old versions lack."""
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What changed from one build_fingerprint() to another, for a person: 'torch 2.9 is now 2.10'."""
+    """Return the differences of two build_fingerprint() in words: 'torch 2.9 is now 2.10'."""
     before = {**DEFAULTS_OF_OLD_FINGERPRINTS, **before}
     return [f"{key} {before.get(key)} is now {now[key]}" for key in now if before.get(key) != now[key]]
 
 
 def _cpu_name() -> str:
-    """The processor's model, and the instructions that PyTorch's kernels use of it."""
+    """Return the processor's model and the instruction set that PyTorch's kernels use."""
     model = platform.processor() or platform.machine()
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -102,8 +103,10 @@ def _cpu_name() -> str:
 @contextmanager
 def memory_errors(hint: str) -> Iterator[None]:
     """
+    Translate out-of-memory errors.
+
     Raises:
-        OutOfMemoryError: instead of PyTorch's own, with a way out.
+        OutOfMemoryError: instead of PyTorch's own, with the hint.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Pictures side by side, laid out as torchvision's make_grid does, without its two seconds of import."""
+"""Image grids with the layout of torchvision's make_grid, without its two seconds of import."""
 
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ def as_bytes(images_B3HW: Tensor, low: float = -1.0, high: float = 1.0) -> Tenso
     Map [low, high] to 0…255, clamped and rounded as torchvision's save_image rounds.
 
     Returns:
-        uint8 (B, H, W, 3), where the pictures are.
+        uint8 (B, H, W, 3), on the images' device.
     """
     # save_image clamps to [low, high] first; the clamp at the end gives the same bytes.
     scaled = images_B3HW.detach().float().sub(low).div_(max(high - low, 1e-5))
@@ -29,12 +29,12 @@ def as_bytes(images_B3HW: Tensor, low: float = -1.0, high: float = 1.0) -> Tenso
 
 
 def to_uint8(images_B3HW: Tensor, low: float = -1.0, high: float = 1.0) -> "NDArray[np.uint8]":
-    """as_bytes(), on the CPU."""
+    """Return as_bytes() on the CPU."""
     return as_bytes(images_B3HW, low, high).cpu().numpy()
 
 
 def stretched(images_B3HW: Tensor) -> "NDArray[np.uint8]":
-    """Like to_uint8(), from the least to the greatest value of all pictures: the tutorial's grids."""
+    """Return to_uint8(), scaled from the minimum to the maximum of all images, as in the tutorial's grids."""
     return to_uint8(images_B3HW, float(images_B3HW.min()), float(images_B3HW.max()))
 
 
@@ -42,10 +42,10 @@ def tile(
     pictures_BHW3: "NDArray[np.uint8]", columns: int = COLUMNS, padding: int = PADDING
 ) -> "NDArray[np.uint8]":
     """
-    One picture of many: `columns` a row, black lines of `padding` pixels around each.
+    Arrange images in rows of `columns`, with black lines of `padding` pixels around each.
 
     Returns:
-        uint8 (H, W, 3). A single picture stays as it is, as in make_grid.
+        uint8 (H, W, 3). A single image is returned as it is, as in make_grid.
     """
     import numpy as np
 
@@ -65,12 +65,12 @@ def tile(
 
 class GridPages:
     """
-    Pages of pictures, written one by one as they fill.
+    Grid pages, each written when it is full.
 
     Args:
         sink: where a page goes.
-        size: pictures on a page; 0: no pages.
-        most: pages at most; what comes later has no page.
+        size: images on a page; 0: no pages.
+        most: maximum number of pages; later images are on no page.
     """
 
     def __init__(self, sink: "ImageSink", *, size: int, most: int) -> None:
@@ -82,7 +82,7 @@ class GridPages:
 
     @property
     def full(self) -> bool:
-        """Whether no further picture will be shown."""
+        """Whether no further image will be on a page."""
         return self.size == 0 or self.made == self.most
 
     def add(self, picture_HW3: "NDArray[np.uint8]") -> None:
@@ -93,7 +93,7 @@ class GridPages:
             self.finish()
 
     def finish(self) -> None:
-        """Write the page that was begun, full or not."""
+        """Write the current page, full or not."""
         if not self._page:
             return
         import numpy as np

@@ -1,8 +1,7 @@
 """
-Every random draw of ganq, derived from (seed, what for, when) and never carried along.
+Random numbers, derived from (seed, stream, step).
 
-Nothing here has a state, so a resumed run needs none: step 4,711 draws the same
-numbers whether the process has lived since step 1 or since a second ago.
+There is no state to store: step 4,711 draws the same numbers in a resumed run as in an uninterrupted one.
 """
 
 import hashlib
@@ -19,33 +18,33 @@ def _digest(seed: int, stream: str, steps: tuple[int, ...]) -> bytes:
 
 def derive(seed: int, stream: str, *steps: int) -> int:
     """
-    64 bits that look random, the same for the same arguments on every machine.
+    Return 64 pseudorandom bits, the same for the same arguments on every machine.
 
     Args:
         seed: of the job.
-        stream: what the draw is for; two streams never meet.
-        steps: when: a step, an epoch, a count.
+        stream: purpose of the draw; streams are independent.
+        steps: position in the stream: a step, an epoch, a count.
     """
     return int.from_bytes(_digest(seed, stream, steps)[:8], "little")
 
 
 def generator(seed: int, stream: str, *steps: int) -> torch.Generator:
     """
-    A CPU generator for one draw of training: draws made on the CPU are the same for every device.
+    Return a CPU generator for one draw; draws on the CPU are the same for every device.
 
-    PyTorch's CPU generator uses 32 of the 64 bits. Two of a run's steps may
-    therefore meet by chance (once in 2³² pairs), which training does not notice.
+    PyTorch's CPU generator uses 32 of the 64 bits, so two steps may have equal draws (once in 2³² pairs),
+    which does not affect training.
     """
     return torch.Generator().manual_seed(derive(seed, stream, *steps))
 
 
 def noise(seed: int, stream: str, *steps: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal float32 numbers, on the CPU."""
+    """Return standard normal float32 numbers, on the CPU."""
     return torch.randn(shape, generator=generator(seed, stream, *steps))
 
 
 def permutation(seed: int, epoch: int, n: int) -> Tensor:
-    """The order of an epoch's pictures: int64, shape (n,)."""
+    """Return the order of an epoch's images: int64, shape (n,)."""
     return torch.randperm(n, generator=generator(seed, "order", epoch))
 
 
