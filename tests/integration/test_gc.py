@@ -369,7 +369,7 @@ def test_one_folder_of_another_job_is_left_alone(files, gc, running_job_factory,
     set_columns(database, leases[0].job_id, created_at=12345.0)
     plan, _ = gc()
     assert {item.job_id for item in plan.items} == {2, 3}
-    assert any("another job 1" in note for note in plan.notes)
+    assert any("job 1 of another table" in note for note in plan.notes)
 
 
 def test_a_folder_from_before_the_time_of_submission_was_written_is_known_by_its_spec(
