@@ -107,6 +107,7 @@ class Part:
     job_id: int
     draws: tuple[int, int]  # the places (first, last) in the order of draws that it computes
     made: Iterable[Made] | None  # in order; None: it is gone from the volume, or not whole
+    build: dict[str, Any] | None = None  # jobs.device.build_fingerprint() of its worker, if it was recorded
 
 
 class JobContext(Protocol):

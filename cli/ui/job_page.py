@@ -18,7 +18,9 @@ EVENTS = 8
 IMPORTANT_EVENTS = (
     "checkpoint_save_failed",
     "checkpoint_skipped",
+    "collapsed",
     "dataset_damaged",
+    "diverged",
     "not_bit_exact",
     "rolled_back",
     "stopped_early",
@@ -211,12 +213,9 @@ def _summary(session: Session, job: Job, context: job_text.StatusContext) -> Ite
     if deleted_at := (job.result or {}).get("deleted_at"):
         yield "files", f"deleted by ganq gc, {output.timestamp(deleted_at)}, except the log"
     if job.bit_exact is not None:
-        yield (
-            "bit-exact",
-            "yes (identical to an uninterrupted run)"
-            if job.bit_exact
-            else "no: resumed on another device, build or number of threads",
-        )
+        yield "bit-exact", _bit_exact(job)
+    if warning := (job.result or {}).get("warning"):
+        yield "warning", str(warning)
     if measured := _metric(session, job):
         yield "metric", measured
     if stopped := (job.result or {}).get("stopped"):
@@ -268,6 +267,21 @@ def _source(session: Session, job: Job) -> str | None:
         which = job.spec.get("checkpoint") if epoch is None else f"epoch {epoch:,}"
         return f"job {source}{name}, checkpoint {which}"
     return f"job {source}"
+
+
+def _bit_exact(job: Job) -> str:
+    """Return whether the job's bits are those of another run, and which builds computed them."""
+    builds = (job.result or {}).get("builds") or []
+    if job.bit_exact:
+        other = "one that was not split" if builds else "an uninterrupted run"
+        return f"yes (identical to {other})"
+    if not builds:
+        return "no: resumed on another device, build or number of threads"
+    names = (
+        f"{one.get('shards')} on {one.get('device')}, torch {one.get('torch')}, {one.get('threads')} threads"
+        for one in builds
+    )
+    return f"no: shards were computed by different builds: {'; '.join(names)}"
 
 
 def _data(session: Session, job: Job) -> Iterator[tuple[str, str]]:

@@ -23,7 +23,7 @@ from jobs import grids
 from jobs.context import GeneratedImage, ImageSink, JobContext, Made, Part
 from jobs.errors import CheckpointCorruptError, StopRequested
 from jobs.failpoints import failpoint
-from jobs.generation import merge_shards, model_cache, previews, selection
+from jobs.generation import merge_shards, model_cache, previews, selection, shard_builds
 from jobs.generation.latent_path import Path, Rows
 from jobs.generation.pipeline import BackgroundWriter, CopyInFlight, DeviceToHostCopier, MicroBatchPool
 from jobs.networks.classes import label_of
@@ -73,12 +73,29 @@ def run(spec: GenerateSpec, ctx: JobContext) -> dict[str, Any]:
     """
     with devices.memory_errors("a smaller --micro-batch; note that the images depend on it"):
         if parts := ctx.parts():
-            made = [
-                _generate_again(spec, ctx, place, part) if part.made is None else part.made
-                for place, part in enumerate(parts)
-            ]
-            return merge_shards.run(spec, ctx, made)
+            return _merge(spec, ctx, parts)
         return Generation(spec, ctx).run()
+
+
+def _merge(spec: GenerateSpec, ctx: JobContext, parts: list[Part]) -> dict[str, Any]:
+    """Merge the shards; name their builds where these differ."""
+    made: list[Iterable[Made]] = []
+    builds: list[shard_builds.Build | None] = []
+    for place, part in enumerate(parts):
+        if part.made is None:
+            made.append(_generate_again(spec, ctx, place, part))
+            here = devices.choose(spec.device)
+            builds.append(devices.build_fingerprint(here, deterministic=spec.deterministic))
+        else:
+            made.append(part.made)
+            builds.append(part.build)
+    found = shard_builds.distinct(builds)
+    if len(found) > 1:
+        differ = shard_builds.difference(found)
+        ctx.log(f"shards come from different builds, so images may differ in their last bits: {differ}")
+        ctx.event("not_bit_exact", changed=differ)
+        made = [shard_builds.marked(one, build, found) for one, build in zip(made, builds, strict=True)]
+    return merge_shards.run(spec, ctx, made) | shard_builds.facts(builds)
 
 
 def _generate_again(spec: GenerateSpec, ctx: JobContext, place: int, part: Part) -> Iterable[Made]:
@@ -134,6 +151,10 @@ class Generation:
         self.ctx.report(self.done, self.due, "images", phase="publishing")
         more = previews.finish(spec, self.ctx, sink, writer.shown)
         published = sink.publish()
+        warning = f"collapsed: all {writer.written} images are equal" if writer.all_equal else None
+        if warning is not None:
+            self.ctx.log(warning)
+            self.ctx.event("collapsed", reason="all images are equal")
         seconds = time.monotonic() - self.started
         return {
             "image_count": writer.written,
@@ -143,6 +164,7 @@ class Generation:
             "images_per_s": round(self.done / max(seconds, 1e-9), 2),
             "seconds": round(seconds, 3),
             "build": devices.build_fingerprint(self.device, deterministic=spec.deterministic),
+            **({"warning": warning} if warning else {}),
             **more,
             **published,
         }
@@ -318,8 +340,15 @@ class _ResultWriter:
         self.sink = sink
         self.by_rank = spec.keep is not None
         self.written = 0
+        self._first_HW3: NDArray[np.uint8] | None = None
+        self._differ = False
         self.shown = previews.Shown(spec)
         self.pages = grids.GridPages(sink, size=spec.grid, most=spec.grid_pages)
+
+    @property
+    def all_equal(self) -> bool:
+        """Whether several images were written, and each is the same."""
+        return self.written > 1 and not self._differ
 
     def write(self, batch: Batch) -> None:
         self.sink.add(
@@ -327,6 +356,9 @@ class _ResultWriter:
             for image_HW3, record in zip(batch.pixels, batch.records, strict=True)
         )
         self.written += len(batch.records)
+        for image_HW3 in () if self._differ else batch.pixels:
+            self._first_HW3 = image_HW3.copy() if self._first_HW3 is None else self._first_HW3
+            self._differ = self._differ or bool((image_HW3 != self._first_HW3).any())
         for image_HW3, record in zip(batch.pixels, batch.records, strict=True):
             if not self.pages.full:
                 self.pages.add(self.sink.shown(image_HW3))

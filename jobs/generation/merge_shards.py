@@ -47,6 +47,7 @@ def run(spec: GenerateSpec, ctx: JobContext, parts: list[Iterable[Made]]) -> dic
     in_order = _all(parts) if spec.keep is None else _best(parts, spec.keep)
     shown = previews.Shown(spec)
     merged = 0
+    digests: set[str] = set()  # no more than two: it only matters whether images differ
     for placed in in_order:
         reason = ctx.stop_reason()
         if reason is not None:
@@ -57,6 +58,8 @@ def run(spec: GenerateSpec, ctx: JobContext, parts: list[Iterable[Made]]) -> dic
             pages.add(sink.pixels(placed.made))
         shown.add(placed.made.record["draw"])
         merged += 1
+        if len(digests) < 2:
+            digests.add(placed.made.record["sha256"])
         ctx.report(merged, spec.total, "images", phase="merging shards")
     pages.finish()
     more = previews.finish(spec, ctx, sink, shown)
@@ -68,6 +71,7 @@ def run(spec: GenerateSpec, ctx: JobContext, parts: list[Iterable[Made]]) -> dic
         "seed": spec.seed,
         "shards": len(parts),
         "seconds": round(time.monotonic() - started, 3),
+        **({"warning": f"collapsed: all {merged} images are equal"} if merged > 1 == len(digests) else {}),
         **more,
         **published,
     }

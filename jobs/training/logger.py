@@ -9,6 +9,7 @@ from torch import Tensor
 
 from jobs.context import JobContext
 from jobs.specs import TrainSpec
+from jobs.training.stability import diverged_loss
 from jobs.training.state import diverged
 
 LOG_EVERY = 25
@@ -35,6 +36,8 @@ class TrainingLogger:
         self.last: dict[str, float] = {}
         self.warning: str | None = None
         """A problem that is shown instead of the progress until it is solved."""
+        self.diverged: str | None = None
+        """Where a loss was first far too large in this attempt."""
         self._rate: float | None = None
         self.start_at(0)
 
@@ -90,6 +93,10 @@ class TrainingLogger:
     def _write(self, step: int, rate: float, pending: "PendingMeans") -> None:
         means = pending.means(step)
         self.last |= means
+        if self.diverged is None and (what := diverged_loss(means)) is not None:
+            self.diverged = f"{what} at step {step}"
+            self.ctx.log(f"the training has diverged: {self.diverged}")
+            self.ctx.event("diverged", step=step, reason=what)
         epoch, batch_index = divmod(step, self.per_epoch)
         if batch_index == 0:
             losses = "  ".join(f"{name} {self.last[name]:.4f}" for name in LOGGED_LOSSES if name in self.last)

@@ -26,7 +26,7 @@ from jobs.networks.classes import grid_labels, require_classes
 from jobs.networks.dcgan import Architecture
 from jobs.specs import TrainSpec, check_same_run
 from jobs.states import KEEPS_WORK
-from jobs.training import augment
+from jobs.training import augment, stability
 from jobs.training.checkpointer import AsyncCheckpointer
 from jobs.training.cuda_graphs import CudaGraphs
 from jobs.training.data import Batches
@@ -141,7 +141,24 @@ class Training:
             "bit_exact": self.bit_exact,
             **self.rollbacks.to_json(),
             "device": self.build["device"],
+            **self._warning(),
         }
+
+    def _warning(self) -> dict[str, str]:
+        """Return the result's warning about a run that has diverged or collapsed with finite numbers."""
+        if stability.all_equal(
+            self.state.sampler, self.fixed_latents_BZ11, conditional=self.spec.conditional
+        ):
+            warning = "collapsed: all images are equal"
+            self.ctx.event("collapsed", step=self.state.step, reason="all images are equal")
+        elif (what := stability.diverged_loss(self.logger.last)) is not None:
+            warning = f"diverged: {what} at the end"
+        else:
+            return {}
+        if self.logger.diverged is not None:
+            warning += f" ({self.logger.diverged})"
+        self.ctx.log(warning)
+        return {"warning": warning}
 
     def _train_epochs(self) -> None:
         """

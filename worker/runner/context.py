@@ -448,7 +448,7 @@ class RunContext:
                 raise StopRequested(self._stop)
             folder, digest = self.volume.attempt(one["job_id"], one["attempt"]), one["manifest_sha256"]
             made = read_manifest(folder, digest) if is_there(folder, digest) else None
-            found.append(Part(one["job_id"], tuple(one["draws"]), made))
+            found.append(Part(one["job_id"], tuple(one["draws"]), made, one.get("build")))
         return found
 
     def pictures(

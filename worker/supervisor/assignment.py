@@ -10,6 +10,7 @@ from typing import Any
 from jobs.errors import CheckpointNotFoundError, GanqError, NotFoundError, SpecError, one_line
 from jobs.failpoints import failpoint
 from jobs.kinds import kind_named
+from storage.datasets.sources import Reading
 from storage.db.malformed import HINT, malformed_error
 from storage.db.queries import Queries
 from storage.db.rows import Checkpoint, Job, Lease
@@ -74,7 +75,10 @@ def _make(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
         "spec": job.spec,
         "submitted_at": job.created_at,
         "inputs": inputs,
-        "parts": [_images_pointer(one) | {"draws": one.spec["draws"]} for one in shards],
+        "parts": [
+            _images_pointer(one) | {"draws": one.spec["draws"], "build": (one.result or {}).get("build")}
+            for one in shards
+        ],
         "checkpoints": [
             _checkpoint_pointer(one) | {"kind": one.kind, "bytes": one.bytes} for one in reversed(own)
         ],
@@ -136,6 +140,8 @@ def _pin_dataset(lease: Lease, store: JobStore, model: Job) -> dict[str, Any]:
     if fingerprint is None or spec.get("data") is None:
         return {}
     if (spec["data"], spec["size"]) != (model.spec.get("data"), model.spec.get("size")):
+        return {}
+    if Reading.of_spec(spec) != Reading.of_spec(model.spec):
         return {}
     return store.pin_inputs(lease, {"fingerprint": fingerprint}) or {}
 

@@ -14,9 +14,9 @@ from unit.jobs.local_context import LocalContext
 
 import jobs.generation.generate
 from jobs import grids, rng
-from jobs.context import Snapshot
+from jobs.context import Made, Snapshot
 from jobs.errors import CheckpointCorruptError, SpecError, StopRequested
-from jobs.generation import model_cache
+from jobs.generation import model_cache, shard_builds
 from jobs.networks.dcgan import Architecture
 from jobs.specs import GenerateSpec
 from jobs.states import StopReason
@@ -240,3 +240,45 @@ def test_a_warm_process_keeps_its_last_four_models():
     first = model_cache.load(snapshot_of(2), torch.device("cpu"))
     assert model_cache.load(snapshot_of(2), torch.device("cpu")) is first
     assert list(model_cache._loaded)[-1][0] == "2-True", "the one used last is dropped last"
+
+
+# --- collapse, and the builds of shards ---------------------------------------------------------
+
+
+def test_images_that_are_all_equal_are_an_event_and_a_warning():
+    tensors = {key: torch.zeros_like(one) for key, one in SNAPSHOT.tensors.items()}
+    dead = Snapshot(1, 1, tensors, {"arch": ARCH.to_json()}, "dead")
+    result, ctx = generate(dead, count=20)
+    assert result["warning"] == "collapsed: all 20 images are equal"
+    assert [one["type"] for one in ctx.events] == ["collapsed"]
+    assert "warning" not in generate(count=20)[0]
+    assert "warning" not in generate(dead, count=1)[0]
+
+
+SSE = {"torch": "2.10", "device": "Xeon (DEFAULT)", "threads": 2}
+AVX = {**SSE, "device": "Xeon (AVX512)"}
+
+
+@pytest.mark.parametrize(
+    ("builds", "exact", "shards"),
+    [
+        ([AVX, AVX], True, [2]),
+        ([AVX, SSE, AVX], False, [2, 1]),
+        ([AVX, {**AVX, "torch": "2.11"}], False, [1, 1]),
+        ([AVX, {**AVX, "threads": 8}], False, [1, 1]),
+        ([AVX, None], True, [1]),
+    ],
+    ids=["equal", "processor", "torch", "threads", "a shard of an older worker"],
+)
+def test_shards_of_different_builds_are_not_bit_exact_and_named(builds, exact, shards):
+    found = shard_builds.facts(builds)
+    assert found["bit_exact"] is exact
+    assert [one["shards"] for one in found["builds"]] == shards
+
+
+def test_the_manifest_names_the_build_of_each_image():
+    builds = shard_builds.distinct([AVX, SSE])
+    made = [Made(Path("/a"), {"draw": 0}), Made(Path("/a"), {"draw": 1})]
+    marked = [one.record for one in shard_builds.marked(made, SSE, builds)]
+    assert marked == [{"draw": 0, "build": 1}, {"draw": 1, "build": 1}]
+    assert shard_builds.difference(builds) == "device Xeon (AVX512) is now Xeon (DEFAULT)"

@@ -1,0 +1,44 @@
+"""The builds that computed the shards of a generation: if they differ, so may the last bits of images."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from jobs.context import Made
+from jobs.device import differences
+
+Build = Mapping[str, Any]
+
+
+def distinct(builds: Iterable[Build | None]) -> list[Build]:
+    """Return the different builds, in the order of the shards; of old shards none is known."""
+    found: list[Build] = []
+    for one in builds:
+        if one is not None and one not in found:
+            found.append(one)
+    return found
+
+
+def facts(builds: Sequence[Build | None]) -> dict[str, Any]:
+    """
+    Return what the job's result says of the builds.
+
+    Args:
+        builds: jobs.device.build_fingerprint() for each shard.
+    """
+    found = distinct(builds)
+    shards = [{**one, "shards": builds.count(one)} for one in found]
+    return {"builds": shards, "bit_exact": len(found) < 2}
+
+
+def difference(builds: Sequence[Build]) -> str:
+    """Return how the other builds differ from the first, for a person."""
+    first, *others = builds
+    return "; ".join(", ".join(differences(first, one)) for one in others)
+
+
+def marked(made: Iterable[Made], build: Build | None, builds: Sequence[Build]) -> Iterator[Made]:
+    """Yield images whose lines in the manifest have the number of their build in the result's `builds`."""
+    number = None if build is None else builds.index(build)
+    for one in made:
+        yield replace(one, record={**one.record, "build": number})
