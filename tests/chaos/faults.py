@@ -79,7 +79,7 @@ class Faults:
             return [
                 row.worker
                 for row in look(self.stage.database).jobs.values()
-                if row.state == "running" and (row.progress or {}).get("phase") == "gathering"
+                if row.state == "running" and (row.progress or {}).get("phase") == "merging shards"
             ]
         return []
 

@@ -110,7 +110,7 @@ def check_same(disturbed: Desk, straight: Desk) -> None:
     assert disturbed.kept() == straight.kept()
     assert disturbed.samples() == straight.samples(), "a grid differs, is missing, or was drawn in two ways"
     assert disturbed.result["bit_exact"] is True
-    for key in ("step", "epoch", "g_steps", "images", "pictures"):
+    for key in ("step", "epoch", "g_steps", "images", "image_count"):
         assert disturbed.result[key] == straight.result[key]
 
 

@@ -139,7 +139,9 @@ def test_a_supervisor_that_lost_its_lease_while_it_merged_deletes_no_shard(
     add_model(settings)
     zombie = ganq.start_worker("zombie", **env("gather.adopted=sleep:0.1@1+"))
     job = submit(ganq, "count", *SPLIT)
-    until(lambda: (job_row(database, job)["progress"] or {}).get("phase") == "gathering", what="the merge")
+    until(
+        lambda: (job_row(database, job)["progress"] or {}).get("phase") == "merging shards", what="the merge"
+    )
     supervisor = part(zombie, "worker.supervisor.loop")
     assert supervisor is not None
     put_to_sleep([supervisor], database)

@@ -226,7 +226,7 @@ class PrometheusMetrics(Metrics):
     def _progress(self, lease: Lease, facts: Mapping[str, Any]) -> None:
         """Count the images since the last report of this attempt."""
         kind, done = lease.job.kind, facts["done"]
-        if kind not in ("train", "generate") or facts.get("phase") in ("reading pictures", "gathering"):
+        if kind not in ("train", "generate") or facts.get("phase") in ("reading images", "merging shards"):
             return
         if self._counted is None:  # a resumed training begins with what earlier attempts have done
             self._counted = max(done - int(lease.job.spec.get("batch", 0)), 0) if kind == "train" else 0
