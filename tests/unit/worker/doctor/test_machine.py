@@ -174,7 +174,7 @@ def test_a_home_in_which_everybody_may_put_files_fails(settings):
 
 
 def test_a_secret_that_never_ends_is_not_waited_for(ganq, tmp_path, monkeypatch):
-    monkeypatch.setattr("cli.doctor.SETTINGS_S", 0.3)
+    monkeypatch.setattr("cli.doctor.SETTINGS_TIMEOUT_S", 0.3)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     monkeypatch.setenv("GANQ_REDIS_URL_FILE", str(pipe))
