@@ -180,7 +180,7 @@ def test_a_secret_that_never_ends_is_not_waited_for(ganq, tmp_path, monkeypatch)
     monkeypatch.setenv("GANQ_REDIS_URL_FILE", str(pipe))
     result = ganq("doctor")
     assert result.code == 1
-    assert "cannot be read to its end" in result.out
+    assert "cannot be read completely" in result.out
     with open(pipe, "w"):  # ends the thread that reads it
         pass
 
