@@ -170,7 +170,7 @@ def test_status_shows_what_is_lent_and_retry_does_not_take_it_along(
     training = job_factory(spec={"data": "/pictures", "size": 16})
     urgent = job_factory(priority=10, after=[training.id])
     assert main(["status", str(training.id)]) == 0
-    assert f"priority 0, 10 lent by job {urgent.id}" in capsys.readouterr().out
+    assert f"priority 0, raised to 10 by job {urgent.id}" in capsys.readouterr().out
     assert main(["status", str(training.id), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["priority"], told["effective_priority"]) == (0, 10)
