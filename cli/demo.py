@@ -53,6 +53,7 @@ def demo(home: Path, gpus: str) -> int:
     from cli.session import open_session
     from storage.datasets.synthetic import make_faces, styles
     from storage.settings import Settings
+    from web.serve import wait_running
     from worker.host.local_stack import local_stack, wait_ready
 
     for name in [name for name in os.environ if name.startswith("GANQ_")]:
@@ -71,10 +72,15 @@ def demo(home: Path, gpus: str) -> int:
     output.notice("2  starting the local stack: job table, Redis, a worker")
     settings.home.mkdir(parents=True, exist_ok=True)
     log = settings.home / "demo.log"
-    with open(log, "wb") as sink, local_stack(settings, gpus=gpus, log=sink) as stack:
+    with (
+        open(log, "wb") as sink,
+        local_stack(settings, gpus=gpus, log=sink, page=("--allow-changes",)) as stack,
+    ):
         if not wait_ready(settings, stack.worker):
             output.notice(f"the worker has ended: see {log}")
             return 1
+        if (about := wait_running(settings)) is not None:
+            output.notice(f"   watch it in a browser:  {about['link']}")
         options = [part for pair in TRAIN.items() for part in pair]
         output.notice("3  submitting two jobs")
         training = _submit("submit", "train", "--data", str(faces), *options, "--name", "demo")

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,19 +13,41 @@ from cli.ui import output
 from cli.ui.lazy import examples
 from jobs.errors import NotFoundError
 
+if TYPE_CHECKING:
+    from storage.settings import Settings
+
 COLUMNS = ("EPOCH", "STEP", "KIND", "METRIC", "SIZE", "CREATED", "PATH")
 
 
 @click.command(
-    "open", epilog=examples("ganq open 12", "ganq open faces --print", "cd $(ganq open 12 --print)")
+    "open",
+    epilog=examples("ganq open", "ganq open 12", "ganq open faces --print", "cd $(ganq open 12 --print)"),
 )
-@click.argument("job", type=JOB)
+@click.argument("job", type=JOB, required=False)
 @click.option("--print", "print_only", is_flag=True, help="Only print the path.")
 @output.json_option
-def open_(job: str, print_only: bool, as_json: bool) -> int:
-    """Print the path of JOB's results, and open it in a file manager if there is a display."""
-    from cli.ui.job_page import result_paths
+def open_(job: str | None, print_only: bool, as_json: bool) -> int:
+    """
+    Print the path of JOB's results, and open them if there is a display.
 
+    They open in the page (`ganq up`, `ganq web`) while its server runs, else in a file manager.
+    Without JOB: print the link of the page, and open it.
+    """
+    from cli.ui.job_page import result_paths
+    from storage.settings import Settings
+    from web.serve import running
+
+    if job is None:
+        about = running(Settings.load())
+        if about is None:
+            raise NotFoundError("no page is served here", hint="ganq up or ganq web serves it")
+        if as_json:
+            output.print_json({"link": about["link"]})
+            return 0
+        click.echo(about["link"])
+        if not print_only:
+            _open_page(Settings.load(), about["link"])
+        return 0
     session = open_session()
     found = session.queries.find(job)
     paths = result_paths(session, found)
@@ -53,20 +76,38 @@ def open_(job: str, print_only: bool, as_json: bool) -> int:
         output.print_json({"id": found.id, "path": str(path), "paths": {n: str(p) for n, p in paths.items()}})
         return 0
     click.echo(str(path))
-    opener = None if print_only else _file_manager()
-    if opener is not None:
-        subprocess.Popen(
-            [opener, str(path)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+    if print_only or (opener := _opener()) is None:
+        return 0
+    about = running(session.settings)
+    if about is not None:
+        _open_page(session.settings, about["link"].replace("/?", f"/jobs/{found.id}?", 1))
+    else:
+        _start(opener, str(path))
     return 0
 
 
-def _file_manager() -> str | None:
-    """Return the program that opens a folder, if stdout is a terminal on a display."""
+def _open_page(settings: "Settings", link: str) -> None:
+    """Open a link in the browser, through a file: the token in it must not be on a command line."""
+    if (opener := _opener()) is None:
+        return
+    path = settings.home / "web-open.html"
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(f'<!doctype html><meta http-equiv="refresh" content="0;url={link}">')
+    _start(opener, str(path))
+
+
+def _start(opener: str, what: str) -> None:
+    subprocess.Popen(
+        [opener, what],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _opener() -> str | None:
+    """Return the program that opens a folder or a page, if stdout is a terminal on a display."""
     if not output.on_terminal():
         return None
     if sys.platform == "darwin":

@@ -15,7 +15,15 @@ from cli.ui.params import BoundedInt
     metavar="N",
     help="Number of CPU workers, which share the cores; instead of GPUs.",
 )
-def up(gpus: str, cpu_workers: int | None) -> None:
+@click.option("--web/--no-web", "page", default=True, show_default=True, help="Serve the page, too.")
+@click.option(
+    "--web-port",
+    type=BoundedInt(0, 65535),
+    default=8311,
+    show_default=True,
+    help="Its port; the next free one if it is taken.",
+)
+def up(gpus: str, cpu_workers: int | None, page: bool, web_port: int) -> None:
     """
     Run the local stack: job table, embedded Redis, one worker per GPU.
 
@@ -27,6 +35,7 @@ def up(gpus: str, cpu_workers: int | None) -> None:
       ganq up
       ganq up --gpus none
       ganq up --cpu-workers 2
+      ganq up --no-web
     """
     import os
     import signal
@@ -44,7 +53,9 @@ def up(gpus: str, cpu_workers: int | None) -> None:
     signal.signal(signal.SIGTERM, interrupt)
     code = 0
     manager = ServiceManager.from_environment(os.environ)
-    with logs.relayed(settings), local_stack(settings, gpus=gpus, cpu_workers=cpu_workers) as stack:
+    served = ("--allow-changes", "--port", str(web_port)) if page else None
+    stack_of_this = local_stack(settings, gpus=gpus, cpu_workers=cpu_workers, page=served)
+    with logs.relayed(settings), stack_of_this as stack:
         try:
             if wait_ready(settings, stack.worker):
                 click.echo(f"ganq is up: {settings.home}", err=True)

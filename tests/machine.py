@@ -73,7 +73,7 @@ class Ganq:
         self, *, within: Sequence[str] = (), options: Sequence[str] = ()
     ) -> "subprocess.Popen[bytes]":
         """Start `ganq up`; its log is that of "up"."""
-        return self._start("up", within, ("up", *(options or ("--gpus", "none"))), {})
+        return self._start("up", within, ("up", "--no-web", *(options or ("--gpus", "none"))), {})
 
     def _start(
         self, name: str, within: Sequence[str], arguments: Sequence[str], env: dict[str, str]

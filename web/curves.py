@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.db.rows import Job
+from storage.volume.layout import Volume
 from web.site import Site
 
 METRICS = "metrics.jsonl"
@@ -60,13 +61,13 @@ class Metrics:
     tails: dict[int, Tail] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def read(self, site: Site, job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def read(self, volume: Volume, job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Returns (lines of training, lines of evaluations)."""
         with self.lock:
             training: list[dict[str, Any]] = []
             measured: list[dict[str, Any]] = []
             for number in range(1, job.attempt + 1):
-                path = site.volume.attempt(job.id, number) / METRICS
+                path = volume.attempt(job.id, number) / METRICS
                 tail = self.tails.setdefault(number, Tail(path))
                 tail.read()
                 for line in tail.lines:
@@ -85,14 +86,14 @@ def metrics_of(site: Site, job: Job) -> Metrics:
     return found
 
 
-def columns(site: Site, job: Job, points: int = MOST_POINTS) -> dict[str, Any]:
+def columns(volume: Volume, job: Job, metrics: Metrics, points: int = MOST_POINTS) -> dict[str, Any]:
     """
     Return a run's curves: x by epoch, images and hours, and a column for each value.
 
     Args:
         points: at most so many; more lines are averaged in groups.
     """
-    training, measured = metrics_of(site, job).read(site, job)
+    training, measured = metrics.read(volume, job)
     per_epoch = images_per_epoch(job, training)
     hours: list[float] = []
     before, spent = 0.0, 0.0

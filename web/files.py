@@ -68,7 +68,7 @@ def sample(request: Request) -> Response:
     require_volume(site)
     if not (1 <= attempt <= job.attempt and 0 <= epoch < 10**9):
         raise NotFoundError(f"job {job.id} has no sample of epoch {epoch} of attempt {attempt}")
-    return _file(samples.path_of(site, job.id, attempt, epoch), f"the sample grid of epoch {epoch}")
+    return _file(samples.path_of(site.volume, job.id, attempt, epoch), f"the sample grid of epoch {epoch}")
 
 
 def _file(path: Path, what: str) -> Response:
@@ -81,7 +81,7 @@ def thumbnail(request: Request) -> Response:
     """Four images of a job's last grid; a transparent one where there is none, as a row must not wait."""
     site: Site = request.app.state.site
     job = job_of(request)
-    if site.volume_trouble() is not None or (grid := samples.newest_grid(site, job)) is None:
+    if site.volume_trouble() is not None or (grid := samples.newest_grid(site.volume, job)) is None:
         return Response(BLANK, media_type="image/png", headers={"Cache-Control": "private, max-age=2"})
     try:
         about = grid.stat()
@@ -102,7 +102,7 @@ def last_grid(request: Request) -> Response:
     site: Site = request.app.state.site
     job = job_of(request)
     require_volume(site)
-    grid = samples.newest_grid(site, job)
+    grid = samples.newest_grid(site.volume, job)
     if grid is None:
         return Response(BLANK, media_type="image/png", headers={"Cache-Control": "private, max-age=2"})
     answer = _file(grid, "the last grid")

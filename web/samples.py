@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage.db.rows import Job
-from web.site import Site
+from storage.volume.layout import Volume
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,15 +35,15 @@ class Sample:
         return f"/jobs/{job_id}/samples/{self.attempt}/{self.epoch}.png?v={self.version}"
 
 
-def path_of(site: Site, job_id: int, attempt: int, epoch: int) -> Path:
-    return site.volume.attempt(job_id, attempt) / "samples" / f"epoch-{epoch:04d}.png"
+def path_of(volume: Volume, job_id: int, attempt: int, epoch: int) -> Path:
+    return volume.attempt(job_id, attempt) / "samples" / f"epoch-{epoch:04d}.png"
 
 
-def samples_of(site: Site, job: Job) -> list[Sample]:
+def samples_of(volume: Volume, job: Job) -> list[Sample]:
     """Return a run's grids by epoch; of two attempts that drew one epoch, the newer's."""
     found: dict[int, Sample] = {}
     for attempt in range(1, job.attempt + 1):
-        folder = site.volume.attempt(job.id, attempt) / "samples"
+        folder = volume.attempt(job.id, attempt) / "samples"
         with suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
                 name = SAMPLE.fullmatch(entry.name)
@@ -113,10 +113,10 @@ def side_of(job: Job) -> int | None:
     return side if isinstance(side, int) and not isinstance(side, bool) else None
 
 
-def newest_grid(site: Site, job: Job) -> Path | None:
+def newest_grid(volume: Volume, job: Job) -> Path | None:
     """The last sample grid of a training, the first grid of a generation."""
     if job.kind == "train":
-        drawn = samples_of(site, job)
-        return path_of(site, job.id, drawn[-1].attempt, drawn[-1].epoch) if drawn else None
-    folder = site.volume.attempt(job.id, job.attempt) / "grids"
+        drawn = samples_of(volume, job)
+        return path_of(volume, job.id, drawn[-1].attempt, drawn[-1].epoch) if drawn else None
+    folder = volume.attempt(job.id, job.attempt) / "grids"
     return next(iter(sorted(folder.glob("grid-[0-9]*.png"))), None) if folder.is_dir() else None

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,7 @@ def serve(settings: Settings, options: Options, say: Callable[[str], None]) -> N
     )
     server = uvicorn.Server(config)
     with listener, _remembered(settings, options.host, port, access):
-        say(link(options.host, port, access.token))
+        say(f"the page: {link(options.host, port, access.token)}")
         server.run(sockets=[listener])
 
 
@@ -164,3 +165,11 @@ def running(settings: Settings) -> dict[str, Any] | None:
             return about
     except (OSError, ValueError, KeyError, AttributeError):
         return None
+
+
+def wait_running(settings: Settings, within_s: float = 10.0) -> dict[str, Any] | None:
+    """Return where the page is served as soon as it is; None if it is not in time."""
+    deadline = time.monotonic() + within_s
+    while (about := running(settings)) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return about

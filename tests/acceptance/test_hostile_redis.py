@@ -77,7 +77,7 @@ def start_up(ganq: Ganq) -> "subprocess.Popen[bytes]":
     """`ganq up` with a Redis of its own."""
     ganq.env.pop("GANQ_REDIS_URL")
     up = subprocess.Popen(
-        [sys.executable, "-P", "-m", "cli.main", "up", "--gpus", "none"],
+        [sys.executable, "-P", "-m", "cli.main", "up", "--no-web", "--gpus", "none"],
         env=ganq.env,
         cwd=ganq.folder,
         stdin=subprocess.DEVNULL,

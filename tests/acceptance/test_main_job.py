@@ -166,6 +166,8 @@ def test_up_runs_the_whole_stack_and_leaves_nothing_behind(tmp_path, faces, back
         done = ganq.run("submit", "train", "--data", str(faces), *options, "--wait")
         assert done.returncode == 0, done.stderr
         assert "Redis does not answer" not in done.stderr
+        assert "/?token=" in ganq.run("open", "--print").stdout, "the page is served, too"
     finally:
         ganq.stop()
     assert up.returncode == 0
+    assert ganq.run("open", "--print").returncode == 3, "the page has ended with the stack"

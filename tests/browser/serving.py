@@ -47,8 +47,8 @@ class Server:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.said.append(line.strip())
-            if line.startswith("http://"):
-                self.link = line.strip()
+            if line.startswith("the page: "):
+                self.link = line.partition(": ")[2].strip()
                 break
         else:
             raise AssertionError(f"no server: {self.said}")

@@ -1,8 +1,13 @@
 """The page in a real browser: what a person sees, and what the keys do."""
 
+import os
+import pty
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -280,3 +285,70 @@ def state_of(world: World, job_id: int) -> Any:
     from tables import job_row
 
     return job_row(world.database, job_id)["state"]
+
+
+def test_a_report_opens_from_disk_without_a_server(
+    world: World, server: Server, browser: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "cli.main", "report", str(world.ids["faces"]), "--html", str(path)],
+        env=server.env,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == str(path)
+    assert path.stat().st_size < 20e6
+    page = browser.new_context(offline=True).new_page()
+    asked: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: errors.append(message.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"file://{path}")
+    page.locator("#where b").first.wait_for()
+    page.locator("canvas.grid:not([aria-busy])").first.wait_for()
+    page.keyboard.press("Home")
+    assert shown_epoch(page) == 1
+    assert all(one.startswith(("file:", "data:", "blob:")) for one in asked)
+    assert errors == []
+    page.context.close()
+
+
+def test_status_draws_the_last_grid_on_a_terminal_and_nowhere_else(world: World, server: Server) -> None:
+    command = [sys.executable, "-P", "-m", "cli.main", "status", str(world.ids["faces"])]
+    colours = {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
+    env = {name: value for name, value in server.env.items() if name != "NO_COLOR"} | colours
+    on_terminal = of_terminal(command, env)
+    assert "▀" in on_terminal
+    assert re.search(r"loss_d  [▁▂▃▄▅▆▇█]{20}", on_terminal)
+    assert "▀" not in of_terminal(command, env | {"NO_COLOR": "1"})
+    piped = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+    assert "▀" not in piped
+    assert "▁" not in piped
+
+
+def of_terminal(command: list[str], env: dict[str, str]) -> str:
+    """What a command prints on a terminal of 100 columns."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(command, env=env | {"COLUMNS": "100"}, stdout=follower, stderr=follower)
+    os.close(follower)
+    data = b""
+    while True:
+        try:
+            piece = os.read(leader, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not piece:
+            break
+        data += piece
+    os.close(leader)
+    assert process.wait(timeout=60) == 0
+    return data.decode()
+
+
+def test_open_names_the_page_while_it_is_served(world: World, server: Server) -> None:
+    command = [sys.executable, "-P", "-m", "cli.main", "open", "--print"]
+    done = subprocess.run(command, env=server.env, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == server.link

@@ -28,7 +28,7 @@ def page(request: Request) -> Response:
     others = _others(site, job, request.query_params.get("with", ""))
     if job.kind == "train":
         return html.answer(request, "run.html", lambda: _run(site, job, others))
-    return html.answer(request, "job.html", lambda: _job(site, job))
+    return html.answer(request, "job.html", lambda: job_facts(site, job))
 
 
 def curves(request: Request) -> Response:
@@ -42,7 +42,7 @@ def curves(request: Request) -> Response:
     if not points.isdecimal() or len(points) > 6:
         raise SpecError("points must be a number")
     found = (
-        curves_of.columns(site, job, int(points))
+        curves_of.columns(site.volume, job, curves_of.metrics_of(site, job), int(points))
         if site.volume_trouble() is None
         else {"x": {}, "series": {}, "evaluations": [], "images_per_epoch": None, "lines": 0}
     )
@@ -134,7 +134,7 @@ def run_facts(site: Site, job: Job) -> html.Facts:
     known = site.queries.checkpoints(job.id)
     measured = [one for one in known if one.metric is not None]
     best = min(measured, key=lambda one: (one.metric or 0.0, one.step)) if measured else None
-    drawn = samples_of(site, job) if site.volume_trouble() is None else []
+    drawn = samples_of(site.volume, job) if site.volume_trouble() is None else []
     progress = job_text.progress_facts(job)
     epochs = progress.get("epochs") or job.spec.get("epochs")
     return {
@@ -157,7 +157,8 @@ def run_facts(site: Site, job: Job) -> html.Facts:
     }
 
 
-def _job(site: Site, job: Job) -> html.Facts:
+def job_facts(site: Site, job: Job) -> html.Facts:
+    """Return what the page of a job says that is no training."""
     result = job.result or {}
     evaluated = job.kind == "evaluate" and job.state is JobState.SUCCEEDED
     return {

@@ -3,8 +3,8 @@
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from typing import IO
 
 from jobs.errors import ConfigError, GpuBusyError, one_line
@@ -19,20 +19,30 @@ READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 90.0
 POLL_S = 0.5
 RETRY_S = 1.0
+PAGE_LIVES_S = 5.0
 
 
 class LocalStack:
     """The processes of one machine; supervise() restarts those that were killed."""
 
     def __init__(
-        self, gpus: str, cpu_workers: int | None, log: IO[bytes] | None, redis: EmbeddedRedis | None
+        self,
+        gpus: str,
+        cpu_workers: int | None,
+        log: IO[bytes] | None,
+        redis: EmbeddedRedis | None,
+        page: Sequence[str] | None,
     ) -> None:
         self.redis = redis
+        self.page_arguments = page
+        self.page: subprocess.Popen[bytes] | None = None
+        self._page_started = 0.0
         self.arguments = ["--gpus", gpus]
         if cpu_workers is not None:
             self.arguments += ["--cpu-workers", str(cpu_workers)]
         self.log = log
         self.worker = self.start_worker()
+        self.start_page()
 
     def start_worker(self) -> "subprocess.Popen[bytes]":
         self.worker = subprocess.Popen(
@@ -43,6 +53,31 @@ class LocalStack:
             start_new_session=True,
         )
         return self.worker
+
+    def start_page(self) -> None:
+        """Start the server of the page (`ganq web`), if there is to be one."""
+        if self.page_arguments is None:
+            return
+        self._page_started = time.monotonic()
+        self.page = subprocess.Popen(
+            bound_to_this(signal.SIGTERM, worker_command("web", *self.page_arguments)),
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+        )
+
+    def _supervise_page(self, report: Callable[[str], None]) -> None:
+        """Restart the page if it has ended; one that ends at once has said why, and stays away."""
+        if self.page is None or self.page.poll() is None:
+            return
+        self.page = None
+        if time.monotonic() - self._page_started < PAGE_LIVES_S:
+            report("the page has ended; ganq web starts it again")
+            return
+        report("the page has ended; starting it again")
+        with suppress(OSError):
+            self.start_page()
 
     def supervise(self, report: Callable[[str], None]) -> int:
         """
@@ -69,6 +104,7 @@ class LocalStack:
                     self.start_worker()
                 except OSError as exc:
                     report(f"the worker cannot be started: {one_line(exc)}")
+            self._supervise_page(report)
             if self.redis is not None and not self.redis.runs():
                 report("the embedded Redis has ended or lost its socket; starting another")
                 try:
@@ -88,6 +124,7 @@ def local_stack(
     gpus: str = "auto",
     cpu_workers: int | None = None,
     log: IO[bytes] | None = None,
+    page: Sequence[str] | None = None,
 ) -> Iterator[LocalStack]:
     """
     Run the local stack for as long as the block runs.
@@ -96,6 +133,7 @@ def local_stack(
         gpus: see worker.host.gpu.choose().
         cpu_workers: number of workers that share the CPU, instead of GPUs.
         log: file for the workers' log; this process's stderr by default.
+        page: arguments of `ganq web`, which is served beside them; None: no page.
 
     Raises:
         ConfigError: another stack of this GANQ_HOME runs, or a part does not start.
@@ -109,10 +147,12 @@ def local_stack(
             hint="ganq workers shows it; or set another GANQ_HOME",
         ) from None
     with lock, EmbeddedRedis(settings) if settings.embedded_redis else nullcontext() as redis:
-        stack = LocalStack(gpus, cpu_workers, log, redis)
+        stack = LocalStack(gpus, cpu_workers, log, redis, page)
         try:
             yield stack
         finally:
+            if stack.page is not None and stack.page.poll() is None:
+                stack.page.terminate()
             stop(stack.worker)
 
 
