@@ -97,7 +97,7 @@ PATHS: dict[str, click.ParamType[Any]] = {
 NETWORKS = ("size", "nz", "ngf", "ndf", "arch", "norm_d", "conditional", "grey")
 """Fields that must be equal for the weights of one run to fit another."""
 
-NEVER_SWEPT = (*PATHS, "continue_from", "init_from", "augment", "feature_sha256", "max_unpacked_gb")
+NEVER_SWEPT = (*PATHS, "continue_from", "init_from", "augment", "feature_sha256", "max_unpacked_gb", "reader")
 """Paths, fields that depend on a path, and lists."""
 
 POLICIES = get_args(Augment)

@@ -190,3 +190,32 @@ def test_nothing_is_saved_where_the_folder_has_gone(bench: Bench, volume: Volume
     with pytest.raises(VolumeError, match="is gone"):
         save_a_file(bench)
     assert not volume.root.exists()
+
+
+def test_what_is_found_in_a_data_set_is_logged_and_an_event(bench: Bench, tmp_path: Path):
+    for number in range(8):
+        image = Image.new("L", (24, 24), 20 * (number % 4))
+        image.save(tmp_path / f"{number}.png")
+    (tmp_path / "a.heic").touch()
+    bench.context.assignment["spec"] = {
+        "max_skip": 0.5,
+        "loader_workers": 1,
+        "reader": 2,
+        "keep_duplicates": False,
+    }
+    assert len(bench.context.images(str(tmp_path), 16)) == 4
+    sent = bench.supervisor.receive() or []
+    said = [one["detail"] for one in sent if one.get("type") == "dataset"]
+    assert said == [{"images": 4, "reasons": {"HEIC is not read": 1}, "copies": 4, "grey": 4}]
+
+
+def test_generated_images_keep_their_copies_when_they_are_evaluated(bench: Bench, tmp_path: Path):
+    for number in range(8):
+        Image.new("RGB", (24, 24), (9, 90, 200)).save(tmp_path / f"{number}.png")
+    bench.context.assignment["spec"] = {
+        "max_skip": 0.5,
+        "loader_workers": 1,
+        "reader": 2,
+        "keep_duplicates": False,
+    }
+    assert len(bench.context.images(str(tmp_path), 16, pin="path_fingerprint")) == 8
