@@ -3,12 +3,11 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from browser.serving import Server
+from browser.serving import CHROMIUM, Server, environment
 from browser.world import World, build
 from services import missing
 
@@ -16,15 +15,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
     from storage.settings import Settings
-
-CHROMIUM = "/usr/bin/chromium"
-
-
-def environment(settings: "Settings") -> dict[str, str]:
-    """The settings as GANQ_* for a child process."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("GANQ_")}
-    values = {one.name: getattr(settings, one.name) for one in fields(settings)}
-    return env | {f"GANQ_{name.upper()}": str(value) for name, value in values.items() if value is not None}
 
 
 def _settings(home: Path, template: Path) -> "Settings":

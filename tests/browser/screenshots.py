@@ -4,8 +4,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from browser.conftest import CHROMIUM, environment
-from browser.serving import Server
+from browser.serving import CHROMIUM, Server, environment
 from browser.test_pages import PAGES
 from browser.world import build
 from conftest import make_settings

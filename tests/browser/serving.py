@@ -2,14 +2,28 @@
 
 import http.client
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from storage.settings import Settings
+
+
+CHROMIUM = "/usr/bin/chromium"
+
+
+def environment(settings: "Settings") -> dict[str, str]:
+    """The settings as GANQ_* for a child process."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GANQ_")}
+    values = {one.name: getattr(settings, one.name) for one in fields(settings)}
+    return env | {f"GANQ_{name.upper()}": str(value) for name, value in values.items() if value is not None}
 
 
 @dataclass

@@ -10,8 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from browser.conftest import environment
-from browser.serving import Server
+from browser.serving import Server, environment
 from browser.world import World, table_bytes
 
 from web.security import HEADERS

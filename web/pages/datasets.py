@@ -9,7 +9,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jobs.errors import NotFoundError
-from storage.datasets.cache import list_datasets
 from storage.volume.layout import FINGERPRINT
 from web import html
 from web.files import require_volume
@@ -25,6 +24,8 @@ def page(request: Request) -> Response:
 
 
 def _listed(site: Site) -> html.Facts:
+    from storage.datasets.cache import list_datasets  # with all that decodes images: not at the start
+
     trouble = site.volume_trouble()
     found = list_datasets(site.volume) if trouble is None else []
     return {
@@ -42,6 +43,8 @@ def one(request: Request) -> Response:
 
 
 def _facts(site: Site, fingerprint: str) -> html.Facts:
+    from storage.datasets.cache import list_datasets
+
     require_volume(site)
     known = {one["fingerprint"]: one for one in list_datasets(site.volume)}
     if fingerprint not in known:
