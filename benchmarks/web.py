@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 EXPLAINED = """\
 The page in a headless Chromium on the same machine. First row: from the navigation to a row in the DOM,
-median; commit to DOM: the slowest of ten; slider: one step of a run with 80 grids, mean; 50 clients: each holds
-an event stream and fetches the queue after each notification, while 20 commits a second arrive."""
+median; commit to DOM: the slowest of ten; slider: one step of a run with 80 grids, mean; 50 clients: each
+holds an event stream and fetches the queue after each notification, while 20 commits a second arrive."""
 
 TABLES = (100_000, 1_000_000)
 GRIDS, IMAGES = 80, 10_000

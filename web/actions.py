@@ -24,6 +24,8 @@ from web.site import Site
 from worker.celery_bridge.notify_job import notify_job
 
 MOST_BODY = 4096
+MOST_PRIORITY = 1000
+"""As `ganq submit --priority` has it."""
 
 
 class ChangesNotAllowedError(GanqError):
@@ -94,6 +96,16 @@ def _release(site: Site, request: Request, job: Job, values: dict[str, Any]) -> 
     return _told(now, "released")
 
 
+def _priority(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
+    """A step up or down, from what the job has now."""
+    step = values.get("step")
+    if isinstance(step, bool) or not isinstance(step, int):
+        raise SpecError("step must be a number")
+    priority = max(-MOST_PRIORITY, min(MOST_PRIORITY, job.own_priority + step))
+    now = site.store.set_priority(job.id, priority)
+    return _told(now, f"priority {now.own_priority}")
+
+
 def _retry(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
     from storage.db.resubmit import resubmit  # pydantic: a fifth of the server's start
 
@@ -144,6 +156,7 @@ VERBS = {
     "cancel": _cancel,
     "hold": _hold,
     "release": _release,
+    "priority": _priority,
     "retry": _retry,
     "generate": _generate,
     "star": _star,

@@ -260,6 +260,8 @@ def test_an_action_asks_once_and_is_the_commands_own(
     settled(page, begun=False)
     page.get_by_role("button", name="Hold").click()
     page.get_by_role("button", name="Release").wait_for()
+    page.get_by_role("button", name="Priority up").click()
+    page.get_by_text("priority 1").first.wait_for()
     page.get_by_role("button", name="Cancel").click()
     page.locator("#ask").get_by_role("button", name="Keep").click()
     assert state_of(own_world, job) == "queued"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tables import job_row, set_columns
 
-from jobs.errors import DatasetError
+from jobs.errors import DatasetError, InvalidTransitionError
 from jobs.states import JobState
 from storage.db.store import JobStore
 
@@ -93,6 +93,18 @@ def test_however_the_lender_goes_the_loan_ends(database, store, job_factory, cla
     if way == "held":
         store.hold(urgent.id, held=False)
         assert priority(database, training.id) == 10
+
+
+def test_a_new_priority_reaches_the_shards_and_what_they_wait_for(database, store, job_factory) -> None:
+    training = job_factory()
+    shards = [({"source": training.id, "count": 4}, 4)] * 2
+    whole = job_factory(kind="generate", priority=5, after=[training.id], shards=shards)
+    ids = [training.id, whole.id, whole.id + 1, whole.id + 2]
+    for level in (8, 2):
+        assert store.set_priority(whole.id, level).own_priority == level
+        assert [priority(database, one) for one in ids] == [level] * 4
+    with pytest.raises(InvalidTransitionError):
+        store.set_priority(whole.id + 1, 3)
 
 
 def test_a_held_job_lends_nothing_until_it_is_released(database, store, job_factory) -> None:
@@ -204,7 +216,9 @@ def test_after_any_history_each_open_job_has_the_highest_priority_that_waits_for
         rows = {one: queries.get(one) for one in own}
         alive = [one for one, row in rows.items() if row.state not in (JobState.FAILED, JobState.CANCELLED)]
         queued = [one for one, row in rows.items() if row.state is JobState.QUEUED]
-        what = dice.choice(["submit"] * 4 + ["cancel", "hold", "release", "claim", "succeed", "fail"])
+        what = dice.choice(
+            ["submit"] * 4 + ["cancel", "hold", "release", "claim", "succeed", "fail", "priority"]
+        )
         if what == "submit":
             after = dice.sample(alive, min(len(alive), dice.randrange(3)))
             level = dice.randrange(10)
@@ -215,6 +229,10 @@ def test_after_any_history_each_open_job_has_the_highest_priority_that_waits_for
             store.request_cancel(dice.choice(queued))
         elif what in ("hold", "release") and queued:
             store.hold(dice.choice(queued), held=what == "hold")
+        elif what == "priority" and queued:
+            chosen = dice.choice(queued)
+            own[chosen] = dice.randrange(10)
+            assert store.set_priority(chosen, own[chosen]).own_priority == own[chosen]
         elif what == "claim" and (lease := claim()) is not None:
             running.append(lease)
         elif what in ("succeed", "fail") and running:

@@ -90,6 +90,7 @@ def _can(job: Job) -> Iterator[str]:
         yield "retry"
     elif job.cancel_requested_at is None:
         yield "cancel"
+        yield "priority"
     if job.state is JobState.QUEUED:
         yield "release" if job.held else "hold"
 

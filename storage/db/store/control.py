@@ -5,7 +5,7 @@ from sqlalchemy import Connection, update
 from jobs.errors import InvalidTransitionError
 from jobs.states import JobState
 from storage.db.rows import Job
-from storage.db.store.inheritance import lend, needs_of, repay
+from storage.db.store.inheritance import lend, needs_of, repay, set_own_priority
 from storage.db.store.shards import hold_shards
 from storage.db.store.transitions import (
     StoreMixin,
@@ -92,6 +92,33 @@ class ControlMixin(StoreMixin):
                 else:
                     lend(conn, needs, row.priority)
                 record_event(conn, job_id, "held" if held else "hold_released")
+            return get_job(conn, job_id)
+
+        return self.database.write(work)
+
+    def set_priority(self, job_id: int, priority: int) -> Job:
+        """
+        Change the own priority of a job that has not ended, and what it lends to its dependencies.
+
+        Raises:
+            JobNotFoundError: there is no such job.
+            InvalidTransitionError: it has ended, or is a shard.
+        """
+
+        def work(conn: Connection) -> Job:
+            row = locked_job(conn, job_id)
+            if row.part_of is not None:
+                raise InvalidTransitionError(
+                    f"job {job_id} is a shard of job {row.part_of}, which has the priority",
+                    hint=f"ganq status {row.part_of}",
+                )
+            if JobState(row.state).terminal:
+                raise InvalidTransitionError(
+                    f"job {job_id} has already {how_it_ended(row.state)}", hint=f"ganq status {job_id}"
+                )
+            if Job.from_row(row).own_priority != priority:
+                set_own_priority(conn, row, priority)
+                record_event(conn, job_id, "priority_changed", detail={"priority": priority})
             return get_job(conn, job_id)
 
         return self.database.write(work)

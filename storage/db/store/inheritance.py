@@ -21,6 +21,7 @@ from storage.db.tables import dependency, job
 OPEN = (JobState.QUEUED, JobState.RUNNING)
 BATCH_SIZE = 500
 
+_COLUMNS = (job.c.id, job.c.priority, job.c.inputs, job.c.blockers, job.c.held)
 _SET = (
     update(job)
     .where(job.c.id == bindparam("of_job"))
@@ -66,6 +67,22 @@ def repay(conn: Connection, needs: Sequence[int]) -> None:
         needs = needs_of(conn, [row.id for row, _ in lowered if row.blockers and not row.held])
 
 
+def set_own_priority(conn: Connection, row: Any, priority: int) -> None:
+    """Give a job and its shards another own priority, and lend or repay the difference."""
+    shards = conn.execute(select(*_COLUMNS).where(job.c.part_of == row.id, job.c.state.in_(OPEN))).all()
+    effective = max(priority, _lent(conn, row.id, priority))
+    for one in (row, *shards):
+        kept = one.inputs or {}
+        own = {OWN_PRIORITY: priority} if OWN_PRIORITY in kept or effective != priority else {}
+        values = {"priority": effective, "inputs": {**kept, **own} if own else one.inputs}
+        conn.execute(update(job).where(job.c.id == one.id).values(**values))
+    needs = needs_of(conn, [row.id]) if row.blockers and not row.held else []
+    if effective > row.priority:
+        lend(conn, needs, effective)
+    else:
+        repay(conn, needs)
+
+
 def _lent(conn: Connection, job_id: int, own: int) -> int:
     """Return the highest priority of a job's dependants; `own` if it has none."""
     waiting = (
@@ -78,10 +95,9 @@ def _lent(conn: Connection, job_id: int, own: int) -> int:
 
 
 def _locked(conn: Connection, ids: Sequence[int]) -> list[Any]:
-    columns = (job.c.id, job.c.priority, job.c.inputs, job.c.blockers, job.c.held)
     rows: list[Any] = []
     for start in range(0, len(ids), BATCH_SIZE):
-        query = select(*columns).where(job.c.id.in_(ids[start : start + BATCH_SIZE]), job.c.state.in_(OPEN))
+        query = select(*_COLUMNS).where(job.c.id.in_(ids[start : start + BATCH_SIZE]), job.c.state.in_(OPEN))
         rows += conn.execute(query.order_by(job.c.id).with_for_update()).all()
     return [row for row in rows if isinstance(row.priority, int)]  # not of a malformed row
 
