@@ -67,7 +67,7 @@ def test_the_next_set_waits_for_the_one_whose_parent_was_killed(ganq, database, 
     left = killed(parent)
     again = ganq.start_worker("pair", options=PAIR)
     try:
-        until(lambda: "is draining: waiting until it has ended" in ganq.log("pair"), what="the wait")
+        until(lambda: "is draining: waiting until it has exited" in ganq.log("pair"), what="the wait")
         others = [one for one in family(again) if not any("log_relay" in part for part in one.cmdline())]
         assert not others, "a second set beside the first"
     finally:
@@ -103,7 +103,7 @@ def test_a_worker_waits_for_the_one_of_its_name_whose_launcher_was_killed(
     left = killed(launcher)
     again = ganq.start_worker("w1")
     try:
-        until(lambda: "is draining: waiting until it has ended" in ganq.log("w1"), what="the wait")
+        until(lambda: "is draining: waiting until it has exited" in ganq.log("w1"), what="the wait")
     finally:
         runner.resume()
     psutil.wait_procs(left, timeout=60)

@@ -22,7 +22,7 @@ from storage.db.tables import attempt
 
 UID = 64003
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-SHORT = "cannot start it: BlockingIOError"
+SHORT = "cannot be started: BlockingIOError"
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +133,7 @@ def test_celerys_pool_process_comes_back_when_it_can(ganq, database, small, redi
     first = until(pool, what="Celery's process")
     no_more_processes(launcher.pid, UID)
     first.kill()
-    until(lambda: occurrences(ganq.log(), "starting it again") >= 2, what="two tries")
+    until(lambda: occurrences(ganq.log(), "restarting it") >= 2, what="two tries")
     processes_again(launcher.pid, UID)
     second = until(pool, what="Celery's process again")
     assert second != first

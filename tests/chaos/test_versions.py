@@ -219,7 +219,7 @@ def test_a_breaking_migration_drains_old_workers_and_the_job_goes_on_with_new_on
     assert not runner.is_running()
     for name in ("busy", "idle"):
         log = now.log(name)
-        assert "gives its job back and stops" in log
+        assert "returns its job and stops" in log
         assert f"newer (schema {BREAKING})" in log
         assert "install the ganq that made it" in log
         assert "Traceback" not in log
