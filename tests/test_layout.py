@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ def python(code: str) -> str:
 # --- imports ------------------------------------------------------------------------------------
 
 
-def test_imports_go_from_cli_to_worker_to_storage_to_jobs_and_never_back(tmp_path):
+def test_imports_go_from_cli_to_worker_to_storage_to_jobs_and_never_back(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom importlinter.cli import lint_imports\n"
         f"sys.exit(lint_imports(config_filename='pyproject.toml', cache_dir={str(tmp_path)!r}))"
@@ -53,7 +54,7 @@ def test_imports_go_from_cli_to_worker_to_storage_to_jobs_and_never_back(tmp_pat
 @pytest.mark.parametrize(
     "module", ["cli.main", "jobs.kinds", "jobs.specs", "jobs.context", "storage.settings"]
 )
-def test_what_every_command_imports_loads_nothing_heavy(module):
+def test_what_every_command_imports_loads_nothing_heavy(module: str) -> None:
     loaded = set(python(f"import sys, {module}; print(*sys.modules)").split())
     assert loaded.isdisjoint(HEAVY)
 
@@ -65,19 +66,19 @@ def test_what_every_command_imports_loads_nothing_heavy(module):
         "worker.celery_bridge.app, worker.supervisor.loop",
     ],
 )
-def test_neither_the_table_nor_the_supervisor_loads_torch(modules):
+def test_neither_the_table_nor_the_supervisor_loads_torch(modules: str) -> None:
     loaded = set(python(f"import sys, {modules}; print(*sys.modules)").split())
     assert loaded.isdisjoint({"torch", "torchvision"})
 
 
-def test_the_shared_fixtures_load_neither_torch_nor_a_database():
+def test_the_shared_fixtures_load_neither_torch_nor_a_database() -> None:
     loaded = set(
         python("import sys; sys.path.insert(0, 'tests'); import conftest; print(*sys.modules)").split()
     )
     assert loaded.isdisjoint(HEAVY)
 
 
-def test_no_module_is_named_after_a_library_it_uses():
+def test_no_module_is_named_after_a_library_it_uses() -> None:
     for path in SOURCES:
         assert path.stem not in HEAVY, f"{path} can hide the library"
 
@@ -86,7 +87,7 @@ def test_no_module_is_named_after_a_library_it_uses():
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_has_a_spec_of_its_own_name(name):
+def test_every_kind_has_a_spec_of_its_own_name(name: Any) -> None:
     kind = kind_named(name)
     assert kind.name == name
     assert kind.spec_class().kind == name
@@ -94,13 +95,13 @@ def test_every_kind_has_a_spec_of_its_own_name(name):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_kind_says_whether_its_specs_split(name):
+def test_a_kind_says_whether_its_specs_split(name: Any) -> None:
     kind = KINDS[name]
     assert kind.splits == (kind.spec_class().split is not Spec.split)
 
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.runner])
-def test_every_kind_that_workers_run_has_a_run_function_of_spec_and_context(name):
+def test_every_kind_that_workers_run_has_a_run_function_of_spec_and_context(name: Any) -> None:
     module, _, function = (KINDS[name].runner or "").partition(":")
     path = ROOT / (module.replace(".", "/") + ".py")
     assert path.is_relative_to(ROOT / "jobs")
@@ -173,7 +174,7 @@ def offences(source: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_source_reads_what_could_run_code(path):
+def test_no_source_reads_what_could_run_code(path: Any) -> None:
     assert list(offences(path.read_text())) == []
 
 
@@ -199,7 +200,7 @@ def test_no_source_reads_what_could_run_code(path):
         "eval(x)",
     ],
 )
-def test_the_search_finds_what_it_is_for(source):
+def test_the_search_finds_what_it_is_for(source: str) -> None:
     assert list(offences(source))
 
 
@@ -213,5 +214,5 @@ def test_the_search_finds_what_it_is_for(source):
         "import json\njson.load(f)",
     ],
 )
-def test_the_search_lets_pass_what_is_safe(source):
+def test_the_search_lets_pass_what_is_safe(source: str) -> None:
     assert list(offences(source)) == []

@@ -5,6 +5,7 @@ import json
 import subprocess
 import uuid
 import zlib
+from typing import Any
 
 import psutil
 import pytest
@@ -63,7 +64,7 @@ def celery_bytes(worker: "subprocess.Popen[bytes]") -> int:
 
 
 @pytest.fixture
-def worker(ganq: Ganq, redis_url: str):
+def worker(ganq: Ganq, redis_url: str) -> Any:
     ganq.env |= {"GANQ_POLL_SECONDS": "300", "GANQ_RENOTIFY_SECONDS": "300"}
     running = ganq.start_worker()
     until(lambda: ganq.present(), what="the worker")
@@ -79,7 +80,7 @@ def heard(ganq: Ganq, small: list[str]) -> None:
 
 
 def test_messages_with_an_eta_hold_no_memory_and_a_notification_is_heard(
-    ganq: Ganq, redis_url: str, small, worker
+    ganq: Ganq, redis_url: str, small: list[str], worker: Any
 ) -> None:
     before = celery_bytes(worker)
     with redis.Redis.from_url(redis_url) as client, client.pipeline() as pipe:
@@ -97,7 +98,7 @@ def test_messages_with_an_eta_hold_no_memory_and_a_notification_is_heard(
 
 
 def test_strange_messages_end_nothing_and_a_notification_is_heard(
-    ganq: Ganq, redis_url: str, small, worker
+    ganq: Ganq, redis_url: str, small: list[str], worker: Any
 ) -> None:
     before = celery_bytes(worker)
     pool = psutil.Process(worker.pid).children()

@@ -10,6 +10,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from socket import create_server
 from threading import Thread
+from typing import Any
 
 import pytest
 from machine import Ganq, until
@@ -72,7 +73,7 @@ def run_a_job(ganq: Ganq, small: list[str]) -> None:
 @pytest.mark.slow
 @on_postgres
 def test_celery_settings_of_another_project_connect_no_worker_to_its_broker(
-    ganq: Ganq, redis_url: str, small, other: OtherBroker
+    ganq: Ganq, redis_url: str, small: list[str], other: OtherBroker
 ) -> None:
     ganq.env |= {
         "GANQ_POLL_SECONDS": "300",
@@ -162,7 +163,9 @@ def run(script: Path, *arguments: str, cwd: Path, env: dict[str, str]) -> "subpr
 @on_sqlite
 @pytest.mark.parametrize("taken", TAKEN)
 @pytest.mark.parametrize("how", ["PYTHONPATH", "trailing colon"])
-def test_the_command_starts_whatever_lies_on_pythonpath(tmp_path, backend, settings_env, taken, how) -> None:
+def test_the_command_starts_whatever_lies_on_pythonpath(
+    tmp_path: Path, backend: str, settings_env: dict[str, str], taken: Any, how: str
+) -> None:
     script = console_script(tmp_path)
     theirs = somebody_elses(tmp_path / "theirs", taken)
     path = str(theirs) if how == "PYTHONPATH" else "/nowhere:"  # an empty entry is the current folder
@@ -172,7 +175,9 @@ def test_the_command_starts_whatever_lies_on_pythonpath(tmp_path, backend, setti
 
 
 @on_sqlite
-def test_what_installed_software_on_pythonpath_offers_stays(tmp_path, backend, settings_env) -> None:
+def test_what_installed_software_on_pythonpath_offers_stays(
+    tmp_path: Path, backend: str, settings_env: dict[str, str]
+) -> None:
     """As modules of a cluster give torch: its folder has records of what was installed, and is left alone."""
     script = console_script(tmp_path)
     tree = somebody_elses(tmp_path / "tree")
@@ -198,7 +203,7 @@ def test_what_installed_software_on_pythonpath_offers_stays(tmp_path, backend, s
 @on_sqlite
 @pytest.mark.parametrize("home", ["", "/nowhere"])
 def test_a_worker_and_its_processes_start_whatever_lies_on_pythonpath(
-    ganq: Ganq, redis_url: str, small, home
+    ganq: Ganq, redis_url: str, small: list[str], home: str
 ) -> None:
     script = console_script(ganq.folder)
     theirs = somebody_elses(ganq.folder / "theirs", *TAKEN, "ingest.py", "torch.py", "PIL.py")
@@ -220,7 +225,7 @@ def test_a_worker_and_its_processes_start_whatever_lies_on_pythonpath(
 
 
 @on_sqlite
-def test_doctor_names_what_is_ignored(tmp_path, backend, settings_env) -> None:
+def test_doctor_names_what_is_ignored(tmp_path: Path, backend: str, settings_env: dict[str, str]) -> None:
     script = console_script(tmp_path)
     theirs = somebody_elses(tmp_path / "theirs", "jobs.py")
     env = {**os.environ, "PYTHONPATH": str(theirs), "BROKER_URL": "redis://:s3cret@elsewhere"}

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -46,7 +47,7 @@ FORGED = [
 ]
 
 
-def test_forged_messages_stop_no_worker_and_run_nothing(ganq: Ganq, redis_url, small) -> None:
+def test_forged_messages_stop_no_worker_and_run_nothing(ganq: Ganq, redis_url: str, small: list[str]) -> None:
     worker = ganq.start_worker()
     until(lambda: ganq.present(), what="the worker")
     client = redis.Redis.from_url(redis_url)
@@ -60,7 +61,7 @@ def test_forged_messages_stop_no_worker_and_run_nothing(ganq: Ganq, redis_url, s
     client.close()
 
 
-def test_duplicate_bells_run_a_job_once(ganq: Ganq, redis_url, small) -> None:
+def test_duplicate_bells_run_a_job_once(ganq: Ganq, redis_url: str, small: list[str]) -> None:
     ganq.start_worker()
     until(lambda: ganq.present(), what="the worker")
     job = ganq.json("submit", "train", *small, "--epochs", "1")["id"]
@@ -89,7 +90,9 @@ def start_up(ganq: Ganq) -> "subprocess.Popen[bytes]":
     return up
 
 
-def test_up_starts_a_killed_redis_again_and_a_bell_is_heard(ganq: Ganq, small, settings_env) -> None:
+def test_up_starts_a_killed_redis_again_and_a_bell_is_heard(
+    ganq: Ganq, small: list[str], settings_env: dict[str, str]
+) -> None:
     up = start_up(ganq)
 
     def servers() -> list[psutil.Process]:
@@ -112,7 +115,9 @@ def heard(ganq: Ganq, small: list[str]) -> bool:
     return "Redis does not answer" not in said.stderr
 
 
-def test_up_replaces_a_redis_whose_socket_was_cleaned_away(ganq: Ganq, small, settings_env, tmp_path) -> None:
+def test_up_replaces_a_redis_whose_socket_was_cleaned_away(
+    ganq: Ganq, small: list[str], settings_env: dict[str, str], tmp_path: Path
+) -> None:
     (tmp_path / "t").mkdir(mode=0o1777)
     ganq.env["TMPDIR"] = str(tmp_path / "t")
     up = start_up(ganq)
@@ -124,7 +129,7 @@ def test_up_replaces_a_redis_whose_socket_was_cleaned_away(ganq: Ganq, small, se
 
 
 def test_up_works_where_the_temporary_folder_has_a_long_path(
-    ganq: Ganq, small, settings_env, tmp_path
+    ganq: Ganq, small: list[str], settings_env: dict[str, str], tmp_path: Path
 ) -> None:
     long = tmp_path / ("t" * max(1, 138 - len(str(tmp_path))))
     long.mkdir(mode=0o1777)
@@ -136,7 +141,9 @@ def test_up_works_where_the_temporary_folder_has_a_long_path(
     assert not [path for path in tmp_path.rglob("*") if path.is_socket()], "its path may have been cut off"
 
 
-def test_up_starts_a_killed_worker_again_and_the_job_goes_on(ganq: Ganq, small, settings_env) -> None:
+def test_up_starts_a_killed_worker_again_and_the_job_goes_on(
+    ganq: Ganq, small: list[str], settings_env: dict[str, str]
+) -> None:
     up = start_up(ganq)
     job = ganq.json("submit", "train", *small, "--epochs", "3000", "--checkpoint-seconds", "0.3")["id"]
     until(lambda: ganq.steps(job), what="a checkpoint")

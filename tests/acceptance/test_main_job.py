@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 from machine import Ganq, attempt_folder, part, until, weights
@@ -13,7 +14,7 @@ from storage.results.reader import verify_manifest
 pytestmark = pytest.mark.slow
 
 
-def test_train_then_generate_through_redis(ganq: Ganq, redis_url, small) -> None:
+def test_train_then_generate_through_redis(ganq: Ganq, redis_url: str, small: list[str]) -> None:
     ganq.start_worker()
     train = ganq.json("submit", "train", *small, "--epochs", "2", "--save-every", "1", "--name", "tiny")["id"]
     generate = ganq.json("submit", "generate", "--count", "40", "--grid", "16")["id"]
@@ -30,7 +31,7 @@ def test_train_then_generate_through_redis(ganq: Ganq, redis_url, small) -> None
     assert spec["spec"]["count"] == 40
 
 
-def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(ganq: Ganq, small) -> None:
+def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(ganq: Ganq, small: list[str]) -> None:
     options = [*small, "--epochs", "40", "--save-every", "5", "--checkpoint-seconds", "0.3"]
     worker = ganq.start_worker()
     plain = ganq.json("submit", "train", *options)["id"]
@@ -53,7 +54,7 @@ def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(ganq: Ganq, small
     assert weights(final[0]) == weights(final[1])
 
 
-def test_sigterm_drains_and_another_worker_goes_on(ganq: Ganq, small) -> None:
+def test_sigterm_drains_and_another_worker_goes_on(ganq: Ganq, small: list[str]) -> None:
     first = ganq.start_worker("w1")
     job = ganq.json("submit", "train", *small, "--epochs", "2000", "--save-every", "1000")["id"]
     until(lambda: (ganq.peek(job)["progress"] or {}).get("epoch", 0) >= 2, what="two epochs")
@@ -70,7 +71,9 @@ def test_sigterm_drains_and_another_worker_goes_on(ganq: Ganq, small) -> None:
     until(lambda: ganq.peek(job)["state"] == "cancelled", what="the cancel")
 
 
-def test_a_running_job_is_cancelled_within_seconds_and_the_worker_takes_the_next(ganq: Ganq, small) -> None:
+def test_a_running_job_is_cancelled_within_seconds_and_the_worker_takes_the_next(
+    ganq: Ganq, small: list[str]
+) -> None:
     ganq.start_worker()
     long = ganq.json("submit", "train", *small, "--epochs", "100000")["id"]
     until(lambda: ganq.peek(long)["state"] == "running", what="a start")
@@ -81,14 +84,14 @@ def test_a_running_job_is_cancelled_within_seconds_and_the_worker_takes_the_next
     assert ganq.run("cancel", str(long)).returncode == 1
 
 
-def test_without_redis_jobs_are_accepted_and_found_by_polling(ganq: Ganq, small) -> None:
+def test_without_redis_jobs_are_accepted_and_found_by_polling(ganq: Ganq, small: list[str]) -> None:
     ganq.start_worker()
     done = ganq.run("submit", "train", *small, "--epochs", "1", "--wait")
     assert done.returncode == 0, done.stderr
     assert "Redis does not answer" in done.stderr
 
 
-def test_pictures_do_not_depend_on_the_worker_or_on_a_kill(ganq: Ganq, small) -> None:
+def test_pictures_do_not_depend_on_the_worker_or_on_a_kill(ganq: Ganq, small: list[str]) -> None:
     worker = ganq.start_worker()
     ganq("submit", "train", *small, "--epochs", "1", "--name", "m", "--wait")
     tiny = [
@@ -121,7 +124,7 @@ def test_pictures_do_not_depend_on_the_worker_or_on_a_kill(ganq: Ganq, small) ->
     assert all(large_set[draw] == digest for draw, digest in small_set.items())
 
 
-def test_a_bad_data_set_fails_at_once_with_the_way_out(ganq: Ganq, tmp_path) -> None:
+def test_a_bad_data_set_fails_at_once_with_the_way_out(ganq: Ganq, tmp_path: Path) -> None:
     ganq.start_worker()
     (tmp_path / "bad").mkdir()
     for i in range(20):
@@ -134,7 +137,7 @@ def test_a_bad_data_set_fails_at_once_with_the_way_out(ganq: Ganq, tmp_path) -> 
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-def test_a_second_worker_of_one_name_is_refused(ganq: Ganq, backend) -> None:
+def test_a_second_worker_of_one_name_is_refused(ganq: Ganq, backend: str) -> None:
     ganq.start_worker()
     until(lambda: ganq.present(), what="the first worker")
     second = ganq.run("worker", "--gpus", "none", "--name", "w1")
@@ -143,7 +146,9 @@ def test_a_second_worker_of_one_name_is_refused(ganq: Ganq, backend) -> None:
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-def test_up_runs_the_whole_stack_and_leaves_nothing_behind(tmp_path, faces, backend, settings_env) -> None:
+def test_up_runs_the_whole_stack_and_leaves_nothing_behind(
+    tmp_path: Path, faces: Path, backend: str, settings_env: dict[str, str]
+) -> None:
     env = {key: value for key, value in settings_env.items() if key not in ("GANQ_REDIS_URL",)}
     ganq = Ganq(env, tmp_path)
     ganq.env.pop("GANQ_REDIS_URL", None)

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_pictures_come_in_seconds_while_a_training_runs_which_ends_with_the_same_bits(
-    ganq: Ganq, redis_url, small
+    ganq: Ganq, redis_url: str, small: list[str]
 ) -> None:
     options = [*small, "--epochs", "300", "--save-every", "100"]
     ganq.start_worker()
@@ -32,7 +32,7 @@ def test_pictures_come_in_seconds_while_a_training_runs_which_ends_with_the_same
     assert weights(final[0]) == weights(final[1])
 
 
-def test_a_training_with_no_preempt_is_left_alone(ganq: Ganq, redis_url, small) -> None:
+def test_a_training_with_no_preempt_is_left_alone(ganq: Ganq, redis_url: str, small: list[str]) -> None:
     ganq.start_worker()
     ganq("submit", "train", *small, "--epochs", "1", "--name", "model", "--wait")
     training = ganq.json("submit", "train", *small, "--epochs", "100000", "--no-preempt")["id"]

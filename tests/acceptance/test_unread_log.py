@@ -73,7 +73,7 @@ def _start(ganq: Ganq, log: Unread, command: str = "worker") -> "subprocess.Pope
 
 @pytest.mark.parametrize("command", ["worker", "up"])
 def test_a_log_that_nobody_reads_stops_neither_work_nor_sigterm(
-    ganq: Ganq, small, unread: Unread, command: str
+    ganq: Ganq, small: list[str], unread: Unread, command: str
 ) -> None:
     worker = _start(ganq, unread, command)
     job = ganq.json("submit", "train", *small, "--epochs", "1")["id"]
@@ -82,7 +82,9 @@ def test_a_log_that_nobody_reads_stops_neither_work_nor_sigterm(
     assert worker.wait(timeout=20) == 0
 
 
-def test_what_was_logged_meanwhile_comes_when_somebody_reads_again(ganq: Ganq, small, unread: Unread) -> None:
+def test_what_was_logged_meanwhile_comes_when_somebody_reads_again(
+    ganq: Ganq, small: list[str], unread: Unread
+) -> None:
     worker = _start(ganq, unread)
     job = ganq.json("submit", "train", *small, "--epochs", "1")["id"]
     until(lambda: ganq.peek(job)["state"] == "succeeded", within_s=40, what="the job's end")
@@ -94,7 +96,7 @@ def test_what_was_logged_meanwhile_comes_when_somebody_reads_again(ganq: Ganq, s
     assert worker.wait(timeout=20) == 0
 
 
-def test_the_log_of_a_killed_worker_is_carried_to_its_end(ganq: Ganq, redis_url) -> None:
+def test_the_log_of_a_killed_worker_is_carried_to_its_end(ganq: Ganq, redis_url: str) -> None:
     """Its supervisor drains, and says so, after the process that started it has gone."""
     worker = ganq.start_worker()
     until(lambda: "is ready on cpu" in ganq.log(), what="a worker")

@@ -26,7 +26,7 @@ class Mount:
 
 
 @pytest.fixture
-def volume(settings_env, backend) -> Iterator[Mount]:
+def volume(settings_env: dict[str, str], backend: str) -> Iterator[Mount]:
     folder = Path(settings_env["GANQ_VOLUME"])
     folder.mkdir(parents=True, exist_ok=True)
     if os.geteuid() != 0 or shutil.which("mount") is None:
@@ -48,7 +48,7 @@ def queued_with(ganq: Ganq, job: int, code: str) -> bool:
 
 
 def test_a_full_volume_is_told_and_the_job_goes_on_when_there_is_room(
-    volume: Mount, ganq: Ganq, small
+    volume: Mount, ganq: Ganq, small: list[str]
 ) -> None:
     ganq.start_worker()
     ganq("submit", "train", *small, "--epochs", "1", "--name", "m", "--wait")
@@ -65,7 +65,7 @@ def test_a_full_volume_is_told_and_the_job_goes_on_when_there_is_room(
     assert ganq.job(job)["error"] is None
 
 
-def test_a_read_only_volume_is_told_and_waited_for(volume: Mount, ganq: Ganq, small) -> None:
+def test_a_read_only_volume_is_told_and_waited_for(volume: Mount, ganq: Ganq, small: list[str]) -> None:
     ganq.start_worker()
     ganq("submit", "train", *small, "--epochs", "1", "--name", "m", "--wait")
     volume.remount("ro")

@@ -6,14 +6,21 @@ import os
 import re
 import socket
 import time
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from browser.serving import Server, environment
 from browser.world import World, table_bytes
 
 from web.security import HEADERS
+
+if TYPE_CHECKING:
+    from storage.db.engine import Database
+    from storage.db.rows import Job
+    from storage.settings import Settings
 
 
 def cookie_of(server: Server) -> str:
@@ -342,7 +349,9 @@ def test_a_trusted_proxy_names_the_user(own_world: World) -> None:
         server.stop()
 
 
-def test_commits_are_noticed_on_both_databases(settings, database, job_factory) -> None:  # type: ignore[no-untyped-def]
+def test_commits_are_noticed_on_both_databases(
+    settings: "Settings", database: "Database", job_factory: "Callable[..., Job]"
+) -> None:  # type: ignore[no-untyped-def]
     server = Server(environment(settings)).start()
     try:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)

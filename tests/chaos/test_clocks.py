@@ -12,9 +12,10 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -26,6 +27,13 @@ from jobs.errors import DiskFullError
 from storage.db.backoff import BACKOFF_S, Wait, remaining
 from storage.db.workers import WorkerStore
 from worker.supervisor.reaper import Reaper
+
+if TYPE_CHECKING:
+    from storage.db.engine import Database
+    from storage.db.queries import Queries
+    from storage.db.rows import Job, Lease, WorkerIdentity
+    from storage.db.store import JobStore
+    from storage.settings import Settings
 
 HOURS = {"ahead": 7200.0, "back": -7200.0}
 
@@ -90,7 +98,9 @@ def newest(ganq: Ganq, job: int) -> int:
 
 @postgres_later
 @pytest.mark.slow
-def test_a_workers_clock_may_jump_both_ways_while_another_reaps(ganq: Ganq, small, clock: Clock) -> None:
+def test_a_workers_clock_may_jump_both_ways_while_another_reaps(
+    ganq: Ganq, small: list[str], clock: Clock
+) -> None:
     ganq.start_worker("jumps", **clock.env)
     job = ganq.json("submit", "train", *small, "--epochs", "100000", "--checkpoint-seconds", "0.5")["id"]
     until(lambda: ganq.steps(job), what="a checkpoint")
@@ -115,7 +125,7 @@ def test_a_workers_clock_may_jump_both_ways_while_another_reaps(ganq: Ganq, smal
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["ahead", pytest.param("back", marks=LATER)])
 def test_a_reapers_clock_that_is_wrong_takes_no_job_and_stalls_none(
-    ganq: Ganq, small, clock: Clock, way: str
+    ganq: Ganq, small: list[str], clock: Clock, way: str
 ) -> None:
     first = ganq.start_worker("right")
     job = ganq.json("submit", "train", *small, "--epochs", "100000", "--checkpoint-seconds", "0.5")["id"]
@@ -140,7 +150,7 @@ def test_a_reapers_clock_that_is_wrong_takes_no_job_and_stalls_none(
 @pytest.mark.slow
 @pytest.mark.parametrize("way", HOURS)
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-def test_a_clients_clock_changes_nothing(ganq: Ganq, small, clock: Clock, way: str) -> None:
+def test_a_clients_clock_changes_nothing(ganq: Ganq, small: list[str], clock: Clock, way: str) -> None:
     """On SQLite the client's clock is the table's clock: its entries must not delay other workers."""
     ganq.start_worker("right")
     until(lambda: ganq.present(), what="the worker")
@@ -158,7 +168,12 @@ def test_a_clients_clock_changes_nothing(ganq: Ganq, small, clock: Clock, way: s
 
 @pytest.mark.parametrize("ahead_s", [7200, 302])
 def test_a_backoff_noted_before_the_clock_went_back_is_waited_for_as_long_as_it_was(
-    database, store, running_job_factory, claim, queries, ahead_s
+    database: "Database",
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    claim: "Callable[..., Lease | None]",
+    queries: "Queries",
+    ahead_s: int,
 ) -> None:
     lease = running_job_factory()
     store.fail(lease, DiskFullError("no room"))
@@ -174,7 +189,11 @@ def test_a_backoff_noted_before_the_clock_went_back_is_waited_for_as_long_as_it_
 
 
 def test_a_backoff_noted_by_a_clock_that_is_behind_lasts_all_the_same(
-    database, store, running_job_factory, claim, queries
+    database: "Database",
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    claim: "Callable[..., Lease | None]",
+    queries: "Queries",
 ) -> None:
     """So does one whose reader's clock has jumped ahead: it was not there when this worker last looked."""
     assert claim() is None
@@ -190,7 +209,10 @@ def test_a_backoff_noted_by_a_clock_that_is_behind_lasts_all_the_same(
 
 
 def test_a_wait_that_another_has_ended_and_that_began_anew_is_not_cut_short(
-    database, store, running_job_factory, claim
+    database: "Database",
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    claim: "Callable[..., Lease | None]",
 ) -> None:
     lease = running_job_factory()
     store.fail(lease, DiskFullError("no room"))
@@ -224,7 +246,7 @@ def test_what_remains_of_a_wait_is_between_its_length_and_what_the_last_look_lea
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_workers_whose_clocks_differ_by_hours_retry_with_the_backoff(
-    ganq: Ganq, small, tmp_path: Path, shim: Path
+    ganq: Ganq, small: list[str], tmp_path: Path, shim: Path
 ) -> None:
     ganq.start_worker("right")
     for name, offset in HOURS.items():
@@ -249,7 +271,12 @@ def test_workers_whose_clocks_differ_by_hours_retry_with_the_backoff(
 # --- other uses of the clock --------------------------------------------------------------------
 
 
-def test_users_take_turns_though_the_clock_of_one_worker_was_ahead(database, store, job_factory, claim):
+def test_users_take_turns_though_the_clock_of_one_worker_was_ahead(
+    database: "Database",
+    store: "JobStore",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+) -> None:
     for _ in range(3):
         for user in ("ada", "ben"):
             job_factory(user=user)
@@ -264,7 +291,12 @@ def test_users_take_turns_though_the_clock_of_one_worker_was_ahead(database, sto
 
 
 def test_a_training_that_yielded_by_a_clock_ahead_is_not_kept_waiting_for_hours(
-    database, store, running_job_factory, job_factory, claim, queries
+    database: "Database",
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    queries: "Queries",
 ) -> None:
     training = running_job_factory(preemptible=True, priority=0)
     store.release(training, "preempt")
@@ -274,7 +306,13 @@ def test_a_training_that_yielded_by_a_clock_ahead_is_not_kept_waiting_for_hours(
 
 
 def test_a_job_that_was_submitted_by_a_clock_ahead_still_makes_a_training_yield(
-    database, store, running_job_factory, job_factory, worker_identity, make_identity, queries
+    database: "Database",
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    worker_identity: "WorkerIdentity",
+    make_identity: "Callable[..., WorkerIdentity]",
+    queries: "Queries",
 ) -> None:
     """Idle workers count for some seconds after its submit, which lasted for hours."""
     training = running_job_factory(preemptible=True, priority=0)
@@ -289,7 +327,11 @@ def test_a_job_that_was_submitted_by_a_clock_ahead_still_makes_a_training_yield(
 
 
 def test_a_clock_that_jumps_ahead_does_not_use_up_the_time_limit_of_a_lost_job(
-    database, store, settings, running_job_factory, queries
+    database: "Database",
+    store: "JobStore",
+    settings: "Settings",
+    running_job_factory: "Callable[..., Lease]",
+    queries: "Queries",
 ) -> None:
     reaper = Reaper(store, settings)
     reaper.boot = "another machine"
@@ -305,7 +347,11 @@ def test_a_clock_that_jumps_ahead_does_not_use_up_the_time_limit_of_a_lost_job(
 
 
 def test_a_backoff_as_long_as_the_longest_is_waited_for(
-    database, store, running_job_factory, claim, queries
+    database: "Database",
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    claim: "Callable[..., Lease | None]",
+    queries: "Queries",
 ) -> None:
     lease = running_job_factory()
     store.fail(lease, DiskFullError("no room"))
@@ -314,7 +360,7 @@ def test_a_backoff_as_long_as_the_longest_is_waited_for(
 
 
 def test_a_notification_noted_before_the_clock_went_back_is_sent_again(
-    database, store, job_factory, queries
+    database: "Database", store: "JobStore", job_factory: "Callable[..., Job]", queries: "Queries"
 ) -> None:
     made = job_factory()
     set_columns(database, made.id, rung_at=queries.now() + 7200)
@@ -322,7 +368,9 @@ def test_a_notification_noted_before_the_clock_went_back_is_sent_again(
     assert store.due_notifications(again_s=120, limit=5) == []
 
 
-def test_a_history_written_before_the_clock_went_back_goes_on_after_it(database, store, job_factory, queries):
+def test_a_history_written_before_the_clock_went_back_goes_on_after_it(
+    database: "Database", store: "JobStore", job_factory: "Callable[..., Job]", queries: "Queries"
+) -> None:
     from sqlalchemy import insert
 
     from storage.db.tables import event
@@ -349,7 +397,7 @@ def family(worker: "subprocess.Popen[bytes]") -> list[psutil.Process]:
 @pytest.mark.slow
 @pytest.mark.parametrize("first_awake", ["owner", pytest.param("reaper", marks=LATER)])
 def test_a_machine_that_slept_longer_than_a_lease_goes_on_where_it_was(
-    ganq: Ganq, small, first_awake: str
+    ganq: Ganq, small: list[str], first_awake: str
 ) -> None:
     owner = ganq.start_worker("owner", GANQ_STALL_SECONDS="12")
     job = ganq.json("submit", "train", *small, "--epochs", "100000", "--checkpoint-seconds", "0.5")["id"]
@@ -373,7 +421,9 @@ def test_a_machine_that_slept_longer_than_a_lease_goes_on_where_it_was(
     until(lambda: ganq.peek(job)["state"] == "cancelled", what="the cancel")
 
 
-def test_the_reapers_watch_begins_anew_after_a_gap_of_its_own(settings, store, running_job_factory) -> None:
+def test_the_reapers_watch_begins_anew_after_a_gap_of_its_own(
+    settings: "Settings", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     running_job_factory()
     reaper = Reaper(store, settings)
     reaper.boot = "another machine"
@@ -385,7 +435,9 @@ def test_the_reapers_watch_begins_anew_after_a_gap_of_its_own(settings, store, r
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="a time namespace needs root")
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-def test_workers_in_different_time_namespaces_do_not_take_each_other_for_dead(ganq: Ganq, small) -> None:
+def test_workers_in_different_time_namespaces_do_not_take_each_other_for_dead(
+    ganq: Ganq, small: list[str]
+) -> None:
     """There, /proc shows other start times for the same process."""
     unshare = shutil.which("unshare")
     probe = subprocess.run(

@@ -56,7 +56,9 @@ def answer(copying: "subprocess.Popen[str]") -> str:
 
 
 @pytest.mark.parametrize("first_to_end", ["a1", "a2"])
-def test_two_attempts_that_copy_at_once_leave_the_whole_result(tmp_path, copies, first_to_end) -> None:
+def test_two_attempts_that_copy_at_once_leave_the_whole_result(
+    tmp_path: Path, copies: Callable[..., subprocess.Popen[str]], first_to_end: str
+) -> None:
     for attempt in ("a1", "a2"):
         published(tmp_path / "000012" / attempt)
     zombie = copies("a1", stop_at=COUNT // 2)
@@ -72,7 +74,9 @@ def test_two_attempts_that_copy_at_once_leave_the_whole_result(tmp_path, copies,
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["grids", "images", "manifest.jsonl"]
 
 
-def test_a_copy_that_differs_from_the_manifest_is_reported_as_missing(tmp_path, copies) -> None:
+def test_a_copy_that_differs_from_the_manifest_is_reported_as_missing(
+    tmp_path: Path, copies: Callable[..., subprocess.Popen[str]]
+) -> None:
     """The earlier attempt has produced other bytes (another device), and writes its images last."""
     published(tmp_path / "000012" / "a1", brightness=1)
     published(tmp_path / "000012" / "a2")
@@ -83,7 +87,9 @@ def test_a_copy_that_differs_from_the_manifest_is_reported_as_missing(tmp_path, 
     assert "does not hold the whole result" in result or "already holds" in result
 
 
-def test_what_killed_attempts_have_left_beside_a_copy_goes_with_the_next(tmp_path, copies) -> None:
+def test_what_killed_attempts_have_left_beside_a_copy_goes_with_the_next(
+    tmp_path: Path, copies: Callable[..., subprocess.Popen[str]]
+) -> None:
     for attempt in ("a1", "a2"):
         published(tmp_path / "000012" / attempt)
     (tmp_path / "out" / ".images.tmp-000012").mkdir(parents=True)  # of ganq 0.2

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import make_settings
@@ -39,6 +39,9 @@ from storage.db.schema import open_database
 from storage.db.sqlite import Wal
 from storage.db.store import Claim, JobStore
 from storage.settings import Settings
+
+if TYPE_CHECKING:
+    from storage.db.rows import Job, Lease, WorkerIdentity
 
 sys.path.insert(0, str(Path(__file__).parent))
 from proxy import Proxy
@@ -85,8 +88,13 @@ ENDINGS: dict[str, tuple[Callable[[JobStore, Any], Any], JobState, list[str]]] =
 @only_postgres
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_an_end_whose_answer_was_lost_is_recognised(
-    database, queries, running_job_factory, through, proxy, ending
-):
+    database: Database,
+    queries: Queries,
+    running_job_factory: "Callable[..., Lease]",
+    through: JobStore,
+    proxy: Proxy,
+    ending: Any,
+) -> None:
     act, state, events = ENDINGS[ending]
     lease = running_job_factory()
     proxy.lose_reply_to(b"COMMIT")
@@ -101,7 +109,9 @@ def test_an_end_whose_answer_was_lost_is_recognised(
 
 
 @only_postgres
-def test_a_submit_whose_answer_was_lost_is_not_doubled(database, queries, through, proxy):
+def test_a_submit_whose_answer_was_lost_is_not_doubled(
+    database: Database, queries: Queries, through: JobStore, proxy: Proxy
+) -> None:
     proxy.lose_reply_to(b"INSERT INTO job")
 
     made = submit(through)
@@ -112,7 +122,9 @@ def test_a_submit_whose_answer_was_lost_is_not_doubled(database, queries, throug
 
 
 @only_postgres
-def test_a_claim_whose_answer_was_lost_is_the_claimers(database, store, through, proxy, worker_identity):
+def test_a_claim_whose_answer_was_lost_is_the_claimers(
+    database: Database, store: JobStore, through: JobStore, proxy: Proxy, worker_identity: "WorkerIdentity"
+) -> None:
     made = submit(store)
     proxy.lose_reply_to(b"UPDATE job")
 
@@ -126,8 +138,12 @@ def test_a_claim_whose_answer_was_lost_is_the_claimers(database, store, through,
 
 @only_postgres
 def test_a_beat_and_a_checkpoint_whose_answers_were_lost_count_once(
-    database, queries, running_job_factory, through, proxy
-):
+    database: Database,
+    queries: Queries,
+    running_job_factory: "Callable[..., Lease]",
+    through: JobStore,
+    proxy: Proxy,
+) -> None:
     lease = running_job_factory()
     before = job_row(database, lease.job_id)["hb_seq"]
     proxy.lose_reply_to(b"UPDATE job")
@@ -146,8 +162,13 @@ def test_a_beat_and_a_checkpoint_whose_answers_were_lost_count_once(
 @only_postgres
 @pytest.mark.parametrize("running", [False, True])
 def test_a_cancel_whose_answer_was_lost_is_no_error(
-    database, job_factory, running_job_factory, through, proxy, running
-):
+    database: Database,
+    job_factory: "Callable[..., Job]",
+    running_job_factory: "Callable[..., Lease]",
+    through: JobStore,
+    proxy: Proxy,
+    running: bool,
+) -> None:
     wanted = running_job_factory().job_id if running else job_factory().id
     proxy.lose_reply_to(b"COMMIT")
 
@@ -160,8 +181,13 @@ def test_a_cancel_whose_answer_was_lost_is_no_error(
 
 @only_postgres
 def test_a_release_whose_answer_was_lost_is_no_error_though_the_job_was_claimed(
-    database, store, job_factory, claim, through, monkeypatch
-):
+    database: Database,
+    store: JobStore,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    through: JobStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made = job_factory(held=True)
     real = through.database.engine
 
@@ -186,8 +212,8 @@ def test_a_release_whose_answer_was_lost_is_no_error_though_the_job_was_claimed(
 
 @only_postgres
 def test_a_finish_that_another_attempt_overtook_meanwhile_is_lost_not_done(
-    store, running_job_factory, through, proxy
-):
+    store: JobStore, running_job_factory: "Callable[..., Lease]", through: JobStore, proxy: Proxy
+) -> None:
     """The answer is lost, and another worker has the job before the row is read again: the fence holds."""
     from jobs.errors import LeaseLostError
 
@@ -202,7 +228,9 @@ def test_a_finish_that_another_attempt_overtook_meanwhile_is_lost_not_done(
 
 
 @only_postgres
-def test_postgres_is_asked_no_oftener_than_must_be(through, proxy, worker_identity):
+def test_postgres_is_asked_no_oftener_than_must_be(
+    through: JobStore, proxy: Proxy, worker_identity: "WorkerIdentity"
+) -> None:
     """Each round trip adds latency, and the database is on another machine."""
 
     def trips(act: Callable[[], Any]) -> tuple[int, Any]:
@@ -230,7 +258,7 @@ def test_postgres_is_asked_no_oftener_than_must_be(through, proxy, worker_identi
 
 
 @only_postgres
-def test_the_connection_that_was_used_last_is_used_next(database):
+def test_the_connection_that_was_used_last_is_used_next(database: Database) -> None:
     def pids(number: int) -> list[int]:
         with ExitStack() as all_at_once:
             held = [all_at_once.enter_context(database.engine.connect()) for _ in range(number)]
@@ -242,8 +270,12 @@ def test_the_connection_that_was_used_last_is_used_next(database):
 
 @only_postgres
 def test_a_schema_that_changes_between_the_look_and_the_taking_stops_the_claim(
-    database, queries, job_factory, claim, postgres
-):
+    database: Database,
+    queries: Queries,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    postgres: Postgres,
+) -> None:
     made = job_factory()
     name = str(database.engine.url.database)
 
@@ -263,7 +295,7 @@ def test_a_schema_that_changes_between_the_look_and_the_taking_stops_the_claim(
 
 
 @only_postgres
-def test_the_timeouts_of_a_connection_are_in_force(database):
+def test_the_timeouts_of_a_connection_are_in_force(database: Database) -> None:
     ask = "SELECT name, setting FROM pg_settings WHERE name IN ('lock_timeout', 'statement_timeout',"
     ask += " 'idle_in_transaction_session_timeout')"
     found = dict(map(tuple, database.read(lambda conn: conn.execute(text(ask)).all())))
@@ -275,7 +307,9 @@ def test_the_timeouts_of_a_connection_are_in_force(database):
 
 
 @only_postgres
-def test_a_row_that_is_locked_for_ever_is_reported_and_not_waited_for(database, job_factory):
+def test_a_row_that_is_locked_for_ever_is_reported_and_not_waited_for(
+    database: Database, job_factory: "Callable[..., Job]"
+) -> None:
     made = job_factory()
     holder = database.engine.connect()
     holder.execute(text("SELECT 1 FROM job FOR UPDATE"))
@@ -289,7 +323,9 @@ def test_a_row_that_is_locked_for_ever_is_reported_and_not_waited_for(database, 
 
 
 @only_postgres
-def test_a_read_only_server_is_waited_for_like_an_unavailable_one(database, postgres, queries, job_factory):
+def test_a_read_only_server_is_waited_for_like_an_unavailable_one(
+    database: Database, postgres: Postgres, queries: Queries, job_factory: "Callable[..., Job]"
+) -> None:
     """A standby before its promotion, or a primary that was demoted."""
     made = job_factory()
     name = str(database.engine.url.database)
@@ -309,7 +345,9 @@ def test_a_read_only_server_is_waited_for_like_an_unavailable_one(database, post
 
 
 @only_postgres
-def test_a_frozen_client_loses_its_transaction_and_its_locks(database, job_factory, queries):
+def test_a_frozen_client_loses_its_transaction_and_its_locks(
+    database: Database, job_factory: "Callable[..., Job]", queries: Queries
+) -> None:
     """With a shorter timeout than the default, so that the test can wait for it."""
     made = job_factory()
     tries = []
@@ -328,7 +366,9 @@ def test_a_frozen_client_loses_its_transaction_and_its_locks(database, job_facto
 
 
 @only_postgres
-def test_a_server_that_swallows_the_question_is_given_up(through, proxy, monkeypatch):
+def test_a_server_that_swallows_the_question_is_given_up(
+    through: JobStore, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Half-open: the other end acknowledges everything and never answers."""
     from storage.db.postgres import _bounded_connection
 
@@ -385,7 +425,9 @@ def assert_one_end(ganq: Ganq, job: int, state: str = "succeeded") -> dict[str, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["immediate", pytest.param("fast", marks=LATER)])
-def test_postgres_restarts_while_jobs_are_claimed_run_and_end(own_postgres, tmp_path, small, how) -> None:
+def test_postgres_restarts_while_jobs_are_claimed_run_and_end(
+    own_postgres: Postgres, tmp_path: Path, small: list[str], how: str
+) -> None:
     ganq = machine_on(own_postgres.tcp_url(own_postgres.create()), tmp_path / "home", stall_seconds=60)
 
     def restart() -> None:
@@ -418,7 +460,9 @@ def test_postgres_restarts_while_jobs_are_claimed_run_and_end(own_postgres, tmp_
 
 
 @pytest.mark.slow
-def test_a_standby_that_lacks_the_finish_runs_the_job_again(tmp_path, make_identity) -> None:
+def test_a_standby_that_lacks_the_finish_runs_the_job_again(
+    tmp_path: Path, make_identity: "Callable[..., WorkerIdentity]"
+) -> None:
     binaries = postgres_binaries()
     if binaries is None:
         pytest.skip("no Postgres")
@@ -570,7 +614,9 @@ def split(own_postgres: Postgres, tmp_path: Path) -> Iterator[tuple[Ganq, Proxy,
 @pytest.mark.tier2
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["cut", pytest.param("hole", marks=LATER)])
-def test_a_database_unavailable_for_longer_than_a_lease_kills_no_run(split, small, how) -> None:
+def test_a_database_unavailable_for_longer_than_a_lease_kills_no_run(
+    split: tuple[Ganq, Proxy, str], small: list[str], how: str
+) -> None:
     ganq, proxy, url = split
     worker = ganq.start_worker("w1", GANQ_DATABASE_URL=url)
     job = ganq.json("submit", "train", *small, "--epochs", "100000", "--checkpoint-seconds", "0.5")["id"]
@@ -594,7 +640,9 @@ def test_a_database_unavailable_for_longer_than_a_lease_kills_no_run(split, smal
 
 @pytest.mark.tier2
 @pytest.mark.slow
-def test_a_worker_that_was_overtaken_while_away_publishes_nothing(split, small) -> None:
+def test_a_worker_that_was_overtaken_while_away_publishes_nothing(
+    split: tuple[Ganq, Proxy, str], small: list[str]
+) -> None:
     ganq, proxy, url = split
     first = ganq.start_worker("w1", GANQ_DATABASE_URL=url)
     job = ganq.json("submit", "train", *small, "--epochs", "300", "--checkpoint-seconds", "0.5")["id"]
@@ -623,7 +671,7 @@ def test_a_worker_that_was_overtaken_while_away_publishes_nothing(split, small) 
 @pytest.mark.tier2
 @pytest.mark.slow
 @only_sqlite
-def test_a_lock_that_outlasts_a_lease_costs_no_job(ganq: Ganq, small, settings) -> None:
+def test_a_lock_that_outlasts_a_lease_costs_no_job(ganq: Ganq, small: list[str], settings: Settings) -> None:
     ganq.start_worker("w1")
     job = ganq.json("submit", "train", *small, "--epochs", "100000")["id"]
     until(lambda: ganq.peek(job)["state"] == "running", what="a start")
@@ -647,7 +695,9 @@ def test_a_lock_that_outlasts_a_lease_costs_no_job(ganq: Ganq, small, settings) 
 
 
 @only_sqlite
-def test_the_reaper_requeues_nothing_if_no_worker_could_write(settings, store, running_job_factory, queries):
+def test_the_reaper_requeues_nothing_if_no_worker_could_write(
+    settings: Settings, store: JobStore, running_job_factory: "Callable[..., Lease]", queries: Queries
+) -> None:
     lease = running_job_factory()
     seen = beat_of(store, lease.job_id)
     holder = sqlite3.connect(settings.database_url.removeprefix("sqlite:///"), isolation_level=None)
@@ -711,7 +761,7 @@ class FuseMount:
 @needs_root
 @pytest.mark.parametrize("kind", ["fuse", "fuse.sshfs"])
 @pytest.mark.parametrize("by_link", [False, True])
-def test_sqlite_on_a_real_fuse_mount_is_refused(tmp_path, kind, by_link) -> None:
+def test_sqlite_on_a_real_fuse_mount_is_refused(tmp_path: Path, kind: str, by_link: bool) -> None:
     point = tmp_path / "far away"
     point.mkdir()
     try:
@@ -733,7 +783,7 @@ def test_sqlite_on_a_real_fuse_mount_is_refused(tmp_path, kind, by_link) -> None
 
 @only_sqlite
 def test_a_file_that_was_moved_is_reported_and_used_again_when_it_is_back(
-    settings, database, job_factory, queries
+    settings: Settings, database: Database, job_factory: "Callable[..., Job]", queries: Queries
 ) -> None:
     made = job_factory()
     path = Path(settings.database_url.removeprefix("sqlite:///"))
@@ -755,7 +805,7 @@ def test_a_file_that_was_moved_is_reported_and_used_again_when_it_is_back(
 
 
 @only_sqlite
-def test_a_file_that_vanished_before_the_first_write_is_not_created_again(settings) -> None:
+def test_a_file_that_vanished_before_the_first_write_is_not_created_again(settings: Settings) -> None:
     database = Database(settings)
     path = Path(settings.database_url.removeprefix("sqlite:///"))
     path.unlink()
@@ -766,7 +816,11 @@ def test_a_file_that_vanished_before_the_first_write_is_not_created_again(settin
 
 @only_sqlite
 def test_a_backup_in_the_place_of_the_file_is_what_is_read_from_then_on(
-    settings, database, job_factory, queries, tmp_path
+    settings: Settings,
+    database: Database,
+    job_factory: "Callable[..., Job]",
+    queries: Queries,
+    tmp_path: Path,
 ) -> None:
     kept = job_factory()
     path = Path(settings.database_url.removeprefix("sqlite:///"))
@@ -788,7 +842,9 @@ def test_a_backup_in_the_place_of_the_file_is_what_is_read_from_then_on(
 @pytest.mark.tier2
 @pytest.mark.slow
 @only_sqlite
-def test_a_worker_whose_database_is_moved_away_waits_for_it(ganq: Ganq, small, settings) -> None:
+def test_a_worker_whose_database_is_moved_away_waits_for_it(
+    ganq: Ganq, small: list[str], settings: Settings
+) -> None:
     ganq.start_worker()
     options = ["--epochs", "100000", "--checkpoint-seconds", "0.5"]
     job = ganq.json("submit", "train", *small, *options)["id"]
@@ -823,7 +879,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @needs_root
-def test_a_full_disk_of_the_job_table_is_reported_and_loses_nothing(small_disk, make_identity) -> None:
+def test_a_full_disk_of_the_job_table_is_reported_and_loses_nothing(
+    small_disk: Path, make_identity: "Callable[..., WorkerIdentity]"
+) -> None:
     path = small_disk / "ganq.db"
     database = open_database(make_settings(small_disk, f"sqlite:///{path}"), create=True)
     store, queries = JobStore(database), Queries(database)
@@ -854,7 +912,7 @@ def test_a_full_disk_of_the_job_table_is_reported_and_loses_nothing(small_disk, 
 
 
 @needs_root
-def test_a_disk_that_is_full_from_the_start_is_reported_too(small_disk) -> None:
+def test_a_disk_that_is_full_from_the_start_is_reported_too(small_disk: Path) -> None:
     database = open_database(make_settings(small_disk, f"sqlite:///{small_disk / 'ganq.db'}"), create=True)
     database.dispose()
     (small_disk / "ballast").write_bytes(b"x" * shutil.disk_usage(small_disk).free)
@@ -894,7 +952,7 @@ for i in range(number):
 @pytest.mark.slow
 @only_sqlite
 def test_the_wal_stays_small_under_many_processes_one_of_them_killed_and_one_stopped(
-    settings, tmp_path
+    settings: Settings, tmp_path: Path
 ) -> None:
     path = Path(settings.database_url.removeprefix("sqlite:///"))
     wal = Path(f"{path}-wal")
@@ -940,7 +998,9 @@ def test_the_wal_stays_small_under_many_processes_one_of_them_killed_and_one_sto
 
 
 @only_sqlite
-def test_no_process_can_commit_during_a_checkpoint(settings, job_factory) -> None:
+def test_no_process_can_commit_during_a_checkpoint(
+    settings: Settings, job_factory: "Callable[..., Job]"
+) -> None:
     """The second of two checkpoints must not meet a commit that restarts the WAL (see Wal)."""
     job_factory()
     path = Path(settings.database_url.removeprefix("sqlite:///"))
@@ -954,7 +1014,9 @@ def test_no_process_can_commit_during_a_checkpoint(settings, job_factory) -> Non
 
 
 @only_sqlite
-def test_a_reader_that_stays_keeps_the_wal_and_breaks_nothing(settings, job_factory, monkeypatch) -> None:
+def test_a_reader_that_stays_keeps_the_wal_and_breaks_nothing(
+    settings: Settings, job_factory: "Callable[..., Job]", monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("storage.db.sqlite.WAL_RESET_FIXED", (99, 0, 0))
     path = Path(settings.database_url.removeprefix("sqlite:///"))
     job_factory()

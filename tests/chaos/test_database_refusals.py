@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 from conftest import make_settings
@@ -33,6 +34,10 @@ from storage.settings import Settings
 from worker.supervisor.heartbeat import Heartbeat
 from worker.supervisor.reaper import Recovery
 from worker.supervisor.status_socket import StatusSocket
+
+if TYPE_CHECKING:
+    from storage.db.rows import Job, Lease, WorkerIdentity
+    from storage.db.store import JobStore
 
 
 def _chattr_works() -> bool:
@@ -156,7 +161,7 @@ SQLITE_FAULTS = {"locked": locked, "not_writable": not_writable}
 
 @pytest.mark.parametrize("fault", POSTGRES_FAULTS)
 def test_what_postgres_refuses_for_a_while_is_reported_in_a_line_and_then_works_again(
-    tenant: Tenant, tmp_path, fault: str
+    tenant: Tenant, tmp_path: Path, fault: str
 ) -> None:
     database = open_database(make_settings(tmp_path, tenant.url))
     touch = text("UPDATE job SET priority = priority")
@@ -171,7 +176,9 @@ def test_what_postgres_refuses_for_a_while_is_reported_in_a_line_and_then_works_
 
 @only_sqlite
 @needs_chattr
-def test_a_table_opened_while_it_could_only_be_read_is_written_once_it_can(backend, database_url, tmp_path):
+def test_a_table_opened_while_it_could_only_be_read_is_written_once_it_can(
+    backend: str, database_url: str, tmp_path: Path
+) -> None:
     path = Path(database_url.removeprefix("sqlite:///"))
     database = Database(make_settings(tmp_path, database_url))
     touch = text("UPDATE job SET priority = priority")
@@ -286,7 +293,14 @@ ALLOW = {"sqlite": "DROP TRIGGER refuse", "postgres": "DROP TRIGGER refuse ON jo
 
 
 def test_the_threads_of_a_supervisor_survive_an_error_of_an_unknown_kind(
-    backend, database, settings, store, job_factory, running_job_factory, worker_identity, caplog
+    backend: str,
+    database: Database,
+    settings: Settings,
+    store: "JobStore",
+    job_factory: "Callable[..., Job]",
+    running_job_factory: "Callable[..., Lease]",
+    worker_identity: "WorkerIdentity",
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     workers = WorkerStore(database, worker_identity)
     lease = running_job_factory()
@@ -314,7 +328,7 @@ def test_the_threads_of_a_supervisor_survive_an_error_of_an_unknown_kind(
         one.join(5)
 
 
-def test_the_status_socket_answers_after_a_time_without_a_free_file_descriptor(tmp_path) -> None:
+def test_the_status_socket_answers_after_a_time_without_a_free_file_descriptor(tmp_path: Path) -> None:
     status_socket = StatusSocket(
         SimpleNamespace(identity=SimpleNamespace(name="w1")), tmp_path / "live-1.sock"
     )  # type: ignore[arg-type]

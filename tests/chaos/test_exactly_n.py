@@ -7,6 +7,7 @@ same: indices 0…N−1, every hash right, no file besides, and the bytes of an 
 
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
@@ -19,6 +20,9 @@ from storage.db.engine import Database
 from storage.results.reader import names_of_result, verify_manifest
 from storage.volume.layout import Volume
 from worker.celery_bridge.app import queue_key
+
+if TYPE_CHECKING:
+    from storage.settings import Settings
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 
@@ -135,7 +139,7 @@ def killed_at(ganq: Ganq, database: Database, folder: Path, way: str, points: li
 @pytest.mark.tier2
 @sqlite_only
 def test_a_generation_killed_at_its_phases_ends_with_exactly_its_pictures(
-    ganq: Ganq, database: Database, settings, tmp_path
+    ganq: Ganq, database: Database, settings: "Settings", tmp_path: Path
 ) -> None:
     """F2. One job, killed once at each of these."""
     add_model(settings)
@@ -162,7 +166,7 @@ def split_and_killed(ganq: Ganq, database: Database, tmp_path: Path, way: str, p
 @pytest.mark.tier2
 @sqlite_only
 def test_a_split_generation_whose_parts_are_killed_has_the_bytes_of_one_that_was_not_split(
-    ganq: Ganq, database: Database, settings, tmp_path
+    ganq: Ganq, database: Database, settings: "Settings", tmp_path: Path
 ) -> None:
     """F2 for parts: what one worker alone would have made."""
     add_model(settings)
@@ -178,7 +182,7 @@ def test_a_split_generation_whose_parts_are_killed_has_the_bytes_of_one_that_was
 @pytest.mark.tier2
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_ask_may_be_split_and_killed(
-    ganq: Ganq, database: Database, settings, tmp_path, way
+    ganq: Ganq, database: Database, settings: "Settings", tmp_path: Path, way: Any
 ) -> None:
     add_model(settings)
     points = {one.partition("@")[0]: one for one in reversed(RUNNER_POINTS)}
@@ -187,7 +191,7 @@ def test_every_way_to_ask_may_be_split_and_killed(
 
 @pytest.mark.tier2
 def test_every_way_to_ask_survives_a_kill_at_every_phase(
-    ganq: Ganq, database: Database, settings, tmp_path
+    ganq: Ganq, database: Database, settings: "Settings", tmp_path: Path
 ) -> None:
     """F2 in full: --count, --keep/--of and --seeds, first and later pictures, both databases."""
     add_model(settings)
@@ -210,7 +214,7 @@ def test_every_way_to_ask_survives_a_kill_at_every_phase(
 @pytest.mark.tier2
 @sqlite_only
 def test_other_ways_to_ask_are_the_same_after_a_kill_while_they_are_written(
-    ganq: Ganq, database: Database, settings, tmp_path
+    ganq: Ganq, database: Database, settings: "Settings", tmp_path: Path
 ) -> None:
     """F2 for --keep/--of, --seeds and archives."""
     add_model(settings)
@@ -221,7 +225,7 @@ def test_other_ways_to_ask_are_the_same_after_a_kill_while_they_are_written(
 @pytest.mark.tier2
 @sqlite_only
 def test_drained_and_notified_fifty_times_it_still_makes_each_image_once(
-    ganq: Ganq, redis_url, database: Database, settings
+    ganq: Ganq, redis_url: str, database: Database, settings: "Settings"
 ) -> None:
     """F7 and F15: SIGTERM in generation, duplicate and reordered notifications; another worker finishes."""
     from messages import notification

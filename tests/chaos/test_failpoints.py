@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,26 +39,26 @@ POINTS = {"GANQ_FAILPOINTS": "p=kill@1+"}
 
 
 @pytest.mark.parametrize("enabled", [{}, {"GANQ_ENABLE_FAILPOINTS": "0"}, {"GANQ_ENABLE_FAILPOINTS": "true"}])
-def test_without_the_switch_nothing_fires(enabled):
+def test_without_the_switch_nothing_fires(enabled: Any) -> None:
     assert run_python(PASS, **POINTS, **enabled) == (0, f"{[False] * 3}\n")
 
 
-def test_without_the_switch_not_even_nonsense_is_read():
+def test_without_the_switch_not_even_nonsense_is_read() -> None:
     assert run_python("print(failpoint('p'))", GANQ_FAILPOINTS="no failpoint at all") == (0, "False\n")
 
 
-def test_the_switch_alone_changes_nothing():
+def test_the_switch_alone_changes_nothing() -> None:
     assert run_python(PASS, **ARMED) == (0, f"{[False] * 3}\n")
 
 
-def test_this_process_is_not_armed():
+def test_this_process_is_not_armed() -> None:
     assert not failpoint("anything")
 
 
 # --- what an entry says -----------------------------------------------------------------------
 
 
-def test_entries_are_read_with_their_times():
+def test_entries_are_read_with_their_times() -> None:
     assert parse("a=kill; b=sleep:0.5@3+;;c=raise:ENOSPC@2") == {
         "a": Entry("kill", "", 1, False),
         "b": Entry("sleep", "0.5", 3, True),
@@ -66,7 +67,7 @@ def test_entries_are_read_with_their_times():
 
 
 @pytest.mark.parametrize("text", ["a", "a=kill@x", "a=kill@1.5"])
-def test_an_entry_that_says_nothing_is_refused_at_once(text):
+def test_an_entry_that_says_nothing_is_refused_at_once(text: str) -> None:
     with pytest.raises(ValueError):
         parse(text)
     code, out = run_python("", GANQ_FAILPOINTS=text, **ARMED)
@@ -77,14 +78,14 @@ def test_an_entry_that_says_nothing_is_refused_at_once(text):
 # --- what it does -----------------------------------------------------------------------------
 
 
-def test_kill_is_sigkill_at_the_time_that_was_asked():
+def test_kill_is_sigkill_at_the_time_that_was_asked() -> None:
     code, out = run_python(
         "for n in range(5):\n  print(n, flush=True); failpoint('p')", GANQ_FAILPOINTS="p=kill@3", **ARMED
     )
     assert (code, out) == (-signal.SIGKILL, "0\n1\n2\n")
 
 
-def test_stop_is_sigstop_and_the_process_goes_on_when_it_is_let():
+def test_stop_is_sigstop_and_the_process_goes_on_when_it_is_let() -> None:
     process = start("failpoint('p'); print('on')", GANQ_FAILPOINTS="p=stop", **ARMED)
     _, status = os.waitpid(process.pid, os.WUNTRACED)
     assert os.WIFSTOPPED(status)
@@ -96,7 +97,7 @@ def test_stop_is_sigstop_and_the_process_goes_on_when_it_is_let():
     ("argument", "expected"),
     [("ENOSPC", "OSError 28"), ("EIO", "OSError 5"), ("MemoryError", "MemoryError None")],
 )
-def test_raise_raises_what_was_asked_for(argument, expected):
+def test_raise_raises_what_was_asked_for(argument: str, expected: str) -> None:
     code = (
         "try:\n  failpoint('p')\nexcept BaseException as exc:\n"
         "  print(type(exc).__name__, getattr(exc, 'errno', None))"
@@ -118,17 +119,17 @@ print(time.monotonic() - began > 0.45, ticks - before > 5)
 
 
 @pytest.mark.parametrize(("action", "others_run"), [("sleep:0.5", True), ("hang:0.5", False)])
-def test_sleep_lets_other_threads_run_and_hang_does_not(action, others_run):
+def test_sleep_lets_other_threads_run_and_hang_does_not(action: str, others_run: bool) -> None:
     assert run_python(TICKING, GANQ_FAILPOINTS=f"p={action}", **ARMED) == (0, f"True {others_run}\n")
 
 
-def test_on_asks_the_caller_to_act_and_every_other_name_does_not():
+def test_on_asks_the_caller_to_act_and_every_other_name_does_not() -> None:
     code = "print([failpoint('p') for _ in range(4)], failpoint('q'))"
     assert run_python(code, GANQ_FAILPOINTS="p=on@2", **ARMED) == (0, "[False, True, False, False] False\n")
     assert run_python(code, GANQ_FAILPOINTS="p=on@2+", **ARMED) == (0, "[False, True, True, True] False\n")
 
 
-def test_with_a_folder_for_marks_an_entry_fires_once_over_all_processes(tmp_path):
+def test_with_a_folder_for_marks_an_entry_fires_once_over_all_processes(tmp_path: Path) -> None:
     armed = {**ARMED, "GANQ_FAILPOINTS": "p=on@1+;q=on", "GANQ_FAILPOINTS_FIRED": str(tmp_path)}
     all_ = [
         start("print(sum(failpoint('p') for _ in range(100)), int(failpoint('q')))", **armed)
@@ -139,7 +140,7 @@ def test_with_a_folder_for_marks_an_entry_fires_once_over_all_processes(tmp_path
     assert {one.name for one in tmp_path.iterdir()} == {"p", "q"}
 
 
-def test_a_disabled_failpoint_costs_next_to_nothing():
+def test_a_disabled_failpoint_costs_next_to_nothing() -> None:
     began = time.perf_counter()
     for _ in range(100_000):
         failpoint("train.stepped")
@@ -149,7 +150,7 @@ def test_a_disabled_failpoint_costs_next_to_nothing():
 # --- nobody sets it ---------------------------------------------------------------------------
 
 
-def test_no_deployment_file_and_no_page_sets_the_switch():
+def test_no_deployment_file_and_no_page_sets_the_switch() -> None:
     """docs/ may tell of it; nothing that somebody runs or copies may set it."""
     tracked = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False

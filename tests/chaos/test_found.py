@@ -11,7 +11,7 @@ from storage.db.engine import Database
 @pytest.mark.tier2
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_no_second_worker_begins_while_the_supervisor_of_a_killed_one_still_drains(
-    ganq: Ganq, database: Database, small
+    ganq: Ganq, database: Database, small: list[str]
 ) -> None:
     """F43: the lock of a GPU went with the launcher, and its place had two runners for a while."""
     slow = {"GANQ_ENABLE_FAILPOINTS": "1", "GANQ_FAILPOINTS": "train.stepped=sleep:2@3+"}

@@ -70,7 +70,7 @@ def _state(ganq: Ganq, name: str = "w1") -> str:
 
 
 @postgres_later
-def test_a_job_leaves_a_worker_whose_volume_hangs(ganq: Ganq, small, mount: HangingMount) -> None:
+def test_a_job_leaves_a_worker_whose_volume_hangs(ganq: Ganq, small: list[str], mount: HangingMount) -> None:
     hung = _start(ganq, mount)
     job = _train(ganq, small, "--epochs", "120", "--save-every", "1000", "--checkpoint-seconds", "0.5")
     _runs(ganq, job)
@@ -94,7 +94,7 @@ def test_a_job_leaves_a_worker_whose_volume_hangs(ganq: Ganq, small, mount: Hang
 
 @on_sqlite
 def test_an_idle_worker_whose_volume_hangs_claims_nothing_and_says_so(
-    ganq: Ganq, small, redis_url, mount: HangingMount
+    ganq: Ganq, small: list[str], redis_url: str, mount: HangingMount
 ) -> None:
     _start(ganq, mount)
     until(lambda: ganq.present() and _state(ganq) == "idle", what="a worker")
@@ -114,7 +114,7 @@ def test_an_idle_worker_whose_volume_hangs_claims_nothing_and_says_so(
 
 @pytest.mark.tier2
 @on_sqlite
-def test_cancel_ends_a_job_whose_volume_hangs(ganq: Ganq, small, mount: HangingMount) -> None:
+def test_cancel_ends_a_job_whose_volume_hangs(ganq: Ganq, small: list[str], mount: HangingMount) -> None:
     """Long before it would be given back."""
     _start(ganq, mount, GANQ_VOLUME_SECONDS="600")
     job = _train(ganq, small, *ENDLESS)
@@ -127,7 +127,7 @@ def test_cancel_ends_a_job_whose_volume_hangs(ganq: Ganq, small, mount: HangingM
 
 @pytest.mark.tier2
 @on_sqlite
-def test_sigterm_ends_a_worker_whose_volume_hangs(ganq: Ganq, small, mount: HangingMount) -> None:
+def test_sigterm_ends_a_worker_whose_volume_hangs(ganq: Ganq, small: list[str], mount: HangingMount) -> None:
     worker = _start(ganq, mount)
     job = _train(ganq, small, *ENDLESS)
     _runs(ganq, job)
@@ -142,7 +142,7 @@ def test_sigterm_ends_a_worker_whose_volume_hangs(ganq: Ganq, small, mount: Hang
 @on_sqlite
 @pytest.mark.parametrize("deep", [True], indirect=True, ids=["unkillable"])
 def test_a_runner_that_cannot_be_killed_is_named_and_not_waited_for(
-    ganq: Ganq, small, mount: HangingMount
+    ganq: Ganq, small: list[str], mount: HangingMount
 ) -> None:
     worker = _start(ganq, mount)
     job = _train(ganq, small, *ENDLESS)
@@ -164,7 +164,9 @@ def test_a_runner_that_cannot_be_killed_is_named_and_not_waited_for(
 
 @pytest.mark.tier2
 @on_sqlite
-def test_commands_do_not_wait_for_a_volume_that_hangs(ganq: Ganq, small, mount: HangingMount) -> None:
+def test_commands_do_not_wait_for_a_volume_that_hangs(
+    ganq: Ganq, small: list[str], mount: HangingMount
+) -> None:
     ganq.start_worker("w2")
     job = _train(ganq, small, "--epochs", "1")
     until(lambda: ganq.peek(job)["state"] == "succeeded", what="a job with results")

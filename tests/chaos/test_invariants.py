@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -28,6 +28,10 @@ from storage.db.tables import attempt, checkpoint, event, job, utcnow
 from storage.results.writer import ImageFiles
 from storage.volume.durable import write_folder
 from storage.volume.layout import Volume
+
+if TYPE_CHECKING:
+    from storage.db.rows import Job
+    from storage.settings import Settings
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 
@@ -65,7 +69,14 @@ class World:
 
 
 @pytest.fixture
-def world(database, store, settings, job_factory, running_job_factory, claim) -> World:
+def world(
+    database: Database,
+    store: JobStore,
+    settings: "Settings",
+    job_factory: "Callable[..., Job]",
+    running_job_factory: Callable[..., Lease],
+    claim: Callable[..., Lease | None],
+) -> World:
     volume = Volume(settings.volume)
     world = World(database, store, volume, Files(store, volume))
     first = running_job_factory()
@@ -105,12 +116,12 @@ def world(database, store, settings, job_factory, running_job_factory, claim) ->
     return world
 
 
-def test_a_healthy_table_and_volume_violate_nothing(world: World, settings):
+def test_a_healthy_table_and_volume_violate_nothing(world: World, settings: "Settings") -> None:
     assert_invariants(world.database, world.volume, secrets=["canary"])
     assert unfinished(look(world.database), [world.train, world.cancelled, world.failed]) == []
 
 
-def test_all_violations_are_reported_at_once(world: World):
+def test_all_violations_are_reported_at_once(world: World) -> None:
     shutil.rmtree(world.final())
     world.event(world.cancelled, "failed")
     with pytest.raises(AssertionError, match=r"(?s)2 violations.*I1.*I7"):
@@ -237,7 +248,7 @@ BREAKS: dict[str, tuple[str, Callable[[World], Any]]] = {
 
 @sqlite_only
 @pytest.mark.parametrize("what", BREAKS)
-def test_each_violation_is_reported(world: World, what):
+def test_each_violation_is_reported(world: World, what: Any) -> None:
     law, harm = BREAKS[what]
     harm(world)
     found = world.violations(secrets=["canary"])
@@ -245,7 +256,9 @@ def test_each_violation_is_reported(world: World, what):
 
 
 @sqlite_only
-def test_what_was_deleted_after_the_snapshot_is_no_violation(world: World, monkeypatch):
+def test_what_was_deleted_after_the_snapshot_is_no_violation(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import chaos.invariants as checker
 
     early = look(world.database)
@@ -257,14 +270,14 @@ def test_what_was_deleted_after_the_snapshot_is_no_violation(world: World, monke
 
 
 @sqlite_only
-def test_with_the_clock_set_no_times_are_compared(world: World):
+def test_with_the_clock_set_no_times_are_compared(world: World) -> None:
     overlap(world)
     stale_checkpoint(world)
     assert world.violations(clock=False) == []
 
 
 @sqlite_only
-def test_a_memory_saves_the_second_hash_but_not_the_second_look(world: World):
+def test_a_memory_saves_the_second_hash_but_not_the_second_look(world: World) -> None:
     memory = Memory()
     assert world.violations(memory=memory) == []
     flip(world.final() / "generator.safetensors")
@@ -275,7 +288,7 @@ def test_a_memory_saves_the_second_hash_but_not_the_second_look(world: World):
 
 
 @sqlite_only
-def test_jobs_that_have_not_ended_or_are_missing_are_reported(world: World):
+def test_jobs_that_have_not_ended_or_are_missing_are_reported(world: World) -> None:
     found = unfinished(look(world.database), [world.train, world.waiting, 999])
     assert found == [
         f"I2: job {world.waiting} is still queued (attempt 0)",
@@ -284,7 +297,9 @@ def test_jobs_that_have_not_ended_or_are_missing_are_reported(world: World):
 
 
 @sqlite_only
-def test_trainings_of_one_spec_that_differ_are_reported(world: World, running_job_factory):
+def test_trainings_of_one_spec_that_differ_are_reported(
+    world: World, running_job_factory: Callable[..., Lease]
+) -> None:
     from safetensors.numpy import save_file
 
     for bits in (1.0, 1.0, 2.0):
@@ -303,7 +318,7 @@ def test_trainings_of_one_spec_that_differ_are_reported(world: World, running_jo
 
 
 @sqlite_only
-def test_what_gc_leaves_is_reported(world: World, monkeypatch):
+def test_what_gc_leaves_is_reported(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     from storage.gc.sweep import Collector, Plan
 
     assert world.running is not None
@@ -320,7 +335,7 @@ def test_what_gc_leaves_is_reported(world: World, monkeypatch):
     assert_invariants(world.database, world.volume)
 
 
-def test_two_runners_of_one_worker_are_reported(tmp_path):
+def test_two_runners_of_one_worker_are_reported(tmp_path: Path) -> None:
     volume = Volume(tmp_path)
     mine = {**os.environ, "GANQ_VOLUME": str(tmp_path), "GANQ_WORKER_NAME": "w1"}
     command = [sys.executable, "-c", "import time; time.sleep(60)", "worker.runner.main"]
@@ -339,7 +354,9 @@ def test_two_runners_of_one_worker_are_reported(tmp_path):
             one.wait()
 
 
-def test_the_checker_sees_one_moment_though_jobs_move_meanwhile(database, job_factory, claim) -> None:
+def test_the_checker_sees_one_moment_though_jobs_move_meanwhile(
+    database: Database, job_factory: "Callable[..., Job]", claim: Callable[..., Lease | None]
+) -> None:
     made = job_factory()
     moved: list[Lease] = []
 

@@ -13,7 +13,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -33,6 +35,11 @@ from storage.db.tables import attempt, event, job
 from storage.settings import Settings
 from storage.volume.layout import Volume
 from worker.celery_bridge.app import make_app, queue_key
+
+if TYPE_CHECKING:
+    from services import Redis
+
+    from storage.db.rows import Lease, WorkerIdentity
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 
@@ -80,7 +87,7 @@ def slow(seconds: float) -> dict[str, str]:
 
 @sqlite_only
 def test_f12_redis_killed_and_empty_with_twenty_queued_loses_none(
-    ganq: Ganq, redis_server, redis_url, database, store, settings
+    ganq: Ganq, redis_server: "Redis", redis_url: str, database: Database, store: JobStore, settings: Settings
 ) -> None:
     add_model(settings)
     jobs = submit_many(store, 20)
@@ -99,7 +106,7 @@ def test_f12_redis_killed_and_empty_with_twenty_queued_loses_none(
 
 @sqlite_only
 def test_f13_a_redis_that_hangs_stops_neither_submit_nor_worker_nor_drain(
-    ganq: Ganq, redis_server, redis_url, database, settings
+    ganq: Ganq, redis_server: "Redis", redis_url: str, database: Database, settings: Settings
 ) -> None:
     """SIGSTOP: connections are accepted by the kernel, and nobody answers."""
     add_model(settings)
@@ -125,7 +132,7 @@ def test_f13_a_redis_that_hangs_stops_neither_submit_nor_worker_nor_drain(
 @pytest.mark.tier2
 @sqlite_only
 def test_f13_half_open_connections_are_survived_and_notifications_work_again(
-    ganq: Ganq, redis_server, redis_url, database, store, settings
+    ganq: Ganq, redis_server: "Redis", redis_url: str, database: Database, store: JobStore, settings: Settings
 ) -> None:
     add_model(settings)
     with Proxy(redis_server.port) as proxy:
@@ -149,7 +156,7 @@ def test_f13_half_open_connections_are_survived_and_notifications_work_again(
 
 @sqlite_only
 def test_f15_duplicates_of_queued_running_and_ended_jobs_run_each_once(
-    ganq: Ganq, redis_url, database, store, settings
+    ganq: Ganq, redis_url: str, database: Database, store: JobStore, settings: Settings
 ) -> None:
     add_model(settings)
     ended, running, queued = submit_many(store, 3)
@@ -201,7 +208,7 @@ def flood(
 
 @sqlite_only
 def test_f15_three_hundred_duplicate_notifications_run_nothing_twice(
-    ganq: Ganq, redis_url, database, store, settings
+    ganq: Ganq, redis_url: str, database: Database, store: JobStore, settings: Settings
 ) -> None:
     flood(ganq, redis_url, database, store, settings, 300)
 
@@ -209,7 +216,7 @@ def test_f15_three_hundred_duplicate_notifications_run_nothing_twice(
 @pytest.mark.tier2
 @sqlite_only
 def test_f15_ten_thousand_duplicate_notifications_run_nothing_twice(
-    ganq: Ganq, redis_url, database, store, settings
+    ganq: Ganq, redis_url: str, database: Database, store: JobStore, settings: Settings
 ) -> None:
     drained, answered = flood(ganq, redis_url, database, store, settings, 10_000)
     print(f"F15: 10,000 notifications in {drained:.0f} s; a job began in {answered:.2f} s")
@@ -233,7 +240,7 @@ main()
 @pytest.mark.tier2
 @sqlite_only
 def test_f16_a_visibility_timeout_shorter_than_the_job_runs_nothing_twice(
-    ganq: Ganq, redis_url, database, store, settings
+    ganq: Ganq, redis_url: str, database: Database, store: JobStore, settings: Settings
 ) -> None:
     """With late acknowledgement Redis delivers the notification to both workers while the job runs."""
     add_model(settings)
@@ -289,7 +296,7 @@ def test_f37_one_key_from_fifty_threads_is_one_job(database: Database, store: Jo
 
 @pytest.mark.parametrize(("point", "accepted"), [("submit.inserted", False), ("submit.committed", True)])
 def test_f38_a_submit_that_is_killed_is_absent_or_accepted_and_repeated_it_is_one_job(
-    ganq: Ganq, database, settings, point: str, accepted: bool
+    ganq: Ganq, database: Database, settings: Settings, point: str, accepted: bool
 ) -> None:
     add_model(settings)
     # Many rows, so that there is a moment between the insert and the commit on Postgres, too.
@@ -337,7 +344,14 @@ def bulk_insert(database: Database, number: int, users: int = 1) -> None:
         conn.exec_driver_sql(analyze)
 
 
-def claimed_by_all(database, settings, make_identity, tmp_path: Path, processes: int, jobs: int) -> float:
+def claimed_by_all(
+    database: Database,
+    settings: Settings,
+    make_identity: "Callable[..., WorkerIdentity]",
+    tmp_path: Path,
+    processes: int,
+    jobs: int,
+) -> float:
     """Let processes claim everything at once; returns the seconds that it took."""
     bulk_insert(database, jobs, users=3)
     spawn = multiprocessing.get_context("spawn")
@@ -361,14 +375,20 @@ def claimed_by_all(database, settings, make_identity, tmp_path: Path, processes:
     return took
 
 
-def test_f42_four_processes_claim_each_job_once(database, settings, make_identity, tmp_path) -> None:
+def test_f42_four_processes_claim_each_job_once(
+    database: Database, settings: Settings, make_identity: "Callable[..., WorkerIdentity]", tmp_path: Path
+) -> None:
     claimed_by_all(database, settings, make_identity, tmp_path, processes=4, jobs=200)
 
 
 @pytest.mark.tier2
 @pytest.mark.timeout(900)
 def test_f42_eight_processes_claim_sixteen_thousand_jobs_once(
-    database, settings, make_identity, tmp_path, backend
+    database: Database,
+    settings: Settings,
+    make_identity: "Callable[..., WorkerIdentity]",
+    tmp_path: Path,
+    backend: str,
 ) -> None:
     took = claimed_by_all(database, settings, make_identity, tmp_path, processes=8, jobs=16_000)
     print(
@@ -412,7 +432,14 @@ CLAIMS = 1000
 """Of 200, the second worst is the 99th percentile, and two are slow for what the insertion left behind."""
 
 
-def long_queue(ganq: Ganq, database, claim, pictures: Path, number: int, users: int) -> dict[str, float]:
+def long_queue(
+    ganq: Ganq,
+    database: Database,
+    claim: "Callable[..., Lease | None]",
+    pictures: Path,
+    number: int,
+    users: int,
+) -> dict[str, float]:
     """What the commands and a claim cost with so many queued jobs."""
     bulk_insert(database, number, users=users)
     claims = []
@@ -433,7 +460,7 @@ def long_queue(ganq: Ganq, database, claim, pictures: Path, number: int, users: 
 
 @sqlite_only
 def test_f46_ten_thousand_queued_jobs_are_listed_and_claimed(
-    ganq: Ganq, database, claim, faces, backend
+    ganq: Ganq, database: Database, claim: "Callable[..., Lease | None]", faces: Path, backend: str
 ) -> None:
     facts = long_queue(ganq, database, claim, faces, 10_000, users=3)
     assert facts["RSS MB"] < 300
@@ -443,7 +470,14 @@ def test_f46_ten_thousand_queued_jobs_are_listed_and_claimed(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("users", [1, 50])
 def test_f46_a_hundred_thousand_queued_jobs(
-    ganq: Ganq, redis_url, database, store, claim, faces, backend, users: int
+    ganq: Ganq,
+    redis_url: str,
+    database: Database,
+    store: JobStore,
+    claim: "Callable[..., Lease | None]",
+    faces: Path,
+    backend: str,
+    users: int,
 ) -> None:
     facts = long_queue(ganq, database, claim, faces, 100_000, users=users)
     ganq.start_worker()
@@ -476,7 +510,7 @@ def slower_than_usual() -> float:
 
 @sqlite_only
 def test_f49_a_broadcast_shutdown_and_foreign_tasks_stop_nothing_and_change_nothing(
-    ganq: Ganq, redis_url, database, store, settings, tmp_path
+    ganq: Ganq, redis_url: str, database: Database, store: JobStore, settings: Settings, tmp_path: Path
 ) -> None:
     """S3, and S1 with arguments: more of these in tests/acceptance/test_hostile_redis.py."""
     add_model(settings)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -15,6 +16,9 @@ from tables import job_row
 
 from storage.settings import Settings
 from worker.host.embedded_redis import EmbeddedRedis
+
+if TYPE_CHECKING:
+    from storage.db.engine import Database
 
 pytestmark = [
     pytest.mark.parametrize("backend", ["sqlite"], indirect=True),
@@ -42,7 +46,9 @@ def killed(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
     return left
 
 
-def test_workers_whose_parent_is_killed_save_their_jobs_and_leave(ganq, database, small, redis_url) -> None:
+def test_workers_whose_parent_is_killed_save_their_jobs_and_leave(
+    ganq: Ganq, database: "Database", small: list[str], redis_url: str
+) -> None:
     parent = ganq.start_worker("old", options=PAIR)
     until(lambda: len(ganq.present()) == 2, what="two workers")
     job = training(ganq, small)
@@ -57,7 +63,9 @@ def test_workers_whose_parent_is_killed_save_their_jobs_and_leave(ganq, database
 
 
 @pytest.mark.tier2
-def test_the_next_set_waits_for_the_one_whose_parent_was_killed(ganq, database, small, redis_url) -> None:
+def test_the_next_set_waits_for_the_one_whose_parent_was_killed(
+    ganq: Ganq, database: "Database", small: list[str], redis_url: str
+) -> None:
     parent = ganq.start_worker("pair", options=PAIR)
     until(lambda: len(ganq.present()) == 2, what="two workers")
     job = training(ganq, small)
@@ -83,7 +91,9 @@ def _works(runner: psutil.Process) -> bool:
     return any("log.txt" in one.path for one in runner.open_files())
 
 
-def test_a_second_set_beside_a_living_one_is_refused(ganq, database, redis_url) -> None:
+def test_a_second_set_beside_a_living_one_is_refused(
+    ganq: Ganq, database: "Database", redis_url: str
+) -> None:
     ganq.start_worker("pair", options=PAIR)
     until(lambda: len(ganq.present()) == 2, what="two workers")
     again = ganq.start_worker("pair", options=PAIR)
@@ -94,7 +104,7 @@ def test_a_second_set_beside_a_living_one_is_refused(ganq, database, redis_url) 
 
 @pytest.mark.tier2
 def test_a_worker_waits_for_the_one_of_its_name_whose_launcher_was_killed(
-    ganq, database, small, redis_url
+    ganq: Ganq, database: "Database", small: list[str], redis_url: str
 ) -> None:
     launcher = ganq.start_worker("w1")
     job = training(ganq, small)
@@ -114,7 +124,9 @@ def test_a_worker_waits_for_the_one_of_its_name_whose_launcher_was_killed(
 
 
 @LATER
-def test_ganq_up_that_was_killed_and_started_again_is_one_stack(ganq, database, small) -> None:
+def test_ganq_up_that_was_killed_and_started_again_is_one_stack(
+    ganq: Ganq, database: "Database", small: list[str]
+) -> None:
     del ganq.env["GANQ_REDIS_URL"]
     up = ganq.start_up(options=PAIR)
     until(lambda: len(ganq.present()) == 2, what="two workers")
@@ -138,7 +150,7 @@ def test_ganq_up_that_was_killed_and_started_again_is_one_stack(ganq, database, 
 
 @pytest.mark.tier2
 def test_a_supervisor_comes_back_though_the_folder_of_its_sockets_was_deleted(
-    ganq, database, small, redis_url
+    ganq: Ganq, database: "Database", small: list[str], redis_url: str
 ) -> None:
     launcher = ganq.start_worker("w1")
     job = training(ganq, small)

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -29,6 +30,10 @@ from tables import job_row
 from storage.db.engine import Database
 from storage.volume.layout import Volume
 
+if TYPE_CHECKING:
+    from storage.db.rows import Job
+    from storage.settings import Settings
+
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +45,7 @@ def stopped(process: psutil.Process | None) -> bool:
 class Play:
     """A worker that will fall asleep at a point, and an heir that takes its time."""
 
-    def __init__(self, ganq: Ganq, database: Database, settings, guard_out: str) -> None:
+    def __init__(self, ganq: Ganq, database: Database, settings: "Settings", guard_out: str) -> None:
         self.ganq = ganq
         self.database = database
         self.volume = Volume(settings.volume)
@@ -80,7 +85,7 @@ SLOW_PICTURES = "generate.drawn=sleep:0.3@1+"
 SLOW_STEPS = "train.stepped=sleep:0.15@1+"
 
 
-def finish(play: Play, settings, small: list[str]) -> list[str]:
+def finish(play: Play, settings: "Settings", small: list[str]) -> list[str]:
     """A zombie publishes while its heir draws: the row then points to a result that is not there."""
     add_model(settings)
     submit = ("generate", "--from", "m", "--micro-batch", "4", "--count", "40", "--grid", "16")
@@ -91,7 +96,7 @@ def finish(play: Play, settings, small: list[str]) -> list[str]:
     return play.violations()
 
 
-def register(play: Play, settings, small: list[str]) -> list[str]:
+def register(play: Play, settings: "Settings", small: list[str]) -> list[str]:
     """A zombie registers a checkpoint while its heir trains."""
     submit = ("train", *small, "--epochs", "2", "--save-every", "1")
     job, supervisor = play.zombie("supervisor.before_register=stop", "supervisor", *submit)
@@ -107,7 +112,7 @@ def register(play: Play, settings, small: list[str]) -> list[str]:
     return play.violations()
 
 
-def share_a_folder(play: Play, settings, small: list[str]) -> list[str]:
+def share_a_folder(play: Play, settings: "Settings", small: list[str]) -> list[str]:
     """A zombie's runner goes on where its heir has written: it clears the place for its own checkpoint."""
     submit = ("train", *small, "--epochs", "2", "--save-every", "1")
     job, runner = play.zombie("train.stepped=stop@3;folder.begun=stop@1", "runner", *submit)
@@ -134,7 +139,9 @@ SCENARIOS: dict[str, tuple[Callable[[Play, object, list[str]], list[str]], str]]
 @pytest.mark.tier2
 @sqlite_only
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_without_the_guard_there_is_a_violation(ganq: Ganq, database, settings, small, name) -> None:
+def test_without_the_guard_there_is_a_violation(
+    ganq: Ganq, database: Database, settings: "Settings", small: list[str], name: Any
+) -> None:
     scenario, law = SCENARIOS[name]
     found = scenario(Play(ganq, database, settings, name), settings, small)
     assert any(one.startswith(law) for one in found), found
@@ -143,7 +150,9 @@ def test_without_the_guard_there_is_a_violation(ganq: Ganq, database, settings, 
 @pytest.mark.tier2
 @sqlite_only
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_with_the_guard_there_is_none(ganq: Ganq, database, settings, small, name) -> None:
+def test_with_the_guard_there_is_none(
+    ganq: Ganq, database: Database, settings: "Settings", small: list[str], name: Any
+) -> None:
     scenario, _ = SCENARIOS[name]
     assert scenario(Play(ganq, database, settings, ""), settings, small) == []
 
@@ -152,7 +161,9 @@ def test_with_the_guard_there_is_none(ganq: Ganq, database, settings, small, nam
 @pytest.mark.parametrize("backend", ["postgres"], indirect=True)
 @pytest.mark.parametrize("name", SCENARIOS)
 @pytest.mark.parametrize("out", [True, False], ids=["guard out", "guard in"])
-def test_each_guard_is_needed_on_postgres_too(ganq: Ganq, database, settings, small, name, out) -> None:
+def test_each_guard_is_needed_on_postgres_too(
+    ganq: Ganq, database: Database, settings: "Settings", small: list[str], name: Any, out: bool
+) -> None:
     scenario, law = SCENARIOS[name]
     found = scenario(Play(ganq, database, settings, name if out else ""), settings, small)
     assert any(one.startswith(law) for one in found) if out else not found, found
@@ -208,7 +219,13 @@ def race(settings_env: dict[str, str], tmp_path: Path, guard_out: str) -> None:
     ids=["only the compare-and-set", "only the index", "neither"],
 )
 def test_either_the_index_or_the_compare_and_set_keeps_two_from_one_job(
-    database: Database, settings_env, job_factory, tmp_path, index, cas, safe
+    database: Database,
+    settings_env: dict[str, str],
+    job_factory: "Callable[..., Job]",
+    tmp_path: Path,
+    index: bool,
+    cas: bool,
+    safe: bool,
 ) -> None:
     for _ in range(JOBS):
         job_factory()
@@ -266,7 +283,7 @@ def unsynced(calls: list[str]) -> list[str]:
 @sqlite_only
 @pytest.mark.parametrize("what", ["checkpoints", "pictures"])
 def test_without_fsync_the_order_is_broken_and_with_it_it_is_not(
-    database: Database, database_url: str, tmp_path: Path, monkeypatch, what
+    database: Database, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     database.dispose()
     for guard_out in ("", "fsync"):

@@ -230,12 +230,14 @@ def check_after(home: Path, seen: tuple[set[int], set[str], set[int]]) -> int:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_f27_all_that_was_committed_survives_a_power_cut(
-    disk: Disk, tmp_path: Path, faces, seed: int
+    disk: Disk, tmp_path: Path, faces: Path, seed: int
 ) -> None:
     assert cuts_while_it_works(disk, tmp_path, faces, seed) == []
 
 
-def test_f27_without_fsync_the_same_cuts_lose_what_was_committed(disk: Disk, tmp_path: Path, faces) -> None:
+def test_f27_without_fsync_the_same_cuts_lose_what_was_committed(
+    disk: Disk, tmp_path: Path, faces: Path
+) -> None:
     """The power test: a harness that finds nothing without the guard would prove nothing with it."""
     assert cuts_while_it_works(disk, tmp_path, faces, 1, **without("fsync"))
 

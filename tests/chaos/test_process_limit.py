@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -19,6 +19,11 @@ from tables import event_types, job_row
 from users import limited_user, no_more_processes, processes_again, runtime_folders, why_not
 
 from storage.db.tables import attempt
+
+if TYPE_CHECKING:
+    from services import Redis
+
+    from storage.db.engine import Database
 
 UID = 64003
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
@@ -35,7 +40,7 @@ def _can_limit(request: pytest.FixtureRequest) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def outcomes(database, job: int) -> list[Any]:
+def outcomes(database: "Database", job: int) -> list[Any]:
     def ask(conn: Connection) -> list[Any]:
         rows = select(attempt.c.outcome).where(attempt.c.job_id == job).order_by(attempt.c.number)
         return list(conn.execute(rows).scalars())
@@ -50,7 +55,7 @@ def training(ganq: Ganq, small: list[str]) -> int:
     return job
 
 
-def goes_on(ganq: Ganq, database, job: int) -> None:
+def goes_on(ganq: Ganq, database: "Database", job: int) -> None:
     newest = max(ganq.steps(job))
     until(lambda: max(ganq.steps(job)) > newest, what="another checkpoint")
     ganq("cancel", str(job))
@@ -70,7 +75,9 @@ def occurrences(log: str, what: str) -> int:
 
 
 @sqlite_only
-def test_a_supervisor_that_cannot_be_started_again_is_tried_until_it_can(ganq, database, small) -> None:
+def test_a_supervisor_that_cannot_be_started_again_is_tried_until_it_can(
+    ganq: Ganq, database: "Database", small: list[str]
+) -> None:
     launcher = ganq.start_worker(within=limited_user(UID))
     job = training(ganq, small)
     supervisor = part(launcher, "worker.supervisor.loop")
@@ -87,7 +94,7 @@ def test_a_supervisor_that_cannot_be_started_again_is_tried_until_it_can(ganq, d
 @pytest.mark.tier2
 @sqlite_only
 def test_a_runner_that_cannot_be_started_costs_its_job_nothing_and_no_other_is_claimed(
-    ganq, database, small
+    ganq: Ganq, database: "Database", small: list[str]
 ) -> None:
     worker = ganq.start_worker(within=limited_user(UID))
     job = training(ganq, small)
@@ -110,7 +117,9 @@ def test_a_runner_that_cannot_be_started_costs_its_job_nothing_and_no_other_is_c
 
 @pytest.mark.tier2
 @sqlite_only
-def test_a_job_that_gets_no_thread_is_tried_again_and_not_counted_as_a_crash(ganq, database, small) -> None:
+def test_a_job_that_gets_no_thread_is_tried_again_and_not_counted_as_a_crash(
+    ganq: Ganq, database: "Database", small: list[str]
+) -> None:
     worker = ganq.start_worker(within=limited_user(UID))
     job = training(ganq, small)
     runner = part(worker, "worker.runner.main")
@@ -123,7 +132,9 @@ def test_a_job_that_gets_no_thread_is_tried_again_and_not_counted_as_a_crash(gan
 
 @pytest.mark.tier2
 @sqlite_only
-def test_celerys_pool_process_comes_back_when_it_can(ganq, database, small, redis_server) -> None:
+def test_celerys_pool_process_comes_back_when_it_can(
+    ganq: Ganq, database: "Database", small: list[str], redis_server: "Redis"
+) -> None:
     launcher = ganq.start_worker(within=limited_user(UID), GANQ_REDIS_URL=redis_server.url)
     until(lambda: part(launcher, "worker.runner.main"), what="the worker")
 
@@ -143,7 +154,9 @@ def test_celerys_pool_process_comes_back_when_it_can(ganq, database, small, redi
 
 
 @sqlite_only
-def test_the_parent_of_several_workers_starts_each_again_when_it_can(ganq, database) -> None:
+def test_the_parent_of_several_workers_starts_each_again_when_it_can(
+    ganq: Ganq, database: "Database"
+) -> None:
     parent = ganq.start_worker(within=limited_user(UID), options=("--cpu-workers", "2"))
     until(lambda: len(ganq.present()) == 2, what="two workers")
     child = workers(parent)[0]
@@ -156,7 +169,7 @@ def test_the_parent_of_several_workers_starts_each_again_when_it_can(ganq, datab
 
 
 @sqlite_only
-def test_the_local_stack_starts_its_redis_and_its_worker_again_when_it_can(ganq) -> None:
+def test_the_local_stack_starts_its_redis_and_its_worker_again_when_it_can(ganq: Ganq) -> None:
     del ganq.env["GANQ_REDIS_URL"]
     up = ganq.start_up(within=limited_user(UID))
     until(lambda: "ganq is up" in ganq.log("up"), what="the stack")

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.tier2, pytest.mark.timeout(600)]
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
-def test_f06_half_a_minute_of_faults_at_random_violates_nothing(tmp_path, database: str) -> None:
+def test_f06_half_a_minute_of_faults_at_random_violates_nothing(tmp_path: Path, database: str) -> None:
     command = [sys.executable, "-m", "chaos.random_mode", "--seed", "6", "--seconds", "30"]
     done = subprocess.run(
         [*command, "--database", database, "--json", str(tmp_path / "facts.json")],

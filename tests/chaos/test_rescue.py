@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -20,6 +21,9 @@ from tables import job_row
 
 from storage.db.tables import attempt
 from storage.volume.layout import Volume
+
+if TYPE_CHECKING:
+    from storage.db.engine import Database
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 DEFAULTS = {
@@ -48,7 +52,7 @@ def training(ganq: Ganq, small: list[str], *options: str) -> int:
     return job
 
 
-def end(ganq: Ganq, database, job: int) -> None:
+def end(ganq: Ganq, database: "Database", job: int) -> None:
     ganq("cancel", str(job))
     until(lambda: job_row(database, job)["finished_at"], what="the cancel")
     assert_invariants(database, Volume(Path(ganq.env["GANQ_VOLUME"])))
@@ -65,7 +69,7 @@ def test_the_intervals_of_these_measurements_are_the_defaults() -> None:
     }
 
 
-def supervisor_dies(ganq: Ganq, database, small: list[str]) -> float:
+def supervisor_dies(ganq: Ganq, database: "Database", small: list[str]) -> float:
     """Returns the seconds after which another worker has the job."""
     worker = ganq.start_worker("dies")
     job = training(ganq, small)
@@ -90,13 +94,15 @@ def supervisor_dies(ganq: Ganq, database, small: list[str]) -> float:
 @pytest.mark.tier2
 @sqlite_only
 def test_f04_a_supervisor_that_is_killed_takes_its_runner_along_and_its_job_goes_on(
-    ganq: Ganq, database, small
+    ganq: Ganq, database: "Database", small: list[str]
 ) -> None:
     supervisor_dies(ganq, database, small)
 
 
 @pytest.mark.tier2
-def test_f04_a_dead_process_is_noticed_within_three_seconds(ganq: Ganq, database, small, backend) -> None:
+def test_f04_a_dead_process_is_noticed_within_three_seconds(
+    ganq: Ganq, database: "Database", small: list[str], backend: str
+) -> None:
     ganq.env |= DEFAULTS
     took = supervisor_dies(ganq, database, small)
     print(f"F4 {backend}: another worker had the job {took:.2f} s after its supervisor was killed")
@@ -104,7 +110,9 @@ def test_f04_a_dead_process_is_noticed_within_three_seconds(ganq: Ganq, database
 
 
 @pytest.mark.tier2
-def test_f05_a_host_that_is_gone_is_noticed_within_75_seconds(ganq: Ganq, database, small, backend) -> None:
+def test_f05_a_host_that_is_gone_is_noticed_within_75_seconds(
+    ganq: Ganq, database: "Database", small: list[str], backend: str
+) -> None:
     """Its processes and its runtime folder are gone, and nobody here can look them up: another boot."""
     ganq.env |= DEFAULTS
     tmpdir = ganq.folder / "t"
@@ -134,7 +142,9 @@ def test_f05_a_host_that_is_gone_is_noticed_within_75_seconds(ganq: Ganq, databa
 
 
 @pytest.mark.tier2
-def test_f07_a_worker_drains_within_its_minute(ganq: Ganq, database, small, backend) -> None:
+def test_f07_a_worker_drains_within_its_minute(
+    ganq: Ganq, database: "Database", small: list[str], backend: str
+) -> None:
     ganq.env |= DEFAULTS
     worker = ganq.start_worker()
     job = training(ganq, small, "--checkpoint-seconds", "300")

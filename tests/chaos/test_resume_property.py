@@ -8,6 +8,7 @@ process of its own, so each resume is one by another worker.
 import itertools
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chaos.attempts import Desk
@@ -156,7 +157,9 @@ ANY = {
 
 @settings(max_examples=6, **ANY)
 @given(options=SPECS, kills=st.lists(KILLS, min_size=1, max_size=3))
-def test_a_run_that_was_killed_anywhere_ends_with_the_bits_of_one_that_was_not(volume, options, kills):
+def test_a_run_that_was_killed_anywhere_ends_with_the_bits_of_one_that_was_not(
+    volume: Volume, options: Any, kills: Any
+) -> None:
     hold_p2(volume, options, kills)
 
 
@@ -164,11 +167,11 @@ def test_a_run_that_was_killed_anywhere_ends_with_the_bits_of_one_that_was_not(v
 @pytest.mark.timeout(1200)
 @settings(max_examples=100, **ANY)
 @given(options=SPECS, kills=st.lists(KILLS, min_size=1, max_size=6))
-def test_p2_with_many_more_specs_and_places_to_die(volume, options, kills):
+def test_p2_with_many_more_specs_and_places_to_die(volume: Volume, options: Any, kills: Any) -> None:
     hold_p2(volume, options, kills)
 
 
-def test_options_that_differ_on_resume_are_refused_with_all_of_them(volume):
+def test_options_that_differ_on_resume_are_refused_with_all_of_them(volume: Volume) -> None:
     options = {"recipe": "sngan", "size": 16, "ngf": 4, "ndf": 4, "batch": 4, "epochs": 2, "save_every": 1}
     one = desk(volume, options)
     assert one.attempt(dies="registered")["op"] == "killed"
@@ -195,7 +198,7 @@ def test_options_that_differ_on_resume_are_refused_with_all_of_them(volume):
     assert "--init-from" in last["hint"]
 
 
-def test_another_number_of_threads_continues_and_is_reported(volume):
+def test_another_number_of_threads_continues_and_is_reported(volume: Volume) -> None:
     options = {"recipe": "sngan", "size": 16, "ngf": 4, "ndf": 4, "batch": 4, "epochs": 2, "save_every": 1}
     one = desk(volume, options)
     assert one.attempt(dies="registered")["op"] == "killed"

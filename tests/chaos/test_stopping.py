@@ -10,8 +10,10 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -27,6 +29,9 @@ from storage.db.engine import Database
 from storage.db.store import JobStore
 from storage.settings import Settings
 from storage.volume.layout import Volume
+
+if TYPE_CHECKING:
+    from storage.db.rows import Lease
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 
@@ -103,7 +108,7 @@ def accept(store: JobStore, spec: Spec) -> int:
 
 
 def cancelled_at(
-    ganq: Ganq, database: Database, store, folder: Path, points: list[str], long: Spec, short: Spec
+    ganq: Ganq, database: Database, store: JobStore, folder: Path, points: list[str], long: Spec, short: Spec
 ) -> None:
     """Cancel one job per failpoint while its worker is stopped there; the worker survives."""
     # A supervisor that is stopped may hold SQLite's write lock in another thread: it sleeps instead,
@@ -149,7 +154,9 @@ def cancelled_at(
 
 
 @sqlite_only
-def test_f39_a_training_is_cancelled_at_every_point(ganq: Ganq, database, store, faces, tmp_path) -> None:
+def test_f39_a_training_is_cancelled_at_every_point(
+    ganq: Ganq, database: Database, store: JobStore, faces: Path, tmp_path: Path
+) -> None:
     tiny = {"size": 16, "ngf": 4, "ndf": 4, "nz": 8, "batch": 16, "device": "cpu"}
     long, short = (TrainSpec.create(data=str(faces), epochs=n, save_every=1, **tiny) for n in (10_000, 1))
     cancelled_at(ganq, database, store, tmp_path, TRAIN_POINTS, long, short)
@@ -158,7 +165,7 @@ def test_f39_a_training_is_cancelled_at_every_point(ganq: Ganq, database, store,
 @pytest.mark.tier2
 @sqlite_only
 def test_f39_a_generation_is_cancelled_at_every_point(
-    ganq: Ganq, database, store, settings, tmp_path
+    ganq: Ganq, database: Database, store: JobStore, settings: Settings, tmp_path: Path
 ) -> None:
     source = add_model(settings)
     long, short = (
@@ -176,7 +183,9 @@ ENDINGS = {
 }
 
 
-def raced(store, running_job_factory, database: Database, ending: str) -> str:
+def raced(
+    store: JobStore, running_job_factory: "Callable[..., Lease]", database: Database, ending: str
+) -> str:
     """Start a cancel and an end of a job together; return the job's state."""
     lease = running_job_factory()
     beat = beat_of(store, lease.job_id)
@@ -203,7 +212,7 @@ def raced(store, running_job_factory, database: Database, ending: str) -> str:
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_f39_a_cancel_that_meets_an_end_leaves_one_of_the_two(
-    store, running_job_factory, database, ending
+    store: JobStore, running_job_factory: "Callable[..., Lease]", database: Database, ending: Any
 ) -> None:
     # A job that was requeued before the request was cancelled in the queue.
     expected = {"succeeded"} if ending == "succeed" else {"cancelled"}
@@ -217,7 +226,7 @@ def test_f39_a_cancel_that_meets_an_end_leaves_one_of_the_two(
 @pytest.mark.tier2
 @sqlite_only
 def test_f08_a_second_sigterm_does_not_wait_for_a_job_that_cannot_stop(
-    ganq: Ganq, database, small, tmp_path
+    ganq: Ganq, database: Database, small: list[str], tmp_path: Path
 ) -> None:
     stuck = armed(tmp_path, {"train.stepped": "sleep:300@8"})
     worker = ganq.start_worker("stuck", **stuck, GANQ_DRAIN_SECONDS="200", GANQ_STALL_SECONDS="0")
@@ -241,7 +250,9 @@ def test_f08_a_second_sigterm_does_not_wait_for_a_job_that_cannot_stop(
 
 @pytest.mark.tier2
 @sqlite_only
-def test_f08_killed_while_it_drains_loses_nothing(ganq: Ganq, database, small, tmp_path) -> None:
+def test_f08_killed_while_it_drains_loses_nothing(
+    ganq: Ganq, database: Database, small: list[str], tmp_path: Path
+) -> None:
     stuck = armed(tmp_path, {"train.stepped": "sleep:300@8"})
     worker = ganq.start_worker("stuck", **stuck, GANQ_DRAIN_SECONDS="200", GANQ_STALL_SECONDS="0")
     options = [*small, "--epochs", "3", "--save-every", "1", "--checkpoint-seconds", "0.001"]
@@ -264,7 +275,9 @@ def test_f08_killed_while_it_drains_loses_nothing(ganq: Ganq, database, small, t
 
 @pytest.mark.tier2
 @sqlite_only
-def test_f10_a_worker_that_pauses_for_less_than_its_lease_continues(ganq: Ganq, database, small) -> None:
+def test_f10_a_worker_that_pauses_for_less_than_its_lease_continues(
+    ganq: Ganq, database: Database, small: list[str]
+) -> None:
     ganq.env["GANQ_LEASE_SECONDS"] = "30"
     worker = ganq.start_worker("pauses")
     job = int(ganq.json("submit", "train", *small, "--epochs", "100000")["id"])
@@ -290,7 +303,7 @@ def test_f10_a_worker_that_pauses_for_less_than_its_lease_continues(ganq: Ganq, 
 @sqlite_only
 @pytest.mark.parametrize("how", ["hang", pytest.param("sleep", marks=LATER)])
 def test_f11_a_run_that_hangs_is_noticed_dumped_killed_and_tried_again(
-    ganq: Ganq, database, small, tmp_path, how
+    ganq: Ganq, database: Database, small: list[str], tmp_path: Path, how: str
 ) -> None:
     """'hang' holds the interpreter as a kernel launch that never returns does; heartbeats continue."""
     hangs = armed(tmp_path, {"train.stepped": f"{how}:600@8"})
@@ -316,7 +329,7 @@ def test_f11_a_run_that_hangs_is_noticed_dumped_killed_and_tried_again(
 @pytest.mark.tier2
 @sqlite_only
 def test_f36_a_job_that_kills_its_worker_each_time_fails_and_affects_no_other(
-    ganq: Ganq, database, settings, small
+    ganq: Ganq, database: Database, settings: Settings, small: list[str]
 ) -> None:
     add_model(settings)
     ganq.start_worker(GANQ_ENABLE_FAILPOINTS="1", GANQ_FAILPOINTS="train.stepped=kill@2")
@@ -340,7 +353,7 @@ def test_f36_a_job_that_kills_its_worker_each_time_fails_and_affects_no_other(
 @pytest.mark.tier2
 @sqlite_only
 def test_a_time_limit_holds_over_all_attempts_and_leaves_a_checkpoint_to_go_on_from(
-    ganq: Ganq, database, small
+    ganq: Ganq, database: Database, small: list[str]
 ) -> None:
     ganq.start_worker()
     ganq("submit", "train", *small, "--epochs", "1", "--wait")  # so that its runner is warm

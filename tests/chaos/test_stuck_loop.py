@@ -2,16 +2,20 @@
 
 import json
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 from machine import Ganq, part, until
+
+if TYPE_CHECKING:
+    from services import Postgres
 
 pytestmark = pytest.mark.slow
 STUCK_S = 2.0
 ENV = {"GANQ_STUCK_SECONDS": str(STUCK_S), "GANQ_ENABLE_FAILPOINTS": "1"}
 
 
-def test_no_heartbeat_is_sent_for_a_loop_that_is_stuck(ganq: Ganq, small) -> None:
+def test_no_heartbeat_is_sent_for_a_loop_that_is_stuck(ganq: Ganq, small: list[str]) -> None:
     worker = ganq.start_worker("w1", GANQ_FAILPOINTS="supervisor.registered=sleep:600", **ENV)
     job = ganq.json(
         "submit", "train", *small, "--epochs", "40", "--save-every", "1000", "--checkpoint-seconds", "0.5"
@@ -39,7 +43,7 @@ def _passes_on(ganq: Ganq, job: int) -> None:
 
 @pytest.mark.parametrize("backend", ["postgres"], indirect=True)
 def test_a_loop_that_waits_for_the_database_is_not_stuck(
-    ganq: Ganq, small, backend, postgres, settings_env
+    ganq: Ganq, small: list[str], backend: str, postgres: "Postgres", settings_env: dict[str, str]
 ) -> None:
     """The outage is longer than GANQ_STUCK_SECONDS, and costs no attempt."""
     ganq.start_worker("w1", **ENV)

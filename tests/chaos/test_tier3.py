@@ -59,7 +59,9 @@ def desk(root: Path, number: int, **options: object) -> Desk:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("recipe", ["dcgan", "sngan", "rpgan"])
-def test_on_a_gpu_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(tmp_path, recipe) -> None:
+def test_on_a_gpu_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(
+    tmp_path: Path, recipe: str
+) -> None:
     import torch
 
     if not torch.cuda.is_available():

@@ -173,14 +173,14 @@ def killed_at(ganq: Ganq, database: Database, folder: Path, small: list[str], po
 @pytest.mark.tier2
 @sqlite_only
 def test_a_training_killed_at_its_phases_ends_with_the_bits_of_an_undisturbed_one(
-    ganq: Ganq, redis_url, database: Database, small, tmp_path
+    ganq: Ganq, redis_url: str, database: Database, small: list[str], tmp_path: Path
 ) -> None:
     killed_at(ganq, database, tmp_path, small, FEW)
 
 
 @pytest.mark.tier2
 def test_a_training_killed_at_every_phase_ends_with_the_bits_of_an_undisturbed_one(
-    ganq: Ganq, redis_url, database: Database, small, tmp_path
+    ganq: Ganq, redis_url: str, database: Database, small: list[str], tmp_path: Path
 ) -> None:
     killed_at(ganq, database, tmp_path, small, PHASES)
 
@@ -191,7 +191,9 @@ def test_a_training_killed_at_every_phase_ends_with_the_bits_of_an_undisturbed_o
 @pytest.mark.parametrize("recipe", ["dcgan", "sngan"])
 @pytest.mark.parametrize("seconds", [1e-9, NEVER], ids=["saved at each step", "saved by epochs"])
 @pytest.mark.parametrize("step", [0, 8])
-def test_a_nan_that_does_not_come_again_leaves_no_trace_in_the_result(new_desk, calm, recipe, seconds, step):
+def test_a_nan_that_does_not_come_again_leaves_no_trace_in_the_result(
+    new_desk: Callable[..., Desk], calm: Callable[..., Desk], recipe: str, seconds: Any, step: int
+) -> None:
     desk = new_desk(recipe=recipe, checkpoint_seconds=seconds)
     assert desk.attempt(f"train.nan.{step}x1=on@1")["op"] == "done"
     assert desk.kept() == calm(recipe=recipe).kept()
@@ -204,7 +206,9 @@ def test_a_nan_that_does_not_come_again_leaves_no_trace_in_the_result(new_desk, 
     assert desk.result["bit_exact"] is True
 
 
-def test_each_nan_far_apart_gets_its_own_second_try(new_desk, calm):
+def test_each_nan_far_apart_gets_its_own_second_try(
+    new_desk: Callable[..., Desk], calm: Callable[..., Desk]
+) -> None:
     desk = new_desk(checkpoint_seconds=NEVER)
     # The last two are one incident: nothing was saved between them, so the rates are halved.
     points = "train.nan.2x1=on@1;train.nan.8x1=on@1;train.nan.14x1=on@1;train.nan.17x1=on@2"
@@ -219,7 +223,9 @@ def test_each_nan_far_apart_gets_its_own_second_try(new_desk, calm):
     assert desk.kept()[("epoch", 12)] == calm().kept()[("epoch", 12)]
 
 
-def test_a_run_that_diverges_by_itself_goes_on_with_half_the_rates_and_says_so(new_desk, calm):
+def test_a_run_that_diverges_by_itself_goes_on_with_half_the_rates_and_says_so(
+    new_desk: Callable[..., Desk], calm: Callable[..., Desk]
+) -> None:
     desk = new_desk(checkpoint_seconds=1e-9)
     assert desk.attempt("train.nan.8x1=on@1+")["op"] == "done"
     check_finite(desk)
@@ -239,7 +245,9 @@ def test_a_run_that_diverges_by_itself_goes_on_with_half_the_rates_and_says_so(n
 
 @pytest.mark.parametrize("seconds", [1e-9, NEVER], ids=["saved at each step", "saved by epochs"])
 @pytest.mark.parametrize("kill", ["train.stepped=kill@10", "train.stepped=kill@14", "folder.renamed=kill@2"])
-def test_where_the_rates_were_halved_depends_on_no_clock_and_no_kill(new_desk, seconds, kill):
+def test_where_the_rates_were_halved_depends_on_no_clock_and_no_kill(
+    new_desk: Callable[..., Desk], seconds: Any, kill: str
+) -> None:
     plain, killed = new_desk(checkpoint_seconds=NEVER), new_desk(checkpoint_seconds=seconds)
     diverges = "train.nan.8x1=on@1+"
     assert plain.attempt(diverges)["op"] == "done"
@@ -249,7 +257,9 @@ def test_where_the_rates_were_halved_depends_on_no_clock_and_no_kill(new_desk, s
     assert killed.result["lr_scale"] == 0.5
 
 
-def test_a_run_that_diverges_with_half_the_rates_too_fails_with_its_best_kept(new_desk, calm):
+def test_a_run_that_diverges_with_half_the_rates_too_fails_with_its_best_kept(
+    new_desk: Callable[..., Desk], calm: Callable[..., Desk]
+) -> None:
     desk = new_desk(checkpoint_seconds=NEVER)
     last = desk.attempt("train.nan.8x1=on@1+;train.nan.9x0.5=on@1+")
     assert (last["op"], last["code"]) == ("failed", "NAN_LOSS")
@@ -264,14 +274,18 @@ def test_a_run_that_diverges_with_half_the_rates_too_fails_with_its_best_kept(ne
 
 
 @pytest.mark.parametrize("point", ["train.out_of_memory=on@3", "train.stepped=raise:MemoryError@3"])
-def test_no_memory_asks_for_a_fresh_process_and_names_a_batch(new_desk, point):
+def test_no_memory_asks_for_a_fresh_process_and_names_a_batch(
+    new_desk: Callable[..., Desk], point: str
+) -> None:
     last = new_desk().attempt(point)
     assert (last["op"], last["code"], last["replace"]) == ("failed", "OUT_OF_MEMORY", True)
     assert "--batch 8" in last["hint"]
 
 
 @sqlite_only
-def test_out_of_memory_gets_one_fresh_process_and_then_fails(ganq: Ganq, redis_url, small) -> None:
+def test_out_of_memory_gets_one_fresh_process_and_then_fails(
+    ganq: Ganq, redis_url: str, small: list[str]
+) -> None:
     worker = ganq.start_worker(
         GANQ_ENABLE_FAILPOINTS="1", GANQ_FAILPOINTS="train.out_of_memory=on@8+;train.stepped=sleep:0.05@1+"
     )
@@ -293,7 +307,9 @@ def test_out_of_memory_gets_one_fresh_process_and_then_fails(ganq: Ganq, redis_u
     assert len(pids) == 2, "the second try was no fresh process"
 
 
-def test_training_does_not_wait_for_its_checkpoints(new_desk, calm):
+def test_training_does_not_wait_for_its_checkpoints(
+    new_desk: Callable[..., Desk], calm: Callable[..., Desk]
+) -> None:
     class Slow(Desk):
         """A desk whose table answers after the run has made progress."""
 
@@ -369,7 +385,9 @@ def interrupted(new_desk: Callable[..., Desk]) -> Desk:
 
 
 @pytest.mark.parametrize("harm", [*HARMS, other_shapes], ids=lambda harm: harm.__name__)
-def test_a_corrupt_checkpoint_is_reported_and_the_previous_one_gives_the_same_result(new_desk, calm, harm):
+def test_a_corrupt_checkpoint_is_reported_and_the_previous_one_gives_the_same_result(
+    new_desk: Callable[..., Desk], calm: Callable[..., Desk], harm: Any
+) -> None:
     desk = interrupted(new_desk)
     harm(desk if harm is other_shapes else desk.folder(desk.checkpoints[-1]))
     bad = desk.checkpoints[-1].path
@@ -382,7 +400,9 @@ def test_a_corrupt_checkpoint_is_reported_and_the_previous_one_gives_the_same_re
     assert desk.final() == calm().final()
 
 
-def test_after_a_bad_checkpoint_its_successor_of_the_same_step_is_the_one_that_counts(new_desk, calm):
+def test_after_a_bad_checkpoint_its_successor_of_the_same_step_is_the_one_that_counts(
+    new_desk: Callable[..., Desk], calm: Callable[..., Desk]
+) -> None:
     desk = interrupted(new_desk)
     flip_a_bit(desk.folder(desk.checkpoints[-1]))
     # The second attempt repeats step 12 and dies; the third must not read the corrupt one again.
@@ -393,7 +413,9 @@ def test_after_a_bad_checkpoint_its_successor_of_the_same_step_is_the_one_that_c
     assert desk.final() == calm().final()
 
 
-def test_without_an_intact_checkpoint_the_run_fails_and_names_the_solution(new_desk):
+def test_without_an_intact_checkpoint_the_run_fails_and_names_the_solution(
+    new_desk: Callable[..., Desk],
+) -> None:
     desk = interrupted(new_desk)
     for one, harm in zip(desk.checkpoints, [truncate, delete], strict=True):
         harm(desk.folder(one))
@@ -411,7 +433,9 @@ def own_pictures(tmp_path: Path, faces: Path) -> Path:
     return Path(shutil.copytree(faces, tmp_path / "own"))
 
 
-def test_pictures_that_vanish_in_the_middle_are_not_missed(new_desk, calm, own_pictures):
+def test_pictures_that_vanish_in_the_middle_are_not_missed(
+    new_desk: Callable[..., Desk], calm: Callable[..., Desk], own_pictures: Path
+) -> None:
     desk = new_desk(data=str(own_pictures))
     assert desk.attempt(dies="registered")["op"] == "killed"
     shutil.rmtree(own_pictures)
@@ -440,13 +464,17 @@ def stopped_desk(
     return desk
 
 
-def test_decoded_pictures_that_were_deleted_are_decoded_again(calm, own_volume, own_pictures):
+def test_decoded_pictures_that_were_deleted_are_decoded_again(
+    calm: Callable[..., Desk], own_volume: Volume, own_pictures: Path
+) -> None:
     desk = stopped_desk(own_volume, own_pictures)
     assert desk.attempt()["op"] == "done"
     assert desk.kept() == calm().kept()
 
 
-def test_decoded_pictures_of_which_half_became_zeros_are_decoded_again(calm, own_volume, own_pictures):
+def test_decoded_pictures_of_which_half_became_zeros_are_decoded_again(
+    calm: Callable[..., Desk], own_volume: Volume, own_pictures: Path
+) -> None:
     desk = stopped_desk(own_volume, own_pictures, keep_cache=True)
     (images,) = own_volume.datasets.glob("*/images.u8")
     size = images.stat().st_size
@@ -459,7 +487,9 @@ def test_decoded_pictures_of_which_half_became_zeros_are_decoded_again(calm, own
 
 
 @pytest.mark.parametrize("checkpoints", [0, 1])
-def test_other_pictures_than_at_the_beginning_are_refused(own_volume, own_pictures, checkpoints):
+def test_other_pictures_than_at_the_beginning_are_refused(
+    own_volume: Volume, own_pictures: Path, checkpoints: int
+) -> None:
     desk = stopped_desk(own_volume, own_pictures, checkpoints)
     next(own_pictures.glob("*.png")).unlink()
     last = desk.attempt()
@@ -468,7 +498,7 @@ def test_other_pictures_than_at_the_beginning_are_refused(own_volume, own_pictur
     assert "bring them back" in last["hint"]
 
 
-def test_missing_images_without_a_copy_are_reported_by_name(own_volume, own_pictures):
+def test_missing_images_without_a_copy_are_reported_by_name(own_volume: Volume, own_pictures: Path) -> None:
     desk = stopped_desk(own_volume, own_pictures)
     shutil.rmtree(own_pictures)
     last = desk.attempt()
@@ -477,7 +507,9 @@ def test_missing_images_without_a_copy_are_reported_by_name(own_volume, own_pict
     assert last["hint"]
 
 
-def test_a_cache_that_is_deleted_while_a_run_reads_it_is_read_to_the_end(tmp_path, own_volume, own_pictures):
+def test_a_cache_that_is_deleted_while_a_run_reads_it_is_read_to_the_end(
+    tmp_path: Path, own_volume: Volume, own_pictures: Path
+) -> None:
     images = open_images(own_volume, str(own_pictures), 16, workers=1)
     spec = TrainSpec.create(data="/x", recipe="sngan", **{**SMALL, "epochs": 1})
 
@@ -511,7 +543,7 @@ def on_a_full_disk(folder: Path, *steps: int, **given: Any) -> tuple[FullDisk, T
     return ctx, TrainSpec.create(data="/x", recipe="sngan", **options)
 
 
-def test_three_missed_saves_are_borne_loudly_and_change_no_bit(tmp_path):
+def test_three_missed_saves_are_borne_loudly_and_change_no_bit(tmp_path: Path) -> None:
     straight, spec = on_a_full_disk(tmp_path)
     jobs.training.train.run(spec, straight)
     ctx, _ = on_a_full_disk(tmp_path, 2, 3, 4, 7, 8, 9)
@@ -533,7 +565,7 @@ def test_three_missed_saves_are_borne_loudly_and_change_no_bit(tmp_path):
 
 
 @pytest.mark.parametrize("steps", [(2, 3, 4, 5), (12,)], ids=["the fourth in a row", "the final one"])
-def test_a_save_that_cannot_be_missed_gives_the_job_back(tmp_path, steps):
+def test_a_save_that_cannot_be_missed_gives_the_job_back(tmp_path: Path, steps: Any) -> None:
     ctx, spec = on_a_full_disk(tmp_path, *steps)
     with pytest.raises(DiskFullError) as caught:
         jobs.training.train.run(spec, ctx)
@@ -541,7 +573,7 @@ def test_a_save_that_cannot_be_missed_gives_the_job_back(tmp_path, steps):
     assert ctx.saved[-1].step == min(steps) - 1
 
 
-def test_a_drain_on_a_full_disk_stops_all_the_same(tmp_path):
+def test_a_drain_on_a_full_disk_stops_all_the_same(tmp_path: Path) -> None:
     ctx, spec = on_a_full_disk(tmp_path, 3, stop_at=lambda asked: "drain" if asked == 3 else None)
     with pytest.raises(StopRequested):
         jobs.training.train.run(spec, ctx)
@@ -566,7 +598,7 @@ def small_volume(settings_env: dict[str, str], backend: str) -> Iterator[Path]:
 @pytest.mark.tier2
 @sqlite_only
 def test_a_disk_that_fills_up_during_training_is_reported_and_waited_for(
-    small_volume: Path, ganq: Ganq, redis_url, database: Database, small
+    small_volume: Path, ganq: Ganq, redis_url: str, database: Database, small: list[str]
 ) -> None:
     ganq.start_worker(GANQ_ENABLE_FAILPOINTS="1", GANQ_FAILPOINTS="train.stepped=sleep:0.03@1+")
     options = [*small, "--epochs", "24", "--save-every", "12", "--checkpoint-seconds", "1"]
@@ -605,7 +637,9 @@ def test_a_disk_that_fills_up_during_training_is_reported_and_waited_for(
 
 @pytest.mark.tier2
 @sqlite_only
-def test_status_shows_corrupt_checkpoints_another_build_and_rollbacks(ganq: Ganq, redis_url, small) -> None:
+def test_status_shows_corrupt_checkpoints_another_build_and_rollbacks(
+    ganq: Ganq, redis_url: str, small: list[str]
+) -> None:
     slowly = {"GANQ_ENABLE_FAILPOINTS": "1", "GANQ_FAILPOINTS": "train.stepped=sleep:0.12@1+"}
     first = ganq.start_worker("w1", **slowly)
     options = [*small, "--epochs", "16", "--save-every", "1", "--checkpoint-seconds", "1000"]

@@ -11,12 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 from machine import Ganq, until
 from tables import job_row
 from users import HIDEPID, runtime_folders, user, why_not
+
+if TYPE_CHECKING:
+    from storage.db.engine import Database
 
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 INSIDE = ("unshare", "--pid", "--fork", "--kill-child")
@@ -38,7 +42,7 @@ def _can_hide(request: pytest.FixtureRequest) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def running(ganq: Ganq, database, small: list[str]) -> int:
+def running(ganq: Ganq, database: "Database", small: list[str]) -> int:
     """A training that lasts and has started."""
     job = int(ganq.json("submit", "train", *small, "--epochs", "100000", "--checkpoint-seconds", "0.5")["id"])
     until(lambda: ganq.steps(job) or job_row(database, job)["attempt"] > 1, what="a checkpoint")
@@ -54,7 +58,9 @@ def supervisor_of(worker: "subprocess.Popen[bytes]") -> psutil.Process:
 
 
 @sqlite_only
-def test_workers_of_two_users_who_cannot_see_each_other_share_a_machine(ganq, database, small) -> None:
+def test_workers_of_two_users_who_cannot_see_each_other_share_a_machine(
+    ganq: Ganq, database: "Database", small: list[str]
+) -> None:
     first = ganq.start_worker("ada", within=(*HIDEPID, *user(64001)))
     job = running(ganq, database, small)
     ganq.start_worker("bob", within=(*HIDEPID, *user(64002)))
@@ -73,7 +79,9 @@ def test_workers_of_two_users_who_cannot_see_each_other_share_a_machine(ganq, da
 
 
 @sqlite_only
-def test_a_worker_in_a_container_that_sees_its_hosts_proc_keeps_its_job(ganq, database, small) -> None:
+def test_a_worker_in_a_container_that_sees_its_hosts_proc_keeps_its_job(
+    ganq: Ganq, database: "Database", small: list[str]
+) -> None:
     container = ganq.start_worker(within=(*INSIDE, *FREE_IDS))
     try:
         job = running(ganq, database, small)

@@ -16,7 +16,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from machine import Ganq, part, postgres_later, until
@@ -24,6 +24,9 @@ from sqlalchemy import text
 
 from jobs.kinds import SPEC_VERSION
 from storage.db.engine import SCHEMA_REVISION, Database
+
+if TYPE_CHECKING:
+    from storage.settings import Settings
 
 pytestmark = pytest.mark.slow
 
@@ -147,7 +150,7 @@ def machine(settings_env: dict[str, str], tmp_path: Path, wheels: dict[str, Path
 LONG = ("--epochs", "100000", "--checkpoint-seconds", "0.5")
 
 
-def test_each_build_runs_its_own_code(wheels) -> None:
+def test_each_build_runs_its_own_code(wheels: dict[str, Path]) -> None:
     ask = (
         "import storage.db.engine as e, jobs.kinds as k; print(e.__file__, e.SCHEMA_REVISION, k.SPEC_VERSION)"
     )
@@ -166,7 +169,7 @@ def test_each_build_runs_its_own_code(wheels) -> None:
 @pytest.mark.tier2
 @postgres_later
 def test_a_migration_during_a_run_disturbs_nobody_and_newer_specs_wait_for_newer_workers(
-    machine: Machine, small
+    machine: Machine, small: list[str]
 ) -> None:
     now, newer = machine["now"], machine["newer"]
     worker = now.start_worker("old")
@@ -190,7 +193,9 @@ def test_a_migration_during_a_run_disturbs_nobody_and_newer_specs_wait_for_newer
     assert newer.job(from_new)["worker"] == "new"
 
 
-def test_new_code_never_runs_on_an_old_schema_and_never_migrates_by_itself(machine: Machine, small) -> None:
+def test_new_code_never_runs_on_an_old_schema_and_never_migrates_by_itself(
+    machine: Machine, small: list[str]
+) -> None:
     newer = machine["newer"]
     for command in (("worker", "--gpus", "none"), ("submit", "train", *small), ("status",)):
         result = newer.run(*command)
@@ -204,7 +209,7 @@ def test_new_code_never_runs_on_an_old_schema_and_never_migrates_by_itself(machi
 @pytest.mark.tier2
 @postgres_later
 def test_a_breaking_migration_drains_old_workers_and_the_job_goes_on_with_new_ones(
-    machine: Machine, small
+    machine: Machine, small: list[str]
 ) -> None:
     now, newer, breaking = machine["now"], machine["newer"], machine["breaking"]
     busy, idle = now.start_worker("busy"), None
@@ -236,7 +241,7 @@ def test_a_breaking_migration_drains_old_workers_and_the_job_goes_on_with_new_on
 
 @postgres_later
 def test_a_schema_on_which_not_even_the_release_works_ends_the_worker_with_a_message(
-    machine: Machine, small, settings, settings_env
+    machine: Machine, small: list[str], settings: "Settings", settings_env: dict[str, str]
 ) -> None:
     now = machine["now"]
     worker = now.start_worker("old")
@@ -261,7 +266,7 @@ def test_a_schema_on_which_not_even_the_release_works_ends_the_worker_with_a_mes
 
 
 def test_upgrades_of_two_versions_at_once_end_in_the_newer_schema(
-    settings_env, tmp_path, wheels, empty_database_url
+    settings_env: dict[str, str], tmp_path: Path, wheels: dict[str, Path], empty_database_url: str
 ) -> None:
     machine = Machine(settings_env, tmp_path, wheels)
     names = ["now", "newer", "newer", "now"]

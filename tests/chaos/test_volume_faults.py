@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -37,6 +38,9 @@ from storage.volume.durable import (
     write_folder,
 )
 from storage.volume.layout import Volume
+
+if TYPE_CHECKING:
+    from storage.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 WRITER = Path(__file__).with_name("writer.py")
@@ -255,7 +259,9 @@ def tensors(megabytes: int) -> dict[str, "object"]:
     return {"G.a": torch.zeros(megabytes * 250_000), "D.a": torch.ones(10)}
 
 
-def test_f23_a_checkpoint_that_does_not_fit_leaves_the_one_before(small_disk: Path, monkeypatch) -> None:
+def test_f23_a_checkpoint_that_does_not_fit_leaves_the_one_before(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old, _ = write_checkpoint(small_disk / "old", generator=tensors(1), meta={})
     with pytest.raises(DiskFullError) as reported:
         write_checkpoint(small_disk / "new", generator=tensors(8), meta={})
@@ -363,7 +369,9 @@ def test_f26_a_file_that_the_server_forgot_is_opened_once_more(tmp_path: Path) -
     assert (tmp_path / "log").read_text().count("ESTALE") == 2, "opened more than once more"
 
 
-def test_a_rename_whose_answer_was_lost_is_recognised(tmp_path: Path, monkeypatch) -> None:
+def test_a_rename_whose_answer_was_lost_is_recognised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """NFS: 'you can not assume that if the operation failed, the file was not renamed' (rename(2))."""
     real = os.rename
 
@@ -404,7 +412,7 @@ FAULTS = {  # in the order in which one job meets them
 
 @sqlite_only
 def test_f24_f25_f26_a_disk_that_fails_during_a_job_is_reported_and_waited_for(
-    ganq: Ganq, database: Database, settings, tmp_path: Path
+    ganq: Ganq, database: Database, settings: "Settings", tmp_path: Path
 ) -> None:
     """One error after another, each once, at different moments of one job, which then succeeds."""
     add_model(settings)
@@ -437,7 +445,7 @@ def test_f24_f25_f26_a_disk_that_fails_during_a_job_is_reported_and_waited_for(
 
 @sqlite_only
 def test_f25_a_volume_that_goes_under_a_training_is_waited_for_and_nothing_is_made_in_its_place(
-    ganq: Ganq, database: Database, settings, small: list[str]
+    ganq: Ganq, database: Database, settings: "Settings", small: list[str]
 ) -> None:
     """As when a disk is unmounted: files created below the mount point would be hidden when it is back."""
     ganq.start_worker()
@@ -465,7 +473,7 @@ def test_f25_a_volume_that_goes_under_a_training_is_waited_for_and_nothing_is_ma
 
 @sqlite_only
 def test_f24_a_limit_on_file_sizes_is_reported_as_a_full_disk_and_the_job_continues_by_itself(
-    ganq: Ganq, database: Database, settings
+    ganq: Ganq, database: Database, settings: "Settings"
 ) -> None:
     """EFBIG at the manifest, after all images were written (RLIMIT_FSIZE of the runner)."""
     add_model(settings)
@@ -484,7 +492,7 @@ def test_f24_a_limit_on_file_sizes_is_reported_as_a_full_disk_and_the_job_contin
 
 @sqlite_only
 def test_f50_logs_that_cannot_be_written_do_not_touch_the_result(
-    ganq: Ganq, database: Database, settings
+    ganq: Ganq, database: Database, settings: "Settings"
 ) -> None:
     """stdout closed, stderr and the job's own logs on /dev/full."""
     add_model(settings)
@@ -516,7 +524,7 @@ def test_f50_logs_that_cannot_be_written_do_not_touch_the_result(
 
 @sqlite_only
 def test_f50_a_worker_with_all_standard_files_closed_writes_into_no_file_of_ours(
-    ganq: Ganq, database: Database, settings
+    ganq: Ganq, database: Database, settings: "Settings"
 ) -> None:
     add_model(settings)
     command = f"exec {sys.executable} -P -m cli.main worker --gpus none --name w1 <&- >&- 2>&-"
@@ -537,7 +545,7 @@ def test_f50_a_worker_with_all_standard_files_closed_writes_into_no_file_of_ours
 
 @sqlite_only
 def test_f30_readers_in_a_tight_loop_never_see_a_torn_checkpoint(
-    ganq: Ganq, database: Database, settings, small
+    ganq: Ganq, database: Database, settings: "Settings", small: list[str]
 ) -> None:
     """Training saves after every step; 500 reads by the table and by the file manager's path."""
     ganq.start_worker()

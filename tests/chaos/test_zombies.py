@@ -8,7 +8,7 @@ say that it lost the job, kill its runner if that has begun, and leave a folder 
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -18,6 +18,9 @@ from tables import everything_of, job_row
 
 from storage.db.engine import Database
 from storage.results.reader import verify_manifest
+
+if TYPE_CHECKING:
+    from storage.settings import Settings
 
 GENERATE = ["submit", "generate", "--from", "m", "--micro-batch", "4", "--count", "40", "--grid", "16"]
 
@@ -136,13 +139,17 @@ def check_checkpoints(ganq: Ganq, row: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("point", SMALL_POINTS)
-def test_f09_a_zombie_that_generates_changes_nothing(ganq: Ganq, database, settings, backend, point) -> None:
+def test_f09_a_zombie_that_generates_changes_nothing(
+    ganq: Ganq, database: Database, settings: "Settings", backend: str, point: Any
+) -> None:
     add_model(settings)
     check_pictures(ganq, zombie_run(ganq, database, point, *GENERATE))
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-def test_f09_a_zombie_registers_no_checkpoint(ganq: Ganq, database, small, backend) -> None:
+def test_f09_a_zombie_registers_no_checkpoint(
+    ganq: Ganq, database: Database, small: list[str], backend: str
+) -> None:
     options = ["--epochs", "2", "--save-every", "1"]
     row = zombie_run(ganq, database, "supervisor.before_register", "submit", "train", *small, *options)
     check_checkpoints(ganq, row)
@@ -151,14 +158,18 @@ def test_f09_a_zombie_registers_no_checkpoint(ganq: Ganq, database, small, backe
 
 @pytest.mark.tier2
 @pytest.mark.parametrize("point", GENERATE_POINTS)
-def test_f09_at_every_point_of_a_generation(ganq: Ganq, database, settings, point) -> None:
+def test_f09_at_every_point_of_a_generation(
+    ganq: Ganq, database: Database, settings: "Settings", point: Any
+) -> None:
     add_model(settings)
     check_pictures(ganq, zombie_run(ganq, database, point, *GENERATE))
 
 
 @pytest.mark.tier2
 @pytest.mark.parametrize("point", TRAIN_POINTS)
-def test_f09_at_every_point_of_a_training(ganq: Ganq, database, small, point) -> None:
+def test_f09_at_every_point_of_a_training(
+    ganq: Ganq, database: Database, small: list[str], point: Any
+) -> None:
     options = ["--epochs", "2", "--save-every", "1"]
     row = zombie_run(ganq, database, point, "submit", "train", *small, *options)
     check_checkpoints(ganq, row)

@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from machine import Ganq, postgres_later
@@ -20,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def old(backend, request, tmp_path, redis_url):
+def old(backend: str, request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Iterator[Any]:
     """The command line of today on that home."""
     home = tmp_path / "home"
     with tarfile.open(HERE / f"ganq-0.2-{backend}.tar.xz") as archive:
@@ -85,7 +87,7 @@ def image_sha256s(ganq: Ganq, job: int) -> list[str]:
 
 
 @postgres_later
-def test_jobs_of_0_2_are_shown_under_todays_names_and_end_as_they_would_have(old):
+def test_jobs_of_0_2_are_shown_under_todays_names_and_end_as_they_would_have(old: Any) -> None:
     refused = old.run("status")
     assert (refused.returncode, "ganq db upgrade" in refused.stderr) == (1, True), (
         "and nothing is changed unasked"
@@ -113,7 +115,7 @@ def test_jobs_of_0_2_are_shown_under_todays_names_and_end_as_they_would_have(old
 
 
 @postgres_later
-def test_a_model_of_0_2_makes_the_same_images_and_can_be_measured(old):
+def test_a_model_of_0_2_makes_the_same_images_and_can_be_measured(old: Any) -> None:
     old("db", "upgrade")
     old("cancel", "5", "6", "7", "8", "9", code=0)
     old("submit", "generate", "--from", "done", "--count", "8", "--seed", "5")

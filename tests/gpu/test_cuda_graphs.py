@@ -4,6 +4,9 @@ A real GPU: recorded steps have the bits of plain ones, a stopped run those of o
     pytest -m gpu
 """
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from unit.jobs.local_context import LocalContext, noise_images, sha256_of
@@ -34,20 +37,20 @@ RUNS = {
 }
 
 
-def spec_of(**given):
+def spec_of(**given: Any) -> Any:
     small = {"size": 32, "nz": 8, "ngf": 16, "ndf": 16, "batch": 8, "epochs": 6, "save_every": 3, "seed": 5}
     return TrainSpec.create(
         **{"data": "/faces", "device": "cuda", "metric": "none", "deterministic": True, **small, **given}
     )
 
 
-def train(folder, spec, images=IMAGES, **given):
+def train(folder: Any, spec: Any, images: Any = IMAGES, **given: Any) -> Any:
     ctx = LocalContext(folder, data=images, **given)
     return jobs.training.train.run(spec, ctx), ctx
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_recorded_steps_have_the_bits_of_plain_ones(tmp_path, run) -> None:
+def test_recorded_steps_have_the_bits_of_plain_ones(tmp_path: Path, run: Any) -> None:
     _, plain = train(tmp_path, spec_of(cuda_graphs=False, **RUNS[run]))
     training = jobs.training.train.Training(spec_of(**RUNS[run]), LocalContext(tmp_path, data=IMAGES))
     training.run()
@@ -59,7 +62,9 @@ def test_recorded_steps_have_the_bits_of_plain_ones(tmp_path, run) -> None:
 
 @pytest.mark.parametrize("stop", [2, 11, 31])
 @pytest.mark.parametrize("run", RUNS)
-def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(tmp_path, run, stop) -> None:
+def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
+    tmp_path: Path, run: Any, stop: int
+) -> None:
     spec = spec_of(**RUNS[run])
     result, straight = train(tmp_path, spec)
     stopped = LocalContext(
@@ -73,14 +78,16 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(tmp_path,
     assert all(value is not None for key, value in result.items() if key.startswith("loss"))
 
 
-def test_pictures_that_do_not_fit_on_the_gpu_give_the_same_bits(tmp_path, monkeypatch) -> None:
+def test_pictures_that_do_not_fit_on_the_gpu_give_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, there = train(tmp_path, spec_of(recipe="sngan", mirror=True))
     monkeypatch.setattr(data, "SHARE_OF_FREE", 0.0)
     _, sent = train(tmp_path, spec_of(recipe="sngan", mirror=True))
     assert sha256_of(sent.saved[-1].state) == sha256_of(there.saved[-1].state)
 
 
-def test_a_batch_too_large_for_the_gpu_is_an_error_with_a_way_out(tmp_path) -> None:
+def test_a_batch_too_large_for_the_gpu_is_an_error_with_a_way_out(tmp_path: Path) -> None:
     spec = spec_of(batch=8192, ngf=256, ndf=256, size=128, epochs=1, cuda_graphs=False)
     with pytest.raises(OutOfMemoryError, match="not enough free memory") as caught:
         train(tmp_path, spec, noise_images(8192, 128))
@@ -89,7 +96,7 @@ def test_a_batch_too_large_for_the_gpu_is_an_error_with_a_way_out(tmp_path) -> N
     train(tmp_path, spec_of(epochs=1))
 
 
-def test_a_picture_has_the_same_bytes_however_many_are_made_with_it(tmp_path) -> None:
+def test_a_picture_has_the_same_bytes_however_many_are_made_with_it(tmp_path: Path) -> None:
     _, trained = train(tmp_path, spec_of(recipe="sngan"))
 
     def made(count: int) -> list[bytes]:

@@ -99,14 +99,14 @@ def unshared(settings: Any) -> Callable[[str], list[str]]:
     return begin
 
 
-def test_a_volume_that_is_nearly_full_fails(look: Look, unshared) -> None:
+def test_a_volume_that_is_nearly_full_fails(look: Look, unshared: Callable[[str], list[str]]) -> None:
     code, found = look(*unshared("-t tmpfs -o size=4m none"))
     assert code == 1
     assert of(found, "volume", "is full: 0.0 GB free")["level"] == "error"
     assert of(found, "volume", "is in memory")["level"] == "warn"
 
 
-def test_a_volume_that_is_read_only_fails(look: Look, unshared) -> None:
+def test_a_volume_that_is_read_only_fails(look: Look, unshared: Callable[[str], list[str]]) -> None:
     code, found = look(*unshared("-t tmpfs -o ro,size=8g none"))
     assert code == 1
     assert of(found, "volume", "cannot be written: read-only file system")["level"] == "error"
@@ -130,7 +130,9 @@ def test_a_worker_with_another_tmpdir_is_named(ganq: Ganq, tmp_path: Path, look:
     assert not [one for one in found["sockets"] if "w2" in one["message"]]
 
 
-def test_a_worker_with_a_private_tmp_is_named(ganq: Ganq, tmp_path: Path, look: Look, unshared) -> None:
+def test_a_worker_with_a_private_tmp_is_named(
+    ganq: Ganq, tmp_path: Path, look: Look, unshared: Callable[[str], list[str]]
+) -> None:
     place = tmp_path / "t"
     place.mkdir(mode=0o1777)
     ganq.env["TMPDIR"] = str(place)

@@ -5,7 +5,9 @@ import socket
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import make_settings
@@ -19,6 +21,11 @@ from storage.db.engine import Database, filesystem_type
 from storage.db.schema import open_database
 from storage.db.sqlite import Wal
 
+if TYPE_CHECKING:
+    from storage.db.queries import Queries
+    from storage.db.rows import Job, Lease
+    from storage.settings import Settings
+
 only_sqlite = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 only_postgres = pytest.mark.parametrize("backend", ["postgres"], indirect=True)
 
@@ -31,8 +38,10 @@ def one_line(exc: Exception) -> str:
 # --- transactions -------------------------------------------------------------------------------
 
 
-def test_work_that_fails_leaves_nothing_behind(database, job_factory, queries):
-    def work(conn):
+def test_work_that_fails_leaves_nothing_behind(
+    database: Database, job_factory: "Callable[..., Job]", queries: "Queries"
+) -> None:
+    def work(conn: Any) -> None:
         conn.execute(text("DELETE FROM event"))
         raise RuntimeError("in the middle")
 
@@ -43,7 +52,7 @@ def test_work_that_fails_leaves_nothing_behind(database, job_factory, queries):
     assert len(queries.events(made.id)) == 1
 
 
-def test_an_error_of_ours_is_raised_as_it_is_and_at_once(database):
+def test_an_error_of_ours_is_raised_as_it_is_and_at_once(database: Database) -> None:
     begun = time.monotonic()
     with pytest.raises(DBAPIError):
         database.write(lambda conn: conn.execute(text("SELECT nonsense FROM job")))
@@ -54,16 +63,18 @@ def test_an_error_of_ours_is_raised_as_it_is_and_at_once(database):
     assert time.monotonic() - begun < 2
 
 
-def test_a_table_that_is_missing_names_the_command_that_makes_it(database):
+def test_a_table_that_is_missing_names_the_command_that_makes_it(database: Database) -> None:
     with pytest.raises(SchemaMismatchError) as caught:
         database.read(lambda conn: conn.execute(text("SELECT * FROM no_such_table")))
     assert "ganq db upgrade" in caught.value.hint
 
 
-def test_the_connection_that_was_used_last_is_used_next_because_its_pages_are_in_memory(database):
+def test_the_connection_that_was_used_last_is_used_next_because_its_pages_are_in_memory(
+    database: Database,
+) -> None:
     used = []
 
-    def work(conn):
+    def work(conn: Any) -> None:
         used.append(conn.connection.dbapi_connection)
 
     database.write(lambda first: database.read(work))  # two at once, so that the pool holds two
@@ -76,8 +87,8 @@ def test_the_connection_that_was_used_last_is_used_next_because_its_pages_are_in
 
 
 @only_sqlite
-def test_sqlite_is_set_so_that_a_commit_is_durable_and_writers_wait(database):
-    def ask(conn):
+def test_sqlite_is_set_so_that_a_commit_is_durable_and_writers_wait(database: Database) -> None:
+    def ask(conn: Any) -> Any:
         return {
             name: conn.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "wal_autocheckpoint")
@@ -96,13 +107,15 @@ def test_sqlite_is_set_so_that_a_commit_is_durable_and_writers_wait(database):
 
 
 @only_sqlite
-def test_a_write_begins_immediately_so_that_reading_first_cannot_break_it(database, job_factory):
+def test_a_write_begins_immediately_so_that_reading_first_cannot_break_it(
+    database: Database, job_factory: "Callable[..., Job]"
+) -> None:
     made = job_factory()
     both_inside = threading.Barrier(2)
     raised = []
 
     def read_then_write(wait: float) -> None:
-        def work(conn):
+        def work(conn: Any) -> None:
             conn.execute(text("SELECT * FROM job")).all()
             time.sleep(wait)
             conn.execute(text("UPDATE job SET priority = priority + 1 WHERE id = :id"), {"id": made.id})
@@ -126,7 +139,9 @@ def test_a_write_begins_immediately_so_that_reading_first_cannot_break_it(databa
 
 
 @only_sqlite
-def test_a_reader_is_not_kept_waiting_by_a_writer(database, job_factory, queries):
+def test_a_reader_is_not_kept_waiting_by_a_writer(
+    database: Database, job_factory: "Callable[..., Job]", queries: "Queries"
+) -> None:
     made = job_factory()
     with database.engine.begin() as conn:
         conn.execute(text("UPDATE job SET priority = 9"))
@@ -136,7 +151,9 @@ def test_a_reader_is_not_kept_waiting_by_a_writer(database, job_factory, queries
 
 
 @only_sqlite
-def test_the_wal_is_moved_into_the_database(database, settings, job_factory):
+def test_the_wal_is_moved_into_the_database(
+    database: Database, settings: "Settings", job_factory: "Callable[..., Job]"
+) -> None:
     job_factory()
     path = settings.database_url.removeprefix("sqlite:///")
 
@@ -152,8 +169,11 @@ def test_the_wal_is_moved_into_the_database(database, settings, job_factory):
 
 @only_sqlite
 def test_a_wal_that_begins_anew_keeps_its_file_because_growing_waits_for_the_disk_twice(
-    database, settings, job_factory, monkeypatch
-):
+    database: Database,
+    settings: "Settings",
+    job_factory: "Callable[..., Job]",
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("storage.db.sqlite.WAL_BYTES", 2_000_000)
     wal = Wal(Path(settings.database_url.removeprefix("sqlite:///")))
     while not wal.exceeds_limit():
@@ -169,7 +189,9 @@ def test_a_wal_that_begins_anew_keeps_its_file_because_growing_waits_for_the_dis
 
 
 @pytest.mark.parametrize("page_size", [1024, 8192])
-def test_a_wal_of_other_pages_than_usual_is_known_to_be_long_too(tmp_path, monkeypatch, page_size):
+def test_a_wal_of_other_pages_than_usual_is_known_to_be_long_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page_size: int
+) -> None:
     monkeypatch.setattr("storage.db.sqlite.WAL_BYTES", 400_000)
     raw = sqlite3.connect(tmp_path / "ganq.db", isolation_level=None)
     raw.execute(f"PRAGMA page_size = {page_size}")
@@ -184,7 +206,7 @@ def test_a_wal_of_other_pages_than_usual_is_known_to_be_long_too(tmp_path, monke
     raw.close()
 
 
-def test_a_file_that_is_no_database_is_said_to_be_none(tmp_path):
+def test_a_file_that_is_no_database_is_said_to_be_none(tmp_path: Path) -> None:
     path = tmp_path / "ganq.db"
     path.write_bytes(b"this is a letter to my aunt, and no database\n" * 100)
 
@@ -195,7 +217,7 @@ def test_a_file_that_is_no_database_is_said_to_be_none(tmp_path):
     assert path.read_bytes().startswith(b"this is a letter"), "it was changed"
 
 
-def test_a_folder_in_place_of_the_database_is_explained(tmp_path):
+def test_a_folder_in_place_of_the_database_is_explained(tmp_path: Path) -> None:
     (tmp_path / "ganq.db").mkdir()
 
     with pytest.raises(DatabaseUnavailableError) as caught:
@@ -204,7 +226,7 @@ def test_a_folder_in_place_of_the_database_is_explained(tmp_path):
     assert "unable to open database file" in one_line(caught.value)
 
 
-def test_a_relative_path_is_refused(tmp_path):
+def test_a_relative_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         Database(make_settings(tmp_path, "sqlite:///ganq.db"))
     assert "four slashes" in caught.value.hint
@@ -214,7 +236,9 @@ def test_a_relative_path_is_refused(tmp_path):
     "kind",
     ["nfs", "nfs4", "cifs", "smb3", "9p", "lustre", "ceph", "virtiofs", "fuse", "fuse.sshfs", "fuseblk"],
 )
-def test_sqlite_on_a_network_filesystem_is_refused_and_postgres_named(tmp_path, monkeypatch, kind):
+def test_sqlite_on_a_network_filesystem_is_refused_and_postgres_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     monkeypatch.setattr(engine_module, "filesystem_type", lambda folder: kind)
 
     with pytest.raises(ConfigError) as caught:
@@ -227,7 +251,7 @@ def test_sqlite_on_a_network_filesystem_is_refused_and_postgres_named(tmp_path, 
 @pytest.mark.skipif(
     not os.path.exists("/proc/self/mountinfo"), reason="Linux tells the type of a file system"
 )
-def test_the_type_of_a_filesystem_is_read_from_the_longest_mount_point(tmp_path):
+def test_the_type_of_a_filesystem_is_read_from_the_longest_mount_point(tmp_path: Path) -> None:
     assert filesystem_type(Path("/proc/self")) == "proc"
     assert filesystem_type(tmp_path) not in ("", "proc")
 
@@ -254,7 +278,7 @@ MOUNTS = r"""
         ("hidden/below", "ext4"),  # a later mount lies over the older one
     ],
 )
-def test_the_mount_that_holds_a_folder_is_found(tmp_path, folder, kind):
+def test_the_mount_that_holds_a_folder_is_found(tmp_path: Path, folder: str, kind: str) -> None:
     where, device = tmp_path / folder, "0:99"
     if folder.startswith("hidden"):
         where.mkdir(parents=True)
@@ -266,7 +290,7 @@ def test_the_mount_that_holds_a_folder_is_found(tmp_path, folder, kind):
 
 
 @pytest.mark.parametrize("folder", ["with space", "with ? mark", "with % and #", "ünï"])
-def test_a_home_with_odd_letters_holds_a_database(tmp_path, folder):
+def test_a_home_with_odd_letters_holds_a_database(tmp_path: Path, folder: str) -> None:
     path = tmp_path / folder / "ganq.db"
 
     database = open_database(make_settings(tmp_path, f"sqlite:///{path}"), create=True)
@@ -278,14 +302,14 @@ def test_a_home_with_odd_letters_holds_a_database(tmp_path, folder):
 # --- Postgres -----------------------------------------------------------------------------------
 
 
-def refused(url: str, tmp_path) -> tuple[DatabaseUnavailableError, float]:
+def refused(url: str, tmp_path: Path) -> tuple[DatabaseUnavailableError, float]:
     begun = time.monotonic()
     with pytest.raises(DatabaseUnavailableError) as caught:
         open_database(make_settings(tmp_path, url))
     return caught.value, time.monotonic() - begun
 
 
-def test_a_postgres_that_is_not_there_is_told_soon_and_without_its_password(tmp_path):
+def test_a_postgres_that_is_not_there_is_told_soon_and_without_its_password(tmp_path: Path) -> None:
     url = f"postgresql+psycopg://ganq:hunter2@127.0.0.1:{free_port()}/ganq"
 
     error, seconds = refused(url, tmp_path)
@@ -296,7 +320,7 @@ def test_a_postgres_that_is_not_there_is_told_soon_and_without_its_password(tmp_
     assert "ganq doctor" in error.hint
 
 
-def test_a_host_that_swallows_packets_is_told_soon_too(tmp_path):
+def test_a_host_that_swallows_packets_is_told_soon_too(tmp_path: Path) -> None:
     # A full backlog drops new connections without an answer, as a firewall does.
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -314,7 +338,7 @@ def test_a_host_that_swallows_packets_is_told_soon_too(tmp_path):
     assert seconds < 12
 
 
-def test_a_postgres_database_that_does_not_exist_is_told_at_once(postgres: Postgres, tmp_path):
+def test_a_postgres_database_that_does_not_exist_is_told_at_once(postgres: Postgres, tmp_path: Path) -> None:
     error, seconds = refused(postgres.tcp_url("nowhere"), tmp_path)
 
     assert 'database "nowhere" does not exist' in one_line(error)
@@ -322,7 +346,7 @@ def test_a_postgres_database_that_does_not_exist_is_told_at_once(postgres: Postg
     assert seconds < 2
 
 
-def test_a_wrong_postgres_password_is_told_at_once_and_not_shown(postgres: Postgres, tmp_path):
+def test_a_wrong_postgres_password_is_told_at_once_and_not_shown(postgres: Postgres, tmp_path: Path) -> None:
     url = postgres.tcp_url("postgres").replace(postgres.password, "hunter2")
 
     error, seconds = refused(url, tmp_path)
@@ -333,7 +357,9 @@ def test_a_wrong_postgres_password_is_told_at_once_and_not_shown(postgres: Postg
 
 
 @only_postgres
-def test_connections_that_the_server_cut_are_made_anew(database, postgres, queries, job_factory):
+def test_connections_that_the_server_cut_are_made_anew(
+    database: Database, postgres: Postgres, queries: "Queries", job_factory: "Callable[..., Job]"
+) -> None:
     made = job_factory()
     cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'ganq'"
     postgres.sql(cut)
@@ -341,7 +367,7 @@ def test_connections_that_the_server_cut_are_made_anew(database, postgres, queri
     assert queries.get(made.id).id == made.id
     cuts = []
 
-    def work(conn):
+    def work(conn: Any) -> None:
         found = conn.execute(text("SELECT pg_backend_pid()")).scalar()
         if not cuts:
             cuts.append(found)
@@ -353,13 +379,15 @@ def test_connections_that_the_server_cut_are_made_anew(database, postgres, queri
 
 
 @only_postgres
-def test_a_deadlock_is_tried_again(database, job_factory, queries):
+def test_a_deadlock_is_tried_again(
+    database: Database, job_factory: "Callable[..., Job]", queries: "Queries"
+) -> None:
     one, two = job_factory(), job_factory()
     both_hold_one = threading.Barrier(2, timeout=10)
     tries = []
 
     def crosswise(first: int, second: int) -> None:
-        def work(conn):
+        def work(conn: Any) -> None:
             tries.append(first)
             touch = text("UPDATE job SET priority = priority + 1 WHERE id = :id")
             conn.execute(touch, {"id": first})
@@ -379,7 +407,9 @@ def test_a_deadlock_is_tried_again(database, job_factory, queries):
     assert [queries.get(job.id).priority for job in (one, two)] == [2, 2]
 
 
-def test_statements_with_the_databases_clock_are_compiled_once(database, job_factory, claim):
+def test_statements_with_the_databases_clock_are_compiled_once(
+    database: Database, job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+) -> None:
     """Compiling them again each time took half of a claim's time."""
     from storage.db.tables import utcnow
 

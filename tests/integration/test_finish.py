@@ -1,6 +1,8 @@
 """How attempts and jobs end, what comes back into the queue, and what may never change again."""
 
 import secrets
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
@@ -22,12 +24,18 @@ from storage.db.rows import Lease
 from storage.db.store import HeartbeatRow
 from storage.db.store.finish import MAX_TRIES
 
+if TYPE_CHECKING:
+    from storage.db.engine import Database
+    from storage.db.queries import Queries
+    from storage.db.rows import Job, WorkerIdentity
+    from storage.db.store import JobStore
 
-def outcomes(queries, job_id: int) -> list[str]:
+
+def outcomes(queries: "Queries", job_id: int) -> list[str]:
     return [one["outcome"] for one in queries.attempts(job_id)]
 
 
-def checkpoint(store, lease, step: int) -> None:
+def checkpoint(store: "JobStore", lease: Any, step: int) -> None:
     store.register_checkpoint(
         lease,
         kind="resume",
@@ -42,7 +50,9 @@ def checkpoint(store, lease, step: int) -> None:
 # --- success ----------------------------------------------------------------------------------
 
 
-def test_success_publishes_the_result_and_closes_the_attempt(database, store, running_job_factory, queries):
+def test_success_publishes_the_result_and_closes_the_attempt(
+    database: "Database", store: "JobStore", running_job_factory: Callable[..., Lease], queries: "Queries"
+) -> None:
     lease = running_job_factory()
 
     store.succeed(lease, {"image_count": 4, "bit_exact": True})
@@ -58,7 +68,9 @@ def test_success_publishes_the_result_and_closes_the_attempt(database, store, ru
     assert event_types(database, lease.job_id) == ["submitted", "claimed", "succeeded"]
 
 
-def test_a_result_of_the_version_before_is_read_under_the_new_names(store, running_job_factory, queries):
+def test_a_result_of_the_version_before_is_read_under_the_new_names(
+    store: "JobStore", running_job_factory: Callable[..., Lease], queries: "Queries"
+) -> None:
     lease = running_job_factory()
 
     store.succeed(lease, {"pictures": 4, "metric": {"best": 0.1, "floor": 0.02}, "variety": 0.9})
@@ -70,7 +82,9 @@ def test_a_result_of_the_version_before_is_read_under_the_new_names(store, runni
     }
 
 
-def test_succeeding_twice_is_recognised_as_done(database, store, running_job_factory, queries):
+def test_succeeding_twice_is_recognised_as_done(
+    database: "Database", store: "JobStore", running_job_factory: Callable[..., Lease], queries: "Queries"
+) -> None:
     lease = running_job_factory()
     store.succeed(lease, {"image_count": 4})
 
@@ -92,8 +106,12 @@ SETTLE = {
 
 @pytest.mark.parametrize("action", SETTLE)
 def test_an_ending_whose_commit_answer_was_lost_is_recognised(
-    database, store, running_job_factory, queries, action
-):
+    database: "Database",
+    store: "JobStore",
+    running_job_factory: Callable[..., Lease],
+    queries: "Queries",
+    action: Any,
+) -> None:
     act, state = SETTLE[action]
     lease = running_job_factory()
 
@@ -105,7 +123,9 @@ def test_an_ending_whose_commit_answer_was_lost_is_recognised(
     assert open_attempts(database, lease.job_id) == 0
 
 
-def test_success_after_giving_the_job_back_is_not_taken_for_done(store, running_job_factory, queries):
+def test_success_after_giving_the_job_back_is_not_taken_for_done(
+    store: "JobStore", running_job_factory: Callable[..., Lease], queries: "Queries"
+) -> None:
     lease = running_job_factory()
     store.release(lease, "drain")
 
@@ -118,7 +138,12 @@ def test_success_after_giving_the_job_back_is_not_taken_for_done(store, running_
 # --- cancel -----------------------------------------------------------------------------------
 
 
-def test_cancelling_a_queued_job_ends_it_at_once(database, store, job_factory, claim):
+def test_cancelling_a_queued_job_ends_it_at_once(
+    database: "Database",
+    store: "JobStore",
+    job_factory: "Callable[..., Job]",
+    claim: Callable[..., Lease | None],
+) -> None:
     made = job_factory()
 
     found = store.request_cancel(made.id)
@@ -129,8 +154,8 @@ def test_cancelling_a_queued_job_ends_it_at_once(database, store, job_factory, c
 
 
 def test_cancelling_a_running_job_tells_the_truth_that_it_still_runs(
-    database, store, running_job_factory, queries
-):
+    database: "Database", store: "JobStore", running_job_factory: Callable[..., Lease], queries: "Queries"
+) -> None:
     lease = running_job_factory()
 
     found = store.request_cancel(lease.job_id)
@@ -145,7 +170,9 @@ def test_cancelling_a_running_job_tells_the_truth_that_it_still_runs(
     assert event_types(database, lease.job_id).count("cancel_requested") == 1
 
 
-def test_work_that_was_done_before_the_cancel_arrived_counts(store, running_job_factory, queries):
+def test_work_that_was_done_before_the_cancel_arrived_counts(
+    store: "JobStore", running_job_factory: Callable[..., Lease], queries: "Queries"
+) -> None:
     lease = running_job_factory()
     store.request_cancel(lease.job_id)
 
@@ -155,7 +182,9 @@ def test_work_that_was_done_before_the_cancel_arrived_counts(store, running_job_
 
 
 @pytest.mark.parametrize("ending", ["succeed", "cancel_done", "fail"])
-def test_cancelling_an_ended_job_is_refused_and_says_how_it_ended(store, running_job_factory, ending):
+def test_cancelling_an_ended_job_is_refused_and_says_how_it_ended(
+    store: "JobStore", running_job_factory: Callable[..., Lease], ending: str
+) -> None:
     act, state = SETTLE[ending]
     lease = running_job_factory()
     act(store, lease)
@@ -166,7 +195,9 @@ def test_cancelling_an_ended_job_is_refused_and_says_how_it_ended(store, running
     assert state in caught.value.message
 
 
-def test_a_cancel_whose_commit_answer_was_lost_is_no_error(database, store, job_factory):
+def test_a_cancel_whose_commit_answer_was_lost_is_no_error(
+    database: "Database", store: "JobStore", job_factory: "Callable[..., Job]"
+) -> None:
     made = job_factory()
 
     with first_answer_lost(database):
@@ -175,14 +206,14 @@ def test_a_cancel_whose_commit_answer_was_lost_is_no_error(database, store, job_
     assert found.state is JobState.CANCELLED
 
 
-def test_wishes_for_a_job_that_does_not_exist_are_refused(store):
+def test_wishes_for_a_job_that_does_not_exist_are_refused(store: "JobStore") -> None:
     with pytest.raises(JobNotFoundError):
         store.request_cancel(4711)
     with pytest.raises(JobNotFoundError):
         store.hold(4711, held=True)
 
 
-def test_only_a_queued_job_can_be_held(store, running_job_factory):
+def test_only_a_queued_job_can_be_held(store: "JobStore", running_job_factory: Callable[..., Lease]) -> None:
     lease = running_job_factory()
     with pytest.raises(InvalidTransitionError):
         store.hold(lease.job_id, held=True)
@@ -190,8 +221,8 @@ def test_only_a_queued_job_can_be_held(store, running_job_factory):
 
 @pytest.mark.parametrize("action", ["release", "crashed", "fail", "fail later", "rescue"])
 def test_a_job_that_was_to_be_cancelled_never_goes_back_to_the_queue(
-    store, running_job_factory, queries, action
-):
+    store: "JobStore", running_job_factory: Callable[..., Lease], queries: "Queries", action: str
+) -> None:
     lease = running_job_factory()
     store.request_cancel(lease.job_id)
 
@@ -209,8 +240,12 @@ def test_a_job_that_was_to_be_cancelled_never_goes_back_to_the_queue(
 
 
 def test_crashes_back_off_and_the_third_without_progress_is_the_last(
-    database, store, running_job_factory, claim, queries
-):
+    database: "Database",
+    store: "JobStore",
+    running_job_factory: Callable[..., Lease],
+    claim: Callable[..., Lease | None],
+    queries: "Queries",
+) -> None:
     lease = running_job_factory()
     waits = []
     for _ in range(2):
@@ -230,8 +265,12 @@ def test_crashes_back_off_and_the_third_without_progress_is_the_last(
 
 
 def test_a_checkpoint_is_progress_and_begins_the_count_anew(
-    database, store, running_job_factory, claim, queries
-):
+    database: "Database",
+    store: "JobStore",
+    running_job_factory: Callable[..., Lease],
+    claim: Callable[..., Lease | None],
+    queries: "Queries",
+) -> None:
     lease = running_job_factory()
     for step in range(5):
         checkpoint(store, lease, step)
@@ -242,8 +281,12 @@ def test_a_checkpoint_is_progress_and_begins_the_count_anew(
 
 
 def test_errors_of_the_surroundings_back_off_ever_longer_and_never_count(
-    database, store, running_job_factory, claim, queries
-):
+    database: "Database",
+    store: "JobStore",
+    running_job_factory: Callable[..., Lease],
+    claim: Callable[..., Lease | None],
+    queries: "Queries",
+) -> None:
     lease = running_job_factory()
     waits = []
     for _ in range(8):
@@ -259,13 +302,20 @@ def test_errors_of_the_surroundings_back_off_ever_longer_and_never_count(
     assert queries.get(lease.job_id).error_code is None, "a new attempt begins without the old error"
 
 
-def running(database, queries, lease) -> Lease:
+def running(database: "Database", queries: "Queries", lease: Any) -> Lease:
     """The lease of a job's present attempt."""
     now = queries.get(lease.job_id)
     return Lease(now, now.attempt, job_row(database, now.id)["lease_token"])
 
 
-def fail_again(database, store, claim, lease, error, times: int) -> JobState:
+def fail_again(
+    database: "Database",
+    store: "JobStore",
+    claim: Callable[..., Lease | None],
+    lease: Any,
+    error: Any,
+    times: int,
+) -> JobState:
     """Let an attempt fail, and those after it."""
     for _ in range(times):
         state = store.fail(lease, error)
@@ -275,8 +325,12 @@ def fail_again(database, store, claim, lease, error, times: int) -> JobState:
 
 
 def test_a_storage_error_that_no_wait_mends_is_tried_a_few_times_and_then_fails_the_job(
-    database, store, running_job_factory, claim, queries
-):
+    database: "Database",
+    store: "JobStore",
+    running_job_factory: Callable[..., Lease],
+    claim: Callable[..., Lease | None],
+    queries: "Queries",
+) -> None:
     lease = running_job_factory()
     lost = StorageError("jobs/000002: no such file or directory", hint="see ganq doctor")
 
@@ -288,8 +342,12 @@ def test_a_storage_error_that_no_wait_mends_is_tried_a_few_times_and_then_fails_
 
 
 def test_a_volume_that_answers_with_errors_or_progress_in_between_begins_the_tries_anew(
-    database, store, running_job_factory, claim, queries
-):
+    database: "Database",
+    store: "JobStore",
+    running_job_factory: Callable[..., Lease],
+    claim: Callable[..., Lease | None],
+    queries: "Queries",
+) -> None:
     lease = running_job_factory()
     lost, away = StorageError("no such file or directory"), VolumeError("input/output error")
     fail_again(database, store, claim, lease, away, 2 * MAX_TRIES)
@@ -300,7 +358,12 @@ def test_a_volume_that_answers_with_errors_or_progress_in_between_begins_the_tri
     assert fail_again(database, store, claim, lease, lost, MAX_TRIES - 1) is JobState.QUEUED
 
 
-def test_out_of_memory_gets_one_fresh_process(store, running_job_factory, claim, queries):
+def test_out_of_memory_gets_one_fresh_process(
+    store: "JobStore",
+    running_job_factory: Callable[..., Lease],
+    claim: Callable[..., Lease | None],
+    queries: "Queries",
+) -> None:
     lease = running_job_factory()
 
     assert store.fail(lease, OutOfMemoryError("CUDA out of memory")) is JobState.QUEUED
@@ -312,7 +375,9 @@ def test_out_of_memory_gets_one_fresh_process(store, running_job_factory, claim,
     assert outcomes(queries, lease.job_id) == [Outcome.RETRIED, Outcome.FAILED]
 
 
-def test_an_error_that_would_come_again_fails_at_once_and_says_why(store, running_job_factory, queries):
+def test_an_error_that_would_come_again_fails_at_once_and_says_why(
+    store: "JobStore", running_job_factory: Callable[..., Lease], queries: "Queries"
+) -> None:
     lease = running_job_factory()
 
     assert store.fail(lease, TrainingDivergedError("the loss is nan", hint="a lower --lr-d")) is (
@@ -329,8 +394,12 @@ def test_an_error_that_would_come_again_fails_at_once_and_says_why(store, runnin
 
 @pytest.mark.parametrize("words", ["a\0b", "caf\udce9.png"])
 def test_text_that_no_database_takes_does_not_keep_an_error_from_being_recorded(
-    store, running_job_factory, make_identity, queries, words
-):
+    store: "JobStore",
+    running_job_factory: Callable[..., Lease],
+    make_identity: "Callable[..., WorkerIdentity]",
+    queries: "Queries",
+    words: str,
+) -> None:
     lease = running_job_factory()
     store.fail(lease, TrainingDivergedError(f"bad {words}", hint=words))
     assert queries.get(lease.job_id).error_message.startswith("bad ")
@@ -344,8 +413,13 @@ def test_text_that_no_database_takes_does_not_keep_an_error_from_being_recorded(
 
 
 def test_a_silent_job_is_taken_back_without_a_count_against_it(
-    database, store, running_job_factory, claim, make_identity, queries
-):
+    database: "Database",
+    store: "JobStore",
+    running_job_factory: Callable[..., Lease],
+    claim: Callable[..., Lease | None],
+    make_identity: "Callable[..., WorkerIdentity]",
+    queries: "Queries",
+) -> None:
     lease = running_job_factory()
 
     assert store.requeue_lost(beat_of(store, lease.job_id), "silent for 60 s") is JobState.QUEUED
@@ -358,7 +432,9 @@ def test_a_silent_job_is_taken_back_without_a_count_against_it(
     assert event_types(database, lease.job_id) == ["submitted", "claimed", "lost", "claimed"]
 
 
-def test_a_job_that_beat_meanwhile_is_not_taken_back(store, running_job_factory, queries):
+def test_a_job_that_beat_meanwhile_is_not_taken_back(
+    store: "JobStore", running_job_factory: Callable[..., Lease], queries: "Queries"
+) -> None:
     lease = running_job_factory()
     seen = beat_of(store, lease.job_id)
     store.heartbeat(lease, None)
@@ -369,7 +445,12 @@ def test_a_job_that_beat_meanwhile_is_not_taken_back(store, running_job_factory,
     store.heartbeat(lease, None)
 
 
-def test_a_job_that_is_in_its_next_attempt_is_not_taken_back(database, store, running_job_factory, claim):
+def test_a_job_that_is_in_its_next_attempt_is_not_taken_back(
+    database: "Database",
+    store: "JobStore",
+    running_job_factory: Callable[..., Lease],
+    claim: Callable[..., Lease | None],
+) -> None:
     lease = running_job_factory()
     seen = beat_of(store, lease.job_id)
     store.release(lease, "drain")
@@ -381,7 +462,9 @@ def test_a_job_that_is_in_its_next_attempt_is_not_taken_back(database, store, ru
     store.heartbeat(again, None)
 
 
-def test_of_two_reapers_one_takes_the_job_back(database, store, running_job_factory):
+def test_of_two_reapers_one_takes_the_job_back(
+    database: "Database", store: "JobStore", running_job_factory: Callable[..., Lease]
+) -> None:
     lease = running_job_factory()
     seen = beat_of(store, lease.job_id)
 
@@ -391,8 +474,11 @@ def test_of_two_reapers_one_takes_the_job_back(database, store, running_job_fact
 
 
 def test_the_reaper_sees_running_jobs_and_their_owners(
-    store, running_job_factory, job_factory, make_identity
-):
+    store: "JobStore",
+    running_job_factory: Callable[..., Lease],
+    job_factory: "Callable[..., Job]",
+    make_identity: "Callable[..., WorkerIdentity]",
+) -> None:
     lease = running_job_factory(make_identity("w9", pid=77, start_ticks=8, boot_id="b"))
     job_factory()
 
@@ -401,7 +487,9 @@ def test_the_reaper_sees_running_jobs_and_their_owners(
     assert only == HeartbeatRow(lease.job_id, 1, lease.job.hb_seq, "testhost", "b", 77, 8, "w9")
 
 
-def test_a_bell_is_rung_once_for_each_job_and_no_more_than_wanted_at_once(database, store, job_factory):
+def test_a_bell_is_rung_once_for_each_job_and_no_more_than_wanted_at_once(
+    database: "Database", store: "JobStore", job_factory: "Callable[..., Job]"
+) -> None:
     low, high = job_factory(priority=1), job_factory(priority=5, queue="studio")
     job_factory(held=True)
 
@@ -414,7 +502,9 @@ def test_a_bell_is_rung_once_for_each_job_and_no_more_than_wanted_at_once(databa
     assert store.due_notifications(again_s=120, limit=9) == [(low.id, "default")]
 
 
-def test_a_job_whose_submitter_rang_is_not_rung_again_at_once(store, job_factory):
+def test_a_job_whose_submitter_rang_is_not_rung_again_at_once(
+    store: "JobStore", job_factory: "Callable[..., Job]"
+) -> None:
     made = job_factory(will_notify=True)
     assert store.due_notifications(again_s=120, limit=9) == []
     store.not_notified(made.id)  # Redis was away
@@ -423,8 +513,8 @@ def test_a_job_whose_submitter_rang_is_not_rung_again_at_once(store, job_factory
 
 @pytest.mark.parametrize("action", ["release", "crashed", "fail later"])
 def test_a_job_back_in_the_queue_is_rung_for_as_soon_as_it_may_run(
-    database, store, running_job_factory, action
-):
+    database: "Database", store: "JobStore", running_job_factory: Callable[..., Lease], action: str
+) -> None:
     lease = running_job_factory(will_notify=True)
     SETTLE[action][0](store, lease)
     set_columns(database, lease.job_id, not_before=None)
@@ -432,7 +522,9 @@ def test_a_job_back_in_the_queue_is_rung_for_as_soon_as_it_may_run(
     assert store.due_notifications(again_s=120, limit=9) == [(lease.job_id, "default")]
 
 
-def test_a_job_that_waited_for_another_is_rung_for_when_it_is_free(store, running_job_factory, job_factory):
+def test_a_job_that_waited_for_another_is_rung_for_when_it_is_free(
+    store: "JobStore", running_job_factory: Callable[..., Lease], job_factory: "Callable[..., Job]"
+) -> None:
     lease = running_job_factory()
     waiting = job_factory(after=[lease.job_id], will_notify=True)
     assert store.due_notifications(again_s=120, limit=9) == []
@@ -446,7 +538,13 @@ def test_a_job_that_waited_for_another_is_rung_for_when_it_is_free(store, runnin
 
 
 @pytest.mark.parametrize("state", ["queued", "running", "failed"])
-def test_no_sql_can_move_a_job_out_of_a_terminal_state(database, store, running_job_factory, queries, state):
+def test_no_sql_can_move_a_job_out_of_a_terminal_state(
+    database: "Database",
+    store: "JobStore",
+    running_job_factory: Callable[..., Lease],
+    queries: "Queries",
+    state: str,
+) -> None:
     lease = running_job_factory()
     store.succeed(lease, {})
 
@@ -456,7 +554,7 @@ def test_no_sql_can_move_a_job_out_of_a_terminal_state(database, store, running_
     assert queries.get(lease.job_id).state is JobState.SUCCEEDED
 
 
-def test_no_sql_can_change_an_event(database, job_factory):
+def test_no_sql_can_change_an_event(database: "Database", job_factory: "Callable[..., Job]") -> None:
     made = job_factory()
     statement = text("UPDATE event SET type = 'forged' WHERE job_id = :id")
 
@@ -466,7 +564,9 @@ def test_no_sql_can_change_an_event(database, job_factory):
     assert event_types(database, made.id) == ["submitted"]
 
 
-def test_no_sql_can_open_a_second_attempt(database, running_job_factory):
+def test_no_sql_can_open_a_second_attempt(
+    database: "Database", running_job_factory: Callable[..., Lease]
+) -> None:
     lease = running_job_factory()
     statement = text(
         "INSERT INTO attempt (job_id, number, lease_token, worker, started_at) VALUES (:id, 2, 'x', 'w', 0)"
@@ -481,19 +581,21 @@ def test_no_sql_can_open_a_second_attempt(database, running_job_factory):
 # --- import -----------------------------------------------------------------------------------
 
 
-def imported(store, files):
+def imported(store: "JobStore", files: Any) -> Any:
     return store.add_finished(
         kind="import", spec={"netg": "/g.pth"}, spec_version=1, user="u", name="faces", files=files
     )
 
 
-def test_an_import_is_there_with_its_checkpoint_or_not_at_all(database, store, queries):
+def test_an_import_is_there_with_its_checkpoint_or_not_at_all(
+    database: "Database", store: "JobStore", queries: "Queries"
+) -> None:
     made = imported(store, lambda job_id: (f"jobs/{job_id:06d}/a1/c", "0" * 64, 12, 400))
 
     assert made.state is JobState.SUCCEEDED
     assert queries.choose_checkpoint(made.id, "400").path == f"jobs/{made.id:06d}/a1/c"
 
-    def full(job_id: int):
+    def full(job_id: int) -> None:
         raise DiskFullError("no room left")
 
     with pytest.raises(DiskFullError):
@@ -501,7 +603,9 @@ def test_an_import_is_there_with_its_checkpoint_or_not_at_all(database, store, q
     assert sum(queries.counts().values()) == 1
 
 
-def test_an_import_whose_commit_answer_was_lost_is_not_doubled(database, store, queries):
+def test_an_import_whose_commit_answer_was_lost_is_not_doubled(
+    database: "Database", store: "JobStore", queries: "Queries"
+) -> None:
     with first_answer_lost(database):
         made = imported(store, lambda job_id: (secrets.token_hex(4), "0" * 64, 12, 400))
 

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tables import beat_of, event_types, set_columns
@@ -22,21 +24,27 @@ from storage.gc.sweep import Collector, CollectorBusyError, Plan, Swept, alone
 from storage.volume.layout import Volume
 from worker.supervisor.assignment import make_assignment
 
+if TYPE_CHECKING:
+    from storage.db.queries import Queries
+    from storage.db.rows import WorkerIdentity
+    from storage.db.store import JobStore
+    from storage.settings import Settings
+
 DAY_S = 86400.0
 
 
 @pytest.fixture
-def volume(settings) -> Volume:
+def volume(settings: "Settings") -> Volume:
     return Volume(settings.volume)
 
 
 @pytest.fixture
-def files(store, volume) -> Files:
+def files(store: "JobStore", volume: Volume) -> Files:
     return Files(store, volume)
 
 
 @pytest.fixture
-def gc(database, volume):
+def gc(database: Database, volume: Volume) -> Any:
     """Plans and sweeps at once; ended attempts need no grace here."""
 
     def run(**policy: float) -> tuple[Plan, Swept]:
@@ -55,7 +63,7 @@ def reasons(plan: Plan) -> dict[str, Reason]:
 
 
 def test_what_a_crashed_attempt_left_goes_and_what_rows_point_to_stays(
-    files, gc, store, running_job_factory
+    files: Files, gc: Any, store: "JobStore", running_job_factory: Callable[..., Lease]
 ) -> None:
     lease = running_job_factory()
     kept = files.checkpoint(lease, 1)
@@ -84,7 +92,11 @@ def test_what_a_crashed_attempt_left_goes_and_what_rows_point_to_stays(
 
 
 def test_a_checkpoint_without_a_row_stays_while_its_job_has_no_other_to_go_on_from(
-    files, gc, store, running_job_factory, claim
+    files: Files,
+    gc: Any,
+    store: "JobStore",
+    running_job_factory: Callable[..., Lease],
+    claim: Callable[..., Lease | None],
 ) -> None:
     """After a failover: retention has deleted what the rows point to, and the newest row is lost."""
     lease = running_job_factory()
@@ -98,7 +110,9 @@ def test_a_checkpoint_without_a_row_stays_while_its_job_has_no_other_to_go_on_fr
     assert reasons(gc()[0]) == {files.volume.relative(lost): Reason.UNREGISTERED}
 
 
-def test_a_running_attempt_is_left_alone(files, gc, running_job_factory) -> None:
+def test_a_running_attempt_is_left_alone(
+    files: Files, gc: Any, running_job_factory: Callable[..., Lease]
+) -> None:
     lease = running_job_factory()
     files.checkpoint(lease, 1, register=False)
     files.pictures(lease)
@@ -110,7 +124,7 @@ def test_a_running_attempt_is_left_alone(files, gc, running_job_factory) -> None
 
 
 def test_an_attempt_that_has_just_ended_is_left_alone_for_a_while(
-    files, gc, store, running_job_factory
+    files: Files, gc: Any, store: "JobStore", running_job_factory: Callable[..., Lease]
 ) -> None:
     lease = running_job_factory()
     lost = files.checkpoint(lease, 1, register=False)
@@ -122,7 +136,11 @@ def test_an_attempt_that_has_just_ended_is_left_alone_for_a_while(
 
 
 def test_published_pictures_stay_and_those_of_earlier_attempts_go(
-    files, gc, store, running_job_factory, claim
+    files: Files,
+    gc: Any,
+    store: "JobStore",
+    running_job_factory: Callable[..., Lease],
+    claim: Callable[..., Lease | None],
 ) -> None:
     first = running_job_factory(kind="generate")
     unpublished = files.pictures(first)
@@ -136,7 +154,9 @@ def test_published_pictures_stay_and_those_of_earlier_attempts_go(
     assert {"images", "grids", "manifest.jsonl"} <= set(os.listdir(published))
 
 
-def test_what_a_cancelled_job_has_drawn_goes(files, gc, store, running_job_factory) -> None:
+def test_what_a_cancelled_job_has_drawn_goes(
+    files: Files, gc: Any, store: "JobStore", running_job_factory: Callable[..., Lease]
+) -> None:
     lease = running_job_factory(kind="generate")
     folder = files.pictures(lease)
     store.request_cancel(lease.job_id)
@@ -146,7 +166,11 @@ def test_what_a_cancelled_job_has_drawn_goes(files, gc, store, running_job_facto
 
 
 def test_what_a_zombie_writes_after_its_rescue_goes_the_next_time(
-    files, gc, store, running_job_factory, claim
+    files: Files,
+    gc: Any,
+    store: "JobStore",
+    running_job_factory: Callable[..., Lease],
+    claim: Callable[..., Lease | None],
 ) -> None:
     zombie = running_job_factory()
     good = files.checkpoint(zombie, 1)
@@ -165,7 +189,9 @@ def test_what_a_zombie_writes_after_its_rescue_goes_the_next_time(
     assert files.all_there()
 
 
-def test_an_attempt_that_the_table_does_not_know_is_left_alone(files, gc, store, running_job_factory) -> None:
+def test_an_attempt_that_the_table_does_not_know_is_left_alone(
+    files: Files, gc: Any, store: "JobStore", running_job_factory: Callable[..., Lease]
+) -> None:
     lease = running_job_factory()
     files.folder(lease)
     store.crashed(lease, "killed")
@@ -176,7 +202,7 @@ def test_an_attempt_that_the_table_does_not_know_is_left_alone(files, gc, store,
     assert newer.exists(), "a table from a backup knows fewer attempts than the volume"
 
 
-def part_of(files: Files, running_job_factory, whole: Job) -> Lease:
+def part_of(files: Files, running_job_factory: Callable[..., Lease], whole: Job) -> Lease:
     lease = running_job_factory(kind="generate")
     set_columns(files.database, lease.job_id, part_of=whole.id)
     files.pictures(lease)
@@ -185,7 +211,12 @@ def part_of(files: Files, running_job_factory, whole: Job) -> Lease:
 
 
 def test_a_part_goes_once_its_whole_is_published(
-    files, gc, store, job_factory, running_job_factory, claim
+    files: Files,
+    gc: Any,
+    store: "JobStore",
+    job_factory: Callable[..., Job],
+    running_job_factory: Callable[..., Lease],
+    claim: Callable[..., Lease | None],
 ) -> None:
     whole = job_factory(kind="generate")
     part = part_of(files, running_job_factory, whole)
@@ -202,7 +233,11 @@ def test_a_part_goes_once_its_whole_is_published(
 
 
 def test_the_pictures_of_a_part_go_when_its_whole_was_cancelled(
-    files, gc, store, job_factory, running_job_factory
+    files: Files,
+    gc: Any,
+    store: "JobStore",
+    job_factory: Callable[..., Job],
+    running_job_factory: Callable[..., Lease],
 ) -> None:
     whole = job_factory(kind="generate")
     part = part_of(files, running_job_factory, whole)
@@ -225,7 +260,7 @@ TEMPS = (
 
 
 @pytest.mark.parametrize("name", TEMPS)
-def test_a_nameless_temporary_goes_when_it_is_old_enough(files, gc, name) -> None:
+def test_a_nameless_temporary_goes_when_it_is_old_enough(files: Files, gc: Any, name: Any) -> None:
     path = files.volume.root / name
     path.mkdir()
     (path / "half").write_bytes(b"x" * 100)
@@ -242,7 +277,7 @@ def test_a_nameless_temporary_goes_when_it_is_old_enough(files, gc, name) -> Non
 
 
 def test_an_archive_that_a_running_training_reads_stays_however_old(
-    files, gc, store, database, running_job_factory
+    files: Files, gc: Any, store: "JobStore", database: Database, running_job_factory: Callable[..., Lease]
 ) -> None:
     unpacked = files.volume.datasets / ".unpack-x1y2z3"
     unpacked.mkdir()
@@ -264,7 +299,7 @@ def test_an_archive_that_a_running_training_reads_stays_however_old(
     assert not unpacked.exists(), "it has decoded its pictures, and reads that"
 
 
-def test_what_somebody_else_has_put_on_the_volume_stays(files, gc) -> None:
+def test_what_somebody_else_has_put_on_the_volume_stays(files: Files, gc: Any) -> None:
     for name in ("notes.txt", "jobs/mine", "jobs/1", "jobs/.hidden", "datasets/faces", "latest/mine"):
         (files.volume.root / name).mkdir()
     (files.volume.latest / "elsewhere").symlink_to("/nowhere/at/all")
@@ -274,7 +309,9 @@ def test_what_somebody_else_has_put_on_the_volume_stays(files, gc) -> None:
     assert listing(files.volume.root) == before
 
 
-def test_our_own_links_that_point_nowhere_go(files, gc, running_job_factory) -> None:
+def test_our_own_links_that_point_nowhere_go(
+    files: Files, gc: Any, running_job_factory: Callable[..., Lease]
+) -> None:
     lease = running_job_factory()
     files.folder(lease)
     files.volume.point_latest("good", files.volume.attempt(lease.job_id, 1))
@@ -289,7 +326,7 @@ def test_our_own_links_that_point_nowhere_go(files, gc, running_job_factory) -> 
 
 
 def test_a_link_that_was_made_anew_since_it_was_planned_stays(
-    files, database, volume, running_job_factory
+    files: Files, database: Database, volume: Volume, running_job_factory: Callable[..., Lease]
 ) -> None:
     lease = running_job_factory()
     files.folder(lease)
@@ -304,7 +341,7 @@ def test_a_link_that_was_made_anew_since_it_was_planned_stays(
 
 
 def test_a_folder_without_a_job_goes_if_it_is_old_and_the_table_is_newer(
-    files, gc, running_job_factory, database
+    files: Files, gc: Any, running_job_factory: Callable[..., Lease], database: Database
 ) -> None:
     for _ in range(3):
         files.folder(running_job_factory())
@@ -320,7 +357,9 @@ def test_a_folder_without_a_job_goes_if_it_is_old_and_the_table_is_newer(
     assert not orphan.exists()
 
 
-def test_folders_newer_than_the_table_stay_because_it_may_be_a_copy(files, gc, running_job_factory) -> None:
+def test_folders_newer_than_the_table_stay_because_it_may_be_a_copy(
+    files: Files, gc: Any, running_job_factory: Callable[..., Lease]
+) -> None:
     files.folder(running_job_factory())
     newer = files.volume.job(2) / "a1" / "images"
     newer.mkdir(parents=True)
@@ -340,7 +379,12 @@ def leave_something(files: Files, lease: Lease) -> None:
 
 
 def test_the_volume_of_another_job_table_is_refused(
-    files, gc, store, job_factory, running_job_factory, volume
+    files: Files,
+    gc: Any,
+    store: "JobStore",
+    job_factory: Callable[..., Job],
+    running_job_factory: Callable[..., Lease],
+    volume: Volume,
 ) -> None:
     for _ in range(3):
         leave_something(files, running_job_factory())
@@ -352,7 +396,9 @@ def test_the_volume_of_another_job_table_is_refused(
     assert listing(volume.root) == before
 
 
-def test_a_volume_where_most_folders_have_no_job_is_refused(files, gc, running_job_factory, volume) -> None:
+def test_a_volume_where_most_folders_have_no_job_is_refused(
+    files: Files, gc: Any, running_job_factory: Callable[..., Lease], volume: Volume
+) -> None:
     leave_something(files, running_job_factory())
     for number in (2, 3):
         grow_old(volume.job(number)) if volume.job(number).mkdir() else None
@@ -362,7 +408,9 @@ def test_a_volume_where_most_folders_have_no_job_is_refused(files, gc, running_j
     assert listing(volume.root) == before
 
 
-def test_one_folder_of_another_job_is_left_alone(files, gc, running_job_factory, database) -> None:
+def test_one_folder_of_another_job_is_left_alone(
+    files: Files, gc: Any, running_job_factory: Callable[..., Lease], database: Database
+) -> None:
     leases = [running_job_factory() for _ in range(3)]
     for lease in leases:
         leave_something(files, lease)
@@ -373,7 +421,7 @@ def test_one_folder_of_another_job_is_left_alone(files, gc, running_job_factory,
 
 
 def test_a_folder_from_before_the_time_of_submission_was_written_is_known_by_its_spec(
-    files, gc, running_job_factory
+    files: Files, gc: Any, running_job_factory: Callable[..., Lease]
 ) -> None:
     import json
 
@@ -386,13 +434,17 @@ def test_a_folder_from_before_the_time_of_submission_was_written_is_known_by_its
     assert {item.job_id for item in plan.items} == {1}
 
 
-def test_a_volume_that_is_not_there_is_said_and_not_made(database, settings, volume) -> None:
+def test_a_volume_that_is_not_there_is_said_and_not_made(
+    database: Database, settings: "Settings", volume: Volume
+) -> None:
     with pytest.raises(VolumeError, match="there is no volume"):
         Collector(database, volume).plan()
     assert not settings.volume.exists()
 
 
-def test_with_the_database_away_nothing_is_deleted(files, settings, running_job_factory, volume) -> None:
+def test_with_the_database_away_nothing_is_deleted(
+    files: Files, settings: "Settings", running_job_factory: Callable[..., Lease], volume: Volume
+) -> None:
     leave_something(files, running_job_factory())
     garbage = Collector(files.database, volume, Policy(grace_s=0.0))
     plan = garbage.plan()
@@ -412,7 +464,9 @@ def test_with_the_database_away_nothing_is_deleted(files, settings, running_job_
 # --- links --------------------------------------------------------------------------------
 
 
-def test_no_link_on_the_volume_is_followed(files, gc, running_job_factory, store, tmp_path) -> None:
+def test_no_link_on_the_volume_is_followed(
+    files: Files, gc: Any, running_job_factory: Callable[..., Lease], store: "JobStore", tmp_path: Path
+) -> None:
     outside = tmp_path / "outside"
     for name in ("images", "checkpoints", "precious"):
         (outside / name).mkdir(parents=True)
@@ -439,7 +493,11 @@ def test_no_link_on_the_volume_is_followed(files, gc, running_job_factory, store
 
 
 def test_a_folder_that_becomes_a_link_after_planning_is_not_followed(
-    files, database, volume, running_job_factory, tmp_path
+    files: Files,
+    database: Database,
+    volume: Volume,
+    running_job_factory: Callable[..., Lease],
+    tmp_path: Path,
 ) -> None:
     lease = running_job_factory(kind="generate")
     folder = files.pictures(lease)
@@ -455,7 +513,9 @@ def test_a_folder_that_becomes_a_link_after_planning_is_not_followed(
     assert listing(outside) == before
 
 
-def test_jobs_as_a_link_is_not_looked_into(files, gc, running_job_factory, tmp_path, volume) -> None:
+def test_jobs_as_a_link_is_not_looked_into(
+    files: Files, gc: Any, running_job_factory: Callable[..., Lease], tmp_path: Path, volume: Volume
+) -> None:
     leave_something(files, running_job_factory())
     (volume.root / "jobs").rename(tmp_path / "jobs")
     (volume.root / "jobs").symlink_to(tmp_path / "jobs")
@@ -483,7 +543,12 @@ def run_gc(env: dict[str, str], *arguments: str, failpoints: str = "") -> "subpr
     "failpoint", ["gc.given_up=kill", "gc.renamed=kill@2", "gc.deleting=kill@3", "gc.deleted=kill@2"]
 )
 def test_a_gc_that_is_killed_anywhere_is_finished_by_the_next(
-    files, settings_env, running_job_factory, store, queries, failpoint
+    files: Files,
+    settings_env: dict[str, str],
+    running_job_factory: Callable[..., Lease],
+    store: "JobStore",
+    queries: "Queries",
+    failpoint: str,
 ) -> None:
     crashed = running_job_factory(kind="generate")
     files.pictures(crashed)
@@ -516,7 +581,9 @@ def test_a_gc_that_is_killed_anywhere_is_finished_by_the_next(
     assert event_types(files.database, old.job_id).count("results_deleted") == 1
 
 
-def test_a_second_gc_refuses_while_one_is_at_work(files, settings_env, database) -> None:
+def test_a_second_gc_refuses_while_one_is_at_work(
+    files: Files, settings_env: dict[str, str], database: Database
+) -> None:
     with alone(database):
         done = run_gc(settings_env)
         assert done.returncode == 1
@@ -526,7 +593,9 @@ def test_a_second_gc_refuses_while_one_is_at_work(files, settings_env, database)
         pass
 
 
-def test_the_lock_of_a_gc_that_was_killed_is_free(files, settings_env, running_job_factory, database) -> None:
+def test_the_lock_of_a_gc_that_was_killed_is_free(
+    files: Files, settings_env: dict[str, str], running_job_factory: Callable[..., Lease], database: Database
+) -> None:
     lease = running_job_factory()
     files.checkpoint(lease, 1, register=False)
     files.store.crashed(lease, "killed")
@@ -543,7 +612,11 @@ def test_the_lock_of_a_gc_that_was_killed_is_free(files, settings_env, running_j
 
 
 def test_two_sweeps_of_one_plan_do_no_harm_to_each_other(
-    files, database, volume, running_job_factory, store
+    files: Files,
+    database: Database,
+    volume: Volume,
+    running_job_factory: Callable[..., Lease],
+    store: "JobStore",
 ) -> None:
     for _ in range(10):
         lease = running_job_factory(kind="generate")
@@ -568,7 +641,12 @@ def test_two_sweeps_of_one_plan_do_no_harm_to_each_other(
 
 @pytest.mark.parametrize(("code", "exit_code"), [("EBUSY", 0), ("ENOTEMPTY", 0), ("EACCES", 1)])
 def test_what_cannot_be_deleted_is_told_and_goes_the_next_time(
-    files, settings_env, running_job_factory, store, code, exit_code
+    files: Files,
+    settings_env: dict[str, str],
+    running_job_factory: Callable[..., Lease],
+    store: "JobStore",
+    code: str,
+    exit_code: int,
 ) -> None:
     lease = running_job_factory(kind="generate")
     folder = files.pictures(lease)
@@ -585,7 +663,7 @@ def test_what_cannot_be_deleted_is_told_and_goes_the_next_time(
 # --- results of old jobs ------------------------------------------------------------------
 
 
-def old_training(files: Files, running_job_factory, **changes: object) -> Lease:
+def old_training(files: Files, running_job_factory: Callable[..., Lease], **changes: object) -> Lease:
     lease = running_job_factory(**changes)
     files.checkpoint(lease, 1)
     files.checkpoint(lease, 2, kind="final")
@@ -595,7 +673,7 @@ def old_training(files: Files, running_job_factory, **changes: object) -> Lease:
 
 
 def test_results_of_old_jobs_go_on_request_and_the_row_says_so(
-    files, gc, queries, running_job_factory, volume
+    files: Files, gc: Any, queries: "Queries", running_job_factory: Callable[..., Lease], volume: Volume
 ) -> None:
     lease = old_training(files, running_job_factory)
     assert gc()[0].items == []
@@ -618,7 +696,13 @@ def test_results_of_old_jobs_go_on_request_and_the_row_says_so(
 
 @pytest.mark.parametrize("how", ["draws", "draws, running", "goes on", "after", "reads its pictures"])
 def test_what_a_waiting_or_running_job_needs_stays(
-    files, gc, job_factory, claim, running_job_factory, volume, how
+    files: Files,
+    gc: Any,
+    job_factory: Callable[..., Job],
+    claim: Callable[..., Lease | None],
+    running_job_factory: Callable[..., Lease],
+    volume: Volume,
+    how: str,
 ) -> None:
     old = old_training(files, running_job_factory)
     before = listing(volume.job(old.job_id))
@@ -638,7 +722,11 @@ def test_what_a_waiting_or_running_job_needs_stays(
 
 
 def test_a_job_that_is_needed_again_since_it_was_planned_keeps_its_results(
-    files, database, volume, job_factory, running_job_factory
+    files: Files,
+    database: Database,
+    volume: Volume,
+    job_factory: Callable[..., Job],
+    running_job_factory: Callable[..., Lease],
 ) -> None:
     old = old_training(files, running_job_factory)
     garbage = Collector(database, volume, Policy(grace_s=0.0, jobs_s=0.0))
@@ -653,7 +741,9 @@ def test_a_job_that_is_needed_again_since_it_was_planned_keeps_its_results(
     assert len(files.registered(old.job_id)) == 2
 
 
-def test_an_import_never_goes_by_its_age(files, gc, store, running_job_factory, volume) -> None:
+def test_an_import_never_goes_by_its_age(
+    files: Files, gc: Any, store: "JobStore", running_job_factory: Callable[..., Lease], volume: Volume
+) -> None:
     files.folder(running_job_factory())
     imported = store.add_finished(
         kind="import",
@@ -675,7 +765,7 @@ def test_an_import_never_goes_by_its_age(files, gc, store, running_job_factory, 
 
 
 @pytest.fixture
-def decoded(files, tmp_path):
+def decoded(files: Files, tmp_path: Path) -> Any:
     """A real data set on the volume, decoded long ago: (its source, its fingerprint)."""
     from PIL import Image
 
@@ -691,7 +781,7 @@ def decoded(files, tmp_path):
 
 
 def test_a_data_set_goes_on_request_when_nobody_has_used_it_lately(
-    files, gc, decoded, running_job_factory, store
+    files: Files, gc: Any, decoded: Any, running_job_factory: Callable[..., Lease], store: "JobStore"
 ) -> None:
     source, fingerprint = decoded
     lease = running_job_factory(spec={"data": source, "size": 16})
@@ -707,7 +797,13 @@ def test_a_data_set_goes_on_request_when_nobody_has_used_it_lately(
 
 @pytest.mark.parametrize("how", ["queued", "pinned", "reading something", "young"])
 def test_a_data_set_that_somebody_needs_stays(
-    files, gc, decoded, job_factory, running_job_factory, store, how
+    files: Files,
+    gc: Any,
+    decoded: Any,
+    job_factory: Callable[..., Job],
+    running_job_factory: Callable[..., Lease],
+    store: "JobStore",
+    how: str,
 ) -> None:
     source, fingerprint = decoded
     if how == "queued":
@@ -724,7 +820,7 @@ def test_a_data_set_that_somebody_needs_stays(
 
 
 def test_a_data_set_that_a_job_opens_while_it_is_renamed_is_given_back(
-    files, database, volume, decoded, running_job_factory
+    files: Files, database: Database, volume: Volume, decoded: Any, running_job_factory: Callable[..., Lease]
 ) -> None:
     from storage.datasets.cache import open_cached
 
@@ -744,7 +840,12 @@ def test_a_data_set_that_a_job_opens_while_it_is_renamed_is_given_back(
 
 @pytest.mark.slow
 def test_a_gc_in_a_tight_loop_beside_claims_saves_crashes_and_rescues_takes_nothing_that_counts(
-    files, database, volume, store, claim, job_factory
+    files: Files,
+    database: Database,
+    volume: Volume,
+    store: "JobStore",
+    claim: Callable[..., Lease | None],
+    job_factory: Callable[..., Job],
 ) -> None:
     stopping = threading.Event()
     problems: list[str] = []
@@ -792,7 +893,9 @@ def test_a_gc_in_a_tight_loop_beside_claims_saves_crashes_and_rescues_takes_noth
 # --- F29: retention against a job that chooses -------------------------------------------
 
 
-def generation(job_factory, claim, source: int, which: str) -> Lease:
+def generation(
+    job_factory: Callable[..., Job], claim: Callable[..., Lease | None], source: int, which: str
+) -> Lease:
     job_factory(kind="generate", spec={"source": source, "checkpoint": which, "count": 1}, priority=2**31 - 1)
     lease = claim()
     assert lease.job.kind == "generate"
@@ -800,7 +903,12 @@ def generation(job_factory, claim, source: int, which: str) -> Lease:
 
 
 def test_a_checkpoint_that_is_let_go_between_choosing_and_pinning_is_chosen_anew(
-    files, store, database, running_job_factory, job_factory, claim
+    files: Files,
+    store: "JobStore",
+    database: Database,
+    running_job_factory: Callable[..., Lease],
+    job_factory: Callable[..., Job],
+    claim: Callable[..., Lease | None],
 ) -> None:
     from storage.db.queries import Queries
 
@@ -812,7 +920,7 @@ def test_a_checkpoint_that_is_let_go_between_choosing_and_pinning_is_chosen_anew
 
         saved = False
 
-        def choose_checkpoint(self, job_id, which):
+        def choose_checkpoint(self, job_id: Any, which: Any) -> Any:
             chosen = super().choose_checkpoint(job_id, which)
             if not self.saved:
                 self.saved = True
@@ -828,7 +936,12 @@ def test_a_checkpoint_that_is_let_go_between_choosing_and_pinning_is_chosen_anew
 
 
 def test_retention_waits_for_a_pin_that_is_being_committed(
-    files, store, database, running_job_factory, job_factory, claim
+    files: Files,
+    store: "JobStore",
+    database: Database,
+    running_job_factory: Callable[..., Lease],
+    job_factory: Callable[..., Job],
+    claim: Callable[..., Lease | None],
 ) -> None:
     training = running_job_factory()
     files.checkpoint(training, 1)
@@ -853,7 +966,10 @@ def test_retention_waits_for_a_pin_that_is_being_committed(
 
 
 def test_an_epoch_that_a_waiting_job_names_is_not_let_go(
-    files, store, running_job_factory, job_factory
+    files: Files,
+    store: "JobStore",
+    running_job_factory: Callable[..., Lease],
+    job_factory: Callable[..., Job],
 ) -> None:
     training = running_job_factory()
     for epoch in (1, 2, 3):
@@ -868,7 +984,13 @@ def test_an_epoch_that_a_waiting_job_names_is_not_let_go(
 
 @pytest.mark.slow
 def test_a_training_that_saves_at_every_step_never_takes_what_a_generation_has_pinned(
-    files, store, queries, running_job_factory, job_factory, make_identity, claim
+    files: Files,
+    store: "JobStore",
+    queries: "Queries",
+    running_job_factory: Callable[..., Lease],
+    job_factory: Callable[..., Job],
+    make_identity: "Callable[..., WorkerIdentity]",
+    claim: Callable[..., Lease | None],
 ) -> None:
     training = running_job_factory()
     files.checkpoint(training, 1)

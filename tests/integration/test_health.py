@@ -9,13 +9,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 from machine import Ganq, part, until
 
 from worker.host import live_supervisors as health
+
+if TYPE_CHECKING:
+    from services import Redis
+
+    from storage.db.engine import Database
+    from storage.settings import Settings
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +76,10 @@ def stopped(request: pytest.FixtureRequest) -> Iterator[Callable[[int], psutil.P
 
 
 def test_an_idle_a_busy_and_a_draining_worker_are_healthy_and_one_that_left_is_not(
-    ganq: Ganq, small: list[str], ready, ask
+    ganq: Ganq,
+    small: list[str],
+    ready: Callable[..., tuple[subprocess.Popen[bytes], int]],
+    ask: Callable[..., Any],
 ) -> None:
     worker, supervisor = ready()
     _, (idle,) = ask()
@@ -88,7 +97,13 @@ def test_an_idle_a_busy_and_a_draining_worker_are_healthy_and_one_that_left_is_n
     assert not list(runtime_of(ganq).glob("live-*")), "a worker that left has cleaned up"
 
 
-def test_a_draining_worker_says_so_and_is_healthy(ganq: Ganq, small: list[str], ready, ask, stopped) -> None:
+def test_a_draining_worker_says_so_and_is_healthy(
+    ganq: Ganq,
+    small: list[str],
+    ready: Callable[..., tuple[subprocess.Popen[bytes], int]],
+    ask: Callable[..., Any],
+    stopped: Callable[[int], psutil.Process],
+) -> None:
     worker, _ = ready(GANQ_DRAIN_SECONDS="8")
     ganq.json("submit", "train", *small, "--epochs", "2000", "--save-every", "1000")
     until(lambda: ask()[1][0]["state"] == "busy", what="a busy worker")
@@ -103,7 +118,10 @@ def test_a_draining_worker_says_so_and_is_healthy(ganq: Ganq, small: list[str], 
 
 
 def test_a_stopped_supervisor_is_unhealthy_within_its_five_seconds_and_well_again_after(
-    ganq: Ganq, ready, ask, stopped
+    ganq: Ganq,
+    ready: Callable[..., tuple[subprocess.Popen[bytes], int]],
+    ask: Callable[..., Any],
+    stopped: Callable[[int], psutil.Process],
 ) -> None:
     _, supervisor = ready()
     process = stopped(supervisor)
@@ -118,7 +136,10 @@ def test_a_stopped_supervisor_is_unhealthy_within_its_five_seconds_and_well_agai
 
 
 def test_several_stopped_workers_take_no_longer_than_one_and_hide_no_healthy_one(
-    ganq: Ganq, ready, ask, stopped
+    ganq: Ganq,
+    ready: Callable[..., tuple[subprocess.Popen[bytes], int]],
+    ask: Callable[..., Any],
+    stopped: Callable[[int], psutil.Process],
 ) -> None:
     for name in ("w1", "w2", "w3"):
         _, supervisor = ready(name)
@@ -138,7 +159,10 @@ def test_several_stopped_workers_take_no_longer_than_one_and_hide_no_healthy_one
 
 
 def test_a_supervisor_that_was_killed_is_unhealthy_until_another_has_taken_its_place(
-    ganq: Ganq, ready, ask, stopped
+    ganq: Ganq,
+    ready: Callable[..., tuple[subprocess.Popen[bytes], int]],
+    ask: Callable[..., Any],
+    stopped: Callable[[int], psutil.Process],
 ) -> None:
     worker, supervisor = ready()
     stopped(worker.pid)  # whoever would start another
@@ -153,7 +177,7 @@ def test_a_supervisor_that_was_killed_is_unhealthy_until_another_has_taken_its_p
 
 
 def test_a_worker_that_was_killed_as_a_whole_is_unhealthy_and_its_successor_is_not(
-    ganq: Ganq, ready, ask
+    ganq: Ganq, ready: Callable[..., tuple[subprocess.Popen[bytes], int]], ask: Callable[..., Any]
 ) -> None:
     worker, supervisor = ready()
     psutil.Process(worker.pid).suspend()  # else it may start another supervisor in between
@@ -169,7 +193,13 @@ def test_a_worker_that_was_killed_as_a_whole_is_unhealthy_and_its_successor_is_n
 
 @pytest.mark.parametrize("how", ["halted", "silent"])
 def test_a_database_that_is_away_makes_a_worker_degraded_and_no_worker_dead(
-    ganq: Ganq, settings_env, small: list[str], tmp_path: Path, how: str, ask, ready
+    ganq: Ganq,
+    settings_env: dict[str, str],
+    small: list[str],
+    tmp_path: Path,
+    how: str,
+    ask: Callable[..., Any],
+    ready: Callable[..., tuple[subprocess.Popen[bytes], int]],
 ) -> None:
     from services import Postgres, postgres_binaries
 
@@ -218,7 +248,12 @@ class away:  # noqa: N801 - reads as a phrase
 
 
 def test_a_worker_whose_celery_and_redis_are_deaf_is_healthy_because_it_polls(
-    ganq: Ganq, redis_server, redis_url, small: list[str], ready, ask
+    ganq: Ganq,
+    redis_server: "Redis",
+    redis_url: str,
+    small: list[str],
+    ready: Callable[..., tuple[subprocess.Popen[bytes], int]],
+    ask: Callable[..., Any],
 ) -> None:
     ready()
     redis_server.halt()
@@ -230,7 +265,9 @@ def test_a_worker_whose_celery_and_redis_are_deaf_is_healthy_because_it_polls(
         redis_server.restart()
 
 
-def test_health_starts_as_fast_as_status_and_loads_no_database(ganq: Ganq, ready) -> None:
+def test_health_starts_as_fast_as_status_and_loads_no_database(
+    ganq: Ganq, ready: Callable[..., tuple[subprocess.Popen[bytes], int]]
+) -> None:
     ready()
     program = (
         "import sys; from cli.main import main; code = main(['health'])\n"
@@ -249,7 +286,9 @@ def runtime_of(ganq: Ganq) -> Path:
     ).runtime
 
 
-def test_a_worker_of_another_host_is_judged_by_the_job_table(ganq: Ganq, settings, database, ask) -> None:
+def test_a_worker_of_another_host_is_judged_by_the_job_table(
+    ganq: Ganq, settings: "Settings", database: "Database", ask: Callable[..., Any]
+) -> None:
     from storage.db.rows import WorkerIdentity
     from storage.db.workers import WorkerStore
 

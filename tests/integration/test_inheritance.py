@@ -1,7 +1,8 @@
 """A job that waits lends its priority to what it waits for, for claims and for preemption."""
 
 import random
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tables import job_row, set_columns
@@ -9,6 +10,12 @@ from tables import job_row, set_columns
 from jobs.errors import DatasetError, InvalidTransitionError
 from jobs.states import JobState
 from storage.db.store import JobStore
+
+if TYPE_CHECKING:
+    from storage.db.engine import Database
+    from storage.db.queries import Queries
+    from storage.db.rows import Job, Lease, WorkerIdentity
+    from storage.volume.layout import Volume
 
 KINDS = ("train", "generate", "evaluate")
 FAILS = DatasetError("no pictures")
@@ -28,7 +35,7 @@ def claimed(claim: Any, store: JobStore) -> list[int]:
 
 
 def test_an_urgent_job_goes_before_what_is_between_it_and_the_job_that_it_waits_for(
-    store, job_factory, claim
+    store: JobStore, job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
 ) -> None:
     training = job_factory(priority=0)
     fillers = [job_factory(priority=5).id for _ in range(3)]
@@ -37,7 +44,10 @@ def test_an_urgent_job_goes_before_what_is_between_it_and_the_job_that_it_waits_
 
 
 def test_the_loan_reaches_through_a_chain_and_both_arms_of_a_fork(
-    database, store, job_factory, claim
+    database: "Database",
+    store: JobStore,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
 ) -> None:
     root = job_factory()
     arms = [job_factory(after=[root.id]) for _ in range(2)]
@@ -49,7 +59,12 @@ def test_the_loan_reaches_through_a_chain_and_both_arms_of_a_fork(
     assert claimed(claim, store) == [*needed, urgent.id, filler.id]
 
 
-def test_the_parts_of_a_split_job_get_what_is_lent_to_the_whole(database, store, job_factory, claim) -> None:
+def test_the_parts_of_a_split_job_get_what_is_lent_to_the_whole(
+    database: "Database",
+    store: JobStore,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+) -> None:
     training = job_factory()
     specs = [({"source": training.id, "count": 4}, 4)] * 4
     whole = job_factory(kind="generate", priority=1, after=[training.id], shards=specs, max_workers=2)
@@ -61,7 +76,12 @@ def test_the_parts_of_a_split_job_get_what_is_lent_to_the_whole(database, store,
     assert len(order) == 8
 
 
-def test_the_loan_ends_with_the_job_that_lends(database, store, job_factory, claim) -> None:
+def test_the_loan_ends_with_the_job_that_lends(
+    database: "Database",
+    store: JobStore,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+) -> None:
     root = job_factory()
     training = job_factory(after=[root.id])
     filler = job_factory(priority=5)
@@ -76,7 +96,13 @@ def test_the_loan_ends_with_the_job_that_lends(database, store, job_factory, cla
 
 
 @pytest.mark.parametrize("way", ["cancel_many", "another need fails", "held"])
-def test_however_the_lender_goes_the_loan_ends(database, store, job_factory, claim, way) -> None:
+def test_however_the_lender_goes_the_loan_ends(
+    database: "Database",
+    store: JobStore,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    way: str,
+) -> None:
     training = job_factory()
     other = job_factory(priority=20)
     urgent = job_factory(priority=10, after=[training.id, other.id])
@@ -95,7 +121,9 @@ def test_however_the_lender_goes_the_loan_ends(database, store, job_factory, cla
         assert priority(database, training.id) == 10
 
 
-def test_a_new_priority_reaches_the_shards_and_what_they_wait_for(database, store, job_factory) -> None:
+def test_a_new_priority_reaches_the_shards_and_what_they_wait_for(
+    database: "Database", store: JobStore, job_factory: "Callable[..., Job]"
+) -> None:
     training = job_factory()
     shards = [({"source": training.id, "count": 4}, 4)] * 2
     whole = job_factory(kind="generate", priority=5, after=[training.id], shards=shards)
@@ -107,7 +135,9 @@ def test_a_new_priority_reaches_the_shards_and_what_they_wait_for(database, stor
         store.set_priority(whole.id + 1, 3)
 
 
-def test_a_held_job_lends_nothing_until_it_is_released(database, store, job_factory) -> None:
+def test_a_held_job_lends_nothing_until_it_is_released(
+    database: "Database", store: JobStore, job_factory: "Callable[..., Job]"
+) -> None:
     training = job_factory()
     urgent = job_factory(priority=10, after=[training.id], held=True)
     assert priority(database, training.id) == 0
@@ -115,7 +145,7 @@ def test_a_held_job_lends_nothing_until_it_is_released(database, store, job_fact
     assert priority(database, training.id) == 10
 
 
-def test_a_sweep_lends_too(database, store, job_factory) -> None:
+def test_a_sweep_lends_too(database: "Database", store: JobStore, job_factory: "Callable[..., Job]") -> None:
     training = job_factory()
     spec = {"data": "/pictures"}
     made = store.submit_sweep(
@@ -134,7 +164,10 @@ def test_a_sweep_lends_too(database, store, job_factory) -> None:
 
 
 def test_a_running_training_that_an_urgent_job_waits_for_does_not_yield_to_less(
-    store, job_factory, claim, worker_identity
+    store: JobStore,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    worker_identity: "WorkerIdentity",
 ) -> None:
     job_factory(preemptible=True)
     training = claim()
@@ -147,7 +180,10 @@ def test_a_running_training_that_an_urgent_job_waits_for_does_not_yield_to_less(
 
 
 def test_a_running_training_yields_to_what_an_urgent_job_waits_for(
-    store, job_factory, claim, worker_identity
+    store: JobStore,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    worker_identity: "WorkerIdentity",
 ) -> None:
     job_factory(preemptible=True)
     running = claim()
@@ -159,7 +195,11 @@ def test_a_running_training_yields_to_what_an_urgent_job_waits_for(
 
 
 def test_what_a_worker_pins_beside_it_keeps_the_own_priority(
-    database, store, queries, job_factory, claim
+    database: "Database",
+    store: JobStore,
+    queries: "Queries",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
 ) -> None:
     """A worker of an older version merges what it pins with what it finds, and knows nothing of loans."""
     job_factory(priority=2)
@@ -173,7 +213,13 @@ def test_what_a_worker_pins_beside_it_keeps_the_own_priority(
 
 
 def test_status_shows_what_is_lent_and_retry_does_not_take_it_along(
-    store, queries, job_factory, claim, settings_env, capsys, volume
+    store: JobStore,
+    queries: "Queries",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    settings_env: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
+    volume: "Volume",
 ) -> None:
     import json
 
@@ -206,7 +252,11 @@ def expected(rows: dict[int, Any], own: dict[int, int], needs: dict[int, list[in
 
 @pytest.mark.parametrize("seed", range(4))
 def test_after_any_history_each_open_job_has_the_highest_priority_that_waits_for_it(
-    store, queries, job_factory, claim, seed
+    store: JobStore,
+    queries: "Queries",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    seed: Any,
 ) -> None:
     dice = random.Random(seed)
     own: dict[int, int] = {}

@@ -7,7 +7,9 @@ rises, at most one attempt is open, and each transition has its event.
 """
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -32,6 +34,10 @@ from jobs.states import TERMINAL, JobState
 from storage.db.queries import Filter, Queries
 from storage.db.store import JobStore
 
+if TYPE_CHECKING:
+    from storage.db.engine import Database
+    from storage.db.rows import Job, Lease
+
 ENDED = frozenset(TERMINAL)
 
 
@@ -49,11 +55,11 @@ class Model:
     events: list[str] = field(default_factory=lambda: ["submitted"])
 
 
-def machine(database, take, submit):
+def machine(database: "Database", take: Any, submit: Any) -> Any:
     store, queries = JobStore(database), Queries(database)
 
     class Jobs(RuleBasedStateMachine):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             # What earlier examples left behind is none of this one's business.
             for one in queries.stream(Filter(states=(JobState.QUEUED,))):
@@ -61,13 +67,13 @@ def machine(database, take, submit):
             self.jobs = {}
             self.leases = {}  # job id → all leases that it ever had, the newest last
 
-        def pick(self, data, states):
+        def pick(self, data: Any, states: Any) -> Any:
             return data.draw(st.sampled_from(sorted(i for i, m in self.jobs.items() if m.state in states)))
 
-        def some(self, *states):
+        def some(self, *states: Any) -> Any:
             return any(model.state in states for model in self.jobs.values())
 
-        def close(self, job_id, state, event=None):
+        def close(self, job_id: Any, state: Any, event: Any = None) -> None:
             model = self.jobs[job_id]
             model.state = state
             model.events.append(event or state)
@@ -77,7 +83,7 @@ def machine(database, take, submit):
                         self.close(child, "cancelled" if state == "cancelled" else "failed")
 
         @rule(priority=st.integers(-3, 3), data=st.data())
-        def submit(self, priority, data):
+        def submit(self, priority: Any, data: Any) -> None:
             live = sorted(i for i, m in self.jobs.items() if m.state not in ("failed", "cancelled"))
             needs = data.draw(st.none() | st.sampled_from(live)) if live else None
             made = submit(priority=priority, after=[] if needs is None else [needs])
@@ -85,7 +91,7 @@ def machine(database, take, submit):
             self.leases[made.id] = []
 
         @rule()
-        def claim(self):
+        def claim(self) -> None:
             lease = take()
             free = [
                 i
@@ -111,7 +117,7 @@ def machine(database, take, submit):
                 ["succeed", "never", "later", "fresh", "crashed", "release", "cancel_done", "rescue"]
             ),
         )
-        def end(self, data, how):
+        def end(self, data: Any, how: Any) -> None:
             job_id = self.pick(data, {"running"})
             model, lease = self.jobs[job_id], self.leases[job_id][-1]
             if how == "succeed":
@@ -145,7 +151,7 @@ def machine(database, take, submit):
 
         @precondition(lambda self: self.some("running"))
         @rule(data=st.data())
-        def checkpoint(self, data):
+        def checkpoint(self, data: Any) -> None:
             job_id = self.pick(data, {"running"})
             store.register_checkpoint(
                 self.leases[job_id][-1],
@@ -160,7 +166,7 @@ def machine(database, take, submit):
 
         @precondition(lambda self: any(self.leases.values()))
         @rule(data=st.data())
-        def stale(self, data):
+        def stale(self, data: Any) -> None:
             job_id = data.draw(st.sampled_from(sorted(i for i, all_ in self.leases.items() if all_)))
             lease = data.draw(st.sampled_from(self.leases[job_id]))
             model = self.jobs[job_id]
@@ -172,7 +178,7 @@ def machine(database, take, submit):
 
         @precondition(lambda self: self.jobs)
         @rule(data=st.data())
-        def cancel(self, data):
+        def cancel(self, data: Any) -> None:
             job_id = data.draw(st.sampled_from(sorted(self.jobs)))
             model = self.jobs[job_id]
             if model.state in ENDED:
@@ -188,7 +194,7 @@ def machine(database, take, submit):
 
         @precondition(lambda self: self.some("queued"))
         @rule(data=st.data(), held=st.booleans())
-        def hold(self, data, held):
+        def hold(self, data: Any, held: Any) -> None:
             job_id = self.pick(data, {"queued"})
             model = self.jobs[job_id]
             store.hold(job_id, held=held)
@@ -197,7 +203,7 @@ def machine(database, take, submit):
             model.held = held
 
         @invariant()
-        def the_table_agrees(self):
+        def the_table_agrees(self) -> None:
             assert seen(database, sorted(self.jobs)) == {
                 job_id: Seen(
                     state=model.state,
@@ -214,7 +220,9 @@ def machine(database, take, submit):
     return Jobs
 
 
-def test_any_sequence_of_operations_keeps_to_the_model(database, claim, job_factory):
+def test_any_sequence_of_operations_keeps_to_the_model(
+    database: "Database", claim: "Callable[..., Lease | None]", job_factory: "Callable[..., Job]"
+) -> None:
     run_state_machine_as_test(
         machine(database, claim, job_factory),
         settings=settings(

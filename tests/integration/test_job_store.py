@@ -7,8 +7,10 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
@@ -27,10 +29,19 @@ from jobs.errors import JobNotFoundError, LeaseLostError, SpecError, TrainingDiv
 from jobs.kinds import SPEC_VERSION
 from jobs.states import JobState
 
+if TYPE_CHECKING:
+    from storage.db.engine import Database
+    from storage.db.queries import Queries
+    from storage.db.rows import Job, Lease, WorkerIdentity
+    from storage.db.store import JobStore
+    from storage.settings import Settings
+
 # --- submit -----------------------------------------------------------------------------------
 
 
-def test_an_accepted_job_is_queued_with_all_that_was_said(job_factory, queries):
+def test_an_accepted_job_is_queued_with_all_that_was_said(
+    job_factory: "Callable[..., Job]", queries: "Queries"
+) -> None:
     made = job_factory(kind="generate", name="faces", priority=7, user="ada", queue="fast")
 
     found = queries.get(made.id)
@@ -47,7 +58,9 @@ def test_an_accepted_job_is_queued_with_all_that_was_said(job_factory, queries):
     assert [one.type for one in queries.events(made.id)] == ["submitted"]
 
 
-def test_fifty_submits_with_one_key_make_one_job(job_factory, queries):
+def test_fifty_submits_with_one_key_make_one_job(
+    job_factory: "Callable[..., Job]", queries: "Queries"
+) -> None:
     key = secrets.token_hex(16)
     start = threading.Barrier(50)
 
@@ -63,7 +76,9 @@ def test_fifty_submits_with_one_key_make_one_job(job_factory, queries):
     assert [one.type for one in queries.events(ids.pop())] == ["submitted"]
 
 
-def test_a_submit_whose_commit_answer_was_lost_is_not_doubled(database, job_factory, queries):
+def test_a_submit_whose_commit_answer_was_lost_is_not_doubled(
+    database: "Database", job_factory: "Callable[..., Job]", queries: "Queries"
+) -> None:
     with first_answer_lost(database):
         made = job_factory()
 
@@ -71,7 +86,9 @@ def test_a_submit_whose_commit_answer_was_lost_is_not_doubled(database, job_fact
     assert event_types(database, made.id) == ["submitted"]
 
 
-def test_names_and_users_with_sql_in_them_are_only_text(job_factory, queries):
+def test_names_and_users_with_sql_in_them_are_only_text(
+    job_factory: "Callable[..., Job]", queries: "Queries"
+) -> None:
     nasty = "x'); DROP TABLE job; --"
     made = job_factory(name=nasty, user='a"b\\%_;')
 
@@ -82,7 +99,9 @@ def test_names_and_users_with_sql_in_them_are_only_text(job_factory, queries):
 
 
 @pytest.mark.parametrize("path", ["/caf\udce9", "/a\0b", "/ünï ☃"], ids=ascii)
-def test_a_folder_with_any_name_survives_the_table(job_factory, queries, path):
+def test_a_folder_with_any_name_survives_the_table(
+    job_factory: "Callable[..., Job]", queries: "Queries", path: str
+) -> None:
     made = job_factory(spec={"data": path})
     assert queries.get(made.id).spec == {"data": path}
 
@@ -90,7 +109,9 @@ def test_a_folder_with_any_name_survives_the_table(job_factory, queries, path):
 # --- claim ------------------------------------------------------------------------------------
 
 
-def test_claims_go_by_priority_then_age(job_factory, claim):
+def test_claims_go_by_priority_then_age(
+    job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+) -> None:
     low, first, second, high = (job_factory(priority=p).id for p in (-5, 0, 0, 9))
 
     order = [claim().job_id for _ in range(4)]
@@ -100,8 +121,12 @@ def test_claims_go_by_priority_then_age(job_factory, claim):
 
 
 def test_a_claim_opens_an_attempt_with_the_workers_facts(
-    database, job_factory, claim, queries, make_identity
-):
+    database: "Database",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    queries: "Queries",
+    make_identity: "Callable[..., WorkerIdentity]",
+) -> None:
     made = job_factory()
 
     lease = claim(make_identity("w7", device="GPU-1", pid=4711, start_ticks=99))
@@ -120,7 +145,12 @@ def test_a_claim_opens_an_attempt_with_the_workers_facts(
     assert event_types(database, made.id) == ["submitted", "claimed"]
 
 
-def test_a_claim_whose_commit_answer_was_lost_takes_one_job(database, job_factory, claim, queries):
+def test_a_claim_whose_commit_answer_was_lost_takes_one_job(
+    database: "Database",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    queries: "Queries",
+) -> None:
     first, second = job_factory(), job_factory()
 
     with first_answer_lost(database):
@@ -131,7 +161,11 @@ def test_a_claim_whose_commit_answer_was_lost_takes_one_job(database, job_factor
     assert queries.get(second.id).state is JobState.QUEUED
 
 
-def test_threads_never_claim_the_same_job(job_factory, claim, make_identity):
+def test_threads_never_claim_the_same_job(
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    make_identity: "Callable[..., WorkerIdentity]",
+) -> None:
     wanted = {job_factory().id for _ in range(40)}
 
     def drain(number: int) -> list[int]:
@@ -147,8 +181,13 @@ def test_threads_never_claim_the_same_job(job_factory, claim, make_identity):
 
 
 def test_eight_processes_share_fifty_jobs_without_a_double(
-    settings, job_factory, make_identity, tmp_path, database, queries
-):
+    settings: "Settings",
+    job_factory: "Callable[..., Job]",
+    make_identity: "Callable[..., WorkerIdentity]",
+    tmp_path: Path,
+    database: "Database",
+    queries: "Queries",
+) -> None:
     wanted = [job_factory().id for _ in range(50)]
     database.dispose()  # nothing of ours is open while the others begin
     spawn = multiprocessing.get_context("spawn")
@@ -171,7 +210,11 @@ def test_eight_processes_share_fifty_jobs_without_a_double(
     assert queries.counts()["running"] == 50
 
 
-def test_a_worker_leaves_queues_kinds_and_versions_that_are_not_its_own(job_factory, claim, make_identity):
+def test_a_worker_leaves_queues_kinds_and_versions_that_are_not_its_own(
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    make_identity: "Callable[..., WorkerIdentity]",
+) -> None:
     other_queue = job_factory(queue="studio", priority=9)
     newer = job_factory(spec_version=SPEC_VERSION + 1, priority=8)
     other_kind = job_factory(kind="generate", priority=7)
@@ -185,7 +228,12 @@ def test_a_worker_leaves_queues_kinds_and_versions_that_are_not_its_own(job_fact
     assert claim(spec_version=SPEC_VERSION + 1).job_id == newer.id
 
 
-def test_a_job_waits_until_its_time_has_come(database, job_factory, claim, queries):
+def test_a_job_waits_until_its_time_has_come(
+    database: "Database",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    queries: "Queries",
+) -> None:
     made = job_factory()
     set_columns(database, made.id, not_before=queries.now() + 0.7)
     assert claim() is None
@@ -196,7 +244,12 @@ def test_a_job_waits_until_its_time_has_come(database, job_factory, claim, queri
     assert queries.get(made.id).not_before is None
 
 
-def test_a_held_job_is_not_claimed_until_it_is_let_go(database, store, job_factory, claim):
+def test_a_held_job_is_not_claimed_until_it_is_let_go(
+    database: "Database",
+    store: "JobStore",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+) -> None:
     made = job_factory()
     store.hold(made.id, held=True)
     store.hold(made.id, held=True)
@@ -208,12 +261,20 @@ def test_a_held_job_is_not_claimed_until_it_is_let_go(database, store, job_facto
     assert event_types(database, made.id) == ["submitted", "held", "hold_released", "claimed"]
 
 
-def test_a_job_can_be_submitted_held(job_factory, claim):
+def test_a_job_can_be_submitted_held(
+    job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+) -> None:
     job_factory(held=True)
     assert claim() is None
 
 
-def test_a_claim_among_20000_jobs_reads_the_partial_index(database, store, job_factory, claim, backend):
+def test_a_claim_among_20000_jobs_reads_the_partial_index(
+    database: "Database",
+    store: "JobStore",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    backend: str,
+) -> None:
     first = job_factory()
     columns = (
         'submit_key, kind, queue, "user", priority, spec, spec_version, state, held, blockers, created_at'
@@ -274,14 +335,18 @@ def test_a_claim_among_20000_jobs_reads_the_partial_index(database, store, job_f
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_a_claim_on_sqlite_keeps_to_its_indexes_whatever_the_statistics_say(
-    database, job_factory, running_job_factory, claim, store
-):
+    database: "Database",
+    job_factory: "Callable[..., Job]",
+    running_job_factory: "Callable[..., Lease]",
+    claim: "Callable[..., Lease | None]",
+    store: "JobStore",
+) -> None:
     """The planner believes what ANALYZE found in another hour: by these figures, read the whole queue."""
     store.release(running_job_factory(), "preempt")
     for _ in range(3):
         job_factory()
 
-    def mislead(conn):
+    def mislead(conn: Any) -> None:
         conn.exec_driver_sql("ANALYZE")
         conn.exec_driver_sql("DELETE FROM sqlite_stat1 WHERE tbl = 'job'")
         for name in conn.exec_driver_sql("SELECT name FROM pragma_index_list('job')").scalars().all():
@@ -310,7 +375,9 @@ def test_a_claim_on_sqlite_keeps_to_its_indexes_whatever_the_statistics_say(
 # --- the lease --------------------------------------------------------------------------------
 
 
-def test_a_heartbeat_counts_up_and_carries_progress(store, running_job_factory, queries):
+def test_a_heartbeat_counts_up_and_carries_progress(
+    store: "JobStore", running_job_factory: "Callable[..., Lease]", queries: "Queries"
+) -> None:
     lease = running_job_factory()
     before = queries.get(lease.job_id).hb_seq
 
@@ -323,7 +390,9 @@ def test_a_heartbeat_counts_up_and_carries_progress(store, running_job_factory, 
     assert stop_requests.cancel is False
 
 
-def test_inputs_are_pinned_for_all_attempts(store, running_job_factory, claim):
+def test_inputs_are_pinned_for_all_attempts(
+    store: "JobStore", running_job_factory: "Callable[..., Lease]", claim: "Callable[..., Lease | None]"
+) -> None:
     lease = running_job_factory()
     pin = {"checkpoint_id": register(store, lease, 1)}
     assert store.pin_inputs(lease, pin) == pin
@@ -333,8 +402,8 @@ def test_inputs_are_pinned_for_all_attempts(store, running_job_factory, claim):
 
 
 def test_what_a_checkpoint_was_measured_stands_in_its_row_and_makes_it_the_best(
-    store, queries, running_job_factory
-):
+    store: "JobStore", queries: "Queries", running_job_factory: "Callable[..., Lease]"
+) -> None:
     lease = running_job_factory()
     for epoch, metric in ((1, 0.5), (2, 0.25), (3, None)):
         register(store, lease, epoch, metric=metric)
@@ -342,7 +411,7 @@ def test_what_a_checkpoint_was_measured_stands_in_its_row_and_makes_it_the_best(
     assert queries.choose_checkpoint(lease.job_id, "best").epoch == 2
 
 
-def register(store, lease, epoch: int, **changes: Any) -> int:
+def register(store: "JobStore", lease: Any, epoch: int, **changes: Any) -> int:
     values = {
         "kind": "epoch",
         "epoch": epoch,
@@ -371,8 +440,14 @@ STALE = {
 @pytest.mark.parametrize("claimed_again", [False, True], ids=["queued", "running again"])
 @pytest.mark.parametrize("action", STALE)
 def test_a_stale_lease_changes_nothing(
-    database, store, running_job_factory, claim, make_identity, action, claimed_again
-):
+    database: "Database",
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    claim: "Callable[..., Lease | None]",
+    make_identity: "Callable[..., WorkerIdentity]",
+    action: Any,
+    claimed_again: bool,
+) -> None:
     stale = running_job_factory()
     register(store, stale, 1)
     store.requeue_lost(beat_of(store, stale.job_id), "silent")
@@ -387,7 +462,9 @@ def test_a_stale_lease_changes_nothing(
     assert everything_of(database, stale.job_id) == before
 
 
-def test_the_right_attempt_with_a_wrong_token_changes_nothing(database, store, running_job_factory):
+def test_the_right_attempt_with_a_wrong_token_changes_nothing(
+    database: "Database", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     lease = running_job_factory()
     forged = type(lease)(lease.job, lease.attempt, "0" * 32)
     before = everything_of(database, lease.job_id)
@@ -402,7 +479,9 @@ def test_the_right_attempt_with_a_wrong_token_changes_nothing(database, store, r
 # --- checkpoints ------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_registered_once_however_often_it_is_said(database, store, running_job_factory):
+def test_a_checkpoint_is_registered_once_however_often_it_is_said(
+    database: "Database", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     lease = running_job_factory()
 
     with first_answer_lost(database):
@@ -413,8 +492,11 @@ def test_a_checkpoint_is_registered_once_however_often_it_is_said(database, stor
 
 
 def test_forgetting_spares_pinned_checkpoints_and_those_of_other_jobs(
-    store, running_job_factory, make_identity, queries
-):
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    make_identity: "Callable[..., WorkerIdentity]",
+    queries: "Queries",
+) -> None:
     lease = running_job_factory()
     old, pinned, kept = (register(store, lease, epoch) for epoch in (1, 2, 3))
     other = running_job_factory(make_identity("w2"))
@@ -430,8 +512,11 @@ def test_forgetting_spares_pinned_checkpoints_and_those_of_other_jobs(
 
 
 def test_all_of_several_pinned_checkpoints_stay_or_nothing_is_pinned(
-    store, running_job_factory, make_identity, queries
-):
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    make_identity: "Callable[..., WorkerIdentity]",
+    queries: "Queries",
+) -> None:
     lease = running_job_factory()
     one, two, three = (register(store, lease, epoch) for epoch in (1, 2, 3))
     reader = running_job_factory(make_identity("w3"), kind="generate")
@@ -445,8 +530,14 @@ def test_all_of_several_pinned_checkpoints_stay_or_nothing_is_pinned(
 
 
 def test_a_job_waits_until_all_it_needs_have_succeeded(
-    database, store, running_job_factory, job_factory, claim, make_identity, queries
-):
+    database: "Database",
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    make_identity: "Callable[..., WorkerIdentity]",
+    queries: "Queries",
+) -> None:
     one, two = running_job_factory(), running_job_factory(make_identity("w2"))
     waiting = job_factory(after=[two.job_id, one.job_id])
     assert claim() is None
@@ -459,7 +550,12 @@ def test_a_job_waits_until_all_it_needs_have_succeeded(
     assert claim().job_id == waiting.id
 
 
-def test_naming_the_same_need_twice_waits_for_it_once(store, running_job_factory, job_factory, claim):
+def test_naming_the_same_need_twice_waits_for_it_once(
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+) -> None:
     lease = running_job_factory()
     waiting = job_factory(after=[lease.job_id, lease.job_id])
 
@@ -468,7 +564,12 @@ def test_naming_the_same_need_twice_waits_for_it_once(store, running_job_factory
     assert claim().job_id == waiting.id
 
 
-def test_a_job_after_one_that_has_succeeded_is_free_at_once(store, running_job_factory, job_factory, claim):
+def test_a_job_after_one_that_has_succeeded_is_free_at_once(
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+) -> None:
     lease = running_job_factory()
     store.succeed(lease, {})
     waiting = job_factory(after=[lease.job_id])
@@ -476,7 +577,12 @@ def test_a_job_after_one_that_has_succeeded_is_free_at_once(store, running_job_f
     assert claim().job_id == waiting.id
 
 
-def test_failure_ends_the_whole_chain_with_its_reason(store, running_job_factory, job_factory, queries):
+def test_failure_ends_the_whole_chain_with_its_reason(
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    queries: "Queries",
+) -> None:
     lease = running_job_factory()
     child = job_factory(after=[lease.job_id])
     grandchild = job_factory(after=[child.id])
@@ -488,7 +594,9 @@ def test_failure_ends_the_whole_chain_with_its_reason(store, running_job_factory
     assert f"job {child.id}," in queries.get(grandchild.id).error_message
 
 
-def test_cancelling_ends_the_whole_chain_as_cancelled(store, job_factory, queries):
+def test_cancelling_ends_the_whole_chain_as_cancelled(
+    store: "JobStore", job_factory: "Callable[..., Job]", queries: "Queries"
+) -> None:
     first = job_factory()
     child = job_factory(after=[first.id])
     grandchild = job_factory(after=[child.id])
@@ -500,8 +608,12 @@ def test_cancelling_ends_the_whole_chain_as_cancelled(store, job_factory, querie
 
 
 def test_a_job_that_needs_both_a_job_and_its_dependant_ends_once(
-    database, store, running_job_factory, job_factory, queries
-):
+    database: "Database",
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    queries: "Queries",
+) -> None:
     lease = running_job_factory()
     child = job_factory(after=[lease.job_id])
     both = job_factory(after=[lease.job_id, child.id])
@@ -513,7 +625,9 @@ def test_a_job_that_needs_both_a_job_and_its_dependant_ends_once(
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-def test_a_chain_longer_than_the_stack_ends_too(store, job_factory, queries):
+def test_a_chain_longer_than_the_stack_ends_too(
+    store: "JobStore", job_factory: "Callable[..., Job]", queries: "Queries"
+) -> None:
     first = last = job_factory()
     for _ in range(400):
         last = job_factory(after=[last.id])
@@ -530,8 +644,12 @@ def test_a_chain_longer_than_the_stack_ends_too(store, job_factory, queries):
 
 @pytest.mark.parametrize("ending", ["failed", "cancelled"])
 def test_a_job_after_one_that_will_never_succeed_is_refused(
-    store, running_job_factory, job_factory, queries, ending
-):
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    queries: "Queries",
+    ending: str,
+) -> None:
     lease = running_job_factory()
     if ending == "failed":
         store.fail(lease, TrainingDivergedError("the loss is nan"))
@@ -546,7 +664,9 @@ def test_a_job_after_one_that_will_never_succeed_is_refused(
     assert queries.counts()["queued"] == 0
 
 
-def test_a_job_after_one_that_does_not_exist_is_refused(job_factory, queries):
+def test_a_job_after_one_that_does_not_exist_is_refused(
+    job_factory: "Callable[..., Job]", queries: "Queries"
+) -> None:
     with pytest.raises(JobNotFoundError):
         job_factory(after=[4711])
     assert Counter(queries.counts()).total() == 0

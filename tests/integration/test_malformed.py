@@ -1,7 +1,8 @@
 """Rows of the job table that no ganq wrote: they fail, are shown, and keep no other job waiting."""
 
 import secrets
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from machine import Ganq, until
@@ -13,6 +14,14 @@ from jobs.kinds import SPEC_VERSION
 from jobs.states import JobState
 from worker.supervisor.assignment import make_assignment
 from worker.supervisor.reaper import Reaper, Recovery
+
+if TYPE_CHECKING:
+    from storage.db.engine import Database
+    from storage.db.queries import Queries
+    from storage.db.rows import Job, Lease, WorkerIdentity
+    from storage.db.store import JobStore
+    from storage.settings import Settings
+    from storage.volume.layout import Volume
 
 GOOD = {
     "submit_key": "",
@@ -75,7 +84,14 @@ def malformed(request: pytest.FixtureRequest, backend: str, database: Any) -> in
     return insert(database, **ALL[request.param])
 
 
-def work_on_all(database, store, queries, settings, claim, worker_identity) -> list[int]:
+def work_on_all(
+    database: "Database",
+    store: "JobStore",
+    queries: "Queries",
+    settings: "Settings",
+    claim: "Callable[..., Lease | None]",
+    worker_identity: Any,
+) -> list[int]:
     """What recovery and the main loop do of it, without a runner; returns what would have been run."""
     recovery = Recovery(database, settings, None, lambda *_: None, lambda: None, lambda _: None)  # type: ignore[arg-type]
     ran = []
@@ -95,7 +111,14 @@ def work_on_all(database, store, queries, settings, claim, worker_identity) -> l
 
 
 def test_it_fails_with_bad_spec_and_the_other_jobs_go_on(
-    malformed, database, store, queries, settings, claim, job_factory, worker_identity
+    malformed: int,
+    database: "Database",
+    store: "JobStore",
+    queries: "Queries",
+    settings: "Settings",
+    claim: "Callable[..., Lease | None]",
+    job_factory: "Callable[..., Job]",
+    worker_identity: "WorkerIdentity",
 ) -> None:
     others = [job_factory().id, job_factory(priority=5).id]
 
@@ -108,7 +131,12 @@ def test_it_fails_with_bad_spec_and_the_other_jobs_go_on(
 
 
 def test_a_kind_or_a_spec_of_a_newer_version_waits(
-    database, store, queries, settings, claim, worker_identity
+    database: "Database",
+    store: "JobStore",
+    queries: "Queries",
+    settings: "Settings",
+    claim: "Callable[..., Lease | None]",
+    worker_identity: "WorkerIdentity",
 ) -> None:
     newer = insert(database, kind="paint", spec_version=SPEC_VERSION + 1)
     assert work_on_all(database, store, queries, settings, claim, worker_identity) == []
@@ -117,7 +145,13 @@ def test_a_kind_or_a_spec_of_a_newer_version_waits(
 
 
 def test_a_job_that_waits_for_it_ends_with_it(
-    database, store, queries, settings, claim, job_factory, worker_identity
+    database: "Database",
+    store: "JobStore",
+    queries: "Queries",
+    settings: "Settings",
+    claim: "Callable[..., Lease | None]",
+    job_factory: "Callable[..., Job]",
+    worker_identity: "WorkerIdentity",
 ) -> None:
     bad = insert(database, kind="paint")
     waiting = job_factory(after=[bad])
@@ -125,7 +159,9 @@ def test_a_job_that_waits_for_it_ends_with_it(
     assert queries.get(waiting.id).error_code == "DEPENDENCY_FAILED"
 
 
-def test_only_new_rows_are_looked_at_again(database, store, monkeypatch) -> None:
+def test_only_new_rows_are_looked_at_again(
+    database: "Database", store: "JobStore", monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("storage.db.store.malformed.LATE", 0)
     insert(database)
     failed, after = store.fail_malformed(0)
@@ -136,7 +172,13 @@ def test_only_new_rows_are_looked_at_again(database, store, monkeypatch) -> None
 
 @pytest.mark.parametrize("state", ["running", "queued"])
 def test_a_job_whose_state_was_changed_by_hand_is_run_again(
-    database, store, queries, settings, claim, running_job_factory, state
+    database: "Database",
+    store: "JobStore",
+    queries: "Queries",
+    settings: "Settings",
+    claim: "Callable[..., Lease | None]",
+    running_job_factory: "Callable[..., Lease]",
+    state: str,
 ) -> None:
     """Running without an attempt; or queued while its attempt is open, at which each claim would break."""
     if state == "running":
@@ -157,7 +199,13 @@ def test_a_job_whose_state_was_changed_by_hand_is_run_again(
 
 
 def test_one_running_row_that_cannot_be_taken_back_keeps_no_other_from_it(
-    backend, database, store, queries, settings, running_job_factory, monkeypatch
+    backend: str,
+    database: "Database",
+    store: "JobStore",
+    queries: "Queries",
+    settings: "Settings",
+    running_job_factory: "Callable[..., Lease]",
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bad, good = running_job_factory(), running_job_factory()
     reaper = Reaper(store, settings)
@@ -175,7 +223,9 @@ def test_one_running_row_that_cannot_be_taken_back_keeps_no_other_from_it(
     assert queries.get(good.job_id).state is JobState.QUEUED
 
 
-def test_retention_reads_past_it(malformed, database, store, running_job_factory) -> None:
+def test_retention_reads_past_it(
+    malformed: int, database: "Database", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     """Which checkpoints others need is asked of all queued jobs' specs."""
     lease = running_job_factory()
     ids = [
@@ -214,7 +264,11 @@ COMMANDS = (
 
 
 def test_every_command_says_a_line_and_none_a_traceback(
-    malformed, queries, settings_env, capsys, volume
+    malformed: int,
+    queries: "Queries",
+    settings_env: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
+    volume: "Volume",
 ) -> None:
     from cli.main import main
 
@@ -231,7 +285,9 @@ def test_every_command_says_a_line_and_none_a_traceback(
 
 
 @pytest.mark.slow
-def test_a_worker_fails_what_it_did_not_write_and_runs_the_rest(ganq: Ganq, small, backend) -> None:
+def test_a_worker_fails_what_it_did_not_write_and_runs_the_rest(
+    ganq: Ganq, small: list[str], backend: str
+) -> None:
     bad = [insert(ganq.table, **one) for one in (ALL if backend == "sqlite" else ANYWHERE).values()]
     worker = ganq.start_worker()
     good = ganq.json("submit", "train", *small, "--epochs", "1")["id"]

@@ -1,6 +1,8 @@
 """What the command line asks of the job table."""
 
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import insert, update
@@ -12,8 +14,16 @@ from storage.db.queries import PAGE, Filter
 from storage.db.tables import attempt, checkpoint, event, job, utcnow, worker
 from storage.db.workers import FORGET_AFTER_S, WorkerStore
 
+if TYPE_CHECKING:
+    from storage.db.engine import Database
+    from storage.db.queries import Queries
+    from storage.db.rows import Job, Lease, WorkerIdentity
+    from storage.db.store import JobStore
 
-def register(store, lease, *, epoch: int, step: int | None = None, kind: str = "epoch") -> int:
+
+def register(
+    store: "JobStore", lease: Any, *, epoch: int, step: int | None = None, kind: str = "epoch"
+) -> int:
     return store.register_checkpoint(
         lease,
         kind=kind,
@@ -25,7 +35,7 @@ def register(store, lease, *, epoch: int, step: int | None = None, kind: str = "
     )
 
 
-def measure(database, checkpoint_id: int, metric: float) -> None:
+def measure(database: "Database", checkpoint_id: int, metric: float) -> None:
     database.write(
         lambda conn: conn.execute(
             update(checkpoint).where(checkpoint.c.id == checkpoint_id).values(metric=metric)
@@ -36,7 +46,9 @@ def measure(database, checkpoint_id: int, metric: float) -> None:
 # --- one job ------------------------------------------------------------------------------------
 
 
-def test_a_job_is_found_by_id_and_by_the_newest_of_its_name(job_factory, queries):
+def test_a_job_is_found_by_id_and_by_the_newest_of_its_name(
+    job_factory: "Callable[..., Job]", queries: "Queries"
+) -> None:
     old, new = job_factory(name="faces"), job_factory(name="faces")
 
     assert queries.find(str(old.id)).id == old.id
@@ -44,7 +56,9 @@ def test_a_job_is_found_by_id_and_by_the_newest_of_its_name(job_factory, queries
 
 
 @pytest.mark.parametrize("reference", ["4711", "nobody", "9" * 18, "9" * 40, "", "1 ", "-1", "%", "fac%"])
-def test_a_job_that_is_not_there_is_said_to_be_not_there(job_factory, queries, reference):
+def test_a_job_that_is_not_there_is_said_to_be_not_there(
+    job_factory: "Callable[..., Job]", queries: "Queries", reference: Any
+) -> None:
     job_factory(name="faces")
     with pytest.raises(JobNotFoundError) as caught:
         queries.find(reference)
@@ -55,7 +69,9 @@ def test_a_job_that_is_not_there_is_said_to_be_not_there(job_factory, queries, r
 # --- lists --------------------------------------------------------------------------------------
 
 
-def test_pages_follow_each_other_by_id_without_a_gap_or_a_double(job_factory, queries):
+def test_pages_follow_each_other_by_id_without_a_gap_or_a_double(
+    job_factory: "Callable[..., Job]", queries: "Queries"
+) -> None:
     made = [job_factory().id for _ in range(7)]
 
     first = queries.page(Filter(), limit=3)
@@ -68,7 +84,9 @@ def test_pages_follow_each_other_by_id_without_a_gap_or_a_double(job_factory, qu
     assert [one.id for one in oldest] == made[2:4]
 
 
-def test_the_stream_goes_on_over_the_edges_of_its_pages(database, job_factory, queries):
+def test_the_stream_goes_on_over_the_edges_of_its_pages(
+    database: "Database", job_factory: "Callable[..., Job]", queries: "Queries"
+) -> None:
     row = {
         "kind": "train",
         "queue": "default",
@@ -88,11 +106,16 @@ def test_the_stream_goes_on_over_the_edges_of_its_pages(database, job_factory, q
     assert ids == sorted(set(ids), reverse=True)
 
 
-def test_filters_narrow_the_list(store, running_job_factory, job_factory, queries):
+def test_filters_narrow_the_list(
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    queries: "Queries",
+) -> None:
     lease = running_job_factory(name="faces-1")
     ada = job_factory(user="ada", name="faces_2", kind="generate")
 
-    def ids(**wanted):
+    def ids(**wanted: Any) -> Any:
         return [one.id for one in queries.page(Filter(**wanted), limit=9)]
 
     assert ids() == [ada.id, lease.job_id]
@@ -105,7 +128,12 @@ def test_filters_narrow_the_list(store, running_job_factory, job_factory, querie
     assert ids(name="%") == []
 
 
-def test_counts_name_every_state_also_those_without_jobs(store, running_job_factory, job_factory, queries):
+def test_counts_name_every_state_also_those_without_jobs(
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    queries: "Queries",
+) -> None:
     store.succeed(running_job_factory(), {})
     running_job_factory()
     job_factory()
@@ -115,7 +143,9 @@ def test_counts_name_every_state_also_those_without_jobs(store, running_job_fact
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-def test_counting_reads_indexes_and_not_the_rows_of_a_million_jobs(database, job_factory, queries):
+def test_counting_reads_indexes_and_not_the_rows_of_a_million_jobs(
+    database: "Database", job_factory: "Callable[..., Job]", queries: "Queries"
+) -> None:
     job_factory()
     with recorded(database) as seen:
         queries.counts()
@@ -131,7 +161,9 @@ def test_counting_reads_indexes_and_not_the_rows_of_a_million_jobs(database, job
     assert "SCAN" not in plans[2]
 
 
-def test_the_queue_position_counts_those_that_go_first(store, job_factory, queries):
+def test_the_queue_position_counts_those_that_go_first(
+    store: "JobStore", job_factory: "Callable[..., Job]", queries: "Queries"
+) -> None:
     job_factory(priority=5)
     job_factory(priority=9, held=True)
     mine = job_factory()
@@ -140,7 +172,12 @@ def test_the_queue_position_counts_those_that_go_first(store, job_factory, queri
     assert queries.queue_position(mine) == 1
 
 
-def test_unmet_needs_are_those_that_have_not_ended(store, running_job_factory, job_factory, queries):
+def test_unmet_needs_are_those_that_have_not_ended(
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    queries: "Queries",
+) -> None:
     done, open_ = running_job_factory(), job_factory()
     waiting = job_factory(after=[done.job_id, open_.id])
     store.succeed(done, {})
@@ -153,8 +190,11 @@ def test_unmet_needs_are_those_that_have_not_ended(store, running_job_factory, j
 
 
 def test_the_newest_model_is_the_newest_training_that_can_give_one(
-    store, running_job_factory, job_factory, queries
-):
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    queries: "Queries",
+) -> None:
     with pytest.raises(JobNotFoundError) as caught:
         queries.newest_model()
     assert "ganq submit train" in caught.value.hint
@@ -177,8 +217,8 @@ def test_the_newest_model_is_the_newest_training_that_can_give_one(
 
 
 def test_best_is_the_lowest_metric_and_the_last_while_there_is_none(
-    database, store, running_job_factory, queries
-):
+    database: "Database", store: "JobStore", running_job_factory: "Callable[..., Lease]", queries: "Queries"
+) -> None:
     lease = running_job_factory()
     first, second, third = (register(store, lease, epoch=epoch) for epoch in (5, 10, 15))
 
@@ -190,7 +230,9 @@ def test_best_is_the_lowest_metric_and_the_last_while_there_is_none(
     assert queries.choose_checkpoint(lease.job_id, "5").id == first
 
 
-def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(store, running_job_factory, queries):
+def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(
+    store: "JobStore", running_job_factory: "Callable[..., Lease]", queries: "Queries"
+) -> None:
     lease = running_job_factory()
     with pytest.raises(CheckpointNotFoundError, match="no checkpoint yet"):
         queries.choose_checkpoint(lease.job_id, "best")
@@ -207,7 +249,9 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(store, ru
 # --- history ------------------------------------------------------------------------------------
 
 
-def test_events_come_in_order_and_from_a_given_one_on(store, running_job_factory, queries):
+def test_events_come_in_order_and_from_a_given_one_on(
+    store: "JobStore", running_job_factory: "Callable[..., Lease]", queries: "Queries"
+) -> None:
     lease = running_job_factory()
     register(store, lease, epoch=5)
     store.succeed(lease, {})
@@ -222,7 +266,9 @@ def test_events_come_in_order_and_from_a_given_one_on(store, running_job_factory
     assert queries.events(lease.job_id, after_id=events[1].id) == events[2:]
 
 
-def test_rows_of_0_2_are_read_under_the_new_names(database, store, running_job_factory, queries):
+def test_rows_of_0_2_are_read_under_the_new_names(
+    database: "Database", store: "JobStore", running_job_factory: "Callable[..., Lease]", queries: "Queries"
+) -> None:
     lease = running_job_factory()
     store.release(lease, "drain")
     written = [
@@ -235,7 +281,7 @@ def test_rows_of_0_2_are_read_under_the_new_names(database, store, running_job_f
         ("lost", {"why": "silent"}),
     ]
 
-    def write(conn):
+    def write(conn: Any) -> None:
         for type, detail in written:
             conn.execute(insert(event).values(job_id=lease.job_id, at=utcnow(), type=type, detail=detail))
         conn.execute(update(attempt).values(outcome="released", error_code="POISON"))
@@ -258,7 +304,7 @@ def test_rows_of_0_2_are_read_under_the_new_names(database, store, running_job_f
     assert queries.get(lease.job_id).error_code == "CRASH_LOOP"
 
 
-def test_times_come_from_the_databases_clock(job_factory, queries):
+def test_times_come_from_the_databases_clock(job_factory: "Callable[..., Job]", queries: "Queries") -> None:
     before, made, after = queries.now(), job_factory(), queries.now()
 
     assert before - 0.01 <= made.created_at <= after + 0.01
@@ -268,7 +314,9 @@ def test_times_come_from_the_databases_clock(job_factory, queries):
 # --- workers ------------------------------------------------------------------------------------
 
 
-def test_a_worker_is_seen_with_what_it_last_said(database, make_identity, queries):
+def test_a_worker_is_seen_with_what_it_last_said(
+    database: "Database", make_identity: "Callable[..., WorkerIdentity]", queries: "Queries"
+) -> None:
     here = WorkerStore(database, make_identity("w2", queues=("default", "studio"), device="GPU-7"))
     WorkerStore(database, make_identity("w1")).report("starting")
     here.report("starting")
@@ -287,7 +335,9 @@ def test_a_worker_is_seen_with_what_it_last_said(database, make_identity, querie
     assert -0.01 <= second.silent_s < 5
 
 
-def test_a_worker_that_was_silent_for_a_week_is_forgotten(database, make_identity, queries):
+def test_a_worker_that_was_silent_for_a_week_is_forgotten(
+    database: "Database", make_identity: "Callable[..., WorkerIdentity]", queries: "Queries"
+) -> None:
     old, new = (WorkerStore(database, make_identity(name)) for name in ("old", "new"))
     old.report("idle")
     new.report("idle")
@@ -301,14 +351,18 @@ def test_a_worker_that_was_silent_for_a_week_is_forgotten(database, make_identit
     assert [one.name for one in queries.workers()] == ["new"]
 
 
-def test_columns_set_behind_the_stores_back_are_read_as_they_are(database, job_factory, queries):
+def test_columns_set_behind_the_stores_back_are_read_as_they_are(
+    database: "Database", job_factory: "Callable[..., Job]", queries: "Queries"
+) -> None:
     made = job_factory()
     set_columns(database, made.id, bit_exact=0, progress={"done": 1})
     assert queries.get(made.id).bit_exact is False
     assert queries.get(made.id).progress == {"done": 1}
 
 
-def test_a_split_job_with_active_shards_counts_as_running(queries, job_factory, claim):
+def test_a_split_job_with_active_shards_counts_as_running(
+    queries: "Queries", job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+) -> None:
     spec = {"source": 1, "count": 2}
     parts = [({**spec, "draws": [first, first]}, 1) for first in range(2)]
     whole = job_factory(kind="generate", spec=spec, shards=parts)

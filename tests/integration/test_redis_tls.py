@@ -7,10 +7,15 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from machine import Ganq, until
 from tls import PASSWORD, Authority, Impostor, TlsRedis, start_redis
+
+if TYPE_CHECKING:
+    from storage.settings import Settings
 
 pytestmark = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 
@@ -35,13 +40,13 @@ def impostor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Impostor]:
     found.close()
 
 
-def submitter(settings) -> bool:
+def submitter(settings: "Settings") -> bool:
     from worker.celery_bridge.notify import try_notify
 
     return try_notify(settings, 7, "default", "")
 
 
-def celery(settings) -> bool:
+def celery(settings: "Settings") -> bool:
     from kombu.exceptions import OperationalError
 
     from worker.celery_bridge.app import make_app, send_notification
@@ -58,7 +63,7 @@ def celery(settings) -> bool:
     return True
 
 
-def doctor(settings) -> bool:
+def doctor(settings: "Settings") -> bool:
     from worker.doctor.redis_server import check_redis
 
     return any(re.match(r"Redis \d+\.\d+\.\d+", one.message) for one in check_redis(settings))
@@ -68,7 +73,7 @@ CLIENTS = pytest.mark.parametrize("client", [submitter, celery, doctor])
 
 
 @CLIENTS
-def test_an_impostor_gets_no_password(settings, impostor, client) -> None:
+def test_an_impostor_gets_no_password(settings: "Settings", impostor: Impostor, client: Any) -> None:
     assert not client(replace(settings, redis_url=impostor.url))
     assert impostor.greeted
     assert PASSWORD.encode() not in impostor.heard
@@ -76,7 +81,9 @@ def test_an_impostor_gets_no_password(settings, impostor, client) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_gives_an_impostor_no_password_and_says_so(ganq: Ganq, impostor, small) -> None:
+def test_a_worker_gives_an_impostor_no_password_and_says_so(
+    ganq: Ganq, impostor: Impostor, small: list[str]
+) -> None:
     ganq.env["GANQ_REDIS_URL"] = impostor.url
     ganq.start_worker()
     until(lambda: ganq.present() and impostor.greeted >= 2, what="a worker that tries to reach Redis")
@@ -91,7 +98,7 @@ def test_a_worker_gives_an_impostor_no_password_and_says_so(ganq: Ganq, impostor
 @CLIENTS
 @pytest.mark.parametrize("spelling", ["", "CERT_REQUIRED", "required", "CERT_OPTIONAL", "optional"])
 def test_a_server_of_the_named_authority_is_taken_however_that_is_spelt(
-    settings, server, authority, client, spelling
+    settings: "Settings", server: TlsRedis, authority: Authority, client: Any, spelling: str
 ) -> None:
     options = f"?ssl_ca_certs={authority.certificate}" + (f"&ssl_cert_reqs={spelling}" if spelling else "")
     assert client(replace(settings, redis_url=server.url + options))
@@ -99,19 +106,23 @@ def test_a_server_of_the_named_authority_is_taken_however_that_is_spelt(
 
 @CLIENTS
 @pytest.mark.parametrize("spelling", ["CERT_NONE", "none"])
-def test_verification_is_off_only_where_the_url_says_so(settings, server, client, spelling) -> None:
+def test_verification_is_off_only_where_the_url_says_so(
+    settings: "Settings", server: TlsRedis, client: Any, spelling: str
+) -> None:
     assert client(replace(settings, redis_url=f"{server.url}?ssl_cert_reqs={spelling}"))
 
 
 @CLIENTS
 @pytest.mark.parametrize("spelling", ["", "?ssl_cert_reqs=CERT_REQUIRED", "?ssl_cert_reqs=required"])
-def test_a_server_of_an_unknown_authority_is_refused(settings, server, client, spelling) -> None:
+def test_a_server_of_an_unknown_authority_is_refused(
+    settings: "Settings", server: TlsRedis, client: Any, spelling: str
+) -> None:
     assert not client(replace(settings, redis_url=server.url + spelling))
 
 
 @CLIENTS
 def test_a_certificate_for_another_host_is_refused_unless_the_url_says_otherwise(
-    settings, authority, client
+    settings: "Settings", authority: Authority, client: Any
 ) -> None:
     known = f"?ssl_ca_certs={authority.certificate}"
     with start_redis(*authority.issue("elsewhere", for_host="DNS:elsewhere.example")) as other:
@@ -120,7 +131,9 @@ def test_a_certificate_for_another_host_is_refused_unless_the_url_says_otherwise
 
 
 @CLIENTS
-def test_one_url_with_other_options_serves_all_clients(settings, redis_url, client, caplog) -> None:
+def test_one_url_with_other_options_serves_all_clients(
+    settings: "Settings", redis_url: str, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """redis-py's own options, which ended Celery's worker, and a password with signs that kombu cuts at."""
     import redis
 
@@ -135,7 +148,9 @@ def test_one_url_with_other_options_serves_all_clients(settings, redis_url, clie
         admin.execute_command("ACL", "DELUSER", "odd")
 
 
-def test_doctor_says_why_a_server_is_not_trusted_and_what_to_do(settings, server) -> None:
+def test_doctor_says_why_a_server_is_not_trusted_and_what_to_do(
+    settings: "Settings", server: TlsRedis
+) -> None:
     from worker.doctor.redis_server import check_redis
 
     (told,) = check_redis(replace(settings, redis_url=server.url))
@@ -154,7 +169,9 @@ def test_doctor_says_why_a_server_is_not_trusted_and_what_to_do(settings, server
         ("redis://h/0?ssl_cert_reqs=none", "ssl_cert_reqs is for rediss://"),
     ],
 )
-def test_an_option_that_does_not_exist_is_refused_in_a_line(tmp_path, backend, url, said) -> None:
+def test_an_option_that_does_not_exist_is_refused_in_a_line(
+    tmp_path: Path, backend: str, url: str, said: str
+) -> None:
     from jobs.errors import ConfigError
     from storage.settings import Settings
 

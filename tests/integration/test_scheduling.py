@@ -2,7 +2,9 @@
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,19 +19,26 @@ from storage.db.store import JobStore
 from storage.db.store.scheduling import MAX_YIELD_WAIT_S
 from storage.db.tables import attempt, event, job, quota, share
 
+if TYPE_CHECKING:
+    from storage.db.queries import Queries
+    from storage.db.rows import Job, Lease, WorkerIdentity
+    from storage.settings import Settings
+
 KINDS = ("train", "generate")
 
 
-def limit(database, scope, name, most):
+def limit(database: Database, scope: Any, name: Any, most: Any) -> None:
     row = {"scope": scope, "name": name, "max_running": most}
     database.write(lambda conn: conn.execute(insert(quota).values(row)))
 
 
-def offer(store, lease, who):
+def offer(store: JobStore, lease: Any, who: Any) -> Any:
     return store.request_preemption(lease, who, kinds=KINDS)
 
 
-def test_of_equal_priority_users_take_turns_however_many_jobs_each_has(store, job_factory, claim):
+def test_of_equal_priority_users_take_turns_however_many_jobs_each_has(
+    store: JobStore, job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+) -> None:
     for _ in range(6):
         job_factory(user="ada")
     for user in ("ben", "ben", "cem"):
@@ -46,13 +55,17 @@ def test_of_equal_priority_users_take_turns_however_many_jobs_each_has(store, jo
     assert served[5:] == ["ada"] * 4
 
 
-def test_the_user_with_fewer_running_jobs_comes_first(job_factory, claim):
+def test_the_user_with_fewer_running_jobs_comes_first(
+    job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+) -> None:
     for user in ("ada", "ada", "ada", "ben", "ben"):
         job_factory(user=user)
     assert Counter(claim().job.user for _ in range(4)) == {"ada": 2, "ben": 2}
 
 
-def test_priority_comes_before_turns(store, job_factory, claim):
+def test_priority_comes_before_turns(
+    store: JobStore, job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+) -> None:
     urgent = [job_factory(user="ada", priority=3) for _ in range(3)]
     job_factory(user="ben", priority=2)
     for one in urgent:
@@ -62,7 +75,11 @@ def test_priority_comes_before_turns(store, job_factory, claim):
     assert claim().job.user == "ben"
 
 
-def test_of_one_user_the_oldest_comes_first_over_all_queues_of_a_worker(job_factory, claim, make_identity):
+def test_of_one_user_the_oldest_comes_first_over_all_queues_of_a_worker(
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    make_identity: "Callable[..., WorkerIdentity]",
+) -> None:
     first = job_factory(queue="studio")
     job_factory()
     both = make_identity(queues=("default", "studio"))
@@ -70,8 +87,11 @@ def test_of_one_user_the_oldest_comes_first_over_all_queues_of_a_worker(job_fact
 
 
 def test_a_user_at_the_quota_is_passed_over_and_served_when_a_job_has_ended(
-    database, store, job_factory, claim
-):
+    database: Database,
+    store: JobStore,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+) -> None:
     limit(database, "user", "*", 2)
     limit(database, "user", "ben", 1)
     for user in ("ada", "ada", "ada", "ben", "ben"):
@@ -87,15 +107,20 @@ def test_a_user_at_the_quota_is_passed_over_and_served_when_a_job_has_ended(
     assert claim().job.user == "ben"
 
 
-def test_a_job_whose_time_has_come_is_had_by_the_first_who_claims(database, job_factory, claim):
+def test_a_job_whose_time_has_come_is_had_by_the_first_who_claims(
+    database: Database, job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+) -> None:
     made = job_factory()
     set_columns(database, made.id, not_before=1.0)
     assert claim().job_id == made.id
 
 
 def test_workers_that_claim_at_once_do_not_pass_a_quota_together(
-    database, settings, job_factory, make_identity
-):
+    database: Database,
+    settings: "Settings",
+    job_factory: "Callable[..., Job]",
+    make_identity: "Callable[..., WorkerIdentity]",
+) -> None:
     """Each must count what the others have just taken: claims under quotas pass one at a time."""
     for _ in range(4):
         limit(database, "user", "*", 2)
@@ -103,7 +128,7 @@ def test_workers_that_claim_at_once_do_not_pass_a_quota_together(
         start = threading.Barrier(6)
         leases = []
 
-        def take(place: int, start=start, leases=leases) -> None:
+        def take(place: int, start: Any = start, leases: Any = leases) -> None:
             its = Database(settings)
             its.read(lambda conn: conn.execute(select(job.c.id).limit(1)).first())
             start.wait()
@@ -123,7 +148,12 @@ def test_workers_that_claim_at_once_do_not_pass_a_quota_together(
         assert len(jobs) == 8
 
 
-def test_a_queue_at_its_quota_is_passed_over(database, job_factory, claim, make_identity):
+def test_a_queue_at_its_quota_is_passed_over(
+    database: Database,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    make_identity: "Callable[..., WorkerIdentity]",
+) -> None:
     limit(database, "queue", "studio", 1)
     for _ in range(2):
         job_factory(queue="studio", priority=9)
@@ -139,8 +169,13 @@ def test_a_queue_at_its_quota_is_passed_over(database, job_factory, claim, make_
 
 
 def test_a_training_makes_room_for_a_waiting_job_of_higher_priority_and_runs_after_it(
-    database, store, job_factory, claim, worker_identity, queries
-):
+    database: Database,
+    store: JobStore,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    worker_identity: "WorkerIdentity",
+    queries: "Queries",
+) -> None:
     job_factory(preemptible=True)
     training = claim()
     assert offer(store, training, worker_identity) is None
@@ -165,14 +200,25 @@ def test_a_training_makes_room_for_a_waiting_job_of_higher_priority_and_runs_aft
 
 
 @pytest.mark.parametrize("priority", [-1, 0])
-def test_nothing_yields_to_what_is_not_more_urgent(store, job_factory, claim, worker_identity, priority):
+def test_nothing_yields_to_what_is_not_more_urgent(
+    store: JobStore,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    worker_identity: "WorkerIdentity",
+    priority: int,
+) -> None:
     job_factory(preemptible=True)
     training = claim()
     job_factory(kind="generate", priority=priority)
     assert offer(store, training, worker_identity) is None
 
 
-def test_a_job_that_is_not_preemptible_stays(store, job_factory, claim, worker_identity):
+def test_a_job_that_is_not_preemptible_stays(
+    store: JobStore,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    worker_identity: "WorkerIdentity",
+) -> None:
     job_factory(preemptible=False)
     training = claim()
     job_factory(kind="generate", priority=10)
@@ -180,7 +226,12 @@ def test_a_job_that_is_not_preemptible_stays(store, job_factory, claim, worker_i
     assert store.stop_requests(training).preempt_for is None
 
 
-def test_one_waiting_job_gets_one_victim(store, job_factory, claim, make_identity):
+def test_one_waiting_job_gets_one_victim(
+    store: JobStore,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    make_identity: "Callable[..., WorkerIdentity]",
+) -> None:
     workers = [make_identity(name) for name in ("w1", "w2", "w3")]
     for _ in workers:
         job_factory(preemptible=True)
@@ -197,8 +248,12 @@ def test_one_waiting_job_gets_one_victim(store, job_factory, claim, make_identit
 
 
 def test_nobody_yields_while_an_idle_worker_serves_the_queue(
-    database, store, job_factory, claim, make_identity
-):
+    database: Database,
+    store: JobStore,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    make_identity: "Callable[..., WorkerIdentity]",
+) -> None:
     from storage.db.workers import WorkerStore
 
     busy, idle = make_identity("busy"), make_identity("idle")
@@ -213,8 +268,13 @@ def test_nobody_yields_while_an_idle_worker_serves_the_queue(
 
 
 def test_an_idle_worker_that_does_not_take_the_job_is_not_waited_for(
-    database, store, job_factory, claim, make_identity, queries
-):
+    database: Database,
+    store: JobStore,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    make_identity: "Callable[..., WorkerIdentity]",
+    queries: "Queries",
+) -> None:
     from storage.db.workers import WorkerStore
 
     WorkerStore(database, make_identity("deaf")).report("idle")
@@ -226,8 +286,13 @@ def test_an_idle_worker_that_does_not_take_the_job_is_not_waited_for(
 
 
 def test_nobody_yields_to_a_job_that_could_not_run(
-    database, store, job_factory, claim, worker_identity, make_identity
-):
+    database: Database,
+    store: JobStore,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    worker_identity: "WorkerIdentity",
+    make_identity: "Callable[..., WorkerIdentity]",
+) -> None:
     job_factory(preemptible=True)
     training = claim()
     job_factory(kind="generate", priority=10, queue="studio")
@@ -241,8 +306,13 @@ def test_nobody_yields_to_a_job_that_could_not_run(
 
 
 def test_a_job_that_yielded_stays_for_as_long_as_it_was_kept_waiting(
-    database, store, job_factory, claim, worker_identity, queries
-):
+    database: Database,
+    store: JobStore,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    worker_identity: "WorkerIdentity",
+    queries: "Queries",
+) -> None:
     job_factory(preemptible=True)
     store.release(claim(), StopReason.PREEMPT)
     training = claim()
@@ -258,8 +328,12 @@ def test_a_job_that_yielded_stays_for_as_long_as_it_was_kept_waiting(
 
 
 def test_a_job_that_yielded_and_waited_long_goes_before_everything(
-    database, store, job_factory, claim, queries
-):
+    database: Database,
+    store: JobStore,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    queries: "Queries",
+) -> None:
     job_factory(preemptible=True)
     training = claim()
     store.release(training, StopReason.PREEMPT)
@@ -272,7 +346,12 @@ def test_a_job_that_yielded_and_waited_long_goes_before_everything(
     assert claim().job_id == training.job_id
 
 
-def test_a_drain_after_a_yield_is_no_yield(store, job_factory, claim, queries):
+def test_a_drain_after_a_yield_is_no_yield(
+    store: JobStore,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    queries: "Queries",
+) -> None:
     job_factory(preemptible=True)
     store.release(claim(), StopReason.PREEMPT)
     lease = claim()
@@ -304,8 +383,14 @@ WAITING = st.lists(
     kinds=st.sampled_from((("train",), KINDS)),
 )
 def test_the_order_of_claims_is_the_rule_whatever_waits(
-    database, store, job_factory, make_identity, waiting, most, kinds
-):
+    database: Database,
+    store: JobStore,
+    job_factory: "Callable[..., Job]",
+    make_identity: "Callable[..., WorkerIdentity]",
+    waiting: Any,
+    most: Any,
+    kinds: Any,
+) -> None:
     for table in (event, attempt, job, share, quota):
         database.write(lambda conn, table=table: conn.execute(delete(table)))
     for (scope, name), number in most.items():
@@ -319,11 +404,11 @@ def test_the_order_of_claims_is_the_rule_whatever_waits(
     running: Counter[tuple[str, str]] = Counter()
     served = {}
 
-    def full(user, queue):
+    def full(user: Any, queue: Any) -> Any:
         own = most.get(("user", user), most.get(("user", "*"), 99))
         return running["user", user] >= own or running["queue", queue] >= most.get(("queue", queue), 99)
 
-    def rule(job_id):
+    def rule(job_id: Any) -> Any:
         user, priority, _ = left[job_id]
         return -priority, running["user", user], served.get(user, 0), user, job_id
 

@@ -2,6 +2,9 @@
 
 import shutil
 import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import alembic.op
 import pytest
@@ -21,9 +24,15 @@ from storage.db.tables import metadata
 from storage.volume.layout import Volume
 from storage.weights.import_job import import_weights
 
+if TYPE_CHECKING:
+    from storage.db.queries import Queries
+    from storage.db.rows import Job, Lease
+    from storage.db.store import JobStore
+    from storage.settings import Settings
+
 
 @pytest.fixture
-def empty(empty_database_url, tmp_path):
+def empty(empty_database_url: str, tmp_path: Path) -> Iterator[Any]:
     database = Database(make_settings(tmp_path, empty_database_url))
     yield database
     database.dispose()
@@ -38,7 +47,7 @@ def pretend(database: Database, revision: str, *, compatible_from: str | None = 
     database.write(work)
 
 
-def test_an_empty_database_is_upgraded_and_once_more_changes_nothing(empty):
+def test_an_empty_database_is_upgraded_and_once_more_changes_nothing(empty: Any) -> None:
     assert empty.revision() is None
 
     assert upgrade(empty) == (None, SCHEMA_REVISION)
@@ -48,7 +57,7 @@ def test_an_empty_database_is_upgraded_and_once_more_changes_nothing(empty):
     assert set(metadata.tables) < set(inspect(empty.engine).get_table_names())
 
 
-def test_an_installation_keeps_the_id_that_its_upgrade_gave_it(empty, tmp_path):
+def test_an_installation_keeps_the_id_that_its_upgrade_gave_it(empty: Any, tmp_path: Path) -> None:
     upgrade(empty)
     empty.require_schema()
     given = empty.installation
@@ -67,7 +76,7 @@ def test_an_installation_keeps_the_id_that_its_upgrade_gave_it(empty, tmp_path):
 @pytest.mark.parametrize(
     "change", ["ALTER TABLE schema_info DROP COLUMN installation", "DROP TABLE schema_info"]
 )
-def test_a_table_from_before_the_id_is_called_older_and_one_upgrade_gives_it(empty, change):
+def test_a_table_from_before_the_id_is_called_older_and_one_upgrade_gives_it(empty: Any, change: str) -> None:
     upgrade(empty)
     empty.write(lambda conn: conn.execute(text(change)))
     empty.write(lambda conn: conn.execute(text("ALTER TABLE job DROP COLUMN kept")))
@@ -80,7 +89,9 @@ def test_a_table_from_before_the_id_is_called_older_and_one_upgrade_gives_it(emp
         assert empty.installation
 
 
-def test_two_upgrades_at_once_wait_for_each_other(empty, empty_database_url, tmp_path):
+def test_two_upgrades_at_once_wait_for_each_other(
+    empty: Any, empty_database_url: str, tmp_path: Path
+) -> None:
     start = threading.Barrier(2)
     done, failed = [], []
 
@@ -104,7 +115,7 @@ def test_two_upgrades_at_once_wait_for_each_other(empty, empty_database_url, tmp
     empty.require_schema()
 
 
-def test_the_migrations_make_exactly_the_tables_of_the_models(database):
+def test_the_migrations_make_exactly_the_tables_of_the_models(database: Database) -> None:
     with database.engine.connect() as conn:
         context = MigrationContext.configure(
             conn, opts={"compare_type": True, "compare_server_default": True}
@@ -112,7 +123,7 @@ def test_the_migrations_make_exactly_the_tables_of_the_models(database):
         assert compare_metadata(context, metadata) == []
 
 
-def test_partial_indexes_and_triggers_are_those_of_the_models(database, backend):
+def test_partial_indexes_and_triggers_are_those_of_the_models(database: Database, backend: str) -> None:
     """Alembic's comparison sees neither, so the database is asked itself."""
     ask = (
         "SELECT name, sql FROM sqlite_master WHERE type IN ('index', 'trigger') AND sql IS NOT NULL"
@@ -133,7 +144,9 @@ def test_partial_indexes_and_triggers_are_those_of_the_models(database, backend)
     assert "UNIQUE" in found["uq_attempt_open"]
 
 
-def test_a_database_without_tables_names_the_command(empty, empty_database_url, tmp_path, backend):
+def test_a_database_without_tables_names_the_command(
+    empty: Any, empty_database_url: str, tmp_path: Path, backend: str
+) -> None:
     if backend == "sqlite":
         with empty.engine.connect():  # the file is there now, empty
             pass
@@ -145,7 +158,7 @@ def test_a_database_without_tables_names_the_command(empty, empty_database_url, 
     assert "ganq db upgrade" in caught.value.hint
 
 
-def test_an_older_database_is_refused_with_the_way_up(database, settings):
+def test_an_older_database_is_refused_with_the_way_up(database: Database, settings: "Settings") -> None:
     pretend(database, "0000")
 
     with pytest.raises(SchemaMismatchError) as caught:
@@ -155,7 +168,7 @@ def test_an_older_database_is_refused_with_the_way_up(database, settings):
     assert "ganq db upgrade" in caught.value.hint
 
 
-def test_a_newer_database_is_refused_and_never_touched(database, settings):
+def test_a_newer_database_is_refused_and_never_touched(database: Database, settings: "Settings") -> None:
     pretend(database, "9999")
 
     with pytest.raises(SchemaMismatchError) as caught:
@@ -168,7 +181,12 @@ def test_a_newer_database_is_refused_and_never_touched(database, settings):
     assert database.revision() == "9999"
 
 
-def test_a_newer_database_that_says_so_is_used_and_never_touched(database, settings, job_factory, claim):
+def test_a_newer_database_that_says_so_is_used_and_never_touched(
+    database: Database,
+    settings: "Settings",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+) -> None:
     pretend(database, "9999", compatible_from=SCHEMA_REVISION)
 
     open_database(settings).dispose()
@@ -178,7 +196,12 @@ def test_a_newer_database_that_says_so_is_used_and_never_touched(database, setti
     assert claim().job_id == made.id
 
 
-def test_a_claim_looks_at_the_schema_in_its_own_transaction(database, job_factory, claim, queries):
+def test_a_claim_looks_at_the_schema_in_its_own_transaction(
+    database: Database,
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    queries: "Queries",
+) -> None:
     made = job_factory()
     pretend(database, "9999")
 
@@ -188,7 +211,9 @@ def test_a_claim_looks_at_the_schema_in_its_own_transaction(database, job_factor
     assert queries.get(made.id).attempt == 0
 
 
-def test_a_column_that_is_gone_is_blamed_on_the_schema_where_that_has_changed(database, claim, job_factory):
+def test_a_column_that_is_gone_is_blamed_on_the_schema_where_that_has_changed(
+    database: Database, claim: "Callable[..., Lease | None]", job_factory: "Callable[..., Job]"
+) -> None:
     job_factory()
     with pytest.raises(DBAPIError):
         database.write(lambda conn: conn.execute(text("UPDATE job SET gone = 1")))
@@ -200,7 +225,9 @@ def test_a_column_that_is_gone_is_blamed_on_the_schema_where_that_has_changed(da
     assert "newer (schema 9999)" in caught.value.message
 
 
-def test_an_upgrade_waits_until_a_claim_has_ended(database, settings, backend):
+def test_an_upgrade_waits_until_a_claim_has_ended(
+    database: Database, settings: "Settings", backend: str
+) -> None:
     if backend == "sqlite":
         pytest.skip("on SQLite there is one write transaction at a time")
     begun, go_on = threading.Event(), threading.Event()
@@ -226,13 +253,13 @@ def test_an_upgrade_waits_until_a_claim_has_ended(database, settings, backend):
     assert not upgrading.is_alive()
 
 
-def test_every_migration_since_the_second_says_which_code_may_still_run(database):
+def test_every_migration_since_the_second_says_which_code_may_still_run(database: Database) -> None:
     oldest = database.read(lambda conn: conn.execute(text("SELECT compatible_from FROM schema_info")).all())
     assert len(oldest) == 1
     assert "0002" <= oldest[0][0] <= SCHEMA_REVISION
 
 
-def test_a_job_table_that_was_deleted_is_not_replaced_by_an_empty_one(tmp_path):
+def test_a_job_table_that_was_deleted_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
     path = tmp_path / "ganq.db"
     settings = make_settings(tmp_path, f"sqlite:///{path}")
     working = open_database(settings, create=True)
@@ -248,8 +275,10 @@ def test_a_job_table_that_was_deleted_is_not_replaced_by_an_empty_one(tmp_path):
     assert not path.exists()
 
 
-def test_an_upgrade_that_fails_in_the_middle_leaves_an_empty_database(empty, monkeypatch):
-    def broken(*args, **kwargs):
+def test_an_upgrade_that_fails_in_the_middle_leaves_an_empty_database(
+    empty: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("power cut")
 
     monkeypatch.setattr(alembic.op, "execute", broken)  # the triggers come last
@@ -261,7 +290,7 @@ def test_an_upgrade_that_fails_in_the_middle_leaves_an_empty_database(empty, mon
     assert upgrade(empty) == (None, SCHEMA_REVISION)
 
 
-def test_a_sqlite_file_that_is_not_there_is_made_only_by_those_who_may(tmp_path):
+def test_a_sqlite_file_that_is_not_there_is_made_only_by_those_who_may(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "home" / "ganq.db"
     settings = make_settings(tmp_path, f"sqlite:///{path}")
 
@@ -275,7 +304,7 @@ def test_a_sqlite_file_that_is_not_there_is_made_only_by_those_who_may(tmp_path)
     open_database(settings).dispose()
 
 
-def test_a_crash_right_after_the_file_was_made_is_mended_by_the_next_command(tmp_path):
+def test_a_crash_right_after_the_file_was_made_is_mended_by_the_next_command(tmp_path: Path) -> None:
     path = tmp_path / "ganq.db"
     path.touch()
 
@@ -286,8 +315,13 @@ def test_a_crash_right_after_the_file_was_made_is_mended_by_the_next_command(tmp
 
 
 def test_a_volume_without_the_jobs_of_the_table_is_refused_before_anything_is_made(
-    database, settings, store, job_factory, claim, tmp_path
-):
+    database: Database,
+    settings: "Settings",
+    store: "JobStore",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    tmp_path: Path,
+) -> None:
     prepare(settings)
     job_factory()
     shutil.rmtree(settings.volume)

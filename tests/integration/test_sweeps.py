@@ -1,6 +1,8 @@
 """Arrays: accepted all or none, once for each key; listed, counted and cancelled by the hundreds."""
 
 import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import func, insert, select
@@ -12,10 +14,16 @@ from jobs.states import JobState
 from storage.db.queries import Filter
 from storage.db.tables import job, utcnow
 
+if TYPE_CHECKING:
+    from storage.db.engine import Database
+    from storage.db.queries import Queries
+    from storage.db.rows import Job, Lease
+    from storage.db.store import JobStore
+
 MANY = 100_000
 
 
-def submit(store, number=3, key="key", **more):
+def submit(store: "JobStore", number: Any = 3, key: Any = "key", **more: Any) -> Any:
     return store.submit_sweep(
         [{"place": place} for place in range(number)],
         names=[f"rates-{place}" for place in range(number)],
@@ -24,11 +32,13 @@ def submit(store, number=3, key="key", **more):
     )
 
 
-def number_of_jobs(database):
+def number_of_jobs(database: "Database") -> Any:
     return database.read(lambda conn: conn.execute(select(func.count()).select_from(job)).scalar_one())
 
 
-def test_a_sweep_is_jobs_that_stand_in_order_and_are_claimed_like_any(database, store, queries, claim):
+def test_a_sweep_is_jobs_that_stand_in_order_and_are_claimed_like_any(
+    database: "Database", store: "JobStore", queries: "Queries", claim: "Callable[..., Lease | None]"
+) -> None:
     sweep = submit(store)
     jobs = queries.get_many(sweep.job_ids)
     assert [one.name for one in jobs] == ["rates-0", "rates-1", "rates-2"]
@@ -38,7 +48,9 @@ def test_a_sweep_is_jobs_that_stand_in_order_and_are_claimed_like_any(database, 
     assert event_types(database, sweep.job_ids[1]) == ["submitted"]
 
 
-def test_the_same_key_gives_the_same_jobs_once_and_another_request_is_refused(database, store):
+def test_the_same_key_gives_the_same_jobs_once_and_another_request_is_refused(
+    database: "Database", store: "JobStore"
+) -> None:
     first = submit(store)
     assert submit(store) == first
     assert number_of_jobs(database) == 3
@@ -47,13 +59,15 @@ def test_the_same_key_gives_the_same_jobs_once_and_another_request_is_refused(da
     assert number_of_jobs(database) == 3
 
 
-def test_a_sweep_whose_answer_was_lost_is_accepted_once(database, store):
+def test_a_sweep_whose_answer_was_lost_is_accepted_once(database: "Database", store: "JobStore") -> None:
     with first_answer_lost(database):
         sweep = submit(store)
     assert number_of_jobs(database) == len(sweep.job_ids) == 3
 
 
-def test_two_submits_with_one_key_at_the_same_moment_make_one_sweep(database, store):
+def test_two_submits_with_one_key_at_the_same_moment_make_one_sweep(
+    database: "Database", store: "JobStore"
+) -> None:
     found = []
     threads = [threading.Thread(target=lambda: found.append(submit(store, 40))) for _ in range(4)]
     for thread in threads:
@@ -65,7 +79,7 @@ def test_two_submits_with_one_key_at_the_same_moment_make_one_sweep(database, st
     assert number_of_jobs(database) == 40
 
 
-def test_all_are_accepted_or_none(database, store):
+def test_all_are_accepted_or_none(database: "Database", store: "JobStore") -> None:
     with pytest.raises(JobNotFoundError):
         submit(store, after=[99])
     with pytest.raises(SpecError, match="more than one sweep holds"):
@@ -73,7 +87,12 @@ def test_all_are_accepted_or_none(database, store):
     assert number_of_jobs(database) == 0
 
 
-def test_a_sweep_after_a_job_waits_for_it(store, job_factory, claim, queries):
+def test_a_sweep_after_a_job_waits_for_it(
+    store: "JobStore",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    queries: "Queries",
+) -> None:
     first = job_factory()
     sweep = submit(store, after=[first.id])
     lease = claim()
@@ -83,7 +102,9 @@ def test_a_sweep_after_a_job_waits_for_it(store, job_factory, claim, queries):
     assert claim().job_id == sweep.job_ids[0]
 
 
-def test_a_sweep_is_found_by_its_id_its_name_and_each_of_its_jobs(store, job_factory, queries):
+def test_a_sweep_is_found_by_its_id_its_name_and_each_of_its_jobs(
+    store: "JobStore", job_factory: "Callable[..., Job]", queries: "Queries"
+) -> None:
     sweep = submit(store)
     other = submit(store, key="other")
     alone = job_factory(name="alone")
@@ -97,8 +118,12 @@ def test_a_sweep_is_found_by_its_id_its_name_and_each_of_its_jobs(store, job_fac
 
 
 def test_cancelling_many_ends_what_is_queued_asks_what_runs_and_takes_along_what_waits(
-    database, store, job_factory, claim, queries
-):
+    database: "Database",
+    store: "JobStore",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    queries: "Queries",
+) -> None:
     running = job_factory(priority=5)
     assert claim().job_id == running.id
     parent = job_factory()
@@ -123,8 +148,8 @@ def test_cancelling_many_ends_what_is_queued_asks_what_runs_and_takes_along_what
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_a_queue_of_100000_is_counted_paged_and_cancelled_in_short_transactions(
-    database, store, job_factory, queries
-):
+    database: "Database", store: "JobStore", job_factory: "Callable[..., Job]", queries: "Queries"
+) -> None:
     common = {"kind": "train", "queue": "default", "user": "ada", "priority": 0, "spec": {}}
     common |= {"spec_version": 1, "state": "queued", "created_at": 0.0}
     rows = [{**common, "submit_key": str(place), "name": f"n{place}"} for place in range(MANY)]

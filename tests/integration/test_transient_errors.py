@@ -1,7 +1,9 @@
 """From one job to the next: the end of one and the claim of another in one transaction."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from machine import until
@@ -15,19 +17,33 @@ from storage.db.queries import Filter
 from storage.db.store import Claim, claim
 from storage.db.tables import quota
 
+if TYPE_CHECKING:
+    from machine import Ganq
+
+    from storage.db.engine import Database
+    from storage.db.queries import Queries
+    from storage.db.rows import Job, Lease, WorkerIdentity
+    from storage.db.store import JobStore
+
 
 @pytest.fixture
-def end(store, worker_identity):
+def end(store: "JobStore", worker_identity: "WorkerIdentity") -> Any:
     """Ends a job with success, as a worker does that goes on to the next."""
 
-    def act(lease, result=None, next_one=None, **how):
+    def act(lease: Any, result: Any = None, next_one: Any = None, **how: Any) -> Any:
         next_one = next_one or Claim(worker_identity, ("train", "generate"), SPEC_VERSION)
         return store.succeed_and_claim(lease, result or {}, next_one, **how)
 
     return act
 
 
-def test_the_job_has_ended_and_the_next_is_taken(database, running_job_factory, job_factory, queries, end):
+def test_the_job_has_ended_and_the_next_is_taken(
+    database: "Database",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    queries: "Queries",
+    end: Any,
+) -> None:
     lease, waiting = running_job_factory(), job_factory()
 
     taken = end(lease, {"image_count": 4, "bit_exact": True})
@@ -45,7 +61,12 @@ def test_the_job_has_ended_and_the_next_is_taken(database, running_job_factory, 
     assert (open_attempts(database, lease.job_id), open_attempts(database, waiting.id)) == (0, 1)
 
 
-def test_it_takes_one_commit(database, running_job_factory, job_factory, end):
+def test_it_takes_one_commit(
+    database: "Database",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    end: Any,
+) -> None:
     lease = running_job_factory()
     job_factory()
     commits: list[Any] = []
@@ -61,21 +82,29 @@ def test_it_takes_one_commit(database, running_job_factory, job_factory, end):
     assert len(commits) == 1
 
 
-def test_a_job_that_waited_for_the_one_that_ended_can_be_the_next(running_job_factory, job_factory, end):
+def test_a_job_that_waited_for_the_one_that_ended_can_be_the_next(
+    running_job_factory: "Callable[..., Lease]", job_factory: "Callable[..., Job]", end: Any
+) -> None:
     lease = running_job_factory()
     child = job_factory(after=[lease.job_id])
     assert end(lease).job_id == child.id
 
 
-def test_where_nothing_waits_the_job_ends_all_the_same(running_job_factory, queries, end):
+def test_where_nothing_waits_the_job_ends_all_the_same(
+    running_job_factory: "Callable[..., Lease]", queries: "Queries", end: Any
+) -> None:
     lease = running_job_factory()
     assert end(lease) is None
     assert queries.get(lease.job_id).state is JobState.SUCCEEDED
 
 
 def test_when_the_commits_answer_is_lost_neither_is_done_twice(
-    database, running_job_factory, job_factory, queries, end
-):
+    database: "Database",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    queries: "Queries",
+    end: Any,
+) -> None:
     lease, waiting = running_job_factory(), job_factory()
     job_factory()
 
@@ -88,8 +117,13 @@ def test_when_the_commits_answer_is_lost_neither_is_done_twice(
 
 
 def test_a_job_that_was_taken_before_the_database_went_away_is_not_left_without_a_worker(
-    database, running_job_factory, job_factory, queries, end, monkeypatch
-):
+    database: "Database",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    queries: "Queries",
+    end: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The answer is lost, and trying both is given up: the end that is tried alone knows what was taken."""
     monkeypatch.setattr(claim, "FUSED_PATIENCE_S", 0.0)
     lease, waiting, third = running_job_factory(), job_factory(), job_factory()
@@ -99,8 +133,12 @@ def test_a_job_that_was_taken_before_the_database_went_away_is_not_left_without_
 
 
 def test_an_end_that_is_tried_again_finds_what_its_first_try_has_taken(
-    running_job_factory, job_factory, worker_identity, queries, end
-):
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    worker_identity: "WorkerIdentity",
+    queries: "Queries",
+    end: Any,
+) -> None:
     lease, waiting, third = running_job_factory(), job_factory(), job_factory()
     one = Claim(worker_identity, ("train",), SPEC_VERSION)
     assert end(lease, next_one=one).job_id == waiting.id
@@ -110,14 +148,25 @@ def test_an_end_that_is_tried_again_finds_what_its_first_try_has_taken(
     assert queries.get(third.id).attempt == 0
 
 
-def test_who_does_not_go_on_takes_nothing(running_job_factory, job_factory, queries, end):
+def test_who_does_not_go_on_takes_nothing(
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    queries: "Queries",
+    end: Any,
+) -> None:
     lease, waiting = running_job_factory(), job_factory()
     assert end(lease, claim_next=False) is None
     assert queries.get(lease.job_id).state is JobState.SUCCEEDED
     assert queries.get(waiting.id).state is JobState.QUEUED
 
 
-def test_a_lost_lease_ends_nothing_and_takes_nothing(store, running_job_factory, job_factory, queries, end):
+def test_a_lost_lease_ends_nothing_and_takes_nothing(
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    queries: "Queries",
+    end: Any,
+) -> None:
     lease, waiting = running_job_factory(), job_factory()
     store.requeue_lost(beat_of(store, lease.job_id), "silent")
 
@@ -129,8 +178,13 @@ def test_a_lost_lease_ends_nothing_and_takes_nothing(store, running_job_factory,
 
 
 def test_where_there_are_limits_the_claim_is_left_to_its_own_transaction(
-    database, running_job_factory, job_factory, claim, queries, end
-):
+    database: "Database",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    queries: "Queries",
+    end: Any,
+) -> None:
     row = {"scope": "user", "name": "tester", "max_running": 1}
     lease, waiting = running_job_factory(), job_factory()
     database.write(lambda conn: conn.execute(insert(quota).values(row)))
@@ -142,8 +196,12 @@ def test_where_there_are_limits_the_claim_is_left_to_its_own_transaction(
 
 
 def test_a_claim_that_breaks_does_not_keep_the_job_from_ending(
-    database, running_job_factory, job_factory, queries, end
-):
+    database: "Database",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    queries: "Queries",
+    end: Any,
+) -> None:
     lease, waiting = running_job_factory(), job_factory()
     database.write(lambda conn: conn.execute(text("ALTER TABLE share RENAME TO elsewhere")))
 
@@ -154,8 +212,12 @@ def test_a_claim_that_breaks_does_not_keep_the_job_from_ending(
 
 
 def test_another_schema_is_left_to_the_claim_to_judge(
-    database, running_job_factory, job_factory, queries, end
-):
+    database: "Database",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    queries: "Queries",
+    end: Any,
+) -> None:
     lease, waiting = running_job_factory(), job_factory()
     database.write(lambda conn: conn.execute(text("UPDATE alembic_version SET version_num = '9999'")))
 
@@ -166,8 +228,13 @@ def test_another_schema_is_left_to_the_claim_to_judge(
 
 
 def test_workers_that_pass_on_at_once_do_each_job_once(
-    database, store, job_factory, claim, make_identity, queries
-):
+    database: "Database",
+    store: "JobStore",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    make_identity: "Callable[..., WorkerIdentity]",
+    queries: "Queries",
+) -> None:
     """Eight threads on one table, with jobs that wait for others among them."""
     jobs = [job_factory() for _ in range(40)]
     jobs += [job_factory(after=[one.id, two.id]) for one, two in zip(jobs[:20], jobs[20:], strict=True)]
@@ -188,7 +255,9 @@ def test_workers_that_pass_on_at_once_do_each_job_once(
     assert {len(queries.attempts(one.id)) for one in jobs} == {1}
 
 
-def test_a_worker_runs_many_jobs_in_a_row_and_each_once(ganq, queries, small):
+def test_a_worker_runs_many_jobs_in_a_row_and_each_once(
+    ganq: "Ganq", queries: "Queries", small: list[str]
+) -> None:
     """Through real processes: every job but the first is taken with the commit that ends the one before."""
     ganq.start_worker()
     ganq("submit", "train", *small, "--epochs", "1", "--sweep", "seed=0-5", "--wait")
@@ -198,8 +267,8 @@ def test_a_worker_runs_many_jobs_in_a_row_and_each_once(ganq, queries, small):
 
 @pytest.mark.parametrize("point", ["supervisor.before_finish", "supervisor.finished"])
 def test_a_worker_that_is_told_to_go_as_a_job_ends_leaves_the_next_to_others(
-    ganq, queries, small, tmp_path, point
-):
+    ganq: "Ganq", queries: "Queries", small: list[str], tmp_path: Path, point: str
+) -> None:
     """SIGTERM just before the commit that ends one job and takes the next, and just after."""
     worker = ganq.start_worker(
         GANQ_ENABLE_FAILPOINTS="1",
@@ -218,8 +287,8 @@ def test_a_worker_that_is_told_to_go_as_a_job_ends_leaves_the_next_to_others(
 
 
 def test_a_worker_that_is_killed_as_it_has_taken_the_next_job_does_it_after_all(
-    ganq, queries, small, tmp_path
-):
+    ganq: "Ganq", queries: "Queries", small: list[str], tmp_path: Path
+) -> None:
     ganq.start_worker(
         GANQ_ENABLE_FAILPOINTS="1",
         GANQ_FAILPOINTS="supervisor.finished=kill",

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from machine import Ganq, until
@@ -14,6 +14,9 @@ from machine import Ganq, until
 from jobs.errors import WorkerNameTakenError
 from storage.db.engine import Database
 from storage.db.workers import WorkerStore
+
+if TYPE_CHECKING:
+    from storage.db.queries import Queries
 
 MACHINE = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
@@ -36,7 +39,9 @@ def pid_of_row(queries: Any) -> int:
     return int(row.pid)
 
 
-def test_the_first_of_two_live_workers_keeps_its_name_and_the_second_learns_of_it(report, queries) -> None:
+def test_the_first_of_two_live_workers_keeps_its_name_and_the_second_learns_of_it(
+    report: Callable[..., WorkerStore], queries: "Queries"
+) -> None:
     first, second = report(1), report(2)
     first.report("starting")
     assert not first.name_disputed
@@ -53,7 +58,9 @@ def test_the_first_of_two_live_workers_keeps_its_name_and_the_second_learns_of_i
     assert (row.pid, row.state) == (1, "idle"), "the second leaves the first's row alone"
 
 
-def test_a_restarted_worker_has_its_name_at_once_and_keeps_it(report, queries) -> None:
+def test_a_restarted_worker_has_its_name_at_once_and_keeps_it(
+    report: Callable[..., WorkerStore], queries: "Queries"
+) -> None:
     report(1).report("idle")  # and is killed
     second = report(2, heartbeat_seconds=0.0)
     second.report("starting")
@@ -62,7 +69,7 @@ def test_a_restarted_worker_has_its_name_at_once_and_keeps_it(report, queries) -
     assert not second.name_disputed
 
 
-def test_a_worker_that_said_goodbye_leaves_no_doubt(report) -> None:
+def test_a_worker_that_said_goodbye_leaves_no_doubt(report: Callable[..., WorkerStore]) -> None:
     first, second = report(1), report(2)
     first.report("idle")
     first.report("stopped")
@@ -71,7 +78,7 @@ def test_a_worker_that_said_goodbye_leaves_no_doubt(report) -> None:
 
 
 def test_a_worker_that_was_away_for_a_lease_has_lost_its_name_to_the_one_in_its_place(
-    report, queries
+    report: Callable[..., WorkerStore], queries: "Queries"
 ) -> None:
     first, second = report(1, lease_seconds=0.0), report(2)
     first.report("idle")
@@ -82,7 +89,9 @@ def test_a_worker_that_was_away_for_a_lease_has_lost_its_name_to_the_one_in_its_
     assert pid_of_row(queries) == 2
 
 
-def test_a_worker_whose_namesake_has_stopped_takes_its_row_back(report, queries) -> None:
+def test_a_worker_whose_namesake_has_stopped_takes_its_row_back(
+    report: Callable[..., WorkerStore], queries: "Queries"
+) -> None:
     first, second = report(1, lease_seconds=0.0), report(2)
     first.report("idle")
     second.report("starting")
@@ -91,7 +100,9 @@ def test_a_worker_whose_namesake_has_stopped_takes_its_row_back(report, queries)
     assert pid_of_row(queries) == 1
 
 
-def test_a_row_that_was_deleted_meanwhile_is_made_again(report, queries, database) -> None:
+def test_a_row_that_was_deleted_meanwhile_is_made_again(
+    report: Callable[..., WorkerStore], queries: "Queries", database: Database
+) -> None:
     from sqlalchemy import delete
 
     from storage.db.tables import worker
@@ -103,7 +114,9 @@ def test_a_row_that_was_deleted_meanwhile_is_made_again(report, queries, databas
     assert pid_of_row(queries) == 1
 
 
-def test_beside_a_worker_of_an_older_version_the_new_one_gives_way(report, queries, database) -> None:
+def test_beside_a_worker_of_an_older_version_the_new_one_gives_way(
+    report: Callable[..., WorkerStore], queries: "Queries", database: Database
+) -> None:
     """It writes its row whoever's it is."""
     from sqlalchemy import update
 
@@ -155,7 +168,9 @@ def kill(worker: "subprocess.Popen[bytes]") -> None:
     worker.wait()
 
 
-def test_two_machines_with_one_host_name_have_two_workers(ganq: Ganq, small, start_on_machine) -> None:
+def test_two_machines_with_one_host_name_have_two_workers(
+    ganq: Ganq, small: list[str], start_on_machine: Callable[..., subprocess.Popen[bytes]]
+) -> None:
     start_on_machine(1)
     until(lambda: ganq.present() == ["trainer-cpu"], what="the first")
     (first,) = ganq.json("workers")
@@ -170,7 +185,7 @@ def test_two_machines_with_one_host_name_have_two_workers(ganq: Ganq, small, sta
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_a_second_worker_with_a_given_name_ends_with_the_way_out(
-    ganq: Ganq, start_on_machine, backend
+    ganq: Ganq, start_on_machine: Callable[..., subprocess.Popen[bytes]], backend: str
 ) -> None:
     first = start_on_machine(1, "--name", "w1")
     until(lambda: ganq.present() == ["w1"], what="the first")
@@ -187,7 +202,9 @@ def test_a_second_worker_with_a_given_name_ends_with_the_way_out(
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-def test_a_container_that_was_killed_has_its_name_back_at_once(ganq: Ganq, small, start_on_machine, backend):
+def test_a_container_that_was_killed_has_its_name_back_at_once(
+    ganq: Ganq, small: list[str], start_on_machine: Callable[..., subprocess.Popen[bytes]], backend: str
+) -> None:
     ganq.env["GANQ_HEARTBEAT_SECONDS"], ganq.env["GANQ_LEASE_SECONDS"] = "1", "60"
     worker = start_on_machine(1)
     until(lambda: ganq.present() == ["trainer-cpu"], what="the worker")

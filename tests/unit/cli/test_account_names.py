@@ -4,10 +4,17 @@ import os
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from unit.conftest import Ganq
+
+    from storage.db.queries import Queries
+    from storage.db.rows import Lease
 
 NAMES = {
     "address": "ada@corp.example",
@@ -40,7 +47,12 @@ def pictures(small: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_an_account_of_any_name_submits_and_is_found_limited_and_shown_by_it(
-    ganq, monkeypatch, pictures: list[str], name: str, claim, queries
+    ganq: "Ganq",
+    monkeypatch: pytest.MonkeyPatch,
+    pictures: list[str],
+    name: str,
+    claim: "Callable[..., Lease | None]",
+    queries: "Queries",
 ) -> None:
     monkeypatch.setenv("LOGNAME", name)
     first = ganq("submit", "train", *pictures, "--json").json()["id"]
@@ -65,7 +77,13 @@ def test_an_account_of_any_name_submits_and_is_found_limited_and_shown_by_it(
     assert queries.get(second).state == "cancelled"
 
 
-def test_users_with_such_names_take_turns(ganq, monkeypatch, pictures: list[str], claim, queries) -> None:
+def test_users_with_such_names_take_turns(
+    ganq: "Ganq",
+    monkeypatch: pytest.MonkeyPatch,
+    pictures: list[str],
+    claim: "Callable[..., Lease | None]",
+    queries: "Queries",
+) -> None:
     for name in ("CORP\\ada", "CORP\\ada", "CORP\\bob", "ada@corp.example"):
         monkeypatch.setenv("LOGNAME", name)
         ganq("submit", "train", *pictures)
@@ -122,7 +140,7 @@ except ConfigError as exc:
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_a_name_that_no_table_can_show_is_refused_or_replaced(
-    ganq, monkeypatch, queries, pictures, backend
+    ganq: "Ganq", monkeypatch: pytest.MonkeyPatch, queries: "Queries", pictures: list[str], backend: str
 ) -> None:
     for bad in ("a\nb", " ada", "*", "\u202eada"):
         said = ganq("submit", "train", *pictures, "--user", bad)

@@ -1,9 +1,25 @@
 """`ganq cancel`, `hold`, `release`, `retry`, `open`, `checkpoints`."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from jobs.states import JobState
 
+if TYPE_CHECKING:
+    from unit.conftest import Ganq
 
-def test_cancel_says_what_it_did_queued_or_running(ganq, queries, job_factory, running_job_factory):
+    from storage.db.queries import Queries
+    from storage.db.rows import Job, Lease
+    from storage.db.store import JobStore
+    from storage.settings import Settings
+
+
+def test_cancel_says_what_it_did_queued_or_running(
+    ganq: "Ganq",
+    queries: "Queries",
+    job_factory: "Callable[..., Job]",
+    running_job_factory: "Callable[..., Lease]",
+) -> None:
     running = running_job_factory()
     queued = job_factory(name="faces")
     said = ganq("cancel", running.job_id, "faces")
@@ -13,7 +29,9 @@ def test_cancel_says_what_it_did_queued_or_running(ganq, queries, job_factory, r
     assert queries.get(queued.id).state is JobState.CANCELLED
 
 
-def test_one_job_that_cannot_be_cancelled_keeps_no_other_from_it(ganq, queries, trained, job_factory):
+def test_one_job_that_cannot_be_cancelled_keeps_no_other_from_it(
+    ganq: "Ganq", queries: "Queries", trained: Callable[..., int], job_factory: "Callable[..., Job]"
+) -> None:
     done = trained()
     job = job_factory()
     said = ganq("cancel", done, 99, job.id)
@@ -26,7 +44,9 @@ def test_one_job_that_cannot_be_cancelled_keeps_no_other_from_it(ganq, queries, 
     assert [one["error"]["code"] for one in told.json()] == ["JOB_NOT_FOUND"] * 2
 
 
-def test_hold_and_release(ganq, claim, job_factory):
+def test_hold_and_release(
+    ganq: "Ganq", claim: "Callable[..., Lease | None]", job_factory: "Callable[..., Job]"
+) -> None:
     job_factory()
     assert "held" in ganq("hold", 1).out
     assert claim() is None
@@ -37,7 +57,9 @@ def test_hold_and_release(ganq, claim, job_factory):
     assert "ganq cancel 1" in said.err
 
 
-def test_retry_makes_a_new_job_with_the_same_spec_and_name(ganq, queries, trained):
+def test_retry_makes_a_new_job_with_the_same_spec_and_name(
+    ganq: "Ganq", queries: "Queries", trained: Callable[..., int]
+) -> None:
     old = trained(name="faces", end="fail")
     said = ganq("retry", old, "--json")
     assert said.code == 0
@@ -53,7 +75,9 @@ def test_retry_makes_a_new_job_with_the_same_spec_and_name(ganq, queries, traine
     assert f"job {old}" in ganq("status", new.id).out
 
 
-def test_a_job_that_has_not_ended_cannot_be_retried(ganq, queries, job_factory):
+def test_a_job_that_has_not_ended_cannot_be_retried(
+    ganq: "Ganq", queries: "Queries", job_factory: "Callable[..., Job]"
+) -> None:
     job_factory()
     said = ganq("retry", 1)
     assert said.code == 1
@@ -61,7 +85,9 @@ def test_a_job_that_has_not_ended_cannot_be_retried(ganq, queries, job_factory):
     assert sum(queries.counts().values()) == 1
 
 
-def test_a_retried_generation_waits_for_a_training_that_has_not_ended(ganq, queries, store, job_factory):
+def test_a_retried_generation_waits_for_a_training_that_has_not_ended(
+    ganq: "Ganq", queries: "Queries", store: "JobStore", job_factory: "Callable[..., Job]"
+) -> None:
     source = job_factory()
     first = job_factory(kind="generate", spec={"source": source.id, "count": 1}, after=[source.id])
     store.request_cancel(first.id)
@@ -69,7 +95,7 @@ def test_a_retried_generation_waits_for_a_training_that_has_not_ended(ganq, quer
     assert [needed for needed, _ in queries.needs(new)] == [source.id]
 
 
-def test_an_import_cannot_be_retried(ganq, store):
+def test_an_import_cannot_be_retried(ganq: "Ganq", store: "JobStore") -> None:
     store.add_finished(
         kind="import",
         spec={},
@@ -83,7 +109,9 @@ def test_an_import_cannot_be_retried(ganq, store):
     assert "ganq import" in said.err
 
 
-def test_open_prints_the_folder_of_the_pictures(ganq, trained, settings):
+def test_open_prints_the_folder_of_the_pictures(
+    ganq: "Ganq", trained: Callable[..., int], settings: "Settings"
+) -> None:
     job_id = trained()
     samples = settings.volume / "jobs" / f"{job_id:06d}" / "a1" / "samples"
     (settings.volume / "jobs").mkdir(parents=True)
@@ -95,14 +123,20 @@ def test_open_prints_the_folder_of_the_pictures(ganq, trained, settings):
     assert ganq("open", job_id, "--json").json()["paths"]["samples"] == str(samples)
 
 
-def test_open_of_a_job_without_results_is_not_found(ganq, job_factory):
+def test_open_of_a_job_without_results_is_not_found(ganq: "Ganq", job_factory: "Callable[..., Job]") -> None:
     job_factory()
     said = ganq("open", 1)
     assert said.code == 3
     assert "has no results yet" in said.err
 
 
-def test_open_of_a_part_points_to_the_whole(ganq, settings, store, job_factory, claim):
+def test_open_of_a_part_points_to_the_whole(
+    ganq: "Ganq",
+    settings: "Settings",
+    store: "JobStore",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+) -> None:
     (settings.volume / "jobs").mkdir(parents=True)
     spec = {"source": 1, "count": 4}
     whole = job_factory(kind="generate", spec=spec, shards=[({**spec, "draws": [0, 3]}, 4)])
@@ -114,7 +148,9 @@ def test_open_of_a_part_points_to_the_whole(ganq, settings, store, job_factory, 
     assert f"→ ganq open {whole.id}" in said.err
 
 
-def test_checkpoints_are_listed_with_their_paths(ganq, trained, settings, job_factory):
+def test_checkpoints_are_listed_with_their_paths(
+    ganq: "Ganq", trained: Callable[..., int], settings: "Settings", job_factory: "Callable[..., Job]"
+) -> None:
     job_id = trained(epochs=6)
     path = settings.volume / "jobs" / f"{job_id:06d}" / "a1" / "checkpoints" / "epoch-0006"
     said = ganq("checkpoints", job_id)

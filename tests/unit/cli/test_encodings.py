@@ -7,13 +7,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from jobs.errors import DatasetError
 
 from .submit.test_evaluate import REPORT
+
+if TYPE_CHECKING:
+    from unit.conftest import Ganq
 
 NOT_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 ENCODINGS: dict[str, dict[str, str]] = {
@@ -154,7 +157,7 @@ def commands(jobs: dict[str, int], tmp_path: Path, pictures: Path) -> list[list[
 
 
 def test_every_command_and_every_help_page_prints_in_every_encoding(
-    ganq, jobs, tmp_path, small, settings_env
+    ganq: "Ganq", jobs: dict[str, int], tmp_path: Path, small: list[str], settings_env: dict[str, str]
 ) -> None:
     typed = commands(jobs, tmp_path, Path(small[1]))
     reference = run(typed, {"LC_ALL": "C.UTF-8"}, helps=True).decode()
@@ -175,7 +178,7 @@ def test_every_command_and_every_help_page_prints_in_every_encoding(
 
 
 def test_tables_bars_and_watching_work_on_terminals_of_every_encoding(
-    ganq, jobs, tmp_path, small, settings_env
+    ganq: "Ganq", jobs: dict[str, int], tmp_path: Path, small: list[str], settings_env: dict[str, str]
 ) -> None:
     typed = [
         ["status"],
@@ -228,7 +231,7 @@ def test_streams_of_any_encoding_take_what_no_encoding_has(tmp_path: Path) -> No
         assert done.stderr.decode(encoding) in ("…\n", "...\n")
 
 
-def test_a_worker_logs_arrows_as_text(settings_env) -> None:
+def test_a_worker_logs_arrows_as_text(settings_env: dict[str, str]) -> None:
     script = (
         "import logging; from storage.settings import Settings; from worker.host import logs\n"
         "logs.configure(Settings.load()); logging.getLogger('ganq').warning('gr\\xf6\\xdfe \\u2192 doctor')"

@@ -7,12 +7,21 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from machine import until
 
 from cli import main as entry
 from storage.db.engine import SCHEMA_REVISION
+
+if TYPE_CHECKING:
+    from unit.conftest import Ganq
+
+    from storage.db.queries import Queries
+    from storage.db.rows import Job
+    from storage.db.store import JobStore
+    from storage.settings import Settings
 
 
 def set_schema(path: Path, revision: str) -> None:
@@ -30,7 +39,7 @@ def one_line_and_hint(err: str) -> tuple[str, str]:
     return lines[0], lines[1]
 
 
-def test_an_unknown_command_names_the_near_one(ganq):
+def test_an_unknown_command_names_the_near_one(ganq: "Ganq") -> None:
     said = ganq("statsu")
     assert said.code == 2
     line, hint = one_line_and_hint(said.err)
@@ -38,14 +47,14 @@ def test_an_unknown_command_names_the_near_one(ganq):
     assert "ganq --help" in hint
 
 
-def test_an_unknown_option_is_a_usage_error(ganq, pictures):
+def test_an_unknown_option_is_a_usage_error(ganq: "Ganq", pictures: Path) -> None:
     said = ganq("submit", "train", "--data", pictures, "--epoch-count", 3)
     assert said.code == 2
     line, _ = one_line_and_hint(said.err)
     assert "--epoch-count" in line
 
 
-def test_a_value_of_the_wrong_type_is_a_usage_error(ganq, pictures):
+def test_a_value_of_the_wrong_type_is_a_usage_error(ganq: "Ganq", pictures: Path) -> None:
     said = ganq("submit", "train", "--data", pictures, "--epochs", "many")
     assert said.code == 2
     assert "'many'" in one_line_and_hint(said.err)[0]
@@ -61,13 +70,13 @@ def test_a_value_of_the_wrong_type_is_a_usage_error(ganq, pictures):
         ("worker", "--cpu-workers"),
     ],
 )
-def test_a_number_that_is_not_whole_is_called_no_integer(ganq, option):
+def test_a_number_that_is_not_whole_is_called_no_integer(ganq: "Ganq", option: Any) -> None:
     said = ganq(*option, "1.5")
     assert said.code == 2
     assert one_line_and_hint(said.err)[0].endswith("'1.5' is not a valid integer")
 
 
-def test_a_job_that_does_not_exist_is_exit_code_3_in_every_command_that_takes_one(ganq):
+def test_a_job_that_does_not_exist_is_exit_code_3_in_every_command_that_takes_one(ganq: "Ganq") -> None:
     for command in (
         ("status",),
         ("wait",),
@@ -85,7 +94,7 @@ def test_a_job_that_does_not_exist_is_exit_code_3_in_every_command_that_takes_on
         assert "there is no job 99" in one_line_and_hint(said.err)[0]
 
 
-def test_with_json_the_error_is_json_on_stderr_and_stdout_stays_empty(ganq):
+def test_with_json_the_error_is_json_on_stderr_and_stdout_stays_empty(ganq: "Ganq") -> None:
     said = ganq("status", 99, "--json")
     assert said.code == 3
     assert said.out == ""
@@ -100,8 +109,8 @@ def test_with_json_the_error_is_json_on_stderr_and_stdout_stays_empty(ganq):
     ("revision", "word", "way"), [("0000", "older", "ganq db upgrade"), ("9999", "newer", "install")]
 )
 def test_a_database_of_another_schema_is_refused_and_left_alone(
-    ganq, settings, pictures, revision, word, way
-):
+    ganq: "Ganq", settings: "Settings", pictures: Path, revision: str, word: str, way: str
+) -> None:
     path = settings.home / "ganq.db"
     set_schema(path, revision)
     for command in (("status",), ("submit", "train", "--data", pictures), ("cancel", "1")):
@@ -116,14 +125,16 @@ def test_a_database_of_another_schema_is_refused_and_left_alone(
     conn.close()
 
 
-def test_db_upgrade_refuses_a_database_from_the_future(ganq, settings):
+def test_db_upgrade_refuses_a_database_from_the_future(ganq: "Ganq", settings: "Settings") -> None:
     set_schema(settings.home / "ganq.db", "9999")
     said = ganq("db", "upgrade")
     assert said.code == 1
     assert "newer" in one_line_and_hint(said.err)[0]
 
 
-def test_db_upgrade_makes_the_tables_of_a_new_home_and_then_has_nothing_to_do(bare_ganq, tmp_path):
+def test_db_upgrade_makes_the_tables_of_a_new_home_and_then_has_nothing_to_do(
+    bare_ganq: "Ganq", tmp_path: Path
+) -> None:
     assert bare_ganq("db", "status").code == 1
     first = bare_ganq("db", "upgrade", "--json").json()
     assert (first["before"], first["schema"]) == (None, SCHEMA_REVISION)
@@ -131,14 +142,16 @@ def test_db_upgrade_makes_the_tables_of_a_new_home_and_then_has_nothing_to_do(ba
     assert bare_ganq("db", "status").code == 0
 
 
-def test_a_file_that_is_no_database_is_named_as_such(ganq, settings):
+def test_a_file_that_is_no_database_is_named_as_such(ganq: "Ganq", settings: "Settings") -> None:
     (settings.home / "ganq.db").write_bytes(b"these are not the tables you are looking for" * 100)
     said = ganq("status")
     assert said.code == 1
     assert "not a SQLite database" in one_line_and_hint(said.err)[0]
 
 
-def test_a_postgres_that_is_not_there_is_one_line_and_its_password_is_masked(ganq, monkeypatch):
+def test_a_postgres_that_is_not_there_is_one_line_and_its_password_is_masked(
+    ganq: "Ganq", monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GANQ_DATABASE_URL", "postgresql://ganq:geheim@127.0.0.1:1/ganq")
     monkeypatch.setattr("storage.db.engine.Database.read.__kwdefaults__", {"patience_s": 0.2})
     said = ganq("status")
@@ -147,7 +160,7 @@ def test_a_postgres_that_is_not_there_is_one_line_and_its_password_is_masked(gan
     assert "geheim" not in said.err
 
 
-def test_a_setting_that_cannot_work_is_named(ganq, monkeypatch):
+def test_a_setting_that_cannot_work_is_named(ganq: "Ganq", monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GANQ_POLL_SECONDS", "soon")
     said = ganq("status")
     assert said.code == 2
@@ -155,8 +168,8 @@ def test_a_setting_that_cannot_work_is_named(ganq, monkeypatch):
 
 
 def test_a_home_that_cannot_be_made_is_one_line_and_nothing_is_written(
-    bare_ganq, monkeypatch, tmp_path, pictures
-):
+    bare_ganq: "Ganq", monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pictures: Path
+) -> None:
     blocked = tmp_path / "a-file"
     blocked.touch()
     monkeypatch.setenv("GANQ_HOME", str(blocked / "home"))
@@ -168,7 +181,9 @@ def test_a_home_that_cannot_be_made_is_one_line_and_nothing_is_written(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes wherever it likes")
-def test_a_read_only_home_is_one_line(bare_ganq, monkeypatch, tmp_path, pictures):
+def test_a_read_only_home_is_one_line(
+    bare_ganq: "Ganq", monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pictures: Path
+) -> None:
     home = tmp_path / "new-home"
     home.mkdir(mode=0o500)
     said = bare_ganq("submit", "train", "--data", pictures)
@@ -177,7 +192,7 @@ def test_a_read_only_home_is_one_line(bare_ganq, monkeypatch, tmp_path, pictures
     assert list(home.iterdir()) == []
 
 
-def test_commands_before_the_first_job_say_how_to_begin(bare_ganq, tmp_path):
+def test_commands_before_the_first_job_say_how_to_begin(bare_ganq: "Ganq", tmp_path: Path) -> None:
     said = bare_ganq("status")
     assert said.code == 0
     assert "no jobs yet" in said.out
@@ -189,7 +204,9 @@ def test_commands_before_the_first_job_say_how_to_begin(bare_ganq, tmp_path):
     assert not (tmp_path / "new-home").exists(), "a command that only asks has written something"
 
 
-def test_an_unexpected_error_is_one_line_that_says_it_is_a_defect(ganq, monkeypatch):
+def test_an_unexpected_error_is_one_line_that_says_it_is_a_defect(
+    ganq: "Ganq", monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*args: object, **options: object) -> None:
         raise ZeroDivisionError("division by zero")
 
@@ -206,7 +223,7 @@ def test_an_unexpected_error_is_one_line_that_says_it_is_a_defect(ganq, monkeypa
         entry.main(["status"])
 
 
-def test_control_characters_of_an_argument_do_not_reach_the_terminal(ganq):
+def test_control_characters_of_an_argument_do_not_reach_the_terminal(ganq: "Ganq") -> None:
     said = ganq("status", "\x1b[31mred\x07")
     assert said.code == 3
     assert "\x1b" not in said.err
@@ -217,7 +234,7 @@ def run_process(shell: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
 
 
-def test_a_reader_that_has_gone_is_quiet(ganq, job_factory: Callable[..., object]):
+def test_a_reader_that_has_gone_is_quiet(ganq: "Ganq", job_factory: Callable[..., object]) -> None:
     for _ in range(200):
         job_factory()
     done = run_process(
@@ -228,7 +245,9 @@ def test_a_reader_that_has_gone_is_quiet(ganq, job_factory: Callable[..., object
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-def test_an_output_that_cannot_be_written_is_one_line(ganq, job_factory: Callable[..., object]):
+def test_an_output_that_cannot_be_written_is_one_line(
+    ganq: "Ganq", job_factory: Callable[..., object]
+) -> None:
     job_factory()
     done = run_process(f"{sys.executable} -m cli.main status > /dev/full")
     assert done.returncode == 1
@@ -238,7 +257,9 @@ def test_an_output_that_cannot_be_written_is_one_line(ganq, job_factory: Callabl
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-def test_the_exit_code_says_how_it_went_where_stderr_takes_nothing(ganq, job_factory, store):
+def test_the_exit_code_says_how_it_went_where_stderr_takes_nothing(
+    ganq: "Ganq", job_factory: "Callable[..., Job]", store: "JobStore"
+) -> None:
     job_factory()
     store.request_cancel(1)
     for command, code in (("status 999", 3), ("stats", 2), ("wait 1", 1), ("cancel 998 999", 3)):
@@ -247,15 +268,17 @@ def test_the_exit_code_says_how_it_went_where_stderr_takes_nothing(ganq, job_fac
 
 
 @pytest.mark.parametrize("command", ["status", "submit train --data", "cancel --all --yes --user"])
-def test_an_argument_that_is_no_text_is_refused_before_anything_is_done(ganq, queries, command):
+def test_an_argument_that_is_no_text_is_refused_before_anything_is_done(
+    ganq: "Ganq", queries: "Queries", command: str
+) -> None:
     done = run_process(f"{sys.executable} -m cli.main {command} $'x\\xff'")
     assert done.returncode == 2
     assert one_line_and_hint(done.stderr)[0] == "error: 'x?' is not UTF-8"
 
 
 def test_a_data_set_in_a_folder_whose_name_is_no_text_is_refused_however_it_is_reached(
-    ganq, queries, pictures, monkeypatch
-):
+    ganq: "Ganq", queries: "Queries", pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     odd = pictures.with_name("odd\udcff")
     odd.mkdir()
     pictures.rename(odd / "faces")
@@ -272,8 +295,8 @@ def test_a_data_set_in_a_folder_whose_name_is_no_text_is_refused_however_it_is_r
 
 @pytest.mark.parametrize("more", ["", "--json", "--sweep seed=0-1"])
 def test_a_job_that_was_accepted_is_said_to_be_where_the_answer_cannot_be_written(
-    ganq, queries, pictures, more
-):
+    ganq: "Ganq", queries: "Queries", pictures: Path, more: str
+) -> None:
     done = run_process(f"{sys.executable} -m cli.main submit train --data {pictures} {more} > /dev/full")
     assert done.returncode == 1
     assert "is accepted, but the output could not be written" in done.stderr
@@ -284,8 +307,8 @@ def test_a_job_that_was_accepted_is_said_to_be_where_the_answer_cannot_be_writte
 
 @pytest.mark.parametrize("more", ["", "--json"])
 def test_what_is_asked_of_several_jobs_is_done_to_all_where_the_answer_cannot_be_written(
-    ganq, queries, job_factory: Callable[..., object], more
-):
+    ganq: "Ganq", queries: "Queries", job_factory: Callable[..., object], more: str
+) -> None:
     for _ in range(3):
         job_factory()
     done = run_process(f"{sys.executable} -m cli.main cancel 1 2 3 {more} > /dev/full")
@@ -299,7 +322,9 @@ def test_what_is_asked_of_several_jobs_is_done_to_all_where_the_answer_cannot_be
     assert queries.counts()["queued"] == 3
 
 
-def test_ctrl_c_while_waiting_is_130_and_says_that_the_work_goes_on(ganq, job_factory: Callable[..., object]):
+def test_ctrl_c_while_waiting_is_130_and_says_that_the_work_goes_on(
+    ganq: "Ganq", job_factory: Callable[..., object]
+) -> None:
     job_factory()
     waiting = subprocess.Popen(
         [sys.executable, "-m", "cli.main", "wait", "1"], stderr=subprocess.PIPE, text=True
@@ -315,7 +340,9 @@ def test_ctrl_c_while_waiting_is_130_and_says_that_the_work_goes_on(ganq, job_fa
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_command_that_is_told_to_go_takes_what_is_half_made_away(tmp_path, sent, code):
+def test_a_command_that_is_told_to_go_takes_what_is_half_made_away(
+    tmp_path: Path, sent: Any, code: int
+) -> None:
     asked = ["dataset", "make", str(tmp_path / "faces"), "--count", "100000"]
     drawing = subprocess.Popen(
         [sys.executable, "-m", "cli.main", *asked], env={**os.environ, "GANQ_HOME": str(tmp_path)}
@@ -341,8 +368,8 @@ def test_a_command_that_is_told_to_go_takes_what_is_half_made_away(tmp_path, sen
     ],
 )
 def test_an_empty_path_or_job_is_neither_the_current_folder_nor_the_default(
-    ganq, trained, tmp_path, monkeypatch, command
-):
+    ganq: "Ganq", trained: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
+) -> None:
     trained()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -361,14 +388,16 @@ def test_an_empty_path_or_job_is_neither_the_current_folder_nor_the_default(
         ("gc", "--older-than", "١d", "--jobs"),
     ],
 )
-def test_digits_of_other_scripts_are_no_numbers(ganq, trained, command):
+def test_digits_of_other_scripts_are_no_numbers(
+    ganq: "Ganq", trained: Callable[..., int], command: Any
+) -> None:
     trained()
     said = ganq(*command)
     assert said.code == 2
     assert "١" in one_line_and_hint(said.err)[0]
 
 
-def test_a_name_of_other_digits_is_no_id(ganq, job_factory: Callable[..., object]):
+def test_a_name_of_other_digits_is_no_id(ganq: "Ganq", job_factory: Callable[..., object]) -> None:
     job_factory()
     said = ganq("status", "١")
     assert said.code == 3

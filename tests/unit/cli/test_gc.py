@@ -1,20 +1,31 @@
 """`ganq gc`: what it prints, by which exit code it ends, and what other commands then say."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from volumes import Files, grow_old
 
 from storage.volume.layout import Volume
 
+if TYPE_CHECKING:
+    from unit.conftest import Ganq
+
+    from storage.db.engine import Database
+    from storage.db.rows import Lease
+    from storage.db.store import JobStore
+    from storage.settings import Settings
+
 
 @pytest.fixture
-def files(store, settings) -> Files:
+def files(store: "JobStore", settings: "Settings") -> Files:
     return Files(store, Volume(settings.volume))
 
 
 @pytest.fixture
-def crashed(files, running_job_factory, store):
+def crashed(files: Files, running_job_factory: "Callable[..., Lease]", store: "JobStore") -> Any:
     """A job with 210 bytes of pictures and grids each that were never published, ended long ago."""
     lease = running_job_factory(kind="generate")
     files.pictures(lease)
@@ -24,7 +35,7 @@ def crashed(files, running_job_factory, store):
 
 
 @pytest.fixture
-def old(files, running_job_factory, store):
+def old(files: Files, running_job_factory: "Callable[..., Lease]", store: "JobStore") -> Any:
     """A training that succeeded long ago, with its checkpoint."""
     lease = running_job_factory(name="faces")
     files.checkpoint(lease, 2, kind="final")
@@ -33,12 +44,14 @@ def old(files, running_job_factory, store):
     return lease
 
 
-def test_nothing_to_delete_is_said_and_is_no_failure(ganq, files):
+def test_nothing_to_delete_is_said_and_is_no_failure(ganq: "Ganq", files: Files) -> None:
     said = ganq("gc")
     assert (said.code, said.out) == (0, "nothing to delete\n")
 
 
-def test_a_dry_run_shows_numbers_and_sizes_and_deletes_nothing(ganq, files, crashed):
+def test_a_dry_run_shows_numbers_and_sizes_and_deletes_nothing(
+    ganq: "Ganq", files: Files, crashed: Any
+) -> None:
     folder = files.volume.attempt(crashed.job_id, 1)
     said = ganq("gc", "--dry-run")
     assert said.code == 0
@@ -55,7 +68,7 @@ def test_a_dry_run_shows_numbers_and_sizes_and_deletes_nothing(ganq, files, cras
     assert not (folder / "images").exists()
 
 
-def test_json_names_each_thing_with_its_reason_and_job(ganq, files, crashed):
+def test_json_names_each_thing_with_its_reason_and_job(ganq: "Ganq", files: Files, crashed: Any) -> None:
     told = ganq("gc", "--json").json()
     assert (told["dry_run"], told["count"], told["bytes"]) == (False, 3, 429)
     assert told["reasons"] == {"unpublished results": {"count": 3, "bytes": 429}}
@@ -66,14 +79,18 @@ def test_json_names_each_thing_with_its_reason_and_job(ganq, files, crashed):
     assert ganq("gc", "--json").json()["items"] == []
 
 
-def test_an_attempt_that_ended_within_a_lease_is_left_alone(ganq, files, running_job_factory, store):
+def test_an_attempt_that_ended_within_a_lease_is_left_alone(
+    ganq: "Ganq", files: Files, running_job_factory: "Callable[..., Lease]", store: "JobStore"
+) -> None:
     lease = running_job_factory(kind="generate")
     files.pictures(lease)
     store.crashed(lease, "killed")
     assert ganq("gc").out == "nothing to delete\n"
 
 
-def test_results_of_old_jobs_go_on_request_and_every_command_says_so(ganq, files, old):
+def test_results_of_old_jobs_go_on_request_and_every_command_says_so(
+    ganq: "Ganq", files: Files, old: Any
+) -> None:
     assert ganq("gc", "--dry-run").out == "nothing to delete\n"
     assert ganq("gc", "--jobs", "--named", "--older-than", "365d").out == "nothing to delete\n"
     said = ganq("gc", "--jobs", "--named")
@@ -95,7 +112,7 @@ def test_results_of_old_jobs_go_on_request_and_every_command_says_so(ganq, files
     assert "were deleted by ganq gc" in named.err
 
 
-def test_decoded_data_sets_go_on_request(ganq, files):
+def test_decoded_data_sets_go_on_request(ganq: "Ganq", files: Files) -> None:
     cache = files.volume.dataset("a" * 64)
     cache.mkdir()
     (cache / "images.u8").write_bytes(b"x" * 3 * 8 * 8)
@@ -110,19 +127,21 @@ def test_decoded_data_sets_go_on_request(ganq, files):
 
 
 @pytest.mark.parametrize("age", ["", "30", "d", "-1d", "1w", "9999999d"])
-def test_an_age_that_is_none_is_a_usage_error(ganq, files, age):
+def test_an_age_that_is_none_is_a_usage_error(ganq: "Ganq", files: Files, age: str) -> None:
     said = ganq("gc", "--jobs", "--older-than", age)
     assert said.code == 2
     assert "--older-than" in said.err
 
 
-def test_an_age_without_what_it_is_for_is_a_usage_error(ganq, files):
+def test_an_age_without_what_it_is_for_is_a_usage_error(ganq: "Ganq", files: Files) -> None:
     said = ganq("gc", "--older-than", "30d")
     assert said.code == 2
     assert "--older-than requires --datasets or --jobs" in said.err
 
 
-def test_a_volume_of_another_job_table_fails_with_the_way_out(ganq, files, crashed, database):
+def test_a_volume_of_another_job_table_fails_with_the_way_out(
+    ganq: "Ganq", files: Files, crashed: Any, database: "Database"
+) -> None:
     from tables import set_columns
 
     set_columns(database, crashed.job_id, created_at=1.0)
@@ -135,19 +154,19 @@ def test_a_volume_of_another_job_table_fails_with_the_way_out(ganq, files, crash
     assert (files.volume.attempt(crashed.job_id, 1) / "images").exists()
 
 
-def test_without_a_job_table_nothing_is_looked_at(bare_ganq):
+def test_without_a_job_table_nothing_is_looked_at(bare_ganq: "Ganq") -> None:
     said = bare_ganq("gc")
     assert said.code == 3
     assert "there are no jobs yet" in said.err
 
 
-def test_a_note_says_what_looks_like_garbage_and_stays(ganq, files, crashed):
+def test_a_note_says_what_looks_like_garbage_and_stays(ganq: "Ganq", files: Files, crashed: Any) -> None:
     files.volume.job(2).mkdir()
     said = ganq("gc", "--dry-run")
     assert "note: jobs/000002 stays: the table ends at job 1" in said.err
 
 
-def test_a_full_disk_names_gc(tmp_path):
+def test_a_full_disk_names_gc(tmp_path: Path) -> None:
     import errno
 
     from jobs.errors import DiskFullError
@@ -158,7 +177,7 @@ def test_a_full_disk_names_gc(tmp_path):
     assert "ganq gc --dry-run" in (caught.value.hint or "")
 
 
-def test_a_named_training_stays_unless_named_ones_are_asked_for(ganq, files, old):
+def test_a_named_training_stays_unless_named_ones_are_asked_for(ganq: "Ganq", files: Files, old: Any) -> None:
     said = ganq("gc", "--jobs")
     assert (said.code, said.out) == (0, "nothing to delete\n")
     assert "kept: job 1: faces is a named training; --named deletes those, too" in said.err

@@ -5,12 +5,19 @@ import os
 import shutil
 import socket
 import threading
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from worker.host import live_supervisors as health
 from worker.host.live_supervisors import Status, judge
+
+if TYPE_CHECKING:
+    from unit.conftest import Ganq
+
+    from storage.settings import Settings
 
 # --- what a supervisor says of itself -----------------------------------------------------
 
@@ -53,7 +60,7 @@ def test_a_worker_is_judged_by_what_it_can_help(changes: dict[str, Any], status:
 
 
 @pytest.fixture
-def supervisor(settings):
+def supervisor(settings: "Settings") -> Iterator[Any]:
     """A socket like a supervisor's that answers each who asks with these bytes; None: never."""
     listeners = []
 
@@ -82,14 +89,18 @@ def supervisor(settings):
 
 
 @pytest.mark.parametrize("answer", [b"", b"[]\n", b"no json\n", b'{"worker": "w1"}\n'])
-def test_a_supervisor_that_answers_nonsense_is_unhealthy(ganq, supervisor, answer) -> None:
+def test_a_supervisor_that_answers_nonsense_is_unhealthy(
+    ganq: "Ganq", supervisor: Any, answer: bytes
+) -> None:
     supervisor(answer)
     said = ganq("health")
     assert (said.code, said.out.count("\n")) == (1, 1)
     assert "broke off its answer" in said.out
 
 
-def test_one_whose_queue_of_askers_is_full_is_unhealthy(ganq, supervisor, monkeypatch) -> None:
+def test_one_whose_queue_of_askers_is_full_is_unhealthy(
+    ganq: "Ganq", supervisor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(health, "ANSWER_S", 0.2)
     supervisor(None)
     for _ in range(4):
@@ -98,7 +109,9 @@ def test_one_whose_queue_of_askers_is_full_is_unhealthy(ganq, supervisor, monkey
         assert "does not answer" in said.out
 
 
-def test_a_sign_of_life_that_makes_no_sense_is_none(ganq, settings, supervisor) -> None:
+def test_a_sign_of_life_that_makes_no_sense_is_none(
+    ganq: "Ganq", settings: "Settings", supervisor: Any
+) -> None:
     supervisor(None)
     (settings.runtime / "live-1.json").write_text("[1, 2")
     (settings.runtime / "live-2.json").write_text('{"worker": "w2"}')
@@ -108,14 +121,16 @@ def test_a_sign_of_life_that_makes_no_sense_is_none(ganq, settings, supervisor) 
 # --- the job table, where no supervisor is found ------------------------------------------
 
 
-def test_a_worker_of_this_host_that_speaks_is_healthy(ganq, speak):
+def test_a_worker_of_this_host_that_speaks_is_healthy(ganq: "Ganq", speak: Callable[..., None]) -> None:
     speak("w1", "busy")
     said = ganq("health")
     assert (said.code, said.out) == (0, "healthy: w1 is busy, by the job table\n")
     assert ganq("health", "--worker", "w1").code == 0
 
 
-def test_a_worker_of_another_host_makes_this_one_no_healthier(ganq, speak):
+def test_a_worker_of_another_host_makes_this_one_no_healthier(
+    ganq: "Ganq", speak: Callable[..., None]
+) -> None:
     speak("w1", host="elsewhere")
     said = ganq("health")
     assert (said.code, said.out) == (1, "unhealthy: no worker runs on this machine\n")
@@ -123,7 +138,9 @@ def test_a_worker_of_another_host_makes_this_one_no_healthier(ganq, speak):
     assert ganq("health", "--worker", "w2").code == 1
 
 
-def test_silence_is_measured_in_heartbeats_and_the_lease(ganq, settings, speak):
+def test_silence_is_measured_in_heartbeats_and_the_lease(
+    ganq: "Ganq", settings: "Settings", speak: Callable[..., None]
+) -> None:
     limit = 3 * settings.heartbeat_seconds + settings.lease_seconds
     speak("w1", ago=limit - 1.0)
     assert ganq("health").code == 0
@@ -133,7 +150,9 @@ def test_silence_is_measured_in_heartbeats_and_the_lease(ganq, settings, speak):
     assert "has been unresponsive for" in said.out
 
 
-def test_one_silent_worker_makes_a_machine_unhealthy_and_one_that_stopped_does_not(ganq, settings, speak):
+def test_one_silent_worker_makes_a_machine_unhealthy_and_one_that_stopped_does_not(
+    ganq: "Ganq", settings: "Settings", speak: Callable[..., None]
+) -> None:
     speak("w1")
     speak("w2", "stopped")
     assert ganq("health").code == 0
@@ -141,13 +160,15 @@ def test_one_silent_worker_makes_a_machine_unhealthy_and_one_that_stopped_does_n
     assert ganq("health").code == 1
 
 
-def test_a_worker_that_has_stopped_is_not_healthy(ganq, speak):
+def test_a_worker_that_has_stopped_is_not_healthy(ganq: "Ganq", speak: Callable[..., None]) -> None:
     speak("w1", "stopped")
     said = ganq("health")
     assert (said.code, said.out) == (1, "unhealthy: w1 has stopped\n")
 
 
-def test_every_failure_of_health_is_one_line_and_exit_code_1(bare_ganq, tmp_path, monkeypatch):
+def test_every_failure_of_health_is_one_line_and_exit_code_1(
+    bare_ganq: "Ganq", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said = bare_ganq("health")
     assert (said.code, said.out.count("\n")) == (1, 1)
     monkeypatch.setenv("GANQ_LEASE_SECONDS", "soon")
@@ -155,7 +176,9 @@ def test_every_failure_of_health_is_one_line_and_exit_code_1(bare_ganq, tmp_path
     assert (said.code, said.out.count("\n")) == (1, 1)
 
 
-def test_a_job_table_that_does_not_answer_is_waited_for_no_longer_than_stated(ganq, monkeypatch):
+def test_a_job_table_that_does_not_answer_is_waited_for_no_longer_than_stated(
+    ganq: "Ganq", monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("worker.health.TABLE_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from safetensors.torch import save_file
@@ -17,6 +18,9 @@ from storage.db.rows import Lease
 from storage.db.store import JobStore
 from storage.settings import Settings
 from storage.volume.layout import Volume
+
+if TYPE_CHECKING:
+    from unit.conftest import Ganq
 
 
 @pytest.fixture
@@ -56,7 +60,7 @@ def on_terminal(env: dict[str, str], *arguments: str, answer: str) -> tuple[int,
     return process.returncode, text.decode()
 
 
-def test_what_is_kept_is_deleted_neither_by_gc_nor_by_rm(ganq, files: Files, ended: Lease) -> None:
+def test_what_is_kept_is_deleted_neither_by_gc_nor_by_rm(ganq: "Ganq", files: Files, ended: Lease) -> None:
     assert ganq("keep", "faces").out == "job 1 (faces): kept\n"
     assert "ganq keep --undo 1" in ganq("status", "1").out
     assert ganq("status", "1", "--json").json()["kept"] is True
@@ -72,7 +76,7 @@ def test_what_is_kept_is_deleted_neither_by_gc_nor_by_rm(ganq, files: Files, end
 
 
 def test_rm_deletes_the_results_of_the_jobs_that_it_is_given_and_of_no_other(
-    ganq, files: Files, ended: Lease, running_job_factory: Callable[..., Lease], store: JobStore
+    ganq: "Ganq", files: Files, ended: Lease, running_job_factory: Callable[..., Lease], store: JobStore
 ) -> None:
     other = running_job_factory(name="other")
     checkpoint = files.checkpoint(other, 2, kind="final")
@@ -93,7 +97,7 @@ def test_rm_deletes_the_results_of_the_jobs_that_it_is_given_and_of_no_other(
 
 
 def test_rm_refuses_what_has_not_ended_and_what_another_job_needs(
-    ganq, files: Files, ended: Lease, running_job_factory: Callable[..., Lease]
+    ganq: "Ganq", files: Files, ended: Lease, running_job_factory: Callable[..., Lease]
 ) -> None:
     running = running_job_factory()
     said = ganq("rm", str(running.job_id), "--yes")
@@ -105,7 +109,7 @@ def test_rm_refuses_what_has_not_ended_and_what_another_job_needs(
 
 
 def test_rm_waits_until_a_worker_knows_that_its_attempt_has_ended(
-    ganq, files: Files, running_job_factory: Callable[..., Lease], store: JobStore
+    ganq: "Ganq", files: Files, running_job_factory: Callable[..., Lease], store: JobStore
 ) -> None:
     lease = running_job_factory()
     files.checkpoint(lease, 2, kind="final")
@@ -116,7 +120,9 @@ def test_rm_waits_until_a_worker_knows_that_its_attempt_has_ended(
     assert files.all_there()
 
 
-def test_imported_weights_go_by_rm_alone(ganq, settings: Settings, tmp_path: Path, files: Files) -> None:
+def test_imported_weights_go_by_rm_alone(
+    ganq: "Ganq", settings: Settings, tmp_path: Path, files: Files
+) -> None:
     weights = tmp_path / "netg.safetensors"
     save_file(
         Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="batch").build_generator(1).state_dict(), weights

@@ -1,9 +1,19 @@
 """`ganq limit`: set, listed, taken away; and what it cannot take."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import pytest
 
+if TYPE_CHECKING:
+    from unit.conftest import Ganq
 
-def test_a_limit_is_set_held_listed_and_taken_away(ganq, job_factory, claim):
+    from storage.db.rows import Job, Lease
+
+
+def test_a_limit_is_set_held_listed_and_taken_away(
+    ganq: "Ganq", job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+) -> None:
     for _ in range(3):
         job_factory(user="ada")
     assert ganq("limit").out.startswith("no limits")
@@ -20,15 +30,17 @@ def test_a_limit_is_set_held_listed_and_taken_away(ganq, job_factory, claim):
     assert claim() is not None
 
 
-def test_a_limit_of_nothing_stops_a_queue(ganq, job_factory, claim):
+def test_a_limit_of_nothing_stops_a_queue(
+    ganq: "Ganq", job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+) -> None:
     job_factory()
     assert ganq("limit", "--queue", "default", 0).code == 0
     assert claim() is None
 
 
 def test_a_job_that_a_limit_keeps_from_starting_says_so_and_doctor_names_a_limit_of_nothing(
-    ganq, job_factory, claim
-):
+    ganq: "Ganq", job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+) -> None:
     for _ in range(2):
         job_factory(user="ada")
     ganq("limit", "--user", "*", 1)
@@ -46,13 +58,15 @@ def test_a_job_that_a_limit_keeps_from_starting_says_so_and_doctor_names_a_limit
     assert "limit" not in ganq("status", 2).out
 
 
-def test_jobs_of_another_queue_are_not_before_one(ganq, job_factory):
+def test_jobs_of_another_queue_are_not_before_one(ganq: "Ganq", job_factory: "Callable[..., Job]") -> None:
     job_factory(queue="other")
     job = job_factory()
     assert "in the queue  next" in ganq("status", job.id).out
 
 
-def test_a_limit_for_each_counts_the_fullest(ganq, job_factory, claim):
+def test_a_limit_for_each_counts_the_fullest(
+    ganq: "Ganq", job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+) -> None:
     for user in ("ada", "ada", "ben", "cem"):
         job_factory(user=user)
     ganq("limit", "--user", "*", 1)
@@ -73,7 +87,7 @@ def test_a_limit_for_each_counts_the_fullest(ganq, job_factory, claim):
         ("--user", "a\tb", 2),
     ],
 )
-def test_what_is_no_limit_is_said_in_one_line(ganq, typed):
+def test_what_is_no_limit_is_said_in_one_line(ganq: "Ganq", typed: Any) -> None:
     said = ganq("limit", *typed)
     assert said.code == 2
     assert said.err.startswith("error: ")

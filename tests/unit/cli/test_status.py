@@ -5,6 +5,9 @@ import pty
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,12 +15,22 @@ from jobs.errors import DiskFullError
 from jobs.specs import TrainSpec
 from storage.volume.layout import Volume
 
+if TYPE_CHECKING:
+    from unit.conftest import Ganq
 
-def row_of(said, job_id):
+    from storage.db.engine import Database
+    from storage.db.rows import Job, Lease, WorkerIdentity
+    from storage.db.store import JobStore
+    from storage.settings import Settings
+
+
+def row_of(said: Any, job_id: Any) -> Any:
     return next(line for line in said.out.splitlines() if line.split()[0] == str(job_id))
 
 
-def test_a_running_job_shows_epoch_rate_eta_and_worker(ganq, store, running_job_factory):
+def test_a_running_job_shows_epoch_rate_eta_and_worker(
+    ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     lease = running_job_factory(name="faces")
     store.heartbeat(
         lease, {"done": 250, "total": 1000, "unit": "pictures", "rate": 25.0, "epoch": 1, "epochs": 4}
@@ -29,20 +42,26 @@ def test_a_running_job_shows_epoch_rate_eta_and_worker(ganq, store, running_job_
     assert (told["fraction"], told["eta_seconds"]) == (0.25, 30.0)
 
 
-def test_a_generation_shows_its_pictures(ganq, store, running_job_factory):
+def test_a_generation_shows_its_pictures(
+    ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     lease = running_job_factory(kind="generate")
     store.heartbeat(lease, {"done": 640, "total": 1000, "unit": "pictures", "rate": None})
     assert "640/1,000 images 64%" in row_of(ganq("status"), 1)
 
 
-def test_a_phase_that_is_not_the_work_is_named_and_promises_no_end(ganq, store, running_job_factory):
+def test_a_phase_that_is_not_the_work_is_named_and_promises_no_end(
+    ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     lease = running_job_factory()
     store.heartbeat(lease, {"done": 5, "total": 10, "rate": 5.0, "phase": "reading pictures"})
     assert "reading images" in row_of(ganq("status"), 1)
     assert ganq("status", 1, "--json").json()["eta_seconds"] is None
 
 
-def test_progress_that_is_nonsense_breaks_no_table(ganq, store, running_job_factory):
+def test_progress_that_is_nonsense_breaks_no_table(
+    ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     lease = running_job_factory()
     store.heartbeat(lease, {"done": "x", "total": 0, "rate": "fast", "epoch": None, "unit": "\x1b[2J"})
     said = ganq("status")
@@ -50,7 +69,12 @@ def test_progress_that_is_nonsense_breaks_no_table(ganq, store, running_job_fact
     assert "\x1b" not in said.out
 
 
-def test_words_are_true_for_jobs_that_do_not_move(ganq, store, job_factory, running_job_factory):
+def test_words_are_true_for_jobs_that_do_not_move(
+    ganq: "Ganq",
+    store: "JobStore",
+    job_factory: "Callable[..., Job]",
+    running_job_factory: "Callable[..., Lease]",
+) -> None:
     cancelling = running_job_factory()
     store.request_cancel(cancelling.job_id)
     held = job_factory(held=True)
@@ -69,8 +93,11 @@ def test_words_are_true_for_jobs_that_do_not_move(ganq, store, job_factory, runn
 
 
 def test_a_job_whose_worker_fell_silent_is_not_called_running(
-    ganq, database, running_job_factory, worker_identity
-):
+    ganq: "Ganq",
+    database: "Database",
+    running_job_factory: "Callable[..., Lease]",
+    worker_identity: "WorkerIdentity",
+) -> None:
     from sqlalchemy import text
 
     from storage.db.workers import WorkerStore
@@ -84,7 +111,9 @@ def test_a_job_whose_worker_fell_silent_is_not_called_running(
     assert "unresponsive" in ganq("workers").out
 
 
-def test_a_worker_is_shown_with_its_job_device_and_version(ganq, database, make_identity):
+def test_a_worker_is_shown_with_its_job_device_and_version(
+    ganq: "Ganq", database: "Database", make_identity: "Callable[..., WorkerIdentity]"
+) -> None:
     from storage.db.workers import WorkerStore
 
     WorkerStore(database, make_identity("node7-gpu3", device="gpu3 (H100)")).report("busy", 42)
@@ -93,7 +122,9 @@ def test_a_worker_is_shown_with_its_job_device_and_version(ganq, database, make_
         assert part in out
 
 
-def test_the_list_is_newest_first_limited_and_says_so(ganq, job_factory):
+def test_the_list_is_newest_first_limited_and_says_so(
+    ganq: "Ganq", job_factory: "Callable[..., Job]"
+) -> None:
     for _ in range(25):
         job_factory()
     said = ganq("status")
@@ -110,14 +141,16 @@ def test_the_list_is_newest_first_limited_and_says_so(ganq, job_factory):
     assert "--all or --limit N" not in ganq("status", "--state", "running").out
 
 
-def test_the_parts_that_are_listed_are_counted_and_no_others(ganq, store, job_factory, claim):
+def test_the_parts_that_are_listed_are_counted_and_no_others(
+    ganq: "Ganq", store: "JobStore", job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+) -> None:
     spec = {"source": 1, "count": 4}
     shards = [({**spec, "draws": [first, first]}, 1) for first in range(4)]
     whole = job_factory(kind="generate", spec=spec, shards=shards)
     job_factory(kind="generate")
     claim()
 
-    def footer(*options):
+    def footer(*options: Any) -> Any:
         return ganq("status", *options).out.splitlines()[-1]
 
     assert footer() == "2 jobs: 1 queued, 1 running"
@@ -130,13 +163,15 @@ def test_the_parts_that_are_listed_are_counted_and_no_others(ganq, store, job_fa
     assert footer(6, "--parts") == "job 6 has no shards"
 
 
-def test_filters_choose_by_state_kind_user_and_name(ganq, store, job_factory):
+def test_filters_choose_by_state_kind_user_and_name(
+    ganq: "Ganq", store: "JobStore", job_factory: "Callable[..., Job]"
+) -> None:
     job_factory(name="faces")
     job_factory(name="faces-2", user="ada")
     job_factory(kind="generate")
     store.request_cancel(1)
 
-    def ids(*options):
+    def ids(*options: Any) -> Any:
         return [one["id"] for one in ganq("status", "--json", *options).json()]
 
     assert ids("--state", "cancelled") == [1]
@@ -150,7 +185,9 @@ def test_filters_choose_by_state_kind_user_and_name(ganq, store, job_factory):
     assert ganq("status", 1, "--kind", "train").code == 2
 
 
-def test_all_jobs_as_json_come_in_pages_with_their_words(ganq, job_factory, monkeypatch):
+def test_all_jobs_as_json_come_in_pages_with_their_words(
+    ganq: "Ganq", job_factory: "Callable[..., Job]", monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("storage.db.queries.PAGE", 4)
     first = job_factory()
     for _ in range(9):
@@ -160,7 +197,9 @@ def test_all_jobs_as_json_come_in_pages_with_their_words(ganq, job_factory, monk
     assert told[0]["status"] == "waiting on 1"
 
 
-def test_one_job_is_shown_whole(ganq, store, settings, running_job_factory):
+def test_one_job_is_shown_whole(
+    ganq: "Ganq", store: "JobStore", settings: "Settings", running_job_factory: "Callable[..., Lease]"
+) -> None:
     from jobs.errors import DatasetError
     from storage.volume.layout import Volume
 
@@ -204,7 +243,7 @@ def test_one_job_is_shown_whole(ganq, store, settings, running_job_factory):
     assert told["checkpoints"][0]["epoch"] == 2
 
 
-def test_a_queued_job_knows_its_place(ganq, job_factory):
+def test_a_queued_job_knows_its_place(ganq: "Ganq", job_factory: "Callable[..., Job]") -> None:
     job_factory()
     job_factory()
     job_factory(priority=5)
@@ -213,10 +252,12 @@ def test_a_queued_job_knows_its_place(ganq, job_factory):
     assert ganq("status", 2, "--json").json()["queue_position"] == 3
 
 
-def test_a_queued_job_that_no_worker_would_take_says_so(ganq, job_factory, speak):
+def test_a_queued_job_that_no_worker_would_take_says_so(
+    ganq: "Ganq", job_factory: "Callable[..., Job]", speak: Callable[..., None]
+) -> None:
     job = job_factory(queue="nights")
 
-    def place():
+    def place() -> Any:
         return next(line for line in ganq("status", job.id).out.splitlines() if "in the queue" in line)
 
     assert "next, but no worker is running" in place()
@@ -229,7 +270,9 @@ def test_a_queued_job_that_no_worker_would_take_says_so(ganq, job_factory, speak
     assert place() == "in the queue  next"
 
 
-def test_a_finished_job_says_where_its_results_are_and_that_they_are_bit_exact(ganq, trained, settings):
+def test_a_finished_job_says_where_its_results_are_and_that_they_are_bit_exact(
+    ganq: "Ganq", trained: Callable[..., int], settings: "Settings"
+) -> None:
     job_id = trained()
     samples = settings.volume / "jobs" / f"{job_id:06d}" / "a1" / "samples"
     samples.mkdir(parents=True)
@@ -238,7 +281,9 @@ def test_a_finished_job_says_where_its_results_are_and_that_they_are_bit_exact(g
     assert "bit-exact" in said.out
 
 
-def test_pictures_of_a_generation_that_did_not_end_are_no_result(ganq, store, settings, running_job_factory):
+def test_pictures_of_a_generation_that_did_not_end_are_no_result(
+    ganq: "Ganq", store: "JobStore", settings: "Settings", running_job_factory: "Callable[..., Lease]"
+) -> None:
     lease = running_job_factory(kind="generate")
     images = settings.volume / "jobs" / "000001" / "a1" / "images"
     images.mkdir(parents=True)
@@ -247,7 +292,9 @@ def test_pictures_of_a_generation_that_did_not_end_are_no_result(ganq, store, se
     assert ganq("status", 1, "--json").json()["paths"]["images"] == str(images)
 
 
-def test_a_job_that_has_succeeded_shows_all_of_its_work_done(ganq, store, running_job_factory):
+def test_a_job_that_has_succeeded_shows_all_of_its_work_done(
+    ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     lease = running_job_factory()
     store.heartbeat(
         lease, {"done": 58, "total": 60, "unit": "pictures", "rate": 4.0, "epoch": 58, "epochs": 60}
@@ -261,7 +308,9 @@ def test_a_job_that_has_succeeded_shows_all_of_its_work_done(ganq, store, runnin
     assert "1,000 images" in row_of(ganq("status"), 2)
 
 
-def test_a_training_that_stopped_early_is_not_shown_as_complete(ganq, store, running_job_factory):
+def test_a_training_that_stopped_early_is_not_shown_as_complete(
+    ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     lease = running_job_factory(name="pat", spec={"data": "/pictures", "epochs": 400})
     told = {"done": 1312, "total": 76800, "unit": "pictures", "epoch": 6, "epochs": 400}
     store.heartbeat(lease, told)
@@ -273,14 +322,16 @@ def test_a_training_that_stopped_early_is_not_shown_as_complete(ganq, store, run
 
 
 def test_a_training_that_ended_before_its_first_beat_shows_all_of_its_epochs(
-    ganq, store, running_job_factory
-):
+    ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     lease = running_job_factory(spec={"data": "/pictures", "epochs": 2})
     store.succeed(lease, {})
     assert "epoch 2/2" in ganq("status").out
 
 
-def test_only_a_run_that_repeats_itself_is_said_to_have_no_best_checkpoint(ganq, store, running_job_factory):
+def test_only_a_run_that_repeats_itself_is_said_to_have_no_best_checkpoint(
+    ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     for metric, said in (({"last": 2.0}, True), ({"last": 2.0, "best": 1.0}, False), ({}, False)):
         lease = running_job_factory(
             spec={"data": "/p", "metric": "kid", "feature_network": "random", "feature_sha256": None}
@@ -289,7 +340,9 @@ def test_only_a_run_that_repeats_itself_is_said_to_have_no_best_checkpoint(ganq,
         assert ("kid/random 2 at the end; no checkpoint" in ganq("status", lease.job_id).out) == said
 
 
-def test_a_metric_on_a_users_network_has_one_name_wherever_it_is_shown(ganq, store, running_job_factory):
+def test_a_metric_on_a_users_network_has_one_name_wherever_it_is_shown(
+    ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     spec = {"data": "/p", "metric": "fid", "feature_network": "/nets/i.pth", "feature_sha256": "ab12cd34" * 8}
     lease = running_job_factory(spec=spec)
     store.register_checkpoint(
@@ -300,13 +353,17 @@ def test_a_metric_on_a_users_network_has_one_name_wherever_it_is_shown(ganq, sto
     assert "metric: fid@ab12cd34" in ganq("checkpoints", lease.job_id).out
 
 
-def test_a_training_without_a_metric_says_why(ganq, store, running_job_factory):
+def test_a_training_without_a_metric_says_why(
+    ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     lease = running_job_factory()
     store.succeed(lease, {"no_metric": "the run is so short"})
     assert "none: the run is so short" in ganq("status", lease.job_id).out
 
 
-def test_a_training_that_counts_its_images_is_shown(ganq, store, running_job_factory):
+def test_a_training_that_counts_its_images_is_shown(
+    ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     """What a run has written into its result is a number here, and a path for a generation."""
     lease = running_job_factory()
     store.succeed(lease, {"epoch": 2, "step": 12, "images": 192, "bit_exact": True})
@@ -314,20 +371,20 @@ def test_a_training_that_counts_its_images_is_shown(ganq, store, running_job_fac
     assert "images" not in ganq("status", lease.job_id, "--json").json()["paths"]
 
 
-def test_a_name_means_its_newest_job(ganq, job_factory):
+def test_a_name_means_its_newest_job(ganq: "Ganq", job_factory: "Callable[..., Job]") -> None:
     job_factory(name="faces")
     job_factory(name="faces")
     assert ganq("status", "faces", "--json").json()["id"] == 2
 
 
-def test_watch_needs_a_terminal(ganq, job_factory):
+def test_watch_needs_a_terminal(ganq: "Ganq", job_factory: "Callable[..., Job]") -> None:
     job_factory()
     said = ganq("status", "--watch")
     assert said.code == 2
     assert "ganq wait" in said.err
 
 
-def on_a_terminal(*argv, columns=100, lines=30, until=b"", **variables):
+def on_a_terminal(*argv: Any, columns: Any = 100, lines: Any = 30, until: Any = b"", **variables: Any) -> Any:
     """What a command draws on a real terminal; interrupted by Ctrl-C once `until` was drawn."""
     reader, writer = pty.openpty()
     env = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "LINES": str(lines)}
@@ -357,7 +414,9 @@ def on_a_terminal(*argv, columns=100, lines=30, until=b"", **variables):
 @pytest.mark.parametrize(
     ("variables", "coloured"), [({}, True), ({"TERM": "dumb"}, False), ({"NO_COLOR": "1"}, False)], ids=str
 )
-def test_words_have_colours_on_a_terminal_unless_they_are_unwanted(ganq, variables, coloured):
+def test_words_have_colours_on_a_terminal_unless_they_are_unwanted(
+    ganq: "Ganq", variables: Any, coloured: bool
+) -> None:
     code, drawn = on_a_terminal("status", "999", **variables)
     assert code == 3
     assert "there is no job 999" in drawn
@@ -367,7 +426,9 @@ def test_words_have_colours_on_a_terminal_unless_they_are_unwanted(ganq, variabl
     assert ("\x1b[32m" in drawn) is coloured
 
 
-def test_a_terminal_gets_bars_and_colours(ganq, store, running_job_factory):
+def test_a_terminal_gets_bars_and_colours(
+    ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     lease = running_job_factory(name="faces")
     store.heartbeat(lease, {"done": 5, "total": 10, "unit": "pictures", "rate": 5.0, "epoch": 2, "epochs": 4})
     code, drawn = on_a_terminal("status")
@@ -381,7 +442,9 @@ def test_a_terminal_gets_bars_and_colours(ganq, store, running_job_factory):
     assert "running" in row
 
 
-def test_no_color_is_respected_on_a_terminal(ganq, job_factory, monkeypatch):
+def test_no_color_is_respected_on_a_terminal(
+    ganq: "Ganq", job_factory: "Callable[..., Job]", monkeypatch: pytest.MonkeyPatch
+) -> None:
     job_factory()
     import cli.ui.output
 
@@ -390,7 +453,7 @@ def test_no_color_is_respected_on_a_terminal(ganq, job_factory, monkeypatch):
     assert "\x1b[3" not in ganq("status").out
 
 
-def test_watch_redraws_until_ctrl_c(ganq, job_factory):
+def test_watch_redraws_until_ctrl_c(ganq: "Ganq", job_factory: "Callable[..., Job]") -> None:
     job_factory(name="faces")
     code, drawn = on_a_terminal("status", "--watch", until=b"queued")
     assert code == 130
@@ -399,8 +462,8 @@ def test_watch_redraws_until_ctrl_c(ganq, job_factory):
 
 
 def test_watching_a_job_on_a_small_screen_keeps_its_log_in_sight_and_ends_with_its_end(
-    ganq, store, settings, running_job_factory
-):
+    ganq: "Ganq", store: "JobStore", settings: "Settings", running_job_factory: "Callable[..., Lease]"
+) -> None:
     lease = running_job_factory(name="faces", spec=TrainSpec.create(data="/x").to_json())
     folder = Volume(settings.volume).attempt(lease.job_id, 1)
     folder.mkdir(parents=True)
@@ -418,13 +481,13 @@ def test_watching_a_job_on_a_small_screen_keeps_its_log_in_sight_and_ends_with_i
     assert "lr_g" in ganq("status", "faces", "--full").out
 
 
-def test_what_is_watched_is_drawn_once_more_after_its_end(monkeypatch):
+def test_what_is_watched_is_drawn_once_more_after_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     from cli import status
 
     monkeypatch.setattr(status, "REFRESH_S", 0)
     over, drawn = [], []
 
-    def draw():
+    def draw() -> str:
         drawn.append(bool(over))
         over.append("it ends just after it was drawn")
         return ""
@@ -434,7 +497,9 @@ def test_what_is_watched_is_drawn_once_more_after_its_end(monkeypatch):
 
 
 @pytest.mark.parametrize("word", ["99", "fac"])
-def test_the_shell_completes_ids_and_names(ganq, job_factory, monkeypatch, word):
+def test_the_shell_completes_ids_and_names(
+    ganq: "Ganq", job_factory: "Callable[..., Job]", monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
     job_factory(name="faces")
     monkeypatch.setenv("_GANQ_COMPLETE", "bash_complete")
     monkeypatch.setenv("COMP_WORDS", f"ganq wait {word}")
@@ -444,7 +509,9 @@ def test_the_shell_completes_ids_and_names(ganq, job_factory, monkeypatch, word)
     assert said.out.strip() == ("plain,faces" if word == "fac" else "")
 
 
-def test_completion_without_a_job_table_is_silent_and_makes_none(bare_ganq, monkeypatch, tmp_path):
+def test_completion_without_a_job_table_is_silent_and_makes_none(
+    bare_ganq: "Ganq", monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("_GANQ_COMPLETE", "bash_complete")
     monkeypatch.setenv("COMP_WORDS", "ganq wait ")
     monkeypatch.setenv("COMP_CWORD", "2")
@@ -453,7 +520,9 @@ def test_completion_without_a_job_table_is_silent_and_makes_none(bare_ganq, monk
     assert not (tmp_path / "new-home").exists()
 
 
-def test_a_training_that_tells_how_many_pictures_it_saw_has_a_page(ganq, store, job_factory, claim):
+def test_a_training_that_tells_how_many_pictures_it_saw_has_a_page(
+    ganq: "Ganq", store: "JobStore", job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+) -> None:
     job_factory()
     store.succeed(claim(), {"images": 640})
     assert ganq("status", 1, "--json").json()["state"] == "succeeded"
@@ -461,8 +530,13 @@ def test_a_training_that_tells_how_many_pictures_it_saw_has_a_page(ganq, store, 
 
 
 def test_a_user_column_appears_with_the_jobs_of_others(
-    ganq, settings, database, job_factory, claim, make_identity
-):
+    ganq: "Ganq",
+    settings: "Settings",
+    database: "Database",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    make_identity: "Callable[..., WorkerIdentity]",
+) -> None:
     from storage.db.workers import WorkerStore
 
     job_factory(user=settings.user)
@@ -476,8 +550,12 @@ def test_a_user_column_appears_with_the_jobs_of_others(
 
 
 def test_a_job_whose_worker_stopped_sending_heartbeats_has_no_rate_no_eta_and_a_way_out(
-    ganq, database, store, running_job_factory, worker_identity
-):
+    ganq: "Ganq",
+    database: "Database",
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    worker_identity: "WorkerIdentity",
+) -> None:
     from sqlalchemy import text
 
     from storage.db.workers import WorkerStore
@@ -496,14 +574,16 @@ def test_a_job_whose_worker_stopped_sending_heartbeats_has_no_rate_no_eta_and_a_
     assert "images/s" not in page
 
 
-def test_a_split_job_with_active_shards_is_running_in_list_filter_and_footer(ganq, job_factory, claim):
+def test_a_split_job_with_active_shards_is_running_in_list_filter_and_footer(
+    ganq: "Ganq", job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+) -> None:
     spec = {"source": 1, "count": 2}
     parts = [({**spec, "draws": [first, first]}, 1) for first in range(2)]
     whole = job_factory(kind="generate", spec=spec, shards=parts)
     waiting = job_factory(kind="generate", spec=spec, shards=parts, held=True)
     assert claim() is not None
 
-    def ids(*options):
+    def ids(*options: Any) -> Any:
         return [job["id"] for job in ganq("status", "--json", *options).json()]
 
     assert "running" in row_of(ganq("status"), whole.id)
@@ -513,7 +593,9 @@ def test_a_split_job_with_active_shards_is_running_in_list_filter_and_footer(gan
     assert ganq("status").out.splitlines()[-1] == "2 jobs: 1 queued, 1 running"
 
 
-def test_since_lists_recent_jobs_with_dates_and_changed_options(ganq, database, job_factory):
+def test_since_lists_recent_jobs_with_dates_and_changed_options(
+    ganq: "Ganq", database: "Database", job_factory: "Callable[..., Job]"
+) -> None:
     from sqlalchemy import text
 
     spec = TrainSpec.create(data="/x", lr_g=0.5).to_json()
@@ -529,14 +611,18 @@ def test_since_lists_recent_jobs_with_dates_and_changed_options(ganq, database, 
     assert "lr-g=0.5" not in ganq("status").out
 
 
-def test_the_list_of_failed_jobs_has_their_reasons(ganq, store, running_job_factory):
+def test_the_list_of_failed_jobs_has_their_reasons(
+    ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     from jobs.errors import DatasetError
 
     store.fail(running_job_factory(), DatasetError("too many images are broken"))
     assert "too many images are broken" in row_of(ganq("status", "--state", "failed"), 1)
 
 
-def test_a_machine_without_the_volume_says_so_instead_of_no_results(ganq, settings, trained):
+def test_a_machine_without_the_volume_says_so_instead_of_no_results(
+    ganq: "Ganq", settings: "Settings", trained: Callable[..., int]
+) -> None:
     job_id = trained()
     for command in (("logs", job_id), ("open", job_id), ("export", job_id)):
         said = ganq(*command)
@@ -547,7 +633,9 @@ def test_a_machine_without_the_volume_says_so_instead_of_no_results(ganq, settin
     assert ganq("status", job_id).code == 0
 
 
-def test_json_has_the_standard_keys_and_for_now_those_of_0_2_beside_them(ganq, job_factory):
+def test_json_has_the_standard_keys_and_for_now_those_of_0_2_beside_them(
+    ganq: "Ganq", job_factory: "Callable[..., Job]"
+) -> None:
     first = job_factory()
     waiting = job_factory(after=[first.id])
     told = ganq("status", waiting.id, "--json").json()

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,12 +28,12 @@ IMAGES = noise_images(21, 32)
 RESIDUAL = Architecture(size=32, nz=4, ngf=2, ndf=2, arch="resnet", norm_d="none")
 
 
-def spec_of(recipe, **given):
+def spec_of(recipe: Any, **given: Any) -> Any:
     small = {"size": 32, "nz": 4, "ngf": 2, "ndf": 2, "batch": 4, "epochs": 2, "save_every": 1, "seed": 5}
     return TrainSpec.create(**{"data": "/faces", "recipe": recipe, **small, **given})
 
 
-def train(folder, spec, **given):
+def train(folder: Any, spec: Any, **given: Any) -> Any:
     ctx = LocalContext(**{"folder": Path(folder), "data": IMAGES, **given})
     return jobs.training.train.run(spec, ctx), ctx
 
@@ -41,7 +42,7 @@ def train(folder, spec, **given):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_learns_something_and_resumes_to_the_last_bit(tmp_path, recipe):
+def test_every_recipe_learns_something_and_resumes_to_the_last_bit(tmp_path: Path, recipe: Any) -> None:
     spec = spec_of(recipe)
     result, straight = train(tmp_path, spec)
     assert result["bit_exact"] is True
@@ -63,7 +64,7 @@ def test_every_recipe_learns_something_and_resumes_to_the_last_bit(tmp_path, rec
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_pictures_can_be_drawn_and_chosen_from_a_run_of_every_recipe(tmp_path, recipe):
+def test_pictures_can_be_drawn_and_chosen_from_a_run_of_every_recipe(tmp_path: Path, recipe: Any) -> None:
     final = train(tmp_path, spec_of(recipe, epochs=1))[1].saved[-1]
     ctx = LocalContext(Path(tmp_path), source=final.for_generate())
     jobs.generation.generate.run(GenerateSpec.create(source=1, keep=3, of=6, micro_batch=4), ctx)
@@ -73,7 +74,7 @@ def test_pictures_can_be_drawn_and_chosen_from_a_run_of_every_recipe(tmp_path, r
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_run_of_every_recipe_can_start_from_another_of_its_kind(tmp_path, recipe):
+def test_a_run_of_every_recipe_can_start_from_another_of_its_kind(tmp_path: Path, recipe: Any) -> None:
     final = train(tmp_path, spec_of(recipe, epochs=1))[1].saved[-1]
     ctx = LocalContext(Path(tmp_path), IMAGES, start_weights={"g": final.generator, "d": final.generator})
     training = jobs.training.train.Training(spec_of(recipe, init_netg="g", init_netd="d"), ctx)
@@ -87,7 +88,9 @@ def test_a_run_of_every_recipe_can_start_from_another_of_its_kind(tmp_path, reci
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_run_starts_from_both_networks_of_another_and_frozen_layers_stay(tmp_path, recipe):
+def test_a_run_starts_from_both_networks_of_another_and_frozen_layers_stay(
+    tmp_path: Path, recipe: Any
+) -> None:
     first = train(tmp_path, spec_of(recipe, epochs=1))[1].saved[-1]
     spec = spec_of(recipe, init_from=1, freeze_d=2, freeze_g=1, seed=9)
     ctx = LocalContext(Path(tmp_path), IMAGES, source=first.for_generate())
@@ -141,7 +144,7 @@ def test_a_run_starts_from_both_networks_of_another_and_frozen_layers_stay(tmp_p
     assert sha256_of(again.saved[-1].state) == sha256_of(end)
 
 
-def test_a_start_with_other_networks_or_nothing_left_to_learn_is_refused_by_name(tmp_path):
+def test_a_start_with_other_networks_or_nothing_left_to_learn_is_refused_by_name(tmp_path: Path) -> None:
     first = train(tmp_path, spec_of("sngan", epochs=1))[1].saved[-1].for_generate()
     ctx = LocalContext(Path(tmp_path), IMAGES, source=first)
     with pytest.raises(SpecError) as caught:
@@ -152,7 +155,9 @@ def test_a_start_with_other_networks_or_nothing_left_to_learn_is_refused_by_name
         jobs.training.train.Training(spec_of("sngan", init_from=1, freeze_d=4), ctx)
 
 
-def test_a_start_without_a_discriminator_fits_any_and_one_with_other_classes_is_refused(tmp_path):
+def test_a_start_without_a_discriminator_fits_any_and_one_with_other_classes_is_refused(
+    tmp_path: Path,
+) -> None:
     first = train(tmp_path, spec_of("rpgan", epochs=1))[1].saved[-1].for_generate()
     alone = {key: one for key, one in first.tensors.items() if key.startswith("G.")}
     ctx = LocalContext(Path(tmp_path), IMAGES, source=replace(first, tensors=alone))
@@ -173,7 +178,7 @@ def test_a_start_without_a_discriminator_fits_any_and_one_with_other_classes_is_
 # --- pairs and penalties ----------------------------------------------------------------------
 
 
-def test_pairs_are_judged_by_the_difference_of_their_logits():
+def test_pairs_are_judged_by_the_difference_of_their_logits() -> None:
     real, fake = torch.tensor([2.0, -1.0]), torch.tensor([1.0, 3.0])
     loss = LOSSES["relativistic"]
     assert loss.d(real, fake).item() == pytest.approx((np.log1p(np.exp(-1.0)) + np.log1p(np.exp(4.0))) / 2)
@@ -181,7 +186,7 @@ def test_pairs_are_judged_by_the_difference_of_their_logits():
     torch.testing.assert_close(loss.d(real + 7, fake + 7), loss.d(real, fake))
 
 
-def test_slopes_are_those_of_each_picture_alone():
+def test_slopes_are_those_of_each_picture_alone() -> None:
     net = RESIDUAL.build_discriminator(0).double()
     fill(net)
     pictures = torch.randn(3, 3, 32, 32, dtype=torch.float64, requires_grad=True)
@@ -199,7 +204,7 @@ def test_slopes_are_those_of_each_picture_alone():
     assert slope[0, 1, 16, 16].item() == pytest.approx(quotient.item(), rel=1e-4)
 
 
-def fill(net):
+def fill(net: Any) -> None:
     """What starts as zero gets values, as after some training."""
     with torch.no_grad():
         for place, parameter in enumerate(net.parameters()):
@@ -211,7 +216,7 @@ def fill(net):
 @pytest.mark.parametrize(
     "arch", [RESIDUAL, *(Architecture(size=32, ndf=2, norm_d=one) for one in ("spectral", "none"))]
 )
-def test_penalties_reach_every_weight_that_shapes_the_slope(arch):
+def test_penalties_reach_every_weight_that_shapes_the_slope(arch: Any) -> None:
     net = arch.build_discriminator(0)
     fill(net)
     pictures = torch.randn(2, 3, 32, 32).requires_grad_(True)
@@ -222,7 +227,7 @@ def test_penalties_reach_every_weight_that_shapes_the_slope(arch):
 
 
 @pytest.mark.parametrize("lazy", [1, 3])
-def test_a_step_of_d_adds_both_penalties_as_the_formula_says(tmp_path, lazy):
+def test_a_step_of_d_adds_both_penalties_as_the_formula_says(tmp_path: Path, lazy: int) -> None:
     spec = spec_of("r3gan", augment=(), r1_gamma=3.0, r2_gamma=0.5, penalty_every=lazy, gamma_end=1.0)
     training = jobs.training.train.Training(spec, LocalContext(Path(tmp_path), IMAGES))
     net = training.state.discriminator
@@ -253,7 +258,7 @@ def test_a_step_of_d_adds_both_penalties_as_the_formula_says(tmp_path, lazy):
     assert without.item() == pytest.approx(expected.item() if lazy == 1 else pairs.item(), rel=1e-4)
 
 
-def test_lines_of_metrics_tell_the_penalties(tmp_path):
+def test_lines_of_metrics_tell_the_penalties(tmp_path: Path) -> None:
     _, ctx = train(tmp_path, spec_of("r3gan"))
     assert all(record["r1"] > 0 and record["r2"] > 0 for record in ctx.records)
 
@@ -261,7 +266,7 @@ def test_lines_of_metrics_tell_the_penalties(tmp_path):
 # --- schedules --------------------------------------------------------------------------------
 
 
-def test_a_schedule_goes_from_its_first_value_to_its_last_and_stays_where_nothing_is_asked():
+def test_a_schedule_goes_from_its_first_value_to_its_last_and_stays_where_nothing_is_asked() -> None:
     assert [half_cosine(2.0, 1.0, done) for done in (0, 0.5, 1, 2)] == [2.0, 1.5, 1.0, 1.0]
     assert all(half_cosine(0.3, 0.3, done / 7) == 0.3 for done in range(8))
     falling = [half_cosine(1.0, 0.1, done / 20) for done in range(21)]
@@ -275,14 +280,14 @@ def test_a_schedule_goes_from_its_first_value_to_its_last_and_stays_where_nothin
         assert schedule_values(plain, 0.5).lr_g == plain.lr_g
 
 
-def test_the_rates_of_a_run_end_where_the_schedule_says(tmp_path):
+def test_the_rates_of_a_run_end_where_the_schedule_says(tmp_path: Path) -> None:
     training = jobs.training.train.Training(
         spec_of("r3gan", lr_d=4e-4, lr_end=0.25), LocalContext(Path(tmp_path), IMAGES)
     )
     seen = []
     step = training.state.opt_d.step
 
-    def noted(*args):
+    def noted(*args: Any) -> Any:
         seen.append(
             (training.state.opt_d.param_groups[0]["lr"], training.state.opt_d.param_groups[0]["betas"])
         )
@@ -298,7 +303,7 @@ def test_the_rates_of_a_run_end_where_the_schedule_says(tmp_path):
     assert 0.98 < seen[-1][1][1] < 0.99
 
 
-def test_g_is_judged_beside_the_scores_that_d_gave_before_its_step(tmp_path):
+def test_g_is_judged_beside_the_scores_that_d_gave_before_its_step(tmp_path: Path) -> None:
     spec = spec_of("rpgan", size=32, augment=())
     training = jobs.training.train.Training(spec, LocalContext(Path(tmp_path), IMAGES))
     state = training.state
@@ -318,7 +323,7 @@ def test_g_is_judged_beside_the_scores_that_d_gave_before_its_step(tmp_path):
     assert training._g_gradients(phase, x)["loss_g"].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_g_alone_on_a_batch_asks_d_about_the_real_pictures(tmp_path):
+def test_g_alone_on_a_batch_asks_d_about_the_real_pictures(tmp_path: Path) -> None:
     spec = spec_of("rpgan", size=32, augment=(), d_every=2)
     training = jobs.training.train.Training(spec, LocalContext(Path(tmp_path), IMAGES))
     state = training.state
@@ -338,7 +343,7 @@ def test_g_alone_on_a_batch_asks_d_about_the_real_pictures(tmp_path):
 
 @pytest.mark.parametrize("kind", ["balanced", "resnet"])
 @pytest.mark.parametrize("size", [16, 24, 32, 48, 64, 96, 128, 192, 256])
-def test_each_pair_makes_every_size(size, kind):
+def test_each_pair_makes_every_size(size: int, kind: str) -> None:
     arch = Architecture(size=size, nz=5, ngf=2, ndf=2, arch=kind, norm_d="none")
     pictures = arch.build_generator(0)(torch.randn(3, 5, 1, 1))
     assert pictures.shape == (3, 3, size, size)
@@ -346,7 +351,7 @@ def test_each_pair_makes_every_size(size, kind):
     assert Architecture.from_json(arch.to_json()) == arch
 
 
-def test_the_even_generator_has_fewer_weights_and_starts_without_a_checkerboard():
+def test_the_even_generator_has_fewer_weights_and_starts_without_a_checkerboard() -> None:
     even, plain = (
         Architecture(size=96, ngf=32, ndf=2, arch=kind, norm_d="none").build_generator(0)
         for kind in ("balanced", "dcgan")
@@ -358,7 +363,7 @@ def test_the_even_generator_has_fewer_weights_and_starts_without_a_checkerboard(
     torch.testing.assert_close(squares, squares[..., :1, :1].expand_as(squares))
 
 
-def test_the_even_generator_is_folded_for_inference():
+def test_the_even_generator_is_folded_for_inference() -> None:
     net = Architecture(size=96, nz=5, ngf=4, ndf=2, arch="balanced", norm_d="none").build_generator(3)
     with torch.no_grad():
         for _ in range(20):
@@ -372,7 +377,7 @@ def test_the_even_generator_is_folded_for_inference():
         torch.testing.assert_close(quick(latents), net(latents), rtol=1e-4, atol=1e-5)
 
 
-def test_blocks_begin_as_nothing_and_pictures_without_a_checkerboard():
+def test_blocks_begin_as_nothing_and_pictures_without_a_checkerboard() -> None:
     net = RESIDUAL.build_generator(0)
     blocks = [layer for layer in net.Gene if type(layer).__name__ == "Block"]
     assert len(blocks) == 3
@@ -383,7 +388,7 @@ def test_blocks_begin_as_nothing_and_pictures_without_a_checkerboard():
     assert torch.equal(squares, squares[..., :1, :1].expand_as(squares)), "the last resize starts as a repeat"
 
 
-def test_the_scale_of_a_fresh_residual_pair_is_that_of_pictures_and_logits():
+def test_the_scale_of_a_fresh_residual_pair_is_that_of_pictures_and_logits() -> None:
     arch = Architecture(size=96, ngf=16, ndf=16, arch="resnet", norm_d="none")
     pictures = arch.build_generator(0)(torch.randn(16, 100, 1, 1))
     logits = arch.build_discriminator(0)(pictures)
@@ -391,7 +396,7 @@ def test_the_scale_of_a_fresh_residual_pair_is_that_of_pictures_and_logits():
     assert 0.1 < logits.std().item() < 10
 
 
-def test_the_residual_generator_passes_through_inference_unchanged_and_within_its_range():
+def test_the_residual_generator_passes_through_inference_unchanged_and_within_its_range() -> None:
     net = RESIDUAL.build_generator(3).eval()
     latents = 5 * torch.randn(4, 4, 1, 1)
     with torch.inference_mode():

@@ -2,15 +2,20 @@
 
 import json
 import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from unit.conftest import Ganq
 
 SMALL = ("--size", 24, "--batch", 4)
 
 
 @pytest.fixture
-def tree(tmp_path):
+def tree(tmp_path: Path) -> Any:
     for kind in ("cats", "dogs"):
         (tmp_path / "data" / kind).mkdir(parents=True)
         for number in range(6):
@@ -18,7 +23,7 @@ def tree(tmp_path):
     return tmp_path / "data"
 
 
-def test_formats_that_are_not_read_are_refused_at_submit_with_the_ways_out(ganq, tree):
+def test_formats_that_are_not_read_are_refused_at_submit_with_the_ways_out(ganq: "Ganq", tree: Any) -> None:
     for number in range(6):
         (tree / "dogs" / f"{number}.HEIC").touch()
     said = ganq("submit", "train", "--data", tree, *SMALL)
@@ -31,7 +36,9 @@ def test_formats_that_are_not_read_are_refused_at_submit_with_the_ways_out(ganq,
     assert "left out: 6 × HEIC is not read" in accepted.err
 
 
-def test_a_class_behind_a_link_that_leads_away_is_refused_at_submit(ganq, tree, tmp_path):
+def test_a_class_behind_a_link_that_leads_away_is_refused_at_submit(
+    ganq: "Ganq", tree: Any, tmp_path: Path
+) -> None:
     (tree / "dogs").rename(tmp_path / "elsewhere")
     (tree / "dogs").symlink_to(tmp_path / "elsewhere")
     said = ganq("submit", "train", "--data", tree, *SMALL)
@@ -39,7 +46,7 @@ def test_a_class_behind_a_link_that_leads_away_is_refused_at_submit(ganq, tree, 
     assert "6 × link out of the folder" in said.err
 
 
-def test_a_folder_of_heic_alone_says_so(ganq, tmp_path):
+def test_a_folder_of_heic_alone_says_so(ganq: "Ganq", tmp_path: Path) -> None:
     for number in range(6):
         (tmp_path / f"{number}.heic").touch()
     said = ganq("submit", "train", "--data", tmp_path, *SMALL)
@@ -47,7 +54,7 @@ def test_a_folder_of_heic_alone_says_so(ganq, tmp_path):
     assert "6 × HEIC is not read" in said.err
 
 
-def test_submit_names_the_classes_that_a_run_will_learn(ganq, tree):
+def test_submit_names_the_classes_that_a_run_will_learn(ganq: "Ganq", tree: Any) -> None:
     said = ganq("submit", "train", "--data", tree, *SMALL, "--conditional")
     assert said.code == 0
     assert "classes: 2: cats (6), dogs (6)" in said.err
@@ -58,7 +65,7 @@ def test_submit_names_the_classes_that_a_run_will_learn(ganq, tree):
     assert "classes: 2: cats (6), dogs (6)" in said.err
 
 
-def test_labels_of_a_dataset_json_that_miss_an_image_are_refused(ganq, tmp_path):
+def test_labels_of_a_dataset_json_that_miss_an_image_are_refused(ganq: "Ganq", tmp_path: Path) -> None:
     names = [f"00000/img{number:08d}.png" for number in range(6)]
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as out:
         for name in names:
@@ -71,7 +78,7 @@ def test_labels_of_a_dataset_json_that_miss_an_image_are_refused(ganq, tmp_path)
 
 
 @pytest.mark.parametrize("first", ["giant", "text", "tiny"])
-def test_the_size_of_a_path_is_that_of_its_usable_images(ganq, tmp_path, first):
+def test_the_size_of_a_path_is_that_of_its_usable_images(ganq: "Ganq", tmp_path: Path, first: str) -> None:
     folder = tmp_path / "made"
     folder.mkdir()
     for number in range(60):

@@ -1,9 +1,19 @@
 """`ganq submit evaluate` and `ganq compare`: what can be evaluated, against what, and what is shown."""
 
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from unit.conftest import Ganq
+
+    from storage.db.queries import Queries
+    from storage.db.rows import Lease
+    from storage.db.store import JobStore
 
 REPORT = {
     "image_count": 250,
@@ -21,7 +31,7 @@ REPORT = {
 
 
 @pytest.fixture
-def real(tmp_path):
+def real(tmp_path: Path) -> Any:
     folder = tmp_path / "real"
     folder.mkdir()
     for number in range(60):
@@ -30,8 +40,8 @@ def real(tmp_path):
 
 
 @pytest.fixture
-def generated(store, running_job_factory):
-    def make(source, end="succeed", **asked):
+def generated(store: "JobStore", running_job_factory: "Callable[..., Lease]") -> Any:
+    def make(source: Any, end: Any = "succeed", **asked: Any) -> Any:
         spec = {"source": source, "checkpoint": "best", **(asked or {"count": 64})}
         lease = running_job_factory(kind="generate", spec=spec)
         if end == "succeed":
@@ -46,8 +56,8 @@ def generated(store, running_job_factory):
 
 
 @pytest.fixture
-def evaluated(store, running_job_factory):
-    def make(source, **changes):
+def evaluated(store: "JobStore", running_job_factory: "Callable[..., Lease]") -> Any:
+    def make(source: Any, **changes: Any) -> Any:
         spec = {"source": source, "path": None, "checkpoint": "best", "data": "/d", "size": 24}
         lease = running_job_factory(kind="evaluate", spec=spec)
         store.succeed(lease, {**REPORT, **changes})
@@ -56,13 +66,15 @@ def evaluated(store, running_job_factory):
     return make
 
 
-def plan(ganq, *typed):
+def plan(ganq: "Ganq", *typed: Any) -> Any:
     said = ganq("submit", "evaluate", *typed, "--dry-run", "--json")
     assert said.code == 0, said.err
     return said.json()["spec"]
 
 
-def test_a_training_is_evaluated_against_what_it_was_trained_on_at_its_size(ganq, trained, queries):
+def test_a_training_is_evaluated_against_what_it_was_trained_on_at_its_size(
+    ganq: "Ganq", trained: Callable[..., int], queries: "Queries"
+) -> None:
     source = trained(name="faces")
     spec = plan(ganq, "faces", "--count", 100)
     assert (spec["source"], spec["path"], spec["data"]) == (source, None, "/pictures")
@@ -72,7 +84,9 @@ def test_a_training_is_evaluated_against_what_it_was_trained_on_at_its_size(ganq
     assert (job.kind, job.priority, job.preemptible) == ("evaluate", 5, False)
 
 
-def test_a_generation_is_evaluated_against_what_its_model_was_trained_on(ganq, trained, generated, real):
+def test_a_generation_is_evaluated_against_what_its_model_was_trained_on(
+    ganq: "Ganq", trained: Callable[..., int], generated: Any, real: Any
+) -> None:
     pictures = generated(trained())
     spec = plan(ganq, pictures)
     assert (spec["source"], spec["data"], spec["size"]) == (pictures, "/pictures", 24)
@@ -81,7 +95,9 @@ def test_a_generation_is_evaluated_against_what_its_model_was_trained_on(ganq, t
     assert (said.code, "cannot be used with" in said.err) == (2, True)
 
 
-def test_pictures_at_a_path_are_evaluated_at_their_own_size_unless_told(bare_ganq, real, monkeypatch):
+def test_pictures_at_a_path_are_evaluated_at_their_own_size_unless_told(
+    bare_ganq: "Ganq", real: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = plan(bare_ganq, real, "--data", real)
     assert (spec["source"], spec["path"], spec["size"]) == (None, str(real), 32)
     assert plan(bare_ganq, real, "--data", real, "--size", 64)["size"] == 64
@@ -89,7 +105,7 @@ def test_pictures_at_a_path_are_evaluated_at_their_own_size_unless_told(bare_gan
     assert plan(bare_ganq, "real", "--data", "real")["path"] == str(real)
 
 
-def test_a_weight_file_needs_its_checksum(ganq, trained, tmp_path):
+def test_a_weight_file_needs_its_checksum(ganq: "Ganq", trained: Callable[..., int], tmp_path: Path) -> None:
     source = trained()
     file = tmp_path / "net.pth"
     file.write_bytes(b"weights")
@@ -111,7 +127,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_evaluation_is_one_line_and_no_row(ganq, trained, queries, case):
+def test_a_bad_evaluation_is_one_line_and_no_row(
+    ganq: "Ganq", trained: Callable[..., int], queries: "Queries", case: Any
+) -> None:
     trained()
     typed, code, message = BAD[case]
     said = ganq("submit", "evaluate", *typed)
@@ -120,7 +138,9 @@ def test_a_bad_evaluation_is_one_line_and_no_row(ganq, trained, queries, case):
     assert sum(queries.counts().values()) == 1
 
 
-def test_ten_pictures_and_what_was_never_made_are_refused(ganq, trained, generated, evaluated, real):
+def test_ten_pictures_and_what_was_never_made_are_refused(
+    ganq: "Ganq", trained: Callable[..., int], generated: Any, evaluated: Any, real: Any
+) -> None:
     source = trained()
     for number in range(10, 60):
         (real / f"{number}.png").unlink()
@@ -135,7 +155,9 @@ def test_ten_pictures_and_what_was_never_made_are_refused(ganq, trained, generat
     assert (said.code, "has no images" in said.err) == (2, True)
 
 
-def test_an_evaluation_can_be_retried_whether_of_a_job_or_of_a_path(ganq, trained, evaluated, real, queries):
+def test_an_evaluation_can_be_retried_whether_of_a_job_or_of_a_path(
+    ganq: "Ganq", trained: Callable[..., int], evaluated: Any, real: Any, queries: "Queries"
+) -> None:
     again = evaluated(trained())
     assert ganq("retry", again).code == 0
     assert ganq("submit", "evaluate", real, "--data", real).code == 0
@@ -148,7 +170,7 @@ def test_an_evaluation_can_be_retried_whether_of_a_job_or_of_a_path(ganq, traine
 # --- what is shown --------------------------------------------------------------------------
 
 
-def test_status_shows_what_was_found(ganq, trained, evaluated):
+def test_status_shows_what_was_found(ganq: "Ganq", trained: Callable[..., int], evaluated: Any) -> None:
     one = evaluated(trained())
     page = ganq("status", one).out
     assert "kid/random  0.0123 ± 0.001   (baseline, real against real images: 0.0002)" in page
@@ -158,7 +180,9 @@ def test_status_shows_what_was_found(ganq, trained, evaluated):
     assert "kid 0.0123, no copies" in ganq("status").out
 
 
-def test_status_of_a_generation_or_an_evaluation_says_of_what(ganq, trained, generated, evaluated):
+def test_status_of_a_generation_or_an_evaluation_says_of_what(
+    ganq: "Ganq", trained: Callable[..., int], generated: Any, evaluated: Any
+) -> None:
     one = trained(name="faces")
     drawn = generated(one)
     assert f"from       job {one} (faces), checkpoint best" in ganq("status", drawn).out
@@ -166,7 +190,9 @@ def test_status_of_a_generation_or_an_evaluation_says_of_what(ganq, trained, gen
     assert f"job {drawn}" in ganq("status", evaluated(drawn)).out
 
 
-def test_compare_puts_the_best_first_and_takes_jobs_for_their_newest_evaluation(ganq, trained, evaluated):
+def test_compare_puts_the_best_first_and_takes_jobs_for_their_newest_evaluation(
+    ganq: "Ganq", trained: Callable[..., int], evaluated: Any
+) -> None:
     one, other = trained(name="one"), trained(name="other")
     old = evaluated(one)
     worse = evaluated(
@@ -194,7 +220,9 @@ def test_compare_puts_the_best_first_and_takes_jobs_for_their_newest_evaluation(
     assert f"job {one}" in table
 
 
-def test_compare_warns_of_other_real_pictures_and_of_what_is_not_there(ganq, trained, evaluated):
+def test_compare_warns_of_other_real_pictures_and_of_what_is_not_there(
+    ganq: "Ganq", trained: Callable[..., int], evaluated: Any
+) -> None:
     source = trained()
     assert "no evaluation has finished yet" in ganq("compare").out
     said = ganq("compare", source)
@@ -204,7 +232,9 @@ def test_compare_warns_of_other_real_pictures_and_of_what_is_not_there(ganq, tra
     assert "cannot be compared" in ganq("compare").err
 
 
-def test_a_network_is_named_in_a_column_only_where_there_are_several(ganq, trained, evaluated):
+def test_a_network_is_named_in_a_column_only_where_there_are_several(
+    ganq: "Ganq", trained: Callable[..., int], evaluated: Any
+) -> None:
     source = trained()
     evaluated(source)
     evaluated(source, metrics={"kid/effnet-lite0": {"value": 0.5}})
@@ -214,7 +244,7 @@ def test_a_network_is_named_in_a_column_only_where_there_are_several(ganq, train
 
 
 @pytest.fixture
-def sweep_of_rates(ganq, real, store, claim):
+def sweep_of_rates(ganq: "Ganq", real: Any, store: "JobStore", claim: "Callable[..., Lease | None]") -> None:
     """Four trainings, two rates by two seeds; the first three have ended, with metrics; the last waits."""
     typed = ("--data", real, "--size", 32, "--batch", 8, "--sweep", "lr-g=1e-4,2e-4", "--sweep", "seed=0-1")
     assert ganq("submit", "train", *typed, "--name", "rates").code == 0
@@ -225,7 +255,9 @@ def sweep_of_rates(ganq, real, store, claim):
         store.succeed(claim(), {"metric": measured})
 
 
-def test_compare_shows_which_training_of_a_sweep_was_best_and_what_it_had(ganq, sweep_of_rates):
+def test_compare_shows_which_training_of_a_sweep_was_best_and_what_it_had(
+    ganq: "Ganq", sweep_of_rates: None
+) -> None:
     said = ganq("compare", "--sweep", "rates")
     assert said.code == 0, said.err
     head, *rows = (line.split() for line in said.out.splitlines()[:-1])
@@ -243,14 +275,16 @@ def test_compare_shows_which_training_of_a_sweep_was_best_and_what_it_had(ganq, 
     assert first["metric"] == {"key": "kid/effnet-lite0", "best": 0.3, "best_epoch": 4}
 
 
-def test_a_training_that_was_evaluated_is_compared_by_that(ganq, sweep_of_rates, evaluated):
+def test_a_training_that_was_evaluated_is_compared_by_that(
+    ganq: "Ganq", sweep_of_rates: None, evaluated: Any
+) -> None:
     one = evaluated(1)
     assert [row["id"] for row in ganq("compare", 1, "--json").json()] == [one]
 
 
 def test_trainings_of_which_one_has_no_evaluation_are_compared_by_their_own_metric(
-    ganq, sweep_of_rates, evaluated
-):
+    ganq: "Ganq", sweep_of_rates: None, evaluated: Any
+) -> None:
     evaluated(1)
     said = ganq("compare", 1, 2)
     assert said.code == 0, said.err
@@ -258,7 +292,9 @@ def test_trainings_of_which_one_has_no_evaluation_are_compared_by_their_own_metr
     assert [row["id"] for row in ganq("compare", 1, 2, "--json").json()] == [2, 1]
 
 
-def test_what_has_measured_nothing_cannot_be_compared(ganq, real, trained, sweep_of_rates):
+def test_what_has_measured_nothing_cannot_be_compared(
+    ganq: "Ganq", real: Any, trained: Callable[..., int], sweep_of_rates: None
+) -> None:
     said = ganq("compare", 3, 4)
     assert (said.code, "none of these 2 trainings has a metric" in said.err) == (3, True)
     assert (ganq("compare", 3, "--sweep", "rates").code, ganq("compare", "--sweep", "no").code) == (
@@ -276,7 +312,9 @@ def test_what_has_measured_nothing_cannot_be_compared(ganq, real, trained, sweep
     assert (said.code, "of kind generate" in said.err) == (2, True)
 
 
-def test_a_sweep_of_evaluations_is_a_job_for_each_value(ganq, trained, queries):
+def test_a_sweep_of_evaluations_is_a_job_for_each_value(
+    ganq: "Ganq", trained: Callable[..., int], queries: "Queries"
+) -> None:
     source = trained(name="faces")
     said = ganq("submit", "evaluate", "faces", "--sweep", "seed=0,1", "--name", "looks")
     assert said.code == 0, said.err
@@ -288,7 +326,9 @@ def test_a_sweep_of_evaluations_is_a_job_for_each_value(ganq, trained, queries):
 
 
 @pytest.mark.parametrize("asked", [{"count": 49}, {"keep": 49, "of": 500}, {"seeds": [[0, 47], [90, 90]]}])
-def test_a_generation_of_too_few_pictures_is_refused_before_the_job(ganq, trained, generated, real, asked):
+def test_a_generation_of_too_few_pictures_is_refused_before_the_job(
+    ganq: "Ganq", trained: Callable[..., int], generated: Any, real: Any, asked: Any
+) -> None:
     made = generated(trained(), **asked)
     said = ganq("submit", "evaluate", made, "--data", real)
     assert said.code == 2
@@ -296,7 +336,9 @@ def test_a_generation_of_too_few_pictures_is_refused_before_the_job(ganq, traine
     assert "use at least 50" in said.err
 
 
-def test_pictures_of_a_job_have_its_size_and_no_other(ganq, trained, generated, real):
+def test_pictures_of_a_job_have_its_size_and_no_other(
+    ganq: "Ganq", trained: Callable[..., int], generated: Any, real: Any
+) -> None:
     model = trained()
     for source in (model, generated(model)):
         said = ganq("submit", "evaluate", source, "--data", real, "--size", 48)
@@ -306,8 +348,12 @@ def test_pictures_of_a_job_have_its_size_and_no_other(ganq, trained, generated, 
 
 
 def test_an_epoch_that_is_there_is_looked_at_while_the_training_goes_on(
-    ganq, store, queries, running_job_factory, real
-):
+    ganq: "Ganq",
+    store: "JobStore",
+    queries: "Queries",
+    running_job_factory: "Callable[..., Lease]",
+    real: Any,
+) -> None:
     lease = running_job_factory(spec={"data": "/p", "size": 24, "epochs": 9})
     store.register_checkpoint(
         lease, kind="epoch", epoch=4, step=8, path="c", manifest_sha256="0" * 64, size=1, metric=None
@@ -321,8 +367,13 @@ def test_an_epoch_that_is_there_is_looked_at_while_the_training_goes_on(
 
 @pytest.mark.parametrize("epochs", ["4,9", "9,4"])
 def test_a_sweep_over_epochs_waits_where_one_of_them_is_not_there_yet(
-    ganq, store, queries, running_job_factory, real, epochs
-):
+    ganq: "Ganq",
+    store: "JobStore",
+    queries: "Queries",
+    running_job_factory: "Callable[..., Lease]",
+    real: Any,
+    epochs: str,
+) -> None:
     lease = running_job_factory(spec={"data": "/p", "size": 24, "epochs": 9})
     store.register_checkpoint(
         lease, kind="epoch", epoch=4, step=8, path="c", manifest_sha256="0" * 64, size=1, metric=None

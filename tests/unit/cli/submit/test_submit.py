@@ -2,6 +2,9 @@
 
 import tarfile
 import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
@@ -16,10 +19,21 @@ from storage.datasets.cache import open_images
 from storage.datasets.sources import Reading
 from storage.volume.layout import Volume
 
+if TYPE_CHECKING:
+    from unit.conftest import Ganq
+
+    from storage.db.engine import Database
+    from storage.db.queries import Queries
+    from storage.db.rows import Job, Lease, WorkerIdentity
+    from storage.db.store import JobStore
+    from storage.settings import Settings
+
 # --- train --------------------------------------------------------------------------------
 
 
-def test_a_training_is_accepted_with_the_default_recipe_and_redis_away_is_a_notice(ganq, queries, pictures):
+def test_a_training_is_accepted_with_the_default_recipe_and_redis_away_is_a_notice(
+    ganq: "Ganq", queries: "Queries", pictures: Path
+) -> None:
     said = ganq("submit", "train", "--data", pictures, "--name", "faces")
     assert said.code == 0
     assert "job 1 (faces): train accepted, queued" in said.out
@@ -37,8 +51,8 @@ def test_a_training_is_accepted_with_the_default_recipe_and_redis_away_is_a_noti
 
 
 def test_no_notice_when_a_worker_listens_and_redis_is_there(
-    ganq, pictures, database, worker_identity, redis_url
-):
+    ganq: "Ganq", pictures: Path, database: "Database", worker_identity: "WorkerIdentity", redis_url: str
+) -> None:
     from storage.db.workers import WorkerStore
 
     WorkerStore(database, worker_identity).report("idle")
@@ -46,7 +60,9 @@ def test_no_notice_when_a_worker_listens_and_redis_is_there(
     assert (said.code, said.err) == (0, "")
 
 
-def test_a_queue_that_no_worker_serves_is_noticed(ganq, pictures, database, worker_identity):
+def test_a_queue_that_no_worker_serves_is_noticed(
+    ganq: "Ganq", pictures: Path, database: "Database", worker_identity: "WorkerIdentity"
+) -> None:
     from storage.db.workers import WorkerStore
 
     WorkerStore(database, worker_identity).report("idle")
@@ -120,12 +136,12 @@ ELSEWHERE = {
 }
 
 
-def test_the_table_of_typed_options_holds_every_field():
+def test_the_table_of_typed_options_holds_every_field() -> None:
     assert set(TYPED) | ELSEWHERE == set(TrainSpec.model_fields)
 
 
 @pytest.mark.parametrize("field", TYPED)
-def test_each_option_reaches_its_field_and_no_other(ganq, pictures, field):
+def test_each_option_reaches_its_field_and_no_other(ganq: "Ganq", pictures: Path, field: Any) -> None:
     flag, value, expected = TYPED[field]
     typed = [flag] if value is None else [flag, value]
     # --recipe dcgan alone would want batches of 256.
@@ -136,7 +152,9 @@ def test_each_option_reaches_its_field_and_no_other(ganq, pictures, field):
     assert said.json()["spec"] == {**plain, field: expected}
 
 
-def test_a_feature_network_may_be_a_file_that_is_stated_by_its_checksum(ganq, pictures, tmp_path):
+def test_a_feature_network_may_be_a_file_that_is_stated_by_its_checksum(
+    ganq: "Ganq", pictures: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "net.pth"
     file.write_bytes(b"weights")
     typed = (
@@ -160,7 +178,7 @@ def test_a_feature_network_may_be_a_file_that_is_stated_by_its_checksum(ganq, pi
     assert (said.code, "neither a built-in network" in said.err) == (3, True)
 
 
-def test_augment_none_turns_the_recipes_policies_off(ganq, pictures):
+def test_augment_none_turns_the_recipes_policies_off(ganq: "Ganq", pictures: Path) -> None:
     said = ganq("submit", "train", "--data", pictures, "--augment", "none", "--dry-run", "--json")
     assert said.json()["spec"]["augment"] == []
     assert RECIPES[DEFAULT_RECIPE].defaults["augment"]
@@ -203,7 +221,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_request_is_one_line_and_no_row(ganq, queries, pictures, case):
+def test_a_bad_request_is_one_line_and_no_row(
+    ganq: "Ganq", queries: "Queries", pictures: Path, case: Any
+) -> None:
     typed, code, message, hint = BAD[case]
     said = ganq("submit", "train", "--data", pictures, *typed)
     assert said.code == code, said.err
@@ -214,7 +234,7 @@ def test_a_bad_request_is_one_line_and_no_row(ganq, queries, pictures, case):
     assert ganq("submit", "train").code == 2, "a refused data set must not become the default"
 
 
-def test_no_data_set_names_both_ways_out(ganq):
+def test_no_data_set_names_both_ways_out(ganq: "Ganq") -> None:
     said = ganq("submit", "train")
     assert said.code == 2
     assert "--data DIR" in said.err
@@ -222,7 +242,7 @@ def test_no_data_set_names_both_ways_out(ganq):
 
 
 @pytest.mark.parametrize("what", ["missing", "empty", "a text file", "a broken zip"])
-def test_data_that_is_none_is_refused(ganq, queries, tmp_path, what):
+def test_data_that_is_none_is_refused(ganq: "Ganq", queries: "Queries", tmp_path: Path, what: str) -> None:
     path = tmp_path / "data"
     if what == "empty":
         path.mkdir()
@@ -239,8 +259,8 @@ def test_data_that_is_none_is_refused(ganq, queries, tmp_path, what):
 
 
 def test_the_data_set_used_last_is_the_default_and_ganq_data_comes_before_it(
-    ganq, queries, pictures, monkeypatch, tmp_path
-):
+    ganq: "Ganq", queries: "Queries", pictures: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     ganq("submit", "train", "--data", pictures)
     assert ganq("submit", "train").code == 0
     assert queries.get(2).spec["data"] == str(pictures)
@@ -252,7 +272,9 @@ def test_the_data_set_used_last_is_the_default_and_ganq_data_comes_before_it(
     assert queries.get(3).spec["data"] == str(other)
 
 
-def test_a_relative_path_is_made_absolute(ganq, queries, pictures, monkeypatch):
+def test_a_relative_path_is_made_absolute(
+    ganq: "Ganq", queries: "Queries", pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(pictures.parent)
     weights = pictures.parent / "netg.pth"
     weights.touch()
@@ -261,7 +283,7 @@ def test_a_relative_path_is_made_absolute(ganq, queries, pictures, monkeypatch):
     assert (spec["data"], spec["init_netg"]) == (str(pictures), str(weights))
 
 
-def test_pictures_are_counted_by_name_in_folders_zips_and_tars(pictures, tmp_path):
+def test_pictures_are_counted_by_name_in_folders_zips_and_tars(pictures: Path, tmp_path: Path) -> None:
     (pictures / "notes.txt").touch()
     (pictures / ".hidden.png").touch()
     (pictures / "more").mkdir()
@@ -276,14 +298,14 @@ def test_pictures_are_counted_by_name_in_folders_zips_and_tars(pictures, tmp_pat
     assert count_images(str(tmp_path / "faces.tar.gz"), Reading()) == 71
 
 
-def test_the_same_submit_key_gives_the_same_job(ganq, queries, pictures):
+def test_the_same_submit_key_gives_the_same_job(ganq: "Ganq", queries: "Queries", pictures: Path) -> None:
     for _ in range(2):
         said = ganq("submit", "train", "--data", pictures, "--submit-key", "nightly-7", "--json")
         assert said.json()["id"] == 1
     assert sum(queries.counts().values()) == 1
 
 
-def test_a_repeated_submit_key_says_that_the_job_is_not_new(ganq, pictures):
+def test_a_repeated_submit_key_says_that_the_job_is_not_new(ganq: "Ganq", pictures: Path) -> None:
     ganq("submit", "train", "--data", pictures, "--name", "n")
     first, again = (
         ganq("submit", "train", "--data", pictures, "--name", "n", "--submit-key", "nightly-7")
@@ -300,7 +322,9 @@ def test_a_repeated_submit_key_says_that_the_job_is_not_new(ganq, pictures):
     assert f"3 jobs of kind train accepted earlier with this key, {ids}" in again
 
 
-def test_name_priority_queue_user_hold_and_after_reach_the_row(ganq, queries, pictures):
+def test_name_priority_queue_user_hold_and_after_reach_the_row(
+    ganq: "Ganq", queries: "Queries", pictures: Path
+) -> None:
     ganq("submit", "train", "--data", pictures, "--name", "first")
     said = ganq(
         "submit",
@@ -324,14 +348,14 @@ def test_name_priority_queue_user_hold_and_after_reach_the_row(ganq, queries, pi
     assert said.json()["waits_for"] == [1]
 
 
-def test_a_dry_run_writes_nothing_at_all(bare_ganq, tmp_path, pictures):
+def test_a_dry_run_writes_nothing_at_all(bare_ganq: "Ganq", tmp_path: Path, pictures: Path) -> None:
     said = bare_ganq("submit", "train", "--data", pictures, "--epochs", 10, "--dry-run")
     assert said.code == 0
     assert "nothing was submitted" in said.out
     assert not (tmp_path / "new-home").exists()
 
 
-def test_the_plan_counts_steps_as_the_tutorial_does():
+def test_the_plan_counts_steps_as_the_tutorial_does() -> None:
     spec = TrainSpec.create(data="/x", recipe="dcgan", batch=256, epochs=400)
     plan = training_plan(spec, 16_000)
     # RECIPES: 62 batches an epoch, 24,800 steps of D, 13 of G an epoch.
@@ -340,8 +364,8 @@ def test_the_plan_counts_steps_as_the_tutorial_does():
 
 
 def test_a_short_job_that_ended_before_its_first_beat_is_one_to_estimate_from(
-    ganq, trained, store, running_job_factory
-):
+    ganq: "Ganq", trained: Callable[..., int], store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     model = trained()
     asked = ("submit", "generate", "--from", model, "--count", 64, "--dry-run", "--json")
     assert ganq(*asked).json()["estimate_seconds"] is None
@@ -356,7 +380,9 @@ def test_a_short_job_that_ended_before_its_first_beat_is_one_to_estimate_from(
     assert ganq(*asked, "--count", 200).json()["estimate_seconds"] is None
 
 
-def test_a_dry_run_estimates_from_the_rate_of_earlier_jobs(ganq, trained, pictures):
+def test_a_dry_run_estimates_from_the_rate_of_earlier_jobs(
+    ganq: "Ganq", trained: Callable[..., int], pictures: Path
+) -> None:
     asked = (
         "submit",
         "train",
@@ -390,10 +416,10 @@ def test_a_dry_run_estimates_from_the_rate_of_earlier_jobs(ganq, trained, pictur
     [("dcgan", "batch"), ("dcgan", "spectral"), ("dcgan", "none"), ("balanced", "none"), ("resnet", "none")],
 )
 @pytest.mark.parametrize("size", [16, 24, 96, 128])
-def test_the_size_of_the_networks_is_known_without_building_them(size, arch, norm_d):
+def test_the_size_of_the_networks_is_known_without_building_them(size: int, arch: str, norm_d: str) -> None:
     from jobs.networks.dcgan import Architecture
 
-    def numbers(network):
+    def numbers(network: Any) -> Any:
         return sum(one.numel() for one in network.state_dict().values())
 
     for ngf, ndf in ((8, 4), (16, 3)):
@@ -402,14 +428,14 @@ def test_the_size_of_the_networks_is_known_without_building_them(size, arch, nor
         assert found == (numbers(pair.build_generator()), numbers(pair.build_discriminator()))
 
 
-def test_the_bytes_of_a_checkpoint_grow_with_the_moving_average():
+def test_the_bytes_of_a_checkpoint_grow_with_the_moving_average() -> None:
     without = TrainSpec.create(data="/x", recipe="dcgan")
     assert checkpoint_bytes(without.model_copy(update={"ema_half_life_kimg": 5.0})) > checkpoint_bytes(
         without
     )
 
 
-def test_the_command_that_follows_drawn_faces_fits_them(ganq, tmp_path):
+def test_the_command_that_follows_drawn_faces_fits_them(ganq: "Ganq", tmp_path: Path) -> None:
     for size, count, options in ((48, 40, " --size 48"), (96, 5, " --batch 5"), (50, 40, "")):
         said = ganq("dataset", "make", tmp_path / f"{size}", "--size", size, "--count", count)
         assert f"next: ganq submit train --epochs 100{options}   (" in said.out
@@ -418,7 +444,9 @@ def test_the_command_that_follows_drawn_faces_fits_them(ganq, tmp_path):
 # --- train --continue ---------------------------------------------------------------------
 
 
-def test_continue_copies_the_spec_and_goes_on_from_the_job(ganq, queries, trained, pictures):
+def test_continue_copies_the_spec_and_goes_on_from_the_job(
+    ganq: "Ganq", queries: "Queries", trained: Callable[..., int], pictures: Path
+) -> None:
     parent = trained(epochs=4, name="faces")
     said = ganq("submit", "train", "--continue", "faces", "--data", pictures, "--epochs", 9)
     assert said.code == 0, said.err
@@ -428,8 +456,8 @@ def test_continue_copies_the_spec_and_goes_on_from_the_job(ganq, queries, traine
 
 
 def test_continue_with_another_feature_network_lets_the_checksum_of_the_old_one_go(
-    ganq, queries, trained, pictures, tmp_path
-):
+    ganq: "Ganq", queries: "Queries", trained: Callable[..., int], pictures: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "net.pth"
     file.write_bytes(b"weights")
     go_on = ("submit", "train", "--data", pictures, "--continue")
@@ -456,7 +484,15 @@ def test_continue_with_another_feature_network_lets_the_checksum_of_the_old_one_
         (("--epochs", 9, "--augment", "auto,color"), 2, "--augment auto,color (it has auto)"),
     ],
 )
-def test_continue_refuses_what_a_checkpoint_cannot_do(ganq, queries, trained, pictures, typed, code, message):
+def test_continue_refuses_what_a_checkpoint_cannot_do(
+    ganq: "Ganq",
+    queries: "Queries",
+    trained: Callable[..., int],
+    pictures: Path,
+    typed: Any,
+    code: int,
+    message: str,
+) -> None:
     parent = trained(epochs=4)
     said = ganq("submit", "train", "--continue", parent, "--data", pictures, *typed)
     assert said.code == code
@@ -464,7 +500,9 @@ def test_continue_refuses_what_a_checkpoint_cannot_do(ganq, queries, trained, pi
     assert sum(queries.counts().values()) == 1
 
 
-def test_conditional_needs_folders_of_classes_with_two_pictures_each(ganq, queries, pictures):
+def test_conditional_needs_folders_of_classes_with_two_pictures_each(
+    ganq: "Ganq", queries: "Queries", pictures: Path
+) -> None:
     asked = ("submit", "train", "--data", pictures, "--batch", 8, "--conditional")
     said = ganq(*asked)
     assert said.code == 1
@@ -486,8 +524,12 @@ def test_conditional_needs_folders_of_classes_with_two_pictures_each(ganq, queri
 
 
 def test_a_class_that_a_training_does_not_know_is_refused_once_it_has_read_its_pictures(
-    ganq, store, settings, tmp_path, claim
-):
+    ganq: "Ganq",
+    store: "JobStore",
+    settings: "Settings",
+    tmp_path: Path,
+    claim: "Callable[..., Lease | None]",
+) -> None:
     for number, name in enumerate(("a", "a", "b", "b")):
         picture = tmp_path / "faces" / name / f"{number}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
@@ -503,7 +545,13 @@ def test_a_class_that_a_training_does_not_know_is_refused_once_it_has_read_its_p
     assert ganq("submit", "generate", "--from", 1, "--count", 4, "--class", "b").code == 0
 
 
-def test_networks_of_two_classes_are_no_start_for_a_data_set_of_three(ganq, store, settings, tmp_path, claim):
+def test_networks_of_two_classes_are_no_start_for_a_data_set_of_three(
+    ganq: "Ganq",
+    store: "JobStore",
+    settings: "Settings",
+    tmp_path: Path,
+    claim: "Callable[..., Lease | None]",
+) -> None:
     for place, name in enumerate("aabbcc"):
         for folder in ("two", "three") if name != "c" else ("three",):
             picture = tmp_path / folder / name / f"{place}.png"
@@ -523,8 +571,8 @@ def test_networks_of_two_classes_are_no_start_for_a_data_set_of_three(ganq, stor
 
 @pytest.mark.parametrize("option", ["--freeze-g", "--freeze-d"])
 def test_so_many_frozen_layers_that_nothing_learns_are_refused_before_the_job(
-    ganq, trained, pictures, option
-):
+    ganq: "Ganq", trained: Callable[..., int], pictures: Path, option: str
+) -> None:
     trained(name="faces")  # 24 pixels: three layers
     asked = ("submit", "train", "--init-from", "faces", "--data", pictures, "--batch", 8, option)
     said = ganq(*asked, 3)
@@ -537,7 +585,9 @@ def test_so_many_frozen_layers_that_nothing_learns_are_refused_before_the_job(
     assert f"{option} 3 leaves nothing to learn" in swept.err
 
 
-def test_a_dry_run_knows_the_jobs_that_it_would_wait_for(ganq, trained, pictures):
+def test_a_dry_run_knows_the_jobs_that_it_would_wait_for(
+    ganq: "Ganq", trained: Callable[..., int], pictures: Path
+) -> None:
     model = trained()
     for asked in (("train", "--data", pictures), ("generate", "--count", 4), ("evaluate", model)):
         said = ganq("submit", *asked, "--after", "nosuch", "--dry-run")
@@ -545,7 +595,7 @@ def test_a_dry_run_knows_the_jobs_that_it_would_wait_for(ganq, trained, pictures
         assert "nosuch" in said.err
 
 
-def test_a_home_that_is_no_folder_is_told_by_every_command(bare_ganq, tmp_path):
+def test_a_home_that_is_no_folder_is_told_by_every_command(bare_ganq: "Ganq", tmp_path: Path) -> None:
     (tmp_path / "new-home").touch()
     for command in (("status",), ("submit", "generate", "--count", 1), ("up",)):
         said = bare_ganq(*command)
@@ -553,14 +603,18 @@ def test_a_home_that_is_no_folder_is_told_by_every_command(bare_ganq, tmp_path):
         assert "is no folder" in said.err.splitlines()[0]
 
 
-def test_a_class_is_refused_before_the_job_when_the_model_knows_none(ganq, trained):
+def test_a_class_is_refused_before_the_job_when_the_model_knows_none(
+    ganq: "Ganq", trained: Callable[..., int]
+) -> None:
     trained(epochs=4, name="faces")
     said = ganq("submit", "generate", "--from", "faces", "--count", 4, "--class", "happy")
     assert said.code == 2
     assert "trained without" in said.err
 
 
-def test_init_from_takes_over_the_networks_and_begins_a_new_run(ganq, queries, trained, pictures):
+def test_init_from_takes_over_the_networks_and_begins_a_new_run(
+    ganq: "Ganq", queries: "Queries", trained: Callable[..., int], pictures: Path
+) -> None:
     parent = trained(epochs=4, name="faces")
     asked = ("submit", "train", "--init-from", "faces", "--data", pictures, "--batch", 8, "--freeze-d", 1)
     said = ganq(*asked, "--epochs", 2)
@@ -589,8 +643,8 @@ def test_init_from_takes_over_the_networks_and_begins_a_new_run(ganq, queries, t
     ids=["the tutorial's", "of plus", "of pairs", "of pairs with dcgan", "of origin with even"],
 )
 def test_init_from_an_import_asks_for_its_networks_and_for_any_discriminator_where_it_has_none(
-    ganq, queries, pictures, tmp_path, networks, recipe
-):
+    ganq: "Ganq", queries: "Queries", pictures: Path, tmp_path: Path, networks: Any, recipe: str
+) -> None:
     save_file(networks.build_generator(1).state_dict(), tmp_path / "g.safetensors")
     save_file(networks.build_discriminator(1).state_dict(), tmp_path / "d.safetensors")
     assert ganq("import", tmp_path / "g.safetensors", tmp_path / "d.safetensors", "--name", "both").code == 0
@@ -609,7 +663,9 @@ def test_init_from_an_import_asks_for_its_networks_and_for_any_discriminator_whe
     assert "--ndf 16 (it has 8)" in ganq(*wider[:3], "both", *wider[4:]).err
 
 
-def test_init_from_waits_for_a_training_and_refuses_what_has_no_networks(ganq, queries, store, pictures):
+def test_init_from_waits_for_a_training_and_refuses_what_has_no_networks(
+    ganq: "Ganq", queries: "Queries", store: "JobStore", pictures: Path
+) -> None:
     ganq("submit", "train", "--data", pictures, "--epochs", 4)
     assert ganq("submit", "train", "--init-from", 1, "--data", pictures).code == 0
     assert queries.needs(2)[0][0] == 1
@@ -623,7 +679,9 @@ def test_init_from_waits_for_a_training_and_refuses_what_has_no_networks(ganq, q
     assert "left no checkpoint" in said.err
 
 
-def test_continue_waits_for_a_training_that_has_not_ended(ganq, queries, pictures):
+def test_continue_waits_for_a_training_that_has_not_ended(
+    ganq: "Ganq", queries: "Queries", pictures: Path
+) -> None:
     ganq("submit", "train", "--data", pictures, "--epochs", 4)
     said = ganq("submit", "train", "--continue", 1, "--epochs", 8)
     assert said.code == 0
@@ -631,7 +689,7 @@ def test_continue_waits_for_a_training_that_has_not_ended(ganq, queries, picture
     assert queries.needs(2)[0][0] == 1
 
 
-def test_continue_needs_a_checkpoint(ganq, store, pictures):
+def test_continue_needs_a_checkpoint(ganq: "Ganq", store: "JobStore", pictures: Path) -> None:
     ganq("submit", "train", "--data", pictures)
     store.request_cancel(1)
     said = ganq("submit", "train", "--continue", 1, "--epochs", 800)
@@ -665,12 +723,14 @@ GENERATE_TYPED = {
 OF_THEIR_OWN = {"class_name", "source", "seeds", "keep", "of", "draws", "quality", "interpolate", "frames"}
 
 
-def test_the_table_of_generate_options_holds_every_field():
+def test_the_table_of_generate_options_holds_every_field() -> None:
     assert set(GENERATE_TYPED) | OF_THEIR_OWN == set(GenerateSpec.model_fields)
 
 
 @pytest.mark.parametrize("field", GENERATE_TYPED)
-def test_each_generate_option_reaches_its_field_and_no_other(ganq, trained, field):
+def test_each_generate_option_reaches_its_field_and_no_other(
+    ganq: "Ganq", trained: Callable[..., int], field: Any
+) -> None:
     source = trained()
     flag, value, expected = GENERATE_TYPED[field]
     typed = [flag] if value is None else [flag, value]
@@ -679,7 +739,7 @@ def test_each_generate_option_reaches_its_field_and_no_other(ganq, trained, fiel
     assert said.json()["spec"] == {**GenerateSpec.create(source=source, count=4).to_json(), field: expected}
 
 
-def test_a_lossy_format_may_have_a_quality(ganq, trained):
+def test_a_lossy_format_may_have_a_quality(ganq: "Ganq", trained: Callable[..., int]) -> None:
     trained()
     said = ganq(
         "submit", "generate", "--count", 4, "--format", "jpeg", "--quality", 80, "--dry-run", "--json"
@@ -687,14 +747,14 @@ def test_a_lossy_format_may_have_a_quality(ganq, trained):
     assert (said.json()["spec"]["format"], said.json()["spec"]["quality"]) == ("jpeg", 80)
 
 
-def test_seeds_are_numbers_and_ranges(ganq, trained):
+def test_seeds_are_numbers_and_ranges(ganq: "Ganq", trained: Callable[..., int]) -> None:
     trained()
     said = ganq("submit", "generate", "--seeds", "0,4-6", "--dry-run", "--json").json()
     assert said["spec"]["seeds"] == [[0, 0], [4, 6]]
     assert said["plan"]["images_kept"] == 4
 
 
-def test_a_way_is_picture_numbers_and_so_many_frames(ganq, trained):
+def test_a_way_is_picture_numbers_and_so_many_frames(ganq: "Ganq", trained: Callable[..., int]) -> None:
     trained()
     said = ganq(
         "submit", "generate", "--interpolate", "3, 17,42", "--frames", 7, "--dry-run", "--json"
@@ -705,7 +765,9 @@ def test_a_way_is_picture_numbers_and_so_many_frames(ganq, trained):
     assert said["plan"]["images_kept"] == 120
 
 
-def test_a_way_without_the_library_for_films_says_what_brings_it(ganq, trained, monkeypatch):
+def test_a_way_without_the_library_for_films_says_what_brings_it(
+    ganq: "Ganq", trained: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained()
     monkeypatch.setattr("cli.submit.generate.find_spec", lambda name: None)
     said = ganq("submit", "generate", "--interpolate", "3,17")
@@ -713,7 +775,9 @@ def test_a_way_without_the_library_for_films_says_what_brings_it(ganq, trained, 
     assert "pip install 'ganq[video]'" in said.err
 
 
-def test_keep_of_is_the_tutorials_best_of_many(ganq, queries, trained):
+def test_keep_of_is_the_tutorials_best_of_many(
+    ganq: "Ganq", queries: "Queries", trained: Callable[..., int]
+) -> None:
     source = trained()
     assert ganq("submit", "generate", "--keep", 64, "--of", 512).code == 0
     job = queries.get(source + 1)
@@ -745,7 +809,9 @@ BAD_GENERATE = {
 
 
 @pytest.mark.parametrize("case", BAD_GENERATE)
-def test_a_bad_generation_is_one_line_and_no_row(ganq, queries, trained, case):
+def test_a_bad_generation_is_one_line_and_no_row(
+    ganq: "Ganq", queries: "Queries", trained: Callable[..., int], case: Any
+) -> None:
     trained()
     typed, code, message = BAD_GENERATE[case]
     said = ganq("submit", "generate", *typed)
@@ -754,7 +820,9 @@ def test_a_bad_generation_is_one_line_and_no_row(ganq, queries, trained, case):
     assert sum(queries.counts().values()) == 1
 
 
-def test_a_path_is_refused_with_the_command_that_imports_it(ganq, trained, tmp_path, monkeypatch):
+def test_a_path_is_refused_with_the_command_that_imports_it(
+    ganq: "Ganq", trained: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained()
     (tmp_path / "weights").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -763,7 +831,7 @@ def test_a_path_is_refused_with_the_command_that_imports_it(ganq, trained, tmp_p
     assert "ganq import weights --name NAME" in said.err
 
 
-def test_an_out_that_is_a_file_is_refused(ganq, trained, tmp_path):
+def test_an_out_that_is_a_file_is_refused(ganq: "Ganq", trained: Callable[..., int], tmp_path: Path) -> None:
     trained()
     (tmp_path / "out").touch()
     said = ganq("submit", "generate", "--count", 1, "--out", tmp_path / "out")
@@ -771,7 +839,9 @@ def test_an_out_that_is_a_file_is_refused(ganq, trained, tmp_path):
     assert "is a file" in said.err
 
 
-def test_generation_waits_for_a_training_that_has_not_ended_and_says_so(ganq, queries, pictures):
+def test_generation_waits_for_a_training_that_has_not_ended_and_says_so(
+    ganq: "Ganq", queries: "Queries", pictures: Path
+) -> None:
     ganq("submit", "train", "--data", pictures, "--epochs", 5)
     said = ganq("submit", "generate", "--count", 2)
     assert said.code == 0
@@ -783,7 +853,9 @@ def test_generation_waits_for_a_training_that_has_not_ended_and_says_so(ganq, qu
     assert "ends at epoch 5" in said.err
 
 
-def test_now_takes_the_latest_checkpoint_of_a_running_training(ganq, queries, store, running_job_factory):
+def test_now_takes_the_latest_checkpoint_of_a_running_training(
+    ganq: "Ganq", queries: "Queries", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     lease = running_job_factory(spec=TrainSpec.create(data="/pictures").to_json())
     said = ganq("submit", "generate", "--count", 2, "--now")
     assert said.code == 3, "there is none yet"
@@ -802,13 +874,17 @@ def test_now_takes_the_latest_checkpoint_of_a_running_training(ganq, queries, st
     assert job.blockers == 0
 
 
-def test_a_failed_training_with_checkpoints_can_be_drawn_from_without_waiting(ganq, queries, trained):
+def test_a_failed_training_with_checkpoints_can_be_drawn_from_without_waiting(
+    ganq: "Ganq", queries: "Queries", trained: Callable[..., int]
+) -> None:
     source = trained(end="fail")
     assert ganq("submit", "generate", "--from", source, "--count", 2).code == 0
     assert queries.get(source + 1).blockers == 0
 
 
-def test_a_failed_training_without_checkpoints_cannot(ganq, store, job_factory):
+def test_a_failed_training_without_checkpoints_cannot(
+    ganq: "Ganq", store: "JobStore", job_factory: "Callable[..., Job]"
+) -> None:
     store.request_cancel(job_factory().id)
     said = ganq("submit", "generate", "--from", 1, "--count", 2)
     assert said.code == 3
@@ -816,7 +892,9 @@ def test_a_failed_training_without_checkpoints_cannot(ganq, store, job_factory):
     assert "ganq retry 1" in said.err
 
 
-def test_a_generation_is_no_model_and_its_own_source_is_named(ganq, trained):
+def test_a_generation_is_no_model_and_its_own_source_is_named(
+    ganq: "Ganq", trained: Callable[..., int]
+) -> None:
     source = trained()
     ganq("submit", "generate", "--count", 2)
     said = ganq("submit", "generate", "--from", source + 1, "--count", 2)
@@ -824,7 +902,9 @@ def test_a_generation_is_no_model_and_its_own_source_is_named(ganq, trained):
     assert f"--from {source}" in said.err
 
 
-def test_wait_exits_by_the_jobs_fate(ganq, pictures, store, queries):
+def test_wait_exits_by_the_jobs_fate(
+    ganq: "Ganq", pictures: Path, store: "JobStore", queries: "Queries"
+) -> None:
     import threading
     import time
 

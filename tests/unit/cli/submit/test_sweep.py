@@ -1,6 +1,8 @@
 """`--sweep`: what is typed becomes one job for each combination, and what cannot be is said in one line."""
 
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -11,10 +13,15 @@ from jobs.errors import SpecError
 from jobs.specs import GenerateSpec, TrainSpec
 from storage.db.queries import Filter
 
+if TYPE_CHECKING:
+    from unit.conftest import Ganq
+
+    from storage.db.queries import Queries
+
 NEVER = ("data", "augment")
 
 
-def swept(*texts, **given):
+def swept(*texts: Any, **given: Any) -> Any:
     return combinations(TrainSpec, texts, given, never=NEVER)
 
 
@@ -28,7 +35,7 @@ def test_each_combination_comes_once_the_last_field_fastest() -> None:
 
 
 @given(st.sets(st.integers(0, 10**6), min_size=1, max_size=20), st.sets(st.integers(1, 99), min_size=1))
-def test_the_number_of_jobs_is_the_product_of_the_numbers_of_values(seeds, epochs) -> None:
+def test_the_number_of_jobs_is_the_product_of_the_numbers_of_values(seeds: Any, epochs: Any) -> None:
     texts = [f"seed={','.join(map(str, seeds))}", f"epochs={','.join(map(str, epochs))}"]
     found = swept(*texts)
     assert len(found) == len(seeds) * len(epochs)
@@ -54,7 +61,7 @@ def test_the_number_of_jobs_is_the_product_of_the_numbers_of_values(seeds, epoch
         (["seed=1"], {"seed": 3}, "as an option and in --sweep"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(texts, typed, said) -> None:
+def test_what_cannot_be_is_said_in_one_line(texts: list[str], typed: Any, said: str) -> None:
     with pytest.raises(SpecError, match=said) as refused:
         swept(*texts, **typed)
     assert "\n" not in refused.value.message
@@ -62,7 +69,7 @@ def test_what_cannot_be_is_said_in_one_line(texts, typed, said) -> None:
 
 
 def test_a_field_is_called_as_its_option_is() -> None:
-    def of_generation(*texts):
+    def of_generation(*texts: Any) -> Any:
         return combinations(GenerateSpec, texts, {}, never=())
 
     assert of_generation("class=cats,dogs") == [{"class_name": "cats"}, {"class_name": "dogs"}]
@@ -83,7 +90,7 @@ def test_the_names_of_a_sweep_contain_its_values_and_are_numbered_where_they_do_
 
 class TestCommand:
     @pytest.fixture
-    def pictures(self, tmp_path):
+    def pictures(self, tmp_path: Path) -> Any:
         from PIL import Image
 
         folder = tmp_path / "pictures"
@@ -92,7 +99,9 @@ class TestCommand:
             Image.new("RGB", (16, 16)).save(folder / f"{place}.png")
         return ["--data", str(folder), "--batch", "8", "--size", "16"]
 
-    def test_a_sweep_is_submitted_listed_and_cancelled(self, ganq, pictures, queries) -> None:
+    def test_a_sweep_is_submitted_listed_and_cancelled(
+        self, ganq: "Ganq", pictures: Any, queries: "Queries"
+    ) -> None:
         done = ganq("submit", "train", *pictures, "--sweep", "seed=0-4", "--name", "rates", "--json")
         answer = json.loads(done.out)
         assert len(answer["jobs"]) == 5
@@ -105,12 +114,14 @@ class TestCommand:
         assert {one["state"] for one in cancelled} == {"cancelled"}
         assert ganq("wait", "--sweep", "rates").code == 1
 
-    def test_dry_run_counts_the_jobs_and_submits_none(self, ganq, pictures, queries) -> None:
+    def test_dry_run_counts_the_jobs_and_submits_none(
+        self, ganq: "Ganq", pictures: Any, queries: "Queries"
+    ) -> None:
         done = ganq("submit", "train", *pictures, "--sweep", "seed=0-4", "--sweep", "nz=8,16", "--dry-run")
         assert "sweep of 10 jobs: seed (5 values) × nz (2 values)" in done.out
         assert queries.page(Filter(), limit=1) == []
 
-    def test_one_bad_value_refuses_all(self, ganq, pictures, queries) -> None:
+    def test_one_bad_value_refuses_all(self, ganq: "Ganq", pictures: Any, queries: "Queries") -> None:
         done = ganq("submit", "train", *pictures, "--sweep", "size=16,17")
         assert done.code == 2
         assert queries.page(Filter(), limit=1) == []

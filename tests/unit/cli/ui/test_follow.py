@@ -2,20 +2,29 @@
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from cli.ui import follow
 from jobs.errors import DatabaseUnavailableError, DatasetError
 
+if TYPE_CHECKING:
+    from unit.conftest import Ganq
+
+    from storage.db.rows import Job, Lease
+    from storage.db.store import JobStore
+    from storage.settings import Settings
+
 
 @pytest.fixture
-def attempt_log(settings):
+def attempt_log(settings: "Settings") -> Any:
     """The log of one attempt, to be written by the test."""
     from storage.volume.layout import Volume
 
-    def path(job_id, attempt) -> Path:
+    def path(job_id: Any, attempt: Any) -> Path:
         folder = Volume(settings.volume).attempt(job_id, attempt)
         folder.mkdir(parents=True, exist_ok=True)
         return folder / "log.txt"
@@ -23,14 +32,16 @@ def attempt_log(settings):
     return path
 
 
-def test_wait_is_0_when_all_have_succeeded(ganq, trained):
+def test_wait_is_0_when_all_have_succeeded(ganq: "Ganq", trained: Callable[..., int]) -> None:
     first, second = trained(), trained(name="faces")
     said = ganq("wait", first, "faces", "--json")
     assert said.code == 0
     assert [one["id"] for one in said.json()] == [first, second]
 
 
-def test_wait_is_1_when_one_has_failed_and_says_why(ganq, trained, store, running_job_factory):
+def test_wait_is_1_when_one_has_failed_and_says_why(
+    ganq: "Ganq", trained: Callable[..., int], store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     good = trained()
     bad = running_job_factory()
     store.fail(bad, DatasetError("no pictures", hint="add pictures"))
@@ -41,7 +52,7 @@ def test_wait_is_1_when_one_has_failed_and_says_why(ganq, trained, store, runnin
     assert f"job {good} has succeeded" in said.err
 
 
-def test_wait_gives_up_after_its_timeout_with_124(ganq, job_factory):
+def test_wait_gives_up_after_its_timeout_with_124(ganq: "Ganq", job_factory: "Callable[..., Job]") -> None:
     job_factory()
     began = time.monotonic()
     said = ganq("wait", 1, "--timeout", 0.2)
@@ -51,7 +62,9 @@ def test_wait_gives_up_after_its_timeout_with_124(ganq, job_factory):
 
 
 @pytest.mark.parametrize("timeout", ["nan", "inf", "-1", "1e10", "soon", ""])
-def test_a_timeout_that_would_never_come_is_refused(ganq, job_factory, timeout):
+def test_a_timeout_that_would_never_come_is_refused(
+    ganq: "Ganq", job_factory: "Callable[..., Job]", timeout: str
+) -> None:
     job_factory()
     said = ganq("wait", 1, "--timeout", timeout)
     assert said.code == 2
@@ -59,8 +72,11 @@ def test_a_timeout_that_would_never_come_is_refused(ganq, job_factory, timeout):
 
 
 def test_wait_prints_a_line_for_each_change_and_not_for_each_look(
-    ganq, store, running_job_factory, monkeypatch
-):
+    ganq: "Ganq",
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("cli.ui.follow.POLL_S", (0.02, 0.02))
     lease = running_job_factory(name="faces")
 
@@ -81,14 +97,16 @@ def test_wait_prints_a_line_for_each_change_and_not_for_each_look(
     assert "has succeeded" in lines[1]
 
 
-def test_wait_outlives_a_database_that_is_away(ganq, trained, monkeypatch):
+def test_wait_outlives_a_database_that_is_away(
+    ganq: "Ganq", trained: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from storage.db.queries import Queries
 
     trained()
     monkeypatch.setattr("cli.ui.follow.POLL_S", (0.01, 0.01))
     real, calls = Queries.get_many, []
 
-    def sometimes(self, job_ids):
+    def sometimes(self, job_ids: Any) -> Any:
         calls.append(job_ids)
         if len(calls) in (1, 2):
             raise DatabaseUnavailableError("the job table cannot be reached")
@@ -101,8 +119,12 @@ def test_wait_outlives_a_database_that_is_away(ganq, trained, monkeypatch):
 
 
 def test_logs_print_the_newest_attempt_and_all_on_request(
-    ganq, store, running_job_factory, claim, attempt_log
-):
+    ganq: "Ganq",
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    claim: "Callable[..., Lease | None]",
+    attempt_log: Any,
+) -> None:
     lease = running_job_factory()
     store.release(lease, "drain")
     attempt_log(1, 1).write_text("first try\n")
@@ -117,7 +139,9 @@ def test_logs_print_the_newest_attempt_and_all_on_request(
     assert ganq("logs", 1, "-n", 99).out == said.out
 
 
-def test_the_last_lines_of_a_long_log_are_found_from_its_end(ganq, running_job_factory, attempt_log):
+def test_the_last_lines_of_a_long_log_are_found_from_its_end(
+    ganq: "Ganq", running_job_factory: "Callable[..., Lease]", attempt_log: Any
+) -> None:
     running_job_factory()
     attempt_log(1, 1).write_text("".join(f"line {n} {'x' * 200}\n" for n in range(2000)))
     lines = ganq("logs", 1, "-n", 700).out.splitlines()
@@ -125,7 +149,12 @@ def test_the_last_lines_of_a_long_log_are_found_from_its_end(ganq, running_job_f
     assert lines[0].startswith("line 1300 ")
 
 
-def test_logs_of_a_job_that_has_not_begun_or_left_none_say_so(ganq, settings, job_factory, claim):
+def test_logs_of_a_job_that_has_not_begun_or_left_none_say_so(
+    ganq: "Ganq",
+    settings: "Settings",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+) -> None:
     job_factory()
     said = ganq("logs", 1)
     assert (said.code, said.out) == (0, "")
@@ -136,8 +165,13 @@ def test_logs_of_a_job_that_has_not_begun_or_left_none_say_so(ganq, settings, jo
 
 
 def test_logs_follow_from_one_attempt_into_the_next_until_the_end(
-    ganq, store, job_factory, claim, attempt_log, monkeypatch
-):
+    ganq: "Ganq",
+    store: "JobStore",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
+    attempt_log: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("cli.logs.POLL_S", 0.02)
     job_factory()
 
@@ -171,7 +205,9 @@ def test_logs_follow_from_one_attempt_into_the_next_until_the_end(
     assert "has ended: succeeded" in said.err
 
 
-def test_events_tell_the_history_in_order(ganq, store, running_job_factory):
+def test_events_tell_the_history_in_order(
+    ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     store.succeed(running_job_factory(), {})
     said = ganq("events", 1)
     kinds = [one["type"] for one in ganq("events", 1, "--json").json()]
@@ -179,7 +215,7 @@ def test_events_tell_the_history_in_order(ganq, store, running_job_factory):
     assert [line.split("  ")[1] for line in said.out.splitlines()] == kinds
 
 
-def test_a_short_job_is_looked_at_often_and_a_long_one_seldom():
+def test_a_short_job_is_looked_at_often_and_a_long_one_seldom() -> None:
     assert follow.poll_delay_s(0.0) == 0.02
     assert follow.poll_delay_s(3600.0) == 0.5
     waited, looks = 0.0, 0

@@ -1,5 +1,7 @@
 """How numbers, times and foreign text are written."""
 
+from typing import Any
+
 import pytest
 
 from cli.compare import _headings
@@ -19,7 +21,7 @@ from cli.ui import output
         (-3, "0 s"),
     ],
 )
-def test_durations(seconds, text):
+def test_durations(seconds: Any, text: str) -> None:
     assert output.duration(seconds) == text
 
 
@@ -27,22 +29,22 @@ def test_durations(seconds, text):
     ("count", "text"),
     [(0, "0 B"), (999, "999 B"), (3_580_000, "3.6 MB"), (2.5e9, "2.5 GB"), (7e12, "7.0 TB")],
 )
-def test_sizes(count, text):
+def test_sizes(count: float, text: str) -> None:
     assert output.size(count) == text
 
 
-def test_foreign_text_is_one_line_without_control_characters_or_passwords():
+def test_foreign_text_is_one_line_without_control_characters_or_passwords() -> None:
     assert output.clean("a\x1b[31m\nb\tc\x07") == "a[31m b c"
     assert output.clean("redis://user:geheim@host") == "redis://user:***@host"
     assert output.clean(None) == ""
 
 
-def test_a_plain_table_is_aligned_with_numbers_to_the_right(capsys):
+def test_a_plain_table_is_aligned_with_numbers_to_the_right(capsys: pytest.CaptureFixture[str]) -> None:
     output.print_table(("ID", "NAME"), [["7", "faces"], ["12", "x"]], right=("ID",))
     assert capsys.readouterr().out == "ID  NAME\n 7  faces\n12  x\n"
 
 
-def test_a_narrow_terminal_loses_columns_before_it_breaks_lines():
+def test_a_narrow_terminal_loses_columns_before_it_breaks_lines() -> None:
     headers = ("ID", "NAME", "STATE", "RATE", "AGE")
     rows = [["1", "a-very-long-name", "running", "410/s", "2 d"]]
     assert list(output._fit_columns(headers, rows, 80)) == list(headers)
@@ -52,7 +54,7 @@ def test_a_narrow_terminal_loses_columns_before_it_breaks_lines():
     assert narrow["NAME"] == 6
 
 
-def test_what_compare_shows_keeps_its_numbers_on_eighty_columns():
+def test_what_compare_shows_keeps_its_numbers_on_eighty_columns() -> None:
     numbers = _headings(["kid/net", "fid/net", "swd", "precision", "recall", "diversity", "copies"])
     row = [
         "104",
@@ -74,7 +76,7 @@ def test_what_compare_shows_keeps_its_numbers_on_eighty_columns():
     assert sum(widths.values()) + 2 * (len(widths) - 1) <= 80
 
 
-def test_a_long_name_is_shortened_in_its_middle(monkeypatch):
+def test_a_long_name_is_shortened_in_its_middle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "overflow", lambda: "ellipsis")
     names = [output._shorten(f"rates-lr-g-0.0001-seed-{seed}", 10) for seed in (1, 2)]
     assert names == ["rat…seed-1", "rat…seed-2"]

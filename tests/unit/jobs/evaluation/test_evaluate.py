@@ -1,8 +1,10 @@
 """An evaluation says how good pictures are and whether they are copies, and no nonsense about bad input."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from jobs.states import StopReason
 SIZE = 16
 
 
-def images(count, seed=0, *, of=None):
+def images(count: Any, seed: Any = 0, *, of: Any = None) -> Any:
     """Different pictures with structure, or those that are given as (N, H, W, 3)."""
     if of is None:
         random = np.random.default_rng(seed)
@@ -30,7 +32,7 @@ def images(count, seed=0, *, of=None):
     return Images(pictures, f"fingerprint-{seed}")
 
 
-def evaluate(data, made=None, **given):
+def evaluate(data: Any, made: Any = None, **given: Any) -> Any:
     ctx = LocalContext(folder=Path("/nowhere"), data=data, source=SNAPSHOT, **given.pop("ctx", {}))
     if made is not None:
         ctx.made = list(made.images_N3HW.transpose(0, 2, 3, 1))
@@ -42,7 +44,7 @@ DATA = images(300)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small():
+def small() -> Iterator[Any]:
     """Fewer features and directions: what is tested here is what becomes of the numbers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "RANDOM_CHANNELS", (8, 16))
@@ -53,11 +55,11 @@ def small():
 
 
 @pytest.fixture(scope="module")
-def good(small):
+def good(small: Any) -> Any:
     return evaluate(DATA, images(250, seed=1))
 
 
-def test_as_good_as_real_is_near_the_floor_and_no_copy(good):
+def test_as_good_as_real_is_near_the_floor_and_no_copy(good: Any) -> None:
     for key in ("kid/random", "fid/random", "swd"):
         one = good[0]["metrics"][key]
         assert abs(one["value"]) < abs(one["baseline"]) * 2 + 0.05, key
@@ -73,7 +75,7 @@ def test_as_good_as_real_is_near_the_floor_and_no_copy(good):
     )
 
 
-def test_the_report_is_a_file_with_what_the_row_says_and_pairs_are_a_picture(good):
+def test_the_report_is_a_file_with_what_the_row_says_and_pairs_are_a_picture(good: Any) -> None:
     assert [one["name"] for one in good[0]["files"]] == ["neighbours.png", "evaluation.json"]
     report = json.loads(good[1].files["evaluation.json"])
     assert report == {name: value for name, value in good[0].items() if name != "files"}
@@ -81,7 +83,7 @@ def test_the_report_is_a_file_with_what_the_row_says_and_pairs_are_a_picture(goo
     assert good[1].files["neighbours.png"].shape == (8 * 18 + 2, 56 + 8 * 18 + 2, 3)
 
 
-def test_copies_are_flagged_and_shown_beside_what_they_copy():
+def test_copies_are_flagged_and_shown_beside_what_they_copy() -> None:
     copies = images(250, seed=1)
     copies.images_N3HW[100:130] = np.clip(DATA.images_N3HW[40:70].astype(int) + 3, 0, 255)
     report, ctx = evaluate(DATA, copies)
@@ -94,25 +96,25 @@ def test_copies_are_flagged_and_shown_beside_what_they_copy():
     assert any(np.array_equal(real, one.transpose(1, 2, 0)) for one in DATA.images_N3HW[40:70])
 
 
-def test_one_spec_gives_one_report(good):
+def test_one_spec_gives_one_report(good: Any) -> None:
     again, _ = evaluate(DATA, images(250, seed=1))
     assert {**again, "seconds": 0} == {**good[0], "seconds": 0}
 
 
-def test_pictures_of_a_model_are_those_that_generate_draws():
+def test_pictures_of_a_model_are_those_that_generate_draws() -> None:
     report, ctx = evaluate(images(60, of=WHOLE[:60]), seed=3, count=64)
     assert report["image_count"] == 64
     assert report["copying"]["verdict"] == "copies", "the data are the model's own pictures"
     assert ctx.reports[-1]["done"] == ctx.reports[-1]["total"] == 124
 
 
-def test_pictures_at_a_path_are_read_under_a_fingerprint_of_their_own(good):
+def test_pictures_at_a_path_are_read_under_a_fingerprint_of_their_own(good: Any) -> None:
     spec = {"source": None, "path": "/made"}
     report, _ = evaluate(DATA, ctx={"other_data": images(250, seed=1)}, **spec)
     assert report["metrics"] == good[0]["metrics"]
 
 
-def test_a_model_that_repeats_itself_is_said_to():
+def test_a_model_that_repeats_itself_is_said_to() -> None:
     few = images(250, seed=1)
     few.images_N3HW[:] = few.images_N3HW[:1]
     few.images_N3HW[:, 0, 0, 0] = np.arange(250)
@@ -122,11 +124,11 @@ def test_a_model_that_repeats_itself_is_said_to():
     assert report["recall"]["value"] < 0.1
 
 
-def all_of(count, value):
+def all_of(count: Any, value: Any) -> Any:
     return Images(np.full((count, 3, SIZE, SIZE), value, np.uint8), "flat")
 
 
-def test_black_pictures_get_what_can_be_said_and_no_nonsense(good):
+def test_black_pictures_get_what_can_be_said_and_no_nonsense(good: Any) -> None:
     report, ctx = evaluate(DATA, all_of(100, 0))
     assert json.dumps(report, allow_nan=False)
     assert report["metrics"]["kid/random"]["value"] > 10 * good[0]["metrics"]["kid/random"]["baseline"]
@@ -145,12 +147,12 @@ def test_black_pictures_get_what_can_be_said_and_no_nonsense(good):
     ],
     ids=["ten pictures", "all the same", "all black"],
 )
-def test_real_pictures_that_nothing_can_be_measured_against_are_refused(data, says):
+def test_real_pictures_that_nothing_can_be_measured_against_are_refused(data: Any, says: str) -> None:
     with pytest.raises(DatasetError, match=says):
         evaluate(data, images(100, seed=1))
 
 
-def test_made_pictures_that_are_too_few_or_of_another_size_are_refused():
+def test_made_pictures_that_are_too_few_or_of_another_size_are_refused() -> None:
     with pytest.raises(NotMeasurableError, match="10 images are too few"):
         evaluate(DATA, images(10))
     with pytest.raises(SpecError, match="16×16, the evaluation is of 32×32"):
@@ -160,21 +162,21 @@ def test_made_pictures_that_are_too_few_or_of_another_size_are_refused():
         evaluate(DATA, ctx={"made": [mixed.images_N3HW[0].transpose(1, 2, 0), WHOLE[0][:8]] * 50})
 
 
-def test_twins_in_the_data_count_once_and_are_told(good):
+def test_twins_in_the_data_count_once_and_are_told(good: Any) -> None:
     twins = replace(DATA, images_N3HW=np.concatenate([DATA.images_N3HW, DATA.images_N3HW[:40]]))
     report, _ = evaluate(twins, images(250, seed=1))
     assert report["metrics"] == good[0]["metrics"]
     assert any("40 training images are exact duplicates" in note for note in report["notes"])
 
 
-def test_a_large_data_set_is_looked_at_in_part_and_says_so():
+def test_a_large_data_set_is_looked_at_in_part_and_says_so() -> None:
     report, _ = evaluate(DATA, images(100, seed=1), search=100)
     assert report["data"]["compared"] == 100
     assert "100 of the 300 training images were compared" in report["notes"]
 
 
 @pytest.mark.parametrize("asked", [0, 2, 6])
-def test_a_stop_publishes_nothing(asked):
+def test_a_stop_publishes_nothing(asked: int) -> None:
     stop = {"stop_at": lambda number: StopReason.CANCEL if number == asked else None}
     with pytest.raises(StopRequested):
         evaluate(DATA, images(100, seed=1), ctx=stop)

@@ -1,6 +1,7 @@
 """What is done beside the main work keeps its order, raises where it is waited for, and stops soon."""
 
 import threading
+from typing import Any
 
 import pytest
 
@@ -8,27 +9,27 @@ from jobs.errors import DiskFullError, StopRequested
 from jobs.generation.pipeline import BackgroundWriter
 
 
-def convey(things, work, then=lambda: None):
+def convey(things: Any, work: Any, then: Any = lambda: None) -> None:
     with BackgroundWriter(work, ahead=2) as conveyor:
         for thing in things:
             conveyor.put(thing)
         then()
 
 
-def test_all_is_done_in_order_by_the_end_of_the_block():
+def test_all_is_done_in_order_by_the_end_of_the_block() -> None:
     done = []
     convey(range(1000), done.append)
     assert done == list(range(1000))
 
 
-def test_no_more_than_a_few_wait():
+def test_no_more_than_a_few_wait() -> None:
     gate, taken, put = threading.Event(), [], []
 
-    def work(thing):
+    def work(thing: Any) -> None:
         gate.wait(10)
         taken.append(thing)
 
-    def feed(conveyor):
+    def feed(conveyor: Any) -> None:
         for thing in range(10):
             conveyor.put(thing)
             put.append(thing)
@@ -44,10 +45,10 @@ def test_no_more_than_a_few_wait():
 
 
 @pytest.mark.parametrize("error", [DiskFullError("full"), StopRequested("cancel")], ids=["error", "stop"])
-def test_what_goes_wrong_is_raised_to_who_goes_on_and_nothing_more_is_done(error):
+def test_what_goes_wrong_is_raised_to_who_goes_on_and_nothing_more_is_done(error: Any) -> None:
     done = []
 
-    def work(thing):
+    def work(thing: Any) -> None:
         if thing == 3:
             raise error
         done.append(thing)
@@ -58,23 +59,23 @@ def test_what_goes_wrong_is_raised_to_who_goes_on_and_nothing_more_is_done(error
     assert done == [0, 1, 2]
 
 
-def test_an_error_of_the_last_thing_is_raised_at_the_end():
-    def work(thing):
+def test_an_error_of_the_last_thing_is_raised_at_the_end() -> None:
+    def work(thing: Any) -> None:
         raise DiskFullError("full")
 
     with pytest.raises(DiskFullError):
         convey([1], work)
 
 
-def test_a_stop_waits_for_what_is_in_hand_and_lets_the_rest_fall():
+def test_a_stop_waits_for_what_is_in_hand_and_lets_the_rest_fall() -> None:
     begun, go_on, done = threading.Event(), threading.Event(), []
 
-    def work(thing):
+    def work(thing: Any) -> None:
         begun.set()
         go_on.wait(10)
         done.append(thing)
 
-    def then_stop():
+    def then_stop() -> None:
         begun.wait(10)
         threading.Timer(0.2, go_on.set).start()
         raise StopRequested("cancel")

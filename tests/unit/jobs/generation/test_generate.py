@@ -2,8 +2,10 @@
 
 import threading
 import tracemalloc
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from jobs.states import StopReason
 ARCH = Architecture(size=16, nz=6, ngf=4, ndf=4)
 
 
-def snapshot_of(seed=0, *, scorer=True, sha256=None):
+def snapshot_of(seed: Any = 0, *, scorer: Any = True, sha256: Any = None) -> Any:
     netg, netd = ARCH.build_generator(seed), ARCH.build_discriminator(seed)
     with torch.no_grad():
         for _ in range(3):
@@ -38,18 +40,18 @@ def snapshot_of(seed=0, *, scorer=True, sha256=None):
 SNAPSHOT = snapshot_of()
 
 
-def generate(snapshot=SNAPSHOT, **given):
+def generate(snapshot: Any = SNAPSHOT, **given: Any) -> Any:
     ctx = LocalContext(folder=Path("/nowhere"), source=snapshot)
     options = {"source": 1, "seed": 3, "micro_batch": 8, **given}
     return jobs.generation.generate.run(GenerateSpec.create(**options), ctx), ctx
 
 
-def pixels(ctx):
+def pixels(ctx: Any) -> Any:
     return np.stack([picture.pixels_HW3 for picture in ctx.sink.pictures])
 
 
 @contextmanager
-def threads_of_torch(number):
+def threads_of_torch(number: Any) -> Iterator[Any]:
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -61,7 +63,7 @@ def threads_of_torch(number):
 WHOLE = pixels(generate(count=64)[1])
 
 
-def test_pictures_are_the_generators_in_eval_mode_from_their_own_latents():
+def test_pictures_are_the_generators_in_eval_mode_from_their_own_latents() -> None:
     net = ARCH.build_generator()
     net.load_state_dict({k[2:]: v for k, v in SNAPSHOT.tensors.items() if k.startswith("G.")})
     with torch.no_grad():
@@ -77,7 +79,7 @@ def test_pictures_are_the_generators_in_eval_mode_from_their_own_latents():
     .map(sorted)
     .map(lambda cuts: list(zip(cuts[::2], cuts[1::2], strict=False)))
 )
-def test_a_picture_is_the_same_in_whatever_range_it_is_asked_for(ranges):
+def test_a_picture_is_the_same_in_whatever_range_it_is_asked_for(ranges: Any) -> None:
     result, ctx = generate(seeds=tuple(ranges))
     draws = [draw for first, last in ranges for draw in range(first, last + 1)]
     assert np.array_equal(pixels(ctx), WHOLE[draws])
@@ -87,7 +89,9 @@ def test_a_picture_is_the_same_in_whatever_range_it_is_asked_for(ranges):
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("chosen", [{"count": 60}, {"keep": 10, "of": 60}, {"count": 60, "reject": 0.3}])
-def test_pictures_scores_and_their_order_are_the_same_on_one_core_and_on_several(threads, chosen):
+def test_pictures_scores_and_their_order_are_the_same_on_one_core_and_on_several(
+    threads: int, chosen: Any
+) -> None:
     results = []
     for number in (1, threads):
         with threads_of_torch(number):
@@ -96,10 +100,10 @@ def test_pictures_scores_and_their_order_are_the_same_on_one_core_and_on_several
     assert results[0] == results[1]
 
 
-def test_on_two_cores_two_micro_batches_are_computed_at_once(monkeypatch):
+def test_on_two_cores_two_micro_batches_are_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     together, forward = threading.Barrier(2), jobs.generation.generate.Generation._forward
 
-    def meets_the_other(self, *inputs):
+    def meets_the_other(self, *inputs: Any) -> Any:
         together.wait(10)
         return forward(self, *inputs)
 
@@ -108,7 +112,7 @@ def test_on_two_cores_two_micro_batches_are_computed_at_once(monkeypatch):
         assert np.array_equal(pixels(generate(count=64)[1]), WHOLE)
 
 
-def test_records_say_where_a_picture_comes_from_and_are_scored_only_when_asked():
+def test_records_say_where_a_picture_comes_from_and_are_scored_only_when_asked() -> None:
     _, ctx = generate(count=3)
     assert [picture.record for picture in ctx.sink.pictures] == [
         {"seed": 3, "draw": i, "score": None} for i in range(3)
@@ -117,14 +121,14 @@ def test_records_say_where_a_picture_comes_from_and_are_scored_only_when_asked()
     assert ctx.reports[-1]["done"] == 3
 
 
-def test_seed_mean_and_std_change_the_pictures():
+def test_seed_mean_and_std_change_the_pictures() -> None:
     for other in ({"seed": 4}, {"noise_mean": 1.0}, {"noise_std": 0.5}):
         assert not np.array_equal(pixels(generate(count=8, **other)[1]), WHOLE[:8])
     assert len({p.tobytes() for p in pixels(generate(count=8, noise_std=0.0)[1])}) == 1
 
 
 @pytest.mark.parametrize("micro_batch", [8, 16])
-def test_kept_pictures_are_the_best_of_all_best_first(micro_batch):
+def test_kept_pictures_are_the_best_of_all_best_first(micro_batch: int) -> None:
     netd = ARCH.build_discriminator()
     netd.load_state_dict({k[2:]: v for k, v in SNAPSHOT.tensors.items() if k.startswith("D.")})
     netg = ARCH.build_generator()
@@ -142,7 +146,7 @@ def test_kept_pictures_are_the_best_of_all_best_first(micro_batch):
     assert (result["drawn"], result["image_count"]) == (60, 10)
 
 
-def peak_bytes(work):
+def peak_bytes(work: Any) -> Any:
     tracemalloc.start()
     try:
         work()
@@ -151,8 +155,8 @@ def peak_bytes(work):
         tracemalloc.stop()
 
 
-def test_the_best_of_many_take_memory_for_those_that_are_kept_however_many_are_drawn():
-    def best_of(drawn):
+def test_the_best_of_many_take_memory_for_those_that_are_kept_however_many_are_drawn() -> None:
+    def best_of(drawn: Any) -> Any:
         return peak_bytes(lambda: generate(keep=16, of=drawn, micro_batch=256))
 
     with threads_of_torch(1):  # lanes have more or less in hand, as it happens
@@ -163,13 +167,13 @@ def test_the_best_of_many_take_memory_for_those_that_are_kept_however_many_are_d
     assert many - few < 200 * a_picture
 
 
-def test_ten_million_draws_are_cut_up_one_by_one():
+def test_ten_million_draws_are_cut_up_one_by_one() -> None:
     first = jobs.generation.generate._by_block(((0, 10**7 - 1),), 64)
     assert peak_bytes(lambda: [next(first) for _ in range(1000)]) < 500_000
     assert next(first) == (1000, [range(64_000, 64_064)])
 
 
-def test_of_equal_scores_the_earlier_draw_is_kept_and_comes_first():
+def test_of_equal_scores_the_earlier_draw_is_kept_and_comes_first() -> None:
     tensors = dict(SNAPSHOT.tensors)
     last = [k for k in tensors if k.startswith("D.") and k.endswith("weight")][-1]
     tensors[last] = torch.zeros_like(tensors[last])  # every picture now scores the same
@@ -177,7 +181,7 @@ def test_of_equal_scores_the_earlier_draw_is_kept_and_comes_first():
     assert [picture.record["draw"] for picture in ctx.sink.pictures] == [0, 1, 2, 3, 4]
 
 
-def test_grids_hold_so_many_pictures_a_page_and_so_many_pages():
+def test_grids_hold_so_many_pictures_a_page_and_so_many_pages() -> None:
     result, ctx = generate(count=21, grid=8, grid_pages=16)
     assert list(ctx.sink.grids) == ["grid-0000", "grid-0001", "grid-0002"]
     assert np.array_equal(ctx.sink.grids["grid-0001"], grids.tile(WHOLE[8:16]))
@@ -188,7 +192,7 @@ def test_grids_hold_so_many_pictures_a_page_and_so_many_pages():
     assert list(generate(count=9, grid=8, grid_pages=0)[1].sink.grids) == []
 
 
-def test_keeping_without_a_discriminator_is_refused_and_counting_is_not():
+def test_keeping_without_a_discriminator_is_refused_and_counting_is_not() -> None:
     blind = snapshot_of(scorer=False)
     with pytest.raises(SpecError, match="no discriminator"):
         generate(blind, keep=1, of=2)
@@ -196,7 +200,7 @@ def test_keeping_without_a_discriminator_is_refused_and_counting_is_not():
 
 
 @pytest.mark.parametrize("reason", list(StopReason))
-def test_a_stop_between_micro_batches_publishes_nothing_and_leaves_no_thread(reason):
+def test_a_stop_between_micro_batches_publishes_nothing_and_leaves_no_thread(reason: Any) -> None:
     before = set(threading.enumerate())
     ctx = LocalContext(
         folder=Path("/nowhere"), source=SNAPSHOT, stop_at=lambda asked: reason if asked == 2 else None
@@ -209,7 +213,7 @@ def test_a_stop_between_micro_batches_publishes_nothing_and_leaves_no_thread(rea
     assert set(threading.enumerate()) == before
 
 
-def test_broken_weights_are_named_and_publish_nothing():
+def test_broken_weights_are_named_and_publish_nothing() -> None:
     for tensors in (
         {
             **SNAPSHOT.tensors,
@@ -221,7 +225,7 @@ def test_broken_weights_are_named_and_publish_nothing():
             generate(Snapshot(1, 1, tensors, SNAPSHOT.meta, f"broken-{len(tensors)}"), count=4)
 
 
-def test_a_warm_process_does_not_read_the_checkpoint_it_has_loaded(monkeypatch):
+def test_a_warm_process_does_not_read_the_checkpoint_it_has_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     model_cache._loaded.clear()
     read = []
     monkeypatch.setattr(LocalContext, "model", lambda self: read.append(1) or self.source)
@@ -232,7 +236,7 @@ def test_a_warm_process_does_not_read_the_checkpoint_it_has_loaded(monkeypatch):
     assert len(read) == 2
 
 
-def test_a_warm_process_keeps_its_last_four_models():
+def test_a_warm_process_keeps_its_last_four_models() -> None:
     model_cache._loaded.clear()
     for seed in range(6):
         generate(snapshot_of(seed), count=1)
@@ -245,7 +249,7 @@ def test_a_warm_process_keeps_its_last_four_models():
 # --- collapse, and the builds of shards ---------------------------------------------------------
 
 
-def test_images_that_are_all_equal_are_an_event_and_a_warning():
+def test_images_that_are_all_equal_are_an_event_and_a_warning() -> None:
     tensors = {key: torch.zeros_like(one) for key, one in SNAPSHOT.tensors.items()}
     dead = Snapshot(1, 1, tensors, {"arch": ARCH.to_json()}, "dead")
     result, ctx = generate(dead, count=20)
@@ -270,13 +274,15 @@ AVX = {**SSE, "device": "Xeon (AVX512)"}
     ],
     ids=["equal", "processor", "torch", "threads", "a shard of an older worker"],
 )
-def test_shards_of_different_builds_are_not_bit_exact_and_named(builds, exact, shards):
+def test_shards_of_different_builds_are_not_bit_exact_and_named(
+    builds: Any, exact: bool, shards: list[int]
+) -> None:
     found = shard_builds.facts(builds)
     assert found["bit_exact"] is exact
     assert [one["shards"] for one in found["builds"]] == shards
 
 
-def test_the_manifest_names_the_build_of_each_image():
+def test_the_manifest_names_the_build_of_each_image() -> None:
     builds = shard_builds.distinct([AVX, SSE])
     made = [Made(Path("/a"), {"draw": 0}), Made(Path("/a"), {"draw": 1})]
     marked = [one.record for one in shard_builds.marked(made, SSE, builds)]

@@ -1,5 +1,7 @@
 """The generator that is folded for generation draws what the one that was trained draws."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,7 @@ from jobs.networks.dcgan import Generator
 CPU = torch.device("cpu")
 
 
-def trained_generator(size, kind=Generator):
+def trained_generator(size: Any, kind: Any = Generator) -> Any:
     """In eval mode, with running statistics, shifts and filters that are not those of a fresh network."""
     torch.manual_seed(size)
     net = kind(size=size, nz=6, ngf=4)
@@ -31,7 +33,7 @@ def trained_generator(size, kind=Generator):
 
 @pytest.mark.parametrize("kind", [Generator, BalancedGenerator])
 @pytest.mark.parametrize("size", [16, 24, 64, 96])
-def test_folded_generator_draws_the_same_pictures(size, kind):
+def test_folded_generator_draws_the_same_pictures(size: int, kind: Any) -> None:
     net = trained_generator(size, kind)
     latents = torch.randn(8, 6, 1, 1)
     with torch.inference_mode():
@@ -41,7 +43,7 @@ def test_folded_generator_draws_the_same_pictures(size, kind):
     assert folded.std() > 0.01
 
 
-def test_folding_is_repeatable_and_leaves_the_network_alone():
+def test_folding_is_repeatable_and_leaves_the_network_alone() -> None:
     net = trained_generator(24)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     first, second = (for_inference(net, CPU).state_dict() for _ in range(2))
@@ -49,12 +51,12 @@ def test_folding_is_repeatable_and_leaves_the_network_alone():
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
-def test_folded_generator_has_no_batch_norm_left():
+def test_folded_generator_has_no_batch_norm_left() -> None:
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in for_inference(trained_generator(24), CPU))
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-0.3, 0.7)])
-def test_values_outside_of_the_range_become_black_and_white(low, high):
+def test_values_outside_of_the_range_become_black_and_white(low: float, high: float) -> None:
     pictures = torch.linspace(-3, 3, 3 * 64).view(1, 3, 8, 8)
     scaled = (pictures.clamp(low, high) - low) / (high - low)
     expected = scaled.mul(255).add(0.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()

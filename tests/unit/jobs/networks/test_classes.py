@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ ARCHS = [
 ]
 
 
-def shaded(counts=(12, 12, 12), size=16):
+def shaded(counts: Any = (12, 12, 12), size: Any = 16) -> Any:
     """Three classes of noise: dark, middle and bright pictures."""
     labels = np.repeat(np.arange(len(counts)), counts)
     noise = np.random.default_rng(0).integers(-20, 21, (len(labels), 3, size, size))
@@ -36,17 +37,17 @@ def shaded(counts=(12, 12, 12), size=16):
     return Images(pictures, "f" * 64, NAMES, labels.astype(np.int64))
 
 
-def spec_of(**given):
+def spec_of(**given: Any) -> Any:
     small = {"size": 16, "nz": 4, "ngf": 4, "ndf": 4, "batch": 12, "epochs": 2, "save_every": 1, "seed": 5}
     return TrainSpec.create(**{"data": "/x", "recipe": "sngan", "conditional": True, **small, **given})
 
 
-def train(folder, spec, **given):
+def train(folder: Any, spec: Any, **given: Any) -> Any:
     ctx = LocalContext(**{"folder": Path(folder), "data": shaded(), **given})
     return jobs.training.train.run(spec, ctx), ctx
 
 
-def generate(folder, model, **given):
+def generate(folder: Any, model: Any, **given: Any) -> Any:
     ctx = LocalContext(Path(folder), source=model)
     jobs.generation.generate.run(GenerateSpec.create(**{"source": 1, "micro_batch": 4, **given}), ctx)
     return ctx.sink.pictures
@@ -56,7 +57,7 @@ def generate(folder, model, **given):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_a_class_changes_the_picture_and_its_score_and_reaches_the_tables(arch):
+def test_a_class_changes_the_picture_and_its_score_and_reaches_the_tables(arch: Any) -> None:
     netg, netd = arch.build_generator(0).eval(), arch.build_discriminator(0).eval()
     latents = torch.randn(1, 4, 1, 1).expand(3, -1, -1, -1)
     labels = torch.tensor([0, 1, 2])
@@ -74,7 +75,7 @@ def test_a_class_changes_the_picture_and_its_score_and_reaches_the_tables(arch):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_a_conditional_generator_is_the_same_when_folded(arch):
+def test_a_conditional_generator_is_the_same_when_folded(arch: Any) -> None:
     net = arch.build_generator(0).train()
     latents, labels = torch.randn(6, 4, 1, 1), torch.tensor([2, 0, 1, 1, 2, 0])
     with torch.no_grad():
@@ -87,7 +88,7 @@ def test_a_conditional_generator_is_the_same_when_folded(arch):
 
 
 @pytest.mark.parametrize("recipe", ["sngan", "rpgan"])
-def test_after_some_training_dark_and_bright_classes_are_dark_and_bright(tmp_path, recipe):
+def test_after_some_training_dark_and_bright_classes_are_dark_and_bright(tmp_path: Path, recipe: str) -> None:
     spec = spec_of(recipe=recipe, epochs=100, save_every=100, lr_g=2e-3, lr_d=2e-3, augment=())
     result, ctx = train(tmp_path, spec)
     assert result["classes"] == list(NAMES)
@@ -101,7 +102,7 @@ def test_after_some_training_dark_and_bright_classes_are_dark_and_bright(tmp_pat
 
 
 @pytest.mark.parametrize("recipe", ["dcgan", "sngan", "rpgan", "r3gan"])
-def test_a_conditional_run_resumes_to_the_last_bit(tmp_path, recipe):
+def test_a_conditional_run_resumes_to_the_last_bit(tmp_path: Path, recipe: str) -> None:
     spec = spec_of(recipe=recipe, fake_reuse="none", g_every=2)
     straight = train(tmp_path, spec)[1]
     assert straight.samples["epoch-0002"].shape[0] == 8 * (16 + 2) + 2, "a row for each class, at least 8"
@@ -114,12 +115,12 @@ def test_a_conditional_run_resumes_to_the_last_bit(tmp_path, recipe):
     assert np.array_equal(again.samples["epoch-0002"], straight.samples["epoch-0002"])
 
 
-def test_a_grid_has_a_class_in_each_row():
+def test_a_grid_has_a_class_in_each_row() -> None:
     assert grid_labels(3).view(-1, 8).tolist() == [[row % 3] * 8 for row in range(8)]
     assert len(grid_labels(1000)) == 32 * 8
 
 
-def test_labels_stay_with_their_pictures(tmp_path):
+def test_labels_stay_with_their_pictures(tmp_path: Path) -> None:
     training = jobs.training.train.Training(spec_of(), LocalContext(Path(tmp_path), shaded()))
     for epoch, place in ((0, 0), (0, 2), (3, 1)):
         levels = training.batches.get(epoch, place).mean((1, 2, 3))
@@ -127,7 +128,7 @@ def test_labels_stay_with_their_pictures(tmp_path):
         assert torch.equal(training.batches.labels(epoch, place), expected)
 
 
-def test_pictures_without_classes_and_a_class_of_one_are_refused(tmp_path):
+def test_pictures_without_classes_and_a_class_of_one_are_refused(tmp_path: Path) -> None:
     plain = Images(shaded().images_N3HW, "f" * 64)
     with pytest.raises(DatasetError, match="these pictures have none"):
         train(tmp_path, spec_of(), data=plain)
@@ -138,7 +139,7 @@ def test_pictures_without_classes_and_a_class_of_one_are_refused(tmp_path):
 # --- generation -------------------------------------------------------------------------------
 
 
-def test_classes_come_in_turn_by_picture_number_or_as_asked_whatever_the_range(tmp_path):
+def test_classes_come_in_turn_by_picture_number_or_as_asked_whatever_the_range(tmp_path: Path) -> None:
     model = train(tmp_path, spec_of(epochs=1))[1].saved[-1].for_generate()
     some = generate(tmp_path, model, count=10)
     assert [one.record["class"] for one in some] == [NAMES[i % 3] for i in range(10)]
@@ -152,7 +153,7 @@ def test_classes_come_in_turn_by_picture_number_or_as_asked_whatever_the_range(t
     assert [one.record["class"] for one in best] == ["white"] * 2
 
 
-def test_a_class_that_the_model_does_not_know_is_refused_with_those_that_it_does(tmp_path):
+def test_a_class_that_the_model_does_not_know_is_refused_with_those_that_it_does(tmp_path: Path) -> None:
     model = train(tmp_path, spec_of(epochs=1))[1].saved[-1].for_generate()
     with pytest.raises(SpecError) as caught:
         generate(tmp_path, model, count=1, class_name="red")

@@ -1,6 +1,7 @@
 """The networks are the tutorial's, at every size."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -16,14 +17,14 @@ SIZES = [16, 24, 32, 48, 64, 96, 128, 192]
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("norm_d", ["batch", "spectral", "none"])
-def test_each_size_makes_pictures_and_one_score_each(size, norm_d):
+def test_each_size_makes_pictures_and_one_score_each(size: Any, norm_d: str) -> None:
     arch = Architecture(size=size, nz=5, ngf=2, ndf=2, norm_d=norm_d)
     pictures = arch.build_generator(0)(torch.randn(3, 5, 1, 1))
     assert pictures.shape == (3, 3, size, size)
     assert arch.build_discriminator(0)(pictures).shape == (3,)
 
 
-def test_the_generator_has_the_tutorials_layers_keys_and_size():
+def test_the_generator_has_the_tutorials_layers_keys_and_size() -> None:
     net = Architecture(size=96).build_generator(0)
     assert sum(parameter.numel() for parameter in net.parameters()) == 3_578_432
     convs = {n: m for n, m in net.named_modules() if isinstance(m, nn.ConvTranspose2d)}
@@ -38,7 +39,7 @@ def test_the_generator_has_the_tutorials_layers_keys_and_size():
     assert isinstance(net.Gene[-1], nn.Tanh)
 
 
-def test_the_discriminator_has_the_tutorials_layers_and_keys():
+def test_the_discriminator_has_the_tutorials_layers_and_keys() -> None:
     net = Architecture(size=96).build_discriminator(0)
     kinds = [type(layer).__name__ for layer in net.Discrim]
     hidden = ["Conv2d", "BatchNorm2d", "LeakyReLU"]
@@ -56,7 +57,7 @@ def test_the_discriminator_has_the_tutorials_layers_and_keys():
     assert [layer.negative_slope for layer in net.Discrim if isinstance(layer, nn.LeakyReLU)] == [0.2] * 4
 
 
-def test_a_spectral_discriminator_has_unit_norms_logits_and_the_same_indices():
+def test_a_spectral_discriminator_has_unit_norms_logits_and_the_same_indices() -> None:
     net = Architecture(size=24, ndf=4, norm_d="spectral").build_discriminator(0)
     assert not any(isinstance(layer, nn.BatchNorm2d | nn.Sigmoid) for layer in net.Discrim)
     plain = Architecture(size=24, ndf=4).build_discriminator(0)
@@ -70,7 +71,7 @@ def test_a_spectral_discriminator_has_unit_norms_logits_and_the_same_indices():
         assert largest.item() == pytest.approx(1.0, abs=0.02)
 
 
-def test_initial_weights_follow_from_the_seed_and_leave_the_global_generator_alone():
+def test_initial_weights_follow_from_the_seed_and_leave_the_global_generator_alone() -> None:
     arch = Architecture(size=16, ngf=2, ndf=2)
     torch.manual_seed(7)
     expected = torch.rand(3)
@@ -81,7 +82,7 @@ def test_initial_weights_follow_from_the_seed_and_leave_the_global_generator_alo
     assert not torch.equal(a.Gene[0].weight, c.Gene[0].weight)
 
 
-def test_an_architecture_survives_json_and_refuses_what_it_does_not_know():
+def test_an_architecture_survives_json_and_refuses_what_it_does_not_know() -> None:
     arch = Architecture(size=48, nz=7, ngf=3, ndf=5, norm_d="spectral")
     assert Architecture.from_json(arch.to_json()) == arch
     with pytest.raises(SpecError):
@@ -97,7 +98,7 @@ def test_an_architecture_survives_json_and_refuses_what_it_does_not_know():
 
 @pytest.mark.parametrize("arch", ["dcgan", "balanced", "resnet"])
 @pytest.mark.parametrize("size", [16, 24, 96])
-def test_the_layers_that_can_be_frozen_are_known_without_building_the_networks(arch, size):
+def test_the_layers_that_can_be_frozen_are_known_without_building_the_networks(arch: str, size: int) -> None:
     built = Architecture(size=size, nz=5, ngf=2, ndf=2, norm_d="none", arch=arch)
     freeze_g = partial(freeze, built.build_generator(0), "Gene", option="--freeze-g")
     freeze_d = partial(freeze, built.build_discriminator(0), "Discrim", option="--freeze-d")

@@ -19,7 +19,7 @@ from jobs.specs.generate import MAX_SHARDS
 SIZES = sorted({side * 2**k for side in (8, 12) for k in range(1, 8)})
 
 
-def refused(make, *args, **options) -> SpecError:
+def refused(make: Any, *args: Any, **options: Any) -> SpecError:
     with pytest.raises(SpecError) as caught:
         make(*args, **options)
     line = str(caught.value)
@@ -34,7 +34,7 @@ def refused(make, *args, **options) -> SpecError:
 
 
 @given(st.integers(-10, 5000))
-def test_a_size_is_reached_by_the_layers_or_refused_with_sizes_that_are(size):
+def test_a_size_is_reached_by_the_layers_or_refused_with_sizes_that_are(size: Any) -> None:
     try:
         doublings, triple = size_plan(size)
     except SpecError as exc:
@@ -48,13 +48,13 @@ def test_a_size_is_reached_by_the_layers_or_refused_with_sizes_that_are(size):
         assert doublings >= 1
 
 
-def test_the_sizes_people_use_are_there():
+def test_the_sizes_people_use_are_there() -> None:
     assert {32, 48, 64, 96, 128, 192, 256, 512} < set(SIZES)
     assert size_plan(96) == (3, True)
     assert size_plan(64) == (3, False)
 
 
-def test_a_size_that_is_near_names_its_two_neighbours():
+def test_a_size_that_is_near_names_its_two_neighbours() -> None:
     error = refused(TrainSpec.create, data="/p", size=100)
     assert error.hint.startswith("--size 96 or --size 128 work")
 
@@ -140,13 +140,13 @@ generate_specs = st.builds(
 
 
 @given(train_specs | generate_specs)
-def test_a_spec_survives_the_job_table(spec):
+def test_a_spec_survives_the_job_table(spec: Any) -> None:
     text = json.dumps(spec.to_json(), allow_nan=False)
     assert type(spec).from_json(json.loads(text)) == spec
 
 
 @given(generate_specs)
-def test_as_many_pictures_are_published_as_were_asked_for(spec):
+def test_as_many_pictures_are_published_as_were_asked_for(spec: Any) -> None:
     if spec.interpolate:
         assert spec.total == len(spec.interpolate) + 7
     elif spec.seeds:
@@ -174,14 +174,16 @@ small_amounts = (
 
 @settings(deadline=None)
 @given(small_amounts, st.integers(1, 300), st.integers(1, 80))
-def test_the_parts_of_a_job_draw_each_picture_exactly_once_in_whole_micro_batches(amount, shard, micro_batch):
+def test_the_parts_of_a_job_draw_each_picture_exactly_once_in_whole_micro_batches(
+    amount: Any, shard: Any, micro_batch: Any
+) -> None:
     spec = GenerateSpec.create(source=1, shard_size=shard, micro_batch=micro_batch, out="/p", **amount)
     parts = spec.split()
     if not parts:
         assert spec.drawn <= max(shard, micro_batch) + micro_batch
         return
 
-    def draws(one):
+    def draws(one: Any) -> Any:
         return [draw for first, last in one.ranges for draw in range(first, last + 1)]
 
     assert [draw for part in parts for draw in draws(part)] == draws(spec)
@@ -199,13 +201,13 @@ def test_the_parts_of_a_job_draw_each_picture_exactly_once_in_whole_micro_batche
 
 
 @pytest.mark.parametrize("amount", [{"count": MAX_COUNT}, {"keep": 10, "of": MAX_COUNT}])
-def test_the_largest_job_in_the_smallest_shards_is_a_thousand_parts(amount):
+def test_the_largest_job_in_the_smallest_shards_is_a_thousand_parts(amount: Any) -> None:
     parts = GenerateSpec.create(source=1, shard_size=1, **amount).split()
     assert 990 <= len(parts) <= MAX_SHARDS
     assert sum(part.pictures for part in parts) == MAX_COUNT
 
 
-def test_a_spec_cannot_be_changed_after_it_was_made():
+def test_a_spec_cannot_be_changed_after_it_was_made() -> None:
     spec = TrainSpec.create(data="/p")
     with pytest.raises(ValueError):
         spec.batch = 3
@@ -214,7 +216,7 @@ def test_a_spec_cannot_be_changed_after_it_was_made():
 # --- recipes ----------------------------------------------------------------------------------
 
 
-def test_the_tutorials_options_are_the_defaults():
+def test_the_tutorials_options_are_the_defaults() -> None:
     spec = TrainSpec.create(data="/p", recipe="dcgan")
     assert (spec.size, spec.batch, spec.epochs, spec.nz, spec.ngf, spec.ndf) == (96, 256, 400, 100, 64, 64)
     assert (spec.lr_g, spec.lr_d, spec.beta1, spec.beta2) == (2e-4, 2e-4, 0.5, 0.999)
@@ -224,21 +226,21 @@ def test_the_tutorials_options_are_the_defaults():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_gives_a_spec_and_every_part_of_it_can_be_changed(name):
+def test_every_recipe_gives_a_spec_and_every_part_of_it_can_be_changed(name: Any) -> None:
     spec = TrainSpec.create(data="/p", recipe=name)
     for option, value in RECIPES[name].defaults.items():
         assert getattr(spec, option) == value
     assert TrainSpec.create(data="/p", recipe=name, batch=32, g_every=7).batch == 32
 
 
-def test_every_file_among_the_recipes_is_one():
+def test_every_file_among_the_recipes_is_one() -> None:
     files = {path.stem for path in Path(jobs.recipes.__file__).parent.glob("*.py")} - {"__init__"}
     assert files == set(RECIPES)
     assert all(name == recipe.name and recipe.summary for name, recipe in RECIPES.items())
     assert DEFAULT_RECIPE in RECIPES
 
 
-def test_none_means_not_given():
+def test_none_means_not_given() -> None:
     assert TrainSpec.create(data="/p", recipe=None, batch=None, seed=None) == TrainSpec.create(data="/p")
 
 
@@ -287,7 +289,7 @@ def test_the_way_from_the_default_recipe_to_a_discriminator_with_batchnorm_is_na
 
 
 @pytest.mark.parametrize("case", BAD_TRAIN)
-def test_a_bad_training_option_is_refused_in_one_line_that_names_it(case):
+def test_a_bad_training_option_is_refused_in_one_line_that_names_it(case: Any) -> None:
     options, says = BAD_TRAIN[case]
     assert says in refused(TrainSpec.create, **{"data": "/p", **options}).message
 
@@ -325,22 +327,22 @@ BAD_GENERATE = {
 
 
 @pytest.mark.parametrize("case", BAD_GENERATE)
-def test_a_bad_generation_option_is_refused_in_one_line_that_names_it(case):
+def test_a_bad_generation_option_is_refused_in_one_line_that_names_it(case: Any) -> None:
     options, says = BAD_GENERATE[case]
     assert says in refused(GenerateSpec.create, source=1, **options).message
 
 
-def test_a_spec_of_another_version_is_refused_by_its_field():
+def test_a_spec_of_another_version_is_refused_by_its_field() -> None:
     written = {**TrainSpec.create(data="/p").to_json(), "brightness": 3}
     assert "--brightness" in refused(TrainSpec.from_json, written).message
 
 
 @pytest.mark.parametrize("data", [None, [], "x", 3])
-def test_a_spec_that_is_no_object_is_refused(data):
+def test_a_spec_that_is_no_object_is_refused(data: Any) -> None:
     assert refused(TrainSpec.from_json, data).message.startswith("spec: ")
 
 
-def test_an_import_says_what_its_weights_are():
+def test_an_import_says_what_its_weights_are() -> None:
     spec = ImportSpec.create(netg="/g.pth", size=96, nz=100, ngf=64, ndf=64)
     assert ImportSpec.from_json(spec.to_json()) == spec
 
@@ -349,18 +351,18 @@ def test_an_import_says_what_its_weights_are():
 
 
 @pytest.mark.parametrize("name", ["faces", "a", "0x", "2024-05-01", "A.b_c-d", "x" * 64])
-def test_a_plain_name_is_taken(name):
+def test_a_plain_name_is_taken(name: Any) -> None:
     assert check_name(name) == name
 
 
 @pytest.mark.parametrize(
     "name", ["", "12", ".hidden", "-f", "a b", "a/b", "../x", "a\n", "é", "x" * 65, "a'b", "$(rm)", "a\0b"]
 )
-def test_a_name_that_could_be_something_else_is_refused(name):
+def test_a_name_that_could_be_something_else_is_refused(name: Any) -> None:
     assert "cannot be a name" in refused(check_name, name).message
 
 
-def test_augment_none_turns_off_what_the_recipe_would_steer_and_nothing_that_was_asked_for():
+def test_augment_none_turns_off_what_the_recipe_would_steer_and_nothing_that_was_asked_for() -> None:
     plain = TrainSpec.create(data="/p", recipe="sngan", augment=())
     assert (plain.augment, plain.ada_target) == ((), 0.0)
     refused(TrainSpec.create, data="/p", recipe="sngan", augment=(), ada_target=0.5)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,7 +53,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def the_tutorial(layout: str, optimiser: str, spec: TrainSpec = SPEC, images: Images = IMAGES):
+def the_tutorial(layout: str, optimiser: str, spec: TrainSpec = SPEC, images: Images = IMAGES) -> Any:
     """Weights and statistics of both networks after the last epoch."""
     memory = LAYOUTS[layout]
     torch.manual_seed(rng.derive(spec.seed, "init-g"))
@@ -91,7 +92,7 @@ def the_tutorial(layout: str, optimiser: str, spec: TrainSpec = SPEC, images: Im
     }
 
 
-def sha256(tensors) -> str:
+def sha256(tensors: Any) -> str:
     digest = hashlib.sha256()
     for key in sorted(tensors):
         digest.update(key.encode() + tensors[key].detach().contiguous().numpy().tobytes())

@@ -1,6 +1,7 @@
 """Adaptive augmentation: what p does to pictures, what moves p, and that it resumes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,13 +17,13 @@ CPU = torch.device("cpu")
 ALL = ("color", "translation", "cutout")
 
 
-def augmented(pictures, policies, p):
+def augmented(pictures: Any, policies: Any, p: Any) -> Any:
     chance = None if p is None else torch.tensor(p)
     return diff_augment(pictures, policies, rng.generator(0, "test"), chance)
 
 
 @pytest.mark.parametrize("policy", ALL)
-def test_each_picture_is_changed_with_its_own_chance_or_left_to_the_last_bit(policy):
+def test_each_picture_is_changed_with_its_own_chance_or_left_to_the_last_bit(policy: Any) -> None:
     pictures = torch.rand(400, 3, 16, 16) * 2 - 1
     assert torch.equal(augmented(pictures, (policy,), 0.0), pictures)
     same = (augmented(pictures, (policy,), 0.3) == pictures).flatten(1).all(1)
@@ -30,18 +31,18 @@ def test_each_picture_is_changed_with_its_own_chance_or_left_to_the_last_bit(pol
     assert augmented(pictures, (policy,), 1.0).ne(pictures).flatten(1).any(1).float().mean().item() > 0.9
 
 
-def test_policies_choose_their_pictures_apart_from_each_other():
+def test_policies_choose_their_pictures_apart_from_each_other() -> None:
     pictures = torch.rand(400, 3, 16, 16) * 2 - 1
     same = (augmented(pictures, ("color", "cutout"), 0.5) == pictures).flatten(1).all(1)
     assert 0.15 < same.float().mean().item() < 0.4
 
 
-def test_a_chance_is_differentiable_twice_too():
+def test_a_chance_is_differentiable_twice_too() -> None:
     pictures = torch.rand(4, 3, 8, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: augmented(x, ALL, 0.5).square(), (pictures,))
 
 
-def test_auto_changes_all_of_a_small_set_and_none_of_a_large_one():
+def test_auto_changes_all_of_a_small_set_and_none_of_a_large_one() -> None:
     assert plan(("auto",), 1.0, 2_000) == (AUTO_POLICIES, 1.0)
     assert plan(("auto",), 0.5, 60_000) == (AUTO_POLICIES, 0.25)
     assert plan(("auto",), 1.0, 100_000) == ((), 0.0)
@@ -50,13 +51,13 @@ def test_auto_changes_all_of_a_small_set_and_none_of_a_large_one():
     assert plan(("cutout",), 0.0, 10) == ((), 0.0)
 
 
-def steps_of(ada, sign, steps, most=1.0):
+def steps_of(ada: Any, sign: Any, steps: Any, most: Any = 1.0) -> Any:
     for step in range(steps):
         ada.update(torch.tensor(sign), 64, d_steps=step, max_p=most)
     return ada.p.item()
 
 
-def test_p_rises_while_d_knows_the_training_pictures_and_falls_when_it_does_not():
+def test_p_rises_while_d_knows_the_training_pictures_and_falls_when_it_does_not() -> None:
     ada = Ada(0.6, 64_000, CPU)
     assert ada.p.item() == 0
     assert steps_of(ada, 1.0, ADA_INTERVAL - 1) == 0
@@ -72,7 +73,7 @@ def test_p_rises_while_d_knows_the_training_pictures_and_falls_when_it_does_not(
     assert ada.p.item() < 0.5
 
 
-def run(folder, **given):
+def run(folder: Any, **given: Any) -> Any:
     base = {"size": 16, "nz": 4, "ngf": 2, "ndf": 8, "batch": 4, "seed": 5, "augment": ("color",)}
     options = {
         "recipe": "sngan",
@@ -89,7 +90,7 @@ def run(folder, **given):
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.keys() - {"dcgan"}))
-def test_a_recipe_changes_no_picture_until_d_knows_them_too_well(recipe):
+def test_a_recipe_changes_no_picture_until_d_knows_them_too_well(recipe: Any) -> None:
     """Recoloured from the start, a quarter of the default's samples had colours that no picture has."""
     spec = TrainSpec.create(data="/faces", recipe=recipe)
     assert plan(spec.augment, spec.augment_p, 2_000) == (AUTO_POLICIES, 1.0)
@@ -97,7 +98,9 @@ def test_a_recipe_changes_no_picture_until_d_knows_them_too_well(recipe):
 
 
 @pytest.mark.parametrize("recipe", ["sngan", "rpgan", "r3gan"])
-def test_p_rises_when_d_learns_eight_pictures_by_heart_and_the_metrics_show_it(tmp_path, recipe):
+def test_p_rises_when_d_learns_eight_pictures_by_heart_and_the_metrics_show_it(
+    tmp_path: Path, recipe: str
+) -> None:
     ctx = run(tmp_path, recipe=recipe, epochs=60)
     shown = [record["augment_p"] for record in ctx.records if "augment_p" in record]
     assert shown[0] < 0.1
@@ -106,7 +109,7 @@ def test_p_rises_when_d_learns_eight_pictures_by_heart_and_the_metrics_show_it(t
     assert all(-1 <= record["d_sign"] <= 1 for record in ctx.records if "d_sign" in record)
 
 
-def test_colours_are_steered_up_to_a_chance_at_which_they_do_not_leak_and_shifts_further():
+def test_colours_are_steered_up_to_a_chance_at_which_they_do_not_leak_and_shifts_further() -> None:
     ada = Ada(0.6, 1000, torch.device("cpu"))
     ada.state_3[0] = 0.2
     assert {one: p.item() for one, p in ada.probabilities(ALL).items()} == pytest.approx(
@@ -117,8 +120,8 @@ def test_colours_are_steered_up_to_a_chance_at_which_they_do_not_leak_and_shifts
     assert ada.probabilities(ALL)["translation"].item() == pytest.approx(0.9)
 
 
-def test_a_run_changes_colours_no_more_often_than_that(tmp_path):
-    def weights(policy, most):
+def test_a_run_changes_colours_no_more_often_than_that(tmp_path: Path) -> None:
+    def weights(policy: Any, most: Any) -> Any:
         given = {"ada_target": 0.01, "ada_kimg": 0.02, "epochs": 6, "augment": (policy,), "augment_p": most}
         state = run(tmp_path, **given).saved[-1].state
         assert state["ada.numbers"][0] == pytest.approx(most)
@@ -128,7 +131,7 @@ def test_a_run_changes_colours_no_more_often_than_that(tmp_path):
     assert weights("translation", 1.0) != weights("translation", MAX_COLOR_P)
 
 
-def test_a_chance_that_is_fixed_is_used_and_one_of_0_changes_nothing(tmp_path):
+def test_a_chance_that_is_fixed_is_used_and_one_of_0_changes_nothing(tmp_path: Path) -> None:
     ends = [
         sha256_of(run(tmp_path, ada_target=0.0, epochs=2, **given).saved[-1].state)
         for given in ({"augment": ()}, {"augment_p": 0.0}, {"augment_p": 0.5}, {"augment_p": 1.0})
@@ -137,7 +140,7 @@ def test_a_chance_that_is_fixed_is_used_and_one_of_0_changes_nothing(tmp_path):
     assert len(set(ends)) == 3
 
 
-def test_a_steered_run_resumes_in_the_middle_of_a_count_to_the_last_bit(tmp_path):
+def test_a_steered_run_resumes_in_the_middle_of_a_count_to_the_last_bit(tmp_path: Path) -> None:
     base = {"size": 16, "nz": 4, "ngf": 2, "ndf": 8, "batch": 4, "epochs": 8, "save_every": 8}
     steered = {"ada_target": 0.1, "ada_kimg": 0.1, "lr_d": 5e-3}
     spec = TrainSpec.create(data="/x", recipe="sngan", **base, **steered)

@@ -2,6 +2,8 @@
 
 import threading
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from jobs.training.state import all_finite
 IMAGES = noise_images(21, 16)
 
 
-def spec_of(recipe, **given):
+def spec_of(recipe: Any, **given: Any) -> Any:
     small = {"size": 16, "nz": 4, "ngf": 3, "ndf": 3, "batch": 4, "epochs": 5, "save_every": 2, "seed": 5}
     return TrainSpec.create(data="/faces", recipe=recipe, **small, **given)
 
@@ -27,14 +29,14 @@ class LateContext(LocalContext):
 
     late = None
 
-    def save_checkpoint(self, **what):
+    def save_checkpoint(self, **what: Any) -> None:
         assert self.late is None, "wait_for_save() first"
         self.late = what
 
-    def is_saving(self):
+    def is_saving(self) -> bool:
         return self.late is not None
 
-    def wait_for_save(self):
+    def wait_for_save(self) -> None:
         what, self.late = self.late, None
         if what is not None:
             thread = threading.Thread(target=super().save_checkpoint, kwargs=what)
@@ -43,7 +45,9 @@ class LateContext(LocalContext):
 
 
 @pytest.mark.parametrize("recipe", ["dcgan", "sngan", "rpgan"])
-def test_a_checkpoint_that_is_written_late_holds_what_the_run_was_when_it_was_due(tmp_path, recipe):
+def test_a_checkpoint_that_is_written_late_holds_what_the_run_was_when_it_was_due(
+    tmp_path: Path, recipe: str
+) -> None:
     at_once = LocalContext(tmp_path, data=IMAGES)
     late = LateContext(tmp_path, data=IMAGES)
     for ctx in (at_once, late):
@@ -56,7 +60,7 @@ def test_a_checkpoint_that_is_written_late_holds_what_the_run_was_when_it_was_du
     assert all(np.array_equal(late.samples[name], at_once.samples[name]) for name in late.samples)
 
 
-def test_copies_keep_still_and_lie_where_the_last_ones_lay():
+def test_copies_keep_still_and_lie_where_the_last_ones_lay() -> None:
     live = {"w": torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last), "n": torch.tensor(1)}
     staging = StagingBuffers()
     first = staging.copy(live)
@@ -69,7 +73,7 @@ def test_copies_keep_still_and_lie_where_the_last_ones_lay():
     assert second["w"].data_ptr() == first["w"].data_ptr()
 
 
-def test_room_that_was_made_before_is_used():
+def test_room_that_was_made_before_is_used() -> None:
     live = {"w": torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)}
     staging = StagingBuffers()
     staging.prepare(lambda: live)
@@ -81,7 +85,7 @@ def test_room_that_was_made_before_is_used():
     assert torch.equal(taken["w"], live["w"])
 
 
-def test_a_tensor_of_another_form_is_copied_all_the_same():
+def test_a_tensor_of_another_form_is_copied_all_the_same() -> None:
     staging = StagingBuffers()
     staging.copy({"w": torch.ones(4), "gone": torch.ones(1)})
     assert staging.copy({"w": torch.ones(2, 3)})["w"].shape == (2, 3)
@@ -97,10 +101,10 @@ def test_a_tensor_of_another_form_is_copied_all_the_same():
         ([1.0, float("nan")], False),
     ],
 )
-def test_numbers_are_finite_each_for_itself(values, finite):
+def test_numbers_are_finite_each_for_itself(values: Any, finite: bool) -> None:
     assert all_finite([torch.ones(3), torch.tensor(values), torch.tensor(2)]) is finite
 
 
-def test_the_longest_wait_for_a_checkpoint_is_told(tmp_path):
+def test_the_longest_wait_for_a_checkpoint_is_told(tmp_path: Path) -> None:
     result = jobs.training.train.run(spec_of("sngan"), LocalContext(tmp_path, data=IMAGES))
     assert 0 < result["longest_stall_s"] < result["seconds"]

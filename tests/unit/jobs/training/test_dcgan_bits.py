@@ -1,6 +1,7 @@
 """The origin keeps its bits: beside the tutorial as a plain loop, and from release to release."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import jobs.training.train
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory):
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What ganq's own run of the origin ends with."""
     ctx = LocalContext(tmp_path_factory.mktemp("origin"), data=reference.IMAGES)
     with reference.one_thread():
@@ -21,16 +22,16 @@ def ours(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def hashes():
+def hashes() -> Any:
     return reference.all_hashes()
 
 
-def test_the_origin_ends_with_the_bits_of_the_tutorial_in_the_same_layout(ours, hashes):
+def test_the_origin_ends_with_the_bits_of_the_tutorial_in_the_same_layout(ours: Any, hashes: Any) -> None:
     assert reference.sha256(ours) == hashes[reference.OURS]
 
 
 @pytest.mark.parametrize("combination", ["plain, default", "plain, fused", "channels last, default"])
-def test_another_layout_or_optimiser_differs_in_the_last_bits_alone(ours, combination):
+def test_another_layout_or_optimiser_differs_in_the_last_bits_alone(ours: Any, combination: str) -> None:
     with reference.one_thread():
         theirs = reference.the_tutorial(*combination.split(", "))
     assert ours.keys() == theirs.keys()
@@ -38,7 +39,7 @@ def test_another_layout_or_optimiser_differs_in_the_last_bits_alone(ours, combin
         torch.testing.assert_close(ours[key], value, rtol=2e-4, atol=4e-5, msg=key)
 
 
-def test_the_bits_are_those_that_were_stored_for_this_build(ours, hashes):
+def test_the_bits_are_those_that_were_stored_for_this_build(ours: Any, hashes: Any) -> None:
     stored = json.loads(reference.STORED.read_text())
     if reference.build() not in stored:
         reason = (

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,16 +25,16 @@ SMALL = {"size": 16, "nz": 4, "ngf": 3, "ndf": 3, "batch": 4, "epochs": 6, "save
 MEASURED = {"eval_every": 1, "eval_samples": 8, "feature_network": "random"}
 
 
-def spec_of(recipe="sngan", **given):
+def spec_of(recipe: Any = "sngan", **given: Any) -> Any:
     return TrainSpec.create(**{"data": "/faces", "recipe": recipe, **SMALL, **MEASURED, **given})
 
 
-def train(folder, spec, **given):
+def train(folder: Any, spec: Any, **given: Any) -> Any:
     ctx = LocalContext(**{"folder": folder, "data": IMAGES, **given})
     return jobs.training.train.run(spec, ctx), ctx
 
 
-def values(ctx):
+def values(ctx: Any) -> Any:
     return {one.epoch: one.meta["metric"] for one in ctx.saved if one.kind != "resume"}
 
 
@@ -43,11 +45,11 @@ class Script:
     So a run that goes on after a kill sees what it saw before exactly if its bits are the same.
     """
 
-    def __init__(self, *steps):
+    def __init__(self, *steps: Any) -> None:
         self.steps = list(steps)
         self.seen = {}
 
-    def of(self, made):
+    def of(self, made: Any) -> Any:
         mark = hashlib.sha256(made.tobytes()).hexdigest()
         if mark not in self.seen:
             self.seen[mark] = self.steps[len(self.seen)] if len(self.seen) < len(self.steps) else (9.0, 1.0)
@@ -56,14 +58,14 @@ class Script:
 
 
 @pytest.fixture
-def scripted(monkeypatch):
-    def use(*steps):
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def use(*steps: Any) -> Any:
         script = Script(*steps)
 
-        def compare(metric, real, made):
+        def compare(metric: Any, real: Any, made: Any) -> Any:
             return Measure("kid/random", script.of(made.images_N3HW.numpy())[0])
 
-        def diversity(real, made):
+        def diversity(real: Any, made: Any) -> Any:
             return script.now[1]
 
         monkeypatch.setattr(evaluation, "compare", compare)
@@ -77,7 +79,7 @@ def scripted(monkeypatch):
 
 
 @pytest.mark.parametrize("recipe", ["dcgan", "sngan", "rpgan"])
-def test_measuring_moves_no_bit_of_the_training(tmp_path, recipe):
+def test_measuring_moves_no_bit_of_the_training(tmp_path: Path, recipe: str) -> None:
     plain = train(tmp_path, spec_of(recipe, metric="none", patience=0))[1].saved[-1]
     measured = train(tmp_path, spec_of(recipe, patience=0))[1].saved[-1]
     assert sha256_of(measured.state) == sha256_of(plain.state)
@@ -85,7 +87,9 @@ def test_measuring_moves_no_bit_of_the_training(tmp_path, recipe):
     assert measured.meta["evaluations"]
 
 
-def test_a_value_stands_in_the_checkpoint_the_journal_and_the_result(tmp_path, monkeypatch):
+def test_a_value_stands_in_the_checkpoint_the_journal_and_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(evaluation, "COLLAPSED", 0.0)  # so young a generator repeats itself
     result, ctx = train(tmp_path, spec_of(eval_every=2, patience=0))
     found = values(ctx)
@@ -99,7 +103,7 @@ def test_a_value_stands_in_the_checkpoint_the_journal_and_the_result(tmp_path, m
     json.dumps(result, allow_nan=False)
 
 
-def test_the_result_says_why_a_run_has_no_metric(tmp_path):
+def test_the_result_says_why_a_run_has_no_metric(tmp_path: Path) -> None:
     alike = Images(np.full_like(IMAGES.images_N3HW, 90), IMAGES.fingerprint)
     said = train(tmp_path, spec_of(patience=0), data=alike)[0]
     assert said["no_metric"] == "all 8 real images are equal, so no metric is defined"
@@ -109,7 +113,7 @@ def test_the_result_says_why_a_run_has_no_metric(tmp_path):
         assert "no_metric" not in train(tmp_path, spec)[0]
 
 
-def test_a_metric_without_a_network_knows_repetition_by_thumbnails(tmp_path):
+def test_a_metric_without_a_network_knows_repetition_by_thumbnails(tmp_path: Path) -> None:
     said, ctx = train(tmp_path, spec_of(metric="swd", patience=0))
     varied = [one["diversity"] for one in ctx.records if "metric" in one]
     assert len(varied) == 6
@@ -121,7 +125,7 @@ def test_a_metric_without_a_network_knows_repetition_by_thumbnails(tmp_path):
     assert said["metric"]["best"] > 0
 
 
-def test_a_users_network_measures_under_its_sum_and_the_record_outlives_a_kill(tmp_path):
+def test_a_users_network_measures_under_its_sum_and_the_record_outlives_a_kill(tmp_path: Path) -> None:
     file = {"feature_network": "/net.pth", "feature_sha256": "ab12cd34" * 8}
     spec = spec_of(**file, eval_every=3, eval_samples=4, patience=0)
     weights = {"/net.pth": features._wheel_weights()}
@@ -136,7 +140,7 @@ def test_a_users_network_measures_under_its_sum_and_the_record_outlives_a_kill(t
 
 
 @pytest.mark.parametrize("recipe", ["sngan", "rpgan", "r3gan"])
-def test_a_run_with_classes_is_measured_on_as_many_of_each(tmp_path, recipe):
+def test_a_run_with_classes_is_measured_on_as_many_of_each(tmp_path: Path, recipe: str) -> None:
     labels = np.arange(21, dtype=np.int64) % 3
     data = Images(IMAGES.images_N3HW, IMAGES.fingerprint, classes=("a", "b", "c"), labels_N=labels)
     result, ctx = train(tmp_path, spec_of(recipe, conditional=True, epochs=1, patience=0), data=data)
@@ -153,8 +157,8 @@ def test_a_run_with_classes_is_measured_on_as_many_of_each(tmp_path, recipe):
     st.floats(1e5, 1e11),
 )
 def test_evaluations_take_a_twentieth_of_the_work_at_most(
-    pictures, epochs, save_every, train_flops, make_flops
-):
+    pictures: Path, epochs: Any, save_every: Any, train_flops: Any, make_flops: Any
+) -> None:
     spec = TrainSpec.create(data="/p", recipe="sngan", epochs=epochs, save_every=save_every)
     made = plan(spec, pictures, train_flops, make_flops)
     if made.every == 0:
@@ -167,14 +171,14 @@ def test_evaluations_take_a_twentieth_of_the_work_at_most(
     assert (times + 1) * made.samples * each <= SHARE * work * 1.001
 
 
-def test_a_run_too_short_to_measure_says_so_and_one_that_asks_is_measured(tmp_path):
+def test_a_run_too_short_to_measure_says_so_and_one_that_asks_is_measured(tmp_path: Path) -> None:
     _, ctx = train(tmp_path, spec_of(eval_every=0))
     assert set(values(ctx).values()) == {None}
     assert any("so short that one evaluation" in line for line in ctx.lines)
     assert plan(spec_of(metric="none"), 1000, 1e12, 1.0) == Plan(0, 0)
 
 
-def test_pictures_that_say_nothing_give_words_and_no_number(tmp_path):
+def test_pictures_that_say_nothing_give_words_and_no_number(tmp_path: Path) -> None:
     same = noise_images(1, 16)
     one = type(same)(same.images_N3HW.repeat(21, axis=0), "x")
     result, ctx = train(tmp_path, spec_of(), data=one)
@@ -183,7 +187,7 @@ def test_pictures_that_say_nothing_give_words_and_no_number(tmp_path):
     assert any("real pictures are the same" in line for line in ctx.lines)
 
 
-def test_one_picture_is_no_set():
+def test_one_picture_is_no_set() -> None:
     with pytest.raises(SpecError, match="compares sets"):
         spec_of(eval_samples=1)
 
@@ -191,7 +195,7 @@ def test_one_picture_is_no_set():
 # --- early stop, the same after any kill --------------------------------------------------------
 
 
-def killed_and_resumed(folder, spec, kill_at):
+def killed_and_resumed(folder: Any, spec: Any, kill_at: Any) -> Any:
     """Drained after so many questions, then taken up from the last checkpoint."""
     first = LocalContext(
         folder=folder, data=IMAGES, stop_at=lambda asked: "drain" if asked == kill_at else None
@@ -203,7 +207,7 @@ def killed_and_resumed(folder, spec, kill_at):
     return jobs.training.train.run(spec, second), second
 
 
-def test_a_run_stops_after_its_patience_and_says_why(tmp_path, scripted):
+def test_a_run_stops_after_its_patience_and_says_why(tmp_path: Path, scripted: Any) -> None:
     scripted((5.0, 1.0), (3.0, 1.0), (4.0, 1.0), (3.5, 1.0))
     result, ctx = train(tmp_path, spec_of(patience=2))
     assert (
@@ -215,7 +219,7 @@ def test_a_run_stops_after_its_patience_and_says_why(tmp_path, scripted):
     assert result["metric"]["best_epoch"] == 2
 
 
-def test_who_repeats_itself_is_not_the_best_whatever_its_value(tmp_path, scripted):
+def test_who_repeats_itself_is_not_the_best_whatever_its_value(tmp_path: Path, scripted: Any) -> None:
     """Grey noise has a lower KID than bad faces; nobody wants to generate it."""
     scripted((5.0, 1.0), (2.0, 0.1), (4.0, 0.3), (4.5, 1.0))
     result, ctx = train(tmp_path, spec_of(patience=2, epochs=4))
@@ -224,7 +228,7 @@ def test_who_repeats_itself_is_not_the_best_whatever_its_value(tmp_path, scripte
     assert result["stopped"] is None
 
 
-def test_where_all_repeat_themselves_none_is_the_best(tmp_path, scripted):
+def test_where_all_repeat_themselves_none_is_the_best(tmp_path: Path, scripted: Any) -> None:
     scripted((5.0, 0.1), (2.0, 0.1))
     result, ctx = train(tmp_path, spec_of(patience=1, epochs=2))
     assert "best" not in result["metric"]
@@ -233,7 +237,9 @@ def test_where_all_repeat_themselves_none_is_the_best(tmp_path, scripted):
     assert result["stopped"] is None
 
 
-def test_a_run_that_was_never_more_than_one_picture_ends_after_twice_its_patience(tmp_path, scripted):
+def test_a_run_that_was_never_more_than_one_picture_ends_after_twice_its_patience(
+    tmp_path: Path, scripted: Any
+) -> None:
     scripted((9.0, 0.0), (5.0, 0.0), (5.0, 0.0), (6.0, 0.1), (5.0, 0.0), (5.0, 0.0))
     result, ctx = train(tmp_path, spec_of(patience=1))
     assert result["stopped"] == ("stopped early at epoch 4: collapsed, without improvement for 2 evaluations")
@@ -241,14 +247,16 @@ def test_a_run_that_was_never_more_than_one_picture_ends_after_twice_its_patienc
     assert ctx.saved[-1].kind == "final"
 
 
-def test_a_young_generator_that_comes_nearer_is_given_time(tmp_path, scripted):
+def test_a_young_generator_that_comes_nearer_is_given_time(tmp_path: Path, scripted: Any) -> None:
     scripted((9.0, 0.0), (8.0, 0.1), (7.0, 0.2), (6.0, 0.2), (5.0, 0.2), (4.0, 1.0))
     result, _ = train(tmp_path, spec_of(patience=1))
     assert (result["stopped"], result["metric"]["best_epoch"]) == (None, 6)
 
 
 @pytest.mark.parametrize("kill_at", [3, 7, 12, 18])
-def test_a_run_that_was_killed_stops_at_the_same_epoch_with_the_same_bits(tmp_path, scripted, kill_at):
+def test_a_run_that_was_killed_stops_at_the_same_epoch_with_the_same_bits(
+    tmp_path: Path, scripted: Any, kill_at: int
+) -> None:
     scripted((5.0, 1.0), (3.0, 1.0), (4.0, 1.0), (3.5, 1.0))
     spec = spec_of(patience=2)
     whole_result, whole = train(tmp_path, spec)
@@ -258,7 +266,7 @@ def test_a_run_that_was_killed_stops_at_the_same_epoch_with_the_same_bits(tmp_pa
     assert ctx.saved[-1].meta["evaluations"] == whole.saved[-1].meta["evaluations"]
 
 
-def test_a_run_that_goes_on_by_wish_does_not_stop_for_what_was_before(tmp_path, scripted):
+def test_a_run_that_goes_on_by_wish_does_not_stop_for_what_was_before(tmp_path: Path, scripted: Any) -> None:
     scripted((5.0, 1.0), (3.0, 1.0), (4.0, 1.0), (3.5, 1.0))
     stopped = train(tmp_path, spec_of(patience=2))[1].saved[-1]
     spec = spec_of(patience=2, continue_from=1)
@@ -268,7 +276,7 @@ def test_a_run_that_goes_on_by_wish_does_not_stop_for_what_was_before(tmp_path, 
     assert [one["epoch"] for one in ctx.saved[-1].meta["evaluations"]] == [5, 6]
 
 
-def test_without_patience_it_runs_all_its_epochs(tmp_path, scripted):
+def test_without_patience_it_runs_all_its_epochs(tmp_path: Path, scripted: Any) -> None:
     scripted((1.0, 1.0))
     assert train(tmp_path, spec_of("dcgan"))[0]["epoch"] == 6
     assert spec_of("dcgan").patience == 0
@@ -280,7 +288,7 @@ def test_without_patience_it_runs_all_its_epochs(tmp_path, scripted):
 COLLAPSE = ((5.0, 1.0), (1.0, 1.0), (2.0, 1.0), (8.0, 0.05))
 
 
-def test_a_collapsed_generator_goes_back_to_the_best_with_lower_rates(tmp_path, scripted):
+def test_a_collapsed_generator_goes_back_to_the_best_with_lower_rates(tmp_path: Path, scripted: Any) -> None:
     scripted(*COLLAPSE, (0.9, 1.0), (0.8, 1.0), (0.7, 1.0), (0.6, 1.0))
     result, ctx = train(tmp_path, spec_of())
     (back,) = [one for one in ctx.events if one["type"] == "rolled_back"]
@@ -292,7 +300,7 @@ def test_a_collapsed_generator_goes_back_to_the_best_with_lower_rates(tmp_path, 
     assert result["stopped"] is None
 
 
-def test_a_second_collapse_ends_the_run_where_it_was_best(tmp_path, scripted):
+def test_a_second_collapse_ends_the_run_where_it_was_best(tmp_path: Path, scripted: Any) -> None:
     scripted(*COLLAPSE, (1.5, 1.0), (8.0, 0.05))
     result, ctx = train(tmp_path, spec_of())
     assert [one["action"] for one in ctx.events if one["type"] == "rolled_back"] == [
@@ -305,14 +313,16 @@ def test_a_second_collapse_ends_the_run_where_it_was_best(tmp_path, scripted):
 
 
 @pytest.mark.parametrize("kill_at", [13, 17, 22, 27])
-def test_a_collapse_ends_the_same_when_the_run_is_killed_on_the_way(tmp_path, scripted, kill_at):
+def test_a_collapse_ends_the_same_when_the_run_is_killed_on_the_way(
+    tmp_path: Path, scripted: Any, kill_at: int
+) -> None:
     scripted(*COLLAPSE, (0.9, 1.0), (0.8, 1.0), (0.7, 1.0), (0.6, 1.0))
     whole = train(tmp_path, spec_of())[1]
     _, ctx = killed_and_resumed(tmp_path, spec_of(), kill_at)
     assert sha256_of(ctx.saved[-1].state) == sha256_of(whole.saved[-1].state)
 
 
-def test_a_young_generator_without_variety_has_not_collapsed(tmp_path, scripted):
+def test_a_young_generator_without_variety_has_not_collapsed(tmp_path: Path, scripted: Any) -> None:
     scripted((9.0, 0.0), (8.0, 0.0), (30.0, 0.0))
     _, ctx = train(tmp_path, spec_of(epochs=3))
     assert not [one for one in ctx.events if one["type"] == "rolled_back"]

@@ -1,6 +1,7 @@
 """Seeds, losses, augmentation, averages, grids and batches, each against its definition."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 # --- seeds ------------------------------------------------------------------------------------
 
 
-def test_derived_seeds_are_fixed_forever_and_differ_by_every_argument():
+def test_derived_seeds_are_fixed_forever_and_differ_by_every_argument() -> None:
     assert rng.derive(0, "noise", 1) == 0x408F_F873_AD5C_892F
     values = {
         rng.derive(*a) for a in [(0, "a"), (1, "a"), (0, "b"), (0, "a", 0), (0, "a", 1), (0, "a", 1, 1)]
@@ -32,19 +33,19 @@ def test_derived_seeds_are_fixed_forever_and_differ_by_every_argument():
     assert max(rng.derive(0, "x", i) for i in range(64)) > 2**62
 
 
-def test_a_latent_depends_on_its_seed_and_number_alone():
+def test_a_latent_depends_on_its_seed_and_number_alone() -> None:
     many = rng.latents(3, range(500), 10)
     assert torch.equal(rng.latents(3, [499, 7], 10), many[[499, 7]])
     assert not torch.equal(rng.latents(4, [7], 10), many[[7]])
     assert rng.latents(3, [2**40], 10).isfinite().all()
 
 
-def test_latents_whose_numbers_share_their_low_32_bits_differ():
+def test_latents_whose_numbers_share_their_low_32_bits_differ() -> None:
     a, b = rng.latents(0, [5, 5 + 2**32], 8)
     assert not torch.equal(a, b)
 
 
-def test_latents_are_normal_and_scaled():
+def test_latents_are_normal_and_scaled() -> None:
     sample = rng.latents(1, range(2000), 100)
     assert sample.mean().abs() < 0.01
     assert (sample.std() - 1).abs() < 0.01
@@ -53,7 +54,7 @@ def test_latents_are_normal_and_scaled():
     torch.testing.assert_close(moved, sample * 0.5 + 3)
 
 
-def test_an_epoch_shows_every_picture_once_in_an_order_of_its_own():
+def test_an_epoch_shows_every_picture_once_in_an_order_of_its_own() -> None:
     first, second = rng.permutation(0, 0, 50), rng.permutation(0, 1, 50)
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(50))
     assert first.tolist() != second.tolist()
@@ -63,7 +64,7 @@ def test_an_epoch_shows_every_picture_once_in_an_order_of_its_own():
 # --- losses -----------------------------------------------------------------------------------
 
 
-def test_bce_is_pytorchs_with_its_gradient():
+def test_bce_is_pytorchs_with_its_gradient() -> None:
     probabilities = torch.tensor([0.0, 1e-9, 0.3, 1.0], requires_grad=True)
     for ours, target in ((LOSSES["bce"].d_real, 1.0), (LOSSES["bce"].d_fake, 0.0), (LOSSES["bce"].g, 1.0)):
         theirs = binary_cross_entropy(probabilities, torch.full((4,), target))
@@ -73,7 +74,7 @@ def test_bce_is_pytorchs_with_its_gradient():
         assert torch.equal(a, b)
 
 
-def test_nonsaturating_is_bce_on_logits():
+def test_nonsaturating_is_bce_on_logits() -> None:
     logits = torch.tensor([-30.0, -1.0, 0.0, 2.0])
     ones, zeros = torch.ones(4), torch.zeros(4)
     loss = LOSSES["nonsaturating"]
@@ -82,37 +83,37 @@ def test_nonsaturating_is_bce_on_logits():
     torch.testing.assert_close(loss.g(logits), binary_cross_entropy_with_logits(logits, ones))
 
 
-def test_hinge_has_its_margins():
+def test_hinge_has_its_margins() -> None:
     loss = LOSSES["hinge"]
     assert loss.d_real(torch.tensor([2.0, 0.0])) == 0.5
     assert loss.d_fake(torch.tensor([-2.0, 0.0])) == 0.5
     assert loss.g(torch.tensor([2.0, 4.0])) == -3.0
 
 
-def test_a_nan_score_does_not_abort_the_process():
+def test_a_nan_score_does_not_abort_the_process() -> None:
     assert LOSSES["bce"].d_real(torch.tensor([math.nan])).isfinite()
 
 
 # --- augmentation -----------------------------------------------------------------------------
 
 
-def test_a_shift_moves_pixels_and_brings_in_zeros():
+def test_a_shift_moves_pixels_and_brings_in_zeros() -> None:
     picture = torch.arange(1.0, 10).view(1, 1, 3, 3)
     moved = shift(picture, torch.tensor([[1], [-1]]))
     assert moved[0, 0].tolist() == [[0, 0, 0], [2, 3, 0], [5, 6, 0]]
 
 
-def test_augmentation_is_differentiable_twice():
+def test_augmentation_is_differentiable_twice() -> None:
     pictures = torch.rand(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
 
-    def augmented(x):
+    def augmented(x: Any) -> Any:
         return diff_augment(x, ("color", "translation", "cutout"), rng.generator(0, "test"))
 
     assert torch.autograd.gradcheck(augmented, (pictures,))
     assert torch.autograd.gradgradcheck(lambda x: augmented(x).square(), (pictures,))
 
 
-def test_colour_is_brightness_saturation_and_contrast_in_turn():
+def test_colour_is_brightness_saturation_and_contrast_in_turn() -> None:
     x = torch.rand(4, 3, 6, 6) * 2 - 1
     b, s, c = torch.rand((3, 4, 1, 1, 1), generator=rng.generator(5, "test"))
     y = x + (b - 0.5)
@@ -121,7 +122,7 @@ def test_colour_is_brightness_saturation_and_contrast_in_turn():
     torch.testing.assert_close(diff_augment(x, ("color",), rng.generator(5, "test")), y)
 
 
-def test_augmentation_ignores_the_global_generator_and_its_own_order_of_names():
+def test_augmentation_ignores_the_global_generator_and_its_own_order_of_names() -> None:
     x = torch.rand(4, 3, 16, 16)
     torch.manual_seed(1)
     a = diff_augment(x, ("translation", "color", "cutout"), rng.generator(0, "test"))
@@ -131,7 +132,7 @@ def test_augmentation_ignores_the_global_generator_and_its_own_order_of_names():
     assert torch.equal(diff_augment(x, (), rng.generator(0, "test")), x)
 
 
-def test_a_cut_hole_has_half_the_side_and_translation_reaches_an_eighth():
+def test_a_cut_hole_has_half_the_side_and_translation_reaches_an_eighth() -> None:
     ones = torch.ones(200, 3, 16, 16)
     holes = (diff_augment(ones, ("cutout",), rng.generator(0, "test"))[:, 0] == 0).sum((1, 2))
     assert holes.max() == 64
@@ -142,14 +143,14 @@ def test_a_cut_hole_has_half_the_side_and_translation_reaches_an_eighth():
 # --- the average ------------------------------------------------------------------------------
 
 
-def test_the_average_keeps_half_after_one_half_life():
+def test_the_average_keeps_half_after_one_half_life() -> None:
     assert ema_decay(1000, images_seen=10**9, half_life=1000) == pytest.approx(0.5)
     assert ema_decay(64, images_seen=64, half_life=1e6) == pytest.approx(0.5**20), (
         "ramp-up: 5 % of what was seen"
     )
 
 
-def test_the_average_moves_weights_and_statistics_and_stays_in_eval_mode():
+def test_the_average_moves_weights_and_statistics_and_stays_in_eval_mode() -> None:
     arch = Architecture(size=16, nz=4, ngf=2, ndf=2)
     net = arch.build_generator(0)
     average = Ema(net, half_life=100)
@@ -169,11 +170,11 @@ def test_the_average_moves_weights_and_statistics_and_stays_in_eval_mode():
 
 
 @pytest.mark.parametrize("count", [1, 2, 8, 9, 64])
-def test_grids_are_torchvisions_to_the_last_bit(count):
+def test_grids_are_torchvisions_to_the_last_bit(count: int) -> None:
     make_grid = pytest.importorskip("torchvision.utils").make_grid
     pictures = torch.rand(count, 3, 12, 12, generator=rng.generator(0, "test")) * 2.6 - 1.3
 
-    def saved(**options):
+    def saved(**options: Any) -> Any:
         grid = make_grid(pictures.clone(), nrow=8, padding=2, normalize=True, **options)
         return grid.mul(255).add_(0.5).clamp_(0, 255).permute(1, 2, 0).to(torch.uint8).numpy()
 
@@ -184,7 +185,7 @@ def test_grids_are_torchvisions_to_the_last_bit(count):
 # --- batches ----------------------------------------------------------------------------------
 
 
-def test_batches_are_torchvisions_floats_in_the_order_of_the_epoch():
+def test_batches_are_torchvisions_floats_in_the_order_of_the_epoch() -> None:
     transforms = pytest.importorskip("torchvision.transforms.functional")
     images = noise_images(11, 16)
     batches = Batches(images, batch=4, seed=9, mirror=False, device=CPU)
@@ -198,7 +199,7 @@ def test_batches_are_torchvisions_floats_in_the_order_of_the_epoch():
         assert torch.equal(batches.get(3, place), torch.stack(expected))
 
 
-def test_mirrored_batches_flip_some_pictures_and_the_same_ones_each_time():
+def test_mirrored_batches_flip_some_pictures_and_the_same_ones_each_time() -> None:
     images = noise_images(64, 16)
     plain = Batches(images, batch=64, seed=0, mirror=False, device=CPU).get(0, 0)
     mirrored = Batches(images, batch=64, seed=0, mirror=True, device=CPU).get(0, 0)
@@ -213,7 +214,7 @@ def test_mirrored_batches_flip_some_pictures_and_the_same_ones_each_time():
     assert not torch.equal(same, same_next), "each epoch draws anew"
 
 
-def test_fewer_pictures_than_a_batch_are_refused_with_the_way_out():
+def test_fewer_pictures_than_a_batch_are_refused_with_the_way_out() -> None:
     with pytest.raises(DatasetError) as caught:
         Batches(noise_images(5, 16), batch=8, seed=0, mirror=False, device=CPU)
     assert caught.value.code == "BAD_DATASET"
@@ -223,7 +224,7 @@ def test_fewer_pictures_than_a_batch_are_refused_with_the_way_out():
 # --- the rest ---------------------------------------------------------------------------------
 
 
-def test_kept_fakes_and_replayed_statistics_are_those_of_passes_made_anew():
+def test_kept_fakes_and_replayed_statistics_are_those_of_passes_made_anew() -> None:
     arch = Architecture(size=16, nz=4, ngf=3, ndf=2)
     latents = torch.randn(8, 4, 1, 1)
     ours, theirs = arch.build_generator(0), arch.build_generator(0)
@@ -234,7 +235,7 @@ def test_kept_fakes_and_replayed_statistics_are_those_of_passes_made_anew():
         torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-6, atol=1e-7)
 
 
-def test_a_meter_gives_means_forgets_them_and_raises_on_nan():
+def test_a_meter_gives_means_forgets_them_and_raises_on_nan() -> None:
     means = RunningMeans()
     means.add({"loss_d": torch.tensor(1.0), "loss_g": torch.tensor(5.0)})
     means.add({"loss_d": torch.tensor(2.0)})
@@ -245,7 +246,7 @@ def test_a_meter_gives_means_forgets_them_and_raises_on_nan():
         means.read(3)
 
 
-def test_a_meter_keeps_what_it_was_given_though_the_next_step_writes_over_it():
+def test_a_meter_keeps_what_it_was_given_though_the_next_step_writes_over_it() -> None:
     means, loss = RunningMeans(), torch.tensor(1.0)
     means.add({"loss_d": loss})
     loss.fill_(3.0)
@@ -254,7 +255,7 @@ def test_a_meter_keeps_what_it_was_given_though_the_next_step_writes_over_it():
     assert means.read(2) == {"loss_d": 2.0}
 
 
-def test_running_out_of_memory_says_what_to_make_smaller():
+def test_running_out_of_memory_says_what_to_make_smaller() -> None:
     with pytest.raises(OutOfMemoryError) as caught, device.memory_errors("a smaller --batch"):
         torch.empty(2**60, dtype=torch.uint8)
     assert caught.value.hint == "a smaller --batch"
@@ -265,7 +266,7 @@ def test_running_out_of_memory_says_what_to_make_smaller():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_cuda_without_a_gpu_is_refused_and_auto_takes_the_cpu():
+def test_cuda_without_a_gpu_is_refused_and_auto_takes_the_cpu() -> None:
     assert device.choose("auto") == CPU
     with pytest.raises(GpuUnavailableError):
         device.choose("cuda")

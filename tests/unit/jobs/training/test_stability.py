@@ -1,5 +1,8 @@
 """A run that has diverged or collapsed with finite numbers is reported, and changes no bit of any other."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from unit.jobs.training.test_train import spec_of, train
@@ -7,11 +10,11 @@ from unit.jobs.training.test_train import spec_of, train
 from jobs.training import stability
 
 
-def types(ctx):
+def types(ctx: Any) -> Any:
     return [one["type"] for one in ctx.events]
 
 
-def test_losses_that_explode_without_nan_are_an_event_and_a_warning(tmp_path):
+def test_losses_that_explode_without_nan_are_an_event_and_a_warning(tmp_path: Path) -> None:
     result, ctx = train(
         tmp_path, spec_of(batch=4, epochs=12, lr_g=1.0, lr_d=1.0, loss="hinge", norm_d="none")
     )
@@ -21,9 +24,9 @@ def test_losses_that_explode_without_nan_are_an_event_and_a_warning(tmp_path):
 
 
 @pytest.mark.parametrize("conditional", [False, True])
-def test_a_generator_that_ignores_its_latents_is_noticed(conditional):
+def test_a_generator_that_ignores_its_latents_is_noticed(conditional: bool) -> None:
     class Constant(torch.nn.Module):
-        def forward(self, latents_BZ11, labels_B=None):
+        def forward(self, latents_BZ11: Any, labels_B: Any = None) -> Any:
             assert (labels_B is not None) == conditional
             return torch.full((len(latents_BZ11), 3, 8, 8), 0.3)
 
@@ -31,7 +34,7 @@ def test_a_generator_that_ignores_its_latents_is_noticed(conditional):
     assert stability.all_equal(Constant(), latents, conditional=conditional)
 
 
-def test_a_usual_run_has_no_warning(tmp_path):
+def test_a_usual_run_has_no_warning(tmp_path: Path) -> None:
     result, ctx = train(tmp_path, spec_of())
     assert "warning" not in result
     assert not {"diverged", "collapsed"} & set(types(ctx))
@@ -46,5 +49,5 @@ def test_a_usual_run_has_no_warning(tmp_path):
         ({}, None),
     ],
 )
-def test_a_loss_beyond_ten_thousand_has_diverged(means, said):
+def test_a_loss_beyond_ten_thousand_has_diverged(means: Any, said: Any) -> None:
     assert stability.diverged_loss(means) == said

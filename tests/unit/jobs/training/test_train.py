@@ -4,6 +4,7 @@ import copy
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,16 +25,16 @@ from jobs.training.logger import TrainingLogger
 IMAGES = noise_images(21, 16)
 
 
-def spec_of(recipe="dcgan", **given):
+def spec_of(recipe: Any = "dcgan", **given: Any) -> Any:
     small = {"size": 16, "nz": 4, "ngf": 3, "ndf": 3, "batch": 4, "epochs": 3, "save_every": 2, "seed": 5}
     return TrainSpec.create(**{"data": "/faces", "recipe": recipe, **small, **given})
 
 
-def context(folder, **given):
+def context(folder: Any, **given: Any) -> Any:
     return LocalContext(**{"folder": Path(folder), "data": IMAGES, **given})
 
 
-def train(folder, spec, **given):
+def train(folder: Any, spec: Any, **given: Any) -> Any:
     ctx = context(folder, **given)
     return jobs.training.train.run(spec, ctx), ctx
 
@@ -41,7 +42,7 @@ def train(folder, spec, **given):
 # --- the tutorial -----------------------------------------------------------------------------
 
 
-def the_tutorials_loop(spec, images):
+def the_tutorials_loop(spec: Any, images: Any) -> Any:
     """RECIPES §1 written down plainly: default layout, default Adam, each pass made anew."""
     arch = Architecture.of_spec(spec)
     netg = arch.build_generator(rng.derive(spec.seed, "init-g"))
@@ -82,7 +83,7 @@ def the_tutorials_loop(spec, images):
 
 
 @pytest.mark.parametrize(("d_every", "g_every"), [(1, 5), (1, 1), (1, 2), (2, 3), (2, 2)])
-def test_the_origin_is_the_tutorials_loop(tmp_path, d_every, g_every):
+def test_the_origin_is_the_tutorials_loop(tmp_path: Path, d_every: int, g_every: int) -> None:
     spec = spec_of(d_every=d_every, g_every=g_every, epochs=4)
     saved, shown = the_tutorials_loop(spec, IMAGES)
     _, ctx = train(tmp_path, spec)
@@ -99,7 +100,7 @@ def test_the_origin_is_the_tutorials_loop(tmp_path, d_every, g_every):
         assert np.abs(grid[2:18, 2:18].astype(int) - first.numpy()).max() <= 1
 
 
-def test_plus_has_fresh_noise_and_shows_the_average(tmp_path):
+def test_plus_has_fresh_noise_and_shows_the_average(tmp_path: Path) -> None:
     _, ctx = train(tmp_path, spec_of("sngan", ema_half_life_kimg=0.01))
     final = ctx.saved[-1]
     assert final.kind == "final"
@@ -119,7 +120,7 @@ def test_plus_has_fresh_noise_and_shows_the_average(tmp_path):
 # --- what is kept and told --------------------------------------------------------------------
 
 
-def test_checkpoints_grids_metrics_and_progress_come_when_they_should(tmp_path):
+def test_checkpoints_grids_metrics_and_progress_come_when_they_should(tmp_path: Path) -> None:
     result, ctx = train(tmp_path, spec_of(epochs=5))
     assert [(item.kind, item.epoch, item.step) for item in ctx.saved] == [
         ("epoch", 2, 10),
@@ -143,7 +144,9 @@ def test_checkpoints_grids_metrics_and_progress_come_when_they_should(tmp_path):
     } | {f"D.{k}" for k in Architecture(size=16, ndf=3).build_discriminator().state_dict()}
 
 
-def test_lines_that_wait_for_a_gpu_are_the_same_and_all_are_there_when_something_is_kept(tmp_path):
+def test_lines_that_wait_for_a_gpu_are_the_same_and_all_are_there_when_something_is_kept(
+    tmp_path: Path,
+) -> None:
     told = []
     for late in (0, 1):
         training = jobs.training.train.Training(spec_of(epochs=5), context(tmp_path))
@@ -154,7 +157,7 @@ def test_lines_that_wait_for_a_gpu_are_the_same_and_all_are_there_when_something
     assert [record["step"] for record in told[1]] == [5, 10, 15, 20, 25]
 
 
-def test_a_line_waits_until_the_next_is_due(tmp_path):
+def test_a_line_waits_until_the_next_is_due(tmp_path: Path) -> None:
     ctx = context(tmp_path)
     logger = TrainingLogger(spec_of(epochs=5), ctx, 5, delay=1)
     for step, loss in ((5, 1.0), (10, 2.0)):
@@ -165,14 +168,14 @@ def test_a_line_waits_until_the_next_is_due(tmp_path):
     assert [record["loss_d"] for record in ctx.records] == [1.0, 2.0]
 
 
-def test_a_grid_that_the_tutorial_would_not_make_moves_no_statistics(tmp_path):
+def test_a_grid_that_the_tutorial_would_not_make_moves_no_statistics(tmp_path: Path) -> None:
     with_grid = train(tmp_path, spec_of(epochs=3, save_every=2))[1].saved[-1]
     continued = train(tmp_path, spec_of(epochs=4, save_every=2), resume_from=with_grid.for_resume())[1]
     straight = train(tmp_path, spec_of(epochs=4, save_every=2))[1]
     assert sha256_of(continued.saved[-1].state) == sha256_of(straight.saved[-1].state)
 
 
-def test_resume_checkpoints_come_by_the_clock(tmp_path):
+def test_resume_checkpoints_come_by_the_clock(tmp_path: Path) -> None:
     _, ctx = train(tmp_path, spec_of(checkpoint_seconds=1e-9, epochs=1))
     assert [(item.kind, item.step) for item in ctx.saved] == [
         *(("resume", step) for step in range(1, 5)),
@@ -199,7 +202,9 @@ CHOICES = st.fixed_dictionaries(
 
 @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(options=CHOICES, kills=st.lists(st.integers(0, 14), min_size=1, max_size=3), drained=st.booleans())
-def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_stopped(options, kills, drained):
+def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_stopped(
+    options: Any, kills: Any, drained: Any
+) -> None:
     images = noise_images(21, options["size"])
     spec = spec_of(**options)
     with tempfile.TemporaryDirectory() as folder:
@@ -226,7 +231,7 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_stopped(options, k
     assert all(np.array_equal(samples[name], straight.samples[name]) for name in samples)
 
 
-def test_more_epochs_go_on_from_a_finished_run(tmp_path):
+def test_more_epochs_go_on_from_a_finished_run(tmp_path: Path) -> None:
     short = train(tmp_path, spec_of("sngan", epochs=2))[1]
     longer = train(tmp_path, spec_of("sngan", epochs=4), resume_from=short.saved[-1].for_resume())
     straight = train(tmp_path, spec_of("sngan", epochs=4))[1]
@@ -236,14 +241,14 @@ def test_more_epochs_go_on_from_a_finished_run(tmp_path):
         train(tmp_path, spec_of("sngan", epochs=3), resume_from=straight.saved[-1].for_resume())
 
 
-def test_a_run_that_was_killed_after_its_last_checkpoint_ends_with_the_same_bits(tmp_path):
+def test_a_run_that_was_killed_after_its_last_checkpoint_ends_with_the_same_bits(tmp_path: Path) -> None:
     straight = train(tmp_path, spec_of(epochs=2))[1]
     again = train(tmp_path, spec_of(epochs=2), resume_from=straight.saved[-1].for_resume())[1]
     assert sha256_of(again.saved[-1].generator) == sha256_of(straight.saved[-1].generator)
     assert np.array_equal(again.samples["epoch-0002"], straight.samples["epoch-0002"])
 
 
-def test_other_options_are_refused_by_name_and_harmless_ones_are_not(tmp_path):
+def test_other_options_are_refused_by_name_and_harmless_ones_are_not(tmp_path: Path) -> None:
     snapshot = train(tmp_path, spec_of(epochs=2))[1].saved[-1].for_resume()
     with pytest.raises(SpecError) as caught:
         train(tmp_path, spec_of(batch=8, lr_g=1e-3, epochs=3), resume_from=snapshot)
@@ -253,13 +258,13 @@ def test_other_options_are_refused_by_name_and_harmless_ones_are_not(tmp_path):
     train(tmp_path, spec_of(epochs=2, data="/moved", checkpoint_seconds=9, keep_last=3), resume_from=snapshot)
 
 
-def test_changed_pictures_are_refused_on_resume(tmp_path):
+def test_changed_pictures_are_refused_on_resume(tmp_path: Path) -> None:
     snapshot = train(tmp_path, spec_of(epochs=1))[1].saved[-1].for_resume()
     with pytest.raises(DatasetError, match="not those that this run began with"):
         train(tmp_path, spec_of(epochs=2), resume_from=snapshot, data=noise_images(21, 16, seed=1))
 
 
-def test_another_build_goes_on_and_is_marked_from_then_on(tmp_path):
+def test_another_build_goes_on_and_is_marked_from_then_on(tmp_path: Path) -> None:
     snapshot = train(tmp_path, spec_of(epochs=1))[1].saved[-1].for_resume()
     snapshot.meta["build"] = {**snapshot.meta["build"], "torch": "1.0"}
     result, ctx = train(tmp_path, spec_of(epochs=2), resume_from=snapshot)
@@ -273,7 +278,7 @@ def test_another_build_goes_on_and_is_marked_from_then_on(tmp_path):
 
 
 @pytest.mark.parametrize("reason", [StopReason.CANCEL, StopReason.LOST])
-def test_a_cancelled_or_lost_run_stops_at_once_and_saves_nothing(tmp_path, reason):
+def test_a_cancelled_or_lost_run_stops_at_once_and_saves_nothing(tmp_path: Path, reason: Any) -> None:
     ctx = context(tmp_path, stop_at=lambda asked: reason if asked == 3 else None)
     with pytest.raises(StopRequested) as caught:
         jobs.training.train.run(spec_of(), ctx)
@@ -282,7 +287,7 @@ def test_a_cancelled_or_lost_run_stops_at_once_and_saves_nothing(tmp_path, reaso
 
 
 @pytest.mark.parametrize("reason", [StopReason.DRAIN, StopReason.PREEMPT])
-def test_a_drained_or_preempted_run_saves_where_it_stands(tmp_path, reason):
+def test_a_drained_or_preempted_run_saves_where_it_stands(tmp_path: Path, reason: Any) -> None:
     ctx = context(tmp_path, stop_at=lambda asked: reason if asked == 3 else None)
     with pytest.raises(StopRequested):
         jobs.training.train.run(spec_of(), ctx)
@@ -295,7 +300,7 @@ def test_a_drained_or_preempted_run_saves_where_it_stands(tmp_path, reason):
 
 
 @pytest.mark.parametrize("recipe", ["dcgan", "sngan", "rpgan"])
-def test_nan_stops_the_run_and_no_nan_is_ever_saved(tmp_path, recipe):
+def test_nan_stops_the_run_and_no_nan_is_ever_saved(tmp_path: Path, recipe: str) -> None:
     start = Architecture.of_spec(spec_of(recipe)).build_generator(0).state_dict()
     start["Gene.0.weight"][0, 0, 0, 0] = float("nan")
     ctx = context(tmp_path, start_weights={"bad.pth": start})
@@ -308,10 +313,12 @@ def test_nan_stops_the_run_and_no_nan_is_ever_saved(tmp_path, recipe):
 
 
 @pytest.mark.parametrize("seconds", [300, 1e-9], ids=["at the end", "by the clock"])
-def test_infinite_weights_with_finite_losses_are_neither_saved_nor_shown(tmp_path, monkeypatch, seconds):
+def test_infinite_weights_with_finite_losses_are_neither_saved_nor_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
     step = torch.optim.Adam.step
 
-    def step_and_break(self, *args):
+    def step_and_break(self, *args: Any) -> None:
         step(self, *args)
         # A running statistic is in no loss: only the look at the weights finds it.
         training.state.generator.Gene[1].running_var[0] = float("inf")
@@ -324,7 +331,7 @@ def test_infinite_weights_with_finite_losses_are_neither_saved_nor_shown(tmp_pat
     assert training.ctx.samples == {}
 
 
-def test_fewer_pictures_than_a_batch_stop_the_run_before_it_begins(tmp_path):
+def test_fewer_pictures_than_a_batch_stop_the_run_before_it_begins(tmp_path: Path) -> None:
     ctx = context(tmp_path)
     with pytest.raises(DatasetError, match="21 images do not fill one batch of 64"):
         jobs.training.train.run(spec_of(batch=64), ctx)
@@ -334,7 +341,7 @@ def test_fewer_pictures_than_a_batch_stop_the_run_before_it_begins(tmp_path):
 # --- starting weights -------------------------------------------------------------------------
 
 
-def test_starting_weights_are_taken_over_with_or_without_a_prefix(tmp_path):
+def test_starting_weights_are_taken_over_with_or_without_a_prefix(tmp_path: Path) -> None:
     arch = Architecture(size=16, nz=4, ngf=3, ndf=3)
     netg, netd = arch.build_generator(77).state_dict(), arch.build_discriminator(78).state_dict()
     ganq_file = {f"G.{k}": v for k, v in netg.items()} | {f"D.{k}": v for k, v in netd.items()}
@@ -350,7 +357,7 @@ def test_starting_weights_are_taken_over_with_or_without_a_prefix(tmp_path):
     assert states[0] == states[1]
 
 
-def test_starting_weights_of_another_network_are_refused(tmp_path):
+def test_starting_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     other = Architecture(size=16, nz=4, ngf=5).build_generator(0).state_dict()
     with pytest.raises(SpecError, match="--init-netg: the weights do not fit"):
         jobs.training.train.run(spec_of(init_netg="g"), context(tmp_path, start_weights={"g": other}))

@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -36,6 +37,9 @@ from storage.datasets.checksums import BLOCK_BYTES, BlockChecksums, read_checksu
 from storage.datasets.decode_pool import decode_all
 from storage.datasets.sources import Reading, scan
 from storage.results.writer import ImageFiles
+
+if TYPE_CHECKING:
+    from storage.volume.layout import Volume
 
 RED = (200, 30, 40)
 
@@ -73,7 +77,9 @@ def bomb(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(96, 96), (120, 90), (77, 201), (50, 40), (97, 96)])
-def test_pixels_are_those_of_torchvisions_resize_and_centre_crop(size, volume, tmp_path) -> None:
+def test_pixels_are_those_of_torchvisions_resize_and_centre_crop(
+    size: Any, volume: "Volume", tmp_path: Path
+) -> None:
     from torchvision import transforms
 
     folder = tmp_path / "one"
@@ -94,7 +100,7 @@ def converted(folder: Path, name: str, image: Image.Image, **how: object) -> np.
     return np.frombuffer(decoded.pixels, np.uint8).reshape(3, -1).mean(axis=1)
 
 
-def test_transparency_is_composed_on_white(tmp_path) -> None:
+def test_transparency_is_composed_on_white(tmp_path: Path) -> None:
     clear = Image.new("RGBA", (20, 20), (*RED, 0))
     assert converted(tmp_path, "clear.png", clear).tolist() == [255, 255, 255]
     palette = Image.new("P", (20, 20), 1)
@@ -103,19 +109,19 @@ def test_transparency_is_composed_on_white(tmp_path) -> None:
     assert converted(tmp_path, "q.png", palette).tolist() == list(RED)
 
 
-def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path) -> None:
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     grey = Image.fromarray(np.full((20, 20), 32768, np.uint16))
     assert converted(tmp_path, "deep.png", grey).tolist() == [128, 128, 128]
 
 
-def test_grey_and_cmyk_become_rgb(tmp_path) -> None:
+def test_grey_and_cmyk_become_rgb(tmp_path: Path) -> None:
     assert converted(tmp_path, "grey.png", Image.new("L", (20, 20), 77)).tolist() == [77, 77, 77]
     red = converted(tmp_path, "c.jpg", Image.new("CMYK", (20, 20), (0, 255, 255, 0)), quality=95)
     assert red[0] > 200
     assert red[1] < 60
 
 
-def test_a_picture_is_turned_as_its_exif_says(tmp_path) -> None:
+def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path) -> None:
     image = Image.new("RGB", (40, 40), (0, 0, 0))
     image.paste((255, 255, 255), (0, 0, 40, 10))  # a white stripe at the top
     exif = Image.Exif()
@@ -128,7 +134,7 @@ def test_a_picture_is_turned_as_its_exif_says(tmp_path) -> None:
     assert pixels[0, 30:].min() == 255
 
 
-def test_only_the_first_frame_of_a_gif_is_used(tmp_path) -> None:
+def test_only_the_first_frame_of_a_gif_is_used(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (20, 20), colour) for colour in (RED, (0, 255, 0))]
     mean = converted(tmp_path, "a.gif", frames[0], save_all=True, append_images=frames[1:])
     assert np.abs(mean - RED).max() < 8
@@ -137,7 +143,7 @@ def test_only_the_first_frame_of_a_gif_is_used(tmp_path) -> None:
 # --- what is left out -------------------------------------------------------------------------
 
 
-def test_broken_pictures_are_left_out_and_reported(faces, volume) -> None:
+def test_broken_pictures_are_left_out_and_reported(faces: Path, volume: "Volume") -> None:
     (faces / "a-empty.png").touch()
     (faces / "b-text.png").write_text("<html>not a picture</html>")
     whole = (faces / "001.png").read_bytes()
@@ -155,7 +161,9 @@ def test_broken_pictures_are_left_out_and_reported(faces, volume) -> None:
     assert report["ignored"] == {".txt": 1}
 
 
-def test_too_many_broken_pictures_refuse_the_data_set_and_leave_nothing(faces, volume) -> None:
+def test_too_many_broken_pictures_refuse_the_data_set_and_leave_nothing(
+    faces: Path, volume: "Volume"
+) -> None:
     for i in range(5):
         (faces / f"broken{i}.png").write_bytes(b"no")
     with pytest.raises(DatasetError) as caught:
@@ -165,7 +173,7 @@ def test_too_many_broken_pictures_refuse_the_data_set_and_leave_nothing(faces, v
     assert list(volume.datasets.iterdir()) == []
 
 
-def test_a_folder_without_pictures_is_a_clear_error(tmp_path, volume) -> None:
+def test_a_folder_without_pictures_is_a_clear_error(tmp_path: Path, volume: "Volume") -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "readme.md").touch()
     with pytest.raises(DatasetError, match="no images"):
@@ -176,7 +184,9 @@ def test_a_folder_without_pictures_is_a_clear_error(tmp_path, volume) -> None:
         open_images(volume, str(tmp_path / "empty" / "readme.md"), 16)
 
 
-def test_pipes_devices_and_links_that_lead_away_are_left_out(faces, volume, tmp_path) -> None:
+def test_pipes_devices_and_links_that_lead_away_are_left_out(
+    faces: Path, volume: "Volume", tmp_path: Path
+) -> None:
     os.mkfifo(faces / "pipe.png")
     outside = tmp_path / "outside.png"
     picture(99).save(outside)
@@ -192,7 +202,7 @@ def test_pipes_devices_and_links_that_lead_away_are_left_out(faces, volume, tmp_
     assert len(open_images(volume, str(faces), 16, reading=Reading(keep_duplicates=True), max_skip=0.2)) == 21
 
 
-def test_a_pipe_that_takes_a_files_place_does_not_hang_the_reader(faces) -> None:
+def test_a_pipe_that_takes_a_files_place_does_not_hang_the_reader(faces: Path) -> None:
     listing = scan(faces)
     (faces / "005.png").unlink()
     os.mkfifo(faces / "005.png")
@@ -200,12 +210,12 @@ def test_a_pipe_that_takes_a_files_place_does_not_hang_the_reader(faces) -> None
         reader.read("005.png")
 
 
-def test_a_decoder_that_dies_costs_one_picture(monkeypatch, tmp_path) -> None:
+def test_a_decoder_that_dies_costs_one_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from storage.datasets import decode_pool
 
     real = decode_pool.Decoder._ask
 
-    def murderous(self, number, data, size):
+    def murderous(self, number: Any, data: Any, size: Any) -> Any:
         if number == 3:
             process = self._ensure()
             process.kill()
@@ -223,14 +233,14 @@ def test_a_decoder_that_dies_costs_one_picture(monkeypatch, tmp_path) -> None:
     assert "decoder" in (answers[3].reason or "")
 
 
-def test_a_decoder_that_hangs_costs_one_picture(monkeypatch) -> None:
+def test_a_decoder_that_hangs_costs_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     from storage.datasets import decode_pool
 
     monkeypatch.setattr(decode_pool, "WALL_SECONDS", 1.0)
     monkeypatch.setattr(decode_pool, "WATCH_SECONDS", 0.1)
     real = decode_pool.Decoder._ask
 
-    def sleepy(self, number, data, size):
+    def sleepy(self, number: Any, data: Any, size: Any) -> Any:
         if number == 3:
             os.kill(self._ensure().pid, signal.SIGSTOP)
         return real(self, number, data, size)
@@ -242,13 +252,13 @@ def test_a_decoder_that_hangs_costs_one_picture(monkeypatch) -> None:
     assert [one.number for one in answers if one.reason] == [3]
 
 
-def test_a_decoder_that_is_killed_once_costs_no_picture(monkeypatch) -> None:
+def test_a_decoder_that_is_killed_once_costs_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     from storage.datasets import decode_pool
 
     real = decode_pool.Decoder._ask
     killed: list[int] = []
 
-    def unlucky(self, number, data, size):
+    def unlucky(self, number: Any, data: Any, size: Any) -> Any:
         if number == 3 and not killed:
             killed.append(number)
             os.kill(self._ensure().pid, signal.SIGKILL)
@@ -262,14 +272,16 @@ def test_a_decoder_that_is_killed_once_costs_no_picture(monkeypatch) -> None:
     assert not [one for one in answers if one.reason]
 
 
-def test_decoders_that_cannot_start_are_not_the_pictures_fault(faces, volume, monkeypatch) -> None:
+def test_decoders_that_cannot_start_are_not_the_pictures_fault(
+    faces: Path, volume: "Volume", monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(StorageError, match="does not start"):
         open_images(volume, str(faces), 16)
     assert list(volume.datasets.iterdir()) == []
 
 
-def test_a_stop_while_decoding_leaves_neither_files_nor_processes(faces, volume) -> None:
+def test_a_stop_while_decoding_leaves_neither_files_nor_processes(faces: Path, volume: "Volume") -> None:
     def stop(done: int, total: int) -> None:
         if done == 2:
             raise StopRequested("cancel")
@@ -288,7 +300,9 @@ def test_a_stop_while_decoding_leaves_neither_files_nor_processes(faces, volume)
 # --- trees and archives -----------------------------------------------------------------------
 
 
-def test_class_folders_become_labels_and_flat_folders_have_none(faces, volume, tmp_path) -> None:
+def test_class_folders_become_labels_and_flat_folders_have_none(
+    faces: Path, volume: "Volume", tmp_path: Path
+) -> None:
     tree = tmp_path / "tree"
     for name in ("cats", "dogs"):
         (tree / name).mkdir(parents=True)
@@ -301,7 +315,9 @@ def test_class_folders_become_labels_and_flat_folders_have_none(faces, volume, t
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_an_archive_gives_the_same_pictures_as_its_folder(kind, faces, volume, tmp_path) -> None:
+def test_an_archive_gives_the_same_pictures_as_its_folder(
+    kind: str, faces: Path, volume: "Volume", tmp_path: Path
+) -> None:
     archive = tmp_path / f"faces.{kind}"
     names = sorted(faces.iterdir(), reverse=True)  # the archive's own order must not matter
     if kind == "zip":
@@ -329,7 +345,7 @@ def packed(path: Path, names: list[str], mode: str = "w:gz") -> Path:
     return path
 
 
-def test_a_tar_of_the_current_folder_has_the_same_names_and_classes(volume, tmp_path) -> None:
+def test_a_tar_of_the_current_folder_has_the_same_names_and_classes(volume: "Volume", tmp_path: Path) -> None:
     flat = packed(tmp_path / "flat.tgz", ["./1.png", "./2.png"])
     assert open_images(volume, str(flat), 16).classes == ()
     tree = packed(tmp_path / "tree.tgz", ["./cats/1.png", "./dogs/2.png"])
@@ -339,13 +355,13 @@ def test_a_tar_of_the_current_folder_has_the_same_names_and_classes(volume, tmp_
     assert check(tree).classes == {"cats": 1, "dogs": 1}
 
 
-def test_the_one_folder_around_an_archive_is_no_class(volume, tmp_path) -> None:
+def test_the_one_folder_around_an_archive_is_no_class(volume: "Volume", tmp_path: Path) -> None:
     archive = packed(tmp_path / "w.tgz", ["faces/cats/1.png", "faces/dogs/2.png"])
     assert open_images(volume, str(archive), 16).classes == ("cats", "dogs")
 
 
 @pytest.mark.parametrize("mode", ["gz", "xz", "bz2"])
-def test_a_torn_archive_is_one_clear_line(mode, volume, tmp_path) -> None:
+def test_a_torn_archive_is_one_clear_line(mode: str, volume: "Volume", tmp_path: Path) -> None:
     whole = packed(tmp_path / "whole", [f"{i}.png" for i in range(40)], f"w:{mode}").read_bytes()
     (tmp_path / "torn").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DatasetError):
@@ -354,7 +370,7 @@ def test_a_torn_archive_is_one_clear_line(mode, volume, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
-def test_a_broken_member_of_a_zip_costs_one_picture(method, volume, tmp_path) -> None:
+def test_a_broken_member_of_a_zip_costs_one_picture(method: Any, volume: "Volume", tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", method) as out:
         for i in range(30):
@@ -368,7 +384,7 @@ def test_a_broken_member_of_a_zip_costs_one_picture(method, volume, tmp_path) ->
     assert len(open_images(volume, str(path), 16)) == 29
 
 
-def test_a_huge_header_in_a_tar_is_refused_unread(tmp_path) -> None:
+def test_a_huge_header_in_a_tar_is_refused_unread(tmp_path: Path) -> None:
     header = tarfile.TarInfo("x")
     header.type, header.size = tarfile.XHDTYPE, 40 << 20
     (tmp_path / "a.tar").write_bytes(header.tobuf(tarfile.USTAR_FORMAT) + b"\0" * (40 << 20))
@@ -376,10 +392,12 @@ def test_a_huge_header_in_a_tar_is_refused_unread(tmp_path) -> None:
         scan(tmp_path / "a.tar")
 
 
-def test_a_picture_that_vanishes_while_it_is_read_refuses_the_data_set(faces, volume, monkeypatch) -> None:
+def test_a_picture_that_vanishes_while_it_is_read_refuses_the_data_set(
+    faces: Path, volume: "Volume", monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = cache._Source._digest
 
-    def then_vanish(*given):
+    def then_vanish(*given: Any) -> Any:
         digests = real(*given)
         (faces / "007.png").unlink()
         return digests
@@ -390,7 +408,7 @@ def test_a_picture_that_vanishes_while_it_is_read_refuses_the_data_set(faces, vo
     assert list(volume.datasets.iterdir()) == []
 
 
-def test_max_skip_holds_for_a_cache_that_another_job_made(faces, volume) -> None:
+def test_max_skip_holds_for_a_cache_that_another_job_made(faces: Path, volume: "Volume") -> None:
     for i in range(5):
         (faces / f"broken{i}.png").write_bytes(b"no")
     open_images(volume, str(faces), 16, max_skip=0.5)
@@ -398,7 +416,7 @@ def test_max_skip_holds_for_a_cache_that_another_job_made(faces, volume) -> None
         open_images(volume, str(faces), 16)
 
 
-def test_a_folder_of_links_that_lead_away_says_so(faces, volume, tmp_path) -> None:
+def test_a_folder_of_links_that_lead_away_says_so(faces: Path, volume: "Volume", tmp_path: Path) -> None:
     away = tmp_path / "away"
     away.mkdir()
     for one in faces.iterdir():
@@ -407,7 +425,7 @@ def test_a_folder_of_links_that_lead_away_says_so(faces, volume, tmp_path) -> No
         open_images(volume, str(away), 16)
 
 
-def test_a_link_that_takes_a_files_place_is_not_followed_out(faces, tmp_path) -> None:
+def test_a_link_that_takes_a_files_place_is_not_followed_out(faces: Path, tmp_path: Path) -> None:
     listing = scan(faces)
     outside = tmp_path / "outside.png"
     picture(99).save(outside)
@@ -418,7 +436,7 @@ def test_a_link_that_takes_a_files_place_is_not_followed_out(faces, tmp_path) ->
 
 
 @pytest.mark.parametrize("index", ["[]", '{"count": 20, "size": 16}', "{torn"])
-def test_a_cache_with_a_broken_index_is_made_again(index, faces, volume) -> None:
+def test_a_cache_with_a_broken_index_is_made_again(index: str, faces: Path, volume: "Volume") -> None:
     first = open_images(volume, str(faces), 16)
     (volume.dataset(first.fingerprint) / "index.json").write_text(index)
     assert list_datasets(volume) == []
@@ -433,7 +451,7 @@ def test_sound_pixels_under_broken_exif_are_used() -> None:
 
 
 @pytest.mark.parametrize("limit", [resource.RLIMIT_AS, resource.RLIMIT_CPU])
-def test_decoders_work_under_the_limits_of_a_tighter_surrounding(limit) -> None:
+def test_decoders_work_under_the_limits_of_a_tighter_surrounding(limit: Any) -> None:
     code = (
         "import io, resource; from PIL import Image; from storage.datasets.decode_pool import decode_all\n"
         f"resource.setrlimit({int(limit)}, ({{v}}, {{v}}))\n"
@@ -444,7 +462,7 @@ def test_decoders_work_under_the_limits_of_a_tighter_surrounding(limit) -> None:
     assert done.stdout.strip() == "None"
 
 
-def test_members_that_lead_out_of_an_archive_are_left_out(tmp_path, volume) -> None:
+def test_members_that_lead_out_of_an_archive_are_left_out(tmp_path: Path, volume: "Volume") -> None:
     buffer = io.BytesIO()
     picture(1).save(buffer, "PNG")
     data = buffer.getvalue()
@@ -470,7 +488,7 @@ def test_members_that_lead_out_of_an_archive_are_left_out(tmp_path, volume) -> N
     assert not (tmp_path / "up.png").exists()
 
 
-def test_an_archive_bomb_is_refused_by_an_amount_with_the_option_that_lifts_it(tmp_path) -> None:
+def test_an_archive_bomb_is_refused_by_an_amount_with_the_option_that_lifts_it(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as out:
         out.writestr("a.png", b"\0" * (50 << 20))
     with tarfile.open(tmp_path / "bomb.tar.gz", "w:gz") as out:
@@ -484,7 +502,9 @@ def test_an_archive_bomb_is_refused_by_an_amount_with_the_option_that_lifts_it(t
         assert scan(tmp_path / name).names == ["a.png"]
 
 
-def test_a_job_of_0_2_still_leaves_out_what_unpacks_to_more_than_a_hundred_times_its_size(tmp_path) -> None:
+def test_a_job_of_0_2_still_leaves_out_what_unpacks_to_more_than_a_hundred_times_its_size(
+    tmp_path: Path,
+) -> None:
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as out:
         out.writestr("a.png", b"\0" * (50 << 20))
     assert [one.reason for one in scan(tmp_path / "bomb.zip", Reading(reader=1)).skipped] == [
@@ -495,7 +515,7 @@ def test_a_job_of_0_2_still_leaves_out_what_unpacks_to_more_than_a_hundred_times
 # --- the cache --------------------------------------------------------------------------------
 
 
-def test_a_second_look_decodes_nothing(faces, volume) -> None:
+def test_a_second_look_decodes_nothing(faces: Path, volume: "Volume") -> None:
     calls: list[int] = []
     first = open_images(volume, str(faces), 16, progress=lambda done, total: calls.append(done))
     assert calls[-1] == 20
@@ -505,7 +525,7 @@ def test_a_second_look_decodes_nothing(faces, volume) -> None:
     assert again.fingerprint == first.fingerprint
 
 
-def test_the_cache_outlives_its_source(faces, volume) -> None:
+def test_the_cache_outlives_its_source(faces: Path, volume: "Volume") -> None:
     first = open_images(volume, str(faces), 16)
     for one in faces.iterdir():
         one.unlink()
@@ -515,7 +535,9 @@ def test_the_cache_outlives_its_source(faces, volume) -> None:
 
 
 @pytest.mark.parametrize("change", ["content", "name", "size"])
-def test_another_content_name_or_size_is_another_fingerprint(change, faces, volume) -> None:
+def test_another_content_name_or_size_is_another_fingerprint(
+    change: str, faces: Path, volume: "Volume"
+) -> None:
     first = open_images(volume, str(faces), 16)
     size = 16
     if change == "content":
@@ -527,7 +549,7 @@ def test_another_content_name_or_size_is_another_fingerprint(change, faces, volu
     assert open_images(volume, str(faces), size).fingerprint != first.fingerprint
 
 
-def test_a_cache_that_lost_bytes_is_made_again(faces, volume) -> None:
+def test_a_cache_that_lost_bytes_is_made_again(faces: Path, volume: "Volume") -> None:
     first = open_images(volume, str(faces), 16)
     pixels = np.array(first.images_N3HW)
     with open(volume.dataset(first.fingerprint) / "images.u8", "r+b") as file:
@@ -579,7 +601,7 @@ def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_cache_that_was_damaged_is_said_and_made_again(
-    faces, volume, tmp_path, new_process, name, harm, said
+    faces: Path, volume: "Volume", tmp_path: Path, new_process: None, name: str, harm: Any, said: str
 ) -> None:
     tree = tmp_path / "tree"
     for number, kind in enumerate(("cats", "dogs")):
@@ -603,7 +625,9 @@ def test_a_cache_that_was_damaged_is_said_and_made_again(
     assert [one.name for one in volume.datasets.iterdir()] == [first.fingerprint]
 
 
-def test_a_cache_is_read_once_by_a_process_and_again_when_it_changed(faces, volume, monkeypatch) -> None:
+def test_a_cache_is_read_once_by_a_process_and_again_when_it_changed(
+    faces: Path, volume: "Volume", monkeypatch: pytest.MonkeyPatch
+) -> None:
     fingerprint = open_images(volume, str(faces), 16).fingerprint
     read: list[int] = []
     real = cache.read_checksums
@@ -618,7 +642,7 @@ def test_a_cache_is_read_once_by_a_process_and_again_when_it_changed(faces, volu
 
 @pytest.mark.parametrize("writable", [True, False], ids=["writable", "read-only"])
 def test_a_cache_of_the_last_release_is_used_and_gets_checksums(
-    faces, volume, new_process, monkeypatch, writable
+    faces: Path, volume: "Volume", new_process: None, monkeypatch: pytest.MonkeyPatch, writable: bool
 ) -> None:
     first = open_images(volume, str(faces), 16)
     path = volume.dataset(first.fingerprint) / "index.json"
@@ -637,7 +661,7 @@ def test_a_cache_of_the_last_release_is_used_and_gets_checksums(
     assert (opened is None, len(heard)) == ((True, 1) if writable else (False, 0))
 
 
-def test_the_last_release_reads_a_cache_with_checksums(faces, volume) -> None:
+def test_the_last_release_reads_a_cache_with_checksums(faces: Path, volume: "Volume") -> None:
     """Its index has the keys that it had, with the same meaning."""
     fingerprint = open_images(volume, str(faces), 16).fingerprint
     index = json.loads((volume.dataset(fingerprint) / "index.json").read_text())
@@ -647,7 +671,7 @@ def test_the_last_release_reads_a_cache_with_checksums(faces, volume) -> None:
 
 
 @pytest.mark.parametrize("sizes", [[1], [BLOCK_BYTES], [BLOCK_BYTES - 1, 2, 3 * BLOCK_BYTES], [0, 7, 0]])
-def test_checksums_of_a_stream_are_those_of_the_file(tmp_path, sizes) -> None:
+def test_checksums_of_a_stream_are_those_of_the_file(tmp_path: Path, sizes: Any) -> None:
     stream = BlockChecksums()
     with open(tmp_path / "a", "w+b") as file:
         for number, size in enumerate(sizes):
@@ -658,7 +682,7 @@ def test_checksums_of_a_stream_are_those_of_the_file(tmp_path, sizes) -> None:
         assert read_checksums(file.fileno(), sum(sizes), lambda done, blocks: None) == stream.crc32
 
 
-def test_a_run_that_is_to_stop_does_not_wait_for_the_checksums(tmp_path) -> None:
+def test_a_run_that_is_to_stop_does_not_wait_for_the_checksums(tmp_path: Path) -> None:
     with open(tmp_path / "a", "w+b") as file:
         file.truncate(200 * BLOCK_BYTES)
         seen: list[int] = []
@@ -673,7 +697,7 @@ def test_a_run_that_is_to_stop_does_not_wait_for_the_checksums(tmp_path) -> None
 
 
 def test_readers_of_a_cache_that_is_made_again_see_all_of_it_or_nothing(
-    faces, volume, tmp_path, new_process
+    faces: Path, volume: "Volume", tmp_path: Path, new_process: None
 ) -> None:
     first = open_images(volume, str(faces), 16)
     pixels = np.array(first.images_N3HW)
@@ -704,7 +728,7 @@ def test_readers_of_a_cache_that_is_made_again_see_all_of_it_or_nothing(
     assert not wrong
 
 
-def test_two_builders_at_once_end_with_one_whole_cache(faces, volume) -> None:
+def test_two_builders_at_once_end_with_one_whole_cache(faces: Path, volume: "Volume") -> None:
     found: list[str] = []
     threads = [
         threading.Thread(target=lambda: found.append(open_images(volume, str(faces), 16).fingerprint))
@@ -718,7 +742,9 @@ def test_two_builders_at_once_end_with_one_whole_cache(faces, volume) -> None:
     assert [one.name for one in volume.datasets.iterdir()] == [found[0]]
 
 
-def test_a_cache_that_does_not_fit_is_refused_with_bytes_needed_and_free(faces, volume, monkeypatch) -> None:
+def test_a_cache_that_does_not_fit_is_refused_with_bytes_needed_and_free(
+    faces: Path, volume: "Volume", monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cache, "RESERVE_BYTES", 1 << 60)
     with pytest.raises(DiskFullError) as caught:
         open_images(volume, str(faces), 16)
@@ -746,26 +772,28 @@ def result(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize("format", ["png", "tar"])
-def test_of_what_a_generation_made_its_pictures_are_taken_and_not_its_grids(result, format) -> None:
+def test_of_what_a_generation_made_its_pictures_are_taken_and_not_its_grids(
+    result: Callable[[str], Path], format: str
+) -> None:
     listing = scan(result(format))
     assert len(listing.names) == 5
     assert listing.classes() == ()
 
 
-def test_pictures_in_an_npz_are_no_data_set_and_the_error_names_one(result) -> None:
+def test_pictures_in_an_npz_are_no_data_set_and_the_error_names_one(result: Callable[[str], Path]) -> None:
     with pytest.raises(DatasetError, match=r"pictures\.npz") as caught:
         scan(result("npz"))
     assert "--format png" in str(caught.value.hint)
 
 
-def test_a_folder_of_ones_own_with_a_manifest_is_taken_whole(result) -> None:
+def test_a_folder_of_ones_own_with_a_manifest_is_taken_whole(result: Callable[[str], Path]) -> None:
     folder = result("png")
     shutil.rmtree(folder / "grids")
     Image.new("RGB", (8, 8)).save(folder / "mine.png")
     assert len(scan(folder).names) == 6
 
 
-def test_pictures_are_in_the_order_of_their_names(faces, volume) -> None:
+def test_pictures_are_in_the_order_of_their_names(faces: Path, volume: "Volume") -> None:
     images = open_images(volume, str(faces), 24)
     for i in (0, 7, 19):
         with Image.open(faces / f"{i:03d}.png") as one:
@@ -773,13 +801,13 @@ def test_pictures_are_in_the_order_of_their_names(faces, volume) -> None:
         assert np.array_equal(images.images_N3HW[i], expected)
 
 
-def test_the_list_names_source_count_and_size(faces, volume) -> None:
+def test_the_list_names_source_count_and_size(faces: Path, volume: "Volume") -> None:
     open_images(volume, str(faces), 16)
     (one,) = list_datasets(volume)
     assert (one["source"], one["count"], one["size"], one["bytes"]) == (str(faces), 20, 16, 20 * 3 * 16 * 16)
 
 
-def test_check_counts_files_that_are_copies_of_others(faces) -> None:
+def test_check_counts_files_that_are_copies_of_others(faces: Path) -> None:
     assert check(faces).copies == 0
     one = next(faces.glob("*.png")).read_bytes()
     for name in ("a.png", "b.png"):
@@ -790,7 +818,7 @@ def test_check_counts_files_that_are_copies_of_others(faces) -> None:
     assert check(faces).copies == 2, "what is left out is nobody's copy"
 
 
-def test_check_counts_what_training_would_find(faces) -> None:
+def test_check_counts_what_training_would_find(faces: Path) -> None:
     (faces / "x.png").write_bytes(b"no")
     Image.new("RGBA", (30, 24), (1, 2, 3, 4)).save(faces / "y.png")
     found = check(faces)

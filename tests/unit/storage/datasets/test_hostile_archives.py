@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -27,6 +28,9 @@ from storage.datasets.cache import open_images
 from storage.datasets.decode_pool import decode_all
 from storage.datasets.sources import Reading, open_reader, scan
 from storage.sandbox import NOBODY
+
+if TYPE_CHECKING:
+    from storage.volume.layout import Volume
 
 MOST_SECONDS = 30.0
 """For what takes STALL_SECONDS at most, on a machine that does other things besides."""
@@ -180,7 +184,7 @@ def test_a_hostile_archive_is_refused_with_its_name_and_the_limit(
     assert int(kilobytes) < 400_000
 
 
-def test_a_sparse_map_that_runs_backwards_ends_while_it_is_unpacked(tmp_path: Path, volume) -> None:
+def test_a_sparse_map_that_runs_backwards_ends_while_it_is_unpacked(tmp_path: Path, volume: "Volume") -> None:
     """Listing it is harmless; unpacking it unpacks all that lies before again for each piece."""
     piece, pieces = 1 << 16, 2000
     places = ",".join(f"{i * piece},{piece},{(i + 1) * piece},{-piece}" for i in range(pieces))

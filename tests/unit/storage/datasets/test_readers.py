@@ -9,6 +9,7 @@ import unicodedata
 import zipfile
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,9 @@ from storage.datasets.decode_pool import Decoded, decode_all
 from storage.datasets.names import class_depth
 from storage.datasets.sources import Reading, scan
 from storage.datasets.summary import Summary, of_listing
+
+if TYPE_CHECKING:
+    from storage.volume.layout import Volume
 
 OLD = Reading(reader=1, keep_duplicates=True)
 
@@ -82,7 +86,7 @@ def white_on_top(format: str, exif: bytes, **how: object) -> bytes:
     ],
 )
 @pytest.mark.parametrize("format", ["JPEG", "WEBP"])
-def test_an_image_is_turned_though_other_tags_of_its_exif_are_malformed(tags, format) -> None:
+def test_an_image_is_turned_though_other_tags_of_its_exif_are_malformed(tags: Any, format: str) -> None:
     data = white_on_top(format, tiff_tags(*tags))
     answer = decoded(data, size=40)
     assert answer.facts["notes"] == ["turned by EXIF"]
@@ -116,7 +120,7 @@ def chunk(kind: bytes, data: bytes, crc: int | None = None) -> bytes:
     ],
 )
 @pytest.mark.parametrize("behind", [False, True], ids=["before the pixels", "behind them"])
-def test_a_png_is_used_whatever_its_metadata_are(odd, behind) -> None:
+def test_a_png_is_used_whatever_its_metadata_are(odd: Any, behind: bool) -> None:
     whole = png(3)
     at = len(whole) - 12 if behind else 33
     answer = decoded(whole[:at] + odd + whole[at:])
@@ -137,7 +141,7 @@ def names_and_classes(source: Path) -> tuple[list[str], tuple[str, ...]]:
     return listing.names, listing.classes()
 
 
-def test_backslashes_separate_folders_in_a_zip_a_tar_and_a_folder(tmp_path, volume) -> None:
+def test_backslashes_separate_folders_in_a_zip_a_tar_and_a_folder(tmp_path: Path, volume: "Volume") -> None:
     files = {
         f"faces\\{kind}\\{i}.png": png(10 * (kind == "sad") + i) for kind in ("glad", "sad") for i in (1, 2)
     }
@@ -158,7 +162,7 @@ def test_backslashes_separate_folders_in_a_zip_a_tar_and_a_folder(tmp_path, volu
     assert scan(windows, OLD).classes() == ()
 
 
-def test_names_of_composed_and_decomposed_characters_are_one_class(tmp_path) -> None:
+def test_names_of_composed_and_decomposed_characters_are_one_class(tmp_path: Path) -> None:
     for form in ("NFC", "NFD"):
         folder = tmp_path / unicodedata.normalize(form, "Zoë")
         folder.mkdir()
@@ -170,7 +174,9 @@ def test_names_of_composed_and_decomposed_characters_are_one_class(tmp_path) -> 
     assert [listing.class_of(name) for name in listing.names] == ["Zoë", "Zoë", "other"]
 
 
-def test_two_files_whose_names_differ_in_their_form_alone_are_both_read(tmp_path, volume) -> None:
+def test_two_files_whose_names_differ_in_their_form_alone_are_both_read(
+    tmp_path: Path, volume: "Volume"
+) -> None:
     for seed, form in enumerate(("NFC", "NFD")):
         (tmp_path / unicodedata.normalize(form, "é.png")).write_bytes(png(seed))
     (tmp_path / "a").mkdir()
@@ -179,7 +185,9 @@ def test_two_files_whose_names_differ_in_their_form_alone_are_both_read(tmp_path
     assert len(open_images(volume, str(tmp_path), 16)) == 4
 
 
-def test_a_zip_of_macos_with_utf_8_that_it_does_not_declare_has_readable_classes(tmp_path, volume) -> None:
+def test_a_zip_of_macos_with_utf_8_that_it_does_not_declare_has_readable_classes(
+    tmp_path: Path, volume: "Volume"
+) -> None:
     path = tmp_path / "a.zip"
     files = {f"{kind}/{i}.png": png(i) for i, kind in enumerate(("Zoo", "cat"))}
     zipped(path, files)
@@ -187,7 +195,7 @@ def test_a_zip_of_macos_with_utf_8_that_it_does_not_declare_has_readable_classes
     assert open_images(volume, str(path), 16).classes == ("Zü", "cat")
 
 
-def test_what_systems_add_is_no_image(tmp_path) -> None:
+def test_what_systems_add_is_no_image(tmp_path: Path) -> None:
     for name in ("__MACOSX/._1.png", "cats/@eaDir/1.png/SYNO.jpg", "cats/.thumbs/1.png", "lost+found/1.png"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -218,7 +226,7 @@ def test_what_systems_add_is_no_image(tmp_path) -> None:
         (["0/1.png", "9/2.png"], 0),
     ],
 )
-def test_packaging_is_no_class(names, depth) -> None:
+def test_packaging_is_no_class(names: list[str], depth: Any) -> None:
     assert class_depth(names) == depth
 
 
@@ -226,7 +234,9 @@ def test_packaging_is_no_class(names, depth) -> None:
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.xz", "tar.bz2"])
-def test_bitmaps_that_shrink_a_thousand_times_are_read_from_an_archive(tmp_path, volume, kind) -> None:
+def test_bitmaps_that_shrink_a_thousand_times_are_read_from_an_archive(
+    tmp_path: Path, volume: "Volume", kind: str
+) -> None:
     path = tmp_path / f"shapes.{kind}"
     files = {}
     for i in range(6):
@@ -273,7 +283,7 @@ def deep_colours(most: int) -> bytes:
     ],
     ids=["grey PNG", "grey TIFF", "TIFF of 32 bits", "colour PNG"],
 )
-def test_values_of_12_bits_are_noticed_and_can_be_scaled(data, tmp_path) -> None:
+def test_values_of_12_bits_are_noticed_and_can_be_scaled(data: Any, tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_bytes(data)
     (said,) = [line for line in check(tmp_path).lines() if "--white-level" in line]
     _, high = check(tmp_path).depth
@@ -289,13 +299,13 @@ def test_values_of_12_bits_are_noticed_and_can_be_scaled(data, tmp_path) -> None
     ]
 
 
-def test_floats_need_a_white_level_and_have_one(tmp_path) -> None:
+def test_floats_need_a_white_level_and_have_one(tmp_path: Path) -> None:
     data = encoded(Image.fromarray(np.full((24, 30), 0.5, np.float32)), "TIFF")
     assert decoded(data).reason == "floating-point pixels, with no range given"
     assert pixels(decoded(data, Reading(white_level=1.0))).tolist() == np.full((3, 16, 16), 128).tolist()
 
 
-def test_the_whole_range_of_16_bits_is_no_remark(tmp_path) -> None:
+def test_the_whole_range_of_16_bits_is_no_remark(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(deep(65535), "PNG"))
     assert not [line for line in check(tmp_path).lines() if "--white-level" in line]
 
@@ -303,7 +313,9 @@ def test_the_whole_range_of_16_bits_is_no_remark(tmp_path) -> None:
 # --- nothing is lost in silence -----------------------------------------------------------------
 
 
-def test_a_class_behind_a_link_out_of_the_folder_counts_with_all_its_images(tmp_path, volume) -> None:
+def test_a_class_behind_a_link_out_of_the_folder_counts_with_all_its_images(
+    tmp_path: Path, volume: "Volume"
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     for kind, folder in (("a", tmp_path / "data"), ("b", tmp_path / "data"), ("c", elsewhere)):
         (folder / kind).mkdir(parents=True)
@@ -315,7 +327,7 @@ def test_a_class_behind_a_link_out_of_the_folder_counts_with_all_its_images(tmp_
     assert check(tmp_path / "data").pictures == 12
 
 
-def test_a_link_inside_the_folder_is_followed_and_a_circle_ends(tmp_path, volume) -> None:
+def test_a_link_inside_the_folder_is_followed_and_a_circle_ends(tmp_path: Path, volume: "Volume") -> None:
     (tmp_path / ".pool" / "c").mkdir(parents=True)
     (tmp_path / "a").mkdir()
     for i in range(3):
@@ -328,7 +340,9 @@ def test_a_link_inside_the_folder_is_followed_and_a_circle_ends(tmp_path, volume
     assert images.labels_N.tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_a_folder_that_cannot_be_read_refuses_the_data_set(tmp_path, monkeypatch) -> None:
+def test_a_folder_that_cannot_be_read_refuses_the_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "closed").mkdir()
     (tmp_path / "1.png").write_bytes(png())
     listed = os.scandir
@@ -351,7 +365,7 @@ def test_a_folder_that_cannot_be_read_refuses_the_data_set(tmp_path, monkeypatch
         *(("ICNS", "icns"), ("ICO", "ico"), ("PCX", "pcx"), ("SGI", "sgi"), ("DDS", "dds"), ("DIB", "dib")),
     ],
 )
-def test_every_format_that_pillow_decodes_is_read(format, suffix, tmp_path) -> None:
+def test_every_format_that_pillow_decodes_is_read(format: Any, suffix: Any, tmp_path: Path) -> None:
     image = noise(1, (32, 32))
     (tmp_path / f"a.{suffix}").write_bytes(encoded(image, format))
     found = check(tmp_path)
@@ -372,7 +386,9 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
         ("a.svg", b"<svg/>", "vector graphics is not read"),
     ],
 )
-def test_a_format_that_is_not_read_is_named_and_counted(name, data, reason, tmp_path, volume) -> None:
+def test_a_format_that_is_not_read_is_named_and_counted(
+    name: str, data: Any, reason: str, tmp_path: Path, volume: "Volume"
+) -> None:
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(png(i))
     (tmp_path / name).write_bytes(data)
@@ -382,7 +398,7 @@ def test_a_format_that_is_not_read_is_named_and_counted(name, data, reason, tmp_
     assert len(open_images(volume, str(tmp_path), 16, max_skip=0.3)) == 3
 
 
-def test_names_alone_say_what_will_be_left_out_and_how_to_use_it(tmp_path) -> None:
+def test_names_alone_say_what_will_be_left_out_and_how_to_use_it(tmp_path: Path) -> None:
     for i in range(2):
         (tmp_path / f"{i}.heic").write_bytes(HEIC)
         (tmp_path / f"{i}.png").write_bytes(png(i))
@@ -429,7 +445,7 @@ def profile(colours: tuple[tuple[float, ...], ...], gamma: float, space: bytes =
     ids=["Display P3", "Adobe RGB", "linear", "swapped primaries"],
 )
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "WEBP"])
-def test_colour_profiles_are_converted_to_srgb(colours, gamma, format) -> None:
+def test_colour_profiles_are_converted_to_srgb(colours: Any, gamma: float, format: str) -> None:
     from PIL import ImageCms
 
     icc = profile(colours, gamma)
@@ -479,7 +495,7 @@ def test_profiles_of_grey_transparent_and_palette_images_are_converted() -> None
 
 
 @pytest.mark.parametrize("make", ["RGB", "L", "1", "quality"])
-def test_a_data_set_without_colour_is_noticed(make, tmp_path) -> None:
+def test_a_data_set_without_colour_is_noticed(make: str, tmp_path: Path) -> None:
     for i in range(5):
         grey = noise(i).convert("L")
         if make == "quality":
@@ -514,7 +530,9 @@ NAMES = [f"0000{i // 2}/img{i:08d}.png" for i in range(4)]
     ids=["numbers", "numbers in order", "vectors", "camera angles", "none"],
 )
 @pytest.mark.parametrize("kind", ["zip", "folder", "tar"])
-def test_labels_of_stylegan_are_the_classes(labels, classes, numbers, kind, tmp_path, volume) -> None:
+def test_labels_of_stylegan_are_the_classes(
+    labels: Any, classes: Any, numbers: Any, kind: str, tmp_path: Path, volume: "Volume"
+) -> None:
     source = stylegan(tmp_path / "a.zip", labels, "ffhq/" if kind == "tar" else "")
     if kind != "zip":
         with zipfile.ZipFile(source) as packed:
@@ -529,19 +547,19 @@ def test_labels_of_stylegan_are_the_classes(labels, classes, numbers, kind, tmp_
     assert (None if images.labels_N is None else images.labels_N.tolist()) == numbers
 
 
-def test_images_without_a_label_leave_no_classes_and_are_counted(tmp_path) -> None:
+def test_images_without_a_label_leave_no_classes_and_are_counted(tmp_path: Path) -> None:
     listing = scan(stylegan(tmp_path / "a.zip", list(zip(NAMES[:3], [0, 1, 0], strict=True))))
     assert (listing.classes(), listing.unlabelled()) == ((), 1)
 
 
-def test_a_dataset_json_of_another_program_is_ignored(tmp_path) -> None:
+def test_a_dataset_json_of_another_program_is_ignored(tmp_path: Path) -> None:
     files = {f"{kind}/{i}.png": png(i) for kind in ("a", "b") for i in range(2)}
     for text in ("[]", '{"labels": 3}', "{torn", '{"info": {}}', "[" * 100_000):
         listing = scan(zipped(tmp_path / "a.zip", {**files, "dataset.json": text.encode()}))
         assert listing.classes() == ("a", "b")
 
 
-def test_copies_are_named_and_left_out_unless_they_are_asked_for(tmp_path, volume) -> None:
+def test_copies_are_named_and_left_out_unless_they_are_asked_for(tmp_path: Path, volume: "Volume") -> None:
     for i in range(6):
         (tmp_path / f"{i}.png").write_bytes(png(i % 3))
     found: list[Summary] = []
@@ -558,7 +576,7 @@ def test_copies_are_named_and_left_out_unless_they_are_asked_for(tmp_path, volum
 # --- what stored jobs have ----------------------------------------------------------------------
 
 
-def test_a_data_set_without_any_such_case_has_the_cache_of_ganq_0_2(tmp_path, volume) -> None:
+def test_a_data_set_without_any_such_case_has_the_cache_of_ganq_0_2(tmp_path: Path, volume: "Volume") -> None:
     for kind in ("a", "b"):
         (tmp_path / "data" / kind).mkdir(parents=True)
     for i in range(4):
@@ -582,7 +600,7 @@ def test_a_data_set_without_any_such_case_has_the_cache_of_ganq_0_2(tmp_path, vo
     assert set(again) == {0}, "and now it is known to be right for both"
 
 
-def test_where_the_readers_differ_each_has_its_cache(tmp_path, volume) -> None:
+def test_where_the_readers_differ_each_has_its_cache(tmp_path: Path, volume: "Volume") -> None:
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(encoded(noise(i), "PNG", icc_profile=profile(P3, 2.2)))
     for first, second in ((OLD, Reading()), (Reading(), OLD)):
@@ -593,7 +611,9 @@ def test_where_the_readers_differ_each_has_its_cache(tmp_path, volume) -> None:
     assert len(list(volume.datasets.iterdir())) == 2
 
 
-def test_a_stored_job_keeps_its_classes_though_folders_are_packaging_now(tmp_path, volume) -> None:
+def test_a_stored_job_keeps_its_classes_though_folders_are_packaging_now(
+    tmp_path: Path, volume: "Volume"
+) -> None:
     for i, kind in enumerate(("train", "val")):
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "1.png").write_bytes(png(i))

@@ -1,6 +1,7 @@
 """The demo's faces: the same for the same seed, different among themselves, their artists named."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def load(folder: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_every_style_draws_faces_that_differ(style, tmp_path) -> None:
+def test_every_style_draws_faces_that_differ(style: Any, tmp_path: Path) -> None:
     faces = load(make_faces(tmp_path / style, style=style, count=6, size=48))
     assert faces.shape == (6, 48, 48, 3)
     assert len({face.tobytes() for face in faces}) == 6
@@ -35,7 +36,7 @@ def test_every_style_has_a_licence_that_allows_it() -> None:
     assert {one.licence for one in styles()} <= {"CC0 1.0", "CC BY 4.0"}
 
 
-def test_face_i_depends_on_style_seed_and_i_alone(tmp_path) -> None:
+def test_face_i_depends_on_style_seed_and_i_alone(tmp_path: Path) -> None:
     few = load(make_faces(tmp_path / "few", count=4, size=32))
     many = load(make_faces(tmp_path / "many", count=120, size=32))  # several processes
     other = load(make_faces(tmp_path / "other", count=4, size=32, seed=1))
@@ -43,7 +44,7 @@ def test_face_i_depends_on_style_seed_and_i_alone(tmp_path) -> None:
     assert not np.array_equal(few, other)
 
 
-def test_a_folder_with_somebodys_files_is_never_replaced(tmp_path) -> None:
+def test_a_folder_with_somebodys_files_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "face-000001.png").write_text("precious")
     with pytest.raises(DatasetError, match="did not draw"):
@@ -51,14 +52,14 @@ def test_a_folder_with_somebodys_files_is_never_replaced(tmp_path) -> None:
     assert (tmp_path / "mine" / "face-000001.png").read_text() == "precious"
 
 
-def test_its_own_data_set_is_replaced(tmp_path) -> None:
+def test_its_own_data_set_is_replaced(tmp_path: Path) -> None:
     make_faces(tmp_path / "f", count=5, size=32)
     make_faces(tmp_path / "f", count=2, size=32)
     assert len(list((tmp_path / "f").glob("*.png"))) == 2
 
 
 @pytest.mark.parametrize("bad", [{"style": "nobody"}, {"count": 0}, {"count": 10**9}, {"size": 3}])
-def test_an_impossible_request_is_one_clear_line(bad, tmp_path) -> None:
+def test_an_impossible_request_is_one_clear_line(bad: Any, tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         make_faces(tmp_path / "f", **bad)
     assert caught.value.hint

@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import tarfile
 import tracemalloc
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +45,7 @@ def write(folder: Path, format: str, numbers: range, *, total: int | None = None
     return sink
 
 
-def test_a_result_of_any_format_appears_at_once_and_verifies(format, tmp_path) -> None:
+def test_a_result_of_any_format_appears_at_once_and_verifies(format: Any, tmp_path: Path) -> None:
     sink = write(tmp_path / "a1", format, range(10))
     sink.add_grid("grid-0000", pixels(99))
     assert not [one.name for one in (tmp_path / "a1").iterdir() if RESULT.fullmatch(one.name)]
@@ -53,7 +55,7 @@ def test_a_result_of_any_format_appears_at_once_and_verifies(format, tmp_path) -
     assert all(RESULT.fullmatch(one.name) for one in (tmp_path / "a1").iterdir())
 
 
-def test_other_programs_read_it(format, tmp_path) -> None:
+def test_other_programs_read_it(format: Any, tmp_path: Path) -> None:
     write(tmp_path / "a1", format, range(10)).publish()
     folder = tmp_path / "a1"
     if format == "tar":
@@ -73,7 +75,7 @@ def test_other_programs_read_it(format, tmp_path) -> None:
     assert np.abs(np.stack(read) - wanted).max() <= (0 if format != "jpeg" else 25)
 
 
-def test_the_manifest_says_where_each_picture_lies_and_its_hash(format, tmp_path) -> None:
+def test_the_manifest_says_where_each_picture_lies_and_its_hash(format: Any, tmp_path: Path) -> None:
     facts = write(tmp_path / "a1", format, range(5, 9)).publish()
     made = list(read_manifest(tmp_path / "a1", facts["manifest_sha256"]))
     assert [one.record["draw"] for one in made] == [5, 6, 7, 8]
@@ -88,7 +90,9 @@ def test_the_manifest_says_where_each_picture_lies_and_its_hash(format, tmp_path
 
 
 @pytest.mark.parametrize("cuts", [(0, 4, 10), (0, 1, 2, 9, 10), (0, 10)])
-def test_gathered_parts_are_the_bytes_of_one_that_was_not_split(format, cuts, tmp_path, monkeypatch) -> None:
+def test_gathered_parts_are_the_bytes_of_one_that_was_not_split(
+    format: Any, cuts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(formats, "PICTURES_IN_A_TAR", 3)
     whole = write(tmp_path / "whole", format, range(10))
     whole.publish()
@@ -106,7 +110,7 @@ def test_gathered_parts_are_the_bytes_of_one_that_was_not_split(format, cuts, tm
 
 
 @pytest.mark.parametrize("harm", ["missing", "changed", "extra", "truncated"])
-def test_a_harmed_result_does_not_verify(format, harm, tmp_path) -> None:
+def test_a_harmed_result_does_not_verify(format: Any, harm: str, tmp_path: Path) -> None:
     write(tmp_path / "a1", format, range(6)).publish()
     folder = tmp_path / "a1"
     archive = {"tar": "shard-00000.tar", "npz": NPZ}.get(format)
@@ -126,7 +130,7 @@ def test_a_harmed_result_does_not_verify(format, harm, tmp_path) -> None:
         verify_manifest(folder)
 
 
-def test_a_result_is_copied_whole_and_a_strange_one_is_not_touched(format, tmp_path) -> None:
+def test_a_result_is_copied_whole_and_a_strange_one_is_not_touched(format: Any, tmp_path: Path) -> None:
     facts = write(tmp_path / "a1", format, range(6)).publish()
     assert copy_out(tmp_path / "a1", str(tmp_path / "out")) == {"out": str(tmp_path / "out")}
     assert verify_manifest(tmp_path / "out", manifest_sha256=facts["manifest_sha256"]) == 6
@@ -135,7 +139,7 @@ def test_a_result_is_copied_whole_and_a_strange_one_is_not_touched(format, tmp_p
     assert verify_manifest(tmp_path / "out", manifest_sha256=facts["manifest_sha256"]) == 6
 
 
-def test_a_discarded_result_leaves_nothing_and_a_killed_one_is_swept(format, tmp_path) -> None:
+def test_a_discarded_result_leaves_nothing_and_a_killed_one_is_swept(format: Any, tmp_path: Path) -> None:
     write(tmp_path / "a1", format, range(5), total=9).discard()
     assert list((tmp_path / "a1").iterdir()) == []
     killed = write(tmp_path / "a1", format, range(5), total=9)  # never discarded
@@ -145,7 +149,9 @@ def test_a_discarded_result_leaves_nothing_and_a_killed_one_is_swept(format, tmp
     killed.discard()  # its file handles
 
 
-def test_memory_does_not_grow_with_the_number_of_pictures(format, tmp_path, monkeypatch) -> None:
+def test_memory_does_not_grow_with_the_number_of_pictures(
+    format: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither where they are written, nor where they are gathered, nor where they are verified."""
     if format in ("webp", "jpeg"):
         pytest.skip("a folder of files, as png")
@@ -177,7 +183,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(format, tmp_path, monk
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(tmp_path: Path) -> Iterator[Any]:
     """A file system of 1 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
@@ -190,7 +196,7 @@ def small_disk(tmp_path):
 
 
 def test_a_disk_that_fills_at_seven_tenths_is_told_leaves_nothing_and_works_again_with_room(
-    format, small_disk, monkeypatch
+    format: Any, small_disk: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "storage.results.writer.require_room", lambda folder, needed: None

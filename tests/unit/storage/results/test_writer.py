@@ -28,14 +28,14 @@ def filled(folder: Path, count: int = 10) -> ImageFiles:
     return sink
 
 
-def test_png_is_lossless_whatever_the_layout_in_memory(tmp_path) -> None:
+def test_png_is_lossless_whatever_the_layout_in_memory(tmp_path: Path) -> None:
     for image in (pixels(1), pixels(2)[:, ::-1], pixels(3).transpose(1, 0, 2)):
         write_png(tmp_path / "a.png", image)
         with Image.open(tmp_path / "a.png") as back:
             assert np.array_equal(np.asarray(back), image)
 
 
-def test_png_without_fpng_is_lossless_too(monkeypatch) -> None:
+def test_png_without_fpng_is_lossless_too(monkeypatch: pytest.MonkeyPatch) -> None:
     import io
     import sys
 
@@ -44,7 +44,7 @@ def test_png_without_fpng_is_lossless_too(monkeypatch) -> None:
         assert np.array_equal(np.asarray(back), pixels(1))
 
 
-def test_nothing_is_visible_before_publication(tmp_path) -> None:
+def test_nothing_is_visible_before_publication(tmp_path: Path) -> None:
     sink = filled(tmp_path / "a1")
     assert not any((tmp_path / "a1" / name).exists() for name in ("images", "grids", "manifest.jsonl"))
     facts = sink.publish()
@@ -54,7 +54,7 @@ def test_nothing_is_visible_before_publication(tmp_path) -> None:
     assert not list((tmp_path / "a1").glob("*.tmp-*"))
 
 
-def test_the_manifest_has_index_seed_draw_score_and_hash(tmp_path) -> None:
+def test_the_manifest_has_index_seed_draw_score_and_hash(tmp_path: Path) -> None:
     filled(tmp_path / "a1").publish()
     line = json.loads((tmp_path / "a1" / "manifest.jsonl").read_text().splitlines()[3])
     assert line["index"] == 3
@@ -63,7 +63,7 @@ def test_the_manifest_has_index_seed_draw_score_and_hash(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("harm", ["missing", "changed", "extra", "renumbered"])
-def test_a_result_that_was_harmed_does_not_verify(harm, tmp_path) -> None:
+def test_a_result_that_was_harmed_does_not_verify(harm: str, tmp_path: Path) -> None:
     filled(tmp_path / "a1").publish()
     images = tmp_path / "a1" / "images"
     if harm == "missing":
@@ -79,19 +79,19 @@ def test_a_result_that_was_harmed_does_not_verify(harm, tmp_path) -> None:
         verify_manifest(tmp_path / "a1")
 
 
-def test_leftovers_of_a_killed_attempt_are_swept_and_never_published(tmp_path) -> None:
+def test_leftovers_of_a_killed_attempt_are_swept_and_never_published(tmp_path: Path) -> None:
     filled(tmp_path / "a1", count=15)  # killed before it was published
     filled(tmp_path / "a1", count=3).publish()
     assert verify_manifest(tmp_path / "a1") == 3
     assert not list((tmp_path / "a1").glob("*.tmp-*"))
 
 
-def test_discarded_pictures_leave_nothing(tmp_path) -> None:
+def test_discarded_pictures_leave_nothing(tmp_path: Path) -> None:
     filled(tmp_path / "a1").discard()
     assert list((tmp_path / "a1").iterdir()) == []
 
 
-def test_results_are_copied_out_and_a_bad_place_is_told_and_harmless(tmp_path) -> None:
+def test_results_are_copied_out_and_a_bad_place_is_told_and_harmless(tmp_path: Path) -> None:
     filled(tmp_path / "a1").publish()
     assert copy_out(tmp_path / "a1", str(tmp_path / "out")) == {"out": str(tmp_path / "out")}
     assert verify_manifest(tmp_path / "out") == 10
@@ -100,7 +100,7 @@ def test_results_are_copied_out_and_a_bad_place_is_told_and_harmless(tmp_path) -
     assert verify_manifest(tmp_path / "a1") == 10
 
 
-def test_a_folder_that_holds_pictures_already_is_not_written_to(tmp_path) -> None:
+def test_a_folder_that_holds_pictures_already_is_not_written_to(tmp_path: Path) -> None:
     filled(tmp_path / "a1", count=4).publish()
     own = tmp_path / "out" / "images" / "000000.png"
     own.parent.mkdir(parents=True)
@@ -110,7 +110,7 @@ def test_a_folder_that_holds_pictures_already_is_not_written_to(tmp_path) -> Non
     assert [one.name for one in (tmp_path / "out").iterdir()] == ["images"]
 
 
-def test_an_image_file_is_named_by_its_output_index(tmp_path) -> None:
+def test_an_image_file_is_named_by_its_output_index(tmp_path: Path) -> None:
     sink = ImageFiles(tmp_path / "a1")
     sink.add(GeneratedImage(pixels(0), output_index=index) for index in (7, 1000))
     sink.publish()
@@ -118,7 +118,7 @@ def test_an_image_file_is_named_by_its_output_index(tmp_path) -> None:
     assert verify_manifest(tmp_path / "a1") == 2
 
 
-def test_a_manifest_that_cannot_be_written_leaves_no_pictures_behind(tmp_path) -> None:
+def test_a_manifest_that_cannot_be_written_leaves_no_pictures_behind(tmp_path: Path) -> None:
     (tmp_path / "a1" / "manifest.jsonl" / "in the way").mkdir(parents=True)
     sink = filled(tmp_path / "a1")
     with pytest.raises(StorageError):
@@ -127,7 +127,7 @@ def test_a_manifest_that_cannot_be_written_leaves_no_pictures_behind(tmp_path) -
 
 
 @pytest.mark.parametrize("harm", ["no manifest", "torn manifest", "not a picture"])
-def test_whatever_is_wrong_with_a_result_is_a_storage_error(harm, tmp_path) -> None:
+def test_whatever_is_wrong_with_a_result_is_a_storage_error(harm: str, tmp_path: Path) -> None:
     filled(tmp_path / "a1").publish()
     manifest = tmp_path / "a1" / "manifest.jsonl"
     if harm == "no manifest":
@@ -144,7 +144,9 @@ def test_whatever_is_wrong_with_a_result_is_a_storage_error(harm, tmp_path) -> N
         verify_manifest(tmp_path / "a1")
 
 
-def test_another_file_appears_with_the_pictures_and_is_verified_by_what_the_result_says(tmp_path) -> None:
+def test_another_file_appears_with_the_pictures_and_is_verified_by_what_the_result_says(
+    tmp_path: Path,
+) -> None:
     sink = filled(tmp_path / "a1")
     sink.add_file("film.gif", b"GIF89a...")
     assert not (tmp_path / "a1" / "grids").exists()
@@ -160,11 +162,11 @@ def test_another_file_appears_with_the_pictures_and_is_verified_by_what_the_resu
         verify_files(tmp_path / "a1", facts["files"])
 
 
-def test_a_result_without_other_files_says_nothing_of_them(tmp_path) -> None:
+def test_a_result_without_other_files_says_nothing_of_them(tmp_path: Path) -> None:
     assert "files" not in filled(tmp_path / "a1").publish()
 
 
-def test_reports_are_written_whole_and_a_file_is_what_its_checksum_says(tmp_path) -> None:
+def test_reports_are_written_whole_and_a_file_is_what_its_checksum_says(tmp_path: Path) -> None:
     files = write_files(tmp_path, {"evaluation.json": b"{}", "neighbours.png": pixels(1)})
     verify_files(tmp_path, files)
     with Image.open(tmp_path / "neighbours.png") as back:
@@ -177,7 +179,7 @@ def test_reports_are_written_whole_and_a_file_is_what_its_checksum_says(tmp_path
 
 
 @pytest.mark.parametrize("most", [3, 10, 99])
-def test_published_pictures_are_read_back_evenly_chosen(tmp_path, most) -> None:
+def test_published_pictures_are_read_back_evenly_chosen(tmp_path: Path, most: int) -> None:
     facts = filled(tmp_path / "a1").publish()
     read = list(read_images(tmp_path / "a1", facts["manifest_sha256"], most))
     wanted = range(10) if most >= 10 else [place * 10 // most for place in range(most)]

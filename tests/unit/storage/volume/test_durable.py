@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,14 +51,14 @@ BREAKS = [RuntimeError("in the middle"), KeyboardInterrupt(), OSError(5, "I/O er
 # --- whole or not at all ------------------------------------------------------------------------
 
 
-def test_a_written_file_is_there_with_its_digest(tmp_path):
+def test_a_written_file_is_there_with_its_digest(tmp_path: Path) -> None:
     digest = write_bytes(tmp_path / "f", b"abc")
     assert (tmp_path / "f").read_bytes() == b"abc"
     assert digest == sha256_file(tmp_path / "f")
     assert names(tmp_path) == ["f"]
 
 
-def test_json_is_written_for_people_and_in_one_order(tmp_path):
+def test_json_is_written_for_people_and_in_one_order(tmp_path: Path) -> None:
     write_json(tmp_path / "f", {"b": 1, "a": "ü"})
     text = (tmp_path / "f").read_text()
     assert json.loads(text) == {"a": "ü", "b": 1}
@@ -68,7 +69,7 @@ def test_json_is_written_for_people_and_in_one_order(tmp_path):
 @pytest.mark.parametrize(
     "error", [RuntimeError("in the middle"), KeyboardInterrupt(), OSError(5, "I/O error")]
 )
-def test_a_write_that_breaks_off_leaves_the_old_file_and_no_rest(tmp_path, error):
+def test_a_write_that_breaks_off_leaves_the_old_file_and_no_rest(tmp_path: Path, error: Any) -> None:
     write_bytes(tmp_path / "f", b"old")
 
     def work() -> None:
@@ -83,7 +84,7 @@ def test_a_write_that_breaks_off_leaves_the_old_file_and_no_rest(tmp_path, error
     assert (tmp_path / "f").read_bytes() == b"old"
 
 
-def test_a_folder_appears_whole_with_a_manifest_of_all_its_files(tmp_path):
+def test_a_folder_appears_whole_with_a_manifest_of_all_its_files(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "epoch-5"
 
     digest, size = write_folder(target, writers(state_bin=b"abc", meta_json=b"{}"))
@@ -102,7 +103,7 @@ def test_a_folder_appears_whole_with_a_manifest_of_all_its_files(tmp_path):
 @pytest.mark.parametrize(
     "error", [RuntimeError("in the middle"), KeyboardInterrupt(), OSError(5, "I/O error")]
 )
-def test_a_folder_whose_writer_breaks_off_is_not_there(tmp_path, error):
+def test_a_folder_whose_writer_breaks_off_is_not_there(tmp_path: Path, error: Any) -> None:
     def broken(path: Path) -> None:
         path.write_bytes(b"half")
         raise error
@@ -113,7 +114,7 @@ def test_a_folder_whose_writer_breaks_off_is_not_there(tmp_path, error):
     assert names(tmp_path) == []
 
 
-def test_a_folder_that_exists_is_never_overwritten(tmp_path):
+def test_a_folder_that_exists_is_never_overwritten(tmp_path: Path) -> None:
     digest, _ = write_folder(tmp_path / "c", writers(a=b"1"))
 
     with pytest.raises(StorageError):
@@ -123,7 +124,7 @@ def test_a_folder_that_exists_is_never_overwritten(tmp_path):
     assert names(tmp_path) == ["c"]
 
 
-def test_readers_in_a_loop_never_see_a_torn_file(tmp_path):
+def test_readers_in_a_loop_never_see_a_torn_file(tmp_path: Path) -> None:
     """Each version is one letter, many times: a mixture or a short one would be torn."""
     path, size, stop = tmp_path / "f", 200_000, threading.Event()
     write_bytes(path, b"a" * size)
@@ -151,7 +152,7 @@ def test_readers_in_a_loop_never_see_a_torn_file(tmp_path):
     assert reads > 60
 
 
-def test_readers_of_a_folder_find_it_complete_or_not_at_all(tmp_path):
+def test_readers_of_a_folder_find_it_complete_or_not_at_all(tmp_path: Path) -> None:
     target, done, torn = tmp_path / "c", threading.Event(), []
 
     def read() -> None:
@@ -206,7 +207,7 @@ def position(calls: list[str], pattern: str, after: int = -1) -> int:
     pytest.fail(f"no {pattern} after call {after} in\n" + "\n".join(calls))
 
 
-def test_a_file_is_synced_before_it_is_renamed_and_its_folder_after(tmp_path):
+def test_a_file_is_synced_before_it_is_renamed_and_its_folder_after(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     calls = traced(tmp_path, "write_bytes(Path('d/f'), b'abc')")
 
@@ -216,7 +217,7 @@ def test_a_file_is_synced_before_it_is_renamed_and_its_folder_after(tmp_path):
     position(calls, r"fsync\(\d+<[^>]*/d>\).*= 0", renamed)
 
 
-def test_a_folders_files_are_synced_then_its_manifest_then_its_name(tmp_path):
+def test_a_folders_files_are_synced_then_its_manifest_then_its_name(tmp_path: Path) -> None:
     calls = traced(tmp_path, "write_folder(Path('d/c'), {'a': lambda p: p.write_bytes(b'abc') and None})")
 
     made = position(calls, r'mkdir.*"d".*= 0')
@@ -253,7 +254,7 @@ def tiny_disk() -> Iterator[Path]:
     folder.rmdir()
 
 
-def test_a_full_disk_is_said_and_nothing_is_left(tiny_disk):
+def test_a_full_disk_is_said_and_nothing_is_left(tiny_disk: Path) -> None:
     write_bytes(tiny_disk / "old", b"old")
 
     with pytest.raises(DiskFullError) as caught:
@@ -269,7 +270,7 @@ def test_a_full_disk_is_said_and_nothing_is_left(tiny_disk):
     write_folder(tiny_disk / "c", writers(a=b"x" * 500_000))  # all the room is there again
 
 
-def test_a_quota_is_a_full_disk_too(tmp_path):
+def test_a_quota_is_a_full_disk_too(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
@@ -308,7 +309,7 @@ def as_nobody() -> Iterator[Path]:
     ],
     ids=["file", "folder", "make_folder"],
 )
-def test_a_folder_that_may_not_be_written_is_said(as_nobody, write):
+def test_a_folder_that_may_not_be_written_is_said(as_nobody: Path, write: Any) -> None:
     with pytest.raises(VolumeError) as caught:
         write(as_nobody)
     assert "permission denied" in str(caught.value)
@@ -316,7 +317,7 @@ def test_a_folder_that_may_not_be_written_is_said(as_nobody, write):
     assert names(as_nobody) == ["hidden"]
 
 
-def test_a_folder_that_may_not_be_entered_is_said(as_nobody):
+def test_a_folder_that_may_not_be_entered_is_said(as_nobody: Path) -> None:
     inside = as_nobody / "hidden" / "a" / "b"
     with pytest.raises(VolumeError):
         make_folder(inside)
@@ -324,24 +325,24 @@ def test_a_folder_that_may_not_be_entered_is_said(as_nobody):
         write_bytes(inside / "f", b"x")
 
 
-def test_a_file_in_the_way_of_a_folder_is_said(tmp_path):
+def test_a_file_in_the_way_of_a_folder_is_said(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("")
     with pytest.raises(StorageError, match="not a directory"):
         make_folder(tmp_path / "f" / "deep")
 
 
-def test_making_a_folder_that_is_there_is_no_error(tmp_path):
+def test_making_a_folder_that_is_there_is_no_error(tmp_path: Path) -> None:
     make_folder(tmp_path / "a" / "b")
     make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
 
 
-def test_the_way_from_elsewhere_is_refused(tmp_path):
+def test_the_way_from_elsewhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not above"):
         sync_parents(tmp_path / "a" / "b", tmp_path / "c")
 
 
-def test_fifty_that_make_the_same_folder_all_succeed(tmp_path):
+def test_fifty_that_make_the_same_folder_all_succeed(tmp_path: Path) -> None:
     failed = []
     start = threading.Barrier(50)
 
@@ -364,12 +365,12 @@ def test_fifty_that_make_the_same_folder_all_succeed(tmp_path):
 
 
 @pytest.fixture
-def kept(tmp_path) -> tuple[Path, str]:
+def kept(tmp_path: Path) -> tuple[Path, str]:
     digest, _ = write_folder(tmp_path / "epoch-5", writers(state=b"weights", other=b"more"))
     return tmp_path / "epoch-5", digest
 
 
-def test_an_intact_folder_is_read(kept):
+def test_an_intact_folder_is_read(kept: tuple[Path, str]) -> None:
     folder, digest = kept
     assert read_verified(folder, "state", digest) == b"weights"
 
@@ -394,7 +395,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_recognised_and_says_where(kept, damage):
+def test_damage_is_recognised_and_says_where(kept: tuple[Path, str], damage: Any) -> None:
     folder, digest = kept
     DAMAGE[damage](folder)
 
@@ -407,14 +408,16 @@ def test_damage_is_recognised_and_says_where(kept, damage):
     assert "ganq checkpoints" in caught.value.hint
 
 
-def test_a_damaged_checkpoint_of_a_job_is_told_with_the_job(tmp_path):
+def test_a_damaged_checkpoint_of_a_job_is_told_with_the_job(tmp_path: Path) -> None:
     with pytest.raises(CheckpointCorruptError) as caught:
         read_verified(tmp_path / "jobs" / "000012" / "a1" / "checkpoints" / "epoch-0005", "state", "0" * 64)
     assert str(caught.value).startswith("job 12, epoch-0005: ")
     assert caught.value.hint.endswith("ganq checkpoints 12")
 
 
-def test_a_manifest_that_was_forged_with_its_file_is_recognised(kept, tmp_path):
+def test_a_manifest_that_was_forged_with_its_file_is_recognised(
+    kept: tuple[Path, str], tmp_path: Path
+) -> None:
     folder, digest = kept
     other, _ = write_folder(tmp_path / "forged", writers(state=b"evil"))
     shutil.rmtree(folder)
@@ -425,14 +428,14 @@ def test_a_manifest_that_was_forged_with_its_file_is_recognised(kept, tmp_path):
         read_verified(folder, "state", digest)
 
 
-def test_a_file_that_the_manifest_does_not_list_is_never_read(kept):
+def test_a_file_that_the_manifest_does_not_list_is_never_read(kept: tuple[Path, str]) -> None:
     folder, digest = kept
     (folder / "extra").write_bytes(b"smuggled")
     with pytest.raises(CheckpointCorruptError, match="does not list"):
         read_verified(folder, "extra", digest)
 
 
-def test_temporary_names_are_recognisable(tmp_path):
+def test_temporary_names_are_recognisable(tmp_path: Path) -> None:
     with durable_file(tmp_path / "f") as file:
         file.write(b"x")
         (only,) = names(tmp_path)

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from safetensors.torch import save_file
@@ -11,10 +12,14 @@ from storage.volume.durable import make_folder
 from storage.volume.ownership import quarantined
 from storage.weights.import_job import import_weights
 
+if TYPE_CHECKING:
+    from storage.db.store import JobStore
+    from storage.volume.layout import Volume
+
 
 @pytest.mark.parametrize("left_behind", [False, True], ids=["fresh", "after an import that was killed"])
 def test_the_whole_way_to_imported_weights_is_synced_after_they_have_their_name(
-    store, volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_behind: bool
+    store: "JobStore", volume: "Volume", tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_behind: bool
 ) -> None:
     weights = Architecture(size=16, nz=8, ngf=4, ndf=4).build_generator(1).state_dict()
     save_file(weights, tmp_path / "g.safetensors")

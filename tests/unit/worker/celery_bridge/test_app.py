@@ -3,27 +3,32 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from worker.celery_bridge.app import TASK, make_app, queue_key, register_task, send_notification
 
+if TYPE_CHECKING:
+    from storage.settings import Settings
+
 pytestmark = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
-def app(settings):
+def app(settings: "Settings") -> Iterator[Any]:
     app = make_app(settings)
     register_task(app)
     yield app
     app.close()
 
 
-def test_one_task_is_registered(app) -> None:
+def test_one_task_is_registered(app: Any) -> None:
     assert [name for name in app.tasks if not name.startswith("celery.")] == [TASK]
 
 
-def test_no_thread_gets_an_application_made_from_a_foreign_celeryconfig(app) -> None:
+def test_no_thread_gets_an_application_made_from_a_foreign_celeryconfig(app: Any) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     from celery import current_app
@@ -32,7 +37,7 @@ def test_no_thread_gets_an_application_made_from_a_foreign_celeryconfig(app) -> 
         assert pool.submit(current_app._get_current_object).result() is app
 
 
-def test_a_notification_is_fetched_only_when_the_pool_process_is_free(app) -> None:
+def test_a_notification_is_fetched_only_when_the_pool_process_is_free(app: Any) -> None:
     conf = app.conf
     assert (conf.worker_concurrency, conf.worker_prefetch_multiplier, conf.worker_disable_prefetch) == (
         1,
@@ -43,18 +48,18 @@ def test_a_notification_is_fetched_only_when_the_pool_process_is_free(app) -> No
     assert conf.worker_cancel_long_running_tasks_on_connection_loss is False
 
 
-def test_nothing_but_json_is_accepted_and_nothing_can_be_broadcast(app) -> None:
+def test_nothing_but_json_is_accepted_and_nothing_can_be_broadcast(app: Any) -> None:
     assert list(app.conf.accept_content) == ["json"]
     assert app.conf.worker_enable_remote_control is False
     assert app.conf.result_backend in (None, "disabled://")
 
 
-def test_celery_waits_for_an_unavailable_redis_without_a_limit(app) -> None:
+def test_celery_waits_for_an_unavailable_redis_without_a_limit(app: Any) -> None:
     assert app.conf.broker_connection_max_retries is None
     assert app.conf.broker_transport_options["visibility_timeout"] >= 7 * 24 * 3600
 
 
-def test_a_notification_is_a_small_json_message_with_a_hint(settings, redis_url) -> None:
+def test_a_notification_is_a_small_json_message_with_a_hint(settings: "Settings", redis_url: str) -> None:
     import redis
 
     from worker.celery_bridge.notify import try_notify
@@ -68,7 +73,9 @@ def test_a_notification_is_a_small_json_message_with_a_hint(settings, redis_url)
     assert len(raw[0]) < 2000
 
 
-def test_a_notification_is_what_celery_itself_would_have_sent(settings, redis_url, app) -> None:
+def test_a_notification_is_what_celery_itself_would_have_sent(
+    settings: "Settings", redis_url: str, app: Any
+) -> None:
     import redis
 
     from worker.celery_bridge.notify import try_notify
@@ -92,7 +99,7 @@ def test_a_notification_is_what_celery_itself_would_have_sent(settings, redis_ur
         assert one["headers"]["id"] == one["headers"]["root_id"] == one["properties"]["correlation_id"]
 
 
-def test_notifying_needs_no_celery(settings, redis_url) -> None:
+def test_notifying_needs_no_celery(settings: "Settings", redis_url: str) -> None:
     code = (
         "import sys\nfrom storage.settings import Settings\n"
         "from worker.celery_bridge.notify import try_notify\n"
@@ -103,13 +110,13 @@ def test_notifying_needs_no_celery(settings, redis_url) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_notifying_without_redis_fails_quickly_and_raises_nothing(settings) -> None:
+def test_notifying_without_redis_fails_quickly_and_raises_nothing(settings: "Settings") -> None:
     from worker.celery_bridge.notify import try_notify
 
     assert try_notify(settings, 7, "default", "") is False
 
 
-def test_the_supervisor_needs_neither_celery_nor_torch_nor_pydantic(backend) -> None:
+def test_the_supervisor_needs_neither_celery_nor_torch_nor_pydantic(backend: str) -> None:
     code = (
         "import sys, worker.supervisor.loop\n"
         "heavy = {'celery', 'torch', 'pydantic', 'numpy', 'PIL', 'rich'} & set(sys.modules)\n"

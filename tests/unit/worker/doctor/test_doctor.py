@@ -3,6 +3,9 @@
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,10 +14,19 @@ from cli.ui import output
 from worker.doctor.check import Finding, Probe, ok, within
 from worker.doctor.jobs import Waiting, check_queued
 
+if TYPE_CHECKING:
+    from unit.conftest import Ganq
+
+    from storage.db.queries import Queries
+    from storage.db.rows import Job, Lease
+    from storage.settings import Settings
+
 # --- the whole ----------------------------------------------------------------------------
 
 
-def test_a_set_up_that_works_has_no_failure(ganq, settings, redis_url, speak):
+def test_a_set_up_that_works_has_no_failure(
+    ganq: "Ganq", settings: "Settings", redis_url: str, speak: Callable[..., None]
+) -> None:
     settings.volume.mkdir()
     speak("w1")
     result = ganq("doctor")
@@ -25,14 +37,18 @@ def test_a_set_up_that_works_has_no_failure(ganq, settings, redis_url, speak):
         assert [one["level"] for one in reported[check]] == ["ok"], reported[check]
 
 
-def test_the_json_keys_of_the_version_before_stand_beside_the_new_ones(ganq, monkeypatch):
+def test_the_json_keys_of_the_version_before_stand_beside_the_new_ones(
+    ganq: "Ganq", monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GANQ_REDIS_URL", "http://127.0.0.1")
     (found,) = ganq("doctor", "--json").findings()["settings"]
     assert (found["level"], found["verdict"]) == ("error", "bad")
     assert found["message"] == found["said"]
 
 
-def test_on_a_terminal_lines_break_between_words_and_a_path_stays_whole(monkeypatch):
+def test_on_a_terminal_lines_break_between_words_and_a_path_stays_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(output, "on_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", "60")
     path = "/a/path/that/is/longer/than/what/is/left/of/the/line/here"
@@ -41,21 +57,23 @@ def test_on_a_terminal_lines_break_between_words_and_a_path_stays_whole(monkeypa
     assert others == [" " * 16 + path, " " * 16 + "is nobody's"]
 
 
-def test_a_machine_that_never_saw_ganq_gets_warnings_and_nothing_is_made(bare_ganq, tmp_path):
+def test_a_machine_that_never_saw_ganq_gets_warnings_and_nothing_is_made(
+    bare_ganq: "Ganq", tmp_path: Path
+) -> None:
     result = bare_ganq("doctor")
     assert result.code == 0
     assert "ganq up or the first ganq submit creates it" in result.out
     assert not (tmp_path / "new-home").exists()
 
 
-def test_doctor_changes_nothing(ganq, settings, redis_url):
+def test_doctor_changes_nothing(ganq: "Ganq", settings: "Settings", redis_url: str) -> None:
     settings.volume.mkdir()
     before = sorted(path for path in settings.home.rglob("*") if "ganq.db-" not in path.name)
     ganq("doctor")
     assert sorted(path for path in settings.home.rglob("*") if "ganq.db-" not in path.name) == before
 
 
-def test_no_password_is_shown(ganq, monkeypatch):
+def test_no_password_is_shown(ganq: "Ganq", monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GANQ_REDIS_URL", "redis://ada:s3cret@127.0.0.1:1/0")
     for arguments in ((), ("--json",)):
         result = ganq("doctor", *arguments)
@@ -63,7 +81,7 @@ def test_no_password_is_shown(ganq, monkeypatch):
         assert "ada:***@" in result.out
 
 
-def test_doctor_loads_neither_torch_nor_celery(ganq):
+def test_doctor_loads_neither_torch_nor_celery(ganq: "Ganq") -> None:
     program = (
         "import sys; from cli.main import main; main(['doctor'])\n"
         "assert {'torch', 'celery', 'torchvision'}.isdisjoint(sys.modules)"
@@ -74,7 +92,9 @@ def test_doctor_loads_neither_torch_nor_celery(ganq):
 # --- workers and jobs ---------------------------------------------------------------------
 
 
-def test_unresponsive_workers_and_other_versions_are_named_and_stopped_ones_are_not(ganq, settings, speak):
+def test_unresponsive_workers_and_other_versions_are_named_and_stopped_ones_are_not(
+    ganq: "Ganq", settings: "Settings", speak: Callable[..., None]
+) -> None:
     late = settings.lease_seconds + 10
     speak("alive", version="0.0.9")
     speak("hung", "busy", ago=late)
@@ -86,8 +106,11 @@ def test_unresponsive_workers_and_other_versions_are_named_and_stopped_ones_are_
 
 
 def test_a_running_job_of_an_unresponsive_worker_fails_only_if_no_other_can_requeue_it(
-    ganq, settings, running_job_factory, speak
-):
+    ganq: "Ganq",
+    settings: "Settings",
+    running_job_factory: "Callable[..., Lease]",
+    speak: Callable[..., None],
+) -> None:
     running_job_factory()
     speak("w1", "busy", ago=settings.lease_seconds + 10)
     result = ganq("doctor")
@@ -99,7 +122,9 @@ def test_a_running_job_of_an_unresponsive_worker_fails_only_if_no_other_can_requ
     assert "running on an unresponsive worker: 1" in result.out
 
 
-def test_a_queue_that_no_running_worker_serves_fails(ganq, settings, job_factory, speak):
+def test_a_queue_that_no_running_worker_serves_fails(
+    ganq: "Ganq", settings: "Settings", job_factory: "Callable[..., Job]", speak: Callable[..., None]
+) -> None:
     job_factory()
     job_factory(queue="urgent")
     job_factory(queue="kept", held=True)
@@ -113,7 +138,9 @@ def test_a_queue_that_no_running_worker_serves_fails(ganq, settings, job_factory
     assert "kept" not in result.out
 
 
-def test_a_draining_worker_serves_no_queue(settings, queries, speak):
+def test_a_draining_worker_serves_no_queue(
+    settings: "Settings", queries: "Queries", speak: Callable[..., None]
+) -> None:
     speak("w1", "draining")
     (reported,) = check_queued([Waiting("default", "train", 1, 2)], queries.workers(), settings)
     assert isinstance(reported, Finding)
@@ -128,7 +155,14 @@ def test_a_draining_worker_serves_no_queue(settings, queries, speak):
         ({"spec_version": 99}, "of a newer ganq (spec 99"),
     ],
 )
-def test_a_job_that_no_worker_of_this_version_takes_fails(ganq, settings, job_factory, speak, changes, word):
+def test_a_job_that_no_worker_of_this_version_takes_fails(
+    ganq: "Ganq",
+    settings: "Settings",
+    job_factory: "Callable[..., Job]",
+    speak: Callable[..., None],
+    changes: Any,
+    word: str,
+) -> None:
     job_factory(spec={}, **changes)
     speak("w1")
     result = ganq("doctor")
@@ -144,8 +178,8 @@ def test_a_job_that_no_worker_of_this_version_takes_fails(ganq, settings, job_fa
 # --- how probes are run -------------------------------------------------------------------
 
 
-def test_a_probe_that_hangs_keeps_its_findings_and_delays_no_other():
-    def look():
+def test_a_probe_that_hangs_keeps_its_findings_and_delays_no_other() -> None:
+    def look() -> Iterator[Any]:
         yield ok("x", "first")
         time.sleep(60)
         yield ok("x", "never")
@@ -160,8 +194,8 @@ def test_a_probe_that_hangs_keeps_its_findings_and_delays_no_other():
     assert reported[1].hint == "pull the plug"
 
 
-def test_a_probe_that_fails_is_reported_without_a_password():
-    def look():
+def test_a_probe_that_fails_is_reported_without_a_password() -> None:
+    def look() -> Iterator[Any]:
         raise RuntimeError("lost redis://ada:s3cret@host")
         yield
 
@@ -170,7 +204,7 @@ def test_a_probe_that_fails_is_reported_without_a_password():
     assert "RuntimeError: lost redis://ada:***@host" in reported.message
 
 
-def test_an_answer_in_time_is_passed_on_and_so_is_an_error():
+def test_an_answer_in_time_is_passed_on_and_so_is_an_error() -> None:
     assert within(5, lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
         within(5, lambda: 1 // 0)
@@ -178,7 +212,7 @@ def test_an_answer_in_time_is_passed_on_and_so_is_an_error():
         within(0.1, lambda: time.sleep(30))
 
 
-def test_a_password_is_masked_wherever_a_server_repeats_it(settings):
+def test_a_password_is_masked_wherever_a_server_repeats_it(settings: "Settings") -> None:
     from dataclasses import replace
 
     from cli.doctor import _masker

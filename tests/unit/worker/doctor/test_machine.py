@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,9 +13,14 @@ from worker.doctor import examine, gpu
 from worker.doctor.machine import check_files, check_runtime, check_sandbox
 from worker.host.embedded_redis import runtime_folder
 
+if TYPE_CHECKING:
+    from unit.conftest import Ganq
+
+    from storage.settings import Settings
+
 
 @pytest.fixture
-def torch_installed(tmp_path, monkeypatch):
+def torch_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Puts a distribution of that name before all others: torch_installed('2.9.1', cuda='12.8')."""
 
     def install(version: str, cuda: str | None = None) -> None:
@@ -30,14 +36,14 @@ def torch_installed(tmp_path, monkeypatch):
     return install
 
 
-def test_a_torch_that_is_too_old_fails(torch_installed):
+def test_a_torch_that_is_too_old_fails(torch_installed: Any) -> None:
     torch_installed("2.9.1")
     reported = gpu.check_torch(0)
     assert reported.level == "error"
     assert "torch>=2.10" in (reported.hint or "")
 
 
-def test_a_torch_for_the_cpu_fails_where_there_is_a_gpu_and_only_there(torch_installed):
+def test_a_torch_for_the_cpu_fails_where_there_is_a_gpu_and_only_there(torch_installed: Any) -> None:
     torch_installed("2.14.1+cpu")
     assert gpu.check_torch(0).level == "ok"
     reported = gpu.check_torch(2)
@@ -47,8 +53,8 @@ def test_a_torch_for_the_cpu_fails_where_there_is_a_gpu_and_only_there(torch_ins
 
 @pytest.mark.parametrize(("driver", "level"), [("570.86.15", "error"), ("580.65.06", "ok")])
 def test_a_driver_that_is_too_old_for_torchs_cuda_fails(
-    torch_installed, tmp_path, monkeypatch, driver, level
-):
+    torch_installed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: str, level: str
+) -> None:
     torch_installed("2.14.1", cuda="13.0")
     result = tmp_path / "driver"
     result.write_text(
@@ -59,7 +65,9 @@ def test_a_driver_that_is_too_old_for_torchs_cuda_fails(
     assert gpu.check_torch(1).level == level
 
 
-def test_a_driver_that_does_not_answer_fails(ganq, tmp_path, monkeypatch):
+def test_a_driver_that_does_not_answer_fails(
+    ganq: "Ganq", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = tmp_path / "nvidia-smi"
     program.write_text(
         "#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'\nexit 18\n"
@@ -84,7 +92,9 @@ def test_a_driver_that_does_not_answer_fails(ganq, tmp_path, monkeypatch):
         (["gfx942"], [9, 4], False),
     ],
 )
-def test_a_build_of_torch_runs_on_what_it_has_code_for(arches, capability, runs):
+def test_a_build_of_torch_runs_on_what_it_has_code_for(
+    arches: list[str], capability: list[int], runs: bool
+) -> None:
     assert gpu.runs_on(arches, capability) is runs
 
 
@@ -109,18 +119,18 @@ def printing(reported: str) -> list[str]:
         ("Illegal instruction", "error", "cannot be started"),
     ],
 )
-def test_what_torch_itself_makes_of_the_gpus_decides(reported, level, word):
+def test_what_torch_itself_makes_of_the_gpus_decides(reported: str, level: str, word: str) -> None:
     found = gpu.check_torch_on_gpus(printing(reported))
     assert found.level == level
     assert word in found.message
 
 
-def test_the_question_to_torch_is_one_that_it_answers():
+def test_the_question_to_torch_is_one_that_it_answers() -> None:
     reported = gpu.check_torch_on_gpus([sys.executable, "-P", "-c", gpu.ASK_TORCH])
     assert "cannot be started" not in reported.message
 
 
-def test_a_torch_that_hangs_is_not_waited_for(monkeypatch):
+def test_a_torch_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "TORCH_S", 0.2)
     assert "within" in gpu.check_torch_on_gpus(["sleep", "30"]).message
 
@@ -128,11 +138,13 @@ def test_a_torch_that_hangs_is_not_waited_for(monkeypatch):
 # --- files and folders --------------------------------------------------------------------
 
 
-def worst(found):
+def worst(found: Any) -> Any:
     return {one.level for one in found}
 
 
-def test_a_configuration_that_everybody_may_write_fails_in_one_line(ganq, settings):
+def test_a_configuration_that_everybody_may_write_fails_in_one_line(
+    ganq: "Ganq", settings: "Settings"
+) -> None:
     config = settings.home / "ganq.toml"
     config.write_text("log_format = 'json'")
     config.chmod(0o666)
@@ -148,7 +160,9 @@ def test_a_configuration_that_everybody_may_write_fails_in_one_line(ganq, settin
 
 
 @pytest.mark.parametrize(("mode", "level"), [(0o600, "ok"), (0o644, "warn"), (0o622, "error")])
-def test_a_file_with_a_password_is_for_its_owner_alone(settings, tmp_path, mode, level):
+def test_a_file_with_a_password_is_for_its_owner_alone(
+    settings: "Settings", tmp_path: Path, mode: int, level: str
+) -> None:
     secret = tmp_path / "redis_url"
     secret.write_text("redis://ada:s3cret@127.0.0.1/0")
     secret.chmod(mode)
@@ -157,7 +171,7 @@ def test_a_file_with_a_password_is_for_its_owner_alone(settings, tmp_path, mode,
     assert "s3cret" not in str(found)
 
 
-def test_a_configuration_with_a_password_that_everybody_may_read_is_a_warning(settings):
+def test_a_configuration_with_a_password_that_everybody_may_read_is_a_warning(settings: "Settings") -> None:
     config = settings.home / "ganq.toml"
     config.write_text("redis_url = 'redis://127.0.0.1/0'\n")
     config.chmod(0o644)
@@ -166,14 +180,16 @@ def test_a_configuration_with_a_password_that_everybody_may_read_is_a_warning(se
     assert worst(check_files(settings, {})) == {"warn"}
 
 
-def test_a_home_in_which_everybody_may_put_files_fails(settings):
+def test_a_home_in_which_everybody_may_put_files_fails(settings: "Settings") -> None:
     settings.home.chmod(0o777)
     assert worst(check_files(settings, {})) == {"error"}
     settings.home.chmod(0o1777)
     assert worst(check_files(settings, {})) == {"ok"}
 
 
-def test_a_secret_that_never_ends_is_not_waited_for(ganq, tmp_path, monkeypatch):
+def test_a_secret_that_never_ends_is_not_waited_for(
+    ganq: "Ganq", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("cli.doctor.SETTINGS_TIMEOUT_S", 0.3)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -185,7 +201,9 @@ def test_a_secret_that_never_ends_is_not_waited_for(ganq, tmp_path, monkeypatch)
         pass
 
 
-def test_a_temporary_folder_too_long_for_sockets_is_named_with_the_one_that_is_used(settings, monkeypatch):
+def test_a_temporary_folder_too_long_for_sockets_is_named_with_the_one_that_is_used(
+    settings: "Settings", monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert worst(check_runtime(settings)) == {"ok"}
     monkeypatch.delenv("TMPDIR", raising=False)
     monkeypatch.setattr("tempfile.tempdir", "/" + "x" * 90)
@@ -195,7 +213,7 @@ def test_a_temporary_folder_too_long_for_sockets_is_named_with_the_one_that_is_u
 
 
 @pytest.fixture
-def own_tmp(tmp_path, monkeypatch):
+def own_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A temporary folder of the test's own."""
     folder = tmp_path / "t"
     folder.mkdir()
@@ -205,7 +223,7 @@ def own_tmp(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_runtime_folder_that_is_open_to_others_or_theirs_fails(settings, own_tmp):
+def test_a_runtime_folder_that_is_open_to_others_or_theirs_fails(settings: "Settings", own_tmp: Any) -> None:
     settings.runtime.mkdir(mode=0o700)
     assert worst(check_runtime(settings)) == {"ok"}
     settings.runtime.chmod(0o755)
@@ -223,7 +241,9 @@ def test_a_runtime_folder_that_is_open_to_others_or_theirs_fails(settings, own_t
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a folder away")
-def test_a_runtime_folder_of_another_user_fails(settings, own_tmp, monkeypatch):
+def test_a_runtime_folder_of_another_user_fails(
+    settings: "Settings", own_tmp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings.runtime.mkdir(mode=0o700)
     os.chown(settings.runtime, 65534, 65534)
     (reported,) = check_runtime(settings)
@@ -237,12 +257,14 @@ def test_a_runtime_folder_of_another_user_fails(settings, own_tmp, monkeypatch):
     assert "TMPDIR" in caught.value.hint, "only its owner and root may remove it from a sticky folder"
 
 
-def test_a_temporary_folder_without_the_sticky_bit_fails(settings, own_tmp):
+def test_a_temporary_folder_without_the_sticky_bit_fails(settings: "Settings", own_tmp: Any) -> None:
     own_tmp.chmod(0o777)
     assert "error" in worst(check_runtime(settings))
 
 
-def test_a_tmpdir_that_does_not_exist_is_named_with_the_folder_that_is_used(settings, monkeypatch):
+def test_a_tmpdir_that_does_not_exist_is_named_with_the_folder_that_is_used(
+    settings: "Settings", monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TMPDIR", "/nonexistent/tmp")
     assert "/nonexistent/tmp is not writable" in next(check_runtime(settings)).message
 
@@ -250,12 +272,12 @@ def test_a_tmpdir_that_does_not_exist_is_named_with_the_folder_that_is_used(sett
 # --- extras -------------------------------------------------------------------------------
 
 
-def test_the_extras_are_those_of_the_package_and_each_has_its_use():
+def test_the_extras_are_those_of_the_package_and_each_has_its_use() -> None:
     assert set(examine.extras()) == set(examine.USES)
     assert all(examine.extras().values())
 
 
-def test_an_extra_that_is_missing_is_no_failure(monkeypatch):
+def test_an_extra_that_is_missing_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examine, "_installed", lambda name: name != "onnxscript")
     reported = {one.message.split()[0]: one for one in examine.check_extras()}
     assert "pip install 'ganq[onnx]'" in reported["onnx"].message
@@ -266,7 +288,7 @@ def test_an_extra_that_is_missing_is_no_failure(monkeypatch):
 # --- the sandbox ------------------------------------------------------------------------------
 
 
-def test_each_part_of_the_sandbox_is_tried():
+def test_each_part_of_the_sandbox_is_tried() -> None:
     (found,) = check_sandbox()
     assert found.level == "ok", found.message
 
@@ -282,7 +304,9 @@ def test_each_part_of_the_sandbox_is_tried():
         ('SECCOMP_NUMBER = {"x86_64": 317, "aarch64": 277}', "= {}", "seccomp (not known for"),
     ],
 )
-def test_a_part_that_the_kernel_lacks_is_a_warning_that_names_it(tmp_path, line, instead, result):
+def test_a_part_that_the_kernel_lacks_is_a_warning_that_names_it(
+    tmp_path: Path, line: str, instead: str, result: str
+) -> None:
     text = Path(sandbox.__file__).read_text()
     assert line in text
     name = line.split(" = ")[0]
@@ -293,7 +317,7 @@ def test_a_part_that_the_kernel_lacks_is_a_warning_that_names_it(tmp_path, line,
     assert found.hint
 
 
-def test_a_sandboxed_process_that_does_not_start_fails(tmp_path):
+def test_a_sandboxed_process_that_does_not_start_fails(tmp_path: Path) -> None:
     (tmp_path / "sandbox.py").write_text("raise SystemExit('no memory')")
     (found,) = check_sandbox(tmp_path / "sandbox.py")
     assert found.level == "error"

@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
@@ -23,15 +25,23 @@ from worker.doctor.volume import (
     check_volume,
 )
 
+if TYPE_CHECKING:
+    from unit.conftest import Ganq
 
-def test_a_volume_that_is_a_file_fails(ganq, settings):
+    from storage.db.engine import Database
+    from storage.db.rows import Job, Lease
+    from storage.db.store import JobStore
+    from storage.settings import Settings
+
+
+def test_a_volume_that_is_a_file_fails(ganq: "Ganq", settings: "Settings") -> None:
     settings.volume.write_text("")
     result = ganq("doctor")
     assert result.code == 1
     assert "is not a folder" in result.out
 
 
-def test_a_volume_that_cannot_be_written_fails(settings, monkeypatch):
+def test_a_volume_that_cannot_be_written_fails(settings: "Settings", monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -43,7 +53,7 @@ def test_a_volume_that_cannot_be_written_fails(settings, monkeypatch):
 
 
 @pytest.fixture
-def file_system(settings, monkeypatch):
+def file_system(settings: "Settings", monkeypatch: pytest.MonkeyPatch) -> Any:
     """Simulate the volume's file system: file_system('tmpfs', free=1e12, files=12)."""
     from types import SimpleNamespace
 
@@ -60,12 +70,14 @@ def file_system(settings, monkeypatch):
 
 
 @pytest.mark.parametrize(("free", "level"), [(1e8, "error"), (1e9, "warn"), (1e12, "ok")])
-def test_room_on_the_volume_decides(settings, file_system, free, level):
+def test_room_on_the_volume_decides(settings: "Settings", file_system: Any, free: float, level: str) -> None:
     file_system(free=free)
     assert [one.level for one in check_volume(settings)] == [level]
 
 
-def test_a_volume_in_memory_and_one_without_room_for_names_are_warnings(settings, file_system):
+def test_a_volume_in_memory_and_one_without_room_for_names_are_warnings(
+    settings: "Settings", file_system: Any
+) -> None:
     file_system("tmpfs", files=12)
     reported = [one.message for one in check_volume(settings) if one.level == "warn"]
     assert any("only 12 more files" in line for line in reported)
@@ -76,7 +88,7 @@ def test_a_volume_in_memory_and_one_without_room_for_names_are_warnings(settings
 
 
 @pytest.fixture
-def mounted(settings, tmp_path):
+def mounted(settings: "Settings", tmp_path: Path) -> Any:
     """Check the volume with simulated mount options: mounted('nfs4', 'rw,soft,vers=4.2')."""
     settings.volume.mkdir()
 
@@ -92,7 +104,7 @@ def mounted(settings, tmp_path):
     return check
 
 
-def test_an_nfs_that_is_mounted_soft_fails_and_a_hard_one_with_lookupcache_is_well(mounted):
+def test_an_nfs_that_is_mounted_soft_fails_and_a_hard_one_with_lookupcache_is_well(mounted: Any) -> None:
     reported = mounted("nfs4", "rw,vers=4.2,soft,timeo=600")
     assert [one.level for one in reported if "mounted soft" in one.message] == ["error"]
     assert [one.hint for one in reported if one.level == "warn"] == ["mount it with lookupcache=positive"]
@@ -101,21 +113,21 @@ def test_an_nfs_that_is_mounted_soft_fails_and_a_hard_one_with_lookupcache_is_we
     assert "nfs4 (shared)" in reported[0].message
 
 
-def test_an_nfs_that_remembers_what_is_not_there_is_a_warning(mounted):
+def test_an_nfs_that_remembers_what_is_not_there_is_a_warning(mounted: Any) -> None:
     assert [one.level for one in mounted("nfs", "rw,hard,vers=3")] == ["ok", "warn"]
 
 
-def test_cifs_is_a_warning_unless_hard_and_fails_with_loose_caching(mounted):
+def test_cifs_is_a_warning_unless_hard_and_fails_with_loose_caching(mounted: Any) -> None:
     assert any("mounted soft" in one.message for one in mounted("cifs", "rw,cache=strict"))
     assert [one.level for one in mounted("cifs", "rw,hard,cache=strict")] == ["ok"]
     assert any(one.level == "error" for one in mounted("smb3", "rw,hard,cache=loose"))
 
 
-def test_a_volume_in_a_containers_own_layer_is_a_warning(mounted):
+def test_a_volume_in_a_containers_own_layer_is_a_warning(mounted: Any) -> None:
     assert any("deleted with it" in one.message for one in mounted("overlay", "rw,lowerdir=/x"))
 
 
-def test_a_mount_is_found_by_its_device_where_one_hides_another(tmp_path):
+def test_a_mount_is_found_by_its_device_where_one_hides_another(tmp_path: Path) -> None:
     folder = tmp_path / "a b"
     folder.mkdir()
     number = folder.stat().st_dev
@@ -136,7 +148,7 @@ def test_a_mount_is_found_by_its_device_where_one_hides_another(tmp_path):
 
 
 @pytest.fixture
-def facts(settings, database):
+def facts(settings: "Settings", database: "Database") -> Any:
     """Facts from the job table, as the checks of the volume get them."""
     from worker.doctor.jobs import check_jobs_and_workers
 
@@ -150,7 +162,7 @@ def facts(settings, database):
     return read
 
 
-def checkpoint(store, lease, *, size: int, step: int = 10) -> None:
+def checkpoint(store: "JobStore", lease: Any, *, size: int, step: int = 10) -> None:
     store.register_checkpoint(
         lease,
         kind="epoch",
@@ -164,8 +176,14 @@ def checkpoint(store, lease, *, size: int, step: int = 10) -> None:
 
 @pytest.mark.parametrize(("free", "level"), [(7e9, "error"), (20e9, "warn"), (60e9, "ok")])
 def test_room_is_measured_by_the_last_checkpoints_of_what_runs(
-    settings, facts, store, running_job_factory, file_system_of, free, level
-):
+    settings: "Settings",
+    facts: Any,
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    file_system_of: Any,
+    free: float,
+    level: str,
+) -> None:
     first, second = running_job_factory(), running_job_factory()
     checkpoint(store, first, size=9_000_000_000, step=5)
     checkpoint(store, first, size=1_000_000_000)
@@ -178,7 +196,7 @@ def test_room_is_measured_by_the_last_checkpoints_of_what_runs(
 
 
 @pytest.fixture
-def file_system_of(monkeypatch):
+def file_system_of(monkeypatch: pytest.MonkeyPatch) -> Any:
     from types import SimpleNamespace
 
     def pretend(free: float) -> None:
@@ -188,14 +206,16 @@ def file_system_of(monkeypatch):
     return pretend
 
 
-def test_without_a_checkpoint_there_is_nothing_to_measure_room_by(settings, facts, running_job_factory):
+def test_without_a_checkpoint_there_is_nothing_to_measure_room_by(
+    settings: "Settings", facts: Any, running_job_factory: "Callable[..., Lease]"
+) -> None:
     running_job_factory()
     assert list(check_room(settings, facts())) == []
 
 
 def test_a_job_whose_folder_is_not_here_shows_that_this_is_another_volume(
-    settings, facts, database, running_job_factory
-):
+    settings: "Settings", facts: Any, database: "Database", running_job_factory: "Callable[..., Lease]"
+) -> None:
     lease = running_job_factory()
     assert list(check_same_volume(settings, facts())) == []  # it may not have created it yet
     database.write(lambda conn: conn.execute(text("UPDATE attempt SET started_at = started_at - 100")))
@@ -208,8 +228,12 @@ def test_a_job_whose_folder_is_not_here_shows_that_this_is_another_volume(
 
 
 def test_unreferenced_files_are_counted_and_not_deleted(
-    settings, facts, store, database, running_job_factory
-):
+    settings: "Settings",
+    facts: Any,
+    store: "JobStore",
+    database: "Database",
+    running_job_factory: "Callable[..., Lease]",
+) -> None:
     lease = running_job_factory()
     folder = settings.volume / "jobs" / f"{lease.job_id:06d}"
     picture = folder / "a1" / "images" / "0.png"
@@ -229,7 +253,9 @@ def test_unreferenced_files_are_counted_and_not_deleted(
     assert picture.exists()
 
 
-def test_missing_checkpoints_are_reported_with_their_jobs(settings, facts, store, running_job_factory):
+def test_missing_checkpoints_are_reported_with_their_jobs(
+    settings: "Settings", facts: Any, store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     lease = running_job_factory()
     for epoch in (1, 2):
         path = f"jobs/{lease.job_id:06d}/a1/checkpoints/epoch-{epoch:04d}"
@@ -247,7 +273,9 @@ def test_missing_checkpoints_are_reported_with_their_jobs(settings, facts, store
     assert path in reported.message
 
 
-def test_folders_that_were_set_aside_are_named(settings, facts, job_factory):
+def test_folders_that_were_set_aside_are_named(
+    settings: "Settings", facts: Any, job_factory: "Callable[..., Job]"
+) -> None:
     job_factory()
     make_folder(settings.volume / "jobs" / "000001")
     former = quarantine(Volume(settings.volume), 1)
@@ -255,7 +283,9 @@ def test_folders_that_were_set_aside_are_named(settings, facts, job_factory):
     assert (reported.level, former.name in reported.message) == ("warn", True)
 
 
-def test_a_volume_of_another_job_table_fails(settings, facts, job_factory):
+def test_a_volume_of_another_job_table_fails(
+    settings: "Settings", facts: Any, job_factory: "Callable[..., Job]"
+) -> None:
     job_factory()
     for number in range(2, 30):
         (settings.volume / "jobs" / f"{number:06d}" / "a1").mkdir(parents=True)
@@ -267,7 +297,9 @@ def test_a_volume_of_another_job_table_fails(settings, facts, job_factory):
 # --- decoded data sets ------------------------------------------------------------------------
 
 
-def test_doctor_reads_the_decoded_data_sets_when_it_is_asked_to(ganq, settings, tmp_path):
+def test_doctor_reads_the_decoded_data_sets_when_it_is_asked_to(
+    ganq: "Ganq", settings: "Settings", tmp_path: Path
+) -> None:
     volume = Volume(settings.volume)
     folders = []
     for number in range(3):

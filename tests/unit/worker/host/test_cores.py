@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from worker.host import cores, launcher
 
 
 @given(st.sets(st.integers(0, 200), min_size=1, max_size=64), st.integers(1, 64))
-def test_cores_are_divided_equally_and_none_is_given_twice(there, workers):
+def test_cores_are_divided_equally_and_none_is_given_twice(there: Any, workers: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cores, "usable", lambda: sorted(there))
         if workers > len(there):
@@ -30,7 +31,7 @@ def test_cores_are_divided_equally_and_none_is_given_twice(there, workers):
     assert len({share.label for share in shares}) == workers, "workers need names of their own"
 
 
-def test_cores_are_named_as_for_taskset(monkeypatch):
+def test_cores_are_named_as_for_taskset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "usable", lambda: [0, 1, 2, 3, 6])
     assert cores.parse("0,2-3").numbers == (0, 2, 3)
     for wrong in ("", "a", "1-", "3-2", "4", "0-6", "-1"):
@@ -38,7 +39,7 @@ def test_cores_are_named_as_for_taskset(monkeypatch):
             cores.parse(wrong)
 
 
-def test_a_pinned_process_and_its_children_stay_on_their_cores_with_as_many_threads():
+def test_a_pinned_process_and_its_children_stay_on_their_cores_with_as_many_threads() -> None:
     script = (
         "import os, subprocess, sys; from worker.host.cores import Cores;"
         "os.environ.update(Cores((max(os.sched_getaffinity(0)),)).pin());"
@@ -55,6 +56,6 @@ def test_a_pinned_process_and_its_children_stay_on_their_cores_with_as_many_thre
 @pytest.mark.parametrize(
     ("gpus", "workers", "these"), [("0", 2, None), ("all", None, "0"), ("none", 2, "0"), ("auto", 1, "0")]
 )
-def test_gpus_and_cores_at_once_are_refused(gpus, workers, these):
+def test_gpus_and_cores_at_once_are_refused(gpus: str, workers: Any, these: Any) -> None:
     with pytest.raises(ConfigError, match="exclude each other"):
         launcher._devices(gpus, workers, these)

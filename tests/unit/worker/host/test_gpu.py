@@ -19,7 +19,7 @@ EIGHT = [f"{n}, GPU-{n:08d}-aaaa-bbbb-cccc-dddddddddddd, NVIDIA H100 80GB HBM3, 
 
 
 @pytest.fixture
-def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Install an nvidia-smi that prints these lines and exits with this code."""
 
     def install(lines: list[str], code: int = 0, mig: str = "") -> None:
@@ -50,7 +50,7 @@ def test_a_machine_without_a_driver_has_no_gpus(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize(
     ("lines", "count"), [(["No devices were found"], 0), (EIGHT[:1], 1), (EIGHT, 8)], ids=["0", "1", "8"]
 )
-def test_every_gpu_that_the_driver_names_is_found(nvidia_smi, lines: list[str], count: int) -> None:
+def test_every_gpu_that_the_driver_names_is_found(nvidia_smi: Any, lines: list[str], count: int) -> None:
     nvidia_smi(lines, code=6 if count == 0 else 0)
     found = gpu.choose("auto")
     assert [one.index for one in found] == list(range(count))
@@ -58,7 +58,7 @@ def test_every_gpu_that_the_driver_names_is_found(nvidia_smi, lines: list[str], 
     assert all(one.name == "NVIDIA H100 80GB HBM3" and one.memory_mib == 81559 for one in found)
 
 
-def test_gpus_are_chosen_by_index_and_by_uuid(nvidia_smi) -> None:
+def test_gpus_are_chosen_by_index_and_by_uuid(nvidia_smi: Any) -> None:
     nvidia_smi(EIGHT)
     chosen = gpu.choose("3,GPU-00000005-aaaa-bbbb-cccc-dddddddddddd,3")
     assert [one.index for one in chosen] == [3, 5]
@@ -83,7 +83,9 @@ def test_gpus_are_chosen_by_index_and_by_uuid(nvidia_smi) -> None:
         ("GPU-00000001,GPU-0", [1]),  # too few
     ],
 )
-def test_only_the_gpus_of_cuda_visible_devices_are_used(nvidia_smi, monkeypatch, given, indices) -> None:
+def test_only_the_gpus_of_cuda_visible_devices_are_used(
+    nvidia_smi: Any, monkeypatch: pytest.MonkeyPatch, given: Any, indices: Any
+) -> None:
     nvidia_smi(EIGHT)
     if given is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
@@ -93,7 +95,7 @@ def test_only_the_gpus_of_cuda_visible_devices_are_used(nvidia_smi, monkeypatch,
 
 @pytest.mark.parametrize("given", ["9", "9,0", "GPU-0", "GPU-ffff", "gpu0", "MIG-1"])
 def test_a_list_that_names_no_gpu_here_is_an_error_and_not_a_cpu_worker(
-    nvidia_smi, monkeypatch, given
+    nvidia_smi: Any, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     nvidia_smi(EIGHT[:2])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
@@ -104,7 +106,9 @@ def test_a_list_that_names_no_gpu_here_is_an_error_and_not_a_cpu_worker(
     assert gpu.choose("none") == []
 
 
-def test_gpus_are_chosen_among_the_visible_ones_by_the_numbers_of_nvidia_smi(nvidia_smi, monkeypatch) -> None:
+def test_gpus_are_chosen_among_the_visible_ones_by_the_numbers_of_nvidia_smi(
+    nvidia_smi: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nvidia_smi(EIGHT)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert [one.index for one in gpu.choose("6")] == [6]
@@ -116,7 +120,9 @@ def test_gpus_are_chosen_among_the_visible_ones_by_the_numbers_of_nvidia_smi(nvi
         assert "4 (NVIDIA H100 80GB HBM3), 6" in caught.value.hint
 
 
-def test_numbers_that_cuda_and_nvidia_smi_count_differently_are_refused(nvidia_smi, monkeypatch) -> None:
+def test_numbers_that_cuda_and_nvidia_smi_count_differently_are_refused(
+    nvidia_smi: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nvidia_smi([EIGHT[0].replace("H100 80GB HBM3", "T400 4GB"), *EIGHT[1:3]])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(GpuUnavailableError) as caught:
@@ -140,7 +146,9 @@ GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-00000001-aaaa-bbbb-cccc-dddddddddddd)
 """
 
 
-def test_mig_devices_are_used_by_name_each_with_a_label_of_its_own(nvidia_smi, monkeypatch) -> None:
+def test_mig_devices_are_used_by_name_each_with_a_label_of_its_own(
+    nvidia_smi: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nvidia_smi(EIGHT[:2], mig=MIG)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"{MIG_UUIDS[1]},MIG-2fbd")
     first, second = gpu.choose("all")
@@ -155,7 +163,9 @@ def test_mig_devices_are_used_by_name_each_with_a_label_of_its_own(nvidia_smi, m
     assert [one.label for one in gpu.choose("all")] == ["gpu0", "gpu1"]
 
 
-def test_mig_devices_are_used_by_the_names_of_older_drivers(nvidia_smi, monkeypatch) -> None:
+def test_mig_devices_are_used_by_the_names_of_older_drivers(
+    nvidia_smi: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nvidia_smi(EIGHT[:2], mig=MIG)
     name = "MIG-GPU-00000001-aaaa-bbbb-cccc-dddddddddddd/2/0"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", name)
@@ -164,7 +174,9 @@ def test_mig_devices_are_used_by_the_names_of_older_drivers(nvidia_smi, monkeypa
     assert gpu.choose(name) == [one]
 
 
-def test_in_a_privileged_container_only_its_own_gpus_are_used(nvidia_smi, monkeypatch) -> None:
+def test_in_a_privileged_container_only_its_own_gpus_are_used(
+    nvidia_smi: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nvidia_smi(EIGHT[:4])
     for given, indices in (
         ("GPU-00000002-aaaa-bbbb-cccc-dddddddddddd", [2]),
@@ -180,7 +192,7 @@ def test_in_a_privileged_container_only_its_own_gpus_are_used(nvidia_smi, monkey
     assert [one.index for one in gpu.choose("all")] == [3]
 
 
-def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(nvidia_smi) -> None:
+def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(nvidia_smi: Any) -> None:
     nvidia_smi(EIGHT[:2])
     with pytest.raises(GpuUnavailableError) as caught:
         gpu.choose("0,2")
@@ -191,14 +203,16 @@ def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(nvidia_smi) -> N
 @pytest.mark.parametrize(
     ("lines", "code"), [(["Failed to initialize NVML: Driver/library version mismatch"], 18), (["?"], 0)]
 )
-def test_a_driver_that_does_not_answer_is_an_error_and_not_a_cpu_worker(nvidia_smi, lines, code) -> None:
+def test_a_driver_that_does_not_answer_is_an_error_and_not_a_cpu_worker(
+    nvidia_smi: Any, lines: list[str], code: int
+) -> None:
     nvidia_smi(lines, code)
     with pytest.raises(GpuUnavailableError):
         gpu.choose("auto")
     assert gpu.choose("none") == []
 
 
-def test_memory_that_the_driver_does_not_know_is_zero(nvidia_smi) -> None:
+def test_memory_that_the_driver_does_not_know_is_zero(nvidia_smi: Any) -> None:
     nvidia_smi(["0, GPU-1, NVIDIA GB10, [N/A]"])
     assert gpu.discover()[0].memory_mib == 0
 

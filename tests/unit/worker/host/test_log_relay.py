@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -68,7 +69,7 @@ def start() -> Iterator[type[Started]]:
         one.process.wait()
 
 
-def test_lines_arrive_whole_and_in_order(start) -> None:
+def test_lines_arrive_whole_and_in_order(start: type[Started]) -> None:
     relay = start("text")
     result = "".join(f"line {number} é\n" for number in range(LINES)) + "the last has no end"
     relay.say(result[:1001])
@@ -77,7 +78,7 @@ def test_lines_arrive_whole_and_in_order(start) -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_unread_lines_are_dropped_and_counted(start, form: str) -> None:
+def test_unread_lines_are_dropped_and_counted(start: type[Started], form: str) -> None:
     relay = start(form, str(LIMIT))
     began = time.monotonic()
     relay.say("".join(f"line {number}\n" for number in range(LINES)))
@@ -97,7 +98,7 @@ def test_unread_lines_are_dropped_and_counted(start, form: str) -> None:
     assert kept == sorted(kept)
 
 
-def test_after_a_gap_the_log_goes_on(start) -> None:
+def test_after_a_gap_the_log_goes_on(start: type[Started]) -> None:
     relay = start("text", str(LIMIT))
     relay.say("".join(f"line {number}\n" for number in range(LINES)))
     time.sleep(0.5)
@@ -108,7 +109,7 @@ def test_after_a_gap_the_log_goes_on(start) -> None:
     assert "after the gap" in relay.end()
 
 
-def test_a_destination_that_takes_nothing_is_not_waited_for_at_the_end(start) -> None:
+def test_a_destination_that_takes_nothing_is_not_waited_for_at_the_end(start: type[Started]) -> None:
     relay = start("text")
     relay.say("x" * 99 + "\n")
     relay.say(("x" * 99 + "\n") * 5000)
@@ -116,7 +117,7 @@ def test_a_destination_that_takes_nothing_is_not_waited_for_at_the_end(start) ->
     assert relay.process.wait(timeout=log_relay.LINGER_S + 5) == 0
 
 
-def test_a_full_disk_and_a_reader_that_is_gone_stop_no_writer(start) -> None:
+def test_a_full_disk_and_a_reader_that_is_gone_stop_no_writer(start: type[Started]) -> None:
     with open("/dev/full", "wb") as full:
         relay = start("text", destination=full.fileno())
     relay.say("line\n" * LINES)
@@ -129,7 +130,7 @@ def test_a_full_disk_and_a_reader_that_is_gone_stop_no_writer(start) -> None:
         assert one.process.wait(timeout=log_relay.LINGER_S + 5) == 0
 
 
-def test_signals_to_a_whole_service_leave_the_log_until_its_last_line(start) -> None:
+def test_signals_to_a_whole_service_leave_the_log_until_its_last_line(start: type[Started]) -> None:
     relay = start("text")
     relay.say("first\n")
     assert os.read(relay.out, 100) == b"first\n"
@@ -139,7 +140,9 @@ def test_signals_to_a_whole_service_leave_the_log_until_its_last_line(start) -> 
     assert relay.end() == "last\n"
 
 
-def test_a_machine_that_starts_no_process_has_its_log_without_a_relay(monkeypatch, capfd, tmp_path) -> None:
+def test_a_machine_that_starts_no_process_has_its_log_without_a_relay(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     from storage.settings import Settings
 
     def refuse(*_: object, **__: object) -> None:
@@ -151,7 +154,9 @@ def test_a_machine_that_starts_no_process_has_its_log_without_a_relay(monkeypatc
     assert "said all the same" in capfd.readouterr().err
 
 
-def test_a_worker_of_several_shares_the_relay_of_its_parent(monkeypatch, tmp_path) -> None:
+def test_a_worker_of_several_shares_the_relay_of_its_parent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from storage.settings import Settings
 
     settings = Settings.load({"GANQ_HOME": str(tmp_path)})

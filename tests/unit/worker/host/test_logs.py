@@ -3,6 +3,9 @@
 import io
 import logging
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -12,7 +15,7 @@ from worker.host import logs
 
 
 @pytest.fixture(params=["text", "json"])
-def written(request, tmp_path, monkeypatch):
+def written(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Log an error with its traceback, and return the log."""
     root = logging.getLogger()
     before = root.handlers[:], root.level
@@ -32,7 +35,7 @@ def written(request, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [redis.ConnectionError("Connection refused"), ConnectionResetError("gone")])
-def test_an_unavailable_broker_is_logged_in_one_line(written, error):
+def test_an_unavailable_broker_is_logged_in_one_line(written: Any, error: Any) -> None:
     result = written("kombu.message", error)
     assert result.count("\n") == 1, result
     assert f"cannot ack '7' ({type(error).__name__}: {error})" in result
@@ -40,9 +43,9 @@ def test_an_unavailable_broker_is_logged_in_one_line(written, error):
 
 @pytest.mark.parametrize("name", ["kombu.message", "ganq.supervisor"])
 @pytest.mark.parametrize("error", [ValueError("a defect"), FileNotFoundError("x"), OSError(24, "too many")])
-def test_a_defect_keeps_its_traceback(written, name, error):
+def test_a_defect_keeps_its_traceback(written: Any, name: str, error: Any) -> None:
     assert "test_logs.py" in written(name, error)
 
 
-def test_an_error_of_ours_keeps_its_traceback_whatever_it_is(written):
+def test_an_error_of_ours_keeps_its_traceback_whatever_it_is(written: Any) -> None:
     assert "test_logs.py" in written("ganq.supervisor", redis.ConnectionError("Connection refused"))

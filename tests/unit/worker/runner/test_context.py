@@ -66,13 +66,13 @@ def save_a_file(bench: Bench) -> None:
     bench.context.save_files({"evaluation.json": b"{}"})
 
 
-def test_a_job_without_progress_does_not_wait_for_the_disk(bench: Bench, volume: Volume):
+def test_a_job_without_progress_does_not_wait_for_the_disk(bench: Bench, volume: Volume) -> None:
     bench.context.log("begun")
     assert bench.synced == []
     assert not (volume.job(7) / "spec.json").exists()
 
 
-def test_from_its_first_progress_on_a_jobs_folder_identifies_it(bench: Bench, volume: Volume):
+def test_from_its_first_progress_on_a_jobs_folder_identifies_it(bench: Bench, volume: Volume) -> None:
     bench.context.report(0, 1, "pictures")
     assert len(bench.synced) == 1
     assert "spec.json" in bench.synced[0]  # its content: after a power cut it is complete or absent
@@ -91,7 +91,7 @@ def make_pictures(bench: Bench) -> None:
 @pytest.mark.parametrize("save", [save_a_checkpoint, save_a_file, make_pictures])
 def test_when_something_can_be_registered_the_way_to_it_is_durable(
     bench: Bench, volume: Volume, save: Callable[[Bench], None]
-):
+) -> None:
     save(bench)
     assert json.loads((volume.job(7) / "spec.json").read_text())["job"] == 7
     # A name is durable once its folder is synced.
@@ -100,14 +100,14 @@ def test_when_something_can_be_registered_the_way_to_it_is_durable(
 
 def test_a_folder_that_an_attempt_before_left_unsynced_is_made_durable_too(
     volume: Volume, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     make_folder(volume.job(7), named=False)
     with closing(Bench(volume, monkeypatch)) as bench:
         save_a_file(bench)
         assert str(volume.jobs) in bench.synced
 
 
-def test_the_way_is_synced_once_for_all_that_an_attempt_saves(bench: Bench, volume: Volume):
+def test_the_way_is_synced_once_for_all_that_an_attempt_saves(bench: Bench, volume: Volume) -> None:
     save_a_file(bench)
     save_a_file(bench)
     assert bench.synced.count(str(volume.jobs)) == 1
@@ -115,7 +115,7 @@ def test_the_way_is_synced_once_for_all_that_an_attempt_saves(bench: Bench, volu
 
 def test_a_job_of_another_table_with_the_same_id_is_quarantined(
     volume: Volume, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     with closing(Bench(volume, monkeypatch, submitted_at=1.5)) as old:
         old.context.log("of the former table")
         save_a_file(old)
@@ -134,8 +134,8 @@ def test_a_job_of_another_table_with_the_same_id_is_quarantined(
 
 @pytest.mark.parametrize("introduced", [True, False])
 def test_the_folder_of_the_same_job_stays_for_its_next_attempt(
-    volume: Volume, monkeypatch: pytest.MonkeyPatch, introduced
-):
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, introduced: bool
+) -> None:
     for attempt in (1, 2):
         with closing(Bench(volume, monkeypatch, submitted_at=1.5, attempt=attempt)) as bench:
             if introduced:
@@ -145,7 +145,7 @@ def test_the_folder_of_the_same_job_stays_for_its_next_attempt(
 
 def test_a_first_attempt_uses_nothing_of_a_job_that_was_killed_before_it_wrote_its_spec(
     volume: Volume, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     with closing(Bench(volume, monkeypatch, submitted_at=1.5)) as old:
         old.context.log("of the former table")
     with closing(Bench(volume, monkeypatch, submitted_at=2.5)):
@@ -156,7 +156,7 @@ def test_a_first_attempt_uses_nothing_of_a_job_that_was_killed_before_it_wrote_i
 
 def test_a_job_that_could_not_write_its_spec_writes_it_with_the_next_report(
     bench: Bench, volume: Volume, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     def no_room(fd: int) -> None:
         raise OSError(errno.ENOSPC, "no space left on device")
 
@@ -171,7 +171,7 @@ def test_a_job_that_could_not_write_its_spec_writes_it_with_the_next_report(
 
 def test_each_picture_that_is_left_out_has_a_line_of_the_log_whatever_its_name(
     bench: Bench, volume: Volume, tmp_path: Path
-):
+) -> None:
     for number in range(9):
         Image.new("RGB", (32, 32), (number * 20, 0, 0)).save(tmp_path / f"{number}.png")
     (tmp_path / "two\nlines.png").write_bytes(b"no picture")
@@ -184,7 +184,7 @@ def test_each_picture_that_is_left_out_has_a_line_of_the_log_whatever_its_name(
     assert "left out: 1 ×" in lines[2]
 
 
-def test_nothing_is_saved_where_the_folder_has_gone(bench: Bench, volume: Volume):
+def test_nothing_is_saved_where_the_folder_has_gone(bench: Bench, volume: Volume) -> None:
     save_a_file(bench)
     volume.root.rename(volume.root.with_name("away"))
     with pytest.raises(VolumeError, match="is gone"):
@@ -192,7 +192,7 @@ def test_nothing_is_saved_where_the_folder_has_gone(bench: Bench, volume: Volume
     assert not volume.root.exists()
 
 
-def test_what_is_found_in_a_data_set_is_logged_and_an_event(bench: Bench, tmp_path: Path):
+def test_what_is_found_in_a_data_set_is_logged_and_an_event(bench: Bench, tmp_path: Path) -> None:
     for number in range(8):
         image = Image.new("L", (24, 24), 20 * (number % 4))
         image.save(tmp_path / f"{number}.png")
@@ -209,7 +209,7 @@ def test_what_is_found_in_a_data_set_is_logged_and_an_event(bench: Bench, tmp_pa
     assert said == [{"images": 4, "reasons": {"HEIC is not read": 1}, "copies": 4, "grey": 4}]
 
 
-def test_generated_images_keep_their_copies_when_they_are_evaluated(bench: Bench, tmp_path: Path):
+def test_generated_images_keep_their_copies_when_they_are_evaluated(bench: Bench, tmp_path: Path) -> None:
     for number in range(8):
         Image.new("RGB", (24, 24), (9, 90, 200)).save(tmp_path / f"{number}.png")
     bench.context.assignment["spec"] = {

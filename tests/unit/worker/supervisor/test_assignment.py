@@ -1,6 +1,8 @@
 """The inputs of a job are pinned at its first attempt."""
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tables import recorded
@@ -8,6 +10,12 @@ from tables import recorded
 from jobs.errors import CheckpointNotFoundError, NotFoundError
 from storage.db.rows import Checkpoint
 from worker.supervisor.assignment import evenly_spaced, make_assignment
+
+if TYPE_CHECKING:
+    from storage.db.engine import Database
+    from storage.db.queries import Queries
+    from storage.db.rows import Job, Lease
+    from storage.db.store import JobStore
 
 
 def row(id: int, kind: str, epoch: int, metric: float | None = None) -> Checkpoint:
@@ -17,7 +25,11 @@ def row(id: int, kind: str, epoch: int, metric: float | None = None) -> Checkpoi
 
 
 def test_a_generation_reads_the_checkpoint_that_its_first_attempt_chose(
-    store, queries, running_job_factory, job_factory, claim
+    store: "JobStore",
+    queries: "Queries",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
 ) -> None:
     training = running_job_factory()
 
@@ -46,11 +58,15 @@ def test_a_generation_reads_the_checkpoint_that_its_first_attempt_chose(
 
 
 def test_a_run_that_starts_from_another_reads_what_was_best_when_its_first_attempt_began(
-    store, queries, running_job_factory, job_factory, claim
+    store: "JobStore",
+    queries: "Queries",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
 ) -> None:
     training = running_job_factory()
 
-    def save(lease, epoch: int) -> None:
+    def save(lease: Any, epoch: int) -> None:
         store.register_checkpoint(
             lease,
             kind="epoch",
@@ -75,7 +91,11 @@ def test_a_run_that_starts_from_another_reads_what_was_best_when_its_first_attem
 
 
 def test_a_grid_of_epochs_reads_those_that_were_kept_when_its_first_attempt_began(
-    store, queries, running_job_factory, job_factory, claim
+    store: "JobStore",
+    queries: "Queries",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
 ) -> None:
     training = running_job_factory()
 
@@ -110,7 +130,11 @@ def test_many_epochs_are_thinned_evenly_and_one_step_has_one_row() -> None:
 
 
 def test_a_generation_without_a_checkpoint_to_read_is_refused(
-    store, queries, running_job_factory, job_factory, claim
+    store: "JobStore",
+    queries: "Queries",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
 ) -> None:
     training = running_job_factory()
     job_factory(
@@ -120,7 +144,12 @@ def test_a_generation_without_a_checkpoint_to_read_is_refused(
         make_assignment(claim(), store, queries)
 
 
-def test_a_training_gets_its_checkpoints_newest_first(store, queries, running_job_factory, claim) -> None:
+def test_a_training_gets_its_checkpoints_newest_first(
+    store: "JobStore",
+    queries: "Queries",
+    running_job_factory: "Callable[..., Lease]",
+    claim: "Callable[..., Lease | None]",
+) -> None:
     lease = running_job_factory()
     for step in (1, 2, 3):
         store.register_checkpoint(
@@ -131,7 +160,11 @@ def test_a_training_gets_its_checkpoints_newest_first(store, queries, running_jo
 
 
 def test_a_first_attempt_does_not_ask_for_checkpoints_that_it_cannot_have(
-    database, store, queries, job_factory, claim
+    database: "Database",
+    store: "JobStore",
+    queries: "Queries",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
 ) -> None:
     job_factory()
     lease = claim()
@@ -140,12 +173,16 @@ def test_a_first_attempt_does_not_ask_for_checkpoints_that_it_cannot_have(
     assert not any("checkpoint" in statement for statement, _ in asked)
 
 
-def evaluation(source: int | None, **changes) -> dict:
+def evaluation(source: int | None, **changes: Any) -> dict:
     return {"source": source, "path": None, "checkpoint": "best", "data": "/pictures", "size": 16, **changes}
 
 
 def test_an_evaluation_reads_the_checkpoint_and_the_pictures_of_the_training(
-    store, queries, running_job_factory, job_factory, claim
+    store: "JobStore",
+    queries: "Queries",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
 ) -> None:
     training = running_job_factory(spec={"data": "/pictures", "size": 16})
     store.pin_inputs(training, {"fingerprint": "f" * 64})
@@ -163,7 +200,11 @@ def test_an_evaluation_reads_the_checkpoint_and_the_pictures_of_the_training(
 
 
 def test_an_evaluation_of_a_generation_reads_the_attempt_that_was_published(
-    store, queries, running_job_factory, job_factory, claim
+    store: "JobStore",
+    queries: "Queries",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
 ) -> None:
     training = running_job_factory(spec={"data": "/pictures", "size": 16})
     store.pin_inputs(training, {"fingerprint": "f" * 64})
@@ -179,7 +220,11 @@ def test_an_evaluation_of_a_generation_reads_the_attempt_that_was_published(
 
 
 def test_an_evaluation_of_deleted_images_is_refused(
-    store, queries, running_job_factory, job_factory, claim
+    store: "JobStore",
+    queries: "Queries",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
 ) -> None:
     training = running_job_factory(spec={})
     store.succeed(training, {})
@@ -191,7 +236,12 @@ def test_an_evaluation_of_deleted_images_is_refused(
 
 
 def test_only_the_parent_of_a_split_job_reads_its_shards(
-    database, store, queries, running_job_factory, job_factory, claim
+    database: "Database",
+    store: "JobStore",
+    queries: "Queries",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    claim: "Callable[..., Lease | None]",
 ) -> None:
     model = running_job_factory()
     store.register_checkpoint(

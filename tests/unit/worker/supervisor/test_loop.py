@@ -1,6 +1,9 @@
 """Checks of the volume before a job begins."""
 
 import socket
+from pathlib import Path
+
+import pytest
 
 from storage.volume.layout import Volume
 from worker.ipc import Channel
@@ -9,7 +12,7 @@ from worker.supervisor import loop
 from worker.supervisor.loop import Supervisor
 
 
-def test_the_volume_is_not_probed_for_each_of_many_small_jobs(monkeypatch):
+def test_the_volume_is_not_probed_for_each_of_many_small_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     looking = Supervisor.__new__(Supervisor)
     looking.next_volume_check = 0.0
     assert looking._volume_check_due()
@@ -20,7 +23,7 @@ def test_the_volume_is_not_probed_for_each_of_many_small_jobs(monkeypatch):
     assert looking._volume_check_due()
 
 
-def test_a_volume_that_has_gone_is_not_made_anew_for_the_next_job(tmp_path):
+def test_a_volume_that_has_gone_is_not_made_anew_for_the_next_job(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         runner = Runner(Channel(theirs), Volume(tmp_path / "v"))

@@ -4,7 +4,8 @@ import os
 import socket
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import update
@@ -16,16 +17,27 @@ from storage.db.tables import attempt
 from worker.host.process import boot_id, start_ticks
 from worker.supervisor.reaper import Reaper
 
+if TYPE_CHECKING:
+    from storage.db.engine import Database
+    from storage.db.queries import Queries
+    from storage.db.rows import Lease, WorkerIdentity
+    from storage.db.store import JobStore
+    from storage.settings import Settings
+
 HERE: dict[str, Any] = {"host": socket.gethostname(), "boot_id": boot_id()}
 
 
 @pytest.fixture
-def reaper(store, settings) -> Reaper:
+def reaper(store: "JobStore", settings: "Settings") -> Reaper:
     return Reaper(store, settings)
 
 
 def test_a_job_without_heartbeats_is_requeued_after_the_lease_and_not_before(
-    reaper, store, queries, running_job_factory, settings
+    reaper: Reaper,
+    store: "JobStore",
+    queries: "Queries",
+    running_job_factory: "Callable[..., Lease]",
+    settings: "Settings",
 ) -> None:
     lease = running_job_factory()
     # It reads more often than its longest permitted gap (three reap intervals).
@@ -38,7 +50,11 @@ def test_a_job_without_heartbeats_is_requeued_after_the_lease_and_not_before(
 
 
 def test_a_job_with_heartbeats_is_never_requeued(
-    reaper, store, queries, running_job_factory, settings
+    reaper: Reaper,
+    store: "JobStore",
+    queries: "Queries",
+    running_job_factory: "Callable[..., Lease]",
+    settings: "Settings",
 ) -> None:
     lease = running_job_factory()
     for step in range(40):
@@ -49,7 +65,7 @@ def test_a_job_with_heartbeats_is_never_requeued(
 
 
 def test_a_reaper_that_was_paused_restarts_its_observation(
-    reaper, queries, running_job_factory, settings
+    reaper: Reaper, queries: "Queries", running_job_factory: "Callable[..., Lease]", settings: "Settings"
 ) -> None:
     lease = running_job_factory()
     reaper.tick(now=0.0)
@@ -58,7 +74,12 @@ def test_a_reaper_that_was_paused_restarts_its_observation(
 
 
 def test_a_table_that_refuses_writes_gives_its_workers_a_whole_lease_afterwards(
-    reaper, store, queries, running_job_factory, settings, monkeypatch
+    reaper: Reaper,
+    store: "JobStore",
+    queries: "Queries",
+    running_job_factory: "Callable[..., Lease]",
+    settings: "Settings",
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Reads succeed (a file or a server became read-only), but no heartbeat can be written."""
     lease = running_job_factory()
@@ -78,7 +99,9 @@ def test_a_table_that_refuses_writes_gives_its_workers_a_whole_lease_afterwards(
     assert queries.get(lease.job_id).state is JobState.RUNNING
 
 
-def test_ten_reapers_requeue_a_job_once(store, queries, running_job_factory, settings) -> None:
+def test_ten_reapers_requeue_a_job_once(
+    store: "JobStore", queries: "Queries", running_job_factory: "Callable[..., Lease]", settings: "Settings"
+) -> None:
     lease = running_job_factory()
     reapers = [Reaper(store, settings) for _ in range(10)]
     for step in range(15):
@@ -97,7 +120,10 @@ def _short_lived_process() -> tuple[int, int]:
 
 
 def test_a_dead_owner_on_this_machine_is_noticed_at_once(
-    reaper, queries, running_job_factory, make_identity
+    reaper: Reaper,
+    queries: "Queries",
+    running_job_factory: "Callable[..., Lease]",
+    make_identity: "Callable[..., WorkerIdentity]",
 ) -> None:
     pid, ticks = _short_lived_process()
     lease = running_job_factory(make_identity("dead", **HERE, pid=pid, start_ticks=ticks))
@@ -105,20 +131,30 @@ def test_a_dead_owner_on_this_machine_is_noticed_at_once(
     assert queries.get(lease.job_id).state is JobState.QUEUED
 
 
-def test_a_living_owner_is_left_alone(reaper, running_job_factory, make_identity) -> None:
+def test_a_living_owner_is_left_alone(
+    reaper: Reaper,
+    running_job_factory: "Callable[..., Lease]",
+    make_identity: "Callable[..., WorkerIdentity]",
+) -> None:
     me = os.getpid()
     running_job_factory(make_identity("alive", **HERE, pid=me, start_ticks=start_ticks(me)))
     assert reaper.tick() == []
 
 
-def test_a_reused_process_id_does_not_pass_for_the_owner(reaper, running_job_factory, make_identity) -> None:
+def test_a_reused_process_id_does_not_pass_for_the_owner(
+    reaper: Reaper,
+    running_job_factory: "Callable[..., Lease]",
+    make_identity: "Callable[..., WorkerIdentity]",
+) -> None:
     me = os.getpid()
     lease = running_job_factory(make_identity("old", **HERE, pid=me, start_ticks=1))
     assert reaper.tick() == [lease.job_id]
 
 
 def test_a_process_of_another_machine_is_not_looked_up_here(
-    reaper, running_job_factory, make_identity
+    reaper: Reaper,
+    running_job_factory: "Callable[..., Lease]",
+    make_identity: "Callable[..., WorkerIdentity]",
 ) -> None:
     pid, ticks = _short_lived_process()
     running_job_factory(
@@ -128,7 +164,11 @@ def test_a_process_of_another_machine_is_not_looked_up_here(
 
 
 def test_a_job_with_a_cancel_request_is_cancelled_when_its_worker_dies(
-    reaper, store, queries, running_job_factory, make_identity
+    reaper: Reaper,
+    store: "JobStore",
+    queries: "Queries",
+    running_job_factory: "Callable[..., Lease]",
+    make_identity: "Callable[..., WorkerIdentity]",
 ) -> None:
     pid, ticks = _short_lived_process()
     lease = running_job_factory(make_identity("dead", **HERE, pid=pid, start_ticks=ticks))
@@ -138,7 +178,9 @@ def test_a_job_with_a_cancel_request_is_cancelled_when_its_worker_dies(
 
 
 def test_machines_started_from_one_snapshot_do_not_look_up_each_others_processes(
-    reaper, running_job_factory, make_identity
+    reaper: Reaper,
+    running_job_factory: "Callable[..., Lease]",
+    make_identity: "Callable[..., WorkerIdentity]",
 ) -> None:
     """They share their boot and their namespaces; their host names differ."""
     pid, ticks = _short_lived_process()
@@ -147,7 +189,9 @@ def test_machines_started_from_one_snapshot_do_not_look_up_each_others_processes
 
 
 def test_a_worker_that_could_not_read_its_own_start_is_judged_by_its_process_id_alone(
-    reaper, running_job_factory, make_identity
+    reaper: Reaper,
+    running_job_factory: "Callable[..., Lease]",
+    make_identity: "Callable[..., WorkerIdentity]",
 ) -> None:
     running_job_factory(make_identity("alive", **HERE, start_ticks=0))
     pid, _ = _short_lived_process()
@@ -157,7 +201,9 @@ def test_a_worker_that_could_not_read_its_own_start_is_judged_by_its_process_id_
 
 
 def test_a_process_that_has_ended_and_was_not_reaped_is_dead(
-    reaper, running_job_factory, make_identity
+    reaper: Reaper,
+    running_job_factory: "Callable[..., Lease]",
+    make_identity: "Callable[..., WorkerIdentity]",
 ) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         lease = running_job_factory(
@@ -170,7 +216,14 @@ def test_a_process_that_has_ended_and_was_not_reaped_is_dead(
 
 
 def test_a_job_that_is_lost_again_and_again_waits_and_says_so(
-    reaper, store, database, queries, running_job_factory, claim, make_identity, caplog
+    reaper: Reaper,
+    store: "JobStore",
+    database: "Database",
+    queries: "Queries",
+    running_job_factory: "Callable[..., Lease]",
+    claim: "Callable[..., Lease | None]",
+    make_identity: "Callable[..., WorkerIdentity]",
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     pid, ticks = _short_lived_process()
     dead = make_identity("dead", **HERE, pid=pid, start_ticks=ticks)
@@ -197,7 +250,11 @@ def test_a_job_that_is_lost_again_and_again_waits_and_says_so(
 
 
 def test_a_job_that_is_lost_now_and_then_is_offered_at_once(
-    reaper, database, running_job_factory, claim, make_identity
+    reaper: Reaper,
+    database: "Database",
+    running_job_factory: "Callable[..., Lease]",
+    claim: "Callable[..., Lease | None]",
+    make_identity: "Callable[..., WorkerIdentity]",
 ) -> None:
     pid, ticks = _short_lived_process()
     dead = make_identity("dead", **HERE, pid=pid, start_ticks=ticks)

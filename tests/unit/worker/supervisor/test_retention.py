@@ -1,6 +1,8 @@
 """Retention of checkpoints."""
 
 import shutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 from volumes import Files
@@ -9,6 +11,11 @@ from storage.db.rows import Checkpoint
 from storage.volume.layout import Volume
 from worker.supervisor import retention
 from worker.supervisor.retention import Retention, prunable
+
+if TYPE_CHECKING:
+    from storage.db.queries import Queries
+    from storage.db.rows import Lease
+    from storage.db.store import JobStore
 
 
 def row(id: int, kind: str, epoch: int, metric: float | None = None) -> Checkpoint:
@@ -56,7 +63,11 @@ def test_the_best_are_those_that_were_measured() -> None:
 
 
 def test_of_the_folders_that_go_the_newest_outlives_its_row_for_a_stated_time(
-    store, queries, volume: Volume, running_job_factory, monkeypatch: pytest.MonkeyPatch
+    store: "JobStore",
+    queries: "Queries",
+    volume: Volume,
+    running_job_factory: "Callable[..., Lease]",
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A standby that lacks the last commits still has its row."""
     files, lease = Files(store, volume), running_job_factory()

@@ -7,6 +7,7 @@ import selectors
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from machine import until
@@ -14,21 +15,26 @@ from machine import until
 from storage.volume.layout import Volume
 from worker.supervisor.runner_process import OPENMP_VARIABLES, RunnerProcess, memory_policy, thread_policy
 
+if TYPE_CHECKING:
+    from storage.settings import Settings
 
-def test_threads_that_wait_take_no_core_from_their_neighbours():
+
+def test_threads_that_wait_take_no_core_from_their_neighbours() -> None:
     assert thread_policy({}) == {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @pytest.mark.parametrize("name", OPENMP_VARIABLES)
-def test_a_choice_of_the_user_stands(name):
+def test_a_choice_of_the_user_stands(name: Any) -> None:
     assert thread_policy({name: "whatever"}) == {}
 
 
-def test_a_choice_of_the_user_about_memory_stands():
+def test_a_choice_of_the_user_about_memory_stands() -> None:
     assert memory_policy({"MALLOC_TRIM_THRESHOLD_": "1"}) == {}
 
 
-def test_a_runner_is_started_under_both_policies(settings, monkeypatch):
+def test_a_runner_is_started_under_both_policies(
+    settings: "Settings", monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = {**thread_policy({}), **memory_policy({})}
     for name in (*OPENMP_VARIABLES, *wanted):
         monkeypatch.delenv(name, raising=False)
@@ -70,7 +76,7 @@ print(before - resident_mb())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps nothing")
-def test_memory_is_kept_between_passes_and_given_back_when_asked():
+def test_memory_is_kept_between_passes_and_given_back_when_asked() -> None:
     # Without the policy glibc sometimes keeps as much, if a small block is on top: no comparison is possible.
     env = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
     env |= memory_policy({})
@@ -104,7 +110,7 @@ for number, kind in enumerate(("trains", "trains", "draws")):
 )
 
 
-def test_a_runner_without_work_gives_its_memory_back_once():
+def test_a_runner_without_work_gives_its_memory_back_once() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", IDLE, "/nowhere"], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -118,13 +124,15 @@ def test_a_runner_without_work_gives_its_memory_back_once():
         assert process.stdout.read() == ""
 
 
-def test_a_runner_that_goes_over_to_another_kind_of_job_gives_back_what_the_last_one_left(tmp_path):
+def test_a_runner_that_goes_over_to_another_kind_of_job_gives_back_what_the_last_one_left(
+    tmp_path: Path,
+) -> None:
     command = [sys.executable, "-c", ORDERED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:-1] == ["given back", "trains", "trains", "given back", "draws"]
 
 
-def test_a_job_that_fails_before_its_first_progress_leaves_its_spec(tmp_path):
+def test_a_job_that_fails_before_its_first_progress_leaves_its_spec(tmp_path: Path) -> None:
     Volume(tmp_path).ensure()
     subprocess.run([sys.executable, "-c", ORDERED, str(tmp_path)], capture_output=True, check=True)
     assert json.loads((Volume(tmp_path).job(2) / "spec.json").read_text())["kind"] == "draws"
