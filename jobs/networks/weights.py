@@ -62,7 +62,12 @@ def network_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return _with_missing_parts(_one_sequential(bare))
     found: dict[str, Tensor] = {}
     for which, network in networks.items():
-        found |= _one_sequential(network, which)
+        weights = _one_sequential(network, which)
+        if which == "D":  # of whatever family: its keys must not be taken for G's
+            weights = {
+                key if key.startswith("Discrim") else f"Discrim.{key}": weights[key] for key in weights
+            }
+        found |= weights
     return _with_missing_parts(found)
 
 

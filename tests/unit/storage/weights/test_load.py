@@ -445,7 +445,7 @@ def plain_zip() -> bytes:
     [
         ([torch.zeros(2)], "holds a list"),
         ({}, "an empty dictionary"),
-        ({"netG": {"a": torch.zeros(1)}, "epoch": 3}, r"other things \(netG, epoch\)"),
+        ({"args": {"lr": 1e-3}, "epoch": 3}, r"other things \(args, epoch\)"),
         ({"Gene.0.weight": torch.zeros(2, dtype=torch.int64)}, "Gene.0.weight is int64"),
         ({"Gene.0.weight": torch.tensor([1.0, float("nan")])}, "not finite, in Gene.0.weight"),
         ({"Gene.0.weight": torch.tensor([1.0, 1e300], dtype=torch.float64)}, "not finite"),
