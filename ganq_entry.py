@@ -9,7 +9,7 @@ else takes, so it is found first; it imports nothing that such a folder could hi
 import os
 import sys
 
-OURS = ("ganq_entry", "cli", "worker", "storage", "jobs")
+OURS = ("ganq_entry", "cli", "ganq", "worker", "storage", "jobs")
 LIBRARIES = frozenset(
     {
         *("alembic", "billiard", "celery", "click", "kombu", "numpy", "PIL", "platformdirs", "psutil"),

@@ -1,6 +1,6 @@
 """`ganq retry`: submit ended jobs again, with the jobs that were cancelled because of them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -36,32 +36,19 @@ def retry(jobs: Sequence[str], with_waiting: bool, as_json: bool) -> int:
     last checkpoint, use `ganq submit train --continue JOB`.
     """
 
+    from cli.submit.notify import notices_of
+    from ganq.retry import resubmit
+
     def action(session: Session, job: "Job") -> "Iterable[tuple[Job, str]]":
-        new = resubmit(session, job, {})
-        yield new, f"submitted as a retry of job {job.id}"
-        waiting = session.queries.ended_with(job.id)
-        if waiting and not with_waiting:
+        waiting = [] if with_waiting else session.queries.ended_with(job.id)
+        for again in resubmit(session, job, with_waiting=with_waiting):
+            notices_of(again.notices)
+            yield again.new, f"submitted as a retry of job {again.old.id}"
+        if waiting:
             numbers = ", ".join(str(each.id) for each in waiting[:10]) + (", …" if len(waiting) > 10 else "")
             output.notice(
                 f"{output.count(len(waiting), 'job')} that waited on job {job.id} ended with it ({numbers})"
                 f" and will not run again (ganq retry --with-waiting includes them)"
             )
-        replacements = {job.id: new.id}
-        for dependent in waiting if with_waiting else ():
-            repeated = resubmit(session, dependent, replacements)
-            replacements[dependent.id] = repeated.id
-            yield repeated, f"submitted as a retry of job {dependent.id}"
 
     return for_each_job(open_session(), jobs, as_json, action)
-
-
-def resubmit(session: Session, job: "Job", replacements: Mapping[int, int]) -> "Job":
-    """Submit a copy of an ended job and notify the workers; see storage/db/resubmit.py."""
-    from cli.submit.notify import notify_workers
-    from storage.db import resubmit as resubmission
-
-    new = resubmission.resubmit(
-        session.queries, session.store, job, user=session.settings.user, instead=replacements
-    )
-    notify_workers(session, new)
-    return new

@@ -158,7 +158,7 @@ def test_every_link_to_a_file_resolves(page: Path) -> None:
             assert anchor in anchors(there), f"{page.name} links to {target}"
 
 
-SOURCE = re.compile(r"`((?:cli|worker|storage|jobs|tests|benchmarks)/[\w/]+\.py)`")
+SOURCE = re.compile(r"`((?:cli|ganq|worker|storage|jobs|tests|benchmarks)/[\w/]+\.py)`")
 
 
 def test_every_source_file_that_a_page_names_exists() -> None:

@@ -13,7 +13,7 @@ from jobs.kinds import KINDS, kind_named
 from jobs.specs import Spec
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("cli", "worker", "storage", "jobs")
+PACKAGES = ("cli", "ganq", "worker", "storage", "jobs")
 SOURCES = sorted(
     path for folder in (*PACKAGES, "benchmarks") for path in (ROOT / folder).rglob("*.py") if path.is_file()
 )
@@ -52,7 +52,7 @@ def test_imports_go_from_cli_to_worker_to_storage_to_jobs_and_never_back(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "module", ["cli.main", "jobs.kinds", "jobs.specs", "jobs.context", "storage.settings"]
+    "module", ["cli.main", "ganq", "jobs.kinds", "jobs.specs", "jobs.context", "storage.settings"]
 )
 def test_what_every_command_imports_loads_nothing_heavy(module: str) -> None:
     loaded = set(python(f"import sys, {module}; print(*sys.modules)").split())

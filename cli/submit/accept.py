@@ -1,61 +1,25 @@
-"""
-Commit submitted jobs, notify the workers, report, and wait on request.
+"""Report submitted jobs, notify the workers, and wait on request; ganq/accept.py commits the jobs."""
 
-A job is accepted when its row is committed. Whatever fails after that is a notice.
-"""
-
-import secrets
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.session import Session
-from cli.submit.notify import notify_workers, report_unwritten
-from cli.submit.options import SubmitOptions
+from cli.submit.notify import notices_of, report_unwritten
+from cli.submit.options import CommandOptions
 from cli.ui import output
-from jobs.errors import SpecError
-from jobs.kinds import SPEC_VERSION, kind_named
+from ganq.accept import accept_job, accept_sweep, job_with_same_name, notify_for_many, notify_workers
 
 if TYPE_CHECKING:
     from jobs.specs import Spec
     from storage.db.rows import Job
-    from storage.db.store.sweeps import Sweep
 
 
-def prerequisites(session: Session, request: SubmitOptions) -> list[int]:
-    """
-    Return the ids of the jobs of --after.
-
-    Raises:
-        JobNotFoundError: one of them does not exist.
-    """
-    return [session.queries.find(reference).id for reference in request.after]
-
-
-def submit_job(session: Session, spec: "Spec", request: SubmitOptions, *, after: Sequence[int] = ()) -> int:
-    """
-    Submit one job; return the exit code.
-
-    Args:
-        after: jobs that this one requires, in addition to those of --after.
-
-    Raises:
-        JobNotFoundError, SpecError: a job of --after does not exist or has failed.
-    """
-    named = prerequisites(session, request)
-    split = spec.split()
-    before = session.queries.by_submit_key(request.submit_key) if request.submit_key else None
-    job = session.store.submit(
-        **_common(session, spec, request),
-        will_notify=True,
-        shards=[(shard.to_json(), shard.pictures) for shard in split],
-        max_workers=getattr(spec, "max_workers", 0),
-        spec=spec.to_json(),
-        submit_key=request.submit_key or secrets.token_hex(16),
-        name=request.name,
-        after=[*dict.fromkeys([*after, *named])],
-    )
+def submit_job(session: Session, spec: "Spec", request: CommandOptions, *, after: Sequence[int] = ()) -> int:
+    """Submit one job; return the exit code. See ganq.accept.accept_job()."""
+    accepted = accept_job(session, spec, request, after=after)
+    job = accepted.job
 
     def as_json() -> dict[str, Any]:
         from storage.status import job_text
@@ -66,18 +30,18 @@ def submit_job(session: Session, spec: "Spec", request: SubmitOptions, *, after:
     def announce() -> None:
         from storage.status import job_text
 
-        if request.name is not None and before is None:
+        if request.name is not None and not accepted.known:
             _report_reused_name(session, job)
         if not request.as_json:
             status = job_text.state(job, job_text.StatusContext.of(session.queries, [job]))
             name = f" ({job.name})" if job.name else ""
-            click.echo(f"job {job.id}{name}: {job.kind} {_accepted(before is not None)}, {status}")
+            click.echo(f"job {job.id}{name}: {job.kind} {_accepted(accepted.known)}, {status}")
 
     with report_unwritten(f"job {job.id}"):
         _report(
             request,
             announce,
-            lambda: notify_workers(session, job),
+            lambda: notices_of(notify_workers(session, job)),
             as_json,
             f"ganq status {job.id} --watch, ganq logs {job.id} -f",
         )
@@ -87,44 +51,14 @@ def submit_job(session: Session, spec: "Spec", request: SubmitOptions, *, after:
 def submit_sweep(
     session: Session,
     specs: "Sequence[Spec]",
-    request: SubmitOptions,
+    request: CommandOptions,
     changes: Sequence[dict[str, Any]],
     *,
     after: Sequence[int] = (),
 ) -> int:
-    """
-    Submit all jobs of a sweep in one transaction; return the exit code.
-
-    Args:
-        changes: the fields that differ, for each spec.
-        after: jobs that all of them require.
-
-    Raises:
-        JobNotFoundError, SpecError: a job of --after does not exist or has failed; a job would be split.
-    """
-    from cli.submit.sweep import job_names
-    from storage.db.store.sweeps import sweep_id
-    from worker.celery_bridge.notify import try_notify
-    from worker.celery_bridge.notify_job import MOST_NOTIFIED
-
-    if any(spec.split() for spec in specs):
-        raise SpecError(
-            "a sweep cannot contain jobs that are split into shards", hint="raise --shard-size above --count"
-        )
-    kind = specs[0].kind
-    submit_key = request.submit_key or secrets.token_hex(16)
-    base = request.name or sweep_id(submit_key)
-    known = request.submit_key is not None and any(
-        session.queries.counts(sweep=sweep_id(submit_key)).values()
-    )
-    sweep: Sweep = session.store.submit_sweep(
-        [spec.to_json() for spec in specs],
-        **_common(session, specs[0], request),
-        names=job_names(base, changes),
-        submit_key=submit_key,
-        after=[*dict.fromkeys([*after, *prerequisites(session, request)])],
-        will_notify=MOST_NOTIFIED,
-    )
+    """Submit all jobs of a sweep; return the exit code. See ganq.accept.accept_sweep()."""
+    accepted = accept_sweep(session, specs, request, changes, after=after)
+    sweep, base = accepted.sweep, accepted.name
 
     def as_json() -> dict[str, Any]:
         counts = session.queries.counts(sweep=sweep.id)
@@ -132,39 +66,18 @@ def submit_sweep(
 
     def announce() -> None:
         if not request.as_json:
-            jobs = f"{output.count(len(specs), 'job')} of kind {kind} {_accepted(known)}"
+            jobs = f"{output.count(len(specs), 'job')} of kind {specs[0].kind} {_accepted(accepted.known)}"
             click.echo(f"sweep {sweep.id} ({base}): {jobs}, {sweep.job_ids[0]} to {sweep.job_ids[-1]}")
-
-    def notify() -> None:
-        first, *others = sorted(session.queries.get_many(sweep.job_ids[:MOST_NOTIFIED]), key=lambda j: j.id)
-        notify_workers(session, first)
-        for job in others:
-            try_notify(session.settings, job.id, job.queue, session.database.installation)
 
     with report_unwritten(f"sweep {sweep.id}"):
         _report(
             request,
             announce,
-            notify,
+            lambda: notices_of(notify_for_many(session, sweep.job_ids)),
             as_json,
             f"ganq status --sweep {base}, ganq wait --sweep {base}, ganq cancel --sweep {base}",
         )
     return _wait(session, sweep.job_ids, request, as_json)
-
-
-def _common(session: Session, spec: "Spec", request: SubmitOptions) -> dict[str, Any]:
-    """Return the columns that a job and the jobs of a sweep take from the options."""
-    kind = kind_named(spec.kind)
-    return {
-        "kind": kind.name,
-        "spec_version": SPEC_VERSION,
-        "user": request.user or session.settings.user,
-        "queue": request.queue,
-        "priority": kind.priority if request.priority is None else request.priority,
-        "preemptible": kind.preemptible and not request.no_preempt,
-        "held": request.held,
-        "time_limit_s": request.time_limit,
-    }
 
 
 def _accepted(known: bool) -> str:
@@ -172,7 +85,7 @@ def _accepted(known: bool) -> str:
 
 
 def _report(
-    request: SubmitOptions,
+    request: CommandOptions,
     announce: Callable[[], None],
     notify: Callable[[], None],
     as_json: Callable[[], Any],
@@ -192,7 +105,7 @@ def _report(
 
 
 def _wait(
-    session: Session, job_ids: Sequence[int], request: SubmitOptions, as_json: Callable[[], Any]
+    session: Session, job_ids: Sequence[int], request: CommandOptions, as_json: Callable[[], Any]
 ) -> int:
     if not request.wait:
         return 0
@@ -205,10 +118,5 @@ def _wait(
 
 
 def _report_reused_name(session: Session, job: "Job") -> None:
-    """Print which job the name referred to until now: a name refers to its newest job."""
-    from storage.db.queries import Filter
-
-    for other in session.queries.page(Filter(before_id=job.id, name=job.name), limit=20):
-        if other.name == job.name:
-            output.notice(f"{job.name} was job {other.id} ({other.state}); it now refers to job {job.id}")
-            return
+    if (other := job_with_same_name(session, job)) is not None:
+        output.notice(f"{job.name} was job {other.id} ({other.state}); it now refers to job {job.id}")

@@ -10,8 +10,8 @@ from cli.session import JOB
 from cli.ui import output
 from cli.ui.lazy import Entry, LazyGroup, examples
 from cli.ui.params import BoundedInt, Duration, User
+from ganq.accept import SubmitOptions
 from jobs.errors import SpecError
-from storage.settings import WORD, WORD_HINT
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,38 +29,23 @@ def submit() -> None:
     """Submit a job. An accepted job is never lost."""
 
 
-@dataclass(frozen=True)
-class SubmitOptions:
+@dataclass(frozen=True, kw_only=True)
+class CommandOptions(SubmitOptions):
     """Options of every `ganq submit` command that are not part of the spec."""
 
-    name: str | None
-    priority: int | None
-    no_preempt: bool
-    queue: str
-    after: tuple[str, ...]
-    user: str | None
-    held: bool
-    time_limit: float | None
     dry_run: bool
     wait: bool
     as_json: bool
-    submit_key: str | None
     sweep: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for option, value in (("--queue", self.queue), ("--submit-key", self.submit_key)):
-            if value is not None and not WORD.fullmatch(value):
-                raise SpecError(f"{option} {value[:70]!r} is not valid", hint=WORD_HINT)
+        super().__post_init__()
         if self.wait and self.held:
             raise SpecError("--wait would never return for a job on --hold", hint="use only one of them")
-        if self.name is not None:
-            from jobs.specs import check_name
-
-            check_name(self.name)
 
 
 def submit_options(command: F) -> F:
-    """Add the options of SubmitOptions to a command."""
+    """Add the options of CommandOptions to a command."""
     for option in reversed(
         (
             click.option("--name", help="Name of the job; accepted wherever an id is."),
@@ -117,6 +102,6 @@ def submit_options(command: F) -> F:
     return command
 
 
-def read_submit_options(options: dict[str, Any]) -> SubmitOptions:
+def read_submit_options(options: dict[str, Any]) -> CommandOptions:
     """Remove the values of submit_options() from `options` and return them."""
-    return SubmitOptions(**{name: options.pop(name) for name in SubmitOptions.__dataclass_fields__})
+    return CommandOptions(**{name: options.pop(name) for name in CommandOptions.__dataclass_fields__})

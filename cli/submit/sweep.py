@@ -4,8 +4,6 @@ Parse `--sweep FIELD=VALUES`: one job for each combination of the values.
     --sweep lr-g=1e-4,2e-4 --sweep seed=0-1     4 jobs, named base-lr-g-0.0001-seed-0 …
 """
 
-import itertools
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.ui import output
+from ganq.sweep import product, require_size
 from jobs.errors import SpecError
 from jobs.renamed import FIELDS
 
 if TYPE_CHECKING:
     from jobs.specs import Spec
 
-MAX_JOBS = 10_000  # storage.db.store.sweeps.MOST_IN_A_SWEEP; --dry-run does not import it
-MAX_NAME = 64
 RANGE = re.compile(r"([0-9]{1,12})-([0-9]{1,12})")
 
 
@@ -60,20 +57,12 @@ def combinations(
             where = "as an option and in --sweep" if name in given else "in two --sweep options"
             raise SpecError(f"{_option(name)} is given {where}", hint="use only one of them")
         axes[name] = [_expand(part.strip()) for part in values.split(",")]
-    number = math.prod(sum(map(len, values)) for values in axes.values())
-    if number > MAX_JOBS:
-        raise SpecError(
-            f"this sweep has {number:,} jobs; the maximum is {MAX_JOBS:,}",
-            hint="use fewer values, or submit several sweeps",
-        )
-    typed = [
-        [(name, _convert(spec, name, text)) for part in values for text in part]
+    require_size(axes.values())
+    typed = {
+        name: [_convert(spec, name, text) for part in values for text in part]
         for name, values in axes.items()
-    ]
-    for name, axis in zip(axes, typed, strict=True):
-        if len({str(value) for _, value in axis}) < len(axis):
-            raise SpecError(f"--sweep {_option(name)[2:]} repeats a value", hint="give each value once")
-    return [dict(combination) for combination in itertools.product(*typed)]
+    }
+    return product(typed)
 
 
 def describe(changes: Sequence[Mapping[str, Any]]) -> str:
@@ -81,20 +70,6 @@ def describe(changes: Sequence[Mapping[str, Any]]) -> str:
     axes = {name: len({str(change[name]) for change in changes}) for name in changes[0]}
     shown = " × ".join(f"{_option(name)[2:]} ({output.count(n, 'value')})" for name, n in axes.items())
     return f"{output.count(len(changes), 'job')}: {shown}"
-
-
-def job_names(base: str, changes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a name for each job that contains its values: 'rates-lr-g-0.0001-seed-3'."""
-    names = ["-".join([base, *(_name_part(*item) for item in change.items())]) for change in changes]
-    if len(set(names)) < len(names) or max(map(len, names)) > MAX_NAME:
-        return [f"{base}-{index}" for index in range(len(changes))]
-    return names
-
-
-def _name_part(field: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return ("" if value else "no-") + _option(field)[2:]
-    return f"{_option(field)[2:]}-{re.sub(r'[^A-Za-z0-9._-]', '_', str(value))}"
 
 
 def _expand(part: str) -> Sequence[str]:

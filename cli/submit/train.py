@@ -1,30 +1,25 @@
 """`ganq submit train`."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
-from cli.session import JOB, Session, open_session
+from cli.session import JOB, open_session
 from cli.submit import plan as plans
-from cli.submit import preflight, sweep
-from cli.submit.accept import prerequisites, submit_job, submit_sweep
-from cli.submit.generate import known_classes
+from cli.submit import sweep
+from cli.submit.accept import submit_job, submit_sweep
+from cli.submit.notify import notices_of
 from cli.submit.options import read_submit_options, submit_options
 from cli.submit.spec_options import given_only, spec_options
 from cli.ui import output
 from cli.ui.lazy import examples
 from cli.ui.params import RenamedChoice
-from jobs.class_checks import other_classes
-from jobs.errors import SpecError
-from jobs.kinds import kind_named
+from ganq import preflight
+from ganq.accept import prerequisites
+from ganq.train import absolute_paths, prepare
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
-from jobs.specs import FEATURE_NETWORKS, Augment, TrainSpec, check_same_run, difference
+from jobs.specs import FEATURE_NETWORKS, Augment, TrainSpec
 from storage.settings import Settings
-
-if TYPE_CHECKING:
-    from storage.db.rows import Job
 
 HELP = {
     "data": "Folder, zip or tar of images.  [default: GANQ_DATA, or the data set used last]",
@@ -94,9 +89,6 @@ PATHS: dict[str, click.ParamType[Any]] = {
     name: click.Path() for name in ("data", "init_netg", "init_netd", "feature_network")
 }
 
-NETWORKS = ("size", "nz", "ngf", "ndf", "arch", "norm_d", "conditional", "grey")
-"""Fields that must be equal for the weights of one run to fit another."""
-
 NEVER_SWEPT = (*PATHS, "continue_from", "init_from", "augment", "feature_sha256", "max_unpacked_gb", "reader")
 """Paths, fields that depend on a path, and lists."""
 
@@ -155,150 +147,28 @@ def train(source: str | None, start: str | None, **options: Any) -> int:
     """Train a GAN on a folder of images."""
     request = read_submit_options(options)
     settings = Settings.load()
-    given = _absolute(given_only(options))
+    given = absolute_paths(given_only(options))
     preflight.find_feature_network(given)
     changes = sweep.combinations(TrainSpec, request.sweep, given, never=NEVER_SWEPT)
-    after: list[int] = []
-    if start is not None:
-        if source is not None:
-            raise SpecError(
-                "--continue resumes a run, and --init-from starts a new one",
-                hint="use only one of them",
-            )
-        session = open_session(settings=settings)
-        model = session.queries.find(start)
-        given = fine_tuned(session, model, given)
-        if not model.state.terminal:
-            after = [model.id]
-    if source is None:
-        given["data"] = preflight.find_data(settings, given.get("data"))
-        specs = [TrainSpec.create(**{"recipe": DEFAULT_RECIPE, **given, **change}) for change in changes]
-    else:
-        session = open_session(settings=settings)
-        parent = session.queries.find(source)
-        if "data" in given:
-            given["data"] = preflight.find_data(settings, given["data"])
-        specs = [continued(session, parent, {**given, **change}) for change in changes]
-        if not parent.state.terminal:
-            after = [parent.id]
-    spec = specs[0]
-    listing = preflight.check_training(max(specs, key=lambda spec: spec.batch))
-    for each in specs:
-        preflight.check_frozen_layers(each)
-    if start is not None and spec.conditional:
-        known = known_classes(session, model)
-        if known is not None and len(known) != (found := len(listing.classes())):
-            raise other_classes(model.id, len(known), found)
+    found = prepare(
+        settings, lambda: open_session(settings=settings), given, changes, source=source, start=start
+    )
+    spec = found.specs[0]
     if request.dry_run:
         if request.after:
             prerequisites(open_session(settings=settings), request)
-        plan = plans.training_plan(spec, len(listing.names))
+        plan = plans.training_plan(spec, len(found.listing.names))
         seconds = plans.training_seconds(settings, spec, plan)
         return plans.show_plan(spec, plan, seconds, request.as_json, changes if request.sweep else ())
     session = open_session(create=True, settings=settings)
     if options.get("data") is None:
         output.notice(f"training on {spec.data}")
-    preflight.notice_data(listing, classes=spec.conditional)
-    if after:
-        output.notice(f"job {after[0]} has not ended: this job starts after it")
+    notices_of(preflight.data_notices(found.listing, classes=spec.conditional))
+    if found.after:
+        output.notice(f"job {found.after[0]} has not ended: this job starts after it")
     if request.sweep:
-        code = submit_sweep(session, specs, request, changes, after=after)
+        code = submit_sweep(session, found.specs, request, changes, after=found.after)
     else:
-        code = submit_job(session, spec, request, after=after)
+        code = submit_job(session, spec, request, after=found.after)
     preflight.remember_data(settings, spec.data)
     return code
-
-
-def continued(session: Session, parent: "Job", given: dict[str, Any]) -> TrainSpec:
-    """
-    Return the spec of a run that continues another.
-
-    Args:
-        given: typed options; they override the parent's.
-
-    Raises:
-        SpecError: the parent is no training, it has reached the last epoch, or an option must not change.
-        CheckpointNotFoundError: it has no checkpoint.
-    """
-    if parent.kind != TrainSpec.kind:
-        raise SpecError(
-            f"job {parent.id} is of kind {parent.kind}; only a training can be continued",
-            hint="--init-from JOB starts a new run with its networks",
-        )
-    from storage.db.queries import without_checkpoint
-
-    known = session.queries.checkpoints(parent.id)
-    if parent.state.terminal and not known:
-        raise without_checkpoint(parent)
-    done = known[-1].epoch if parent.state.terminal else parent.spec_field("epochs")
-    epochs = given.get("epochs", parent.spec_field("epochs"))
-    if epochs <= done:
-        raise SpecError(
-            f"job {parent.id} already has {output.count(done, 'epoch')}: --epochs {epochs} adds none",
-            hint=f"--epochs counts from the start of job {parent.id}: e.g. --epochs {2 * max(done, 1)}",
-        )
-    # The weights come from the checkpoint, not from where the parent's came from.
-    reset = {"init_netg": None, "init_netd": None, "init_from": None, "continue_from": parent.id}
-    if "feature_network" in given:
-        reset["feature_sha256"] = None  # the parent's belongs to another file
-    spec = TrainSpec.from_json({**parent.spec, **reset, **given})
-    check_same_run(parent.spec, spec)
-    return spec
-
-
-def fine_tuned(session: Session, start: "Job", given: dict[str, Any]) -> dict[str, Any]:
-    """
-    Return the options of a run that starts from another job's networks, with the inherited ones.
-
-    Raises:
-        SpecError: the job has no networks, or an option contradicts them.
-        CheckpointNotFoundError: it has ended without a checkpoint.
-    """
-    if not kind_named(start.kind).makes_model:
-        raise SpecError(
-            f"--init-from: job {start.id} is of kind {start.kind} and has no networks",
-            hint="use a training or an import",
-        )
-    if start.state.terminal and not session.queries.checkpoints(start.id):
-        from storage.db.queries import without_checkpoint
-
-        raise without_checkpoint(start)
-    # Specs of ganq 0.1 have no `arch`, and its imports no `norm_d`.
-    inherited = {
-        "arch": "dcgan",
-        "conditional": False,
-        "grey": False,
-        **{name: start.spec[name] for name in NETWORKS if name in start.spec},
-    }
-    if inherited.get("norm_d", "batch") is None:  # imported without a discriminator: any fits
-        del inherited["ndf"], inherited["norm_d"]
-    changed = [name for name in inherited if name in given and given[name] != inherited[name]]
-    if changed:
-        differences = ", ".join(difference(name, given[name], inherited[name]) for name in changed)
-        raise SpecError(
-            f"the networks of job {start.id} do not fit {differences}",
-            hint="omit these options: the networks determine them",
-        )
-    recipe = start.spec.get("recipe") or _closest_recipe(inherited)
-    return {"recipe": recipe, **inherited, **given, "init_from": start.id}
-
-
-def _closest_recipe(networks: Mapping[str, Any]) -> str:
-    """
-    Return a recipe for imported networks: one with the same normalisation of D, if there is a D,
-    then with the same generator.
-    """
-
-    def differs(recipe: str) -> list[bool]:
-        trained = TrainSpec.create(recipe=recipe, data="")
-        return [networks.get(part) not in (None, getattr(trained, part)) for part in ("norm_d", "arch")]
-
-    return min((DEFAULT_RECIPE, "sngan", *RECIPES), key=differs)
-
-
-def _absolute(given: dict[str, Any]) -> dict[str, Any]:
-    """Make paths absolute: the worker runs in another folder."""
-    for name in ("init_netg", "init_netd"):
-        if name in given:
-            given[name] = str(Path(given[name]).expanduser().absolute())
-    return given

@@ -12,14 +12,12 @@ from typing import Any, Protocol
 
 from cli.session import Session
 from cli.ui import output
+from ganq.polling import poll_delay_s
 from jobs.errors import DatabaseUnavailableError
 from jobs.states import JobState
 from storage.db.rows import Job
 from storage.status import job_text
 
-POLL_S = (0.02, 0.5)
-POLL_SHARE = 0.1
-"""Poll interval as a fraction of the time waited: short for short jobs, few queries for long ones."""
 LINE_INTERVAL_S = 10.0
 EXIT_TIMEOUT = 124
 MAX_BARS = 30
@@ -91,12 +89,6 @@ def _until_ended(
             return jobs or session.queries.get_many(job_ids), True
         now = time.monotonic()
         time.sleep(poll_delay_s(now - started, query_s=now - polled))
-
-
-def poll_delay_s(waited_s: float, query_s: float = 0.0) -> float:
-    """Return the delay before the next poll, at least the duration of the last query."""
-    minimum, maximum = POLL_S
-    return min(max(waited_s * POLL_SHARE, minimum, query_s), maximum)
 
 
 def exit_code_of(jobs: Sequence[Job], timed_out: bool) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cli.ui import follow
+from ganq.polling import poll_delay_s
 from jobs.errors import DatabaseUnavailableError, DatasetError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def test_wait_prints_a_line_for_each_change_and_not_for_each_look(
     running_job_factory: "Callable[..., Lease]",
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cli.ui.follow.POLL_S", (0.02, 0.02))
+    monkeypatch.setattr("ganq.polling.POLL_S", (0.02, 0.02))
     lease = running_job_factory(name="faces")
 
     def work() -> None:
@@ -103,7 +103,7 @@ def test_wait_outlives_a_database_that_is_away(
     from storage.db.queries import Queries
 
     trained()
-    monkeypatch.setattr("cli.ui.follow.POLL_S", (0.01, 0.01))
+    monkeypatch.setattr("ganq.polling.POLL_S", (0.01, 0.01))
     real, calls = Queries.get_many, []
 
     def sometimes(self, job_ids: Any) -> Any:
@@ -172,7 +172,7 @@ def test_logs_follow_from_one_attempt_into_the_next_until_the_end(
     attempt_log: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cli.logs.POLL_S", 0.02)
+    monkeypatch.setattr("ganq.logs.POLL_S", 0.02)
     job_factory()
 
     def work() -> None:
@@ -216,10 +216,10 @@ def test_events_tell_the_history_in_order(
 
 
 def test_a_short_job_is_looked_at_often_and_a_long_one_seldom() -> None:
-    assert follow.poll_delay_s(0.0) == 0.02
-    assert follow.poll_delay_s(3600.0) == 0.5
+    assert poll_delay_s(0.0) == 0.02
+    assert poll_delay_s(3600.0) == 0.5
     waited, looks = 0.0, 0
     while waited < 60:
-        waited += follow.poll_delay_s(waited)
+        waited += poll_delay_s(waited)
         looks += 1
     assert looks < 180, "a minute costs few questions"

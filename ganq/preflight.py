@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.ui import output
 from jobs.class_checks import no_classes, require_enough
 from jobs.errors import DatasetError, NotFoundError, SpecError
 from jobs.networks.layout import check_frozen, layers  # does not import torch
 from jobs.specs import FEATURE_NETWORKS, TrainSpec
 from storage.settings import Settings
+from storage.status.units import clean, count
 
 if TYPE_CHECKING:
     from storage.datasets.sources import Listing, Reading
@@ -96,9 +96,9 @@ def count_images(path: str, reading: "Reading") -> int:
     return len(scan(Path(path), reading).names)
 
 
-def notice_data(listing: "Listing", *, classes: bool) -> None:
+def data_notices(listing: "Listing", *, classes: bool) -> list[str]:
     """
-    Print what a job will leave out by the names alone, and the classes that it will learn.
+    Return what a job will leave out by the names alone, and the classes that it will learn.
 
     Args:
         classes: whether it learns them.
@@ -108,12 +108,12 @@ def notice_data(listing: "Listing", *, classes: bool) -> None:
     found = of_listing(listing)
     if not classes:
         found.classes = {}
-    for line in found.lines():
-        output.notice(output.clean(line))
-    ignored = {suffix: count for suffix, count in listing.ignored.items() if suffix != "(hidden)"}
+    lines = list(found.lines())
+    ignored = {suffix: number for suffix, number in listing.ignored.items() if suffix != "(hidden)"}
     if ignored:
         total, kinds = sum(ignored.values()), ", ".join(sorted(ignored)[:6])
-        output.notice(output.clean(f"{output.count(total, 'file')} ignored, not images by name: {kinds}"))
+        lines.append(f"{count(total, 'file')} ignored, not images by name: {kinds}")
+    return [clean(line) for line in lines]
 
 
 def find_feature_network(given: dict[str, Any]) -> None:

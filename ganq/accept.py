@@ -1,0 +1,199 @@
+"""
+Commit jobs and notify the workers.
+
+A job is accepted when its row is committed. Whatever fails after that is a notice.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ganq.session import Session
+from jobs.errors import SpecError
+from jobs.kinds import SPEC_VERSION, kind_named
+from storage.settings import WORD, WORD_HINT
+
+if TYPE_CHECKING:
+    from jobs.specs import Spec
+    from storage.db.rows import Job
+    from storage.db.store.sweeps import Sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitOptions:
+    """What a job has beside its spec."""
+
+    name: str | None = None
+    priority: int | None = None
+    no_preempt: bool = False
+    queue: str = "default"
+    after: tuple[str, ...] = ()
+    user: str | None = None
+    held: bool = False
+    time_limit: float | None = None
+    submit_key: str | None = None
+
+    def __post_init__(self) -> None:
+        for option, value in (("--queue", self.queue), ("--submit-key", self.submit_key)):
+            if value is not None and not WORD.fullmatch(value):
+                raise SpecError(f"{option} {value[:70]!r} is not valid", hint=WORD_HINT)
+        if self.name is not None:
+            from jobs.specs import check_name
+
+            check_name(self.name)
+
+
+@dataclass(frozen=True)
+class AcceptedJob:
+    """A committed job."""
+
+    job: "Job"
+    known: bool
+    """It was accepted earlier, with the same submit key."""
+
+
+@dataclass(frozen=True)
+class AcceptedSweep:
+    """A committed sweep."""
+
+    sweep: "Sweep"
+    name: str
+    known: bool
+
+
+def prerequisites(session: Session, request: SubmitOptions) -> list[int]:
+    """
+    Return the ids of the jobs of --after.
+
+    Raises:
+        JobNotFoundError: one of them does not exist.
+    """
+    return [session.queries.find(reference).id for reference in request.after]
+
+
+def accept_job(
+    session: Session, spec: "Spec", request: SubmitOptions, *, after: Sequence[int] = ()
+) -> AcceptedJob:
+    """
+    Submit one job; the caller notifies the workers.
+
+    Args:
+        after: jobs that this one requires, in addition to those of --after.
+
+    Raises:
+        JobNotFoundError, SpecError: a job of --after does not exist or has failed.
+    """
+    named = prerequisites(session, request)
+    known = session.queries.by_submit_key(request.submit_key) if request.submit_key else None
+    job = session.store.submit(
+        **common_columns(session, spec, request),
+        will_notify=True,
+        shards=[(shard.to_json(), shard.pictures) for shard in spec.split()],
+        max_workers=getattr(spec, "max_workers", 0),
+        spec=spec.to_json(),
+        submit_key=request.submit_key or secrets.token_hex(16),
+        name=request.name,
+        after=[*dict.fromkeys([*after, *named])],
+    )
+    return AcceptedJob(job, known is not None)
+
+
+def accept_sweep(
+    session: Session,
+    specs: "Sequence[Spec]",
+    request: SubmitOptions,
+    changes: Sequence[dict[str, Any]],
+    *,
+    after: Sequence[int] = (),
+) -> AcceptedSweep:
+    """
+    Submit all jobs of a sweep in one transaction; the caller notifies the workers.
+
+    Args:
+        changes: the fields that differ, for each spec.
+        after: jobs that all of them require.
+
+    Raises:
+        JobNotFoundError, SpecError: a job of --after does not exist or has failed; a job would be split.
+    """
+    from ganq.sweep import job_names
+    from storage.db.store.sweeps import sweep_id
+    from worker.celery_bridge.notify_job import MOST_NOTIFIED
+
+    if any(spec.split() for spec in specs):
+        raise SpecError(
+            "a sweep cannot contain jobs that are split into shards", hint="raise --shard-size above --count"
+        )
+    submit_key = request.submit_key or secrets.token_hex(16)
+    base = request.name or sweep_id(submit_key)
+    known = request.submit_key is not None and any(
+        session.queries.counts(sweep=sweep_id(submit_key)).values()
+    )
+    sweep = session.store.submit_sweep(
+        [spec.to_json() for spec in specs],
+        **common_columns(session, specs[0], request),
+        names=job_names(base, changes),
+        submit_key=submit_key,
+        after=[*dict.fromkeys([*after, *prerequisites(session, request)])],
+        will_notify=MOST_NOTIFIED,
+    )
+    return AcceptedSweep(sweep, base, known)
+
+
+def common_columns(session: Session, spec: "Spec", request: SubmitOptions) -> dict[str, Any]:
+    """Return the columns that a job and the jobs of a sweep take from the options."""
+    kind = kind_named(spec.kind)
+    return {
+        "kind": kind.name,
+        "spec_version": SPEC_VERSION,
+        "user": request.user or session.settings.user,
+        "queue": request.queue,
+        "priority": kind.priority if request.priority is None else request.priority,
+        "preemptible": kind.preemptible and not request.no_preempt,
+        "held": request.held,
+        "time_limit_s": request.time_limit,
+    }
+
+
+def job_with_same_name(session: Session, job: "Job") -> "Job | None":
+    """Return the job to which the name of a new job referred until now: a name refers to its newest job."""
+    from storage.db.queries import Filter
+
+    for other in session.queries.page(Filter(before_id=job.id, name=job.name), limit=20):
+        if other.name == job.name:
+            return other
+    return None
+
+
+def notify_workers(session: Session, job: "Job") -> list[str]:
+    """Wake workers for a job or its shards; return notices if Redis or a worker is missing."""
+    from storage.status.job_text import served as queue_served
+    from worker.celery_bridge.notify_job import notify_job
+
+    notices = []
+    error = notify_job(session.settings, session.queries, session.store, job)
+    served = queue_served(job.queue, session.queries.workers())  # after notifying: a worker starts meanwhile
+    # The embedded Redis starts with the first worker: without a worker its absence needs no notice.
+    if error is not None and (served is not None or not session.settings.embedded_redis):
+        notices.append(
+            f"{error.message}: job {job.id} is accepted;"
+            f" workers poll the job table and find it within {session.settings.poll_seconds:.0f} s"
+        )
+    if served is None:
+        notices.append("no worker is running: start one with `ganq up` or `ganq worker`")
+    elif not served:
+        notices.append(f"no running worker serves the queue {job.queue}: ganq worker --queues {job.queue}")
+    return notices
+
+
+def notify_for_many(session: Session, job_ids: Sequence[int]) -> list[str]:
+    """Wake workers for the first jobs of many; return notices like notify_workers()."""
+    from worker.celery_bridge.notify import try_notify
+    from worker.celery_bridge.notify_job import MOST_NOTIFIED
+
+    first, *others = sorted(session.queries.get_many(job_ids[:MOST_NOTIFIED]), key=lambda job: job.id)
+    notices = notify_workers(session, first)
+    for job in others:
+        try_notify(session.settings, job.id, job.queue, session.database.installation)
+    return notices

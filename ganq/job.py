@@ -1,0 +1,315 @@
+"""A job: its state, its files, and requests for it."""
+
+import time
+from collections.abc import Iterator, Sequence
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any, Union
+
+from ganq.notices import report
+from ganq.polling import poll_delay_s
+from jobs.errors import DatabaseUnavailableError, JobError, NotFoundError, error_of
+
+if TYPE_CHECKING:
+    from ganq.client import Client
+    from ganq.generator import Generator
+    from ganq.images import Image
+    from jobs.errors import GanqError
+    from storage.db.queries import Queries
+    from storage.db.rows import Checkpoint, Event
+    from storage.db.rows import Job as JobRow
+
+Reference = Union["Job", int, str, "PathLike[str]"]
+"""A job, its id or its name; of an evaluation also the path of images."""
+
+
+def reference_text(reference: Reference) -> str:
+    """Return a reference as the command line takes it."""
+    return (
+        str(reference.id)
+        if isinstance(reference, Job)
+        else fspath(reference)
+        if isinstance(reference, PathLike)
+        else str(reference)
+    )
+
+
+class Job:
+    """
+    One job. Its attributes are as of the last read; refresh(), wait() and the requests read it again.
+    """
+
+    def __init__(self, client: "Client", row: "JobRow") -> None:
+        self._client = client
+        self._row = row
+
+    def __repr__(self) -> str:
+        name = f" ({self.name})" if self.name else ""
+        return f"<ganq.Job {self.id}{name}: {self.kind}, {self.state}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Job) and (self._client, self.id) == (other._client, other.id)
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    # --- what it is ---------------------------------------------------------------------------
+
+    @property
+    def id(self) -> int:
+        """Number of the job."""
+        return self._row.id
+
+    @property
+    def name(self) -> str | None:
+        """Name that was given at submission; a name refers to its newest job."""
+        return self._row.name
+
+    @property
+    def kind(self) -> str:
+        """'train', 'generate', 'evaluate' or 'import'."""
+        return self._row.kind
+
+    @property
+    def state(self) -> str:
+        """'queued', 'running', 'succeeded', 'failed' or 'cancelled'."""
+        return str(self._row.state)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """All options of the job."""
+        return dict(self._row.spec)
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """Progress as of the last heartbeat: `done`, `total`, `unit`, `rate`, of a training `epoch`."""
+        from storage.status.job_text import progress_facts
+
+        return progress_facts(self._row)
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """Facts about the result of a job that has succeeded, e.g. metrics of an evaluation."""
+        return self._row.result
+
+    @property
+    def error(self) -> "GanqError | None":
+        """The error of a failed job."""
+        row = self._row
+        if row.error_code is None:
+            return None
+        return error_of(row.error_code, row.error_message or row.error_code, row.error_hint)
+
+    @property
+    def status(self) -> str:
+        """The state with its reason, e.g. 'waiting on 12' or 'retry in 9 s'; reads the job table."""
+        from storage.status import job_text
+
+        self.refresh()
+        context = job_text.StatusContext.of(self._queries, [self._row])
+        return job_text.state(job_text.as_one(self._row, context), context)
+
+    def refresh(self) -> "Job":
+        """
+        Read the job again.
+
+        Raises:
+            DatabaseUnavailableError: the job table cannot be reached.
+        """
+        self._row = self._queries.get(self.id)
+        return self
+
+    def wait(self, timeout: float | None = None, *, check: bool = True) -> "Job":
+        """
+        Wait until the job has ended, also while the job table is unavailable.
+
+        Args:
+            timeout: in seconds; None: no timeout.
+            check: raise the error of a job that did not succeed.
+
+        Raises:
+            TimeoutError: it has not ended in time; it continues.
+            GanqError: it has failed or was cancelled; the class is that of its error code.
+        """
+        wait_for([self], timeout)
+        if check:
+            self.check()
+        return self
+
+    def check(self) -> None:
+        """
+        Raise the error of a job that has failed or was cancelled.
+
+        Raises:
+            GanqError: of the class of its error code; JobError for a cancelled job.
+        """
+        if self.state == "cancelled":
+            raise JobError(f"job {self.id} was cancelled", hint=f"ganq retry {self.id}")
+        if self.state == "failed":
+            raise self.error or JobError(f"job {self.id} has failed", hint=f"ganq status {self.id}")
+
+    def events(self) -> "list[Event]":
+        """Return the history of the job, oldest event first."""
+        return self._queries.events(self.id)
+
+    def logs(self, *, follow: bool = False, all_attempts: bool = False) -> Iterator[str]:
+        """
+        Yield the lines of the log.
+
+        Args:
+            follow: wait for new lines until the job has ended.
+            all_attempts: include the attempts before the newest.
+
+        Raises:
+            VolumeError: the volume is not available.
+        """
+        from ganq.logs import log_lines
+
+        return log_lines(self._client.session, self.id, follow=follow, everything=all_attempts)
+
+    # --- its files ----------------------------------------------------------------------------
+
+    def images(self) -> "Iterator[Image]":
+        """
+        Yield the images of a generation that has succeeded, in order; each is read when it is used.
+
+        Raises:
+            NotFoundError: the job has no published images.
+            StorageError: the volume or the list of images cannot be read.
+        """
+        from ganq.images import images_of
+
+        row = self.refresh()._row
+        return images_of(self._client.volume_of(row), row)
+
+    @property
+    def checkpoints(self) -> "list[Checkpoint]":
+        """The checkpoints, oldest first: `epoch`, `step`, `metric`, `path` on the volume; reads the table."""
+        return self._queries.checkpoints(self.id)
+
+    def generator(self, checkpoint: str | int = "best", *, device: str = "auto") -> "Generator":
+        """
+        Load the generator of a training or an import into this process, without a queue.
+
+        Args:
+            checkpoint: 'best', 'last' or an epoch.
+            device: 'auto', 'cpu' or 'cuda'.
+
+        Raises:
+            NotFoundError: the job has no such checkpoint, or no generator.
+            CheckpointCorruptError: its files differ from what was registered.
+        """
+        from jobs.kinds import kind_named
+        from jobs.specs.base import check_checkpoint
+
+        if not kind_named(self.kind).makes_model:
+            source = self._row.spec.get("source")
+            raise NotFoundError(
+                f"job {self.id} is of kind {self.kind} and has no generator",
+                hint=f"job {source} is its model" if source is not None else None,
+            )
+        chosen = self._queries.choose_checkpoint(self.id, check_checkpoint(str(checkpoint)))
+        volume = self._client.volume_of(self._row)
+        from ganq.generator import load
+
+        return load(volume, chosen, device)
+
+    # --- requests -----------------------------------------------------------------------------
+
+    def cancel(self) -> "Job":
+        """
+        Cancel the job: a queued one at once, a running one at its next step.
+
+        Raises:
+            InvalidTransitionError: it has ended.
+        """
+        return self._now(self._client.session.store.request_cancel(self.id))
+
+    def hold(self) -> "Job":
+        """
+        Prevent the queued job from starting until release().
+
+        Raises:
+            InvalidTransitionError: it is not queued.
+        """
+        return self._now(self._client.session.store.hold(self.id, held=True))
+
+    def release(self) -> "Job":
+        """
+        Allow the held job to start.
+
+        Raises:
+            InvalidTransitionError: it is not queued.
+        """
+        from ganq.accept import notify_workers
+
+        now = self._client.session.store.hold(self.id, held=False)
+        report(notify_workers(self._client.session, now))
+        return self._now(now)
+
+    def keep(self, *, undo: bool = False) -> "Job":
+        """
+        Protect the results from `ganq gc` and `ganq rm`.
+
+        Args:
+            undo: let them be deleted again.
+        """
+        return self._now(self._client.session.store.keep(self.id, kept=not undo))
+
+    def retry(self, *, with_waiting: bool = False) -> "Job":
+        """
+        Submit the ended job again.
+
+        Args:
+            with_waiting: also the jobs that waited on it and ended with it.
+
+        Returns:
+            The new job.
+
+        Raises:
+            InvalidTransitionError: it has not ended.
+        """
+        from ganq.retry import resubmit
+
+        first: Job | None = None
+        for again in resubmit(self._client.session, self.refresh()._row, with_waiting=with_waiting):
+            report(again.notices)
+            first = first or Job(self._client, again.new)
+        assert first is not None
+        return first
+
+    # ------------------------------------------------------------------------------------------
+
+    @property
+    def _queries(self) -> "Queries":
+        return self._client.session.queries
+
+    def _now(self, row: "JobRow") -> "Job":
+        self._row = row
+        return self
+
+
+def wait_for(jobs: Sequence[Job], timeout: float | None = None) -> None:
+    """
+    Wait until all jobs have ended.
+
+    Raises:
+        TimeoutError: they have not ended in time.
+    """
+    started = time.monotonic()
+    left = [job for job in jobs if not job._row.state.terminal]
+    while left:
+        polled = time.monotonic()
+        try:
+            rows = {row.id: row for row in left[0]._queries.get_many([job.id for job in left])}
+            for job in left:
+                job._row = rows.get(job.id, job._row)
+            left = [job for job in left if not job._row.state.terminal]
+        except DatabaseUnavailableError:
+            pass  # it waits for the database as a command does
+        now = time.monotonic()
+        if left and timeout is not None and now - started >= timeout:
+            ids = ", ".join(str(job.id) for job in left[:10])
+            raise TimeoutError(f"not ended within {timeout:g} s: job {ids}; it continues")
+        if left:
+            pause = poll_delay_s(now - started, query_s=now - polled)
+            time.sleep(pause if timeout is None else min(pause, max(0.0, started + timeout - now)))
