@@ -1,5 +1,7 @@
 """The networks are the tutorial's, at every size."""
 
+import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -106,3 +108,18 @@ def test_the_layers_that_can_be_frozen_are_known_without_building_the_networks(a
         frozen(count=counted - 1)
         with pytest.raises(SpecError, match=f"has {counted} layers"):
             frozen(count=counted)
+
+
+@pytest.mark.parametrize(("kind", "norm"), [("dcgan", "batch"), ("balanced", "spectral"), ("resnet", "none")])
+def test_a_grey_generator_makes_equal_channels_and_its_weights_are_those_of_any_other(kind, norm):
+    arch = Architecture(size=16, nz=4, ngf=4, ndf=4, arch=kind, norm_d=norm, grey=True)
+    assert Architecture.from_json(arch.to_json()) == arch
+    assert "grey" not in replace(arch, grey=False).to_json()
+    grey, colour = arch.build_generator(1), replace(arch, grey=False).build_generator(1)
+    assert grey.state_dict().keys() == colour.state_dict().keys()
+    latents = torch.randn(3, 4, 1, 1)
+    for net in (grey, copy.deepcopy(grey)):
+        images = net(latents)
+        assert torch.equal(images[:, 0], images[:, 1])
+        assert torch.equal(images[:, 0], images[:, 2])
+        assert images.std() > 0
