@@ -145,9 +145,9 @@ def usual_side(path: Path, reading: "Reading") -> int:
     """
     import tempfile
 
-    from storage.datasets.cache import no_images
     from storage.datasets.decode_pool import decode_all
     from storage.datasets.sources import UnreadableError, open_reader, scan
+    from storage.datasets.summary import no_images
 
     listing = scan(path, reading)
     if not listing.names:
@@ -186,8 +186,8 @@ def check_training(spec: TrainSpec) -> "Listing":
         DatasetError: fewer images than one batch.
         NotFoundError, SpecError: the initial weights do not exist, or are not weights.
     """
-    from storage.datasets.cache import no_images, require_enough
     from storage.datasets.sources import scan
+    from storage.datasets.summary import no_images, require_enough
 
     listing = scan(Path(spec.data), reading_of(spec.to_json()))
     found = len(listing.names)

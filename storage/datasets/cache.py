@@ -37,7 +37,7 @@ from storage.datasets.checksums import (
 )
 from storage.datasets.decode_pool import Decoded, decode_all
 from storage.datasets.sources import Listing, Reader, Reading, Skipped, UnreadableError, open_reader, scan
-from storage.datasets.summary import Summary, describe_reasons
+from storage.datasets.summary import Summary, no_images, require_enough
 from storage.volume.durable import (
     TEMP_MARK,
     fsync_folder,
@@ -240,37 +240,6 @@ def list_datasets(volume: Volume) -> list[dict[str, Any]]:
             about = {key: index.get(key) for key in keys}
             found.append({"fingerprint": path.parent.name, "bytes": bytes_, **about})
     return sorted(found, key=lambda one: float(one["created_at"] or 0))
-
-
-def no_images(listing: Listing) -> DatasetError:
-    """Return the error of a source without a single image that is read."""
-    others = sum(listing.ignored.values())
-    found = Summary()
-    found.leave_out(listing.skipped)
-    return DatasetError(
-        f"there are no images in {listing.source}"
-        + (f" ({others} other files)" if others else "")
-        + (f"; left out: {describe_reasons(found.reasons)}" if found.reasons else ""),
-        hint="give a folder with PNG, JPEG, WebP or AVIF files, or draw some: ganq dataset make DIR",
-    )
-
-
-def require_enough(listing: Listing, used: int, skipped: list[Skipped], max_skip: float) -> None:
-    """
-    Raises:
-        DatasetError: more images are left out than may be.
-    """
-    found = Summary()
-    found.leave_out(skipped)
-    bad = found.reasons.total()
-    total = used + bad
-    if used and bad <= max_skip * total:
-        return
-    raise DatasetError(
-        f"{bad} of {total} images in {listing.source} cannot be used: {describe_reasons(found.reasons)}",
-        hint=f"ganq dataset check {listing.source} lists them"
-        + (f"; --max-skip {min(bad / total + 0.01, 1):.2f} goes on without them" if used else ""),
-    )
 
 
 # --- one source -------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from jobs.errors import DatasetError
 from storage.datasets import names
 from storage.datasets.sources import Listing, Skipped
 
@@ -108,6 +109,37 @@ def of_listing(listing: Listing) -> Summary:
         count = Counter(listing.class_of(name) for name in listing.names)
         found.classes = {name: count[name] for name in classes}
     return found
+
+
+def no_images(listing: Listing) -> DatasetError:
+    """Return the error of a source without a single image that is read."""
+    others = sum(listing.ignored.values())
+    found = Summary()
+    found.leave_out(listing.skipped)
+    return DatasetError(
+        f"there are no images in {listing.source}"
+        + (f" ({others} other files)" if others else "")
+        + (f"; left out: {describe_reasons(found.reasons)}" if found.reasons else ""),
+        hint="give a folder with PNG, JPEG, WebP or AVIF files, or draw some: ganq dataset make DIR",
+    )
+
+
+def require_enough(listing: Listing, used: int, skipped: list[Skipped], max_skip: float) -> None:
+    """
+    Raises:
+        DatasetError: more images are left out than may be.
+    """
+    found = Summary()
+    found.leave_out(skipped)
+    bad = found.reasons.total()
+    total = used + bad
+    if used and bad <= max_skip * total:
+        return
+    raise DatasetError(
+        f"{bad} of {total} images in {listing.source} cannot be used: {describe_reasons(found.reasons)}",
+        hint=f"ganq dataset check {listing.source} lists them"
+        + (f"; --max-skip {min(bad / total + 0.01, 1):.2f} goes on without them" if used else ""),
+    )
 
 
 def describe_reasons(skipped: Mapping[str, int]) -> str:
