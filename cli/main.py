@@ -47,8 +47,11 @@ COMMANDS = (
     Entry("limit", "cli.limit:limit", "Limit the running jobs of a user or a queue.", ADMIN),
     Entry("keep", "cli.keep:keep", "Protect results from deletion.", DATA),
     Entry("rm", "cli.keep:rm", "Delete the results of jobs.", DATA),
+    Entry("usage", "cli.usage:usage", "Sum the worker-hours and GPU-hours of users or queues.", ADMIN),
     Entry("gc", "cli.gc:gc", "Delete unreferenced files from the volume.", ADMIN),
     Entry("db", "cli.db:db", "Create or upgrade the job table.", ADMIN),
+    Entry("backup", "cli.backup:backup", "Save the job table to a folder.", ADMIN),
+    Entry("restore", "cli.backup:restore", "Restore a backup into an empty job table.", ADMIN),
     Entry("completion", "cli.completion:completion", "Print the completion script of a shell.", ADMIN),
 )
 

@@ -16,7 +16,7 @@ from storage.db.engine import Database
 from storage.settings import Settings
 from web import actions, files, html
 from web.live import Revisions
-from web.pages import datasets, images, log, queue, run, sweep, workers
+from web.pages import datasets, images, log, metrics, queue, run, sweep, workers
 from web.security import Access, Gate
 from web.site import Site
 
@@ -70,6 +70,7 @@ def create_app(
             Route("/datasets/{fingerprint:str}", datasets.one),
             Route("/live", _live),
             Route("/healthz", _health),
+            Route("/metrics", metrics.page),
             Route("/static/{version:str}/{name:path}", files.static),
             Route("/favicon.ico", lambda request: RedirectResponse("/static/0/icon.svg")),
         ],

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, Select, case, exists, func, or_, select, text
 
@@ -101,6 +101,21 @@ def _active_splits() -> Select[tuple[int]]:
     return select(split.c.id).where(
         split.c.state == JobState.QUEUED, split.c.blockers > 0, split.c.id.in_(begun)
     )
+
+
+UsageKey = Literal["user", "queue", "kind"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one user, queue or kind has used of the workers."""
+
+    name: str
+    jobs: int
+    attempts: int
+    worker_s: float
+    gpu_s: float
+    """The part of it on workers with a GPU."""
 
 
 @dataclass(frozen=True)
@@ -458,6 +473,35 @@ class Queries:
             .group_by(job.c.state, job.c.kind, job.c.queue, job.c.held)
         )
         return self.database.read(lambda conn: [LiveJobs(**row._mapping) for row in conn.execute(query)])
+
+    def usage(self, by: UsageKey, since_s: float) -> list[Usage]:
+        """
+        Sum the time that attempts took on workers within the last `since_s` seconds; the most first.
+
+        A running attempt counts until now; of one that began earlier, the part within that time counts.
+        Attempts of one job add up: a job that was lost and started again has used the workers twice.
+        """
+        since = utcnow() - since_s
+        begun = case((attempt.c.started_at < since, since), else_=attempt.c.started_at)
+        length = func.coalesce(attempt.c.ended_at, utcnow()) - begun
+        seconds = case((length > 0, length), else_=0.0)
+        is_gpu = attempt.c.device.is_not(None) & attempt.c.device.not_like("cpu%")
+        query = (
+            select(
+                job.c[by].label("name"),
+                func.count(job.c.id.distinct()).label("jobs"),
+                func.count().label("attempts"),
+                func.sum(seconds).label("worker_s"),
+                func.sum(case((is_gpu, seconds), else_=0.0)).label("gpu_s"),
+            )
+            .select_from(attempt)
+            .join(job, job.c.id == attempt.c.job_id)
+            .where(or_(attempt.c.ended_at.is_(None), attempt.c.ended_at > since))
+            .group_by(job.c[by])
+        )
+        rows = self.database.read(lambda conn: conn.execute(query).all(), patience_s=30.0)
+        found = [Usage(**row._mapping) for row in rows]
+        return sorted(found, key=lambda one: (-one.worker_s, one.name))
 
     def queue_position(self, one: Job) -> int:
         """Return the number of claimable jobs before a queued one, in its queue."""

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -240,6 +241,28 @@ def test_a_job_table_that_is_away_is_reported_and_so_is_a_redis(
     assert values(text, "ganq_workers") == {}
 
 
+@pytest.mark.slow
+@sqlite_only
+def test_the_web_server_reports_the_table_to_a_scrape_with_its_token(ganq: Ganq, small: list[str]) -> None:
+    token, port = ganq.folder / "token", free_port()
+    token.write_text("t" * 43 + "\n")
+    token.chmod(0o600)
+    ganq("submit", "train", *small)
+    command = [sys.executable, "-P", "-m", "cli.main", "web", f"--port={port}", f"--token-file={token}"]
+    with subprocess.Popen(command, env=ganq.env, cwd=ganq.folder, stderr=subprocess.DEVNULL) as server:
+        try:
+            until(lambda: port_is_open(port), what="the port")
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics")
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(request, timeout=10)
+            request.add_header("Authorization", "Bearer " + "t" * 43)
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                text = answer.read().decode()
+        finally:
+            server.terminate()
+    assert values(text, "ganq_queue_claimable_jobs") == {'queue="default"': 1}
+
+
 # --- alerts and dashboard -----------------------------------------------------------------
 
 
@@ -292,7 +315,7 @@ def test_the_alerts_fire_when_they_should_and_not_otherwise() -> None:
 @needs_promtool
 def test_the_example_configuration_is_valid() -> None:
     done = subprocess.run(
-        ["promtool", "check", "config", "prometheus.yml"],
+        ["promtool", "check", "config", "--syntax-only", "prometheus.yml"],
         cwd=DEPLOY / "prometheus",
         capture_output=True,
         text=True,
