@@ -26,7 +26,7 @@ TEST_PROCESSES ?= 2
 
 test: $(STAMP) lint
 	folder=$$(mktemp -d) && $(BIN)/python -m pytest -m "not tier2 and not tier3" -n $(TEST_PROCESSES) \
-	  --dist loadfile --no-loadscope-reorder --durations 25 --basetemp "$$folder/t"; code=$$?; rm -rf "$$folder"; exit $$code
+	  --dist loadfile --no-loadscope-reorder --durations 25 --cov --cov-report= --basetemp "$$folder/t"; code=$$?; rm -rf "$$folder"; exit $$code
 
 SEED ?= 1
 SECONDS ?= 90
