@@ -2,7 +2,7 @@
 Contact sheets: many small images as one file, so that ten thousand take a few requests.
 
 A sheet is made when it is looked at and kept in memory; its address contains the manifest's hash, so
-that a browser keeps it for good. docs/decisions/0018-page.md says why workers write none.
+that a browser keeps it for good. docs/decisions/0019-the-page.md says why workers write none.
 """
 
 from collections.abc import Sequence

@@ -175,8 +175,8 @@ class World:
         self.set(made, result=sink.publish(), inputs=pinned)
         return made
 
-    def log(self, job_id: int, data: bytes) -> None:
-        (self.volume.attempt(job_id, 1) / "log.txt").write_bytes(data)
+    def log(self, job_id: int, data: bytes, *, attempt_number: int = 1) -> None:
+        (self.volume.attempt(job_id, attempt_number) / "log.txt").write_bytes(data)
 
     def close(self) -> None:
         self.database.dispose()
@@ -210,7 +210,9 @@ def build(settings: Settings) -> World:
     world.begin(train, attempts=2, state="succeeded", progress=done, result={"epoch": EPOCHS})
     world.train_files(train, range(1, 17))
     world.train_files(train, range(13, EPOCHS + 1), attempt_number=2)  # it went back to epoch 12
-    world.log(train, b"09:00:00 begins\n09:00:01 epoch 1\n")
+    for number in (1, 2):
+        lines = [f"09:00:{i:02d} epoch {i}/{EPOCHS}  loss_d 0.61  loss_g 0.97" for i in range(1, EPOCHS + 1)]
+        world.log(train, "\n".join([*lines, ""]).encode(), attempt_number=number)
     other = world.submit("faces-2")
     half = {**done, "done": 12 * 160, "epoch": 12, "rate": 900.0}
     world.begin(other, progress=half)

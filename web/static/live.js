@@ -12,7 +12,10 @@ const ganq = (() => {
   function localTimes(root) {
     for (const one of root.querySelectorAll("time[datetime]")) {
       const at = new Date(one.dateTime);
-      if (!isNaN(at)) one.textContent = at.toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+      if (isNaN(at)) continue;
+      const today = at.toDateString() === new Date().toDateString();
+      one.textContent = today ? at.toLocaleTimeString([], { timeStyle: "medium" }) : at.toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+      one.title = at.toLocaleString([], { dateStyle: "full", timeStyle: "long" });
     }
   }
 
