@@ -11,17 +11,18 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from jobs.errors import DatabaseUnavailableError, GanqError, NotFoundError, SpecError
+from jobs.errors import DatabaseUnavailableError, GanqError, NotFoundError, SpecError, VolumeError
 from storage.db.engine import Database
 from storage.settings import Settings
 from web import actions, files, html
+from web.files import on_volume
 from web.live import Revisions
 from web.pages import datasets, images, log, metrics, queue, run, sweep, workers
 from web.security import Access, Gate
 from web.site import Site
 
-THREADS = 8
-"""That serve pages; SQLite's pool has room for them."""
+THREADS = 16
+"""That serve pages; a connection each is more than any of them needs for long."""
 
 
 def create_app(
@@ -50,24 +51,24 @@ def create_app(
     app = Starlette(
         routes=[
             Route("/", queue.page),
-            Route("/jobs/{job:str}", run.page),
-            Route("/jobs/{job:str}/curves", run.curves),
-            Route("/jobs/{job:str}/samples/{attempt:int}/{epoch:int}.png", files.sample),
-            Route("/jobs/{job:str}/thumb", files.thumbnail),
-            Route("/jobs/{job:str}/grid", files.last_grid),
-            Route("/jobs/{job:str}/files/{name:str}", files.result_file),
-            Route("/jobs/{job:str}/images", images.page),
-            Route("/jobs/{job:str}/images/{index:int}", images.facts_of_one),
-            Route("/jobs/{job:str}/images/{index:int}.png", images.picture),
-            Route("/jobs/{job:str}/sheets/{sheet:int}", images.sheet),
-            Route("/jobs/{job:str}/stars.zip", images.starred_zip),
-            Route("/jobs/{job:str}/log", log.page),
-            Route("/jobs/{job:str}/events", log.events),
+            Route("/jobs/{job:str}", on_volume(run.page)),
+            Route("/jobs/{job:str}/curves", on_volume(run.curves)),
+            Route("/jobs/{job:str}/samples/{attempt:int}/{epoch:int}.png", on_volume(files.sample)),
+            Route("/jobs/{job:str}/thumb", on_volume(files.thumbnail)),
+            Route("/jobs/{job:str}/grid", on_volume(files.last_grid)),
+            Route("/jobs/{job:str}/files/{name:str}", on_volume(files.result_file)),
+            Route("/jobs/{job:str}/images", on_volume(images.page)),
+            Route("/jobs/{job:str}/images/{index:int}", on_volume(images.facts_of_one)),
+            Route("/jobs/{job:str}/images/{index:int}.png", on_volume(images.picture)),
+            Route("/jobs/{job:str}/sheets/{sheet:int}", on_volume(images.sheet)),
+            Route("/jobs/{job:str}/stars.zip", on_volume(images.starred_zip)),
+            Route("/jobs/{job:str}/log", on_volume(log.page)),
+            Route("/jobs/{job:str}/events", on_volume(log.events)),
             Route("/jobs/{job:str}/{action:str}", actions.act, methods=["POST"]),
             Route("/sweeps/{sweep:str}", sweep.page),
             Route("/workers", workers.page),
-            Route("/datasets", datasets.page),
-            Route("/datasets/{fingerprint:str}", datasets.one),
+            Route("/datasets", on_volume(datasets.page)),
+            Route("/datasets/{fingerprint:str}", on_volume(datasets.one)),
             Route("/live", _live),
             Route("/healthz", _health),
             Route("/metrics", metrics.page),
@@ -118,7 +119,7 @@ def _said(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, GanqError)
     if isinstance(exc, NotFoundError):
         status = 404
-    elif isinstance(exc, DatabaseUnavailableError):
+    elif isinstance(exc, DatabaseUnavailableError | VolumeError):
         status = 503
     else:
         status = 400 if isinstance(exc, SpecError) else 409

@@ -1,12 +1,14 @@
 """Files as answers: static ones, sample grids, thumbnails, and the few that a result names."""
 
+import functools
 import mimetypes
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from jobs.errors import NotFoundError, VolumeError
 from storage.db.rows import Job
@@ -14,6 +16,7 @@ from web import samples
 from web.html import HERE
 from web.site import Site
 
+Handler = Callable[[Request], Response]
 FOR_GOOD = {"Cache-Control": "private, max-age=31536000, immutable"}
 SHORTLY = {"Cache-Control": "private, max-age=60"}
 RESULT_FILES = ("neighbours.png", "epochs.png")
@@ -72,9 +75,24 @@ def sample(request: Request) -> Response:
 
 
 def _file(path: Path, what: str) -> Response:
-    if not path.is_file():
-        raise NotFoundError(f"{what} is not on the volume", hint="it was deleted, or is not written yet")
-    return FileResponse(path, headers=FOR_GOOD, media_type=mimetypes.guess_type(path.name)[0])
+    try:
+        data = path.read_bytes()
+    except OSError as exc:
+        raise NotFoundError(
+            f"{what} is not on the volume", hint="it was deleted, or is not written yet"
+        ) from exc
+    return Response(data, headers=FOR_GOOD, media_type=mimetypes.guess_type(path.name)[0])
+
+
+def on_volume(handler: Handler) -> Handler:
+    """Decorator for handlers that read the volume; see Site.on_volume()."""
+
+    @functools.wraps(handler)
+    def guarded(request: Request) -> Response:
+        site: Site = request.app.state.site
+        return site.on_volume(lambda: handler(request))
+
+    return guarded
 
 
 def thumbnail(request: Request) -> Response:

@@ -7,6 +7,7 @@ must come from the page itself. Every answer gets the same security headers.
 
 import hashlib
 import hmac
+import html
 import ipaddress
 import os
 import secrets
@@ -17,7 +18,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.errors import ConfigError
@@ -179,7 +180,9 @@ class Gate:
             return PlainTextResponse("this link's token is not valid\n" + LOGIN, 401)
         rest = urlencode([pair for pair in query if pair[0] != "token"])
         path = "/" + scope["path"].lstrip("/\\")  # never //host, which would be another site
-        answer = RedirectResponse(path + (f"?{rest}" if rest else ""), 303)
+        # Not a redirect: after a link on another site or in a file a browser would not send the cookie along.
+        target = html.escape(path + (f"?{rest}" if rest else ""))
+        answer = HTMLResponse(f'<!doctype html><meta http-equiv="refresh" content="0;url={target}">')
         answer.set_cookie(
             self.access.cookie_name,
             self.access.cookie,

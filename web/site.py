@@ -4,20 +4,27 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from jobs.errors import VolumeError
 from storage.db.engine import Database
 from storage.db.queries import Queries
 from storage.db.store import JobStore
-from storage.reachable import answers, silence
+from storage.reachable import HINT, answers, silence
 from storage.settings import Settings
 from storage.volume.layout import Volume
 
 T = TypeVar("T")
 VOLUME_ANSWER_S = 3.0
 VOLUME_ASK_EVERY_S = 5.0
+SLOW_S = 2.0
+HANGS_S = 12.0
+"""Longer than the slowest answer of a volume that works: the scores of a million images."""
+MOST_HANGING = 64
+LOCK_S = 1.0
 
 
 class Lru(Generic[T]):
@@ -71,7 +78,9 @@ class PerRevision:
     def get(self, key: Hashable, revision: str, make: Callable[[], T], *, patient: bool = False) -> T:
         with self._lock:
             own = self._locks.setdefault(key, threading.Lock())
-        with own:  # fifty browsers ask the same at once: one of them asks the table
+        # Fifty browsers ask the same at once: one of them asks the table. One that hangs holds up nobody.
+        locked = own.acquire(timeout=LOCK_S)
+        try:
             now = time.monotonic()
             with self._lock:
                 kept = self._kept.get(key)
@@ -86,7 +95,10 @@ class PerRevision:
                 while len(self._kept) > 500:
                     dropped, _ = self._kept.popitem(last=False)
                     self._locks.pop(dropped, None)
-        return made
+            return made
+        finally:
+            if locked:
+                own.release()
 
 
 @dataclass
@@ -113,11 +125,13 @@ class Site:
         self._asked = float("-inf")
         self._trouble: str | None = None
         self._asking = threading.Lock()
+        self._counting = threading.Lock()
+        self._hanging = 0
 
-    def volume_trouble(self) -> str | None:
-        """Return why files cannot be shown, or None; asks the volume at most every few seconds."""
+    def volume_trouble(self, asked_before_s: float = VOLUME_ASK_EVERY_S) -> str | None:
+        """Return why files cannot be shown, or None; asks the volume unless it was asked lately."""
         with self._asking:
-            if time.monotonic() - self._asked >= VOLUME_ASK_EVERY_S:
+            if time.monotonic() - self._asked >= asked_before_s:
                 root = self.settings.volume
                 if not answers(root, VOLUME_ANSWER_S):
                     self._trouble = silence(root, VOLUME_ANSWER_S)
@@ -127,6 +141,41 @@ class Site:
                     self._trouble = None
                 self._asked = time.monotonic()
             return self._trouble
+
+    def on_volume(self, work: Callable[[], T]) -> T:
+        """
+        Run what reads the volume, on a thread of its own that may hang with it.
+
+        Work that does not end in time is run once more: by then volume_trouble() says why, and the work
+        does without the volume.
+
+        Raises:
+            VolumeError: it hangs again, or too many threads hang already.
+        """
+        for _ in range(2):
+            if self._hanging < MOST_HANGING:
+                found: Future[T] = Future()
+                threading.Thread(target=self._run, args=(work, found), daemon=True).start()
+                for patience_s in (SLOW_S, HANGS_S):
+                    try:
+                        return found.result(timeout=patience_s)
+                    except TimeoutError:
+                        if found.done():  # the work's own
+                            raise
+                    if self.volume_trouble(asked_before_s=SLOW_S) is not None:
+                        break
+        raise VolumeError(silence(self.settings.volume, HANGS_S), hint=HINT)
+
+    def _run(self, work: Callable[[], T], found: "Future[T]") -> None:
+        with self._counting:
+            self._hanging += 1
+        try:
+            found.set_result(work())
+        except BaseException as exc:
+            found.set_exception(exc)
+        finally:
+            with self._counting:
+                self._hanging -= 1
 
     def counts(self) -> dict[str, int]:
         return self.answers.get("counts", self.revision(), self.queries.counts, patient=True)

@@ -47,8 +47,15 @@ def settled(page: "Page", *, begun: bool = True) -> None:
         page.locator("#space img").first.wait_for()
 
 
-@pytest.mark.parametrize("width", [400, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    [
+        ("light", 1280),
+        ("dark", 400),
+        pytest.param("light", 400, marks=pytest.mark.tier2),
+        pytest.param("dark", 1280, marks=pytest.mark.tier2),
+    ],
+)
 def test_every_page_passes_axe_and_stays_in_its_window(
     world: World, server: Server, open_page: Open, width: int, scheme: str
 ) -> None:

@@ -189,6 +189,17 @@ const ganq = (() => {
   setInterval(showLiveness, 1000);
   window.addEventListener("pagehide", disconnect);
   window.addEventListener("pageshow", connect);
+  // The newest lines of a log stay in view, unless the reader has scrolled away from them.
+  const newest = document.querySelector(".log") !== null && !new URLSearchParams(location.search).has("before");
+  const atEnd = () => innerHeight + scrollY >= document.documentElement.scrollHeight - 80;
+  let pinned = newest;
+  if (newest) {
+    const toEnd = () => { if (pinned) scrollTo(0, document.documentElement.scrollHeight); };
+    addEventListener("load", toEnd);
+    addEventListener("scroll", () => { pinned = atEnd(); }, { passive: true });
+    document.addEventListener("ganq:refreshed", toEnd);
+  }
+
   localTimes(document);
   connect();
   return { send, note, typing, refresh };
