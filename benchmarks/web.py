@@ -101,6 +101,7 @@ def _start(settings: Settings) -> float:
 def _opened(server: Server, browser: "Browser", path: str = "/") -> "Page":
     page = browser.new_context(viewport={"width": 1280, "height": 860}).new_page()
     page.goto(server.link)
+    page.wait_for_url(server.base + "/")  # it goes on by itself
     page.goto(server.base + path)
     return page
 
@@ -159,6 +160,7 @@ def _gallery(world: World, settings: Settings, browser: "Browser") -> dict[str, 
     with _served(settings) as server:
         page = browser.new_context(viewport={"width": 1280, "height": 860}).new_page()
         page.goto(server.link)
+        page.wait_for_url(server.base + "/")  # it goes on by itself
         sheets: list[str] = []
         page.on("request", lambda request: sheets.append(request.url) if "/sheets/" in request.url else None)
         page.goto(f"{server.base}/jobs/{job}")

@@ -108,6 +108,7 @@ def open_page(browser: "Browser") -> "Iterator[Callable[..., Page]]":
         contexts.append((context, watched))
         page = context.new_page()
         page.goto(server.link)
+        page.wait_for_url(server.base + "/")  # it goes on by itself
         page.goto(server.base + path)
         page.watched = watched  # type: ignore[attr-defined]
         return page

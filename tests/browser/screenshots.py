@@ -51,6 +51,7 @@ def _shoot(server: Server, pages: dict[str, str], out: Path, *, full: bool) -> N
                 )
                 page = context.new_page()
                 page.goto(server.link)
+                page.wait_for_url(server.base + "/")  # it goes on by itself
                 for name, path in pages.items():
                     page.goto(server.base + path)
                     page.locator("#liveness.live").wait_for()
