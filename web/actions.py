@@ -1,5 +1,5 @@
 """
-Changes that the page may ask for, each the store call that the command of that name makes.
+Changes from the page. Each makes the same store call as the command of that name.
 
 Only POST reaches this, from the page itself (web/security.py), and only with --allow-changes.
 """
@@ -25,7 +25,7 @@ from worker.celery_bridge.notify_job import notify_job
 
 MOST_BODY = 4096
 MOST_PRIORITY = 1000
-"""As `ganq submit --priority` has it."""
+"""The limit of `ganq submit --priority`."""
 
 
 class ChangesNotAllowedError(GanqError):
@@ -37,7 +37,7 @@ class ChangesNotAllowedError(GanqError):
 def act(request: Request) -> Response:
     """
     Raises:
-        GanqError: what the command would have said.
+        GanqError: the same errors as those of the command.
     """
     site: Site = request.app.state.site
     verb = request.path_params["action"]
@@ -70,40 +70,40 @@ def _body(request: Request) -> dict[str, Any]:
 
 
 def _user(site: Site, request: Request) -> str:
-    """Whoever the proxy has logged in, else this server's user."""
+    """Return the user that the proxy has logged in, else the user of this server."""
     from storage.users import is_user_name, user_name
 
     named = user_name(request.scope.get("ganq_user") or "")
     return named if named and is_user_name(named) else site.settings.user
 
 
-def _told(job: Job, done: str) -> dict[str, Any]:
+def _outcome(job: Job, done: str) -> dict[str, Any]:
     return {"id": job.id, "done": done, "state": str(job.state), "url": f"/jobs/{job.id}"}
 
 
 def _cancel(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
     now = site.store.request_cancel(job.id)
-    return _told(now, "cancelled" if now.state.terminal else "cancel requested")
+    return _outcome(now, "cancelled" if now.state.terminal else "cancel requested")
 
 
 def _hold(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
-    return _told(site.store.hold(job.id, held=True), "held")
+    return _outcome(site.store.hold(job.id, held=True), "held")
 
 
 def _release(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
     now = site.store.hold(job.id, held=False)
     notify_job(site.settings, site.queries, site.store, now)
-    return _told(now, "released")
+    return _outcome(now, "released")
 
 
 def _priority(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
-    """A step up or down, from what the job has now."""
+    """Raise or lower the own priority by a step."""
     step = values.get("step")
     if isinstance(step, bool) or not isinstance(step, int):
         raise SpecError("step must be a number")
     priority = max(-MOST_PRIORITY, min(MOST_PRIORITY, job.own_priority + step))
     now = site.store.set_priority(job.id, priority)
-    return _told(now, f"priority {now.own_priority}")
+    return _outcome(now, f"priority {now.own_priority}")
 
 
 def _retry(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
@@ -111,11 +111,11 @@ def _retry(site: Site, request: Request, job: Job, values: dict[str, Any]) -> di
 
     new = resubmit(site.queries, site.store, job, user=_user(site, request))
     notify_job(site.settings, site.queries, site.store, new)
-    return _told(new, f"submitted as job {new.id}")
+    return _outcome(new, f"submitted as job {new.id}")
 
 
 def _generate(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
-    """Images from one checkpoint that is there."""
+    """Submit a generation from an existing checkpoint."""
     from jobs.specs import GenerateSpec
 
     if not kind_named(job.kind).makes_model:
@@ -139,7 +139,7 @@ def _generate(site: Site, request: Request, job: Job, values: dict[str, Any]) ->
         preemptible=kind.preemptible,
     )
     notify_job(site.settings, site.queries, site.store, new)
-    return _told(new, f"submitted as job {new.id}")
+    return _outcome(new, f"submitted as job {new.id}")
 
 
 def _star(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:

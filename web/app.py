@@ -1,4 +1,4 @@
-"""The application: its routes, its errors, and what runs beside the requests."""
+"""The ASGI application: routes, error pages, background tasks."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from web.security import Access, Gate
 from web.site import Site
 
 THREADS = 16
-"""That serve pages; a connection each is more than any of them needs for long."""
+"""Threads that serve requests."""
 
 
 def create_app(
@@ -75,7 +75,7 @@ def create_app(
             Route("/static/{version:str}/{name:path}", files.static),
             Route("/favicon.ico", lambda request: RedirectResponse("/static/0/icon.svg")),
         ],
-        exception_handlers={GanqError: _said, HTTPException: _refused, Exception: _broken},
+        exception_handlers={GanqError: _ganq_error, HTTPException: _http_error, Exception: _unexpected_error},
         lifespan=lifespan,
     )
     app.state.site = site
@@ -115,7 +115,7 @@ def _error(request: Request, status: int, message: str, hint: str | None, code: 
     return Response(body, status, media_type="text/html")
 
 
-def _said(request: Request, exc: Exception) -> Response:
+def _ganq_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, GanqError)
     if isinstance(exc, NotFoundError):
         status = 404
@@ -126,14 +126,14 @@ def _said(request: Request, exc: Exception) -> Response:
     return _error(request, status, html.cut(exc.message), html.cut(exc.hint or ""), exc.code)
 
 
-def _refused(request: Request, exc: Exception) -> Response:
+def _http_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     what = "there is no such page" if exc.status_code == 404 else str(exc.detail)
     return _error(request, exc.status_code, what, "the queue lists all jobs", "NOT_FOUND")
 
 
-def _broken(request: Request, exc: Exception) -> Response:
-    """What no page expects: uvicorn logs the traceback, the browser gets one line."""
+def _unexpected_error(request: Request, exc: Exception) -> Response:
+    """Return one line for an unexpected error; uvicorn logs the traceback."""
     return _error(
         request,
         500,

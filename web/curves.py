@@ -1,8 +1,8 @@
 """
 The metrics of a run as columns: read from metrics.jsonl of all its attempts, a tail at a time.
 
-An attempt goes on from a checkpoint, and a run that diverged goes back to one: lines from a step on
-that comes again are dropped, as the run itself has dropped them.
+An attempt resumes from a checkpoint, and a run that diverged returns to one. Lines whose step is repeated
+later are dropped, because the run has discarded those steps.
 """
 
 import json
@@ -19,12 +19,12 @@ METRICS = "metrics.jsonl"
 LONGEST_LINE = 1 << 20
 MOST_POINTS = 4000
 ABOUT = ("step", "epoch", "images", "key", "note")
-"""Keys of a line that are no curve."""
+"""Keys of a line that are not curves."""
 
 
 @dataclass
 class Tail:
-    """One metrics.jsonl, and how much of it was read."""
+    """One metrics.jsonl, of which new lines are read incrementally."""
 
     path: Path
     offset: int = 0
@@ -62,7 +62,7 @@ class Metrics:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, volume: Volume, job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Returns (lines of training, lines of evaluations)."""
+        """Return (lines of the training, lines of the evaluations)."""
         with self.lock:
             training: list[dict[str, Any]] = []
             measured: list[dict[str, Any]] = []
@@ -137,7 +137,7 @@ def columns(volume: Volume, job: Job, metrics: Metrics, points: int = MOST_POINT
 
 
 def images_per_epoch(job: Job, training: list[dict[str, Any]]) -> float | None:
-    """From the job's own progress, else from the last line."""
+    """Return the images of an epoch, from the job's progress, else from the last line; None if unknown."""
     progress = job.progress or {}
     total, epochs = _number(progress.get("total")), _number(progress.get("epochs"))
     if total and epochs:

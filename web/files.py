@@ -1,4 +1,4 @@
-"""Files as answers: static ones, sample grids, thumbnails, and the few that a result names."""
+"""Responses with files: static files, sample grids, thumbnails, files of a result."""
 
 import functools
 import mimetypes
@@ -64,7 +64,7 @@ def static(request: Request) -> Response:
 
 
 def sample(request: Request) -> Response:
-    """A grid as it lies on the volume; the address has its version, so it may be kept for good."""
+    """Return a sample grid. The address contains its version, so it is cached for good."""
     site: Site = request.app.state.site
     job = job_of(request)
     attempt, epoch = request.path_params["attempt"], request.path_params["epoch"]
@@ -96,7 +96,7 @@ def on_volume(handler: Handler) -> Handler:
 
 
 def thumbnail(request: Request) -> Response:
-    """Four images of a job's last grid; a transparent one where there is none, as a row must not wait."""
+    """Return four images of a job's last grid, or a transparent image if there is no grid."""
     site: Site = request.app.state.site
     job = job_of(request)
     if site.volume_trouble() is not None or (grid := samples.newest_grid(site.volume, job)) is None:
@@ -116,7 +116,7 @@ def thumbnail(request: Request) -> Response:
 
 
 def last_grid(request: Request) -> Response:
-    """The newest sample grid, for small multiples."""
+    """Return the newest sample grid, for small multiples."""
     site: Site = request.app.state.site
     job = job_of(request)
     require_volume(site)

@@ -1,4 +1,4 @@
-"""What a gallery of generated images begins with, and what the panel of one image says."""
+"""Facts of a gallery of generated images, and of one image."""
 
 import hashlib
 import shlex

@@ -1,4 +1,4 @@
-"""From facts to an answer: HTML by a template, its live part alone, or JSON."""
+"""Responses: facts as HTML by a template, as the live part of a page, or as JSON."""
 
 import json
 import re
@@ -25,7 +25,7 @@ Facts = dict[str, Any]
 
 
 def cut(value: Any, most: int = LONGEST_TEXT) -> str:
-    """Return text of somebody else's for one place on the page: no control characters, not endless."""
+    """Return foreign text for display: without control characters and escape sequences, shortened."""
     said = units.clean(_ANSI.sub("", str(value)[: 4 * most])) if value is not None else ""
     return said if len(said) <= most else f"{said[:most]}… ({len(str(value)):,} characters)"
 
@@ -51,7 +51,7 @@ def moment(at: float | None) -> Markup:
 
 @cache
 def _static_version() -> str:
-    """Changes with the files, so that a browser may keep them for good."""
+    """Return a version of the static files for their addresses, so that browsers cache them for good."""
     newest = max(path.stat().st_mtime_ns for path in (HERE / "static").rglob("*"))
     return f"{version()}-{newest // 1_000_000:x}"
 

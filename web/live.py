@@ -1,8 +1,8 @@
 """
-Live updates: a doorbell that says that the job table has changed, and nothing else.
+Live updates by Server-Sent Events.
 
-One task reads the table's revision twice a second and notifies every open page through Server-Sent
-Events. A page then fetches again what it shows.
+One task reads the revision of the job table twice a second. If it has changed, every open page receives
+the new revision, and fetches again what it shows.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ from storage.db.queries import Queries
 
 POLL_S = 0.5
 TICK_S = 10.0
-"""Ages and silent workers change without a commit: so often a page is refreshed all the same."""
+"""Seconds between updates without a commit: ages change, and workers become unresponsive."""
 PING_S = 5.0
 MOST_STREAMS = 256
 
 
 class Revisions:
-    """The table's revision, for pages that wait for the next."""
+    """The revision of the job table, and the pages that wait for the next one."""
 
     def __init__(self, queries: Queries) -> None:
         self.queries = queries
@@ -36,7 +36,7 @@ class Revisions:
         self._changed = asyncio.Condition()
         self.streams = 0
         self.away: str | None = None
-        """Why the job table does not answer, if it does not."""
+        """Why the job table cannot be read, if it cannot."""
 
     @property
     def current(self) -> str:

@@ -1,8 +1,8 @@
 """
 Random access to the images of a published result: line i of a manifest of a million.
 
-The places of the lines are found once by a scan for newlines; a line is parsed when it is shown.
-Scores are read when somebody sorts by them.
+The offsets of the lines are found once by a scan for newlines. A line is parsed when it is shown; scores
+are read when a gallery is sorted by them.
 """
 
 import json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CHUNK = 16 << 20
 TAIL_LINES = 2000
-"""The last lines of a manifest are about whole archives; so many may be."""
+"""Maximum number of lines about whole archives, which stand at the end of a manifest."""
 LONGEST_LINE = 1 << 16
 ORDERS = ("index", "best", "worst")
 _SCORE = re.compile(rb'"score": ?(null|-?[0-9.]+(?:[eE][-+]?[0-9]+)?)')
@@ -99,7 +99,7 @@ class ManifestIndex:
 
     @cached_property
     def scores(self) -> "NDArray[np.float32] | None":
-        """One for each image, NaN where there is none; None if no image has a score."""
+        """Scores by index, NaN for an image without one; None if no image has a score."""
         import numpy as np
 
         with self._lock, open(self.path, "rb") as file:

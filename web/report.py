@@ -18,7 +18,7 @@ from web.samples import Sample, open_image, path_of, samples_of
 from web.site import Site
 
 MOST_BYTES = 13_000_000
-"""Of images, before base64 makes a third more of them: the file stays under 20 MB."""
+"""Limit for the images, which base64 enlarges by a third: the file stays under 20 MB."""
 QUALITY = 82
 MOST_IMAGES = 2048
 STATIC = html.HERE / "static"
@@ -80,7 +80,7 @@ def _images(site: Site, job: Job, drawn: Sequence[Sample], best: int | None) -> 
 
 
 def _strides(count: int) -> list[int]:
-    """From few grids to all of them, so that what fits is spread over the run."""
+    """Return strides from few grids to all, so that the grids that fit are spread over the run."""
     strides = [1]
     while count // strides[-1] > 40:
         strides.append(2 * strides[-1])
@@ -109,7 +109,7 @@ def _sheet(site: Site, job: Job, order: str) -> dict[str, Any] | None:
 
 
 def _inline_json(value: Any) -> Markup:
-    """JSON that cannot end its <script> element."""
+    """Return JSON that cannot end its <script> element."""
     return Markup(html.as_json(value).decode().replace("<", "\\u003c"))
 
 

@@ -1,4 +1,4 @@
-"""A job as a page shows it: its facts for programs, and the words, signs and links beside them."""
+"""Jobs and workers as pages show them: facts for programs, with texts, signs and links."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -63,7 +63,7 @@ def rows(site: Site, jobs: Sequence[Job]) -> tuple[list[Facts], StatusContext]:
 
 
 def worker_card(worker: WorkerRow, job: Job | None) -> Facts:
-    """Return a worker with what its job says of itself."""
+    """Return the facts of a worker and the progress of its job."""
     silent = worker.silent_s > job_text.UNRESPONSIVE_S and worker.state != "stopped"
     progress: dict[str, Any] = (job.progress if job is not None else None) or {}
     return {

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SAMPLE = re.compile(r"epoch-([0-9]{1,9})\.png")
 COLUMNS, PADDING = 8, 2
-"""Of a grid as jobs/grids.py lays it out, without importing torch."""
+"""Layout of a grid, as in jobs/grids.py, which imports torch."""
 MOST_PIXELS = 64_000_000
 THUMB_FACES, THUMB_SIDE = 4, 56
 
@@ -28,7 +28,7 @@ class Sample:
     attempt: int
     epoch: int
     version: str
-    """Changes with the file."""
+    """Differs for each version of the file."""
     at: float
 
     def url(self, job_id: int) -> str:
@@ -108,13 +108,13 @@ def as_webp(image: "Image", quality: int = 85) -> bytes:
 
 
 def side_of(job: Job) -> int | None:
-    """The side of one image of a training's grids, by its spec."""
+    """Return the side of one image in the grids of a training."""
     side: Any = job.spec.get("size")
     return side if isinstance(side, int) and not isinstance(side, bool) else None
 
 
 def newest_grid(volume: Volume, job: Job) -> Path | None:
-    """The last sample grid of a training, the first grid of a generation."""
+    """Return the last sample grid of a training, or the first grid of a generation."""
     if job.kind == "train":
         drawn = samples_of(volume, job)
         return path_of(volume, job.id, drawn[-1].attempt, drawn[-1].epoch) if drawn else None

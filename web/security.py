@@ -1,8 +1,8 @@
 """
-Who may see the page: a token link that becomes a cookie, or a proxy that has logged the user in.
+Access control: a token that is exchanged for a cookie, or a trusted proxy that names the user.
 
-Every request passes Gate: the host must be on the allow-list, the browser logged in, and a change
-must come from the page itself. Every answer gets the same security headers.
+Gate checks every request: the host must be on the allow-list, the browser must be logged in, and a change
+must come from the page itself. It adds the security headers to every response.
 """
 
 import hashlib
@@ -50,6 +50,7 @@ def read_token(path: Path) -> str:
         ConfigError: it cannot be read, others may read it, or it is too short to be a secret.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         pass
@@ -84,7 +85,7 @@ def networks(texts: Iterable[str]) -> tuple[Network, ...]:
 
 @dataclass(frozen=True)
 class Access:
-    """Who is let in."""
+    """Token, host names and trusted proxies."""
 
     token: str | None
     hosts: Sequence[str] = LOOPBACK
@@ -96,7 +97,7 @@ class Access:
 
     @property
     def cookie_name(self) -> str:
-        """Differs between installations: browsers send the cookies of a host to all its ports."""
+        """Name of the cookie; unique, because browsers send the cookies of a host to all its ports."""
         return f"ganq-{self._derived('name')[:8]}"
 
     @property
@@ -105,16 +106,16 @@ class Access:
 
     @property
     def change_token(self) -> str:
-        """What a page sends along with a change; no other site can read it."""
+        """Token that the page sends with a change; other sites cannot read it."""
         return self._derived("change")
 
 
 _SPARE = secrets.token_hex(32)
-"""Behind a proxy there may be no token; changes need a secret all the same."""
+"""Secret for changes where there is no token: behind a proxy."""
 
 
 class Gate:
-    """ASGI middleware; see the module."""
+    """ASGI middleware that checks requests and adds headers."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app = app
@@ -174,7 +175,7 @@ class Gate:
         return None
 
     def _exchange(self, scope: Scope, query: list[tuple[str, str]]) -> Response:
-        """Turn the link's token into a cookie, and take it out of the address."""
+        """Exchange the token of the link for a cookie, and remove it from the address."""
         given = [value for name, value in query if name == "token"]
         if len(given) != 1 or self.access.token is None or not _equal(given[0], self.access.token):
             return PlainTextResponse("this link's token is not valid\n" + LOGIN, 401)

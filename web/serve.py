@@ -1,4 +1,4 @@
-"""Start the server: choose the port, print the link, remember the address for `ganq open`."""
+"""Start the server: choose the port, print the link, store the address for `ganq open`."""
 
 import contextlib
 import errno
@@ -25,12 +25,12 @@ MOST_CONNECTIONS = 1024
 
 @dataclass(frozen=True)
 class Options:
-    """How the page is served."""
+    """Options of `ganq web`."""
 
     host: str = "127.0.0.1"
     port: int = PORT
     allow_changes: bool | None = None
-    """None: on loopback."""
+    """None: allowed on loopback."""
     token_file: Path | None = None
     hosts: Sequence[str] = ()
     """Host names under which it is reached, beside those of this machine."""
@@ -132,14 +132,14 @@ def serve(settings: Settings, options: Options, say: Callable[[str], None]) -> N
         ws="none",
     )
     server = uvicorn.Server(config)
-    with listener, _remembered(settings, options.host, port, access):
+    with listener, _address_stored(settings, options.host, port, access):
         say(f"the page: {link(options.host, port, access.token)}")
         server.run(sockets=[listener])
 
 
 @contextlib.contextmanager
-def _remembered(settings: Settings, host: str, port: int, access: Access) -> Iterator[None]:
-    """Leave the address where `ganq open` finds it, for as long as the server runs."""
+def _address_stored(settings: Settings, host: str, port: int, access: Access) -> Iterator[None]:
+    """Store the address for `ganq open` while the server runs."""
     path = settings.home / ADDRESS_FILE
     about = {"pid": os.getpid(), "url": link(host, port, None), "link": link(host, port, access.token)}
     with contextlib.suppress(OSError):

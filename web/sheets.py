@@ -1,8 +1,8 @@
 """
 Contact sheets: many small images as one file, so that ten thousand take a few requests.
 
-A sheet is made when it is looked at and kept in memory; its address contains the manifest's hash, so
-that a browser keeps it for good. docs/decisions/0019-the-page.md says why workers write none.
+A sheet is drawn on request and cached in memory. Its address contains the hash of the manifest, so that
+browsers cache it for good. docs/decisions/0019-the-page.md explains why workers write none.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 WIDTHS = (4, 8, 12, 16, 24)
-"""Images side by side; a browser takes what suits its window."""
+"""Possible numbers of columns; the browser chooses by the width of its window."""
 ROWS = 4
 MOST_SIDE = 96
 LEAST_SIDE = 16

@@ -1,4 +1,4 @@
-"""What every page needs: the job table, the volume if it answers, caches, and what is allowed."""
+"""State that all pages share: the job table, the volume, caches, permissions."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ VOLUME_ANSWER_S = 3.0
 VOLUME_ASK_EVERY_S = 5.0
 SLOW_S = 2.0
 HANGS_S = 12.0
-"""Longer than the slowest answer of a volume that works: the scores of a million images."""
+"""Longer than the slowest read on a volume that works: the scores of a million images."""
 MOST_HANGING = 64
 LOCK_S = 1.0
 
@@ -62,10 +62,10 @@ class Lru(Generic[T]):
 
 class PerRevision:
     """
-    Answers that hold as long as nothing was committed.
+    Cache of results that are valid until the next commit.
 
-    A slow question is asked again only after twenty times as long as it took, so that a busy table
-    of a million jobs is not counted twice a second.
+    With `patient`, a slow result is computed again only after twenty times as long as it took, so that a
+    busy table of a million jobs is not counted twice a second.
     """
 
     PATIENCE = 20.0
@@ -78,7 +78,8 @@ class PerRevision:
     def get(self, key: Hashable, revision: str, make: Callable[[], T], *, patient: bool = False) -> T:
         with self._lock:
             own = self._locks.setdefault(key, threading.Lock())
-        # Fifty browsers ask the same at once: one of them asks the table. One that hangs holds up nobody.
+        # Of fifty browsers that request the same page at once, one queries the table. After LOCK_S the
+        # others do not wait for it any longer.
         locked = own.acquire(timeout=LOCK_S)
         try:
             now = time.monotonic()
@@ -103,7 +104,7 @@ class PerRevision:
 
 @dataclass
 class Site:
-    """One server's view of ganq."""
+    """Job table, volume and caches of one server."""
 
     settings: Settings
     database: Database
@@ -129,7 +130,7 @@ class Site:
         self._hanging = 0
 
     def volume_trouble(self, asked_before_s: float = VOLUME_ASK_EVERY_S) -> str | None:
-        """Return why files cannot be shown, or None; asks the volume unless it was asked lately."""
+        """Return why files cannot be shown, or None. The volume is probed every few seconds."""
         with self._asking:
             if time.monotonic() - self._asked >= asked_before_s:
                 root = self.settings.volume
@@ -144,13 +145,13 @@ class Site:
 
     def on_volume(self, work: Callable[[], T]) -> T:
         """
-        Run what reads the volume, on a thread of its own that may hang with it.
+        Run `work`, which reads the volume, on a separate thread, because the volume may hang.
 
-        Work that does not end in time is run once more: by then volume_trouble() says why, and the work
-        does without the volume.
+        If it does not return in time, it is run once more; volume_trouble() then reports the volume, and
+        `work` renders without it.
 
         Raises:
-            VolumeError: it hangs again, or too many threads hang already.
+            VolumeError: it hangs again, or too many threads hang.
         """
         for _ in range(2):
             if self._hanging < MOST_HANGING:

@@ -1,4 +1,4 @@
-"""Images that a person has starred: <volume>/stars/000012.json, for the result with this manifest."""
+"""Starred images of a result, in <volume>/stars/000012.json, bound to the hash of its manifest."""
 
 import json
 import threading

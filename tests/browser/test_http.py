@@ -291,7 +291,7 @@ def test_the_token_file_is_the_owners_and_a_short_or_open_one_is_refused(own_wor
     from jobs.errors import ConfigError
     from web.security import read_token
 
-    path = own_world.settings.home / "token"
+    path = own_world.settings.home / "new" / "token"
     token = read_token(path)
     assert path.stat().st_mode & 0o777 == 0o600
     assert len(token) >= 43  # 256 bits

@@ -1,1 +1,1 @@
-"""One file per page: what a handler reads, and what it gives to the template."""
+"""Request handlers, one file per page."""

@@ -1,4 +1,4 @@
-"""The decoded data sets of the volume, and what was left out of one, with the reasons."""
+"""Decoded data sets, and the files that were left out of each, with reasons."""
 
 import json
 import re

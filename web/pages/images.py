@@ -43,7 +43,7 @@ def facts_of_one(request: Request) -> Response:
 
 
 def picture(request: Request) -> Response:
-    """The image itself, byte for byte; of an npz as PNG."""
+    """Return an image byte for byte; an image of an npz as PNG."""
     site: Site = request.app.state.site
     job = job_of(request)
     require_volume(site)
@@ -63,7 +63,7 @@ def picture(request: Request) -> Response:
 
 
 def sheet(request: Request) -> Response:
-    """Some images in some order, as one WebP."""
+    """Return a contact sheet as WebP."""
     site: Site = request.app.state.site
     job = job_of(request)
     require_volume(site)
@@ -86,12 +86,12 @@ def sheet(request: Request) -> Response:
 
 
 def _listed(numbers: list[int]) -> str:
-    """Return which images are on a sheet, where that does not follow from its place."""
+    """Return the indices of the images on a sheet for the response header."""
     return ",".join(map(str, numbers))
 
 
 def starred_zip(request: Request) -> Response:
-    """The starred images as they lie on the volume, one at a time in memory."""
+    """Return the starred images as a zip, with one image at a time in memory."""
     site: Site = request.app.state.site
     job = job_of(request)
     require_volume(site)
@@ -104,7 +104,7 @@ def starred_zip(request: Request) -> Response:
 
 
 class _Pipe(io.RawIOBase):
-    """Takes what zipfile writes; taken out after each file."""
+    """Buffer between zipfile and the response."""
 
     def __init__(self) -> None:
         self.waiting = bytearray()

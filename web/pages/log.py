@@ -1,4 +1,4 @@
-"""What a job has logged, a piece at a time; its history and its attempts."""
+"""The log of a job in pieces; its events and attempts."""
 
 import os
 import re
@@ -19,7 +19,7 @@ MOST_EVENTS = 1000
 
 
 def page(request: Request) -> Response:
-    """The end of a log, or what stands before a given byte."""
+    """Show the end of a log, or the piece before a given byte."""
     site: Site = request.app.state.site
     job = job_of(request)
     attempt = _whole(request, "attempt") or job.attempt

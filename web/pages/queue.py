@@ -1,4 +1,4 @@
-"""The queue: counts by state, workers, and fifty jobs, all of it in the address."""
+"""The queue: counts by state, workers, fifty jobs. The address contains all filters."""
 
 import re
 from urllib.parse import urlencode

@@ -1,4 +1,4 @@
-"""The page of a job: of a training its slider, grids and curves; of others what they made."""
+"""The page of a job: slider, grids and curves of a training; results of other kinds."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +32,7 @@ def page(request: Request) -> Response:
 
 
 def curves(request: Request) -> Response:
-    """The metrics of one run, as columns."""
+    """Return the metrics of a run as columns."""
     site: Site = request.app.state.site
     job = job_of(request)
     revision = f'W/"{site.revision()}"'
@@ -69,7 +69,7 @@ def _others(site: Site, job: Job, given: str) -> list[Job]:
 
 
 def head(site: Site, job: Job) -> html.Facts:
-    """Return what the page of every job begins with."""
+    """Return the facts at the top of each job's page."""
     (row,), around = rows.rows(site, [job])
     return {
         "job": row,
@@ -83,7 +83,7 @@ def head(site: Site, job: Job) -> html.Facts:
 
 
 def _can(job: Job) -> Iterator[str]:
-    """What may be done to a job, as the command line may."""
+    """Return the actions that the state of a job allows."""
     if job.part_of is not None:
         return
     if job.state.terminal:
@@ -131,7 +131,7 @@ def _run(site: Site, job: Job, others: list[Job]) -> html.Facts:
 
 
 def run_facts(site: Site, job: Job) -> html.Facts:
-    """Return what the slider moves over: grids, checkpoints, and how epochs map to images."""
+    """Return the facts for the slider: grids, checkpoints, images per epoch."""
     known = site.queries.checkpoints(job.id)
     measured = [one for one in known if one.metric is not None]
     best = min(measured, key=lambda one: (one.metric or 0.0, one.step)) if measured else None
@@ -159,7 +159,7 @@ def run_facts(site: Site, job: Job) -> html.Facts:
 
 
 def job_facts(site: Site, job: Job) -> html.Facts:
-    """Return what the page of a job says that is no training."""
+    """Return the facts of a job that is not a training."""
     result = job.result or {}
     evaluated = job.kind == "evaluate" and job.state is JobState.SUCCEEDED
     return {

@@ -37,13 +37,14 @@ def _facts(site: Site, sweep: str) -> html.Facts:
         "name": html.cut((jobs[0].name or "").rpartition("-")[0] or sweep, 64),
         "runs": listed,
         "changed": changed,
-        "counts": site.queries.counts(sweep=sweep),
+        "counts": (counts := site.queries.counts(sweep=sweep)),
+        "left_out": sum(counts.values()) - len(jobs),
         "best": min(best, key=lambda one: best[one]) if best else None,
     }
 
 
 def varying(jobs: list[Job]) -> list[str]:
-    """The fields of the spec that differ between the runs."""
+    """Return the fields of the spec that differ between the runs."""
     names: dict[str, Any] = {}
     for job in jobs:
         for name in job.spec:

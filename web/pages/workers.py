@@ -1,4 +1,4 @@
-"""All workers that ever spoke."""
+"""All workers in the job table."""
 
 from starlette.requests import Request
 from starlette.responses import Response
