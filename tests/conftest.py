@@ -23,6 +23,7 @@ from services import Postgres, Redis, missing, postgres_binaries, redis_binary
 
 if TYPE_CHECKING:
     from machine import Ganq
+    from tables import Claimer
 
     from storage.db.engine import Database
     from storage.db.queries import Queries
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 # Read when torch is first imported: threads that spin would starve the workers that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-ALL_KINDS = ("train", "generate", "evaluate")
 
 
 def pytest_configure() -> None:
@@ -287,20 +286,16 @@ def job_factory(store: "JobStore") -> "Callable[..., Job]":
 
 
 @pytest.fixture
-def claim(store: "JobStore", worker_identity: "WorkerIdentity") -> "Callable[..., Lease | None]":
-    """Claims the best job, as a worker of this version that runs all kinds does."""
-    from jobs.kinds import SPEC_VERSION
+def claim(store: "JobStore", worker_identity: "WorkerIdentity") -> "Claimer":
+    """Claims the best job: claim() returns its lease, claim.or_none() None where there is no job."""
+    from tables import Claimer
 
-    def take(who: "WorkerIdentity | None" = None, **changes: Any) -> "Lease | None":
-        values: dict[str, Any] = {"kinds": ALL_KINDS, "spec_version": SPEC_VERSION}
-        return store.claim(who or worker_identity, **{**values, **changes})
-
-    return take
+    return Claimer(store, worker_identity)
 
 
 @pytest.fixture
 def running_job_factory(
-    store: "JobStore", job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+    store: "JobStore", job_factory: "Callable[..., Job]", claim: "Claimer"
 ) -> "Callable[..., Lease]":
     """Builds jobs that a worker holds, and returns the lease; `who` names the worker."""
 
@@ -308,7 +303,6 @@ def running_job_factory(
         # The highest priority there can be, so that the claim takes this job and no other.
         wanted = job_factory(**{"priority": 2**31 - 1, **changes})
         lease = claim(who)
-        assert lease is not None
         assert lease.job_id == wanted.id, "another claimable job stood before this one"
         return lease
 

@@ -228,7 +228,7 @@ def _others_can_write(database: "Database") -> bool:
     return True
 
 
-def until(true: Callable[[], Any], *, within_s: float = START_S, what: str = "") -> Any:
+def until(true: Callable[..., Any], *, within_s: float = START_S, what: str = "") -> Any:
     """Wait for something that real processes bring about."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, event, func, select, text, update
 from sqlalchemy.exc import OperationalError
 
-from jobs.kinds import SPEC_VERSION
+from jobs.kinds import KINDS, SPEC_VERSION
 from storage.db.engine import Database
 from storage.db.rows import Lease, WorkerIdentity
 from storage.db.store import HeartbeatRow, JobStore
@@ -115,6 +115,24 @@ def without_backoff(database: Database, *, crashes_count: bool = False) -> Itera
     finally:
         done.set()
         thread.join()
+
+
+@dataclass(frozen=True)
+class Claimer:
+    """Claim the best job as a worker of this version that runs all kinds: the fixture `claim`."""
+
+    store: JobStore
+    worker: WorkerIdentity
+
+    def __call__(self, worker: WorkerIdentity | None = None, **changes: Any) -> Lease:
+        """Return the lease; fail the test if there is no job to claim."""
+        lease = self.or_none(worker, **changes)
+        assert lease is not None, "there is no job to claim"
+        return lease
+
+    def or_none(self, worker: WorkerIdentity | None = None, **changes: Any) -> Lease | None:
+        values: dict[str, Any] = {"kinds": tuple(KINDS), "spec_version": SPEC_VERSION}
+        return self.store.claim(worker or self.worker, **{**values, **changes})
 
 
 def beat_of(store: JobStore, job_id: int) -> HeartbeatRow:

@@ -21,7 +21,7 @@ import psutil
 import pytest
 from machine import LATER, Ganq, postgres_later, until
 from sqlalchemy import text
-from tables import set_columns
+from tables import Claimer, set_columns
 
 from jobs.errors import DiskFullError
 from storage.db.backoff import BACKOFF_S, Wait, remaining
@@ -171,14 +171,14 @@ def test_a_backoff_noted_before_the_clock_went_back_is_waited_for_as_long_as_it_
     database: "Database",
     store: "JobStore",
     running_job_factory: "Callable[..., Lease]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     queries: "Queries",
     ahead_s: int,
 ) -> None:
     lease = running_job_factory()
     store.fail(lease, DiskFullError("no room"))
     set_columns(database, lease.job_id, not_before=queries.now() + ahead_s)
-    assert claim() is None
+    assert claim.or_none() is None
     assert store.due_notifications(again_s=120, limit=5) == []
     assert 0 < store.due_in() <= BACKOFF_S[0]
     time.sleep(BACKOFF_S[0] + 0.1)
@@ -192,37 +192,37 @@ def test_a_backoff_noted_by_a_clock_that_is_behind_lasts_all_the_same(
     database: "Database",
     store: "JobStore",
     running_job_factory: "Callable[..., Lease]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     queries: "Queries",
 ) -> None:
     """So does one whose reader's clock has jumped ahead: it was not there when this worker last looked."""
-    assert claim() is None
+    assert claim.or_none() is None
     assert store.due_in() is None
     lease = running_job_factory()
     store.fail(lease, DiskFullError("no room"))
     set_columns(database, lease.job_id, not_before=queries.now() - 7200)
     time.sleep(0.6)  # the next poll
-    assert claim() is None
+    assert claim.or_none() is None
     assert store.due_notifications(again_s=120, limit=5) == []
     time.sleep(BACKOFF_S[0])
-    assert claim() is not None
+    claim()
 
 
 def test_a_wait_that_another_has_ended_and_that_began_anew_is_not_cut_short(
     database: "Database",
     store: "JobStore",
     running_job_factory: "Callable[..., Lease]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
 ) -> None:
     lease = running_job_factory()
     store.fail(lease, DiskFullError("no room"))
-    assert claim() is None
+    assert claim.or_none() is None
     time.sleep(BACKOFF_S[0] + 0.05)
     set_columns(database, lease.job_id, not_before=None)  # another worker was sooner; and it failed again
     other = claim()
     assert other is not None
     store.fail(other, DiskFullError("no room"))
-    assert claim() is None
+    assert claim.or_none() is None
 
 
 WAITS = {
@@ -275,7 +275,7 @@ def test_users_take_turns_though_the_clock_of_one_worker_was_ahead(
     database: "Database",
     store: "JobStore",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
 ) -> None:
     for _ in range(3):
         for user in ("ada", "ben"):
@@ -295,7 +295,7 @@ def test_a_training_that_yielded_by_a_clock_ahead_is_not_kept_waiting_for_hours(
     store: "JobStore",
     running_job_factory: "Callable[..., Lease]",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     queries: "Queries",
 ) -> None:
     training = running_job_factory(preemptible=True, priority=0)
@@ -350,13 +350,13 @@ def test_a_backoff_as_long_as_the_longest_is_waited_for(
     database: "Database",
     store: "JobStore",
     running_job_factory: "Callable[..., Lease]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     queries: "Queries",
 ) -> None:
     lease = running_job_factory()
     store.fail(lease, DiskFullError("no room"))
     set_columns(database, lease.job_id, not_before=queries.now() + 50)
-    assert claim() is None
+    assert claim.or_none() is None
 
 
 def test_a_notification_noted_before_the_clock_went_back_is_sent_again(

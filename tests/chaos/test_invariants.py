@@ -16,7 +16,7 @@ from chaos.invariants import Memory, assert_invariants, look, unfinished, violat
 from chaos.invariants_volume import leftovers, runners, two_runners, unequal_trainings
 from sqlalchemy import delete, insert, text, update
 from sqlalchemy.event import listen, remove
-from tables import beat_of, set_columns
+from tables import Claimer, beat_of, set_columns
 from volumes import Files
 
 from jobs.context import GeneratedImage
@@ -75,7 +75,7 @@ def world(
     settings: "Settings",
     job_factory: "Callable[..., Job]",
     running_job_factory: Callable[..., Lease],
-    claim: Callable[..., Lease | None],
+    claim: Claimer,
 ) -> World:
     volume = Volume(settings.volume)
     world = World(database, store, volume, Files(store, volume))
@@ -355,7 +355,7 @@ def test_two_runners_of_one_worker_are_reported(tmp_path: Path) -> None:
 
 
 def test_the_checker_sees_one_moment_though_jobs_move_meanwhile(
-    database: Database, job_factory: "Callable[..., Job]", claim: Callable[..., Lease | None]
+    database: Database, job_factory: "Callable[..., Job]", claim: Claimer
 ) -> None:
     made = job_factory()
     moved: list[Lease] = []

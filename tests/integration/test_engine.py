@@ -22,8 +22,10 @@ from storage.db.schema import open_database
 from storage.db.sqlite import Wal
 
 if TYPE_CHECKING:
+    from tables import Claimer
+
     from storage.db.queries import Queries
-    from storage.db.rows import Job, Lease
+    from storage.db.rows import Job
     from storage.settings import Settings
 
 only_sqlite = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
@@ -66,7 +68,7 @@ def test_an_error_of_ours_is_raised_as_it_is_and_at_once(database: Database) -> 
 def test_a_table_that_is_missing_names_the_command_that_makes_it(database: Database) -> None:
     with pytest.raises(SchemaMismatchError) as caught:
         database.read(lambda conn: conn.execute(text("SELECT * FROM no_such_table")))
-    assert "ganq db upgrade" in caught.value.hint
+    assert "ganq db upgrade" in (caught.value.hint or "")
 
 
 def test_the_connection_that_was_used_last_is_used_next_because_its_pages_are_in_memory(
@@ -229,7 +231,7 @@ def test_a_folder_in_place_of_the_database_is_explained(tmp_path: Path) -> None:
 def test_a_relative_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         Database(make_settings(tmp_path, "sqlite:///ganq.db"))
-    assert "four slashes" in caught.value.hint
+    assert "four slashes" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +247,7 @@ def test_sqlite_on_a_network_filesystem_is_refused_and_postgres_named(
         Database(make_settings(tmp_path, f"sqlite:///{tmp_path / 'ganq.db'}"))
 
     assert kind in one_line(caught.value)
-    assert "Postgres" in caught.value.hint
+    assert "Postgres" in (caught.value.hint or "")
 
 
 @pytest.mark.skipif(
@@ -317,7 +319,7 @@ def test_a_postgres_that_is_not_there_is_told_soon_and_without_its_password(tmp_
     assert seconds < 10
     assert "hunter2" not in one_line(error)
     assert "ganq:***@127.0.0.1" in str(error)
-    assert "ganq doctor" in error.hint
+    assert "ganq doctor" in (error.hint or "")
 
 
 def test_a_host_that_swallows_packets_is_told_soon_too(tmp_path: Path) -> None:
@@ -408,7 +410,7 @@ def test_a_deadlock_is_tried_again(
 
 
 def test_statements_with_the_databases_clock_are_compiled_once(
-    database: Database, job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+    database: Database, job_factory: "Callable[..., Job]", claim: "Claimer"
 ) -> None:
     """Compiling them again each time took half of a claim's time."""
     from storage.db.tables import utcnow

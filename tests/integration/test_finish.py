@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from tables import beat_of, event_types, first_answer_lost, job_row, open_attempts, set_columns
+from tables import Claimer, beat_of, event_types, first_answer_lost, job_row, open_attempts, set_columns
 
 from jobs.errors import (
     DiskFullError,
@@ -142,14 +142,14 @@ def test_cancelling_a_queued_job_ends_it_at_once(
     database: "Database",
     store: "JobStore",
     job_factory: "Callable[..., Job]",
-    claim: Callable[..., Lease | None],
+    claim: Claimer,
 ) -> None:
     made = job_factory()
 
     found = store.request_cancel(made.id)
 
     assert found.state is JobState.CANCELLED
-    assert claim() is None
+    assert claim.or_none() is None
     assert event_types(database, made.id) == ["submitted", "cancel_requested", "cancelled"]
 
 
@@ -243,7 +243,7 @@ def test_crashes_back_off_and_the_third_without_progress_is_the_last(
     database: "Database",
     store: "JobStore",
     running_job_factory: Callable[..., Lease],
-    claim: Callable[..., Lease | None],
+    claim: Claimer,
     queries: "Queries",
 ) -> None:
     lease = running_job_factory()
@@ -251,7 +251,7 @@ def test_crashes_back_off_and_the_third_without_progress_is_the_last(
     for _ in range(2):
         assert store.crashed(lease, "killed by signal 9") is JobState.QUEUED
         waits.append(queries.get(lease.job_id).not_before - queries.now())
-        assert claim() is None
+        assert claim.or_none() is None
         set_columns(database, lease.job_id, not_before=None)
         lease = claim()
 
@@ -268,7 +268,7 @@ def test_a_checkpoint_is_progress_and_begins_the_count_anew(
     database: "Database",
     store: "JobStore",
     running_job_factory: Callable[..., Lease],
-    claim: Callable[..., Lease | None],
+    claim: Claimer,
     queries: "Queries",
 ) -> None:
     lease = running_job_factory()
@@ -284,7 +284,7 @@ def test_errors_of_the_surroundings_back_off_ever_longer_and_never_count(
     database: "Database",
     store: "JobStore",
     running_job_factory: Callable[..., Lease],
-    claim: Callable[..., Lease | None],
+    claim: Claimer,
     queries: "Queries",
 ) -> None:
     lease = running_job_factory()
@@ -311,7 +311,7 @@ def running(database: "Database", queries: "Queries", lease: Any) -> Lease:
 def fail_again(
     database: "Database",
     store: "JobStore",
-    claim: Callable[..., Lease | None],
+    claim: Claimer,
     lease: Any,
     error: Any,
     times: int,
@@ -320,7 +320,7 @@ def fail_again(
     for _ in range(times):
         state = store.fail(lease, error)
         set_columns(database, lease.job_id, not_before=None)
-        lease = claim() if state is JobState.QUEUED else None
+        lease = claim.or_none() if state is JobState.QUEUED else None
     return state
 
 
@@ -328,7 +328,7 @@ def test_a_storage_error_that_no_wait_mends_is_tried_a_few_times_and_then_fails_
     database: "Database",
     store: "JobStore",
     running_job_factory: Callable[..., Lease],
-    claim: Callable[..., Lease | None],
+    claim: Claimer,
     queries: "Queries",
 ) -> None:
     lease = running_job_factory()
@@ -345,7 +345,7 @@ def test_a_volume_that_answers_with_errors_or_progress_in_between_begins_the_tri
     database: "Database",
     store: "JobStore",
     running_job_factory: Callable[..., Lease],
-    claim: Callable[..., Lease | None],
+    claim: Claimer,
     queries: "Queries",
 ) -> None:
     lease = running_job_factory()
@@ -361,7 +361,7 @@ def test_a_volume_that_answers_with_errors_or_progress_in_between_begins_the_tri
 def test_out_of_memory_gets_one_fresh_process(
     store: "JobStore",
     running_job_factory: Callable[..., Lease],
-    claim: Callable[..., Lease | None],
+    claim: Claimer,
     queries: "Queries",
 ) -> None:
     lease = running_job_factory()
@@ -402,7 +402,7 @@ def test_text_that_no_database_takes_does_not_keep_an_error_from_being_recorded(
 ) -> None:
     lease = running_job_factory()
     store.fail(lease, TrainingDivergedError(f"bad {words}", hint=words))
-    assert queries.get(lease.job_id).error_message.startswith("bad ")
+    assert (queries.get(lease.job_id).error_message or "").startswith("bad ")
 
     other = running_job_factory(make_identity("w2"))
     store.crashed(other, words)
@@ -416,7 +416,7 @@ def test_a_silent_job_is_taken_back_without_a_count_against_it(
     database: "Database",
     store: "JobStore",
     running_job_factory: Callable[..., Lease],
-    claim: Callable[..., Lease | None],
+    claim: Claimer,
     make_identity: "Callable[..., WorkerIdentity]",
     queries: "Queries",
 ) -> None:
@@ -449,7 +449,7 @@ def test_a_job_that_is_in_its_next_attempt_is_not_taken_back(
     database: "Database",
     store: "JobStore",
     running_job_factory: Callable[..., Lease],
-    claim: Callable[..., Lease | None],
+    claim: Claimer,
 ) -> None:
     lease = running_job_factory()
     seen = beat_of(store, lease.job_id)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tables import beat_of, event_types, set_columns
+from tables import Claimer, beat_of, event_types, set_columns
 from volumes import Files, grow_old, listing
 
 from jobs.errors import DatabaseUnavailableError, LeaseLostError, VolumeError
@@ -96,7 +96,7 @@ def test_a_checkpoint_without_a_row_stays_while_its_job_has_no_other_to_go_on_fr
     gc: Any,
     store: "JobStore",
     running_job_factory: Callable[..., Lease],
-    claim: Callable[..., Lease | None],
+    claim: Claimer,
 ) -> None:
     """After a failover: retention has deleted what the rows point to, and the newest row is lost."""
     lease = running_job_factory()
@@ -140,7 +140,7 @@ def test_published_pictures_stay_and_those_of_earlier_attempts_go(
     gc: Any,
     store: "JobStore",
     running_job_factory: Callable[..., Lease],
-    claim: Callable[..., Lease | None],
+    claim: Claimer,
 ) -> None:
     first = running_job_factory(kind="generate")
     unpublished = files.pictures(first)
@@ -170,7 +170,7 @@ def test_what_a_zombie_writes_after_its_rescue_goes_the_next_time(
     gc: Any,
     store: "JobStore",
     running_job_factory: Callable[..., Lease],
-    claim: Callable[..., Lease | None],
+    claim: Claimer,
 ) -> None:
     zombie = running_job_factory()
     good = files.checkpoint(zombie, 1)
@@ -216,7 +216,7 @@ def test_a_part_goes_once_its_whole_is_published(
     store: "JobStore",
     job_factory: Callable[..., Job],
     running_job_factory: Callable[..., Lease],
-    claim: Callable[..., Lease | None],
+    claim: Claimer,
 ) -> None:
     whole = job_factory(kind="generate")
     part = part_of(files, running_job_factory, whole)
@@ -699,7 +699,7 @@ def test_what_a_waiting_or_running_job_needs_stays(
     files: Files,
     gc: Any,
     job_factory: Callable[..., Job],
-    claim: Callable[..., Lease | None],
+    claim: Claimer,
     running_job_factory: Callable[..., Lease],
     volume: Volume,
     how: str,
@@ -709,7 +709,7 @@ def test_what_a_waiting_or_running_job_needs_stays(
     generate = {"source": old.job_id, "checkpoint": "best", "count": 1}
     if how.startswith("draws"):
         job_factory(kind="generate", spec=generate, held=how == "draws")
-        assert (claim() is not None) is ("running" in how)
+        assert (claim.or_none() is not None) is ("running" in how)
     elif how == "goes on":
         job_factory(spec={"data": "/pictures", "continue_from": old.job_id})
     elif how == "after":
@@ -844,7 +844,7 @@ def test_a_gc_in_a_tight_loop_beside_claims_saves_crashes_and_rescues_takes_noth
     database: Database,
     volume: Volume,
     store: "JobStore",
-    claim: Callable[..., Lease | None],
+    claim: Claimer,
     job_factory: Callable[..., Job],
 ) -> None:
     stopping = threading.Event()
@@ -893,9 +893,7 @@ def test_a_gc_in_a_tight_loop_beside_claims_saves_crashes_and_rescues_takes_noth
 # --- F29: retention against a job that chooses -------------------------------------------
 
 
-def generation(
-    job_factory: Callable[..., Job], claim: Callable[..., Lease | None], source: int, which: str
-) -> Lease:
+def generation(job_factory: Callable[..., Job], claim: Claimer, source: int, which: str) -> Lease:
     job_factory(kind="generate", spec={"source": source, "checkpoint": which, "count": 1}, priority=2**31 - 1)
     lease = claim()
     assert lease.job.kind == "generate"
@@ -908,7 +906,7 @@ def test_a_checkpoint_that_is_let_go_between_choosing_and_pinning_is_chosen_anew
     database: Database,
     running_job_factory: Callable[..., Lease],
     job_factory: Callable[..., Job],
-    claim: Callable[..., Lease | None],
+    claim: Claimer,
 ) -> None:
     from storage.db.queries import Queries
 
@@ -941,7 +939,7 @@ def test_retention_waits_for_a_pin_that_is_being_committed(
     database: Database,
     running_job_factory: Callable[..., Lease],
     job_factory: Callable[..., Job],
-    claim: Callable[..., Lease | None],
+    claim: Claimer,
 ) -> None:
     training = running_job_factory()
     files.checkpoint(training, 1)
@@ -990,7 +988,7 @@ def test_a_training_that_saves_at_every_step_never_takes_what_a_generation_has_p
     running_job_factory: Callable[..., Lease],
     job_factory: Callable[..., Job],
     make_identity: "Callable[..., WorkerIdentity]",
-    claim: Callable[..., Lease | None],
+    claim: Claimer,
 ) -> None:
     training = running_job_factory()
     files.checkpoint(training, 1)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tables import job_row, set_columns
+from tables import Claimer, job_row, set_columns
 
 from jobs.errors import DatasetError, InvalidTransitionError
 from jobs.states import JobState
@@ -14,7 +14,7 @@ from storage.db.store import JobStore
 if TYPE_CHECKING:
     from storage.db.engine import Database
     from storage.db.queries import Queries
-    from storage.db.rows import Job, Lease, WorkerIdentity
+    from storage.db.rows import Job, WorkerIdentity
     from storage.volume.layout import Volume
 
 KINDS = ("train", "generate", "evaluate")
@@ -28,14 +28,14 @@ def priority(database: Any, job_id: int) -> int:
 def claimed(claim: Any, store: JobStore) -> list[int]:
     """The order in which one worker runs all that can be run."""
     order = []
-    while (lease := claim()) is not None:
+    while (lease := claim.or_none()) is not None:
         order.append(lease.job_id)
         store.succeed(lease, {})
     return order
 
 
 def test_an_urgent_job_goes_before_what_is_between_it_and_the_job_that_it_waits_for(
-    store: JobStore, job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+    store: JobStore, job_factory: "Callable[..., Job]", claim: Claimer
 ) -> None:
     training = job_factory(priority=0)
     fillers = [job_factory(priority=5).id for _ in range(3)]
@@ -47,7 +47,7 @@ def test_the_loan_reaches_through_a_chain_and_both_arms_of_a_fork(
     database: "Database",
     store: JobStore,
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
 ) -> None:
     root = job_factory()
     arms = [job_factory(after=[root.id]) for _ in range(2)]
@@ -63,7 +63,7 @@ def test_the_parts_of_a_split_job_get_what_is_lent_to_the_whole(
     database: "Database",
     store: JobStore,
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
 ) -> None:
     training = job_factory()
     specs = [({"source": training.id, "count": 4}, 4)] * 4
@@ -80,7 +80,7 @@ def test_the_loan_ends_with_the_job_that_lends(
     database: "Database",
     store: JobStore,
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
 ) -> None:
     root = job_factory()
     training = job_factory(after=[root.id])
@@ -100,7 +100,7 @@ def test_however_the_lender_goes_the_loan_ends(
     database: "Database",
     store: JobStore,
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     way: str,
 ) -> None:
     training = job_factory()
@@ -166,7 +166,7 @@ def test_a_sweep_lends_too(database: "Database", store: JobStore, job_factory: "
 def test_a_running_training_that_an_urgent_job_waits_for_does_not_yield_to_less(
     store: JobStore,
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     worker_identity: "WorkerIdentity",
 ) -> None:
     job_factory(preemptible=True)
@@ -182,7 +182,7 @@ def test_a_running_training_that_an_urgent_job_waits_for_does_not_yield_to_less(
 def test_a_running_training_yields_to_what_an_urgent_job_waits_for(
     store: JobStore,
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     worker_identity: "WorkerIdentity",
 ) -> None:
     job_factory(preemptible=True)
@@ -199,7 +199,7 @@ def test_what_a_worker_pins_beside_it_keeps_the_own_priority(
     store: JobStore,
     queries: "Queries",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
 ) -> None:
     """A worker of an older version merges what it pins with what it finds, and knows nothing of loans."""
     job_factory(priority=2)
@@ -216,7 +216,7 @@ def test_status_shows_what_is_lent_and_retry_does_not_take_it_along(
     store: JobStore,
     queries: "Queries",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     settings_env: dict[str, str],
     capsys: pytest.CaptureFixture[str],
     volume: "Volume",
@@ -255,7 +255,7 @@ def test_after_any_history_each_open_job_has_the_highest_priority_that_waits_for
     store: JobStore,
     queries: "Queries",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     seed: Any,
 ) -> None:
     dice = random.Random(seed)
@@ -283,7 +283,7 @@ def test_after_any_history_each_open_job_has_the_highest_priority_that_waits_for
             chosen = dice.choice(queued)
             own[chosen] = dice.randrange(10)
             assert store.set_priority(chosen, own[chosen]).own_priority == own[chosen]
-        elif what == "claim" and (lease := claim()) is not None:
+        elif what == "claim" and (lease := claim.or_none()) is not None:
             running.append(lease)
         elif what in ("succeed", "fail") and running:
             lease = running.pop(dice.randrange(len(running)))

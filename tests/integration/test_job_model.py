@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from tables import Seen, beat_of, seen, set_columns
+from tables import Claimer, Seen, beat_of, seen, set_columns
 
 from jobs.errors import (
     DiskFullError,
@@ -36,7 +36,7 @@ from storage.db.store import JobStore
 
 if TYPE_CHECKING:
     from storage.db.engine import Database
-    from storage.db.rows import Job, Lease
+    from storage.db.rows import Job
 
 ENDED = frozenset(TERMINAL)
 
@@ -221,7 +221,7 @@ def machine(database: "Database", take: Any, submit: Any) -> Any:
 
 
 def test_any_sequence_of_operations_keeps_to_the_model(
-    database: "Database", claim: "Callable[..., Lease | None]", job_factory: "Callable[..., Job]"
+    database: "Database", claim: Claimer, job_factory: "Callable[..., Job]"
 ) -> None:
     run_state_machine_as_test(
         machine(database, claim, job_factory),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 from tables import (
+    Claimer,
     beat_of,
     claim_all,
     event_types,
@@ -109,21 +110,19 @@ def test_a_folder_with_any_name_survives_the_table(
 # --- claim ------------------------------------------------------------------------------------
 
 
-def test_claims_go_by_priority_then_age(
-    job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
-) -> None:
+def test_claims_go_by_priority_then_age(job_factory: "Callable[..., Job]", claim: Claimer) -> None:
     low, first, second, high = (job_factory(priority=p).id for p in (-5, 0, 0, 9))
 
     order = [claim().job_id for _ in range(4)]
 
     assert order == [high, first, second, low]
-    assert claim() is None
+    assert claim.or_none() is None
 
 
 def test_a_claim_opens_an_attempt_with_the_workers_facts(
     database: "Database",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     queries: "Queries",
     make_identity: "Callable[..., WorkerIdentity]",
 ) -> None:
@@ -148,7 +147,7 @@ def test_a_claim_opens_an_attempt_with_the_workers_facts(
 def test_a_claim_whose_commit_answer_was_lost_takes_one_job(
     database: "Database",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     queries: "Queries",
 ) -> None:
     first, second = job_factory(), job_factory()
@@ -163,14 +162,14 @@ def test_a_claim_whose_commit_answer_was_lost_takes_one_job(
 
 def test_threads_never_claim_the_same_job(
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     make_identity: "Callable[..., WorkerIdentity]",
 ) -> None:
     wanted = {job_factory().id for _ in range(40)}
 
     def drain(number: int) -> list[int]:
         got = []
-        while lease := claim(make_identity(f"w{number}")):
+        while lease := claim.or_none(make_identity(f"w{number}")):
             got.append(lease.job_id)
         return got
 
@@ -212,7 +211,7 @@ def test_eight_processes_share_fifty_jobs_without_a_double(
 
 def test_a_worker_leaves_queues_kinds_and_versions_that_are_not_its_own(
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     make_identity: "Callable[..., WorkerIdentity]",
 ) -> None:
     other_queue = job_factory(queue="studio", priority=9)
@@ -221,22 +220,22 @@ def test_a_worker_leaves_queues_kinds_and_versions_that_are_not_its_own(
     ours = job_factory()
 
     assert claim(kinds=("train",)).job_id == ours.id
-    assert claim(kinds=("train",)) is None
+    assert claim.or_none(kinds=("train",)) is None
     assert claim(make_identity(queues=("default", "studio"))).job_id == other_queue.id
     assert claim().job_id == other_kind.id
-    assert claim() is None
+    assert claim.or_none() is None
     assert claim(spec_version=SPEC_VERSION + 1).job_id == newer.id
 
 
 def test_a_job_waits_until_its_time_has_come(
     database: "Database",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     queries: "Queries",
 ) -> None:
     made = job_factory()
     set_columns(database, made.id, not_before=queries.now() + 0.7)
-    assert claim() is None
+    assert claim.or_none() is None
 
     time.sleep(0.8)
 
@@ -248,12 +247,12 @@ def test_a_held_job_is_not_claimed_until_it_is_let_go(
     database: "Database",
     store: "JobStore",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
 ) -> None:
     made = job_factory()
     store.hold(made.id, held=True)
     store.hold(made.id, held=True)
-    assert claim() is None
+    assert claim.or_none() is None
 
     store.hold(made.id, held=False)
 
@@ -261,18 +260,16 @@ def test_a_held_job_is_not_claimed_until_it_is_let_go(
     assert event_types(database, made.id) == ["submitted", "held", "hold_released", "claimed"]
 
 
-def test_a_job_can_be_submitted_held(
-    job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
-) -> None:
+def test_a_job_can_be_submitted_held(job_factory: "Callable[..., Job]", claim: Claimer) -> None:
     job_factory(held=True)
-    assert claim() is None
+    assert claim.or_none() is None
 
 
 def test_a_claim_among_20000_jobs_reads_the_partial_index(
     database: "Database",
     store: "JobStore",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     backend: str,
 ) -> None:
     first = job_factory()
@@ -338,7 +335,7 @@ def test_a_claim_on_sqlite_keeps_to_its_indexes_whatever_the_statistics_say(
     database: "Database",
     job_factory: "Callable[..., Job]",
     running_job_factory: "Callable[..., Lease]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     store: "JobStore",
 ) -> None:
     """The planner believes what ANALYZE found in another hour: by these figures, read the whole queue."""
@@ -391,7 +388,7 @@ def test_a_heartbeat_counts_up_and_carries_progress(
 
 
 def test_inputs_are_pinned_for_all_attempts(
-    store: "JobStore", running_job_factory: "Callable[..., Lease]", claim: "Callable[..., Lease | None]"
+    store: "JobStore", running_job_factory: "Callable[..., Lease]", claim: Claimer
 ) -> None:
     lease = running_job_factory()
     pin = {"checkpoint_id": register(store, lease, 1)}
@@ -443,7 +440,7 @@ def test_a_stale_lease_changes_nothing(
     database: "Database",
     store: "JobStore",
     running_job_factory: "Callable[..., Lease]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     make_identity: "Callable[..., WorkerIdentity]",
     action: Any,
     claimed_again: bool,
@@ -534,17 +531,17 @@ def test_a_job_waits_until_all_it_needs_have_succeeded(
     store: "JobStore",
     running_job_factory: "Callable[..., Lease]",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     make_identity: "Callable[..., WorkerIdentity]",
     queries: "Queries",
 ) -> None:
     one, two = running_job_factory(), running_job_factory(make_identity("w2"))
     waiting = job_factory(after=[two.job_id, one.job_id])
-    assert claim() is None
+    assert claim.or_none() is None
     assert queries.needs(waiting.id) == [(one.job_id, JobState.RUNNING), (two.job_id, JobState.RUNNING)]
 
     store.succeed(one, {})
-    assert claim() is None
+    assert claim.or_none() is None
     store.succeed(two, {})
 
     assert claim().job_id == waiting.id
@@ -554,7 +551,7 @@ def test_naming_the_same_need_twice_waits_for_it_once(
     store: "JobStore",
     running_job_factory: "Callable[..., Lease]",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
 ) -> None:
     lease = running_job_factory()
     waiting = job_factory(after=[lease.job_id, lease.job_id])
@@ -568,7 +565,7 @@ def test_a_job_after_one_that_has_succeeded_is_free_at_once(
     store: "JobStore",
     running_job_factory: "Callable[..., Lease]",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
 ) -> None:
     lease = running_job_factory()
     store.succeed(lease, {})
@@ -591,7 +588,7 @@ def test_failure_ends_the_whole_chain_with_its_reason(
 
     assert queries.get(child.id).state is JobState.FAILED
     assert queries.get(child.id).error_code == "DEPENDENCY_FAILED"
-    assert f"job {child.id}," in queries.get(grandchild.id).error_message
+    assert f"job {child.id}," in (queries.get(grandchild.id).error_message or "")
 
 
 def test_cancelling_ends_the_whole_chain_as_cancelled(
@@ -660,7 +657,7 @@ def test_a_job_after_one_that_will_never_succeed_is_refused(
         job_factory(after=[lease.job_id])
 
     assert "would never run" in caught.value.message
-    assert f"ganq retry {lease.job_id}" in caught.value.hint
+    assert f"ganq retry {lease.job_id}" in (caught.value.hint or "")
     assert queries.counts()["queued"] == 0
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from machine import Ganq, until
 from sqlalchemy import text
-from tables import job_row, set_columns
+from tables import Claimer, job_row, set_columns
 
 from jobs.errors import SpecError
 from jobs.kinds import SPEC_VERSION
@@ -89,7 +89,7 @@ def work_on_all(
     store: "JobStore",
     queries: "Queries",
     settings: "Settings",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     worker_identity: Any,
 ) -> list[int]:
     """What recovery and the main loop do of it, without a runner; returns what would have been run."""
@@ -99,7 +99,7 @@ def work_on_all(
         recovery.reaper.tick()
         recovery.fail_malformed()
         recovery.dispatch()
-        while (lease := claim()) is not None:
+        while (lease := claim.or_none()) is not None:
             try:
                 make_assignment(lease, store, queries)
             except SpecError as exc:
@@ -116,7 +116,7 @@ def test_it_fails_with_bad_spec_and_the_other_jobs_go_on(
     store: "JobStore",
     queries: "Queries",
     settings: "Settings",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     job_factory: "Callable[..., Job]",
     worker_identity: "WorkerIdentity",
 ) -> None:
@@ -135,7 +135,7 @@ def test_a_kind_or_a_spec_of_a_newer_version_waits(
     store: "JobStore",
     queries: "Queries",
     settings: "Settings",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     worker_identity: "WorkerIdentity",
 ) -> None:
     newer = insert(database, kind="paint", spec_version=SPEC_VERSION + 1)
@@ -149,7 +149,7 @@ def test_a_job_that_waits_for_it_ends_with_it(
     store: "JobStore",
     queries: "Queries",
     settings: "Settings",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     job_factory: "Callable[..., Job]",
     worker_identity: "WorkerIdentity",
 ) -> None:
@@ -176,7 +176,7 @@ def test_a_job_whose_state_was_changed_by_hand_is_run_again(
     store: "JobStore",
     queries: "Queries",
     settings: "Settings",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     running_job_factory: "Callable[..., Lease]",
     state: str,
 ) -> None:

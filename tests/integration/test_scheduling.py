@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, insert, select, update
-from tables import event_types, set_columns
+from tables import Claimer, event_types, set_columns
 
 from jobs.kinds import SPEC_VERSION
 from jobs.states import StopReason
@@ -21,7 +21,7 @@ from storage.db.tables import attempt, event, job, quota, share
 
 if TYPE_CHECKING:
     from storage.db.queries import Queries
-    from storage.db.rows import Job, Lease, WorkerIdentity
+    from storage.db.rows import Job, WorkerIdentity
     from storage.settings import Settings
 
 KINDS = ("train", "generate")
@@ -37,7 +37,7 @@ def offer(store: JobStore, lease: Any, who: Any) -> Any:
 
 
 def test_of_equal_priority_users_take_turns_however_many_jobs_each_has(
-    store: JobStore, job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+    store: JobStore, job_factory: "Callable[..., Job]", claim: Claimer
 ) -> None:
     for _ in range(6):
         job_factory(user="ada")
@@ -56,7 +56,7 @@ def test_of_equal_priority_users_take_turns_however_many_jobs_each_has(
 
 
 def test_the_user_with_fewer_running_jobs_comes_first(
-    job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+    job_factory: "Callable[..., Job]", claim: Claimer
 ) -> None:
     for user in ("ada", "ada", "ada", "ben", "ben"):
         job_factory(user=user)
@@ -64,7 +64,7 @@ def test_the_user_with_fewer_running_jobs_comes_first(
 
 
 def test_priority_comes_before_turns(
-    store: JobStore, job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+    store: JobStore, job_factory: "Callable[..., Job]", claim: Claimer
 ) -> None:
     urgent = [job_factory(user="ada", priority=3) for _ in range(3)]
     job_factory(user="ben", priority=2)
@@ -77,7 +77,7 @@ def test_priority_comes_before_turns(
 
 def test_of_one_user_the_oldest_comes_first_over_all_queues_of_a_worker(
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     make_identity: "Callable[..., WorkerIdentity]",
 ) -> None:
     first = job_factory(queue="studio")
@@ -90,7 +90,7 @@ def test_a_user_at_the_quota_is_passed_over_and_served_when_a_job_has_ended(
     database: Database,
     store: JobStore,
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
 ) -> None:
     limit(database, "user", "*", 2)
     limit(database, "user", "ben", 1)
@@ -101,14 +101,14 @@ def test_a_user_at_the_quota_is_passed_over_and_served_when_a_job_has_ended(
     leases = [claim() for _ in range(4)]
     assert Counter(one.job.user for one in leases) == {"ada": 2, "ben": 1, "cem": 1}
     assert leases[-1].job_id == lower.id, "a lower priority may run where the higher is at its quota"
-    assert claim() is None
+    assert claim.or_none() is None
 
     store.succeed(next(one for one in leases if one.job.user == "ben"), {})
     assert claim().job.user == "ben"
 
 
 def test_a_job_whose_time_has_come_is_had_by_the_first_who_claims(
-    database: Database, job_factory: "Callable[..., Job]", claim: "Callable[..., Lease | None]"
+    database: Database, job_factory: "Callable[..., Job]", claim: Claimer
 ) -> None:
     made = job_factory()
     set_columns(database, made.id, not_before=1.0)
@@ -151,7 +151,7 @@ def test_workers_that_claim_at_once_do_not_pass_a_quota_together(
 def test_a_queue_at_its_quota_is_passed_over(
     database: Database,
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     make_identity: "Callable[..., WorkerIdentity]",
 ) -> None:
     limit(database, "queue", "studio", 1)
@@ -160,7 +160,7 @@ def test_a_queue_at_its_quota_is_passed_over(
     job_factory()
     both = make_identity(queues=("default", "studio"))
     assert [claim(both).job.queue for _ in range(2)] == ["studio", "default"]
-    assert claim(both) is None
+    assert claim.or_none(both) is None
     database.write(lambda conn: conn.execute(delete(quota)))
     assert claim(both).job.queue == "studio"
 
@@ -172,7 +172,7 @@ def test_a_training_makes_room_for_a_waiting_job_of_higher_priority_and_runs_aft
     database: Database,
     store: JobStore,
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     worker_identity: "WorkerIdentity",
     queries: "Queries",
 ) -> None:
@@ -203,7 +203,7 @@ def test_a_training_makes_room_for_a_waiting_job_of_higher_priority_and_runs_aft
 def test_nothing_yields_to_what_is_not_more_urgent(
     store: JobStore,
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     worker_identity: "WorkerIdentity",
     priority: int,
 ) -> None:
@@ -216,7 +216,7 @@ def test_nothing_yields_to_what_is_not_more_urgent(
 def test_a_job_that_is_not_preemptible_stays(
     store: JobStore,
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     worker_identity: "WorkerIdentity",
 ) -> None:
     job_factory(preemptible=False)
@@ -229,7 +229,7 @@ def test_a_job_that_is_not_preemptible_stays(
 def test_one_waiting_job_gets_one_victim(
     store: JobStore,
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     make_identity: "Callable[..., WorkerIdentity]",
 ) -> None:
     workers = [make_identity(name) for name in ("w1", "w2", "w3")]
@@ -251,7 +251,7 @@ def test_nobody_yields_while_an_idle_worker_serves_the_queue(
     database: Database,
     store: JobStore,
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     make_identity: "Callable[..., WorkerIdentity]",
 ) -> None:
     from storage.db.workers import WorkerStore
@@ -271,7 +271,7 @@ def test_an_idle_worker_that_does_not_take_the_job_is_not_waited_for(
     database: Database,
     store: JobStore,
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     make_identity: "Callable[..., WorkerIdentity]",
     queries: "Queries",
 ) -> None:
@@ -289,7 +289,7 @@ def test_nobody_yields_to_a_job_that_could_not_run(
     database: Database,
     store: JobStore,
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     worker_identity: "WorkerIdentity",
     make_identity: "Callable[..., WorkerIdentity]",
 ) -> None:
@@ -309,7 +309,7 @@ def test_a_job_that_yielded_stays_for_as_long_as_it_was_kept_waiting(
     database: Database,
     store: JobStore,
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     worker_identity: "WorkerIdentity",
     queries: "Queries",
 ) -> None:
@@ -331,7 +331,7 @@ def test_a_job_that_yielded_and_waited_long_goes_before_everything(
     database: Database,
     store: JobStore,
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     queries: "Queries",
 ) -> None:
     job_factory(preemptible=True)
@@ -349,7 +349,7 @@ def test_a_job_that_yielded_and_waited_long_goes_before_everything(
 def test_a_drain_after_a_yield_is_no_yield(
     store: JobStore,
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     queries: "Queries",
 ) -> None:
     job_factory(preemptible=True)

@@ -25,8 +25,10 @@ from storage.volume.layout import Volume
 from storage.weights.import_job import import_weights
 
 if TYPE_CHECKING:
+    from tables import Claimer
+
     from storage.db.queries import Queries
-    from storage.db.rows import Job, Lease
+    from storage.db.rows import Job
     from storage.db.store import JobStore
     from storage.settings import Settings
 
@@ -155,7 +157,7 @@ def test_a_database_without_tables_names_the_command(
         open_database(make_settings(tmp_path, empty_database_url))
 
     assert "has no tables yet" in caught.value.message
-    assert "ganq db upgrade" in caught.value.hint
+    assert "ganq db upgrade" in (caught.value.hint or "")
 
 
 def test_an_older_database_is_refused_with_the_way_up(database: Database, settings: "Settings") -> None:
@@ -165,7 +167,7 @@ def test_an_older_database_is_refused_with_the_way_up(database: Database, settin
         open_database(settings)
 
     assert "older (schema 0000)" in caught.value.message
-    assert "ganq db upgrade" in caught.value.hint
+    assert "ganq db upgrade" in (caught.value.hint or "")
 
 
 def test_a_newer_database_is_refused_and_never_touched(database: Database, settings: "Settings") -> None:
@@ -174,7 +176,7 @@ def test_a_newer_database_is_refused_and_never_touched(database: Database, setti
     with pytest.raises(SchemaMismatchError) as caught:
         open_database(settings, create=True)
     assert "newer (schema 9999)" in caught.value.message
-    assert "install" in caught.value.hint
+    assert "install" in (caught.value.hint or "")
     with pytest.raises(SchemaMismatchError):
         upgrade(database)
 
@@ -185,7 +187,7 @@ def test_a_newer_database_that_says_so_is_used_and_never_touched(
     database: Database,
     settings: "Settings",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: "Claimer",
 ) -> None:
     pretend(database, "9999", compatible_from=SCHEMA_REVISION)
 
@@ -199,7 +201,7 @@ def test_a_newer_database_that_says_so_is_used_and_never_touched(
 def test_a_claim_looks_at_the_schema_in_its_own_transaction(
     database: Database,
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: "Claimer",
     queries: "Queries",
 ) -> None:
     made = job_factory()
@@ -212,7 +214,7 @@ def test_a_claim_looks_at_the_schema_in_its_own_transaction(
 
 
 def test_a_column_that_is_gone_is_blamed_on_the_schema_where_that_has_changed(
-    database: Database, claim: "Callable[..., Lease | None]", job_factory: "Callable[..., Job]"
+    database: Database, claim: "Claimer", job_factory: "Callable[..., Job]"
 ) -> None:
     job_factory()
     with pytest.raises(DBAPIError):
@@ -271,7 +273,7 @@ def test_a_job_table_that_was_deleted_is_not_replaced_by_an_empty_one(tmp_path: 
     working.dispose()
 
     assert "deleted or moved away" in caught.value.message
-    assert "restore a backup" in caught.value.hint
+    assert "restore a backup" in (caught.value.hint or "")
     assert not path.exists()
 
 
@@ -319,7 +321,7 @@ def test_a_volume_without_the_jobs_of_the_table_is_refused_before_anything_is_ma
     settings: "Settings",
     store: "JobStore",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: "Claimer",
     tmp_path: Path,
 ) -> None:
     prepare(settings)

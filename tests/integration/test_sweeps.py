@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import func, insert, select
-from tables import event_types, first_answer_lost
+from tables import Claimer, event_types, first_answer_lost
 
 from jobs.errors import JobNotFoundError, SpecError
 from jobs.kinds import SPEC_VERSION
@@ -17,7 +17,7 @@ from storage.db.tables import job, utcnow
 if TYPE_CHECKING:
     from storage.db.engine import Database
     from storage.db.queries import Queries
-    from storage.db.rows import Job, Lease
+    from storage.db.rows import Job
     from storage.db.store import JobStore
 
 MANY = 100_000
@@ -37,7 +37,7 @@ def number_of_jobs(database: "Database") -> Any:
 
 
 def test_a_sweep_is_jobs_that_stand_in_order_and_are_claimed_like_any(
-    database: "Database", store: "JobStore", queries: "Queries", claim: "Callable[..., Lease | None]"
+    database: "Database", store: "JobStore", queries: "Queries", claim: Claimer
 ) -> None:
     sweep = submit(store)
     jobs = queries.get_many(sweep.job_ids)
@@ -90,14 +90,14 @@ def test_all_are_accepted_or_none(database: "Database", store: "JobStore") -> No
 def test_a_sweep_after_a_job_waits_for_it(
     store: "JobStore",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     queries: "Queries",
 ) -> None:
     first = job_factory()
     sweep = submit(store, after=[first.id])
     lease = claim()
     assert lease.job_id == first.id
-    assert claim() is None
+    assert claim.or_none() is None
     store.succeed(lease, {})
     assert claim().job_id == sweep.job_ids[0]
 
@@ -121,7 +121,7 @@ def test_cancelling_many_ends_what_is_queued_asks_what_runs_and_takes_along_what
     database: "Database",
     store: "JobStore",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     queries: "Queries",
 ) -> None:
     running = job_factory(priority=5)

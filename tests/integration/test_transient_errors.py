@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from machine import until
 from sqlalchemy import event, insert, text
-from tables import beat_of, event_types, first_answer_lost, open_attempts
+from tables import Claimer, beat_of, event_types, first_answer_lost, open_attempts
 
 from jobs.errors import LeaseLostError
 from jobs.kinds import SPEC_VERSION
@@ -181,7 +181,7 @@ def test_where_there_are_limits_the_claim_is_left_to_its_own_transaction(
     database: "Database",
     running_job_factory: "Callable[..., Lease]",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     queries: "Queries",
     end: Any,
 ) -> None:
@@ -231,7 +231,7 @@ def test_workers_that_pass_on_at_once_do_each_job_once(
     database: "Database",
     store: "JobStore",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
     make_identity: "Callable[..., WorkerIdentity]",
     queries: "Queries",
 ) -> None:

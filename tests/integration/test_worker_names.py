@@ -52,7 +52,7 @@ def test_the_first_of_two_live_workers_keeps_its_name_and_the_second_learns_of_i
     with pytest.raises(WorkerNameTakenError) as caught:
         second.report("idle")
     assert "process 1" in caught.value.message
-    assert "--name" in caught.value.hint
+    assert "--name" in (caught.value.hint or "")
     second.report("stopped")
     (row,) = queries.workers()
     assert (row.pid, row.state) == (1, "idle"), "the second leaves the first's row alone"

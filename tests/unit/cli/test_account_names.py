@@ -4,17 +4,16 @@ import os
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from tables import Claimer
     from unit.conftest import Ganq
 
     from storage.db.queries import Queries
-    from storage.db.rows import Lease
 
 NAMES = {
     "address": "ada@corp.example",
@@ -51,7 +50,7 @@ def test_an_account_of_any_name_submits_and_is_found_limited_and_shown_by_it(
     monkeypatch: pytest.MonkeyPatch,
     pictures: list[str],
     name: str,
-    claim: "Callable[..., Lease | None]",
+    claim: "Claimer",
     queries: "Queries",
 ) -> None:
     monkeypatch.setenv("LOGNAME", name)
@@ -69,7 +68,7 @@ def test_an_account_of_any_name_submits_and_is_found_limited_and_shown_by_it(
     assert shown in ganq("limit").out
     lease = claim()
     assert lease.job_id == first
-    assert claim() is None, "the limit counts its jobs under one name"
+    assert claim.or_none() is None, "the limit counts its jobs under one name"
     assert f"user {shown}: 1 running, limit 1" in ganq("status", second).out
     ganq("limit", "--user", name, "none")
     assert ganq("limit", "--json").json() == []
@@ -81,7 +80,7 @@ def test_users_with_such_names_take_turns(
     ganq: "Ganq",
     monkeypatch: pytest.MonkeyPatch,
     pictures: list[str],
-    claim: "Callable[..., Lease | None]",
+    claim: "Claimer",
     queries: "Queries",
 ) -> None:
     for name in ("CORP\\ada", "CORP\\ada", "CORP\\bob", "ada@corp.example"):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 if TYPE_CHECKING:
+    from tables import Claimer
     from unit.conftest import Ganq
 
     from storage.db.queries import Queries
@@ -244,7 +245,7 @@ def test_a_network_is_named_in_a_column_only_where_there_are_several(
 
 
 @pytest.fixture
-def sweep_of_rates(ganq: "Ganq", real: Any, store: "JobStore", claim: "Callable[..., Lease | None]") -> None:
+def sweep_of_rates(ganq: "Ganq", real: Any, store: "JobStore", claim: "Claimer") -> None:
     """Four trainings, two rates by two seeds; the first three have ended, with metrics; the last waits."""
     typed = ("--data", real, "--size", 32, "--batch", 8, "--sweep", "lr-g=1e-4,2e-4", "--sweep", "seed=0-1")
     assert ganq("submit", "train", *typed, "--name", "rates").code == 0

@@ -20,6 +20,7 @@ from storage.datasets.sources import Reading
 from storage.volume.layout import Volume
 
 if TYPE_CHECKING:
+    from tables import Claimer
     from unit.conftest import Ganq
 
     from storage.db.engine import Database
@@ -528,7 +529,7 @@ def test_a_class_that_a_training_does_not_know_is_refused_once_it_has_read_its_p
     store: "JobStore",
     settings: "Settings",
     tmp_path: Path,
-    claim: "Callable[..., Lease | None]",
+    claim: "Claimer",
 ) -> None:
     for number, name in enumerate(("a", "a", "b", "b")):
         picture = tmp_path / "faces" / name / f"{number}.png"
@@ -550,7 +551,7 @@ def test_networks_of_two_classes_are_no_start_for_a_data_set_of_three(
     store: "JobStore",
     settings: "Settings",
     tmp_path: Path,
-    claim: "Callable[..., Lease | None]",
+    claim: "Claimer",
 ) -> None:
     for place, name in enumerate("aabbcc"):
         for folder in ("two", "three") if name != "c" else ("three",):

@@ -39,7 +39,7 @@ def test_a_size_is_reached_by_the_layers_or_refused_with_sizes_that_are(size: An
         doublings, triple = size_plan(size)
     except SpecError as exc:
         assert size not in SIZES
-        near = [int(part.split()[0]) for part in exc.hint.split("(")[0].split("--size ")[1:]]
+        near = [int(part.split()[0]) for part in (exc.hint or "").split("(")[0].split("--size ")[1:]]
         assert len(near) == 2
         assert all(size_plan(one) for one in near)
     else:
@@ -56,7 +56,7 @@ def test_the_sizes_people_use_are_there() -> None:
 
 def test_a_size_that_is_near_names_its_two_neighbours() -> None:
     error = refused(TrainSpec.create, data="/p", size=100)
-    assert error.hint.startswith("--size 96 or --size 128 work")
+    assert (error.hint or "").startswith("--size 96 or --size 128 work")
 
 
 # --- JSON -------------------------------------------------------------------------------------

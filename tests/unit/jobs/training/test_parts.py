@@ -218,7 +218,7 @@ def test_fewer_pictures_than_a_batch_are_refused_with_the_way_out() -> None:
     with pytest.raises(DatasetError) as caught:
         Batches(noise_images(5, 16), batch=8, seed=0, mirror=False, device=CPU)
     assert caught.value.code == "BAD_DATASET"
-    assert "--batch 5" in caught.value.hint
+    assert "--batch 5" in (caught.value.hint or "")
 
 
 # --- the rest ---------------------------------------------------------------------------------

@@ -261,7 +261,7 @@ def test_a_full_disk_is_said_and_nothing_is_left(tiny_disk: Path) -> None:
         write_bytes(tiny_disk / "old", b"x" * 2_000_000)
     assert "no room left" in str(caught.value)
     assert "MB" in str(caught.value)
-    assert "GANQ_VOLUME" in caught.value.hint
+    assert "GANQ_VOLUME" in (caught.value.hint or "")
     with pytest.raises(DiskFullError):
         write_folder(tiny_disk / "c", writers(a=b"1", b=b"x" * 2_000_000))
 
@@ -405,14 +405,14 @@ def test_damage_is_recognised_and_says_where(kept: tuple[Path, str], damage: Any
     assert str(caught.value).startswith("epoch-5: ")
     assert "\n" not in str(caught.value)
     assert caught.value.folder == folder
-    assert "ganq checkpoints" in caught.value.hint
+    assert "ganq checkpoints" in (caught.value.hint or "")
 
 
 def test_a_damaged_checkpoint_of_a_job_is_told_with_the_job(tmp_path: Path) -> None:
     with pytest.raises(CheckpointCorruptError) as caught:
         read_verified(tmp_path / "jobs" / "000012" / "a1" / "checkpoints" / "epoch-0005", "state", "0" * 64)
     assert str(caught.value).startswith("job 12, epoch-0005: ")
-    assert caught.value.hint.endswith("ganq checkpoints 12")
+    assert (caught.value.hint or "").endswith("ganq checkpoints 12")
 
 
 def test_a_manifest_that_was_forged_with_its_file_is_recognised(

@@ -56,7 +56,7 @@ def test_a_file_in_place_of_the_volume_is_said(volume: Volume) -> None:
     with pytest.raises(VolumeError) as caught:
         volume.ensure()
     assert "is not a folder" in caught.value.message
-    assert "GANQ_VOLUME" in caught.value.hint
+    assert "GANQ_VOLUME" in (caught.value.hint or "")
 
 
 def test_a_volume_that_cannot_be_made_is_said(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_folder_without_the_jobs_that_the_table_knows_is_not_the_volume(volume
     with pytest.raises(VolumeError) as caught:
         volume.ensure(used=lambda: True)
     assert "but the job table has jobs with files" in caught.value.message
-    assert f"mkdir -p {volume.jobs}" in caught.value.hint
+    assert f"mkdir -p {volume.jobs}" in (caught.value.hint or "")
     assert not volume.root.exists(), "something was made where a disk may be mounted later"
 
     volume.jobs.mkdir(parents=True)  # as the hint says

@@ -254,7 +254,7 @@ def test_a_runtime_folder_of_another_user_fails(
     os.chown(folder, 65534, 65534)
     with pytest.raises(ConfigError) as caught:
         runtime_folder(settings)
-    assert "TMPDIR" in caught.value.hint, "only its owner and root may remove it from a sticky folder"
+    assert "TMPDIR" in (caught.value.hint or ""), "only its owner and root may remove it from a sticky folder"
 
 
 def test_a_temporary_folder_without_the_sticky_bit_fails(settings: "Settings", own_tmp: Any) -> None:

@@ -102,7 +102,7 @@ def test_a_list_that_names_no_gpu_here_is_an_error_and_not_a_cpu_worker(
     with pytest.raises(GpuUnavailableError) as caught:
         gpu.choose("auto")
     assert f"CUDA_VISIBLE_DEVICES={given}" in caught.value.message
-    assert "0 (NVIDIA H100 80GB HBM3), 1" in caught.value.hint
+    assert "0 (NVIDIA H100 80GB HBM3), 1" in (caught.value.hint or "")
     assert gpu.choose("none") == []
 
 
@@ -117,7 +117,7 @@ def test_gpus_are_chosen_among_the_visible_ones_by_the_numbers_of_nvidia_smi(
         with pytest.raises(GpuUnavailableError) as caught:
             gpu.choose(wanted)
         assert "among those of CUDA_VISIBLE_DEVICES=4,6" in caught.value.message
-        assert "4 (NVIDIA H100 80GB HBM3), 6" in caught.value.hint
+        assert "4 (NVIDIA H100 80GB HBM3), 6" in (caught.value.hint or "")
 
 
 def test_numbers_that_cuda_and_nvidia_smi_count_differently_are_refused(
@@ -127,7 +127,7 @@ def test_numbers_that_cuda_and_nvidia_smi_count_differently_are_refused(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(GpuUnavailableError) as caught:
         gpu.choose("all")
-    assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in caught.value.hint
+    assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in (caught.value.hint or "")
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     assert [one.index for one in gpu.choose("all")] == [0]
     monkeypatch.delenv("CUDA_DEVICE_ORDER")
@@ -197,7 +197,7 @@ def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(nvidia_smi: Any)
     with pytest.raises(GpuUnavailableError) as caught:
         gpu.choose("0,2")
     assert "'2'" in caught.value.message
-    assert "0 (NVIDIA H100 80GB HBM3), 1" in caught.value.hint
+    assert "0 (NVIDIA H100 80GB HBM3), 1" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(

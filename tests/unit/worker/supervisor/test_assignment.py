@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tables import recorded
+from tables import Claimer, recorded
 
 from jobs.errors import CheckpointNotFoundError, NotFoundError
 from storage.db.rows import Checkpoint
@@ -29,7 +29,7 @@ def test_a_generation_reads_the_checkpoint_that_its_first_attempt_chose(
     queries: "Queries",
     running_job_factory: "Callable[..., Lease]",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
 ) -> None:
     training = running_job_factory()
 
@@ -62,7 +62,7 @@ def test_a_run_that_starts_from_another_reads_what_was_best_when_its_first_attem
     queries: "Queries",
     running_job_factory: "Callable[..., Lease]",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
 ) -> None:
     training = running_job_factory()
 
@@ -95,7 +95,7 @@ def test_a_grid_of_epochs_reads_those_that_were_kept_when_its_first_attempt_bega
     queries: "Queries",
     running_job_factory: "Callable[..., Lease]",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
 ) -> None:
     training = running_job_factory()
 
@@ -134,7 +134,7 @@ def test_a_generation_without_a_checkpoint_to_read_is_refused(
     queries: "Queries",
     running_job_factory: "Callable[..., Lease]",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
 ) -> None:
     training = running_job_factory()
     job_factory(
@@ -148,7 +148,7 @@ def test_a_training_gets_its_checkpoints_newest_first(
     store: "JobStore",
     queries: "Queries",
     running_job_factory: "Callable[..., Lease]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
 ) -> None:
     lease = running_job_factory()
     for step in (1, 2, 3):
@@ -164,7 +164,7 @@ def test_a_first_attempt_does_not_ask_for_checkpoints_that_it_cannot_have(
     store: "JobStore",
     queries: "Queries",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
 ) -> None:
     job_factory()
     lease = claim()
@@ -182,7 +182,7 @@ def test_an_evaluation_reads_the_checkpoint_and_the_pictures_of_the_training(
     queries: "Queries",
     running_job_factory: "Callable[..., Lease]",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
 ) -> None:
     training = running_job_factory(spec={"data": "/pictures", "size": 16})
     store.pin_inputs(training, {"fingerprint": "f" * 64})
@@ -204,7 +204,7 @@ def test_an_evaluation_of_a_generation_reads_the_attempt_that_was_published(
     queries: "Queries",
     running_job_factory: "Callable[..., Lease]",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
 ) -> None:
     training = running_job_factory(spec={"data": "/pictures", "size": 16})
     store.pin_inputs(training, {"fingerprint": "f" * 64})
@@ -224,7 +224,7 @@ def test_an_evaluation_of_deleted_images_is_refused(
     queries: "Queries",
     running_job_factory: "Callable[..., Lease]",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
 ) -> None:
     training = running_job_factory(spec={})
     store.succeed(training, {})
@@ -241,7 +241,7 @@ def test_only_the_parent_of_a_split_job_reads_its_shards(
     queries: "Queries",
     running_job_factory: "Callable[..., Lease]",
     job_factory: "Callable[..., Job]",
-    claim: "Callable[..., Lease | None]",
+    claim: Claimer,
 ) -> None:
     model = running_job_factory()
     store.register_checkpoint(
