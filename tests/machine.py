@@ -185,6 +185,13 @@ def part(worker: "subprocess.Popen[bytes]", module: str) -> psutil.Process | Non
     return None
 
 
+def the_part(worker: "subprocess.Popen[bytes]", module: str) -> psutil.Process:
+    """Return the same process; fail the test if there is none."""
+    found = part(worker, module)
+    assert found is not None, f"the worker has no process {module}"
+    return found
+
+
 def put_to_sleep(processes: Iterable[psutil.Process], database: "Database") -> None:
     """
     Stop processes (SIGSTOP) outside of their transactions.

@@ -64,7 +64,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def result_files(folder: Path) -> dict[str, bytes]:
     """Every byte of a published result: pictures or archives, grids, manifest."""
-    found = {}
+    found: dict[str, bytes] = {}
     for name in names_of_result(folder):
         path = folder / name
         files = sorted(path.rglob("*")) if path.is_dir() else [path]

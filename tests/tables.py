@@ -168,6 +168,17 @@ def first_answer_lost(database: Database) -> Iterator[None]:
     assert LosesFirstAnswer.lost, "no transaction was committed"
 
 
+def explained(
+    database: Database, statement: str, parameters: Any, *, explain: str = "EXPLAIN QUERY PLAN "
+) -> str:
+    """Return the plan of a recorded statement, one line for each of its rows."""
+
+    def ask(conn: Connection) -> str:
+        return "\n".join(str(row[-1]) for row in conn.exec_driver_sql(explain + statement, parameters).all())
+
+    return database.read(ask)
+
+
 @contextmanager
 def recorded(database: Database) -> Iterator[list[tuple[str, Any]]]:
     """Every statement that is sent meanwhile, with its parameters."""

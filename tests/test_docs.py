@@ -273,7 +273,7 @@ def test_the_table_of_events_has_each_event() -> None:
         recorded |= strings(str(chapter.relative_to(ROOT)), "record_event")
     for source in (*(ROOT / "jobs").rglob("*.py"), ROOT / "worker" / "runner" / "context.py"):
         recorded |= {
-            call.args[0].value
+            str(call.args[0].value)
             for call in ast.walk(ast.parse(source.read_text()))
             if isinstance(call, ast.Call)
             and getattr(call.func, "attr", None) == "event"

@@ -245,7 +245,7 @@ def sha256_file(path: Path) -> str:
 
 
 def write_folder(
-    target: Path, writers: Mapping[str, Callable[[Path], None]], *, needed: int | None = None
+    target: Path, writers: Mapping[str, Callable[[Path], object]], *, needed: int | None = None
 ) -> tuple[str, int]:
     """
     Write several files as one folder that appears complete, with MANIFEST.json last.
@@ -269,7 +269,7 @@ def write_folder(
 
 
 def _write_folder(
-    target: Path, writers: Mapping[str, Callable[[Path], None]], needed: int | None
+    target: Path, writers: Mapping[str, Callable[[Path], object]], needed: int | None
 ) -> tuple[str, int]:
     temp = target.with_name(f"{target.name}{TEMP_MARK}{secrets.token_hex(4)}")
     try:

@@ -120,5 +120,13 @@ def test_each_strange_message_is_told_from_a_notification(backend: str) -> None:
     assert is_notification(json.loads(task()))
     for what, strange in STRANGE.items():
         assert not is_notification(json.loads(strange)), what
-    for forged in (None, 1, "x", {}, {"headers": []}, {"headers": {"task": TASK, "id": "1"}, "body": 1}):
+    forgeries: list[Any] = [
+        None,
+        1,
+        "x",
+        {},
+        {"headers": []},
+        {"headers": {"task": TASK, "id": "1"}, "body": 1},
+    ]
+    for forged in forgeries:
         assert not is_notification(forged)

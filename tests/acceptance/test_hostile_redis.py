@@ -37,7 +37,7 @@ def envelope(body: str = "W10=", **changes: object) -> str:
     return json.dumps({**message, **changes})
 
 
-FORGED = [
+FORGED: list[str | bytes] = [
     "garbage",
     b"\xff\xfe",
     "[]",

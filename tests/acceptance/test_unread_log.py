@@ -26,7 +26,7 @@ class Unread:
         writer: the end that the worker's log goes to; nothing more can be written to it.
     """
 
-    def __init__(self, reader: int, writer: int, go_on: Callable[[], None]) -> None:
+    def __init__(self, reader: int, writer: int, go_on: Callable[[], object]) -> None:
         self.reader, self.writer, self.go_on = reader, writer, go_on
 
     def read(self, until_text: str, within_s: float = 20.0) -> str:
@@ -51,7 +51,7 @@ def unread(request: pytest.FixtureRequest) -> Iterator[Unread]:
     else:
         reader, writer = pty.openpty()
         os.write(reader, CTRL_S)
-        log = Unread(reader, writer, lambda: os.write(reader, CTRL_Q) and None)
+        log = Unread(reader, writer, lambda: os.write(reader, CTRL_Q))
     yield log
     os.close(reader)
     os.close(writer)

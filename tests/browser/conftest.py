@@ -79,9 +79,11 @@ class Watched:
         context.on("request", self._asked)
         context.on("weberror", lambda error: self.errors.append(str(error.error)))
         context.on("console", lambda message: self._said(message.type, message.text))
-        context.on(
-            "dialog", lambda dialog: (self.errors.append(f"dialog {dialog.message}"), dialog.dismiss())
-        )
+        context.on("dialog", self._opened)
+
+    def _opened(self, dialog: Any) -> None:
+        self.errors.append(f"dialog {dialog.message}")
+        dialog.dismiss()
 
     def _asked(self, request: Any) -> None:
         self.requests.append(request.url)

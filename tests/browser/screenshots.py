@@ -47,7 +47,7 @@ def _shoot(server: Server, pages: dict[str, str], out: Path, *, full: bool) -> N
             for scheme in ("light", "dark"):
                 context = browser.new_context(
                     viewport={"width": width, "height": height},
-                    color_scheme=scheme,  # type: ignore[arg-type]
+                    color_scheme=scheme,
                 )
                 page = context.new_page()
                 page.goto(server.link)

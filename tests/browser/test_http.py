@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser.serving import Server, environment
@@ -78,7 +78,7 @@ def test_a_change_comes_from_the_page_itself_and_only_where_allowed(
         {"X_Ganq_Token": token[1]},
     ):
         assert own_server.get(path, method="POST", body={}, **headers).status == 403, headers
-    fine = {"X_Ganq_Token": token[1], "Sec_Fetch_Site": "same-origin"}
+    fine: dict[str, Any] = {"X_Ganq_Token": token[1], "Sec_Fetch_Site": "same-origin"}
     assert own_server.get(path, method="POST", body={}, **fine).json["done"] == "held"
     assert own_server.get(path, method="POST", body={}, logged_in=False, **fine).status == 401
     assert own_server.get(f"/jobs/{job}/explode", method="POST", body={}, **fine).status == 404
@@ -104,10 +104,10 @@ class Links(HTMLParser):
 
 def test_a_crawl_of_all_links_changes_no_byte_of_the_table(world: World, server: Server) -> None:
     before = table_bytes(world.settings.home)
-    seen, todo = (
-        set(),
-        ["/", f"/jobs/{world.ids['folder']}/images/1", f"/jobs/{world.ids['npz']}/images/2.png"],
-    )
+    seen: set[str] = set()
+    todo = [
+        *["/", f"/jobs/{world.ids['folder']}/images/1", f"/jobs/{world.ids['npz']}/images/2.png"],
+    ]
     todo += [f"/jobs/{world.ids[name]}/sheets/0?columns=8&order=index" for name in ("folder", "tar", "npz")]
     while todo:
         path = todo.pop()
@@ -352,7 +352,7 @@ def test_a_trusted_proxy_names_the_user(own_world: World) -> None:
 
 def test_commits_are_noticed_on_both_databases(
     settings: "Settings", database: "Database", job_factory: "Callable[..., Job]"
-) -> None:  # type: ignore[no-untyped-def]
+) -> None:
     server = Server(environment(settings)).start()
     try:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)

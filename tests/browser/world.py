@@ -5,11 +5,12 @@ import math
 import os
 import secrets
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sqlalchemy import insert, update
+from sqlalchemy import Connection, insert, update
 
 from jobs.context import GeneratedImage
 from jobs.kinds import SPEC_VERSION
@@ -80,22 +81,22 @@ class World:
         )
         for number in range(1, attempts + 1):
             over = ended or number < attempts
-            self.database.write(
-                lambda conn, number=number, over=over: conn.execute(
-                    insert(attempt).values(
-                        job_id=job_id,
-                        number=number,
-                        lease_token="t" * 32,
-                        worker="gpu-0",
-                        host="node",
-                        device="NVIDIA H200",
-                        started_at=now - 300,
-                        ended_at=now - 5 if over else None,
-                        outcome=(state if number == attempts else "requeued") if over else None,
-                    )
-                )
-            )
+            row = {
+                "job_id": job_id,
+                "number": number,
+                "lease_token": "t" * 32,
+                "worker": "gpu-0",
+                "host": "node",
+                "device": "NVIDIA H200",
+                "started_at": now - 300,
+                "ended_at": now - 5 if over else None,
+                "outcome": (state if number == attempts else "requeued") if over else None,
+            }
+            self.database.write(partial(self._add_attempt, row))
             self.volume.attempt(job_id, number).mkdir(parents=True, exist_ok=True)
+
+    def _add_attempt(self, row: dict[str, Any], conn: Connection) -> None:
+        conn.execute(insert(attempt).values(row))
 
     def worker(self, name: str, *, state: str, job_id: int | None = None, silent_s: float = 0) -> None:
         self.database.write(
@@ -199,7 +200,10 @@ def picture(number: int, *, noise: float = 0.0) -> "NDArray[np.uint8]":
     y, x = np.mgrid[0:SIDE, 0:SIDE] - SIDE // 2
     inside = (x**2 + y**2 < (6 + number % 9) ** 2)[..., None]
     clean = np.where(inside, ink, ground)
-    return ((1 - noise) * clean + noise * rng.integers(0, 256, (SIDE, SIDE, 3))).astype(np.uint8)
+    pixels_HW3: NDArray[np.uint8] = (
+        (1 - noise) * clean + noise * rng.integers(0, 256, (SIDE, SIDE, 3))
+    ).astype(np.uint8)
+    return pixels_HW3
 
 
 def build(settings: Settings) -> World:

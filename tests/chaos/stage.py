@@ -64,7 +64,12 @@ class Stage:
             url = self.postgres.url(self.postgres.create())
         home = folder / "home"
         home.mkdir()
-        values = {"home": home, "volume": folder / "volume", "database_url": url, "user": "chaos"}
+        values: dict[str, Any] = {
+            "home": home,
+            "volume": folder / "volume",
+            "database_url": url,
+            "user": "chaos",
+        }
         values |= {"redis_url": self.redis.url, **INTERVALS}
         self.settings = Settings(**values)
         env = {f"GANQ_{name.upper()}": str(value) for name, value in values.items()}

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from storage.db.rows import Job, Lease, WorkerIdentity
 
 sys.path.insert(0, str(Path(__file__).parent))
-from proxy import Proxy
+from chaos.proxy import Proxy
 
 only_sqlite = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 only_postgres = pytest.mark.parametrize("backend", ["postgres"], indirect=True)
@@ -131,6 +131,7 @@ def test_a_claim_whose_answer_was_lost_is_the_claimers(
     lease = through.claim(worker_identity, kinds=("train",), spec_version=SPEC_VERSION)
 
     assert proxy.lost == 1
+    assert lease is not None
     assert (lease.job_id, lease.attempt) == (made.id, 1)
     assert event_types(database, made.id) == ["submitted", "claimed"]
     through.heartbeat(lease, None)
@@ -240,7 +241,7 @@ def test_postgres_is_asked_no_oftener_than_must_be(
 
     submit(through, "opens the connection")
     claim = partial(through.claim, worker_identity, kinds=("train",), spec_version=SPEC_VERSION)
-    asked, lease = {}, None
+    asked: dict[str, int] = {}
     asked["submit"], _ = trips(lambda: submit(through, "second"))
     asked["claim"], lease = trips(claim)
     asked["beat"], _ = trips(lambda: through.heartbeat(lease, {"done": 1}))
@@ -248,7 +249,8 @@ def test_postgres_is_asked_no_oftener_than_must_be(
     asked["end"], _ = trips(lambda: through.succeed(lease, {}))
     submit(through, "third")
     next_one = Claim(worker_identity, ("train",), SPEC_VERSION)
-    pass_on = partial(through.succeed_and_claim, claim(), {}, next_one)
+    _, lease = trips(claim)
+    pass_on = partial(through.succeed_and_claim, lease, {}, next_one)
     asked["end and claim"], lease = trips(pass_on)
     through.succeed(lease, {})
     asked["claim of nothing"], _ = trips(claim)
@@ -262,7 +264,7 @@ def test_the_connection_that_was_used_last_is_used_next(database: Database) -> N
     def pids(number: int) -> list[int]:
         with ExitStack() as all_at_once:
             held = [all_at_once.enter_context(database.engine.connect()) for _ in range(number)]
-            return [one.execute(text("SELECT pg_backend_pid()")).scalar() for one in held]
+            return [one.execute(text("SELECT pg_backend_pid()")).scalar_one() for one in held]
 
     three = pids(3)  # released from the last to the first
     assert pids(1) == pids(1) == three[:1]
@@ -575,7 +577,7 @@ class Standby:
     def until_caught_up(self) -> None:
         [(there,)] = self.first.sql("SELECT pg_current_wal_lsn()::text")
         until(
-            lambda: self.sql(f"SELECT pg_last_wal_replay_lsn() >= '{there}'::pg_lsn")[0],
+            lambda: self.sql(f"SELECT pg_last_wal_replay_lsn() >= '{there}'::pg_lsn")[0][0],
             within_s=20,
             what="the standby's replay",
         )

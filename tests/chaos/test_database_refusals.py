@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import make_settings
-from machine import Ganq, part, until
+from machine import Ganq, part, the_part, until
 from services import Postgres
 from sqlalchemy import text
 from tables import job_row
@@ -217,7 +217,7 @@ def survives(ganq: Ganq, small: list[str], fault: Fault) -> None:
     until(lambda: ganq.steps(job), what="a checkpoint")
     workers["idle"] = ganq.start_worker("idle")
     until(lambda: len(ganq.present()) == 2, what="the second worker")
-    pids = {name: part(one, "worker.supervisor.loop").pid for name, one in workers.items()}
+    pids = {name: the_part(one, "worker.supervisor.loop").pid for name, one in workers.items()}
     begun = time.monotonic()
     with fault():
         time.sleep(6.0)  # longer than what each of them waits within a transaction
@@ -234,8 +234,8 @@ def survives(ganq: Ganq, small: list[str], fault: Fault) -> None:
     until(lambda: ganq.steps(job)[-1] > step, what=f"a checkpoint after {time.monotonic() - begun:.0f} s")
     until(lambda: ganq.run("health").returncode == 0, what="healthy workers")
     assert ganq.peek(job)["attempt"] == 1
-    for process in [part(workers["busy"], "worker.supervisor.loop"), workers["busy"]]:
-        process.kill()
+    the_part(workers["busy"], "worker.supervisor.loop").kill()
+    workers["busy"].kill()
     until(lambda: ganq.peek(job)["attempt"] == 2, what="the recovery by the idle worker", within_s=30)
     assert "Traceback" not in ganq.log("idle")
     ganq("cancel", str(job))
@@ -329,9 +329,8 @@ def test_the_threads_of_a_supervisor_survive_an_error_of_an_unknown_kind(
 
 
 def test_the_status_socket_answers_after_a_time_without_a_free_file_descriptor(tmp_path: Path) -> None:
-    status_socket = StatusSocket(
-        SimpleNamespace(identity=SimpleNamespace(name="w1")), tmp_path / "live-1.sock"
-    )  # type: ignore[arg-type]
+    supervisor: Any = SimpleNamespace(identity=SimpleNamespace(name="w1"))
+    status_socket = StatusSocket(supervisor, tmp_path / "live-1.sock")
     status_socket.status = lambda: {"worker": "w1"}  # type: ignore[method-assign]
     clients = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(2)]
     status_socket.start()

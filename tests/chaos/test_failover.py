@@ -25,8 +25,18 @@ from storage.gc.sweep import Collector
 from storage.settings import Settings
 from storage.volume.layout import Volume
 
-TRAIN = ("submit", "train", "--epochs", "40", "--save-every", "1000", "--metric", "none")
-TRAIN += ("--checkpoint-seconds", "0.05")
+TRAIN = (
+    "submit",
+    "train",
+    "--epochs",
+    "40",
+    "--save-every",
+    "1000",
+    "--metric",
+    "none",
+    "--checkpoint-seconds",
+    "0.05",
+)
 
 
 def succeeded(database: Database, job_id: int) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ class World:
     cancelled: int = 0
     failed: int = 0
     waiting: int = 0
-    running: Lease | None = None
+    running: Lease = field(init=False)
 
     def violations(self, **how: Any) -> list[str]:
         return violations(self.database, self.volume, **how)
@@ -306,9 +307,9 @@ def test_trainings_of_one_spec_that_differ_are_reported(
         lease = running_job_factory(spec={"data": "/other"})
         target = world.volume.checkpoints(lease.job_id, 1) / "final"
         state = {"g.w": np.full(3, bits, dtype=np.float32)}
-        digest, size = write_folder(target, {"state.safetensors": lambda path, s=state: save_file(s, path)})
+        digest, size = write_folder(target, {"state.safetensors": partial(save_file, state)})
         path = world.volume.relative(target)
-        facts = {"epoch": 1, "step": 1, "path": path, "manifest_sha256": digest, "size": size}
+        facts: dict[str, Any] = {"epoch": 1, "step": 1, "path": path, "manifest_sha256": digest, "size": size}
         world.store.register_checkpoint(lease, kind="final", **facts)
         world.store.succeed(lease, {})
     world.write(delete(job).where(job.c.id == world.train))

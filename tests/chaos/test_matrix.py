@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from chaos.proxy import Proxy
 from machine import Ganq, part, until
 from messages import envelope, notification
 from results import add_model
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import Connection, func, insert, select, text
 from tables import Claimer, claim_all, job_row
 
 from jobs.kinds import SPEC_VERSION
@@ -95,6 +96,7 @@ def test_f12_redis_killed_and_empty_with_twenty_queued_loses_none(
         client.lpush(KEY, *(notification(one, one) for one in jobs))
     worker = ganq.start_worker(**slow(0.05))
     until(lambda: attempts_of(database, jobs) >= 3, what="a few of them done")
+    assert redis_server.process is not None
     redis_server.process.kill()
     redis_server.process.wait()
     redis_server.restart()
@@ -112,6 +114,7 @@ def test_f13_a_redis_that_hangs_stops_neither_submit_nor_worker_nor_drain(
     add_model(settings)
     worker = ganq.start_worker()
     until(lambda: part(worker, "worker.runner.main"), what="the worker")
+    assert redis_server.process is not None
     process = psutil.Process(redis_server.process.pid)
     process.suspend()
     try:
@@ -336,9 +339,11 @@ def bulk_insert(database: Database, number: int, users: int = 1) -> None:
             "created_at": time.time(),
         }
 
+    def insert_some(conn: Connection, start: int) -> None:
+        conn.execute(insert(job), [row(n) for n in range(start, min(start + 5000, number))])
+
     for start in range(0, number, 5000):
-        rows = [row(n) for n in range(start, min(start + 5000, number))]
-        database.write(lambda conn, rows=rows: conn.execute(insert(job), rows))
+        database.write(partial(insert_some, start=start))
     analyze = "ANALYZE" if database.is_sqlite else "ANALYZE job"
     with database.engine.connect() as conn:
         conn.exec_driver_sql(analyze)

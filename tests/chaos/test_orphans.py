@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from machine import LATER, Ganq, part, until
+from machine import LATER, Ganq, the_part, until
 from tables import job_row
 
 from storage.settings import Settings
@@ -108,7 +108,7 @@ def test_a_worker_waits_for_the_one_of_its_name_whose_launcher_was_killed(
 ) -> None:
     launcher = ganq.start_worker("w1")
     job = training(ganq, small)
-    runner = part(launcher, "worker.runner.main")
+    runner = the_part(launcher, "worker.runner.main")
     runner.suspend()
     left = killed(launcher)
     again = ganq.start_worker("w1")
@@ -155,7 +155,7 @@ def test_a_supervisor_comes_back_though_the_folder_of_its_sockets_was_deleted(
     launcher = ganq.start_worker("w1")
     job = training(ganq, small)
     shutil.rmtree(Settings.load(ganq.env).runtime)
-    part(launcher, "worker.supervisor.loop").kill()
+    the_part(launcher, "worker.supervisor.loop").kill()
     until(lambda: job_row(database, job)["attempt"] == 2, what="the next attempt")
     assert "Traceback" not in ganq.log("w1")
     ganq("cancel", str(job))

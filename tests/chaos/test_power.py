@@ -129,7 +129,7 @@ def share_a_folder(play: Play, settings: "Settings", small: list[str]) -> list[s
     return found
 
 
-SCENARIOS: dict[str, tuple[Callable[[Play, object, list[str]], list[str]], str]] = {
+SCENARIOS: dict[str, tuple["Callable[[Play, Settings, list[str]], list[str]]", str]] = {
     "finish_fence": (finish, "I5"),
     "checkpoint_fence": (register, "I4"),
     "attempt_folder": (share_a_folder, "I7"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from machine import Ganq, part, until
+from machine import Ganq, part, the_part, until
 from sqlalchemy import Connection, select
 from tables import event_types, job_row
 from users import limited_user, no_more_processes, processes_again, runtime_folders, why_not
@@ -80,7 +80,7 @@ def test_a_supervisor_that_cannot_be_started_again_is_tried_until_it_can(
 ) -> None:
     launcher = ganq.start_worker(within=limited_user(UID))
     job = training(ganq, small)
-    supervisor = part(launcher, "worker.supervisor.loop")
+    supervisor = the_part(launcher, "worker.supervisor.loop")
     no_more_processes(launcher.pid, UID)
     supervisor.kill()
     until(lambda: occurrences(ganq.log(), "cannot start the supervisor") >= 3, what="three tries")
@@ -98,7 +98,7 @@ def test_a_runner_that_cannot_be_started_costs_its_job_nothing_and_no_other_is_c
 ) -> None:
     worker = ganq.start_worker(within=limited_user(UID))
     job = training(ganq, small)
-    supervisor, runner = (part(worker, one) for one in ("worker.supervisor.loop", "worker.runner.main"))
+    supervisor, runner = (the_part(worker, one) for one in ("worker.supervisor.loop", "worker.runner.main"))
     no_more_processes(supervisor.pid, UID)
     runner.kill()
     until(
@@ -122,7 +122,7 @@ def test_a_job_that_gets_no_thread_is_tried_again_and_not_counted_as_a_crash(
 ) -> None:
     worker = ganq.start_worker(within=limited_user(UID))
     job = training(ganq, small)
-    runner = part(worker, "worker.runner.main")
+    runner = the_part(worker, "worker.runner.main")
     no_more_processes(runner.pid, UID)  # a checkpoint is written by a thread
     until(lambda: "retried" in event_types(database, job), what="the end of that attempt")
     assert outcomes(database, job)[0] == "retried"

@@ -146,7 +146,7 @@ def hold_p2(volume: Volume, options: dict[str, object], kills: list[object]) -> 
         shutil.rmtree(volume.job(one.job_id))
 
 
-ANY = {
+ANY: dict[str, Any] = {
     "deadline": None,
     "derandomize": True,
     "suppress_health_check": list(HealthCheck),

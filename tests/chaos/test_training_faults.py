@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -365,13 +366,17 @@ def other_shapes(desk: Desk) -> None:
     folder = desk.folder(newest)
     state = load_file(folder / "state.safetensors")
     state["g.Gene.0.weight"] = state["g.Gene.0.weight"][:, :-1].copy()
+
+    def rewrite(data: bytes, path: Path) -> None:
+        path.write_bytes(data)
+
     rest = {name: (folder / name).read_bytes() for name in ("generator.safetensors", "state.json")}
     shutil.rmtree(folder)
     newest.manifest_sha256, _ = write_folder(
         folder,
         {
-            "state.safetensors": lambda path: save_file(state, path),
-            **{name: lambda path, data=data: path.write_bytes(data) for name, data in rest.items()},
+            "state.safetensors": partial(save_file, state),
+            **{name: partial(rewrite, data) for name, data in rest.items()},
         },
     )
 

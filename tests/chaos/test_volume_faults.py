@@ -14,13 +14,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 from chaos import writer
-from machine import Ganq, part, until
+from machine import Ganq, part, the_part, until
 from results import add_model, attempt_folder
 from sqlalchemy import text
 from tables import job_row
@@ -40,6 +41,8 @@ from storage.volume.durable import (
 from storage.volume.layout import Volume
 
 if TYPE_CHECKING:
+    import torch
+
     from storage.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -253,7 +256,7 @@ def names(folder: Path) -> list[str]:
     return sorted(one.name for one in folder.iterdir())
 
 
-def tensors(megabytes: int) -> dict[str, "object"]:
+def tensors(megabytes: int) -> "dict[str, torch.Tensor]":
     import torch
 
     return {"G.a": torch.zeros(megabytes * 250_000), "D.a": torch.ones(10)}
@@ -355,7 +358,7 @@ def test_f26_one_error_costs_a_file_and_not_the_checkpoint(
 
 
 def test_f26_a_file_that_the_server_forgot_is_opened_once_more(tmp_path: Path) -> None:
-    digest, _ = write_folder(tmp_path / "c", {"state": lambda path: path.write_bytes(b"weights") and None})
+    digest, _ = write_folder(tmp_path / "c", {"state": lambda path: path.write_bytes(b"weights")})
     code = (
         "import sys; from pathlib import Path; from storage.volume.durable import read_verified\n"
         "print(read_verified(Path(sys.argv[1]), 'state', sys.argv[2]))\n"
@@ -381,7 +384,7 @@ def test_a_rename_whose_answer_was_lost_is_recognised(
 
     monkeypatch.setattr(os, "rename", renames_and_fails)
     write_bytes(tmp_path / "f", b"abc")
-    digest, _ = write_folder(tmp_path / "c", {"a": lambda path: path.write_bytes(b"1") and None})
+    digest, _ = write_folder(tmp_path / "c", {"a": lambda path: path.write_bytes(b"1")})
     monkeypatch.undo()
     assert (tmp_path / "f").read_bytes() == b"abc"
     assert read_verified(tmp_path / "c", "a", digest) == b"1"
@@ -426,10 +429,10 @@ def test_f24_f25_f26_a_disk_that_fails_during_a_job_is_reported_and_waited_for(
     runners = set()
     for attempt, (_, code) in enumerate(FAULTS.values(), 1):
         until(
-            lambda n=attempt, code=code: waiting_with(database, job, code, attempt=n),
+            partial(waiting_with, database, job, code, attempt=attempt),
             what=f"{code} of attempt {attempt}",
         )
-        runners.add(part(worker, "worker.runner.main").pid)
+        runners.add(the_part(worker, "worker.runner.main").pid)
         left = [one.name for one in Volume(settings.volume).attempt(job, attempt).iterdir()]
         assert not {"images", "grids", "manifest.jsonl"} & set(left), "half a result has a name"
         assert not [one for one in left if ".tmp-" in one]
@@ -457,7 +460,7 @@ def test_f25_a_volume_that_goes_under_a_training_is_waited_for_and_nothing_is_ma
     settings.volume.rename(away)
     for attempt in (1, 2):
         until(
-            lambda n=attempt: waiting_with(database, job, "VOLUME_UNAVAILABLE", attempt=n),
+            partial(waiting_with, database, job, "VOLUME_UNAVAILABLE", attempt=attempt),
             what=f"attempt {attempt} without a volume",
         )
         assert not settings.volume.exists()
@@ -487,7 +490,7 @@ def test_f24_a_limit_on_file_sizes_is_reported_as_a_full_disk_and_the_job_contin
     assert re.search(r"needed: [\d.]+ \w+, free: [\d.]+ \w+", reported), reported
     runner.rlimit(psutil.RLIMIT_FSIZE, limit)
     assert ganq.run("wait", str(job), "--timeout", "60").returncode == 0
-    assert part(worker, "worker.runner.main").pid == runner.pid, "a full disk is no crash"
+    assert the_part(worker, "worker.runner.main").pid == runner.pid, "a full disk is no crash"
 
 
 @sqlite_only
@@ -553,7 +556,8 @@ def test_f30_readers_in_a_tight_loop_never_see_a_torn_checkpoint(
     job = int(ganq.json("submit", "train", *small, *options)["id"])
     volume, queries = Volume(settings.volume), Queries(database)
     until(lambda: queries.checkpoints(job), what="a first checkpoint")
-    reads, seen, gone = 0, set(), 0
+    reads = gone = 0
+    seen: set[int] = set()
     deadline = time.monotonic() + 60
     while (reads < 500 or len(seen) < 20) and time.monotonic() < deadline:
         newest = queries.checkpoints(job)[-1]

@@ -67,7 +67,10 @@ class Zombie:
 
     def bury(self) -> None:
         """Kill it, so that its locks are released."""
-        for one in (*psutil.Process(self.worker.pid).children(recursive=True), self.worker):
+        for one in [
+            *psutil.Process(self.worker.pid).children(recursive=True),
+            psutil.Process(self.worker.pid),
+        ]:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
         self.worker.wait(10)

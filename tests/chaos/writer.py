@@ -10,6 +10,7 @@ their place among the system calls.
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,10 @@ def blob(letter: str, size: int = 30_000) -> bytes:
     return letter.encode() * size
 
 
+def write(data: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(data)
+
+
 def train(store: JobStore, volume: Volume, key: str) -> None:
     """
     Write checkpoints and register each once it is durable; delete the previous one when it is not needed.
@@ -68,9 +73,9 @@ def train(store: JobStore, volume: Volume, key: str) -> None:
         digest, size = write_folder(
             target,
             {
-                STATE: lambda path, letter=letter: path.write_bytes(blob(letter)) and None,
-                GENERATOR: lambda path, letter=letter: path.write_bytes(blob(letter, 5_000)) and None,
-                FACTS: lambda path: path.write_text("{}") and None,
+                STATE: write(blob(letter)),
+                GENERATOR: write(blob(letter, 5_000)),
+                FACTS: write(b"{}"),
             },
         )
         mark("written")

@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 IMAGES = noise_images(72, 32)
-RUNS = {
+RUNS: dict[str, dict[str, Any]] = {
     "dcgan": {"recipe": "dcgan"},
     "origin, D every other batch": {"recipe": "dcgan", "d_every": 2, "g_every": 3},
     "sngan": {"recipe": "sngan"},
@@ -52,12 +52,14 @@ def train(folder: Any, spec: Any, images: Any = IMAGES, **given: Any) -> Any:
 @pytest.mark.parametrize("run", RUNS)
 def test_recorded_steps_have_the_bits_of_plain_ones(tmp_path: Path, run: Any) -> None:
     _, plain = train(tmp_path, spec_of(cuda_graphs=False, **RUNS[run]))
-    training = jobs.training.train.Training(spec_of(**RUNS[run]), LocalContext(tmp_path, data=IMAGES))
+    ctx = LocalContext(tmp_path, data=IMAGES)
+    training = jobs.training.train.Training(spec_of(**RUNS[run]), ctx)
     training.run()
-    recorded = {(name, phase.d, phase.g, phase.penalty) for name, phase in training.cuda_graphs._captured}
+    captured: Any = training.cuda_graphs._captured
+    recorded = {(name, phase.d, phase.g, phase.penalty) for name, phase in captured}
     assert {name for name, *_ in recorded} == {"d", "g"}, "a pass was not recorded"
     assert ({penalty for *_, penalty in recorded} == {True, False}) == (spec_of(**RUNS[run]).r1_gamma > 0)
-    assert sha256_of(training.ctx.saved[-1].state) == sha256_of(plain.saved[-1].state)
+    assert sha256_of(ctx.saved[-1].state) == sha256_of(plain.saved[-1].state)
 
 
 @pytest.mark.parametrize("stop", [2, 11, 31])

@@ -86,7 +86,7 @@ def test_servers_that_accept_and_say_nothing_are_told_within_half_a_minute(ganq:
 
 
 @pytest.fixture
-def unshared(settings: Any) -> Callable[[str], list[str]]:
+def unshared(settings: Any) -> Callable[..., list[str]]:
     """The beginning of a command that runs with a mount of its own on the volume: unshared('-t tmpfs …')."""
     settings.volume.mkdir(exist_ok=True)
     if os.geteuid() != 0 or shutil.which("unshare") is None:
@@ -99,14 +99,14 @@ def unshared(settings: Any) -> Callable[[str], list[str]]:
     return begin
 
 
-def test_a_volume_that_is_nearly_full_fails(look: Look, unshared: Callable[[str], list[str]]) -> None:
+def test_a_volume_that_is_nearly_full_fails(look: Look, unshared: Callable[..., list[str]]) -> None:
     code, found = look(*unshared("-t tmpfs -o size=4m none"))
     assert code == 1
     assert of(found, "volume", "is full: 0.0 GB free")["level"] == "error"
     assert of(found, "volume", "is in memory")["level"] == "warn"
 
 
-def test_a_volume_that_is_read_only_fails(look: Look, unshared: Callable[[str], list[str]]) -> None:
+def test_a_volume_that_is_read_only_fails(look: Look, unshared: Callable[..., list[str]]) -> None:
     code, found = look(*unshared("-t tmpfs -o ro,size=8g none"))
     assert code == 1
     assert of(found, "volume", "cannot be written: read-only file system")["level"] == "error"
@@ -131,7 +131,7 @@ def test_a_worker_with_another_tmpdir_is_named(ganq: Ganq, tmp_path: Path, look:
 
 
 def test_a_worker_with_a_private_tmp_is_named(
-    ganq: Ganq, tmp_path: Path, look: Look, unshared: Callable[[str], list[str]]
+    ganq: Ganq, tmp_path: Path, look: Look, unshared: Callable[..., list[str]]
 ) -> None:
     place = tmp_path / "t"
     place.mkdir(mode=0o1777)

@@ -367,7 +367,7 @@ def test_connections_that_the_server_cut_are_made_anew(
     postgres.sql(cut)
 
     assert queries.get(made.id).id == made.id
-    cuts = []
+    cuts: list[Any] = []
 
     def work(conn: Any) -> None:
         found = conn.execute(text("SELECT pg_backend_pid()")).scalar()

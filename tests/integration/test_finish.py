@@ -94,7 +94,7 @@ def test_succeeding_twice_is_recognised_as_done(
     assert event_types(database, lease.job_id).count("succeeded") == 1
 
 
-SETTLE = {
+SETTLE: dict[str, tuple[Callable[[JobStore, Lease], Any], str]] = {
     "succeed": (lambda store, lease: store.succeed(lease, {}), "succeeded"),
     "cancel_done": (lambda store, lease: store.cancel_done(lease), "cancelled"),
     "fail": (lambda store, lease: store.fail(lease, TrainingDivergedError("nan")), "failed"),
@@ -250,7 +250,7 @@ def test_crashes_back_off_and_the_third_without_progress_is_the_last(
     waits = []
     for _ in range(2):
         assert store.crashed(lease, "killed by signal 9") is JobState.QUEUED
-        waits.append(queries.get(lease.job_id).not_before - queries.now())
+        waits.append((queries.get(lease.job_id).not_before or 0) - queries.now())
         assert claim.or_none() is None
         set_columns(database, lease.job_id, not_before=None)
         lease = claim()
@@ -292,7 +292,7 @@ def test_errors_of_the_surroundings_back_off_ever_longer_and_never_count(
     for _ in range(8):
         assert store.fail(lease, DiskFullError("no room left")) is JobState.QUEUED
         found = queries.get(lease.job_id)
-        waits.append(round(found.not_before - queries.now()))
+        waits.append(round((found.not_before or 0) - queries.now()))
         assert (found.error_code, found.crash_count) == ("DISK_FULL", 0)
         set_columns(database, lease.job_id, not_before=None)
         lease = claim()

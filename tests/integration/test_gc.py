@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ def files(store: "JobStore", volume: Volume) -> Files:
 def gc(database: Database, volume: Volume) -> Any:
     """Plans and sweeps at once; ended attempts need no grace here."""
 
-    def run(**policy: float) -> tuple[Plan, Swept]:
+    def run(**policy: Any) -> tuple[Plan, Swept]:
         garbage = Collector(database, volume, Policy(**{"grace_s": 0.0, **policy}))
         plan = garbage.plan()
         return plan, garbage.sweep(plan)
@@ -401,7 +402,7 @@ def test_a_volume_where_most_folders_have_no_job_is_refused(
 ) -> None:
     leave_something(files, running_job_factory())
     for number in (2, 3):
-        grow_old(volume.job(number)) if volume.job(number).mkdir() else None
+        volume.job(number).mkdir()
     before = listing(volume.root)
     with pytest.raises(VolumeError, match="2 have no job"):
         gc()
@@ -453,8 +454,7 @@ def test_with_the_database_away_nothing_is_deleted(
     from dataclasses import replace
 
     away = Database(replace(settings, database_url="postgresql+psycopg://ganq@127.0.0.1:1/ganq"))
-    away_read = away.read
-    away.read = lambda work, patience_s=0.1: away_read(work, patience_s=0.1)  # type: ignore[method-assign]
+    away.read = partial(away.read, patience_s=0.1)  # type: ignore[method-assign]
     for doomed in (lambda: Collector(away, volume).plan(), lambda: Collector(away, volume).sweep(plan)):
         with pytest.raises(DatabaseUnavailableError):
             doomed()
@@ -685,6 +685,7 @@ def test_results_of_old_jobs_go_on_request_and_the_row_says_so(
     assert queries.checkpoints(lease.job_id) == []
     job = queries.get(lease.job_id)
     assert job.state == "succeeded"
+    assert job.result is not None
     assert job.result["epoch"] == 2
     assert abs(job.result["deleted_at"] - queries.now()) < 60
     assert event_types(files.database, lease.job_id)[-1] == "results_deleted"

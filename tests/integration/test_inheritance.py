@@ -207,7 +207,7 @@ def test_what_a_worker_pins_beside_it_keeps_the_own_priority(
     urgent = job_factory(priority=10, after=[training.job_id])
     store.pin_inputs(training, {"fingerprint": "f"})
     found = queries.get(training.job_id)
-    assert (found.priority, found.own_priority, found.inputs["fingerprint"]) == (10, 2, "f")
+    assert (found.priority, found.own_priority, (found.inputs or {})["fingerprint"]) == (10, 2, "f")
     store.request_cancel(urgent.id)
     assert priority(database, training.job_id) == 2
 

@@ -64,8 +64,8 @@ def machine(database: "Database", take: Any, submit: Any) -> Any:
             # What earlier examples left behind is none of this one's business.
             for one in queries.stream(Filter(states=(JobState.QUEUED,))):
                 store.hold(one.id, held=True)
-            self.jobs = {}
-            self.leases = {}  # job id → all leases that it ever had, the newest last
+            self.jobs: dict[int, Any] = {}
+            self.leases: dict[int, list[Any]] = {}  # job id → all leases that it ever had, the newest last
 
         def pick(self, data: Any, states: Any) -> Any:
             return data.draw(st.sampled_from(sorted(i for i, m in self.jobs.items() if m.state in states)))
@@ -127,14 +127,15 @@ def machine(database: "Database", take: Any, submit: Any) -> Any:
                 store.cancel_done(lease)
                 self.close(job_id, "cancelled")
             else:
-                back = {
+                ways: dict[str, Callable[[], Any]] = {
                     "never": lambda: store.fail(lease, TrainingDivergedError("nan")),
                     "later": lambda: store.fail(lease, DiskFullError("full")),
                     "fresh": lambda: store.fail(lease, OutOfMemoryError("oom")),
                     "crashed": lambda: store.crashed(lease, "killed"),
                     "release": lambda: store.release(lease, "drain"),
                     "rescue": lambda: store.requeue_lost(beat_of(store, job_id), "silent"),
-                }[how]()
+                }
+                back = ways[how]()
                 model.crashes += how == "crashed"
                 model.fresh += how == "fresh"
                 if model.cancel:

@@ -20,6 +20,7 @@ from tables import (
     claim_all,
     event_types,
     everything_of,
+    explained,
     first_answer_lost,
     job_row,
     recorded,
@@ -296,14 +297,7 @@ def test_a_claim_among_20000_jobs_reads_the_partial_index(
     looks = [(s, p) for s, p in seen if "FROM job" in s]
     assert len(looks) == 3, "a claim is a look, a count of what runs (if users take turns), and the taking"
     explain = "EXPLAIN QUERY PLAN " if backend == "sqlite" else "EXPLAIN "
-    plans = [
-        database.read(
-            lambda conn, s=s, p=p: "\n".join(
-                str(row[-1]) for row in conn.exec_driver_sql(explain + s, p).all()
-            )
-        )
-        for s, p in looks
-    ]
+    plans = [explained(database, s, p, explain=explain) for s, p in looks]
     assert sum("ix_job_claimable" in plan for plan in plans) >= 2
     for plan in plans:
         assert "TEMP B-TREE" not in plan, "the whole queue is sorted at every claim"
@@ -324,9 +318,7 @@ def test_a_claim_among_20000_jobs_reads_the_partial_index(
         store.due_in()
     for sent, bound in seen:
         if sent.lstrip().startswith("SELECT") and "FROM job" in sent:
-            plan = database.read(
-                lambda conn, s=sent, p=bound: str(conn.exec_driver_sql(explain + s, p).all())
-            )
+            plan = explained(database, sent, bound, explain=explain)
             assert "ix_job_state_id" not in plan, f"all that is queued is read: {sent}"
 
 
@@ -355,16 +347,13 @@ def test_a_claim_on_sqlite_keeps_to_its_indexes_whatever_the_statistics_say(
     database.write(mislead)
     database.dispose()
     with recorded(database) as seen:
-        lease = claim()
-        store.due_in()
         claim()
-    assert lease is not None
+        store.due_in()
+        claim.or_none()
     asked = [(sent, bound) for sent, bound in seen if "FROM job" in sent and "queue" in sent]
     assert len(asked) >= 4
     for sent, bound in asked:
-        plan = database.read(
-            lambda conn, s=sent, b=bound: str(conn.exec_driver_sql("EXPLAIN QUERY PLAN " + s, b).all())
-        )
+        plan = explained(database, sent, bound)
         assert "ix_job_state_id" not in plan, sent
         assert any(f"ix_job_{name}" in plan for name in ("claimable", "yielded", "ripening")), sent
 
@@ -420,7 +409,7 @@ def register(store: "JobStore", lease: Any, epoch: int, **changes: Any) -> int:
     return store.register_checkpoint(lease, **{**values, **changes})
 
 
-STALE = {
+STALE: "dict[str, Callable[[JobStore, Lease], Any]]" = {
     "heartbeat": lambda store, lease: store.heartbeat(lease, {"done": 99}),
     "wishes": lambda store, lease: store.stop_requests(lease),
     "pin_inputs": lambda store, lease: store.pin_inputs(lease, {"checkpoint_id": 99}),

@@ -177,7 +177,7 @@ def test_the_gpu_is_read_by_its_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
         NVMLError=RuntimeError,
         __spec__=SimpleNamespace(),
     )
-    monkeypatch.setitem(sys.modules, "pynvml", fake)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
     used, busy = list(GpuCollector("GPU-1").collect())
     assert (asked, used.samples[0].value, busy.samples[0].value) == (["GPU-1"], 5_000_000, 0.87)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import insert, update
-from tables import Claimer, recorded, set_columns
+from tables import Claimer, explained, recorded, set_columns
 
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError, TrainingDivergedError
 from jobs.states import JobState
@@ -149,11 +149,7 @@ def test_counting_reads_indexes_and_not_the_rows_of_a_million_jobs(
     job_factory()
     with recorded(database) as seen:
         queries.counts()
-    plans = [
-        str(database.read(lambda conn, s=s, p=p: conn.exec_driver_sql("EXPLAIN QUERY PLAN " + s, p).all()))
-        for s, p in seen
-        if "FROM job" in s
-    ]
+    plans = [explained(database, s, p) for s, p in seen if "FROM job" in s]
     assert len(plans) == 3
     assert "USING COVERING INDEX ix_job_state_id" in plans[0]
     assert "USING INDEX ix_job_part_of" in plans[1], "what is no part is read, too"

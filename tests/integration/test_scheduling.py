@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 from tables import Claimer, event_types, set_columns
 
 from jobs.kinds import SPEC_VERSION
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from storage.settings import Settings
 
 KINDS = ("train", "generate")
+
+
+def empty(database: Database) -> None:
+    def delete_all(conn: Connection) -> None:
+        for table in (event, attempt, job, share, quota):
+            conn.execute(delete(table))
+
+    database.write(delete_all)
 
 
 def limit(database: Database, scope: Any, name: Any, most: Any) -> None:
@@ -126,7 +134,7 @@ def test_workers_that_claim_at_once_do_not_pass_a_quota_together(
         limit(database, "user", "*", 2)
         jobs = [job_factory() for _ in range(8)]
         start = threading.Barrier(6)
-        leases = []
+        leases: list[Any] = []
 
         def take(place: int, start: Any = start, leases: Any = leases) -> None:
             its = Database(settings)
@@ -143,8 +151,7 @@ def test_workers_that_claim_at_once_do_not_pass_a_quota_together(
         for one in threads:
             one.join()
         assert sum(lease is not None for lease in leases) == 2
-        for table in (event, attempt, job, share, quota):
-            database.write(lambda conn, table=table: conn.execute(delete(table)))
+        empty(database)
         assert len(jobs) == 8
 
 
@@ -317,7 +324,7 @@ def test_a_job_that_yielded_stays_for_as_long_as_it_was_kept_waiting(
     store.release(claim(), StopReason.PREEMPT)
     training = claim()
     set_columns(database, training.job_id, yielded_at=queries.now() - 100)
-    training = type(training)(queries.get(training.job_id), training.attempt, training.token)
+    training = replace(training, job=queries.get(training.job_id))
     urgent = job_factory(kind="generate", priority=10)
     assert offer(store, training, worker_identity) is None, "it waited 100 s and has just begun"
 
@@ -391,8 +398,7 @@ def test_the_order_of_claims_is_the_rule_whatever_waits(
     most: Any,
     kinds: Any,
 ) -> None:
-    for table in (event, attempt, job, share, quota):
-        database.write(lambda conn, table=table: conn.execute(delete(table)))
+    empty(database)
     for (scope, name), number in most.items():
         limit(database, scope, name, number)
     both = make_identity(queues=("default", "studio"))
@@ -402,7 +408,7 @@ def test_the_order_of_claims_is_the_rule_whatever_waits(
         if kind in kinds
     }
     running: Counter[tuple[str, str]] = Counter()
-    served = {}
+    served: dict[Any, Any] = {}
 
     def full(user: Any, queue: Any) -> Any:
         own = most.get(("user", user), most.get(("user", "*"), 99))

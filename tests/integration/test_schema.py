@@ -332,7 +332,7 @@ def test_a_volume_without_the_jobs_of_the_table_is_refused_before_anything_is_ma
     shutil.rmtree(settings.volume)
     weights = Architecture(size=16, nz=8, ngf=4, ndf=4).build_generator(1).state_dict()
     save_file(weights, tmp_path / "g.safetensors")
-    about = {"netg": tmp_path / "g.safetensors", "netd": None, "name": "m", "user": "ada"}
+    about: dict[str, Any] = {"netg": tmp_path / "g.safetensors", "netd": None, "name": "m", "user": "ada"}
     for begin in (
         lambda: prepare(settings),
         lambda: import_weights(store, Volume(settings.volume), **about),

@@ -45,8 +45,10 @@ def claim_cas(claim: Any) -> None:
     from storage.db.tables import CLOCKS
 
     for dialect in CLOCKS:
-        take = claim._claim_statement(claim.job.c.id == bindparam("this"))
-        claim.CLAIMS[dialect, "unguarded"] = claim._with_records(take) if dialect == "postgresql" else take
+        taking = claim._claim_statement(claim.job.c.id == bindparam("this"))
+        claim.CLAIMS[dialect, "unguarded"] = (
+            claim._with_records(taking) if dialect == "postgresql" else taking
+        )
 
     def take(self: Any, conn: Any, *, autocommit: bool = False) -> Any:
         seen = claim.peek(conn, self.capabilities)
@@ -66,7 +68,7 @@ def claim_cas(claim: Any) -> None:
 
 def fsync(durable: Any) -> None:
     """Sync neither files nor names."""
-    os.fsync = durable.sync_filesystem = _nothing  # type: ignore[assignment]
+    os.fsync = durable.sync_filesystem = _nothing
 
 
 def attempt_folder(layout: Any) -> None:

@@ -264,7 +264,8 @@ def test_streams_that_cannot_be_reconfigured_are_left_alone(monkeypatch: pytest.
 
     from jobs.text import use_streams_of_any_encoding
 
-    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    output = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", output)
     use_streams_of_any_encoding()
     print("→")
-    assert sys.stdout.getvalue() == "→\n"
+    assert output.getvalue() == "→\n"

@@ -486,7 +486,8 @@ def test_what_is_watched_is_drawn_once_more_after_its_end(monkeypatch: pytest.Mo
     from cli import status
 
     monkeypatch.setattr(status, "REFRESH_S", 0)
-    over, drawn = [], []
+    over: list[str] = []
+    drawn: list[bool] = []
 
     def draw() -> str:
         drawn.append(bool(over))

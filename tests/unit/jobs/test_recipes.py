@@ -16,12 +16,12 @@ import jobs.training.train
 from jobs import rng
 from jobs.errors import SpecError, StopRequested
 from jobs.generation.inference import for_inference
-from jobs.networks.dcgan import Architecture
+from jobs.networks.dcgan import Arch, Architecture
 from jobs.recipes import RECIPES
 from jobs.specs import GenerateSpec, TrainSpec
 from jobs.states import StopReason
 from jobs.training.augment import diff_augment
-from jobs.training.losses import LOSSES, squared_gradient_norms
+from jobs.training.losses import LOSSES, RelativisticLoss, squared_gradient_norms
 from jobs.training.schedules import half_cosine, phase_at, schedule_values
 
 IMAGES = noise_images(21, 32)
@@ -181,6 +181,7 @@ def test_a_start_without_a_discriminator_fits_any_and_one_with_other_classes_is_
 def test_pairs_are_judged_by_the_difference_of_their_logits() -> None:
     real, fake = torch.tensor([2.0, -1.0]), torch.tensor([1.0, 3.0])
     loss = LOSSES["relativistic"]
+    assert isinstance(loss, RelativisticLoss)
     assert loss.d(real, fake).item() == pytest.approx((np.log1p(np.exp(-1.0)) + np.log1p(np.exp(4.0))) / 2)
     assert loss.g(real, fake).item() == pytest.approx((np.log1p(np.exp(1.0)) + np.log1p(np.exp(-4.0))) / 2)
     torch.testing.assert_close(loss.d(real + 7, fake + 7), loss.d(real, fake))
@@ -194,6 +195,7 @@ def test_slopes_are_those_of_each_picture_alone() -> None:
     for place in range(3):
         one = pictures[place : place + 1].detach().requires_grad_(True)
         net(one).sum().backward()
+        assert one.grad is not None
         assert found[place].item() == pytest.approx(one.grad.square().sum().item())
     # Against the difference quotient: independent of autograd.
     step = torch.zeros_like(pictures[:1])
@@ -221,7 +223,7 @@ def test_penalties_reach_every_weight_that_shapes_the_slope(arch: Any) -> None:
     fill(net)
     pictures = torch.randn(2, 3, 32, 32).requires_grad_(True)
     seen = diff_augment(pictures, ("translation", "color", "cutout"), rng.generator(0, "test"))
-    squared_gradient_norms(pictures, net(seen)).mean().backward()
+    squared_gradient_norms(pictures, net(seen)).mean().backward()  # type: ignore[no-untyped-call]  # torch's
     weights = {name: one for name, one in net.named_parameters() if "bias" not in name}
     assert all(one.grad is not None and bool(one.grad.any()) for one in weights.values())
 
@@ -293,7 +295,7 @@ def test_the_rates_of_a_run_end_where_the_schedule_says(tmp_path: Path) -> None:
         )
         return step(*args)
 
-    training.state.opt_d.step = noted
+    training.state.opt_d.step = noted  # type: ignore[method-assign, assignment]
     training.run()
     rates = [rate for rate, _ in seen]
     assert rates[0] == 4e-4
@@ -343,7 +345,7 @@ def test_g_alone_on_a_batch_asks_d_about_the_real_pictures(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kind", ["balanced", "resnet"])
 @pytest.mark.parametrize("size", [16, 24, 32, 48, 64, 96, 128, 192, 256])
-def test_each_pair_makes_every_size(size: int, kind: str) -> None:
+def test_each_pair_makes_every_size(size: int, kind: Arch) -> None:
     arch = Architecture(size=size, nz=5, ngf=2, ndf=2, arch=kind, norm_d="none")
     pictures = arch.build_generator(0)(torch.randn(3, 5, 1, 1))
     assert pictures.shape == (3, 3, size, size)

@@ -13,6 +13,7 @@ import torch
 
 from storage import sandbox
 from storage.datasets.decode_pool import Decoder
+from storage.datasets.sources import Reading
 from storage.weights.load import read_weights
 
 MODULES = (
@@ -205,7 +206,7 @@ def is_confined(pid: int) -> bool:
 
 
 def test_a_process_that_decodes_pictures_is_confined_before_the_first() -> None:
-    decoder = Decoder()
+    decoder = Decoder(Reading())
     try:
         assert is_confined(decoder._ensure().pid)
     finally:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tables import Claimer
     from unit.conftest import Ganq
 
+    from jobs.networks.dcgan import Arch, NormD
     from storage.db.engine import Database
     from storage.db.queries import Queries
     from storage.db.rows import Job, Lease, WorkerIdentity
@@ -318,9 +319,9 @@ def test_a_repeated_submit_key_says_that_the_job_is_not_new(ganq: "Ganq", pictur
     assert "n was job 1" not in again.err
 
     sweep = ["submit", "train", "--data", pictures, "--sweep", "seed=0-2", "--submit-key", "nightly-8"]
-    first, again = (ganq(*sweep).out for _ in range(2))
-    ids = first.partition("3 jobs of kind train accepted, ")[2].splitlines()[0]
-    assert f"3 jobs of kind train accepted earlier with this key, {ids}" in again
+    accepted, again = (ganq(*sweep) for _ in range(2))
+    ids = accepted.out.partition("3 jobs of kind train accepted, ")[2].splitlines()[0]
+    assert f"3 jobs of kind train accepted earlier with this key, {ids}" in again.out
 
 
 def test_name_priority_queue_user_hold_and_after_reach_the_row(
@@ -368,7 +369,7 @@ def test_a_short_job_that_ended_before_its_first_beat_is_one_to_estimate_from(
     ganq: "Ganq", trained: Callable[..., int], store: "JobStore", running_job_factory: "Callable[..., Lease]"
 ) -> None:
     model = trained()
-    asked = ("submit", "generate", "--from", model, "--count", 64, "--dry-run", "--json")
+    asked: tuple[Any, ...] = ("submit", "generate", "--from", model, "--count", 64, "--dry-run", "--json")
     assert ganq(*asked).json()["estimate_seconds"] is None
     spec = {"source": model, "checkpoint": "best"}
     store.succeed(running_job_factory(kind="generate", spec=spec), {"pictures": 8, "images_per_s": 32.0})
@@ -417,7 +418,9 @@ def test_a_dry_run_estimates_from_the_rate_of_earlier_jobs(
     [("dcgan", "batch"), ("dcgan", "spectral"), ("dcgan", "none"), ("balanced", "none"), ("resnet", "none")],
 )
 @pytest.mark.parametrize("size", [16, 24, 96, 128])
-def test_the_size_of_the_networks_is_known_without_building_them(size: int, arch: str, norm_d: str) -> None:
+def test_the_size_of_the_networks_is_known_without_building_them(
+    size: int, arch: "Arch", norm_d: "NormD"
+) -> None:
     from jobs.networks.dcgan import Architecture
 
     def numbers(network: Any) -> Any:

@@ -105,9 +105,10 @@ def test_wait_outlives_a_database_that_is_away(
 
     trained()
     monkeypatch.setattr("ganq.polling.POLL_S", (0.01, 0.01))
-    real, calls = Queries.get_many, []
+    real = Queries.get_many
+    calls: list[Any] = []
 
-    def sometimes(self, job_ids: Any) -> Any:
+    def sometimes(self: Queries, job_ids: Any) -> Any:
         calls.append(job_ids)
         if len(calls) in (1, 2):
             raise DatabaseUnavailableError("the job table cannot be reached")

@@ -17,7 +17,7 @@ def convey(things: Any, work: Any, then: Any = lambda: None) -> None:
 
 
 def test_all_is_done_in_order_by_the_end_of_the_block() -> None:
-    done = []
+    done: list[int] = []
     convey(range(1000), done.append)
     assert done == list(range(1000))
 

@@ -103,7 +103,7 @@ def test_pictures_scores_and_their_order_are_the_same_on_one_core_and_on_several
 def test_on_two_cores_two_micro_batches_are_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     together, forward = threading.Barrier(2), jobs.generation.generate.Generation._forward
 
-    def meets_the_other(self, *inputs: Any) -> Any:
+    def meets_the_other(self: jobs.generation.generate.Generation, *inputs: Any) -> Any:
         together.wait(10)
         return forward(self, *inputs)
 
@@ -227,8 +227,14 @@ def test_broken_weights_are_named_and_publish_nothing() -> None:
 
 def test_a_warm_process_does_not_read_the_checkpoint_it_has_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     model_cache._loaded.clear()
-    read = []
-    monkeypatch.setattr(LocalContext, "model", lambda self: read.append(1) or self.source)
+    read: list[int] = []
+    model = LocalContext.model
+
+    def noted(self: LocalContext) -> Any:
+        read.append(1)
+        return model(self)
+
+    monkeypatch.setattr(LocalContext, "model", noted)
     for count in (1, 2, 3):
         generate(count=count)
     assert len(read) == 1

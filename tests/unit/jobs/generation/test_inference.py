@@ -25,6 +25,7 @@ def trained_generator(size: Any, kind: Any = Generator) -> Any:
                 layer.bias.normal_()
             elif isinstance(layer, nn.Conv2d):  # which begins as a repeat, and has no shift
                 layer.weight.normal_(std=0.1)
+                assert layer.bias is not None
                 layer.bias.normal_(std=0.1)
         for _ in range(5):
             net(torch.randn(16, 6, 1, 1))
@@ -52,7 +53,8 @@ def test_folding_is_repeatable_and_leaves_the_network_alone() -> None:
 
 
 def test_folded_generator_has_no_batch_norm_left() -> None:
-    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in for_inference(trained_generator(24), CPU))
+    folded = for_inference(trained_generator(24), CPU)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-0.3, 0.7)])

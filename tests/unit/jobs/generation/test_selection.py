@@ -20,6 +20,11 @@ from jobs.context import Snapshot
 from jobs.generation import epoch_grid, latent_path, selection, video
 from jobs.specs import GenerateSpec
 
+
+def frames_of(picture: Image.Image) -> int:
+    return int(getattr(picture, "n_frames", 1))
+
+
 LATENTS = rng.Latents(3, 6)
 
 
@@ -63,7 +68,7 @@ def test_a_film_has_its_frames_as_pictures_gif_and_mp4() -> None:
         "seed": 3, "draw": 5, "score": None, "from": 3, "to": 17, "share": 0.5
     }  # fmt: skip
     with Image.open(io.BytesIO(ctx.sink.files["interpolation.gif"])) as gif:
-        assert (gif.n_frames, gif.size, gif.info["duration"]) == (21, (16, 16), 40)
+        assert (frames_of(gif), gif.size, gif.info["duration"]) == (21, (16, 16), 40)
         gif.seek(10)
         assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - frames[10]).mean() < 8
     with av.open(io.BytesIO(ctx.sink.files["interpolation.mp4"])) as container:
@@ -209,4 +214,4 @@ def test_the_grid_of_epochs_has_a_row_of_the_same_seeds_for_each_checkpoint() ->
         assert np.array_equal(grid[2 * high + 2 :, left : left + 16][:16], WHOLE[draw])
         assert not np.array_equal(grid[2 : 2 + 16, left : left + 16], WHOLE[draw])
     with Image.open(io.BytesIO(ctx.sink.files["epochs.gif"])) as gif:
-        assert gif.n_frames == 3
+        assert frames_of(gif) == 3

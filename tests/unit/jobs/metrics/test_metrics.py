@@ -64,6 +64,8 @@ def measured(
 @pytest.mark.parametrize("worse", ["noisy", "blurred", "collapsed", "black"])
 def test_kid_ranks_other_real_faces_far_above(measured: dict[str, ImageSet], worse: str) -> None:
     good, bad = (compare("kid", measured["real"], measured[name]) for name in ("good", worse))
+    assert good.spread is not None
+    assert bad.spread is not None
     assert abs(good.value) < 3 * good.spread
     assert bad.value - good.value > 3 * (good.spread + bad.spread)
 
@@ -109,7 +111,10 @@ def test_variety_sees_collapse_and_nothing_else(measured: dict[str, ImageSet]) -
 def kid_by_the_book(x: Any, y: Any) -> Any:
     x, y = x.double(), y.double()
     n, m, dims = len(x), len(y), x.shape[1]
-    kernel = lambda a, b: (a @ b / dims + 1) ** 3  # noqa: E731
+
+    def kernel(a: Any, b: Any) -> Any:
+        return (a @ b / dims + 1) ** 3
+
     xx = sum(kernel(x[i], x[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
     yy = sum(kernel(y[i], y[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
     xy = sum(kernel(a, b) for a in x for b in y) / (n * m)

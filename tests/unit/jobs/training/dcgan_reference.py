@@ -60,7 +60,7 @@ def the_tutorial(layout: str, optimiser: str, spec: TrainSpec = SPEC, images: Im
     netg = NetG(spec.nz, spec.ngf).to(memory_format=memory)
     torch.manual_seed(rng.derive(spec.seed, "init-d"))
     netd = NetD(spec.ndf).to(memory_format=memory)
-    how = {"betas": (0.5, 0.999), **OPTIMISERS[optimiser]}
+    how: dict[str, Any] = {"betas": (0.5, 0.999), **OPTIMISERS[optimiser]}
     opt_g = torch.optim.Adam(netg.parameters(), 2e-4, **how)
     opt_d = torch.optim.Adam(netd.parameters(), 2e-4, **how)
     bce, ones, zeros = nn.BCELoss(), torch.ones(spec.batch), torch.zeros(spec.batch)

@@ -149,9 +149,7 @@ def test_a_steered_run_resumes_in_the_middle_of_a_count_to_the_last_bit(tmp_path
     jobs.training.train.run(spec, straight)
     assert straight.saved[-1].state["ada.numbers"][0] > 0
     for at in (5, 7, 18):
-        first = LocalContext(
-            Path(tmp_path), images, stop_at=lambda asked, at=at: "drain" if asked == at else None
-        )
+        first = LocalContext(Path(tmp_path), images, stop_at={at: "drain"}.get)
         with pytest.raises(BaseException, match="drain"):
             jobs.training.train.run(spec, first)
         second = LocalContext(Path(tmp_path), images, resume_from=first.saved[-1].for_resume())

@@ -78,6 +78,7 @@ def test_room_that_was_made_before_is_used() -> None:
     staging = StagingBuffers()
     staging.prepare(lambda: live)
     staging.prepare(lambda: pytest.fail("once is enough"))
+    assert staging._allocation is not None
     staging._allocation.join()
     place = staging._buffers["w"].data_ptr()
     taken = staging.copy(live)

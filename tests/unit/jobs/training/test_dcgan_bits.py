@@ -33,7 +33,8 @@ def test_the_origin_ends_with_the_bits_of_the_tutorial_in_the_same_layout(ours: 
 @pytest.mark.parametrize("combination", ["plain, default", "plain, fused", "channels last, default"])
 def test_another_layout_or_optimiser_differs_in_the_last_bits_alone(ours: Any, combination: str) -> None:
     with reference.one_thread():
-        theirs = reference.the_tutorial(*combination.split(", "))
+        layout, optimiser = combination.split(", ")
+        theirs = reference.the_tutorial(layout, optimiser)
     assert ours.keys() == theirs.keys()
     for key, value in theirs.items():
         torch.testing.assert_close(ours[key], value, rtol=2e-4, atol=4e-5, msg=key)

@@ -47,7 +47,7 @@ class Script:
 
     def __init__(self, *steps: Any) -> None:
         self.steps = list(steps)
-        self.seen = {}
+        self.seen: dict[str, Any] = {}
 
     def of(self, made: Any) -> Any:
         mark = hashlib.sha256(made.tobytes()).hexdigest()
@@ -157,7 +157,7 @@ def test_a_run_with_classes_is_measured_on_as_many_of_each(tmp_path: Path, recip
     st.floats(1e5, 1e11),
 )
 def test_evaluations_take_a_twentieth_of_the_work_at_most(
-    pictures: Path, epochs: Any, save_every: Any, train_flops: Any, make_flops: Any
+    pictures: int, epochs: Any, save_every: Any, train_flops: Any, make_flops: Any
 ) -> None:
     spec = TrainSpec.create(data="/p", recipe="sngan", epochs=epochs, save_every=save_every)
     made = plan(spec, pictures, train_flops, make_flops)

@@ -2,7 +2,7 @@
 
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -80,9 +80,12 @@ def test_a_penalty_on_the_network_itself_has_a_second_derivative_in_32_bits() ->
     scores = state.discriminator(pictures)
     (gradient,) = torch.autograd.grad(scores.sum(), pictures, create_graph=True)
     assert gradient.dtype == torch.float32
-    gradient.square().sum().backward()
+    gradient.square().sum().backward()  # type: ignore[no-untyped-call]  # torch's
     convolutions = [layer for layer in state.discriminator.modules() if isinstance(layer, nn.Conv2d)]
-    assert all(layer.parametrizations.weight.original.grad.abs().sum() > 0 for layer in convolutions)
+    for layer in convolutions:
+        original = layer.get_parameter("parametrizations.weight.original")
+        assert original.grad is not None
+        assert original.grad.abs().sum() > 0
 
 
 def processor(monkeypatch: pytest.MonkeyPatch, *, has_bf16: Any) -> None:
@@ -148,7 +151,7 @@ class Crowded(CudaGraphs):
         self.enabled = True
         self.tried: list[str] = []
 
-    def _capture(self, work: Any, x: Any, net: Any) -> None:
+    def _capture(self, work: Any, x: Any, net: Any) -> NoReturn:
         self.tried.append(net.__class__.__name__)
         raise torch.OutOfMemoryError("half way")
 
@@ -156,14 +159,14 @@ class Crowded(CudaGraphs):
 def test_passes_that_cannot_be_recorded_for_want_of_memory_run_as_they_are(tmp_path: Path) -> None:
     """Only the memory is made up: that of a GPU that is nearly full."""
     spec = spec_of("rpgan")
-    plain = jobs.training.train.Training(spec, LocalContext(tmp_path, data=IMAGES))
-    plain.run()
-    crowded = jobs.training.train.Training(spec, LocalContext(tmp_path, data=IMAGES))
+    straight, short = (LocalContext(tmp_path, data=IMAGES) for _ in range(2))
+    jobs.training.train.Training(spec, straight).run()
+    crowded = jobs.training.train.Training(spec, short)
     graphs = crowded.cuda_graphs = Crowded()
     crowded.run()
     assert graphs.tried == ["Discriminator"]
     assert not graphs.enabled
-    assert sha256_of(crowded.ctx.saved[-1].state) == sha256_of(plain.ctx.saved[-1].state)
+    assert sha256_of(short.saved[-1].state) == sha256_of(straight.saved[-1].state)
 
 
 def test_a_run_may_go_on_without_graphs_and_with_the_same_bits(tmp_path: Path) -> None:
@@ -187,12 +190,12 @@ def test_gs_pass_may_run_again_after_a_recording_of_it_has_failed(tmp_path: Path
     training._d_gradients(phase, x)
     fakes, judge = training.fakes_B3HW, training.passes.d
 
-    def full(*given: Any) -> None:
+    def full(*given: Any) -> NoReturn:
         raise torch.OutOfMemoryError("half way")
 
-    training.passes.d = full
+    training.passes.d = full  # type: ignore[method-assign, assignment]
     with pytest.raises(torch.OutOfMemoryError):
         training._g_gradients(phase, x)
-    training.passes.d = judge
+    training.passes.d = judge  # type: ignore[method-assign]
     assert training.fakes_B3HW is fakes
     assert training._g_gradients(phase, x)["loss_g"].isfinite()

@@ -149,10 +149,11 @@ def test_lines_that_wait_for_a_gpu_are_the_same_and_all_are_there_when_something
 ) -> None:
     told = []
     for late in (0, 1):
-        training = jobs.training.train.Training(spec_of(epochs=5), context(tmp_path))
+        ctx = context(tmp_path)
+        training = jobs.training.train.Training(spec_of(epochs=5), ctx)
         training.logger.delay = late
         training.run()
-        told.append([{**record, "images_per_s": 0} for record in training.ctx.records])
+        told.append([{**record, "images_per_s": 0} for record in ctx.records])
     assert told[0] == told[1]
     assert [record["step"] for record in told[1]] == [5, 10, 15, 20, 25]
 
@@ -209,7 +210,8 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_stopped(
     spec = spec_of(**options)
     with tempfile.TemporaryDirectory() as folder:
         straight = train(folder, spec, data=images)[1]
-        snapshot, samples = None, {}
+        snapshot = None
+        samples: dict[str, Any] = {}
         for kill in kills:
             reason = StopReason.DRAIN if drained else StopReason.CANCEL
             ctx = context(
@@ -318,17 +320,18 @@ def test_infinite_weights_with_finite_losses_are_neither_saved_nor_shown(
 ) -> None:
     step = torch.optim.Adam.step
 
-    def step_and_break(self, *args: Any) -> None:
+    def step_and_break(self: torch.optim.Adam, *args: Any) -> None:
         step(self, *args)
         # A running statistic is in no loss: only the look at the weights finds it.
-        training.state.generator.Gene[1].running_var[0] = float("inf")
+        training.state.generator.get_buffer("Gene.1.running_var")[0] = float("inf")
 
-    training = jobs.training.train.Training(spec_of(epochs=1, checkpoint_seconds=seconds), context(tmp_path))
+    ctx = context(tmp_path)
+    training = jobs.training.train.Training(spec_of(epochs=1, checkpoint_seconds=seconds), ctx)
     monkeypatch.setattr(torch.optim.Adam, "step", step_and_break)
     with pytest.raises(TrainingDivergedError, match="not finite"):
         training.run()
-    assert training.ctx.saved == []
-    assert training.ctx.samples == {}
+    assert ctx.saved == []
+    assert ctx.samples == {}
 
 
 def test_fewer_pictures_than_a_batch_stop_the_run_before_it_begins(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import psutil
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.context import GeneratedImage
@@ -35,7 +36,7 @@ from storage.datasets import cache
 from storage.datasets.cache import check, list_datasets, open_cached, open_images
 from storage.datasets.checksums import BLOCK_BYTES, BlockChecksums, read_checksums
 from storage.datasets.decode_pool import decode_all
-from storage.datasets.sources import Reading, scan
+from storage.datasets.sources import Reading, UnreadableError, open_reader, scan
 from storage.results.writer import ImageFiles
 
 if TYPE_CHECKING:
@@ -91,13 +92,14 @@ def test_pixels_are_those_of_torchvisions_resize_and_centre_crop(
     assert np.array_equal(images.images_N3HW[0], np.asarray(expected).transpose(2, 0, 1))
 
 
-def converted(folder: Path, name: str, image: Image.Image, **how: object) -> np.ndarray:
+def converted(folder: Path, name: str, image: Image.Image, **how: Any) -> NDArray[np.float64]:
     """The mean colour that ganq makes of a picture."""
     folder.mkdir(exist_ok=True)
     image.save(folder / name, **how)
     decoded = next(decode_all([(0, (folder / name).read_bytes())], size=16, workers=1))
     assert decoded.reason is None, decoded.facts
-    return np.frombuffer(decoded.pixels, np.uint8).reshape(3, -1).mean(axis=1)
+    mean_3: NDArray[np.float64] = np.frombuffer(decoded.pixels, np.uint8).reshape(3, -1).mean(axis=1)
+    return mean_3
 
 
 def test_transparency_is_composed_on_white(tmp_path: Path) -> None:
@@ -153,7 +155,7 @@ def test_broken_pictures_are_left_out_and_reported(faces: Path, volume: "Volume"
     (faces / "notes.txt").write_text("no picture, and none is claimed")
     images = open_images(volume, str(faces), 16, max_skip=0.3)
     assert len(images) == 20
-    report = cache.json.loads((volume.dataset(images.fingerprint) / "report.json").read_text())
+    report = json.loads((volume.dataset(images.fingerprint) / "report.json").read_text())
     reasons = {one["name"]: one["reason"] for one in report["skipped"]}
     assert set(reasons) == {"a-empty.png", "b-text.png", "c-torn.png", "d-tiny.png", "e-bomb.png"}
     assert reasons["a-empty.png"] == "empty file"
@@ -206,7 +208,7 @@ def test_a_pipe_that_takes_a_files_place_does_not_hang_the_reader(faces: Path) -
     listing = scan(faces)
     (faces / "005.png").unlink()
     os.mkfifo(faces / "005.png")
-    with cache.open_reader(listing, faces) as reader, pytest.raises(cache.UnreadableError):
+    with open_reader(listing, faces) as reader, pytest.raises(UnreadableError):
         reader.read("005.png")
 
 
@@ -215,7 +217,7 @@ def test_a_decoder_that_dies_costs_one_picture(monkeypatch: pytest.MonkeyPatch, 
 
     real = decode_pool.Decoder._ask
 
-    def murderous(self, number: Any, data: Any, size: Any) -> Any:
+    def murderous(self: Any, number: Any, data: Any, size: Any) -> Any:
         if number == 3:
             process = self._ensure()
             process.kill()
@@ -240,7 +242,7 @@ def test_a_decoder_that_hangs_costs_one_picture(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(decode_pool, "WATCH_SECONDS", 0.1)
     real = decode_pool.Decoder._ask
 
-    def sleepy(self, number: Any, data: Any, size: Any) -> Any:
+    def sleepy(self: Any, number: Any, data: Any, size: Any) -> Any:
         if number == 3:
             os.kill(self._ensure().pid, signal.SIGSTOP)
         return real(self, number, data, size)
@@ -258,7 +260,7 @@ def test_a_decoder_that_is_killed_once_costs_no_picture(monkeypatch: pytest.Monk
     real = decode_pool.Decoder._ask
     killed: list[int] = []
 
-    def unlucky(self, number: Any, data: Any, size: Any) -> Any:
+    def unlucky(self: Any, number: Any, data: Any, size: Any) -> Any:
         if number == 3 and not killed:
             killed.append(number)
             os.kill(self._ensure().pid, signal.SIGKILL)
@@ -310,6 +312,7 @@ def test_class_folders_become_labels_and_flat_folders_have_none(
             picture(i + len(name) * (name == "dogs")).save(tree / name / f"{i}.png")
     images = open_images(volume, str(tree), 16)
     assert images.classes == ("cats", "dogs")
+    assert images.labels_N is not None
     assert images.labels_N.tolist() == [0, 0, 0, 1, 1, 1]
     assert open_images(volume, str(faces), 16).classes == ()
 
@@ -334,7 +337,7 @@ def test_an_archive_gives_the_same_pictures_as_its_folder(
     assert not list(volume.datasets.glob(".unpack-*"))
 
 
-def packed(path: Path, names: list[str], mode: str = "w:gz") -> Path:
+def packed(path: Path, names: list[str], mode: Literal["w", "w:gz", "w:xz", "w:bz2"] = "w:gz") -> Path:
     with tarfile.open(path, mode) as out:
         for i, name in enumerate(names):
             buffer = io.BytesIO()
@@ -351,6 +354,7 @@ def test_a_tar_of_the_current_folder_has_the_same_names_and_classes(volume: "Vol
     tree = packed(tmp_path / "tree.tgz", ["./cats/1.png", "./dogs/2.png"])
     images = open_images(volume, str(tree), 16)
     assert images.classes == ("cats", "dogs")
+    assert images.labels_N is not None
     assert images.labels_N.tolist() == [0, 1]
     assert check(tree).classes == {"cats": 1, "dogs": 1}
 
@@ -360,9 +364,11 @@ def test_the_one_folder_around_an_archive_is_no_class(volume: "Volume", tmp_path
     assert open_images(volume, str(archive), 16).classes == ("cats", "dogs")
 
 
-@pytest.mark.parametrize("mode", ["gz", "xz", "bz2"])
-def test_a_torn_archive_is_one_clear_line(mode: str, volume: "Volume", tmp_path: Path) -> None:
-    whole = packed(tmp_path / "whole", [f"{i}.png" for i in range(40)], f"w:{mode}").read_bytes()
+@pytest.mark.parametrize("mode", ["w:gz", "w:xz", "w:bz2"])
+def test_a_torn_archive_is_one_clear_line(
+    mode: Literal["w:gz", "w:xz", "w:bz2"], volume: "Volume", tmp_path: Path
+) -> None:
+    whole = packed(tmp_path / "whole", [f"{i}.png" for i in range(40)], mode).read_bytes()
     (tmp_path / "torn").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DatasetError):
         open_images(volume, str(tmp_path / "torn"), 16)
@@ -431,7 +437,7 @@ def test_a_link_that_takes_a_files_place_is_not_followed_out(faces: Path, tmp_pa
     picture(99).save(outside)
     (faces / "005.png").unlink()
     (faces / "005.png").symlink_to(outside)
-    with cache.open_reader(listing, faces) as reader, pytest.raises(cache.UnreadableError):
+    with open_reader(listing, faces) as reader, pytest.raises(UnreadableError):
         reader.read("005.png")
 
 
@@ -617,6 +623,8 @@ def test_a_cache_that_was_damaged_is_said_and_made_again(
     again = open_images(volume, str(tree), 16, damaged=heard.append)
     assert again.fingerprint == first.fingerprint
     assert np.array_equal(again.images_N3HW, pixels)
+    assert again.labels_N is not None
+    assert labels is not None
     assert np.array_equal(again.labels_N, labels)
     assert len(heard) == 2
     assert all(str(folder) in one and said in one for one in heard)
@@ -630,8 +638,12 @@ def test_a_cache_is_read_once_by_a_process_and_again_when_it_changed(
 ) -> None:
     fingerprint = open_images(volume, str(faces), 16).fingerprint
     read: list[int] = []
-    real = cache.read_checksums
-    monkeypatch.setattr(cache, "read_checksums", lambda *given: read.append(1) or real(*given))
+
+    def noted(*given: Any) -> Any:
+        read.append(1)
+        return read_checksums(*given)
+
+    monkeypatch.setattr(cache, "read_checksums", noted)
     assert open_cached(volume, fingerprint) is not None
     assert not read
     os.utime(volume.dataset(fingerprint) / "images.u8")

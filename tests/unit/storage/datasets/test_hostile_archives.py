@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import psutil
@@ -289,7 +289,9 @@ def test_a_zip_whose_reader_is_killed_loses_no_picture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["w:", "w:gz", "w:xz", "w:bz2"])
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_good_archives_of_every_kind_are_read_as_before(tmp_path: Path, mode: str, format: int) -> None:
+def test_good_archives_of_every_kind_are_read_as_before(
+    tmp_path: Path, mode: Literal["w:", "w:gz", "w:xz", "w:bz2"], format: int
+) -> None:
     names = ["./a.png", "sub/b.png", f"{'d' * 60}/{'n' * 60}.png"]
     if format != tarfile.USTAR_FORMAT:
         names += [f"{'d' * 200}/ä{'n' * 200}.png", "\udcff.png"]

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tarfile
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from results import result_files
 
-from jobs.context import GeneratedImage
+from jobs.context import GeneratedImage, Made
 from jobs.errors import DiskFullError, StorageError
 from jobs.generation import merge_shards
 from jobs.specs import GenerateSpec
@@ -96,7 +96,7 @@ def test_gathered_parts_are_the_bytes_of_one_that_was_not_split(
     monkeypatch.setattr(formats, "PICTURES_IN_A_TAR", 3)
     whole = write(tmp_path / "whole", format, range(10))
     whole.publish()
-    parts = []
+    parts: list[Iterable[Made]] = []
     for place, (first, end) in enumerate(pairwise(cuts)):
         facts = write(tmp_path / f"part{place}", format, range(first, end)).publish()
         parts.append(read_manifest(tmp_path / f"part{place}", facts["manifest_sha256"]))

@@ -38,9 +38,9 @@ def names(folder: Path) -> list[str]:
     return sorted(one.name for one in folder.iterdir())
 
 
-def writers(**contents: bytes) -> dict[str, Callable[[Path], None]]:
-    def writer(data: bytes) -> Callable[[Path], None]:
-        return lambda path: path.write_bytes(data) and None
+def writers(**contents: bytes) -> dict[str, Callable[[Path], object]]:
+    def writer(data: bytes) -> Callable[[Path], object]:
+        return lambda path: path.write_bytes(data)
 
     return {name.replace("_", "."): writer(data) for name, data in contents.items()}
 
@@ -381,7 +381,12 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-DAMAGE = {
+def replace_by_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "a flipped bit": lambda folder: flip(folder / "state"),
     "a short file": lambda folder: (folder / "state").write_bytes(b"wei"),
     "an empty file": lambda folder: (folder / "state").write_bytes(b""),
@@ -390,7 +395,7 @@ DAMAGE = {
     "an empty manifest": lambda folder: (folder / MANIFEST).write_bytes(b""),
     "a missing manifest": lambda folder: (folder / MANIFEST).unlink(),
     "a missing folder": lambda folder: shutil.rmtree(folder),
-    "a folder in the file's place": lambda folder: ((folder / "state").unlink(), (folder / "state").mkdir()),
+    "a folder in the file's place": lambda folder: replace_by_a_folder(folder / "state"),
 }
 
 

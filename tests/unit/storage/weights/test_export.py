@@ -36,7 +36,8 @@ def pictures(arch: Architecture, tensors: dict[str, Tensor], latents: Tensor) ->
     netg = arch.build_generator().eval()
     netg.load_state_dict({key[2:]: tensor for key, tensor in tensors.items() if key.startswith("G.")})
     with torch.inference_mode():
-        return netg(latents)
+        made: Tensor = netg(latents)
+        return made
 
 
 ARCHS = [

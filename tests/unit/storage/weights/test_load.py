@@ -47,7 +47,8 @@ class TutorialG(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.Gene(x)
+        made: Tensor = self.Gene(x)
+        return made
 
 
 class TutorialD(nn.Module):
@@ -70,7 +71,8 @@ class TutorialD(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.Discrim(x).flatten()
+        scores: Tensor = self.Discrim(x).flatten()
+        return scores
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_a_notification_is_what_celery_itself_would_have_sent(
     assert try_notify(settings, 7, "default", "") is True
     ours, celerys = (json.loads(one) for one in client.lrange(queue_key("default"), 0, -1))
 
-    def without_ids(message: dict) -> dict:
+    def without_ids(message: dict[str, Any]) -> dict[str, Any]:
         found = {**message, "headers": dict(message["headers"]), "properties": dict(message["properties"])}
         for part, names in (("headers", ("id", "root_id", "origin")), ("properties", ("reply_to",))):
             for name in names:

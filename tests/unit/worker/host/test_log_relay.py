@@ -148,7 +148,7 @@ def test_a_machine_that_starts_no_process_has_its_log_without_a_relay(
     def refuse(*_: object, **__: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(logs.subprocess, "Popen", refuse)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
     with logs.relayed(Settings.load({"GANQ_HOME": str(tmp_path)})):
         os.write(2, b"said all the same\n")
     assert "said all the same" in capfd.readouterr().err
@@ -162,7 +162,7 @@ def test_a_worker_of_several_shares_the_relay_of_its_parent(
     settings = Settings.load({"GANQ_HOME": str(tmp_path)})
     with logs.relayed(settings):
         outer = os.environ[logs.RELAY_ENV]
-        monkeypatch.setattr(logs.subprocess, "Popen", None)
+        monkeypatch.setattr(subprocess, "Popen", None)
         with logs.relayed(settings):
             assert os.environ[logs.RELAY_ENV] == outer
         monkeypatch.undo()

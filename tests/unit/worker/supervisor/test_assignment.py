@@ -173,7 +173,7 @@ def test_a_first_attempt_does_not_ask_for_checkpoints_that_it_cannot_have(
     assert not any("checkpoint" in statement for statement, _ in asked)
 
 
-def evaluation(source: int | None, **changes: Any) -> dict:
+def evaluation(source: int | None, **changes: Any) -> dict[str, Any]:
     return {"source": source, "path": None, "checkpoint": "best", "data": "/pictures", "size": 16, **changes}
 
 

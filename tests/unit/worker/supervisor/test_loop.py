@@ -30,7 +30,7 @@ def test_a_volume_that_has_gone_is_not_made_anew_for_the_next_job(tmp_path: Path
         assignment = {"job_id": 1, "attempt": 1, "kind": "train", "see_volume": True}
         runner.assignments.append(assignment)
         runner._run(assignment)
-        (answer,) = Channel(ours).receive()
+        (answer,) = Channel(ours).receive() or []
     assert answer["code"] == "VOLUME_UNAVAILABLE"
     assert "there are no jobs at" in answer["message"]
     assert not runner.assignments, "the failed assignment is removed"

@@ -241,8 +241,9 @@ def test_a_job_that_is_lost_again_and_again_waits_and_says_so(
         assert "(process" in (row.error_message or "")
         assert "times within 5 minutes" in (row.error_message or "")
         reported = queries.events(job)[-1]
+        assert reported.detail is not None
         assert (reported.type, reported.detail["pause_s"]) == ("lost", pause_s)
-        assert 0 < store.due_in() <= pause_s
+        assert 0 < (store.due_in() or 0) <= pause_s
         assert f"it waits {pause_s:.0f} s" in caplog.text
         caplog.clear()
         set_columns(database, job, not_before=None)

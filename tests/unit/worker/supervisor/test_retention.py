@@ -1,7 +1,7 @@
 """Retention of checkpoints."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
@@ -71,9 +71,12 @@ def test_of_the_folders_that_go_the_newest_outlives_its_row_for_a_stated_time(
 ) -> None:
     """A standby that lacks the last commits still has its row."""
     files, lease = Files(store, volume), running_job_factory()
-    going = Retention(
-        store, queries, lambda job_id, paths: [shutil.rmtree(volume.absolute(path)) for path in paths]
-    )
+
+    def delete(job_id: int, paths: Sequence[str]) -> None:
+        for path in paths:
+            shutil.rmtree(volume.absolute(path))
+
+    going = Retention(store, queries, delete)
     first = files.checkpoint(lease, 1, kind="resume")
     second = files.checkpoint(lease, 2, kind="resume")
     assert going.prune(lease) == [volume.relative(first)]
