@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import stack
-from benchmarks.in_process import LocalContext
+from benchmarks.in_process import VolumeContext
 from benchmarks.measure import Ratio, alternate, compare
 from benchmarks.neighbours import Watch
 from jobs.specs import TrainSpec
@@ -80,7 +80,7 @@ class Loop:
     def __init__(self, folder: Path, spec: TrainSpec) -> None:
         import jobs.training.train
 
-        self.training = jobs.training.train.Training(spec, LocalContext(folder))
+        self.training = jobs.training.train.Training(spec, VolumeContext(folder))
         self.begun = False
 
     def measure(self) -> dict[str, float]:

@@ -9,17 +9,18 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.context import CheckpointKind, Images, ImageSink, Part, Sample, Snapshot
+from jobs.context import CheckpointKind, Images, ImageSink, Sample, Snapshot
 from storage.datasets.cache import open_images
 from storage.results.codecs import write_png
 from storage.results.writer import ImageFiles
 from storage.volume.checkpoints import read_checkpoint, write_checkpoint
 from storage.volume.layout import Volume
+from tests.unit.jobs.local_context import LocalContext
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,43 +40,19 @@ class Pointer:
 
 
 @dataclass
-class LocalContext:
-    """One job in a folder; implements jobs.context.JobContext."""
+class VolumeContext(LocalContext):
+    """A job in a folder that keeps on disk what a queued job keeps, and little in memory."""
 
-    folder: Path
-    source: Pointer | None = None
+    checkpoint: Pointer | None = None
     source_volume: Path | None = None
-    job_id: int = 1
-    attempt: int = 1
-    records: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.volume = Volume(self.folder)
         self.volume.ensure()
         self.attempt_folder = self.volume.attempt(1, 1)
 
-    def stop_reason(self) -> str | None:
-        return None
-
-    def report(self, done: int, total: int, unit: str, **more: Any) -> None:
-        pass
-
-    def log(self, message: str) -> None:
-        pass
-
-    def metrics(self, record: Mapping[str, float | int | str | None]) -> None:
-        self.records.append(dict(record))
-
-    def images(self, data: str, size: int) -> Images:
+    def images(self, data: str, size: int, *, pin: str = "fingerprint") -> Images:
         return open_images(self.volume, data, size)
-
-    def event(self, type: str, **detail: Any) -> None:
-        pass
-
-    def resume(
-        self, restore: Callable[[Snapshot], None], *, whole_epoch: bool = False, step: int | None = None
-    ) -> Snapshot | None:
-        return None
 
     def save_checkpoint(
         self,
@@ -94,31 +71,19 @@ class LocalContext:
         shutil.rmtree(target, ignore_errors=True)
         write_checkpoint(target, state=state, generator=generator, meta=meta)
 
-    def is_saving(self) -> bool:
-        return False
-
-    def wait_for_save(self) -> None:
-        pass
-
     def save_sample(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
         folder = self.attempt_folder / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         write_png(folder / f"{name}.png", pixels_HW3)
 
     def model(self) -> Snapshot:
-        assert self.source is not None
+        assert self.checkpoint is not None
         assert self.source_volume is not None
-        return read_checkpoint(Volume(self.source_volume), self.source, "generator")
+        return read_checkpoint(Volume(self.source_volume), self.checkpoint, "generator")
 
     def model_sha256(self) -> str:
-        assert self.source is not None
-        return self.source.manifest_sha256
-
-    def models(self) -> Iterator[Snapshot]:
-        yield self.model()
-
-    def weights(self, path: str) -> "dict[str, Tensor]":
-        raise NotImplementedError
+        assert self.checkpoint is not None
+        return self.checkpoint.manifest_sha256
 
     def pictures(
         self,
@@ -129,12 +94,6 @@ class LocalContext:
         part: int | None = None,
     ) -> ImageSink:
         return ImageFiles(self.attempt_folder, format=format, quality=quality, total=total)
-
-    def parts(self) -> list[Part]:
-        return []
-
-    def scratch(self) -> Path:
-        return self.folder
 
 
 def loop_seconds(records: list[dict[str, Any]]) -> float:
@@ -157,7 +116,7 @@ def train(folder: str, spec: dict[str, Any]) -> dict[str, float]:
     from jobs.specs import TrainSpec
 
     began = time.perf_counter()
-    ctx = LocalContext(Path(folder))
+    ctx = VolumeContext(Path(folder))
     result = jobs.training.train.run(TrainSpec.from_json(spec), ctx)
     whole_s = time.perf_counter() - began
     return {"images": result["images"], "loop_s": loop_seconds(ctx.records), "whole_s": whole_s}
@@ -174,7 +133,7 @@ def generate(
     from jobs.specs import GenerateSpec
 
     began = time.perf_counter()
-    ctx = LocalContext(Path(folder), Pointer(**source), Path(source_volume))
+    ctx = VolumeContext(Path(folder), checkpoint=Pointer(**source), source_volume=Path(source_volume))
     result = jobs.generation.generate.run(GenerateSpec.from_json(spec), ctx)
     return {"images": result["image_count"], "whole_s": time.perf_counter() - began}
 

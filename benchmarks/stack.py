@@ -164,7 +164,7 @@ class Queue:
             will_notify=True,
             shards=[(part.to_json(), part.pictures) for part in spec.split()],
         )
-        for one in (self.queries.shards(job.id) if job.blockers else []) or [job]:
+        for one in (self.queries.parts(job.id) if job.blockers else []) or [job]:
             if not try_notify(self.settings, one.id, one.queue, self.database.installation):
                 self.store.not_notified(one.id)
         return job

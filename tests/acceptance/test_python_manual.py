@@ -3,6 +3,7 @@
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,14 +22,14 @@ def test_the_examples_of_the_manual_run_and_the_generator_gives_the_jobs_pixels(
     ganq.start_worker()
     examples = EXAMPLE.findall(PAGE.read_text())
     assert len(examples) >= 10
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     for example in examples:
         code = compile(example, str(PAGE), "exec")
         exec(code, names)
-    by_job = np.stack([image.to_numpy() for image in names["first"].images()])  # type: ignore[attr-defined]
+    by_job = np.stack([image.to_numpy() for image in names["first"].images()])
     assert np.array_equal(names["batch"], by_job)
-    assert names["images"].shape == (4, 3, 16, 16)  # type: ignore[attr-defined]
-    assert names["picture"].size == (16, 16)  # type: ignore[attr-defined]
+    assert names["images"].shape == (4, 3, 16, 16)
+    assert names["picture"].size == (16, 16)
     path = tmp_path / "home" / "volume"
     assert names["data"] in {file.read_bytes() for file in path.glob("jobs/*/a1/images/*.png")}
-    names["client"].close()  # type: ignore[attr-defined]
+    names["client"].close()

@@ -4,6 +4,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,9 +15,16 @@ from jobs.errors import InvalidTransitionError, JobError, JobNotFoundError, Spec
 from jobs.recipes import DEFAULT_RECIPE
 from jobs.specs import GenerateSpec, TrainSpec
 
+if TYPE_CHECKING:
+    from unit.conftest import Ganq
+
+    from storage.db.rows import Lease
+    from storage.db.store import JobStore
+    from storage.settings import Settings
+
 
 @pytest.fixture
-def client(settings_env):
+def client(settings_env: dict[str, str]) -> Iterator[ganq.Client]:
     with ganq.connect() as client:
         yield client
 
@@ -22,7 +32,7 @@ def client(settings_env):
 # --- the package ----------------------------------------------------------------------------------
 
 
-def test_all_holds_each_public_name_and_each_has_a_docstring():
+def test_all_holds_each_public_name_and_each_has_a_docstring() -> None:
     assert sorted(ganq._MODULES) == sorted(ganq.__all__) == ganq.__all__
     for name in ganq.__all__:
         thing = getattr(ganq, name)
@@ -32,13 +42,15 @@ def test_all_holds_each_public_name_and_each_has_a_docstring():
                 assert value.__doc__, f"{name}.{member}"
 
 
-def loaded_after(code):
+def loaded_after(code: Any) -> Any:
     program = f"{code}\nimport sys\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return {name.split(".")[0] for name in done.stdout.split()}
 
 
-def test_the_import_loads_nothing_heavy_and_submitting_no_torch(settings_env, pictures):
+def test_the_import_loads_nothing_heavy_and_submitting_no_torch(
+    settings_env: dict[str, str], pictures: Path
+) -> None:
     heavy = {"torch", "celery", "sqlalchemy", "redis", "numpy", "pydantic", "PIL", "click"}
     assert loaded_after("import ganq").isdisjoint(heavy)
     assert loaded_after("import ganq; ganq.connect()").isdisjoint(heavy)
@@ -46,20 +58,20 @@ def test_the_import_loads_nothing_heavy_and_submitting_no_torch(settings_env, pi
     assert submitted.isdisjoint({"torch", "click", "rich"})
 
 
-def seconds_to_import(module):
+def seconds_to_import(module: Any) -> Any:
     program = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
-def test_the_import_takes_at_most_as_long_as_that_of_sqlalchemy():
+def test_the_import_takes_at_most_as_long_as_that_of_sqlalchemy() -> None:
     ours = min(seconds_to_import("ganq") for _ in range(3))
     assert ours <= 1.3 * min(seconds_to_import("sqlalchemy") for _ in range(3))
 
 
 def test_without_a_job_table_a_submission_creates_it_and_a_question_says_what_to_do(
-    tmp_path, monkeypatch, pictures
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path
+) -> None:
     monkeypatch.setenv("GANQ_HOME", str(tmp_path / "new"))
     monkeypatch.setenv("GANQ_REDIS_URL", "redis://127.0.0.1:1/0")
     with ganq.connect() as client:
@@ -72,7 +84,9 @@ def test_without_a_job_table_a_submission_creates_it_and_a_question_says_what_to
 # --- submit -----------------------------------------------------------------------------------
 
 
-def test_a_training_equals_that_of_the_command_line(client, ganq, pictures):
+def test_a_training_equals_that_of_the_command_line(
+    client: ganq.Client, ganq: "Ganq", pictures: Path
+) -> None:
     ganq("submit", "train", "--data", pictures, "--lr-g", "1e-3", "--augment", "none", "--name", "a")
     job = client.train(data=pictures, lr_g=1e-3, augment="none", name="b", time_limit="2h", hold=True)
     typed = client.job("a")
@@ -82,7 +96,9 @@ def test_a_training_equals_that_of_the_command_line(client, ganq, pictures):
     assert job._row.priority == typed._row.priority
 
 
-def test_a_spec_is_submitted_as_it_is(client, trained, pictures):
+def test_a_spec_is_submitted_as_it_is(
+    client: ganq.Client, trained: Callable[..., int], pictures: Path
+) -> None:
     spec = TrainSpec.create(data=str(pictures), recipe="sngan", epochs=3)
     assert client.submit(spec).spec == spec.to_json()
     drawn = GenerateSpec.create(source=trained(), seeds=((0, 3), (7, 7)), format="webp")
@@ -90,23 +106,25 @@ def test_a_spec_is_submitted_as_it_is(client, trained, pictures):
 
 
 @pytest.mark.parametrize("seeds", ["0-3,7", [(0, 3), 7], [[0, 3], [7, 7]]])
-def test_seeds_have_several_forms(client, trained, seeds):
+def test_seeds_have_several_forms(client: ganq.Client, trained: Callable[..., int], seeds: Any) -> None:
     assert client.generate(trained(), seeds=seeds).spec["seeds"] == [[0, 3], [7, 7]]
 
 
-def test_a_range_of_seeds_and_a_number_for_a_checkpoint(client, trained):
+def test_a_range_of_seeds_and_a_number_for_a_checkpoint(
+    client: ganq.Client, trained: Callable[..., int]
+) -> None:
     job = client.generate(trained(), seeds=range(4), checkpoint=4)
     assert (job.spec["seeds"], job.spec["checkpoint"]) == ([[0, 3]], "4")
 
 
-def test_an_unknown_option_names_the_nearest(client, pictures):
+def test_an_unknown_option_names_the_nearest(client: ganq.Client, pictures: Path) -> None:
     with pytest.raises(SpecError, match="no option 'epoch'") as caught:
         client.train(data=pictures, epoch=3)
-    assert "epochs" in caught.value.hint
+    assert "epochs" in (caught.value.hint or "")
     assert "time_limit" in _hint(client, pictures, time_limits=3)
 
 
-def _hint(client, pictures, **options):
+def _hint(client: ganq.Client, pictures: Any, **options: Any) -> Any:
     with pytest.raises(SpecError) as caught:
         client.train(data=pictures, **options)
     return caught.value.hint
@@ -126,25 +144,31 @@ def _hint(client, pictures, **options):
         {"reader": 9},
     ],
 )
-def test_a_wrong_value_is_refused_and_nothing_is_submitted(client, pictures, wrong):
+def test_a_wrong_value_is_refused_and_nothing_is_submitted(
+    client: ganq.Client, pictures: Path, wrong: Any
+) -> None:
     with pytest.raises(SpecError):
         client.train(data=pictures, **wrong)
     client.train(data=pictures)
     assert len(list(client.jobs())) == 1
 
 
-def test_a_submit_key_gives_one_job(client, pictures):
+def test_a_submit_key_gives_one_job(client: ganq.Client, pictures: Path) -> None:
     jobs = {client.train(data=pictures, submit_key="night").id for _ in range(3)}
     assert len(jobs) == 1
 
 
-def test_a_generation_waits_for_its_training_and_for_those_of_after(client, pictures):
+def test_a_generation_waits_for_its_training_and_for_those_of_after(
+    client: ganq.Client, pictures: Path
+) -> None:
     training, other = client.train(data=pictures), client.train(data=pictures, seed=1)
     job = client.generate(training, count=4, after=other)
     assert job.status == f"waiting on {training.id}, {other.id}"
 
 
-def test_a_training_continues_and_fine_tunes_other_jobs(client, trained, pictures):
+def test_a_training_continues_and_fine_tunes_other_jobs(
+    client: ganq.Client, trained: Callable[..., int], pictures: Path
+) -> None:
     first = client.train(data=pictures, epochs=2)
     more = client.train(continue_from=first, epochs=4)
     assert (more.spec["continue_from"], more.spec["epochs"]) == (first.id, 4)
@@ -152,7 +176,7 @@ def test_a_training_continues_and_fine_tunes_other_jobs(client, trained, picture
     assert tuned.spec["init_from"] == first.id
 
 
-def test_a_sweep_is_one_transaction_with_names(client, pictures):
+def test_a_sweep_is_one_transaction_with_names(client: ganq.Client, pictures: Path) -> None:
     sweep = client.sweep("train", {"lr_g": [1e-4, 2e-4], "seed": range(2)}, data=pictures, name="rates")
     assert [job.name for job in sweep.jobs] == [
         f"rates-lr-g-{rate}-seed-{seed}" for rate in (0.0001, 0.0002) for seed in (0, 1)
@@ -164,12 +188,12 @@ def test_a_sweep_is_one_transaction_with_names(client, pictures):
     "over",
     [{}, {"seed": []}, {"seed": [1, 1]}, {"seeds": ["0-3"]}, {"sead": [1]}, {"seed": 3}, {"batch": [4]}],
 )
-def test_a_sweep_that_cannot_work_is_refused(client, pictures, over):
+def test_a_sweep_that_cannot_work_is_refused(client: ganq.Client, pictures: Path, over: Any) -> None:
     with pytest.raises(SpecError):
         client.sweep("train", over, data=pictures, batch=8)
 
 
-def test_notices_are_logged(client, pictures, caplog):
+def test_notices_are_logged(client: ganq.Client, pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
     client.train(data=pictures)
     assert "no worker is running" in caplog.text
     assert {record.name for record in caplog.records} == {"ganq"}
@@ -178,7 +202,7 @@ def test_notices_are_logged(client, pictures, caplog):
 # --- a job --------------------------------------------------------------------------------------
 
 
-def test_jobs_are_filtered(client, trained, pictures):
+def test_jobs_are_filtered(client: ganq.Client, trained: Callable[..., int], pictures: Path) -> None:
     done = trained(name="faces")
     queued = client.train(data=pictures, name="later")
     assert [job.id for job in client.jobs()] == [queued.id, done]
@@ -186,12 +210,13 @@ def test_jobs_are_filtered(client, trained, pictures):
     assert [job.id for job in client.jobs(state=["queued", "running"], kind="train")] == [queued.id]
     assert [job.id for job in client.jobs(name="ace", since="1d")] == [done]
     assert [job.id for job in client.jobs(limit=1)] == [queued.id]
-    for wrong in ({"state": "done"}, {"kind": "paint"}, {"since": "soon"}):
+    unknown: list[dict[str, Any]] = [{"state": "done"}, {"kind": "paint"}, {"since": "soon"}]
+    for wrong in unknown:
         with pytest.raises(SpecError):
             client.jobs(**wrong)
 
 
-def test_a_job_is_held_released_cancelled_kept_and_retried(client, pictures):
+def test_a_job_is_held_released_cancelled_kept_and_retried(client: ganq.Client, pictures: Path) -> None:
     job = client.train(data=pictures, name="faces")
     assert job.hold().status == "held"
     assert job.release().status == "queued"
@@ -208,7 +233,7 @@ def test_a_job_is_held_released_cancelled_kept_and_retried(client, pictures):
     assert [event.type for event in job.events()][:2] == ["submitted", "held"]
 
 
-def test_a_retry_takes_those_along_that_waited(client, pictures):
+def test_a_retry_takes_those_along_that_waited(client: ganq.Client, pictures: Path) -> None:
     training = client.train(data=pictures)
     waiting = client.generate(training, count=4)
     training.cancel()
@@ -217,7 +242,9 @@ def test_a_retry_takes_those_along_that_waited(client, pictures):
     assert (images._row.retry_of, images.spec["source"]) == (waiting.id, again.id)
 
 
-def test_wait_raises_the_error_of_the_job_by_its_class(client, store, running_job_factory):
+def test_wait_raises_the_error_of_the_job_by_its_class(
+    client: ganq.Client, store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     lease = running_job_factory()
     job = client.job(lease.job_id)
     store.fail(lease, TrainingDivergedError("the loss is not finite", hint="--lr-g 1e-4"))
@@ -226,7 +253,9 @@ def test_wait_raises_the_error_of_the_job_by_its_class(client, store, running_jo
     assert caught.value.hint == "--lr-g 1e-4"
 
 
-def test_wait_ends_after_its_timeout_and_when_the_job_ends(client, store, running_job_factory):
+def test_wait_ends_after_its_timeout_and_when_the_job_ends(
+    client: ganq.Client, store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
     lease = running_job_factory()
     job = client.job(lease.job_id)
     with pytest.raises(TimeoutError, match=f"job {job.id}"):
@@ -239,14 +268,19 @@ def test_wait_ends_after_its_timeout_and_when_the_job_ends(client, store, runnin
     other.join()
 
 
-def test_wait_outlasts_an_unavailable_job_table(client, store, running_job_factory, monkeypatch):
+def test_wait_outlasts_an_unavailable_job_table(
+    client: ganq.Client,
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from jobs.errors import DatabaseUnavailableError
     from storage.db.queries import Queries
 
     lease = running_job_factory()
     job, answer, calls = client.job(lease.job_id), Queries.get_many, []
 
-    def unavailable_twice(self, ids):
+    def unavailable_twice(self: Queries, ids: Any) -> Any:
         calls.append(ids)
         if len(calls) <= 2:
             raise DatabaseUnavailableError("away")
@@ -257,7 +291,13 @@ def test_wait_outlasts_an_unavailable_job_table(client, store, running_job_facto
     assert job.wait(20).state == "succeeded"
 
 
-def test_a_log_is_followed_to_its_end(client, store, running_job_factory, settings, monkeypatch):
+def test_a_log_is_followed_to_its_end(
+    client: ganq.Client,
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    settings: "Settings",
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from storage.volume.layout import Volume
 
     monkeypatch.setattr("ganq.logs.POLL_S", 0.02)
@@ -266,7 +306,7 @@ def test_a_log_is_followed_to_its_end(client, store, running_job_factory, settin
     folder.mkdir(parents=True)
     (folder / "log.txt").write_text("begun\nhalf a ")
 
-    def work():
+    def work() -> None:
         with open(folder / "log.txt", "a") as file:
             file.write("line\nlast words")
         store.succeed(lease, {})
@@ -279,7 +319,7 @@ def test_a_log_is_followed_to_its_end(client, store, running_job_factory, settin
     other.join()
 
 
-def test_what_a_job_lacks_is_said(client, trained, pictures):
+def test_what_a_job_lacks_is_said(client: ganq.Client, trained: Callable[..., int], pictures: Path) -> None:
     queued = client.train(data=pictures)
     with pytest.raises(ganq.GanqError, match="no published images"):
         queued.images()

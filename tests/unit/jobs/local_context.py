@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.context import CheckpointKind, GeneratedImage, Images, Made, Part, Sample, Snapshot
+from jobs.context import CheckpointKind, GeneratedImage, Images, ImageSink, Made, Part, Sample, Snapshot
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -204,7 +204,14 @@ class LocalContext:
     def parts(self) -> list[Part]:
         return []
 
-    def pictures(self, **about: Any) -> LocalSink:
+    def pictures(
+        self,
+        *,
+        format: str = "png",
+        quality: int | None = None,
+        total: int | None = None,
+        part: int | None = None,
+    ) -> ImageSink:
         return self.sink
 
     def scratch(self) -> Path:

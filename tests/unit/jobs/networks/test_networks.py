@@ -118,7 +118,9 @@ def test_the_layers_that_can_be_frozen_are_known_without_building_the_networks(a
 
 
 @pytest.mark.parametrize(("kind", "norm"), [("dcgan", "batch"), ("balanced", "spectral"), ("resnet", "none")])
-def test_a_grey_generator_makes_equal_channels_and_its_weights_are_those_of_any_other(kind, norm):
+def test_a_grey_generator_makes_equal_channels_and_its_weights_are_those_of_any_other(
+    kind: Arch, norm: NormD
+) -> None:
     arch = Architecture(size=16, nz=4, ngf=4, ndf=4, arch=kind, norm_d=norm, grey=True)
     assert Architecture.from_json(arch.to_json()) == arch
     assert "grey" not in replace(arch, grey=False).to_json()
