@@ -94,7 +94,7 @@ def test_succeeding_twice_is_recognised_as_done(
     assert event_types(database, lease.job_id).count("succeeded") == 1
 
 
-SETTLE: dict[str, tuple[Callable[[JobStore, Lease], Any], str]] = {
+SETTLE: "dict[str, tuple[Callable[[JobStore, Lease], Any], str]]" = {
     "succeed": (lambda store, lease: store.succeed(lease, {}), "succeeded"),
     "cancel_done": (lambda store, lease: store.cancel_done(lease), "cancelled"),
     "fail": (lambda store, lease: store.fail(lease, TrainingDivergedError("nan")), "failed"),
