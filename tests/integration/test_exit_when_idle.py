@@ -3,23 +3,24 @@
 import time
 
 import pytest
-from machine import Ganq, until
+from machine import Ganq, postgres_later, until
 
 pytestmark = pytest.mark.slow
 
 
+@postgres_later
 def test_a_worker_exits_with_0_when_no_job_was_claimable_for_so_long(
     ganq: Ganq, redis_url: str, small: list[str]
 ) -> None:
     first = ganq.json("submit", "train", *small, "--epochs", "1")["id"]
-    worker = ganq.start_worker(options=("--gpus", "none", "--exit-when-idle", "4"))
+    worker = ganq.start_worker(options=("--gpus", "none", "--exit-when-idle", "3"))
     until(lambda: ganq.peek(first)["state"] == "succeeded", what="the first job")
     second = ganq.json("submit", "train", *small, "--epochs", "1")["id"]  # it is not idle for that long
     until(lambda: ganq.peek(second)["state"] == "succeeded", what="the second job")
     ended = time.monotonic()
     assert worker.wait(60) == 0
-    assert time.monotonic() - ended >= 3.0
-    assert "no job for 4 s: this worker exits" in ganq.log()
+    assert time.monotonic() - ended >= 2.0
+    assert "no job for 3 s: this worker exits" in ganq.log()
     assert "does not end" not in ganq.log()
 
 

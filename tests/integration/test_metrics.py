@@ -19,8 +19,11 @@ import yaml
 from machine import Ganq, part, until
 from services import Redis, Server, free_port
 
+from jobs.errors import DiskFullError
+from jobs.states import JobState
 from storage.db.engine import Database
 from storage.db.rows import Job, Lease, WorkerIdentity
+from storage.db.store import JobStore
 from storage.settings import Settings
 from worker.supervisor.metrics import GpuCollector, PrometheusMetrics
 from worker.table_metrics import TableMetrics
@@ -116,7 +119,7 @@ def test_a_port_that_is_taken_costs_one_line_and_no_job(ganq: Ganq, redis_url: s
     assert ganq.log().count(f"no metrics: port {port} of 127.0.0.1 cannot be used") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.tier2
 @sqlite_only
 def test_clients_that_send_nothing_do_not_keep_others_from_scraping(ganq: Ganq, redis_url: str) -> None:
     port = free_port()
@@ -152,6 +155,51 @@ def test_a_resumed_training_counts_only_what_this_attempt_adds(
     for done in (1600, 1616, 1632):
         metrics.message(lease, {"op": "progress", "progress": {"done": done, "total": 9600}})
     assert metrics.registry.get_sample_value("ganq_images_total", {"phase": "train"}) == 48
+
+
+QUEUED, FAILED, CANCELLED = JobState.QUEUED, JobState.FAILED, JobState.CANCELLED
+
+
+@sqlite_only
+@pytest.mark.parametrize(
+    ("function", "answer", "outcome", "finished"),
+    [
+        ("fail", QUEUED, "retried", None),
+        ("fail", FAILED, "failed", ("failed", "DISK_FULL")),
+        ("fail", CANCELLED, "cancelled", ("cancelled", "")),
+        ("crashed", QUEUED, "crashed", None),
+        ("crashed", FAILED, "crashed", ("failed", "CRASH_LOOP")),
+        ("crashed", CANCELLED, "cancelled", ("cancelled", "")),
+        ("release", QUEUED, "requeued", None),
+        ("release", CANCELLED, "cancelled", ("cancelled", "")),
+        ("cancel_done", None, "cancelled", ("cancelled", "")),
+        ("succeed", None, "succeeded", ("succeeded", "")),
+    ],
+)
+def test_an_end_is_counted_by_outcome_and_code(
+    function: str,
+    answer: JobState | None,
+    outcome: str,
+    finished: tuple[str, str] | None,
+    running_job_factory: Callable[..., Lease],
+    worker_identity: WorkerIdentity,
+) -> None:
+    assert hasattr(JobStore, function), "the supervisor's commits have these names"
+    arguments: dict[str, Any] = {"fail": DiskFullError("no room"), "succeed": {"longest_stall_s": 0.02}}
+    metrics = PrometheusMetrics(worker_identity, "127.0.0.1", 1)
+    lease = running_job_factory()
+    metrics.begun(lease)
+    metrics.ended(lease, function, (lease, arguments.get(function, "why")), answer)
+    sample = metrics.registry.get_sample_value
+    assert sample("ganq_attempts_total", {"outcome": outcome}) == 1
+    text = prometheus_client.generate_latest(metrics.registry).decode()
+    counted = {labels for labels, number in values(text, "ganq_jobs_finished_total").items() if number}
+    if finished is None:
+        assert counted == set()
+    else:
+        state, code = finished
+        assert counted == {f'code="{code}",kind="train",outcome="{state}"'}
+    assert sample("ganq_training_stall_seconds_count") == (function == "succeed")
 
 
 def test_without_a_driver_there_is_no_gpu_metric_and_no_error() -> None:

@@ -16,7 +16,7 @@ from socketserver import ThreadingMixIn
 from typing import Any, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from jobs.errors import one_line
+from jobs.errors import GanqError, one_line
 from jobs.kinds import KINDS
 from jobs.states import JobState, Outcome
 from storage.db.rows import Lease, WorkerIdentity
@@ -184,23 +184,26 @@ class PrometheusMetrics(Metrics):
             self.wait.labels(job.kind, job.queue).observe(max(job.started_at - job.created_at, 0.0))
 
     def ended(self, lease: Lease, function: str, arguments: tuple[Any, ...], answer: Any) -> None:
-        job, code = lease.job, ""
+        job = lease.job
         self.run.labels(job.kind, job.queue).observe(lease.ran_s)
-        if function in ("_succeed", "cancel_done"):
-            state = JobState.SUCCEEDED if function == "_succeed" else JobState.CANCELLED
+        if isinstance(answer, JobState):
+            state = answer
         else:
-            state = JobState(answer)
-        if state is JobState.FAILED:
-            code = arguments[1].code if function == "fail" else "CRASH_LOOP"
+            state = JobState.CANCELLED if function == "cancel_done" else JobState.SUCCEEDED
+        if function == "crashed" and state is not JobState.CANCELLED:
+            outcome = Outcome.CRASHED
+        elif state is JobState.QUEUED:
+            outcome = Outcome.REQUEUED if function == "release" else Outcome.RETRIED
+        else:
+            outcome = Outcome(state)
+        self.attempts.labels(outcome).inc()
         if state is JobState.QUEUED:
-            self.attempts.labels(
-                {"fail": Outcome.RETRIED, "release": Outcome.REQUEUED}.get(function, "crashed")
-            ).inc()
             return
-        self.attempts.labels("crashed" if function == "crashed" and code else state).inc()
+        error = next((one for one in arguments if isinstance(one, GanqError)), None)
+        code = "" if state is not JobState.FAILED else error.code if error is not None else "CRASH_LOOP"
         self.finished.labels(job.kind, state, code).inc()
-        stall_s = arguments[1].get("longest_stall_s") if function == "_succeed" else None
-        if isinstance(stall_s, float | int):
+        result = next((one for one in arguments if isinstance(one, dict)), {})
+        if isinstance(stall_s := result.get("longest_stall_s"), float | int):
             self.stalls.observe(stall_s)
 
     def lease_lost(self) -> None:
