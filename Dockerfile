@@ -12,6 +12,8 @@ FROM libraries AS wheel
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ganq_entry.py ./
 COPY cli cli
+COPY ganq ganq
+COPY web web
 COPY worker worker
 COPY storage storage
 COPY jobs jobs
