@@ -34,6 +34,7 @@ def import_(netg: Path, netd: Path | None, name: str, as_json: bool) -> None:
     from cli.session import clean_up_on_sigterm, open_session
     from jobs.specs import check_name
     from storage.weights.import_job import import_weights
+    from worker.host.accounts import worker_uids
 
     clean_up_on_sigterm()
     check_name(name)
@@ -45,6 +46,7 @@ def import_(netg: Path, netd: Path | None, name: str, as_json: bool) -> None:
         netd=netd.absolute() if netd else None,
         name=name,
         user=session.settings.user,
+        readers=worker_uids(session.queries),
     )
     if as_json:
         output.print_json({"id": job.id, "name": job.name, "kind": job.kind, "spec": job.spec})

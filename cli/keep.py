@@ -1,5 +1,6 @@
 """`ganq keep` and `ganq rm`: which results stay on the volume, and which go now."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ def rm(jobs: Sequence[str], yes: bool, as_json: bool) -> int:
     Delete the results of ended JOBS: images, samples and checkpoints.
 
     The job stays in `ganq status` with its history and its log. A job that is kept, or that a queued or
-    running job needs, is refused. Decoded data sets go by `ganq gc --datasets`.
+    running job needs, is refused, as is a job of another user. Decoded data sets go by `ganq gc --datasets`.
     """
     from storage.gc.policy import Policy
     from storage.gc.sweep import Collector, alone
@@ -83,13 +84,18 @@ def rm(jobs: Sequence[str], yes: bool, as_json: bool) -> int:
 def _require_deletable(session: Session, job: "Job") -> None:
     """
     Raises:
-        InvalidTransitionError: the job has not ended, is kept, is a shard, or another job needs it.
+        InvalidTransitionError: the job is another user's, has not ended, is kept or a shard, or is needed.
     """
     from storage.gc.scan import needed_jobs
 
     if job.part_of is not None:
         raise InvalidTransitionError(
             f"job {job.id} is a shard of job {job.part_of}", hint=f"ganq rm {job.part_of}"
+        )
+    if job.user != session.settings.user:
+        raise InvalidTransitionError(
+            f"job {job.id} is a job of {job.user}, and rm deletes only your own",
+            hint=f"GANQ_USER={shlex.quote(job.user)} ganq rm {job.id}, if that is agreed with {job.user}",
         )
     if not job.state.terminal:
         raise InvalidTransitionError(

@@ -31,6 +31,7 @@ COMMANDS = (
     Entry("logs", "cli.logs:logs", "Print the log of a job.", WATCH),
     Entry("events", "cli.logs:events", "Print the history of a job.", WATCH),
     Entry("open", "cli.results:open_", "Open the results of a job.", WATCH),
+    Entry("download", "cli.download:download", "Copy the images of a job to a folder.", WATCH),
     Entry("report", "cli.report:report", "Write a job's page to one HTML file.", WATCH),
     Entry("compare", "cli.compare:compare", "Compare trainings and evaluations.", WATCH),
     Entry("workers", "cli.workers:workers", "List workers and their jobs.", WATCH),

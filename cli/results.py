@@ -50,6 +50,13 @@ def open_(job: str | None, print_only: bool, as_json: bool) -> int:
         return 0
     session = open_session()
     found = session.queries.find(job)
+    if found.kind == "train" and found.attempt > 1 and found.state.terminal:
+        from storage.results.attempts import gather_samples
+        from storage.volume.permissions import group_umask
+
+        volume = session.volume_of(found)  # jobs of an older ganq, of which each attempt has its own
+        with group_umask(volume.root):
+            gather_samples(volume, found.id, found.attempt)
     paths = result_paths(session, found)
     path = next((paths[n] for n in ("copy", "images", "grids", "samples", "folder") if n in paths), None)
     missing = path is None or not path.exists()

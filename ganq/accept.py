@@ -83,8 +83,12 @@ def accept_job(
 
     Raises:
         JobNotFoundError, SpecError: a job of --after does not exist or has failed.
+        DatasetError: the workers may not read the data set, as far as this machine can tell.
     """
+    from worker.host.accounts import require_readable_data
+
     named = prerequisites(session, request)
+    require_readable_data(session.queries, spec.to_json())
     known = session.queries.by_submit_key(request.submit_key) if request.submit_key else None
     job = session.store.submit(
         **common_columns(session, spec, request),
@@ -120,6 +124,7 @@ def accept_sweep(
     from ganq.sweep import job_names
     from storage.db.store.sweeps import sweep_id
     from worker.celery_bridge.notify_job import MOST_NOTIFIED
+    from worker.host.accounts import require_readable_data
 
     if any(spec.split() for spec in specs):
         raise SpecError(
@@ -130,6 +135,8 @@ def accept_sweep(
     known = request.submit_key is not None and any(
         session.queries.counts(sweep=sweep_id(submit_key)).values()
     )
+    for each in {str(spec.to_json().get("data") or ""): spec for spec in specs}.values():
+        require_readable_data(session.queries, each.to_json())
     sweep = session.store.submit_sweep(
         [spec.to_json() for spec in specs],
         **common_columns(session, specs[0], request),

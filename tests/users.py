@@ -15,6 +15,14 @@ HIDEPID = ("unshare", "--mount", "sh", "-c", 'mount -t proc -o hidepid=2 proc /p
 """A command that runs another one where /proc hides the processes of other users, as hardened machines do."""
 
 
+def account(uid: int, group: int) -> tuple[str, ...]:
+    """A command that runs another one as this user, a member of this group, without any capability."""
+    return (
+        *("setpriv", "--reuid", str(uid), "--regid", str(uid), "--groups", str(group)),
+        *("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all"),
+    )
+
+
 def user(uid: int) -> tuple[str, ...]:
     """A command that runs another one as this user."""
     return (

@@ -1,84 +1,15 @@
-"""
-The metrics of a run as columns: read from metrics.jsonl of all its attempts, a tail at a time.
+"""The metrics of a run as columns."""
 
-An attempt resumes from a checkpoint, and a run that diverged returns to one. Lines whose step is repeated
-later are dropped, because the run has discarded those steps.
-"""
-
-import json
-import threading
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from storage.db.rows import Job
+from storage.results.attempts import Metrics
 from storage.volume.layout import Volume
 from web.site import Site
 
-METRICS = "metrics.jsonl"
-LONGEST_LINE = 1 << 20
 MOST_POINTS = 4000
 ABOUT = ("step", "epoch", "images", "key", "note")
 """Keys of a line that are not curves."""
-
-
-@dataclass
-class Tail:
-    """One metrics.jsonl, of which new lines are read incrementally."""
-
-    path: Path
-    offset: int = 0
-    lines: list[dict[str, Any]] = field(default_factory=list)
-
-    def read(self) -> None:
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self.offset)
-                for line in file:
-                    if not line.endswith(b"\n"):  # being written
-                        return
-                    self.offset += len(line)
-                    if len(line) <= LONGEST_LINE and (found := _parsed(line)) is not None:
-                        self.lines.append(found)
-        except OSError:  # none yet, or the volume is away: the page says so
-            return
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict) or not isinstance(found.get("step"), int):
-        return None
-    return found
-
-
-@dataclass
-class Metrics:
-    """All lines of one run, oldest first."""
-
-    tails: dict[int, Tail] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def read(self, volume: Volume, job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Return (lines of the training, lines of the evaluations)."""
-        with self.lock:
-            training: list[dict[str, Any]] = []
-            measured: list[dict[str, Any]] = []
-            for number in range(1, job.attempt + 1):
-                path = volume.attempt(job.id, number) / METRICS
-                tail = self.tails.setdefault(number, Tail(path))
-                tail.read()
-                for line in tail.lines:
-                    _append(measured if "metric" in line else training, line)
-            return training, measured
-
-
-def _append(lines: list[dict[str, Any]], line: dict[str, Any]) -> None:
-    while lines and lines[-1]["step"] >= line["step"]:
-        lines.pop()
-    lines.append(line)
 
 
 def metrics_of(site: Site, job: Job) -> Metrics:
@@ -93,7 +24,7 @@ def columns(volume: Volume, job: Job, metrics: Metrics, points: int = MOST_POINT
     Args:
         points: at most so many; more lines are averaged in groups.
     """
-    training, measured = metrics.read(volume, job)
+    training, measured = metrics.read(volume, job.id, job.attempt)
     per_epoch = images_per_epoch(job, training)
     hours: list[float] = []
     before, spent = 0.0, 0.0

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from jobs.errors import GanqError, NotFoundError
 from storage.db.rows import Job
+from storage.results.attempts import Metrics
 from web import curves, html, sheets
 from web.gallery import gallery_facts, has_scores
 from web.manifest import index_of
@@ -50,7 +51,7 @@ def _training(site: Site, job: Job) -> bytes:
     run["samples"] = [{"epoch": one.epoch, "url": one.url(job.id), "at": one.at} for one in kept]
     data = {
         "facts": {"run": run, "with": []},
-        "curves": curves.columns(site.volume, job, curves.Metrics(), 1500),
+        "curves": curves.columns(site.volume, job, Metrics(), 1500),
         "images": images,
     }
     left_out = len(drawn) - len(kept)

@@ -33,11 +33,12 @@ UNINFORMATIVE_KID = 1
 """Faces with hardly visible noise have 0.86, black squares 1.80: docs/quality.md."""
 SECTION_PRIORITY = ("log", "evaluation", "checkpoints", "events", "attempts", "results", "options")
 """Sections of the page in the order in which they are dropped last on a small screen."""
+MANIFEST = "manifest.jsonl"
 ATOMIC = ("checkpoints", "samples", "metrics.jsonl")
 OUTCOMES = {"requeued": "stopped and requeued", "yielded": "preempted", "lost": "worker lost"}
 """Texts for the outcomes of attempts."""
 TITLES = {"attempts": "attempts (one for each time the job was started)"}
-PUBLISHED = ("grids", "manifest.jsonl", "neighbours.png", "evaluation.json")
+PUBLISHED = ("grids", MANIFEST, "neighbours.png", "evaluation.json")
 
 
 def lines(session: Session, job_id: int, *, rows: int | None = None, full: bool = False) -> list[str]:
@@ -135,9 +136,13 @@ def result_paths(session: Session, job: Job) -> dict[str, Path]:
         names |= {"images": images if isinstance(images, str) else "images"}
         names |= {Path(name).stem: name for name in PUBLISHED}
     found |= {what: folder / name for what, name in names.items() if (folder / name).exists()}
+    if "samples" in found and (of_all := session.volume.samples(job.id)).exists():
+        found["samples"] = of_all
     out = job.spec.get("out")
-    if out and job.state is JobState.SUCCEEDED and (job.result or {}).get("out") and Path(out).is_dir():
-        found["copy"] = Path(out)
+    result = job.result or {}
+    if out is not None and job.state is JobState.SUCCEEDED and Path(out).is_dir():  # noqa: SIM102
+        if result.get("out") or ("out_pending" in result and Path(out, MANIFEST).exists()):
+            found["copy"] = Path(out)
     return found
 
 
@@ -180,6 +185,10 @@ def _summary(session: Session, job: Job, context: job_text.StatusContext) -> Ite
             )
     if failed := (job.result or {}).get("out_error"):
         yield "not copied", f"{failed} (the images are on the volume: ganq open {job.id})"
+    pending = (job.result or {}).get("out_pending")
+    if pending and "deleted_at" not in (job.result or {}) and not Path(pending, MANIFEST).exists():
+        yield "not copied", f"to {pending}: the worker runs as another account"
+        yield "", f"→ ganq download {job.id}"
     share, progress = job_text.fraction(job), job_text.progress(job)
     if progress:
         how_far = f" {share:.0%}" if share and not job.state.terminal else ""
@@ -216,6 +225,8 @@ def _summary(session: Session, job: Job, context: job_text.StatusContext) -> Ite
         yield "bit-exact", _bit_exact(job)
     if warning := (job.result or {}).get("warning"):
         yield "warning", str(warning)
+    if job.kind == "train" and (getting_better := _verdict(session, job)):
+        yield "verdict", getting_better
     if measured := _metric(session, job):
         yield "metric", measured
     if stopped := (job.result or {}).get("stopped"):
@@ -300,6 +311,27 @@ def _data(session: Session, job: Job) -> Iterator[tuple[str, str]]:
                 yield "", line
 
 
+def _verdict(session: Session, job: Job) -> str | None:
+    """Return whether a training gets better, in a word."""
+    from storage.results.attempts import Metrics
+    from storage.status.verdict import verdict
+
+    if job.attempt == 0:
+        return None
+    evaluations: list[dict[str, Any]] = []
+    with suppress(VolumeError):
+        evaluations = Metrics().read(session.volume_of(job), job.id, job.attempt)[1]
+    reasons: dict[str, str | None] = {"diverged": None, "collapsed": None}
+    for event in session.queries.events(job.id):
+        if event.type in reasons:
+            reasons[event.type] = str((event.detail or {}).get("reason") or "see ganq events")
+        elif event.type == "rolled_back":  # it has gone back to before that
+            reasons = dict.fromkeys(reasons)
+    if job.error_code in ("NAN_LOSS", "COLLAPSED"):
+        reasons["diverged" if job.error_code == "NAN_LOSS" else "collapsed"] = job.error_message
+    return verdict(evaluations, spec=job.spec, **reasons)
+
+
 def _metric(session: Session, job: Job) -> str | None:
     """Describe the metric of the best checkpoint, with the real-vs-real baseline."""
     measured = [each for each in session.queries.checkpoints(job.id) if each.metric is not None]
@@ -376,8 +408,6 @@ def _results(session: Session, job: Job) -> Iterator[str]:
     yield from _aligned((name, str(path)) for name, path in paths.items())
     if "deleted_at" not in (job.result or {}):
         yield f"ganq open {job.id}"
-    if job.attempt > 1:
-        yield f"files of earlier attempts: {paths['folder'].parent}"
 
 
 def _events(session: Session, job: Job) -> Iterator[str]:

@@ -34,7 +34,8 @@ def print_pictures(session: Session, job: Job) -> None:
         return
     from rich.console import Console
 
-    from web.curves import Metrics, columns
+    from storage.results.attempts import Metrics
+    from web.curves import columns
     from web.samples import newest_grid
 
     try:

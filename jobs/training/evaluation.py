@@ -77,6 +77,8 @@ def plan(spec: TrainSpec, image_count: int, train_flops: float, generate_flops: 
     """
     Plan evaluations that take at most SHARE of the run's computation, at epochs that are saved.
 
+    A run so short that a single evaluation takes more is evaluated at its end.
+
     Args:
         image_count: images in the data set.
         train_flops: of training on one image.
@@ -93,8 +95,8 @@ def plan(spec: TrainSpec, image_count: int, train_flops: float, generate_flops: 
     if spec.eval_every:
         return Plan(spec.eval_every, count)
     times = int(budget / max(count, 1)) - 1
-    if times < 1:
-        return Plan(0, count)
+    if times < 1:  # at the end only
+        return Plan(spec.epochs, count if spec.eval_samples else min(count, MIN_SAMPLES))
     saves = -(-spec.epochs // (times * spec.save_every))
     return Plan(max(1, saves) * spec.save_every, count)
 
@@ -141,11 +143,6 @@ class Evaluations:
         self._real: ImageSet | None = None
         self._missing: str | None = None
         """Why there is no metric."""
-        if self.plan.every == 0 and spec.metric != "none":
-            self._skip(
-                f"the run is so short that one evaluation would take more than {SHARE:.0%} of it "
-                "(--eval-every 1 overrides this)"
-            )
 
     @property
     def _metric(self) -> Metric:

@@ -91,8 +91,11 @@ def explained(exc: DBAPIError, url: str, *, had_tables: bool) -> Exception:
             hint="restore it, or grant USAGE on its schema; to begin with no jobs, stop the workers first",
         )
     if sqlstate == "42501":
+        changes = not str(exc.statement or "").lstrip().upper().startswith("SELECT") or "FOR UPDATE" in str(
+            exc.statement
+        )
         return DatabaseUnavailableError(
-            f"the database does not allow this user to use the job table: {said} ({shown})",
+            f"this database role may not {'change' if changes else 'read'} jobs: {said} ({shown})",
             hint="grant the user of GANQ_DATABASE_URL all rights on ganq's tables and sequences",
         )
     if "is not a database" in said or "malformed" in said:

@@ -455,6 +455,12 @@ class Queries:
         query = select(worker, (utcnow() - worker.c.seen_at).label("silent_s")).order_by(worker.c.name)
         return self.database.read(lambda conn: [WorkerRow.from_row(row) for row in conn.execute(query)])
 
+    def submitter_uid(self, job_id: int) -> int | None:
+        """Return the account that has submitted a job with --out; None if an older ganq did."""
+        query = select(event.c.detail).where(event.c.job_id == job_id, event.c.type == "submitted")
+        details = self.database.read(lambda conn: conn.execute(query).scalars().all())
+        return next((one["uid"] for one in details if one and isinstance(one.get("uid"), int)), None)
+
     def live(self) -> list[LiveJobs]:
         """Count the jobs that have not ended, by state, kind and queue."""
         can_start = text(CLAIMABLE)

@@ -25,6 +25,7 @@ RESULTS = re.compile(rf"{PUBLISHED.pattern}|{CHECKPOINTS}|{SAMPLES}")
 ROOT_TEMPS = re.compile(r"\.(?:probe|doctor)-[0-9a-f]+")
 JOB_TEMPS = re.compile(r"\.import-[0-9a-f]+(?:\.tmp-[0-9a-f]+)?")
 DATASET_TEMPS = re.compile(r"\.unpack-.+|[0-9a-f]{64}\.tmp-(?:old-)?[0-9a-f]+")
+JOB_LINK_TEMPS = re.compile(rf"\.{SAMPLES}-[0-9a-f]{{8}}")
 LINK_TEMPS = re.compile(r"\..+-[0-9a-f]{8}")
 LINK_TARGET = re.compile(r"(?:\.\./)?jobs/\d{6,}/a\d+")
 """Target of ganq's own links in latest/; other links belong to users."""
@@ -123,6 +124,8 @@ def leftovers(job: JobFacts, seen: JobSeen, policy: Policy) -> Found:
         for one in seen.attempts:
             for name in filter(RESULTS.fullmatch, one.names):
                 yield f"{seen.folder}/a{one.number}/{name}", Reason.UNPUBLISHED
+    if job.results_deleted:
+        yield from _samples_link(seen)
     needed = _may_resume_unregistered(job, seen)
     for one in seen.attempts:
         age = _age(job, one.number)
@@ -187,7 +190,7 @@ def _of_attempt(job: JobFacts, seen: AttemptSeen, folder: str, *, needed: bool) 
 def _temporary(name: str) -> Reason | None:
     if TRASHED.fullmatch(name):
         return Reason.TRASH
-    return Reason.UNFINISHED if TEMP.fullmatch(name) else None
+    return Reason.UNFINISHED if TEMP.fullmatch(name) or JOB_LINK_TEMPS.fullmatch(name) else None
 
 
 def results(job: JobFacts, seen: JobSeen, policy: Policy) -> Found:
@@ -200,6 +203,13 @@ def results(job: JobFacts, seen: JobSeen, policy: Policy) -> Found:
             for name in one.names:
                 if RESULTS.fullmatch(name):
                     yield f"{seen.folder}/a{one.number}/{name}", Reason.RESULTS
+    yield from _samples_link(seen)
+
+
+def _samples_link(seen: JobSeen) -> Found:
+    """Yield the link to the samples of all attempts, which goes with them."""
+    if SAMPLES in seen.names:
+        yield f"{seen.folder}/{SAMPLES}", Reason.RESULTS
 
 
 def old_enough(job: JobFacts, age_s: float) -> bool:

@@ -99,9 +99,12 @@ def _save(tensors: "Mapping[str, Tensor]", path: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    path.touch()  # the umask decides who may read it; safetensors alone makes files for their owner only
+    mode = path.stat().st_mode
     try:
         # safetensors takes plain memory only; a run hands over its weights in its own layout.
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        path.chmod(mode & 0o777)
     except SafetensorError as exc:
         said = re.search(r"\(os error (\d+)\)", str(exc))
         if said is None:

@@ -23,6 +23,7 @@ from typing import IO, Any, NoReturn, TypeVar
 
 from jobs.errors import CheckpointCorruptError, DiskFullError, StorageError, VolumeError
 from jobs.failpoints import failpoint
+from storage.volume.permissions import SHARE_HINT, denied
 
 MANIFEST = "MANIFEST.json"
 TEMP_MARK = ".tmp-"
@@ -52,9 +53,10 @@ def raise_storage_error(exc: OSError, path: Path, *, needed: int | None = None) 
     if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         raise _disk_full(folder, needed) from exc
     if exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        hint = "mount it for writing" if exc.errno == errno.EROFS else SHARE_HINT
         raise VolumeError(
             f"cannot write at {folder}: {os.strerror(exc.errno or 0).lower()}",
-            hint="make it writable for this user, or point GANQ_VOLUME at another place",
+            hint=f"{hint}; or point GANQ_VOLUME at another place",
         ) from exc
     error = StorageError if exc.errno in PERMANENT else VolumeError
     raise error(f"{folder}: {(exc.strerror or str(exc)).lower()}", hint="see ganq doctor") from exc
@@ -309,6 +311,7 @@ def read_verified(folder: Path, name: str, manifest_sha256: str) -> bytes:
 
     Raises:
         CheckpointCorruptError: it is missing, incomplete, or changed since it was registered.
+        StorageError: this account may not read it.
     """
 
     def corrupt(what: str) -> CheckpointCorruptError:
@@ -327,6 +330,8 @@ def read_verified(folder: Path, name: str, manifest_sha256: str) -> bytes:
         if name not in listed:
             raise corrupt(f"its manifest does not list {name}")
         data = _read(folder / name)
+    except PermissionError as exc:
+        raise StorageError(denied(folder / name), hint=SHARE_HINT) from exc
     except OSError as exc:
         raise corrupt((exc.strerror or str(exc)).lower()) from exc
     if hashlib.sha256(data).hexdigest() != listed[name]:

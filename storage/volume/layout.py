@@ -2,6 +2,7 @@
 Layout of the shared volume. Paths are made from ids only, never from names.
 
     <volume>/jobs/000012/spec.json
+    <volume>/jobs/000012/samples                      link to the sample grids of all attempts (training)
     <volume>/jobs/000012/a1/checkpoints/epoch-0005/   samples/   images/   grids/   metrics.jsonl   log.txt
     <volume>/datasets/<fingerprint>/images.u8  index.json  report.json
     <volume>/latest/<name, or kind>                   links to the newest attempt, for a file manager
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from jobs.errors import VolumeError
 from storage.volume.durable import make_folder, raise_storage_error
+from storage.volume.permissions import group_umask
 
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
@@ -36,6 +38,10 @@ class Volume:
     @property
     def jobs(self) -> Path:
         return self.root / "jobs"
+
+    def samples(self, job_id: int) -> Path:
+        """Return the link to the folder with the sample grids of all attempts of a training."""
+        return self.job(job_id) / "samples"
 
     def checkpoints(self, job_id: int, attempt: int) -> Path:
         return self.attempt(job_id, attempt) / "checkpoints"
@@ -87,8 +93,9 @@ class Volume:
                 f"there are no jobs at {self.root}, but the job table has jobs with files",
                 hint=f"mount the volume, or set GANQ_VOLUME; if the files are lost: mkdir -p {self.jobs}",
             )
-        for folder in (self.jobs, self.datasets, self.latest):
-            make_folder(folder)
+        with group_umask(self.root):
+            for folder in (self.jobs, self.datasets, self.latest):
+                make_folder(folder)
         probe = self.root / f".probe-{secrets.token_hex(4)}"
         try:
             probe.touch()
@@ -98,16 +105,21 @@ class Volume:
 
     def point_latest(self, label: str, target: Path) -> None:
         """Link <volume>/latest/<label> to a result, if that is possible."""
-        link, path = self.latest / label, f"../{self.relative(target)}"
+        self.point(self.latest / label, target)
+
+    def point(self, link: Path, target: Path) -> None:
+        """Link a path of the volume to another, if that is possible; replace an older link."""
+        path = os.path.relpath(target, link.parent)
         with suppress(OSError):
             try:
                 link.symlink_to(path)
                 return
             except FileNotFoundError:
-                self.latest.mkdir(exist_ok=True)
+                link.parent.mkdir(exist_ok=True)
             except FileExistsError:
-                pass
-            temp = self.latest / f".{label}-{secrets.token_hex(4)}"
+                if os.path.islink(link) and os.readlink(link) == path:
+                    return
+            temp = link.with_name(f".{link.name}-{secrets.token_hex(4)}")
             temp.symlink_to(path)
             try:
                 temp.rename(link)

@@ -2,28 +2,40 @@
 
 import secrets
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+from jobs.errors import ConfigError
 from jobs.kinds import SPEC_VERSION
 from storage.db.queries import Queries
 from storage.db.rows import Job
 from storage.db.store import JobStore
-from storage.volume.checkpoints import write_checkpoint
+from storage.volume.checkpoints import GENERATOR, write_checkpoint
 from storage.volume.durable import make_folder, sync_parents
 from storage.volume.layout import Volume
 from storage.volume.ownership import quarantine
+from storage.volume.permissions import account_of, group_umask, may_not_read
 
 
 def import_weights(
-    store: JobStore, volume: Volume, *, netg: Path, netd: Path | None, name: str, user: str
+    store: JobStore,
+    volume: Volume,
+    *,
+    netg: Path,
+    netd: Path | None,
+    name: str,
+    user: str,
+    readers: Sequence[int] = (),
 ) -> Job:
     """
     Convert foreign weight files and record them as a job of kind `import`.
 
     Args:
         netg, netd: .pth or .safetensors files; without netd, --keep cannot score.
+        readers: accounts of the workers; if they are not known, the owner of the volume's folder of jobs.
 
     Raises:
+        ConfigError: no worker could read the imported files; nothing was recorded.
         ForeignFileError, NotFoundError: the files are not weights of such networks; nothing was recorded.
         DiskFullError, VolumeError: nothing was recorded.
     """
@@ -42,9 +54,15 @@ def import_weights(
     volume.ensure(Queries(store.database).any_begun)
     staged = volume.jobs / f".import-{secrets.token_hex(6)}"
     meta = {"arch": arch, "recipe": "import", "epoch": epoch, "step": 0, "kind": "import"}
-    digest, size = write_checkpoint(staged, generator=tensors, meta=meta)
+    with group_umask(volume.root):
+        digest, size = write_checkpoint(staged, generator=tensors, meta=meta)
 
     placed = staged
+    try:
+        _require_readable(staged, readers or [volume.jobs.stat().st_uid])
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
 
     def place(job_id: int) -> tuple[str, str, int, int]:
         target = volume.checkpoints(job_id, 1) / "import"
@@ -54,7 +72,8 @@ def import_weights(
                 job_id
             ).exists():  # of an import that was killed before its row, or of an older table
                 quarantine(volume, job_id)
-            make_folder(target.parent, named=False)
+            with group_umask(volume.root):
+                make_folder(target.parent, named=False)
             placed = placed.rename(target)
         # The row that will name it must not be more durable than it.
         sync_parents(target, volume.jobs)
@@ -66,3 +85,16 @@ def import_weights(
         )
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def _require_readable(folder: Path, readers: Sequence[int]) -> None:
+    """
+    Raises:
+        ConfigError: none of these accounts may read the imported files.
+    """
+    if all(may_not_read(folder / GENERATOR, uid=uid) is not None for uid in readers):
+        raise ConfigError(
+            f"the workers' user {account_of(readers[0])} could not read the imported weights",
+            hint="give the volume to a common group (docs/operations.md, Several Unix users); "
+            "or umask 022, and import them again",
+        )

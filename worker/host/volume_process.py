@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from storage.volume.layout import Volume
+from storage.volume.permissions import use_group_umask
 from worker.host.process import describe_state, die_with_parent
 from worker.ipc import Channel, Message
 
@@ -116,6 +117,7 @@ def main(arguments: list[str]) -> None:
     die_with_parent(int(parent), signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends with its supervisor
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    use_group_umask(Path(root))
     VolumeProcess(Channel(socket.socket(fileno=int(fd))), Volume(Path(root)), float(probe_s)).serve()
 
 

@@ -17,6 +17,7 @@ from jobs.context import CheckpointKind, Images, ImageSink, Part, Sample, Snapsh
 from jobs.errors import CheckpointCorruptError, DatasetError, StopRequested, VolumeError
 from jobs.failpoints import failpoint
 from jobs.states import StopReason
+from storage.users import this_account
 from storage.volume.checkpoints import adopt_checkpoint, find_unregistered, read_checkpoint, write_checkpoint
 from storage.volume.durable import TEMP_MARK, make_folder, require_room, sync_parents, write_json
 from storage.volume.layout import Volume
@@ -174,6 +175,7 @@ class RunContext:
         from storage.datasets.cache import left_out, open_cached, open_images
         from storage.datasets.sources import Reading
         from storage.datasets.summary import Summary
+        from storage.volume.permissions import may_not_read
 
         known = self.assignment["inputs"].get(pin)
         spec = self.assignment["spec"]
@@ -199,6 +201,12 @@ class RunContext:
             cached = open_cached(self.volume, known, progress=progress, damaged=damaged)
             if cached is not None:
                 return cached
+        if (unreadable := may_not_read(Path(data))) is not None:
+            raise DatasetError(
+                f"the worker's user {this_account()} may not read {unreadable}",
+                hint="let that account read it (a common group, chmod g+rX): docs/operations.md, "
+                f"Several Unix users; then ganq retry {self.job_id}",
+            )
         summary: list[Summary] = []
         images = open_images(
             self.volume,
@@ -438,6 +446,7 @@ class RunContext:
         folder = self.folder / "samples"
         make_folder(folder)
         write_png(folder / f"{name}.png", pixels_HW3)
+        self.volume.point(self.volume.samples(self.job_id), folder)
 
     def parts(self) -> list[Part]:
         from storage.results.reader import is_there, read_manifest
@@ -488,6 +497,10 @@ class RunContext:
             about = {"ganq": version(), "kind": self.assignment["kind"], "inputs": self.assignment["inputs"]}
             about["submitted_at"] = self.assignment["submitted_at"]  # identifies the job for ganq gc
             write_json(path, {"job": self.job_id, "spec": self.assignment["spec"], **about}, named=False)
+        if self.assignment["kind"] == "train" and self.attempt > 1:
+            from storage.results.attempts import gather_samples
+
+            gather_samples(self.volume, self.job_id, self.attempt)
         self.volume.point_latest(self.assignment["label"], self.folder)
         self._spec_written = True
 

@@ -24,6 +24,7 @@ from jobs.text import use_streams_of_any_encoding
 from storage.settings import Settings
 from storage.volume.durable import raise_storage_error
 from storage.volume.layout import Volume
+from storage.volume.permissions import use_group_umask
 from worker.host.process import die_with_parent, release_free_memory
 from worker.host.starting import is_shortage
 from worker.ipc import Channel, Message
@@ -173,7 +174,9 @@ class Runner:
             result = kind.run_function()(spec, ctx)
             ctx.log(f"done in {time.monotonic() - began:.1f} s")
         out = getattr(spec, "out", None)
-        if out is not None:
+        if out is not None and not assignment["copies_out"]:
+            result = {**result, "out_pending": out}
+        elif out is not None:
             from storage.results.reader import copy_out
 
             result = {**result, **copy_out(ctx.folder, out)}
@@ -255,7 +258,9 @@ def main() -> None:
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     sock = socket.socket(fileno=int(os.environ.pop(CHANNEL_ENV)))
-    Runner(Channel(sock), Volume(Settings.load().volume)).serve()
+    volume = Settings.load().volume
+    use_group_umask(volume)
+    Runner(Channel(sock), Volume(volume)).serve()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ What the job reads is pinned in its row at the first attempt, so that every atte
 checkpoint and the same images.
 """
 
+import os
 from typing import Any
 
 from jobs.errors import CheckpointNotFoundError, GanqError, NotFoundError, SpecError, one_line
@@ -15,6 +16,7 @@ from storage.db.malformed import HINT, malformed_error
 from storage.db.queries import Queries
 from storage.db.rows import Checkpoint, Job, Lease
 from storage.db.store import JobStore
+from storage.users import this_account
 
 MAX_GRID_EPOCHS = 32
 """Rows of a grid with --grid-epochs."""
@@ -25,8 +27,8 @@ def make_assignment(lease: Lease, store: JobStore, queries: Queries) -> dict[str
     Return the assignment for a lease, and pin what the job reads.
 
     Returns:
-        JSON: job_id, attempt, kind, label (for people), spec, submitted_at, inputs, parts (shards of a job
-        that was split), checkpoints (its own, newest first).
+        JSON: job_id, attempt, kind, label (for people), spec, submitted_at, copies_out (whether this worker
+        writes to --out), inputs, parts (shards of a job that was split), checkpoints (its own, newest first).
 
     Raises:
         CheckpointNotFoundError: the job needs a checkpoint that does not exist.
@@ -74,6 +76,7 @@ def _make(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
         "label": job.name or job.kind,
         "spec": job.spec,
         "submitted_at": job.created_at,
+        "copies_out": bool(job.spec.get("out")) and _is_submitter(job, queries),
         "inputs": inputs,
         "parts": [
             _images_pointer(one) | {"draws": one.spec["draws"], "build": (one.result or {}).get("build")}
@@ -83,6 +86,12 @@ def _make(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
             _checkpoint_pointer(one) | {"kind": one.kind, "bytes": one.bytes} for one in reversed(own)
         ],
     }
+
+
+def _is_submitter(job: Job, queries: Queries) -> bool:
+    """Return whether this worker has the account of the submitter, so that it may write to --out."""
+    uid = queries.submitter_uid(job.id)
+    return job.user == this_account() if uid is None else uid == os.geteuid()
 
 
 def in_creation_order(checkpoints: list[Checkpoint]) -> list[Checkpoint]:

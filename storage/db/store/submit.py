@@ -1,5 +1,6 @@
 """Submit a job: it is accepted when its row is committed."""
 
+import os
 import secrets
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -84,8 +85,10 @@ class SubmitMixin(StoreMixin):
                 "retry_of": retry_of,
             }
             notified = will_notify and not held and not blockers and not shards
-            retried = {"retry_of": retry_of} if retry_of else None
-            new = _insert(conn, columns, retried, notified=notified)
+            detail = {"retry_of": retry_of} if retry_of else {}
+            if spec.get("out"):  # a worker of another account leaves copying to the client
+                detail["uid"] = os.geteuid()
+            new = _insert(conn, columns, detail or None, notified=notified)
             if new is None:  # the key is taken
                 known = _submitted_before(conn, submit_key, kind, spec)
                 assert known is not None

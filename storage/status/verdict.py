@@ -1,0 +1,66 @@
+"""Whether a training gets better, in a word, from its evaluations and events."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MIN_EVALUATIONS = 3
+"""Fewer show no trend."""
+COLLAPSED = 0.25
+"""Diversity below which a generator has collapsed: jobs/metrics/diversity.py."""
+
+
+def verdict(
+    evaluations: Sequence[Mapping[str, Any]],
+    *,
+    diverged: str | None = None,
+    collapsed: str | None = None,
+    spec: Mapping[str, Any] | None = None,
+) -> str | None:
+    """
+    Return 'improving', 'flat since epoch N', 'collapsed', 'diverged' or 'too early to say', with the reason.
+
+    Args:
+        evaluations: lines of metrics.jsonl with epoch, metric, spread and diversity, oldest first.
+        diverged, collapsed: why, by the events of the job; None if it has not.
+
+    Returns:
+        None for a training that is not evaluated.
+    """
+    if diverged is not None:
+        return f"diverged: {diverged}"
+    if collapsed is not None:
+        return f"collapsed: {collapsed}"
+    known = [one for one in evaluations if _number(one.get("metric")) is not None]
+    if not known:
+        return None if (spec or {}).get("metric") == "none" else "too early to say: not evaluated yet"
+    diversity = _number(known[-1].get("diversity"))
+    if len(known) < MIN_EVALUATIONS:
+        times = "once" if len(known) == 1 else "twice"
+        return f"too early to say: evaluated {times}"
+    if diversity is not None and diversity < COLLAPSED:
+        if all((_number(one.get("diversity")) or 0.0) < COLLAPSED for one in known):
+            return "too early to say: its images are still almost identical"
+        return f"collapsed: at epoch {known[-1].get('epoch')} its images are almost identical"
+    return _trend(known)
+
+
+def _trend(known: Sequence[Mapping[str, Any]]) -> str:
+    """
+    Compare the best of the evaluations so far with the newest ones.
+
+    A value is better than the best before it if it is lower by more than its spread, which is the noise of
+    the measurement. A run whose last two evaluations are no better is flat.
+    """
+    best, since = float(known[0]["metric"]), 0
+    for place, one in enumerate(known):
+        value, noise = float(one["metric"]), _number(one.get("spread")) or 0.0
+        if value < best - noise:
+            best, since = value, place
+    epoch = known[since].get("epoch")
+    if len(known) - 1 - since < 2:
+        return "improving"
+    return f"flat since epoch {epoch}"
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
