@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import tarfile
 import time
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -386,3 +387,38 @@ def test_a_database_that_is_away_is_one_line(own_world: World, own_server: Serve
     assert "deleted or moved" in json.loads(answer.body)["error"]["message"]
     path.with_name("moved.db").rename(path)
     assert own_server.get("/").status == 200
+
+
+def test_jobs_of_ganq_0_2_have_their_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = Path(__file__).parents[1] / "compatibility" / "ganq-0.2-sqlite.tar.xz"
+    with tarfile.open(archive) as stored:
+        stored.extractall(tmp_path, filter="data")
+    from storage.db.engine import Database
+    from storage.db.schema import upgrade
+    from storage.settings import Settings
+
+    monkeypatch.setenv("GANQ_HOME", str(tmp_path))
+    settings = Settings.load()
+    database = Database(settings)
+    upgrade(database)
+    database.dispose()
+    server = Server(environment(settings)).start()
+    try:
+        train = server.get("/jobs/1?format=json").json
+        assert [one["epoch"] for one in train["run"]["samples"]] == [1, 2, 3]
+        assert "loss_d" in server.get("/jobs/1/curves").json["series"]
+        images = server.get("/jobs/3?format=json").json["gallery"]
+        assert images["count"] == 8
+        assert server.get("/jobs/3/images/7").json["problem"] is None
+        for path in (
+            "/",
+            "/jobs/1",
+            "/jobs/5/events",
+            "/jobs/1/log",
+            "/jobs/3/sheets/0",
+            "/datasets",
+            "/workers",
+        ):
+            assert server.get(path).status == 200, path
+    finally:
+        server.stop()

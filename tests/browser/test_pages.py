@@ -23,6 +23,7 @@ PAGES = {
     "run": "/jobs/{faces}",
     "compare": "/jobs/{faces}?with={faces-2}",
     "images": "/jobs/{folder}",
+    "evaluation": "/jobs/{measured}",
     "failed": "/jobs/{hostile}",
     "log": "/jobs/{faces}/log",
     "history": "/jobs/{faces}/events",
