@@ -19,6 +19,8 @@ from storage.settings import Settings
 
 TASK = "ganq.run_job"
 ANSWER_S = 1.0
+MAX_WAITING = 100
+"""Notifications in one queue. A worker that fetches one claims the best job: one per idle worker suffices."""
 MAX_BODY = 4096
 """Characters of a notification's body; those that ganq sends have about a hundred."""
 
@@ -59,7 +61,9 @@ def notify(settings: Settings, job_id: int, queue: str, installation: str) -> No
 
     try:
         key = queue_key(queue, installation)
-        _client(settings.redis_url).lpush(key, message(key, job_id))
+        client = _client(settings.redis_url)
+        if client.lpush(key, message(key, job_id)) > MAX_WAITING:
+            client.brpop([key], timeout=1)  # the oldest; RPOP is not in the ACL of docker/make_secrets.py
     except (RedisError, OSError, ValueError) as exc:  # ValueError: an address that cannot be read
         why = redis_url.distrust(exc)
         raise QueueUnavailableError(

@@ -177,9 +177,16 @@ class Recovery(threading.Thread):
             log.warning("job %s has failed: ganq did not write its row (ganq status %s)", job_id, job_id)
 
     def dispatch(self) -> None:
-        """Notify again for queued jobs that no worker has claimed."""
+        """
+        Notify again for queued jobs that no worker has claimed: as many as there are idle workers.
+
+        A busy worker needs no notification, because it claims its next job when it finishes.
+        """
+        idle = self.store.idle_workers(within_s=self.settings.lease_seconds)
         for job_id, queue in self.store.due_notifications(
-            again_s=self.settings.renotify_seconds, limit=MAX_NOTIFICATIONS
+            again_s=self.settings.renotify_seconds,
+            limit=min(len(idle), MAX_NOTIFICATIONS),
+            queues={queue for queues in idle for queue in queues},
         ):
             self.notify(queue, job_id)
 

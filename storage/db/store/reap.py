@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from sqlalchemy import Connection, and_, or_, select, text, update
 from jobs.states import JobState, Outcome
 from storage.db.store.scheduling import due_in, due_jobs, release_due_jobs
 from storage.db.store.transitions import LOST_WITHIN_S, StoreMixin, after_loss, seconds_of_attempt, transition
-from storage.db.tables import CLAIMABLE, RUNNING, attempt, job, utcnow
+from storage.db.tables import CLAIMABLE, RUNNING, attempt, job, utcnow, worker
 
 log = logging.getLogger("ganq.recovery")
 
@@ -109,12 +110,22 @@ class ReapMixin(StoreMixin):
             )
         return state
 
-    def due_notifications(self, *, again_s: float, limit: int) -> list[tuple[int, str]]:
+    def idle_workers(self, *, within_s: float) -> list[tuple[str, ...]]:
+        """Return the queues of each worker that is idle and has reported within so many seconds."""
+        idle = select(worker.c.queues).where(worker.c.state == "idle", worker.c.seen_at > utcnow() - within_s)
+        return self.database.read(
+            lambda conn: [tuple(row.split(",")) for row in conn.execute(idle).scalars()]
+        )
+
+    def due_notifications(
+        self, *, again_s: float, limit: int, queues: Collection[str] | None = None
+    ) -> list[tuple[int, str]]:
         """
         Return queued jobs without a notification, or with an old one, and mark them as notified.
 
         Args:
             again_s: age from which a notification is repeated.
+            queues: only of these; None: of all.
 
         Returns:
             (job id, queue), in no order: a notification is a hint, and the claim takes the best job.
@@ -128,6 +139,8 @@ class ReapMixin(StoreMixin):
                 job.c.rung_at > utcnow() + again_s,
             ),
         )
+        if queues is not None:
+            due = due.where(job.c.queue.in_(queues))
         # Read without locks first: usually there is nothing to do.
         if not self.database.read(lambda conn: conn.execute(due.limit(1)).first() or self._any_due(conn)):
             return []

@@ -123,3 +123,12 @@ def test_the_supervisor_needs_neither_celery_nor_torch_nor_pydantic(backend: str
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_queue_holds_a_bounded_number_of_notifications(settings: "Settings", redis_url: str) -> None:
+    """However many jobs are submitted while all workers are busy."""
+    from worker.celery_bridge.notify import MAX_WAITING, notify, waiting
+
+    for job in range(MAX_WAITING + 50):
+        notify(settings, job, "default", "")
+    assert waiting(settings, ["default"], "") == {"default": MAX_WAITING}

@@ -13,14 +13,15 @@ from tables import Claimer, set_columns
 
 from jobs.errors import DatabaseUnavailableError
 from jobs.states import JobState
-from storage.db.tables import attempt
+from storage.db.tables import attempt, worker
+from storage.db.workers import WorkerStore
 from worker.host.process import boot_id, start_ticks
-from worker.supervisor.reaper import Reaper
+from worker.supervisor.reaper import Reaper, Recovery
 
 if TYPE_CHECKING:
     from storage.db.engine import Database
     from storage.db.queries import Queries
-    from storage.db.rows import Lease, WorkerIdentity
+    from storage.db.rows import Job, Lease, WorkerIdentity
     from storage.db.store import JobStore
     from storage.settings import Settings
 
@@ -264,3 +265,41 @@ def test_a_job_that_is_lost_now_and_then_is_offered_at_once(
         assert reaper.tick() == [job]
         database.write(lambda conn: conn.execute(update(attempt).values(ended_at=attempt.c.ended_at - 400)))
         assert claim(dead).job_id == job
+
+
+def test_the_dispatcher_notifies_as_often_as_there_are_idle_workers_and_busy_ones_never(
+    database: "Database",
+    settings: "Settings",
+    job_factory: "Callable[..., Job]",
+    make_identity: "Callable[..., WorkerIdentity]",
+) -> None:
+    queued = {job_factory().id for _ in range(9)}
+    job_factory(queue="other")
+    sent: list[tuple[str, int]] = []
+    recovery = Recovery(
+        database,
+        settings,
+        None,  # type: ignore[arg-type]  # only to forget old workers
+        lambda queue, job: sent.append((queue, job)),
+        lambda: None,
+        lambda exc: None,
+    )
+
+    def report(name: str, state: str) -> None:
+        WorkerStore(database, make_identity(name)).report(state)
+
+    report("busy", "busy")
+    report("gone", "stopped")
+    recovery.dispatch()
+    assert sent == []
+
+    report("w1", "idle")
+    report("w2", "idle")
+    recovery.dispatch()
+    assert len(sent) == 2
+    assert {queue for queue, _ in sent} == {"default"}
+    assert {job for _, job in sent} < queued
+
+    database.write(lambda conn: conn.execute(update(worker).values(seen_at=0.0)))
+    recovery.dispatch()
+    assert len(sent) == 2, "neither has reported within a lease"
