@@ -300,8 +300,10 @@ def test_the_threads_of_a_supervisor_survive_an_error_of_an_unknown_kind(
     job_factory: "Callable[..., Job]",
     running_job_factory: "Callable[..., Lease]",
     worker_identity: "WorkerIdentity",
+    make_identity: "Callable[..., WorkerIdentity]",
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    WorkerStore(database, make_identity("idle")).report("idle")  # only idle workers are notified
     workers = WorkerStore(database, worker_identity)
     lease = running_job_factory()
     job_factory()  # one to notify workers about

@@ -12,6 +12,7 @@ from tables import Claimer, job_row, set_columns
 from jobs.errors import SpecError
 from jobs.kinds import SPEC_VERSION
 from jobs.states import JobState
+from storage.db.workers import WorkerStore
 from worker.supervisor.assignment import make_assignment
 from worker.supervisor.reaper import Reaper, Recovery
 
@@ -93,7 +94,14 @@ def work_on_all(
     worker_identity: Any,
 ) -> list[int]:
     """What recovery and the main loop do of it, without a runner; returns what would have been run."""
-    recovery = Recovery(database, settings, None, lambda *_: None, lambda: None, lambda _: None)  # type: ignore[arg-type]
+    recovery = Recovery(
+        database,
+        settings,
+        WorkerStore(database, worker_identity),
+        lambda *_: None,
+        lambda: None,
+        lambda _: None,
+    )  # type: ignore[arg-type]
     ran = []
     for _ in range(2):
         recovery.reaper.tick()
@@ -280,8 +288,8 @@ def test_every_command_says_a_line_and_none_a_traceback(
         assert "Traceback" not in said.err + said.out
         assert code in (0, 1, 2, 3, 124), words
         if command == ("status", "JOB") or command == ("doctor",):
-            told = "was not written by ganq" in said.out or "no ganq wrote" in said.out
-            assert (queries.get(malformed).malformed is not None) == told, said.out
+            named = "ganq did not write the row of job" in said.out
+            assert (queries.get(malformed).malformed is not None) == named, said.out
 
 
 @pytest.mark.slow

@@ -5,17 +5,19 @@ The reaper uses no wall clock. It requeues a job if (attempt, hb_seq) has not ch
 its own monotonic clock, over reads that all succeeded.
 """
 
+import hashlib
 import logging
 import random
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jobs.errors import GanqError, SchemaMismatchError, one_line
 from storage.db.engine import Database
 from storage.db.store import HeartbeatRow, JobStore
+from storage.db.store.reap import BUCKETS, WatchShare
 from storage.db.workers import WorkerStore
 from storage.settings import Settings
 from worker.host.process import boot_id, has_died
@@ -24,6 +26,37 @@ from worker.supervisor.metrics import Metrics
 log = logging.getLogger("ganq.recovery")
 
 MAX_NOTIFICATIONS = 50
+WATCHERS = 3
+"""Supervisors that watch each bucket of running jobs."""
+EVERYONE_WATCHES = 16
+"""Up to so many workers each supervisor watches all running jobs."""
+
+
+def watch_share(me: str, live: Sequence[tuple[str, str]]) -> WatchShare | None:
+    """
+    Return which running jobs a supervisor watches; None: all.
+
+    If each watched all, the rows read per second would grow with the square of the workers. Each bucket is
+    watched by the WATCHERS live workers with the highest hash of (name, bucket) (rendezvous hashing, Thaler
+    and Ravishankar 1998): when a worker joins or leaves, all others keep watching what they watched.
+
+    Args:
+        live: (name, host) of each live worker.
+    """
+    hosts = dict(live)
+    if len(live) <= EVERYONE_WATCHES or me not in hosts:
+        return None
+
+    def weight(name: str, bucket: int) -> bytes:
+        return hashlib.blake2b(f"{bucket} {name}".encode(), digest_size=8).digest()
+
+    mine = []
+    for bucket in range(BUCKETS):
+        own = weight(me, bucket)
+        if sum(weight(name, bucket) > own for name in hosts) < WATCHERS:
+            mine.append(bucket)
+    local = tuple(sorted(name for name, host in live if host == hosts[me]))
+    return WatchShare(tuple(mine), local)
 
 
 @dataclass
@@ -40,8 +73,11 @@ class HeartbeatObservation:
 class Reaper:
     """Requeues jobs of workers that have died or send no heartbeats."""
 
-    def __init__(self, store: JobStore, settings: Settings) -> None:
+    def __init__(self, store: JobStore, settings: Settings, name: str = "") -> None:
         self.store = store
+        self.name = name
+        self.share: WatchShare | None = None
+        self.shared_at: float | None = None
         self.lease_s = settings.lease_seconds
         self.max_gap_s = max(3 * settings.reap_seconds, settings.lease_seconds / 4, 1.0)
         """After a longer pause between two reads nothing that was observed before counts."""
@@ -67,7 +103,10 @@ class Reaper:
         if self.last_read is not None and now - self.last_read > self.max_gap_s:
             self.observations.clear()
             self.last_read = None
-        rows = self.store.running()
+        if self.shared_at is None or now - self.shared_at > self.lease_s / 2:
+            self.share = watch_share(self.name, self.store.live_workers(within_s=self.lease_s))
+            self.shared_at = now
+        rows = self.store.running(self.share)
         previous_read, self.last_read = self.last_read, now
         requeued = []
         for row in rows:
@@ -140,7 +179,7 @@ class Recovery(threading.Thread):
         self.notify = notify
         self.wake = wake
         self.on_schema_mismatch = on_schema_mismatch
-        self.reaper = Reaper(self.store, settings)
+        self.reaper = Reaper(self.store, settings, workers.who.name)
         self.stopping = threading.Event()
         self.malformed_after = 0
 

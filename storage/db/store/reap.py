@@ -17,6 +17,20 @@ from storage.db.tables import CLAIMABLE, RUNNING, attempt, job, utcnow, worker
 log = logging.getLogger("ganq.recovery")
 
 
+BUCKETS = 64
+"""Parts of the running jobs, by id, that are watched by different supervisors."""
+
+
+@dataclass(frozen=True)
+class WatchShare:
+    """The running jobs that one supervisor watches."""
+
+    buckets: tuple[int, ...]
+    """Ids modulo BUCKETS."""
+    workers: tuple[str, ...]
+    """Workers of its machine, whose processes it can see."""
+
+
 @dataclass(frozen=True)
 class HeartbeatRow:
     """Heartbeat counter of a running job, and the process of its supervisor."""
@@ -34,8 +48,23 @@ class HeartbeatRow:
 class ReapMixin(StoreMixin):
     """Requeue lost jobs, notify again."""
 
-    def running(self) -> list[HeartbeatRow]:
-        """Return all running jobs with their heartbeat counters."""
+    def live_workers(self, *, within_s: float) -> list[tuple[str, str]]:
+        """Return (name, host) of each worker that has reported within so many seconds."""
+        live = select(worker.c.name, worker.c.host).where(
+            worker.c.state != "stopped", worker.c.seen_at > utcnow() - within_s
+        )
+        return self.database.read(lambda conn: [(row.name, row.host) for row in conn.execute(live)])
+
+    def running(self, share: "WatchShare | None" = None) -> list[HeartbeatRow]:
+        """
+        Return running jobs with their heartbeat counters.
+
+        Args:
+            share: which of them; None: all.
+        """
+        wanted: list[Any] = [text(f"job.{RUNNING}")]
+        if share is not None:
+            wanted.append(or_((job.c.id % BUCKETS).in_(share.buckets), job.c.worker.in_(share.workers)))
 
         def work(conn: Connection) -> list[HeartbeatRow]:
             rows = conn.execute(
@@ -50,7 +79,7 @@ class ReapMixin(StoreMixin):
                     job.c.worker,
                 )
                 .outerjoin(attempt, and_(attempt.c.job_id == job.c.id, attempt.c.number == job.c.attempt))
-                .where(text(f"job.{RUNNING}"))
+                .where(*wanted)
             )
             return [HeartbeatRow(*row) for row in rows]
 

@@ -13,10 +13,11 @@ from tables import Claimer, set_columns
 
 from jobs.errors import DatabaseUnavailableError
 from jobs.states import JobState
+from storage.db.store.reap import BUCKETS, WatchShare
 from storage.db.tables import attempt, worker
 from storage.db.workers import WorkerStore
 from worker.host.process import boot_id, start_ticks
-from worker.supervisor.reaper import Reaper, Recovery
+from worker.supervisor.reaper import EVERYONE_WATCHES, WATCHERS, Reaper, Recovery, watch_share
 
 if TYPE_CHECKING:
     from storage.db.engine import Database
@@ -279,7 +280,7 @@ def test_the_dispatcher_notifies_as_often_as_there_are_idle_workers_and_busy_one
     recovery = Recovery(
         database,
         settings,
-        None,  # type: ignore[arg-type]  # only to forget old workers
+        WorkerStore(database, make_identity("me")),
         lambda queue, job: sent.append((queue, job)),
         lambda: None,
         lambda exc: None,
@@ -303,3 +304,38 @@ def test_the_dispatcher_notifies_as_often_as_there_are_idle_workers_and_busy_one
     database.write(lambda conn: conn.execute(update(worker).values(seen_at=0.0)))
     recovery.dispatch()
     assert len(sent) == 2, "neither has reported within a lease"
+
+
+LIVE = [(f"node{number // 4}-gpu{number % 4}", f"node{number // 4}") for number in range(100)]
+
+
+def test_each_running_job_is_watched_by_three_supervisors_and_by_those_of_its_machine() -> None:
+    shares = {name: watch_share(name, LIVE) for name, _ in LIVE}
+    for bucket in range(BUCKETS):
+        assert sum(bucket in share.buckets for share in shares.values() if share) == WATCHERS
+    assert all(share is not None and len(share.workers) == 4 for share in shares.values())
+    few = LIVE[:EVERYONE_WATCHES]
+    assert {watch_share(name, few) for name, _ in few} == {None}, "so few watch all"
+    assert watch_share("unknown", LIVE) is None
+
+
+def test_a_worker_that_leaves_takes_no_watch_from_the_others() -> None:
+    """What a supervisor has observed of a job would be lost, and the job found late."""
+    others = LIVE[1:]
+    for name, _ in others:
+        before, after = watch_share(name, LIVE), watch_share(name, others)
+        assert before is not None
+        assert after is not None
+        assert set(before.buckets) <= set(after.buckets)
+
+
+def test_a_share_of_the_running_jobs_is_read_by_bucket_and_by_machine(
+    store: "JobStore",
+    running_job_factory: "Callable[..., Lease]",
+    make_identity: "Callable[..., WorkerIdentity]",
+) -> None:
+    ids = [running_job_factory(make_identity(f"w{number}")).job_id for number in range(5)]
+    share = WatchShare((ids[1] % BUCKETS,), ("w3",))
+    assert {row.job_id for row in store.running(share)} == {ids[1], ids[3]}
+    assert {row.job_id for row in store.running()} == set(ids)
+    assert store.running(WatchShare((), ())) == []
