@@ -189,7 +189,7 @@ def cancel(as_json: bool, **options: Any) -> int:
 
     def action(session: Session, job: "Job") -> "Iterable[tuple[Job, str]]":
         try:
-            now = session.store.request_cancel(job.id)
+            now = session.store.request_cancel(job.id, by=session.settings.user)
         except InvalidTransitionError:
             now = session.queries.get(job.id)
             by_us = len(references) > 1 and job.id not in ended_before and now.state is JobState.CANCELLED

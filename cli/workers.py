@@ -1,19 +1,35 @@
 """`ganq workers`: list the workers and their jobs."""
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import click
 
-from cli.session import NoJobsYetError, open_session
+from cli.session import NoJobsYetError, Session, open_session
 from cli.ui import output
 from cli.ui.lazy import examples
+from jobs.errors import InvalidTransitionError, NotFoundError
+from jobs.states import JobState
+
+if TYPE_CHECKING:
+    from storage.db.rows import WorkerRow
 
 COLUMNS = ("NAME", "STATE", "JOB", "USER", "DEVICE", "HOST", "QUEUES", "HEARTBEAT", "VERSION")
 NO_WORKERS = "no workers yet\n  → ganq up starts the local stack"
 
 
-@click.command(epilog=examples("ganq workers", "ganq workers --json"))
+@click.command(epilog=examples("ganq workers", "ganq workers --json", "ganq workers --forget node3-cpu"))
+@click.option("--forget", metavar="NAME", help="Remove a worker that has ended from the list.")
 @output.json_option
-def workers(as_json: bool) -> int:
-    """List the workers; a worker without a heartbeat for a minute is 'unresponsive'."""
+def workers(forget: str | None, as_json: bool) -> int:
+    """
+    List the workers; a worker without a heartbeat for a minute is 'unresponsive'.
+
+    Workers that have not reported for a week are removed automatically. A removed worker that is alive is
+    listed again with its next heartbeat.
+    """
+    if forget is not None:
+        return _forget(forget, as_json)
     try:
         session = open_session()
     except NoJobsYetError:
@@ -24,7 +40,7 @@ def workers(as_json: bool) -> int:
         return 0
     from storage.status.job_text import UNRESPONSIVE_S
 
-    known = session.queries.workers()
+    known = [_with_own_job(row, session) for row in session.queries.workers()]
     states = {
         row.name: "unresponsive" if row.silent_s > UNRESPONSIVE_S and row.state != "stopped" else row.state
         for row in known
@@ -53,4 +69,34 @@ def workers(as_json: bool) -> int:
     ]
     hidden = () if output.several_users(users.values(), session.settings.user) else ("USER",)
     output.print_table(COLUMNS, rows, right=("JOB",), hidden=hidden)
+    return 0
+
+
+def _with_own_job(row: "WorkerRow", session: Session) -> "WorkerRow":
+    """Return a row without its job, if that has ended, was requeued or runs elsewhere."""
+    if row.job_id is None:
+        return row
+    job = next(iter(session.queries.get_many([row.job_id])), None)
+    runs_it = job is not None and job.state is JobState.RUNNING and job.worker == row.name
+    return row if runs_it else replace(row, job_id=None)
+
+
+def _forget(name: str, as_json: bool) -> int:
+    """
+    Raises:
+        NotFoundError: there is no such worker.
+        InvalidTransitionError: it is alive.
+    """
+    from storage.db.workers import WorkerStore
+    from storage.status.job_text import UNRESPONSIVE_S
+
+    session = open_session()
+    if not WorkerStore.forget(session.database, name, after_s=UNRESPONSIVE_S):
+        if any(row.name == name for row in session.queries.workers()):
+            raise InvalidTransitionError(f"worker {name} is alive", hint="stop it first (SIGTERM drains it)")
+        raise NotFoundError(f"there is no worker {name}", hint="ganq workers lists them")
+    if as_json:
+        output.print_json({"name": name, "forgotten": True})
+    else:
+        click.echo(f"worker {name}: forgotten")
     return 0

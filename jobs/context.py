@@ -6,7 +6,7 @@ outside their attempt. worker/runner/context.py implements it over the shared vo
 a test implements it over a temporary folder.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -224,6 +224,9 @@ class JobContext(Protocol):
 
     def models(self) -> "Iterator[Snapshot]":
         """The checkpoints of that model which were kept, oldest first, for --grid-epochs."""
+
+    def samples(self) -> "Sequence[Sample]":
+        """The sample grids of that model's training that exist, oldest first; draw() reads a file."""
 
     def generated_images(self, most: int) -> "Iterator[NDArray[np.uint8]] | None":
         """

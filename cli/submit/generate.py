@@ -1,12 +1,13 @@
 """`ganq submit generate`."""
 
 import re
+from contextlib import suppress
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.session import JOB, open_session
+from cli.session import JOB, Session, open_session
 from cli.submit import plan as plans
 from cli.submit import sweep
 from cli.submit.accept import submit_job, submit_sweep
@@ -18,7 +19,11 @@ from cli.ui.params import NonEmptyPath
 from ganq.accept import prerequisites
 from ganq.generate import check_options, out_folder, prepare
 from ganq.options import parse_ranges
+from jobs.errors import JobNotFoundError
 from jobs.specs import GenerateSpec
+
+if TYPE_CHECKING:
+    from storage.db.rows import Job
 
 HELP = {
     "count": "Number of images.",
@@ -27,7 +32,7 @@ HELP = {
     "of": "… of N generated images.",
     "interpolate": "Instead of --count: interpolate between these images, e.g. 3,17,42; also as GIF and MP4.",
     "frames": "Frames of the interpolation.  [default: 60 from one image to the next]",
-    "grid_epochs": "Add a grid with the first 8 images from each checkpoint that was kept.",
+    "grid_epochs": "Add a grid of 8 images from each kept checkpoint, and a film of all sample grids.",
     "reject": "Replace the fraction of images with the lowest discriminator scores, e.g. 0.5.",
     "truncation": "Truncate the latent distribution at ± this value; smaller is less diverse, e.g. 1.5.",
     "checkpoint": "best, last, or an epoch.",
@@ -139,7 +144,26 @@ def generate(source: str | None, now: bool, **options: Any) -> int:
     if found.after:
         way = f"ganq release {model.id} lets it start" if model.held else "--now uses its latest checkpoint"
         state = "held" if model.held else model.state
-        output.notice(f"job {model.id} is {state}: this job starts after it ({way})")
+        left = _time_left(session, model)
+        output.notice(f"job {model.id} is {state}{left}: this job starts after it ({way})")
+        if source is None:
+            with suppress(JobNotFoundError):
+                ended = session.queries.newest_model(succeeded=True)
+                name = f" ({ended.name})" if ended.name else ""
+                output.notice(
+                    f"  --from {ended.id} generates at once, from the finished job {ended.id}{name}"
+                )
     if request.sweep:
         return submit_sweep(session, found.specs, request, changes, after=found.after)
     return submit_job(session, spec, request, after=found.after)
+
+
+def _time_left(session: Session, model: "Job") -> str:
+    """Return how far a running training is and how long it will take, as far as that is known."""
+    from storage.status import job_text
+
+    model = job_text.as_one(model, job_text.StatusContext.of(session.queries, [model]))
+    left = job_text.eta(model)
+    parts = [job_text.progress(model), f"{output.duration(left)} left" if left is not None else ""]
+    shown = ", ".join(part for part in parts if part)
+    return f" ({shown})" if shown else ""

@@ -37,7 +37,7 @@ HELP = {
     "beta2": "Adam's beta2.",
     "nz": "Dimension of the latent vector.",
     "ngf": "Base number of channels of the generator.",
-    "ndf": "Base number of channels of the discriminator.",
+    "ndf": "Base number of channels of the discriminator.  [default: that of the generator]",
     "d_every": "Update the discriminator on every N-th batch.",
     "g_every": "Update the generator on every N-th batch.",
     "arch": "Network architecture: the tutorial's DCGAN, a DCGAN with balanced channels, or a ResNet without "
@@ -154,6 +154,8 @@ def train(source: str | None, start: str | None, **options: Any) -> int:
         settings, lambda: open_session(settings=settings), given, changes, source=source, start=start
     )
     spec = found.specs[0]
+    if "ngf" in given and "ndf" not in given and spec.ndf == given["ngf"]:
+        output.notice(f"--ndf {spec.ndf} follows --ngf")
     if request.dry_run:
         if request.after:
             prerequisites(open_session(settings=settings), request)

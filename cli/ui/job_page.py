@@ -29,8 +29,6 @@ IMPORTANT_EVENTS = (
 MAX_IMPORTANT = 4
 LOG_LINES = 8
 LOG_TAIL_BYTES = 64 * 1024
-UNINFORMATIVE_KID = 1
-"""Faces with hardly visible noise have 0.86, black squares 1.80: docs/quality.md."""
 SECTION_PRIORITY = ("log", "evaluation", "checkpoints", "events", "attempts", "results", "options")
 """Sections of the page in the order in which they are dropped last on a small screen."""
 MANIFEST = "manifest.jsonl"
@@ -172,6 +170,8 @@ def _summary(session: Session, job: Job, context: job_text.StatusContext) -> Ite
             "another worker requeues the job" if others else "start a worker (ganq up): it requeues the job"
         )
         yield "", f"→ the worker has stopped sending heartbeats; {then}"
+    if job.state is JobState.CANCELLED and (by := _cancelled_by(session, job)):
+        yield "cancelled", by
     if job.error_message:
         yield "error", f"{job.error_message} [{job.error_code}]"
     if job.error_hint:
@@ -311,6 +311,15 @@ def _data(session: Session, job: Job) -> Iterator[tuple[str, str]]:
                 yield "", line
 
 
+def _cancelled_by(session: Session, job: Job) -> str | None:
+    """Return who has cancelled a job, and when, if the history says so."""
+    requests = [event for event in session.queries.events(job.id) if event.type == "cancel_requested"]
+    if not requests:
+        return None
+    who = (requests[0].detail or {}).get("by")
+    return f"requested{f' by {who}' if who else ''} at {output.timestamp(requests[0].at)}"
+
+
 def _verdict(session: Session, job: Job) -> str | None:
     """Return whether a training gets better, in a word."""
     from storage.results.attempts import Metrics
@@ -346,8 +355,10 @@ def _metric(session: Session, job: Job) -> str | None:
     best = min(measured, key=lambda each: (each.metric or 0.0, each.step))
     baseline, key = found.get("baseline"), job_text.metric_key(job)
     notes = "" if baseline is None else f"; baseline, real against real images: {baseline:.4g}"
-    if key == "kid/effnet-lite0" and (best.metric or 0.0) > UNINFORMATIVE_KID:
-        notes += f"; values above {UNINFORMATIVE_KID:g} are not informative: look at the samples"
+    if key == "kid/effnet-lite0" and (best.metric or 0.0) > evaluation_text.UNINFORMATIVE_KID:
+        notes += (
+            f"; values above {evaluation_text.UNINFORMATIVE_KID:g} are not informative: look at the samples"
+        )
     return f"{key} {best.metric:.4g} at epoch {best.epoch}, the best{notes}"
 
 

@@ -7,6 +7,7 @@ Shapes in names: R rows, B images in a micro-batch, N images in a row, H, W pixe
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,14 +20,16 @@ from jobs.generation import model_cache, selection, video
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from jobs.context import ImageSink, Snapshot
+    from jobs.context import ImageSink, Sample, Snapshot
     from jobs.specs import GenerateSpec
 
 COLUMNS = 8
 """Images in a row."""
 MARGIN = 56
 """Pixels at the left, for the epoch."""
-FRAMES_PER_S = 2.0
+FRAMES_PER_S = 2
+FILM_S = 20
+"""Seconds that a film of many frames takes, up to the frame rate of a video."""
 
 
 def write(
@@ -35,18 +38,23 @@ def write(
     snapshots: "Iterable[Snapshot]",
     sink: "ImageSink",
     *,
+    samples: "Sequence[Sample]" = (),
     raise_if_stopped: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """
-    Generate images from several checkpoints; add a grid and a GIF to the sink.
+    Generate images from several checkpoints; add a grid and a film to the sink.
+
+    The film has a frame for each sample grid of the training. If there are fewer than checkpoints, it shows the
+    images of the checkpoints instead.
 
     Args:
         sample_indices: of the images; the first COLUMNS are shown.
         snapshots: oldest first; one at a time is in memory.
-        ask: raises StopRequested if the job was asked to stop; called before each checkpoint.
+        samples: sample grids of the training, oldest first.
+        raise_if_stopped: raises StopRequested if the job was asked to stop; called before each checkpoint.
 
     Returns:
-        {'epochs': of the rows, from the top}.
+        {'epochs': of the rows, from the top; 'frames': of the film; 'note': why there is no MP4}.
     """
     shown = list(sample_indices[:COLUMNS])
     rows: list[NDArray[np.uint8]] = []
@@ -56,11 +64,30 @@ def write(
         rows.append(pictures(spec, shown, snapshot))
         epochs.append(snapshot.epoch)
     sink.add_grid("epochs", labelled(np.stack(rows), [f"{epoch:,}" for epoch in epochs]))
-    if len(rows) > 1:
-        columns = -(-len(shown) // 2) if len(shown) > 3 else len(shown)
+    columns = -(-len(shown) // 2) if len(shown) > 3 else len(shown)
+    frames = _frames(samples, raise_if_stopped) if len(samples) >= len(rows) else []
+    if len(frames) < len(rows):
         frames = [grids.tile(row_NHW3, columns) for row_NHW3 in rows]
-        sink.add_file("epochs.gif", video.gif([*frames, frames[-1]], fps=FRAMES_PER_S))
-    return {"epochs": epochs}
+    if len(frames) < 2:
+        return {"epochs": epochs}
+    fps = min(max(FRAMES_PER_S, round(len(frames) / FILM_S)), video.FPS)
+    film = [*frames, frames[-1]]
+    sink.add_file("epochs.gif", video.gif(film, fps=fps))
+    facts = {"epochs": epochs, "frames": len(frames)}
+    if not video.can_mp4():
+        return {**facts, "note": video.NO_MP4}
+    sink.add_file("epochs.mp4", video.mp4(film, fps=fps))
+    return facts
+
+
+def _frames(samples: "Sequence[Sample]", raise_if_stopped: Callable[[], None]) -> "list[NDArray[np.uint8]]":
+    """Return the sample grids that can be read, all of the size of the newest one."""
+    frames: list[NDArray[np.uint8]] = []
+    for sample in samples:
+        raise_if_stopped()
+        with suppress(OSError, ValueError):  # deleted meanwhile, or damaged
+            frames.append(sample.draw())
+    return [frame for frame in frames if frame.shape == frames[-1].shape]
 
 
 @torch.inference_mode()

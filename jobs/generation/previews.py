@@ -53,7 +53,12 @@ def finish(spec: GenerateSpec, ctx: JobContext, sink: ImageSink, shown: Shown) -
                 raise StopRequested(reason)
 
         facts |= epoch_grid.write(
-            spec, shown.sample_indices, ctx.models(), sink, raise_if_stopped=raise_if_stopped
+            spec,
+            shown.sample_indices,
+            ctx.models(),
+            sink,
+            samples=ctx.samples(),
+            raise_if_stopped=raise_if_stopped,
         )
         ctx.log(f"rows of grids/epoch_grid.png, from the top: epochs {', '.join(map(str, facts['epochs']))}")
     if "note" in facts:

@@ -148,6 +148,9 @@ class TrainSpec(Spec):
         chosen = {k: v for k, v in given.items() if v is not None}
         if not chosen.get("augment", True):
             chosen.setdefault("ada_target", 0.0)  # the recipe's has nothing to steer
+        starts = ("init_from", "init_netg", "init_netd", "continue_from")
+        if "ngf" in chosen and not any(start in chosen for start in starts):
+            chosen.setdefault("ndf", chosen["ngf"])  # networks of unequal size train badly, or slowly
         return super().create(**{**RECIPES[name].defaults, **chosen})
 
     @field_validator("size")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Select, case, exists, func, or_, select, text
+from sqlalchemy import ColumnElement, Connection, Select, and_, case, exists, func, or_, select, text
 
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError
 from jobs.states import JobState
@@ -290,9 +290,12 @@ class Queries:
             f"there is no sweep {reference[:70]!r}", hint="ganq submit … --sweep prints the id and the name"
         )
 
-    def newest_model(self) -> Job:
+    def newest_model(self, *, succeeded: bool = False) -> Job:
         """
         The job that `generate` draws from by default: the newest that has a checkpoint or may get one.
+
+        Args:
+            succeeded: only one that has succeeded and has a checkpoint.
 
         Raises:
             JobNotFoundError: nothing was trained or imported yet.
@@ -306,7 +309,9 @@ class Queries:
             .where(
                 job.c.kind.in_(kinds),
                 # One that has ended may have failed, or ganq gc may have taken what it made.
-                or_(job.c.state.in_((JobState.QUEUED, JobState.RUNNING)), has_checkpoint),
+                and_(job.c.state == JobState.SUCCEEDED, has_checkpoint)
+                if succeeded
+                else or_(job.c.state.in_((JobState.QUEUED, JobState.RUNNING)), has_checkpoint),
             )
             .order_by(job.c.id.desc())
             .limit(1)

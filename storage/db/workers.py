@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, or_, select, update
 
 from jobs.errors import WorkerNameTakenError
 from storage.db.engine import Database
@@ -127,6 +127,21 @@ class WorkerStore:
         """Return whether this process had the name before the other, and has reported since."""
         assert self.started_at is not None
         return their_start > self.started_at and time.monotonic() - self.reported_at <= self.lease_seconds
+
+    @staticmethod
+    def forget(database: Database, name: str, *, after_s: float) -> bool:
+        """
+        Delete the row of a worker that has stopped, or has not reported for so many seconds.
+
+        Returns:
+            Whether there was one.
+        """
+        over = or_(worker.c.state == "stopped", worker.c.seen_at < utcnow() - after_s)
+        return bool(
+            database.write(
+                lambda conn: conn.execute(delete(worker).where(worker.c.name == name, over)).rowcount
+            )
+        )
 
     def forget_old(self) -> None:
         """Delete the rows of workers that have not reported for a week."""

@@ -83,6 +83,17 @@ def _append(lines: list[dict[str, Any]], line: dict[str, Any]) -> None:
     lines.append(line)
 
 
+def sample_files(volume: Volume, job_id: int) -> list[tuple[int, Path]]:
+    """Return (epoch, path) of the sample grids of a training, by epoch; the later attempt's of two of one epoch."""
+    found: dict[int, Path] = {}
+    folders = [path for path in volume.job(job_id).glob("a[1-9]*") if path.name[1:].isdigit()]
+    for folder in sorted(folders, key=lambda path: int(path.name[1:])):
+        for path in folder.glob("samples/epoch-*.png"):
+            with suppress(ValueError):
+                found[int(path.stem.removeprefix("epoch-"))] = path
+    return sorted(found.items())
+
+
 def gather_samples(volume: Volume, job_id: int, attempt: int) -> None:
     """
     Complete the samples of an attempt by those of earlier ones, and point the job's `samples` to them.

@@ -5,11 +5,34 @@ from typing import Any
 
 from storage.status.units import clean
 
+MIN_IMAGES = 50
+MIN_PRECISION = 0.05
+UNINFORMATIVE_KID = 1.0
+"""Faces with hardly visible noise have 0.86, black squares 1.80: docs/quality.md."""
 MEANING = {
     "precision": "fraction of generated images that look real",
     "recall": "fraction of real images that the model can generate",
     "diversity": "about 100 % is right, near 0 is mode collapse",
 }
+
+
+def too_early(result: Mapping[str, Any]) -> str | None:
+    """
+    Return why precision, recall and diversity of an evaluation say nothing yet; None if they do.
+
+    They compare neighbours among features. Of few images, and of images far from all real ones, a neighbour
+    says nothing: precision and recall are 0 and the diversity is that of the artefacts.
+    """
+    images = result.get("image_count")
+    if isinstance(images, int) and images < MIN_IMAGES:
+        return f"they need {MIN_IMAGES} images, and there are {images}"
+    kid = dict(_metrics(result)).get("kid/effnet-lite0", {}).get("value")
+    precision = (result.get("precision") or {}).get("value")
+    if isinstance(kid, int | float) and kid > UNINFORMATIVE_KID:
+        return "the images are still far from all real ones (kid)"
+    if isinstance(precision, int | float) and precision < MIN_PRECISION:
+        return "hardly any image is close to a real one yet"
+    return None
 
 
 def in_short(result: Mapping[str, Any]) -> str:
@@ -28,11 +51,14 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         compared = f"   (baseline, real against real images: {_number(value)})" if value is not None else ""
         note = f"   {metric['note']}" if metric.get("note") else ""
         yield f"{key}  {_number(metric.get('value'))}{spread}{compared}{note}"
+    early = too_early(result)
+    if early is not None and any(result.get(name) is not None for name in MEANING):
+        yield f"precision, recall, diversity  too early to say: {early}"
     for name in ("precision", "recall"):
-        if (share := result.get(name)) is not None:
+        if early is None and (share := result.get(name)) is not None:
             value = _number(share.get("baseline"))
             yield f"{name}  {share['value']:.2f}   (baseline: {value}; {MEANING[name]})"
-    if (value := result.get("diversity")) is not None:
+    if early is None and (value := result.get("diversity")) is not None:
         yield f"diversity  {value:.0%} of the real images' ({MEANING['diversity']})"
     if copying := result.get("copying"):
         yield f"copies  {copying['summary']}"
@@ -42,10 +68,11 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
 def row(result: Mapping[str, Any]) -> dict[str, str]:
     """Return the cells of a table row by column."""
     cells = {key: _number(metric.get("value")) for key, metric in _metrics(result)}
+    early = too_early(result)
     for name in ("precision", "recall"):
-        if share := result.get(name):
+        if early is None and (share := result.get(name)):
             cells[name] = f"{share['value']:.2f}"
-    if (value := result.get("diversity")) is not None:
+    if early is None and (value := result.get("diversity")) is not None:
         cells["diversity"] = f"{value:.0%}"
     if copying := result.get("copying"):
         cells["copies"] = f"{copying['share']:.1%}{' !' if copying['verdict'] == 'copies' else ''}"

@@ -334,6 +334,13 @@ class RunContext:
         for pointer in self.assignment["inputs"].get("checkpoints", ()):
             yield read_checkpoint(self.volume, CheckpointPointer(**pointer), "generator")
 
+    def samples(self) -> list[Sample]:
+        from storage.results.attempts import sample_files
+        from storage.results.codecs import decode
+
+        files = sample_files(self.volume, self.assignment["spec"]["source"])
+        return [Sample(path.stem, lambda path=path: decode(path.read_bytes())) for _, path in files]
+
     def generated_images(self, most: int) -> "Iterator[NDArray[np.uint8]] | None":
         from storage.results.reader import read_images
 

@@ -21,9 +21,12 @@ from storage.db.tables import job, utcnow
 class ControlMixin(StoreMixin):
     """Requests of a user for an existing job."""
 
-    def request_cancel(self, job_id: int) -> Job:
+    def request_cancel(self, job_id: int, *, by: str | None = None) -> Job:
         """
         Cancel a queued job, or request that the worker of a running job cancels it.
+
+        Args:
+            by: name of the user, for the job's history.
 
         Raises:
             JobNotFoundError: there is no such job.
@@ -52,7 +55,7 @@ class ControlMixin(StoreMixin):
                 )
             if row.cancel_requested_at is None:
                 conn.execute(update(job).where(job.c.id == job_id).values(cancel_requested_at=utcnow()))
-                record_event(conn, job_id, "cancel_requested")
+                record_event(conn, job_id, "cancel_requested", detail={"by": by} if by else None)
             if row.state == JobState.QUEUED:
                 transition(conn, row, JobState.CANCELLED, None, {}, None)
             return get_job(conn, job_id)

@@ -1,7 +1,7 @@
 """A JobContext over a temporary folder and plain memory: what train and generate need, without a queue."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,6 +101,7 @@ class LocalContext:
     resume_from: Snapshot | None = None
     source: Snapshot | None = None
     kept: list[Snapshot] = field(default_factory=list)
+    source_samples: list[Sample] = field(default_factory=list)
     stop_at: Callable[[int], str | None] = lambda asked: None
     start_weights: "dict[str, dict[str, Tensor]]" = field(default_factory=dict)
     job_id: int = 1
@@ -190,6 +191,9 @@ class LocalContext:
 
     def models(self) -> Iterator[Snapshot]:
         yield from self.kept
+
+    def samples(self) -> Sequence[Sample]:
+        return self.source_samples
 
     def generated_images(self, most: int) -> "Iterator[NDArray[np.uint8]] | None":
         return None if self.made is None else iter(self.made[:most])

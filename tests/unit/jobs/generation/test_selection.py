@@ -16,7 +16,7 @@ from unit.jobs.local_context import LocalContext
 
 import jobs.generation.generate
 from jobs import rng
-from jobs.context import Snapshot
+from jobs.context import Sample, Snapshot
 from jobs.generation import epoch_grid, latent_path, selection, video
 from jobs.specs import GenerateSpec
 
@@ -215,3 +215,25 @@ def test_the_grid_of_epochs_has_a_row_of_the_same_seeds_for_each_checkpoint() ->
         assert not np.array_equal(grid[2 : 2 + 16, left : left + 16], WHOLE[draw])
     with Image.open(io.BytesIO(ctx.sink.files["epochs.gif"])) as gif:
         assert frames_of(gif) == 3
+
+
+def test_the_film_of_a_training_has_a_frame_for_each_sample_grid_that_can_be_read() -> None:
+    av = pytest.importorskip("av")
+
+    def sample(epoch: int) -> Sample:
+        return Sample(f"epoch-{epoch:04d}", lambda: np.full((34, 34, 3), 20 * epoch, dtype=np.uint8))
+
+    def gone() -> Any:
+        raise FileNotFoundError
+
+    kept = [Snapshot(n, 5 * n, SNAPSHOT.tensors, SNAPSHOT.meta, f"kept-{n}") for n in (1, 2)]
+    samples = [*map(sample, range(1, 8)), Sample("epoch-0008", gone)]
+    ctx = LocalContext(folder=Path("/nowhere"), source=SNAPSHOT, kept=kept, source_samples=samples)
+    spec = GenerateSpec.create(source=1, count=8, micro_batch=8, grid_epochs=True)
+    result = jobs.generation.generate.run(spec, ctx)
+    assert (result["epochs"], result["frames"]) == ([5, 10], 7)
+    with Image.open(io.BytesIO(ctx.sink.files["epochs.gif"])) as gif:
+        assert frames_of(gif) == 7
+    with av.open(io.BytesIO(ctx.sink.files["epochs.mp4"])) as container:
+        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert [round(float(frame.mean()) / 20) for frame in shown] == [1, 2, 3, 4, 5, 6, 7, 7]

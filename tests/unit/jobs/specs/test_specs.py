@@ -366,3 +366,12 @@ def test_augment_none_turns_off_what_the_recipe_would_steer_and_nothing_that_was
     plain = TrainSpec.create(data="/p", recipe="sngan", augment=())
     assert (plain.augment, plain.ada_target) == ((), 0.0)
     refused(TrainSpec.create, data="/p", recipe="sngan", augment=(), ada_target=0.5)
+
+
+def test_the_discriminator_follows_the_generator_unless_its_size_is_given() -> None:
+    assert TrainSpec.create(data="/p", ngf=16).ndf == 16
+    assert TrainSpec.create(data="/p", ngf=16, ndf=32).ndf == 32
+    assert TrainSpec.create(data="/p").ndf == 64
+    assert TrainSpec.create(data="/p", ngf=16, init_netd="/d.pth").ndf == 64
+    stored = {**TrainSpec.create(data="/p").to_json(), "ngf": 16}
+    assert TrainSpec.from_json(stored).ndf == 64, "jobs that are in the table keep their networks"
