@@ -225,7 +225,7 @@ class JobContext(Protocol):
     def models(self) -> "Iterator[Snapshot]":
         """The checkpoints of that model which were kept, oldest first, for --grid-epochs."""
 
-    def samples(self) -> "Sequence[Sample]":
+    def sample_grids(self) -> "Sequence[Sample]":
         """The sample grids of that model's training that exist, oldest first; draw() reads a file."""
 
     def generated_images(self, most: int) -> "Iterator[NDArray[np.uint8]] | None":

@@ -44,8 +44,8 @@ def write(
     """
     Generate images from several checkpoints; add a grid and a film to the sink.
 
-    The film has a frame for each sample grid of the training. If there are fewer than checkpoints, it shows the
-    images of the checkpoints instead.
+    The film has a frame for each sample grid of the training. If there are fewer than checkpoints, it shows
+    the images of the checkpoints instead.
 
     Args:
         sample_indices: of the images; the first COLUMNS are shown.

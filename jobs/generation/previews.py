@@ -57,7 +57,7 @@ def finish(spec: GenerateSpec, ctx: JobContext, sink: ImageSink, shown: Shown) -
             shown.sample_indices,
             ctx.models(),
             sink,
-            samples=ctx.samples(),
+            samples=ctx.sample_grids(),
             raise_if_stopped=raise_if_stopped,
         )
         ctx.log(f"rows of grids/epoch_grid.png, from the top: epochs {', '.join(map(str, facts['epochs']))}")

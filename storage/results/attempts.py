@@ -84,7 +84,7 @@ def _append(lines: list[dict[str, Any]], line: dict[str, Any]) -> None:
 
 
 def sample_files(volume: Volume, job_id: int) -> list[tuple[int, Path]]:
-    """Return (epoch, path) of the sample grids of a training, by epoch; the later attempt's of two of one epoch."""
+    """Return (epoch, path) of a training's sample grids, by epoch; the later attempt's of two of an epoch."""
     found: dict[int, Path] = {}
     folders = [path for path in volume.job(job_id).glob("a[1-9]*") if path.name[1:].isdigit()]
     for folder in sorted(folders, key=lambda path: int(path.name[1:])):

@@ -334,12 +334,11 @@ class RunContext:
         for pointer in self.assignment["inputs"].get("checkpoints", ()):
             yield read_checkpoint(self.volume, CheckpointPointer(**pointer), "generator")
 
-    def samples(self) -> list[Sample]:
+    def sample_grids(self) -> list[Sample]:
         from storage.results.attempts import sample_files
-        from storage.results.codecs import decode
 
         files = sample_files(self.volume, self.assignment["spec"]["source"])
-        return [Sample(path.stem, lambda path=path: decode(path.read_bytes())) for _, path in files]
+        return [Sample(path.stem, partial(_decoded, path)) for _, path in files]
 
     def generated_images(self, most: int) -> "Iterator[NDArray[np.uint8]] | None":
         from storage.results.reader import read_images
@@ -547,3 +546,9 @@ def _append(file: IO[bytes], line: str) -> None:
     """Write a line to a log; a log that cannot be written, as on a full disk, must not end the job."""
     with suppress(OSError):
         file.write(line.encode(errors="backslashreplace"))
+
+
+def _decoded(path: Path) -> "NDArray[np.uint8]":
+    from storage.results.codecs import decode
+
+    return decode(path.read_bytes())

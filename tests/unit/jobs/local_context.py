@@ -192,7 +192,7 @@ class LocalContext:
     def models(self) -> Iterator[Snapshot]:
         yield from self.kept
 
-    def samples(self) -> Sequence[Sample]:
+    def sample_grids(self) -> Sequence[Sample]:
         return self.source_samples
 
     def generated_images(self, most: int) -> "Iterator[NDArray[np.uint8]] | None":

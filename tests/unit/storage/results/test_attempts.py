@@ -1,12 +1,13 @@
 """The samples and metrics of a training that had several attempts."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from storage.results import attempts
 from storage.results.attempts import Metrics, gather_samples
+from storage.volume.durable import NO_LINKS
 from storage.volume.layout import Volume
 
 
@@ -28,9 +29,9 @@ def test_one_folder_has_the_samples_of_all_attempts_and_the_later_ones_win(
     if not links:
 
         def refuse(*_: object) -> None:
-            raise OSError(attempts.NO_LINKS[0], "no hard links here")
+            raise OSError(NO_LINKS[0], "no hard links here")
 
-        monkeypatch.setattr(attempts.os, "link", refuse)
+        monkeypatch.setattr(os, "link", refuse)
     draw(volume, 1, 1, 2, 3)
     (volume.attempt(1, 1) / "samples" / "epoch-0004.png.tmp-1f").write_text("torn")
     volume.attempt(1, 2).mkdir()

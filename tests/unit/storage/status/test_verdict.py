@@ -25,7 +25,9 @@ def evaluations(*values: float, diversity: float = 1.0, spread: float = 0.02) ->
         ((0.5, 0.5, 0.5), "flat since epoch 10"),
     ],
 )
-def test_a_trend_needs_three_evaluations_and_more_than_their_noise(values, expected) -> None:
+def test_a_trend_needs_three_evaluations_and_more_than_their_noise(
+    values: tuple[float, ...], expected: str
+) -> None:
     assert verdict(evaluations(*values)) == expected
 
 
