@@ -85,13 +85,13 @@ class VolumeContext(LocalContext):
         assert self.checkpoint is not None
         return self.checkpoint.manifest_sha256
 
-    def pictures(
+    def image_sink(
         self,
         *,
         format: str = "png",
         quality: int | None = None,
         total: int | None = None,
-        part: int | None = None,
+        shard: int | None = None,
     ) -> ImageSink:
         return ImageFiles(self.attempt_folder, format=format, quality=quality, total=total)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image as PILImage
 
-    from jobs.context import Made
+    from jobs.context import StoredImage
     from storage.db.rows import Job
     from storage.volume.layout import Volume
 
@@ -34,7 +34,7 @@ class Image:
     """Class, of a class-conditional model."""
     record: dict[str, Any] = field(default_factory=dict, repr=False)
     """The whole line of the manifest."""
-    _made: "Made | None" = field(default=None, repr=False, compare=False)
+    _made: "StoredImage | None" = field(default=None, repr=False, compare=False)
 
     def to_bytes(self) -> bytes:
         """

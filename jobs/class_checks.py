@@ -1,11 +1,11 @@
-"""What is wrong with the classes of a data set or a model; no torch, so that the command line can say it."""
+"""Checks of the classes of a data set or model, without torch, so that the command line can use them."""
 
 from collections.abc import Mapping, Sequence
 
 from jobs.errors import DatasetError, SpecError
 
 LEAST_PICTURES = 2
-"""In a class: a single one can only be copied."""
+"""Per class: from a single image nothing can be learned but that image."""
 SHOWN = 20
 
 
@@ -18,11 +18,13 @@ def no_classes() -> DatasetError:
 
 def require_enough(pictures: Mapping[str, int]) -> None:
     """
+    Check that each class has enough images.
+
     Args:
-        pictures: in each class.
+        pictures: number of images of each class.
 
     Raises:
-        DatasetError: one has too few to learn from.
+        DatasetError: a class has too few images.
     """
     few = {name: count for name, count in pictures.items() if count < LEAST_PICTURES}
     if few:
@@ -35,7 +37,7 @@ def require_enough(pictures: Mapping[str, int]) -> None:
 
 
 def unknown_class(name: str, classes: Sequence[str]) -> SpecError:
-    """The error of a class that a model does not know."""
+    """Return the error for a class that a model does not have."""
     if not classes:
         return SpecError(
             "--class asks for a class, and this model was trained without",
@@ -49,7 +51,7 @@ def unknown_class(name: str, classes: Sequence[str]) -> SpecError:
 
 
 def other_classes(job_id: int | None, its: int, mine: int) -> SpecError:
-    """The error of a run that starts from networks with another number of classes; 0: none."""
+    """Return the error for a run that starts from networks with another number of classes; 0: none."""
     return SpecError(
         f"the networks of job {job_id} know {its or 'no'} classes, and {mine or 'none'} are to be learnt",
         hint="--data with as many folders of pictures as there, or start from another job",

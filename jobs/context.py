@@ -1,9 +1,8 @@
 """
-All that the work in jobs/ asks of the world around it.
+The interface between a job and the worker that runs it.
 
-train.py and generate.py see nothing but this: no database, no Redis, no paths
-outside their attempt. worker/runner/context.py implements it over the shared volume;
-a test implements it over a temporary folder.
+Code in jobs/ uses nothing else: no database, no Redis, no paths outside its attempt.
+worker/runner/context.py implements it on the shared volume, tests on a temporary folder.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,10 +20,10 @@ CheckpointKind = Literal["resume", "epoch", "final"]
 
 @dataclass(frozen=True)
 class Images:
-    """A decoded data set: uint8 pictures, memory-mapped, in a fixed order."""
+    """A decoded data set: uint8 images, memory-mapped, in a fixed order."""
 
     images_N3HW: "NDArray[np.uint8]"
-    fingerprint: str  # sha-256 over names, contents and size: the same pictures, the same value
+    fingerprint: str  # SHA-256 of names, contents and size
     classes: tuple[str, ...] = ()
     labels_N: "NDArray[np.int64] | None" = None
 
@@ -34,17 +33,17 @@ class Images:
 
 @dataclass(frozen=True)
 class Sample:
-    """A grid of samples that is drawn when it is written, beside the training."""
+    """A sample grid that is drawn when it is written, in parallel with training."""
 
     name: str
     """E.g. 'epoch-0005'."""
     draw: "Callable[[], NDArray[np.uint8]]"
-    """Gives uint8 (H, W, 3). Runs on another thread than the training."""
+    """Return uint8 (H, W, 3). Runs in another thread than training."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A stored checkpoint, verified against the sha-256 in the job table, in memory."""
+    """A checkpoint in memory, verified against the SHA-256 in the job table."""
 
     step: int
     epoch: int
@@ -64,60 +63,60 @@ class GeneratedImage:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A picture that a part of this job has made: its line in the part's manifest, and where it lies."""
+class StoredImage:
+    """An image that a shard has published: its line in the manifest, and its place on the volume."""
 
     path: Path
-    record: dict[str, Any]  # seed, draw, score, bytes, sha256, and shape where the format does not tell it
-    offset: int = 0  # where it begins in a file that holds many
+    record: dict[str, Any]  # seed, draw, score, bytes, sha256; and shape, if the format does not contain it
+    offset: int = 0  # of its first byte, in a file of many images
 
 
 class ImageSink(Protocol):
-    """Where a generation job puts its pictures; nothing is visible before publish()."""
+    """Write the images of a generation job; nothing is visible before publish()."""
 
     def add(self, images: Iterable[GeneratedImage]) -> None:
         """Encode and write images; their lines in the manifest keep this order."""
 
-    def adopt(self, made: Made, *, output_index: int) -> None:
+    def adopt(self, image: StoredImage, *, output_index: int) -> None:
         """Take over an image of a shard without encoding it again."""
 
     def shown(self, pixels_HW3: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
-        """The picture as who reads it back will see it: a lossy format changes it."""
+        """Return the image as it is read back: a lossy format changes it."""
 
-    def pixels(self, made: Made) -> "NDArray[np.uint8]":
-        """What a picture that can be taken over shows: uint8 (H, W, 3)."""
+    def pixels(self, image: StoredImage) -> "NDArray[np.uint8]":
+        """Return the pixels of an image of a shard: uint8 (H, W, 3)."""
 
     def add_grid(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
         """Write one grid, e.g. name 'grid-0000'."""
 
     def add_file(self, name: str, data: bytes) -> None:
-        """Write one more file that is shown beside the grids, e.g. name 'interpolation.gif'."""
+        """Write a further file that is shown beside the grids, e.g. name 'interpolation.gif'."""
 
     def publish(self) -> dict[str, Any]:
-        """Make all of it durable, then visible; returns facts for the job's result."""
+        """Make all files durable, then visible; return facts for the job's result."""
 
-    def made(self) -> Iterable[Made]:
-        """After publish(): the pictures, in order."""
+    def stored(self) -> Iterable[StoredImage]:
+        """Return the published images, in order."""
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """One shard of a job that was split."""
 
     job_id: int
-    draws: tuple[int, int]  # the places (first, last) in the order of draws that it computes
-    made: Iterable[Made] | None  # in order; None: it is gone from the volume, or not whole
+    draws: tuple[int, int]  # sample indices (first, last)
+    images: Iterable[StoredImage] | None  # in order; None: deleted from the volume, or incomplete
     build: dict[str, Any] | None = None  # jobs.device.build_fingerprint() of its worker, if it was recorded
 
 
 class JobContext(Protocol):
-    """What a running job may do. Every method may raise StopRequested or a StorageError."""
+    """The services of a running job. Every method may raise StopRequested or a StorageError."""
 
     job_id: int
     attempt: int
 
     def stop_reason(self) -> str | None:
-        """A jobs.states.StopReason once somebody wants the job to stop; cheap, ask at every step."""
+        """Return a jobs.states.StopReason if the job is to stop, else None. Cheap: call it at every step."""
 
     def report(
         self,
@@ -131,48 +130,48 @@ class JobContext(Protocol):
         phase: str | None = None,
     ) -> None:
         """
-        Say how far the work is. Cheap: the context thins out what it passes on.
+        Report progress. Cheap: the context limits how often reports are passed on.
 
         Args:
-            done, total: counted in `unit` ('pictures').
-            rate: pictures per second, measured by the job.
-            phase: what is done now, when it is not the work itself ('reading pictures').
+            done, total: in `unit` ('images').
+            rate: images per second, measured by the job.
+            phase: a step before or after the main work ('reading images').
         """
 
     def log(self, message: str) -> None:
-        """One line for log.txt."""
+        """Append a line to log.txt."""
 
     def metrics(self, record: Mapping[str, float | int | str | None]) -> None:
-        """One line for metrics.jsonl."""
+        """Append a line to metrics.jsonl."""
 
     def images(self, data: str, size: int, *, pin: str = "fingerprint") -> Images:
         """
-        The data set, decoded once and kept on the volume by its fingerprint.
+        Return the data set, which is decoded once and cached on the volume by its fingerprint.
 
         Args:
-            pin: under which name the fingerprint is fixed, for a job that reads more than one.
+            pin: the input under which the fingerprint is fixed, for a job that reads several data sets.
         """
 
     def event(self, type: str, **detail: Any) -> None:
-        """Something that a person should find in the job's history, e.g. 'rolled_back'."""
+        """Add an event to the job's history, e.g. 'rolled_back'."""
 
     def resume(
         self, restore: Callable[[Snapshot], None], *, whole_epoch: bool = False, step: int | None = None
     ) -> Snapshot | None:
         """
-        Go on from the newest checkpoint of this job that is whole and can be taken up.
+        Restore the newest valid checkpoint of this job.
 
         Args:
-            take_up: raises CheckpointCorruptError for one that will not do; then an older one is tried.
-            whole_epoch: pass over those of kind 'resume'.
-            step: the one that is wanted; any other if it is not there.
+            restore: raises CheckpointCorruptError if it cannot use a checkpoint; an older one is tried then.
+            whole_epoch: skip checkpoints of kind 'resume'.
+            step: prefer the checkpoint of this step.
 
         Returns:
-            The one that was taken up; None: there are none, so this is a fresh start.
+            The checkpoint that was restored; None if the job has none yet.
 
         Raises:
-            CheckpointCorruptError: there are some, and not one of them is whole.
-            DiskFullError: there is no room for the next.
+            CheckpointCorruptError: there are checkpoints, and none of them is valid.
+            DiskFullError: there is no space for the next checkpoint.
         """
 
     def save_checkpoint(
@@ -187,90 +186,90 @@ class JobContext(Protocol):
         sample: Sample | None = None,
     ) -> None:
         """
-        Have a checkpoint made durable, then registered under the fence; it may go on after this returns.
+        Save a checkpoint and register it with the fencing token; writing may continue after the return.
 
-        One at a time: call wait_for_save() before the next. What is handed over must not change.
+        Call wait_for_save() before the next. The tensors must not change until then.
 
         Args:
             kind: 'resume' (replaced by the next), 'epoch' (every save_every), 'final'.
             epoch: epochs that are complete.
-            step: the only cursor: discriminator batches seen so far.
-            state: all that the run needs to go on (state.safetensors).
-            generator: all that generation needs: EMA generator and discriminator. Both on the
+            step: discriminator batches so far, the position of the run.
+            state: what resuming needs (state.safetensors).
+            generator: what generation needs: EMA generator and discriminator. Both on the
                 CPU, in any memory layout.
-            meta: JSON facts needed to rebuild the networks and counters; 'metric' goes into the table.
+            meta: JSON facts that rebuild the networks and counters; 'metric' is stored in the job table.
             sample: a grid that is drawn and written first.
         """
 
     def is_saving(self) -> bool:
-        """Whether a checkpoint is still on its way; cheap, ask at every step."""
+        """Return whether a checkpoint is being written. Cheap: call it at every step."""
 
     def wait_for_save(self) -> None:
         """
-        Until the checkpoint that was handed over last is registered; at once if none is on its way.
+        Wait until the last checkpoint is registered; return at once if none is being written.
 
         Raises:
-            DiskFullError, VolumeError, StorageError: it could not be written; nothing was registered.
+            DiskFullError, VolumeError, StorageError: it could not be written, and was not registered.
         """
 
     def save_sample(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
-        """One grid of samples, e.g. name 'epoch-0005'."""
+        """Write a sample grid, e.g. name 'epoch-0005'."""
 
     def model(self) -> Snapshot:
-        """The generator that this generation job draws from (generator.safetensors)."""
+        """Return the model of this job (generator.safetensors)."""
 
     def model_sha256(self) -> str:
-        """What Snapshot.sha256 of model() will be; nothing is read."""
+        """Return the Snapshot.sha256 of model() without reading it."""
 
     def models(self) -> "Iterator[Snapshot]":
-        """The checkpoints of that model which were kept, oldest first, for --grid-epochs."""
+        """Return the retained checkpoints of that model, oldest first, for --grid-epochs."""
 
     def sample_grids(self) -> "Sequence[Sample]":
         """The sample grids of that model's training that exist, oldest first; draw() reads a file."""
 
     def generated_images(self, most: int) -> "Iterator[NDArray[np.uint8]] | None":
         """
-        Pictures that the job named by the spec has published, uint8 (H, W, 3), evenly chosen.
+        Return at most so many images, evenly chosen, that the source job has published: uint8 (H, W, 3).
 
         Returns:
-            None if that job is one that others draw from: see model().
+            None if the source is a model: see model().
         """
 
     def save_files(self, files: "Mapping[str, bytes | NDArray[np.uint8]]") -> list[dict[str, Any]]:
         """
-        Write files into the attempt's folder, each whole or not at all; pixels become a PNG.
+        Write files atomically into the attempt's folder; pixels become a PNG.
 
         Returns:
-            name, bytes and sha256 of each, for the job's result, which makes them count.
+            name, bytes and sha256 of each, for the job's result, which publishes them.
         """
 
     def weights(self, path: str, *, sha256: str | None = None) -> "dict[str, Tensor]":
         """
-        Weights from a file the user gave (.pth or .safetensors), safely read.
+        Read a weight file of the user (.pth or .safetensors) in a confined process.
 
         Raises:
-            ForeignFileError: it is not what it says, or not the file with this sha-256.
+            ForeignFileError: it is unsafe or malformed, or has another SHA-256.
         """
 
-    def parts(self) -> list[Part]:
-        """Of a job that was split: what each part has made, in the order of draws."""
+    def shards(self) -> list[Shard]:
+        """Return the shards of a job that was split, in the order of sample indices; [] of any other job."""
 
-    def pictures(
+    def image_sink(
         self,
         *,
         format: str = "png",
         quality: int | None = None,
         total: int | None = None,
-        part: int | None = None,
+        shard: int | None = None,
     ) -> ImageSink:
         """
-        Where to put generated pictures.
+        Return a sink for generated images.
 
         Args:
             format, quality: as in GenerateSpec.
-            total: how many will come.
-            part: which shard of this job they are, where this attempt makes one again; they go when it ends.
+            total: the number of images that will be added.
+            shard: the index of a shard that this attempt generates again; its files are deleted at the end.
         """
 
     def scratch(self) -> Path:
-        """The attempt's own folder."""
+        """Return the attempt's folder."""

@@ -1,4 +1,4 @@
-"""Lengths of time as people write them: '2h30m', '90min', '1.5d'."""
+"""Durations as users write them: '2h30m', '90min', '1.5d'."""
 
 import re
 
@@ -9,14 +9,16 @@ _WHOLE = re.compile(rf"(?:{_PART.pattern})+")
 
 def parse(text: str) -> float:
     """
+    Parse a duration.
+
     Args:
-        text: numbers with units, one after the other: d, h, min or m, s.
+        text: numbers with units: d, h, min or m, s.
 
     Returns:
         Seconds.
 
     Raises:
-        ValueError: it is none of that; a number without a unit could mean anything.
+        ValueError: it is not a duration; a number without a unit is ambiguous.
     """
     text = text.strip().lower()
     if not _WHOLE.fullmatch(text):
@@ -25,7 +27,7 @@ def parse(text: str) -> float:
 
 
 def in_words(seconds: float) -> str:
-    """'2h30m', as parse() takes it; to the second from one second on."""
+    """Return e.g. '2h30m', which parse() accepts; rounded to seconds if it is at least one second."""
     whole = round(seconds)
     if whole < 1:
         return f"{seconds:.3g}s"

@@ -1,5 +1,5 @@
 """
-Every error that ganq raises on purpose.
+All errors that ganq raises.
 
     GanqError
       SpecError (also ValueError)          a request that cannot work; exit 2
@@ -9,18 +9,18 @@ Every error that ganq raises on purpose.
       ConfigError                          a setting or the set-up is wrong
       JobError
         InvalidTransitionError
-        LeaseLostError                     another attempt owns the job now
-        TimeLimitError                     the job has run for as long as it may
-      DatasetError                         no pictures, too few, too many broken
-      NotMeasurableError                   pictures that a metric says nothing about
+        LeaseLostError                     another attempt holds the lease
+        TimeLimitError                     the job has used up its time limit
+      DatasetError                         no images, too few, or too many unreadable
+      NotMeasurableError                   images for which a metric is meaningless
       StorageError
         DatabaseUnavailableError
         SchemaMismatchError
         CheckpointCorruptError
-        ForeignFileError                   a weight file that is not what it says
+        ForeignFileError                   an unsafe or malformed weight file
         DiskFullError
-        VolumeError                        read-only, missing, not a directory, or it answers with errors
-      QueueUnavailableError                Redis is not there
+        VolumeError                        read-only, missing, not a directory, or with I/O errors
+      QueueUnavailableError                Redis cannot be reached
       WorkerError
         GpuUnavailableError
         GpuBusyError                       another worker holds this GPU
@@ -28,10 +28,10 @@ Every error that ganq raises on purpose.
         ProcessUnavailableError            no process or thread can be started
         OutOfMemoryError                   of the device
       TrainingDivergedError
-        CollapsedError                     the generator repeats itself
+        CollapsedError                     the generator produces few distinct images
     StopRequested (BaseException)          `except Exception` cannot swallow it
 
-Each class carries a machine-readable `code`, which stands in the job table,
+Each class has a machine-readable `code`, which is stored in the job table,
 an exit code for the command line, and a retry policy for the supervisor.
 """
 
@@ -40,22 +40,22 @@ from typing import Any, ClassVar
 
 
 class Retry(StrEnum):
-    """What a supervisor does with a job that ended in this error."""
+    """How a supervisor retries a job that failed with this error."""
 
-    NEVER = "never"  # the next try would end the same way
+    NEVER = "never"  # it would fail again
     FRESH = "fresh"  # once, in a new process
-    LATER = "later"  # the surroundings are at fault: with backoff, not counted
-    SOME = "some"  # with backoff, but only a few times in a row: it may pass, or be there for good
+    LATER = "later"  # the environment failed: with backoff, not counted as a failure
+    SOME = "some"  # with backoff, a few times in a row: it may be transient or permanent
 
 
 class GanqError(Exception):
     """
-    Base of all errors meant for a person: one line of what was wrong, one of what to do.
+    Base of all errors that are shown to users.
 
     Args:
-        message: what was wrong, without a full stop at the end.
-        hint: the way out, as a command or a sentence.
-        facts: kept as attributes, so that callers need not parse the message.
+        message: what is wrong, in one line without a full stop.
+        hint: what to do, as a command or a sentence.
+        facts: become attributes, so that callers need not parse the message.
     """
 
     code: ClassVar[str] = "ERROR"
@@ -76,14 +76,14 @@ class GanqError(Exception):
 
 
 class SpecError(GanqError, ValueError):
-    """The request itself cannot work: a size, a count, a combination of options."""
+    """The request is invalid: a size, a count, a combination of options."""
 
     code = "BAD_SPEC"
     exit_code = 2
 
 
 class NotFoundError(GanqError):
-    """Something the user named does not exist."""
+    """What the user named does not exist."""
 
     code = "NOT_FOUND"
     exit_code = 3
@@ -96,56 +96,56 @@ class JobNotFoundError(NotFoundError):
 
 
 class CheckpointNotFoundError(NotFoundError):
-    """The job has no such checkpoint, or none yet."""
+    """The job has no such checkpoint."""
 
     code = "CHECKPOINT_NOT_FOUND"
 
 
 class ConfigError(GanqError):
-    """A setting has a value that cannot work, or the machine lacks something."""
+    """A setting is invalid, or the machine lacks something."""
 
     code = "BAD_CONFIG"
     exit_code = 2
 
 
 class JobError(GanqError):
-    """The job table refused a step."""
+    """The job table refused a change."""
 
     code = "JOB_ERROR"
 
 
 class InvalidTransitionError(JobError):
-    """A job cannot go from its state to that one."""
+    """A job cannot change from its state to that one."""
 
     code = "INVALID_TRANSITION"
 
 
 class LeaseLostError(JobError):
-    """The (attempt, token) of the caller is not the job's any more: touch nothing."""
+    """The caller no longer holds the lease, and must change nothing."""
 
     code = "LEASE_LOST"
 
 
 class TimeLimitError(JobError):
-    """The job has run, over all its attempts, for as long as it may."""
+    """The attempts of the job have used up its time limit."""
 
     code = "TIME_LIMIT"
 
 
 class DatasetError(GanqError):
-    """A folder of pictures that cannot be trained on."""
+    """The data set cannot be used."""
 
     code = "BAD_DATASET"
 
 
 class NotMeasurableError(GanqError):
-    """A metric would give a number without a meaning for these pictures."""
+    """A metric is meaningless for these images."""
 
     code = "NOT_MEASURABLE"
 
 
 class StorageError(GanqError):
-    """A file is missing, or is not what it should be; waiting does not mend that."""
+    """A file is missing or has unexpected contents; waiting does not help."""
 
     code = "STORAGE_ERROR"
     retry = Retry.SOME
@@ -159,42 +159,42 @@ class DatabaseUnavailableError(StorageError):
 
 
 class SchemaMismatchError(StorageError):
-    """The database is older or newer than this code."""
+    """The database schema is older or newer than this version."""
 
     code = "SCHEMA_MISMATCH"
     retry = Retry.NEVER
 
 
 class CheckpointCorruptError(StorageError):
-    """A checkpoint's bytes are not those that were registered."""
+    """A checkpoint differs from what was registered."""
 
     code = "CHECKPOINT_CORRUPT"
     retry = Retry.NEVER
 
 
 class ForeignFileError(StorageError):
-    """A weight file from outside that is not what it says, or not safe."""
+    """A weight file of the user is unsafe or malformed."""
 
     code = "UNSAFE_WEIGHTS"
     retry = Retry.NEVER
 
 
 class DiskFullError(StorageError):
-    """No room on the volume."""
+    """The volume has no free space."""
 
     code = "DISK_FULL"
     retry = Retry.LATER
 
 
 class VolumeError(StorageError):
-    """The volume is missing, read-only or not a directory, or it answers with errors."""
+    """The volume is missing, read-only, not a directory, or has I/O errors."""
 
     code = "VOLUME_UNAVAILABLE"
     retry = Retry.LATER
 
 
 class QueueUnavailableError(GanqError):
-    """Redis cannot be reached: jobs are still accepted and found by polling."""
+    """Redis cannot be reached; jobs are still accepted, and workers find them by polling."""
 
     code = "REDIS_UNAVAILABLE"
     retry = Retry.LATER
@@ -207,7 +207,7 @@ class WorkerError(GanqError):
 
 
 class GpuUnavailableError(WorkerError):
-    """The GPU that was asked for is not there."""
+    """The requested GPU does not exist."""
 
     code = "GPU_UNAVAILABLE"
 
@@ -219,7 +219,7 @@ class GpuBusyError(WorkerError):
 
 
 class WorkerNameTakenError(WorkerError):
-    """Another live worker has the same name, and had it first."""
+    """Another live worker has the same name."""
 
     code = "WORKER_NAME_TAKEN"
 
@@ -245,14 +245,14 @@ class TrainingDivergedError(GanqError):
 
 
 class CollapsedError(TrainingDivergedError):
-    """The generator makes a few pictures over and over, and once made many."""
+    """The generator has collapsed to few distinct images."""
 
     code = "COLLAPSED"
 
 
 class StopRequested(BaseException):
     """
-    The job was asked to stop and has put its work in order.
+    The job stops on request, with its work saved.
 
     Args:
         reason: a jobs.states.StopReason value.
@@ -264,12 +264,12 @@ class StopRequested(BaseException):
 
 
 def all_errors(base: type[GanqError] = GanqError) -> list[type[GanqError]]:
-    """A class of errors and all below it, as far as they are imported."""
+    """Return a class of errors and all its imported subclasses."""
     return [base, *(one for child in base.__subclasses__() for one in all_errors(child))]
 
 
 def one_line(exc: BaseException) -> str:
-    """Return what an error says, without its traceback and in one line, for a log."""
+    """Return an error as one line for a log, without its traceback."""
     said = str(exc).strip().splitlines()
     if isinstance(exc, GanqError):
         return said[0] if said else exc.code
@@ -277,6 +277,6 @@ def one_line(exc: BaseException) -> str:
 
 
 def error_of(code: str, message: str, hint: str | None) -> GanqError:
-    """An error that another process has told of, of the class that its code names: its policy holds."""
+    """Return an error that another process has reported, with the class that has this code."""
     cls = {one.code: one for one in all_errors()}.get(code, GanqError)
     return cls(message, hint=hint)

@@ -1,4 +1,4 @@
-"""The states of a job and the steps between them, in one place."""
+"""States of a job, and the transitions between them."""
 
 from enum import StrEnum
 
@@ -6,7 +6,7 @@ from jobs.errors import InvalidTransitionError
 
 
 class JobState(StrEnum):
-    """Where a job stands. Wishes (cancel, hold) are columns beside it, not states."""
+    """State of a job. Requests (cancel, hold) are columns of their own, not states."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -32,7 +32,7 @@ TERMINAL = frozenset(state for state, then in TRANSITIONS.items() if not then)
 
 def check_transition(old: JobState, new: JobState) -> None:
     """
-    Refuse a step that the table above does not hold.
+    Refuse a transition that TRANSITIONS does not contain.
 
     Raises:
         InvalidTransitionError: if `new` cannot follow `old`.
@@ -42,15 +42,15 @@ def check_transition(old: JobState, new: JobState) -> None:
 
 
 class Outcome(StrEnum):
-    """How an attempt ended. One job has as many attempts as it needed."""
+    """How an attempt ended. A job can have several attempts."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
     REQUEUED = "requeued"  # its worker drained or preempted it
-    RETRIED = "retried"  # an error that another try may mend
-    CRASHED = "crashed"  # the runner died under a living supervisor
-    LOST = "lost"  # the worker fell silent, and the reaper took the job back
+    RETRIED = "retried"  # a transient error
+    CRASHED = "crashed"  # the runner died, and the supervisor lived
+    LOST = "lost"  # the worker sent no heartbeats, and the reaper requeued the job
 
 
 class StopReason(StrEnum):
@@ -64,4 +64,4 @@ class StopReason(StrEnum):
 
 
 KEEPS_WORK = frozenset({StopReason.DRAIN, StopReason.PREEMPT, StopReason.TIME_LIMIT})
-"""Stops after which the work may go on: what was done since the last checkpoint is saved first."""
+"""Reasons after which the job may continue: a checkpoint is saved first."""

@@ -1,4 +1,4 @@
-"""What a job table can hold as text, and what a terminal can show of it."""
+"""Text that the job table can store, and its display on terminals of any encoding."""
 
 import codecs
 import os
@@ -18,10 +18,10 @@ SUBSTITUTES = str.maketrans(
 
 def use_streams_of_any_encoding() -> None:
     """
-    Let stdout and stderr take all text, whatever the terminal's encoding.
+    Make stdout and stderr accept all text, whatever the terminal's encoding.
 
-    A character that the encoding lacks is replaced by a like one of ASCII, else by '?'. So nothing that
-    prints needs to know the terminal, and none of it ends with a UnicodeEncodeError.
+    A character that the encoding lacks is replaced by a similar one in ASCII, else by '?', so that printing
+    never raises a UnicodeEncodeError.
     """
     try:
         codecs.lookup_error(ASCII)
@@ -43,8 +43,8 @@ def _substitute(error: UnicodeError) -> tuple[str, int]:
 
 
 def _like(character: str) -> str:
-    """Return ASCII for a character: '->' for an arrow, 'e' for an accented e, '?' where there is none."""
-    import unicodedata  # where it is needed: most terminals are UTF-8
+    """Return ASCII for a character: '->' for an arrow, 'e' for an accented e, '?' if there is none."""
+    import unicodedata  # imported here because most terminals are UTF-8
 
     plain = unicodedata.normalize("NFKD", character.translate(SUBSTITUTES))
     return plain.encode("ascii", "ignore").decode() or "?"
@@ -68,7 +68,7 @@ def _find_ascii(name: str) -> codecs.CodecInfo | None:
 
 
 def as_utf8(value: str) -> str:
-    """Return what was typed in UTF-8, where the locale is another and Python carries it as surrogates."""
+    """Return an argument that was typed in UTF-8, which Python decodes to surrogates in another locale."""
     if not value.isascii():
         with suppress(UnicodeError):
             value.encode()
@@ -80,18 +80,18 @@ def as_utf8(value: str) -> str:
 
 def require_text(value: str, what: str = "") -> None:
     """
-    Refuse bytes that are no text in the locale; Python carries those of arguments and paths as surrogates.
+    Refuse an argument or path that is not text in the locale, which Python decodes to surrogates.
 
     Args:
-        what: begins the error, e.g. the option's name and a blank.
+        what: the beginning of the error message, e.g. the option's name and a blank.
 
     Raises:
-        SpecError: it would be accepted, and could not be shown or evaluated.
+        SpecError: it is not UTF-8.
     """
     try:
         value.encode()
     except UnicodeEncodeError:
-        from jobs.errors import SpecError  # not before it is needed: each command asks
+        from jobs.errors import SpecError  # imported here because each command calls this
 
         shown = value.encode(errors="replace").decode()
         raise SpecError(

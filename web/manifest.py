@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.context import Made
+from jobs.context import StoredImage
 from jobs.errors import NotFoundError, StorageError
 from storage.db.rows import Job
 from storage.results.formats import MANIFEST
@@ -89,13 +89,13 @@ class ManifestIndex:
             raise StorageError(f"line {index + 1} of {self.path} is broken") from exc
         return found
 
-    def made(self, index: int) -> Made:
+    def made(self, index: int) -> StoredImage:
         """Return where an image lies; never outside of its attempt's folder."""
         line = self.line(index)
         name = Path(line["file"])
         if name.is_absolute() or ".." in name.parts:
             raise StorageError(f"line {index + 1} of {self.path} names a file elsewhere")
-        return Made(self.folder / name, line, offset=int(line.get("offset", 0)))
+        return StoredImage(self.folder / name, line, offset=int(line.get("offset", 0)))
 
     @cached_property
     def scores(self) -> "NDArray[np.float32] | None":

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from jobs import device as devices
 from jobs import grids
-from jobs.context import GeneratedImage, ImageSink, JobContext, Made, Part
+from jobs.context import GeneratedImage, ImageSink, JobContext, Shard, StoredImage
 from jobs.errors import CheckpointCorruptError, StopRequested
 from jobs.failpoints import failpoint
 from jobs.generation import merge_shards, model_cache, previews, selection, shard_builds
@@ -72,41 +72,41 @@ def run(spec: GenerateSpec, ctx: JobContext) -> dict[str, Any]:
         StopRequested: the job was asked to stop; nothing was published.
     """
     with devices.memory_errors("a smaller --micro-batch; note that the images depend on it"):
-        if parts := ctx.parts():
-            return _merge(spec, ctx, parts)
+        if shards := ctx.shards():
+            return _merge(spec, ctx, shards)
         return Generation(spec, ctx).run()
 
 
-def _merge(spec: GenerateSpec, ctx: JobContext, parts: list[Part]) -> dict[str, Any]:
+def _merge(spec: GenerateSpec, ctx: JobContext, shards: list[Shard]) -> dict[str, Any]:
     """Merge the shards; name their builds where these differ."""
-    made: list[Iterable[Made]] = []
+    images: list[Iterable[StoredImage]] = []
     builds: list[shard_builds.Build | None] = []
-    for place, part in enumerate(parts):
-        if part.made is None:
-            made.append(_generate_again(spec, ctx, place, part))
+    for place, shard in enumerate(shards):
+        if shard.images is None:
+            images.append(_generate_again(spec, ctx, place, shard))
             here = devices.choose(spec.device)
             builds.append(devices.build_fingerprint(here, deterministic=spec.deterministic))
         else:
-            made.append(part.made)
-            builds.append(part.build)
+            images.append(shard.images)
+            builds.append(shard.build)
     found = shard_builds.distinct(builds)
     if len(found) > 1:
         differ = shard_builds.difference(found)
         ctx.log(f"shards come from different builds, so images may differ in their last bits: {differ}")
         ctx.event("not_bit_exact", changed=differ)
-        made = [shard_builds.marked(one, build, found) for one, build in zip(made, builds, strict=True)]
-    return merge_shards.run(spec, ctx, made) | shard_builds.facts(builds)
+        images = [shard_builds.marked(one, build, found) for one, build in zip(images, builds, strict=True)]
+    return merge_shards.run(spec, ctx, images) | shard_builds.facts(builds)
 
 
-def _generate_again(spec: GenerateSpec, ctx: JobContext, place: int, part: Part) -> Iterable[Made]:
+def _generate_again(spec: GenerateSpec, ctx: JobContext, place: int, shard: Shard) -> Iterable[StoredImage]:
     """Generate a shard again whose folder is gone: it depends only on checkpoint, seed and sample indices."""
-    first, last = part.draws
-    ctx.log(f"the result of job {part.job_id} is gone: images {first} to {last} are generated again")
-    ctx.event("shard_regenerated", shard=part.job_id, first=first, last=last)
-    generation = Generation(spec.part(part.draws), ctx)
-    sink = generation.sink(part=place)
+    first, last = shard.draws
+    ctx.log(f"the result of job {shard.job_id} is gone: images {first} to {last} are generated again")
+    ctx.event("shard_regenerated", shard=shard.job_id, first=first, last=last)
+    generation = Generation(spec.part(shard.draws), ctx)
+    sink = generation.sink(shard=place)
     generation.run(sink)
-    return sink.made()
+    return sink.stored()
 
 
 class Generation:
@@ -131,11 +131,11 @@ class Generation:
         self.done = 0
         self.started = time.monotonic()
 
-    def sink(self, part: int | None = None) -> ImageSink:
-        """Return where run() writes its images; see JobContext.pictures()."""
+    def sink(self, shard: int | None = None) -> ImageSink:
+        """Return where run() writes its images; see JobContext.image_sink()."""
         spec = self.spec
         coming = self.due if spec.keep is None else min(spec.keep, self.due)
-        return self.ctx.pictures(format=spec.format, quality=spec.quality, total=coming, part=part)
+        return self.ctx.image_sink(format=spec.format, quality=spec.quality, total=coming, shard=shard)
 
     def run(self, sink: ImageSink | None = None) -> dict[str, Any]:
         spec = self.spec

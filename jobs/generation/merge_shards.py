@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from jobs.context import JobContext, Made
+from jobs.context import JobContext, StoredImage
 from jobs.errors import StopRequested
 from jobs.failpoints import failpoint
 from jobs.generation import previews
@@ -24,15 +24,15 @@ class Placed:
     """An image of a shard with its output index, which names its file in the merged result."""
 
     output_index: int
-    made: Made
+    image: StoredImage
 
 
-def run(spec: GenerateSpec, ctx: JobContext, parts: list[Iterable[Made]]) -> dict[str, Any]:
+def run(spec: GenerateSpec, ctx: JobContext, shards: list[Iterable[StoredImage]]) -> dict[str, Any]:
     """
     Merge shards and publish the result.
 
     Args:
-        parts: the images of each shard, in the order of sample indices.
+        shards: the images of each shard, in the order of sample indices.
 
     Returns:
         The job's result, as of a generation that was not split.
@@ -42,9 +42,9 @@ def run(spec: GenerateSpec, ctx: JobContext, parts: list[Iterable[Made]]) -> dic
         StorageError: a shard's result differs from what was registered.
     """
     started = time.monotonic()
-    sink = ctx.pictures(format=spec.format, quality=spec.quality, total=spec.total)
+    sink = ctx.image_sink(format=spec.format, quality=spec.quality, total=spec.total)
     pages = GridPages(sink, size=spec.grid, most=spec.grid_pages)
-    in_order = _all(parts) if spec.keep is None else _best(parts, spec.keep)
+    in_order = _all(shards) if spec.keep is None else _best(shards, spec.keep)
     shown = previews.Shown(spec)
     merged = 0
     digests: set[str] = set()  # no more than two: it only matters whether images differ
@@ -52,14 +52,14 @@ def run(spec: GenerateSpec, ctx: JobContext, parts: list[Iterable[Made]]) -> dic
         reason = ctx.stop_reason()
         if reason is not None:
             raise StopRequested(reason)
-        sink.adopt(placed.made, output_index=placed.output_index)
+        sink.adopt(placed.image, output_index=placed.output_index)
         failpoint("gather.adopted")
         if not pages.full:
-            pages.add(sink.pixels(placed.made))
-        shown.add(placed.made.record["draw"])
+            pages.add(sink.pixels(placed.image))
+        shown.add(placed.image.record["draw"])
         merged += 1
         if len(digests) < 2:
-            digests.add(placed.made.record["sha256"])
+            digests.add(placed.image.record["sha256"])
         ctx.report(merged, spec.total, "images", phase="merging shards")
     pages.finish()
     more = previews.finish(spec, ctx, sink, shown)
@@ -69,7 +69,7 @@ def run(spec: GenerateSpec, ctx: JobContext, parts: list[Iterable[Made]]) -> dic
         "drawn": spec.drawn,
         "grids": pages.made,
         "seed": spec.seed,
-        "shards": len(parts),
+        "shards": len(shards),
         "seconds": round(time.monotonic() - started, 3),
         **({"warning": f"collapsed: all {merged} images are equal"} if merged > 1 == len(digests) else {}),
         **more,
@@ -77,18 +77,18 @@ def run(spec: GenerateSpec, ctx: JobContext, parts: list[Iterable[Made]]) -> dic
     }
 
 
-def _all(parts: list[Iterable[Made]]) -> Iterator[Placed]:
+def _all(shards: list[Iterable[StoredImage]]) -> Iterator[Placed]:
     """Yield all images; the output index is the sample index."""
-    for part in parts:
-        for made in part:
-            yield Placed(made.record["draw"], made)
+    for shard in shards:
+        for image in shard:
+            yield Placed(image.record["draw"], image)
 
 
-def _best(parts: list[Iterable[Made]], keep: int) -> Iterator[Placed]:
+def _best(shards: list[Iterable[StoredImage]], keep: int) -> Iterator[Placed]:
     """Yield the best images, best first; the output index is the rank. Ties go to the lower sample index."""
     import heapq
 
     # Each shard is sorted, best first, so that only one line of each is in memory.
-    ranked = heapq.merge(*parts, key=lambda made: (-made.record["score"], made.record["draw"]))
-    for rank, made in enumerate(islice(ranked, keep)):
-        yield Placed(rank, made)
+    ranked = heapq.merge(*shards, key=lambda image: (-image.record["score"], image.record["draw"]))
+    for rank, image in enumerate(islice(ranked, keep)):
+        yield Placed(rank, image)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from jobs.context import Made
+from jobs.context import StoredImage
 from jobs.device import differences
 
 Build = Mapping[str, Any]
@@ -37,7 +37,9 @@ def difference(builds: Sequence[Build]) -> str:
     return "; ".join(", ".join(differences(first, one)) for one in others)
 
 
-def marked(made: Iterable[Made], build: Build | None, builds: Sequence[Build]) -> Iterator[Made]:
+def marked(
+    made: Iterable[StoredImage], build: Build | None, builds: Sequence[Build]
+) -> Iterator[StoredImage]:
     """Yield images whose lines in the manifest have the number of their build in the result's `builds`."""
     number = None if build is None else builds.index(build)
     for one in made:

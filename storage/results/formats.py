@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from jobs.context import Made
+from jobs.context import StoredImage
 from jobs.errors import StorageError
 from storage.results import codecs
 from storage.results.codecs import Codec
@@ -57,7 +57,7 @@ class Container(Protocol):
             record: its line: seed, draw, score, bytes, sha256, and shape where the codec has none.
         """
 
-    def adopt(self, output_index: int, made: Made) -> Where:
+    def adopt(self, output_index: int, made: StoredImage) -> Where:
         """Add an image of a shard without encoding it again."""
 
     def disk_bytes(self, size: int) -> int:
@@ -73,7 +73,7 @@ class Container(Protocol):
         """Delete what was written."""
 
 
-def bytes_of(made: Made) -> bytes:
+def bytes_of(made: StoredImage) -> bytes:
     """
     Return the bytes of an encoded image.
 
@@ -88,7 +88,7 @@ def bytes_of(made: Made) -> bytes:
     return data
 
 
-def pixels_of(made: Made) -> "NDArray[np.uint8]":
+def pixels_of(made: StoredImage) -> "NDArray[np.uint8]":
     """
     Return the pixels of a published image of any format: uint8 (H, W, 3).
 
@@ -126,7 +126,7 @@ class Folder:
             os.close(fd)
         return {"file": f"{IMAGES}/{name}"}
 
-    def adopt(self, output_index: int, made: Made) -> Where:
+    def adopt(self, output_index: int, made: StoredImage) -> Where:
         """Make a hard link, so that the shard's folder can be deleted afterwards."""
         name = self._name(output_index)
         try:
@@ -216,7 +216,7 @@ class Tars:
         self._in_this += 1
         return {"file": tar.name, "member": about.name, "offset": offset}
 
-    def adopt(self, output_index: int, made: Made) -> Where:
+    def adopt(self, output_index: int, made: StoredImage) -> Where:
         return self.put(output_index, bytes_of(made), made.record)
 
     def disk_bytes(self, size: int) -> int:
@@ -290,7 +290,7 @@ class Npz:
         npy.write_array_header_1_0(member, {"descr": kind, "fortran_order": False, "shape": shape})
         return member
 
-    def adopt(self, output_index: int, made: Made) -> Where:
+    def adopt(self, output_index: int, made: StoredImage) -> Where:
         return self.put(output_index, bytes_of(made), made.record)
 
     def disk_bytes(self, size: int) -> int:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from jobs.context import Made
+from jobs.context import StoredImage
 from jobs.errors import StorageError
 from jobs.failpoints import failpoint
 from storage.results.codecs import decode
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def read_manifest(folder: Path, manifest_sha256: str) -> Iterator[Made]:
+def read_manifest(folder: Path, manifest_sha256: str) -> Iterator[StoredImage]:
     """
     Yield the images of a published result in order, reading one line at a time.
 
@@ -75,10 +75,10 @@ def is_there(folder: Path, manifest_sha256: str) -> bool:
         raise_storage_error(exc, folder)
 
 
-def _made(folder: Path, line: dict[str, Any]) -> Made:
+def _made(folder: Path, line: dict[str, Any]) -> StoredImage:
     where = ("index", "file", "member", "offset")
     record = {name: value for name, value in line.items() if name not in where}
-    return Made(folder / line["file"], record, offset=line.get("offset", 0))
+    return StoredImage(folder / line["file"], record, offset=line.get("offset", 0))
 
 
 def read_images(folder: Path, manifest_sha256: str, most: int) -> "Iterator[NDArray[np.uint8]]":
@@ -148,7 +148,7 @@ def _verify_lines(folder: Path, lines: IO[str], *, decoded: bool = True) -> int:
     return count
 
 
-def _verify_picture(made: Made, *, decoded: bool) -> None:
+def _verify_picture(made: StoredImage, *, decoded: bool) -> None:
     if not made.path.is_file() or hashlib.sha256(data := bytes_of(made)).hexdigest() != made.record["sha256"]:
         raise StorageError(f"{made.path} is missing or has changed")
     if decoded and "shape" not in made.record:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.context import GeneratedImage, Made
+from jobs.context import GeneratedImage, StoredImage
 from jobs.errors import StorageError
 from jobs.failpoints import failpoint
 from storage.results.codecs import decode, encode_png
@@ -125,10 +125,10 @@ class ImageFiles:
         failpoint("pictures.written")
         self._add_line(where, record)
 
-    def adopt(self, made: Made, *, output_index: int) -> None:
+    def adopt(self, image: StoredImage, *, output_index: int) -> None:
         try:
             self._begin()
-            self._add_line(self.container.adopt(output_index, made), made.record)
+            self._add_line(self.container.adopt(output_index, image), image.record)
         except OSError as exc:
             self.discard()
             raise_storage_error(exc, self.folder, needed=self._remaining())
@@ -157,11 +157,11 @@ class ImageFiles:
             return pixels_HW3
         return decode(self.codec.encode(pixels_HW3, self.quality))
 
-    def pixels(self, made: Made) -> "NDArray[np.uint8]":
+    def pixels(self, image: StoredImage) -> "NDArray[np.uint8]":
         try:
-            return pixels_of(made)
+            return pixels_of(image)
         except OSError as exc:
-            raise_storage_error(exc, made.path)
+            raise_storage_error(exc, image.path)
 
     def add_grid(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
         try:
@@ -221,7 +221,7 @@ class ImageFiles:
             **({"files": self.files} if self.files else {}),
         }
 
-    def made(self) -> Iterator[Made]:
+    def stored(self) -> Iterator[StoredImage]:
         from storage.results.reader import read_manifest
 
         return read_manifest(self.folder, self._digest.hexdigest())

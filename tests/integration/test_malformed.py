@@ -101,7 +101,7 @@ def work_on_all(
         lambda *_: None,
         lambda: None,
         lambda _: None,
-    )  # type: ignore[arg-type]
+    )
     ran = []
     for _ in range(2):
         recovery.reaper.tick()

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from jobs.context import CheckpointKind, Images, ImageSink, Part, Sample, Snapshot
+from jobs.context import CheckpointKind, Images, ImageSink, Sample, Shard, Snapshot
 from jobs.errors import CheckpointCorruptError, DatasetError, StopRequested, VolumeError
 from jobs.failpoints import failpoint
 from jobs.states import StopReason
@@ -454,7 +454,7 @@ class RunContext:
         write_png(folder / f"{name}.png", pixels_HW3)
         self.volume.point(self.volume.samples(self.job_id), folder)
 
-    def parts(self) -> list[Part]:
+    def shards(self) -> list[Shard]:
         from storage.results.reader import is_there, read_manifest
 
         found = []
@@ -462,23 +462,23 @@ class RunContext:
             if self._stop is not None:
                 raise StopRequested(self._stop)
             folder, digest = self.volume.attempt(one["job_id"], one["attempt"]), one["manifest_sha256"]
-            made = read_manifest(folder, digest) if is_there(folder, digest) else None
-            found.append(Part(one["job_id"], tuple(one["draws"]), made, one.get("build")))
+            images = read_manifest(folder, digest) if is_there(folder, digest) else None
+            found.append(Shard(one["job_id"], tuple(one["draws"]), images, one.get("build")))
         return found
 
-    def pictures(
+    def image_sink(
         self,
         *,
         format: str = "png",
         quality: int | None = None,
         total: int | None = None,
-        part: int | None = None,
+        shard: int | None = None,
     ) -> ImageSink:
         from storage.results.writer import ImageFiles
 
         # publish() syncs the whole file system where that works; FUSE and 9p support fsync alone.
         self._make_durable()
-        folder = self.folder if part is None else self._shards_folder / f"{part:04d}"
+        folder = self.folder if shard is None else self._shards_folder / f"{shard:04d}"
         sink = ImageFiles(folder, format=format, quality=quality, total=total)
         self._sinks.append(sink)
         return sink

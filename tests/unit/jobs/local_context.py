@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.context import CheckpointKind, GeneratedImage, Images, ImageSink, Made, Part, Sample, Snapshot
+from jobs.context import (
+    CheckpointKind,
+    GeneratedImage,
+    Images,
+    ImageSink,
+    Sample,
+    Shard,
+    Snapshot,
+    StoredImage,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,13 +71,13 @@ class LocalSink:
     def add(self, images: Iterable[GeneratedImage]) -> None:
         self.pictures.extend(images)
 
-    def adopt(self, made: Made, *, output_index: int) -> None:
+    def adopt(self, image: StoredImage, *, output_index: int) -> None:
         raise AssertionError("a job without parts adopts nothing")
 
     def shown(self, pixels_HW3: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
         return pixels_HW3
 
-    def pixels(self, made: Made) -> "NDArray[np.uint8]":
+    def pixels(self, image: StoredImage) -> "NDArray[np.uint8]":
         raise AssertionError("a job without parts adopts nothing")
 
     def add_grid(self, name: str, pixels_HW3: "NDArray[np.uint8]") -> None:
@@ -77,7 +86,7 @@ class LocalSink:
     def add_file(self, name: str, data: bytes) -> None:
         self.files[name] = data
 
-    def made(self) -> Iterable[Made]:
+    def stored(self) -> Iterable[StoredImage]:
         raise AssertionError("a job without parts makes none again")
 
     def publish(self) -> dict[str, Any]:
@@ -205,16 +214,16 @@ class LocalContext:
     def weights(self, path: str, *, sha256: str | None = None) -> "dict[str, Tensor]":
         return self.start_weights[path]
 
-    def parts(self) -> list[Part]:
+    def shards(self) -> list[Shard]:
         return []
 
-    def pictures(
+    def image_sink(
         self,
         *,
         format: str = "png",
         quality: int | None = None,
         total: int | None = None,
-        part: int | None = None,
+        shard: int | None = None,
     ) -> ImageSink:
         return self.sink
 

@@ -16,7 +16,7 @@ from unit.jobs.local_context import LocalContext
 
 import jobs.generation.generate
 from jobs import grids, rng
-from jobs.context import Made, Snapshot
+from jobs.context import Snapshot, StoredImage
 from jobs.errors import CheckpointCorruptError, SpecError, StopRequested
 from jobs.generation import model_cache, shard_builds
 from jobs.networks.dcgan import Architecture
@@ -290,7 +290,7 @@ def test_shards_of_different_builds_are_not_bit_exact_and_named(
 
 def test_the_manifest_names_the_build_of_each_image() -> None:
     builds = shard_builds.distinct([AVX, SSE])
-    made = [Made(Path("/a"), {"draw": 0}), Made(Path("/a"), {"draw": 1})]
+    made = [StoredImage(Path("/a"), {"draw": 0}), StoredImage(Path("/a"), {"draw": 1})]
     marked = [one.record for one in shard_builds.marked(made, SSE, builds)]
     assert marked == [{"draw": 0, "build": 1}, {"draw": 1, "build": 1}]
     assert shard_builds.difference(builds) == "device Xeon (AVX512) is now Xeon (DEFAULT)"

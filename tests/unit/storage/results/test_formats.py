@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from results import result_files
 
-from jobs.context import GeneratedImage, Made
+from jobs.context import GeneratedImage, StoredImage
 from jobs.errors import DiskFullError, StorageError
 from jobs.generation import merge_shards
 from jobs.specs import GenerateSpec
@@ -96,14 +96,14 @@ def test_gathered_parts_are_the_bytes_of_one_that_was_not_split(
     monkeypatch.setattr(formats, "PICTURES_IN_A_TAR", 3)
     whole = write(tmp_path / "whole", format, range(10))
     whole.publish()
-    parts: list[Iterable[Made]] = []
+    parts: list[Iterable[StoredImage]] = []
     for place, (first, end) in enumerate(pairwise(cuts)):
         facts = write(tmp_path / f"part{place}", format, range(first, end)).publish()
         parts.append(read_manifest(tmp_path / f"part{place}", facts["manifest_sha256"]))
     gathered = ImageFiles(tmp_path / "gathered", format=format, total=10)
     spec = GenerateSpec.create(source=1, count=10, format=format, grid=0)
     for placed in merge_shards._all(parts):
-        gathered.adopt(placed.made, output_index=placed.output_index)
+        gathered.adopt(placed.image, output_index=placed.output_index)
     facts = gathered.publish()
     assert result_files(tmp_path / "gathered") == result_files(tmp_path / "whole")
     assert verify_manifest(tmp_path / "gathered", manifest_sha256=facts["manifest_sha256"]) == spec.total
@@ -168,7 +168,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(
         digest = sink.publish()["manifest_sha256"]
         whole = ImageFiles(tmp_path / f"w{count}", format=format, total=count)
         for placed in merge_shards._all([read_manifest(tmp_path / f"a{count}", digest)]):
-            whole.adopt(placed.made, output_index=placed.output_index)
+            whole.adopt(placed.image, output_index=placed.output_index)
         whole.publish()
         assert verify_manifest(tmp_path / f"w{count}") == count
         peak = tracemalloc.get_traced_memory()[1]

@@ -85,7 +85,7 @@ def test_from_its_first_progress_on_a_jobs_folder_identifies_it(bench: Bench, vo
 
 
 def make_pictures(bench: Bench) -> None:
-    bench.context.pictures().publish()
+    bench.context.image_sink().publish()
 
 
 @pytest.mark.parametrize("save", [save_a_checkpoint, save_a_file, make_pictures])
