@@ -258,7 +258,7 @@ def test_only_the_parent_of_a_split_job_reads_its_shards(
     gathering = claim()
     assert gathering.job_id == whole.id
     assert make_assignment(gathering, store, queries)["parts"] == [
-        {"job_id": part.job_id, "attempt": 1, "manifest_sha256": "1" * 64, "draws": [0, 3]}
+        {"job_id": part.job_id, "attempt": 1, "manifest_sha256": "1" * 64, "draws": [0, 3], "build": None}
     ]
 
     training = running_job_factory()
