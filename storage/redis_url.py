@@ -1,9 +1,9 @@
 """
-The one place that reads GANQ_REDIS_URL, so that each client connects to Redis in the same way.
+Parse GANQ_REDIS_URL once, so that every client connects to Redis in the same way.
 
-redis-py and kombu read such a URL differently: without TLS options redis-py verifies the
-server's certificate and kombu does not; each has its own spelling of `ssl_cert_reqs` and of a
-unix socket; kombu takes ';' in a password for a list of servers. Both get what is read here.
+redis-py and kombu parse URLs differently: without TLS options redis-py verifies the server's
+certificate and kombu does not; they spell `ssl_cert_reqs` and unix sockets differently; kombu
+takes ';' in a password for a list of servers. Both get the options that are parsed here.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ _YES, _NO = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n",
 
 @dataclass(frozen=True)
 class RedisUrl:
-    """A Redis URL, read once."""
+    """A parsed Redis URL."""
 
     scheme: str
     """redis, rediss (TLS) or redis+socket."""
@@ -43,18 +43,18 @@ class RedisUrl:
     tls: dict[str, Any]
     """Arguments of redis-py's SSLConnection; empty without TLS, else with `ssl_cert_reqs`."""
     options: tuple[tuple[str, str], ...]
-    """Whatever else stands in the query: redis-py's own options, which Celery does not get."""
+    """Other options of the query, for redis-py only."""
 
     @property
     def broker(self) -> str:
-        """The URL for kombu; its TLS options are separate (`broker_use_ssl`)."""
+        """Return the URL for kombu; its TLS options are separate (`broker_use_ssl`)."""
         query = f"?virtual_host={self.db}" if self.scheme == "redis+socket" and self.db else ""
         path = query if self.scheme == "redis+socket" else f"/{self.db}"
         return f"{self.scheme}://{self._credentials}{self.place}{path}"
 
     def client(self, **options: Any) -> Any:
         """
-        Return a redis-py client, which connects when it is first used.
+        Return a redis-py client, which connects on first use.
 
         Raises:
             ValueError: an option in the URL that redis-py cannot use.
@@ -76,10 +76,10 @@ class RedisUrl:
 @cache
 def parse(url: str) -> RedisUrl:
     """
-    Read a Redis URL.
+    Parse a Redis URL.
 
     Raises:
-        ValueError: it cannot be used; the text says why, without any secret.
+        ValueError: it is invalid; the message contains no secret.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("redis", "rediss", "redis+socket"):
@@ -110,10 +110,10 @@ def parse(url: str) -> RedisUrl:
 
 def _tls(given: dict[str, str]) -> dict[str, Any]:
     """
-    Return the TLS options as redis-py wants them. The certificate is verified unless they say otherwise.
+    Return the TLS options for redis-py. The certificate is verified unless they say otherwise.
 
     Raises:
-        ValueError: an option, or a value, that does not exist.
+        ValueError: an unknown option or value.
     """
     read: dict[str, Any] = {"ssl_cert_reqs": "required"}
     for name, value in given.items():
@@ -148,7 +148,7 @@ def _flags(name: str, value: str) -> list[Any]:
 
 
 def distrust(exc: BaseException | None) -> str | None:
-    """Return why the server's certificate was refused, if that is what went wrong; else None."""
+    """Return why the server's certificate was refused; None if the error has another cause."""
     while exc is not None:
         if type(exc).__name__ == "SSLCertVerificationError":
             return str(getattr(exc, "verify_message", "") or "it does not fit")

@@ -1,18 +1,18 @@
 """
-Confine a process that reads untrusted bytes: the operating system refuses what the reader does not need.
+Confine a process that reads untrusted bytes: the kernel refuses what the reader does not need.
 
 The processes that open foreign weights (unpickle.py), images (decode_worker.py) and archives
 (archive_process.py) call confine() once all their modules are loaded. Their input is an open file or a pipe,
-their output another, and after confine() they can only read, compute and write to those. The walls do not
-depend on each other:
+their output another, and after confine() they can only read, compute and write to those. The layers are
+independent of each other:
 
     limits       address space, CPU time, file size, no new descriptors, no new processes
     user         nobody, where the process is root; no capabilities
     landlock     no path of any file system can be opened; no TCP; no signals to other processes
-    seccomp      a list of the system calls that are left; every other one fails with EPERM
+    seccomp      a list of allowed system calls; every other call fails with EPERM
 
-A wall that the kernel does not have is named in the result, and `ganq doctor` reports it. This module
-imports nothing of ganq and is loaded by its path: see docs/decisions/0015.
+A layer that the kernel lacks is named in the result, and `ganq doctor` reports it. This module imports
+nothing of ganq and is loaded by its path: see docs/decisions/0015.
 """
 
 import ctypes
@@ -40,7 +40,7 @@ BPF_LOAD, BPF_JUMP_EQ, BPF_RETURN = 0x20, 0x15, 0x06
 NUMBER_AT, ARCHITECTURE_AT, ARGUMENTS_AT = 0, 4, 16  # in struct seccomp_data
 AT_EMPTY_PATH = 0x1000
 
-# What is left: reading and writing what is open, memory, time, and the end.
+# Reading and writing open files, memory, time, and exit.
 ALLOWED = {
     "x86_64": {
         **{"read": 0, "write": 1, "close": 3, "fstat": 5, "lseek": 8, "mmap": 9, "mprotect": 10},
@@ -80,10 +80,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def confine(*, memory_bytes: int, cpu_seconds: int | None, file_bytes: int = 0) -> dict[str, str]:
     """
-    Drop, for ever, all rights that a reader of untrusted bytes does not need.
+    Irrevocably drop all rights that a reader of untrusted bytes does not need.
 
-    No module can be imported afterwards. Threads that run already keep their Landlock domain: call it
-    while there is one thread.
+    No module can be imported afterwards. Call it with a single thread: others keep their Landlock domain.
 
     Args:
         memory_bytes: address space beyond what is in use now.
@@ -91,13 +90,13 @@ def confine(*, memory_bytes: int, cpu_seconds: int | None, file_bytes: int = 0) 
         file_bytes: how large a file that is open for writing may become.
 
     Returns:
-        The walls that are missing: name → why. Empty where all stand.
+        The missing layers: name → reason. Empty if none is missing.
     """
     os.environ.clear()
     limit(memory_bytes=memory_bytes, cpu_seconds=cpu_seconds, file_bytes=file_bytes)
     missing: dict[str, str] = {}
-    # In this order: Landlock needs a descriptor, and it and seccomp need no_new_privs of those who
-    # are not root; nobody's limit on processes holds only after the change of user.
+    # In this order: Landlock needs a descriptor; without root, it and seccomp need no_new_privs; the
+    # limit on processes applies only after the change of user.
     for name, build in (
         ("no_new_privs", _no_new_privileges),
         ("landlock", _landlock),
@@ -113,7 +112,7 @@ def confine(*, memory_bytes: int, cpu_seconds: int | None, file_bytes: int = 0) 
 
 
 def limit(*, memory_bytes: int, cpu_seconds: int | None, file_bytes: int = 0) -> None:
-    """Set the limits that can be counted; limits of the surroundings that are lower stay."""
+    """Set resource limits; lower limits of the environment remain."""
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     _lower(resource.RLIMIT_AS, used + memory_bytes)
@@ -162,7 +161,7 @@ def _pointer(data: "ctypes.Array[ctypes.c_char]") -> ctypes.c_void_p:
     return ctypes.cast(data, ctypes.c_void_p)
 
 
-# --- the walls --------------------------------------------------------------------------------
+# --- the layers --------------------------------------------------------------------------------
 
 
 def _no_new_privileges() -> None:

@@ -1,16 +1,16 @@
-"""The names by which the job table knows users: account names of the system, as directories spell them."""
+"""User names in the job table: account names of the system, also those of directory services."""
 
 import os
 
-USER_LETTERS = 64  # what the job table's column holds
+USER_LETTERS = 64  # width of the column in the job table
 USER_HINT = "letters, digits, blanks and signs that can be shown, on one line"
 
 
 def user_name(account: str) -> str:
     """
-    Return the name of an account in the job table: one, whatever the locale and the Unicode form.
+    Return the user name of an account, independent of the locale and the Unicode form.
 
-    A name that is too long for the table keeps its beginning and gets a digest, so that it stays unique.
+    A name that is too long is shortened and gets a digest, so that it remains unique.
     """
     if account.isascii():
         name = account
@@ -31,13 +31,13 @@ def _decoded(account: str) -> str:
     try:
         return os.fsencode(account).decode()
     except UnicodeEncodeError:
-        return account  # it never was bytes of this locale
+        return account  # it was not decoded from bytes of this locale
     except UnicodeDecodeError:
         return account if account.isprintable() else os.fsencode(account).decode("latin-1")
 
 
 def is_user_name(name: str) -> bool:
-    """Return whether the job table can hold this name and every terminal show it; '*' means every user."""
+    """Return whether the job table can store and terminals can show this name; '*' means every user."""
     return 0 < len(name) <= USER_LETTERS and name.isprintable() and name == name.strip() and name != "*"
 
 

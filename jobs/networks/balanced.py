@@ -1,16 +1,15 @@
 """
-The tutorial's generator with its channels spread evenly, and a sub-pixel convolution next to the pixels.
+The tutorial's generator with balanced channel widths and a sub-pixel convolution as its last layer.
 
-The tutorial halves the channels each time it doubles the side, so most of its work and nearly all
-of its weights lie at 4×4 and 8×8, and few channels are left to draw lines with. Here the wide
-layers have half of that and the narrow ones twice as many: at 96 pixels 40 % fewer weights, and half as
-much work again for a picture. The last layer makes all pixels of a position at once from its
-neighbourhood, and starts as a repeat, so that no checkerboard has to be unlearnt.
+The tutorial halves the channels at each doubling of the side, so that nearly all weights are at 4×4 and 8×8
+and few channels remain at high resolution. Here the wide layers have half as many channels and the narrow
+layers twice as many: at 96 pixels 40 % fewer weights, and 50 % more work per image. The sub-pixel convolution
+is initialised to nearest-neighbour upsampling, which avoids checkerboard artefacts.
 
-Shapes in names: B pictures, C channels, Z latent numbers, H, W pixels.
+Shapes in names: B images, C channels, Z latent dimensions, H, W pixels.
 
-Source: sub-pixel convolution: Shi et al. 2016, arXiv:1609.07009; its start: Aitken et al. 2017 (ICNR),
-arXiv:1707.02937. The widths are ours, by measurement: docs/quality.md.
+Source: sub-pixel convolution: Shi et al. 2016, arXiv:1609.07009; its initialisation: Aitken et al. 2017
+(ICNR), arXiv:1707.02937. The widths were chosen by measurement: docs/quality.md.
 """
 
 from typing import cast
@@ -24,7 +23,7 @@ from jobs.networks.transposed_conv import doublings
 
 
 class BalancedGenerator(nn.Module):
-    """Latents (B, Z, 1, 1) to pictures (B, 3, size, size) in (-1, 1)."""
+    """Map latents (B, Z, 1, 1) to images (B, 3, size, size) in (-1, 1)."""
 
     def __init__(self, *, size: int, nz: int, ngf: int, classes: int = 0) -> None:
         super().__init__()

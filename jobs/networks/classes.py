@@ -1,7 +1,7 @@
 """
-What makes a pair class-conditional: G is told which class to draw, D which class it is shown.
+Class conditioning of the generator and the discriminator.
 
-Shapes in names: B pictures, C channels, H and W pixels, Z latent numbers.
+Shapes in names: B images, C channels, H and W pixels, Z latent dimensions.
 """
 
 from collections.abc import Iterable
@@ -16,11 +16,11 @@ from jobs.context import Images
 
 CLASS_COLUMNS = 8
 MOST_ROWS = 32
-"""Rows of a sample grid at most; of more classes the first are shown."""
+"""Maximum number of rows of a sample grid; the first classes are shown."""
 
 
 class ClassLatents(nn.Module):
-    """Joins the latents of a picture with numbers that stand for its class, learned like a weight."""
+    """Append a learned embedding of the class to the latents."""
 
     NUMBERS: ClassVar[int] = 32
 
@@ -32,7 +32,7 @@ class ClassLatents(nn.Module):
     def forward(self, latents_BZ11: Tensor, labels_B: Tensor | None) -> Tensor:
         """
         Args:
-            labels_B: int64. None: the classes in turn.
+            labels_B: int64. None: cycle through the classes.
         """
         if labels_B is None:
             labels_B = torch.arange(len(latents_BZ11), device=latents_BZ11.device) % self.classes
@@ -41,10 +41,10 @@ class ClassLatents(nn.Module):
 
 class ClassScores(nn.Module):
     """
-    What is added to D's logit: the inner product of its features and a vector of the class.
+    Projection term of D's logit: the inner product of its features and an embedding of the class.
 
-    Source: Miyato and Koyama 2018, arXiv:1802.05637, equation 4; the mean over places
-    instead of their sum, a factor that the vector can learn.
+    Source: Miyato and Koyama 2018, arXiv:1802.05637, equation 4; with the mean over positions
+    instead of the sum, a factor that the embedding can learn.
     """
 
     def __init__(self, classes: int, channels: int, *, spectral: bool = False) -> None:
@@ -57,7 +57,7 @@ class ClassScores(nn.Module):
     def forward(self, features_BCHW: Tensor, labels_B: Tensor | None) -> Tensor:
         """
         Args:
-            labels_B: int64. None: nothing is known of the classes, and nothing is added.
+            labels_B: int64. None: the classes are unknown, and the term is zero.
         """
         if labels_B is None:
             return features_BCHW.new_zeros(len(features_BCHW))
@@ -67,10 +67,10 @@ class ClassScores(nn.Module):
 
 def require_classes(images: Images) -> tuple[str, ...]:
     """
-    The classes of a data set that a conditional run learns.
+    Return the classes of a data set for a conditional run.
 
     Raises:
-        DatasetError: there are none, or one has too few pictures.
+        DatasetError: it has no classes, or one has too few images.
     """
     if images.labels_N is None or len(images.classes) < 2:
         raise no_classes()
@@ -81,10 +81,10 @@ def require_classes(images: Images) -> tuple[str, ...]:
 
 def label_of(class_name: str | None, classes: tuple[str, ...]) -> int | None:
     """
-    The number of a class by its name; None if no class is asked for.
+    Return the label of a class; None if no class is requested.
 
     Raises:
-        SpecError: the model knows no such class.
+        SpecError: the model has no such class.
     """
     if class_name is None:
         return None
@@ -95,7 +95,7 @@ def label_of(class_name: str | None, classes: tuple[str, ...]) -> int | None:
 
 def labels_of(numbers: Iterable[int], classes: int, label: int | None) -> Tensor:
     """
-    The class of each picture: the one that is asked for, else its number modulo how many there are.
+    Return the label of each image: the requested class, else its sample index modulo the number of classes.
 
     Returns:
         int64 (len(numbers),).
@@ -104,6 +104,6 @@ def labels_of(numbers: Iterable[int], classes: int, label: int | None) -> Tensor
 
 
 def grid_labels(classes: int) -> Tensor:
-    """The class of each picture on a sample grid: one a row, again from the first when there are few."""
+    """Return the label of each image of a sample grid: one class per row, repeated if there are few."""
     rows = max(8, min(classes, MOST_ROWS))
     return (torch.arange(rows) % classes).repeat_interleave(CLASS_COLUMNS)

@@ -1,13 +1,13 @@
 """
-The DCGAN pair of the tutorial, for every picture size that jobs.specs.size_plan allows.
+The tutorial's DCGAN generator and discriminator, for every image size that jobs.specs.size_plan allows.
 
-Shapes in names: B pictures, C channels, H and W pixels, Z latent numbers.
+Shapes in names: B images, C channels, H and W pixels, Z latent dimensions.
 
-The layers of each network sit in one Sequential, `Gene` and `Discrim`, at the
-tutorial's indices, so that its weight files fit without renaming a key.
+The layers of each network are in one Sequential, `Gene` or `Discrim`, at the tutorial's
+indices, so that its weight files have the same keys.
 
-Source: Radford et al. 2015, arXiv:1511.06434, as the tutorial changed it: the
-last layer of G and the first of D triple the side, which makes 96 pixels.
+Source: Radford et al. 2015, arXiv:1511.06434, as changed by the tutorial: the stride of
+the last layer of G and the first layer of D is 3, which gives 96 pixels.
 """
 
 from collections.abc import Iterator
@@ -34,9 +34,9 @@ Arch = Literal["dcgan", "balanced", "resnet"]
 
 class Generator(nn.Module):
     """
-    Latents (B, Z, 1, 1) to pictures (B, 3, size, size) in (-1, 1).
+    Map latents (B, Z, 1, 1) to images (B, 3, size, size) in (-1, 1).
 
-    No layer has a bias: BatchNorm would take it away again.
+    No layer has a bias, because BatchNorm would remove it.
     """
 
     def __init__(self, *, size: int, nz: int, ngf: int, classes: int = 0) -> None:
@@ -55,16 +55,15 @@ class Generator(nn.Module):
 
 class Discriminator(nn.Module):
     """
-    Pictures (B, 3, size, size) in [-1, 1] to one score each, shape (B,).
+    Map images (B, 3, size, size) in [-1, 1] to scores (B,).
 
     norm 'batch': BatchNorm after every layer but the first and the last, and a
     sigmoid at the end: scores are probabilities, as in the tutorial.
-    norm 'spectral': every layer divided by its largest singular value (Miyato et al.
-    2018, arXiv:1802.05957), scores are logits. Identity stands where BatchNorm
-    stood, so that both kinds have the same indices; the layers then have a bias,
-    which BatchNorm's shift made needless. The power iteration's vectors u and v
-    are buffers: they travel with the state_dict, so a resumed run goes on exactly.
-    norm 'none': as 'spectral' without the division, for losses that bring penalties.
+    norm 'spectral': spectral normalisation of every layer (Miyato et al. 2018,
+    arXiv:1802.05957); scores are logits. Identity layers replace BatchNorm, so that
+    the indices are the same, and the layers have a bias. The vectors u and v of the
+    power iteration are buffers of the state_dict, so that a resumed run is bit-exact.
+    norm 'none': as 'spectral' without normalisation, for losses with penalties.
     """
 
     def __init__(self, *, size: int, ndf: int, norm: NormD, classes: int = 0) -> None:
@@ -112,7 +111,7 @@ GENERATORS: dict[Arch, type[AnyGenerator]] = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that is needed to build the pair again; stands as meta["arch"] in every checkpoint."""
+    """The parameters of both networks; meta["arch"] of every checkpoint."""
 
     size: int
     nz: int = 100
@@ -121,7 +120,7 @@ class Architecture:
     norm_d: NormD = "batch"
     arch: Arch = "dcgan"
     classes: int = 0
-    """Classes that G can be asked for; 0: it knows none."""
+    """Number of classes of a conditional pair; 0: unconditional."""
     grey: bool = False
     """G's channels are equal: each is the mean of the three."""
 
@@ -136,7 +135,7 @@ class Architecture:
     def of_spec(cls, spec: TrainSpec, classes: int = 0) -> Self:
         """
         Args:
-            classes: of the data set, if the run is conditional.
+            classes: number of classes of the data set, if the run is conditional.
         """
         return cls(
             size=spec.size,
@@ -153,7 +152,7 @@ class Architecture:
     def from_json(cls, data: dict[str, Any]) -> Self:
         """
         Raises:
-            SpecError: if it was written by a version that builds other networks.
+            SpecError: it was written by a version with other networks.
         """
         try:
             return cls(**renamed(data))
@@ -164,14 +163,14 @@ class Architecture:
             ) from exc
 
     def to_json(self) -> dict[str, Any]:
-        """What ganq 0.1 does not know is left out where it is as it was then."""
+        """Return JSON without fields that ganq 0.1 does not know, if they have their defaults."""
         later = {one.name: one.default for one in fields(self) if one.name in ("arch", "classes", "grey")}
         return {name: value for name, value in asdict(self).items() if later.get(name) != value}
 
     def build_generator(self, seed: int | None = None) -> AnyGenerator:
         """
         Args:
-            seed: of the initial weights. None: whatever, because weights are loaded next.
+            seed: of the initial weights. None: any, because weights are loaded next.
         """
         with _initial_weights(seed):
             net = GENERATORS[self.arch](size=self.size, nz=self.nz, ngf=self.ngf, classes=self.classes)
@@ -180,7 +179,7 @@ class Architecture:
         return net
 
     def build_discriminator(self, seed: int | None = None) -> AnyDiscriminator:
-        """Like build_generator()."""
+        """Build the discriminator; `seed` as in build_generator()."""
         with _initial_weights(seed):
             if self.arch == "resnet":
                 return ResNetDiscriminator(size=self.size, ndf=self.ndf, classes=self.classes)
@@ -194,7 +193,7 @@ def _to_grey(net: nn.Module, inputs: Any, images_B3HW: Tensor) -> Tensor:
 
 @contextmanager
 def _initial_weights(seed: int | None) -> Iterator[None]:
-    """PyTorch initialises from its global generator: seed it here, and give it back as it was."""
+    """Seed PyTorch's global generator, which initialises weights, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0 if seed is None else seed)
         yield

@@ -1,21 +1,21 @@
-"""How many channels stand at which side, for every kind of network."""
+"""Channel widths and number of layers of every architecture."""
 
 from jobs.errors import SpecError
 from jobs.specs import size_plan
 
 WIDEST = 8
-"""Channels never exceed 8·ngf or 8·ndf, as at 96 pixels: doubling on would cost 4× the weights a layer."""
+"""Channels never exceed 8·ngf or 8·ndf, as at 96 pixels: doubling further quadruples a layer's weights."""
 
 
 def widths(size: int) -> list[int]:
     """
-    Channel factors of the hidden layers of G, from the 4×4 picture outwards.
+    Return the channel factors of the hidden layers of G, from 4×4 upwards.
 
     Returns:
-        For 96: [8, 4, 2, 1]; D has the same, reversed.
+        For 96: [8, 4, 2, 1]; D has them reversed.
 
     Raises:
-        SpecError: if no stack of layers makes this size.
+        SpecError: no stack of layers has this size.
     """
     doublings, _ = size_plan(size)
     return [min(WIDEST, 2**k) for k in range(doublings, -1, -1)]
@@ -23,7 +23,7 @@ def widths(size: int) -> list[int]:
 
 def balanced_widths(size: int) -> list[int]:
     """
-    widths() with the wide layers halved and the narrow ones doubled.
+    Return widths() with the wide layers halved and the narrow ones doubled.
 
     Returns:
         For 96: [4, 4, 2, 2].
@@ -32,14 +32,14 @@ def balanced_widths(size: int) -> list[int]:
 
 
 def edge_layer(size: int) -> tuple[int, int, int]:
-    """(kernel, stride, padding) of the layer next to the pixels: it triples or doubles the side."""
+    """Return (kernel, stride, padding) of the layer next to the pixels: it triples or doubles the side."""
     _, triple = size_plan(size)
     return (5, 3, 1) if triple else (4, 2, 1)
 
 
 def layers(arch: str, size: int) -> tuple[int, int]:
     """
-    Layers with kernels of G and of D, which --freeze-g and --freeze-d count; a residual block is one.
+    Return the number of convolution layers of G and D for --freeze-g and --freeze-d; a residual block is one.
 
     Returns:
         For dcgan and 96: (5, 5).
@@ -50,12 +50,14 @@ def layers(arch: str, size: int) -> tuple[int, int]:
 
 def check_frozen(option: str, count: int, layers: int) -> None:
     """
+    Check that not all layers are frozen.
+
     Args:
         option: --freeze-g or --freeze-d.
         layers: of that network.
 
     Raises:
-        SpecError: nothing would be left to learn.
+        SpecError: no layer would be trained.
     """
     if count >= layers:
         raise SpecError(

@@ -1,9 +1,9 @@
 """
-The generator as an ONNX graph, for programs that have no PyTorch.
+Export of the generator to ONNX, for programs without PyTorch.
 
 Input `z`: float32 (N, nz, 1, 1), any N; of a conditional generator also `labels`: int64 (N,).
-Output `images`: float32 (N, 3, size, size) in [-1, 1], RGB; (images + 1) · 127.5 gives grey
-levels. BatchNorm uses its running statistics, as ganq's own generation does.
+Output `images`: float32 (N, 3, size, size) in [-1, 1], RGB; (images + 1) · 127.5 gives pixel
+values. BatchNorm uses its running statistics, as ganq's own generation does.
 """
 
 import io
@@ -24,11 +24,11 @@ OPSET = 18
 """The operator set that PyTorch's exporter writes natively; onnxruntime ≥ 1.14 reads it."""
 TOLERANCE = 5e-4
 """
-Largest difference to PyTorch that is let through; one grey level of 256 is 7.8e-3.
+Largest permitted difference from PyTorch; one of 256 pixel values is 7.8e-3.
 
-A residual generator, which sums what its blocks add, has been seen to differ by 1.02e-4.
+The largest difference seen was 1.02e-4, with a residual generator.
 """
-CHECKED_BATCHES = (1, 5)  # sizes that the graph was not traced with: a fixed batch would show
+CHECKED_BATCHES = (1, 5)  # other sizes than the traced one, to detect a fixed batch size
 
 
 def generator_onnx(arch: Architecture, tensors: Mapping[str, Tensor]) -> tuple[bytes, float]:
@@ -42,7 +42,7 @@ def generator_onnx(arch: Architecture, tensors: Mapping[str, Tensor]) -> tuple[b
         (the .onnx file, largest absolute difference of a channel value).
 
     Raises:
-        ConfigError: the onnx packages are not installed, or compute something else.
+        ConfigError: the onnx packages are not installed, or their result differs.
         ForeignFileError: the tensors are not those of `arch`.
     """
     try:
@@ -60,7 +60,7 @@ def generator_onnx(arch: Architecture, tensors: Mapping[str, Tensor]) -> tuple[b
     model = _graph(network, arch)
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; its warnings are about the machine, not the file
+    options.log_severity_level = 3  # errors only; its warnings concern the machine, not the file
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     difference = max(_difference(session, network, arch, count) for count in CHECKED_BATCHES)
     if not difference <= TOLERANCE:
@@ -73,7 +73,7 @@ def generator_onnx(arch: Architecture, tensors: Mapping[str, Tensor]) -> tuple[b
 
 
 def _graph(network: AnyGenerator, arch: Architecture) -> bytes:
-    # A batch of 1 would be taken for a constant.
+    # The exporter treats a batch of 1 as a constant.
     example: tuple[Tensor, ...] = (torch.zeros(2, arch.nz, 1, 1), *_labels(arch, 2))
     N = torch.export.Dim("N")
     with _quiet():
@@ -108,13 +108,13 @@ def _difference(session: Any, network: AnyGenerator, arch: Architecture, count: 
 
 
 def _labels(arch: Architecture, count: int) -> list[Tensor]:
-    """Of a conditional generator its second input, classes in turn; nothing of another."""
+    """Return the second input of a conditional generator, labels in turn; [] for any other."""
     return [torch.arange(count) % arch.classes] if arch.classes else []
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter reports its own deprecations and progress; nobody here can act on them."""
+    """Suppress the exporter's deprecation warnings and progress reports."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,13 +1,13 @@
 """
-The residual pair: blocks without normalisation between resizes, after R3GAN, made small.
+Residual generator and discriminator without normalisation, a small version of R3GAN.
 
-A block adds what it has learned to what came in, and begins as nothing at all, so a deep
-network starts as a shallow one and needs no BatchNorm to train. Sides are doubled by
-repeating and smoothing pixels and halved by averaging them, which makes no checkerboard as
-a transposed convolution does. The resize next to the pixels is a sub-pixel convolution that
-starts as a repeat: a layer at full size would cost more than all others together.
+The last layer of a residual block is initialised to zero, so that a deep network starts as a
+shallow one and trains without BatchNorm. Upsampling repeats and smooths pixels, downsampling
+averages them, which avoids the checkerboard artefacts of transposed convolutions. The layer
+next to the pixels is a sub-pixel convolution that is initialised to nearest-neighbour
+upsampling: a convolution at full resolution would cost more than all other layers together.
 
-Shapes in names: B pictures, C channels, H and W pixels, Z latent numbers.
+Shapes in names: B images, C channels, H and W pixels, Z latent dimensions.
 
 Source: Huang et al. 2025 (R3GAN), arXiv:2501.05441, section 4; initialisation of the blocks:
 Zhang et al. 2019 (Fixup), arXiv:1901.09321; of the last resize: Aitken et al. 2017
@@ -27,11 +27,11 @@ SLOPE = 0.2
 GAIN = (2 / (1 + SLOPE**2)) ** 0.5
 """Keeps the variance through a LeakyReLU (He et al. 2015)."""
 GROUP = 16
-"""Channels that one 3×3 kernel sees, as in R3GAN: a ninth of a block's work instead of most of it."""
+"""Channels per group of the 3×3 convolutions, as in R3GAN; they do a ninth of a block's work."""
 
 
 class BiasedActivation(nn.Module):
-    """A bias for each channel, then LeakyReLU."""
+    """Add a bias per channel, then apply LeakyReLU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class BiasedActivation(nn.Module):
 
 
 def convolution(into: int, out: int, kernel: int, *, gain: float, groups: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the side; its weights start with variance gain² / fan-in."""
+    """Return a convolution that keeps the side, with initial weights of variance gain² / fan-in."""
     layer = nn.Conv2d(into, out, kernel, padding=kernel // 2, groups=groups, bias=False)
     with torch.no_grad():
         layer.weight.normal_().mul_(gain / (into // groups * kernel**2) ** 0.5)
@@ -51,11 +51,11 @@ def convolution(into: int, out: int, kernel: int, *, gain: float, groups: int = 
 
 class Block(nn.Module):
     """
-    x + W₃ φ(W₂ φ(W₁ x)), with a 3×3 kernel in the middle; W₃ starts as zero.
+    Residual block: x + W₃ φ(W₂ φ(W₁ x)), with a 3×3 kernel in the middle; W₃ is initialised to zero.
 
     Args:
-        channels: in and out.
-        blocks: in the whole network: the more, the smaller the start of each.
+        channels: of the input and the output.
+        blocks: number of blocks of the network, by which the initial weights are scaled.
     """
 
     def __init__(self, channels: int, *, blocks: int) -> None:
@@ -77,9 +77,9 @@ class Block(nn.Module):
 
 class Double(nn.Module):
     """
-    Twice the side: pixels are repeated, then averaged over 3×3, which comes to the kernel 1, 2, 2, 1.
+    Double the side: repeat pixels, then average over 3×3, which equals the kernel 1, 2, 2, 1.
 
-    R3GAN's is 1, 3, 3, 1. PyTorch's bilinear resize has no deterministic backward on a GPU.
+    R3GAN has 1, 3, 3, 1. PyTorch's bilinear resize has no deterministic backward on a GPU.
     """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -89,10 +89,10 @@ class Double(nn.Module):
 
 class ResNetGenerator(nn.Module):
     """
-    Latents (B, Z, 1, 1) to pictures (B, 3, size, size), in [-1, 1] in eval mode.
+    Map latents (B, Z, 1, 1) to images (B, 3, size, size), in [-1, 1] in eval mode.
 
-    In training it is linear at the end, as in R3GAN: a Tanh would have to go to infinity
-    for the pure white and black of a drawing.
+    The output is linear in training, as in R3GAN: a Tanh reaches pure white and black only
+    at infinity.
     """
 
     def __init__(self, *, size: int, nz: int, ngf: int, classes: int = 0) -> None:
@@ -128,7 +128,7 @@ class ResNetGenerator(nn.Module):
 
 
 class ResNetDiscriminator(nn.Module):
-    """Pictures (B, 3, size, size) in [-1, 1] to one logit each, shape (B,): the generator, mirrored."""
+    """Map images (B, 3, size, size) in [-1, 1] to logits (B,): the generator, mirrored."""
 
     def __init__(self, *, size: int, ndf: int, classes: int = 0) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class ResNetDiscriminator(nn.Module):
                 Block(ndf * factor, blocks=len(factors)),
             ]
             channels = ndf * factor
-        # Each channel's 4×4 to one number, then all to one: no bias, which a pairing loss cannot feel.
+        # 4×4 to one value per channel, then all to one. No bias: a relativistic loss cancels it.
         gather = nn.Conv2d(channels, channels, 4, groups=channels, bias=False)
         judge = nn.Conv2d(channels, 1, 1, bias=False)
         with torch.no_grad():

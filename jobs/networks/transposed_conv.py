@@ -1,5 +1,5 @@
 """
-The tutorial's way from latents to features: transposed convolutions that double the side.
+The tutorial's stack of transposed convolutions, each of which doubles the side.
 
 Source: Radford et al. 2015, arXiv:1511.06434.
 """
@@ -11,12 +11,11 @@ from torch import nn
 
 def doublings(into: int, channels: Sequence[int]) -> list[nn.Module]:
     """
-    Args:
-        into: numbers of a latent vector.
-        channels: of each layer: the first makes 4×4 pixels, each further one twice the side.
+    Return layers for an nn.Sequential, without bias, because BatchNorm would remove it.
 
-    Returns:
-        Layers for an nn.Sequential, no bias in any: BatchNorm would take it away again.
+    Args:
+        into: dimensions of a latent vector.
+        channels: of each layer: the first makes 4×4 pixels, every other one doubles the side.
     """
     layers: list[nn.Module] = []
     for place, out in enumerate(channels):

@@ -1,7 +1,7 @@
 """
-Weights as dictionaries of tensors: the keys of other programs' files, and those of ganq.
+State dicts: keys of ganq's files and of other programs' files.
 
-    netg_399.pth, netd_399.pth   `Gene.0.weight` … and `Discrim.11.bias` …, a file each: network keys
+    netg_399.pth, netd_399.pth   `Gene.0.weight` … and `Discrim.11.bias` …, one file each: network keys
     a checkpoint of ganq         `G.Gene.0.weight` … and `D.Discrim.11.bias` … in one file
     other DCGANs in PyTorch      `main.0.weight`, `module.Gene.0.weight` (DataParallel), no
                                  `num_batches_tracked` (before PyTorch 0.4.1)
@@ -24,8 +24,8 @@ from jobs.networks.layout import balanced_widths
 SEQUENTIAL = {"G": "Gene.", "D": "Discrim."}
 NETWORK = {"G": "generator", "D": "discriminator"}
 WRAPPERS = ("module.", "_orig_mod.", "models.", "networks.")
-"""In front of keys: of DataParallel, of torch.compile, of dictionaries of networks."""
-WIDEST_CHANNELS = 65_536  # far above any real network; keeps a made-up shape from asking for terabytes
+"""Prefixes of keys by DataParallel, torch.compile and dictionaries of networks."""
+WIDEST_CHANNELS = 65_536  # far above any real network, so that a forged shape cannot allocate terabytes
 WANTED = "give weights of the tutorial's networks, saved with torch.save(net.state_dict(), PATH)"
 SHOWN = 4  # names of keys in one message
 
@@ -48,10 +48,10 @@ def network_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     Return the same weights under the keys that jobs/networks/dcgan.py uses.
 
-    Takes `module.`, `_orig_mod.` and the name of the network away (`netG.`, `generator.`, a checkpoint's `G.`
+    Removes `module.`, `_orig_mod.` and the name of the network (`netG.`, `generator.`, a checkpoint's `G.`
     and `D.`), prefers the moving average of a generator, renames another Sequential (`main.0.weight`) to
     `Gene` or `Discrim`, adds what old files lack (`num_batches_tracked`, and the zero bias of a last layer
-    without one), and casts to float32. Keys that it does not understand stay as they are: fit() names them.
+    without one), and casts to float32. Unknown keys remain: fit() names them.
     """
     bare = {
         _unwrapped(key): tensor.float() if tensor.is_floating_point() else tensor.long()
@@ -63,7 +63,7 @@ def network_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for which, network in networks.items():
         weights = _one_sequential(network, which)
-        if which == "D":  # of whatever family: its keys must not be taken for G's
+        if which == "D":  # its keys must not be taken for G's
             weights = {
                 key if key.startswith("Discrim") else f"Discrim.{key}": weights[key] for key in weights
             }
@@ -87,7 +87,7 @@ def _networks(tensors: Mapping[str, Tensor]) -> dict[Which, dict[str, Tensor]]:
         if role is not None and rest:
             which, average = role
             (averages if average else plain).setdefault(which, {})[_unwrapped(rest)] = tensor
-    # Of an average that has no buffers, those of the network itself belong to it.
+    # An average without buffers uses those of the network.
     return {
         which: {**plain.get(which, {}), **averages.get(which, {})}
         for which in dict.fromkeys([*plain, *averages])
@@ -112,10 +112,10 @@ def role_of(name: str) -> tuple[Which, bool] | None:
 
 def _one_sequential(tensors: dict[str, Tensor], which: Which | None = None) -> dict[str, Tensor]:
     """
-    Rename `main.0.weight`, `0.weight` or `net.main.0.weight`, when all keys are of one such Sequential.
+    Rename `main.0.weight`, `0.weight` or `net.main.0.weight`, if all keys belong to one Sequential.
 
     Args:
-        which: the network, where it is known.
+        which: the network, if it is known.
     """
     around = {key.partition(".")[0] for key in tensors}
     if len(around) == 1 and not any(key.split(".")[1].isdecimal() for key in tensors if "." in key):
@@ -144,12 +144,14 @@ def _one_sequential(tensors: dict[str, Tensor], which: Which | None = None) -> d
 
 def check_colours(tensors: Mapping[str, Tensor], name: str) -> None:
     """
+    Check that the networks have three colour channels.
+
     Args:
         tensors: network keys.
-        name: what to call the file in an error.
+        name: the name of the file in an error.
 
     Raises:
-        ForeignFileError: a network makes or judges images that have not three colour channels.
+        ForeignFileError: a network has another number of colour channels.
     """
     for which in ("G", "D"):
         layers = _layers(tensors, which)
@@ -180,9 +182,9 @@ def _with_missing_parts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def select(tensors: Mapping[str, Tensor], which: Which) -> dict[str, Tensor]:
     """
-    One network's weights out of network_keys(): a checkpoint's file holds both.
+    Return the weights of one network from network_keys(): a checkpoint's file has both.
 
-    Keys of the other network go; anything else stays, so that load_state_dict() or fit() names it.
+    Unknown keys remain, so that load_state_dict() or fit() names them.
     """
     other = SEQUENTIAL["D" if which == "G" else "G"][:-1]
     return {key: tensor for key, tensor in tensors.items() if not key.startswith(other)}
@@ -195,15 +197,15 @@ def infer_architecture(
     names: tuple[str, str] = ("the generator's file", "the discriminator's file"),
 ) -> Architecture:
     """
-    Read the measures of the networks off their weights.
+    Infer the architecture from the shapes of the weights.
 
     Args:
         netg, netd: network keys. Without netd, `ndf` and `norm_d` are the tutorial's.
-        names: what to call the two files in an error.
+        names: the names of the two files in an error.
 
     Raises:
-        ForeignFileError: not a network of this family, the two in the wrong order,
-            or two that make pictures of different sizes.
+        ForeignFileError: not a network of ganq, the two in the wrong order, or two of
+            different image sizes.
     """
     if _layers(netg, "D") and not _layers(netg, "G"):
         raise ForeignFileError(
@@ -214,7 +216,7 @@ def infer_architecture(
     size = _size(layers, names[0], "G", netg)
     nz, ngf = layers[0][1].shape[0], layers[-1][1].shape[0]
     arch: Arch = "dcgan"
-    if _side_of_even(layers):
+    if _side_of_balanced(layers):
         arch, ngf = "balanced", layers[-1][1].shape[1] // balanced_widths(size)[-1]
     if not netd:
         return _architecture(names[0], size=size, nz=nz, ngf=ngf, arch=arch)
@@ -246,7 +248,7 @@ def infer_architecture(
 
 
 def _layers(tensors: Mapping[str, Tensor], which: Which) -> list[tuple[int, Tensor]]:
-    """(index in the Sequential, kernel) of each convolution, in order."""
+    """Return (index in the Sequential, kernel) of each convolution, in order."""
     pattern = re.compile(
         re.escape(SEQUENTIAL[which]) + r"(\d{1,3})\.(?:weight|parametrizations\.weight\.original)"
     )
@@ -267,7 +269,7 @@ def _size(layers: list[tuple[int, Tensor]], name: str, which: Which, tensors: Ma
         raise ForeignFileError(f"{name} does not hold a {NETWORK[which]}: {why}", hint=WANTED)
     kernel = layers[-1][1].shape[-1]
     doublings = len(layers) - 2
-    if which == "G" and (side := _side_of_even(layers)) and doublings > 0:
+    if which == "G" and (side := _side_of_balanced(layers)) and doublings > 0:
         return int((12 if side == 3 else 8) * 2**doublings)
     if kernel not in (4, 5) or doublings < 1:
         raise ForeignFileError(
@@ -278,8 +280,8 @@ def _size(layers: list[tuple[int, Tensor]], name: str, which: Which, tensors: Ma
     return int((12 if kernel == 5 else 8) * 2**doublings)
 
 
-def _side_of_even(layers: list[tuple[int, Tensor]]) -> int | None:
-    """How many pixels a side the last layer of an EvenGenerator makes at once; None: it is none."""
+def _side_of_balanced(layers: list[tuple[int, Tensor]]) -> int | None:
+    """Return the upscaling of the last layer of a BalancedGenerator; None for any other network."""
     *hidden, last = [tuple(tensor.shape) for _, tensor in layers]
     if last[2] != 3 or any(shape[2] != 4 for shape in hidden):  # a residual one has 1×1 layers between
         return None
@@ -299,14 +301,14 @@ def _architecture(name: str, **measures: Any) -> Architecture:
 
 def fit(tensors: Mapping[str, Tensor], arch: Architecture, which: Which, *, name: str) -> dict[str, Tensor]:
     """
-    The weights in the network's own order, after every key and shape was checked against it.
+    Check every key and shape against the network, and return the weights in its order.
 
     Args:
         tensors: network keys.
-        name: what to call the file in an error.
+        name: the name of the file in an error.
 
     Raises:
-        ForeignFileError: names the keys that are missing, unexpected or of another shape.
+        ForeignFileError: it names the keys that are missing, unexpected or of another shape.
     """
     wanted = _shapes(arch, which)
     missing = [key for key in wanted if key not in tensors]
@@ -336,14 +338,14 @@ def fit(tensors: Mapping[str, Tensor], arch: Architecture, which: Which, *, name
 
 
 def _shapes(arch: Architecture, which: Which) -> dict[str, torch.Size]:
-    """Key and shape of every weight, without the memory: on PyTorch's meta device."""
+    """Return the key and shape of every weight, without allocating it: on PyTorch's meta device."""
     with torch.device("meta"):
         network: nn.Module = arch.build_generator() if which == "G" else arch.build_discriminator()
     return {key: tensor.shape for key, tensor in network.state_dict().items()}
 
 
 def _some(keys: Iterable[str]) -> str:
-    """A few keys of a file that may be hostile: no control characters, no endless line."""
+    """Return a few keys of an untrusted file, without control characters and of limited length."""
     shown = [ascii(key)[1:-1][:60] for key in keys]
     more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
     return ", ".join(shown[:SHOWN]) + more
@@ -358,13 +360,13 @@ def _shape_of(shape: torch.Size) -> str:
 
 
 def join(netg: Mapping[str, Tensor], netd: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Network keys of both to the keys of a checkpoint: `G.Gene.…`, `D.Discrim.…`."""
+    """Return the weights of both networks with the keys of a checkpoint: `G.Gene.…`, `D.Discrim.…`."""
     both = {f"G.{key}": tensor for key, tensor in netg.items()}
     return both | {f"D.{key}": tensor for key, tensor in (netd or {}).items()}
 
 
 def split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The inverse of join(): network keys of G and of D, which is empty when there is none."""
+    """Return the network keys of G and of D, which may be empty: the inverse of join()."""
     netg = {key[2:]: tensor for key, tensor in tensors.items() if key.startswith("G.")}
     netd = {key[2:]: tensor for key, tensor in tensors.items() if key.startswith("D.")}
     return netg, netd
@@ -372,11 +374,11 @@ def split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, T
 
 def state_dicts(arch: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """
-    A checkpoint's networks as the tutorial's files hold them, on the CPU.
+    Return a checkpoint's networks as state dicts of the tutorial, on the CPU.
 
     A spectral-norm D keeps its own keys (`Discrim.0.parametrizations.weight.original`, `_u`,
-    `_v`). Folding the norm into the weights would give a file that nothing reads either,
-    because the tutorial's D has BatchNorm there, and would lose the way back into ganq.
+    `_v`). Folding the norm into the weights would not make the file readable by the tutorial,
+    whose D has BatchNorm there, and ganq could no longer import it.
 
     Args:
         tensors: keys of a checkpoint.
@@ -399,11 +401,11 @@ def state_dicts(arch: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, 
 
 
 def origin_epoch(epoch: int) -> int:
-    """The tutorial's number for ganq's: it counts epochs from 0, ganq those that are complete."""
+    """Return the tutorial's number of an epoch: it counts from 0, ganq counts completed epochs."""
     return max(epoch - 1, 0)
 
 
 def epoch_of_name(name: str) -> int | None:
-    """ganq's epoch of a file with the tutorial's name: netg_399.pth → 400, anything else → None."""
+    """Return ganq's epoch of a file with the tutorial's name: netg_399.pth → 400; else None."""
     match = re.fullmatch(r"net[gd]_(\d{1,7})\.\w+", name, re.IGNORECASE)
     return int(match[1]) + 1 if match else None

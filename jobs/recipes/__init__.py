@@ -1,7 +1,7 @@
 """
-Named presets for training. A recipe is a set of defaults; every part of it stays an option.
+Named presets for training: a recipe is a set of defaults for the options.
 
-One file each in this folder, whose RECIPE is found by itself: to add one, add a file.
+Each file of this folder defines one as RECIPE; a new file needs no registration.
 """
 
 import pkgutil
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe is called, what it is for, and the options it sets."""
+    """A set of defaults for the options of a training."""
 
     name: str
     summary: str
@@ -20,7 +20,7 @@ class Recipe:
 
 
 def _all() -> dict[str, Recipe]:
-    """By name, in the order of the names."""
+    """Return the recipes by name, sorted by name."""
     modules = [import_module(f"{__name__}.{one.name}") for one in pkgutil.iter_modules(__path__)]
     recipes: list[Recipe] = [module.RECIPE for module in modules]
     return {recipe.name: recipe for recipe in sorted(recipes, key=lambda one: one.name)}

@@ -1,4 +1,4 @@
-"""The tutorial that ganq grew from, bit for bit in its semantics."""
+"""The recipe of the tutorial, with its exact semantics."""
 
 from jobs.recipes import Recipe
 

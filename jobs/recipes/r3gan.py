@@ -1,4 +1,4 @@
-"""Residual networks without normalisation, judged in pairs and held by two penalties: after R3GAN."""
+"""Residual networks without normalisation, relativistic loss, R1 and R2 penalties: after R3GAN."""
 
 from jobs.recipes import Recipe
 
@@ -8,8 +8,8 @@ RECIPE = Recipe(
     {
         "batch": 64,
         "epochs": 400,
-        # R3GAN takes 2e-4, for days on many GPUs. In a minute or two on one core that showed blurs
-        # and this the outlines of heads: looked at once, at 32 pixels, never measured.
+        # R3GAN has 2e-4, for days on many GPUs. In two minutes on one core that gave blurs and this
+        # outlines of heads: one run at 32 pixels, not measured.
         "lr_g": 1e-3,
         "lr_d": 1e-3,
         "lr_end": 0.25,

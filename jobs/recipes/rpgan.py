@@ -1,4 +1,4 @@
-"""Relativistic pairs held by two penalties, on the tutorial's networks with evenly spread channels."""
+"""Relativistic loss with R1 and R2 penalties, on the tutorial's networks with balanced widths."""
 
 from jobs.recipes import Recipe
 
@@ -7,7 +7,7 @@ RECIPE = Recipe(
     "relativistic pairs with R1 and R2, evenly spread channels, EMA and adaptive augmentation: "
     "for small data sets",
     {
-        # A run of minutes has few steps: docs/quality.md has what these were chosen by.
+        # For short runs with few steps; docs/quality.md has the measurements.
         "batch": 32,
         "epochs": 400,
         "lr_g": 8e-4,
@@ -24,7 +24,7 @@ RECIPE = Recipe(
         "penalty_every": 4,
         "fake_reuse": "none",
         "ema_half_life_kimg": 20.0,
-        # Off until D knows the pictures too well: from the start it costs colour and time.
+        # Adaptive, so off until D overfits: augmentation from the start costs colour and time.
         "augment": ("auto",),
         "ada_target": 0.6,
         "patience": 10,

@@ -1,4 +1,4 @@
-"""The tutorial's generator at the same cost, trained so that few pictures are enough."""
+"""The tutorial's generator, trained for small data sets."""
 
 from jobs.recipes import Recipe
 
@@ -6,7 +6,7 @@ RECIPE = Recipe(
     "sngan",
     "spectral norm, hinge loss, 1:1 steps, EMA and adaptive augmentation",
     {
-        # A run of minutes has few steps: docs/quality.md has what these were chosen by.
+        # For short runs with few steps; docs/quality.md has the measurements.
         "batch": 32,
         "epochs": 400,
         "lr_g": 4e-4,
@@ -19,7 +19,7 @@ RECIPE = Recipe(
         "norm_d": "spectral",
         "fake_reuse": "none",
         "ema_half_life_kimg": 20.0,
-        # Off until D knows the pictures too well: from the start it costs colour and time.
+        # Adaptive, so off until D overfits: augmentation from the start costs colour and time.
         "augment": ("auto",),
         "ada_target": 0.6,
         "patience": 10,

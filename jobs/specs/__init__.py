@@ -1,8 +1,8 @@
 """
-What a person asks for, resolved and frozen: one file for each kind of job.
+Job specs: the resolved, immutable options of a job, one file for each kind.
 
-A spec is validated once, when it is submitted; it then travels as JSON in the
-job table and in spec.json. Everything that changes the result stands in it.
+A spec is validated once, at submission, and stored as JSON in the job table and in
+spec.json. It contains every option that affects the result.
 """
 
 from jobs.specs.base import FEATURE_NETWORKS, Spec, check_name, difference, option_of, size_plan

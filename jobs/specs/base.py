@@ -1,4 +1,4 @@
-"""What all specs have in common: how they are checked, and the values that several of them hold."""
+"""Base class of specs, and the types and checks that several of them share."""
 
 import re
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 FEATURE_NETWORKS = ("effnet-lite0", "random")
 
 OPTIONS = {"class_name": "class"}
-"""What a field is called that cannot have its option's name: `class` is a word of Python's."""
+"""Options of fields with another name: `class` is a keyword of Python."""
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -35,10 +35,10 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 def check_name(name: str) -> str:
     """
-    A name that is safe in a path, a shell and a table.
+    Return a name that is safe in a path, a shell and a table.
 
     Raises:
-        SpecError: if it is not; a name of digits only would hide an id.
+        SpecError: it is not safe; a name of digits would be ambiguous with an id.
     """
     if not NAME_PATTERN.fullmatch(name) or name.isdigit():
         raise SpecError(
@@ -50,8 +50,10 @@ def check_name(name: str) -> str:
 
 def check_checkpoint(which: str) -> str:
     """
+    Return the name of a checkpoint.
+
     Raises:
-        SpecError: it is neither a word for a checkpoint nor a number of epochs.
+        SpecError: it is neither `best`, `last` nor a number of epochs.
     """
     if which not in ("best", "last") and not re.fullmatch(r"[0-9]{1,9}", which):
         raise SpecError(
@@ -66,14 +68,14 @@ CheckpointWord = Annotated[str, AfterValidator(check_checkpoint)]
 
 def size_plan(size: int) -> tuple[int, bool]:
     """
-    How a picture size is reached from the 4×4 of the first layer.
+    Return how the layers reach an image size from 4×4.
 
     Returns:
-        (doublings k, triple): 3·4·2^k ends in the origin's (5, 3, 1) layer, triple is True;
+        (doublings k, triple): 3·4·2^k ends in the tutorial's (5, 3, 1) layer, triple is True;
         4·2^(k+1) ends in a (4, 2, 1) layer, triple is False.
 
     Raises:
-        SpecError: if the size is neither; the hint names the nearest that are.
+        SpecError: the size is neither; the hint names the nearest possible sizes.
     """
     for k in range(1, 8):
         if size == 12 * 2**k:
@@ -90,8 +92,10 @@ def size_plan(size: int) -> tuple[int, bool]:
 
 def check_feature_network(name: str, sha256: str | None) -> None:
     """
+    Check the options of a feature network.
+
     Raises:
-        SpecError: neither a network that ganq brings along nor a file whose sha-256 is stated.
+        SpecError: neither a built-in network nor a file with its SHA-256.
     """
     named = name in FEATURE_NETWORKS
     if named and sha256 is not None:
@@ -105,12 +109,12 @@ def check_feature_network(name: str, sha256: str | None) -> None:
 
 
 def option_of(field: str) -> str:
-    """The option by which a person gives a field: '--lr-g' of lr_g."""
+    """Return the option of a field: '--lr-g' of lr_g."""
     return "--" + OPTIONS.get(field, field.replace("_", "-"))
 
 
 def difference(field: str, mine: Any, its: Any) -> str:
-    """What a person reads where a run asks for `mine` and the one that it begins with has `its`."""
+    """Return a text for an option that differs from that of the earlier run."""
     option = option_of(field)
     if isinstance(mine, bool):
         on, off = option, option.replace("--", "--no-", 1)
@@ -123,13 +127,13 @@ def _typed(value: Any) -> str:
 
 
 class Spec(BaseModel):
-    """Base of all specs: frozen, strict about unknown fields, JSON both ways."""
+    """Base of all specs: immutable, without unknown fields, from and to JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: ClassVar[str]
     of_new: ClassVar[dict[str, Any]] = {}
-    """Values of new specs where a field's default is what a stored spec means that lacks the field."""
+    """Values for new specs of fields whose default applies to stored specs without the field."""
 
     @model_validator(mode="before")
     @classmethod
@@ -139,10 +143,10 @@ class Spec(BaseModel):
     @classmethod
     def create(cls, **given: Any) -> Self:
         """
-        Validate options as a person gave them; None means 'not given'.
+        Validate the options of a user; None means 'not given'.
 
         Raises:
-            SpecError: in one line, which option, what was wrong.
+            SpecError: it names the option and the problem in one line.
         """
         for name, value in given.items():
             if isinstance(value, str):  # a path may have been made absolute from any folder
@@ -155,10 +159,10 @@ class Spec(BaseModel):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """
-        Read a spec back from the job table.
+        Read a spec from the job table.
 
         Raises:
-            SpecError: if it was written by a version that knows other fields.
+            SpecError: it was written by a version with other fields.
         """
         try:
             return cls.model_validate(data)
@@ -166,11 +170,11 @@ class Spec(BaseModel):
             raise _in_one_line(exc) from exc
 
     def split(self) -> "Sequence[GenerateSpec]":
-        """The parts that many workers share, if this is such a job."""
+        """Return the specs of the shards; empty if the job is not split."""
         return ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; from_json() gives an equal spec back."""
+        """Return plain JSON, from which from_json() makes an equal spec."""
         return self.model_dump(mode="json")
 
 

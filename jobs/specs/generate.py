@@ -1,4 +1,4 @@
-"""What a generation is asked for, and the parts that many workers share."""
+"""The spec of a generation, and its division into shards."""
 
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, Self
@@ -10,63 +10,63 @@ from jobs.specs.base import MAX_COUNT, CheckpointWord, Count, SampleIndex, Seed,
 
 MAX_SHARDS = 1000
 MAX_FRAMES = 3600
-"""Of one film: it is put together in memory. Two and a half minutes."""
+"""Of one video, which is built in memory: two and a half minutes."""
 FRAMES_A_LEG = 60
 
 LOSSY = ("jpeg", "webp")
-"""Formats that may lose something, and so have a quality."""
+"""Formats that can be lossy, and so have a quality."""
 
 
 class GenerateSpec(Spec):
-    """One set of pictures from one checkpoint. Picture i depends on (checkpoint, seed, i) alone."""
+    """A set of images of one checkpoint. Image i depends only on (checkpoint, seed, i)."""
 
     kind: ClassVar[str] = "generate"
 
     source: int
-    """Id of the training or import job that the generator comes from."""
+    """Id of the training or import job of the generator."""
     checkpoint: CheckpointWord = "best"
     """'best', 'last', or the number of complete epochs."""
     count: Count | None = None
     seeds: tuple[tuple[int, int], ...] = ()
-    """Picture numbers as inclusive ranges (first, last); instead of `count`."""
+    """Sample indices as inclusive ranges (first, last); instead of `count`."""
     seed: Seed = 0
     keep: Count | None = None
     of: Count | None = None
-    """Draw `of` pictures, publish the `keep` that the discriminator scores highest, best first."""
+    """Generate `of` images and publish the `keep` images with the highest scores of D, best first."""
     interpolate: tuple[SampleIndex, ...] = ()
-    """Numbers of pictures; the frames of a way through them are drawn, instead of `count` pictures."""
+    """Sample indices; the frames of a latent path through them are generated, instead of `count` images."""
     frames: Annotated[int, Field(ge=2, le=MAX_FRAMES)] | None = None
-    """Of the whole way, its ends included; None: 60 for each leg."""
+    """Of the whole path, including its ends; None: 60 for each segment."""
     grid_epochs: bool = False
-    """Add a grid of the first pictures with a row for each checkpoint that was kept."""
+    """Add a grid of the first images with a row for each retained checkpoint."""
     reject: Annotated[float, Field(gt=0, le=0.95)] | None = None
-    """Share of all draws, those with the lowest scores: place i is drawn again until it is none of them."""
+    """Fraction of samples with the lowest scores that are rejected and drawn again."""
     truncation: Annotated[float, Field(ge=0.01, le=10)] | None = None
-    """Each latent number lies within ± this, before noise_mean and noise_std are put on."""
+    """Bound of each latent value, before noise_mean and noise_std are applied."""
     class_name: Annotated[str, Field(min_length=1, max_length=255)] | None = None
-    """Of a class-conditional model: the class to draw. None: the classes in turn, by picture number."""
+    """Class to generate with a conditional model. None: the classes in turn, by sample index."""
     noise_mean: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)] = 0.0
     noise_std: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
     format: Literal["png", "webp", "jpeg", "tar", "npz"] = "png"
     """Files of one encoding, tar archives of PNGs, or one npz of arrays; see storage/results/formats.py."""
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
-    """Of jpeg (95 if None); a webp is lossless if None. Other formats lose nothing and have none."""
+    """Of jpeg (95 if None) and webp (lossless if None). Other formats are lossless and have none."""
     grid: Annotated[int, Field(ge=0, le=4096)] = 64
-    """Pictures on one grid page; 0 makes no grids."""
+    """Images per grid page; 0: no grids."""
     grid_pages: Annotated[int, Field(ge=0, le=10_000)] = 16
-    """Grid pages at most; later pictures have files but no page."""
+    """Maximum number of grid pages; later images are on none."""
     micro_batch: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Fixed size of every forward pass: picture i sits at slot i mod micro_batch."""
+    """Fixed batch size of every forward pass: image i has position i mod micro_batch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     deterministic: bool = True
     out: str | None = None
-    """Absolute path of a folder that gets a copy of the result."""
+    """Absolute path of a folder for a copy of the result."""
     shard_size: Count = 8192
-    """Pictures that one worker draws at a time; a larger job is split, and many workers share it."""
+    """Images of one shard; a larger job is split into shards for several workers."""
     max_workers: Annotated[int, Field(ge=0, le=MAX_SHARDS)] = 0
-    """Workers that may be at this job at once; 0: all that are free."""
+    """Maximum number of workers of this job at a time; 0: no limit."""
     draws: tuple[int, int] | None = None
-    """Of a part of a larger job: the places (first, last) in the order of draws that it computes."""
+    """Of a shard: its range (first, last) in the order of sample indices."""
 
     @model_validator(mode="after")
     def _one_way_to_count(self) -> Self:
@@ -99,7 +99,7 @@ class GenerateSpec(Spec):
                 f"--seeds names {self.total} pictures, and one job makes at most {MAX_COUNT}",
                 hint="submit several jobs",
             )
-        self._check_way()
+        self._check_path()
         if self.reject is not None and (ranked or self.interpolate):
             other = "--keep" if ranked else "--interpolate"
             raise SpecError(
@@ -114,10 +114,12 @@ class GenerateSpec(Spec):
                 raise SpecError(f"--seeds names picture {first} twice", hint="name each picture once")
         return self
 
-    def _check_way(self) -> None:
+    def _check_path(self) -> None:
         """
+        Check --interpolate and --frames.
+
         Raises:
-            SpecError: --interpolate and --frames that give no way.
+            SpecError: they do not define a latent path.
         """
         points = self.interpolate
         if not points:
@@ -141,7 +143,7 @@ class GenerateSpec(Spec):
 
     @property
     def total(self) -> int:
-        """Pictures that are published."""
+        """Return the number of published images."""
         if self.interpolate:
             return self.frames or FRAMES_A_LEG * (len(self.interpolate) - 1)
         if self.keep is not None:
@@ -152,12 +154,12 @@ class GenerateSpec(Spec):
 
     @property
     def drawn(self) -> int:
-        """Pictures that are computed, by all parts together."""
+        """Return the number of generated images, of all shards together."""
         return self.of if self.of is not None else self.total
 
     @property
     def ranges(self) -> tuple[tuple[int, int], ...]:
-        """The picture numbers that are computed here, as inclusive ranges in order."""
+        """Return the sample indices of this spec, as inclusive ranges in order."""
         whole = self.seeds or ((0, self.drawn - 1),)
         if self.draws is None:
             return whole
@@ -172,14 +174,14 @@ class GenerateSpec(Spec):
 
     @property
     def pictures(self) -> int:
-        """Pictures that are computed here."""
+        """Return the number of images that this spec generates."""
         return sum(last - first + 1 for first, last in self.ranges)
 
     def split(self) -> "list[GenerateSpec]":
         """
-        The parts of a large job, each a range of draws; none if one worker should do all of it.
+        Return the specs of the shards of a large job; [] if it is not split.
 
-        Borders are borders of micro-batches, so that no picture is computed twice.
+        Shards begin at micro-batch boundaries, so that no image is computed twice.
         """
         size = max(self.shard_size, -(-self.drawn // MAX_SHARDS))
         size = -(-size // self.micro_batch) * self.micro_batch
@@ -188,5 +190,5 @@ class GenerateSpec(Spec):
         return [self.part((first, min(first + size, self.drawn) - 1)) for first in range(0, self.drawn, size)]
 
     def part(self, draws: tuple[int, int]) -> "GenerateSpec":
-        """The part that computes these places (first, last) in the order of draws."""
+        """Return the spec of a shard with this range (first, last) in the order of sample indices."""
         return self.model_copy(update={"grid": 0, "out": None, "grid_epochs": False, "draws": draws})

@@ -1,4 +1,4 @@
-"""What an import has brought."""
+"""The spec of imported weights."""
 
 from typing import ClassVar, Literal
 
@@ -6,7 +6,7 @@ from jobs.specs.base import Spec
 
 
 class ImportSpec(Spec):
-    """Weights from outside, made usable by `generate --from NAME`."""
+    """Weights of other programs, usable by `generate --from NAME`."""
 
     kind: ClassVar[str] = "import"
 
@@ -18,4 +18,4 @@ class ImportSpec(Spec):
     ndf: int
     arch: Literal["dcgan", "balanced", "resnet"] = "dcgan"
     norm_d: Literal["batch", "spectral", "none"] | None = None
-    """None: it came without a discriminator. Rows of earlier versions say neither of the two."""
+    """None: without a discriminator. Rows of earlier versions have neither of the two fields."""

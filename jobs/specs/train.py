@@ -1,4 +1,4 @@
-"""What a training is asked for."""
+"""The spec of a training."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -26,16 +26,16 @@ Augment = Literal["translation", "color", "cutout", "auto"]
 
 
 class TrainSpec(Spec):
-    """One training run. Field defaults are the tutorial's; `recipe` overrides them first."""
+    """A training run. Field defaults are those of the tutorial, which a recipe overrides."""
 
     kind: ClassVar[str] = "train"
     of_new: ClassVar[dict[str, Any]] = {"reader": READER, "keep_duplicates": False}
 
     data: str
-    """Absolute path of a folder, zip or tar of pictures."""
+    """Absolute path of a folder, zip or tar of images."""
     recipe: str = "dcgan"
     size: int = 96
-    """Side of the square pictures, in pixels; see size_plan()."""
+    """Side of the square images, in pixels; see size_plan()."""
     batch: Annotated[int, Field(ge=2, le=8192)] = 256
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 400
     lr_g: Rate = 2e-4
@@ -52,52 +52,52 @@ class TrainSpec(Spec):
     """Epochs between sample grids with kept checkpoints."""
     seed: Seed = 0
     loader_workers: Annotated[int, Field(ge=0, le=256)] = 4
-    """Processes that decode pictures, once; training itself reads the cache."""
+    """Processes that decode images into the cache."""
     init_netg: str | None = None
     init_netd: str | None = None
     """Starting weights for each network: absolute path of a .pth or .safetensors file."""
     init_from: int | None = None
-    """Id of the job from whose best checkpoint both networks start."""
+    """Id of the job whose best checkpoint initialises both networks."""
     freeze_d: Annotated[int, Field(ge=0, le=64)] = 0
-    """Layers of D, from the pixels on, that keep their starting weights."""
+    """Number of frozen layers of D, from the pixels on."""
     freeze_g: Annotated[int, Field(ge=0, le=64)] = 0
-    """Layers of G, from the latents on, that keep their starting weights."""
+    """Number of frozen layers of G, from the latents on."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     arch: Literal["dcgan", "balanced", "resnet"] = "dcgan"
-    """'dcgan' is the tutorial's pair; 'balanced' spreads G's channels evenly; 'resnet' is after R3GAN."""
+    """'dcgan': the tutorial's networks; 'balanced': with balanced widths of G; 'resnet': after R3GAN."""
     loss: Literal["bce", "hinge", "nonsaturating", "relativistic"] = "bce"
     norm_d: Literal["batch", "spectral", "none"] = "batch"
-    """'batch' ends in a sigmoid as the tutorial does; 'spectral' and 'none' give logits."""
+    """'batch' ends in a sigmoid, as in the tutorial; 'spectral' and 'none' return logits."""
     r1_gamma: Gamma = 0.0
-    """Weight of the penalty on D's slope at real pictures, halved as in the papers; 0 is off."""
+    """Weight of the R1 gradient penalty (real images), halved as in the papers; 0: off."""
     r2_gamma: Gamma = 0.0
-    """The same at fakes."""
+    """Weight of the R2 gradient penalty (fakes); 0: off."""
     penalty_every: Annotated[int, Field(ge=1, le=1000)] = 1
-    """The penalties come on every N-th step of D, N times as strong."""
+    """Apply the penalties at every N-th step of D, N times as strong (lazy regularisation)."""
     lr_end: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
-    """Share of both learning rates that is left at the end of the run, on a cosine."""
+    """Final fraction of both learning rates, on a cosine schedule."""
     gamma_end: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
-    """Share of both penalties that is left at the end of the run, on a cosine."""
+    """Final fraction of both penalties, on a cosine schedule."""
     beta2_end: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
-    """beta2 at the end of the run, on a cosine; 0: it stays as it is."""
+    """Final beta2, on a cosine schedule; 0: constant."""
     fake_reuse: Literal["until-g-step", "none"] = "until-g-step"
-    """'until-g-step' (the tutorial): D sees the same fakes until G steps. 'none': new ones at each D step."""
+    """'until-g-step' (the tutorial): reuse fakes until G steps. 'none': new fakes at each step of D."""
     ema_half_life_kimg: Annotated[float, Field(ge=0, le=1e6)] = 0.0
-    """Half-life of the generator's moving average, in thousands of pictures; 0 is off."""
+    """Half-life of the generator's moving average, in thousands of images; 0: off."""
     augment: tuple[Augment, ...] = ()
-    """DiffAugment policies that D sees, on real and fake alike; with 'auto' by the size of the data set."""
+    """DiffAugment policies for real images and fakes; 'auto' chooses by the size of the data set."""
     augment_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
-    """Chance of each policy for each picture; with ada_target at most."""
+    """Probability of each policy for each image; with ada_target the maximum."""
     ada_target: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
-    """Mean sign of D's verdict on training pictures that steers the chance; 0: the chance stays."""
+    """Target of the mean sign of D on training images, for adaptive augmentation (ADA); 0: off."""
     ada_kimg: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 100.0
-    """Thousands of pictures in which the chance can go from 0 to 1."""
+    """Thousands of images in which the probability can rise from 0 to 1."""
     mirror: bool = False
-    """Show half of the pictures mirrored; only where left and right may be swapped."""
+    """Mirror half of the images horizontally."""
     conditional: bool = False
-    """Train on the classes of the folder tree: G is asked for one, D is told which it sees."""
+    """Train a class-conditional pair on the classes of the folder tree."""
     max_skip: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Share of files that may be unreadable before the data set is refused."""
+    """Fraction of files that may be unreadable before the data set is refused."""
     reader: Annotated[int, Field(ge=1, le=READER)] = 1
     """Version of the rules by which data sets are read; 1 is that of ganq 0.1 and 0.2."""
     keep_duplicates: bool = True
@@ -105,36 +105,36 @@ class TrainSpec(Spec):
     white_level: WhiteLevel = 0.0
     """Value that becomes white in images of 16 bits or floats; 0: the largest of 16 bits."""
     max_unpacked_gb: UnpackedGb = 100.0
-    """What an archive may unpack to."""
+    """Maximum unpacked size of an archive."""
     grey: bool = False
     """The generator makes grey images: equal channels."""
     checkpoint_seconds: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] = 300.0
     """Seconds between resume checkpoints, apart from save_every."""
     keep_last: Annotated[int, Field(ge=1, le=1000)] = 2
     keep_every: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Keep each checkpoint whose epoch is divisible by this; 0: only the last ones and the final."""
+    """Keep each checkpoint whose epoch is divisible by this; 0: only the last ones and the final one."""
     keep_best: Annotated[int, Field(ge=0, le=1000)] = 1
-    """Keep so many of the checkpoints that were measured, those with the lowest metric."""
+    """Number of evaluated checkpoints to keep, those with the lowest metric."""
     metric: Literal["kid", "fid", "swd", "none"] = "kid"
-    """What checkpoints are measured by, lower is better."""
+    """Metric of checkpoints, lower is better."""
     feature_network: str = "effnet-lite0"
     """'effnet-lite0', 'random', or the absolute path of a weight file; its name is in the metric's key."""
     feature_sha256: Sha256 | None = None
-    """Of that file; a name needs none."""
+    """SHA-256 of that file; not used for a name."""
     eval_every: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Epochs between evaluations; 0: as many as take a twentieth of the run, none if it is too short."""
+    """Epochs between evaluations; 0: at most a twentieth of the run is evaluation, none if it is too short."""
     eval_samples: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Pictures of an evaluation, real and made; 0: 64 to 500, by the length of the run."""
+    """Real and generated images of an evaluation; 0: 64 to 500, by the length of the run."""
     patience: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Stop after so many evaluations without a new best; 0, or no metric: never."""
     deterministic: bool = True
-    """On a GPU: deterministic kernels, so that a resumed run ends with the same bits."""
+    """On a GPU: deterministic kernels, so that a resumed run is bit-exact."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of forward passes; 'auto': bf16 on a GPU that has it, fp32 for recipe dcgan."""
     cuda_graphs: bool = True
-    """On a GPU: record the passes of a step once and replay them."""
+    """On a GPU: capture the forward and backward passes of a step as CUDA graphs."""
     continue_from: int | None = None
-    """Id of the job whose last checkpoint this run goes on from."""
+    """Id of the job whose last checkpoint this run continues."""
 
     @classmethod
     def create(cls, **given: Any) -> Self:
@@ -147,7 +147,7 @@ class TrainSpec(Spec):
             )
         chosen = {k: v for k, v in given.items() if v is not None}
         if not chosen.get("augment", True):
-            chosen.setdefault("ada_target", 0.0)  # the recipe's has nothing to steer
+            chosen.setdefault("ada_target", 0.0)  # the recipe's value needs augmentation
         starts = ("init_from", "init_netg", "init_netd", "continue_from")
         if "ngf" in chosen and not any(start in chosen for start in starts):
             chosen.setdefault("ndf", chosen["ngf"])  # networks of unequal size train badly, or slowly
@@ -214,13 +214,13 @@ class TrainSpec(Spec):
 
 FREE_TO_CHANGE = frozenset(
     {
-        "data",  # a folder may move: the pictures' fingerprint is compared instead
+        "data",  # a folder can move: the fingerprint of the images is compared instead
         "epochs",
         "save_every",
         "device",
-        "cuda_graphs",  # the same bits
+        "cuda_graphs",  # bit-exact
         "deterministic",  # with `device` in the build fingerprint, which says bit_exact or not
-        "init_netg",  # these two were used up when the run began
+        "init_netg",  # these three apply only at the beginning of a run
         "init_netd",
         "init_from",
         "loader_workers",
@@ -229,7 +229,7 @@ FREE_TO_CHANGE = frozenset(
         "checkpoint_seconds",
         "keep_last",
         "keep_best",
-        "metric",  # these six change no step
+        "metric",  # these six do not affect training steps
         "feature_network",
         "feature_sha256",
         "eval_every",
@@ -239,18 +239,18 @@ FREE_TO_CHANGE = frozenset(
         "continue_from",
     }
 )
-"""Options that may differ between a run and the one it goes on from."""
+"""Options that may differ between a run and its continuation."""
 
 
 def check_same_run(saved: Mapping[str, Any], spec: TrainSpec) -> None:
     """
-    Refuse to go on with options that would make it another run.
+    Check that the options permit the continuation of a run.
 
     Args:
-        saved: the spec of the run that it goes on from, as JSON.
+        saved: the spec of the run that is continued, as JSON.
 
     Raises:
-        SpecError: naming each option that differs, old value and new.
+        SpecError: it names each option that differs, with both values.
     """
     saved = renamed(saved)
     mine = spec.to_json()

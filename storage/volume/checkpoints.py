@@ -1,10 +1,10 @@
 """
-Checkpoint folders: what lies in them, and how they are written and read back.
+Checkpoint folders: their files, and how they are written and read.
 
-    state.safetensors      all that a run needs to go on
-    generator.safetensors  all that generation needs: EMA generator and discriminator
-    state.json             facts to rebuild the networks and counters
-    MANIFEST.json          sha-256 of each; its own sha-256 stands in the job table
+    state.safetensors      what resuming needs
+    generator.safetensors  what generation needs: EMA generator and discriminator
+    state.json             facts that rebuild the networks and counters
+    MANIFEST.json          SHA-256 of each file; its own SHA-256 is stored in the job table
 """
 
 import hashlib
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST_ROOM = 64 * 1024
-"""Bytes of state.json and MANIFEST.json, at most."""
+"""Upper limit of the bytes of state.json and MANIFEST.json."""
 
 STATE, GENERATOR, FACTS = "state.safetensors", "generator.safetensors", "state.json"
 
 
 class Pointer(Protocol):
-    """A checkpoint's row, as far as reading it goes."""
+    """The columns of a checkpoint that reading it needs."""
 
     @property
     def job_id(self) -> int: ...
@@ -67,13 +67,13 @@ def write_checkpoint(
     state: "Mapping[str, Tensor] | None" = None,
 ) -> tuple[str, int]:
     """
-    Write one checkpoint folder, durable and whole.
+    Write a checkpoint folder atomically and durably.
 
     Returns:
-        (sha-256 of its manifest, bytes).
+        (SHA-256 of its manifest, bytes).
 
     Raises:
-        DiskFullError, VolumeError, StorageError: nothing is left behind.
+        DiskFullError, VolumeError, StorageError: no file remains.
     """
 
     def facts(path: Path) -> None:
@@ -92,9 +92,11 @@ def write_checkpoint(
 
 def _save(tensors: "Mapping[str, Tensor]", path: Path) -> None:
     """
+    Save tensors to a file.
+
     Raises:
-        OSError: also where safetensors (written in Rust) says it in words of its own: a full
-            disk would be taken for a defect, and the third one ends the job.
+        OSError: also for the operating system's errors that safetensors (written in Rust) raises as its own
+            class, so that a full disk is not taken for an internal error.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -102,7 +104,7 @@ def _save(tensors: "Mapping[str, Tensor]", path: Path) -> None:
     path.touch()  # the umask decides who may read it; safetensors alone makes files for their owner only
     mode = path.stat().st_mode
     try:
-        # safetensors takes plain memory only; a run hands over its weights in its own layout.
+        # safetensors accepts contiguous memory only; a training can have another layout.
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
         path.chmod(mode & 0o777)
     except SafetensorError as exc:
@@ -114,7 +116,7 @@ def _save(tensors: "Mapping[str, Tensor]", path: Path) -> None:
 
 @dataclass(frozen=True)
 class Unregistered:
-    """A whole checkpoint on the volume that no row of the job table points to."""
+    """A complete checkpoint on the volume that is not in the job table."""
 
     folder: Path
     manifest_sha256: str
@@ -125,10 +127,10 @@ class Unregistered:
 
 def find_unregistered(volume: Volume, job_id: int, known: Collection[str]) -> list[Unregistered]:
     """
-    Find the checkpoints of a job that are whole and have no row, in the order in which they were written.
+    Find the complete checkpoints of a job that are not in the job table, in the order of writing.
 
     Args:
-        known: paths of those that have one, relative to the volume.
+        known: paths of those in the job table, relative to the volume.
     """
     found = []
     for manifest in volume.job(job_id).glob(f"a*/checkpoints/*/{MANIFEST}"):
@@ -149,10 +151,10 @@ def find_unregistered(volume: Volume, job_id: int, known: Collection[str]) -> li
 
 def adopt_checkpoint(one: Unregistered, target: Path) -> None:
     """
-    Make an unregistered checkpoint appear, whole and durable, in the folder of another attempt.
+    Copy an unregistered checkpoint atomically and durably into the folder of another attempt.
 
     Raises:
-        DiskFullError, VolumeError, StorageError: nothing is left behind.
+        DiskFullError, VolumeError, StorageError: no file remains.
     """
     temp = target.with_name(f"{target.name}{TEMP_MARK}{secrets.token_hex(4)}")
     make_folder(target.parent)
@@ -177,10 +179,10 @@ def _link_or_copy(source: str, target: str) -> None:
 
 def read_checkpoint(volume: Volume, one: Pointer, part: Literal["state", "generator"]) -> Snapshot:
     """
-    Read one part of a checkpoint, verified, into memory.
+    Read and verify one part of a checkpoint.
 
     Raises:
-        CheckpointCorruptError: missing, torn or changed.
+        CheckpointCorruptError: it is missing, incomplete or changed.
     """
     from safetensors.torch import load
 
