@@ -122,7 +122,7 @@ class TrainSpec(Spec):
     feature_sha256: Sha256 | None = None
     """SHA-256 of that file; not used for a name."""
     eval_every: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Epochs between evaluations; 0: at most a twentieth of the run is evaluation, none if it is too short."""
+    """Epochs between evaluations; 0: they take a twentieth of the run at most, none if it is short."""
     eval_samples: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Real and generated images of an evaluation; 0: 64 to 500, by the length of the run."""
     patience: Annotated[int, Field(ge=0, le=1_000_000)] = 0
