@@ -16,6 +16,7 @@ from worker.doctor.check import Finding, error, ok, warn
 from worker.doctor.facts import Facts
 from worker.doctor.job_table import EMPTY_BYTES, MOUNT_IN_MEMORY
 from worker.doctor.jobs import listed
+from worker.doctor.sharing import GUIDE, check_sharing
 
 LOW_BYTES = 5_000_000_000
 LOW_INODES = 10_000
@@ -39,7 +40,8 @@ def check_volume(settings: Settings, mountinfo: Path = MOUNTINFO) -> Iterator[Fi
     kind = mount.kind if mount else "an unknown file system"
     reason = _write_error(root)
     if reason is not None:
-        yield error("volume", f"{root} cannot be written: {reason}", "check its owner and how it is mounted")
+        hint = f"see how it is mounted; several users share it by a group: {GUIDE}"
+        yield error("volume", f"{root} cannot be written: {reason}", hint)
     about = os.statvfs(root)
     free = about.f_bavail * about.f_frsize
     free_text = f"{free / 1e9:,.1f} GB free"
@@ -56,6 +58,7 @@ def check_volume(settings: Settings, mountinfo: Path = MOUNTINFO) -> Iterator[Fi
         yield ok("volume", f"{root}, on {kind}{shared}, {free_text}")
     if about.f_files and about.f_favail < LOW_INODES:
         yield warn("volume", f"only {about.f_favail:,} more files can be created on it", "delete old images")
+    yield from check_sharing(root)
     if mount is not None:
         yield from check_mount(root, mount)
 
