@@ -1,6 +1,7 @@
 """`ganq logs` and `ganq events`: the log and the history of a job."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,19 +11,22 @@ from cli.ui.lazy import examples
 from cli.ui.params import BoundedInt
 from ganq.logs import attempt_lines, log_path
 
+if TYPE_CHECKING:
+    from storage.db.rows import Job
 
-@click.command(epilog=examples("ganq logs 12", "ganq logs 12 -f", "ganq logs faces --all | grep loss"))
+
+@click.command(epilog=examples("ganq logs 12", "ganq logs 12 -f", "ganq logs faces -n 50"))
 @click.argument("job", type=JOB)
 @click.option("-f", "--follow", is_flag=True, help="Print new lines until the job has ended.")
-@click.option("-n", "--lines", type=BoundedInt(0), help="Print only the last N lines of each attempt.")
+@click.option("-n", "--lines", type=BoundedInt(0), help="Print only the last N lines.")
 @click.option(
     "--all",
     "everything",
     is_flag=True,
-    help="Print all attempts, not only the newest. A job has a new attempt after each interruption.",
+    help="With -n: N lines of each attempt. A job has a new attempt after each interruption.",
 )
 def logs(job: str, follow: bool, lines: int | None, everything: bool) -> int:
-    """Print the log of JOB."""
+    """Print the log of JOB, of all its attempts."""
     session = open_session()
     found = session.queries.find(job)
     if found.attempt == 0 and found.state.terminal:
@@ -33,16 +37,35 @@ def logs(job: str, follow: bool, lines: int | None, everything: bool) -> int:
         return 0
     if found.attempt:
         session.volume_of(found)
-    if found.attempt > 1 and not everything:
-        output.notice(f"this is attempt {found.attempt}; --all prints all attempts")
-    first = 1 if everything else max(1, found.attempt)
-    for attempt in range(first, found.attempt):
+    shown = _lines_of_attempts(session, found, lines, everything)
+    for attempt, last in shown.items():
         _separator(session, found.id, attempt)
-        _print(attempt_lines(session, found.id, attempt, last=lines))
-    if everything and found.attempt:
+        _print(attempt_lines(session, found.id, attempt, last=last))
+    if shown:
         _separator(session, found.id, found.attempt)
     _print_newest(session, found.id, max(1, found.attempt), lines, follow)
     return 0
+
+
+def _lines_of_attempts(
+    session: Session, job: "Job", lines: int | None, everything: bool
+) -> dict[int, int | None]:
+    """Return the attempts before the newest that are printed, and how many of their last lines; None: all."""
+    earlier = range(1, job.attempt)
+    if lines is None or everything:
+        return dict.fromkeys(earlier, lines)
+    found: dict[int, int | None] = {}
+    left = lines - _count(session, job.id, job.attempt, lines)
+    for attempt in reversed(earlier):
+        if left <= 0:
+            break
+        found[attempt] = left
+        left -= _count(session, job.id, attempt, left)
+    return dict(reversed(found.items()))
+
+
+def _count(session: Session, job_id: int, attempt: int, most: int) -> int:
+    return sum(1 for _ in attempt_lines(session, job_id, attempt, last=most)) if attempt else 0
 
 
 def _print(lines: Iterable[str]) -> bool:

@@ -12,7 +12,7 @@ from jobs.errors import InvalidTransitionError, NotFoundError
 from jobs.states import JobState
 
 if TYPE_CHECKING:
-    from storage.db.rows import WorkerRow
+    from storage.db.rows import Job, WorkerRow
 
 COLUMNS = ("NAME", "STATE", "JOB", "USER", "DEVICE", "HOST", "QUEUES", "HEARTBEAT", "VERSION")
 NO_WORKERS = "no workers yet\n  → ganq up starts the local stack"
@@ -52,12 +52,13 @@ def workers(forget: str | None, as_json: bool) -> int:
         click.echo(NO_WORKERS)
         return 0
     ids = [row.job_id for row in known if row.job_id is not None]
-    users = {job.id: job.user for job in session.queries.get_many(ids)}
+    jobs = {job.id: job for job in session.queries.get_many(ids)}
+    users = {job.id: job.user for job in jobs.values()}
     rows = [
         [
             row.name,
             states[row.name],
-            "" if row.job_id is None else str(row.job_id),
+            _job_text(jobs.get(row.job_id or 0)),
             users.get(row.job_id or 0, ""),
             row.device,
             row.host,
@@ -70,6 +71,13 @@ def workers(forget: str | None, as_json: bool) -> int:
     hidden = () if output.several_users(users.values(), session.settings.user) else ("USER",)
     output.print_table(COLUMNS, rows, right=("JOB",), hidden=hidden)
     return 0
+
+
+def _job_text(job: "Job | None") -> str:
+    """Return the id by which `ganq status` lists a job: that of the whole for a shard."""
+    if job is None:
+        return ""
+    return str(job.id) if job.part_of is None else f"{job.part_of} (a shard)"
 
 
 def _with_own_job(row: "WorkerRow", session: Session) -> "WorkerRow":

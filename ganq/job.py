@@ -1,10 +1,12 @@
 """A job: its state, its files, and requests for it."""
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Union
 
+from ganq.copies import copy_pending
 from ganq.notices import report
 from ganq.polling import poll_delay_s
 from jobs.errors import DatabaseUnavailableError, JobError, NotFoundError, error_of
@@ -143,7 +145,8 @@ class Job:
             GanqError: of the class of its error code; JobError for a cancelled job.
         """
         if self.state == "cancelled":
-            raise JobError(f"job {self.id} was cancelled", hint=f"ganq retry {self.id}")
+            reason = f": {self._row.error_message}" if self._row.error_message else ""
+            raise JobError(f"job {self.id} was cancelled{reason}", hint=f"ganq retry {self.id}")
         if self.state == "failed":
             raise self.error or JobError(f"job {self.id} has failed", hint=f"ganq status {self.id}")
 
@@ -222,7 +225,8 @@ class Job:
         Raises:
             InvalidTransitionError: it has ended.
         """
-        return self._now(self._client.session.store.request_cancel(self.id))
+        session = self._client.session
+        return self._now(session.store.request_cancel(self.id, by=session.settings.user))
 
     def hold(self) -> "Job":
         """
@@ -290,7 +294,7 @@ class Job:
 
 def wait_for(jobs: Sequence[Job], timeout: float | None = None) -> None:
     """
-    Wait until all jobs have ended.
+    Wait until all jobs have ended, and copy results that their workers could not copy to `out`.
 
     Raises:
         TimeoutError: they have not ended in time.
@@ -313,3 +317,6 @@ def wait_for(jobs: Sequence[Job], timeout: float | None = None) -> None:
         if left:
             pause = poll_delay_s(now - started, query_s=now - polled)
             time.sleep(pause if timeout is None else min(pause, max(0.0, started + timeout - now)))
+    for job in jobs:
+        if (reason := copy_pending(job._client.session, job._row)) is not None:
+            warnings.warn(reason, stacklevel=2)

@@ -82,7 +82,7 @@ def _outcome(job: Job, done: str) -> dict[str, Any]:
 
 
 def _cancel(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
-    now = site.store.request_cancel(job.id)
+    now = site.store.request_cancel(job.id, by=_user(site, request))
     return _outcome(now, "cancelled" if now.state.terminal else "cancel requested")
 
 

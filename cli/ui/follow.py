@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from cli.session import Session
 from cli.ui import output
+from ganq.copies import copy_pending
 from ganq.polling import poll_delay_s
 from jobs.errors import DatabaseUnavailableError
 from jobs.states import JobState
@@ -51,7 +52,8 @@ def follow(
         output.notice(f"\nstopped waiting; the jobs continue (ganq wait {ids}, ganq cancel {ids})")
         raise
     for job in jobs:
-        copy_pending(session, job)
+        if (reason := copy_pending(session, job)) is not None:
+            output.notice(output.clean(reason))
     if not quiet and len(jobs) > MAX_BARS:
         for job in [job for job in jobs if job.state is JobState.FAILED][:MAX_BARS]:
             output.notice(outcome(job))
@@ -91,28 +93,6 @@ def _until_ended(
             return jobs or session.queries.get_many(job_ids), True
         now = time.monotonic()
         time.sleep(poll_delay_s(now - started, query_s=now - polled))
-
-
-def copy_pending(session: Session, job: Job) -> None:
-    """Copy a result to --out, if this account submitted the job and its worker had another."""
-    import os
-
-    from jobs.errors import VolumeError
-
-    out = (job.result or {}).get("out_pending")
-    if not out or job.state is not JobState.SUCCEEDED:
-        return
-    if session.queries.submitter_uid(job.id) != os.geteuid():
-        return
-    from storage.results.reader import copy_out
-
-    try:
-        folder = session.volume_of(job).attempt(job.id, job.attempt)
-    except VolumeError as exc:
-        output.notice(f"job {job.id} is not copied to {output.clean(out)}: {exc.message}")
-        return
-    if failed := copy_out(folder, out).get("out_error"):
-        output.notice(f"job {job.id} is not copied: {output.clean(failed)}")
 
 
 def exit_code_of(jobs: Sequence[Job], timed_out: bool) -> int:

@@ -176,3 +176,38 @@ def test_up_runs_the_whole_stack_and_leaves_nothing_behind(
         ganq.stop()
     assert up.returncode == 0
     assert ganq.run("open", "--print").returncode == 3, "the page has ended with the stack"
+
+
+@pytest.mark.tier2
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_a_training_that_was_killed_preempted_and_continued_shows_one_folder_of_samples(
+    ganq: Ganq, small: list[str]
+) -> None:
+    volume = Path(ganq.env["GANQ_VOLUME"])
+    options = ["--epochs", "60", "--save-every", "5", "--checkpoint-seconds", "0.2", "--name", "faces"]
+    worker = ganq.start_worker()
+    job = ganq.json("submit", "train", *small, *options)["id"]
+    samples = volume / "jobs" / f"{job:06d}" / "samples"
+    until(lambda: len(list(samples.glob("*.png"))) >= 2, what="two samples")
+    runner = part(worker, "worker.runner.main")
+    assert runner is not None
+    runner.send_signal(signal.SIGKILL)
+    until(lambda: ganq.peek(job)["attempt"] == 2, what="a second attempt")
+    until(lambda: len(list(samples.glob("*.png"))) >= 4, what="more samples")
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(timeout=30) == 0
+    ganq.start_worker("w2")
+    assert ganq.run("wait", str(job), "--timeout", "120").returncode == 0
+    assert ganq.peek(job)["attempt"] == 3
+    expected = {f"epoch-{epoch:04d}.png" for epoch in range(5, 65, 5)}
+    assert {path.name for path in samples.glob("*.png")} == expected
+    assert ganq("open", "faces", "--print") == f"{samples}\n"
+    assert {path.name for path in (volume / "latest" / "faces" / "samples").glob("*.png")} == expected
+    own = {path.name for path in (samples.parent / "a1" / "samples").glob("*.png")}
+    assert own < expected, "the first attempt drew only some"
+    logged = ganq("logs", "faces")
+    assert logged.index("attempt 1") < logged.index("attempt 2") < logged.index("attempt 3")
+    assert ganq.job(job)["paths"]["samples"] == str(samples)
+    assert "verdict" in ganq("status", "faces")
+    epochs = ganq.json("submit", "generate", "--from", "faces", "--count", "8", "--grid-epochs", "--wait")
+    assert epochs["result"]["frames"] == len(expected)

@@ -151,7 +151,8 @@ def test_each_option_reaches_its_field_and_no_other(ganq: "Ganq", pictures: Path
     assert said.code == 0, said.err
     base = {"batch": 8, "recipe": "dcgan" if field == "recipe" else DEFAULT_RECIPE}
     plain = TrainSpec.create(data=str(pictures), **base).to_json()
-    assert said.json()["spec"] == {**plain, field: expected}
+    follows = {"ndf": expected} if field == "ngf" else {}
+    assert said.json()["spec"] == {**plain, **follows, field: expected}
 
 
 def test_a_feature_network_may_be_a_file_that_is_stated_by_its_checksum(

@@ -128,8 +128,10 @@ def test_checkpoints_grids_metrics_and_progress_come_when_they_should(tmp_path: 
         ("final", 5, 25),
     ]
     assert list(ctx.samples) == ["epoch-0002", "epoch-0004", "epoch-0005"]
-    assert [record["step"] for record in ctx.records] == [5, 10, 15, 20, 25]
-    assert all(record["loss_d"] > 0 and 0 < record["d_real"] < 1 for record in ctx.records)
+    *steps, measured = ctx.records
+    assert [record["step"] for record in steps] == [5, 10, 15, 20, 25]
+    assert all(record["loss_d"] > 0 and 0 < record["d_real"] < 1 for record in steps)
+    assert (measured["step"], "metric" in measured) == (25, True), "it is evaluated at its end"
     assert ctx.reports[-1]["done"] == ctx.reports[-1]["total"] == 100
     assert ctx.reports[-1]["epoch"] == ctx.reports[-1]["epochs"] == 5
     assert result["images"] == 100
@@ -155,7 +157,7 @@ def test_lines_that_wait_for_a_gpu_are_the_same_and_all_are_there_when_something
         training.run()
         told.append([{**record, "images_per_s": 0} for record in ctx.records])
     assert told[0] == told[1]
-    assert [record["step"] for record in told[1]] == [5, 10, 15, 20, 25]
+    assert [record["step"] for record in told[1]] == [5, 10, 15, 20, 25, 25]
 
 
 def test_a_line_waits_until_the_next_is_due(tmp_path: Path) -> None:
