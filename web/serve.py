@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -133,7 +134,10 @@ def serve(settings: Settings, options: Options, say: Callable[[str], None]) -> N
     )
     server = uvicorn.Server(config)
     with listener, _address_stored(settings, options.host, port, access):
-        say(f"the page: {link(options.host, port, access.token)}")
+        if access.token is None or sys.stderr.isatty():
+            say(f"the page: {link(options.host, port, access.token)}")
+        else:  # a log must not contain the token
+            say(f"the page: {link(options.host, port, None)} (ganq open --print adds its token)")
         server.run(sockets=[listener])
 
 

@@ -62,13 +62,13 @@ class Server:
         for line in self.process.stderr:
             self.said.append(line.strip())
             if line.startswith("the page: "):
-                self.link = line.partition(": ")[2].strip()
+                self.base = line.split()[2].rstrip("/")
                 break
         else:
             raise AssertionError(f"no server: {self.said}")
-        self.port = urlsplit(self.link).port or 0
-        self.token = self.link.partition("token=")[2]
-        self.base = f"http://127.0.0.1:{self.port}"
+        self.port = urlsplit(self.base).port or 0
+        self.token = (Path(self.env["GANQ_HOME"]) / "web-token").read_text().strip()
+        self.link = f"{self.base}/?token={self.token}"
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             try:

@@ -306,6 +306,11 @@ def test_the_token_file_is_the_owners_and_a_short_or_open_one_is_refused(own_wor
         read_token(path)
 
 
+def test_the_token_is_in_no_log(server: Server) -> None:
+    assert server.said
+    assert not any(server.token in line for line in server.said)
+
+
 def test_another_address_needs_a_token_file_or_a_proxy(own_world: World) -> None:
     from jobs.errors import ConfigError
     from web.serve import Options, access_of

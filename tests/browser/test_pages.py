@@ -140,6 +140,11 @@ def test_runs_are_compared_side_by_side_split_and_linked(
     page.keyboard.press("End")  # the other run has come to epoch 12 only
     captions = [one.split()[-1] for one in page.locator(".gridbox figcaption").all_inner_texts()]
     assert captions == [str(EPOCHS), "12"]
+    page.get_by_role("button", name="4×").click()
+    boxes = page.locator(".canvasbox")
+    boxes.first.evaluate("box => box.scrollTo(100, 50)")
+    page.wait_for_timeout(200)
+    assert boxes.last.evaluate("box => [box.scrollLeft, box.scrollTop]") == [100, 50]
     page.keyboard.press("m")
     assert page.locator(".gridbox:visible").count() == 1
     page.get_by_role("button", name="images").click()

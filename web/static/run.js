@@ -442,6 +442,11 @@
       holder.tabIndex = 0; holder.setAttribute("role", "region"); holder.setAttribute("aria-label", `grid of ${facts.name}`);
       caption.append(...(runs.length > 1 ? [swatch, name] : []), at);
       holder.append(canvas); box.append(caption, holder); $("grids").append(box);
+      holder.addEventListener("scroll", () => {  // zoomed grids move together
+        for (const other of document.querySelectorAll(".canvasbox")) {
+          if (other !== holder && (other.scrollLeft !== holder.scrollLeft || other.scrollTop !== holder.scrollTop)) other.scrollTo(holder.scrollLeft, holder.scrollTop);
+        }
+      }, { passive: true });
       const run = { ...facts, box, canvas, caption: at, data: null, tag: null };
       canvas.addEventListener("pointerdown", event => {
         const now = current(run);
