@@ -1,1 +1,1 @@
-"""What ganq costs and gains, as ratios against named peers measured in the same run: `make bench`."""
+"""Benchmarks: ratios of ganq to named peers that are measured in the same run (`make bench`)."""

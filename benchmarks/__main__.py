@@ -1,8 +1,8 @@
 """
 Run benchmarks and write their results: `python -m benchmarks [NAME …]`.
 
-Each ratio is taken against a named peer in the same run. Nothing else should run
-on the machine meanwhile; the A/A column shows whether something did.
+Each ratio is to a named peer in the same run. Nothing else should run on the machine; the A/A
+column shows the noise.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def _one(name: str, work: Path, rounds: int | None, watch: Watch, *, write: bool
 
 
 def _others(raw: object) -> float | None:
-    """The median share of the processors that others took, over all pieces that count."""
+    """Return the median fraction of CPU time that other processes used, over all valid pieces."""
     found: list[float] = []
 
     def collect(value: object) -> None:

@@ -1,5 +1,5 @@
 """
-Celery as it comes, the peer of ganq's dispatch: one task on one prefork process, JSON, no results.
+Celery with default settings, the peer of ganq's dispatch: a task on one prefork process, JSON, no results.
 
     celery -A benchmarks.bare_celery worker --concurrency 1
 """
@@ -23,7 +23,7 @@ _answers: "redis.Redis | None" = None
 
 @app.task(ignore_result=True)  # type: ignore[untyped-decorator]
 def note(sent: float) -> None:
-    """Tell when the body began."""
+    """Report when the body began."""
     began = time.time()
     global _answers
     if _answers is None:
@@ -33,9 +33,9 @@ def note(sent: float) -> None:
 
 def client(redis_url: str) -> "tuple[Callable[[], None], redis.Redis]":
     """
-    Returns:
-        What sends a task, and where its answer comes. Of this Redis: each benchmark of a run has one
-        of its own, and the app above keeps its first.
+    Return a function that sends a task, and a client for the answers, both of this Redis.
+
+    Each benchmark has its own Redis, and the app above keeps the URL of its first connection.
     """
     sender = Celery("bare", broker=redis_url)
     sender.conf.update(CONF)

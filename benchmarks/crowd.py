@@ -1,4 +1,4 @@
-"""Up to 64 workers that do nothing on one table of 100,000 queued jobs: where throughput stops."""
+"""Throughput of up to 64 workers with no-op jobs on one table of 100,000 queued jobs."""
 
 import json
 import subprocess
@@ -19,9 +19,9 @@ from storage.db.store import Claim, JobStore
 from storage.settings import Settings
 
 EXPLAINED = """\
-Each worker ends a job and claims the next in one durable transaction, as a supervisor does, without bell,
-runner or volume; a turn is that transaction. Workers are threads of up to 8 processes on one machine. The
-table holds 100,000 queued jobs of three users. The bar is that of one worker's claims by themselves."""
+Each worker finishes a job and claims the next in one durable transaction, as a supervisor does, without
+notification, runner or volume; a turn is that transaction. Workers are threads of up to 8 processes on one
+machine. The table has 100,000 queued jobs of three users. The bar is that of the claims of one worker."""
 
 QUEUED = 100_000
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
@@ -32,7 +32,7 @@ PROCESSES = 8
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
     Raises:
-        RuntimeError: there is no Postgres here.
+        RuntimeError: Postgres is not installed.
     """
     raw: dict[str, Any] = {}
     lines = []
@@ -47,7 +47,7 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
 
 
 def claims(env: dict[str, str]) -> dict[str, float]:
-    """One worker's claims from a table that stands, each after an end: p50_ms, p99_ms, jobs_per_s."""
+    """Measure one worker's claims, each after a finish: p50_ms, p99_ms, jobs_per_s."""
     return _crowd(env, 1, "claim")
 
 

@@ -1,4 +1,4 @@
-"""Dispatch: from submit to a running job on an idle warm worker, beside bare Celery on the same Redis."""
+"""Dispatch latency: from submit to a running job on an idle warm worker, compared with Celery."""
 
 import random
 import subprocess
@@ -18,17 +18,17 @@ from tests.services import Postgres, Redis, postgres_binaries, redis_binary
 
 EXPLAINED = """\
 Milliseconds. For ganq from just before the row is inserted until the claim has written it
-(`running`: the job is in the table, survives everything, and has its lease as soon as that
-transaction, which began after the bell, commits: one sync more), and until the warm runner
-has said its first word of it (`begun`: its spec.json is written). For bare Celery from just before
-apply_async until the task's body starts: nothing is recorded but the message. One job at a time, with random
-pauses of 0.1 to 0.3 s; client processes are warm. Lines named p95 compare the 95th percentiles of
-all rounds and have no spread of their own."""
+(`running`: the job is durable, and has its lease as soon as that transaction, which began after
+the notification, commits: one more sync), and until the first report of the warm runner
+(`begun`: its spec.json is written). For bare Celery from just before apply_async until the task's body
+starts: only the message is recorded. One job at a time, with random pauses of 0.1 to 0.3 s; client
+processes are warm. Lines named p95 compare the 95th percentiles of all rounds and have no spread of their
+own."""
 
 
 @contextmanager
 def bare_worker(redis_url: str, log: Path) -> Iterator[None]:
-    """A plain Celery worker, ready."""
+    """Start a plain Celery worker and wait until it is ready."""
     from celery import Celery
 
     environment = stack.clean_environment(BENCH_REDIS_URL=redis_url)
@@ -59,14 +59,14 @@ def bare_worker(redis_url: str, log: Path) -> Iterator[None]:
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
     Raises:
-        RuntimeError: there is no redis-server or no Postgres here.
+        RuntimeError: redis-server or Postgres is not installed.
     """
     redis_program, binaries = redis_binary(), postgres_binaries()
     if redis_program is None or binaries is None:
         raise RuntimeError("dispatch needs redis-server and Postgres (the dev packages carry both)")
     with ExitStack() as stage:
         redis = stage.enter_context(Redis(redis_program))
-        # fsync on, and commits synchronous: as in life.
+        # With fsync and synchronous commits, as in production.
         postgres = stage.enter_context(Postgres(binaries, fsync=True))
         url = postgres.url(postgres.create())
         stage.enter_context(bare_worker(redis.url, work / "bare-celery.log"))

@@ -1,4 +1,4 @@
-"""Generation: 10,000 pictures as files, through the queue, in-process, and by a plain script."""
+"""Generation of 10,000 image files: through the queue, in-process, and by a plain script."""
 
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,20 @@ from jobs.specs import GenerateSpec
 from worker.supervisor.runner_process import memory_policy, thread_policy
 
 EXPLAINED = """\
-The plain script forwards batches of 64 and calls torchvision's save_image for each
-picture; all three have the network in memory. ganq's files are synced to the disk, with a
-manifest of their sha-256 and grids; the script's are not. Through the queue counts from
-submit to success, by the table's clock; one worker on all cores, the job is not split.
-`forward` is the script's network alone, nothing encoded or written: PyTorch's own limit. No round deletes
-what the last one made: ext4 makes new files slowly after that, for all of them.
-At ngf 64, where the forward is nearly all of it, the same with 1,000 pictures."""
+The plain script forwards batches of 64 and calls torchvision's save_image for each image; the network
+is in memory in all three cases. ganq's files are synced to the disk, with a manifest of their SHA-256
+and grids; the script's are not. The queue is measured from submit to success, by the database's clock,
+with one worker on all cores and an unsplit job. `forward` is the script's network only, without
+encoding and writing: the limit of PyTorch. No round deletes the files of the previous one, because ext4
+creates new files slowly after that. At ngf 64, where the forward dominates, with 1,000 images."""
 
 COUNTS = {32: 10_000, 64: 1000}
 
 
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
+    Run the benchmark.
+
     Returns:
         The table's lines, and all values by configuration, piece and round.
     """

@@ -1,4 +1,4 @@
-"""Training on a GPU: steps that are recorded and replayed beside plain ones, deterministic and free."""
+"""Training on a GPU: CUDA graphs compared with eager steps, deterministic and not."""
 
 import time
 from pathlib import Path
@@ -11,14 +11,14 @@ from benchmarks.neighbours import Watch
 from jobs.specs import TrainSpec
 
 EXPLAINED = """\
-Pictures a second in the loop over batches alone, in one process, without the queue: each piece makes
-batches for two seconds, after the first ones, in which cuDNN chooses kernels and graphs are recorded.
-`recorded` is --cuda-graphs, the default; `plain` is --no-cuda-graphs; `free` is --no-deterministic. The
-bits of recorded steps are those of plain ones (tests/gpu holds that)."""
+Images per second in the loop over batches, in one process, without the queue: each piece runs batches
+for two seconds, after the first ones, in which cuDNN chooses kernels and graphs are captured. `recorded`
+is --cuda-graphs, the default; `plain` is --no-cuda-graphs; `free` is --no-deterministic. Captured steps
+are bit-exact (tests/gpu)."""
 
 SECONDS = 2.0
 FIRST = 20
-"""Batches that do not count."""
+"""Warm-up batches, not measured."""
 RUNS: dict[str, dict[str, Any]] = {
     "dcgan, ngf 64, batch 256": {"recipe": "dcgan"},
     "sngan, ngf 64, batch 32": {"recipe": "sngan"},
@@ -30,6 +30,8 @@ RUNS: dict[str, dict[str, Any]] = {
 
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
+    Run the benchmark.
+
     Returns:
         The table's lines, and all values by configuration, piece and round; nothing without a GPU.
     """
@@ -75,7 +77,7 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
 
 
 class Loop:
-    """A training that is advanced piece by piece."""
+    """A training that is run in pieces."""
 
     def __init__(self, folder: Path, spec: TrainSpec) -> None:
         import jobs.training.train
@@ -85,8 +87,10 @@ class Loop:
 
     def measure(self) -> dict[str, float]:
         """
+        Run batches for a few seconds.
+
         Returns:
-            rate: pictures a second, of the data set.
+            rate: images of the data set per second.
         """
         from jobs import device
 
@@ -101,7 +105,7 @@ class Loop:
         return {"rate": batches * training.spec.batch / (time.perf_counter() - began)}
 
     def _advance(self, batches: int) -> int:
-        """Make so many batches, and wait for the GPU."""
+        """Run so many batches, and synchronise with the GPU."""
         import torch
 
         training = self.training

@@ -1,8 +1,8 @@
 """
 ganq's own training and generation called directly, in a warm process without a queue.
 
-The context below keeps what a job keeps (decoded pictures, checkpoints, files, all
-made durable), so that what is left between it and a queued job is the queue.
+The context below writes what a job writes (decoded images, checkpoints, files, all durable), so
+that the difference to a queued job is the queue.
 """
 
 import json
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pointer:
-    """A checkpoint, as read_checkpoint() wants it."""
+    """A checkpoint for read_checkpoint()."""
 
     path: str
     manifest_sha256: str
@@ -41,7 +41,7 @@ class Pointer:
 
 @dataclass
 class VolumeContext(LocalContext):
-    """A job in a folder that keeps on disk what a queued job keeps, and little in memory."""
+    """A job in a folder, with the files of a queued job on disk."""
 
     checkpoint: Pointer | None = None
     source_volume: Path | None = None
@@ -97,7 +97,7 @@ class VolumeContext(LocalContext):
 
 
 def loop_seconds(records: list[dict[str, Any]]) -> float:
-    """Seconds in the loop over batches, from a run's metrics: without set-up and saving."""
+    """Return the seconds in the loop over batches, without set-up and saving, from the metrics of a run."""
     seconds, before = 0.0, 0
     for record in records:
         if "images" not in record:  # an evaluation's line
@@ -109,6 +109,8 @@ def loop_seconds(records: list[dict[str, Any]]) -> float:
 
 def train(folder: str, spec: dict[str, Any]) -> dict[str, float]:
     """
+    Train a model.
+
     Returns:
         images, loop_s, whole_s: as in benchmarks.plain_dcgan.train().
     """
@@ -126,6 +128,8 @@ def generate(
     folder: str, spec: dict[str, Any], source: dict[str, Any], source_volume: str
 ) -> dict[str, float]:
     """
+    Generate images.
+
     Returns:
         images, whole_s.
     """
@@ -139,7 +143,7 @@ def generate(
 
 
 def export(source: dict[str, Any], source_volume: str, netg: str) -> dict[str, float]:
-    """Write the generator as the tutorial's file, for the plain script."""
+    """Write the generator in the tutorial's format, for the plain script."""
     import torch
 
     snapshot = read_checkpoint(Volume(Path(source_volume)), Pointer(**source), "generator")
@@ -153,7 +157,7 @@ def export(source: dict[str, Any], source_volume: str, netg: str) -> dict[str, f
 def forward(
     count: int, source: dict[str, Any], source_volume: str, micro_batch: int = 64
 ) -> dict[str, float]:
-    """ganq's forward alone, in as many threads as a generation has."""
+    """Run only ganq's forward passes, in as many threads as a generation."""
     import torch
 
     from jobs.generation import model_cache
@@ -177,8 +181,8 @@ def forward(
 
 
 def serve() -> None:
-    """Answer orders on stdin, one JSON line each."""
-    import torch  # noqa: F401 - the warm part
+    """Run the commands on stdin, one JSON line each."""
+    import torch  # noqa: F401 - imported before the first command
 
     work: dict[str, Callable[..., dict[str, float]]] = {
         "train": train,

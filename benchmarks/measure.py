@@ -1,4 +1,4 @@
-"""Alternating measurements and their ratios: A B A B …, medians, spread, and A against itself."""
+"""Interleaved measurements (A B A B …): medians of ratios, quartiles, and the ratio of A to itself."""
 
 import statistics
 import time
@@ -10,11 +10,11 @@ from typing import Any
 from benchmarks.neighbours import RunningMeans, Watch
 
 Piece = Callable[[], Mapping[str, float]]
-"""One short measurement; returns named values."""
+"""A short measurement, which returns named values."""
 
 
 class Series:
-    """Values of all pieces by round: values[piece][name][round]."""
+    """The values of all pieces: values[piece][name][round]."""
 
     def __init__(self) -> None:
         self.values: dict[str, dict[str, list[float]]] = {}
@@ -36,11 +36,10 @@ def alternate(
     say: Callable[[str], None] = print,
 ) -> Series:
     """
-    Run the pieces in turn, `rounds` times, after `warm_up` rounds that do not count.
+    Run the pieces in turn, `rounds` times, after `warm_up` rounds that are not measured.
 
-    Every other round goes backwards, so that none always comes after the same one. Whatever
-    else the machine does meets neighbours of one round alike; a piece during which others took
-    much of the processors is measured again. Their share stands in the series as 'others'.
+    Every other round is in reverse order, so that no piece always follows the same one. A piece during
+    which other processes used much CPU time is measured again; their fraction is the value 'others'.
     """
     series = Series()
     for number in range(-warm_up, rounds):
@@ -64,7 +63,7 @@ def _quietly(piece: Piece, watch: Watch) -> dict[str, float]:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """Linear between neighbours."""
+    """Return a quantile, with linear interpolation."""
     ordered = sorted(values)
     place = share * (len(ordered) - 1)
     low = int(place)
@@ -74,7 +73,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 @dataclass(frozen=True)
 class Ratio:
-    """One line of the table. low and high are the quartiles of the rounds' own ratios."""
+    """A line of the table; low and high are the quartiles of the ratios of the rounds."""
 
     what: str
     against: str
@@ -107,7 +106,7 @@ def compare(
     at_most: float | None = None,
 ) -> Ratio:
     """
-    The median of the rounds' ratios mine/peer, beside the peer against itself one round later.
+    Return the median of the ratios mine/peer, and the ratio of the peer to itself one round later.
 
     Args:
         at_least, at_most: the bar, if there is one.
@@ -139,7 +138,7 @@ def compare(
 
 
 def limit(what: str, against: str, metric: str, value: float, most: float) -> Ratio:
-    """A line without rounds: a value and what it may be at most, as their ratio."""
+    """Return a line without rounds: a value, its upper limit, and their ratio."""
     ratio = value / most
     return Ratio(
         what, against, metric, ratio, ratio, ratio, None, None, None, value, most, "≤ 1", ratio <= 1.0

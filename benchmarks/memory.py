@@ -1,4 +1,4 @@
-"""Memory: what a worker's own processes hold, and what the runner needs above PyTorch."""
+"""Memory of a worker's processes, and of the runner in addition to PyTorch."""
 
 import subprocess
 import sys
@@ -14,17 +14,16 @@ from benchmarks.neighbours import Watch
 from jobs.specs import TrainSpec
 
 EXPLAINED = """\
-MB (10⁶ bytes) of PSS from smaps_rollup, in which a page that several processes share counts in
-parts. Supervisor and Celery: the supervisor, `ganq worker` and its pool process, after a
-job; the highest of the samples during the training counts. The runner's highest sample in a
-training at ngf 64, batch 256, is held against a process that has only imported torch, the
-decoded data set and 1 GB."""
+MB (10⁶ bytes) of PSS from smaps_rollup, which divides shared pages among processes. Supervisor and
+Celery: the supervisor, `ganq worker` and its pool process, after a job; the maximum of the samples during
+the training. The runner's maximum in a training at ngf 64, batch 256, is compared with the sum of a process
+that has only imported torch, the decoded data set and 1 GB."""
 
 MB = 1e6
 
 
 def pss(pid: int) -> float:
-    """Bytes, 0 if the process has gone."""
+    """Return the bytes of a process, 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -33,7 +32,7 @@ def pss(pid: int) -> float:
 
 
 def _parts(up: int) -> dict[str, list[psutil.Process]]:
-    """The processes below `ganq up`, by what they are."""
+    """Return the child processes of `ganq up`, by role."""
     found: dict[str, list[psutil.Process]] = {"supervisor": [], "runner": [], "celery": [], "redis": []}
     for process in psutil.Process(up).children(recursive=True):
         try:
@@ -53,6 +52,8 @@ def _parts(up: int) -> dict[str, list[psutil.Process]]:
 
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
+    Run the benchmark.
+
     Returns:
         The table's lines, and all samples.
     """

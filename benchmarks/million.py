@@ -1,4 +1,4 @@
-"""A table of 1,000,000 jobs: what looking at it, paging through it and claiming from it cost."""
+"""A table of 1,000,000 jobs: cost of `ganq status`, of paging and of a claim."""
 
 import sys
 from functools import partial
@@ -14,8 +14,8 @@ from benchmarks.tables import full_tables
 
 EXPLAINED = """\
 1,000,000 queued trainings of ten users in one table. Milliseconds of processor time of a whole `ganq status`,
-from start to exit, output into a pipe, beside the imports that it needs; and of a claim by one worker, the
-slowest in a hundred."""
+from start to exit, output into a pipe, compared with its imports; and of a claim by one worker, the 99th
+percentile."""
 
 JOBS = 1_000_000
 
@@ -23,7 +23,7 @@ JOBS = 1_000_000
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
     Raises:
-        RuntimeError: there is no Postgres here.
+        RuntimeError: Postgres is not installed.
     """
     ganq = str(Path(sys.executable).parent / "ganq")
     commands = {

@@ -1,4 +1,4 @@
-"""A trained generator for the benchmarks that only draw."""
+"""A trained generator for the benchmarks of generation."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from storage.volume.layout import Volume
 
 
 def trained(work: Path, queue: stack.Queue, ngf: int) -> Job:
-    """Two epochs of faces at 96×96: pictures that compress like pictures, not like noise."""
+    """Train two epochs of faces at 96×96, so that images compress unlike noise."""
     small = {"size": 96, "ngf": ngf, "ndf": 16, "epochs": 2, "save_every": 2, "device": "cpu"}
     spec = TrainSpec.create(data=str(stack.faces(work)), recipe="sngan", **small)
     return queue.wait(queue.submit(spec))
 
 
 def copied(model: Job, source: stack.Queue, target: stack.Queue) -> Job:
-    """The same generator in another queue, as if it had been imported there."""
+    """Copy the generator into another queue, as an import does."""
     volume = Volume(target.settings.volume)
     pointer = Pointer(**source.pointer(model))
     snapshot = read_checkpoint(Volume(source.settings.volume), pointer, "generator")

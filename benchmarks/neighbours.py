@@ -1,4 +1,4 @@
-"""What else the machine does while a piece is measured: a piece with busy neighbours is measured again."""
+"""CPU time of other processes: a piece during which they are busy is measured again."""
 
 import os
 import time
@@ -9,19 +9,19 @@ import psutil
 SAMPLE_S = 0.5
 POLL_S = 1.0
 QUIET_FOR_S = 5.0
-"""How long a look at the neighbours holds."""
+"""Validity of a measurement of the other processes."""
 SHORTEST_S = 1.0
-"""Processor time is counted in hundredths of seconds: a shorter piece says nothing about others."""
+"""CPU time is counted in hundredths of seconds, too coarse for shorter pieces."""
 
 
 @dataclass
 class Watch:
     """
-    Tells how much of the processors others took.
+    Measure the CPU time of other processes.
 
     Args:
-        most: share of all processors that others may take, else a piece does not count.
-        patience_s: for all repetitions and waits of a run together; after that everything counts.
+        most: fraction of all CPUs that others may use; otherwise a piece is invalid.
+        patience_s: total time of a run for repetitions and waits; after that every piece is valid.
     """
 
     most: float = 0.1
@@ -30,7 +30,7 @@ class Watch:
     looked_at: float = -QUIET_FOR_S
 
     def wait_for_quiet(self) -> None:
-        """Until others take less than `most`, or patience is at its end."""
+        """Wait until others use less than `most`, or until patience_s has passed."""
         if time.monotonic() - self.looked_at < QUIET_FOR_S:
             return
         while self.spent_s < self.patience_s:
@@ -43,7 +43,7 @@ class Watch:
             self.spent_s += SAMPLE_S + POLL_S
 
     def again(self, share: float, seconds: float) -> bool:
-        """Whether a piece must be measured again."""
+        """Return whether a piece must be measured again."""
         if share <= self.most or seconds < SHORTEST_S or self.spent_s >= self.patience_s:
             return False
         self.spent_s += seconds
@@ -52,13 +52,13 @@ class Watch:
 
 
 class RunningMeans:
-    """Processor time of all others since it was made."""
+    """CPU time of all other processes since construction."""
 
     def __init__(self) -> None:
         self.own, self.busy, self.at = _own_seconds(), _busy_seconds(), time.monotonic()
 
     def share(self) -> float:
-        """Of all processors, from 0 to 1: others' processes, and what the hypervisor took."""
+        """Return the fraction of CPU time of other processes and the hypervisor, from 0 to 1."""
         others = (_busy_seconds() - self.busy) - (_own_seconds() - self.own)
         whole = (time.monotonic() - self.at) * (os.cpu_count() or 1)
         return max(0.0, others / whole)
@@ -70,7 +70,7 @@ def _busy_seconds() -> float:
 
 
 def _own_seconds() -> float:
-    """This process and all below it; those that have ended are in their parents' account."""
+    """Return the CPU time of this process and its descendants, ended ones included."""
     total = 0.0
     me = psutil.Process()
     for process in [me, *me.children(recursive=True)]:

@@ -1,8 +1,8 @@
 """
-Other queues on the same no-op: `python -m benchmarks.peer_queues rq|huey|procrastinate URL JOBS`.
+Other queues with the same no-op job: `python -m benchmarks.peer_queues rq|huey|procrastinate URL JOBS`.
 
-Each enqueues all jobs, then works them off with one worker as its manual shows, and prints
-the jobs a second from the first body to the last.
+Each enqueues all jobs, runs them with one worker as its manual shows, and prints the jobs per
+second from the first body to the last.
 """
 
 import json
@@ -21,7 +21,7 @@ def rate() -> float:
 
 
 def rq(url: str, jobs: int) -> float:
-    """RQ's worker forks for each job; the times come from its job records."""
+    """Run RQ, whose worker forks for each job; the times are from its job records."""
     from redis import Redis
     from rq import Queue, Worker
 
@@ -37,7 +37,7 @@ def rq(url: str, jobs: int) -> float:
 
 
 def huey(url: str, jobs: int) -> float:
-    """Huey's consumer with one thread, results off."""
+    """Run Huey's consumer with one thread, without results."""
     import threading
 
     from huey import RedisHuey
@@ -56,7 +56,7 @@ def huey(url: str, jobs: int) -> float:
 
 
 def procrastinate(url: str, jobs: int) -> float:
-    """Procrastinate on Postgres: one worker, one job at a time, jobs kept when they have ended."""
+    """Run Procrastinate on Postgres: one worker, one job at a time, with finished jobs retained."""
     from procrastinate import App, PsycopgConnector, SyncPsycopgConnector
 
     url = url.replace("postgresql+psycopg://", "postgresql://")

@@ -1,9 +1,8 @@
 """
 The tutorial's DCGAN as a plain PyTorch script: the peer of ganq's training and generation.
 
-Written as such scripts are written: ImageFolder, a DataLoader with 4 workers (the
-tutorial's number), transforms, BCE on a sigmoid, two Adams, save_image for each
-picture. Nothing of ganq is imported here.
+A typical script: ImageFolder, a DataLoader with 4 workers (as in the tutorial), transforms, BCE
+on a sigmoid, two Adams, save_image for each image. It imports nothing of ganq.
 
     python -m benchmarks.plain_dcgan train '{"data": "faces", "out": "runs", "epochs": 5}'
 """
@@ -86,9 +85,11 @@ def train(
     workers: int = LOADER_WORKERS,
 ) -> dict[str, float]:
     """
+    Train a model.
+
     Returns:
-        images: real pictures shown; loop_s: seconds in the loop over batches;
-        whole_s: all of it, with data set, networks and saving.
+        images: number of real images; loop_s: seconds in the loop over batches;
+        whole_s: seconds in total, with data set, networks and saving.
     """
     began = time.perf_counter()
     folder = Path(out)
@@ -138,7 +139,7 @@ def train(
 
 
 class Generator:
-    """The tutorial's generation, one file a picture; the network stays loaded."""
+    """The tutorial's generation, one file per image; the network remains loaded."""
 
     def __init__(self, netg: str, nz: int = 100, ngf: int = 64, batch: int = 64) -> None:
         self.net = NetG(nz, ngf)
@@ -148,7 +149,7 @@ class Generator:
 
     @torch.no_grad()
     def generate(self, count: int, out: str) -> dict[str, float]:
-        """Draw, and save each picture in a file of its own."""
+        """Generate images, and save each to a file."""
         began = time.perf_counter()
         folder = Path(out)
         folder.mkdir(parents=True)
@@ -160,7 +161,7 @@ class Generator:
 
     @torch.no_grad()
     def forward(self, count: int) -> dict[str, float]:
-        """The bare forward of so many pictures, nothing kept."""
+        """Run only the forward passes of so many images."""
         began = time.perf_counter()
         for _ in range(0, count, self.batch):
             self.net(torch.randn(self.batch, self.nz, 1, 1))
@@ -168,7 +169,7 @@ class Generator:
 
 
 def serve() -> None:
-    """Answer orders on stdin, so that a benchmark can time short pieces in a warm process."""
+    """Run the commands on stdin, so that a benchmark can measure short pieces in a warm process."""
     generator: Generator | None = None
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""Results on disk: one JSON file a benchmark and day, and a table of the newest of each."""
+"""Result files: one JSON file per benchmark and day, and a table of the newest of each."""
 
 import json
 import os
@@ -19,7 +19,7 @@ PACKAGES = (
 
 
 def circumstances() -> dict[str, Any]:
-    """Hardware, versions and commit; nothing that names this machine."""
+    """Return hardware, versions and commit, without the name of the machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "hardware": {
@@ -73,10 +73,10 @@ def _git(*arguments: str) -> str:
 
 def write(name: str, explained: str, ratios: list[Ratio], raw: dict[str, Any], others: float | None) -> Path:
     """
-    Write results/<name>-<date>.json, then results/README.md anew.
+    Write results/<name>-<date>.json, then results/README.md.
 
     Args:
-        others: median share of the processors that other programs took meanwhile.
+        others: median fraction of CPU time that other processes used.
     """
     now = datetime.now(UTC)
     path = RESULTS / f"{name}-{now:%Y-%m-%d}.json"
@@ -104,7 +104,7 @@ def _rounded(value: Any) -> Any:
 
 
 def newest() -> dict[str, dict[str, Any]]:
-    """The newest result of each benchmark, by name."""
+    """Return the newest result of each benchmark, by name."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(RESULTS.glob("*.json")):
         facts = json.loads(path.read_text())
@@ -114,13 +114,13 @@ def newest() -> dict[str, dict[str, Any]]:
 
 
 def for_readme() -> str:
-    """The lines that have a bar, as the README's table."""
+    """Return the lines with a bar, as the README's table."""
     lines = ["| what | beside | of | ratio | must | |", "|---|---|---|---|---|---|"]
     for name, facts in newest().items():
         for one in facts["ratios"]:
             if one["met"] is None:
                 continue
-            # Names of benchmarks are not repeated where a line begins with them.
+            # The name of the benchmark is not repeated if a line begins with it.
             what = one["what"] if one["what"].startswith(name) else f"{name}: {one['what']}"
             met = "✓" if one["met"] else "✗ short"
             ratio = f"{one['median']:.2f}"
@@ -129,7 +129,7 @@ def for_readme() -> str:
 
 
 def table() -> str:
-    """The newest result of each benchmark, as Markdown."""
+    """Return the newest result of each benchmark, as Markdown."""
     lines = [
         "# Results",
         "",
@@ -180,7 +180,7 @@ def _section(name: str, facts: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    # python -m benchmarks.report: results/README.md anew; --readme: print the README's table.
+    # python -m benchmarks.report: write results/README.md; --readme: print the README's table.
     if "--readme" in sys.argv:
         print(for_readme())
     else:

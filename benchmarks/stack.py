@@ -1,4 +1,4 @@
-"""The stage of the benchmarks: a data set, warm peers, and ganq up as a user starts it."""
+"""Fixtures of the benchmarks: a data set, warm peer processes, and `ganq up`."""
 
 import json
 import os
@@ -34,7 +34,7 @@ READY_S = 90.0
 
 
 def faces(work: Path, count: int = FACES) -> Path:
-    """An ImageFolder tree of `count` demo faces, 96×96; drawn once for all benchmarks of a run."""
+    """Make an ImageFolder tree of `count` demo faces, 96×96, once for all benchmarks of a run."""
     from storage.datasets.synthetic import make_faces
 
     tree = work / f"faces-{count}"
@@ -44,7 +44,7 @@ def faces(work: Path, count: int = FACES) -> Path:
 
 
 class Child:
-    """A warm process that answers orders, one JSON line each."""
+    """A warm process that runs commands, one JSON line each."""
 
     def __init__(
         self, module: str, *arguments: str, env: Mapping[str, str] | None = None, cores: Collection[int] = ()
@@ -83,18 +83,18 @@ class Child:
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """The environment without the caller's own GANQ_* settings."""
+    """Return the environment without the caller's GANQ_* settings."""
     return {key: value for key, value in os.environ.items() if not key.startswith("GANQ_")} | more
 
 
 class Queue:
     """
-    `ganq up` with one warm CPU worker in a home of its own, and a client beside it.
+    `ganq up` with one warm CPU worker in a separate home, and a client.
 
     Args:
         workers: options of `ganq up`; one worker on all cores by default.
-        cores: what all of it is bound to; what this process may use by default.
-        env: more of its environment, as GANQ_DATABASE_URL; SQLite and the embedded Redis by default.
+        cores: CPU affinity of all processes; that of this process by default.
+        env: additional environment, e.g. GANQ_DATABASE_URL; SQLite and the embedded Redis by default.
     """
 
     def __init__(
@@ -109,12 +109,12 @@ class Queue:
         self.env = clean_environment(GANQ_HOME=str(home), **(env or {}))
         self.settings = Settings.load(self.env)
         home.mkdir(parents=True, exist_ok=True)
-        self.log = open(home / "up.log", "ab")  # noqa: SIM115 - the stack keeps writing to it
+        self.log = open(home / "up.log", "ab")  # noqa: SIM115 - it is written to later
 
     def __enter__(self) -> Self:
         self._make_tables()
         self.up = subprocess.Popen(
-            # It goes when this process does, however that ends.
+            # It ends with this process, however that ends.
             bound_to_this(signal.SIGTERM, worker_command("up", *self.workers)),
             env=self.env,
             stdin=subprocess.DEVNULL,
@@ -122,12 +122,12 @@ class Queue:
             stderr=self.log,
             start_new_session=True,
         )
-        os.sched_setaffinity(self.up.pid, self.cores)  # before it starts others: they inherit it
+        os.sched_setaffinity(self.up.pid, self.cores)  # before it starts child processes, which inherit it
         self.database = open_database(self.settings)
         self.store, self.queries = JobStore(self.database), Queries(self.database)
         deadline = time.monotonic() + READY_S
         wanted = int(self.workers[1]) if self.workers[0] == "--cpu-workers" else 1
-        # Busy at once, if a run before this one was stopped in the middle of a job.
+        # It may be busy at once, if an earlier run was stopped during a job.
         while sum(one.state in ("idle", "busy") for one in self.queries.workers()) < wanted:
             if self.up.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"ganq up did not start: {Path(self.log.name).read_text()[-2000:]}")
@@ -153,7 +153,7 @@ class Queue:
         database.dispose()
 
     def submit(self, spec: Spec) -> Job:
-        """Accept and ring, as `ganq submit` does."""
+        """Submit a job and notify workers, as `ganq submit` does."""
         job = self.store.submit(
             kind=spec.kind,
             spec=spec.to_json(),
@@ -171,8 +171,10 @@ class Queue:
 
     def wait(self, job: Job, every_s: float = 0.02) -> Job:
         """
-        Wait for the end of a job as `ganq wait` does: looks take a core from the work, so that they
-        come rarer, after a tenth of the time that has passed, at most every quarter of a second.
+        Wait for the end of a job as `ganq wait` does.
+
+        Polling uses CPU time of the job, so the interval grows: a tenth of the elapsed time, at most a
+        quarter of a second.
 
         Raises:
             RuntimeError: it did not succeed.
@@ -185,7 +187,7 @@ class Queue:
         return job
 
     def train(self, spec: Spec) -> dict[str, float]:
-        """One training from submit to success; in_process.train()'s values, and the longest stall."""
+        """Run a training from submit to success; return in_process.train()'s values and the longest stall."""
         job = self.wait(self.submit(spec), every_s=0.05)
         lines = (self.attempt(job) / "metrics.jsonl").read_text().splitlines()
         assert job.result is not None
@@ -197,11 +199,11 @@ class Queue:
         }
 
     def generate(self, spec: Spec) -> dict[str, float]:
-        """One generation from submit to success."""
+        """Run a generation from submit to success."""
         return self.generate_job(spec)[0]
 
     def generate_job(self, spec: Spec) -> tuple[dict[str, float], Job]:
-        """The same, with the job."""
+        """Run a generation, and return its job, too."""
         job = self.wait(self.submit(spec), every_s=0.01)
         assert job.result is not None
         return {"images": job.result["image_count"], "whole_s": _whole_s(job)}, job
@@ -210,19 +212,19 @@ class Queue:
         return Volume(self.settings.volume).attempt(job.id, job.attempt)
 
     def pointer(self, job: Job) -> dict[str, Any]:
-        """Where the last checkpoint of a job lies, for benchmarks.in_process."""
+        """Return the last checkpoint of a job, for benchmarks.in_process."""
         last = self.queries.checkpoints(job.id)[-1]
         return {"path": last.path, "manifest_sha256": last.manifest_sha256}
 
 
 def _whole_s(job: Job) -> float:
-    """Seconds from the row of a submit to that of its success, by the table's own clock."""
+    """Return the seconds from submit to success, by the database's clock."""
     assert job.finished_at is not None
     return job.finished_at - job.created_at
 
 
 def with_rates(measured: Mapping[str, float]) -> dict[str, float]:
-    """Adds pictures per second, of the whole and, where it is known, of the loop alone."""
+    """Add images per second, in total and, if it is known, of the loop."""
     rates = {
         name.replace("_s", "_rate"): measured["images"] / measured[name]
         for name in ("loop_s", "whole_s")
@@ -236,16 +238,16 @@ _aside: list[Path] = []
 
 def quarantine(folder: Path) -> None:
     """
-    Make room for the next round's folder; what lies in it is deleted by clear() at the end.
+    Move a folder aside for the next round; clear() deletes it at the end.
 
-    ext4 gives no inode away that was freed within the last minutes, and looks past each of them
-    for every new file: after 10,000 deletions a file took 640 µs where it takes 40.
+    ext4 does not reuse an inode that was freed within the last minutes, and skips each of them for every
+    new file: after 10,000 deletions a new file took 640 µs instead of 40.
     """
     if folder.exists():
         _aside.append(folder.rename(folder.with_name(f"{folder.name}.{len(_aside)}.old")))
 
 
 def clear() -> None:
-    """Delete what was set aside."""
+    """Delete the folders that were moved aside."""
     while _aside:
         shutil.rmtree(_aside.pop(), ignore_errors=True)

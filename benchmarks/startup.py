@@ -1,4 +1,4 @@
-"""Start-up: `ganq --help`, and `ganq status` on 100,000 jobs, beside the imports that they need."""
+"""Start-up: `ganq --help`, and `ganq status` on 100,000 jobs, compared with their imports."""
 
 import os
 import subprocess
@@ -14,14 +14,16 @@ from benchmarks.tables import fill
 from storage.settings import Settings
 
 EXPLAINED = """\
-Milliseconds of a whole process, from start to exit, output into a pipe. `wall` is what a person
-waits, `cpu` is user and system time, which a busy machine disturbs less."""
+Milliseconds of a whole process, from start to exit, output into a pipe. `wall` is elapsed
+time, `cpu` is user and system time, which depends less on other processes."""
 
 JOBS = 100_000
 
 
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
+    Run the benchmark.
+
     Returns:
         The table's lines, and all values by command and round.
     """
@@ -51,7 +53,7 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
 
 def timed(command: list[str], environment: dict[str, str]) -> dict[str, float]:
     """
-    Run a process to its end.
+    Run a process.
 
     Returns:
         wall and cpu, in ms.

@@ -1,4 +1,4 @@
-"""Job tables full of queued trainings, on SQLite and on Postgres: what must not depend on how many wait."""
+"""Job tables with many queued trainings, on SQLite and on Postgres."""
 
 import secrets
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ from tests.services import Postgres, postgres_binaries
 def full_tables(work: Path, jobs: int, users: int) -> Iterator[tuple[str, dict[str, str]]]:
     """
     Yields:
-        ('SQLite', its GANQ_* variables), then the same for a Postgres that runs until the next is asked for.
+        ('SQLite', its GANQ_* variables), then the same for a Postgres that runs until the next step.
 
     Raises:
-        RuntimeError: there is no Postgres here.
+        RuntimeError: Postgres is not installed.
     """
     binaries = postgres_binaries()
     if binaries is None:
@@ -35,7 +35,7 @@ def full_tables(work: Path, jobs: int, users: int) -> Iterator[tuple[str, dict[s
 
 
 def fill(settings: Settings, jobs: int, users: int = 1) -> None:
-    """Queue so many trainings in a new table, by sweeps of 10,000, of as many users in turn."""
+    """Queue so many trainings in a new table, in sweeps of 10,000, of so many users in turn."""
     if not settings.is_sqlite:
         empty = Database(settings)
         upgrade(empty)

@@ -1,4 +1,4 @@
-"""Throughput: no-op jobs a second through one warm worker, beside bare Celery, RQ, Huey and Procrastinate."""
+"""Throughput: no-op jobs per second on one warm worker, compared with Celery, RQ, Huey and Procrastinate."""
 
 import json
 import secrets
@@ -20,11 +20,11 @@ from tests.services import Postgres, Redis, postgres_binaries, redis_binary
 from worker.celery_bridge.notify import try_notify
 
 EXPLAINED = """\
-Jobs that do nothing, a second, on one worker, from the first body to the last; all were enqueued
-before. ganq records each with its attempt and its events, synced to the disk (SQLite: FULL; Postgres:
-fsync on), starts it in its warm runner, writes its folder and its log, and settles it under its fence.
-Bare Celery (prefork, concurrency 1, no results), RQ (a fork for each job) and Huey (a thread) keep
-nothing but the message in Redis. Procrastinate keeps a row in the same Postgres."""
+No-op jobs per second on one worker, from the first body to the last; all were enqueued before. ganq
+records each with its attempt and its events, synced to the disk (SQLite: FULL; Postgres: fsync on), runs
+it in its warm runner, writes its folder and its log, and commits its result with the fencing token. Bare
+Celery (prefork, concurrency 1, no results), RQ (a fork for each job) and Huey (a thread) store only the
+message in Redis. Procrastinate stores a row in the same Postgres."""
 
 JOBS = 200
 
@@ -32,7 +32,7 @@ JOBS = 200
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
     Raises:
-        RuntimeError: there is no redis-server or no Postgres here.
+        RuntimeError: redis-server or Postgres is not installed.
     """
     redis_program, binaries = redis_binary(), postgres_binaries()
     if redis_program is None or binaries is None:
@@ -75,7 +75,7 @@ def _celery(redis_url: str) -> Any:
             answer = answers.blpop([bare_celery.ANSWERS], timeout=30)
             assert answer is not None
             began.append(float(answer[1].split()[1]))
-        # The first ones ran while the last were being sent: the second half counts.
+        # The first jobs ran while the last were being sent, so only the second half is measured.
         half = sorted(began)[JOBS // 2 :]
         return {"jobs_per_s": (len(half) - 1) / (half[-1] - half[0])}
 

@@ -1,4 +1,4 @@
-"""Training: ganq through the queue, its loop alone, the tutorial as a script; what a checkpoint costs."""
+"""Training: through the queue, in-process, and by a plain script; cost of a checkpoint."""
 
 import statistics
 from dataclasses import replace
@@ -12,19 +12,17 @@ from jobs.specs import TrainSpec
 from worker.supervisor.runner_process import memory_policy, thread_policy
 
 EXPLAINED = """\
-A piece is one whole job in a warm process: networks made, pictures shown twice (ngf 64) or four times
-(ngf 32), a grid and the weights saved at the end. `loop` is pictures/s over the batches alone, which is what
-a run of hours tends to; `whole` counts set-up and saving too, and for the queue all from
-submit to success by the table's clock. The plain script decodes in its loop with 4
-loader processes; ganq reads pictures that were decoded once, before the first round.
-`own loop` is ganq's training called directly, with threads that sleep while they
-wait, as the runner's do (OMP_WAIT_POLICY=PASSIVE), so that what is left between it and the queue is the
-queue; `own loop, libgomp's spin` looks 300,000 times, which helps on a quiet machine and
-starves its neighbours on a busy one. A stall is how long training stood still for
-a checkpoint: the longest of a run, median over the runs; the final one is waited for by design.
-The tutorial's own grids, every --save-every epochs of dcgan, need one pass of G over a whole
-batch in the loop, because it moves the statistics that are saved next: that pass is in the
-stall of the line without a bar."""
+A piece is a job in a warm process: networks are built, images are seen twice (ngf 64) or four times
+(ngf 32), a grid and the weights are saved at the end. `loop` is images/s over the batches only, the limit of
+long runs; `whole` includes set-up and saving, and for the queue the time from submit to success by the
+database's clock. The plain script decodes in its loop with 4 loader processes; ganq reads images that were
+decoded once, before the first round. `own loop` is ganq's training called directly, with threads that sleep
+while they wait, as in the runner (OMP_WAIT_POLICY=PASSIVE), so that the difference to the queue is the queue;
+`own loop, libgomp's spin` spins 300,000 times, which is faster on an idle machine and slows other processes
+on a busy one. A stall is the time that a checkpoint blocks training: the longest of a run, median over the
+runs; training waits for the final one by design. The tutorial's grids, every --save-every epochs of dcgan,
+need a pass of G over a whole batch in the loop, because it changes the statistics that are saved next: that
+pass is part of the stall of the line without a bar."""
 
 STALL_MS = 50.0
 BY_EPOCHS = {"batch": 64, "epochs": 2, "save_every": 1, "g_every": 5}
@@ -33,17 +31,19 @@ STALLS: dict[str, dict[str, Any]] = {
     "sngan, ngf 64, with its grid": {"recipe": "sngan", **BY_EPOCHS},
     "dcgan, ngf 64, with the tutorial's pass": {"recipe": "dcgan", **BY_EPOCHS},
 }
-"""What is trained for a stall, and with which options."""
+"""Trainings whose stalls are measured, with their options."""
 
 SIZES = (
     {"ngf": 64, "ndf": 64, "batch": 256, "epochs": 2},
     {"ngf": 32, "ndf": 32, "batch": 64, "epochs": 4},
 )
-"""What is trained for a rate: ten seconds or more on two cores, since a job's first steps are no measure."""
+"""Trainings whose rates are measured: ten seconds or more on two cores, because first steps are slower."""
 
 
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
+    Run the benchmark.
+
     Returns:
         The table's lines, and all values by configuration, piece and round.
     """

@@ -1,4 +1,4 @@
-"""The warm path: 64 pictures as a person asks for them, `ganq submit generate --count 64 --wait`."""
+"""Latency of a warm generation of 64 images: `ganq submit generate --count 64 --wait`."""
 
 import os
 import statistics
@@ -14,16 +14,18 @@ from benchmarks.models import trained
 from benchmarks.neighbours import Watch
 
 EXPLAINED = """\
-Seconds of a whole process, from start to exit, the pictures written, synced and published. Each
-round takes the command itself, `ganq --version` (the start-up of the command line alone) and the
-same command with --dry-run (start-up, the spec, the look at the table). The line is the median of
-the rounds' differences to `ganq --version`. The model (ngf 32, 96×96) is warm in the runner."""
+Seconds of a whole process, from start to exit, with the images written, synced and published. Each
+round runs the command itself, `ganq --version` (only the start-up of the command line) and the command
+with --dry-run (start-up, the spec, a query of the job table). The line is the median of the rounds'
+differences to `ganq --version`. The model (ngf 32, 96×96) is warm in the runner."""
 
 LIMIT_S = 0.4
 
 
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
+    Run the benchmark.
+
     Returns:
         The table's lines, and all values by command and round.
     """

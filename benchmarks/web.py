@@ -35,7 +35,7 @@ CHANGES = ("--port", "0", "--allow-changes")
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
     Raises:
-        RuntimeError: there is no Postgres here.
+        RuntimeError: Postgres is not installed.
     """
     from playwright.sync_api import sync_playwright
 

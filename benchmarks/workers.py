@@ -1,4 +1,4 @@
-"""Fan-out: one generation in parts by two workers with a core each, beside one worker on one core."""
+"""Sharding: one generation by two workers with a core each, compared with one worker on one core."""
 
 import os
 import time
@@ -15,11 +15,11 @@ from storage.db.rows import Job
 from storage.results.reader import names_of_result
 
 EXPLAINED = """\
-One job of 8,192 pictures at ngf 32 in parts of 1,024, PNG files, from submit to success, the
-gathering of the parts included. `ganq up --cpu-workers 2` on two cores, beside `ganq up` whose
-processes are all bound to one core. Each round's two results are compared byte by byte.
-`forward` is the network alone, nothing encoded or written, by one bare process on each core
-beside one on one core: what the machine's second core is worth."""
+One job of 8,192 images at ngf 32 in shards of 1,024, PNG files, from submit to success, including the
+merge. `ganq up --cpu-workers 2` on two cores is compared with `ganq up` whose processes are all bound to
+one core. The two results of each round are compared byte by byte. `forward` is only the network, without
+encoding and writing, by one bare process on each core compared with one on one core: the gain of the
+machine's second core."""
 
 COUNT, SHARD = 8192, 1024
 
@@ -27,7 +27,7 @@ COUNT, SHARD = 8192, 1024
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
     Raises:
-        RuntimeError: there are no two cores, or the results differ.
+        RuntimeError: the machine has a single core, or the results differ.
     """
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
@@ -88,7 +88,7 @@ def _require_equal(one: tuple[stack.Queue, Job], other: tuple[stack.Queue, Job])
 
 
 def _files(folder: Path) -> list[str]:
-    """All files of a result, by their names within it."""
+    """Return all files of a result, by name."""
     tops = [folder / name for name in names_of_result(folder)]
     found = [path for top in tops for path in (top, *top.rglob("*")) if path.is_file()]
     return sorted(path.relative_to(folder).as_posix() for path in found)
