@@ -184,7 +184,8 @@ def test_a_training_that_was_killed_preempted_and_continued_shows_one_folder_of_
     ganq: Ganq, small: list[str]
 ) -> None:
     volume = Path(ganq.env["GANQ_VOLUME"])
-    options = ["--epochs", "60", "--save-every", "5", "--checkpoint-seconds", "0.2", "--name", "faces"]
+    options = ["--epochs", "60", "--save-every", "5", "--checkpoint-seconds", "0.2", "--metric", "kid"]
+    options += ["--name", "faces"]
     worker = ganq.start_worker()
     job = ganq.json("submit", "train", *small, *options)["id"]
     samples = volume / "jobs" / f"{job:06d}" / "samples"

@@ -148,3 +148,28 @@ def test_rm_and_gc_ask_on_a_terminal_and_no_leaves_everything(
     code, text = on_terminal(settings_env, "rm", "1", answer="y")
     assert (code, "deleted" in text) == (0, True)
     assert not files.registered(1)
+
+
+def test_rm_deletes_the_link_to_the_samples_of_all_attempts(ganq: "Ganq", files: Files, ended: Lease) -> None:
+    from storage.results.attempts import gather_samples
+
+    own = files.volume.attempt(ended.job_id, 1) / "samples"
+    own.mkdir(exist_ok=True)
+    (own / "epoch-0002.png").write_bytes(b"png")
+    gather_samples(files.volume, ended.job_id, 1)
+    assert (files.volume.samples(ended.job_id) / "epoch-0002.png").exists()
+    assert ganq("gc").code == 0
+    assert (files.volume.samples(ended.job_id) / "epoch-0002.png").exists(), "it is no garbage"
+    assert ganq("rm", "faces", "--yes").code == 0
+    assert not files.volume.samples(ended.job_id).is_symlink()
+    assert not own.exists()
+
+
+def test_rm_refuses_the_job_of_another_user(
+    ganq: "Ganq", ended: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GANQ_USER", "grace")
+    refused = ganq("rm", "faces", "--yes")
+    assert refused.code == 1
+    assert "job 1 is a job of tester" in refused.err
+    assert "GANQ_USER=tester ganq rm 1" in refused.err
