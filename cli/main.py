@@ -27,6 +27,7 @@ COMMANDS = (
     Entry("release", "cli.control:release", "Allow held jobs to start.", WORK),
     Entry("retry", "cli.retry:retry", "Submit an ended job again.", WORK),
     Entry("status", "cli.status:status", "List jobs, or show one job.", WATCH),
+    Entry("show", "cli.show:show", "Print a job as a command, a job file or Python.", WATCH),
     Entry("wait", "cli.wait:wait", "Wait until jobs have ended.", WATCH),
     Entry("logs", "cli.logs:logs", "Print the log of a job.", WATCH),
     Entry("events", "cli.logs:events", "Print the history of a job.", WATCH),
@@ -53,6 +54,7 @@ COMMANDS = (
     Entry("db", "cli.db:db", "Create or upgrade the job table.", ADMIN),
     Entry("backup", "cli.backup:backup", "Save the job table to a folder.", ADMIN),
     Entry("restore", "cli.backup:restore", "Restore a backup into an empty job table.", ADMIN),
+    Entry("schema", "cli.show:schema", "Print the JSON Schema of job files.", ADMIN),
     Entry("completion", "cli.completion:completion", "Print the completion script of a shell.", ADMIN),
 )
 

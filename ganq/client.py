@@ -12,6 +12,7 @@ from jobs.errors import SpecError
 from storage.settings import Settings
 
 if TYPE_CHECKING:
+    from os import PathLike
     from types import TracebackType
     from typing import Self
 
@@ -159,6 +160,7 @@ class Client:
         """
         from ganq.accept import accept_sweep, notify_for_many
         from ganq.options import read_axes
+        from ganq.preflight import remember_data
         from ganq.requests import read_request, resolve
         from ganq.sweep import product
 
@@ -166,18 +168,47 @@ class Client:
         changes = product(read_axes(kind, over, request.given))
         found = resolve(self.settings, self._open, request, changes, sweep=True)
         accepted = accept_sweep(found.session, found.specs, request.job, changes, after=found.after)
+        if found.data is not None:
+            remember_data(self.settings, found.data)
         report(found.notices)
         report(notify_for_many(found.session, accepted.sweep.job_ids))
         rows = found.session.queries.get_many(accepted.sweep.job_ids)
         return Sweep(accepted.sweep.id, accepted.name, tuple(Job(self, row) for row in rows))
 
+    def submit_file(self, path: "str | PathLike[str]") -> list[Job]:
+        """
+        Submit the jobs of a job file in one transaction: all or none.
+
+        Args:
+            path: a TOML file; see `ganq submit -f`.
+
+        Returns:
+            The accepted jobs, in the order of their ids.
+
+        Raises:
+            SpecError, DatasetError, NotFoundError: a job cannot work; nothing was submitted.
+            OSError: the file cannot be read.
+        """
+        from pathlib import Path
+
+        from ganq.jobfile import plan_file, read_file, submit_planned
+
+        plan = plan_file(self.settings, self._open, read_file(Path(path).read_bytes(), Path(path).name))
+        made, notices = submit_planned(plan)
+        report(notices)
+        rows = plan.session.queries.get_many([one for ids in made for one in ids])
+        return [Job(self, row) for row in rows]
+
     def _submit(self, kind: str, options: Mapping[str, Any]) -> Job:
         from ganq.accept import accept_job, notify_workers
+        from ganq.preflight import remember_data
         from ganq.requests import read_request, resolve
 
         request = read_request(kind, options)
         found = resolve(self.settings, self._open, request)
         accepted = accept_job(found.session, found.specs[0], request.job, after=found.after)
+        if found.data is not None:
+            remember_data(self.settings, found.data)
         report(found.notices)
         report(notify_workers(found.session, accepted.job))
         return Job(self, accepted.job)

@@ -47,6 +47,8 @@ class Resolved:
     after: list[int]
     """Jobs to wait for, beside those of `after`."""
     notices: list[str]
+    data: str | None = None
+    """Data set of a training, which is remembered when the job is accepted."""
 
 
 def read_request(kind: str, options: Mapping[str, Any]) -> Request:
@@ -160,8 +162,7 @@ def _resolve_training(
     if "data" not in given:
         notices.insert(0, f"training on {spec.data}")
     session = opened(True)
-    preflight.remember_data(settings, spec.data)
-    return Resolved(session, list(training.specs), training.after, notices)
+    return Resolved(session, list(training.specs), training.after, notices, spec.data)
 
 
 def _resolve_evaluation(

@@ -81,6 +81,9 @@ def parse(words: list[str]) -> None:
     rest = words[1:]
     while isinstance(group, click.Group):
         assert rest, f"{' '.join(words)} names no command"
+        if group is not root and rest[0].startswith("-"):  # options of the group itself: ganq submit -f FILE
+            group.make_context(group.name, rest, parent=ctx)
+            return
         name, *rest = rest
         found = group.get_command(ctx, name)
         assert found is not None, f"there is no command {name!r} in: {' '.join(words)}"

@@ -23,10 +23,36 @@ F = TypeVar("F", bound=Callable[..., Any])
         Entry("generate", "cli.submit.generate:generate", "Generate images with a trained GAN."),
         Entry("evaluate", "cli.submit.evaluate:evaluate", "Compare generated images with real ones."),
     ),
-    epilog=examples("ganq submit train --data faces/", "ganq submit generate --count 1000"),
+    invoke_without_command=True,
+    no_args_is_help=True,
+    epilog=examples(
+        "ganq submit train --data faces/",
+        "ganq submit generate --count 1000",
+        "ganq submit -f jobs.toml --dry-run",
+        "ganq show faces --as toml | ganq submit -f -",
+    ),
 )
-def submit() -> None:
-    """Submit a job. An accepted job is never lost."""
+@click.option(
+    "-f",
+    "--file",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Submit the jobs of this TOML file, all or none; - reads stdin. docs/jobfiles.md describes it.",
+)
+@click.option("--dry-run", is_flag=True, help="With --file: print what would be submitted; submit nothing.")
+@click.option("--hold", "held", is_flag=True, help="With --file: do not start the jobs until `ganq release`.")
+@output.json_option
+@click.pass_context
+def submit(ctx: click.Context, file: str | None, dry_run: bool, held: bool, as_json: bool) -> int:
+    """Submit a job, or the jobs of a file. An accepted job is never lost."""
+    if ctx.invoked_subcommand is not None:
+        if file is not None:
+            raise click.UsageError(f"--file cannot be combined with {ctx.invoked_subcommand}", ctx)
+        return 0
+    if file is None:
+        raise click.UsageError("no command and no --file", ctx)
+    from cli.submit.from_file import submit_file
+
+    return submit_file(file, dry_run=dry_run, held=held, as_json=as_json)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,55 +64,25 @@ class SubmitMixin(StoreMixin):
         """
 
         def work(conn: Connection) -> Job:
-            needs = sorted(set(after))  # one order for all, so that two submits cannot deadlock
-            if needs and (known := _submitted_before(conn, submit_key, kind, spec)) is not None:
-                return known
-            blockers = lock_dependencies(conn, needs)
-            columns = {
-                "submit_key": submit_key,
-                "name": name,
-                "kind": kind,
-                "queue": queue,
-                "user": user,
-                "priority": priority,
-                "spec": spec,
-                "spec_version": spec_version,
-                "state": JobState.QUEUED,
-                "held": int(held),
-                "preemptible": int(preemptible),
-                "time_limit_s": time_limit_s,
-                "blockers": blockers + len(shards),
-                "retry_of": retry_of,
-            }
-            notified = will_notify and not held and not blockers and not shards
-            detail = {"retry_of": retry_of} if retry_of else {}
-            if spec.get("out"):  # a worker of another account leaves copying to the client
-                detail["uid"] = os.geteuid()
-            new = _insert(conn, columns, detail or None, notified=notified)
-            if new is None:  # the key is taken
-                known = _submitted_before(conn, submit_key, kind, spec)
-                assert known is not None
-                return known
-            for needed in needs:
-                conn.execute(insert(dependency).values(job_id=new.id, needs=needed))
-            if blockers and not held:
-                lend(conn, needs, priority)
-            if shards:
-                common = {"kind": kind, "queue": queue, "user": user, "priority": priority}
-                common |= {"spec_version": spec_version, "state": JobState.QUEUED, "held": int(held)}
-                common |= {"time_limit_s": time_limit_s}
-                insert_shards(
-                    conn,
-                    new.id,
-                    submit_key,
-                    common,
-                    shards,
-                    needs=needs,
-                    blockers=blockers,
-                    max_parallel=max_workers,
-                )
-            failpoint("submit.inserted")
-            return Job.from_row(new)
+            return insert_job(
+                conn,
+                kind=kind,
+                spec=spec,
+                spec_version=spec_version,
+                submit_key=submit_key,
+                user=user,
+                name=name,
+                queue=queue,
+                priority=priority,
+                after=after,
+                retry_of=retry_of,
+                held=held,
+                preemptible=preemptible,
+                time_limit_s=time_limit_s,
+                will_notify=will_notify,
+                shards=shards,
+                max_workers=max_workers,
+            )
 
         accepted = self.database.write(work, autocommit=not after and not shards)
         failpoint("submit.committed")
@@ -179,6 +149,78 @@ class SubmitMixin(StoreMixin):
             return get_job(conn, new_id)
 
         return self.database.write(work)
+
+
+def insert_job(
+    conn: Connection,
+    *,
+    kind: str,
+    spec: dict[str, Any],
+    spec_version: int,
+    submit_key: str,
+    user: str,
+    name: str | None = None,
+    queue: str = "default",
+    priority: int = 0,
+    after: Sequence[int] = (),
+    retry_of: int | None = None,
+    held: bool = False,
+    preemptible: bool = False,
+    time_limit_s: float | None = None,
+    will_notify: bool = False,
+    shards: Sequence[tuple[dict[str, Any], int]] = (),
+    max_workers: int = 0,
+) -> Job:
+    """Insert a job with its dependencies, shards and event in the caller's transaction; see submit()."""
+    needs = sorted(set(after))  # one order for all, so that two submits cannot deadlock
+    if needs and (known := _submitted_before(conn, submit_key, kind, spec)) is not None:
+        return known
+    blockers = lock_dependencies(conn, needs)
+    columns = {
+        "submit_key": submit_key,
+        "name": name,
+        "kind": kind,
+        "queue": queue,
+        "user": user,
+        "priority": priority,
+        "spec": spec,
+        "spec_version": spec_version,
+        "state": JobState.QUEUED,
+        "held": int(held),
+        "preemptible": int(preemptible),
+        "time_limit_s": time_limit_s,
+        "blockers": blockers + len(shards),
+        "retry_of": retry_of,
+    }
+    notified = will_notify and not held and not blockers and not shards
+    detail = {"retry_of": retry_of} if retry_of else {}
+    if spec.get("out"):  # a worker of another account leaves copying to the client
+        detail["uid"] = os.geteuid()
+    new = _insert(conn, columns, detail or None, notified=notified)
+    if new is None:  # the key is taken
+        known = _submitted_before(conn, submit_key, kind, spec)
+        assert known is not None
+        return known
+    for needed in needs:
+        conn.execute(insert(dependency).values(job_id=new.id, needs=needed))
+    if blockers and not held:
+        lend(conn, needs, priority)
+    if shards:
+        common = {"kind": kind, "queue": queue, "user": user, "priority": priority}
+        common |= {"spec_version": spec_version, "state": JobState.QUEUED, "held": int(held)}
+        common |= {"time_limit_s": time_limit_s}
+        insert_shards(
+            conn,
+            new.id,
+            submit_key,
+            common,
+            shards,
+            needs=needs,
+            blockers=blockers,
+            max_parallel=max_workers,
+        )
+    failpoint("submit.inserted")
+    return Job.from_row(new)
 
 
 def lock_dependencies(conn: Connection, needs: Sequence[int]) -> int:

@@ -1,7 +1,7 @@
 """Sweeps: many jobs that are submitted in one transaction; and requests for many jobs at once."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,13 +13,15 @@ from jobs.errors import SpecError
 from jobs.failpoints import failpoint
 from jobs.states import JobState
 from storage.db.store.inheritance import lend
-from storage.db.store.submit import lock_dependencies
+from storage.db.store.submit import insert_job, lock_dependencies
 from storage.db.store.transitions import StoreMixin, cancel_queued, record_event, transition
 from storage.db.tables import dependency, event, job, utcnow
 
 MAX_SWEEP_JOBS = 10_000
 """One transaction holds SQLite's write lock; so many rows take about a second."""
 OPEN = (JobState.QUEUED, JobState.RUNNING)
+REFERENCES = ("source", "continue_from", "init_from")
+"""Fields of a spec that hold the id of a job."""
 BATCH_SIZE = 500
 """Jobs that one transaction cancels, so that workers can claim and send heartbeats in between."""
 
@@ -30,6 +32,25 @@ class Sweep:
 
     id: str
     job_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A job, or a sweep, that is submitted together with others."""
+
+    placeholders: tuple[int, ...]
+    """Negative numbers that stand for the ids of its jobs in the specs and in `after` of later entries."""
+    specs: tuple[dict[str, Any], ...]
+    names: tuple[str | None, ...]
+    submit_key: str
+    columns: dict[str, Any]
+    """Columns that all its jobs share."""
+    after: tuple[int, ...] = ()
+    swept: bool = False
+    shards: tuple[tuple[dict[str, Any], int], ...] = ()
+    max_workers: int = 0
+    will_notify: int = 0
+    """Number of notifications that the caller sends."""
 
 
 def sweep_id(submit_key: str) -> str:
@@ -44,7 +65,7 @@ class SweepMixin(StoreMixin):
         self,
         specs: Sequence[dict[str, Any]],
         *,
-        names: Sequence[str],
+        names: Sequence[str | None],
         submit_key: str,
         kind: str,
         spec_version: int,
@@ -70,48 +91,89 @@ class SweepMixin(StoreMixin):
             SpecError: a job in `after` has failed or was cancelled, there are too many jobs, or the key
                 belongs to another request.
         """
-        if len(specs) > MAX_SWEEP_JOBS:
-            raise SpecError(f"{len(specs):,} jobs are more than one sweep holds ({MAX_SWEEP_JOBS:,})")
-        name = sweep_id(submit_key)
-        keys = [hashlib.sha256(f"{submit_key}/{place}".encode()).hexdigest() for place in range(len(specs))]
 
         def work(conn: Connection) -> Sweep:
-            known = _submitted_before(conn, name, kind, specs)
-            if known is not None:
-                return known
-            needs = sorted(set(after))
-            blockers = lock_dependencies(conn, needs)
-            common = {"kind": kind, "queue": queue, "user": user, "priority": priority, "sweep": name}
-            common |= {"spec_version": spec_version, "state": JobState.QUEUED, "held": int(held)}
-            common |= {"preemptible": int(preemptible), "time_limit_s": time_limit_s, "blockers": blockers}
-            now = float(conn.execute(select(utcnow())).scalar_one())
-            notified = will_notify if not held and not blockers else 0
-            rows = [
-                {
-                    **common,
-                    "submit_key": key,
-                    "name": called,
-                    "spec": spec,
-                    "created_at": now,
-                    "rung_at": now if place < notified else None,
-                }
-                for place, (key, called, spec) in enumerate(zip(keys, names, specs, strict=True))
-            ]
-            conn.execute(insert(job), rows)
-            made = _ids(conn, name)
-            if needs:
-                links = [{"job_id": one, "needs": needed} for one in made for needed in needs]
-                conn.execute(insert(dependency), links)
-                if blockers and not held:
-                    lend(conn, needs, priority)
-            events = [{"job_id": one, "type": "submitted", "detail": {"sweep": name}} for one in made]
-            conn.execute(insert(event).values(at=utcnow()), events)
-            failpoint("submit.inserted")
-            return Sweep(name, tuple(made))
+            return insert_sweep(
+                conn,
+                specs,
+                names=names,
+                submit_key=submit_key,
+                kind=kind,
+                spec_version=spec_version,
+                user=user,
+                queue=queue,
+                priority=priority,
+                after=after,
+                held=held,
+                preemptible=preemptible,
+                time_limit_s=time_limit_s,
+                will_notify=will_notify,
+            )
 
         try:
             accepted = self.database.write(work)
         except IntegrityError:  # another submit with this key was faster
+            accepted = self.database.write(work)
+        failpoint("submit.committed")
+        return accepted
+
+    def submit_together(self, entries: "Sequence[Entry]") -> list[tuple[int, ...]]:
+        """
+        Submit jobs and sweeps that may refer to each other, in one transaction: all or none.
+
+        Args:
+            entries: in an order in which each one refers only to jobs before it.
+
+        Returns:
+            The ids of the jobs of each entry.
+
+        Raises:
+            JobNotFoundError, SpecError: see submit() and submit_sweep(); nothing was submitted.
+        """
+        number = sum(len(entry.specs) for entry in entries)
+        if number > MAX_SWEEP_JOBS:
+            raise SpecError(f"{number:,} jobs are more than one submission holds ({MAX_SWEEP_JOBS:,})")
+
+        def work(conn: Connection) -> list[tuple[int, ...]]:
+            ids: dict[int, int] = {}
+            made = []
+            # One order for all, so that two submits cannot deadlock.
+            lock_dependencies(conn, sorted({one for entry in entries for one in entry.after if one > 0}))
+            for entry in entries:
+                specs = [_with_ids(spec, ids) for spec in entry.specs]
+                after = [ids.get(needed, needed) for needed in entry.after]
+                if entry.swept:
+                    new = insert_sweep(
+                        conn,
+                        specs,
+                        names=entry.names,
+                        submit_key=entry.submit_key,
+                        after=after,
+                        will_notify=entry.will_notify,
+                        **entry.columns,
+                    ).job_ids
+                else:
+                    new = (
+                        insert_job(
+                            conn,
+                            spec=specs[0],
+                            name=entry.names[0],
+                            submit_key=entry.submit_key,
+                            after=after,
+                            shards=[(_with_ids(shard, ids), images) for shard, images in entry.shards],
+                            max_workers=entry.max_workers,
+                            will_notify=entry.will_notify > 0,
+                            **entry.columns,
+                        ).id,
+                    )
+                ids |= dict(zip(entry.placeholders, new, strict=True))
+                made.append(tuple(new))
+            failpoint("submit.inserted")
+            return made
+
+        try:
+            accepted = self.database.write(work)
+        except IntegrityError:  # another submit with one of the keys was faster
             accepted = self.database.write(work)
         failpoint("submit.committed")
         return accepted
@@ -128,6 +190,68 @@ class SweepMixin(StoreMixin):
         for start in range(0, len(ids), BATCH_SIZE):
             some = ids[start : start + BATCH_SIZE]
             yield from self.database.write(partial(_cancel, ids=some))
+
+
+def insert_sweep(
+    conn: Connection,
+    specs: Sequence[dict[str, Any]],
+    *,
+    names: Sequence[str | None],
+    submit_key: str,
+    kind: str,
+    spec_version: int,
+    user: str,
+    queue: str = "default",
+    priority: int = 0,
+    after: Sequence[int] = (),
+    held: bool = False,
+    preemptible: bool = False,
+    time_limit_s: float | None = None,
+    will_notify: int = 0,
+) -> Sweep:
+    """Insert the jobs of a sweep in the caller's transaction; see submit_sweep()."""
+    if len(specs) > MAX_SWEEP_JOBS:
+        raise SpecError(f"{len(specs):,} jobs are more than one sweep holds ({MAX_SWEEP_JOBS:,})")
+    name = sweep_id(submit_key)
+    keys = [hashlib.sha256(f"{submit_key}/{place}".encode()).hexdigest() for place in range(len(specs))]
+
+    known = _submitted_before(conn, name, kind, specs)
+    if known is not None:
+        return known
+    needs = sorted(set(after))
+    blockers = lock_dependencies(conn, needs)
+    common = {"kind": kind, "queue": queue, "user": user, "priority": priority, "sweep": name}
+    common |= {"spec_version": spec_version, "state": JobState.QUEUED, "held": int(held)}
+    common |= {"preemptible": int(preemptible), "time_limit_s": time_limit_s, "blockers": blockers}
+    now = float(conn.execute(select(utcnow())).scalar_one())
+    notified = will_notify if not held and not blockers else 0
+    rows = [
+        {
+            **common,
+            "submit_key": key,
+            "name": called,
+            "spec": spec,
+            "created_at": now,
+            "rung_at": now if place < notified else None,
+        }
+        for place, (key, called, spec) in enumerate(zip(keys, names, specs, strict=True))
+    ]
+    conn.execute(insert(job), rows)
+    made = _ids(conn, name)
+    if needs:
+        links = [{"job_id": one, "needs": needed} for one in made for needed in needs]
+        conn.execute(insert(dependency), links)
+        if blockers and not held:
+            lend(conn, needs, priority)
+    events = [{"job_id": one, "type": "submitted", "detail": {"sweep": name}} for one in made]
+    conn.execute(insert(event).values(at=utcnow()), events)
+    failpoint("submit.inserted")
+    return Sweep(name, tuple(made))
+
+
+def _with_ids(spec: dict[str, Any], ids: Mapping[int, int]) -> dict[str, Any]:
+    """Return a spec with ids instead of placeholders."""
+    return {**spec, **{name: ids[spec[name]] for name in REFERENCES if spec.get(name) in ids}}
 
 
 def _ids(conn: Connection, name: str) -> list[int]:
