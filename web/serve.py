@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -138,7 +139,13 @@ def serve(settings: Settings, options: Options, say: Callable[[str], None]) -> N
             say(f"the page: {link(options.host, port, access.token)}")
         else:  # a log must not contain the token
             say(f"the page: {link(options.host, port, None)} (ganq open --print adds its token)")
+        # uvicorn raises the signal again when it has ended: the address must be removed all the same.
+        signal.signal(signal.SIGTERM, _exit)
         server.run(sockets=[listener])
+
+
+def _exit(*_: object) -> None:
+    raise SystemExit(0)
 
 
 @contextlib.contextmanager

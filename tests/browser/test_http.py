@@ -306,6 +306,15 @@ def test_the_token_file_is_the_owners_and_a_short_or_open_one_is_refused(own_wor
         read_token(path)
 
 
+def test_a_server_that_is_stopped_leaves_no_address_behind(own_world: World, own_server: Server) -> None:
+    address = own_world.settings.home / "web.json"
+    assert json.loads(address.read_text())["url"] == own_server.base + "/"
+    assert address.stat().st_mode & 0o777 == 0o600
+    own_server.stop()
+    assert own_server.process.returncode == 0
+    assert not address.exists()
+
+
 def test_the_token_is_in_no_log(server: Server) -> None:
     assert server.said
     assert not any(server.token in line for line in server.said)
