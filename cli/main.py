@@ -25,6 +25,7 @@ COMMANDS = (
     Entry("cancel", "cli.control:cancel", "Cancel queued or running jobs.", WORK),
     Entry("hold", "cli.control:hold", "Prevent queued jobs from starting.", WORK),
     Entry("release", "cli.control:release", "Allow held jobs to start.", WORK),
+    Entry("set", "cli.set:set_", "Change the priority or the name of jobs.", WORK),
     Entry("retry", "cli.retry:retry", "Submit an ended job again.", WORK),
     Entry("status", "cli.status:status", "List jobs, or show one job.", WATCH),
     Entry("show", "cli.show:show", "Print a job as a command, a job file or Python.", WATCH),

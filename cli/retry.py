@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.control import for_each_job
+from cli.control import NO_MATCH, for_each_job
 from cli.session import JOB, Session, open_session
 from cli.ui import output
 from cli.ui.lazy import examples
+from cli.ui.params import Duration, User
+from jobs.errors import SpecError
 
 if TYPE_CHECKING:
     from storage.db.rows import Job
@@ -18,24 +20,35 @@ if TYPE_CHECKING:
     epilog=examples(
         "ganq retry 12",
         "ganq retry 12 --with-waiting",
-        "ganq retry $(ganq status --state failed --json | jq '.[].id')",
+        "ganq retry --all-failed --since 1d",
     )
 )
-@click.argument("jobs", nargs=-1, required=True, type=JOB)
+@click.argument("jobs", nargs=-1, type=JOB)
+@click.option("--all-failed", is_flag=True, help="All failed jobs that were not retried yet.")
+@click.option("--since", type=Duration(), help="With --all-failed: submitted within this time, e.g. 1d.")
+@click.option("--user", type=User(), help="With --all-failed: jobs of this user.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation of --all-failed.")
 @click.option(
     "--with-waiting",
     is_flag=True,
     help="Also retry the jobs that waited on one of them and ended with it.",
 )
 @output.json_option
-def retry(jobs: Sequence[str], with_waiting: bool, as_json: bool) -> int:
+def retry(
+    jobs: Sequence[str],
+    all_failed: bool,
+    since: float | None,
+    user: str | None,
+    yes: bool,
+    with_waiting: bool,
+    as_json: bool,
+) -> int:
     """
     Submit ended JOBS again: new jobs with the same options and name, linked to the old ones.
 
     The old jobs are not changed. A training starts from the beginning; to continue from its
     last checkpoint, use `ganq submit train --continue JOB`.
     """
-
     from cli.submit.notify import notices_of
     from ganq.retry import resubmit
 
@@ -51,4 +64,19 @@ def retry(jobs: Sequence[str], with_waiting: bool, as_json: bool) -> int:
                 f" and will not run again (ganq retry --with-waiting includes them)"
             )
 
-    return for_each_job(open_session(), jobs, as_json, action)
+    if all_failed == bool(jobs) or (jobs and (since is not None or user)):
+        raise SpecError(
+            "retry takes ids or names, or --all-failed with its filters",
+            hint="ganq retry --all-failed --since 1d",
+        )
+    session = open_session()
+    if all_failed:
+        from storage.db.queries import Filter
+
+        after = None if since is None else session.queries.now() - since
+        jobs = [str(job_id) for job_id in session.queries.to_retry(Filter(since=after, user=user))]
+        if not jobs and not as_json:
+            click.echo(NO_MATCH)
+        if len(jobs) > 1 and output.on_terminal() and not as_json and not yes:
+            click.confirm(f"retry {output.count(len(jobs), 'job')}?", abort=True)
+    return for_each_job(session, jobs, as_json, action)

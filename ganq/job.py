@@ -250,6 +250,23 @@ class Job:
         report(notify_workers(self._client.session, now))
         return self._now(now)
 
+    def set(self, *, priority: int | None = None, name: str | None = None) -> "Job":
+        """
+        Change the priority or the name of the queued or running job.
+
+        Raises:
+            SpecError: the name is not valid.
+            InvalidTransitionError: it has ended.
+        """
+        store = self._client.session.store
+        if name is not None:
+            from jobs.specs import check_name
+
+            self._now(store.rename(self.id, check_name(name)))
+        if priority is not None:
+            self._now(store.set_priority(self.id, priority))
+        return self
+
     def keep(self, *, undo: bool = False) -> "Job":
         """
         Protect the results from `ganq gc` and `ganq rm`.

@@ -392,6 +392,24 @@ class Queries:
 
         return self.database.read(ask)
 
+    def to_retry(self, wanted: Filter) -> list[int]:
+        """
+        Return the ids of failed jobs that were not retried yet, oldest first.
+
+        Jobs that failed because a job before them did are left out: they follow that one.
+        """
+        again = job.alias("again")
+        retried = select(again.c.retry_of).where(again.c.retry_of.is_not(None))
+        query = select(job.c.id).where(
+            *wanted.where(),
+            job.c.state == JobState.FAILED,
+            job.c.error_code != "DEPENDENCY_FAILED",
+            job.c.id.not_in(retried),
+        )
+        return self.database.read(
+            lambda conn: list(conn.execute(query.order_by(job.c.id)).scalars()), patience_s=30.0
+        )
+
     def unfinished_dependencies(self, job_ids: Sequence[int]) -> dict[int, list[int]]:
         """Return for each job the dependencies that have not ended, by one query."""
         query = (

@@ -126,6 +126,33 @@ class ControlMixin(StoreMixin):
 
         return self.database.write(work)
 
+    def rename(self, job_id: int, name: str) -> Job:
+        """
+        Give a job that has not ended another name.
+
+        Raises:
+            JobNotFoundError: there is no such job.
+            InvalidTransitionError: it has ended, or is a shard.
+        """
+
+        def work(conn: Connection) -> Job:
+            row = locked_job(conn, job_id)
+            if row.part_of is not None:
+                raise InvalidTransitionError(
+                    f"job {job_id} is a shard of job {row.part_of}",
+                    hint=f"ganq set {row.part_of} --name {name}",
+                )
+            if JobState(row.state).terminal:
+                raise InvalidTransitionError(
+                    f"job {job_id} has already {how_it_ended(row.state)}", hint=f"ganq status {job_id}"
+                )
+            if row.name != name:
+                conn.execute(update(job).where(job.c.id == job_id).values(name=name))
+                record_event(conn, job_id, "renamed", detail={"from": row.name, "to": name})
+            return get_job(conn, job_id)
+
+        return self.database.write(work)
+
     def keep(self, job_id: int, *, kept: bool) -> Job:
         """
         Mark a job so that `ganq gc` and `ganq rm` leave its results, or take the mark away.
