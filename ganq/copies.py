@@ -1,14 +1,17 @@
 """Copy results to --out, where the worker has another Unix account than the submitter."""
 
 import os
+from typing import TYPE_CHECKING
 
 from ganq.session import Session
 from jobs.errors import VolumeError
 from jobs.states import JobState
-from storage.db.rows import Job
+
+if TYPE_CHECKING:
+    from storage.db.rows import Job
 
 
-def copy_pending(session: Session, job: Job) -> str | None:
+def copy_pending(session: Session, job: "Job") -> str | None:
     """
     Copy a result to --out, if this account submitted the job and its worker had another.
 
