@@ -183,7 +183,8 @@ def test_a_failure_within_the_transaction_leaves_nothing(
     import storage.db.store.sweeps as sweeps
     from jobs.errors import SpecError
 
-    insert, calls = sweeps.insert_job, []
+    insert: Any = vars(sweeps)["insert_job"]
+    calls: list[Any] = []
 
     def fail_at_second(*args: Any, **columns: Any) -> Any:
         calls.append(columns)

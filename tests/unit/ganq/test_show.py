@@ -59,7 +59,7 @@ GENERATION = {
     "micro_batch": st.integers(1, 4096),
     "deterministic": st.booleans(),
 }
-HOW_MANY = st.one_of(
+HOW_MANY: st.SearchStrategy[Any] = st.one_of(
     st.builds(dict, count=st.integers(1, 8000)),
     st.builds(dict, seeds=RANGES),
     st.builds(dict, keep=st.just(4), of=st.integers(4, 100)),
@@ -100,7 +100,8 @@ def submitted_as(
             said = ganq(*words)
             assert said.code == 0, said.err
         elif form == "python":
-            exec(compile(text, "shown", "exec"), names := {})
+            names: dict[str, Any] = {}
+            exec(compile(text, "shown", "exec"), names)
             names["job"]._client.close()
         else:
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
