@@ -58,15 +58,18 @@ class TrainingLogger:
         Raises:
             TrainingDivergedError: a loss is not finite.
         """
-        epoch, batch_index = divmod(step, self.per_epoch)
-        if batch_index % LOG_EVERY == 0:
+        if step % self.per_epoch % LOG_EVERY == 0:
             self.flush(step, delay=self.delay)
+        self.report(step)
+
+    def report(self, step: int) -> None:
+        """Report how many images were seen, of all that the run will see."""
         self.ctx.report(
             step * self.spec.batch,
             self.spec.epochs * self.per_epoch * self.spec.batch,
             "images",
             rate=self._rate,
-            epoch=epoch,
+            epoch=step // self.per_epoch,
             epochs=self.spec.epochs,
             phase=self.warning,
         )

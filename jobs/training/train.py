@@ -454,6 +454,7 @@ class Training:
         if not self.evaluations.due(epoch, final=final):
             return None
         evaluation = self.evaluations.measure(step, epoch, self.state.sampler)
+        self.logger.report(step)  # the evaluation has reported its own progress
         if evaluation is not None and self.evaluations.has_collapsed():
             raise CollapsedError(
                 f"the generator has collapsed at epoch {epoch}: the diversity of its images is "
