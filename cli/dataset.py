@@ -129,7 +129,7 @@ def make(
         _print_styles(as_json)
         return
     from cli.session import clean_up_on_sigterm
-    from ganq.preflight import remember_data
+    from ganq.submission.preflight import remember_data
     from storage.datasets.synthetic import make_faces, styles
     from storage.settings import Settings
 

@@ -50,7 +50,7 @@ def retry(
     last checkpoint, use `ganq submit train --continue JOB`.
     """
     from cli.submit.notify import notices_of
-    from ganq.retry import resubmit
+    from ganq.submission.retry import resubmit
 
     def action(session: Session, job: "Job") -> "Iterable[tuple[Job, str]]":
         waiting = [] if with_waiting else session.queries.ended_with(job.id)

@@ -32,7 +32,7 @@ def show(job: str, form: str) -> None:
     Options that the recipe sets are left out. Comments contain the fingerprint of the data set and the
     versions of the build, if the job has run.
     """
-    from ganq.describe import describe
+    from ganq.submission.describe import describe
 
     session = open_session()
     click.echo(describe(session.queries.find(job), session.queries, form), nl=False)
@@ -41,6 +41,6 @@ def show(job: str, form: str) -> None:
 @click.command(epilog=examples("ganq schema > jobs.schema.json"))
 def schema() -> None:
     """Print the JSON Schema of job files (`ganq submit -f`), for editors."""
-    from ganq.schema import job_file_schema
+    from ganq.submission.schema import job_file_schema
 
     output.print_json(job_file_schema())

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ganq.job import Job, Reference, reference_text
+from ganq.job import Job, Reference
 from ganq.notices import report
+from ganq.references import reference_text
 from ganq.session import Session, open_session
 from jobs.errors import SpecError
 from storage.settings import Settings
@@ -158,11 +159,11 @@ class Client:
         Raises:
             SpecError, DatasetError, NotFoundError: the request cannot work; nothing was submitted.
         """
-        from ganq.accept import accept_sweep, notify_for_many
-        from ganq.options import read_axes
-        from ganq.preflight import remember_data
-        from ganq.requests import read_request, resolve
-        from ganq.sweep import product
+        from ganq.submission.accept import accept_sweep, notify_for_many
+        from ganq.submission.options import read_axes
+        from ganq.submission.preflight import remember_data
+        from ganq.submission.requests import read_request, resolve
+        from ganq.submission.sweep import product
 
         request = read_request(kind, options)
         changes = product(read_axes(kind, over, request.given))
@@ -191,7 +192,7 @@ class Client:
         """
         from pathlib import Path
 
-        from ganq.jobfile import plan_file, read_file, submit_planned
+        from ganq.submission.jobfile import plan_file, read_file, submit_planned
 
         plan = plan_file(self.settings, self._open, read_file(Path(path).read_bytes(), Path(path).name))
         made, notices = submit_planned(plan)
@@ -200,9 +201,9 @@ class Client:
         return [Job(self, row) for row in rows]
 
     def _submit(self, kind: str, options: Mapping[str, Any]) -> Job:
-        from ganq.accept import accept_job, notify_workers
-        from ganq.preflight import remember_data
-        from ganq.requests import read_request, resolve
+        from ganq.submission.accept import accept_job, notify_workers
+        from ganq.submission.preflight import remember_data
+        from ganq.submission.requests import read_request, resolve
 
         request = read_request(kind, options)
         found = resolve(self.settings, self._open, request)
@@ -254,7 +255,7 @@ class Client:
         """
         from itertools import islice
 
-        from ganq.requests import read_seconds
+        from ganq.submission.requests import read_seconds
         from jobs.kinds import kind_named
         from storage.db.queries import Filter
 

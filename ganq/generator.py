@@ -83,7 +83,7 @@ class Generator(nn.Module):
         Raises:
             SpecError: an option is not valid.
         """
-        from ganq.options import read_options
+        from ganq.submission.options import read_options
 
         given = read_options("generate", {"count": count, **options})
         spec = GenerateSpec.create(source=0, **{**given, "device": self.device.type})

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from os import PathLike, fspath
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Union
 
 from ganq.copies import copy_pending
@@ -22,17 +22,6 @@ if TYPE_CHECKING:
 
 Reference = Union["Job", int, str, "PathLike[str]"]
 """A job, its id or its name; of an evaluation also the path of images."""
-
-
-def reference_text(reference: Reference) -> str:
-    """Return a reference as the command line takes it."""
-    return (
-        str(reference.id)
-        if isinstance(reference, Job)
-        else fspath(reference)
-        if isinstance(reference, PathLike)
-        else str(reference)
-    )
 
 
 class Job:
@@ -244,7 +233,7 @@ class Job:
         Raises:
             InvalidTransitionError: it is not queued.
         """
-        from ganq.accept import notify_workers
+        from ganq.submission.accept import notify_workers
 
         now = self._client.session.store.hold(self.id, held=False)
         report(notify_workers(self._client.session, now))
@@ -289,7 +278,7 @@ class Job:
         Raises:
             InvalidTransitionError: it has not ended.
         """
-        from ganq.retry import resubmit
+        from ganq.submission.retry import resubmit
 
         first: Job | None = None
         for again in resubmit(self._client.session, self.refresh()._row, with_waiting=with_waiting):

@@ -1,4 +1,4 @@
-"""Report submitted jobs, notify the workers, and wait on request; ganq/accept.py commits the jobs."""
+"""Report submitted jobs, notify the workers, and wait on request. ganq.submission.accept commits the jobs."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,13 @@ from cli.session import Session
 from cli.submit.notify import notices_of, report_unwritten
 from cli.submit.options import CommandOptions
 from cli.ui import output
-from ganq.accept import accept_job, accept_sweep, job_with_same_name, notify_for_many, notify_workers
+from ganq.submission.accept import (
+    accept_job,
+    accept_sweep,
+    job_with_same_name,
+    notify_for_many,
+    notify_workers,
+)
 
 if TYPE_CHECKING:
     from jobs.specs import Spec
@@ -17,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def submit_job(session: Session, spec: "Spec", request: CommandOptions, *, after: Sequence[int] = ()) -> int:
-    """Submit one job; return the exit code. See ganq.accept.accept_job()."""
+    """Submit one job; return the exit code. See ganq.submission.accept.accept_job()."""
     accepted = accept_job(session, spec, request, after=after)
     job = accepted.job
 
@@ -56,7 +62,7 @@ def submit_sweep(
     *,
     after: Sequence[int] = (),
 ) -> int:
-    """Submit all jobs of a sweep; return the exit code. See ganq.accept.accept_sweep()."""
+    """Submit all jobs of a sweep; return the exit code. See ganq.submission.accept.accept_sweep()."""
     accepted = accept_sweep(session, specs, request, changes, after=after)
     sweep, base = accepted.sweep, accepted.name
 

@@ -13,9 +13,9 @@ from cli.submit.options import read_submit_options, submit_options
 from cli.submit.spec_options import given_only, spec_options
 from cli.ui import output
 from cli.ui.lazy import examples
-from ganq import preflight
-from ganq.accept import prerequisites
-from ganq.evaluate import prepare
+from ganq.submission import preflight
+from ganq.submission.accept import prerequisites
+from ganq.submission.evaluate import prepare
 from jobs.specs import FEATURE_NETWORKS, EvaluateSpec
 from storage.settings import Settings
 

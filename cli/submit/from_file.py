@@ -10,7 +10,7 @@ import click
 from cli.session import open_session
 from cli.submit.notify import notices_of, report_unwritten
 from cli.ui import output
-from ganq.jobfile import MAX_BYTES, PlannedFile, plan_file, read_file, submit_planned
+from ganq.submission.jobfile import MAX_BYTES, PlannedFile, plan_file, read_file, submit_planned
 from storage.settings import Settings
 
 

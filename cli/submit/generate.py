@@ -16,9 +16,9 @@ from cli.submit.spec_options import given_only, spec_options
 from cli.ui import output
 from cli.ui.lazy import examples
 from cli.ui.params import NonEmptyPath
-from ganq.accept import prerequisites
-from ganq.generate import check_options, out_folder, prepare
-from ganq.options import parse_ranges
+from ganq.submission.accept import prerequisites
+from ganq.submission.generate import check_options, out_folder, prepare
+from ganq.submission.options import parse_ranges
 from jobs.errors import JobNotFoundError
 from jobs.specs import GenerateSpec
 

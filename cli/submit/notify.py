@@ -1,11 +1,11 @@
-"""Print what may delay accepted jobs; ganq/accept.py notifies the workers."""
+"""Print what may delay accepted jobs; ganq/submission/accept.py notifies the workers."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from cli.session import Session
 from cli.ui import output
-from ganq import accept
+from ganq.submission import accept
 from storage.db.rows import Job
 
 

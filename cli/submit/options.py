@@ -10,7 +10,7 @@ from cli.session import JOB
 from cli.ui import output
 from cli.ui.lazy import Entry, LazyGroup, examples
 from cli.ui.params import BoundedInt, Duration, User
-from ganq.accept import SubmitOptions
+from ganq.submission.accept import SubmitOptions
 from jobs.errors import SpecError
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.ui import output
-from ganq.sweep import product, require_size
+from ganq.submission.sweep import product, require_size
 from jobs.errors import SpecError
 from jobs.renamed import FIELDS
 

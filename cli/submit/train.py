@@ -14,9 +14,9 @@ from cli.submit.spec_options import given_only, spec_options
 from cli.ui import output
 from cli.ui.lazy import examples
 from cli.ui.params import RenamedChoice
-from ganq import preflight
-from ganq.accept import prerequisites
-from ganq.train import absolute_paths, prepare
+from ganq.submission import preflight
+from ganq.submission.accept import prerequisites
+from ganq.submission.train import absolute_paths, prepare
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
 from jobs.specs import FEATURE_NETWORKS, Augment, TrainSpec
 from storage.settings import Settings

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import ganq as api
-from ganq.schema import job_file_schema
+from ganq.submission.schema import job_file_schema
 from jobs.specs import TrainSpec
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ganq as api
-from ganq.describe import FORMATS, describe
+from ganq.submission.describe import FORMATS, describe
 from jobs.errors import SpecError
 from jobs.kinds import SPEC_VERSION
 from jobs.recipes import RECIPES

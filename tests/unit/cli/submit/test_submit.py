@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from cli.submit.plan import checkpoint_bytes, parameter_counts, training_plan
-from ganq.preflight import count_images
+from ganq.submission.preflight import count_images
 from jobs.networks.dcgan import Architecture
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
 from jobs.specs import GenerateSpec, TrainSpec

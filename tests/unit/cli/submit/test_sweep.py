@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.submit.sweep import combinations, describe
-from ganq.sweep import job_names
+from ganq.submission.sweep import job_names
 from jobs.errors import SpecError
 from jobs.specs import GenerateSpec, TrainSpec
 from storage.db.queries import Filter

@@ -21,7 +21,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from ganq.preflight import usual_side
+from ganq.submission.preflight import usual_side
 from jobs.errors import DatasetError, StorageError
 from storage.datasets import archives
 from storage.datasets.cache import open_images

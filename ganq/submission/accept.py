@@ -121,7 +121,7 @@ def accept_sweep(
     Raises:
         JobNotFoundError, SpecError: a job of --after does not exist or has failed; a job would be split.
     """
-    from ganq.sweep import job_names
+    from ganq.submission.sweep import job_names
     from storage.db.store.sweeps import sweep_id
     from worker.celery_bridge.notify_job import MOST_NOTIFIED
     from worker.host.accounts import require_readable_data

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ganq.preflight import WEIGHT_SUFFIXES
 from ganq.session import Session
+from ganq.submission.preflight import WEIGHT_SUFFIXES
 from jobs.class_checks import unknown_class
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError, SpecError
 from jobs.kinds import kind_named

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ganq.accept import notify_workers
 from ganq.session import Session
+from ganq.submission.accept import notify_workers
 
 if TYPE_CHECKING:
     from storage.db.rows import Job

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ganq import preflight
-from ganq.accept import SubmitOptions
-from ganq.job import reference_text
-from ganq.options import NEVER_SWEPT as NEVER_SWEPT
-from ganq.options import read_options, spec_class
+from ganq.references import reference_text
 from ganq.session import Session
+from ganq.submission import preflight
+from ganq.submission.accept import SubmitOptions
+from ganq.submission.options import NEVER_SWEPT as NEVER_SWEPT
+from ganq.submission.options import read_options, spec_class
 from jobs import durations
 from jobs.errors import SpecError
 from storage.settings import Settings
@@ -132,7 +132,7 @@ def resolve(
         return _resolve_training(settings, opened, given, changes)
     if request.kind == "evaluate":
         return _resolve_evaluation(settings, opened, given, changes)
-    from ganq import generate
+    from ganq.submission import generate
 
     source, now = given.pop("source", None), bool(given.pop("now", False))
     if "out" in given:
@@ -149,7 +149,7 @@ def _resolve_training(
     given: dict[str, Any],
     changes: Sequence[Mapping[str, Any]],
 ) -> Resolved:
-    from ganq import train
+    from ganq.submission import train
 
     source, start = given.pop("continue_from", None), given.pop("init_from", None)
     given = train.absolute_paths(given)
@@ -171,7 +171,7 @@ def _resolve_evaluation(
     given: dict[str, Any],
     changes: Sequence[Mapping[str, Any]],
 ) -> Resolved:
-    from ganq import evaluate
+    from ganq.submission import evaluate
 
     subjects = [given.pop(name) for name in ("subject", "source", "path") if name in given]
     if len(subjects) != 1:

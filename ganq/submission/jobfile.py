@@ -25,13 +25,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ganq.accept import common_columns, notify_for_many, prerequisites
-from ganq.options import SOURCES, field_name, known_names, read_axes, unknown_option
-from ganq.planned import PlannedQueries, planned_job
-from ganq.preflight import remember_data
-from ganq.requests import JOB_OPTIONS, Request, read_request, resolve
 from ganq.session import Session
-from ganq.sweep import MAX_JOBS, job_names, product
+from ganq.submission.accept import common_columns, notify_for_many, prerequisites
+from ganq.submission.options import SOURCES, field_name, known_names, read_axes, unknown_option
+from ganq.submission.planned import PlannedQueries, planned_job
+from ganq.submission.preflight import remember_data
+from ganq.submission.requests import JOB_OPTIONS, Request, read_request, resolve
+from ganq.submission.sweep import MAX_JOBS, job_names, product
 from jobs.errors import GanqError, SpecError
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ganq import preflight
-from ganq.generate import check_source
 from ganq.session import Session
+from ganq.submission import preflight
+from ganq.submission.generate import check_source
 from jobs.errors import DatasetError, JobNotFoundError, NotFoundError, SpecError
 from jobs.kinds import kind_named
 from jobs.specs import FEWEST_PICTURES, EvaluateSpec, GenerateSpec

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ganq.train import NETWORKS
+from ganq.submission.train import NETWORKS
 from jobs.durations import in_words
 from jobs.errors import SpecError
 from jobs.kinds import kind_named

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ganq.options import SOURCES, known_names, spec_class
-from ganq.requests import JOB_OPTIONS
+from ganq.submission.options import SOURCES, known_names, spec_class
+from ganq.submission.requests import JOB_OPTIONS
 from jobs.specs import option_of
 
 REFERENCE = {"type": ["string", "integer"], "description": "id or name of a job"}

@@ -1,0 +1,1 @@
+"""Build, check and submit jobs: what the client and the command line share."""
