@@ -1,6 +1,6 @@
 """
 The tables. Times are seconds since 1970 (UTC) by the database's clock. Partial indexes are in
-storage/db/indexes.py.
+storage/db/migrations/indexes.py.
 
 job           a request and its state; (attempt, lease_token) is the fence
 attempt       one row per claim; at most one open per job

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import DBAPIError
 
-import storage.db.indexes  # noqa: F401 - they belong to the metadata
+import storage.db.migrations.indexes  # noqa: F401 - they belong to the metadata
 from jobs.errors import DatabaseUnavailableError, SchemaMismatchError, VolumeError
 from jobs.networks.dcgan import Architecture
 from storage.db.engine import SCHEMA_REVISION, Database, check_schema

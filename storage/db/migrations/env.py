@@ -2,7 +2,7 @@
 
 from alembic import context
 
-import storage.db.indexes  # noqa: F401 - they belong to the metadata
+import storage.db.migrations.indexes  # noqa: F401 - they belong to the metadata
 from storage.db.tables import metadata
 
 connection = context.config.attributes["connection"]
