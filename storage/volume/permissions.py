@@ -68,7 +68,8 @@ def may_not_read(path: Path, *, uid: int | None = None) -> Path | None:
 
 def _may(path: Path, wanted: int, uid: int | None) -> bool:
     if uid is None:
-        return os.access(path, wanted) or not os.path.lexists(path)
+        # By the effective ids, and so with capabilities; access(2) drops those of any account but root.
+        return os.access(path, wanted, effective_ids=True) or not os.path.lexists(path)
     if uid == 0:
         return True
     try:
