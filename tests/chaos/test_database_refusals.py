@@ -269,9 +269,10 @@ def test_workers_survive_what_postgres_refuses_for_some_seconds(
         ganq.stop()
 
 
+@pytest.mark.tier2
 @pytest.mark.slow
 @needs_chattr
-@pytest.mark.parametrize("fault", [pytest.param("locked", marks=pytest.mark.tier2), "not_writable"])
+@pytest.mark.parametrize("fault", ["locked", "not_writable"])
 def test_workers_survive_what_sqlite_refuses_for_some_seconds(
     small: list[str], tmp_path: Path, fault: str
 ) -> None:
