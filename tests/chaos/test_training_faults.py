@@ -200,7 +200,7 @@ def test_a_nan_that_does_not_come_again_leaves_no_trace_in_the_result(
     assert desk.kept() == calm(recipe=recipe).kept()
     assert desk.samples() == calm(recipe=recipe).samples()
     (back,) = events_of(desk, "rolled_back")
-    assert back["now"] == "the same again"
+    assert back["action"] == "the same again"
     assert back["to_step"] == (step if seconds < 1 else step // 6 * 6)
     assert desk.result["lr_scale"] == 1.0
     assert len(desk.result["rollbacks"]) == 1
@@ -214,7 +214,7 @@ def test_each_nan_far_apart_gets_its_own_second_try(
     # The last two are one incident: nothing was saved between them, so the rates are halved.
     points = "train.nan.2x1=on@1;train.nan.8x1=on@1;train.nan.14x1=on@1;train.nan.17x1=on@2"
     assert desk.attempt(points)["op"] == "done"
-    assert [one["now"] for one in events_of(desk, "rolled_back")] == [
+    assert [one["action"] for one in events_of(desk, "rolled_back")] == [
         "the same again",
         "the same again",
         "the same again",
