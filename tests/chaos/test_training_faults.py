@@ -499,8 +499,8 @@ def test_other_pictures_than_at_the_beginning_are_refused(
     next(own_pictures.glob("*.png")).unlink()
     last = desk.attempt()
     assert (last["op"], last["code"]) == ("failed", "BAD_DATASET")
-    assert "not those that this run began with" in last["message"]
-    assert "bring them back" in last["hint"]
+    assert "not those of this run's first attempt" in last["message"]
+    assert "restore them" in last["hint"]
 
 
 def test_missing_images_without_a_copy_are_reported_by_name(own_volume: Volume, own_pictures: Path) -> None:
@@ -557,7 +557,10 @@ def test_three_missed_saves_are_borne_loudly_and_change_no_bit(tmp_path: Path) -
         ("checkpoint_save_failed", n) for n in (1, 2, 3)
     ] * 2
     assert sum(line.startswith("NOT SAVED: no room left") for line in ctx.lines) == 6
-    phases = [report.get("phase") for report in ctx.reports if report.get("phase") != "reading images"]
+    *phases, measuring, end = [
+        report.get("phase") for report in ctx.reports if report.get("phase") != "reading images"
+    ]
+    assert (measuring, end) == ("measuring the real images", None)
     full = "DISK_FULL: no room left at /v (needed: 2.0 MB, free: 1.0 MB)"
     # A report comes before the save of its step; that the disk has room again shows with the next.
     missed = [f"{full}, {n} of 3 saves missed" for n in (1, 2, 3)]

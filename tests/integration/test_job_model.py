@@ -225,7 +225,7 @@ def test_any_sequence_of_operations_keeps_to_the_model(
     database: "Database", claim: Claimer, job_factory: "Callable[..., Job]"
 ) -> None:
     run_state_machine_as_test(
-        machine(database, claim, job_factory),
+        machine(database, claim.or_none, job_factory),
         settings=settings(
             max_examples=50,
             stateful_step_count=30,

@@ -113,13 +113,19 @@ def test_a_job_whose_worker_fell_silent_is_not_called_running(
 
 
 def test_a_worker_is_shown_with_its_job_device_and_version(
-    ganq: "Ganq", database: "Database", make_identity: "Callable[..., WorkerIdentity]"
+    ganq: "Ganq",
+    database: "Database",
+    make_identity: "Callable[..., WorkerIdentity]",
+    running_job_factory: "Callable[..., Lease]",
 ) -> None:
     from storage.db.workers import WorkerStore
 
-    WorkerStore(database, make_identity("node7-gpu3", device="gpu3 (H100)")).report("busy", 42)
+    worker = make_identity("node7-gpu3", device="gpu3 (H100)")
+    job = running_job_factory(worker).job_id
+    WorkerStore(database, worker).report("busy", job)
     out = ganq("workers").out
-    for part in ("node7-gpu3", "busy", "42", "gpu3 (H100)", "testhost", "0.1.0", "0 s ago"):
+    assert out.splitlines()[1].split()[:3] == ["node7-gpu3", "busy", str(job)]
+    for part in ("gpu3 (H100)", "testhost", "0.1.0", "0 s ago"):
         assert part in out
 
 
