@@ -35,7 +35,7 @@ ENDS = {str(state) for state in JobState if state.terminal}
 BACK = {str(one) for one in Outcome} - ENDS
 """Outcomes after which a job is queued again."""
 AFTER_THE_END = {"results_deleted", "kept", "not_kept"}
-WISHES = {"submitted", "held", "hold_released", "cancel_requested"}
+REQUESTS = {"submitted", "held", "hold_released", "cancel_requested"}
 """Events that no attempt makes."""
 CODES_WITHOUT_A_CLASS = {"CRASHED", "STALLED", "CRASH_LOOP", "WORKER_LOST", "DEPENDENCY_FAILED"}
 TICK_S = 0.002
@@ -167,7 +167,7 @@ def one_end(row: Any, events: Sequence[Any]) -> Iterator[str]:
             if one.attempt != number:
                 yield f"I4: {who} while attempt {number} was the newest"
             state = one.type if one.type in ENDS else "queued"
-        elif one.type not in WISHES | AFTER_THE_END and (state, one.attempt) != ("running", number):
+        elif one.type not in REQUESTS | AFTER_THE_END and (state, one.attempt) != ("running", number):
             yield f"I4: {who} while it was {state}, attempt {number}"
     if (state, number) != (row.state, row.attempt):
         yield (
