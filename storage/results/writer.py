@@ -50,7 +50,8 @@ class ImageFiles:
     The result of a generation job; implements jobs.context.ImageSink.
 
     Args:
-        folder: the attempt's own folder.
+        folder: the attempt's own folder, or one of its shards.
+        inside: the attempt's own folder, if it exists; it is not created again when it is gone.
         format: a key of storage.results.formats.FORMATS.
         quality: of a lossy encoding, 1 to 100; None: the format's own.
         total: number of images, if known: lack of space for all of them is then reported after the first
@@ -60,9 +61,16 @@ class ImageFiles:
     """
 
     def __init__(
-        self, folder: Path, *, format: str = "png", quality: int | None = None, total: int | None = None
+        self,
+        folder: Path,
+        *,
+        inside: Path | None = None,
+        format: str = "png",
+        quality: int | None = None,
+        total: int | None = None,
     ) -> None:
         self.folder = folder
+        self.inside = inside
         self.total = total
         self.quality = quality
         mark = f"{TEMP_MARK}{secrets.token_hex(4)}"
@@ -82,7 +90,7 @@ class ImageFiles:
     def _begin(self) -> None:
         if not self._begun:
             self._sweep()
-            make_folder(self.folder)
+            make_folder(self.folder, inside=self.inside)
             self.grids.mkdir()
             self._begun = True
             self.container.begin()

@@ -157,7 +157,7 @@ def adopt_checkpoint(one: Unregistered, target: Path) -> None:
         DiskFullError, VolumeError, StorageError: no file remains.
     """
     temp = target.with_name(f"{target.name}{TEMP_MARK}{secrets.token_hex(4)}")
-    make_folder(target.parent)
+    make_folder(target.parent, inside=target.parent.parent)
     try:
         shutil.copytree(one.folder, temp, copy_function=_link_or_copy)
         sync_filesystem(temp)

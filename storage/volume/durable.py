@@ -58,8 +58,15 @@ def raise_storage_error(exc: OSError, path: Path, *, needed: int | None = None) 
             f"cannot write at {folder}: {os.strerror(exc.errno or 0).lower()}",
             hint=f"{hint}; or point GANQ_VOLUME at another place",
         ) from exc
+    if exc.errno == errno.ENOENT and not os.path.isdir(folder):
+        raise gone(folder) from exc
     error = StorageError if exc.errno in PERMANENT else VolumeError
     raise error(f"{folder}: {(exc.strerror or str(exc)).lower()}", hint="see ganq doctor") from exc
+
+
+def gone(folder: Path) -> VolumeError:
+    """Return the error for a folder of a volume that was there before, as when the volume is unmounted."""
+    return VolumeError(f"{folder} is gone", hint="is the volume still mounted there?")
 
 
 def _disk_full(folder: Path, needed: int | None) -> DiskFullError:
@@ -200,16 +207,24 @@ def _as_json(value: Any) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
 
 
-def make_folder(folder: Path, *, named: bool = True) -> None:
+def make_folder(folder: Path, *, inside: Path | None = None, named: bool = True) -> None:
     """
     Create a folder with its parents.
 
     Args:
+        inside: a parent that must exist. Created again after its volume was unmounted, it would be on the
+            disk below the mount point, and hidden once the volume is back.
         named: make each new name durable. Without, sync_parents() does it later.
+
+    Raises:
+        VolumeError: `inside` is gone.
+        DiskFullError, VolumeError, StorageError: it cannot be created.
     """
     missing = []
     here = folder
     while not os.path.isdir(here) and here != here.parent:
+        if here == inside:
+            raise gone(inside)
         missing.append(here)
         here = here.parent
     try:
@@ -234,6 +249,8 @@ def sync_parents(folder: Path, top: Path) -> None:
     for here in folder.parents:
         try:
             fsync_folder(here)
+        except FileNotFoundError as exc:
+            raise gone(here) from exc
         except OSError as exc:
             raise_storage_error(exc, here)
         if here == top:
@@ -253,7 +270,7 @@ def write_folder(
     Write several files as one folder that appears complete, with MANIFEST.json last.
 
     Args:
-        target: the folder; must not exist.
+        target: the folder; must not exist. Its parent is created, the parent's parent must exist.
         writers: file name → function that writes that path; called again with another path if the first
             file broke.
         needed: approximate total of bytes; nothing is written if there is no space for them.
@@ -264,7 +281,7 @@ def write_folder(
     Raises:
         DiskFullError, VolumeError, StorageError: no file remains.
     """
-    make_folder(target.parent)
+    make_folder(target.parent, inside=target.parent.parent)
     if needed is not None:
         require_room(target.parent, needed)
     return _retry_if_broken(lambda: _write_folder(target, writers, needed))

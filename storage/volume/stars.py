@@ -41,7 +41,7 @@ def set_star(volume: Volume, job_id: int, manifest_sha256: str, index: int, *, s
         images = sorted(kept | {index} if starred and len(kept) < MOST else kept)
         path = _path(volume, job_id)
         try:
-            make_folder(path.parent)
+            make_folder(path.parent, inside=path.parent.parent)
             write_json(path, {"manifest_sha256": manifest_sha256, "images": images})
         except OSError as exc:
             raise_storage_error(exc, path)

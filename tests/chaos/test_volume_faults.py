@@ -452,7 +452,7 @@ def test_f25_a_volume_that_goes_under_a_training_is_waited_for_and_nothing_is_ma
 ) -> None:
     """As when a disk is unmounted: files created below the mount point would be hidden when it is back."""
     ganq.start_worker()
-    asked = ("submit", "train", *small, "--epochs", "60", "--save-every", "1", "--metric", "none")
+    asked = ("submit", "train", *small, "--epochs", "150", "--save-every", "1", "--metric", "none")
     undisturbed = int(ganq.json(*asked, "--name", "undisturbed", "--wait")["id"])
     job = int(ganq.json(*asked)["id"])
     until(lambda: Queries(database).checkpoints(job), what="a checkpoint")

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from jobs.context import CheckpointKind, Images, ImageSink, Sample, Shard, Snapshot
-from jobs.errors import CheckpointCorruptError, DatasetError, StopRequested, VolumeError
+from jobs.errors import CheckpointCorruptError, DatasetError, StopRequested
 from jobs.failpoints import failpoint
 from jobs.states import StopReason
 from storage.users import this_account
 from storage.volume.checkpoints import adopt_checkpoint, find_unregistered, read_checkpoint, write_checkpoint
-from storage.volume.durable import TEMP_MARK, make_folder, require_room, sync_parents, write_json
+from storage.volume.durable import TEMP_MARK, gone, make_folder, require_room, sync_parents, write_json
 from storage.volume.layout import Volume
 from storage.volume.ownership import is_of, quarantine_if_orphaned, recorded_spec
 from worker.ipc import Channel
@@ -93,7 +93,7 @@ class RunContext:
             volume, self.job_id, self.attempt, assignment["submitted_at"], assignment["spec"]
         )
         # The folder need not be durable before something in it is registered: see _make_durable().
-        make_folder(self.folder, named=False)
+        make_folder(self.folder, inside=volume.jobs, named=False)
         self._spec_written = self._durable = False
         self._log = open(self.folder / "log.txt", "ab", buffering=0)  # noqa: SIM115 - closed by close()
         self._metrics: IO[bytes] | None = None  # opened by the first record
@@ -450,7 +450,7 @@ class RunContext:
         from storage.results.codecs import write_png
 
         folder = self.folder / "samples"
-        make_folder(folder)
+        make_folder(folder, inside=self.folder)
         write_png(folder / f"{name}.png", pixels_HW3)
         self.volume.point(self.volume.samples(self.job_id), folder)
 
@@ -479,7 +479,7 @@ class RunContext:
         # publish() syncs the whole file system where that works; FUSE and 9p support fsync alone.
         self._make_durable()
         folder = self.folder if shard is None else self._shards_folder / f"{shard:04d}"
-        sink = ImageFiles(folder, format=format, quality=quality, total=total)
+        sink = ImageFiles(folder, inside=self.folder, format=format, quality=quality, total=total)
         self._sinks.append(sink)
         return sink
 
@@ -525,7 +525,7 @@ class RunContext:
 
     def _require_folder(self, folder: Path) -> None:
         if not os.path.isdir(folder):  # False, too, without the permission to look
-            raise VolumeError(f"{folder} is gone", hint="is the volume still mounted there?")
+            raise gone(folder)
 
     def _unused_folder(self, target: Path) -> Path:
         """Return this folder, or one with a number: after a rollback a run reaches the same step again."""

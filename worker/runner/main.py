@@ -220,9 +220,10 @@ def _failed(exc: GanqError, replace: bool) -> dict[str, Any]:
 
 def _os_error(exc: OSError, ctx: RunContext | None, volume: Volume) -> tuple[dict[str, Any], bool]:
     """Return the answer for an OSError: a full or broken volume is a storage error, others are defects."""
-    if exc.errno in STORAGE_ERRNOS:
+    folder = ctx.folder if ctx else volume.jobs
+    if exc.errno in STORAGE_ERRNOS or not os.path.isdir(folder):
         try:
-            raise_storage_error(exc, ctx.folder if ctx else volume.root)
+            raise_storage_error(exc, folder / "any")
         except GanqError as error:
             return _failed(error, replace=False), True
     if is_shortage(exc):

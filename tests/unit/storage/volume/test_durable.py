@@ -15,9 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from jobs.context import GeneratedImage
 from jobs.errors import CheckpointCorruptError, DiskFullError, StorageError, VolumeError
+from storage.results.writer import ImageFiles
 from storage.volume.durable import (
     MANIFEST,
     TEMP_MARK,
@@ -329,6 +332,24 @@ def test_a_file_in_the_way_of_a_folder_is_said(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("")
     with pytest.raises(StorageError, match="not a directory"):
         make_folder(tmp_path / "f" / "deep")
+
+
+def test_an_attempts_folder_that_is_gone_is_never_created_again(tmp_path: Path) -> None:
+    """As when its volume is unmounted: what is written below the mount point is hidden once it is back."""
+    attempt = tmp_path / "jobs" / "000001" / "a1"
+    sink = ImageFiles(attempt, inside=attempt)
+    image = GeneratedImage(np.zeros((8, 8, 3), np.uint8), {"seed": 1})
+    attempts: list[Callable[[], object]] = [
+        lambda: make_folder(attempt / "samples", inside=attempt),
+        lambda: write_folder(attempt / "checkpoints" / "epoch-0001", writers(a=b"1")),
+        lambda: sink.add([image]),
+        lambda: write_bytes(attempt / "file", b"x"),
+        lambda: sync_parents(attempt, tmp_path),
+    ]
+    for write in attempts:
+        with pytest.raises(VolumeError, match="is gone"):
+            write()
+    assert not list(tmp_path.iterdir())
 
 
 def test_making_a_folder_that_is_there_is_no_error(tmp_path: Path) -> None:
