@@ -111,6 +111,9 @@ def selection_options(command: F) -> F:
             click.option("--name", help="Filter for --all: jobs whose name contains this text."),
             click.option("--sweep", help="All jobs of this sweep (id or name)."),
             click.option("--yes", is_flag=True, help="Do not ask for confirmation of --all or --sweep."),
+            click.option(
+                "--dry-run", is_flag=True, help="Print the jobs that would be changed; change none."
+            ),
             output.json_option,
         )
     ):
@@ -118,9 +121,19 @@ def selection_options(command: F) -> F:
     return command
 
 
-def select_jobs(session: Session, verb: str, options: dict[str, Any]) -> list[str]:
+def select_jobs(
+    session: Session,
+    verb: str,
+    options: dict[str, Any],
+    *,
+    states: Sequence[JobState] = OPEN,
+    held: bool | None = None,
+) -> list[str]:
     """
-    Return the selected jobs, newest first.
+    Return the selected jobs, newest first; none after a dry run, which prints them.
+
+    Args:
+        states, held: those that --all and --sweep select.
 
     Raises:
         SpecError: no jobs were given, or jobs together with filters.
@@ -130,6 +143,8 @@ def select_jobs(session: Session, verb: str, options: dict[str, Any]) -> list[st
     many = options["everything"] or options["sweep"] is not None
     if named and (many or options["states"] or filters):
         raise SpecError("jobs cannot be combined with --all or filters", hint=f"ganq {verb} {named[0]}")
+    if named and options["dry_run"]:
+        return _print_selected([session.queries.find(one) for one in named], verb, options["as_json"])
     if named:
         return list(named)
     if not many:
@@ -146,14 +161,27 @@ def select_jobs(session: Session, verb: str, options: dict[str, Any]) -> list[st
     from storage.db.queries import Filter
 
     sweep = session.queries.find_sweep(options["sweep"]) if options["sweep"] is not None else None
-    states = tuple(JobState(state) for state in options["states"]) or OPEN
+    chosen = tuple(JobState(state) for state in options["states"]) or tuple(states)
     # Newest first: dependent jobs are cancelled before the jobs they wait for, so that none starts.
-    found = session.queries.ids(Filter(states=states, sweep=sweep, **filters))
+    found = session.queries.ids(Filter(states=chosen, sweep=sweep, held=held, **filters))
     if not found and not options["as_json"]:
         click.echo(NO_MATCH)
+    if options["dry_run"]:
+        return _print_selected(reversed(session.queries.get_many(found)), verb, options["as_json"])
     if len(found) > 1 and output.on_terminal() and not options["as_json"] and not options["yes"]:
         click.confirm(f"{verb} {output.count(len(found), 'job')}?", abort=True)
     return [str(job_id) for job_id in found]
+
+
+def _print_selected(jobs: "Iterable[Job]", verb: str, as_json: bool) -> list[str]:
+    """Print what a command would change; return no job, so that it changes none."""
+    rows = [{"id": job.id, "name": job.name, "state": str(job.state), "would": verb} for job in jobs]
+    if as_json:
+        output.print_json(rows)
+    for row in rows if not as_json else ():
+        name = f" ({output.clean(str(row['name']))})" if row["name"] else ""
+        click.echo(f"would {verb} job {row['id']}{name}: {row['state']}")
+    return []
 
 
 @click.command(
@@ -222,29 +250,37 @@ def _cancel_many(session: Session, ids: Sequence[int], as_json: bool) -> int:
     return 0
 
 
-@click.command(epilog=examples("ganq hold 12", "ganq submit train --data faces/ --hold"))
-@click.argument("jobs", nargs=-1, required=True, type=JOB)
-@output.json_option
-def hold(jobs: Sequence[str], as_json: bool) -> int:
-    """Prevent queued JOBS from starting until `ganq release`."""
+@click.command(epilog=examples("ganq hold 12", "ganq hold --all --user ada"))
+@selection_options
+def hold(as_json: bool, **options: Any) -> int:
+    """Prevent queued JOBS from starting until `ganq release`; `ganq pause` also stops running ones."""
+    session = open_session()
+    jobs = select_jobs(session, "hold", {**options, "as_json": as_json}, states=OPEN[:1], held=False)
 
     def action(session: Session, job: "Job") -> "Iterable[tuple[Job, str]]":
-        yield session.store.hold(job.id, held=True), "held"
+        yield session.store.hold(job.id, held=True, by=session.settings.user), "held"
 
-    return for_each_job(open_session(), jobs, as_json, action)
+    return for_each_job(session, jobs, as_json, action) if jobs else 0
 
 
-@click.command(epilog=examples("ganq release 12"))
-@click.argument("jobs", nargs=-1, required=True, type=JOB)
-@output.json_option
-def release(jobs: Sequence[str], as_json: bool) -> int:
-    """Allow held JOBS to start."""
+@click.command(epilog=examples("ganq release 12", "ganq release --sweep rates"))
+@selection_options
+def release(as_json: bool, **options: Any) -> int:
+    """Allow held or paused JOBS to start."""
+    session = open_session()
+    jobs = select_jobs(session, "release", {**options, "as_json": as_json}, held=True)
+    return release_jobs(session, jobs, as_json) if jobs else 0
+
+
+def release_jobs(session: Session, jobs: Sequence[str], as_json: bool) -> int:
+    """Release jobs and wake workers for them; return the exit code."""
 
     def action(session: Session, job: "Job") -> "Iterable[tuple[Job, str]]":
         from cli.submit.notify import notify_workers
 
-        now = session.store.hold(job.id, held=False)
-        notify_workers(session, now)
-        yield now, "released"
+        now = session.store.hold(job.id, held=False, by=session.settings.user)
+        if now.state is JobState.QUEUED:
+            notify_workers(session, now)
+        yield now, "resumed" if job.held and (job.attempt or job.state is JobState.RUNNING) else "released"
 
-    return for_each_job(open_session(), jobs, as_json, action)
+    return for_each_job(session, jobs, as_json, action)

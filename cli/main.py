@@ -23,6 +23,8 @@ WORK, WATCH, DATA, RUN, ADMIN = "Work", "Watch", "Data and models", "Run", "Admi
 COMMANDS = (
     Entry("submit", "cli.submit.options:submit", "Submit a training, a generation or an evaluation.", WORK),
     Entry("cancel", "cli.control:cancel", "Cancel queued or running jobs.", WORK),
+    Entry("pause", "cli.pause:pause", "Stop running jobs with their work saved.", WORK),
+    Entry("resume", "cli.pause:resume", "Continue paused jobs.", WORK),
     Entry("hold", "cli.control:hold", "Prevent queued jobs from starting.", WORK),
     Entry("release", "cli.control:release", "Allow held jobs to start.", WORK),
     Entry("set", "cli.set:set_", "Change the priority or the name of jobs.", WORK),

@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Union
 
@@ -217,6 +218,36 @@ class Job:
         session = self._client.session
         return self._now(session.store.request_cancel(self.id, by=session.settings.user))
 
+    def pause(self, *, reason: str | None = None, wait: float | None = None) -> "Job":
+        """
+        Stop the running job with its work saved and hold it until resume(); a queued one is held.
+
+        Args:
+            reason: text for the history of the job.
+            wait: seconds to wait until its worker has stopped it; None: return at once.
+
+        Raises:
+            InvalidTransitionError: it has ended.
+            TimeoutError: its worker has not stopped it in time; the request stays.
+        """
+        session = self._client.session
+        self._now(session.store.pause(self.id, by=session.settings.user, reason=reason))
+        if wait is not None:
+            stopped, _ = wait_until_stopped(session.queries, [self.id], wait)
+            if not stopped:
+                raise TimeoutError(f"job {self.id} has not stopped within {wait:g} s; the request stays")
+            self._now(stopped[0])
+        return self
+
+    def resume(self) -> "Job":
+        """
+        Continue the paused job, or let the held one start: the same as release().
+
+        Raises:
+            InvalidTransitionError: it is neither queued nor being paused.
+        """
+        return self.release()
+
     def hold(self) -> "Job":
         """
         Prevent the queued job from starting until release().
@@ -224,19 +255,22 @@ class Job:
         Raises:
             InvalidTransitionError: it is not queued.
         """
-        return self._now(self._client.session.store.hold(self.id, held=True))
+        session = self._client.session
+        return self._now(session.store.hold(self.id, held=True, by=session.settings.user))
 
     def release(self) -> "Job":
         """
-        Allow the held job to start.
+        Allow the held or paused job to start.
 
         Raises:
-            InvalidTransitionError: it is not queued.
+            InvalidTransitionError: it is neither queued nor being paused.
         """
         from ganq.submission.accept import notify_workers
 
-        now = self._client.session.store.hold(self.id, held=False)
-        report(notify_workers(self._client.session, now))
+        session = self._client.session
+        now = session.store.hold(self.id, held=False, by=session.settings.user)
+        if str(now.state) == "queued":
+            report(notify_workers(session, now))
         return self._now(now)
 
     def set(self, *, priority: int | None = None, name: str | None = None) -> "Job":
@@ -326,3 +360,32 @@ def wait_for(jobs: Sequence[Job], timeout: float | None = None) -> None:
     for job in jobs:
         if (reason := copy_pending(job._client.session, job._row)) is not None:
             warnings.warn(reason, stacklevel=2)
+
+
+def wait_until_stopped(
+    queries: "Queries", ids: Sequence[int], timeout: float | None = None
+) -> "tuple[list[JobRow], list[JobRow]]":
+    """
+    Wait until none of the jobs is running, also while the job table is unavailable.
+
+    Returns:
+        (jobs that no worker has, jobs that were still running when the timeout, in seconds, expired).
+    """
+    from storage.status.job_text import StatusContext, as_one
+
+    started = time.monotonic()
+    while True:
+        polled = time.monotonic()
+        running: list[JobRow] = []
+        stopped: list[JobRow] = []
+        with suppress(DatabaseUnavailableError):
+            rows = sorted(queries.get_many(ids), key=lambda row: row.id)
+            context = StatusContext.of(queries, rows)
+            for row in rows:
+                (running if str(as_one(row, context).state) == "running" else stopped).append(row)
+            if not running:
+                return stopped, []
+        now = time.monotonic()
+        if timeout is not None and now - started >= timeout:
+            return stopped, running
+        time.sleep(poll_delay_s(now - started, query_s=now - polled))

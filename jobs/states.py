@@ -59,9 +59,10 @@ class StopReason(StrEnum):
     CANCEL = "cancel"
     DRAIN = "drain"
     PREEMPT = "preempt"
+    PAUSE = "pause"
     TIME_LIMIT = "time_limit"
     LOST = "lost"
 
 
-KEEPS_WORK = frozenset({StopReason.DRAIN, StopReason.PREEMPT, StopReason.TIME_LIMIT})
+KEEPS_WORK = frozenset({StopReason.DRAIN, StopReason.PREEMPT, StopReason.PAUSE, StopReason.TIME_LIMIT})
 """Reasons after which the job may continue: a checkpoint is saved first."""

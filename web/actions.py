@@ -14,7 +14,9 @@ from starlette.responses import Response
 
 from jobs.errors import GanqError, NotFoundError, SpecError
 from jobs.kinds import SPEC_VERSION, kind_named
+from jobs.states import JobState
 from storage.db.rows import Job
+from storage.status import job_text
 from storage.volume.stars import set_star
 from web import html
 from web.files import job_of, require_volume
@@ -87,12 +89,18 @@ def _cancel(site: Site, request: Request, job: Job, values: dict[str, Any]) -> d
 
 
 def _hold(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
-    return _outcome(site.store.hold(job.id, held=True), "held")
+    return _outcome(site.store.hold(job.id, held=True, by=_user(site, request)), "held")
+
+
+def _pause(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
+    now = site.store.pause(job.id, by=_user(site, request))
+    return _outcome(now, job_text.after_pause(now, job_text.StatusContext.of(site.queries, [now])))
 
 
 def _release(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
-    now = site.store.hold(job.id, held=False)
-    notify_job(site.settings, site.queries, site.store, now)
+    now = site.store.hold(job.id, held=False, by=_user(site, request))
+    if now.state is JobState.QUEUED:
+        notify_job(site.settings, site.queries, site.store, now)
     return _outcome(now, "released")
 
 
@@ -154,6 +162,8 @@ def _star(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dic
 
 VERBS = {
     "cancel": _cancel,
+    "pause": _pause,
+    "resume": _release,
     "hold": _hold,
     "release": _release,
     "priority": _priority,

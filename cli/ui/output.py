@@ -109,6 +109,8 @@ STATE_STYLES = {
     "cancelled": "dim",
     "cancelling": "yellow",
     "held": "yellow",
+    "paused": "yellow",
+    "pausing": "yellow",
     "retry": "yellow",
     "unresponsive": "red",
     "queued:": "yellow",

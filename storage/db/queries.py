@@ -62,6 +62,8 @@ class Filter:
     part_of: int | None = None
     since: float | None = None
     """Submitted at this time or later."""
+    held: bool | None = None
+    """Whether the job is held or paused, or being paused."""
 
     def where(self) -> list[ColumnElement[bool]]:
         wanted: list[ColumnElement[bool]] = []
@@ -77,6 +79,8 @@ class Filter:
                 wanted.append(job.c.id.not_in(_active_splits()))
         if self.since is not None:
             wanted.append(job.c.created_at >= self.since)
+        if self.held is not None:
+            wanted.append(job.c.held != 0 if self.held else job.c.held == 0)
         if self.kind is not None:
             wanted.append(job.c.kind == self.kind)
         if self.user is not None:

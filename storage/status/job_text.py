@@ -67,6 +67,8 @@ def as_one(job: Job, context: StatusContext) -> Job:
     if parts is None or job.state is not JobState.QUEUED or not job.blockers or not parts.under_way:
         return job
     progress = {"done": parts.done, "total": parts.total, "unit": "images"}
+    if job.held and not parts.running:
+        return replace(job, progress=progress)
     return replace(
         job,
         state=JobState.RUNNING,
@@ -90,13 +92,13 @@ def state(job: Job, context: StatusContext) -> str:
             return "cancelling"
         if (silence := silent_s(job, context)) > UNRESPONSIVE_S:
             return f"unresponsive for {duration(silence)}"
-        return "running"
+        return "pausing" if job.held else "running"
     if job.state is JobState.SUCCEEDED and job.cancel_requested_at is not None:
         return "succeeded (cancel too late)"
     if job.state is not JobState.QUEUED:
         return str(job.state)
     if job.held:
-        return "held"
+        return "paused" if is_paused(job, context) else "held"
     if job.blockers:
         needed = context.unfinished_dependencies.get(job.id, ())
         if not needed and job.id in context.parts:
@@ -107,6 +109,30 @@ def state(job: Job, context: StatusContext) -> str:
         # At most the longest backoff: the time was written by a clock that may differ from this one.
         return f"retry in {duration(min(job.not_before - context.now, BACKOFF_S[-1]))}{why}"
     return "queued"
+
+
+def is_paused(job: Job, context: StatusContext) -> bool:
+    """Return whether a job is held that has started, so that releasing it continues it."""
+    parts = context.parts.get(job.id)
+    begun = job.attempt > 0 or (parts is not None and parts.under_way)
+    return job.held and job.state is JobState.QUEUED and begun
+
+
+def after_pause(job: Job, context: StatusContext) -> str:
+    """Return what a pause has done or will do, for the user who asked for it."""
+    job, resume = as_one(job, context), f"ganq resume {job.id}"
+    if job.state is not JobState.RUNNING:
+        then = "continues it" if is_paused(job, context) else "lets it start"
+        return f"{state(job, context)}; {resume} {then}"
+    if (silence := silent_s(job, context)) > UNRESPONSIVE_S:
+        return (
+            f"pause requested; its worker has been silent for {duration(silence)}: held once it is requeued"
+        )
+    where = place(job, context) or "its worker"
+    if job.kind == "train":
+        return f"pause requested: {where} saves a checkpoint and stops; {resume} continues it"
+    rest = "generates the other shards" if job.id in context.parts else "starts it from its beginning"
+    return f"pause requested: {where} stops it; {resume} {rest}"
 
 
 def fraction(job: Job) -> float | None:

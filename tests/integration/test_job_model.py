@@ -203,6 +203,30 @@ def machine(database: "Database", take: Any, submit: Any) -> Any:
                 model.events.append("held" if held else "hold_released")
             model.held = held
 
+        @precondition(lambda self: self.some("queued", "running"))
+        @rule(data=st.data())
+        def pause(self, data: Any) -> None:
+            job_id = self.pick(data, {"queued", "running"})
+            model = self.jobs[job_id]
+            store.pause(job_id)
+            if not model.held:
+                model.events.append("held" if model.state == "queued" else "pause_requested")
+            model.held = True
+
+        @precondition(lambda self: self.some("running"))
+        @rule(data=st.data())
+        def withdraw_a_pause(self, data: Any) -> None:
+            job_id = self.pick(data, {"running"})
+            model = self.jobs[job_id]
+            if not model.held:
+                with pytest.raises(InvalidTransitionError):
+                    store.hold(job_id, held=False)
+                return
+            assert store.stop_requests(self.leases[job_id][-1]).pause
+            store.hold(job_id, held=False)
+            model.events.append("hold_released")
+            model.held = False
+
         @invariant()
         def the_table_agrees(self) -> None:
             assert seen(database, sorted(self.jobs)) == {

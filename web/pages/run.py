@@ -91,8 +91,12 @@ def _can(job: Job) -> Iterator[str]:
     elif job.cancel_requested_at is None:
         yield "cancel"
         yield "priority"
-    if job.state is JobState.QUEUED:
-        yield "release" if job.held else "hold"
+    if job.held and not job.state.terminal:
+        yield "resume" if job.attempt else "release"
+    elif job.state is JobState.RUNNING:
+        yield "pause"
+    elif job.state is JobState.QUEUED:
+        yield "hold"
 
 
 def _facts(job: Job, around: StatusContext) -> Iterator[tuple[str, Any]]:

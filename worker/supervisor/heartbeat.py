@@ -15,7 +15,7 @@ from worker.supervisor.metrics import Metrics
 
 log = logging.getLogger("ganq.heartbeat")
 
-LeaseEvent = Literal["lost", "cancel", "preempt"]
+LeaseEvent = Literal["lost", "cancel", "pause", "preempt"]
 Fault = Literal["volume hung", "runner stuck"]
 
 
@@ -28,7 +28,8 @@ class Heartbeat(threading.Thread):
     when the result is committed.
 
     Args:
-        on_event: called once per lease and event: the lease is lost, or a cancel or preemption is requested.
+        on_event: called once per lease and event: the lease is lost, or a cancel, pause or preemption is
+            requested.
         offer_preemption: requests preemption of the leased job if one of higher priority waits; returns the
             id of that job.
         on_name_taken: called if another living worker has this worker's name.
@@ -159,6 +160,8 @@ class Heartbeat(threading.Thread):
             stop_requests = self.store.stop_requests(lease)
         if stop_requests.cancel:
             self._emit("cancel", lease)
+        elif stop_requests.pause:
+            self._emit("pause", lease)
         elif stop_requests.preempt_for is not None or self.offer_preemption(lease) is not None:
             self._emit("preempt", lease)
 

@@ -558,9 +558,9 @@ class Supervisor:
         if event == "lost":
             self.held.abandon("another worker has the lease")
             self._after_job()
-        elif event == "preempt":
+        elif event in ("preempt", "pause"):
             if self.held.watchdog.stop_reason is None:
-                self._request_stop(StopReason.PREEMPT, self.settings.drain_seconds)
+                self._request_stop(StopReason(event), self.settings.drain_seconds)
         elif self.held.watchdog.stop_reason is not StopReason.CANCEL:
             self._request_stop(StopReason.CANCEL, CANCEL_GRACE_S)
 

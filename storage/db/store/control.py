@@ -1,4 +1,6 @@
-"""Cancel, hold and release jobs."""
+"""Cancel, pause, hold and release jobs."""
+
+from typing import Any
 
 from sqlalchemy import Connection, update
 
@@ -6,13 +8,14 @@ from jobs.errors import InvalidTransitionError
 from jobs.states import JobState
 from storage.db.rows import Job
 from storage.db.store.inheritance import lend, needs_of, repay, set_own_priority
-from storage.db.store.shards import hold_shards
+from storage.db.store.shards import hold_shards, pause_shards
 from storage.db.store.transitions import (
     StoreMixin,
     get_job,
     how_it_ended,
     locked_job,
     record_event,
+    storable,
     transition,
 )
 from storage.db.tables import job, utcnow
@@ -62,9 +65,50 @@ class ControlMixin(StoreMixin):
 
         return self.database.write(work)
 
-    def hold(self, job_id: int, *, held: bool) -> Job:
+    def pause(self, job_id: int, *, by: str | None = None, reason: str | None = None) -> Job:
         """
-        Hold a queued job, so that it is not claimed, or release it.
+        Hold a job that has not ended; the worker of a running one stops it with its work saved.
+
+        The request is the column `held` of the running row: however the attempt ends, a job that is queued
+        again is then held. Workers of ganq 0.2 do not read it while a job runs.
+
+        Args:
+            by, reason: name of the user and text for the job's history.
+
+        Raises:
+            JobNotFoundError: there is no such job.
+            InvalidTransitionError: it has ended, or is a shard.
+        """
+
+        def work(conn: Connection) -> Job:
+            row = locked_job(conn, job_id)
+            if row.part_of is not None:
+                raise InvalidTransitionError(
+                    f"job {job_id} is a shard of job {row.part_of} and is paused with it",
+                    hint=f"ganq pause {row.part_of}",
+                )
+            if JobState(row.state).terminal:
+                raise InvalidTransitionError(
+                    f"job {job_id} has already {how_it_ended(row.state)}", hint=f"ganq status {job_id}"
+                )
+            stops = pause_shards(conn, job_id) or (row.state == JobState.RUNNING and not row.held)
+            detail = {name: text for name, text in (("by", by), ("reason", storable(reason))) if text}
+            if not row.held:
+                _set_held(conn, row, held=True)
+            if stops:
+                record_event(conn, job_id, "pause_requested", detail=detail or None)
+            elif not row.held:
+                record_event(conn, job_id, "held", detail=detail or None)
+            return get_job(conn, job_id)
+
+        return self.database.write(work)
+
+    def hold(self, job_id: int, *, held: bool, by: str | None = None) -> Job:
+        """
+        Hold a queued job, so that it is not claimed, or release it, also one that pause() has held.
+
+        Args:
+            by: name of the user, for the job's history.
 
         Raises:
             JobNotFoundError: there is no such job.
@@ -79,22 +123,18 @@ class ControlMixin(StoreMixin):
             if tried and row.state != JobState.QUEUED and not held and not row.held:
                 return Job.from_row(row)  # an earlier try has committed, and the job was claimed since
             tried = True
-            if row.state != JobState.QUEUED:
+            pausing = row.state == JobState.RUNNING and row.held and not held
+            if row.state != JobState.QUEUED and not pausing:
                 raise InvalidTransitionError(
                     f"job {job_id} is {row.state}, and only a queued job can be held or released",
-                    hint=f"ganq cancel {job_id} stops it"
+                    hint=f"ganq pause {job_id} stops it with its work saved"
                     if row.state == JobState.RUNNING
                     else f"ganq retry {job_id} does it again",
                 )
             if bool(row.held) != held:
-                conn.execute(update(job).where(job.c.id == job_id).values(held=int(held), rung_at=None))
-                hold_shards(conn, job_id, held=held)
-                needs = needs_of(conn, [job_id]) if row.blockers else []
-                if held:
-                    repay(conn, needs)
-                else:
-                    lend(conn, needs, row.priority)
-                record_event(conn, job_id, "held" if held else "hold_released")
+                _set_held(conn, row, held=held)
+                detail = {"by": by} if by else None
+                record_event(conn, job_id, "held" if held else "hold_released", detail=detail)
             return get_job(conn, job_id)
 
         return self.database.write(work)
@@ -174,3 +214,14 @@ class ControlMixin(StoreMixin):
             return get_job(conn, job_id)
 
         return self.database.write(work)
+
+
+def _set_held(conn: Connection, row: Any, *, held: bool) -> None:
+    """Set `held` of a job and its shards; a held job lends no priority."""
+    conn.execute(update(job).where(job.c.id == row.id).values(held=int(held), rung_at=None))
+    hold_shards(conn, row.id, held=held)
+    needs = needs_of(conn, [row.id]) if row.blockers else []
+    if held:
+        repay(conn, needs)
+    else:
+        lend(conn, needs, row.priority)

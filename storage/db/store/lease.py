@@ -35,10 +35,10 @@ HEARTBEAT = (
     update(job)
     .where(FENCE)
     .values(hb_seq=job.c.hb_seq + 1)
-    .returning(job.c.cancel_requested_at, job.c.preempt_for)
+    .returning(job.c.cancel_requested_at, job.c.preempt_for, job.c.held)
 )
 HEARTBEAT_WITH_PROGRESS = HEARTBEAT.values(progress=bindparam("so_far", type_=job.c.progress.type))
-STOP_REQUESTS = select(job.c.cancel_requested_at, job.c.preempt_for).where(FENCE)
+STOP_REQUESTS = select(job.c.cancel_requested_at, job.c.preempt_for, job.c.held).where(FENCE)
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class StopRequests:
 
     cancel: bool
     preempt_for: int | None = None  # a waiting job of higher priority
+    pause: bool = False
 
 
 class LeaseMixin(StoreMixin):
@@ -189,4 +190,4 @@ def _stop_requests(lease: Lease, row: Any) -> StopRequests:
     """
     if row is None:
         raise lease_lost(lease)
-    return StopRequests(row.cancel_requested_at is not None, row.preempt_for)
+    return StopRequests(row.cancel_requested_at is not None, row.preempt_for, bool(row.held))

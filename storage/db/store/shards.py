@@ -91,9 +91,16 @@ def shards_of(conn: Connection, parent: int) -> list[Any]:
 
 
 def hold_shards(conn: Connection, parent: int, *, held: bool) -> None:
-    """Hold or release the shards that have not started."""
-    waiting = update(job).where(job.c.part_of == parent, job.c.state == JobState.QUEUED)
+    """Hold the shards that have not started, or release all that have not ended."""
+    states = (JobState.QUEUED,) if held else (JobState.QUEUED, JobState.RUNNING)
+    waiting = update(job).where(job.c.part_of == parent, job.c.state.in_(states))
     conn.execute(waiting.values(held=int(held), rung_at=None))
+
+
+def pause_shards(conn: Connection, parent: int) -> bool:
+    """Have the workers of running shards stop; return whether there are any."""
+    running = update(job).where(job.c.part_of == parent, job.c.state == JobState.RUNNING, job.c.held == 0)
+    return conn.execute(running.values(held=1)).rowcount > 0
 
 
 def summaries(conn: Connection, parents: Sequence[int]) -> dict[int, ShardSummary]:

@@ -53,7 +53,7 @@ def test_hold_and_release(ganq: "Ganq", claim: "Claimer", job_factory: "Callable
     claim()
     said = ganq("hold", 1)
     assert said.code == 1
-    assert "ganq cancel 1" in said.err
+    assert "ganq pause 1" in said.err
 
 
 def test_retry_makes_a_new_job_with_the_same_spec_and_name(
