@@ -162,9 +162,9 @@ class Queue:
             user="benchmark",
             priority=kind_named(spec.kind).priority,
             will_notify=True,
-            shards=[(part.to_json(), part.pictures) for part in spec.split()],
+            shards=[(shard.to_json(), shard.image_count) for shard in spec.split()],
         )
-        for one in (self.queries.parts(job.id) if job.blockers else []) or [job]:
+        for one in (self.queries.shards(job.id) if job.blockers else []) or [job]:
             if not try_notify(self.settings, one.id, one.queue, self.database.installation):
                 self.store.not_notified(one.id)
         return job

@@ -113,9 +113,7 @@ def _ratios(series: Series, label: str) -> list[Ratio]:
     def one(what: str, against: str, metric: str, at_least: float | None) -> Ratio:
         mine, peer = series.of(what, metric), series.of(against, metric)
         name = metric.removesuffix("_rate")
-        return compare(
-            f"train {label}: {what}", against, f"{name}, pictures/s", mine, peer, at_least=at_least
-        )
+        return compare(f"train {label}: {what}", against, f"{name}, images/s", mine, peer, at_least=at_least)
 
     return [
         one("queue", "plain", "loop_rate", 1.2),

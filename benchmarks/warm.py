@@ -48,7 +48,7 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
     for peer in ("--version", "submit --dry-run"):
         above = [a - b for a, b in zip(whole, series.of(peer, "wall"), strict=True)]
         series.values[f"above {peer}"] = {"wall": above}
-        what = f"64 pictures warm, submit --wait over ganq {peer}: p50"
+        what = f"64 images warm, submit --wait over ganq {peer}: p50"
         lines.append(limit(what, f"{LIMIT_S} s", "s", statistics.median(above), LIMIT_S))
     return lines, series.values
 

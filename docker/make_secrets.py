@@ -107,7 +107,7 @@ def options() -> argparse.Namespace:
     volume = before.get("GANQ_VOLUME") or str(HERE.parent / "volume")
     data = before.get("GANQ_DATA_DIR") or str(HERE.parent / "data")
     parser.add_argument("--volume", type=folder, default=volume, help="shared folder for results")
-    parser.add_argument("--data", type=folder, default=data, help="folder that holds your pictures")
+    parser.add_argument("--data", type=folder, default=data, help="folder that holds your images")
     for name, usual in (("redis", "6379"), ("postgres", "5432")):
         parser.add_argument(
             f"--{name}-port",
@@ -129,6 +129,7 @@ def main() -> None:
             give(path, (user, group))
     FOLDER.chmod(0o700)
     postgres, redis = keep_or_make("postgres_password"), keep_or_make("redis_password")
+    keep_or_make("web_token")
     write(FOLDER / "redis.acl", ACL.format(password=redis))
     for name, database_at, redis_at in (
         ("", "postgres:5432", "redis:6379"),
@@ -156,6 +157,8 @@ def main() -> None:
     )
     pictures = shlex.quote(f"{chosen.data}/…")
     print("docker compose --profile gpu up -d      (or --profile cpu)")
+    link = f"http://127.0.0.1:{read_env().get('GANQ_WEB_PORT', '8311')}/?token="
+    print(f'echo "{link}$(cat {shlex.quote(str(FOLDER / "web_token"))})"      prints the link of the page')
     print(f". {shlex.quote(str(FOLDER / 'host.env'))}      then: ganq submit train --data {pictures}")
 
 

@@ -11,28 +11,28 @@ SHOWN = 20
 
 def no_classes() -> DatasetError:
     return DatasetError(
-        "--conditional needs classes, and these pictures have none",
+        "--conditional needs classes, and these images have none",
         hint="give each class a folder of its own (faces/happy/…, faces/sad/…), or leave --conditional away",
     )
 
 
-def require_enough(pictures: Mapping[str, int]) -> None:
+def require_enough(images: Mapping[str, int]) -> None:
     """
     Check that each class has enough images.
 
     Args:
-        pictures: number of images of each class.
+        images: their number, of each class.
 
     Raises:
         DatasetError: a class has too few images.
     """
-    few = {name: count for name, count in pictures.items() if count < LEAST_PICTURES}
+    few = {name: count for name, count in images.items() if count < LEAST_PICTURES}
     if few:
         name, count = next(iter(few.items()))
         more = f" ({len(few) - 1} more like it)" if len(few) > 1 else ""
         raise DatasetError(
-            f"the class {name[:80]!r} has {count or 'no'} picture{'s' if count != 1 else ''}{more}",
-            hint="add pictures, or move its folder out of the data set: a single one can only be copied",
+            f"the class {name[:80]!r} has {count or 'no'} image{'s' if count != 1 else ''}{more}",
+            hint="add images, or move its folder out of the data set: a single one can only be copied",
         )
 
 
@@ -54,5 +54,5 @@ def other_classes(job_id: int | None, its: int, mine: int) -> SpecError:
     """Return the error for a run that starts from networks with another number of classes; 0: none."""
     return SpecError(
         f"the networks of job {job_id} know {its or 'no'} classes, and {mine or 'none'} are to be learnt",
-        hint="--data with as many folders of pictures as there, or start from another job",
+        hint="--data with as many folders of images as there, or start from another job",
     )

@@ -54,8 +54,8 @@ class Latents:
 
     Philox is a keyed function of a counter (Salmon et al. 2011): the key comes from
     the seed, the counter is the sample index, so no two images share a latent.
-    A generator seeded anew per picture would hold 32 bits, and of a million pictures
-    about a hundred would come twice. Costs 4 µs a picture.
+    A generator seeded anew per image would hold 32 bits, and of a million images
+    about a hundred would come twice. Costs 4 µs an image.
     """
 
     def __init__(self, seed: int, nz: int, *, stream: str = "latents") -> None:
@@ -72,7 +72,7 @@ class Latents:
         Args:
             sample_indices: which images, each from 0 to 2⁶³.
             mean, std: of the normal distribution.
-            retry: which of a picture's own tries; 0 is the picture as it comes.
+            retry: which of an image's own tries; 0 is the image as it comes.
 
         Returns:
             float32, shape (len(sample_indices), nz).
@@ -80,7 +80,7 @@ class Latents:
         indices = list(sample_indices)
         rows_NZ = np.empty((len(indices), self.nz), np.float32)
         for row_Z, sample_index in zip(rows_NZ, indices, strict=True):
-            # The counter's second and third words are ours; the first counts blocks within a picture.
+            # The counter's second and third words are ours; the first counts blocks within an image.
             self._start["state"]["counter"][:] = (0, sample_index, retry, 0)
             self._philox.state = self._start
             self._normal.standard_normal(dtype=np.float32, out=row_Z)

@@ -15,7 +15,7 @@ SIZE, NZ = 16, 8
 
 def add_model(settings: Settings, name: str = "m", *, ngf: int = 4, seed: int = 1) -> int:
     """
-    Record networks that nobody trained as an imported job: pictures of noise, but reproducible ones.
+    Record networks that nobody trained as an imported job: images of noise, but reproducible ones.
 
     Returns:
         The job's id.
@@ -63,7 +63,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def result_files(folder: Path) -> dict[str, bytes]:
-    """Every byte of a published result: pictures or archives, grids, manifest."""
+    """Every byte of a published result: images or archives, grids, manifest."""
     found: dict[str, bytes] = {}
     for name in names_of_result(folder):
         path = folder / name

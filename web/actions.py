@@ -136,7 +136,7 @@ def _generate(site: Site, request: Request, job: Job, values: dict[str, Any]) ->
     kind = kind_named("generate")
     new = site.store.submit(
         will_notify=True,
-        shards=[(part.to_json(), part.pictures) for part in spec.split()],
+        shards=[(shard.to_json(), shard.image_count) for shard in spec.split()],
         max_workers=spec.max_workers,
         kind="generate",
         spec=spec.to_json(),

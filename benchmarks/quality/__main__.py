@@ -4,7 +4,7 @@ Run the study: `python -m benchmarks.quality`. The same command again goes on wh
 Every training gets the same wall time on the same machine, one after the other, through
 ganq's own queue; nothing else should run meanwhile. The defaults are the whole study,
 most of a week on two cores; `--must` is what the README's table rests on, an hour. With
-`--rates` a training has a number of pictures instead of a time, and `--at-once` runs several.
+`--rates` a training has a number of images instead of a time, and `--at-once` runs several.
 """
 
 import argparse
@@ -38,12 +38,12 @@ def main() -> int:
         "--minutes", type=float, default=MINUTES, help="wall time of each training (default 10)"
     )
     parser.add_argument("--styles", default=",".join(STYLES), help="(default %(default)s)")
-    parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="pictures (default %(default)s)")
+    parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="images (default %(default)s)")
     parser.add_argument("--recipes", default=",".join(RECIPES), help="(default %(default)s)")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="(default %(default)s)")
-    parser.add_argument("--samples", type=int, default=2000, help="generated pictures that are evaluated")
+    parser.add_argument("--samples", type=int, default=2000, help="generated images that are evaluated")
     parser.add_argument("--ablate", action="store_true", help=f"also {DEFAULT_RECIPE} without each part")
-    parser.add_argument("--must", action="store_true", help="2,000 pictures, one seed, two recipes")
+    parser.add_argument("--must", action="store_true", help="2,000 images, one seed, two recipes")
     parser.add_argument(
         "--choose", action="store_true", help=f"also what ways of choosing do to {DEFAULT_RECIPE}'s samples"
     )
@@ -59,7 +59,7 @@ def main() -> int:
         "--rates",
         default="",
         metavar="RECIPE=N,…",
-        help="pictures a second of another machine, for as many epochs as it had (default: measured here)",
+        help="images a second of another machine, for as many epochs as it had (default: measured here)",
     )
     parser.add_argument(
         "--at-once",
@@ -85,7 +85,7 @@ def main() -> int:
         study = Study(work, queue, minutes=options.minutes, samples=options.samples)
         study.take_rates(given)
         for cell in {one.variant: one for one in plan}.values():  # first, so that nothing need be quiet after
-            print(f"{cell.variant}: {study.rate(cell):.0f} pictures/s here", flush=True)
+            print(f"{cell.variant}: {study.rate(cell):.0f} images/s here", flush=True)
         if options.at_once > 1:
             for cell in plan:
                 study.begin(cell)

@@ -1,4 +1,4 @@
-"""What the study compares: one cell is a style, a number of pictures, a recipe and a seed."""
+"""What the study compares: one cell is a style, a number of images, a recipe and a seed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

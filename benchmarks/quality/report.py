@@ -15,7 +15,7 @@ from jobs.renamed import renamed
 
 PAGE = RESULTS / "quality.md"
 COLUMNS = ROWS = 6
-"""Of each recipe's samples in a picture of the page."""
+"""Of each recipe's samples in an image of the page."""
 GAP = 16
 MINUTES = 10.0
 """Of a training, unless --minutes says otherwise."""
@@ -25,11 +25,11 @@ Facts = dict[str, Any]
 
 def joined(path: Path, done: Sequence[Facts]) -> tuple[list[Facts], list[Facts]]:
     """
-    Cells and choices of an earlier run, which showed as many pictures as those of this one: what a
+    Cells and choices of an earlier run, which showed as many images as those of this one: what a
     training makes follows from that, not from how long it took.
 
     Raises:
-        ValueError: another number of pictures than a cell of this run that differs in its seed alone.
+        ValueError: another number of images than a cell of this run that differs in its seed alone.
     """
     earlier = json.loads(path.read_text())
     cells = [renamed({"minutes": earlier["minutes"], **one}) for one in earlier["cells"]]
@@ -52,13 +52,13 @@ def write(
     rates: Mapping[str, float] | None = None,
 ) -> Path:
     """
-    Write results/quality-<date>[-name].json, the page, and its pictures.
+    Write results/quality-<date>[-name].json, the page, and its images.
 
     Args:
         done: facts of each cell.
         minutes: of the trainings of this run; those of an earlier one have theirs in their facts.
         choices: facts of each way of choosing.
-        rates: pictures a second of each recipe, if they were given and not measured.
+        rates: images a second of each recipe, if they were given and not measured.
 
     Returns:
         The JSON file.
@@ -84,7 +84,7 @@ def write(
 
 
 def ratio_table(done: Sequence[Facts]) -> list[Facts]:
-    """Medians over seeds of each (style, pictures, minutes, recipe), and their ratio to the KID of dcgan."""
+    """Medians over seeds of each (style, images, minutes, recipe), and their ratio to the KID of dcgan."""
     groups: dict[tuple[str, int, float, str], list[Facts]] = defaultdict(list)
     for one in done:
         groups[one["style"], one["pictures"], one["minutes"], one["recipe"]].append(one)
@@ -122,9 +122,7 @@ def _head(about: Facts) -> list[str]:
     hardware = about["hardware"]
     told = ", ".join(f"{name} {rate:g}" for name, rate in about["rates_given"].items())
     by = (
-        f"at rates that were measured elsewhere ({told} pictures a second)"
-        if told
-        else "by a short run before"
+        f"at rates that were measured elsewhere ({told} images a second)" if told else "by a short run before"
     )
     return [
         "# Quality at equal time",
@@ -132,10 +130,10 @@ def _head(about: Facts) -> list[str]:
         f"Made by `python -m benchmarks.quality`, {about['at']}, commit {about['commit']}, on",
         f"{hardware['cpu']} ({hardware['cores']} cores):",
         f"as many epochs as {about['minutes']:g} minutes hold {by};",
-        f"96×96 pictures, ngf = ndf = 32, dcgan in batches of {DCGAN_BATCH}; one after",
+        f"96×96 images, ngf = ndf = 32, dcgan in batches of {DCGAN_BATCH}; one after",
         "the other through ganq's own queue. KID and FID are taken on EfficientNet-Lite0 (ImageNet), of",
-        "2,000 samples of the best checkpoint beside the pictures that it was trained on.",
-        "Less is better; the floor is that of one half of the training pictures against the other.",
+        "2,000 samples of the best checkpoint beside the images that it was trained on.",
+        "Less is better; the floor is that of one half of the training images against the other.",
         "",
     ]
 
@@ -143,7 +141,7 @@ def _head(about: Facts) -> list[str]:
 def _tables(done: Sequence[Facts]) -> list[str]:
     lines: list[str] = []
     for row in ratio_table(done):
-        title = f"## {row['style']}, {row['pictures']:,} pictures, {row['minutes']:g} min"
+        title = f"## {row['style']}, {row['pictures']:,} images, {row['minutes']:g} min"
         if title not in lines:
             lines += ["", title, ""]
             name = _picture(row)
@@ -151,7 +149,7 @@ def _tables(done: Sequence[Facts]) -> list[str]:
                 lines += [f"![samples of each recipe, in the order of the table]({name})", ""]
             lines += [
                 "| recipe | KID best (spread over seeds) | to dcgan | KID last | floor | SWD | precision "
-                "| recall | copies? | seeds | pictures seen | min |",
+                "| recall | copies? | seeds | images seen | min |",
                 "|---|---|---|---|---|---|---|---|---|---|---|---|",
             ]
         low, high = row["kid_spread"]
@@ -176,7 +174,7 @@ def _choosing(choices: Sequence[Facts]) -> list[str]:
         "",
         "## Choosing among samples",
         "",
-        "2,000 pictures of each model of the default recipe, asked for",
+        "2,000 images of each model of the default recipe, asked for",
     ]
     lines += ["in several ways; medians over the seeds.", ""]
     lines += ["| style | asked for | KID | SWD | variety | models |", "|---|---|---|---|---|---|"]
@@ -194,7 +192,7 @@ def _picture(row: Facts) -> str:
 
 
 def _side_by_side(done: Sequence[Facts]) -> None:
-    """One picture for each table: a part of each recipe's grid, in its order."""
+    """One image for each table: a part of each recipe's grid, in its order."""
     from PIL import Image
 
     groups: dict[str, list[Path]] = defaultdict(list)

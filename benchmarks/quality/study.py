@@ -21,7 +21,7 @@ from storage.db.rows import Job
 from worker.celery_bridge.notify import try_notify
 
 CALIBRATION_PICTURES = 4096
-"""Pictures that D sees in the run that tells how fast a recipe is here."""
+"""Images that D sees in the run that tells how fast a recipe is here."""
 EVALUATIONS = 10
 """Checkpoints with a metric in each run."""
 CHOICES: dict[str, dict[str, Any]] = {
@@ -32,7 +32,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "--truncation 1": {"count": 2000, "truncation": 1.0},
     "--noise-std 0.8": {"count": 2000, "noise_std": 0.8},
 }
-"""Ways to ask one model for 2,000 pictures."""
+"""Ways to ask one model for 2,000 images."""
 
 
 class Study:
@@ -42,7 +42,7 @@ class Study:
     Args:
         work: kept between runs.
         minutes: wall time of each training.
-        samples: generated pictures that are evaluated.
+        samples: generated images that are evaluated.
     """
 
     def __init__(self, work: Path, queue: Queue, *, minutes: float, samples: int) -> None:
@@ -118,7 +118,7 @@ class Study:
         return rates
 
     def rate(self, cell: Cell) -> float:
-        """Pictures per second of this recipe, measured here once in a short run of its own, or given."""
+        """Images per second of this recipe, measured here once in a short run of its own, or given."""
         rates = self._known()
         if cell.variant not in rates:
             data = str(self.faces(cell.style, cell.pictures))
@@ -131,7 +131,7 @@ class Study:
         return rates[cell.variant]
 
     def evaluate(self, trained: Job, which: str) -> dict[str, Any]:
-        """Metrics of a checkpoint beside the pictures that it was trained on."""
+        """Metrics of a checkpoint beside the images that it was trained on."""
         spec = EvaluateSpec.create(
             source=trained.id,
             checkpoint=which,
@@ -143,7 +143,7 @@ class Study:
         return self._measured(f"evaluate-{which}-{trained.id}", spec)
 
     def choices(self, cell: Cell) -> list[dict[str, Any]]:
-        """What each way of choosing does to the pictures of one model; the cell's training must be done."""
+        """What each way of choosing does to the images of one model; the cell's training must be done."""
         trained = self.train(cell)
         found = []
         for name, options in CHOICES.items():
@@ -214,6 +214,6 @@ def shown(cell: Cell, facts: Mapping[str, Any]) -> str:
     """One line about a cell that is done."""
     best, last = facts["best"], facts["last"]
     return (
-        f"{cell.key}: {facts['seconds'] / 60:.1f} min, {facts['images']:,} pictures; "
+        f"{cell.key}: {facts['seconds'] / 60:.1f} min, {facts['images']:,} images; "
         f"KID best {best['kid']:.4f}, last {last['kid']:.4f}"
     )

@@ -1,7 +1,6 @@
 """What `--dry-run` prints: the resolved spec, steps, bytes, and the time that similar jobs took."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,7 @@ from cli.session import NoJobsYetError, open_session
 from cli.submit import sweep
 from cli.ui import output
 from jobs.errors import JobNotFoundError
-from jobs.networks.layout import balanced_widths, widths
-from jobs.specs import EvaluateSpec, GenerateSpec, TrainSpec, size_plan
+from jobs.specs import EvaluateSpec, GenerateSpec, TrainSpec
 from jobs.states import JobState
 
 if TYPE_CHECKING:
@@ -131,66 +129,16 @@ def checkpoints_kept(spec: TrainSpec) -> int:
 
 def checkpoint_bytes(spec: TrainSpec) -> int:
     """Return the approximate bytes of a checkpoint: networks, Adam's moments, moving average."""
-    generator, discriminator = parameter_counts(
-        spec.size, spec.nz, spec.ngf, spec.ndf, spec.norm_d, spec.arch
-    )
+    import torch
+
+    from jobs.networks.dcgan import Architecture
+
+    networks = Architecture.of_spec(spec)
+    with torch.device("meta"):  # shapes alone
+        built = networks.build_generator(), networks.build_discriminator()
+    generator, discriminator = (sum(one.numel() for one in each.state_dict().values()) for each in built)
     average = generator if spec.ema_half_life_kimg > 0 else 0
     return 4 * (3 * (generator + discriminator) + average + generator + discriminator)
-
-
-def parameter_counts(
-    size: int, nz: int, ngf: int, ndf: int, norm_d: str, arch: str = "dcgan"
-) -> tuple[int, int]:
-    """
-    Return the parameters and buffers of (generator, discriminator).
-
-    Computed from the layout, because importing torch would take seconds.
-    """
-    _, triple = size_plan(size)
-    factors = widths(size)
-    if arch == "resnet":
-        return _resnet_counts([ngf * factor for factor in factors], [ndf * f for f in factors], nz, triple)
-    edge = 25 if triple else 16
-    per_norm = 4  # weight, bias, running mean and variance of each channel
-    generator, channels = 0, nz
-    for factor in balanced_widths(size) if arch == "balanced" else factors:
-        generator += channels * ngf * factor * 16 + per_norm * ngf * factor + 1
-        channels = ngf * factor
-    generator += (9 * channels + 1) * 3 * (9 if triple else 4) if arch == "balanced" else channels * 3 * edge
-    spectral = norm_d == "spectral"
-    discriminator, channels = 0, 3
-    for layer, factor in enumerate(reversed(factors)):
-        kernel = edge if layer == 0 else 16
-        out = ndf * factor
-        discriminator += channels * out * kernel
-        if spectral:  # bias, and the power iteration's u and v
-            discriminator += 2 * out + channels * kernel
-        elif norm_d == "none":
-            discriminator += out
-        elif layer > 0:
-            discriminator += per_norm * out + 1
-        channels = out
-    discriminator += channels * 16 + 1
-    if spectral:
-        discriminator += 1 + channels * 16
-    return generator, discriminator
-
-
-def _resnet_counts(g: list[int], d: list[int], nz: int, triple: bool) -> tuple[int, int]:
-    """
-    Args:
-        g, d: channels of each network, from the 4×4 layer outwards.
-    """
-    pixels = 3 * (9 if triple else 4)
-
-    def blocks(channels: list[int]) -> int:
-        """Count two 1×1 and a grouped 3×3 with two biases per block, and the 1×1 between blocks."""
-        inside = sum(2 * c * c + 9 * c * (16 if c % 16 == 0 else c) + 2 * c for c in channels)
-        return inside + sum(a * b for a, b in pairwise(channels))
-
-    generator = nz * g[0] * 16 + blocks(g) + (9 * g[-1] + 1) * pixels
-    discriminator = 9 * pixels * d[-1] + blocks(d) + 16 * d[0] + d[0]
-    return generator, discriminator
 
 
 # --- time ---------------------------------------------------------------------------------

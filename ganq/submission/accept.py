@@ -93,7 +93,7 @@ def accept_job(
     job = session.store.submit(
         **common_columns(session, spec, request),
         will_notify=True,
-        shards=[(shard.to_json(), shard.pictures) for shard in spec.split()],
+        shards=[(shard.to_json(), shard.image_count) for shard in spec.split()],
         max_workers=getattr(spec, "max_workers", 0),
         spec=spec.to_json(),
         submit_key=request.submit_key or secrets.token_hex(16),

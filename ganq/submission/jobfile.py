@@ -278,7 +278,7 @@ def plan_file(
                     columns=columns,
                     after=tuple(dict.fromkeys([*found.after, *prerequisites(session, request.job)])),
                     swept=bool(job.axes),
-                    shards=tuple((shard.to_json(), shard.pictures) for shard in shards),
+                    shards=tuple((shard.to_json(), shard.image_count) for shard in shards),
                     max_workers=getattr(found.specs[0], "max_workers", 0),
                     will_notify=max(0, min(len(ids), MOST_NOTIFIED - number)),
                 )

@@ -103,7 +103,7 @@ def _generate_again(spec: GenerateSpec, ctx: JobContext, place: int, shard: Shar
     first, last = shard.draws
     ctx.log(f"the result of job {shard.job_id} is gone: images {first} to {last} are generated again")
     ctx.event("shard_regenerated", shard=shard.job_id, first=first, last=last)
-    generation = Generation(spec.part(shard.draws), ctx)
+    generation = Generation(spec.shard(shard.draws), ctx)
     sink = generation.sink(shard=place)
     generation.run(sink)
     return sink.stored()
@@ -117,7 +117,7 @@ class Generation:
         self.ctx = ctx
         self.device = devices.choose(spec.device)
         devices.set_exactness(self.device, deterministic=spec.deterministic)
-        self.due = spec.pictures
+        self.due = spec.image_count
         ctx.report(0, self.due, "images", phase="loading the model")
         known = model_cache.cached(ctx.model_sha256(), self.device)
         self.model = known or model_cache.load(ctx.model(), self.device)

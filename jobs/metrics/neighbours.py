@@ -15,7 +15,7 @@ def nearest(asked_MD: Tensor, among_ND: Tensor, k: int, *, themselves: bool = Fa
     """
     The k rows of `among_ND` that are nearest to each of `asked_MD`, nearest first.
 
-    In float64: a picture and its copy differ by so little that float32 would round it away.
+    In float64: an image and its copy differ by so little that float32 would round it away.
 
     Args:
         themselves: both are the same rows, and none counts as its own neighbour.

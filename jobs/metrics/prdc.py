@@ -1,7 +1,7 @@
 """
-Precision and recall: how many made pictures are real enough, and how much of what is real is made.
+Precision and recall: how many made images are real enough, and how much of what is real is made.
 
-Shapes in names: N real pictures, M made ones, D features.
+Shapes in names: N real images, M made ones, D features.
 """
 
 from typing import NamedTuple

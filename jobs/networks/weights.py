@@ -230,7 +230,7 @@ def infer_architecture(
     size_d = _size(layers[::-1], names[1], "D", netd)
     if size_d != size:
         raise ForeignFileError(
-            f"{names[0]} makes pictures of {size}×{size}, {names[1]} judges {size_d}×{size_d}",
+            f"{names[0]} makes images of {size}×{size}, {names[1]} judges {size_d}×{size_d}",
             hint="give two files of the same run, or the generator alone",
         )
     spectral = any(".parametrizations." in key for key in netd)
@@ -320,7 +320,7 @@ def fit(tensors: Mapping[str, Tensor], arch: Architecture, which: Which, *, name
             if keys
         ]
         raise ForeignFileError(
-            f"{name} is not the {NETWORK[which]} of {arch.size}×{arch.size} pictures: {'; '.join(parts)}",
+            f"{name} is not the {NETWORK[which]} of {arch.size}×{arch.size} images: {'; '.join(parts)}",
             hint=WANTED,
             missing=missing,
             unexpected=unexpected,

@@ -85,7 +85,7 @@ def size_plan(size: int) -> tuple[int, bool]:
     possible = sorted([12 * 2**k for k in range(1, 6)] + [8 * 2**k for k in range(1, 6)])
     near = sorted(sorted(possible, key=lambda other: abs(other - size))[:2])
     raise SpecError(
-        f"pictures of {size}×{size} cannot be made: the layers double 4×4, or triple it once",
+        f"images of {size}×{size} cannot be made: the layers double 4×4, or triple it once",
         hint=f"--size {near[0]} or --size {near[1]} work (all: {', '.join(map(str, possible))})",
     )
 

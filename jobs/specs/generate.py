@@ -73,7 +73,7 @@ class GenerateSpec(Spec):
         ranked = self.keep is not None or self.of is not None
         if sum((self.count is not None, bool(self.seeds), ranked, bool(self.interpolate))) != 1:
             raise SpecError(
-                "say how many pictures in exactly one way",
+                "say how many images in exactly one way",
                 hint="--count N, or --seeds A-B, or --keep K --of N, or --interpolate A,B --frames N",
             )
         if self.quality is not None and self.format not in LOSSY:
@@ -91,12 +91,12 @@ class GenerateSpec(Spec):
         for first, last in self.seeds:
             if not 0 <= first <= last < MAX_COUNT:
                 raise SpecError(
-                    f"--seeds {first}-{last} is no range of picture numbers",
+                    f"--seeds {first}-{last} is no range of image numbers",
                     hint="e.g. --seeds 0-63 or --seeds 0,4,10-20",
                 )
         if self.total > MAX_COUNT:
             raise SpecError(
-                f"--seeds names {self.total} pictures, and one job makes at most {MAX_COUNT}",
+                f"--seeds names {self.total} images, and one job makes at most {MAX_COUNT}",
                 hint="submit several jobs",
             )
         self._check_path()
@@ -106,12 +106,12 @@ class GenerateSpec(Spec):
                 f"--reject and {other} do not go together",
                 hint="both choose by the discriminator's score: use one of them"
                 if ranked
-                else "the frames between two pictures are what they are",
+                else "the frames between two images are what they are",
             )
         ends = sorted(self.seeds)
         for (_, last), (first, _) in pairwise(ends):
             if first <= last:
-                raise SpecError(f"--seeds names picture {first} twice", hint="name each picture once")
+                raise SpecError(f"--seeds names image {first} twice", hint="name each image once")
         return self
 
     def _check_path(self) -> None:
@@ -125,20 +125,20 @@ class GenerateSpec(Spec):
         if not points:
             if self.frames is not None:
                 raise SpecError(
-                    "--frames says how many pictures lie on a way, and there is none",
+                    "--frames says how many images lie on a way, and there is none",
                     hint="e.g. --interpolate 3,17 --frames 120",
                 )
             return
         if len(points) < 2 or any(one == other for one, other in pairwise(points)):
             raise SpecError(
-                f"--interpolate {','.join(map(str, points))} is no way from one picture to another",
-                hint="name two pictures or more by their numbers, e.g. --interpolate 3,17 or 3,17,42,3",
+                f"--interpolate {','.join(map(str, points))} is no way from one image to another",
+                hint="name two images or more by their numbers, e.g. --interpolate 3,17 or 3,17,42,3",
             )
         if not len(points) <= self.total <= MAX_FRAMES:
             raise SpecError(
                 f"{self.total} frames are too {'few' if self.total < len(points) else 'many'} "
-                f"for {len(points)} pictures",
-                hint=f"--frames is at least one for each picture, and at most {MAX_FRAMES:,}",
+                f"for {len(points)} images",
+                hint=f"--frames is at least one for each image, and at most {MAX_FRAMES:,}",
             )
 
     @property
@@ -173,7 +173,7 @@ class GenerateSpec(Spec):
         return tuple(mine)
 
     @property
-    def pictures(self) -> int:
+    def image_count(self) -> int:
         """Return the number of images that this spec generates."""
         return sum(last - first + 1 for first, last in self.ranges)
 
@@ -187,8 +187,10 @@ class GenerateSpec(Spec):
         size = -(-size // self.micro_batch) * self.micro_batch
         if self.draws is not None or self.drawn <= size or self.interpolate:
             return []
-        return [self.part((first, min(first + size, self.drawn) - 1)) for first in range(0, self.drawn, size)]
+        return [
+            self.shard((first, min(first + size, self.drawn) - 1)) for first in range(0, self.drawn, size)
+        ]
 
-    def part(self, draws: tuple[int, int]) -> "GenerateSpec":
+    def shard(self, draws: tuple[int, int]) -> "GenerateSpec":
         """Return the spec of a shard with this range (first, last) in the order of sample indices."""
         return self.model_copy(update={"grid": 0, "out": None, "grid_epochs": False, "draws": draws})

@@ -192,7 +192,7 @@ class TrainSpec(Spec):
             )
         if self.ada_target > 0 and not self.augment:
             raise SpecError(
-                "--ada-target steers how often pictures are changed, and --augment none changes none",
+                "--ada-target steers how often images are changed, and --augment none changes none",
                 hint="use --augment auto, or name policies",
             )
         if self.arch == "resnet" and self.norm_d != "none":
@@ -205,8 +205,8 @@ class TrainSpec(Spec):
         check_feature_network(self.feature_network, self.feature_sha256)
         if self.norm_d == "batch" and self.r1_gamma + self.r2_gamma > 0:
             raise SpecError(
-                "--r1-gamma and --r2-gamma ask for D's slope at each picture, "
-                "and with --norm-d batch a picture's score depends on its neighbours",
+                "--r1-gamma and --r2-gamma ask for D's slope at each image, "
+                "and with --norm-d batch an image's score depends on its neighbours",
                 hint="use --norm-d spectral or none, or --r1-gamma 0 --r2-gamma 0",
             )
         return self

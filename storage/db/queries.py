@@ -339,7 +339,7 @@ class Queries:
         rows = self.database.read(lambda conn: conn.execute(query).all())
         return [attempt_from_row(row) for row in rows]
 
-    def parts(self, job_id: int) -> list[Job]:
+    def shards(self, job_id: int) -> list[Job]:
         """Return the shards of a parent, in the order of sample indices; none of another job."""
         return self.database.read(lambda conn: [Job.from_row(row) for row in shards_of(conn, job_id)])
 

@@ -51,7 +51,7 @@ def resubmit(
         after.append(source)
     return store.submit(
         will_notify=True,
-        shards=[(part.to_json(), part.pictures) for part in kind.spec_class().from_json(spec).split()],
+        shards=[(shard.to_json(), shard.image_count) for shard in kind.spec_class().from_json(spec).split()],
         max_workers=spec.get("max_workers", 0),
         after=after,
         kind=job.kind,

@@ -247,7 +247,7 @@ class Tars:
 
 class Npz:
     """
-    One file that numpy.load() reads: pictures (N, H, W, 3) uint8, numbers (N,) int64, scores (N,) float64.
+    One file that numpy.load() reads: images (N, H, W, 3) uint8, numbers (N,) int64, scores (N,) float64.
 
     Scores are NaN if there are none. Pixels are written as they come; the header contains their number,
     which must therefore be known.

@@ -118,7 +118,7 @@ def verify_manifest(folder: Path, *, manifest_sha256: str | None = None) -> int:
             return _verify_lines(folder, lines)
     except (OSError, ValueError, KeyError, TypeError, SyntaxError) as exc:
         # Pillow's UnidentifiedImageError is an OSError, a torn line a ValueError.
-        raise StorageError(f"{path} or a picture that it names is broken: {exc}") from exc
+        raise StorageError(f"{path} or an image that it names is broken: {exc}") from exc
 
 
 def _verify_lines(folder: Path, lines: IO[str], *, decoded: bool = True) -> int:
@@ -144,7 +144,7 @@ def _verify_lines(folder: Path, lines: IO[str], *, decoded: bool = True) -> int:
         if Path(name).suffix in (".tar", ".npz"):
             archives_there.add(name)
     if named.sum != there.sum or archives.sum != archives_there.sum:
-        raise StorageError(f"{folder} holds pictures that the manifest does not name, or lacks some")
+        raise StorageError(f"{folder} holds images that the manifest does not name, or lacks some")
     return count
 
 

@@ -105,7 +105,7 @@ def test_pictures_do_not_depend_on_the_worker_or_on_a_kill(ganq: Ganq, small: li
         "0",
     ]  # slow enough to be caught
     whole = ganq.json(*tiny, "--count", "6000")["id"]
-    until(lambda: (ganq.peek(whole)["progress"] or {}).get("done", 0) > 0, what="the first pictures")
+    until(lambda: (ganq.peek(whole)["progress"] or {}).get("done", 0) > 0, what="the first images")
     runner = part(worker, "worker.runner.main")
     assert runner is not None
     runner.send_signal(signal.SIGKILL)
@@ -128,7 +128,7 @@ def test_a_bad_data_set_fails_at_once_with_the_way_out(ganq: Ganq, tmp_path: Pat
     ganq.start_worker()
     (tmp_path / "bad").mkdir()
     for i in range(20):
-        (tmp_path / "bad" / f"{i}.png").write_bytes(b"no picture")
+        (tmp_path / "bad" / f"{i}.png").write_bytes(b"no image")
     done = ganq.run("submit", "train", "--data", str(tmp_path / "bad"), "--batch", "16", "--wait")
     assert done.returncode == 1
     job = ganq.json("status")[0]

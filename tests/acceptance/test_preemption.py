@@ -1,4 +1,4 @@
-"""A person with one GPU that is training asks for 64 pictures, and has them in seconds."""
+"""A person with one GPU that is training asks for 64 images, and has them in seconds."""
 
 import time
 
@@ -20,7 +20,7 @@ def test_pictures_come_in_seconds_while_a_training_runs_which_ends_with_the_same
 
     pictures = ganq.json("submit", "generate", "--from", str(model), "--count", "64", "--wait")
     waited_s = pictures["started_at"] - pictures["created_at"]
-    print(f"64 pictures began {waited_s:.2f} s after they were asked for")
+    print(f"64 images began {waited_s:.2f} s after they were asked for")
     assert pictures["state"] == "succeeded"
     assert ganq.job(training)["state"] in ("queued", "running"), "it had ended before it had to yield"
 

@@ -194,7 +194,7 @@ def tiled(pictures: "list[NDArray[np.uint8]]") -> "NDArray[np.uint8]":
 
 
 def picture(number: int, *, noise: float = 0.0) -> "NDArray[np.uint8]":
-    """A coloured disc that differs from picture to picture."""
+    """A coloured disc that differs from image to image."""
     rng = np.random.default_rng(number)
     ground, ink = rng.integers(0, 256, (2, 3))
     y, x = np.mgrid[0:SIDE, 0:SIDE] - SIDE // 2

@@ -67,7 +67,7 @@ class Load:
             preemptible=kind.preemptible,
             after=after,
             retry_of=retry_of,
-            shards=[(part.to_json(), part.pictures) for part in spec.split()],
+            shards=[(shard.to_json(), shard.image_count) for shard in spec.split()],
             max_workers=getattr(spec, "max_workers", 0),
             **how,
         )

@@ -8,7 +8,7 @@ What is checked when: after every fault, and every second, the table in one snap
 every file that the snapshot points to (chaos.invariants); every second the processes.
 At the end all is mended, the workers work off what waits, and then: every accepted job
 has ended; trainings of one spec have equal bits, and generations of one spec from equal
-trainings equal pictures, those that ran undisturbed before the first fault among them;
+trainings equal images, those that ran undisturbed before the first fault among them;
 `ganq gc` leaves nothing behind; all workers have gone when told to.
 
 Exit code 1 on any violation, with the seed and what was done last.

@@ -193,7 +193,7 @@ def test_every_way_to_ask_may_be_split_and_killed(
 def test_every_way_to_ask_survives_a_kill_at_every_phase(
     ganq: Ganq, database: Database, settings: "Settings", tmp_path: Path
 ) -> None:
-    """F2 in full: --count, --keep/--of and --seeds, first and later pictures, both databases."""
+    """F2 in full: --count, --keep/--of and --seeds, first and later images, both databases."""
     add_model(settings)
     late = {one.partition("@")[0]: one for one in RUNNER_POINTS}
     early = {one.partition("@")[0]: one for one in reversed(RUNNER_POINTS)}
@@ -239,7 +239,7 @@ def test_drained_and_notified_fifty_times_it_still_makes_each_image_once(
     client = redis.Redis.from_url(redis_url)
     for number in range(50):
         client.lpush(queue_key("default"), notification(other if number % 2 else job, number))
-    until(lambda: (job_row(database, job)["progress"] or {}).get("done"), what="the first pictures")
+    until(lambda: (job_row(database, job)["progress"] or {}).get("done"), what="the first images")
     first.send_signal(signal.SIGTERM)
     assert first.wait(30) == 0
     assert job_row(database, job)["state"] == "queued"

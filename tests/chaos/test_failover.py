@@ -179,7 +179,7 @@ def test_a_split_generation_that_comes_back_unfinished_ends_again_with_the_same_
     options = ("--from", "m", "--micro-batch", "4", "--grid", "16", "--count", "24", "--shard-size", "8")
     whole = int(ganq.json("submit", "generate", *options)["id"])
     made = result_files(attempt_folder(settings.volume, succeeded(database, whole)))
-    shards = [Volume(settings.volume).job(one.id) for one in Queries(database).parts(whole)]
+    shards = [Volume(settings.volume).job(one.id) for one in Queries(database).shards(whole)]
     until(lambda: not any(one.exists() for one in shards), what="the shards' folders to go")
     token = job_row(database, whole)["lease_token"]
     kill(worker)

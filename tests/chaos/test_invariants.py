@@ -100,7 +100,7 @@ def world(
     drawn = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), dtype=np.uint8)
     sink.add(GeneratedImage(pixels, {"seed": index}) for index, pixels in enumerate(drawn))
     sink.add_grid("grid-0000", drawn[0])
-    sink.add_file("film.gif", b"a film of three pictures")
+    sink.add_file("film.gif", b"a film of three images")
     made = sink.publish()
     spec = {"job": lease.job_id, "spec": lease.job.spec, "submitted_at": lease.job.created_at}
     (volume.job(lease.job_id) / "spec.json").write_text(json.dumps(spec))
@@ -110,7 +110,7 @@ def world(
     store.request_cancel(world.cancelled)
     lease = running_job_factory()
     world.failed = lease.job_id
-    store.fail(lease, DatasetError("no pictures", hint="bring some"))
+    store.fail(lease, DatasetError("no images", hint="bring some"))
     world.running = running_job_factory()
     world.files.checkpoint(world.running, 1)
     world.waiting = job_factory(kind="generate", after=[world.running.job_id]).id
@@ -216,9 +216,9 @@ BREAKS: dict[str, tuple[str, Callable[[World], Any]]] = {
     "a checkpoint in another attempt's folder": ("I4", strange_folder),
     "a word of a stale attempt": ("I4", lambda w: w.event(w.train, "checkpoint", 1)),
     "a result of another attempt": ("I4", other_attempts_result),
-    "a picture missing": ("I5", lambda w: (w.pictures / "images" / "000001.png").unlink()),
-    "a picture too many": ("I5", lambda w: (w.pictures / "images" / "000003.png").touch()),
-    "a picture changed": ("I5", lambda w: flip(w.pictures / "images" / "000001.png")),
+    "an image missing": ("I5", lambda w: (w.pictures / "images" / "000001.png").unlink()),
+    "an image too many": ("I5", lambda w: (w.pictures / "images" / "000003.png").touch()),
+    "an image changed": ("I5", lambda w: flip(w.pictures / "images" / "000001.png")),
     "another manifest": ("I5", lambda w: flip(w.pictures / "manifest.jsonl")),
     "fewer than asked": ("I5", lambda w: change(w, w.generate, spec={"source": w.train, "count": 4})),
     "a grid missing": ("I5", lambda w: (w.pictures / "grids" / "grid-0000.png").unlink()),

@@ -161,7 +161,7 @@ def committed(home: Path) -> tuple[set[int], set[str], set[int]]:
 
 def cuts_while_it_works(disk: Disk, tmp_path: Path, faces: Path, seed: int, **worker_env: str) -> list[str]:
     """
-    Cut the power several times while a training saves, pictures are made and jobs are submitted.
+    Cut the power several times while a training saves, images are made and jobs are submitted.
 
     Returns:
         What was wrong after a cut, in words; empty if nothing was.

@@ -63,7 +63,7 @@ def bytes_of(ganq: Ganq, database: Database, job: int) -> dict[str, bytes]:
 
 def shard_folders(ganq: Ganq, database: Database, job: int) -> list[Path]:
     volume = Volume(Path(ganq.env["GANQ_VOLUME"]))
-    return [volume.job(one.id) for one in Queries(database).parts(job)]
+    return [volume.job(one.id) for one in Queries(database).shards(job)]
 
 
 def unsplit(ganq: Ganq, database: Database, way: str) -> dict[str, bytes]:
@@ -77,10 +77,10 @@ def shards_ended(ganq: Ganq, database: Database, way: str) -> int:
     """A split job whose shards have succeeded, and which is held back itself."""
     job = submit(ganq, way, *SPLIT, "--hold")
     set_columns(database, job, held=1)
-    for shard in Queries(database).parts(job):
+    for shard in Queries(database).shards(job):
         set_columns(database, shard.id, held=0)
     until(
-        lambda: all(one.state == "succeeded" for one in Queries(database).parts(job)), what="all the shards"
+        lambda: all(one.state == "succeeded" for one in Queries(database).shards(job)), what="all the shards"
     )
     return job
 
@@ -177,7 +177,7 @@ def test_kills_while_shards_are_merged_delete_none_and_gc_takes_what_the_last_on
         succeeded(database, job)
     until(lambda: len(list((tmp_path / "fired").iterdir())) == len(points), what="all the kills")
     assert all(one.is_dir() for one in folders)
-    for row in [job, *(one.id for one in Queries(database).parts(job))]:
+    for row in [job, *(one.id for one in Queries(database).shards(job))]:
         set_columns(database, row, finished_at=0.0)
     collector = Collector(database, Volume(settings.volume), Policy(grace_s=0.0))
     swept = collector.sweep(collector.plan())

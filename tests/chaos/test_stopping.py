@@ -61,7 +61,7 @@ GENERATE_POINTS = [
     "supervisor.finished",
 ]
 PUBLISHED = set(GENERATE_POINTS[3:-1])
-"""All pictures are drawn: the wish may come too late, and either end is the truth."""
+"""All images are drawn: the wish may come too late, and either end is the truth."""
 
 
 def armed(tmp_path: Path, entries: dict[str, str]) -> dict[str, str]:

@@ -43,7 +43,7 @@ def nfs() -> Iterator[Path]:
 
 
 def desk(root: Path, number: int, **options: object) -> Desk:
-    """A job on a volume at `root`, its pictures beside it."""
+    """A job on a volume at `root`, its images beside it."""
     pictures = root / "pictures"
     if not pictures.exists():
         pictures.mkdir()

@@ -35,7 +35,7 @@ sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 NEVER = 1e9
 SMALL = {"size": 16, "ngf": 4, "ndf": 4, "nz": 8, "batch": 16, "save_every": 1, "epochs": 3, "keep_every": 1}
 LAST = 3 * 6
-"""Steps of that run: 96 pictures are six batches."""
+"""Steps of that run: 96 images are six batches."""
 
 
 @pytest.fixture(scope="module")
@@ -430,7 +430,7 @@ def test_without_an_intact_checkpoint_the_run_fails_and_names_the_solution(
     assert len(events_of(desk, "checkpoint_skipped")) == 2
 
 
-# --- F33: pictures ----------------------------------------------------------------------------
+# --- F33: images ----------------------------------------------------------------------------
 
 
 @pytest.fixture

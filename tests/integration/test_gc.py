@@ -297,7 +297,7 @@ def test_an_archive_that_a_running_training_reads_stays_however_old(
     (cache / "index.json").write_text("{}")
     store.pin_inputs(lease, {"fingerprint": "b" * 64})
     gc()
-    assert not unpacked.exists(), "it has decoded its pictures, and reads that"
+    assert not unpacked.exists(), "it has decoded its images, and reads that"
 
 
 def test_what_somebody_else_has_put_on_the_volume_stays(files: Files, gc: Any) -> None:
@@ -695,7 +695,7 @@ def test_results_of_old_jobs_go_on_request_and_the_row_says_so(
         queries.newest_model()
 
 
-@pytest.mark.parametrize("how", ["draws", "draws, running", "goes on", "after", "reads its pictures"])
+@pytest.mark.parametrize("how", ["draws", "draws, running", "goes on", "after", "reads its images"])
 def test_what_a_waiting_or_running_job_needs_stays(
     files: Files,
     gc: Any,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from storage.volume.layout import Volume
 
 KINDS = ("train", "generate", "evaluate")
-FAILS = DatasetError("no pictures")
+FAILS = DatasetError("no images")
 
 
 def priority(database: Any, job_id: int) -> int:

@@ -76,7 +76,7 @@ def bare_ganq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A folder of 70 files that are pictures by their name, which is all that submit looks at."""
+    """A folder of 70 files that are images by their name, which is all that submit looks at."""
     folder = tmp_path / "faces"
     folder.mkdir()
     for number in range(70):
@@ -123,7 +123,7 @@ def trained(running_job_factory: Callable[..., Any], store: Any) -> Callable[...
                 {"checkpoint": f"checkpoints/epoch-{epochs:04d}", "samples": "samples", "bit_exact": True},
             )
         elif end == "fail":
-            store.fail(lease, DatasetError("no pictures", hint="add pictures"))
+            store.fail(lease, DatasetError("no images", hint="add images"))
         return int(lease.job_id)
 
     return make

@@ -17,7 +17,7 @@ def notify_job(
     settings: Settings, queries: Queries, store: JobStore, job: Job
 ) -> QueueUnavailableError | None:
     """Notify for a job, or for its shards; return what went wrong first. Workers poll all the same."""
-    shards = queries.parts(job.id) if job.blockers else []
+    shards = queries.shards(job.id) if job.blockers else []
     failures = [_notified(settings, store, one) for one in shards[:MOST_NOTIFIED] or [job]]
     return next((one for one in failures if one is not None), None)
 

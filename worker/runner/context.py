@@ -458,7 +458,7 @@ class RunContext:
         from storage.results.reader import is_there, read_manifest
 
         found = []
-        for one in self.assignment["parts"]:
+        for one in self.assignment["shards"]:
             if self._stop is not None:
                 raise StopRequested(self._stop)
             folder, digest = self.volume.attempt(one["job_id"], one["attempt"]), one["manifest_sha256"]

@@ -68,7 +68,7 @@ def _make(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
             raise CheckpointNotFoundError(
                 f"job {continued} has no checkpoint to continue from", hint=f"ganq checkpoints {continued}"
             )
-    shards = queries.parts(job.id) if kind.splits and job.part_of is None else []
+    shards = queries.shards(job.id) if kind.splits and job.part_of is None else []
     return {
         "job_id": job.id,
         "attempt": lease.attempt,
@@ -78,7 +78,7 @@ def _make(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
         "submitted_at": job.created_at,
         "copies_out": bool(job.spec.get("out")) and _is_submitter(job, queries),
         "inputs": inputs,
-        "parts": [
+        "shards": [
             _images_pointer(one) | {"draws": one.spec["draws"], "build": (one.result or {}).get("build")}
             for one in shards
         ],

@@ -337,7 +337,7 @@ class Supervisor:
                     raise self._time_limit_error(lease)
                 assignment = make_assignment(lease, self.store, self.queries)
                 assignment["see_volume"] = self._volume_check_due()
-                self.held.shards = assignment["parts"]
+                self.held.shards = assignment["shards"]
                 self.runner.ensure()
                 assert self.runner.channel is not None
                 self.held.watchdog.mark_progress("starting")

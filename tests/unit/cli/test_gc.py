@@ -26,7 +26,7 @@ def files(store: "JobStore", settings: "Settings") -> Files:
 
 @pytest.fixture
 def crashed(files: Files, running_job_factory: "Callable[..., Lease]", store: "JobStore") -> Any:
-    """A job with 210 bytes of pictures and grids each that were never published, ended long ago."""
+    """A job with 210 bytes of images and grids each that were never published, ended long ago."""
     lease = running_job_factory(kind="generate")
     files.pictures(lease)
     store.crashed(lease, "killed")

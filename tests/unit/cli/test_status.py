@@ -55,7 +55,7 @@ def test_a_phase_that_is_not_the_work_is_named_and_promises_no_end(
     ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
 ) -> None:
     lease = running_job_factory()
-    store.heartbeat(lease, {"done": 5, "total": 10, "rate": 5.0, "phase": "reading pictures"})
+    store.heartbeat(lease, {"done": 5, "total": 10, "rate": 5.0, "phase": "reading images"})
     assert "reading images" in row_of(ganq("status"), 1)
     assert ganq("status", 1, "--json").json()["eta_seconds"] is None
 
@@ -223,12 +223,12 @@ def test_one_job_is_shown_whole(
         manifest_sha256="0" * 64,
         size=10,
     )
-    store.fail(lease, DatasetError("too many pictures are broken", hint="ganq dataset check"))
+    store.fail(lease, DatasetError("too many images are broken", hint="ganq dataset check"))
     said = ganq("status", "faces")
     for part in (
         "job 1 · faces · train",
         "failed",
-        "too many pictures are broken [BAD_DATASET]",
+        "too many images are broken [BAD_DATASET]",
         "→ ganq dataset check",
         "/pictures/faces",
         "failed after",

@@ -22,12 +22,13 @@ import yaml
 ROOT = Path(__file__).parents[3]
 COMPOSE = ROOT / "docker-compose.yml"
 WORKERS = {"worker-gpu0": "gpu", "worker-gpu1": "gpu2", "worker-cpu": "cpu"}
-SERVICES = {"redis", "postgres", "migrate", *WORKERS}
-OURS = ("migrate", *WORKERS)
+SERVICES = {"redis", "postgres", "migrate", "web", *WORKERS}
+OURS = ("migrate", "web", *WORKERS)
 SECRET_FILES = {
     "postgres_password",
     "redis_password",
     "redis.acl",
+    "web_token",
     "database_url",
     "redis_url",
     "host_database_url",
@@ -177,7 +178,7 @@ def test_workers_start_after_the_migration_and_the_migration_after_postgres(serv
     assert services["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
     assert services["migrate"]["restart"] == "no"  # else it never counts as completed
     assert services["migrate"]["command"] == ["db", "upgrade"]
-    for name in WORKERS:
+    for name in ("web", *WORKERS):
         assert services[name]["depends_on"] == {
             "migrate": {"condition": "service_completed_successfully"},
             "redis": {"condition": "service_healthy"},
@@ -186,10 +187,10 @@ def test_workers_start_after_the_migration_and_the_migration_after_postgres(serv
 
 def test_ports_are_published_on_the_loopback_only(services: dict[str, Any]) -> None:
     published = {name: one["ports"] for name, one in services.items() if "ports" in one}
-    assert set(published) == {"redis", "postgres"}
+    assert set(published) == {"redis", "postgres", "web"}
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
     # Workers reach the two by a network that leads nowhere else.
-    assert all(services[name]["networks"] == ["ganq"] for name in OURS)
+    assert all(services[name]["networks"] == ["ganq"] for name in OURS if name != "web")
 
 
 def test_the_inner_network_leads_nowhere(compose: dict[str, Any]) -> None:
@@ -437,7 +438,7 @@ def compose_program() -> None:
 
 @pytest.mark.usefixtures("compose_program")
 def test_docker_compose_reads_the_file_as_it_is_meant(checkout: Path, tmp_path: Path) -> None:
-    data = tmp_path / "pictures for $HOME"
+    data = tmp_path / "images for $HOME"
     assert make_secrets(checkout, "--data", str(data)).returncode == 0
     run = compose_config(checkout)
     assert run.returncode == 0, run.stderr

@@ -85,7 +85,7 @@ def test_shards_of_a_planned_generation_refer_to_its_model(submit: Submit, queri
     )
     assert said.code == 0, said.err
     model, parent = queries.find("a"), queries.find("many")
-    shards = queries.parts(parent.id)
+    shards = queries.shards(parent.id)
     assert [shard.spec["source"] for shard in shards] == [model.id] * 2
     assert all(model.id in [needed for needed, _ in queries.needs(shard.id)] for shard in shards)
 

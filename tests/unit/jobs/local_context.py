@@ -35,7 +35,7 @@ def sha256_of(tensors: "Mapping[str, Tensor]") -> str:
 
 
 def noise_images(count: int, size: int, seed: int = 0) -> Images:
-    """Pictures of smooth random blobs."""
+    """Images of smooth random blobs."""
     small = np.random.default_rng(seed).integers(0, 256, (count, 3, 4, 4), dtype=np.uint8)
     images_N3HW = small.repeat(size // 4, axis=2).repeat(size // 4, axis=3)
     return Images(images_N3HW, hashlib.sha256(images_N3HW.tobytes()).hexdigest())

@@ -26,7 +26,7 @@ REPORT = {
     "recall": {"value": 0.4, "baseline": 0.9},
     "diversity": 0.75,
     "copying": {"verdict": "none", "share": 0.008, "summary": "no sign of copying: 0.8 %"},
-    "notes": ["40 training pictures are exact twins of others and count once"],
+    "notes": ["40 training images are exact twins of others and count once"],
     "data": {"fingerprint": "f"},
 }
 
@@ -50,7 +50,7 @@ def generated(store: "JobStore", running_job_factory: "Callable[..., Lease]") ->
         elif end == "fail":
             from jobs.errors import DatasetError
 
-            store.fail(lease, DatasetError("no pictures"))
+            store.fail(lease, DatasetError("no images"))
         return lease.job_id
 
     return make
@@ -177,7 +177,7 @@ def test_status_shows_what_was_found(ganq: "Ganq", trained: Callable[..., int], 
     assert "kid/random  0.0123 ± 0.001   (baseline, real against real images: 0.0002)" in page
     assert "precision  0.80   (baseline: 0.9; fraction of generated images that look real)" in page
     assert "no sign of copying" in page
-    assert "40 training pictures are exact twins" in page
+    assert "40 training images are exact twins" in page
     assert "kid 0.0123, no copies" in ganq("status").out
 
 

@@ -45,11 +45,11 @@ def test_wait_is_1_when_one_has_failed_and_says_why(
 ) -> None:
     good = trained()
     bad = running_job_factory()
-    store.fail(bad, DatasetError("no pictures", hint="add pictures"))
+    store.fail(bad, DatasetError("no images", hint="add images"))
     said = ganq("wait", good, bad.job_id)
     assert said.code == 1
-    assert f"job {bad.job_id} has failed after 0 s: no pictures" in said.err
-    assert "→ add pictures" in said.err
+    assert f"job {bad.job_id} has failed after 0 s: no images" in said.err
+    assert "→ add images" in said.err
     assert f"job {good} has succeeded" in said.err
 
 

@@ -1,4 +1,4 @@
-"""An evaluation says how good pictures are and whether they are copies, and no nonsense about bad input."""
+"""An evaluation says how good images are and whether they are copies, and no nonsense about bad input."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ SIZE = 16
 
 
 def images(count: Any, seed: Any = 0, *, of: Any = None) -> Any:
-    """Different pictures with structure, or those that are given as (N, H, W, 3)."""
+    """Different images with structure, or those that are given as (N, H, W, 3)."""
     if of is None:
         random = np.random.default_rng(seed)
         small = random.integers(0, 256, (count, 3, 4, 4), dtype=np.uint8)
@@ -104,7 +104,7 @@ def test_one_spec_gives_one_report(good: Any) -> None:
 def test_pictures_of_a_model_are_those_that_generate_draws() -> None:
     report, ctx = evaluate(images(60, of=WHOLE[:60]), seed=3, count=64)
     assert report["image_count"] == 64
-    assert report["copying"]["verdict"] == "copies", "the data are the model's own pictures"
+    assert report["copying"]["verdict"] == "copies", "the data are the model's own images"
     assert ctx.reports[-1]["done"] == ctx.reports[-1]["total"] == 124
 
 
@@ -145,7 +145,7 @@ def test_black_pictures_get_what_can_be_said_and_no_nonsense(good: Any) -> None:
         (all_of(300, 7), "1 different images"),
         (all_of(300, 0), "1 different images"),
     ],
-    ids=["ten pictures", "all the same", "all black"],
+    ids=["ten images", "all the same", "all black"],
 )
 def test_real_pictures_that_nothing_can_be_measured_against_are_refused(data: Any, says: str) -> None:
     with pytest.raises(DatasetError, match=says):

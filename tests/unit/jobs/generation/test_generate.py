@@ -1,4 +1,4 @@
-"""Generation: picture i is its own, the best are the best, and stopping publishes nothing."""
+"""Generation: image i is its own, the best are the best, and stopping publishes nothing."""
 
 import threading
 import tracemalloc
@@ -176,7 +176,7 @@ def test_ten_million_draws_are_cut_up_one_by_one() -> None:
 def test_of_equal_scores_the_earlier_draw_is_kept_and_comes_first() -> None:
     tensors = dict(SNAPSHOT.tensors)
     last = [k for k in tensors if k.startswith("D.") and k.endswith("weight")][-1]
-    tensors[last] = torch.zeros_like(tensors[last])  # every picture now scores the same
+    tensors[last] = torch.zeros_like(tensors[last])  # every image now scores the same
     _, ctx = generate(Snapshot(1, 1, tensors, SNAPSHOT.meta, "ties"), keep=5, of=40)
     assert [picture.record["draw"] for picture in ctx.sink.pictures] == [0, 1, 2, 3, 4]
 

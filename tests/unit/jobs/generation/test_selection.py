@@ -1,4 +1,4 @@
-"""Ways through latent space, rejection, truncation, the grid of epochs: picture i stays its own."""
+"""Ways through latent space, rejection, truncation, the grid of epochs: image i stays its own."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""Metrics: each ranks good pictures above noisy and above few, and says when it can say nothing."""
+"""Metrics: each ranks good images above noisy and above few, and says when it can say nothing."""
 
 import math
 from pathlib import Path
@@ -73,8 +73,8 @@ def test_kid_ranks_other_real_faces_far_above(measured: dict[str, ImageSet], wor
 @pytest.mark.parametrize("worse", ["noisy", "blurred", "collapsed", "black"])
 def test_fid_ranks_other_real_faces_far_above(measured: dict[str, ImageSet], worse: str) -> None:
     good, bad = (compare("fid", measured["real"], measured[name]) for name in ("good", worse))
-    assert bad.value > 1.5 * good.value  # of so few pictures FID is large for all
-    assert "too high" in (good.note or "")  # 48 pictures
+    assert bad.value > 1.5 * good.value  # of so few images FID is large for all
+    assert "too high" in (good.note or "")  # 48 images
 
 
 @pytest.mark.parametrize("worse", ["noisy", "blurred", "collapsed"])
@@ -265,7 +265,7 @@ def test_a_users_inception_is_taken_in_the_form_its_weights_were_made_for(
     assert key_of("fid", network.name) == ("fid@6726825d" if classes == 1008 else f"fid/{kind}@6726825d")
 
 
-# --- pictures that say nothing --------------------------------------------------------------------
+# --- images that say nothing --------------------------------------------------------------------
 
 
 def flat(count: Any, level: Any = 0, side: Any = 32) -> Any:

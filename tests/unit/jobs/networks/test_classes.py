@@ -29,7 +29,7 @@ ARCHS = [
 
 
 def shaded(counts: Any = (12, 12, 12), size: Any = 16) -> Any:
-    """Three classes of noise: dark, middle and bright pictures."""
+    """Three classes of noise: dark, middle and bright images."""
     labels = np.repeat(np.arange(len(counts)), counts)
     noise = np.random.default_rng(0).integers(-20, 21, (len(labels), 3, size, size))
     levels = np.array([25, 128, 230])[labels].reshape(-1, 1, 1, 1)
@@ -130,9 +130,9 @@ def test_labels_stay_with_their_pictures(tmp_path: Path) -> None:
 
 def test_pictures_without_classes_and_a_class_of_one_are_refused(tmp_path: Path) -> None:
     plain = Images(shaded().images_N3HW, "f" * 64)
-    with pytest.raises(DatasetError, match="these pictures have none"):
+    with pytest.raises(DatasetError, match="these images have none"):
         train(tmp_path, spec_of(), data=plain)
-    with pytest.raises(DatasetError, match="the class 'grey' has 1 picture"):
+    with pytest.raises(DatasetError, match="the class 'grey' has 1 image"):
         train(tmp_path, spec_of(), data=shaded((12, 1, 12)))
 
 
@@ -147,7 +147,7 @@ def test_classes_come_in_turn_by_picture_number_or_as_asked_whatever_the_range(t
     assert np.array_equal(alone.pixels_HW3, some[7].pixels_HW3)
     grey = generate(tmp_path, model, count=10, class_name="grey")
     assert {one.record["class"] for one in grey} == {"grey"}
-    assert np.array_equal(grey[7].pixels_HW3, some[7].pixels_HW3), "picture 7 is grey either way"
+    assert np.array_equal(grey[7].pixels_HW3, some[7].pixels_HW3), "image 7 is grey either way"
     assert not np.array_equal(grey[6].pixels_HW3, some[6].pixels_HW3)
     best = generate(tmp_path, model, keep=2, of=8, class_name="white")
     assert [one.record["class"] for one in best] == ["white"] * 2

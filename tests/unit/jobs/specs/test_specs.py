@@ -108,7 +108,7 @@ train_specs = st.builds(
 
 
 def apart(ranges: list[tuple[int, int]]) -> bool:
-    """Whether no picture is named twice."""
+    """Whether no image is named twice."""
     ends = sorted(ranges)
     return all(last < first for (_, last), (first, _) in pairwise(ends))
 
@@ -187,7 +187,7 @@ def test_the_parts_of_a_job_draw_each_picture_exactly_once_in_whole_micro_batche
         return [draw for first, last in one.ranges for draw in range(first, last + 1)]
 
     assert [draw for part in parts for draw in draws(part)] == draws(spec)
-    assert sum(part.pictures for part in parts) == spec.drawn
+    assert sum(part.image_count for part in parts) == spec.drawn
     assert len(parts) > 1
     assert all(part.split() == [] for part in parts), "a part has no parts"
     assert all((part.grid, part.out) == (0, None) for part in parts), "grids and copies are the whole's"
@@ -204,7 +204,7 @@ def test_the_parts_of_a_job_draw_each_picture_exactly_once_in_whole_micro_batche
 def test_the_largest_job_in_the_smallest_shards_is_a_thousand_parts(amount: Any) -> None:
     parts = GenerateSpec.create(source=1, shard_size=1, **amount).split()
     assert 990 <= len(parts) <= MAX_SHARDS
-    assert sum(part.pictures for part in parts) == MAX_COUNT
+    assert sum(part.image_count for part in parts) == MAX_COUNT
 
 
 def test_a_spec_cannot_be_changed_after_it_was_made() -> None:
@@ -303,7 +303,7 @@ BAD_GENERATE: dict[str, tuple[dict[str, Any], str]] = {
     "none": ({"count": 0}, "--count"),
     "too many": ({"count": MAX_COUNT + 1}, "--count"),
     "a range backwards": ({"seeds": ((5, 1),)}, "--seeds 5-1"),
-    "a picture twice": ({"seeds": ((0, 5), (3, 9))}, "names picture 3 twice"),
+    "an image twice": ({"seeds": ((0, 5), (3, 9))}, "names image 3 twice"),
     "a negative range": ({"seeds": ((-1, 3),)}, "--seeds -1-3"),
     "too many by ranges": ({"seeds": ((0, MAX_COUNT - 1), (0, 0))}, "at most"),
     "no word": ({"count": 1, "checkpoint": "worst"}, "names no checkpoint"),
@@ -311,10 +311,10 @@ BAD_GENERATE: dict[str, tuple[dict[str, Any], str]] = {
     "an endless number": ({"count": 1, "checkpoint": "9" * 5000}, "names no checkpoint"),
     "noise of nan": ({"count": 1, "noise_std": float("nan")}, "--noise-std"),
     "negative noise": ({"count": 1, "noise_std": -1}, "--noise-std"),
-    "a way of one": ({"interpolate": (3,)}, "no way from one picture to another"),
-    "a way that stands": ({"interpolate": (3, 3)}, "no way from one picture to another"),
+    "a way of one": ({"interpolate": (3,)}, "no way from one image to another"),
+    "a way that stands": ({"interpolate": (3, 3)}, "no way from one image to another"),
     "frames of nothing": ({"count": 1, "frames": 9}, "there is none"),
-    "fewer frames than pictures": ({"interpolate": (1, 2, 3), "frames": 2}, "too few"),
+    "fewer frames than images": ({"interpolate": (1, 2, 3), "frames": 2}, "too few"),
     "a film of hours": ({"interpolate": (1, 2), "frames": 100_000}, "--frames"),
     "many frames by default": ({"interpolate": tuple(range(99))}, "too many"),
     "a way and a count": ({"interpolate": (1, 2), "count": 5}, "exactly one way"),

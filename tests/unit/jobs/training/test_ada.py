@@ -1,4 +1,4 @@
-"""Adaptive augmentation: what p does to pictures, what moves p, and that it resumes."""
+"""Adaptive augmentation: what p does to images, what moves p, and that it resumes."""
 
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def run(folder: Any, **given: Any) -> Any:
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.keys() - {"dcgan"}))
 def test_a_recipe_changes_no_picture_until_d_knows_them_too_well(recipe: Any) -> None:
-    """Recoloured from the start, a quarter of the default's samples had colours that no picture has."""
+    """Recoloured from the start, a quarter of the default's samples had colours that no image has."""
     spec = TrainSpec.create(data="/faces", recipe=recipe)
     assert plan(spec.augment, spec.augment_p, 2_000) == (AUTO_POLICIES, 1.0)
     assert spec.ada_target > 0

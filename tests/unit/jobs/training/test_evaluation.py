@@ -40,7 +40,7 @@ def values(ctx: Any) -> Any:
 
 class Script:
     """
-    Values in the order in which new pictures come; the same pictures get the same value again.
+    Values in the order in which new images come; the same images get the same value again.
 
     So a run that goes on after a kill sees what it saw before exactly if its bits are the same.
     """

@@ -1,4 +1,4 @@
-"""Pictures of every kind come in, broken ones are left out with the reason, and the cache is found again."""
+"""Images of every kind come in, broken ones are left out with the reason, and the cache is found again."""
 
 import io
 import json
@@ -47,7 +47,7 @@ RED = (200, 30, 40)
 
 @pytest.fixture
 def faces(tmp_path: Path) -> Path:
-    """Twenty different sound pictures."""
+    """Twenty different sound images."""
     folder = tmp_path / "faces"
     folder.mkdir()
     for i in range(20):
@@ -93,7 +93,7 @@ def test_pixels_are_those_of_torchvisions_resize_and_centre_crop(
 
 
 def converted(folder: Path, name: str, image: Image.Image, **how: Any) -> NDArray[np.float64]:
-    """The mean colour that ganq makes of a picture."""
+    """The mean colour that ganq makes of an image."""
     folder.mkdir(exist_ok=True)
     image.save(folder / name, **how)
     decoded = next(decode_all([(0, (folder / name).read_bytes())], size=16, workers=1))
@@ -147,12 +147,12 @@ def test_only_the_first_frame_of_a_gif_is_used(tmp_path: Path) -> None:
 
 def test_broken_pictures_are_left_out_and_reported(faces: Path, volume: "Volume") -> None:
     (faces / "a-empty.png").touch()
-    (faces / "b-text.png").write_text("<html>not a picture</html>")
+    (faces / "b-text.png").write_text("<html>not an image</html>")
     whole = (faces / "001.png").read_bytes()
     (faces / "c-torn.png").write_bytes(whole[: len(whole) // 2])
     picture(1, (4, 40)).save(faces / "d-tiny.png")
     (faces / "e-bomb.png").write_bytes(bomb(20_000, 20_000))
-    (faces / "notes.txt").write_text("no picture, and none is claimed")
+    (faces / "notes.txt").write_text("no image, and none is claimed")
     images = open_images(volume, str(faces), 16, max_skip=0.3)
     assert len(images) == 20
     report = json.loads((volume.dataset(images.fingerprint) / "report.json").read_text())
@@ -766,7 +766,7 @@ def test_a_cache_that_does_not_fit_is_refused_with_bytes_needed_and_free(
 
 @pytest.fixture
 def result(tmp_path: Path) -> Callable[[str], Path]:
-    """What a generation of five pictures has published in a format: pictures, a grid, a manifest."""
+    """What a generation of five images has published in a format: images, a grid, a manifest."""
 
     def make(format: str) -> Path:
         folder = tmp_path / format

@@ -1,4 +1,4 @@
-"""Generated pictures appear together, lossless, named by a manifest that can be checked."""
+"""Generated images appear together, lossless, named by a manifest that can be checked."""
 
 import json
 import shutil
@@ -126,7 +126,7 @@ def test_a_manifest_that_cannot_be_written_leaves_no_pictures_behind(tmp_path: P
     assert [one.name for one in (tmp_path / "a1").iterdir()] == ["manifest.jsonl"]
 
 
-@pytest.mark.parametrize("harm", ["no manifest", "torn manifest", "not a picture"])
+@pytest.mark.parametrize("harm", ["no manifest", "torn manifest", "not an image"])
 def test_whatever_is_wrong_with_a_result_is_a_storage_error(harm: str, tmp_path: Path) -> None:
     filled(tmp_path / "a1").publish()
     manifest = tmp_path / "a1" / "manifest.jsonl"
@@ -137,7 +137,7 @@ def test_whatever_is_wrong_with_a_result_is_a_storage_error(harm: str, tmp_path:
     else:
         lines = [json.loads(line) for line in manifest.read_text().splitlines()]
         bad = tmp_path / "a1" / lines[0]["file"]
-        bad.write_bytes(b"not a picture")
+        bad.write_bytes(b"not an image")
         lines[0]["sha256"] = sha256_file(bad)
         manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(StorageError):

@@ -28,7 +28,7 @@ def checkpoint(arch: Architecture) -> dict[str, Tensor]:
         netd(torch.randn(8, 3, arch.size, arch.size, generator=draw))
     tensors = join(netg.state_dict(), netd.state_dict())
     last = [key for key in tensors if key.startswith("G.") and key.endswith(".weight")][-1]
-    tensors[last] = tensors[last] * 100  # pictures that use the whole range of tanh
+    tensors[last] = tensors[last] * 100  # images that use the whole range of tanh
     return {key: tensor.clone() for key, tensor in tensors.items()}
 
 
@@ -139,7 +139,7 @@ def test_onnx_gives_the_same_pictures_for_any_batch(tmp_path: Path, arch: Archit
         latents = torch.randn(count, arch.nz, 1, 1)
         (images,) = session.run(["images"], {"z": latents.numpy()})
         expected = pictures(arch, tensors, latents)
-        assert expected.std() > 0.3  # pictures, not grey that any graph would match
+        assert expected.std() > 0.3  # images, not grey that any graph would match
         torch.testing.assert_close(torch.from_numpy(images), expected, rtol=0, atol=onnx_export.TOLERANCE)
 
 

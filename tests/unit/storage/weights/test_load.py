@@ -540,5 +540,5 @@ def test_networks_that_know_classes_are_refused_by_that_word(tmp_path: Path) -> 
 
 def test_networks_for_different_sizes_are_refused(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     torch.save(Architecture(size=16, ndf=4).build_discriminator().state_dict(), tmp_path / "d.pth")
-    with pytest.raises(ForeignFileError, match=r"pictures of 24×24, .* judges 16×16"):
+    with pytest.raises(ForeignFileError, match=r"images of 24×24, .* judges 16×16"):
         load_origin(pair[0], tmp_path / "d.pth")

@@ -35,7 +35,7 @@ class Bench:
         ours, theirs = socket.socketpair()
         self.supervisor = Channel(ours)
         about = {"job_id": 7, "attempt": attempt, "kind": "train", "label": "faces", "spec": {}}
-        order = {**about, "submitted_at": submitted_at, "inputs": {}, "checkpoints": [], "parts": []}
+        order = {**about, "submitted_at": submitted_at, "inputs": {}, "checkpoints": [], "shards": []}
         monkeypatch.setattr(os, "fsync", fsync)
         self.runner = Channel(theirs)
         self.context = RunContext(order, self.runner, volume)
@@ -174,7 +174,7 @@ def test_each_picture_that_is_left_out_has_a_line_of_the_log_whatever_its_name(
 ) -> None:
     for number in range(9):
         Image.new("RGB", (32, 32), (number * 20, 0, 0)).save(tmp_path / f"{number}.png")
-    (tmp_path / "two\nlines.png").write_bytes(b"no picture")
+    (tmp_path / "two\nlines.png").write_bytes(b"no image")
     bench.context.assignment["spec"] = {"max_skip": 0.5, "loader_workers": 1}
     bench.context.images(str(tmp_path), 16)
     lines = (volume.attempt(7, 1) / "log.txt").read_text().splitlines()

@@ -253,11 +253,11 @@ def test_only_the_parent_of_a_split_job_reads_its_shards(
 
     part = claim()
     assert part.job.part_of == whole.id
-    assert make_assignment(part, store, queries)["parts"] == []
+    assert make_assignment(part, store, queries)["shards"] == []
     store.succeed(part, {"manifest_sha256": "1" * 64})
     gathering = claim()
     assert gathering.job_id == whole.id
-    assert make_assignment(gathering, store, queries)["parts"] == [
+    assert make_assignment(gathering, store, queries)["shards"] == [
         {"job_id": part.job_id, "attempt": 1, "manifest_sha256": "1" * 64, "draws": [0, 3], "build": None}
     ]
 
