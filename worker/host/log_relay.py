@@ -21,6 +21,8 @@ LINE_BYTES = 65_536
 """Longer lines are cut."""
 LINGER_S = 2.0
 """After all writers have ended: how long to wait for a destination that accepts nothing."""
+GATHER_S = 0.01
+"""Pause between reads: a worker that runs hundreds of jobs a second does not wake this for each line."""
 RETRY_S = 0.1
 RETRY_FAILED_S = 1.0
 
@@ -49,6 +51,8 @@ class Relay:
             if len(rest) > LINE_BYTES:
                 lines, rest = [*lines, rest], b""
             self.put(lines)
+            if len(data) < LINE_BYTES:
+                time.sleep(GATHER_S)
         self.put([rest] if rest else [])
         with self.changed:
             self.closed = True

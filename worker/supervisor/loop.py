@@ -203,7 +203,9 @@ class Supervisor:
         self.status_socket.mark_iteration()
         self.volume_monitor.ensure()
         ready = self.selector.select(self._timeout_s())
-        self._receive_from_volume()
+        # Before anything is concluded from the volume's silence.
+        if any(key.data == "volume" for key, _ in ready):
+            self._receive_from_volume()
         for key, _ in ready:
             if key.data == "wake":
                 with suppress(BlockingIOError):
@@ -393,7 +395,7 @@ class Supervisor:
     # --- the volume: this process makes no file call on it --------------------------------
 
     def _receive_from_volume(self) -> None:
-        """Read the volume's answers before anything is concluded from its silence."""
+        """Read the volume's answers; poll the job table once it answers again."""
         answered_before = self.volume_monitor.answers
         self.volume_monitor.receive()
         if self.volume_monitor.answers and not answered_before:
