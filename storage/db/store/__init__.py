@@ -15,6 +15,7 @@ sweeps         submit many, cancel many
 reap           requeue lost jobs, notify again
 malformed      fail rows that ganq did not write
 
+job_store      the class of them all
 transitions    the compare-and-set itself
 scheduling     the order of claims
 inheritance    priorities that dependants lend
@@ -22,20 +23,18 @@ pins           checkpoints that other jobs need
 shards         parents and shards
 """
 
-from storage.db.store.checkpoints import CheckpointMixin
-from storage.db.store.claim import Claim as Claim
-from storage.db.store.claim import ClaimMixin
-from storage.db.store.control import ControlMixin
-from storage.db.store.lease import LeaseMixin
-from storage.db.store.lease import StopRequests as StopRequests
-from storage.db.store.malformed import MalformedMixin
-from storage.db.store.reap import HeartbeatRow as HeartbeatRow
-from storage.db.store.reap import ReapMixin
-from storage.db.store.submit import SubmitMixin
-from storage.db.store.sweeps import SweepMixin
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from storage.db.store.job_store import Claim as Claim
+    from storage.db.store.job_store import HeartbeatRow as HeartbeatRow
+    from storage.db.store.job_store import JobStore as JobStore
+    from storage.db.store.job_store import StopRequests as StopRequests
 
 
-class JobStore(
-    SubmitMixin, ClaimMixin, LeaseMixin, CheckpointMixin, ControlMixin, SweepMixin, ReapMixin, MalformedMixin
-):
-    """All state transitions, on SQLite and Postgres."""
+def __getattr__(name: str) -> Any:
+    """Import JobStore on first use: commands that only read would wait 30 ms for it."""
+    if name in ("Claim", "HeartbeatRow", "JobStore", "StopRequests"):
+        return getattr(import_module("storage.db.store.job_store"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
