@@ -12,6 +12,7 @@ from cli.ui.lazy import examples
 from cli.ui.params import Duration
 
 if TYPE_CHECKING:
+    from storage.gc.archive import Archived
     from storage.gc.policy import Policy
     from storage.gc.sweep import Item, Plan, Swept
 
@@ -25,15 +26,22 @@ SPARED = 10
         "ganq gc --dry-run",
         "ganq gc --dry-run --paths --jobs --older-than 90d",
         "ganq gc --datasets --jobs --older-than 30d",
+        "ganq gc --jobs --rows --older-than 90d",
     )
 )
 @click.option("--dry-run", is_flag=True, help="List what would be deleted; delete nothing.")
 @click.option("--datasets", is_flag=True, help="Also delete decoded data sets that no recent job has used.")
 @click.option("--jobs", is_flag=True, help="Also delete images, samples and checkpoints of old jobs.")
 @click.option(
+    "--rows",
+    is_flag=True,
+    help="Also move old jobs without results from the job table to the archive on the volume.",
+)
+@click.option("--keep-named", is_flag=True, help="With --rows: keep the rows of jobs that have a name.")
+@click.option(
     "--older-than",
     type=Duration(minimum=0.0),
-    help="Minimum age for --datasets and --jobs, e.g. 12h or 90d.  [default: 30d]",
+    help="Minimum age for --datasets, --jobs and --rows, e.g. 12h or 90d.  [default: 30d]",
 )
 @click.option("--named", is_flag=True, help="With --jobs: also delete results of trainings that have a name.")
 @click.option("--yes", is_flag=True, help="Do not ask before --jobs and --datasets delete something.")
@@ -43,6 +51,8 @@ def gc(
     dry_run: bool,
     datasets: bool,
     jobs: bool,
+    rows: bool,
+    keep_named: bool,
     older_than: float | None,
     named: bool,
     yes: bool,
@@ -58,16 +68,23 @@ def gc(
     that a queued or running job needs are not deleted, nor are imports, jobs marked by
     `ganq keep` and, without --named, trainings that have a name.
 
+    With --rows, jobs that ended long ago and have no results leave the job table, with their
+    attempts, events and logs; ganq status --archived lists them. A retried job, a shard and
+    a prerequisite stay as long as the jobs that refer to them.
+
     On a terminal --jobs and --datasets ask before they delete something.
 
     Exit code 1 if a file could not be deleted, or if the volume belongs to another job table.
     """
-    if older_than is not None and not (datasets or jobs):
-        raise click.UsageError("--older-than requires --datasets or --jobs")
+    if older_than is not None and not (datasets or jobs or rows):
+        raise click.UsageError("--older-than requires --datasets, --jobs or --rows")
+    if keep_named and not rows:
+        raise click.UsageError("--keep-named requires --rows")
     if named and not jobs:
         raise click.UsageError("--named requires --jobs")
     from contextlib import nullcontext
 
+    from storage.gc.archive import Archived, archive_rows
     from storage.gc.policy import Policy
     from storage.gc.sweep import Collector, Swept, alone
 
@@ -85,12 +102,32 @@ def gc(
         if not (dry_run or yes or as_json) and output.on_terminal():
             _confirm(plan)
         swept = Swept() if dry_run else collector.sweep(plan)
+        archived: Archived | None = None
+        if rows:
+            archived = archive_rows(
+                session.database, session.volume, age_s=age_s, keep_named=keep_named, dry_run=dry_run
+            )
     deleted = plan.items if dry_run else swept.gone
     if as_json:
-        output.print_json(_as_json(str(session.volume.root), dry_run, deleted, plan, swept))
+        found = _as_json(str(session.volume.root), dry_run, deleted, plan, swept)
+        if archived is not None:
+            found["archived"] = {"jobs": archived.jobs, "bytes": archived.bytes, "kept": dict(archived.kept)}
+        output.print_json(found)
     else:
         _print(dry_run, deleted, plan, swept, paths, policy)
+        if archived is not None:
+            _print_archived(archived, dry_run)
     return 1 if swept.failed else 0
+
+
+def _print_archived(archived: "Archived", dry_run: bool) -> None:
+    jobs = output.count(archived.jobs, "job")
+    if dry_run:
+        click.echo(f"{jobs} would leave the job table for the archive (--dry-run)")
+    else:
+        click.echo(f"{jobs} archived ({output.size(archived.bytes)}); ganq status --archived lists them")
+    for why, number in archived.kept.most_common():
+        output.notice(f"kept: {output.count(number, 'old job')}: {why}")
 
 
 def _confirm(plan: "Plan") -> None:

@@ -1,6 +1,7 @@
 """Settings and job table of a command."""
 
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,6 +25,22 @@ def open_session(*, create: bool = False, settings: Settings | None = None) -> S
     if ctx is not None:
         ctx.call_on_close(session.database.dispose)
     return session
+
+
+def open_archive(session: Session) -> Session:
+    """Return a session whose job table has the archived jobs alone, until the command ends."""
+    from tempfile import TemporaryDirectory
+
+    from storage.db.queries import Queries
+    from storage.gc.archive import read_archive
+
+    ctx = click.get_current_context()
+    folder = ctx.with_resource(TemporaryDirectory(prefix="ganq-archive-"))
+    database, notes = read_archive(session.settings, session.volume, session.database, Path(folder))
+    ctx.call_on_close(database.dispose)
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    return Session(session.settings, database, Queries(database))
 
 
 def clean_up_on_sigterm() -> None:

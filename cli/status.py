@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.session import JOB, NoJobsYetError, Session, open_session
+from cli.session import JOB, NoJobsYetError, Session, open_archive, open_session
 from cli.ui import output
 from cli.ui.lazy import examples
 from cli.ui.params import BoundedInt, Duration, RenamedOption, User
@@ -35,6 +35,7 @@ FIRST_STEP = "submit a job with ganq submit train --data DIR, or run ganq demo"
         "ganq status --state failed --state cancelled --all",
         "ganq status --sweep rates",
         "ganq status --since 7d --all",
+        "ganq status --archived --user ada",
         "ganq status --json --all | jq '.[] | select(.kind == \"train\") | .id'",
     )
 )
@@ -66,6 +67,7 @@ FIRST_STEP = "submit a job with ganq submit train --data DIR, or run ganq demo"
     is_flag=True,
     help="Also list the shards of split jobs; with JOB, the shards of this job.",
 )
+@click.option("--archived", is_flag=True, help="The jobs that ganq gc --rows moved to the archive.")
 @click.option("--full", is_flag=True, help="With JOB: show all options, also those with default values.")
 @click.option("--watch", is_flag=True, help="Refresh every second until Ctrl-C.")
 @output.json_option
@@ -81,6 +83,7 @@ def status(
     limit: int | None,
     everything: bool,
     shards: bool,
+    archived: bool,
     full: bool,
     watch: bool,
     as_json: bool,
@@ -106,6 +109,10 @@ def status(
         if job is not None:
             raise
         return _no_jobs_yet(as_json, exc)
+    if archived:
+        if watch:
+            raise SpecError("--watch shows nothing new of archived jobs", hint="leave out --watch")
+        session = open_archive(session)
     if job is not None and not shards:
         return _show_job(session, job, watch, as_json, full)
 

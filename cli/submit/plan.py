@@ -136,7 +136,8 @@ def checkpoint_bytes(spec: TrainSpec) -> int:
     networks = Architecture.of_spec(spec)
     with torch.device("meta"):  # shapes alone
         built = networks.build_generator(), networks.build_discriminator()
-    generator, discriminator = (sum(one.numel() for one in each.state_dict().values()) for each in built)
+    numbers = [sum(one.numel() for one in each.state_dict().values()) for each in built]
+    generator, discriminator = map(int, numbers)
     average = generator if spec.ema_half_life_kimg > 0 else 0
     return 4 * (3 * (generator + discriminator) + average + generator + discriminator)
 

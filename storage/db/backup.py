@@ -19,18 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Connection, Table, Text, bindparam, cast, delete, func, insert, select, text
+from sqlalchemy import Connection, delete, func, select, text
 
 from jobs.errors import ConfigError, NotFoundError, SchemaMismatchError
 from storage.db import tables
 from storage.db.engine import SCHEMA_REVISION, Database, schema_revision
-from storage.db.json_object import JsonObject
 from storage.db.queries import Queries
+from storage.db.row_files import CHUNK, insert_rows, write_rows
 from storage.version import version
 from storage.volume.durable import raise_storage_error, sha256_file, write_json
 
 FORMAT = 1
-CHUNK = 500
 TABLE, VOLUME, ABOUT = "table.jsonl.gz", "volume.txt", "backup.json"
 
 
@@ -106,22 +105,9 @@ def _snapshot(database: Database) -> Iterator[Connection]:
 
 
 def _write_rows(conn: Connection, path: Path) -> dict[str, int]:
-    """Write one line with a table's name and columns, then one for each row; JSON columns as their text."""
-    counts = {}
     with open(path, "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
-        for table in tables.metadata.sorted_tables:
-            columns = [cast(one, Text) if isinstance(one.type, JsonObject) else one for one in table.columns]
-            file.write(_line({"table": table.name, "columns": [one.name for one in table.columns]}))
-            query = select(*columns).order_by(*table.primary_key.columns)
-            counts[table.name] = 0
-            for row in conn.execution_options(yield_per=CHUNK).execute(query):
-                file.write(_line(list(row)))
-                counts[table.name] += 1
-    return counts
-
-
-def _line(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        streamed = conn.execution_options(yield_per=CHUNK)
+        return {table.name: write_rows(streamed, file, table) for table in tables.metadata.sorted_tables}
 
 
 def _write_paths(conn: Connection, path: Path) -> None:
@@ -209,41 +195,12 @@ def _require_no_workers(database: Database) -> None:
 
 
 def _insert_rows(conn: Connection, found: Backup) -> None:
-    by_name = {table.name: table for table in tables.metadata.sorted_tables}
-    counts: dict[str, int] = {}
-    table, columns, rows = tables.job, [""], list[dict[str, Any]]()
-
-    def flush() -> None:
-        if rows:
-            conn.execute(_insertion(conn, table, columns), rows)
-            counts[table.name] = counts.get(table.name, 0) + len(rows)
-            rows.clear()
-
     with gzip.open(found.folder / TABLE, "rt", encoding="utf-8") as file:
-        for line in file:
-            value = json.loads(line)
-            if isinstance(value, dict):
-                flush()
-                table, columns = by_name[value["table"]], value["columns"]
-                continue
-            rows.append({f"v_{name}": one for name, one in zip(columns, value, strict=True)})
-            if len(rows) == CHUNK:
-                flush()
-    flush()
+        counts = insert_rows(conn, file)
     if counts != {name: number for name, number in found.rows.items() if number}:
         raise ConfigError(
             f"{found.folder / TABLE} does not have the rows that it should", hint="use another backup"
         )
-
-
-def _insertion(conn: Connection, table: Table, columns: list[str]) -> Any:
-    values: dict[str, Any] = {}
-    for name in columns:
-        is_json = isinstance(table.c[name].type, JsonObject)
-        value = bindparam(f"v_{name}", type_=Text() if is_json else table.c[name].type)
-        # SQLite keeps the text; CAST(… AS JSON) would make a number of it.
-        values[name] = cast(value, JSON()) if is_json and conn.dialect.name != "sqlite" else value
-    return insert(table).values(values)
 
 
 def _advance_sequences(conn: Connection) -> None:

@@ -25,6 +25,7 @@ from storage.datasets.cache import INDEX
 from storage.db.engine import Database
 from storage.gc import policy as rules
 from storage.gc import scan as facts
+from storage.gc.archive import archived_ids
 from storage.gc.delete import delete_tree, opened
 from storage.gc.policy import TRASH, JobFacts, Policy, Reason
 from storage.volume.layout import Volume
@@ -164,6 +165,8 @@ class Collector:
 
         same = self.database.read(compare)
         strangers = len(set(folders) - known)
+        if strangers:  # a gc that was interrupted leaves folders of jobs that it has archived
+            strangers = len(set(folders) - known - archived_ids(self.volume))
         trusted = len(set(folders) & known) * same.count(True) / max(len(same), 1)
         if strangers > trusted or same.count(False) > same.count(True):
             raise VolumeError(

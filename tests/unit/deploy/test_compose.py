@@ -145,7 +145,8 @@ def test_every_command_is_one_that_ganq_understands(services: dict[str, Any], na
     from cli.main import root
 
     lines = [services[name]["command"]]
-    if "test" in (check := services[name]["healthcheck"]):
+    check = services[name]["healthcheck"]
+    if name != "web" and "test" in check:  # the page is asked for a connection
         assert check["test"][:2] == ["CMD", "ganq"]
         lines.append(check["test"][2:])
     for line in lines:
