@@ -21,6 +21,7 @@ from ganq.submission.generate import check_options, out_folder, prepare
 from ganq.submission.options import parse_ranges
 from jobs.errors import JobNotFoundError
 from jobs.specs import GenerateSpec
+from jobs.specs.generate import TAR_ABOVE
 
 if TYPE_CHECKING:
     from storage.db.rows import Job
@@ -44,7 +45,7 @@ HELP = {
     "grid_pages": "Maximum number of grids.",
     "out": "Copy the result to this folder.",
     "device": "Device to generate on.",
-    "format": "Output format: files, or one archive (tar of PNGs, npz of arrays).",
+    "format": "Output format: files, or one archive (tar of PNGs, npz of arrays). More than 100,000 images become tar if it is not given.",
     "quality": "Quality of jpeg [95] and of lossy webp; webp is lossless without it.",
     "micro_batch": "Images per forward pass. Other values may change the last bit of a pixel.",
     "shard_size": "Images per shard, in whole micro-batches; several workers share a larger job.",
@@ -139,6 +140,8 @@ def generate(source: str | None, now: bool, **options: Any) -> int:
         return plans.show_plan(spec, plan, seconds, request.as_json, changes if request.sweep else ())
     if source is None:
         output.notice(f"generating from job {model.id}{f' ({model.name})' if model.name else ''}")
+    if spec.total > TAR_ABOVE and "format" not in given:
+        output.notice(f"{spec.total:,} images: tar archives of 10,000 each; --format png writes files")
     if spec.interpolate and find_spec("av") is None:
         output.notice("writing a GIF; an MP4 as well if the worker has PyAV: pip install 'ganq[video]'")
     if found.after:

@@ -1,7 +1,7 @@
 """The spec of a generation, and its division into shards."""
 
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,8 @@ MAX_SHARDS = 1000
 MAX_FRAMES = 3600
 """Of one video, which is built in memory: two and a half minutes."""
 FRAMES_A_LEG = 60
+TAR_ABOVE = 100_000
+"""Images; more become tar archives of 10,000 each unless a format is given: no folder holds millions of files."""
 
 LOSSY = ("jpeg", "webp")
 """Formats that can be lossy, and so have a quality."""
@@ -48,7 +50,10 @@ class GenerateSpec(Spec):
     noise_mean: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)] = 0.0
     noise_std: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
     format: Literal["png", "webp", "jpeg", "tar", "npz"] = "png"
-    """Files of one encoding, tar archives of PNGs, or one npz of arrays; see storage/results/formats.py."""
+    """
+    Files of one encoding, tar archives of PNGs, or one npz of arrays; see storage/results/formats.py. create()
+    chooses tar for more than TAR_ABOVE images.
+    """
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
     """Of jpeg (95 if None) and webp (lossless if None). Other formats are lossless and have none."""
     grid: Annotated[int, Field(ge=0, le=4096)] = 64
@@ -171,6 +176,14 @@ class GenerateSpec(Spec):
                 mine.append((begin, end))
             place += last - first + 1
         return tuple(mine)
+
+    @classmethod
+    def create(cls, **given: Any) -> Self:
+        """Validate as for any spec; choose tar archives for more than TAR_ABOVE images without a format."""
+        spec = super().create(**given)
+        if given.get("format") is None and spec.total > TAR_ABOVE:
+            spec = spec.model_copy(update={"format": "tar"})
+        return spec
 
     @property
     def image_count(self) -> int:

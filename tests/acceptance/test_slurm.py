@@ -140,7 +140,7 @@ def log(ganq: Ganq, job: str) -> str:
 def test_a_job_survives_the_time_limit_and_finishes_in_the_next_allocation(
     slurm: Slurm, ganq: Ganq, redis_url: str, small: list[str]
 ) -> None:
-    train = ganq.json("submit", "train", *small, "--epochs", "300")["id"]
+    train = ganq.json("submit", "train", *small, "--epochs", "2000")["id"]
     # Slurm checks limits each half minute: SIGTERM comes 30 to 60 s after the start.
     job = submit(slurm, ganq, "--time=2", "--signal=B:TERM@60")
     until(lambda: ganq.peek(train)["state"] == "running", what="the job to run in the allocation")

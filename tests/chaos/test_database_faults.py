@@ -664,7 +664,7 @@ def test_a_worker_that_was_overtaken_while_away_publishes_nothing(
     later = [one for one in ganq.json("events", str(job)) if one["id"] > taken]
     assert {one["attempt"] for one in later} == {2}, "the old attempt wrote after its end"
     assert ganq.json("checkpoints", str(job))[-1]["attempt"] == 2
-    assert "its lease has passed on" in ganq.log("w1")
+    assert f"job {job}: lease released: " in ganq.log("w1")
 
 
 # --- F21: SQLite is locked ------------------------------------------------------------------------

@@ -200,6 +200,27 @@ def test_the_parts_of_a_job_draw_each_picture_exactly_once_in_whole_micro_batche
         assert sum(map(len, blocks)) == len(set().union(*blocks))
 
 
+@pytest.mark.parametrize(
+    ("given", "format"),
+    [
+        ({"count": 100_000}, "png"),
+        ({"count": 100_001}, "tar"),
+        ({"seeds": ((0, 100_000),)}, "tar"),
+        ({"keep": 64, "of": 1_000_000}, "png"),
+        ({"count": 1_000_000, "format": "png"}, "png"),
+    ],
+)
+def test_more_than_a_hundred_thousand_images_become_archives_unless_a_format_is_given(
+    given: dict[str, Any], format: str
+) -> None:
+    spec = GenerateSpec.create(source=1, **given)
+    assert spec.format == format
+    stored = {name: value for name, value in spec.to_json().items() if name != "format"}
+    assert GenerateSpec.from_json({**stored, "format": "png"}).format == "png", (
+        "a stored job keeps its format"
+    )
+
+
 @pytest.mark.parametrize("amount", [{"count": MAX_COUNT}, {"keep": 10, "of": MAX_COUNT}])
 def test_the_largest_job_in_the_smallest_shards_is_a_thousand_parts(amount: Any) -> None:
     parts = GenerateSpec.create(source=1, shard_size=1, **amount).split()
