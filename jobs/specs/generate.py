@@ -13,7 +13,7 @@ MAX_FRAMES = 3600
 """Of one video, which is built in memory: two and a half minutes."""
 FRAMES_A_LEG = 60
 TAR_ABOVE = 100_000
-"""Images; more become tar archives of 10,000 each unless a format is given: no folder holds millions of files."""
+"""Images; more become tar archives of 10,000 each, unless a format is given: a folder of millions is slow."""
 
 LOSSY = ("jpeg", "webp")
 """Formats that can be lossy, and so have a quality."""
@@ -51,8 +51,9 @@ class GenerateSpec(Spec):
     noise_std: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
     format: Literal["png", "webp", "jpeg", "tar", "npz"] = "png"
     """
-    Files of one encoding, tar archives of PNGs, or one npz of arrays; see storage/results/formats.py. create()
-    chooses tar for more than TAR_ABOVE images.
+    Files of one encoding, tar archives of PNGs, or one npz of arrays; see storage/results/formats.py.
+
+    create() chooses tar for more than TAR_ABOVE images.
     """
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
     """Of jpeg (95 if None) and webp (lossless if None). Other formats are lossless and have none."""
