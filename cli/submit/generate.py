@@ -45,8 +45,8 @@ HELP = {
     "grid_pages": "Maximum number of grids.",
     "out": "Copy the result to this folder.",
     "device": "Device to generate on.",
-    "format": "Output format: files, or archives (tar of PNGs, one npz of arrays). More than 100,000 images become "
-    "tar if it is not given.",
+    "format": "Output format: files, or archives (tar of PNGs, one npz of arrays). More than 100,000 images "
+    "become tar if it is not given.",
     "quality": "Quality of jpeg [95] and of lossy webp; webp is lossless without it.",
     "micro_batch": "Images per forward pass. Other values may change the last bit of a pixel.",
     "shard_size": "Images per shard, in whole micro-batches; several workers share a larger job.",
