@@ -118,6 +118,12 @@ class JobContext(Protocol):
     def stop_reason(self) -> str | None:
         """Return a jobs.states.StopReason if the job is to stop, else None. Cheap: call it at every step."""
 
+    def stop_step(self) -> int | None:
+        """Return the step at which an earlier attempt found that the time of --stop-after had passed."""
+
+    def pin_stop_step(self, step: int) -> None:
+        """Record that step, so that each later attempt ends there, too."""
+
     def report(
         self,
         done: int,

@@ -61,6 +61,7 @@ class StopReason(StrEnum):
     PREEMPT = "preempt"
     PAUSE = "pause"
     TIME_LIMIT = "time_limit"
+    STOP_AFTER = "stop_after"  # the time of --stop-after has passed: it ends as a success
     LOST = "lost"
 
 

@@ -94,13 +94,20 @@ def training_plan(spec: TrainSpec, images: int) -> dict[str, int]:
     """
     batches = images // spec.batch
     kept = checkpoints_kept(spec)
+    total = spec.epochs * batches
+    steps = (
+        min(total, spec.budget.steps(per_epoch=batches, batch=spec.batch) or total) if spec.budget else total
+    )
+    epochs, rest = divmod(steps, batches) if batches else (0, 0)
+    ends = {"ends_at_step": steps, "ends_at_epoch": -(-steps // max(batches, 1))} if steps < total else {}
     return {
         "images": images,
         "batches_per_epoch": batches,
-        "steps_d": spec.epochs * -(-batches // spec.d_every),
-        "steps_g": spec.epochs * -(-batches // spec.g_every),
-        "images_shown": spec.epochs * batches * spec.batch,
-        "sample_grids": spec.epochs // spec.save_every,
+        "steps_d": epochs * -(-batches // spec.d_every) + -(-rest // spec.d_every),
+        "steps_g": epochs * -(-batches // spec.g_every) + -(-rest // spec.g_every),
+        "images_shown": steps * spec.batch,
+        **ends,
+        "sample_grids": epochs // spec.save_every + (rest > 0),
         "checkpoints_kept": kept,
         "checkpoint_bytes": checkpoint_bytes(spec),
         "bytes_on_disk": kept * checkpoint_bytes(spec) + images * 3 * spec.size**2,
@@ -152,7 +159,9 @@ def training_seconds(settings: "Settings", spec: TrainSpec, plan: Mapping[str, i
     except NoJobsYetError:
         return None
     rate = _median_rate(_similar(queries, spec.to_json(), "train", TRAINING_FIELDS))
-    return plan["images_shown"] / rate if rate else None
+    ends_in = (spec.budget.seconds if spec.budget else None) or float("inf")
+    seconds = plan["images_shown"] / rate if rate else ends_in
+    return min(seconds, ends_in) if min(seconds, ends_in) < float("inf") else None
 
 
 def generation_seconds(queries: "Queries", model: "Job", spec: GenerateSpec) -> float | None:

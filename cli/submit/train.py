@@ -80,6 +80,8 @@ HELP = {
     "eval_every": "Epochs between evaluations; 0: as often as costs 5 % of the run time.",
     "eval_samples": "Real and generated images per evaluation; 0: 64 to 500, by the length of the run.",
     "patience": "Stop after N evaluations without improvement; 0: never.",
+    "stop_after": "End as a success before the last epoch, with a final checkpoint, grid and evaluation: after "
+    "10m of running time, 200k-images, or a number of epochs. The schedules remain those of --epochs.",
     "deterministic": "Use deterministic kernels on a GPU.",
     "precision": "Precision of the networks; 'auto': bf16 on GPUs that support it, except for recipe dcgan.",
     "cuda_graphs": "Capture training steps as CUDA graphs (several times faster on a GPU).",

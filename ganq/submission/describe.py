@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("command", "toml", "python", "json")
 TOML_NAMES = {"continue_from": "continue", "source": "from"}
-RESET = {"init_netg": None, "init_netd": None, "init_from": None}
+RESET = {"init_netg": None, "init_netd": None, "init_from": None, "stop_after": None}
 
 
 def describe(job: "Job", queries: "Queries", form: str) -> str:

@@ -16,6 +16,7 @@ SHAPES: dict[str, Any] = {
     "seeds": {"type": ["string", "array"], "description": "'0,4-6', or [0, [4, 6]]"},
     "augment": {"type": ["string", "array"], "description": "'translation,color', a list, or 'none'"},
     "interpolate": {"type": ["string", "array"], "description": "image indices: '3,17', or [3, 17]"},
+    "stop-after": {"type": ["string", "integer"], "description": "'10m', '200k-images', or epochs"},
     "checkpoint": {"type": ["string", "integer"], "description": "best, last, or an epoch"},
     "name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
     "priority": {"type": "integer", "minimum": -1000, "maximum": 1000},

@@ -120,12 +120,30 @@ def continued(session: Session, parent: "Job", given: dict[str, Any]) -> TrainSp
             hint=f"--epochs counts from the start of job {parent.id}: e.g. --epochs {2 * max(done, 1)}",
         )
     # The weights come from the checkpoint, not from where the parent's came from.
-    reset = {"init_netg": None, "init_netd": None, "init_from": None, "continue_from": parent.id}
+    reset = dict.fromkeys(("init_netg", "init_netd", "init_from", "stop_after"))
+    reset |= {"continue_from": parent.id}
     if "feature_network" in given:
         reset["feature_sha256"] = None  # the parent's belongs to another file
     spec = TrainSpec.from_json({**parent.spec, **reset, **given})
     check_same_run(parent.spec, spec)
+    _check_budget(parent.id, spec, known[-1].step if parent.state.terminal else 0, done)
     return spec
+
+
+def _check_budget(parent: int, spec: TrainSpec, steps: int, epochs: int) -> None:
+    """
+    Raises:
+        SpecError: the run that is continued has already used up --stop-after.
+    """
+    budget = spec.budget
+    if budget is None or budget.unit == "s":
+        return
+    used = epochs if budget.unit == "epochs" else steps * spec.batch
+    if budget.amount <= used:
+        raise SpecError(
+            f"job {parent} already has {used:,} {budget.unit}: --stop-after {budget} adds none",
+            hint="it counts from the start of the run, as --epochs does",
+        )
 
 
 def fine_tuned(session: Session, start: "Job", given: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from jobs.budgets import Budget, read_budget
 from jobs.errors import SpecError
 from jobs.recipes import RECIPES
 from jobs.renamed import renamed
@@ -127,6 +128,8 @@ class TrainSpec(Spec):
     """Real and generated images of an evaluation; 0: 64 to 500, by the length of the run."""
     patience: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Stop after so many evaluations without a new best; 0, or no metric: never."""
+    stop_after: str | None = None
+    """End earlier than `epochs`, whose schedules apply: jobs.budgets.Budget as text."""
     deterministic: bool = True
     """On a GPU: deterministic kernels, so that a resumed run is bit-exact."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -158,6 +161,16 @@ class TrainSpec(Spec):
     def _reachable(cls, size: int) -> int:
         size_plan(size)
         return size
+
+    @field_validator("stop_after", mode="before")
+    @classmethod
+    def _budget(cls, given: Any) -> Any:
+        return str(read_budget(given)) if isinstance(given, str | int) else given
+
+    @property
+    def budget(self) -> Budget | None:
+        """Return what --stop-after gives it."""
+        return None if self.stop_after is None else read_budget(self.stop_after)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -200,6 +213,11 @@ class TrainSpec(Spec):
                 f"--arch resnet needs no normalisation, and --norm-d {self.norm_d} would add one",
                 hint="use --norm-d none (the blocks start as nothing instead) or --arch dcgan",
             )
+        if (budget := self.budget) is not None and budget.unit == "epochs" and budget.amount > self.epochs:
+            raise SpecError(
+                f"--stop-after {budget} is more than --epochs {self.epochs}",
+                hint=f"--epochs {int(budget.amount)} or more; the schedules follow --epochs",
+            )
         if self.eval_samples == 1:
             raise SpecError("--eval-samples 1: a metric compares sets", hint="--eval-samples 64 or more")
         check_feature_network(self.feature_network, self.feature_sha256)
@@ -235,6 +253,7 @@ FREE_TO_CHANGE = frozenset(
         "eval_every",
         "eval_samples",
         "patience",
+        "stop_after",
         "keep_every",
         "continue_from",
     }

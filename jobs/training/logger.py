@@ -32,6 +32,8 @@ class TrainingLogger:
         self.spec = spec
         self.ctx = ctx
         self.per_epoch = per_epoch
+        self.end_step = spec.epochs * per_epoch
+        """Where the run ends, for the progress."""
         self.means = RunningMeans()
         self.last: dict[str, float] = {}
         self.warning: str | None = None
@@ -66,7 +68,7 @@ class TrainingLogger:
         """Report how many images were seen, of all that the run will see."""
         self.ctx.report(
             step * self.spec.batch,
-            self.spec.epochs * self.per_epoch * self.spec.batch,
+            self.end_step * self.spec.batch,
             "images",
             rate=self._rate,
             epoch=step // self.per_epoch,

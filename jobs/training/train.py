@@ -25,7 +25,7 @@ from jobs.failpoints import failpoint
 from jobs.networks.classes import grid_labels, require_classes
 from jobs.networks.dcgan import Architecture
 from jobs.specs import TrainSpec, check_same_run
-from jobs.states import KEEPS_WORK
+from jobs.states import KEEPS_WORK, StopReason
 from jobs.training import augment, stability
 from jobs.training.checkpointer import AsyncCheckpointer
 from jobs.training.cuda_graphs import CudaGraphs
@@ -43,7 +43,7 @@ from jobs.training.state import TrainState
 
 def run(spec: TrainSpec, ctx: JobContext) -> dict[str, Any]:
     """
-    Train until spec.epochs are complete.
+    Train until spec.epochs are complete, or what --stop-after gives is used up.
 
     Returns:
         The job's result: steps, epochs, images, last losses, speed, exactness.
@@ -84,6 +84,10 @@ class Training:
         self.classes = require_classes(self.images) if spec.conditional else ()
         self.arch = Architecture.of_spec(spec, len(self.classes))
         self.total_steps = spec.epochs * self.batches.per_epoch
+        self.budget = spec.budget
+        budget_steps = self.budget and self.budget.steps(per_epoch=self.batches.per_epoch, batch=spec.batch)
+        self.end_step = min(self.total_steps, budget_steps or ctx.stop_step() or self.total_steps)
+        """Where training ends: --stop-after may end it early; the schedules follow total_steps."""
 
         # Loss and augmentation.
         self.loss = LOSSES[spec.loss]
@@ -96,6 +100,7 @@ class Training:
         shape = (spec.batch if self.grid_labels is None else len(self.grid_labels), spec.nz, 1, 1)
         self.fixed_latents_BZ11 = rng.noise(spec.seed, "fixed", shape=shape).to(self.device)
         self.logger = TrainingLogger(spec, ctx, self.batches.per_epoch, delay=int(self.device.type == "cuda"))
+        self.logger.end_step = self.end_step
         self.rollbacks = Rollbacks()
         self.checkpointer = AsyncCheckpointer(
             ctx, self.logger, on_saved=lambda step: self.rollbacks.saved(step)
@@ -124,9 +129,16 @@ class Training:
         if stopped:
             self.ctx.log(stopped)
             self.ctx.event("stopped_early", step=step, reason=stopped)
+        elif step < self.total_steps:
+            stopped = (
+                f"stopped after {self.budget}, at epoch {step // per_epoch} of {spec.epochs}, step {step}"
+            )
+            self.ctx.log(stopped)
+            self.ctx.event("budget_reached", step=step, budget=str(self.budget))
         return {
             **self.evaluations.facts(),
             "stopped": stopped,
+            **({"stop_after": str(self.budget)} if stopped and not self._early_stop() else {}),
             "step": step,
             "epoch": step // per_epoch,
             "g_steps": self.g_steps,
@@ -168,8 +180,10 @@ class Training:
             TrainingDivergedError: a loss or weight is not finite; no such state was saved.
         """
         spec, state, per_epoch = self.spec, self.state, self.batches.per_epoch
-        while state.step < self.total_steps and not self._early_stop():
+        while state.step < self.end_step and not self._early_stop():
             self._stop_if_requested()
+            if state.step >= self.end_step:
+                break
 
             self.train_batch()
             state.step += 1
@@ -182,7 +196,7 @@ class Training:
 
             # Evaluation and checkpoint: every save_every epochs, by time in between, and at the end.
             epochs_done, batches_done = divmod(state.step, per_epoch)
-            if state.step == self.total_steps:
+            if state.step == self.end_step:
                 break
             if batches_done == 0 and (
                 epochs_done % spec.save_every == 0 or self.evaluations.due(epochs_done, final=False)
@@ -417,7 +431,8 @@ class Training:
         self.logger.flush(state.step)
         state.check_finite()
         epoch = state.step // self.batches.per_epoch
-        images = self.samples.tutorial_pass(epoch) if kind != "resume" else None
+        whole_epoch = state.step % self.batches.per_epoch == 0
+        images = self.samples.tutorial_pass(epoch) if kind != "resume" and whole_epoch else None
         metric = self._evaluate(epoch) if kind != "resume" else None
         meta = {
             "arch": self.arch.to_json(),
@@ -437,7 +452,9 @@ class Training:
             **self.evaluations.to_json(),
             **self.rollbacks.to_json(),
         }
-        sample = partial(self.samples.sample, epoch, images) if kind != "resume" else None
+        # The grid of a run that ends within an epoch has the number of that epoch.
+        number = epoch if whole_epoch else epoch + 1
+        sample = partial(self.samples.sample, number, images) if kind != "resume" else None
         self.checkpointer.save(kind, state, epoch=epoch, meta=meta, sample=sample)
         if kind != "final":
             self.longest_stall_s = max(self.longest_stall_s, time.monotonic() - began)
@@ -450,7 +467,7 @@ class Training:
             CollapsedError: the generator collapsed; nothing was saved.
         """
         step = self.state.step
-        final = step == self.total_steps or self._early_stop() is not None
+        final = step == self.end_step or self._early_stop() is not None
         if not self.evaluations.due(epoch, final=final):
             return None
         evaluation = self.evaluations.measure(step, epoch, self.state.sampler)
@@ -479,11 +496,18 @@ class Training:
         """
         Stop if the job was asked to; save a checkpoint first if the work is to be kept.
 
+        When the time of --stop-after has passed, the run ends at this step, or at its first.
+
         Raises:
             StopRequested: the job was asked to stop.
         """
         reason = self.ctx.stop_reason()
         if reason is None:
+            return
+        if reason == StopReason.STOP_AFTER:
+            if self.ctx.stop_step() is None and self.end_step == self.total_steps:
+                self.end_step = self.logger.end_step = max(1, self.state.step)
+                self.ctx.pin_stop_step(self.end_step)
             return
         if reason in KEEPS_WORK:
             self.checkpointer.wait()

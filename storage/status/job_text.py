@@ -6,10 +6,13 @@ another job, or waiting for a retry. Used by all commands and by the web page.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
+from jobs.budgets import read_budget
+from jobs.errors import SpecError
 from jobs.states import JobState
 from storage.db.backoff import BACKOFF_S
 from storage.db.queries import Queries
@@ -143,7 +146,18 @@ def fraction(job: Job) -> float | None:
     done, total = _number(progress.get("done")), _number(progress.get("total"))
     if done is None or not total:
         return None
-    return min(1.0, max(0.0, done / total))
+    return min(1.0, max(0.0, done / total, _time_used(job)))
+
+
+def _time_used(job: Job) -> float:
+    """Return the used fraction of the running time of --stop-after; 0 without one."""
+    left, given = _number((job.progress or {}).get("ends_in_s")), job.spec.get("stop_after")
+    if left is None or not isinstance(given, str):
+        return 0.0
+    with suppress(SpecError):
+        seconds = read_budget(given).seconds
+        return 1.0 - left / seconds if seconds else 0.0
+    return 0.0
 
 
 def progress_facts(job: Job) -> dict[str, Any]:
@@ -176,7 +190,8 @@ def progress(job: Job) -> str:
             return count(int(generated), "image")
     epoch, epochs = _number(so_far.get("epoch")), _number(so_far.get("epochs"))
     if result.get("stopped") and epoch is not None:
-        return f"epoch {int(epoch):,}, stopped early"
+        how = f"after {clean(result['stop_after'])}" if result.get("stop_after") else "early"
+        return f"epoch {int(epoch):,}, stopped {how}"
     if epochs:
         return f"epoch {int(epoch or 0):,}/{int(epochs):,}"
     done, total = _number(so_far.get("done")), _number(so_far.get("total"))
@@ -205,7 +220,9 @@ def eta(job: Job) -> float | None:
     done, total, speed = _number(facts.get("done")), _number(facts.get("total")), rate(job)
     if done is None or total is None or speed is None or facts.get("phase"):
         return None
-    return max(0.0, (total - done) / speed)
+    ends_in = _number(facts.get("ends_in_s"))  # of --stop-after
+    left = max(0.0, (total - done) / speed)
+    return left if ends_in is None else min(left, ends_in)
 
 
 def place(job: Job, context: StatusContext) -> str:

@@ -82,6 +82,9 @@ class RunContext:
         # Shards that this attempt generates again; after a kill `ganq gc` deletes the temporary name.
         self._shards_folder = self.folder / f"shards{TEMP_MARK}{secrets.token_hex(4)}"
         self._stop: str | None = None
+        self._time_is_up = False
+        ends_in_s = assignment.get("ends_in_s")
+        self._ends_at = None if ends_in_s is None else time.monotonic() + ends_in_s
         self._acknowledged = threading.Event()
         self._reported_at = 0.0
         self._sinks: list[ImageFiles] = []
@@ -116,7 +119,10 @@ class RunContext:
     # --- messages of the supervisor, on the receiving thread -------------------------------
 
     def request_stop(self, reason: str) -> None:
-        self._stop = reason
+        if reason == StopReason.STOP_AFTER:
+            self._time_is_up = True  # no reason to abandon what the job is doing
+        else:
+            self._stop = reason
 
     def acknowledge(self) -> None:
         if self._unacknowledged is not None:
@@ -132,7 +138,14 @@ class RunContext:
     def stop_reason(self) -> str | None:
         if failpoint("context.preempted"):
             self._stop = StopReason.PREEMPT
-        return self._stop
+        return self._stop or (StopReason.STOP_AFTER if self._time_is_up else None)
+
+    def stop_step(self) -> int | None:
+        step: int | None = self.assignment["inputs"].get("stop_step")
+        return step
+
+    def pin_stop_step(self, step: int) -> None:
+        self._send("inputs", inputs={"stop_step": step})
 
     def report(
         self,
@@ -158,6 +171,7 @@ class RunContext:
             "epoch": epoch,
             "epochs": epochs,
             "phase": phase,
+            "ends_in_s": None if self._ends_at is None else round(max(0.0, self._ends_at - now), 1),
         }
         self._send("progress", progress={key: value for key, value in facts.items() if value is not None})
 

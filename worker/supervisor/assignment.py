@@ -8,6 +8,7 @@ checkpoint and the same images.
 import os
 from typing import Any
 
+from jobs.budgets import read_budget
 from jobs.errors import CheckpointNotFoundError, GanqError, NotFoundError, SpecError, one_line
 from jobs.failpoints import failpoint
 from jobs.kinds import kind_named
@@ -28,7 +29,8 @@ def make_assignment(lease: Lease, store: JobStore, queries: Queries) -> dict[str
 
     Returns:
         JSON: job_id, attempt, kind, label (for people), spec, submitted_at, copies_out (whether this worker
-        writes to --out), inputs, parts (shards of a job that was split), checkpoints (its own, newest first).
+        writes to --out), inputs, ends_in_s (what --stop-after leaves), parts (shards of a job that was
+        split), checkpoints (its own, newest first).
 
     Raises:
         CheckpointNotFoundError: the job needs a checkpoint that does not exist.
@@ -78,6 +80,7 @@ def _make(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
         "submitted_at": job.created_at,
         "copies_out": bool(job.spec.get("out")) and _is_submitter(job, queries),
         "inputs": inputs,
+        "ends_in_s": None if (left_s := time_left_s(lease)) is None else max(0.0, left_s),
         "shards": [
             _images_pointer(one) | {"draws": one.spec["draws"], "build": (one.result or {}).get("build")}
             for one in shards
@@ -86,6 +89,18 @@ def _make(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
             _checkpoint_pointer(one) | {"kind": one.kind, "bytes": one.bytes} for one in reversed(own)
         ],
     }
+
+
+def time_left_s(lease: Lease) -> float | None:
+    """
+    Return the seconds of running time, over all attempts, that --stop-after leaves; None without such a time.
+
+    Raises:
+        SpecError: ganq did not write this spec.
+    """
+    given = lease.job.spec.get("stop_after")
+    seconds = None if given is None else read_budget(given).seconds
+    return None if seconds is None else seconds - lease.job.ran_s - lease.ran_s
 
 
 def _is_submitter(job: Job, queries: Queries) -> bool:

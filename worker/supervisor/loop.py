@@ -340,6 +340,8 @@ class Supervisor:
                 assignment = make_assignment(lease, self.store, self.queries)
                 assignment["see_volume"] = self._volume_check_due()
                 self.held.shards = assignment["shards"]
+                if assignment["ends_in_s"] is not None:
+                    self.held.watchdog.time_up_at = time.monotonic() + assignment["ends_in_s"]
                 self.runner.ensure()
                 assert self.runner.channel is not None
                 self.held.watchdog.mark_progress("starting")
@@ -610,6 +612,9 @@ class Supervisor:
         if verdict == "time limit":
             log.info("job %s has reached its time limit", lease.job_id)
             self._request_stop(StopReason.TIME_LIMIT, self.settings.drain_seconds)
+        elif verdict == "time is up":
+            log.info("job %s has run for the time of --stop-after", lease.job_id)
+            self.runner.send("stop", reason=str(StopReason.STOP_AFTER))  # its last evaluation takes its time
         elif verdict == "overdue":
             log.warning("job %s did not stop in time: killing its runner", lease.job_id)
             self.runner.kill()

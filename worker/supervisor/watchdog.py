@@ -35,20 +35,22 @@ class Watchdog:
         self.stop_reason: StopReason | None = None
         self.deadline = 0.0
         self.limit_at: float | None = None
+        self.time_up_at: float | None = None
+        """When the time of --stop-after has passed; None afterwards, and without one."""
         self.checked_at = self.progressed_at = time.monotonic()
         self.silent_phase: str | None = None
         self._counters: tuple[Any, ...] = ()
 
     def begin(self, lease: Lease) -> None:
         """Watch the job that was just claimed."""
-        self.stop_reason, self.limit_at = None, None
+        self.stop_reason, self.limit_at, self.time_up_at = None, None, None
         if lease.job.time_limit_s is not None:
             self.limit_at = lease.claimed_at + lease.job.time_limit_s - lease.job.ran_s
         self.mark_progress("starting")
 
     def end(self) -> None:
         """Watch nothing: the lease has ended."""
-        self.stop_reason, self.limit_at = None, None
+        self.stop_reason, self.limit_at, self.time_up_at = None, None, None
 
     # --- stop requests and the time limit -------------------------------------------------
 
@@ -68,9 +70,8 @@ class Watchdog:
         """Return the seconds until check() may have a result."""
         if self.stop_reason is not None:
             return 0.5
-        if self.limit_at is None:
-            return 5.0
-        return min(max(self.limit_at - time.monotonic(), 0.0), 5.0)
+        times = [at for at in (self.limit_at, self.time_up_at) if at is not None]
+        return min([5.0, *(max(at - time.monotonic(), 0.0) for at in times)])
 
     # --- progress -------------------------------------------------------------------------
 
@@ -118,12 +119,15 @@ class Watchdog:
         """Return the seconds since the last progress."""
         return time.monotonic() - self.progressed_at
 
-    def check(self) -> Literal["overdue", "time limit", "stalled"] | None:
+    def check(self) -> Literal["overdue", "time limit", "time is up", "stalled"] | None:
         """Return what requires action now, if anything."""
         if self.stop_reason is not None:
             return "overdue" if time.monotonic() >= self.deadline else None
         if self.time_limit_reached:
             return "time limit"
+        if self.time_up_at is not None and time.monotonic() >= self.time_up_at:
+            self.time_up_at = None
+            return "time is up"
         if self.stall_s and self.stalled_s > self.stall_s * (
             SILENT_PHASE_FACTOR if self.silent_phase else 1.0
         ):

@@ -125,10 +125,17 @@ class LocalContext:
     files: "dict[str, bytes | NDArray[np.uint8]]" = field(default_factory=dict)
     sink: LocalSink = field(default_factory=LocalSink)
     asked: int = 0
+    pinned_step: int | None = None
 
     def stop_reason(self) -> str | None:
         self.asked += 1
         return self.stop_at(self.asked - 1)
+
+    def stop_step(self) -> int | None:
+        return self.pinned_step
+
+    def pin_stop_step(self, step: int) -> None:
+        self.pinned_step = step
 
     def report(self, done: int, total: int, unit: str, **more: Any) -> None:
         assert 0 <= done <= total

@@ -120,6 +120,7 @@ TYPED = {
     "eval_every": ("--eval-every", "2", 2),
     "eval_samples": ("--eval-samples", "99", 99),
     "patience": ("--patience", "3", 3),
+    "stop_after": ("--stop-after", "5", "5-epochs"),
     "deterministic": ("--no-deterministic", None, False),
     "cuda_graphs": ("--no-cuda-graphs", None, False),
 }
