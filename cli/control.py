@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli.session import JOB, Session, open_session
+from cli.session import JOB, LABEL_FILTER, Session, open_session
 from cli.ui import output
 from cli.ui.lazy import examples
 from cli.ui.params import User
@@ -109,6 +109,13 @@ def selection_options(command: F) -> F:
             click.option("--kind", help="Filter for --all: jobs of this kind (train, generate, evaluate)."),
             click.option("--user", type=User(), help="Filter for --all: jobs of this user."),
             click.option("--name", help="Filter for --all: jobs whose name contains this text."),
+            click.option(
+                "--label",
+                "labels",
+                multiple=True,
+                type=LABEL_FILTER,
+                help="Filter for --all: jobs with this label; repeatable.",
+            ),
             click.option("--sweep", help="All jobs of this sweep (id or name)."),
             click.option("--yes", is_flag=True, help="Do not ask for confirmation of --all or --sweep."),
             click.option(
@@ -140,11 +147,15 @@ def select_jobs(
     """
     named: tuple[str, ...] = options["jobs"]
     filters = {name: options[name] for name in ("kind", "user", "name") if options[name] is not None}
+    if options["labels"]:
+        from jobs.labels import read_filters
+
+        filters["labels"] = read_filters(options["labels"])
     many = options["everything"] or options["sweep"] is not None
     if named and (many or options["states"] or filters):
         raise SpecError("jobs cannot be combined with --all or filters", hint=f"ganq {verb} {named[0]}")
     if named and options["dry_run"]:
-        return _print_selected([session.queries.find(one) for one in named], verb, options["as_json"])
+        return print_selected([session.queries.find(one) for one in named], verb, options["as_json"])
     if named:
         return list(named)
     if not many:
@@ -167,13 +178,13 @@ def select_jobs(
     if not found and not options["as_json"]:
         click.echo(NO_MATCH)
     if options["dry_run"]:
-        return _print_selected(reversed(session.queries.get_many(found)), verb, options["as_json"])
+        return print_selected(reversed(session.queries.get_many(found)), verb, options["as_json"])
     if len(found) > 1 and output.on_terminal() and not options["as_json"] and not options["yes"]:
         click.confirm(f"{verb} {output.count(len(found), 'job')}?", abort=True)
     return [str(job_id) for job_id in found]
 
 
-def _print_selected(jobs: "Iterable[Job]", verb: str, as_json: bool) -> list[str]:
+def print_selected(jobs: "Iterable[Job]", verb: str, as_json: bool) -> list[str]:
     """Print what a command would change; return no job, so that it changes none."""
     rows = [{"id": job.id, "name": job.name, "state": str(job.state), "would": verb} for job in jobs]
     if as_json:

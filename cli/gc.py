@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.session import open_session
+from cli.session import LABEL_FILTER, open_session
 from cli.ui import output
 from cli.ui.lazy import examples
 from cli.ui.params import Duration
@@ -44,6 +44,13 @@ SPARED = 10
     help="Minimum age for --datasets, --jobs and --rows, e.g. 12h or 90d.  [default: 30d]",
 )
 @click.option("--named", is_flag=True, help="With --jobs: also delete results of trainings that have a name.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    type=LABEL_FILTER,
+    help="With --jobs: only results of jobs with this label; repeatable.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask before --jobs and --datasets delete something.")
 @click.option("--paths", is_flag=True, help="List each path.")
 @output.json_option
@@ -55,6 +62,7 @@ def gc(
     keep_named: bool,
     older_than: float | None,
     named: bool,
+    labels: tuple[str, ...],
     yes: bool,
     paths: bool,
     as_json: bool,
@@ -82,8 +90,12 @@ def gc(
         raise click.UsageError("--keep-named requires --rows")
     if named and not jobs:
         raise click.UsageError("--named requires --jobs")
+    if labels and not jobs:
+        raise click.UsageError("--label requires --jobs")
     from contextlib import nullcontext
 
+    from jobs.labels import read_filters
+    from storage.db.queries import Filter
     from storage.gc.archive import Archived, archive_rows
     from storage.gc.policy import Policy
     from storage.gc.sweep import Collector, Swept, alone
@@ -95,6 +107,7 @@ def gc(
         datasets_s=age_s if datasets else None,
         jobs_s=age_s if jobs else None,
         named_models=named,
+        among=frozenset(session.queries.ids(Filter(labels=read_filters(labels)))) if labels else None,
     )
     collector = Collector(session.database, session.volume, policy)
     with nullcontext() if dry_run else alone(session.database):

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.control import NO_MATCH, for_each_job
-from cli.session import JOB, Session, open_session
+from cli.control import NO_MATCH, for_each_job, print_selected
+from cli.session import JOB, LABEL_FILTER, Session, open_session
 from cli.ui import output
 from cli.ui.lazy import examples
 from cli.ui.params import Duration, User
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 @click.option("--all-failed", is_flag=True, help="All failed jobs that were not retried yet.")
 @click.option("--since", type=Duration(), help="With --all-failed: submitted within this time, e.g. 1d.")
 @click.option("--user", type=User(), help="With --all-failed: jobs of this user.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    type=LABEL_FILTER,
+    help="With --all-failed: jobs with this label; repeatable.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the jobs that would be retried; submit nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation of --all-failed.")
 @click.option(
     "--with-waiting",
@@ -39,6 +47,8 @@ def retry(
     all_failed: bool,
     since: float | None,
     user: str | None,
+    labels: tuple[str, ...],
+    dry_run: bool,
     yes: bool,
     with_waiting: bool,
     as_json: bool,
@@ -64,19 +74,25 @@ def retry(
                 f" and will not run again (ganq retry --with-waiting includes them)"
             )
 
-    if all_failed == bool(jobs) or (jobs and (since is not None or user)):
+    if all_failed == bool(jobs) or (jobs and (since is not None or user or labels)):
         raise SpecError(
             "retry takes ids or names, or --all-failed with its filters",
             hint="ganq retry --all-failed --since 1d",
         )
     session = open_session()
     if all_failed:
+        from jobs.labels import read_filters
         from storage.db.queries import Filter
 
         after = None if since is None else session.queries.now() - since
-        jobs = [str(job_id) for job_id in session.queries.to_retry(Filter(since=after, user=user))]
+        wanted = Filter(since=after, user=user, labels=read_filters(labels))
+        jobs = [str(job_id) for job_id in session.queries.to_retry(wanted)]
         if not jobs and not as_json:
             click.echo(NO_MATCH)
-        if len(jobs) > 1 and output.on_terminal() and not as_json and not yes:
-            click.confirm(f"retry {output.count(len(jobs), 'job')}?", abort=True)
+    if dry_run:
+        print_selected([session.queries.find(one) for one in jobs], "retry", as_json)
+        return 0
+    asks = all_failed and len(jobs) > 1 and output.on_terminal() and not as_json and not yes
+    if asks:
+        click.confirm(f"retry {output.count(len(jobs), 'job')}?", abort=True)
     return for_each_job(session, jobs, as_json, action)

@@ -88,3 +88,54 @@ def _completions(jobs: "list[Job]", incomplete: str) -> list[CompletionItem]:
 
 
 JOB = JobReference()
+
+
+class LabelText(click.ParamType[str]):
+    """
+    A label 'key=value', with shell completion.
+
+    Args:
+        filter: also accept 'key', which matches any value.
+    """
+
+    def __init__(self, *, filter: bool = False) -> None:
+        self.filter = filter
+        self.name = "key[=value]" if filter else "key=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from jobs.errors import SpecError
+        from jobs.labels import read_filters, read_label
+
+        try:
+            _ = read_filters([str(value)]) if self.filter else read_label(str(value))
+        except SpecError as exc:
+            self.fail(f"{exc.message}; {exc.hint}", param, ctx)
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        with suppress(Exception):  # errors would disturb the shell
+            known = open_session().queries.label_texts(MAX_COMPLETIONS)
+            return [CompletionItem(one) for one in known if one.startswith(incomplete)]
+        return []
+
+
+class WorkerName(click.ParamType[str]):
+    """The name of a worker, with shell completion."""
+
+    name = "worker"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        with suppress(Exception):  # errors would disturb the shell
+            known = open_session().queries.workers()
+            return [
+                CompletionItem(one.name, help=one.state) for one in known if one.name.startswith(incomplete)
+            ]
+        return []
+
+
+LABEL = LabelText()
+LABEL_FILTER = LabelText(filter=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.session import JOB, NoJobsYetError, Session, open_archive, open_session
+from cli.session import JOB, LABEL_FILTER, NoJobsYetError, Session, open_archive, open_session
 from cli.ui import output
 from cli.ui.lazy import examples
 from cli.ui.params import BoundedInt, Duration, RenamedOption, User
@@ -17,8 +17,21 @@ if TYPE_CHECKING:
     from storage.db.queries import Filter
     from storage.db.rows import Job
 
-COLUMNS = ("ID", "NAME", "USER", "KIND", "STATE", "PROGRESS", "RATE", "ETA", "WORKER", "AGE", "OPTIONS")
-STREAM_WIDTHS = (6, 20, 10, 8, 12, 28, 8, 12, 20, 12, 0)
+COLUMNS = (
+    "ID",
+    "NAME",
+    "USER",
+    "KIND",
+    "STATE",
+    "PROGRESS",
+    "RATE",
+    "ETA",
+    "WORKER",
+    "AGE",
+    "LABELS",
+    "OPTIONS",
+)
+STREAM_WIDTHS = (6, 20, 10, 8, 12, 28, 8, 12, 20, 12, 0, 0)
 RIGHT = ("ID", "RATE", "ETA", "AGE")
 DEFAULT_LIMIT = 20
 MAX_ID = 2**63 - 1
@@ -50,6 +63,9 @@ FIRST_STEP = "submit a job with ganq submit train --data DIR, or run ganq demo"
 @click.option("--kind", help="Only jobs of this kind: train, generate, evaluate, import.")
 @click.option("--user", type=User(), help="Only jobs of this user.")
 @click.option("--name", help="Only jobs whose name contains this text.")
+@click.option(
+    "--label", "labels", multiple=True, type=LABEL_FILTER, help="Only jobs with this label; repeatable."
+)
 @click.option("--sweep", help="Only the jobs of this sweep (id or name).")
 @click.option(
     "--since",
@@ -77,6 +93,7 @@ def status(
     kind: str | None,
     user: str | None,
     name: str | None,
+    labels: tuple[str, ...],
     sweep: str | None,
     since: float | None,
     before: int | None,
@@ -89,7 +106,9 @@ def status(
     as_json: bool,
 ) -> int:
     """List jobs, newest first; or show one JOB (id or name)."""
-    filtered = bool(states or kind or user or name or sweep or since or before or limit or everything)
+    filtered = bool(
+        states or kind or user or name or labels or sweep or since or before or limit or everything
+    )
     if job is not None and filtered and not shards:
         raise SpecError(
             "JOB cannot be combined with filters", hint=f"ganq status {job}, or ganq status --name {job}"
@@ -116,6 +135,7 @@ def status(
     if job is not None and not shards:
         return _show_job(session, job, watch, as_json, full)
 
+    from jobs.labels import read_filters
     from storage.db.queries import Filter
 
     job_filter = Filter(
@@ -123,6 +143,7 @@ def status(
         kind=kind,
         user=user,
         name=name,
+        labels=read_filters(labels),
         sweep=session.queries.find_sweep(sweep) if sweep is not None else None,
         before_id=None if before is None else min(before, MAX_ID),
         parts=shards,
@@ -172,6 +193,8 @@ def _list_rows(
     hidden = set() if options else {"OPTIONS"}
     if not output.several_users((job.user for job in jobs), session.settings.user):
         hidden.add("USER")
+    if not any(context.labels.values()):
+        hidden.add("LABELS")
     rows = [_row(job, context, bars, options) for job in jobs]
     return *output.without_columns(COLUMNS, rows, hidden), _footer(session, len(jobs), job_filter, more=more)
 
@@ -199,6 +222,7 @@ def _row(job: "Job", context: Any, bars: bool, options: bool) -> list[str]:
         output.duration(job_text.eta(job)),
         job_text.place(job, context),
         job_text.age(job, context),
+        " ".join(f"{key}={value}" for key, value in context.labels.get(job.id, {}).items()),
         " ".join(f"{n.replace('_', '-')}={v}" for n, v in job_text.changed_options(job).items())
         if options
         else "",

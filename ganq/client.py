@@ -87,7 +87,8 @@ class Client:
         Args:
             options: those of `ganq submit train`, with `_` for `-`: `data`, `recipe`, `epochs`, `lr_g`, …;
                 `continue_from` and `init_from` take a job. Beside them `name`, `priority`, `queue`, `after`,
-                `user`, `hold`, `no_preempt`, `time_limit` (seconds, or '2h30m') and `submit_key`.
+                `user`, `hold`, `no_preempt`, `time_limit` (seconds, or '2h30m'), `submit_key`, `labels`,
+                `note`, `begin` ('22:00', 'now+2h' or a datetime), `after_any` and `after_fail`.
 
         Returns:
             The accepted job.
@@ -154,7 +155,8 @@ class Client:
         Args:
             kind: 'train', 'generate' or 'evaluate'.
             over: values of each option; the last one changes fastest.
-            options: of all jobs; `name` is that of the sweep, and the first part of the names of its jobs.
+            options: of all jobs; `name` is that of the sweep, and the first part of the names of its jobs;
+                `max_running` limits how many of them run at once.
 
         Raises:
             SpecError, DatasetError, NotFoundError: the request cannot work; nothing was submitted.
@@ -235,6 +237,7 @@ class Client:
         kind: str | None = None,
         user: str | None = None,
         name: str | None = None,
+        labels: Mapping[str, str | None] | None = None,
         sweep: str | None = None,
         since: float | str | None = None,
         limit: int | None = None,
@@ -245,6 +248,7 @@ class Client:
         Args:
             state: one or several of 'queued', 'running', 'succeeded', 'failed', 'cancelled'.
             name: only jobs whose name contains this text.
+            labels: only jobs with these labels; a value of None matches any.
             sweep: id or name of a sweep.
             since: only jobs that were submitted within this time: seconds, or '7d'.
             limit: maximum number of jobs.
@@ -268,10 +272,40 @@ class Client:
             kind=kind,
             user=user,
             name=name,
+            labels=tuple((labels or {}).items()),
             sweep=None if sweep is None else queries.find_sweep(sweep),
             since=None if since is None else queries.now() - read_seconds(since),
         )
         return (Job(self, row) for row in islice(queries.stream(wanted), limit))
+
+    # --- workers ------------------------------------------------------------------------------
+
+    def drain(self, *names: str, host: str | None = None, wait: float | None = None) -> list[str]:
+        """
+        Have workers return their jobs and exit, as `ganq drain` does.
+
+        Args:
+            names: of the workers; none: all of `host`.
+            wait: seconds to wait until they have exited; None: return at once.
+
+        Returns:
+            The names of the workers that were asked.
+
+        Raises:
+            SpecError: neither names nor a host is given.
+            NotFoundError: there is no such worker.
+            TimeoutError: not all have exited in time; the request stays.
+        """
+        from ganq.draining import choose, request_drain, wait_until_stopped
+
+        if not names and host is None:
+            raise SpecError("drain takes names of workers, or a host")
+        chosen = choose(self.session, names, host)
+        request_drain(self.session, chosen)
+        left = [] if wait is None else wait_until_stopped(self.session, chosen, wait)
+        if left:
+            raise TimeoutError(f"not exited within {wait:g} s: {', '.join(left)}; the request stays")
+        return [row.name for row in chosen]
 
     # --- connections --------------------------------------------------------------------------
 

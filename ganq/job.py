@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Union
@@ -70,6 +70,16 @@ class Job:
     def spec(self) -> dict[str, Any]:
         """All options of the job."""
         return dict(self._row.spec)
+
+    @property
+    def note(self) -> str | None:
+        """Text that a user has given the job."""
+        return self._row.note
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels that a user has given the job; reads the table."""
+        return self._queries.labels_of([self.id]).get(self.id, {})
 
     @property
     def progress(self) -> dict[str, Any]:
@@ -273,22 +283,53 @@ class Job:
             report(notify_workers(session, now))
         return self._now(now)
 
-    def set(self, *, priority: int | None = None, name: str | None = None) -> "Job":
+    def set(
+        self,
+        *,
+        priority: int | None = None,
+        name: str | None = None,
+        note: str | None = None,
+        labels: Mapping[str, str | None] | None = None,
+    ) -> "Job":
         """
-        Change the priority or the name of the queued or running job.
+        Change the priority or the name of the queued or running job, or the note and labels of any.
+
+        Args:
+            note: '' removes it.
+            labels: are added to those that the job has; None or '' removes one.
 
         Raises:
-            SpecError: the name is not valid.
+            SpecError: the name or a label is not valid.
             InvalidTransitionError: it has ended.
         """
+        from jobs.labels import check_label
+
         store = self._client.session.store
+        changes = {key: value or None for key, value in (labels or {}).items()}
+        for key, value in changes.items():
+            check_label(key, value or "")
         if name is not None:
             from jobs.specs import check_name
 
             self._now(store.rename(self.id, check_name(name)))
         if priority is not None:
             self._now(store.set_priority(self.id, priority))
+        if changes:
+            self._now(store.set_labels(self.id, changes))
+        if note is not None:
+            self._now(store.set_note(self.id, note))
         return self
+
+    def move(self, *, before: Reference) -> "Job":
+        """
+        Move the queued job before another one of the same user and queue; it gets its priority if lower.
+
+        Raises:
+            InvalidTransitionError: one of them is not queued.
+            SpecError: they are of different users or queues.
+        """
+        other = self._client.job(before)
+        return self._now(self._client.session.store.move_before(self.id, other.id))
 
     def keep(self, *, undo: bool = False) -> "Job":
         """

@@ -6,12 +6,13 @@ from typing import Any, TypeVar
 
 import click
 
-from cli.session import JOB
+from cli.session import JOB, LABEL
 from cli.ui import output
 from cli.ui.lazy import Entry, LazyGroup, examples
-from cli.ui.params import BoundedInt, Duration, User
+from cli.ui.params import BoundedInt, Duration, Time, User
 from ganq.submission.accept import SubmitOptions
 from jobs.errors import SpecError
+from jobs.labels import read_label
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -95,6 +96,27 @@ def submit_options(command: F) -> F:
             click.option(
                 "--after", multiple=True, type=JOB, help="Start when this job has succeeded; repeatable."
             ),
+            click.option(
+                "--after-any",
+                multiple=True,
+                type=JOB,
+                help="Start when this job has ended, whatever its outcome; repeatable.",
+            ),
+            click.option(
+                "--after-fail",
+                multiple=True,
+                type=JOB,
+                help="Start when this job has failed; cancelled if it ends otherwise. Repeatable.",
+            ),
+            click.option(
+                "--begin",
+                type=Time(),
+                help="Start at this time or later: 22:00, 2026-12-01T06:30 (local time), now+2h.",
+            ),
+            click.option(
+                "--label", "labels", multiple=True, type=LABEL, help="Label of the job; repeatable."
+            ),
+            click.option("--note", help="Text that is shown with the job."),
             click.option("--user", type=User(), help="Owner of the job.  [default: the current user]"),
             click.option(
                 "--hold",
@@ -119,6 +141,11 @@ def submit_options(command: F) -> F:
                 help="Submit one job per value, e.g. lr-g=1e-4,2e-4 or seed=0-9; repeat the option for all "
                 "combinations.",
             ),
+            click.option(
+                "--max-running",
+                type=BoundedInt(1, 10_000),
+                help="With --sweep: number of its jobs that may run at once.",
+            ),
             click.option("--dry-run", is_flag=True, help="Print the resolved options; submit nothing."),
             click.option("--wait", is_flag=True, help="Wait until the job ends; exit 0 if it succeeded."),
             output.json_option,
@@ -130,4 +157,8 @@ def submit_options(command: F) -> F:
 
 def read_submit_options(options: dict[str, Any]) -> CommandOptions:
     """Remove the values of submit_options() from `options` and return them."""
-    return CommandOptions(**{name: options.pop(name) for name in CommandOptions.__dataclass_fields__})
+    values = {name: options.pop(name) for name in CommandOptions.__dataclass_fields__}
+    values["labels"] = dict(map(read_label, values["labels"]))
+    if values["max_running"] is not None and not values["sweep"]:
+        raise SpecError("--max-running limits the jobs of a sweep", hint="ganq limit limits those of a user")
+    return CommandOptions(**values)

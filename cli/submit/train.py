@@ -80,8 +80,8 @@ HELP = {
     "eval_every": "Epochs between evaluations; 0: as often as costs 5 % of the run time.",
     "eval_samples": "Real and generated images per evaluation; 0: 64 to 500, by the length of the run.",
     "patience": "Stop after N evaluations without improvement; 0: never.",
-    "stop_after": "End as a success before the last epoch, with a final checkpoint, grid and evaluation: after "
-    "10m of running time, 200k-images, or a number of epochs. The schedules remain those of --epochs.",
+    "stop_after": "End as a success before the last epoch, with a final checkpoint, grid and evaluation: "
+    "after 10m of running time, 200k-images, or a number of epochs. The schedules remain those of --epochs.",
     "deterministic": "Use deterministic kernels on a GPU.",
     "precision": "Precision of the networks; 'auto': bf16 on GPUs that support it, except for recipe dcgan.",
     "cuda_graphs": "Capture training steps as CUDA graphs (several times faster on a GPU).",
@@ -159,7 +159,7 @@ def train(source: str | None, start: str | None, **options: Any) -> int:
     if "ngf" in given and "ndf" not in given and spec.ndf == given["ngf"]:
         output.notice(f"--ndf {spec.ndf} follows --ngf")
     if request.dry_run:
-        if request.after:
+        if request.after or request.after_any or request.after_fail:
             prerequisites(open_session(settings=settings), request)
         plan = plans.training_plan(spec, len(found.listing.names))
         seconds = plans.training_seconds(settings, spec, plan)

@@ -23,6 +23,7 @@ IMPORTANT_EVENTS = (
     "diverged",
     "not_bit_exact",
     "rolled_back",
+    "budget_reached",
     "stopped_early",
 )
 """Events of which the last few are shown even if they are old."""
@@ -206,6 +207,12 @@ def _summary(session: Session, job: Job, context: job_text.StatusContext) -> Ite
         yield "shard of", f"job {job.part_of}"
     for needed, how in session.queries.needs(job.id):
         yield "after", f"job {needed} ({how})"
+    for needed, condition, state in session.queries.waits_for_end(job.id):
+        yield "after", f"the {'failure' if condition == 'fail' else 'end'} of job {needed} ({state})"
+    if job.note:
+        yield "note", job.note
+    if labels := context.labels.get(job.id):
+        yield "labels", "  ".join(f"{key}={value}" for key, value in labels.items())
     yield "from", _source(session, job) or ""
     yield from _data(session, job)
     yield "worker", job_text.place(job, context)

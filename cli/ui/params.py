@@ -68,6 +68,24 @@ class BoundedInt(click.IntRange):
     name = "integer"
 
 
+class Time(click.ParamType[str]):
+    """A point in time: '22:00', '2026-12-01T06:30', 'now+2h'."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        import time
+
+        from jobs.errors import SpecError
+        from jobs.times import read_time
+
+        try:
+            read_time(str(value), time.time())
+        except SpecError as exc:
+            self.fail(f"{exc.message}; {exc.hint}", param, ctx)
+        return str(value)
+
+
 class User(click.ParamType[str]):
     """
     A user name, normalised as in the job table.

@@ -5,19 +5,25 @@ A job is accepted when its row is committed. Whatever fails after that is a noti
 """
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ganq.session import Session
 from jobs.errors import SpecError
 from jobs.kinds import SPEC_VERSION, kind_named
+from jobs.labels import check_labels
+from jobs.times import read_time
 from storage.settings import WORD, WORD_HINT
 
 if TYPE_CHECKING:
     from jobs.specs import Spec
     from storage.db.rows import Job
     from storage.db.store.sweeps import Sweep
+    from storage.db.store.waiting import Extras
+
+MAX_NOTE = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +39,13 @@ class SubmitOptions:
     held: bool = False
     time_limit: float | None = None
     submit_key: str | None = None
+    note: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    begin: Any = None
+    """Text or datetime: see jobs.times.read_time()."""
+    after_any: tuple[str, ...] = ()
+    after_fail: tuple[str, ...] = ()
+    max_running: int | None = None
 
     def __post_init__(self) -> None:
         for option, value in (("--queue", self.queue), ("--submit-key", self.submit_key)):
@@ -42,6 +55,13 @@ class SubmitOptions:
             from jobs.specs import check_name
 
             check_name(self.name)
+        check_labels(self.labels)
+        if self.begin is not None:
+            read_time(self.begin, time.time())
+        if self.note is not None and len(self.note) > MAX_NOTE:
+            raise SpecError(f"a note has at most {MAX_NOTE:,} characters")
+        if self.max_running is not None and self.max_running < 1:
+            raise SpecError("--max-running must be at least 1", hint="--hold lets none start")
 
 
 @dataclass(frozen=True)
@@ -69,7 +89,28 @@ def prerequisites(session: Session, request: SubmitOptions) -> list[int]:
     Raises:
         JobNotFoundError: one of them does not exist.
     """
+    for reference in (*request.after_any, *request.after_fail):
+        session.queries.find(reference)
     return [session.queries.find(reference).id for reference in request.after]
+
+
+def extras_of(session: Session, request: SubmitOptions) -> "Extras":
+    """
+    Return what few jobs have.
+
+    Raises:
+        JobNotFoundError: a job of --after-any or --after-fail does not exist.
+    """
+    from storage.db.store.waiting import Extras
+
+    return Extras(
+        note=request.note or None,
+        labels=dict(request.labels),
+        begin_at=None if request.begin is None else read_time(request.begin, session.queries.now()),
+        after_any=tuple(session.queries.find(reference).id for reference in request.after_any),
+        after_fail=tuple(session.queries.find(reference).id for reference in request.after_fail),
+        max_running=request.max_running,
+    )
 
 
 def accept_job(
@@ -87,6 +128,8 @@ def accept_job(
     """
     from worker.host.accounts import require_readable_data
 
+    if request.max_running is not None:
+        raise SpecError("--max-running limits the jobs of a sweep", hint="ganq limit limits those of a user")
     named = prerequisites(session, request)
     require_readable_data(session.queries, spec.to_json())
     known = session.queries.by_submit_key(request.submit_key) if request.submit_key else None
@@ -99,6 +142,7 @@ def accept_job(
         submit_key=request.submit_key or secrets.token_hex(16),
         name=request.name,
         after=[*dict.fromkeys([*after, *named])],
+        extras=extras_of(session, request),
     )
     return AcceptedJob(job, known is not None)
 
@@ -144,6 +188,7 @@ def accept_sweep(
         submit_key=submit_key,
         after=[*dict.fromkeys([*after, *prerequisites(session, request)])],
         will_notify=MOST_NOTIFIED,
+        extras=extras_of(session, request),
     )
     return AcceptedSweep(sweep, base, known)
 

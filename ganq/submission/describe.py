@@ -43,7 +43,9 @@ def describe(job: "Job", queries: "Queries", form: str) -> str:
     parent = spec.get("continue_from")
     base = queries.get(parent).spec if parent is not None else None
     given = options_of(job.kind, spec, base)
-    return render(job.kind, {**given, **_job_options(job)}, form, _comments(job))
+    labels = queries.labels_of([job.id]).get(job.id)
+    extras = {name: value for name, value in (("note", job.note), ("labels", labels)) if value}
+    return render(job.kind, {**given, **_job_options(job), **extras}, form, _comments(job))
 
 
 def options_of(kind: str, spec: Mapping[str, Any], parent: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -124,6 +126,9 @@ def render(kind: str, options: Mapping[str, Any], form: str, comments: "list[str
         return "\n".join([*marks, "import ganq", "", f"job = ganq.connect().{kind}(", *rows, ")"]) + "\n"
     words = [f"ganq submit {kind}"]
     for name, value in options.items():
+        if name == "labels":
+            words += [f"--label={shlex.quote(f'{key}={one}')}" for key, one in value.items()]
+            continue
         if name == "reader":
             if value != TrainSpec.of_new["reader"]:
                 marks.append(f"# reader {value} is that of ganq 0.2 and has no option: use --as toml")
@@ -150,6 +155,8 @@ def _toml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{_toml(key)} = {_toml(one)}' for key, one in value.items())} }}"
     if isinstance(value, list):
         return f"[{', '.join(map(_toml, value))}]"
     return repr(value)

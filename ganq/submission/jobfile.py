@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ganq.session import Session
-from ganq.submission.accept import common_columns, notify_for_many, prerequisites
+from ganq.submission.accept import common_columns, extras_of, notify_for_many, prerequisites
 from ganq.submission.options import SOURCES, field_name, known_names, read_axes, unknown_option
 from ganq.submission.planned import PlannedQueries, planned_job
 from ganq.submission.preflight import remember_data
@@ -199,7 +199,8 @@ def _references(job: FileJob) -> Iterator[str]:
     for name in REFERENCES:
         if isinstance(value := job.request.given.get(name), str):
             yield value
-    yield from job.request.job.after
+    options = job.request.job
+    yield from (*options.after, *options.after_any, *options.after_fail)
 
 
 def _in_order(jobs: Sequence[FileJob]) -> list[FileJob]:
@@ -264,6 +265,8 @@ def plan_file(
             for spec in {str(spec.to_json().get("data") or ""): spec for spec in found.specs}.values():
                 require_readable_data(real.queries, spec.to_json())
             columns = common_columns(session, found.specs[0], request.job)
+            if request.job.max_running is not None and not job.axes:
+                raise SpecError("max-running limits the jobs of a sweep")
             key = request.job.submit_key or secrets.token_hex(16)
             shards = [] if job.axes else found.specs[0].split()
             if job.axes and any(spec.split() for spec in found.specs):
@@ -281,6 +284,7 @@ def plan_file(
                     shards=tuple((shard.to_json(), shard.image_count) for shard in shards),
                     max_workers=getattr(found.specs[0], "max_workers", 0),
                     will_notify=max(0, min(len(ids), MOST_NOTIFIED - number)),
+                    extras=extras_of(session, request.job),
                 )
             )
             number += len(ids)
@@ -310,9 +314,18 @@ def _resolved_names(job: FileJob, planned: "Mapping[str, list[Job]]") -> Request
         if given.get("now"):
             raise SpecError(f"now: {value!r} is submitted by this file and has no checkpoint yet")
         given[name] = str(rows[0].id)
-    after = [str(row.id) for name in request.job.after for row in planned.get(name, ())]
-    after += [name for name in request.job.after if name not in planned]
-    return replace(request, given=given, job=replace(request.job, after=tuple(after)))
+
+    def resolved(names: Sequence[str]) -> tuple[str, ...]:
+        ids = [str(row.id) for name in names for row in planned.get(name, ())]
+        return (*ids, *(name for name in names if name not in planned))
+
+    options = replace(
+        request.job,
+        after=resolved(request.job.after),
+        after_any=resolved(request.job.after_any),
+        after_fail=resolved(request.job.after_fail),
+    )
+    return replace(request, given=given, job=options)
 
 
 def submit_planned(plan: PlannedFile) -> tuple[list[tuple[int, ...]], list[str]]:

@@ -57,5 +57,6 @@ def planned_job(
     """Return the row that a planned job will have when it is submitted."""
     values: dict[str, Any] = dict.fromkeys(Job.__dataclass_fields__)
     values |= {"attempt": 0, "hb_seq": 0, "crash_count": 0, "yields": 0, "ran_s": 0.0, "created_at": 0.0}
+    values |= {"throttled": False, "position": 0.0}
     values |= {"blockers": 0, "kept": False, "state": JobState.QUEUED, "sweep": sweep}
     return Job(**{**values, **columns, "id": job_id, "name": name, "spec": spec})

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, timedelta
+from datetime import time as clock_time
 from typing import Any
 
 from ganq.references import reference_text
@@ -24,6 +26,12 @@ JOB_OPTIONS = {
     "hold": "held",
     "time_limit": "time_limit",
     "submit_key": "submit_key",
+    "note": "note",
+    "labels": "labels",
+    "begin": "begin",
+    "after_any": "after_any",
+    "after_fail": "after_fail",
+    "max_running": "max_running",
 }
 """Options of every job, and the fields of SubmitOptions."""
 
@@ -70,16 +78,26 @@ def _job_options(options: Mapping[str, Any]) -> SubmitOptions:
     for name, value in options.items():
         if value is not None:
             values[JOB_OPTIONS[name.replace("-", "_")]] = value
-    for name, kind in (("held", bool), ("no_preempt", bool), ("name", str), ("queue", str)):
+    texts = (("name", str), ("queue", str), ("note", str))
+    for name, kind in (("held", bool), ("no_preempt", bool), *texts):
         if name in values and not isinstance(values[name], kind):
             raise SpecError(f"{name}: {values[name]!r} is not {'true or false' if kind is bool else 'text'}")
     priority = values.get("priority", 0)
     if isinstance(priority, bool) or not isinstance(priority, int) or not -1000 <= priority <= 1000:
         raise SpecError(f"priority: {priority!r} is not a whole number from -1000 to 1000")
-    if "after" in values:
-        after = values["after"]
-        several = after if isinstance(after, list | tuple) else [after]
-        values["after"] = tuple(map(reference_text, several))
+    for name in ("after", "after_any", "after_fail"):
+        if name in values:
+            after = values[name]
+            several = after if isinstance(after, list | tuple) else [after]
+            values[name] = tuple(map(reference_text, several))
+    labels = values.get("labels", {})
+    if not isinstance(labels, Mapping) or not all(isinstance(one, str) for one in labels.values()):
+        raise SpecError("labels: not a table of texts", hint='labels = { project = "faces" }')
+    if "begin" in values and not isinstance(values["begin"], str | date | clock_time | timedelta):
+        raise SpecError(f"begin: {values['begin']!r} is not a time", hint="'22:00', or a datetime")
+    most = values.get("max_running", 1)
+    if isinstance(most, bool) or not isinstance(most, int):
+        raise SpecError(f"max-running: {most!r} is not a whole number")
     if "time_limit" in values:
         values["time_limit"] = read_seconds(values["time_limit"], minimum=1.0)
     if "user" in values:

@@ -27,6 +27,12 @@ SHAPES: dict[str, Any] = {
     "hold": {"type": "boolean"},
     "time-limit": {"type": ["string", "number"], "description": "'2h30m', or seconds"},
     "submit-key": {"type": "string"},
+    "note": {"type": "string"},
+    "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+    "begin": {"type": "string", "description": "'22:00', '2026-12-01T06:30', 'now+2h'"},
+    "after-any": {"type": ["string", "integer", "array"], "description": "jobs that must have ended"},
+    "after-fail": {"type": ["string", "integer", "array"], "description": "jobs that must have failed"},
+    "max-running": {"type": "integer", "minimum": 1, "description": "jobs of the sweep that run at once"},
 }
 NAMES = {"continue_from": "continue", "source": "from"}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, case, exists, func, or_, select, text
+from sqlalchemy import ColumnElement, Connection, Select, and_, case, exists, func, or_, select, text, tuple_
 
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError
 from jobs.states import JobState
@@ -17,12 +17,15 @@ from storage.db.store.transitions import how_it_ended
 from storage.db.tables import (
     CLAIMABLE,
     CLOCKS,
+    UNRESOLVED,
     attempt,
     checkpoint,
     dependency,
+    end_dependency,
     event,
     indexed_by,
     job,
+    label,
     utcnow,
     worker,
 )
@@ -62,6 +65,8 @@ class Filter:
     part_of: int | None = None
     since: float | None = None
     """Submitted at this time or later."""
+    labels: tuple[tuple[str, str | None], ...] = ()
+    """(key, value) of labels that the job has; a value of None matches any."""
     held: bool | None = None
     """Whether the job is held or paused, or being paused."""
 
@@ -79,6 +84,9 @@ class Filter:
                 wanted.append(job.c.id.not_in(_active_splits()))
         if self.since is not None:
             wanted.append(job.c.created_at >= self.since)
+        for key, value in self.labels:
+            labelled = select(label.c.job_id).where(label.c.key == key)
+            wanted.append(job.c.id.in_(labelled if value is None else labelled.where(label.c.value == value)))
         if self.held is not None:
             wanted.append(job.c.held != 0 if self.held else job.c.held == 0)
         if self.kind is not None:
@@ -357,6 +365,37 @@ class Queries:
         )
         return self.database.read(lambda conn: [(row.id, state_of(row.state)) for row in conn.execute(query)])
 
+    def waits_for_end(self, job_id: int) -> list[tuple[int, str, JobState]]:
+        """Return (job, condition, its state) of the jobs whose end this one waits or has waited for."""
+        query = (
+            select(job.c.id, end_dependency.c.condition, job.c.state)
+            .join(end_dependency, end_dependency.c.needs == job.c.id)
+            .where(end_dependency.c.job_id == job_id)
+            .order_by(job.c.id)
+        )
+        rows = self.database.read(lambda conn: conn.execute(query).all())
+        return [(row.id, row.condition, state_of(row.state)) for row in rows]
+
+    def labels_of(self, job_ids: Sequence[int]) -> dict[int, dict[str, str]]:
+        """Return the labels of those of these jobs that have any."""
+        pages = [job_ids[start : start + PAGE] for start in range(0, len(job_ids), PAGE)]
+
+        def ask(conn: Connection) -> dict[int, dict[str, str]]:
+            found: dict[int, dict[str, str]] = {}
+            for page in pages:
+                query = select(label).where(label.c.job_id.in_(page)).order_by(label.c.job_id, label.c.key)
+                for row in conn.execute(query):
+                    found.setdefault(row.job_id, {})[row.key] = row.value
+            return found
+
+        return self.database.read(ask) if job_ids else {}
+
+    def label_texts(self, limit: int) -> list[str]:
+        """Return different labels as 'key=value', for completion."""
+        query = select(label.c.key, label.c.value).distinct().order_by(label.c.key, label.c.value)
+        rows = self.database.read(lambda conn: conn.execute(query.limit(limit)).all())
+        return [f"{row.key}={row.value}" for row in rows]
+
     def lenders(self, one: Job) -> list[int]:
         """Return the dependants that lend this job its priority."""
         query = (
@@ -426,8 +465,17 @@ class Queries:
             )
             .order_by(dependency.c.needs)
         )
+        ends = (
+            select(end_dependency.c.job_id, end_dependency.c.needs)
+            .where(end_dependency.c.job_id.in_(job_ids), text(UNRESOLVED))
+            .order_by(end_dependency.c.needs)
+        )
         waiting: dict[int, list[int]] = {}
-        for row in self.database.read(lambda conn: conn.execute(query).all()) if job_ids else ():
+
+        def ask(conn: Connection) -> list[Any]:
+            return [*conn.execute(query).all(), *conn.execute(ends).all()]
+
+        for row in self.database.read(ask) if job_ids else ():
             waiting.setdefault(row.job_id, []).append(row.needs)
         return waiting
 
@@ -540,7 +588,8 @@ class Queries:
         """Return the number of claimable jobs before a queued one, in its queue."""
 
         def ask(conn: Connection) -> int:
-            ahead = or_(job.c.priority > one.priority, (job.c.priority == one.priority) & (job.c.id < one.id))
+            earlier = tuple_(job.c.position, job.c.id) < tuple_(one.position, one.id)
+            ahead = or_(job.c.priority > one.priority, (job.c.priority == one.priority) & earlier)
             query = select(func.count()).where(
                 job.c.state == JobState.QUEUED,
                 job.c.held == 0,

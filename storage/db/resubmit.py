@@ -9,6 +9,7 @@ from storage.db.malformed import malformed_error
 from storage.db.queries import Queries
 from storage.db.rows import Job
 from storage.db.store import JobStore
+from storage.db.store.waiting import Extras
 
 DRAWS_FROM = ("source", "continue_from")
 """Fields of a spec that name another job."""
@@ -65,4 +66,5 @@ def resubmit(
         preemptible=job.preemptible,
         time_limit_s=job.time_limit_s,
         retry_of=job.id,
+        extras=Extras(note=job.note, labels=queries.labels_of([job.id]).get(job.id, {})),
     )

@@ -57,6 +57,11 @@ class Job:
     created_at: float
     started_at: float | None
     finished_at: float | None
+    note: str | None
+    begin_at: float | None
+    max_running: int | None
+    throttled: bool
+    position: float
     kept: bool = False
     """Its results stay until somebody ends that."""
     malformed: str | None = None
@@ -75,6 +80,7 @@ class Job:
             state=state_of(values["state"]),
             error_code=renamed_code(values["error_code"]),
             held=bool(values["held"]),
+            throttled=bool(values["throttled"]),
             kept=bool(values["kept"]),
             preemptible=bool(values["preemptible"]),
             bit_exact=None if values["bit_exact"] is None else bool(values["bit_exact"]),
@@ -104,16 +110,18 @@ class Job:
 
 _COPIED = tuple(
     set(Job.__dataclass_fields__)
-    - {"spec", "result", "state", "error_code", "held", "kept", "preemptible", "bit_exact", "malformed"}
+    - {"spec", "result", "state", "error_code", "held", "throttled", "kept", "preemptible"}
+    - {"bit_exact", "malformed"}
 )
 REQUIRED_NUMBERS = (
     *("priority", "spec_version", "attempt", "hb_seq", "held", "blockers", "crash_count", "waits"),
     *("fresh_retries", "preemptible", "yields", "ran_s", "created_at", "kept"),
+    *("throttled", "position"),
 )
 NUMBERS = (
     *REQUIRED_NUMBERS,
     *("not_before", "cancel_requested_at", "retry_of", "part_of", "preempt_for", "yielded_at", "rung_at"),
-    *("time_limit_s", "bit_exact", "started_at", "finished_at"),
+    *("time_limit_s", "bit_exact", "started_at", "finished_at", "begin_at", "max_running"),
 )
 """Columns that contain a number or, if not required, NULL; SQLite accepts text, too."""
 TEXTS = ("kind", "queue", "user")
@@ -266,6 +274,7 @@ class WorkerRow:
     started_at: float
     seen_at: float
     silent_s: float
+    drain_requested_at: float | None
 
     @classmethod
     def from_row(cls, row: Row[Any]) -> "WorkerRow":

@@ -8,6 +8,8 @@ checkpoint    registered checkpoints; a folder without a row does not exist for 
 event         history of a job, written in the transaction of the change
 worker        last report of each worker
 dependency    job_id can run when `needs` has succeeded
+end_dependency  job_id can run when `needs` has ended, whatever its outcome ('any'), or has failed ('fail')
+label         key and value that a user has given a job
 share         when each user was last served
 quota         how many jobs of a user or a queue may run at once
 schema_info   the oldest code that may work on these tables
@@ -52,6 +54,9 @@ CLAIMABLE = "state = 'queued' AND held = 0 AND blockers = 0 AND not_before IS NU
 DELAYED = "state = 'queued' AND not_before IS NOT NULL"
 YIELDED = "state = 'queued' AND yielded_at IS NOT NULL"
 RUNNING = "state = 'running'"
+BEGINS = "state = 'queued' AND begin_at IS NOT NULL"
+THROTTLED = "state = 'queued' AND throttled = 1"
+UNRESOLVED = "resolved = 0"
 
 
 CLOCKS = {
@@ -133,6 +138,11 @@ job = Table(
     Column("time_limit_s", Double),
     Column("ran_s", Double, nullable=False, server_default=text("0")),  # duration of ended attempts
     Column("kept", Integer, nullable=False, server_default=text("0")),  # results are not deleted
+    Column("note", Text),
+    Column("begin_at", Double),  # counts in `blockers` until then
+    Column("max_running", Integer),  # of its sweep
+    Column("throttled", Integer, nullable=False, server_default=text("0")),  # counts in `blockers`
+    Column("position", Double, nullable=False, server_default=text("0")),  # among jobs of equal priority
     Index("ix_job_state_id", "state", "id"),
     sqlite_autoincrement=True,
 )
@@ -203,6 +213,7 @@ worker = Table(
     Column("version", String(32), nullable=False),
     Column("started_at", Double, nullable=False),
     Column("seen_at", Double, nullable=False),
+    Column("drain_requested_at", Double),
 )
 
 dependency = Table(
@@ -210,6 +221,25 @@ dependency = Table(
     metadata,
     Column("job_id", Id, ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
     Column("needs", Id, ForeignKey("job.id", ondelete="CASCADE"), primary_key=True, index=True),
+)
+
+end_dependency = Table(
+    "end_dependency",
+    metadata,
+    Column("job_id", Id, ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
+    Column("needs", Id, ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
+    Column("condition", String(16), nullable=False),  # any, fail
+    # Older workers do not read this table; it is resolved when a newer worker sees that `needs` has ended.
+    Column("resolved", Integer, nullable=False, server_default=text("0")),
+)
+
+label = Table(
+    "label",
+    metadata,
+    Column("job_id", Id, ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("value", String(256), nullable=False),
+    Index("ix_label_key_value_job_id", "key", "value", "job_id"),
 )
 
 share = Table(

@@ -1,6 +1,7 @@
 """The worker table: name, state and last report of each worker."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, or_, select, update
@@ -56,9 +57,12 @@ class WorkerStore:
         """Record that the process that had this name before has ended."""
         self._disputed_until = None
 
-    def report(self, state: str, job_id: int | None = None, *, patience_s: float = 5.0) -> None:
+    def report(self, state: str, job_id: int | None = None, *, patience_s: float = 5.0) -> bool:
         """
         Record this worker with its state: starting, idle, busy, draining or stopped.
+
+        Returns:
+            Whether a user has asked it to drain; see request_drain().
 
         Raises:
             WorkerNameTakenError: another live worker has this name, and had it first.
@@ -76,6 +80,7 @@ class WorkerStore:
             "version": who.version,
             "seen_at": utcnow(),
         }
+        drains = False
         if self.started_at is None:
             self.before, self.started_at = self.database.write(
                 lambda conn: self._take_name(conn, values), patience_s=patience_s
@@ -83,23 +88,24 @@ class WorkerStore:
             if self.before is not None:
                 self._disputed_until = time.monotonic() + TAKE_BACK_AFTER * self.heartbeat_seconds
         else:
-            self.database.write(lambda conn: self._keep_name(conn, values), patience_s=patience_s)
+            drains = self.database.write(lambda conn: self._keep_name(conn, values), patience_s=patience_s)
             if self._disputed_until is not None and time.monotonic() >= self._disputed_until:
                 self._disputed_until = None
         self.reported_at = time.monotonic()
+        return drains
 
     def _take_name(self, conn: Connection, values: dict[str, Any]) -> tuple[Row[Any] | None, float]:
         """Return the row of another process that may be alive, and when this one started."""
         named = worker.c.name == self.who.name
         recent = worker.c.seen_at > utcnow() - self.lease_seconds
         before = conn.execute(select(worker).where(named, recent, worker.c.state != "stopped")).one_or_none()
-        values = {**values, "started_at": utcnow()}
+        values = {**values, "started_at": utcnow(), "drain_requested_at": None}
         if conn.execute(update(worker).where(named).values(values)).rowcount == 0:
             conn.execute(insert(worker).values(name=self.who.name, **values))
         started_at = conn.execute(select(worker.c.started_at).where(named)).scalar_one()
         return before, started_at
 
-    def _keep_name(self, conn: Connection, values: dict[str, Any]) -> None:
+    def _keep_name(self, conn: Connection, values: dict[str, Any]) -> bool:
         named, who = worker.c.name == self.who.name, self.who
         mine = (
             worker.c.boot_id == who.boot_id,
@@ -107,8 +113,9 @@ class WorkerStore:
             worker.c.start_ticks == who.start_ticks,
             worker.c.started_at == self.started_at,
         )
-        if conn.execute(update(worker).where(named, *mine).values(values)).rowcount:
-            return
+        kept = update(worker).where(named, *mine).values(values).returning(worker.c.drain_requested_at)
+        if (row := conn.execute(kept).first()) is not None:
+            return row.drain_requested_at is not None
         other = conn.execute(select(worker).where(named)).one_or_none()
         values = {**values, "started_at": self.started_at}
         if other is None:
@@ -122,11 +129,18 @@ class WorkerStore:
                 f"another worker named {who.name} is alive: process {other.pid} on {other.host}",
                 hint="start this one with another --name, or give the machines different host names",
             )
+        return False
 
     def _was_first(self, their_start: float) -> bool:
         """Return whether this process had the name before the other, and has reported since."""
         assert self.started_at is not None
         return their_start > self.started_at and time.monotonic() - self.reported_at <= self.lease_seconds
+
+    @staticmethod
+    def request_drain(database: Database, names: Sequence[str]) -> None:
+        """Ask workers to drain and exit; a process that takes the name later is not meant."""
+        asked = update(worker).where(worker.c.name.in_(names), worker.c.state != "stopped")
+        database.write(lambda conn: conn.execute(asked.values(drain_requested_at=utcnow())))
 
     @staticmethod
     def forget(database: Database, name: str, *, after_s: float) -> bool:

@@ -27,7 +27,7 @@ from jobs.failpoints import failpoint
 from jobs.states import TERMINAL
 from storage.db.engine import Database
 from storage.db.row_files import insert_rows, write_rows
-from storage.db.tables import attempt, checkpoint, dependency, event, job, utcnow
+from storage.db.tables import attempt, checkpoint, dependency, end_dependency, event, job, label, utcnow
 from storage.gc.delete import delete_tree, opened
 from storage.gc.scan import needed_jobs
 from storage.settings import Settings
@@ -129,6 +129,8 @@ def _archive(database: Database, volume: Volume, ids: Sequence[int]) -> int:
         attempt: attempt.c.job_id.in_(ids),
         event: event.c.job_id.in_(ids),
         dependency: dependency.c.job_id.in_(ids),
+        end_dependency: end_dependency.c.job_id.in_(ids),
+        label: label.c.job_id.in_(ids),
     }
 
     def rows(conn: Connection) -> bytes:
@@ -245,7 +247,7 @@ def _without_foreign_keys(raw: Any, _: Any) -> None:
 
 
 def _forget(conn: Connection, ids: Collection[int]) -> None:
-    for table in (event, attempt, dependency):
+    for table in (event, attempt, dependency, end_dependency, label):
         conn.execute(delete(table).where(table.c.job_id.in_(ids)))
     _delete(conn, ids)
 

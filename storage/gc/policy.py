@@ -61,6 +61,8 @@ class Policy:
     """Whether results of trainings that have a name are deleted, too."""
     only: frozenset[int] | None = None
     """Delete the results of these jobs only, of any kind; None: of all that are old enough."""
+    among: frozenset[int] | None = None
+    """Delete the results of none but these of the old jobs; None: of all."""
 
 
 @dataclass(frozen=True)
@@ -233,6 +235,8 @@ def why_kept(job: JobFacts, policy: Policy) -> str | None:
         return "it has not ended long enough ago"
     if policy.only is not None and job.id not in policy.only:
         return "it was not asked for"
+    if policy.among is not None and job.id not in policy.among:
+        return "it does not have these labels"
     if job.kept:
         return f"it is kept; ganq keep --undo {job.id} ends that"
     if policy.only is not None:
@@ -247,6 +251,7 @@ def why_kept(job: JobFacts, policy: Policy) -> str | None:
 def why_spared(job: JobFacts, policy: Policy) -> str | None:
     """Return why `--jobs` leaves the results of a job that is old enough."""
     asked = policy.jobs_s is not None and policy.only is None and not job.results_deleted
+    asked = asked and (policy.among is None or job.id in policy.among)
     return why_kept(job, policy) if asked and old_enough(job, policy.jobs_s or 0.0) else None
 
 

@@ -35,9 +35,11 @@ class StatusContext:
     workers: Mapping[str, WorkerRow] = field(default_factory=dict)
     unfinished_dependencies: Mapping[int, Sequence[int]] = field(default_factory=dict)
     parts: Mapping[int, ShardSummary] = field(default_factory=dict)
+    labels: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, queries: Queries, jobs: Iterable[Job]) -> "StatusContext":
+        jobs = list(jobs)
         waiting = [job.id for job in jobs if job.state is JobState.QUEUED and job.blockers]
         """Load the context of some jobs."""
         return cls(
@@ -45,6 +47,7 @@ class StatusContext:
             workers={row.name: row for row in queries.workers()},
             unfinished_dependencies=queries.unfinished_dependencies(waiting) if waiting else {},
             parts=queries.shard_summaries(waiting) if waiting else {},
+            labels=queries.labels_of([job.id for job in jobs]),
         )
 
 
@@ -104,6 +107,10 @@ def state(job: Job, context: StatusContext) -> str:
         return "paused" if is_paused(job, context) else "held"
     if job.blockers:
         needed = context.unfinished_dependencies.get(job.id, ())
+        if job.begin_at is not None and not needed:
+            return f"begins {timestamp(job.begin_at)}"
+        if job.throttled and not needed:
+            return f"waiting on its sweep ({job.max_running} run at once)"
         if not needed and job.id in context.parts:
             return "queued"
         return f"waiting on {', '.join(map(str, needed)) or 'another job'}"
@@ -274,6 +281,10 @@ def as_json(job: Job, context: StatusContext) -> dict[str, Any]:
         "waiting_on": list(context.unfinished_dependencies.get(job.id, ())),
         "waits_for": list(context.unfinished_dependencies.get(job.id, ())),  # ganq 0.2
         "not_before": job.not_before,
+        "begin_at": job.begin_at,
+        "max_running": job.max_running,
+        "note": job.note,
+        "labels": dict(context.labels.get(job.id, {})),
         "time_limit_s": job.time_limit_s,
         "ran_s": job.ran_s,
         "cancel_requested_at": job.cancel_requested_at,

@@ -82,6 +82,10 @@ def test_a_change_comes_from_the_page_itself_and_only_where_allowed(
     fine: dict[str, Any] = {"X_Ganq_Token": token[1], "Sec_Fetch_Site": "same-origin"}
     assert own_server.get(path, method="POST", body={}, **fine).json["done"] == "held"
     assert own_server.get(path, method="POST", body={}, logged_in=False, **fine).status == 401
+    other = own_world.submit("p")
+    said = own_server.get(f"/jobs/{other}/pause", method="POST", body={}, **fine).json
+    assert (said["done"], said["state"]) == (f"held; ganq resume {other} lets it start", "queued")
+    assert own_server.get(f"/jobs/{other}/resume", method="POST", body={}, **fine).json["done"] == "released"
     assert own_server.get(f"/jobs/{job}/explode", method="POST", body={}, **fine).status == 404
     assert own_server.get(f"/jobs/{job}/star", method="POST", body={"image": "x"}, **fine).status in (
         400,

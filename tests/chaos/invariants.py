@@ -28,14 +28,14 @@ from sqlalchemy import Connection, Table, select, text
 from jobs.errors import all_errors
 from jobs.states import JobState, Outcome
 from storage.db.engine import Database
-from storage.db.tables import attempt, checkpoint, dependency, event, job
+from storage.db.tables import attempt, checkpoint, dependency, end_dependency, event, job
 from storage.volume.layout import Volume
 
 ENDS = {str(state) for state in JobState if state.terminal}
 BACK = {str(one) for one in Outcome} - ENDS
 """Outcomes after which a job is queued again."""
 AFTER_THE_END = {"results_deleted", "kept", "not_kept"}
-REQUESTS = {"submitted", "held", "hold_released", "cancel_requested"}
+REQUESTS = {"submitted", "held", "pause_requested", "hold_released", "cancel_requested"}
 """Events that no attempt makes."""
 CODES_WITHOUT_A_CLASS = {"CRASHED", "STALLED", "CRASH_LOOP", "WORKER_LOST", "DEPENDENCY_FAILED"}
 TICK_S = 0.002
@@ -51,6 +51,8 @@ class View:
     checkpoints: dict[int, list[Any]]
     events: dict[int, list[Any]]
     needs: dict[int, list[int]]
+    ends: dict[int, list[int]]
+    """Jobs whose end, whatever it is, or whose failure a job waits for."""
 
 
 @dataclass
@@ -70,12 +72,16 @@ def look(database: Database) -> View:
         needs: dict[int, list[int]] = defaultdict(list)
         for row in conn.execute(select(dependency)):
             needs[row.job_id].append(row.needs)
+        ends: dict[int, list[int]] = defaultdict(list)
+        for row in conn.execute(select(end_dependency).where(end_dependency.c.resolved == 0)):
+            ends[row.job_id].append(row.needs)
         return View(
             jobs,
             _by_job(conn, attempt, attempt.c.number),
             _by_job(conn, checkpoint, checkpoint.c.id),
             _by_job(conn, event, event.c.id),
             needs,
+            ends,
         )
 
     # Database.read() uses no transaction on Postgres: each statement would see another snapshot.
@@ -231,10 +237,14 @@ def no_stale_checkpoint(
 
 
 def counted_blockers(row: Any, view: View) -> Iterator[str]:
-    """I2: a job's count of blockers equals the number of its dependencies that have not succeeded."""
+    """
+    I2: a job's count of blockers equals the number of its dependencies that have not succeeded, and of its
+    other unfulfilled conditions.
+    """
     waits = [one for one in view.needs[row.id] if view.jobs[one].state != "succeeded"]
-    if row.state == "queued" and row.blockers != len(waits):
-        yield f"I2: job {row.id} counts {row.blockers} that it waits for, and there are {waits}"
+    others = len(view.ends[row.id]) + (row.begin_at is not None) + (row.throttled or 0)
+    if row.state == "queued" and row.blockers != len(waits) + others:
+        yield f"I2: job {row.id} counts {row.blockers} that it waits for, and there are {waits} and {others}"
     if row.state in ("running", "succeeded") and waits:
         yield f"I2: job {row.id} is {row.state}, but {waits}, which it needs, have not succeeded"
 

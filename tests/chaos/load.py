@@ -115,6 +115,7 @@ class Load:
             "command": 0.5 * (len(open_) < IN_FLIGHT and bool(trained)),
             "cancel": 0.8,
             "hold": 0.5,
+            "pause": 0.5,
             "release": 1.0,
             "notifications": 1.5,
         }
@@ -179,6 +180,15 @@ class Load:
         self.counts["holds"] += 1
         return f"hold {job.id}"
 
+    def _pause(self, jobs: Any, open_: list[Any], *_: Any) -> str | None:
+        free = [one for one in open_ if not one.held]
+        if not free:
+            return None
+        job = self.rng.choice(free)
+        self.store.pause(job.id)
+        self.counts["pauses"] += 1
+        return f"pause {job.id} ({job.state})"
+
     def _release(self, jobs: Any, open_: list[Any], *_: Any) -> str | None:
         held = [one for one in open_ if one.held]
         if not held:
@@ -199,6 +209,6 @@ class Load:
 
     def release_all(self) -> None:
         for one in self._jobs():
-            if one.held and one.state == "queued" and one.part_of is None:
+            if one.held and one.state in ("queued", "running") and one.part_of is None:
                 with suppress(JobError):
                     self.store.hold(one.id, held=False)

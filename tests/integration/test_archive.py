@@ -54,6 +54,23 @@ def ids(database: Database) -> list[int]:
     return sorted(one.id for one in Queries(database).stream(Filter(parts=True)))
 
 
+def test_labels_go_to_the_archive_with_their_job(
+    ended: Callable[..., int],
+    store: "JobStore",
+    database: Database,
+    volume: Volume,
+    settings: "Settings",
+    tmp_path: Path,
+) -> None:
+    job_id = ended()
+    store.set_labels(job_id, {"project": "faces"})
+    assert archive_rows(database, volume, age_s=0.0).jobs == 1
+    assert Queries(database).labels_of([job_id]) == {}
+    found, notes = read_archive(settings, volume, database, tmp_path)
+    assert (Queries(found).labels_of([job_id]), notes) == ({job_id: {"project": "faces"}}, [])
+    found.dispose()
+
+
 def test_old_jobs_leave_the_table_and_are_read_from_the_archive_as_they_were(
     ended: Callable[..., int], database: Database, volume: Volume, settings: "Settings", tmp_path: Path
 ) -> None:

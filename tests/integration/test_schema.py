@@ -33,6 +33,24 @@ if TYPE_CHECKING:
     from storage.settings import Settings
 
 
+UNDO_STEERING = (
+    *(
+        "DROP TABLE label",
+        "DROP TABLE end_dependency",
+        "DROP INDEX ix_job_begins",
+        "DROP INDEX ix_job_throttled",
+    ),
+    "DROP INDEX ix_job_claimable",
+    *(
+        f"ALTER TABLE job DROP COLUMN {name}"
+        for name in ("note", "begin_at", "max_running", "throttled", "position")
+    ),
+    "ALTER TABLE worker DROP COLUMN drain_requested_at",
+    "CREATE INDEX ix_job_claimable ON job (id)",
+)
+"""The opposite of migration 0006."""
+
+
 @pytest.fixture
 def empty(empty_database_url: str, tmp_path: Path) -> Iterator[Any]:
     database = Database(make_settings(tmp_path, empty_database_url))
@@ -81,7 +99,8 @@ def test_an_installation_keeps_the_id_that_its_upgrade_gave_it(empty: Any, tmp_p
 def test_a_table_from_before_the_id_is_called_older_and_one_upgrade_gives_it(empty: Any, change: str) -> None:
     upgrade(empty)
     empty.write(lambda conn: conn.execute(text(change)))
-    empty.write(lambda conn: conn.execute(text("ALTER TABLE job DROP COLUMN kept")))
+    for undo in ("ALTER TABLE job DROP COLUMN kept", *UNDO_STEERING):
+        empty.write(lambda conn, sql=undo: conn.execute(text(sql)))
     empty.write(lambda conn: conn.execute(text("UPDATE alembic_version SET version_num = '0003'")))
     with pytest.raises(SchemaMismatchError, match="older"):
         empty.require_schema()

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from jobs.errors import SpecError
 from jobs.kinds import KINDS
+from jobs.labels import read_filters
 from jobs.states import JobState
 from storage.db.queries import Filter
 from web import html, rows
@@ -16,7 +17,7 @@ from web.site import Site
 PAGE = 50
 LATELY_S = 3600.0
 """A worker that stopped longer ago has no card here; /workers lists all."""
-NAMES = ("state", "kind", "user", "name", "sweep", "before")
+NAMES = ("state", "kind", "user", "name", "label", "sweep", "before")
 
 
 def page(request: Request) -> Response:
@@ -44,6 +45,7 @@ def _filter(site: Site, given: dict[str, str]) -> Filter:
         kind=given.get("kind"),
         user=given.get("user"),
         name=given.get("name"),
+        labels=read_filters([given["label"]]) if "label" in given else (),
         sweep=site.queries.find_sweep(given["sweep"]) if "sweep" in given else None,
         before_id=int(before) if before is not None else None,
     )

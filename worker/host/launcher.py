@@ -44,7 +44,10 @@ DRAIN_NOTICE_S = 3.0
 LOCK_POLL_S = 0.5
 CELERY_PAUSE_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 NAME_TAKEN_EXIT = 5
+DRAIN_EXIT = 7  # exit code of a supervisor that has drained because of `ganq drain`
 IDLE_EXIT = 6  # exit code of a supervisor that has drained because of --exit-when-idle
+IN_FLEET = "GANQ_WORKER_IN_FLEET"
+"""Environment variable of a worker that a Fleet has started."""
 FATAL_EXIT = 4  # exit code of a supervisor that would fail again, e.g. because a setting is wrong
 
 
@@ -309,8 +312,10 @@ class Worker:
                 self._choose_another_name()
                 self._start_supervisor()
                 continue
-            if code in (FATAL_EXIT, NAME_TAKEN_EXIT, IDLE_EXIT):
-                self.exit_code = int(code != IDLE_EXIT)
+            if code in (FATAL_EXIT, NAME_TAKEN_EXIT, IDLE_EXIT, DRAIN_EXIT):
+                self.exit_code = int(code not in (IDLE_EXIT, DRAIN_EXIT))
+                if code == DRAIN_EXIT and IN_FLEET in os.environ:
+                    self.exit_code = DRAIN_EXIT  # the fleet starts no other
                 self.stopping = True
                 if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # else Celery has not started
                     os.kill(os.getpid(), signal.SIGTERM)
@@ -436,11 +441,12 @@ class Fleet:
                     self._start(one)
             wait(1.0, lambda: self.stopping)
         codes = [child.wait() for child in self.children.values()]
+        codes = [0 if code == DRAIN_EXIT else code for code in codes]
         return max((abs(code) for code in codes), default=0)
 
     def _is_idle(self, child: "subprocess.Popen[bytes]") -> bool:
-        """Return whether a child has ended because no job could be claimed."""
-        return self.exit_when_idle_s is not None and child.poll() == 0
+        """Return whether a child has ended because no job could be claimed, or because of `ganq drain`."""
+        return child.poll() == DRAIN_EXIT or (self.exit_when_idle_s is not None and child.poll() == 0)
 
     def _all_idle(self) -> bool:
         children = self.children.values()
@@ -470,7 +476,7 @@ class Fleet:
         )
         bound = bound_to_this(signal.SIGTERM, command)
         child = until_started(
-            lambda: subprocess.Popen(bound, start_new_session=True),
+            lambda: subprocess.Popen(bound, start_new_session=True, env={**os.environ, IN_FLEET: "1"}),
             f"the worker {self._name(one)}",
             log,
             lambda: self.stopping,

@@ -33,6 +33,7 @@ class Heartbeat(threading.Thread):
         offer_preemption: requests preemption of the leased job if one of higher priority waits; returns the
             id of that job.
         on_name_taken: called if another living worker has this worker's name.
+        on_drain: called while `ganq drain` asks this worker to exit.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Heartbeat(threading.Thread):
         offer_preemption: Callable[[Lease], int | None],
         on_name_taken: Callable[[WorkerNameTakenError], None],
         metrics: Metrics | None = None,
+        on_drain: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self.metrics = metrics or Metrics()
@@ -53,6 +55,7 @@ class Heartbeat(threading.Thread):
         self.on_event = on_event
         self.offer_preemption = offer_preemption
         self.on_name_taken = on_name_taken
+        self.on_drain = on_drain
         self.stopping = threading.Event()
         self._poll = threading.Event()
         self._lock = threading.Lock()
@@ -125,7 +128,8 @@ class Heartbeat(threading.Thread):
                     self._send(lease, progress, now)
                     self.acknowledged_at = time.monotonic()
                 if now - reported_at >= self.settings.heartbeat_seconds or self.workers.name_disputed:
-                    self.workers.report(state, lease.job_id if lease else None)
+                    if self.workers.report(state, lease.job_id if lease else None):
+                        self.on_drain()
                     self.acknowledged_at = time.monotonic()
                     with self._lock:
                         self._reported_at = now if (self.fault or self._worker_state) == state else 0.0

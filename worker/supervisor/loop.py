@@ -67,6 +67,7 @@ STUCK_POLL_S = 1.0
 VOLUME_CHECK_S = 10.0
 NAME_TAKEN_EXIT = 5
 IDLE_EXIT = 6
+DRAIN_EXIT = 7
 FATAL_EXIT = 4
 """Another supervisor would fail in the same way: see worker/host/launcher.py."""
 
@@ -86,6 +87,7 @@ class Supervisor:
         self.exit_when_idle_s = exit_when_idle_s
         self.idle_since = time.monotonic()
         self.exits_idle = False
+        self.exits_drained = False
         self.identity = identity
         self.volume = Volume(settings.volume)
         self.metrics = make_metrics(settings, identity)
@@ -130,6 +132,7 @@ class Supervisor:
             offer_preemption,
             self._stop_on_error,
             self.metrics,
+            self._on_drain_request,
         )
         self.runner = RunnerProcess(settings, self.selector)
         self.volume_monitor = VolumeMonitor(settings, self.selector)
@@ -187,6 +190,8 @@ class Supervisor:
             return NAME_TAKEN_EXIT
         if self.fatal_error:
             return FATAL_EXIT
+        if self.exits_drained:
+            return DRAIN_EXIT
         return IDLE_EXIT if self.exits_idle else 0
 
     def _register_name(self) -> None:
@@ -234,6 +239,14 @@ class Supervisor:
         if self.fatal_error is None:
             self.fatal_error = exc
             log.error("this worker returns its job and stops: %s → %s", exc.message, exc.hint)
+            self._on_sigterm()
+            self._wake()
+
+    def _on_drain_request(self) -> None:
+        """Drain and exit as after SIGTERM: `ganq drain` has asked for it (from the heartbeat thread)."""
+        if self.terminated_at is None:
+            log.info("ganq drain: this worker returns its job and exits")
+            self.exits_drained = True
             self._on_sigterm()
             self._wake()
 

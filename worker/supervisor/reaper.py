@@ -26,6 +26,8 @@ from worker.supervisor.metrics import Metrics
 log = logging.getLogger("ganq.recovery")
 
 MAX_NOTIFICATIONS = 50
+BEGIN_SLACK_S = 0.05
+"""Added to the time until a job begins, by another machine's clock."""
 WATCHERS = 3
 """Supervisors that watch each bucket of running jobs."""
 EVERYONE_WATCHES = 16
@@ -187,13 +189,18 @@ class Recovery(threading.Thread):
         old_workers_removed = False
         next_dispatch = 0.0
         while True:
+            begins_in_s: float | None = None
             try:
                 self.database.require_schema()
                 with self.metrics.request("reap"):
                     requeued = self.reaper.tick()
+                released, begins_in_s = self.store.release_waiting()
                 if requeued:
                     self.metrics.rescued(len(requeued))
+                if requeued or released:
                     self.wake()
+                if released:
+                    next_dispatch = 0.0
                 if time.monotonic() >= next_dispatch:
                     self.fail_malformed()
                     self.dispatch()
@@ -206,7 +213,10 @@ class Recovery(threading.Thread):
             except Exception as exc:  # if this thread ended, no job of a dead worker would be requeued
                 log.warning("recovery waits: %s", one_line(exc))
                 log.debug("the recovery that failed", exc_info=True)
-            if self.stopping.wait(self.settings.reap_seconds * random.uniform(0.8, 1.2)):
+            pause_s = self.settings.reap_seconds * random.uniform(0.8, 1.2)
+            if begins_in_s is not None:
+                pause_s = min(pause_s, max(begins_in_s, 0.0) + BEGIN_SLACK_S)
+            if self.stopping.wait(pause_s):
                 return
 
     def fail_malformed(self) -> None:

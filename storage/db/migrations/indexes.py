@@ -9,7 +9,18 @@ from typing import Any
 
 from sqlalchemy import Index, Table, text
 
-from storage.db.tables import CLAIMABLE, DELAYED, RUNNING, YIELDED, attempt, job
+from storage.db.tables import (
+    BEGINS,
+    CLAIMABLE,
+    DELAYED,
+    RUNNING,
+    THROTTLED,
+    UNRESOLVED,
+    YIELDED,
+    attempt,
+    end_dependency,
+    job,
+)
 
 
 def _index(name: str, table: Table, *columns: Any, where: str, unique: bool = False) -> None:
@@ -17,7 +28,10 @@ def _index(name: str, table: Table, *columns: Any, where: str, unique: bool = Fa
     Index(name, *found, unique=unique, sqlite_where=text(where), postgresql_where=text(where))
 
 
-_index("ix_job_claimable", job, "queue", job.c.priority.desc(), "user", "id", where=CLAIMABLE)
+_index("ix_job_claimable", job, "queue", job.c.priority.desc(), "user", "position", "id", where=CLAIMABLE)
+_index("ix_job_begins", job, "begin_at", where=BEGINS)
+_index("ix_job_throttled", job, "sweep", "id", where=THROTTLED)
+_index("ix_end_dependency_unresolved", end_dependency, "needs", where=UNRESOLVED)
 _index("ix_job_yielded", job, "yielded_at", where=YIELDED)
 _index("ix_job_ripening", job, "not_before", where=DELAYED)
 _index("ix_job_running", job, "id", where=RUNNING)

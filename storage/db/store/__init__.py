@@ -18,6 +18,7 @@ malformed      fail rows that ganq did not write
 job_store      the class of them all
 transitions    the compare-and-set itself
 scheduling     the order of claims
+waiting        times, ends of other jobs and places in a sweep that a job waits for
 inheritance    priorities that dependants lend
 pins           checkpoints that other jobs need
 shards         parents and shards

@@ -1,10 +1,11 @@
 """Cancel, pause, hold and release jobs."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, delete, insert, or_, select, update
 
-from jobs.errors import InvalidTransitionError
+from jobs.errors import InvalidTransitionError, SpecError
 from jobs.states import JobState
 from storage.db.rows import Job
 from storage.db.store.inheritance import lend, needs_of, repay, set_own_priority
@@ -18,7 +19,8 @@ from storage.db.store.transitions import (
     storable,
     transition,
 )
-from storage.db.tables import job, utcnow
+from storage.db.store.waiting import fill_slots, throttle_again
+from storage.db.tables import job, label, utcnow
 
 
 class ControlMixin(StoreMixin):
@@ -193,6 +195,96 @@ class ControlMixin(StoreMixin):
 
         return self.database.write(work)
 
+    def set_note(self, job_id: int, note: str | None) -> Job:
+        """
+        Set or remove the note of a job, whatever its state.
+
+        Raises:
+            JobNotFoundError: there is no such job.
+            InvalidTransitionError: it is a shard.
+        """
+
+        def work(conn: Connection) -> Job:
+            row = _no_shard(locked_job(conn, job_id))
+            text = storable(note) or None
+            if row.note != text:
+                conn.execute(update(job).where(job.c.id == job_id).values(note=text))
+                record_event(conn, job_id, "note_changed", detail={"note": text})
+            return get_job(conn, job_id)
+
+        return self.database.write(work)
+
+    def set_labels(self, job_id: int, changes: Mapping[str, str | None]) -> Job:
+        """
+        Set labels of a job, whatever its state; a value of None removes a label.
+
+        Raises:
+            JobNotFoundError: there is no such job.
+            InvalidTransitionError: it is a shard.
+        """
+
+        def work(conn: Connection) -> Job:
+            _no_shard(locked_job(conn, job_id))
+            mine = conn.execute(select(label.c.key, label.c.value).where(label.c.job_id == job_id)).all()
+            known = {row.key: row.value for row in mine}
+            changed = {key: value for key, value in changes.items() if known.get(key) != value}
+            if changed:
+                conn.execute(delete(label).where(label.c.job_id == job_id, label.c.key.in_(changed)))
+                new = [{"job_id": job_id, "key": k, "value": v} for k, v in changed.items() if v is not None]
+                if new:
+                    conn.execute(insert(label), new)
+                record_event(conn, job_id, "labels_changed", detail={"labels": changed})
+            return get_job(conn, job_id)
+
+        return self.database.write(work)
+
+    def move_before(self, job_id: int, other_id: int) -> Job:
+        """
+        Let a queued job be claimed directly before another one of its user and queue.
+
+        It gets the priority of the other job if its own is lower.
+
+        Raises:
+            JobNotFoundError: there is no such job.
+            InvalidTransitionError: one of them is not queued, or is a shard.
+            SpecError: they are of different users or queues, whose order other rules decide.
+        """
+
+        def work(conn: Connection) -> Job:
+            rows = {one: _no_shard(locked_job(conn, one)) for one in sorted((job_id, other_id))}
+            row, other = rows[job_id], rows[other_id]
+            for one in (row, other):
+                if one.state != JobState.QUEUED:
+                    raise InvalidTransitionError(
+                        f"job {one.id} is {one.state}, and only a queued job has a place in the queue",
+                        hint="ganq status --state queued lists them",
+                    )
+            if (row.queue, row.user) != (other.queue, other.user):
+                what = "queues" if row.queue != other.queue else "users, who take turns"
+                raise SpecError(
+                    f"jobs {job_id} and {other_id} are of different {what}",
+                    hint=f"ganq set {job_id} --priority {other.priority + 1} puts it first",
+                )
+            if job_id == other_id or row.priority > other.priority:
+                return Job.from_row(row)
+            if row.priority < other.priority:
+                set_own_priority(conn, row, other.priority)
+            # Make room: all that come before the other job move up.
+            peers = (job.c.queue == other.queue, job.c.priority == other.priority, job.c.user == other.user)
+            before = or_(
+                job.c.position < other.position,
+                (job.c.position == other.position) & (job.c.id < other.id),
+            )
+            ahead = update(job).where(job.c.state.in_((JobState.QUEUED, JobState.RUNNING)), *peers, before)
+            conn.execute(ahead.values(position=job.c.position - 2))
+            place = {"position": other.position - 1, "rung_at": None}
+            shards = job.c.part_of == job_id
+            conn.execute(update(job).where(or_(job.c.id == job_id, shards)).values(place))
+            record_event(conn, job_id, "moved", detail={"before": other_id})
+            return get_job(conn, job_id)
+
+        return self.database.write(work)
+
     def keep(self, job_id: int, *, kept: bool) -> Job:
         """
         Mark a job so that `ganq gc` and `ganq rm` leave its results, or take the mark away.
@@ -216,10 +308,22 @@ class ControlMixin(StoreMixin):
         return self.database.write(work)
 
 
+def _no_shard(row: Any) -> Any:
+    if row.part_of is not None:
+        raise InvalidTransitionError(
+            f"job {row.id} is a shard of job {row.part_of}", hint=f"use job {row.part_of}"
+        )
+    return row
+
+
 def _set_held(conn: Connection, row: Any, *, held: bool) -> None:
     """Set `held` of a job and its shards; a held job lends no priority."""
     conn.execute(update(job).where(job.c.id == row.id).values(held=int(held), rung_at=None))
     hold_shards(conn, row.id, held=held)
+    if row.max_running and row.sweep and row.state == JobState.QUEUED:
+        if not held:
+            throttle_again(conn, row)
+        fill_slots(conn, row.sweep, row.max_running)
     needs = needs_of(conn, [row.id]) if row.blockers else []
     if held:
         repay(conn, needs)

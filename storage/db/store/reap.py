@@ -11,7 +11,16 @@ from sqlalchemy import Connection, and_, or_, select, text, update
 
 from jobs.states import JobState, Outcome
 from storage.db.store.scheduling import due_in, due_jobs, release_due_jobs
-from storage.db.store.transitions import LOST_WITHIN_S, StoreMixin, after_loss, seconds_of_attempt, transition
+from storage.db.store.transitions import (
+    LOST_WITHIN_S,
+    StoreMixin,
+    after_loss,
+    record_event,
+    seconds_of_attempt,
+    transition,
+    update_dependants,
+)
+from storage.db.store.waiting import begin_due, begins_in, ended_unresolved, fill_slots, throttled_sweeps
 from storage.db.tables import CLAIMABLE, RUNNING, attempt, job, utcnow, worker
 
 log = logging.getLogger("ganq.recovery")
@@ -191,6 +200,35 @@ class ReapMixin(StoreMixin):
     def due_in(self) -> float | None:
         """Return the seconds until the next delayed job may be claimed; None if there is none."""
         return self.database.read(partial(due_in, backoffs=self.database.backoffs))
+
+    def release_waiting(self) -> tuple[int, float | None]:
+        """
+        Release jobs whose time has come, those whose needed job an older worker has ended, and those for
+        which their sweep has room.
+
+        Returns:
+            Number of them, and the seconds until the next job's time comes; None: none waits for a time.
+        """
+
+        def peek(conn: Connection) -> tuple[float | None, bool]:
+            next_s = begins_in(conn)
+            return next_s, bool(ended_unresolved(conn) or throttled_sweeps(conn))
+
+        next_s, others = self.database.read(peek)
+        if not others and (next_s is None or next_s > 0):
+            return 0, next_s
+
+        def work(conn: Connection) -> tuple[int, float | None]:
+            due = begin_due(conn)
+            for one in due:
+                record_event(conn, one, "begin_reached")
+            ended = ended_unresolved(conn)
+            for needed, state in ended:
+                update_dependants(conn, needed, state, late=True)
+            filled = sum(fill_slots(conn, *sweep) for sweep in throttled_sweeps(conn))
+            return len(due) + len(ended) + filled, begins_in(conn)
+
+        return self.database.write(work)
 
     def not_notified(self, job_id: int) -> None:
         """Record that the submitter could not notify, so that the dispatcher does it."""

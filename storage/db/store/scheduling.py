@@ -5,7 +5,7 @@ The order in which jobs are claimed.
 2. The highest priority.
 3. Of equal priority, the job of the user with the fewest running jobs, then of the user who was served least
    recently, so that users take turns.
-4. Of one user, the oldest job.
+4. Of one user, the oldest job, unless `ganq move` has changed that.
 
 Users and queues at their quota are skipped. The cost does not grow with the number of queued jobs: the
 partial index ix_job_claimable leads from one user to the next (a loose index scan), and there are only as
@@ -73,7 +73,8 @@ def _best(statement: str) -> ScalarSelect[int]:
 
 _OLDEST = {
     dialect: f"SELECT id FROM job {indexed_by(dialect, 'ix_job_claimable')} WHERE {CLAIMABLE}"
-    f' AND queue = :in_queue AND priority = :level AND "user" = :whose AND {_MINE} ORDER BY id LIMIT 1'
+    f' AND queue = :in_queue AND priority = :level AND "user" = :whose AND {_MINE}'
+    " ORDER BY position, id LIMIT 1"
     for dialect in CLOCKS
 }
 _STARVED = {
@@ -116,7 +117,8 @@ _PEEK = {
     )
     SELECT (SELECT level FROM top) AS level, name,
            (SELECT id FROM job {claimable} WHERE {CLAIMABLE} AND queue = :in_queue
-            AND priority = (SELECT level FROM top) AND "user" = waiting.name ORDER BY id LIMIT 1) AS oldest,
+            AND priority = (SELECT level FROM top) AND "user" = waiting.name
+            ORDER BY position, id LIMIT 1) AS oldest,
            coalesce((SELECT served_at FROM share WHERE "user" = waiting.name), 0) AS served_at,
            (SELECT version_num FROM alembic_version) AS revision,
            EXISTS (SELECT 1 FROM job {indexed_by(dialect, "ix_job_ripening")} WHERE {DELAYED}) AS delayed,

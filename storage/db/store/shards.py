@@ -49,7 +49,7 @@ def insert_shards(
     needs: Sequence[int],
     blockers: int,
     max_parallel: int,
-) -> None:
+) -> list[int]:
     """
     Insert the shards of a job, in the transaction that inserts the parent.
 
@@ -58,6 +58,9 @@ def insert_shards(
         shards: (spec, number of images) of each.
         needs, blockers: the jobs on which the parent depends, and how many of them have not succeeded.
         max_parallel: shards that may run at once; 0: all of them.
+
+    Returns:
+        Their ids.
     """
     rows = [
         {
@@ -83,6 +86,7 @@ def insert_shards(
         insert(event).values(at=utcnow()),
         [{"job_id": one, "type": "submitted", "detail": {"part_of": parent}} for one in ids],
     )
+    return ids
 
 
 def shards_of(conn: Connection, parent: int) -> list[Any]:

@@ -15,7 +15,15 @@ from jobs.states import JobState
 from storage.db.rows import Job
 from storage.db.store.inheritance import lend
 from storage.db.store.shards import insert_shards
-from storage.db.store.transitions import StoreMixin, event_of_row, get_job, how_it_ended, record_event
+from storage.db.store.transitions import (
+    StoreMixin,
+    event_of_row,
+    get_job,
+    how_it_ended,
+    record_event,
+    storable,
+)
+from storage.db.store.waiting import NO_EXTRAS, Extras, insert_extras, lock_conditions
 from storage.db.tables import checkpoint, dependency, event, job, utcnow
 
 FinishedFiles = Callable[[int], tuple[str, str, int, int]]
@@ -44,6 +52,7 @@ class SubmitMixin(StoreMixin):
         will_notify: bool = False,
         shards: Sequence[tuple[dict[str, Any], int]] = (),
         max_workers: int = 0,
+        extras: Extras = NO_EXTRAS,
     ) -> Job:
         """
         Submit a job; when this returns, the row is committed.
@@ -59,8 +68,8 @@ class SubmitMixin(StoreMixin):
                 afterwards, because a claim skips a row that is being updated.
 
         Raises:
-            JobNotFoundError: a job in `after` does not exist.
-            SpecError: a job in `after` has failed or was cancelled.
+            JobNotFoundError: a job that it waits for does not exist.
+            SpecError: a job that it waits for has ended in another way.
         """
 
         def work(conn: Connection) -> Job:
@@ -82,9 +91,10 @@ class SubmitMixin(StoreMixin):
                 will_notify=will_notify,
                 shards=shards,
                 max_workers=max_workers,
+                extras=extras,
             )
 
-        accepted = self.database.write(work, autocommit=not after and not shards)
+        accepted = self.database.write(work, autocommit=not after and not shards and not extras)
         failpoint("submit.committed")
         return accepted
 
@@ -170,12 +180,14 @@ def insert_job(
     will_notify: bool = False,
     shards: Sequence[tuple[dict[str, Any], int]] = (),
     max_workers: int = 0,
+    extras: Extras = NO_EXTRAS,
 ) -> Job:
     """Insert a job with its dependencies, shards and event in the caller's transaction; see submit()."""
     needs = sorted(set(after))  # one order for all, so that two submits cannot deadlock
-    if needs and (known := _submitted_before(conn, submit_key, kind, spec)) is not None:
+    if (needs or extras) and (known := _submitted_before(conn, submit_key, kind, spec)) is not None:
         return known
-    blockers = lock_dependencies(conn, needs)
+    waits = lock_conditions(conn, extras, needs)
+    blockers = lock_dependencies(conn, needs) + waits.blockers
     columns = {
         "submit_key": submit_key,
         "name": name,
@@ -191,6 +203,8 @@ def insert_job(
         "time_limit_s": time_limit_s,
         "blockers": blockers + len(shards),
         "retry_of": retry_of,
+        "note": storable(extras.note),
+        "begin_at": waits.begin_at,
     }
     notified = will_notify and not held and not blockers and not shards
     detail = {"retry_of": retry_of} if retry_of else {}
@@ -208,8 +222,8 @@ def insert_job(
     if shards:
         common = {"kind": kind, "queue": queue, "user": user, "priority": priority}
         common |= {"spec_version": spec_version, "state": JobState.QUEUED, "held": int(held)}
-        common |= {"time_limit_s": time_limit_s}
-        insert_shards(
+        common |= {"time_limit_s": time_limit_s, "begin_at": waits.begin_at}
+        made = insert_shards(
             conn,
             new.id,
             submit_key,
@@ -219,6 +233,9 @@ def insert_job(
             blockers=blockers,
             max_parallel=max_workers,
         )
+        insert_extras(conn, made, NO_EXTRAS, waits)
+    if extras:
+        insert_extras(conn, [new.id], extras, waits)
     failpoint("submit.inserted")
     return Job.from_row(new)
 
@@ -291,7 +308,7 @@ def _with_records(new: Any) -> Any:
 
 COLUMNS = (
     *("submit_key", "name", "kind", "queue", "user", "priority", "spec", "spec_version", "state", "held"),
-    *("preemptible", "time_limit_s", "blockers", "retry_of"),
+    *("preemptible", "time_limit_s", "blockers", "retry_of", "note", "begin_at"),
 )
 
 

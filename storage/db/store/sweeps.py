@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,8 +14,9 @@ from jobs.failpoints import failpoint
 from jobs.states import JobState
 from storage.db.store.inheritance import lend
 from storage.db.store.submit import insert_job, lock_dependencies
-from storage.db.store.transitions import StoreMixin, cancel_queued, record_event, transition
-from storage.db.tables import dependency, event, job, utcnow
+from storage.db.store.transitions import StoreMixin, cancel_queued, record_event, storable, transition
+from storage.db.store.waiting import NO_EXTRAS, Extras, insert_extras, lock_conditions
+from storage.db.tables import UNRESOLVED, dependency, end_dependency, event, job, utcnow
 
 MAX_SWEEP_JOBS = 10_000
 """One transaction holds SQLite's write lock; so many rows take about a second."""
@@ -51,6 +52,7 @@ class Entry:
     max_workers: int = 0
     will_notify: int = 0
     """Number of notifications that the caller sends."""
+    extras: Extras = NO_EXTRAS
 
 
 def sweep_id(submit_key: str) -> str:
@@ -77,6 +79,7 @@ class SweepMixin(StoreMixin):
         preemptible: bool = False,
         time_limit_s: float | None = None,
         will_notify: int = 0,
+        extras: Extras = NO_EXTRAS,
     ) -> Sweep:
         """
         Submit many jobs in one transaction; when this returns, all rows are committed.
@@ -108,6 +111,7 @@ class SweepMixin(StoreMixin):
                 preemptible=preemptible,
                 time_limit_s=time_limit_s,
                 will_notify=will_notify,
+                extras=extras,
             )
 
         try:
@@ -142,6 +146,11 @@ class SweepMixin(StoreMixin):
             for entry in entries:
                 specs = [_with_ids(spec, ids) for spec in entry.specs]
                 after = [ids.get(needed, needed) for needed in entry.after]
+                extras = replace(
+                    entry.extras,
+                    after_any=[ids.get(needed, needed) for needed in entry.extras.after_any],
+                    after_fail=[ids.get(needed, needed) for needed in entry.extras.after_fail],
+                )
                 if entry.swept:
                     new = insert_sweep(
                         conn,
@@ -150,6 +159,7 @@ class SweepMixin(StoreMixin):
                         submit_key=entry.submit_key,
                         after=after,
                         will_notify=entry.will_notify,
+                        extras=extras,
                         **entry.columns,
                     ).job_ids
                 else:
@@ -163,6 +173,7 @@ class SweepMixin(StoreMixin):
                             shards=[(_with_ids(shard, ids), images) for shard, images in entry.shards],
                             max_workers=entry.max_workers,
                             will_notify=entry.will_notify > 0,
+                            extras=extras,
                             **entry.columns,
                         ).id,
                     )
@@ -208,6 +219,7 @@ def insert_sweep(
     preemptible: bool = False,
     time_limit_s: float | None = None,
     will_notify: int = 0,
+    extras: Extras = NO_EXTRAS,
 ) -> Sweep:
     """Insert the jobs of a sweep in the caller's transaction; see submit_sweep()."""
     if len(specs) > MAX_SWEEP_JOBS:
@@ -219,10 +231,17 @@ def insert_sweep(
     if known is not None:
         return known
     needs = sorted(set(after))
-    blockers = lock_dependencies(conn, needs)
+    waits = lock_conditions(conn, extras, needs)
+    blockers = lock_dependencies(conn, needs) + waits.blockers
+    most = extras.max_running or len(specs)
     common = {"kind": kind, "queue": queue, "user": user, "priority": priority, "sweep": name}
     common |= {"spec_version": spec_version, "state": JobState.QUEUED, "held": int(held)}
-    common |= {"preemptible": int(preemptible), "time_limit_s": time_limit_s, "blockers": blockers}
+    common |= {
+        "preemptible": int(preemptible),
+        "time_limit_s": time_limit_s,
+        "max_running": extras.max_running,
+    }
+    common |= {"note": storable(extras.note), "begin_at": waits.begin_at}
     now = float(conn.execute(select(utcnow())).scalar_one())
     notified = will_notify if not held and not blockers else 0
     rows = [
@@ -231,8 +250,10 @@ def insert_sweep(
             "submit_key": key,
             "name": called,
             "spec": spec,
+            "blockers": blockers + (place >= most),
+            "throttled": int(place >= most),
             "created_at": now,
-            "rung_at": now if place < notified else None,
+            "rung_at": now if place < min(notified, most) else None,
         }
         for place, (key, called, spec) in enumerate(zip(keys, names, specs, strict=True))
     ]
@@ -243,6 +264,8 @@ def insert_sweep(
         conn.execute(insert(dependency), links)
         if blockers and not held:
             lend(conn, needs, priority)
+    if extras:
+        insert_extras(conn, made, extras, waits)
     events = [{"job_id": one, "type": "submitted", "detail": {"sweep": name}} for one in made]
     conn.execute(insert(event).values(at=utcnow()), events)
     failpoint("submit.inserted")
@@ -293,6 +316,8 @@ def _cancel(conn: Connection, ids: Sequence[int]) -> list[tuple[int, bool]]:
     # Jobs without dependants and shards, nearly all, are cancelled together.
     needed = select(dependency.c.needs).where(dependency.c.needs.in_(wanted))
     needed_ids = set(conn.execute(needed).scalars())
+    ends = select(end_dependency.c.needs).where(end_dependency.c.needs.in_(wanted), text(UNRESOLVED))
+    needed_ids |= set(conn.execute(ends).scalars())
     split = select(job.c.part_of).where(text("part_of IS NOT NULL"), job.c.part_of.in_(wanted))
     needed_ids |= set(conn.execute(split).scalars())
     alone = [row.id for row in rows if row.state == JobState.QUEUED and row.id not in needed_ids]

@@ -23,6 +23,7 @@ from sqlalchemy import (
     literal,
     select,
     text,
+    union_all,
     update,
 )
 
@@ -33,7 +34,8 @@ from storage.db.backoff import BACKOFF_S as BACKOFF_S
 from storage.db.engine import Database
 from storage.db.rows import Job, Lease
 from storage.db.store.inheritance import needs_of, repay
-from storage.db.tables import attempt, dependency, event, job, utcnow
+from storage.db.store.waiting import fill_slots, fulfilled
+from storage.db.tables import UNRESOLVED, attempt, dependency, end_dependency, event, job, utcnow
 
 MAX_CRASHES = 3
 LOST_WITHOUT_PAUSE = 2
@@ -176,7 +178,19 @@ _CLOSE = (
         error_message=bindparam("message"),
     )
 )
-_DEPENDANTS = select(dependency.c.job_id).where(dependency.c.needs == bindparam("needed"))
+_DEPENDANTS = union_all(
+    select(dependency.c.job_id, literal("success").label("condition")).where(
+        dependency.c.needs == bindparam("needed")
+    ),
+    select(end_dependency.c.job_id, end_dependency.c.condition).where(
+        end_dependency.c.needs == bindparam("needed"), text(UNRESOLVED)
+    ),
+)
+_RESOLVED = (
+    update(end_dependency)
+    .where(end_dependency.c.needs == bindparam("needed"), text(UNRESOLVED))
+    .values(resolved=1)
+)
 
 
 @lru_cache(maxsize=256)
@@ -210,7 +224,8 @@ def _fenced_finish(names: tuple[str, ...], new: JobState, dialect: str) -> Any:
     """Return the same for a final state under the fence; on Postgres with the attempt and the event."""
     columns: dict[Any, Any] = {job.c[name]: bindparam(f"to_{name}", type_=job.c[name].type) for name in names}
     columns |= {job.c.ran_s: job.c.ran_s + bindparam("more_s"), job.c.finished_at: utcnow()}
-    move = update(job).where(FENCE).values(columns).returning(job.c.id, job.c.attempt, job.c.worker)
+    ended = (job.c.id, job.c.attempt, job.c.worker, job.c.sweep, job.c.max_running)
+    move = update(job).where(FENCE).values(columns).returning(*ended)
     if dialect != "postgresql":
         return move
     moved = move.cte("moved")
@@ -288,6 +303,8 @@ def transition(
     if new.terminal:
         _repay(conn, row)
         update_dependants(conn, row.id, new)
+        if row.max_running and row.sweep:
+            fill_slots(conn, row.sweep, row.max_running)
 
 
 def finish_fenced(
@@ -316,6 +333,8 @@ def finish_fenced(
     if moved is None:
         return False
     update_dependants(conn, moved.id, new)
+    if moved.max_running and moved.sweep:
+        fill_slots(conn, moved.sweep, moved.max_running)
     return True
 
 
@@ -398,25 +417,38 @@ def seconds_of_attempt(row: Any, at_most_s: float = float("inf")) -> Any:
     return case((ran_s > 0, ran_s), else_=0.0)
 
 
-def update_dependants(conn: Connection, job_id: int, ended: JobState) -> None:
-    """Unblock the jobs that wait for this one; if it did not succeed, end them and their own dependants."""
+def update_dependants(conn: Connection, job_id: int, ended: JobState, *, late: bool = False) -> None:
+    """
+    Unblock the jobs that wait for this end of a job; end those that wait for another, with their dependants.
+
+    Args:
+        late: an older worker has ended the job, and has updated those that wait for its success.
+    """
     # A list, not recursion: a chain may be longer than Python's stack. Each round reads the rows
     # again, because a job that depends on two of them may have ended in the round before.
     ended_jobs = [(job_id, ended)]
     while ended_jobs:
         needed, ending = ended_jobs.pop(0)
         # Two queries, and the state is checked here: in one, SQLite would read all queued jobs.
-        tied = conn.execute(_DEPENDANTS, {"needed": needed}).scalars().all()
-        for row in _locked(conn, tied):
+        tied = {row.job_id: row.condition for row in conn.execute(_DEPENDANTS, {"needed": needed})}
+        if any(condition != "success" for condition in tied.values()):
+            conn.execute(_RESOLVED, {"needed": needed})
+        if late and needed == job_id:
+            tied = {one: condition for one, condition in tied.items() if condition != "success"}
+        for row in _locked(conn, list(tied)):
             if row.state != JobState.QUEUED:
                 continue
-            if ending is JobState.SUCCEEDED:
+            if fulfilled(tied[row.id], ending):
                 conn.execute(
                     update(job).where(job.c.id == row.id).values(blockers=job.c.blockers - 1, rung_at=None)
                 )
                 continue
-            new = JobState.CANCELLED if ending is JobState.CANCELLED else JobState.FAILED
-            _move(conn, row, new, None, _dependency_error(conn, needed, ending, row.id), {"needs": needed})
+            if tied[row.id] == "success":
+                new = JobState.CANCELLED if ending is JobState.CANCELLED else JobState.FAILED
+                error = _dependency_error(conn, needed, ending, row.id)
+            else:
+                new, error = JobState.CANCELLED, _not_needed(needed, ending)
+            _move(conn, row, new, None, error, {"needs": needed})
             _repay(conn, row)
             ended_jobs.append((row.id, new))
         if ending is not JobState.SUCCEEDED:
@@ -443,6 +475,14 @@ def _dependency_error(conn: Connection, needed: int, ending: JobState, waiting: 
         "error_code": "DEPENDENCY_FAILED",
         "error_message": f"job {needed}, on which it depends, has {how_it_ended(ending)}",
         "error_hint": f"ganq status {needed} shows why; ganq retry {needed} --with-waiting retries both",
+    }
+
+
+def _not_needed(needed: int, ending: JobState) -> dict[str, Any]:
+    """Return the error columns of a job that waited for a failure that did not happen."""
+    return {
+        "error_code": "NOT_NEEDED",
+        "error_message": f"job {needed}, after whose failure it was to run, has {how_it_ended(ending)}",
     }
 
 
