@@ -88,7 +88,8 @@ class Client:
             options: those of `ganq submit train`, with `_` for `-`: `data`, `recipe`, `epochs`, `lr_g`, …;
                 `continue_from` and `init_from` take a job. Beside them `name`, `priority`, `queue`, `after`,
                 `user`, `hold`, `no_preempt`, `time_limit` (seconds, or '2h30m'), `submit_key`, `labels`,
-                `note`, `begin` ('22:00', 'now+2h' or a datetime), `after_any` and `after_fail`.
+                `note`, `begin` ('22:00', 'now+2h' or a datetime), `after_any` and `after_fail`;
+                and `template`, the name of options that `ganq submit train --save-as` has saved.
 
         Returns:
             The accepted job.
@@ -167,7 +168,7 @@ class Client:
         from ganq.submission.requests import read_request, resolve
         from ganq.submission.sweep import product
 
-        request = read_request(kind, options)
+        request = read_request(kind, self._with_template(kind, options))
         changes = product(read_axes(kind, over, request.given))
         found = resolve(self.settings, self._open, request, changes, sweep=True)
         accepted = accept_sweep(found.session, found.specs, request.job, changes, after=found.after)
@@ -207,7 +208,7 @@ class Client:
         from ganq.submission.preflight import remember_data
         from ganq.submission.requests import read_request, resolve
 
-        request = read_request(kind, options)
+        request = read_request(kind, self._with_template(kind, options))
         found = resolve(self.settings, self._open, request)
         accepted = accept_job(found.session, found.specs[0], request.job, after=found.after)
         if found.data is not None:
@@ -215,6 +216,21 @@ class Client:
         report(found.notices)
         report(notify_workers(found.session, accepted.job))
         return Job(self, accepted.job)
+
+    def _with_template(self, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return options with those of their `template` as defaults."""
+        given = dict(options)
+        name = given.pop("template", None)
+        if name is None:
+            return given
+        from ganq.submission.options import field_name
+        from ganq.submission.templates import KIND, load_template
+
+        if kind != KIND:
+            raise SpecError(f"templates are of kind {KIND}, and this job is of kind {kind}")
+        defaults = load_template(self.settings, name)
+        typed = {field_name(kind, one) for one in given}
+        return {**{one: value for one, value in defaults.items() if one not in typed}, **given}
 
     # --- find ---------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from cli.submit.accept import submit_job, submit_sweep
 from cli.submit.notify import notices_of
 from cli.submit.options import read_submit_options, submit_options
 from cli.submit.spec_options import given_only, spec_options
+from cli.submit.template import TemplateName, save_typed_options, use_template
 from cli.ui import output
 from cli.ui.lazy import examples
 from cli.ui.params import RenamedChoice
@@ -18,7 +19,7 @@ from ganq.submission import preflight
 from ganq.submission.accept import prerequisites
 from ganq.submission.train import absolute_paths, prepare
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
-from jobs.specs import FEATURE_NETWORKS, Augment, TrainSpec
+from jobs.specs import FEATURE_NETWORKS, Augment, TrainSpec, check_name
 from storage.settings import Settings
 
 HELP = {
@@ -124,9 +125,24 @@ class Policies(click.ParamType[tuple[str, ...]]):
         "ganq submit train --data faces.zip --size 64 --augment none --name small --wait",
         "ganq submit train --recipe dcgan --g-every 5 --dry-run",
         "ganq submit train --continue small --epochs 800",
+        "ganq submit train -t night --data birds/ --stop-after 8h",
         "ganq submit train --init-from faces --data few/ --freeze-d 3 --epochs 50",
         "ganq submit train --sweep lr-g=1e-4,2e-4 --sweep seed=0-9 --name rates",
     )
+)
+@click.option(
+    "-t",
+    "--template",
+    type=TemplateName(),
+    is_eager=True,
+    callback=use_template,
+    help="Use the options that --save-as has saved; those of the command line have precedence.",
+)
+@click.option(
+    "--save-as",
+    metavar="TEMPLATE",
+    help="Save the given options as a template when the job is accepted, apart from --name, --user, "
+    "--submit-key and --sweep.",
 )
 @click.option(
     "--continue", "source", type=JOB, help="Continue from the last checkpoint of this job, with its options."
@@ -145,8 +161,12 @@ class Policies(click.ParamType[tuple[str, ...]]):
     flags={"loader_workers": ("--loader-workers", "--num-workers")},
 )
 @submit_options
-def train(source: str | None, start: str | None, **options: Any) -> int:
+def train(
+    source: str | None, start: str | None, template: str | None, save_as: str | None, **options: Any
+) -> int:
     """Train a GAN on a folder of images."""
+    if save_as is not None:
+        check_name(save_as)
     request = read_submit_options(options)
     settings = Settings.load()
     given = absolute_paths(given_only(options))
@@ -175,4 +195,6 @@ def train(source: str | None, start: str | None, **options: Any) -> int:
     else:
         code = submit_job(session, spec, request, after=found.after)
     preflight.remember_data(settings, spec.data)
+    if save_as is not None:
+        output.notice(f"template {save_as}: {save_typed_options(save_as)}")
     return code
