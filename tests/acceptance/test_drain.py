@@ -3,12 +3,11 @@
 import pytest
 from machine import Ganq, until
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.tier2
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_a_drained_worker_returns_its_job_and_exits(ganq: Ganq, redis_url: str, small: list[str]) -> None:
-    ganq.env["GANQ_HEARTBEAT_SECONDS"] = "1"
     worker = ganq.start_worker("w1")
     job = ganq.json("submit", "train", *small, "--epochs", "100000")["id"]
     until(lambda: ganq.peek(job)["state"] == "running", what="a start")

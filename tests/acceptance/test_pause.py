@@ -5,7 +5,7 @@ import signal
 import pytest
 from machine import Ganq, attempt_folder, until, weights
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.tier2
 
 
 def test_a_paused_training_frees_its_worker_and_ends_with_the_same_bits(

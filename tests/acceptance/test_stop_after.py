@@ -4,7 +4,7 @@ import pytest
 from machine import Ganq, attempt_folder, part, until, weights
 from tables import without_backoff
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.tier2
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
