@@ -108,7 +108,10 @@ class TrainingLogger:
             self.ctx.log(f"epoch {epoch}/{self.spec.epochs}  {losses}  {rate:.0f} images/s")
         line: dict[str, Any] = {"step": step, "epoch": epoch, "images": step * self.spec.batch}
         line |= {name: means.get(name) for name in METRICS} | means
-        self.ctx.metrics({**line, "images_per_s": round(rate, 2)})
+        line["images_per_s"] = round(rate, 2)
+        if torch.cuda.is_initialized():  # never true on a CPU
+            line["gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
+        self.ctx.metrics(line)
 
 
 class RunningMeans:
