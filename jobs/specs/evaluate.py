@@ -43,7 +43,7 @@ class EvaluateSpec(Spec):
     seed: Seed = 0
     micro_batch: Annotated[int, Field(ge=1, le=4096)] = 64
     feature_network: str = "effnet-lite0"
-    """'effnet-lite0', 'random', or the absolute path of a weight file."""
+    """'effnet-lite0', 'effnet-lite2', 'random', or the absolute path of a weight file."""
     feature_sha256: Sha256 | None = None
     """SHA-256 of that file; not used for a name."""
     max_skip: Annotated[float, Field(ge=0, le=1)] = 0.05

@@ -109,8 +109,8 @@ class TrainingLogger:
         line: dict[str, Any] = {"step": step, "epoch": epoch, "images": step * self.spec.batch}
         line |= {name: means.get(name) for name in METRICS} | means
         line["images_per_s"] = round(rate, 2)
-        if torch.cuda.is_initialized():  # never true on a CPU
-            line["gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
+        if used := torch.cuda.max_memory_allocated():  # 0 on a CPU
+            line["gpu_memory_bytes"] = used
         self.ctx.metrics(line)
 
 

@@ -43,6 +43,7 @@ HINT_VOLUME = HINT
 USES = {
     "local": "the embedded Redis of ganq up",
     "faces": "ganq dataset make and ganq demo",
+    "judge": "--feature-network effnet-lite2",
     "metrics": "ganq worker --metrics-port: GPU utilisation and memory for Prometheus",
     "onnx": "ganq export --format onnx",
     "video": "ganq submit generate --interpolate: the frames as MP4",

@@ -49,7 +49,7 @@ def samples(faces: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.fixture(scope="module", params=["effnet-lite0", "random"])
+@pytest.fixture(scope="module", params=["effnet-lite0", "effnet-lite2", "random"])
 def measured(
     request: pytest.FixtureRequest, faces: torch.Tensor, samples: dict[str, torch.Tensor]
 ) -> dict[str, ImageSet]:
@@ -178,9 +178,10 @@ def test_swd_is_zero_for_the_same_pictures_and_grows_with_noise(faces: torch.Ten
 # --- networks -----------------------------------------------------------------------------------
 
 
-def test_effnet_is_the_same_folded_and_pads_as_tensorflow_does(faces: torch.Tensor) -> None:
-    weights = features._wheel_weights()
-    plain, quick = effnet.EfficientNetLite0().eval(), effnet.build(weights)
+@pytest.mark.parametrize("name", effnet.SCALES)
+def test_effnet_is_the_same_folded_and_pads_as_tensorflow_does(name: str, faces: torch.Tensor) -> None:
+    weights = features._wheel_weights(name)
+    plain, quick = effnet.EfficientNetLite(name).eval(), effnet.build(weights)
     plain.load_state_dict(weights)
     x = (faces[:2].float() - 127) / 128
     with torch.no_grad():
@@ -204,7 +205,7 @@ def test_features_do_not_depend_on_where_a_picture_comes_from(faces: torch.Tenso
 def test_a_network_of_no_name_is_refused_with_those_there_are() -> None:
     with pytest.raises(SpecError) as refused:
         features.load("inception")
-    assert "effnet-lite0, random" in (refused.value.hint or "")
+    assert "effnet-lite0, effnet-lite2, random" in (refused.value.hint or "")
 
 
 def test_a_changed_wheel_is_refused_before_pytorch_reads_it(
@@ -224,16 +225,17 @@ def test_a_changed_wheel_is_refused_before_pytorch_reads_it(
         features.load("effnet-lite0")
 
 
-def test_a_users_effnet_is_known_by_its_keys_and_named_by_its_sum() -> None:
-    weights = features._wheel_weights()
-    assert features.from_weights(weights, features.EFFNET_SHA256.upper()).name == "effnet-lite0"
-    assert features.from_weights(weights, "ABCDEF0123" + "0" * 54).name == "effnet-lite0@abcdef01"
+@pytest.mark.parametrize("name", effnet.SCALES)
+def test_a_users_effnet_is_known_by_its_keys_and_named_by_its_sum(name: str) -> None:
+    weights = features._wheel_weights(name)
+    assert features.from_weights(weights, features.SHA256[name].upper()).name == name
+    assert features.from_weights(weights, "ABCDEF0123" + "0" * 54).name == f"{name}@abcdef01"
 
 
 def test_a_file_of_another_network_is_refused_in_one_line() -> None:
     with pytest.raises(ForeignFileError, match=r"no known network \(Gene.0.weight"):
         features.from_weights({"Gene.0.weight": torch.zeros(1)}, "0" * 64)
-    damaged = features._wheel_weights()
+    damaged = features._wheel_weights("effnet-lite0")
     damaged["_fc.weight"] = torch.zeros(10, 1280)
     with pytest.raises(ForeignFileError, match="do not fit its network"):
         features.from_weights(damaged, "0" * 64)

@@ -126,7 +126,7 @@ def test_a_metric_without_a_network_knows_repetition_by_thumbnails(tmp_path: Pat
 def test_a_users_network_measures_under_its_sum_and_the_record_outlives_a_kill(tmp_path: Path) -> None:
     file = {"feature_network": "/net.pth", "feature_sha256": "ab12cd34" * 8}
     spec = spec_of(**file, eval_every=3, eval_samples=4, patience=0)
-    weights = {"/net.pth": features._wheel_weights()}
+    weights = {"/net.pth": features._wheel_weights("effnet-lite0")}
     first = train(tmp_path, spec, start_weights=weights)[1]
     at_three = next(one for one in first.saved if one.epoch == 3)
     record = train(tmp_path, spec, start_weights=weights, resume_from=at_three.for_resume())[1].saved[-1].meta
