@@ -119,7 +119,7 @@ class TrainSpec(Spec):
     metric: Literal["kid", "fid", "swd", "none"] = "kid"
     """Metric of checkpoints, lower is better."""
     feature_network: str = "effnet-lite0"
-    """'effnet-lite0', 'effnet-lite2', 'random', or the absolute path of a weight file; its name is in the metric's key."""
+    """A name of FEATURE_NETWORKS, or the absolute path of a weight file; its name is in the metric's key."""
     feature_sha256: Sha256 | None = None
     """SHA-256 of that file; not used for a name."""
     eval_every: Annotated[int, Field(ge=0, le=1_000_000)] = 0
