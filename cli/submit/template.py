@@ -14,7 +14,18 @@ from storage.settings import Settings
 
 FIELDS = {"source": "continue_from", "start": "init_from", "held": "hold"}
 """Parameters of the command whose option has another name in files."""
-NOT_SAVED = ("name", "submit_key", "user", "dry_run", "wait", "as_json", "sweep", "save_as", "template")
+NOT_SAVED = (
+    "name",
+    "note",
+    "submit_key",
+    "user",
+    "dry_run",
+    "wait",
+    "as_json",
+    "sweep",
+    "save_as",
+    "template",
+)
 PATHS = ("data", "init_netg", "init_netd")
 TYPED = (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
 

@@ -141,8 +141,8 @@ class Policies(click.ParamType[tuple[str, ...]]):
 @click.option(
     "--save-as",
     metavar="TEMPLATE",
-    help="Save the given options as a template when the job is accepted, apart from --name, --user, "
-    "--submit-key and --sweep.",
+    help="Save the given options as a template when the job is accepted, apart from --name, --note, "
+    "--user, --submit-key and --sweep.",
 )
 @click.option(
     "--continue", "source", type=JOB, help="Continue from the last checkpoint of this job, with its options."

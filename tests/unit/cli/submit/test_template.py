@@ -28,12 +28,24 @@ def test_a_template_gives_an_equal_spec_and_the_command_line_wins(
         "--stop-after",
         "1k-images",
     )
-    given = ("--data", "faces", *options, "--label", "k=a=b", "--priority", 3, "--name", "faces")
+    given = (
+        "--data",
+        "faces",
+        *options,
+        "--label",
+        "k=a=b",
+        "--priority",
+        3,
+        "--name",
+        "faces",
+        "--note",
+        "n",
+    )
     first = ganq("submit", "train", *given, "--save-as", "quick", "--json").json()
     monkeypatch.chdir("/")
     again = ganq("submit", "train", "-t", "quick", "--json").json()
     assert (again["spec"], again["labels"], again["priority"]) == (first["spec"], {"k": "a=b"}, 3)
-    assert again["name"] is None, "a name is that of one job"
+    assert (again["name"], again["note"]) == (None, None), "they are of one job"
     other = ganq("submit", "train", "-t", "quick", "--epochs", 9, "--no-mirror", "--json").json()
     assert (other["spec"]["epochs"], other["spec"]["mirror"], other["spec"]["size"]) == (9, False, 24)
     path = settings.home / "templates" / "quick.toml"
