@@ -98,6 +98,7 @@ def as_json(session: Session, job_id: int) -> dict[str, Any]:
         **job_text.as_json(job, context),
         "queue_position": queries.queue_position(job) + 1 if _claimable(job) else None,
         "inputs": job.inputs,
+        "hold": job_text.hold_facts(job, queries.events(job.id)) if job.held else None,
         "attempts": queries.attempts(job.id),
         "checkpoints": [each.__dict__ for each in queries.checkpoints(job.id)],
         "events": [event.__dict__ for event in queries.events(job.id)],
@@ -165,6 +166,10 @@ def log_tail(session: Session, job: Job, count: int) -> list[str]:
 
 def _summary(session: Session, job: Job, context: job_text.StatusContext) -> Iterator[tuple[str, str]]:
     yield "state", job_text.state(job, context)
+    if job.held and (hold := job_text.hold_facts(job, session.queries.events(job.id))) is not None:
+        yield "held", job_text.hold_text(hold, context.now)
+        does = "continues it" if job_text.is_paused(job, context) else "lets it go on"
+        yield "", f"→ ganq resume {job.id} {does}"
     if job.state is JobState.RUNNING and job_text.silent_s(job, context) > job_text.UNRESPONSIVE_S:
         others = job_text.served(job.queue, context.workers.values())
         then = (

@@ -16,7 +16,7 @@ from jobs.errors import SpecError
 from jobs.states import JobState
 from storage.db.backoff import BACKOFF_S
 from storage.db.queries import Queries
-from storage.db.rows import UNABLE, Job, WorkerRow
+from storage.db.rows import UNABLE, Event, Job, WorkerRow
 from storage.db.store.shards import ShardSummary
 from storage.status import evaluation_text
 from storage.status.units import clean, count, duration, roughly, timestamp
@@ -126,6 +126,24 @@ def is_paused(job: Job, context: StatusContext) -> bool:
     parts = context.parts.get(job.id)
     begun = job.attempt > 0 or (parts is not None and parts.under_way)
     return job.held and job.state is JobState.QUEUED and begun
+
+
+def hold_facts(job: Job, events: Iterable[Event]) -> dict[str, Any] | None:
+    """Return who has held or paused a job that has not ended, when (seconds since 1970) and why."""
+    if not job.held or job.state.terminal:
+        return None
+    asked = [one for one in events if one.type in ("held", "pause_requested")]
+    if not asked:
+        return {"at": job.created_at, "by": job.user, "reason": None}  # submitted with --hold
+    detail = asked[-1].detail or {}
+    return {"at": asked[-1].at, "by": detail.get("by"), "reason": detail.get("reason")}
+
+
+def hold_text(facts: Mapping[str, Any], now: float) -> str:
+    """Return e.g. 'by ada, 12 min ago: the GPU is needed'."""
+    by = f"by {facts['by']}, " if facts["by"] else ""
+    reason = f": {facts['reason']}" if facts["reason"] else ""
+    return clean(f"{by}{roughly(now - facts['at'])} ago{reason}")
 
 
 def after_pause(job: Job, context: StatusContext) -> str:

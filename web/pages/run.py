@@ -74,7 +74,7 @@ def head(site: Site, job: Job) -> html.Facts:
     return {
         "job": row,
         "needs": [{"id": one, "state": str(state)} for one, state in site.queries.needs(job.id)],
-        "facts": [{"name": name, "value": value} for name, value in _facts(job, around) if value],
+        "facts": [{"name": name, "value": value} for name, value in _facts(site, job, around) if value],
         "spec": [{"name": name, "value": html.cut(value, 300)} for name, value in _spec(job)],
         "volume_trouble": site.volume_trouble() if job.attempt else None,
         "deleted_at": (job.result or {}).get("deleted_at"),
@@ -99,7 +99,9 @@ def _can(job: Job) -> Iterator[str]:
         yield "hold"
 
 
-def _facts(job: Job, around: StatusContext) -> Iterator[tuple[str, Any]]:
+def _facts(site: Site, job: Job, around: StatusContext) -> Iterator[tuple[str, Any]]:
+    if job.held and (hold := job_text.hold_facts(job, site.queries.events(job.id))) is not None:
+        yield "held", html.cut(job_text.hold_text(hold, around.now), 300)
     yield "worker", job_text.place(job, around)
     if job.started_at is not None:
         yield (

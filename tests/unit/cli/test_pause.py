@@ -39,7 +39,10 @@ def test_pause_says_what_it_did_to_queued_and_running_jobs(
     assert store.stop_requests(lease).pause
     store.release(lease, StopReason.PAUSE)
     assert ganq("status", 1, "--json").json()["status"] == "paused"
-    assert "demo" in ganq("status", 1).out
+    shown = ganq("status", 1).out
+    assert "ago: demo" in shown
+    assert "→ ganq resume 1 continues it" in shown
+    assert ganq("status", 1, "--json").json()["hold"]["reason"] == "demo"
     assert claim.or_none() is None
     assert "job 1 (faces): resumed" in ganq("resume", 1).out
     assert claim().job_id == 1
