@@ -65,9 +65,13 @@ def write_checkpoint(
     generator: "Mapping[str, Tensor]",
     meta: Mapping[str, Any],
     state: "Mapping[str, Tensor] | None" = None,
+    inside: Path | None = None,
 ) -> tuple[str, int]:
     """
     Write a checkpoint folder atomically and durably.
+
+    Args:
+        inside: as for make_folder().
 
     Returns:
         (SHA-256 of its manifest, bytes).
@@ -87,7 +91,7 @@ def write_checkpoint(
         whole = state
         files = {STATE: lambda path: _save(whole, path), **files}
     needed = sum(one.nbytes for part in (generator, state or {}) for one in part.values())
-    return write_folder(target, files, needed=needed + MANIFEST_ROOM)
+    return write_folder(target, files, inside=inside, needed=needed + MANIFEST_ROOM)
 
 
 def _save(tensors: "Mapping[str, Tensor]", path: Path) -> None:
@@ -149,15 +153,18 @@ def find_unregistered(volume: Volume, job_id: int, known: Collection[str]) -> li
     return sorted(found, key=lambda one: one.written_at)
 
 
-def adopt_checkpoint(one: Unregistered, target: Path) -> None:
+def adopt_checkpoint(one: Unregistered, target: Path, *, inside: Path) -> None:
     """
     Copy an unregistered checkpoint atomically and durably into the folder of another attempt.
+
+    Args:
+        inside: that folder; as for make_folder().
 
     Raises:
         DiskFullError, VolumeError, StorageError: no file remains.
     """
     temp = target.with_name(f"{target.name}{TEMP_MARK}{secrets.token_hex(4)}")
-    make_folder(target.parent, inside=target.parent.parent)
+    make_folder(target.parent, inside=inside)
     try:
         shutil.copytree(one.folder, temp, copy_function=_link_or_copy)
         sync_filesystem(temp)

@@ -264,15 +264,20 @@ def sha256_file(path: Path) -> str:
 
 
 def write_folder(
-    target: Path, writers: Mapping[str, Callable[[Path], object]], *, needed: int | None = None
+    target: Path,
+    writers: Mapping[str, Callable[[Path], object]],
+    *,
+    inside: Path | None = None,
+    needed: int | None = None,
 ) -> tuple[str, int]:
     """
     Write several files as one folder that appears complete, with MANIFEST.json last.
 
     Args:
-        target: the folder; must not exist. Its parent is created, the parent's parent must exist.
+        target: the folder; must not exist. Its parents are created.
         writers: file name → function that writes that path; called again with another path if the first
             file broke.
+        inside: as for make_folder().
         needed: approximate total of bytes; nothing is written if there is no space for them.
 
     Returns:
@@ -281,7 +286,7 @@ def write_folder(
     Raises:
         DiskFullError, VolumeError, StorageError: no file remains.
     """
-    make_folder(target.parent, inside=target.parent.parent)
+    make_folder(target.parent, inside=inside)
     if needed is not None:
         require_room(target.parent, needed)
     return _retry_if_broken(lambda: _write_folder(target, writers, needed))

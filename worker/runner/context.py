@@ -330,7 +330,7 @@ class RunContext:
         target, own = one.folder, self.volume.checkpoints(self.job_id, self.attempt)
         if target.parent != own:  # a table that lost a claim assigns its attempt number again
             target = self._unused_folder(own / one.folder.name)
-            adopt_checkpoint(one, target)
+            adopt_checkpoint(one, target, inside=self.folder)
         facts = one.facts
         self._register(
             target, facts["kind"], facts["epoch"], facts["step"], one.manifest_sha256, one.bytes, facts
@@ -412,7 +412,9 @@ class RunContext:
         if sample is not None:
             self.save_sample(sample.name, sample.draw())
         began = time.monotonic()
-        digest, size = write_checkpoint(target, state=state, generator=generator, meta=facts)
+        digest, size = write_checkpoint(
+            target, state=state, generator=generator, meta=facts, inside=self.folder
+        )
         seconds = time.monotonic() - began
         self._register(target, kind, epoch, step, digest, size, facts, seconds=seconds)
         self.log(f"checkpoint {target.name}: epoch {epoch}, step {step}, {size / 1e6:.1f} MB")

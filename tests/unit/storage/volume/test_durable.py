@@ -341,7 +341,7 @@ def test_an_attempts_folder_that_is_gone_is_never_created_again(tmp_path: Path) 
     image = GeneratedImage(np.zeros((8, 8, 3), np.uint8), {"seed": 1})
     attempts: list[Callable[[], object]] = [
         lambda: make_folder(attempt / "samples", inside=attempt),
-        lambda: write_folder(attempt / "checkpoints" / "epoch-0001", writers(a=b"1")),
+        lambda: write_folder(attempt / "checkpoints" / "epoch-0001", writers(a=b"1"), inside=attempt),
         lambda: sink.add([image]),
         lambda: write_bytes(attempt / "file", b"x"),
         lambda: sync_parents(attempt, tmp_path),
