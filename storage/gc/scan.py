@@ -21,7 +21,7 @@ from jobs.states import JobState
 from storage.datasets.cache import list_datasets
 from storage.db.rows import state_of
 from storage.db.store.transitions import record_event
-from storage.db.tables import attempt, checkpoint, dependency, job, utcnow
+from storage.db.tables import attempt, checkpoint, dependency, end_dependency, job, utcnow
 from storage.gc.policy import CHECKPOINTS, SAMPLES, AttemptSeen, Cache, JobFacts, JobSeen, Reader
 from storage.volume.durable import raise_storage_error
 from storage.volume.layout import Volume
@@ -249,9 +249,10 @@ def needed_jobs(conn: Connection) -> dict[int, int]:
         for value in spec.values():  # a training on images or weights of another job
             if isinstance(value, str) and (path := INSIDE.search(value)):
                 needed.setdefault(int(path[1]), row.id)
-    waits = select(dependency.c.needs, dependency.c.job_id).join(job, job.c.id == dependency.c.job_id)
-    for needs, waiting in conn.execute(waits.where(job.c.state.in_(LIVE))):
-        needed.setdefault(needs, waiting)
+    for table in (dependency, end_dependency):
+        waits = select(table.c.needs, table.c.job_id).join(job, job.c.id == table.c.job_id)
+        for needs, waiting in conn.execute(waits.where(job.c.state.in_(LIVE))):
+            needed.setdefault(needs, waiting)
     return needed
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from machine import Ganq
+from sqlalchemy import insert
 from tables import set_columns
 from volumes import Files
 
@@ -17,6 +18,7 @@ from jobs.errors import TrainingDivergedError
 from storage.db.engine import Database
 from storage.db.queries import Filter, Queries
 from storage.db.rows import Lease
+from storage.db.tables import end_dependency
 from storage.gc import archive
 from storage.gc.archive import archive_rows, archives, read_archive
 from storage.volume.layout import Volume
@@ -117,6 +119,22 @@ def test_what_something_still_refers_to_stays_and_the_reason_is_counted(
     }
     assert done.jobs == 0
     assert ids(database) == sorted([lease.job_id, marked, named, retried, live.job_id])
+
+
+def test_what_a_waiting_job_waits_for_stays(
+    ended: Callable[..., int],
+    store: "JobStore",
+    database: Database,
+    volume: Volume,
+    running_job_factory: Callable[..., Lease],
+) -> None:
+    """Its row would go with the needed job, and the waiting one wait for ever."""
+    needed, waiting = ended(), running_job_factory().job_id
+    row = {"job_id": waiting, "needs": needed, "condition": "any"}
+    database.write(lambda conn: conn.execute(insert(end_dependency), row))
+    done = archive_rows(database, volume, age_s=86400.0)
+    assert (done.jobs, dict(done.kept)) == (0, {"needed by a queued or running job": 1})
+    assert needed in ids(database)
 
 
 def test_a_retry_goes_together_with_what_it_repeats(
