@@ -98,6 +98,7 @@ def newest(ganq: Ganq, job: int) -> int:
 
 @postgres_later
 @pytest.mark.slow
+@pytest.mark.tier2
 def test_a_workers_clock_may_jump_both_ways_while_another_reaps(
     ganq: Ganq, small: list[str], clock: Clock
 ) -> None:

@@ -427,6 +427,7 @@ def assert_one_end(ganq: Ganq, job: int, state: str = "succeeded") -> dict[str, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["immediate", pytest.param("fast", marks=LATER)])
+@pytest.mark.tier2
 def test_postgres_restarts_while_jobs_are_claimed_run_and_end(
     own_postgres: Postgres, tmp_path: Path, small: list[str], how: str
 ) -> None:
@@ -462,6 +463,7 @@ def test_postgres_restarts_while_jobs_are_claimed_run_and_end(
 
 
 @pytest.mark.slow
+@pytest.mark.tier2
 def test_a_standby_that_lacks_the_finish_runs_the_job_again(
     tmp_path: Path, make_identity: "Callable[..., WorkerIdentity]"
 ) -> None:

@@ -157,6 +157,7 @@ ANY: dict[str, Any] = {
 
 @settings(max_examples=6, **ANY)
 @given(options=SPECS, kills=st.lists(KILLS, min_size=1, max_size=3))
+@pytest.mark.tier2
 def test_a_run_that_was_killed_anywhere_ends_with_the_bits_of_one_that_was_not(
     volume: Volume, options: Any, kills: Any
 ) -> None:

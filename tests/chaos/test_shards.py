@@ -158,6 +158,7 @@ def test_a_supervisor_that_lost_its_lease_while_it_merged_deletes_no_shard(
     assert bytes_of(ganq, database, job) == unsplit(ganq, database, "count")
 
 
+@pytest.mark.tier2
 def test_kills_while_shards_are_merged_delete_none_and_gc_takes_what_the_last_one_left(
     ganq: Ganq, database: Database, settings: Settings, tmp_path: Path
 ) -> None:

@@ -154,6 +154,7 @@ def cancelled_at(
 
 
 @sqlite_only
+@pytest.mark.tier2
 def test_f39_a_training_is_cancelled_at_every_point(
     ganq: Ganq, database: Database, store: JobStore, faces: Path, tmp_path: Path
 ) -> None:
@@ -302,6 +303,7 @@ def test_f10_a_worker_that_pauses_for_less_than_its_lease_continues(
 
 @sqlite_only
 @pytest.mark.parametrize("how", ["hang", pytest.param("sleep", marks=LATER)])
+@pytest.mark.tier2
 def test_f11_a_run_that_hangs_is_noticed_dumped_killed_and_tried_again(
     ganq: Ganq, database: Database, small: list[str], tmp_path: Path, how: str
 ) -> None:

@@ -42,6 +42,7 @@ def _passes_on(ganq: Ganq, job: int) -> None:
 
 
 @pytest.mark.parametrize("backend", ["postgres"], indirect=True)
+@pytest.mark.tier2
 def test_a_loop_that_waits_for_the_database_is_not_stuck(
     ganq: Ganq, small: list[str], backend: str, postgres: "Postgres", settings_env: dict[str, str]
 ) -> None:

@@ -447,6 +447,7 @@ def test_f24_f25_f26_a_disk_that_fails_during_a_job_is_reported_and_waited_for(
 
 
 @sqlite_only
+@pytest.mark.tier2
 def test_f25_a_volume_that_goes_under_a_training_is_waited_for_and_nothing_is_made_in_its_place(
     ganq: Ganq, database: Database, settings: "Settings", small: list[str]
 ) -> None:

@@ -443,6 +443,7 @@ def test_a_volume_that_is_not_there_is_said_and_not_made(
     assert not settings.volume.exists()
 
 
+@pytest.mark.tier2
 def test_with_the_database_away_nothing_is_deleted(
     files: Files, settings: "Settings", running_job_factory: Callable[..., Lease], volume: Volume
 ) -> None:
