@@ -151,7 +151,8 @@ def test_a_runner_that_cannot_be_killed_is_named_and_not_waited_for(
     assert runner is not None
     mount.hang()
     until(lambda: ganq.peek(job)["state"] == "queued", within_s=40, what="the job given back")
-    assert runner.status() == psutil.STATUS_DISK_SLEEP
+    # A zombie, if its first thread has died and another waits for the volume.
+    assert runner.status() in (psutil.STATUS_DISK_SLEEP, psutil.STATUS_ZOMBIE)
     assert f"the runner (process {runner.pid}) does not die" in ganq.log()
     ganq("cancel", str(job))
     mount.go_on()
