@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from ganq import session as sessions
+from ganq import opening
 from ganq.session import NoJobsYetError as NoJobsYetError
 from ganq.session import Session as Session
 from storage.settings import Settings
@@ -19,8 +19,8 @@ MAX_COMPLETIONS = 200
 
 
 def open_session(*, create: bool = False, settings: Settings | None = None) -> Session:
-    """Open the job table until the command ends; see ganq.session.open_session()."""
-    session = sessions.open_session(create=create, settings=settings)
+    """Open the job table until the command ends; see ganq.opening.open_session()."""
+    session = opening.open_session(create=create, settings=settings, way="cli")
     ctx = click.get_current_context(silent=True)
     if ctx is not None:
         ctx.call_on_close(session.database.dispose)

@@ -1,15 +1,19 @@
 """Settings and job table, for the client and for the command line."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from jobs.errors import JobNotFoundError, SchemaMismatchError
+from jobs.errors import JobNotFoundError
 from storage.settings import Settings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from storage.db.engine import Database
     from storage.db.queries import Queries
-    from storage.db.rows import Job
+    from storage.db.quotas import Quotas
+    from storage.db.rows import Checkpoint, Job
     from storage.db.store import JobStore
     from storage.volume.layout import Volume
 
@@ -21,12 +25,23 @@ class Session:
     settings: Settings
     database: "Database"
     queries: "Queries"
+    way: str = "python"
+    """How changes are asked for, for the events of the jobs: 'cli', 'python' or 'api'."""
+    remote: ClassVar[bool] = False
+    """Whether the job table is that of a server: ganq/remote/."""
 
     @property
     def store(self) -> "JobStore":
+        from storage.db.engine import Requester
         from storage.db.store import JobStore
 
-        return JobStore(self.database)
+        return JobStore(self.database, Requester(self.settings.user, self.way))
+
+    @property
+    def quotas(self) -> "Quotas":
+        from storage.db.quotas import Quotas
+
+        return Quotas(self.database)
 
     @property
     def volume(self) -> "Volume":
@@ -59,33 +74,42 @@ class Session:
             )
         return volume
 
+    # --- of a server; see ganq/remote/session.py ----------------------------------------------
+
+    def take_notices(self) -> list[str]:
+        """Return the notices of the last request once."""
+        raise NotImplementedError
+
+    def accept_job(self, asked: Any, request: Any, after: Sequence[int]) -> Any:
+        """Submit a request that the server resolves."""
+        raise NotImplementedError
+
+    def accept_sweep(
+        self, asked: Any, request: Any, changes: Sequence[dict[str, Any]], after: Sequence[int]
+    ) -> Any:
+        """Submit a sweep that the server resolves."""
+        raise NotImplementedError
+
+    def resubmit(self, job: "Job", *, with_waiting: bool) -> Iterator[Any]:
+        """Submit an ended job again."""
+        raise NotImplementedError
+
+    def log_lines(self, job_id: int, attempt: int, *, last: int | None, follow: bool) -> Iterator[str]:
+        """Yield the lines of the log of an attempt."""
+        raise NotImplementedError
+
+    def images(self, job: "Job") -> Iterator[Any]:
+        """Yield the images of a generation."""
+        raise NotImplementedError
+
+    def fetch_checkpoint(self, chosen: "Checkpoint") -> "Volume":
+        """Return a folder like a volume that has the generator of a checkpoint."""
+        raise NotImplementedError
+
+    def download(self, job: "Job", out: "Path", only: str | None) -> "Path":
+        """Copy the result of a generation to a folder."""
+        raise NotImplementedError
+
 
 class NoJobsYetError(JobNotFoundError):
     """There is no job table yet."""
-
-
-def open_session(*, create: bool = False, settings: Settings | None = None) -> Session:
-    """
-    Open the job table.
-
-    Args:
-        create: create a SQLite job table if there is none.
-
-    Raises:
-        NoJobsYetError: there is none.
-        SchemaMismatchError, DatabaseUnavailableError: it cannot be used.
-    """
-    from storage.db.queries import Queries
-    from storage.db.schema import open_database
-
-    settings = settings or Settings.load()
-    try:
-        database = open_database(settings, create=create)
-    except SchemaMismatchError as exc:
-        if exc.facts.get("missing"):
-            raise NoJobsYetError(
-                f"there are no jobs yet (no job table at {settings.database_url.removeprefix('sqlite:///')})",
-                hint="the first ganq submit creates it; GANQ_HOME sets its folder",
-            ) from exc
-        raise
-    return Session(settings, database, Queries(database))

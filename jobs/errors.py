@@ -3,9 +3,13 @@ All errors that ganq raises.
 
     GanqError
       SpecError (also ValueError)          a request that cannot work; exit 2
+        SubmitKeyReusedError               the key belongs to another request
       NotFoundError                        exit 3
         JobNotFoundError
         CheckpointNotFoundError
+      AccessError                          the server does not allow the request
+        UnauthenticatedError               no token, or one that is not valid
+        ForbiddenError                     the role does not allow it
       ConfigError                          a setting or the set-up is wrong
       JobError
         InvalidTransitionError
@@ -15,6 +19,7 @@ All errors that ganq raises.
       NotMeasurableError                   images for which a metric is meaningless
       StorageError
         DatabaseUnavailableError
+          ServerUnavailableError           the server of the REST API cannot be reached
         SchemaMismatchError
         CheckpointCorruptError
         ForeignFileError                   an unsafe or malformed weight file
@@ -82,6 +87,12 @@ class SpecError(GanqError, ValueError):
     exit_code = 2
 
 
+class SubmitKeyReusedError(SpecError):
+    """The submit key belongs to another request."""
+
+    code = "SUBMIT_KEY_REUSED"
+
+
 class NotFoundError(GanqError):
     """What the user named does not exist."""
 
@@ -99,6 +110,24 @@ class CheckpointNotFoundError(NotFoundError):
     """The job has no such checkpoint."""
 
     code = "CHECKPOINT_NOT_FOUND"
+
+
+class AccessError(GanqError):
+    """The server does not allow the request."""
+
+    code = "ACCESS_ERROR"
+
+
+class UnauthenticatedError(AccessError):
+    """The request has no token, or one that is unknown, expired or revoked."""
+
+    code = "UNAUTHENTICATED"
+
+
+class ForbiddenError(AccessError):
+    """The role of the token does not allow the request."""
+
+    code = "FORBIDDEN"
 
 
 class ConfigError(GanqError):
@@ -156,6 +185,12 @@ class DatabaseUnavailableError(StorageError):
 
     code = "DATABASE_UNAVAILABLE"
     retry = Retry.LATER
+
+
+class ServerUnavailableError(DatabaseUnavailableError):
+    """The server of the REST API cannot be reached."""
+
+    code = "SERVER_UNAVAILABLE"
 
 
 class SchemaMismatchError(StorageError):
@@ -276,7 +311,10 @@ def one_line(exc: BaseException) -> str:
     return f"{type(exc).__name__}: {said[0]}" if said else type(exc).__name__
 
 
-def error_of(code: str, message: str, hint: str | None) -> GanqError:
+def error_of(code: str, message: str, hint: str | None, **facts: Any) -> GanqError:
     """Return an error that another process has reported, with the class that has this code."""
-    cls = {one.code: one for one in all_errors()}.get(code, GanqError)
-    return cls(message, hint=hint)
+    cls = {one.code: one for one in reversed(all_errors())}.get(code, GanqError)  # a class before its heirs
+    error = cls(message, hint=hint, **facts)
+    if error.code != code:  # of another version
+        setattr(error, "code", code)  # noqa: B010 - a constant of the class
+    return error

@@ -10,7 +10,7 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,7 +21,7 @@ from storage.users import USER_HINT, is_user_name, this_account, user_name
 
 PREFIX = "GANQ_"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-SECRETS = ("database_url", "redis_url")
+SECRETS = ("database_url", "redis_url", "api_token")
 MOST_LETTERS = 65_536  # of a file with a secret
 
 
@@ -70,6 +70,10 @@ class Settings:
     """SQLAlchemy URL: sqlite:///… on one machine, postgresql://… on several."""
     redis_url: str
     """Broker URL; redis+socket://… is the embedded one."""
+    api_url: str = ""
+    """URL of a server: jobs are submitted and read through its REST API instead of the job table."""
+    api_token: str = field(default="", repr=False)
+    """Token for that server."""
     data: str | None = None
     """Default data set for `ganq submit train`."""
     user: str = ""
@@ -143,7 +147,11 @@ class Settings:
     def redacted(self) -> dict[str, Any]:
         """All settings as JSON, passwords masked."""
         return {
-            f.name: redact(str(value)) if isinstance(value := getattr(self, f.name), str | Path) else value
+            f.name: "***"
+            if f.name == "api_token" and self.api_token
+            else redact(str(value))
+            if isinstance(value := getattr(self, f.name), str | Path)
+            else value
             for f in fields(self)
         }
 
@@ -284,9 +292,7 @@ def _from_env(env: Mapping[str, str]) -> dict[str, Given]:
             if len(said) > MOST_LETTERS:
                 raise ConfigError(f"{key}_FILE is no file with an address", hint=f"check {path}")
             if not said:
-                raise ConfigError(
-                    f"{path} is empty, which {key}_FILE names", hint="write the address into it"
-                )
+                raise ConfigError(f"{path} is empty, which {key}_FILE names", hint="write the value into it")
             given[name] = Given(said, key, path)
         elif env.get(key):
             given[name] = Given(env[key], key)

@@ -12,16 +12,20 @@ from anyio import from_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jobs.errors import GanqError, NotFoundError, SpecError
+from jobs.errors import ForbiddenError, NotFoundError, SpecError
 from jobs.kinds import SPEC_VERSION, kind_named
 from jobs.states import JobState
+from storage.db.engine import Requester
 from storage.db.rows import Job
+from storage.db.store import JobStore
+from storage.db.tokens import Role
 from storage.status import job_text
 from storage.volume.stars import set_star
 from web import html
 from web.files import job_of, require_volume
 from web.gallery import manifest_sha256
 from web.manifest import index_of
+from web.principals import Principal
 from web.site import Site
 from worker.celery_bridge.notify_job import notify_job
 
@@ -30,7 +34,7 @@ MOST_PRIORITY = 1000
 """The limit of `ganq submit --priority`."""
 
 
-class ChangesNotAllowedError(GanqError):
+class ChangesNotAllowedError(ForbiddenError):
     """The server was started read-only."""
 
     code = "READ_ONLY"
@@ -48,7 +52,13 @@ def act(request: Request) -> Response:
     if not site.allow_changes:
         raise ChangesNotAllowedError("this server is read-only", hint="ganq web --allow-changes")
     values = _body(request)
-    done = VERBS[verb](site, request, job_of(request), values)
+    job, principal = job_of(request), principal_of(request)
+    if verb in SUBMITS:
+        principal.require(Role.SUBMITTER, "submit jobs")
+    else:
+        principal.require_change(job)
+    store = JobStore(site.database, Requester(principal.user, "page"))
+    done = VERBS[verb](site, store, principal.user, job, values)
     from_thread.run(request.app.state.revisions.bump)
     return html.json_answer(done)
 
@@ -71,58 +81,55 @@ def _body(request: Request) -> dict[str, Any]:
     return found
 
 
-def _user(site: Site, request: Request) -> str:
-    """Return the user that the proxy has logged in, else the user of this server."""
-    from storage.users import is_user_name, user_name
-
-    named = user_name(request.scope.get("ganq_user") or "")
-    return named if named and is_user_name(named) else site.settings.user
+def principal_of(request: Request) -> Principal:
+    found: Principal = request.scope["ganq_principal"]
+    return found
 
 
 def _outcome(job: Job, done: str) -> dict[str, Any]:
     return {"id": job.id, "done": done, "state": str(job.state), "url": f"/jobs/{job.id}"}
 
 
-def _cancel(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
-    now = site.store.request_cancel(job.id, by=_user(site, request))
+def _cancel(site: Site, store: JobStore, user: str, job: Job, values: dict[str, Any]) -> dict[str, Any]:
+    now = store.request_cancel(job.id, by=user)
     return _outcome(now, "cancelled" if now.state.terminal else "cancel requested")
 
 
-def _hold(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
-    return _outcome(site.store.hold(job.id, held=True, by=_user(site, request)), "held")
+def _hold(site: Site, store: JobStore, user: str, job: Job, values: dict[str, Any]) -> dict[str, Any]:
+    return _outcome(store.hold(job.id, held=True, by=user), "held")
 
 
-def _pause(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
-    now = site.store.pause(job.id, by=_user(site, request))
+def _pause(site: Site, store: JobStore, user: str, job: Job, values: dict[str, Any]) -> dict[str, Any]:
+    now = store.pause(job.id, by=user)
     return _outcome(now, job_text.after_pause(now, job_text.StatusContext.of(site.queries, [now])))
 
 
-def _release(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
-    now = site.store.hold(job.id, held=False, by=_user(site, request))
+def _release(site: Site, store: JobStore, user: str, job: Job, values: dict[str, Any]) -> dict[str, Any]:
+    now = store.hold(job.id, held=False, by=user)
     if now.state is JobState.QUEUED:
-        notify_job(site.settings, site.queries, site.store, now)
+        notify_job(site.settings, site.queries, store, now)
     return _outcome(now, "released")
 
 
-def _priority(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
+def _priority(site: Site, store: JobStore, user: str, job: Job, values: dict[str, Any]) -> dict[str, Any]:
     """Raise or lower the own priority by a step."""
     step = values.get("step")
     if isinstance(step, bool) or not isinstance(step, int):
         raise SpecError("step must be a number")
     priority = max(-MOST_PRIORITY, min(MOST_PRIORITY, job.own_priority + step))
-    now = site.store.set_priority(job.id, priority)
+    now = store.set_priority(job.id, priority)
     return _outcome(now, f"priority {now.own_priority}")
 
 
-def _retry(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
+def _retry(site: Site, store: JobStore, user: str, job: Job, values: dict[str, Any]) -> dict[str, Any]:
     from storage.db.resubmit import resubmit  # pydantic: a fifth of the server's start
 
-    new = resubmit(site.queries, site.store, job, user=_user(site, request))
-    notify_job(site.settings, site.queries, site.store, new)
+    new = resubmit(site.queries, store, job, user=user)
+    notify_job(site.settings, site.queries, store, new)
     return _outcome(new, f"submitted as job {new.id}")
 
 
-def _generate(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
+def _generate(site: Site, store: JobStore, user: str, job: Job, values: dict[str, Any]) -> dict[str, Any]:
     """Submit a generation from an existing checkpoint."""
     from jobs.specs import GenerateSpec
 
@@ -134,7 +141,7 @@ def _generate(site: Site, request: Request, job: Job, values: dict[str, Any]) ->
     site.queries.choose_checkpoint(job.id, str(epoch))
     spec = GenerateSpec.create(source=job.id, checkpoint=str(epoch), count=count)
     kind = kind_named("generate")
-    new = site.store.submit(
+    new = store.submit(
         will_notify=True,
         shards=[(shard.to_json(), shard.image_count) for shard in spec.split()],
         max_workers=spec.max_workers,
@@ -142,15 +149,15 @@ def _generate(site: Site, request: Request, job: Job, values: dict[str, Any]) ->
         spec=spec.to_json(),
         spec_version=SPEC_VERSION,
         submit_key=secrets.token_hex(16),
-        user=_user(site, request),
+        user=user,
         priority=kind.priority,
         preemptible=kind.preemptible,
     )
-    notify_job(site.settings, site.queries, site.store, new)
+    notify_job(site.settings, site.queries, store, new)
     return _outcome(new, f"submitted as job {new.id}")
 
 
-def _star(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dict[str, Any]:
+def _star(site: Site, store: JobStore, user: str, job: Job, values: dict[str, Any]) -> dict[str, Any]:
     require_volume(site)
     index, starred = values.get("image"), values.get("starred")
     if isinstance(index, bool) or not isinstance(index, int) or not isinstance(starred, bool):
@@ -160,6 +167,8 @@ def _star(site: Site, request: Request, job: Job, values: dict[str, Any]) -> dic
     return {"image": index, "starred": index in stars, "stars": stars}
 
 
+SUBMITS = ("retry", "generate")
+"""Actions that submit a job of the user's own, and change no other."""
 VERBS = {
     "cancel": _cancel,
     "pause": _pause,

@@ -13,8 +13,10 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import Response
 
+from storage.db.tokens import Role
 from storage.status import units
 from storage.version import version
+from web.principals import Principal
 from web.site import Site
 
 HERE = Path(__file__).parent
@@ -74,6 +76,7 @@ def environment() -> Environment:
         "roughly": units.roughly,
         "size": units.size,
         "json": lambda value: json.dumps(value, default=str),
+        "pretty": lambda value: json.dumps(value, indent=2, default=str),
     }
     env.globals |= {
         "static": lambda name: f"/static/{_static_version()}/{name}",
@@ -128,11 +131,13 @@ def answer(
         shown: further values for the template.
     """
     site: Site = request.app.state.site
-    user = request.scope.get("ganq_user")
+    principal: Principal = request.scope["ganq_principal"]
+    user = principal.user if principal.named else None
+    may_change = site.allow_changes and principal.role.includes(Role.SUBMITTER)
     kind = "json" if wants_json(request) else "part" if FRAGMENT in request.headers else "page"
     revision = site.revision()
     tag = f'W/"{revision}-{kind}"'
-    headers = {"ETag": tag, "Vary": f"Accept, {FRAGMENT}, Cookie"}
+    headers = {"ETag": tag, "Vary": f"Accept, {FRAGMENT}, Cookie, Authorization"}
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)
     url = f"{request.url.path}?{request.url.query}"
@@ -149,8 +154,9 @@ def answer(
             revision=revision,
             part=kind == "part",
             user=user,
-            change_token=request.app.state.access.change_token if site.allow_changes else "",
+            may_change=may_change,
+            change_token=request.app.state.access.change_token if may_change else "",
         )
 
-    body = site.answers.get((url, kind, user), revision, make)
+    body = site.answers.get((url, kind, user, may_change), revision, make)
     return Response(body, headers=headers, media_type="application/json" if kind == "json" else "text/html")

@@ -2,7 +2,8 @@
 Access control: a token that is exchanged for a cookie, or a trusted proxy that names the user.
 
 Gate checks every request: the host must be on the allow-list, the browser must be logged in, and a change
-must come from the page itself. It adds the security headers to every response.
+must come from the page itself, or, at the REST API, carry a token. It adds the security headers to every
+response. The token is that of the login link, or one of `ganq token create`.
 """
 
 import hashlib
@@ -10,18 +11,24 @@ import hmac
 import html
 import ipaddress
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jobs.errors import ConfigError
+from jobs.errors import AccessError, ConfigError, ForbiddenError, GanqError, UnauthenticatedError
+from storage.db.tokens import Role, Token, Tokens, require_valid
+from web.principals import Principal, proxied
+from web.problems import Problem, problem
 
 TOKEN_FILE = "web-token"
 TOKEN_LETTERS = 32
@@ -38,7 +45,18 @@ HEADERS = {
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 READS = ("GET", "HEAD")
 CHANGE_HEADER = "x-ganq-token"
+API = "/api/"
 LOGIN = "Open the link that ganq web printed (or: ganq open --print). It holds the token.\n"
+BEARER = 'Bearer realm="ganq"'
+_CODES = {
+    401: UnauthenticatedError.code,
+    403: ForbiddenError.code,
+    405: "METHOD_NOT_ALLOWED",
+    421: "WRONG_HOST",
+}
+TOKEN_CHECKED_S = 1.0
+"""A token is looked up at most so often: it works for so long after it was revoked."""
+MOST_TOKENS_KNOWN = 1000
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -104,6 +122,10 @@ class Access:
     def cookie(self) -> str:
         return self._derived("cookie")
 
+    def cookie_of(self, token_id: int) -> str:
+        """Return the cookie of a browser that has logged in with a token of the job table."""
+        return f"{token_id}.{self._derived(f'cookie of token {token_id}')}"
+
     @property
     def change_token(self) -> str:
         """Token that the page sends with a change; other sites cannot read it."""
@@ -114,12 +136,71 @@ _SPARE = secrets.token_hex(32)
 """Secret for changes where there is no token: behind a proxy."""
 
 
-class Gate:
-    """ASGI middleware that checks requests and adds headers."""
+class _Refused(Exception):  # noqa: N818 - an answer, not an error of the server
+    """The request is refused."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        hint: str | None = None,
+        headers: dict[str, str] | None = None,
+        *,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.problem = Problem(status, code or _CODES[status], message, hint)
+        self.headers = headers
+
+
+class KnownTokens:
+    """The table of tokens, with what it said within the last second."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.tokens = tokens
+        self._known: dict[str | int, tuple[float, Token]] = {}
+
+    async def check(self, text: str) -> Token:
+        """
+        Raises:
+            UnauthenticatedError: the token is not valid.
+        """
+        return self._fresh(text) or self._keep(text, await run_in_threadpool(self.tokens.check, text))
+
+    async def of_cookie(self, token_id: int) -> Token | None:
+        """Return the token for which a cookie was given, if it is valid."""
+        if (known := self._fresh(token_id)) is not None:
+            return known
+        found = await run_in_threadpool(self.tokens.get, token_id)
+        if found is None or found.state != "valid":
+            return None
+        await run_in_threadpool(self.tokens.note_use, found)
+        return self._keep(token_id, found)
+
+    def _fresh(self, key: str | int) -> Token | None:
+        known = self._known.get(key)
+        return known[1] if known is not None and time.monotonic() - known[0] < TOKEN_CHECKED_S else None
+
+    def _keep(self, key: str | int, found: Token) -> Token:
+        if len(self._known) >= MOST_TOKENS_KNOWN:
+            self._known.clear()
+        self._known[key] = time.monotonic(), found
+        return found
+
+
+class Gate:
+    """
+    ASGI middleware that checks requests and adds headers.
+
+    Args:
+        user: of this server; a request with the login link's token is his or hers.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access, tokens: Tokens, user: str) -> None:
         self.app = app
         self.access = access
+        self.tokens = KnownTokens(tokens)
+        self.owner = Principal(user, Role.ADMIN, named=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -136,24 +217,66 @@ class Gate:
                     del headers["server"]
             await send(message)
 
-        malformed_error = self._refusal(scope)
-        await (malformed_error or self.app)(scope, receive, send_guarded)
+        refused = await self._refusal(scope)
+        await (refused or self.app)(scope, receive, send_guarded)
 
-    def _refusal(self, scope: Scope) -> Response | None:
+    async def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
-        if not self._host_is_ours(headers.get("host", "")):
-            return PlainTextResponse("this server does not answer for that host name\n", 421)
-        if scope["method"] not in (*READS, "POST"):
-            return PlainTextResponse("only GET, HEAD and POST\n", 405, {"Allow": "GET, HEAD, POST"})
-        scope["ganq_user"] = user = self._proxy_user(scope, headers)
-        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        if any(name == "token" for name, _ in query) and scope["method"] in READS:
-            return self._exchange(scope, query)
-        if user is None and not self._logged_in(headers):
-            return PlainTextResponse(LOGIN, 401)
-        if scope["method"] == "POST" and not self._from_the_page(scope, headers):
-            return PlainTextResponse("a change must come from the page itself\n", 403)
+        of_api = scope["path"].startswith(API)
+        try:
+            if not self._host_is_ours(headers.get("host", "")):
+                raise _Refused(
+                    421, "this server does not answer for that host name", "--server-name adds one"
+                )
+            if not of_api and scope["method"] not in (*READS, "POST"):
+                raise _Refused(405, "only GET, HEAD and POST", headers={"Allow": "GET, HEAD, POST"})
+            if not of_api and (given := self._token_of_link(scope)):
+                return await self._exchange(scope, *given)
+            scope["ganq_principal"] = await (self._of_api if of_api else self._of_page)(scope, headers)
+        except _Refused as exc:
+            if of_api:  # the body of a refused request is not read
+                close = {} if scope["method"] in READS else {"Connection": "close"}
+                return problem(exc.problem, {**(exc.headers or {}), **close})
+            return PlainTextResponse(f"{exc.problem.detail}\n", exc.problem.status, exc.headers)
+        except GanqError as exc:
+            return problem(Problem.of(exc)) if of_api else PlainTextResponse(f"{exc.message}\n", 503)
         return None
+
+    async def _of_page(self, scope: Scope, headers: Headers) -> Principal:
+        """Return who uses the page; refuse a change that comes from elsewhere."""
+        try:
+            found = await self._bearer(headers)
+        except AccessError as exc:
+            raise _Refused(401, exc.message) from None
+        found = found or self._proxied(scope, headers) or await self._cookie(headers)
+        if found is None:
+            raise _Refused(401, LOGIN.strip())
+        if scope["method"] == "POST" and not self._from_the_page(scope, headers):
+            raise _Refused(403, "a change must come from the page itself")
+        return found
+
+    async def _of_api(self, scope: Scope, headers: Headers) -> Principal:
+        """
+        Return who uses the REST API.
+
+        A browser sends its cookie, and what a proxy asks for, with requests of other sites, too: a change
+        needs a token, or must come from this site.
+        """
+        try:
+            found = await self._bearer(headers)
+        except UnauthenticatedError as exc:
+            raise _Refused(401, exc.message, exc.hint, {"WWW-Authenticate": BEARER}) from None
+        if found is not None:
+            return found
+        found = self._proxied(scope, headers)
+        if scope["method"] not in READS and (found is not None or await self._cookie(headers)):
+            site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+            if found is None or site not in (None, "same-origin") or (site is None and origin is not None):
+                raise _Refused(403, "a change needs a token", "Authorization: Bearer TOKEN", code="FORBIDDEN")
+        if (found := found or await self._cookie(headers)) is None:
+            hint = "Authorization: Bearer TOKEN; ganq token create makes one"
+            raise _Refused(401, "the request has no token", hint, {"WWW-Authenticate": BEARER})
+        return found
 
     def _host_is_ours(self, host: str) -> bool:
         try:
@@ -162,7 +285,7 @@ class Gate:
             return False
         return name is not None and name in self.access.hosts
 
-    def _proxy_user(self, scope: Scope, headers: Headers) -> str | None:
+    def _proxied(self, scope: Scope, headers: Headers) -> Principal | None:
         client = scope.get("client")
         if not self.access.proxies or client is None:
             return None
@@ -171,22 +294,50 @@ class Gate:
         except ValueError:
             return None
         if any(address in network for network in self.access.proxies):
-            return headers.get(self.access.user_header) or None
+            return proxied(headers.get(self.access.user_header))
         return None
 
-    def _exchange(self, scope: Scope, query: list[tuple[str, str]]) -> Response:
-        """Exchange the token of the link for a cookie, and remove it from the address."""
+    async def _bearer(self, headers: Headers) -> Principal | None:
+        """
+        Return whom the token in the header names; None if there is no such header.
+
+        Raises:
+            UnauthenticatedError: it is not valid.
+        """
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        return await self._holder(given.strip())
+
+    async def _holder(self, text: str) -> Principal:
+        if self.access.token is not None and _equal(text, self.access.token):
+            return self.owner
+        return _principal(await self.tokens.check(text))
+
+    def _token_of_link(self, scope: Scope) -> tuple[list[str], list[tuple[str, str]]] | None:
+        """Return the tokens of a link and its other parameters; None if it has no token."""
+        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         given = [value for name, value in query if name == "token"]
-        if len(given) != 1 or self.access.token is None or not _equal(given[0], self.access.token):
+        if not given or scope["method"] not in READS:
+            return None
+        return given, [pair for pair in query if pair[0] != "token"]
+
+    async def _exchange(self, scope: Scope, given: list[str], others: list[tuple[str, str]]) -> Response:
+        """Exchange the token of the link for a cookie, and remove it from the address."""
+        try:
+            if len(given) != 1:
+                raise UnauthenticatedError("there are several tokens")
+            holder = await self._holder(given[0])
+        except UnauthenticatedError:
             return PlainTextResponse("this link's token is not valid\n" + LOGIN, 401)
-        rest = urlencode([pair for pair in query if pair[0] != "token"])
+        rest = urlencode(others)
         path = "/" + scope["path"].lstrip("/\\")  # never //host, which would be another site
         # Not a redirect: after a link on another site or in a file a browser would not send the cookie along.
         target = html.escape(path + (f"?{rest}" if rest else ""))
         answer = HTMLResponse(f'<!doctype html><meta http-equiv="refresh" content="0;url={target}">')
         answer.set_cookie(
             self.access.cookie_name,
-            self.access.cookie,
+            self.access.cookie if holder.token_id is None else self.access.cookie_of(holder.token_id),
             max_age=180 * 24 * 3600,
             path="/",
             httponly=True,
@@ -195,14 +346,15 @@ class Gate:
         )
         return answer
 
-    def _logged_in(self, headers: Headers) -> bool:
-        if self.access.token is None:
-            return False
-        scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and _equal(bearer.strip(), self.access.token):
-            return True
-        cookies = cookie_parser(headers.get("cookie", ""))
-        return _equal(cookies.get(self.access.cookie_name, ""), self.access.cookie)
+    async def _cookie(self, headers: Headers) -> Principal | None:
+        given = cookie_parser(headers.get("cookie", "")).get(self.access.cookie_name, "")
+        if self.access.token is not None and _equal(given, self.access.cookie):
+            return self.owner
+        number = given.partition(".")[0]
+        if not re.fullmatch(r"[0-9]{1,15}", number) or not _equal(given, self.access.cookie_of(int(number))):
+            return None
+        found = await self.tokens.of_cookie(int(number))
+        return None if found is None else _principal(found)
 
     def _from_the_page(self, scope: Scope, headers: Headers) -> bool:
         if not _equal(headers.get(CHANGE_HEADER, ""), self.access.change_token):
@@ -211,6 +363,11 @@ class Gate:
         if site is not None:
             return site == "same-origin"
         return origin is not None and urlsplit(origin).netloc == headers.get("host")
+
+
+def _principal(found: Token) -> Principal:
+    require_valid(found)
+    return Principal(found.user, found.role, token_id=found.id)
 
 
 def _equal(given: str, expected: str) -> bool:

@@ -4,10 +4,12 @@ Transactions for the job table, on SQLite or Postgres.
 Transient errors are retried: a lock, a conflict, a server that restarts. storage/db/errors.py lists them.
 """
 
+import copy
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
@@ -25,7 +27,7 @@ from storage.volume.filesystems import NETWORK_FILESYSTEMS as NETWORK_FILESYSTEM
 from storage.volume.filesystems import filesystem_type as filesystem_type
 from storage.volume.filesystems import is_network_filesystem
 
-SCHEMA_REVISION = "0006"
+SCHEMA_REVISION = "0007"
 """Newest migration that this code knows; it works on newer schemas that allow it, never on older ones."""
 
 REVISION_AND_INSTALLATION = (
@@ -33,6 +35,21 @@ REVISION_AND_INSTALLATION = (
 )
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Requester:
+    """Who asked for a change, for the events of the jobs."""
+
+    user: str
+    way: str
+    """'cli', 'python', 'api' or 'page'."""
+    expect: Callable[[Any], None] | None = None
+    """Called with a job's row when a change has locked it; raises if the change must not be made."""
+
+
+REQUESTER = "ganq_requester"
+"""Execution option of the connections of Database.requested_by()."""
 
 
 class Database:
@@ -61,6 +78,13 @@ class Database:
         self.backoffs = Backoffs()
         self.installation = ""
         """Id of the job table (decision 17); known after require_schema()."""
+
+    def requested_by(self, requester: Requester) -> "Database":
+        """Return this database, with the same connections, whose events name who asked."""
+        other = copy.copy(self)
+        other.engine = self.engine.execution_options(**{REQUESTER: requester})
+        other.autocommit_engine = self.autocommit_engine.execution_options(**{REQUESTER: requester})
+        return other
 
     def write(
         self, work: Callable[[Connection], T], *, patience_s: float = 30.0, autocommit: bool = False

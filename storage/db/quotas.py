@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, delete, func, insert, select, text, update
 
 from storage.db.engine import Database
+from storage.db.rows import Job as JobRow
 from storage.db.store.scheduling import EVERYONE, QuotaUsage
 from storage.db.tables import CLAIMABLE, RUNNING, job, quota
 
@@ -69,6 +70,10 @@ class Quotas:
             return [Quota(row.scope, row.name, row.max_running, taken(row.scope, row.name)) for row in rows]
 
         return self.database.read(ask)
+
+    def full_for_job(self, job: JobRow) -> Quota | None:
+        """Return the quota that blocks a job now; None if there is none."""
+        return self.full_for(job.user, job.queue)
 
     def full_for(self, user: str, queue: str) -> Quota | None:
         """Return the quota that blocks a job of this user in this queue now; None if there is none."""

@@ -12,6 +12,7 @@ end_dependency  job_id can run when `needs` has ended, whatever its outcome ('an
 label         key and value that a user has given a job
 share         when each user was last served
 quota         how many jobs of a user or a queue may run at once
+token         who may use the page and the REST API, with hashes of the tokens
 schema_info   the oldest code that may work on these tables
 """
 
@@ -255,6 +256,20 @@ quota = Table(
     Column("scope", String(16), primary_key=True),  # user, queue
     Column("name", String(64), primary_key=True),  # '*': each user or queue without a row
     Column("max_running", Integer, nullable=False),
+)
+
+token = Table(
+    "token",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("sha256", String(64), nullable=False, unique=True),
+    Column("user", String(64), nullable=False),
+    Column("role", String(16), nullable=False),  # viewer, submitter, operator, admin
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
+    Column("used_at", Double),
+    sqlite_autoincrement=True,
 )
 
 schema_info = Table(

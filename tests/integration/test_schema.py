@@ -99,7 +99,7 @@ def test_an_installation_keeps_the_id_that_its_upgrade_gave_it(empty: Any, tmp_p
 def test_a_table_from_before_the_id_is_called_older_and_one_upgrade_gives_it(empty: Any, change: str) -> None:
     upgrade(empty)
     empty.write(lambda conn: conn.execute(text(change)))
-    for undo in ("ALTER TABLE job DROP COLUMN kept", *UNDO_STEERING):
+    for undo in ("DROP TABLE token", "ALTER TABLE job DROP COLUMN kept", *UNDO_STEERING):
         empty.write(lambda conn, sql=undo: conn.execute(text(sql)))
     empty.write(lambda conn: conn.execute(text("UPDATE alembic_version SET version_num = '0003'")))
     with pytest.raises(SchemaMismatchError, match="older"):

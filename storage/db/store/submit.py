@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select
 
-from jobs.errors import JobNotFoundError, SpecError
+from jobs.errors import JobNotFoundError, SpecError, SubmitKeyReusedError
 from jobs.failpoints import failpoint
 from jobs.states import JobState
 from storage.db.rows import Job
@@ -22,6 +22,7 @@ from storage.db.store.transitions import (
     how_it_ended,
     record_event,
     storable,
+    with_requester,
 )
 from storage.db.store.waiting import NO_EXTRAS, Extras, insert_extras, lock_conditions
 from storage.db.tables import checkpoint, dependency, event, job, utcnow
@@ -272,15 +273,18 @@ def _submitted_before(conn: Connection, submit_key: str, kind: str, spec: dict[s
     Return the job that was submitted with this key, if there is one.
 
     Raises:
-        SpecError: its request was another one.
+        SubmitKeyReusedError: its request was another one.
     """
     known = conn.execute(select(job).where(job.c.submit_key == submit_key)).first()
     if known is None:
         return None
     if (known.kind, known.spec) != (kind, spec):
-        raise SpecError(
+        raise SubmitKeyReusedError(
             f"the submit key {submit_key[:64]!r} belongs to job {known.id}, which is another request",
             hint="use another key for another request",
+            job_id=known.id,
+            known={"kind": known.kind, "spec": known.spec},
+            given={"kind": kind, "spec": spec},
         )
     return Job.from_row(known)
 
@@ -292,7 +296,7 @@ def _insert(
     values = {f"new_{column}": value for column, value in columns.items()}
     insert = _insert_once(conn.dialect.name, notified)
     if conn.dialect.name == "postgresql":
-        return conn.execute(insert, {**values, "new_detail": detail}).first()
+        return conn.execute(insert, {**values, "new_detail": with_requester(conn, detail)}).first()
     new = conn.execute(insert, values).first()
     if new is not None:
         record_event(conn, new.id, "submitted", detail=detail)

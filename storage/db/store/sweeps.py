@@ -9,12 +9,19 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from jobs.errors import SpecError
+from jobs.errors import SpecError, SubmitKeyReusedError
 from jobs.failpoints import failpoint
 from jobs.states import JobState
 from storage.db.store.inheritance import lend
 from storage.db.store.submit import insert_job, lock_dependencies
-from storage.db.store.transitions import StoreMixin, cancel_queued, record_event, storable, transition
+from storage.db.store.transitions import (
+    StoreMixin,
+    cancel_queued,
+    record_event,
+    storable,
+    transition,
+    with_requester,
+)
 from storage.db.store.waiting import NO_EXTRAS, Extras, insert_extras, lock_conditions
 from storage.db.tables import UNRESOLVED, dependency, end_dependency, event, job, utcnow
 
@@ -266,7 +273,8 @@ def insert_sweep(
             lend(conn, needs, priority)
     if extras:
         insert_extras(conn, made, extras, waits)
-    events = [{"job_id": one, "type": "submitted", "detail": {"sweep": name}} for one in made]
+    detail = with_requester(conn, {"sweep": name})
+    events = [{"job_id": one, "type": "submitted", "detail": detail} for one in made]
     conn.execute(insert(event).values(at=utcnow()), events)
     failpoint("submit.inserted")
     return Sweep(name, tuple(made))
@@ -289,16 +297,19 @@ def _submitted_before(
     Return the sweep that was submitted with this key, if there is one.
 
     Raises:
-        SpecError: its request was another one.
+        SubmitKeyReusedError: its request was another one.
     """
     query = select(job.c.id, job.c.kind, job.c.spec).where(text("sweep IS NOT NULL"), job.c.sweep == name)
     rows = conn.execute(query.order_by(job.c.id)).all()
     if not rows:
         return None
     if [(row.kind, row.spec) for row in rows] != [(kind, spec) for spec in specs]:
-        raise SpecError(
+        raise SubmitKeyReusedError(
             f"this submit key belongs to sweep {name}, which is another request",
             hint="use another key for another request",
+            job_id=rows[0].id,
+            known={"kind": rows[0].kind, "specs": [row.spec for row in rows[:10]]},
+            given={"kind": kind, "specs": list(specs[:10])},
         )
     return Sweep(name, tuple(row.id for row in rows))
 

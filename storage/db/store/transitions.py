@@ -31,7 +31,7 @@ from jobs.errors import InvalidTransitionError, JobNotFoundError, LeaseLostError
 from jobs.renamed import renamed_code
 from jobs.states import JobState, Outcome, check_transition
 from storage.db.backoff import BACKOFF_S as BACKOFF_S
-from storage.db.engine import Database
+from storage.db.engine import REQUESTER, Database, Requester
 from storage.db.rows import Job, Lease
 from storage.db.store.inheritance import needs_of, repay
 from storage.db.store.waiting import fill_slots, fulfilled
@@ -52,8 +52,12 @@ Decision = tuple[JobState, Outcome, dict[str, Any]]
 class StoreMixin:
     """Base of the parts of JobStore."""
 
-    def __init__(self, database: Database) -> None:
-        self.database = database
+    def __init__(self, database: Database, requester: Requester | None = None) -> None:
+        """
+        Args:
+            requester: who asks for the changes; None: a worker.
+        """
+        self.database = database if requester is None else database.requested_by(requester)
 
 
 def _fence(job_id: Any, attempt: Any, token: Any) -> Any:
@@ -93,6 +97,9 @@ def locked_job(conn: Connection, job_id: int) -> Any:
     row = conn.execute(select(job).where(job.c.id == job_id).with_for_update()).first()
     if row is None:
         raise JobNotFoundError(f"there is no job {job_id}", hint="ganq status lists them")
+    requester = conn.get_execution_options().get(REQUESTER)
+    if requester is not None and requester.expect is not None:
+        requester.expect(row)
     return row
 
 
@@ -119,7 +126,14 @@ def record_event(
     worker: str | None = None,
     detail: dict[str, Any] | None = None,
 ) -> None:
+    detail = with_requester(conn, detail)
     conn.execute(_EVENT, _event_values(job_id, type, attempt=attempt, worker=worker, detail=detail))
+
+
+def with_requester(conn: Connection, detail: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the detail of an event with the person who asked, and the way."""
+    requester = conn.get_execution_options().get(REQUESTER)
+    return detail if requester is None else {**(detail or {}), "by": requester.user, "via": requester.way}
 
 
 def _event_values(
@@ -399,7 +413,8 @@ def cancel_queued(conn: Connection, ids: Sequence[int]) -> None:
         .values(**ending, preempt_for=None, yielded_at=None)
     )
     for type in ("cancel_requested", str(JobState.CANCELLED)):
-        conn.execute(_EVENT, [_event_values(one, type) for one in ids])
+        detail = with_requester(conn, None)
+        conn.execute(_EVENT, [_event_values(one, type, detail=detail) for one in ids])
     repay(conn, needs_of(conn, ids))
 
 
