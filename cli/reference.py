@@ -14,6 +14,7 @@ from cli.main import root
 from cli.ui.lazy import LazyGroup
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
+OPENAPI = PAGE.with_name("openapi.json")
 WIDTH = 100
 HELP_NAMES = ["-h", "--help"]
 
@@ -81,10 +82,14 @@ def page() -> str:
 
 
 def main() -> int:
-    """Write the file."""
+    """Write the files."""
+    from web.api.openapi import as_text
+    from web.api.routes import endpoints
+
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(), encoding="utf-8")
-    print(f"{PAGE} written", file=sys.stderr)
+    OPENAPI.write_text(as_text(endpoints()), encoding="utf-8")
+    print(f"{PAGE} and {OPENAPI} written", file=sys.stderr)
     return 0
 
 

@@ -2,13 +2,14 @@
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ganq.job import Job, Reference
 from ganq.notices import report
+from ganq.opening import open_session
 from ganq.references import reference_text
-from ganq.session import Session, open_session
+from ganq.session import Session
 from jobs.errors import SpecError
 from storage.settings import Settings
 
@@ -22,19 +23,26 @@ if TYPE_CHECKING:
     from storage.volume.layout import Volume
 
 
-def connect(settings: Settings | None = None) -> "Client":
+def connect(where: "Settings | str | None" = None, *, token: str | None = None) -> "Client":
     """
-    Return a client of the job table that `ganq` uses.
+    Return a client of the job table that `ganq` uses, or of a server.
 
     Nothing is opened yet: the job table is opened by the first call that needs it.
 
     Args:
-        settings: None: from GANQ_* and ganq.toml, as the command line reads them.
+        where: settings, or the URL of a server ('https://ganq.lab.example'); None: from GANQ_* and ganq.toml,
+            as the command line reads them.
+        token: for the server; None: that of GANQ_API_TOKEN_FILE.
 
     Raises:
         ConfigError: a setting is invalid.
     """
-    return Client(settings or Settings.load())
+    if isinstance(where, Settings):
+        return Client(where)
+    settings = Settings.load()
+    if where is not None:
+        settings = replace(settings, api_url=where, api_token=token or settings.api_token)
+    return Client(settings)
 
 
 @dataclass(frozen=True)
@@ -162,21 +170,17 @@ class Client:
         Raises:
             SpecError, DatasetError, NotFoundError: the request cannot work; nothing was submitted.
         """
-        from ganq.submission.accept import accept_sweep, notify_for_many
-        from ganq.submission.options import read_axes
         from ganq.submission.preflight import remember_data
-        from ganq.submission.requests import read_request, resolve
-        from ganq.submission.sweep import product
+        from ganq.submission.requests import read_request
+        from ganq.submission.submit import submit_axes
 
         request = read_request(kind, self._with_template(kind, options))
-        changes = product(read_axes(kind, over, request.given))
-        found = resolve(self.settings, self._open, request, changes, sweep=True)
-        accepted = accept_sweep(found.session, found.specs, request.job, changes, after=found.after)
+        found = submit_axes(self.settings, self._open, request, over)
         if found.data is not None:
             remember_data(self.settings, found.data)
         report(found.notices)
-        report(notify_for_many(found.session, accepted.sweep.job_ids))
-        rows = found.session.queries.get_many(accepted.sweep.job_ids)
+        accepted = found.accepted
+        rows = self.session.queries.get_many(accepted.sweep.job_ids)
         return Sweep(accepted.sweep.id, accepted.name, tuple(Job(self, row) for row in rows))
 
     def submit_file(self, path: "str | PathLike[str]") -> list[Job]:
@@ -204,18 +208,16 @@ class Client:
         return [Job(self, row) for row in rows]
 
     def _submit(self, kind: str, options: Mapping[str, Any]) -> Job:
-        from ganq.submission.accept import accept_job, notify_workers
         from ganq.submission.preflight import remember_data
-        from ganq.submission.requests import read_request, resolve
+        from ganq.submission.requests import read_request
+        from ganq.submission.submit import submit_request
 
         request = read_request(kind, self._with_template(kind, options))
-        found = resolve(self.settings, self._open, request)
-        accepted = accept_job(found.session, found.specs[0], request.job, after=found.after)
+        found = submit_request(self.settings, self._open, request)
         if found.data is not None:
             remember_data(self.settings, found.data)
         report(found.notices)
-        report(notify_workers(found.session, accepted.job))
-        return Job(self, accepted.job)
+        return Job(self, found.accepted.job)
 
     def _with_template(self, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return options with those of their `template` as defaults."""

@@ -11,14 +11,24 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from jobs.errors import DatabaseUnavailableError, GanqError, NotFoundError, SpecError, VolumeError
+from jobs.errors import (
+    DatabaseUnavailableError,
+    ForbiddenError,
+    GanqError,
+    NotFoundError,
+    SpecError,
+    VolumeError,
+)
 from storage.db.engine import Database
+from storage.db.tokens import Tokens
 from storage.settings import Settings
 from web import actions, files, html
+from web.api.routes import routes
 from web.files import on_volume
 from web.live import Revisions
 from web.pages import datasets, images, log, metrics, queue, run, sweep, workers
-from web.security import Access, Gate
+from web.problems import Problem, problem
+from web.security import API, Access, Gate
 from web.site import Site
 
 THREADS = 16
@@ -73,6 +83,7 @@ def create_app(
             Route("/healthz", _health),
             Route("/metrics", metrics.page),
             Route("/static/{version:str}/{name:path}", files.static),
+            *routes(),
             Route("/favicon.ico", lambda request: RedirectResponse("/static/0/icon.svg")),
         ],
         exception_handlers={GanqError: _ganq_error, HTTPException: _http_error, Exception: _unexpected_error},
@@ -80,7 +91,7 @@ def create_app(
     )
     app.state.site = site
     app.state.access = access
-    return Gate(app, access)  # outermost, so that errors pass it, too
+    return Gate(app, access, Tokens(database), settings.user)  # outermost, so that errors pass it, too
 
 
 async def _live(request: Request) -> Response:
@@ -96,6 +107,8 @@ async def _health(request: Request) -> Response:
 
 
 def _error(request: Request, status: int, message: str, hint: str | None, code: str) -> Response:
+    if request.url.path.startswith(API):
+        return problem(Problem(status, code, message, hint))
     if html.wants_json(request) or request.method == "POST":
         error = {"code": code, "message": message, "hint": hint}
         return html.json_answer({"error": error}, status)
@@ -110,6 +123,7 @@ def _error(request: Request, status: int, message: str, hint: str | None, code: 
         revision="",
         part=html.FRAGMENT in request.headers,
         user=None,
+        may_change=False,
         change_token="",
     )
     return Response(body, status, media_type="text/html")
@@ -122,7 +136,7 @@ def _ganq_error(request: Request, exc: Exception) -> Response:
     elif isinstance(exc, DatabaseUnavailableError | VolumeError):
         status = 503
     else:
-        status = 400 if isinstance(exc, SpecError) else 409
+        status = 403 if isinstance(exc, ForbiddenError) else 400 if isinstance(exc, SpecError) else 409
     return _error(request, status, html.cut(exc.message), html.cut(exc.hint or ""), exc.code)
 
 

@@ -6,7 +6,6 @@ the new revision, and fetches again what it shows.
 """
 
 import asyncio
-import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -62,6 +61,13 @@ class Revisions:
             self._number += 1
             self._changed.notify_all()
 
+    async def changed(self, known: str, within_s: float) -> str | None:
+        """Return the revision as soon as it differs from `known`; None if it does not in time."""
+        try:
+            return await asyncio.wait_for(self._next(known), within_s)
+        except TimeoutError:
+            return None
+
     async def _next(self, known: str) -> str:
         async with self._changed:
             await self._changed.wait_for(lambda: self.current != known)
@@ -69,21 +75,31 @@ class Revisions:
 
     async def _events(self) -> AsyncIterator[bytes]:
         known = ""
-        try:
-            yield b"retry: 1000\n\n"
-            while True:
-                with contextlib.suppress(TimeoutError):
-                    known = await asyncio.wait_for(self._next(known), PING_S)
-                    yield f"event: revision\ndata: {known}\n\n".encode()
-                    continue
+        yield b"retry: 1000\n\n"
+        while True:
+            if (found := await self.changed(known, PING_S)) is None:
                 yield b"event: ping\ndata: \n\n"
-        finally:
-            self.streams -= 1
+            else:
+                known = found
+                yield f"event: revision\ndata: {known}\n\n".encode()
 
     async def stream(self, request: Request) -> Response:
         """Answer with the event stream; refuse beyond MOST_STREAMS."""
-        if self.streams >= MOST_STREAMS:
+        if (found := self.streamed(self._events())) is None:
             return PlainTextResponse("too many open pages\n", 503, {"Retry-After": "10"})
+        return found
+
+    def streamed(self, events: AsyncIterator[bytes]) -> Response | None:
+        """Return a stream of events as a response; None beyond MOST_STREAMS."""
+        if self.streams >= MOST_STREAMS:
+            return None
         self.streams += 1
         headers = {"X-Accel-Buffering": "no"}  # nginx would hold events back
-        return StreamingResponse(self._events(), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(self._counted(events), media_type="text/event-stream", headers=headers)
+
+    async def _counted(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        try:
+            async for one in events:
+                yield one
+        finally:
+            self.streams -= 1

@@ -27,6 +27,8 @@ TAIL_LINES = 2000
 """Maximum number of lines about whole archives, which stand at the end of a manifest."""
 LONGEST_LINE = 1 << 16
 ORDERS = ("index", "best", "worst")
+_SHA256 = re.compile(rb"[0-9a-f]{64}")
+_OF_IMAGE = re.compile(rb'"sha256": ?"([0-9a-f]{16})')
 _SCORE = re.compile(rb'"score": ?(null|-?[0-9.]+(?:[eE][-+]?[0-9]+)?)')
 
 
@@ -96,6 +98,36 @@ class ManifestIndex:
         if name.is_absolute() or ".." in name.parts:
             raise StorageError(f"line {index + 1} of {self.path} names a file elsewhere")
         return StoredImage(self.folder / name, line, offset=int(line.get("offset", 0)))
+
+    def find(self, sha256: str) -> int:
+        """
+        Return the index of an image with these bytes.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        import numpy as np
+
+        if _SHA256.fullmatch(sha256.encode(errors="replace")):
+            order, prefixes = self._by_sha256
+            wanted = np.uint64(int(sha256[:16], 16))
+            for place in range(*np.searchsorted(prefixes, [wanted, wanted + np.uint64(1)])):
+                if self.line(int(order[place]))["sha256"] == sha256:
+                    return int(order[place])
+        raise NotFoundError(f"there is no image {sha256[:64]!r}", hint="the list of images has their SHA-256")
+
+    @cached_property
+    def _by_sha256(self) -> "tuple[NDArray[np.int32], NDArray[np.uint64]]":
+        """Return the indices in the order of the first 8 bytes of the hashes, and those."""
+        import numpy as np
+
+        prefixes = np.zeros(self.count, np.uint64)
+        with self._lock, open(self.path, "rb") as file:
+            for number, line in zip(range(self.count), file, strict=False):
+                if (found := _OF_IMAGE.search(line)) is not None:
+                    prefixes[number] = int(found[1], 16)
+        order = np.argsort(prefixes, kind="stable")
+        return order.astype(np.int32), prefixes[order]
 
     @cached_property
     def scores(self) -> "NDArray[np.float32] | None":

@@ -65,6 +65,14 @@ class SubmitOptions:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A request that a server resolves; it stands for its spec."""
+
+    kind: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class AcceptedJob:
     """A committed job."""
 
@@ -114,7 +122,7 @@ def extras_of(session: Session, request: SubmitOptions) -> "Extras":
 
 
 def accept_job(
-    session: Session, spec: "Spec", request: SubmitOptions, *, after: Sequence[int] = ()
+    session: Session, spec: "Spec | Asked", request: SubmitOptions, *, after: Sequence[int] = ()
 ) -> AcceptedJob:
     """
     Submit one job; the caller notifies the workers.
@@ -126,6 +134,9 @@ def accept_job(
         JobNotFoundError, SpecError: a job of --after does not exist or has failed.
         DatasetError: the workers may not read the data set, as far as this machine can tell.
     """
+    if isinstance(spec, Asked):
+        accepted: AcceptedJob = session.accept_job(spec, request, after)
+        return accepted
     from worker.host.accounts import require_readable_data
 
     if request.max_running is not None:
@@ -149,7 +160,7 @@ def accept_job(
 
 def accept_sweep(
     session: Session,
-    specs: "Sequence[Spec]",
+    specs: "Sequence[Spec] | Asked",
     request: SubmitOptions,
     changes: Sequence[dict[str, Any]],
     *,
@@ -165,6 +176,9 @@ def accept_sweep(
     Raises:
         JobNotFoundError, SpecError: a job of --after does not exist or has failed; a job would be split.
     """
+    if isinstance(specs, Asked):
+        accepted: AcceptedSweep = session.accept_sweep(specs, request, changes, after)
+        return accepted
     from ganq.submission.sweep import job_names
     from storage.db.store.sweeps import sweep_id
     from worker.celery_bridge.notify_job import MOST_NOTIFIED
@@ -220,6 +234,8 @@ def job_with_same_name(session: Session, job: "Job") -> "Job | None":
 
 def notify_workers(session: Session, job: "Job") -> list[str]:
     """Wake workers for a job or its shards; return notices if Redis or a worker is missing."""
+    if session.remote:  # the server has done it
+        return session.take_notices()
     from storage.status.job_text import served as queue_served
     from worker.celery_bridge.notify_job import notify_job
 
@@ -241,6 +257,8 @@ def notify_workers(session: Session, job: "Job") -> list[str]:
 
 def notify_for_many(session: Session, job_ids: Sequence[int]) -> list[str]:
     """Wake workers for the first jobs of many; return notices like notify_workers()."""
+    if session.remote:
+        return session.take_notices()
     from worker.celery_bridge.notify import try_notify
     from worker.celery_bridge.notify_job import MOST_NOTIFIED
 

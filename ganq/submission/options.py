@@ -27,6 +27,8 @@ NEVER_SWEPT = (
     *("data", "init_netg", "init_netd", "feature_network", "feature_sha256", "source", "path", "out"),
     *("continue_from", "init_from", "subject", "now", "seeds", "interpolate", "augment", "reader"),
 )
+TEXTS = ("data", "path", "out", "init_netg", "init_netd", "feature_network", "feature_sha256")
+"""Options that are looked at before their spec is validated."""
 RANGE = re.compile(r"([0-9]{1,12})(?:-([0-9]{1,12}))?")
 
 
@@ -122,6 +124,8 @@ def read_value(field: str, value: Any) -> Any:
     """
     if isinstance(value, PathLike):
         return fspath(value)
+    if field in TEXTS and not isinstance(value, str):
+        raise SpecError(f"{field}: {str(value)[:60]!r} is not text")
     if field == "checkpoint":
         return str(value)
     if field == "seeds":
@@ -129,6 +133,10 @@ def read_value(field: str, value: Any) -> Any:
     if field == "interpolate" and isinstance(value, str):
         return tuple(first for first, _ in _ranges(value))
     if field == "augment":
+        if not isinstance(value, str | list | tuple):
+            raise SpecError(
+                f"augment: {str(value)[:60]!r} is not a list", hint="e.g. ['translation', 'color']"
+            )
         parts = value.split(",") if isinstance(value, str) else list(value)
         chosen = [str(part).strip() for part in parts]
         return () if chosen == ["none"] else tuple(dict.fromkeys(chosen))

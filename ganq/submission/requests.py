@@ -78,8 +78,9 @@ def _job_options(options: Mapping[str, Any]) -> SubmitOptions:
     for name, value in options.items():
         if value is not None:
             values[JOB_OPTIONS[name.replace("-", "_")]] = value
-    texts = (("name", str), ("queue", str), ("note", str))
-    for name, kind in (("held", bool), ("no_preempt", bool), *texts):
+    texts = ("name", "queue", "note", "submit_key")
+    kinds = {"held": bool, "no_preempt": bool, **dict.fromkeys(texts, str)}
+    for name, kind in kinds.items():
         if name in values and not isinstance(values[name], kind):
             raise SpecError(f"{name}: {values[name]!r} is not {'true or false' if kind is bool else 'text'}")
     priority = values.get("priority", 0)

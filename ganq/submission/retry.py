@@ -30,6 +30,9 @@ def resubmit(session: Session, job: "Job", *, with_waiting: bool) -> Iterator[Re
     Raises:
         InvalidTransitionError: a job has not ended, or no worker runs its kind.
     """
+    if session.remote:
+        yield from session.resubmit(job, with_waiting=with_waiting)
+        return
     from storage.db import resubmit as resubmission
 
     replacements: dict[int, int] = {}

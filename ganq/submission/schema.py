@@ -1,5 +1,6 @@
 """JSON Schema of job files, for editors."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ganq.submission.options import SOURCES, known_names, spec_class
@@ -85,6 +86,21 @@ def _options(kind: str) -> dict[str, Any]:
     for name in (*known_names(kind), *JOB_OPTIONS):
         if kind == "evaluate" and name in ("source", "path"):
             continue  # `subject` is either
-        option = NAMES.get(name) or option_of(name)[2:]
-        found[option] = SHAPES.get(option) or fields[name]
+        found[option_name(name)] = option_shape(name, fields)
     return found
+
+
+def option_name(name: str) -> str:
+    """Return the name of an option in a job file."""
+    return NAMES.get(name) or option_of(name)[2:]
+
+
+def option_shape(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Return the schema of an option.
+
+    Args:
+        fields: schemas of the fields of its spec.
+    """
+    shape: dict[str, Any] = SHAPES.get(option_name(name)) or fields[name]
+    return shape
