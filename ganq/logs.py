@@ -27,7 +27,7 @@ def log_lines(session: Session, job_id: int, *, follow: bool, everything: bool) 
     found = session.queries.get(job_id)
     if found.attempt == 0 and (found.state.terminal or not follow):
         return
-    if found.attempt:
+    if found.attempt and not session.remote:
         session.volume_of(found)
     newest = max(1, found.attempt)
     for attempt in range(1, newest) if everything else ():
@@ -50,6 +50,9 @@ def attempt_lines(
         last: only so many of the lines that exist now.
         follow: wait for new lines until the job has ended or has a newer attempt.
     """
+    if session.remote:
+        yield from session.log_lines(job_id, attempt, last=last, follow=follow)
+        return
     with _Tail(log_path(session, job_id, attempt)) as tail:
         tail.skip_to_last(last)
         while follow:

@@ -5,25 +5,65 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.session import Session
+from cli.session import Session, open_session
+from cli.submit import sweep
 from cli.submit.notify import notices_of, report_unwritten
 from cli.submit.options import CommandOptions
 from cli.ui import output
 from ganq.submission.accept import (
+    Asked,
     accept_job,
     accept_sweep,
     job_with_same_name,
     notify_for_many,
     notify_workers,
 )
+from jobs.errors import SpecError
 
 if TYPE_CHECKING:
     from jobs.specs import Spec
     from storage.db.rows import Job
 
 
-def submit_job(session: Session, spec: "Spec", request: CommandOptions, *, after: Sequence[int] = ()) -> int:
-    """Submit one job; return the exit code. See ganq.submission.accept.accept_job()."""
+def submit_asked(
+    kind: str, options: dict[str, Any], request: CommandOptions, spec: "type[Spec]", never: Sequence[str]
+) -> int:
+    """
+    Submit to a server (GANQ_API_URL), which checks the options; return the exit code.
+
+    Args:
+        never: fields that cannot be swept.
+
+    Raises:
+        SpecError: an option needs the job table, or the volume.
+    """
+    if request.dry_run:
+        raise SpecError("--dry-run is not possible with GANQ_API_URL", hint="run it on the server")
+    options = {name: value for name, value in options.items() if value is not None}
+    out = options.pop("out", None)
+    if out is not None and not request.wait:
+        raise SpecError("with GANQ_API_URL, --out needs --wait", hint="or later: ganq download JOB --out DIR")
+    changes = sweep.combinations(spec, request.sweep, options, never=never)
+    session, asked = open_session(), Asked(kind, options)
+    if request.sweep:
+        return submit_sweep(session, asked, request, changes)
+    return submit_job(session, asked, request, out=out)
+
+
+def submit_job(
+    session: Session,
+    spec: "Spec | Asked",
+    request: CommandOptions,
+    *,
+    after: Sequence[int] = (),
+    out: str | None = None,
+) -> int:
+    """
+    Submit one job; return the exit code. See ganq.submission.accept.accept_job().
+
+    Args:
+        out: folder to which the result is copied from the server when the job has ended.
+    """
     accepted = accept_job(session, spec, request, after=after)
     job = accepted.job
 
@@ -51,12 +91,17 @@ def submit_job(session: Session, spec: "Spec", request: CommandOptions, *, after
             as_json,
             f"ganq status {job.id} --watch, ganq logs {job.id} -f",
         )
-    return _wait(session, [job.id], request, as_json)
+    code = _wait(session, [job.id], request, as_json)
+    if out is not None and code == 0:
+        from pathlib import Path
+
+        session.download(session.queries.get(job.id), Path(out).expanduser().absolute(), None)
+    return code
 
 
 def submit_sweep(
     session: Session,
-    specs: "Sequence[Spec]",
+    specs: "Sequence[Spec] | Asked",
     request: CommandOptions,
     changes: Sequence[dict[str, Any]],
     *,
@@ -64,26 +109,27 @@ def submit_sweep(
 ) -> int:
     """Submit all jobs of a sweep; return the exit code. See ganq.submission.accept.accept_sweep()."""
     accepted = accept_sweep(session, specs, request, changes, after=after)
-    sweep, base = accepted.sweep, accepted.name
+    kind = specs.kind if isinstance(specs, Asked) else specs[0].kind
+    made, base = accepted.sweep, accepted.name
 
     def as_json() -> dict[str, Any]:
-        counts = session.queries.counts(sweep=sweep.id)
-        return {"sweep": sweep.id, "name": base, "jobs": list(sweep.job_ids), "states": counts}
+        counts = session.queries.counts(sweep=made.id)
+        return {"sweep": made.id, "name": base, "jobs": list(made.job_ids), "states": counts}
 
     def announce() -> None:
         if not request.as_json:
-            jobs = f"{output.count(len(specs), 'job')} of kind {specs[0].kind} {_accepted(accepted.known)}"
-            click.echo(f"sweep {sweep.id} ({base}): {jobs}, {sweep.job_ids[0]} to {sweep.job_ids[-1]}")
+            jobs = f"{output.count(len(made.job_ids), 'job')} of kind {kind} {_accepted(accepted.known)}"
+            click.echo(f"sweep {made.id} ({base}): {jobs}, {made.job_ids[0]} to {made.job_ids[-1]}")
 
-    with report_unwritten(f"sweep {sweep.id}"):
+    with report_unwritten(f"sweep {made.id}"):
         _report(
             request,
             announce,
-            lambda: notices_of(notify_for_many(session, sweep.job_ids)),
+            lambda: notices_of(notify_for_many(session, made.job_ids)),
             as_json,
             f"ganq status --sweep {base}, ganq wait --sweep {base}, ganq cancel --sweep {base}",
         )
-    return _wait(session, sweep.job_ids, request, as_json)
+    return _wait(session, made.job_ids, request, as_json)
 
 
 def _accepted(known: bool) -> str:

@@ -7,7 +7,7 @@ import click
 from cli.session import JOB, open_session
 from cli.submit import plan as plans
 from cli.submit import sweep
-from cli.submit.accept import submit_job, submit_sweep
+from cli.submit.accept import submit_asked, submit_job, submit_sweep
 from cli.submit.notify import notices_of
 from cli.submit.options import read_submit_options, submit_options
 from cli.submit.spec_options import given_only, spec_options
@@ -18,6 +18,7 @@ from cli.ui.params import RenamedChoice
 from ganq.submission import preflight
 from ganq.submission.accept import prerequisites
 from ganq.submission.train import absolute_paths, prepare
+from jobs.errors import SpecError
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
 from jobs.specs import FEATURE_NETWORKS, Augment, TrainSpec, check_name
 from storage.settings import Settings
@@ -169,6 +170,16 @@ def train(
         check_name(save_as)
     request = read_submit_options(options)
     settings = Settings.load()
+    if settings.api_url:
+        if save_as is not None:
+            raise SpecError("--save-as is not possible with GANQ_API_URL", hint="run it on the server")
+        return submit_asked(
+            "train",
+            {**given_only(options), "continue_from": source, "init_from": start},
+            request,
+            TrainSpec,
+            NEVER_SWEPT,
+        )
     given = absolute_paths(given_only(options))
     preflight.find_feature_network(given)
     changes = sweep.combinations(TrainSpec, request.sweep, given, never=NEVER_SWEPT)

@@ -260,11 +260,9 @@ def _summary(session: Session, job: Job, context: job_text.StatusContext) -> Ite
 
 def _queue_position_text(session: Session, job: Job, context: job_text.StatusContext) -> str:
     """Describe what a job that is ready to run is waiting for."""
-    from storage.db.quotas import Quotas
-
     ahead = session.queries.queue_position(job)
     text = "next" if ahead == 0 else f"{output.count(ahead, 'job')} ahead"
-    full = Quotas(session.database).full_for(job.user, job.queue)
+    full = session.quotas.full_for_job(job)
     if full is not None:
         limit = f"{full.scope} {full.name}: {full.running} running, limit {full.max_running}"
         text += f", when its limit permits: {limit}   (ganq limit)"

@@ -1,0 +1,208 @@
+"""Send data sets to a server: by content, only what it lacks, resumable."""
+
+import hashlib
+import io
+import os
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ganq.notices import report
+from ganq.remote.api import Api
+from ganq.remote.files import until_done
+from jobs.errors import GanqError, NotFoundError, SpecError, StorageError
+
+PATHS = ("data", "path", "subject", "init_netg", "init_netd", "feature_network")
+BUNDLE = 16 << 20
+BUNDLED = 1 << 20
+"""Files up to this size are sent together."""
+PIECE = 8 << 20
+TOLD_EVERY_S = 5.0
+SERVER = "server:"
+"""Prefix of a path of the server."""
+FEATURE_NETWORKS = ("effnet-lite0", "random")
+
+
+def on_server(api: Api, name: str, value: Any) -> Any:
+    """
+    Return an option as the server takes it: a local path is uploaded.
+
+    Raises:
+        NotFoundError: there is no such path here.
+        SpecError: it is neither a folder nor a file.
+    """
+    if name not in PATHS or not isinstance(value, str | os.PathLike):
+        return value
+    text = os.fspath(value)
+    if text.startswith(SERVER):
+        return text.removeprefix(SERVER)
+    if text.startswith("dataset:") or (name == "feature_network" and text in FEATURE_NETWORKS):
+        return text
+    path = Path(text).expanduser()
+    if path.exists():
+        return upload(api, path)
+    if name == "subject" and "/" not in text:
+        return text  # a job
+    raise NotFoundError(
+        f"there is no {path.absolute()} on this machine",
+        hint=f"{SERVER}{path.absolute()} names a path of the server",
+    )
+
+
+def upload(api: Api, path: Path) -> str:
+    """
+    Send what the server lacks of a folder or a file; return what names it in a submission.
+
+    Raises:
+        StorageError: a file cannot be read.
+        GanqError: that of the server.
+    """
+    files = {path.name: path} if path.is_file() else dict(_files(path))
+    if not files:
+        raise SpecError(f"{path} contains no files", hint="give a folder, zip or tar of images")
+    sizes = {name: file.stat().st_size for name, file in files.items()}
+    teller = Teller(f"upload of {path.name}", sum(sizes.values()))
+    known = {name: _hash(file) for name, file in files.items()}
+    listing: dict[str, Any] = {
+        "files": [{"path": name, "bytes": sizes[name], "sha256": known[name]} for name in files]
+    }
+    if path.is_file():
+        listing["file"] = True
+    of_hash = {known[name]: files[name] for name in files}
+    while True:
+        answer = api.repeated(lambda: api.post("/datasets", listing))
+        if answer["complete"]:
+            teller.end()
+            return str(answer["data"])
+        wanted = [of_hash[sha256] for sha256 in answer["missing"]]
+        lacking = sum(file.stat().st_size for file in wanted)
+        teller.begin(teller.total - lacking if answer["missing_count"] == len(wanted) else 0)
+        _send(api, {sha256: of_hash[sha256] for sha256 in answer["missing"]}, teller)
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not any(part.startswith(".") for part in name.split("/")):
+            yield name, path
+
+
+def _hash(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as exc:
+        raise StorageError(f"{path} cannot be read: {(exc.strerror or str(exc)).lower()}") from exc
+
+
+def _send(api: Api, files: dict[str, Path], teller: "Teller") -> None:
+    """Send files, small ones together; the next bundle is read while one is on its way."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as sender:
+        waiting = None
+        for bundle, size in _bundles(files):
+            if waiting is not None:
+                waiting.result()
+            waiting = sender.submit(_send_bundle, api, bundle, size, teller)
+        if waiting is not None:
+            waiting.result()
+    for sha256, path in files.items():
+        if path.stat().st_size > BUNDLED:
+            send_file(api, sha256, path, teller.add)
+
+
+def _bundles(files: dict[str, Path]) -> Iterator[tuple[bytes, int]]:
+    data, size = io.BytesIO(), 0
+    for sha256, path in files.items():
+        content = path.read_bytes() if path.stat().st_size <= BUNDLED else None
+        if content is None:
+            continue
+        entry = tarfile.TarInfo(sha256)
+        entry.size = len(content)
+        data.write(entry.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512))
+        size += len(content)
+        if data.tell() >= BUNDLE:
+            yield data.getvalue() + bytes(1024), size
+            data, size = io.BytesIO(), 0
+    if data.tell():
+        yield data.getvalue() + bytes(1024), size
+
+
+def _send_bundle(api: Api, bundle: bytes, size: int, teller: "Teller") -> None:
+    def once() -> bool:
+        api.send("POST", "/blobs", content=bundle, headers={"Content-Type": "application/x-tar"})
+        return True
+
+    until_done(once, lambda: None)
+    teller.add(size)
+
+
+def send_file(api: Api, sha256: str, path: Path, sent: Callable[[int], None]) -> None:
+    """
+    Send a large file in pieces, from where the last attempt ended.
+
+    Raises:
+        GanqError: that of the server, e.g. if the file changes while it is sent.
+    """
+    total = path.stat().st_size
+    offset = -1
+
+    def rest() -> bool:
+        nonlocal offset
+        found = api.get(f"/blobs/{sha256}")
+        arrived = int(found["offset"])
+        sent(arrived - max(offset, 0))
+        offset = arrived
+        with open(path, "rb") as file:
+            while not found["complete"]:
+                file.seek(offset)
+                data = file.read(PIECE)
+                headers = {"Content-Type": "application/octet-stream"}
+                headers["Content-Range"] = f"bytes {offset}-{offset + len(data) - 1}/{total}"
+                try:
+                    answer = api.send("PUT", f"/blobs/{sha256}", content=data, headers=headers)
+                except GanqError as exc:
+                    if exc.code == "WRONG_OFFSET":  # another upload of the same file
+                        return False
+                    raise
+                found = answer.json()
+                sent(int(found["offset"]) - offset)
+                offset = int(found["offset"])
+        return True
+
+    until_done(rest, lambda: offset)
+
+
+class Teller:
+    """Say from time to time how far an upload is, and how long it will take."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total = what, total
+        self.done = self.first = 0
+        self.began = self.said = time.monotonic()
+
+    def begin(self, done: int) -> None:
+        """Begin to send; `done` bytes are there already."""
+        self.done = self.first = done
+        self.began = time.monotonic()
+
+    def add(self, size: int) -> None:
+        """Count bytes that have arrived."""
+        self.done += size
+        now = time.monotonic()
+        if now - self.said >= TOLD_EVERY_S:
+            from storage.status.units import duration
+            from storage.status.units import size as in_words
+
+            self.said = now
+            rate = (self.done - self.first) / (now - self.began)
+            left = f", {duration((self.total - self.done) / rate)} left" if rate > 0 else ""
+            report([f"{self.what}: {in_words(self.done)} of {in_words(self.total)}{left}"])
+
+    def end(self) -> None:
+        """Say that it is complete, if anything was said."""
+        if self.said > self.began:
+            report([f"{self.what}: complete"])

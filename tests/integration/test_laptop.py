@@ -1,0 +1,498 @@
+"""A machine that sees only a server's port: commands, `import ganq`, uploads and downloads."""
+
+import hashlib
+import http.client
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from browser.serving import Server, environment
+from browser.world import World
+from chaos.proxy import Proxy
+
+import ganq
+from jobs.errors import (
+    ForbiddenError,
+    InvalidTransitionError,
+    JobNotFoundError,
+    ServerUnavailableError,
+    SpecError,
+    SubmitKeyReusedError,
+    UnauthenticatedError,
+)
+from storage.db.tokens import Role, Tokens
+
+if TYPE_CHECKING:
+    from storage.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Laptop:
+    """A home of its own, and the address of a server."""
+
+    env: dict[str, str]
+
+    def __call__(self, *args: object, code: int = 0) -> str:
+        """Run a command; return what it printed."""
+        done = self.run(*args)
+        assert done.returncode == code, (args, done.returncode, done.stderr)
+        return done.stdout
+
+    def run(self, *args: object) -> "subprocess.CompletedProcess[str]":
+        done = subprocess.run(
+            self.command(*args),
+            env=self.env,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=60,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr
+        return done
+
+    def command(self, *args: object) -> list[str]:
+        return [sys.executable, "-P", "-m", "cli.main", *map(str, args)]
+
+
+@pytest.fixture
+def world(settings: "Settings") -> Iterator[World]:
+    made = World(settings)
+    made.database.require_schema()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def server(world: World) -> Iterator[Server]:
+    started = Server(environment(world.settings), ("--port", "0", "--allow-changes")).start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def token(world: World) -> str:
+    return Tokens(world.database).create("ada", Role.SUBMITTER, None)[1]
+
+
+@pytest.fixture
+def laptop(server: Server, token: str, tmp_path: Path) -> Laptop:
+    return laptop_of(server.base, token, tmp_path)
+
+
+def laptop_of(url: str, token: str, tmp_path: Path) -> Laptop:
+    home = tmp_path / "laptop"
+    home.mkdir(exist_ok=True)
+    (home / "token").write_text(token + "\n")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GANQ_")}
+    # No database, no Redis, no volume: what is not there must not be asked for.
+    env |= {"GANQ_HOME": str(home), "GANQ_DATABASE_URL": "sqlite:////nowhere/ganq.db"}
+    env |= {"GANQ_REDIS_URL": "redis://127.0.0.1:1/0", "GANQ_VOLUME": "/nowhere"}
+    return Laptop({**env, "GANQ_API_URL": url, "GANQ_API_TOKEN_FILE": str(home / "token")})
+
+
+@pytest.fixture
+def client(server: Server, token: str) -> Iterator[ganq.Client]:
+    with ganq.connect(server.base, token=token) as client:
+        yield client
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    for number in range(70):
+        (folder / ("more" if number % 2 else ".") / f"{number}.png").write_bytes(f"image {number}".encode())
+    return folder
+
+
+def model_of(world: World) -> int:
+    job = world.submit("model")
+    world.begin(job, state="succeeded", result={"epoch": 24})
+    world.add_checkpoint(job, 24, 0.5)
+    return job
+
+
+def blobs(world: World) -> list[Path]:
+    return [path for path in (world.volume.root / "uploads" / "blobs").rglob("*") if path.is_file()]
+
+
+def kept(folder: Path) -> dict[str, bytes]:
+    """The files of a result by name."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+# --- commands ---------------------------------------------------------------------------------
+
+
+def test_the_commands_work_as_at_home(laptop: Laptop, world: World, pictures: Path) -> None:
+    assert "no jobs yet" in laptop("status")
+    done = laptop.run("submit", "train", "--data", pictures, "--name", "faces", "--hold")
+    assert "job 1 (faces): train accepted, held" in done.stdout
+    assert "no worker is running" in done.stderr
+
+    row = json.loads(laptop("status", "faces", "--json"))
+    data = Path(row["spec"]["data"])
+    assert data.is_relative_to(world.volume.root / "uploads")
+    assert kept(data) == kept(pictures)
+    assert row["user"] == "ada"
+
+    before = {path: path.stat().st_mtime_ns for path in blobs(world)}
+    assert len(before) == 70
+    (pictures / "more" / "new.png").write_bytes(b"one more")
+    laptop("submit", "train", "--data", pictures, "--sweep", "seed=0-1", "--name", "r")
+    added = set(blobs(world)) - set(before)
+    assert len(added) == 1
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+    assert "job 1 (faces): released" in laptop("release", "faces")
+    assert "job 1 (faces): held" in laptop("pause", "1")
+    assert "job 1 (faces): released" in laptop("resume", "--all", "--yes")
+    assert "job 1 (faces): held" in laptop("hold", "1")
+    assert "priority 7" in laptop("set", "faces", "--priority", "7", "--name", "new")
+    laptop("set", "new", "--label", "project=avatars", "--note", "the good one")
+    assert [one["id"] for one in json.loads(laptop("status", "--label", "project", "--json"))] == [1]
+    assert "the good one" in laptop("status", "new")
+    assert laptop("wait", "new", "--timeout", "0.2", code=124) == ""
+    assert "job 1 (new): cancelled" in laptop("cancel", "new")
+    assert "job 4 (new): submitted as a retry of job 1" in laptop("retry", "1")
+    listed = json.loads(laptop("status", "--json", "--all"))
+    assert [one["name"] for one in listed] == ["new", "r-seed-1", "r-seed-0", "new"]
+    assert [one["id"] for one in json.loads(laptop("status", "--sweep", "r", "--json"))] == [3, 2]
+    assert "by=ada" in laptop("events", "1")
+    assert "via=api" in laptop("events", "1")
+    assert "in the queue" in laptop("status", "4")
+    assert laptop("workers").startswith("no workers")
+    assert "generate accepted" in laptop("submit", "generate", "--from", "4", "--count", "4")
+    assert ", begins " in laptop("submit", "train", "--data", pictures, "--begin", "now+2h")
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_what_needs_the_table_or_a_path_says_so(laptop: Laptop, world: World, tmp_path: Path) -> None:
+    assert "the files are on the server" in laptop.run("gc").stderr
+    for args in (("limit",), ("token", "list"), ("usage",)):
+        said = laptop.run(*args)
+        assert (said.returncode, "GANQ_API_URL" in said.stderr) == (2, True), (args, said.stderr)
+    said = laptop.run("submit", "train", "--data", tmp_path / "nope")
+    assert said.returncode == 3
+    assert f"server:{tmp_path / 'nope'}" in said.stderr
+    assert "needs --wait" in laptop.run("submit", "generate", "--count", "4", "--out", "x").stderr
+    assert "--dry-run" in laptop.run("submit", "generate", "--count", "4", "--dry-run").stderr
+    assert laptop.run("status", "nope").returncode == 3
+    laptop.env["GANQ_API_TOKEN_FILE"] = str(tmp_path / "none")
+    assert "GANQ_API_TOKEN_FILE cannot be read" in laptop.run("status").stderr
+    del laptop.env["GANQ_API_TOKEN_FILE"]
+    assert "there is no token" in laptop.run("status").stderr
+    laptop.env["GANQ_API_TOKEN"] = "ganq_x"
+    assert "no token of ganq" in laptop.run("status").stderr
+    laptop.env["GANQ_API_URL"] = "ftp://x"
+    assert "is not the URL of a server" in laptop.run("status").stderr
+
+
+def test_a_path_of_the_server_and_an_archive(
+    laptop: Laptop, world: World, pictures: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    archive = shutil.make_archive(str(tmp_path / "faces"), "zip", pictures)
+    laptop("submit", "train", "--data", archive, "--batch", "16")
+    laptop("submit", "train", "--data", f"server:{pictures}")
+    first, second = (json.loads(laptop("status", job, "--json"))["spec"]["data"] for job in (1, 2))
+    assert Path(first).name == "faces.zip"
+    assert Path(first).read_bytes() == Path(archive).read_bytes()
+    assert second == str(pictures)
+
+
+# --- results ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["png", "tar", "npz"])
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_a_download_has_the_bytes_of_the_volume(
+    laptop: Laptop, client: ganq.Client, world: World, tmp_path: Path, format: str
+) -> None:
+    from storage.results.reader import names_of_result
+
+    made = world.images("made", model_of(world), count=50, format=format, scored=True)
+    folder = world.volume.attempt(made, 1)
+    assert laptop("download", made, "--out", tmp_path / "out").strip() == str(tmp_path / "out")
+    known = {
+        name: data for name, data in kept(folder).items() if name.partition("/")[0] in names_of_result(folder)
+    }
+    assert kept(tmp_path / "out") == known
+    laptop("download", made, "--out", tmp_path / "out")  # the same again is fine
+    laptop("download", made, "--out", tmp_path / "grids", "--only", "grids")
+    assert {name.partition("/")[0] for name in kept(tmp_path / "grids")} == {"grids"}
+    laptop("download", made, "--out", tmp_path / "best", "--only", "best")
+    images = list(client.job(made).images())
+    best = max(images, key=lambda image: image.score or 0.0)
+    assert hashlib.sha256(next(iter(kept(tmp_path / "best").values()))).hexdigest() == best.sha256
+    assert len(images) == 50
+    assert hashlib.sha256(images[7].to_bytes()).hexdigest() == images[7].sha256
+    assert images[7].to_numpy().shape == (32, 32, 3)
+    other = world.images("other", 1, count=20, format=format)
+    said = laptop.run("download", other, "--out", tmp_path / "out")
+    assert said.returncode == 1
+    assert "nothing there was touched" in said.stderr
+    assert kept(tmp_path / "out") == known
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_a_download_that_is_killed_or_cut_off_goes_on_where_it_ended(
+    server: Server, token: str, world: World, tmp_path: Path
+) -> None:
+    made = world.images("made", model_of(world), count=3000, format="png")
+    proxy = Proxy(server.port)
+    try:
+        laptop = laptop_of(f"http://127.0.0.1:{proxy.port}", token, tmp_path)
+        proxy.delay_s = 0.02
+        out = tmp_path / "out"
+        process = subprocess.Popen(
+            laptop.command("download", made, "--out", out), env=laptop.env, stderr=subprocess.PIPE, cwd=ROOT
+        )
+        wait_for(lambda: (out / ".ganq-partial").exists())
+        process.kill()
+        process.communicate()
+        arrived = len(kept(out))
+        assert 1000 <= arrived < 3000
+        first = next((out / "images").iterdir())
+        then = first.stat().st_mtime_ns
+        process = subprocess.Popen(
+            laptop.command("download", made, "--out", out), env=laptop.env, stderr=subprocess.PIPE, cwd=ROOT
+        )
+        wait_for(lambda: len(os.listdir(out / "images")) > arrived + 100)
+        proxy.cut()  # the network is gone for a while
+        time.sleep(2)
+        proxy.heal()
+        proxy.delay_s = 0.0
+        said = process.communicate(timeout=60)[1].decode()
+        assert process.returncode == 0, said
+        assert "trying again" in said
+        assert first.stat().st_mtime_ns == then  # what had arrived was not fetched again
+    finally:
+        proxy.close()
+    assert kept(out / "images") == kept(world.volume.attempt(made, 1) / "images")
+    assert not (out / ".ganq-partial").exists()
+
+
+def wait_for(condition: Callable[[], bool], within_s: float = 30.0) -> None:
+    end = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_a_log_is_followed_over_a_restart_of_the_server(laptop: Laptop, server: Server, world: World) -> None:
+    job = world.submit("t")
+    world.begin(job)
+    world.log(job, b"one\ntwo\n")
+    command = laptop.command("logs", job, "-f", "-n", "1")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=laptop.env, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "two\n"
+        with open(world.volume.attempt(job, 1) / "log.txt", "ab") as file:
+            file.write(b"three\n")
+            file.flush()
+            assert process.stdout.readline() == "three\n"
+            server.stop(kill=True)
+            file.write(b"four\n")
+            file.flush()
+            assert "trying again" in process.stderr.readline()
+            server.again()
+            assert process.stdout.readline() == "four\n"
+            file.write(b"five\nand no end")
+        world.set(job, state="failed", error_code="CRASH_LOOP", lease_token=None)
+        assert process.stdout.read() == "five\nand no end\n"
+        assert process.wait(20) == 0
+    assert laptop("logs", job) == "one\ntwo\nthree\nfour\nfive\nand no end\n"
+    assert laptop("logs", job, "-n", "2") == "five\nand no end\n"
+
+
+# --- uploads ----------------------------------------------------------------------------------
+
+
+def send(
+    server: Server, method: str, path: str, data: bytes = b"", token: str | None = None, **headers: str
+) -> tuple[int, Any]:
+    line = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    line.request(
+        method, f"/api/v1{path}", data, {"Authorization": f"Bearer {token or server.token}", **named}
+    )
+    answer = line.getresponse()
+    found = json.loads(answer.read())
+    line.close()
+    return answer.status, found
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_a_file_arrives_in_parts_and_its_hash_is_checked(server: Server, world: World, token: str) -> None:
+    data = os.urandom(3_000_000)
+    sha256 = hashlib.sha256(data).hexdigest()
+    path = f"/blobs/{sha256}"
+
+    def part(first: int, last: int, content: bytes | None = None) -> tuple[int, Any]:
+        body = data[first:last] if content is None else content
+        return send(server, "PUT", path, body, token, Content_Range=f"bytes {first}-{last - 1}/{len(data)}")
+
+    assert send(server, "GET", path)[1] == {"sha256": sha256, "complete": False, "offset": 0}
+    assert part(0, 1_000_000)[0] == 202
+    assert part(500_000, 600_000) == (409, part(0, 5)[1])  # not where the last part ended
+    assert send(server, "GET", path)[1]["offset"] == 1_000_000
+    status, said = part(1_000_000, len(data), b"x" * 2_000_000)
+    assert (status, said["code"]) == (400, "WRONG_SHA256")
+    assert send(server, "GET", path)[1]["offset"] == 0
+    head = f"PUT /api/v1{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n"
+    import socket
+
+    with socket.create_connection(("127.0.0.1", server.port)) as line:  # it ends midway
+        line.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data[:1_500_000])
+    wait_for(lambda: send(server, "GET", path)[1]["offset"] == 1_500_000)
+    assert part(1_500_000, len(data))[0] == 201
+    assert send(server, "PUT", path, data, token)[0] == 200  # it is there already
+    assert [one.read_bytes() for one in blobs(world)] == [data]
+    viewer = Tokens(world.database).create("vera", Role.VIEWER, None)[1]
+    assert send(server, "PUT", path, data, viewer)[1]["code"] == "FORBIDDEN"
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_a_listing_or_a_bundle_that_lies_is_refused(server: Server, world: World, token: str) -> None:
+    good = {"path": "a.png", "bytes": 1, "sha256": hashlib.sha256(b"a").hexdigest()}
+    kind = {"Content_Type": "application/json"}
+
+    def create(files: Any, **more: Any) -> tuple[int, Any]:
+        return send(server, "POST", "/datasets", json.dumps({"files": files, **more}).encode(), token, **kind)
+
+    for path in ("../a", "/etc/a", "a/../b", "", "a//b", ".", "a\x00", "x" * 300, "a\n"):
+        assert create([{**good, "path": path}])[0] == 400, path
+    for wrong in ({"bytes": -1}, {"bytes": True}, {"sha256": "abc"}, {"path": 5}, {"size": 4}):
+        assert create([{**good, **wrong}])[0] == 400, wrong
+    for files in ([], "x", [5], [good, good]):
+        assert create(files)[0] == 400, files
+    status, said = create([{**good, "bytes": 10**18}])
+    assert (status, said["code"]) == (507, "DISK_FULL")
+    assert "free" in said["detail"]
+    bundle = io.BytesIO()
+    with tarfile.open(fileobj=bundle, mode="w") as archive:
+        entry = tarfile.TarInfo(good["sha256"])  # type: ignore[arg-type]
+        entry.size = 1
+        archive.addfile(entry, io.BytesIO(b"b"))
+    assert send(server, "POST", "/blobs", bundle.getvalue(), token)[1]["code"] == "WRONG_SHA256"
+    assert send(server, "POST", "/blobs", b"no tar" * 200, token)[0] == 400
+    assert blobs(world) == []
+    assert create([good])[1]["missing"] == [good["sha256"]]
+    assert send(server, "PUT", f"/blobs/{good['sha256']}", b"a", token)[0] == 201
+    assert create([{**good, "bytes": 2}])[0] == 400
+    status, made = create([good], file=True)
+    assert (status, made["data"]) == (201, f"dataset:{made['dataset']}/a.png")
+    for data in ("dataset:" + "0" * 32, f"dataset:{made['dataset']}/..", f"dataset:{made['dataset']}/b"):
+        body = json.dumps({"kind": "train", "data": data}).encode()
+        assert send(server, "POST", "/jobs", body, token, **kind)[0] == 404, data
+
+
+# --- import ganq ------------------------------------------------------------------------------
+
+
+def test_the_same_class_speaks_to_a_server(client: ganq.Client, world: World, pictures: Path) -> None:
+    model = model_of(world)
+    training = client.train(data=pictures, name="faces", hold=True, epochs=3)
+    assert (training.state, training.status, training.spec["epochs"]) == ("queued", "held", 3)
+    job = client.generate(model, count=8, seed=7, submit_key="night")
+    assert client.generate(model, count=8, seed=7, submit_key="night") == job
+    with pytest.raises(SubmitKeyReusedError, match="count is 8, not 9"):
+        client.generate(model, count=9, seed=7, submit_key="night")
+    spec = ganq.GenerateSpec.create(source=model, count=12, seed=7)
+    seven = client.submit(spec, name="seven")
+    assert seven.spec == spec.to_json()
+    swept = client.sweep("generate", {"seed": range(3)}, source=model, count=4, name="s")
+    assert [one.name for one in swept.jobs] == ["s-seed-0", "s-seed-1", "s-seed-2"]
+    generations = {job.id, seven.id, *(one.id for one in swept.jobs)}
+    assert {one.id for one in client.jobs(kind="generate", since="1h")} == generations
+    assert client.jobs(limit=1).__next__().id == swept.jobs[-1].id
+    assert training.release().status == "queued"
+    assert training.set(priority=5, name="other").name == "other"
+    assert client.job("other") == training
+    assert training.cancel().state == "cancelled"
+    again = training.retry()
+    assert (again.state, again.name) == ("queued", "other")
+    assert [event.type for event in again.events()] == ["submitted"]
+    assert client.job(model).checkpoints[0].epoch == 24
+    with pytest.raises(TimeoutError):
+        again.wait(0.1)
+    with pytest.raises(InvalidTransitionError):
+        training.hold()
+    with pytest.raises(JobNotFoundError):
+        client.job("nope")
+    with pytest.raises(SpecError, match="cuont") as caught:
+        client.generate(model, cuont=4)
+    assert "count" in str(caught.value.hint)
+    his = world.submit("his", user="bob")
+    with pytest.raises(ForbiddenError, match="belongs to bob"):
+        client.job(his).cancel()
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_a_server_that_is_away_or_is_something_else_is_said(
+    world: World, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ganq.remote.api.RETRIED_AFTER_S", (0.01,))
+    with ganq.connect(server.base, token="ganq_00_x") as client, pytest.raises(UnauthenticatedError):
+        client.job(1)
+    server.stop()
+    with (
+        ganq.connect(server.base, token="t") as client,
+        pytest.raises(ServerUnavailableError, match="does not answer"),
+    ):
+        client.job(1)
+    import http.server
+    import threading
+
+    class Other(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302 if "/jobs/2" in self.path else 200)
+            self.send_header("Location", "https://elsewhere.example/")
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<html>welcome</html>")
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    other = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other)
+    threading.Thread(target=other.serve_forever, daemon=True).start()
+    try:
+        with ganq.connect(f"http://127.0.0.1:{other.server_port}", token="t") as client:
+            with pytest.raises(ganq.GanqError, match="does not answer as the REST API"):
+                client.job(1)
+            with pytest.raises(ganq.GanqError, match="redirects to https://elsewhere"):
+                client.job(2)
+    finally:
+        other.shutdown()
+        other.server_close()
+
+
+def test_connecting_to_a_server_loads_neither_torch_nor_celery(server: Server, token: str) -> None:
+    program = (
+        f"import ganq, sys; list(ganq.connect({server.base!r}, token={token!r}).jobs()); print(*sys.modules)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True, cwd=ROOT, env=env
+    )
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert loaded.isdisjoint({"torch", "celery", "redis", "PIL", "numpy"})
