@@ -20,7 +20,7 @@ from benchmarks.neighbours import Watch
 
 NAMES = (
     "startup", "dispatch", "throughput", "crowd", "million", "memory", "generate", "workers", "warm", "train",
-    "gpu", "web",
+    "gpu", "web", "api",
 )  # fmt: skip
 
 QUICK_ROUNDS = 2
