@@ -32,7 +32,8 @@ def require_enough(images: Mapping[str, int]) -> None:
         more = f" ({len(few) - 1} more like it)" if len(few) > 1 else ""
         raise DatasetError(
             f"the class {name[:80]!r} has {count or 'no'} image{'s' if count != 1 else ''}{more}",
-            hint="add images, or move its folder out of the data set: a single one can only be copied",
+            hint="add images, or move its folder out of the data set: a single one can only be copied; "
+            "images that another class has, too, are left out without --keep-duplicates",
         )
 
 

@@ -33,8 +33,8 @@ def diversity(real_ND: Tensor, generated_MD: Tensor) -> float:
     )
     if within_real <= 0:
         raise NotMeasurableError(
-            "most images of the data set have an exact duplicate in it",
-            hint="ganq dataset check names them; keep one of each",
+            "most images of the data set look exactly like another one in it",
+            hint="ganq dataset check names equal files, and images that are nearly black",
         )
     return within_generated / within_real
 

@@ -297,8 +297,10 @@ class _Source:
             index = read_index(volume.dataset(fingerprint))
             if index is None:
                 continue
+            # Another white level makes other pixels, which the plain fingerprint does not tell.
             mine = fingerprint == self.marked or (
-                not self.relabelled and index.get("reader", 1) >= self.reading.reader
+                not (self.relabelled or self.reading.white_level)
+                and index.get("reader", 1) >= self.reading.reader
             )
             if mine:
                 cached = open_cached(volume, fingerprint, progress=progress, damaged=damaged)
@@ -402,7 +404,7 @@ def _build(volume: Volume, source: _Source, max_skip: float, workers: int, progr
     skipped: list[Skipped] = []
     used: list[int] = []
     checksums = BlockChecksums()
-    found, changed = Summary(), source.relabelled
+    found, changed = Summary(), source.relabelled or source.reading.white_level > 0
     try:
         temp.mkdir()
         with open(temp / IMAGES, "xb") as file:

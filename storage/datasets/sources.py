@@ -320,7 +320,7 @@ class _FolderScan:
             listing._take(name, None if inside else "link out of the folder")
         elif listing.reader == 1:
             listing.skipped.append(Skipped(name, "link to a folder: links are not followed", images=0))
-        elif target in way or target in self._followed or target == self.real_root:
+        elif target in way or target in self._followed or self._is_walked(target):
             listing.skipped.append(Skipped(name, "link to a folder that is read already", images=0))
         elif inside:
             self._followed.add(target)
@@ -328,6 +328,11 @@ class _FolderScan:
         else:
             lost = _count_images(target)
             listing.skipped.append(Skipped(name, "link out of the folder", f"to {target}", images=lost))
+
+    def _is_walked(self, target: str) -> bool:
+        """Return whether the walk reads this folder under its own name, as all but hidden ones."""
+        inside = os.path.relpath(target, self.real_root)
+        return inside.split(os.sep, 1)[0] != ".." and not names.is_hidden(inside)
 
     def _labels(self) -> Iterator[tuple[str, str]]:
         """Yield the dataset.json at the root, and that in a single folder there."""

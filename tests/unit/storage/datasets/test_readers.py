@@ -320,6 +320,22 @@ def test_the_whole_range_of_16_bits_is_no_remark(tmp_path: Path) -> None:
     assert not [line for line in check(tmp_path).lines() if "--white-level" in line]
 
 
+def test_a_cache_of_another_white_level_is_not_taken(tmp_path: Path, volume: "Volume") -> None:
+    (tmp_path / "data").mkdir()
+    for i in range(2):
+        (tmp_path / "data" / f"{i}.png").write_bytes(encoded(deep(4095, i), "PNG"))
+    levels = (0, 4095, 2000, 0, 4095)
+    means = [
+        float(
+            open_images(
+                volume, str(tmp_path / "data"), 16, reading=Reading(white_level=level)
+            ).images_N3HW.mean()
+        )
+        for level in levels
+    ]
+    assert means[0] == means[3] < means[1] == means[4] < means[2]
+
+
 # --- nothing is lost in silence -----------------------------------------------------------------
 
 
@@ -349,6 +365,19 @@ def test_a_link_inside_the_folder_is_followed_and_a_circle_ends(tmp_path: Path, 
     assert images.classes == ("a", "cats")
     assert images.labels_N is not None
     assert images.labels_N.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_link_to_a_folder_beside_it_is_no_class_of_its_own(tmp_path: Path, volume: "Volume") -> None:
+    for kind in ("blue", "red"):
+        (tmp_path / kind).mkdir()
+        for i in range(3):
+            (tmp_path / kind / f"{i}.png").write_bytes(png(10 * ord(kind[0]) + i))
+    (tmp_path / "alias").symlink_to("red")
+    images = open_images(volume, str(tmp_path), 16)
+    assert images.classes == ("blue", "red")
+    assert len(images) == 6
+    (left,) = scan(tmp_path).skipped
+    assert (left.name, left.reason, left.images) == ("alias", "link to a folder that is read already", 0)
 
 
 def test_a_folder_that_cannot_be_read_refuses_the_data_set(
