@@ -206,11 +206,6 @@ def check_training(spec: TrainSpec) -> "Listing":
             continue
         if not Path(weights).is_file():
             raise NotFoundError(f"{option}: the file {weights} does not exist", hint="check the path")
-        if not weights.lower().endswith(WEIGHT_SUFFIXES):
-            raise SpecError(
-                f"{option}: {weights} does not have the suffix of a weight file",
-                hint=f"expected: {', '.join(WEIGHT_SUFFIXES)}",
-            )
     return listing
 
 

@@ -23,6 +23,7 @@ from jobs.networks.layout import balanced_widths
 
 SEQUENTIAL = {"G": "Gene.", "D": "Discrim."}
 NETWORK = {"G": "generator", "D": "discriminator"}
+NETWORKS = {"G": "a generator", "D": "a discriminator"}
 WRAPPERS = ("module.", "_orig_mod.", "models.", "networks.")
 """Prefixes of keys by DataParallel, torch.compile and dictionaries of networks."""
 WIDEST_CHANNELS = 65_536  # far above any real network, so that a forged shape cannot allocate terabytes
@@ -209,7 +210,7 @@ def infer_architecture(
     """
     if _layers(netg, "D") and not _layers(netg, "G"):
         raise ForeignFileError(
-            f"{names[0]} holds a discriminator, and a generator is wanted here",
+            f"{names[0]} holds {kind_of(netg)}, and a generator is wanted here",
             hint="the generator comes first: ganq import NETG NETD --name NAME",
         )
     layers = _layers(netg, "G")
@@ -260,12 +261,24 @@ def _layers(tensors: Mapping[str, Tensor], which: Which) -> list[tuple[int, Tens
     return sorted(found, key=lambda layer: layer[0])
 
 
+def kind_of(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return what network keys are of, by their names and shapes; None if that cannot be told."""
+    keys = tuple(tensors)
+    for parts, kind in OTHERS:
+        if all(any(part in key for key in keys) for part in parts):
+            return kind
+    if _layers(tensors, "G"):
+        return NETWORKS["G"]
+    if any(tensor.dim() == 2 and min(tensor.shape) > 1 for tensor in tensors.values()):
+        return "a network with fully connected layers, as classifiers have"
+    return NETWORKS["D"] if _layers(tensors, "D") else None
+
+
 def _size(layers: list[tuple[int, Tensor]], name: str, which: Which, tensors: Mapping[str, Tensor]) -> int:
     """Return the side of the images, from the layers between 4×4 and the pixels, pixels last."""
     if not layers:
-        keys = tuple(tensors)
-        others = [kind for parts, kind in OTHERS if all(any(part in key for key in keys) for part in parts)]
-        why = f"it is of {others[0]}" if others else f"it has no key like {SEQUENTIAL[which]}0.weight"
+        kind = kind_of(tensors)
+        why = f"it is of {kind}" if kind else f"it has no key like {SEQUENTIAL[which]}0.weight"
         raise ForeignFileError(f"{name} does not hold a {NETWORK[which]}: {why}", hint=WANTED)
     kernel = layers[-1][1].shape[-1]
     doublings = len(layers) - 2

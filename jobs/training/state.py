@@ -17,7 +17,7 @@ from jobs.context import Snapshot
 from jobs.errors import CheckpointCorruptError, SpecError, TrainingDivergedError
 from jobs.networks.dcgan import AnyDiscriminator, AnyGenerator, Architecture
 from jobs.networks.layout import check_frozen
-from jobs.networks.weights import Which, select
+from jobs.networks.weights import NETWORK, NETWORKS, Which, kind_of, select
 from jobs.specs import TrainSpec, difference
 from jobs.training.augment import Ada
 from jobs.training.ema import Ema
@@ -80,11 +80,11 @@ class TrainState:
             SpecError: weights do not fit the network that the options describe.
         """
         if netg is not None:
-            _load(self.generator, _network(netg, "G"), "--init-netg")
+            _load(self.generator, _network(netg, "G", "--init-netg"), "--init-netg")
             if self.ema is not None:
                 self.ema.net.load_state_dict(self.generator.state_dict())
         if netd is not None:
-            _load(self.discriminator, _network(netd, "D"), "--init-netd")
+            _load(self.discriminator, _network(netd, "D", "--init-netd"), "--init-netd")
 
     def load_model(self, snapshot: Snapshot, arch: Architecture) -> bool:
         """
@@ -250,9 +250,20 @@ def _without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Ten
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _network(tensors: Mapping[str, Tensor], which: Which) -> Mapping[str, Tensor]:
-    """Return one network's weights out of a file that may contain both, with ganq's prefixes or without."""
-    return _without_prefix(f"{which}.", tensors) or select(tensors, which) or tensors
+def _network(tensors: Mapping[str, Tensor], which: Which, option: str) -> Mapping[str, Tensor]:
+    """
+    Return one network's weights out of a file that may contain both, with ganq's prefixes or without.
+
+    Raises:
+        SpecError: the file holds the other network alone.
+    """
+    found = _without_prefix(f"{which}.", tensors) or select(tensors, which)
+    if not found and (other := kind_of(tensors)):
+        raise SpecError(
+            f"{option}: the file holds {other}, and a {NETWORK[which]} is wanted",
+            hint="--init-netg takes the generator, --init-netd the discriminator",
+        )
+    return found or tensors
 
 
 def _flat(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -285,8 +296,10 @@ def _load(net: nn.Module, weights: Mapping[str, Tensor], option: str) -> None:
         net.load_state_dict(dict(weights))
     except RuntimeError as exc:
         first = str(exc).splitlines()[1].strip() if "\n" in str(exc) else str(exc)
+        other = kind_of(weights)
+        what = first[:160] if other in (None, *NETWORKS.values()) else f"they are of {other}"
         raise SpecError(
-            f"{option}: the weights do not fit the network: {first[:160]}",
+            f"{option}: the weights do not fit the network: {what}",
             hint="--size, --nz, --ngf, --ndf, --arch and --norm-d must be those it was trained with; "
             "for the tutorial's weights: --recipe dcgan or sngan",
         ) from exc

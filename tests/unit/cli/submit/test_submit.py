@@ -279,9 +279,9 @@ def test_a_relative_path_is_made_absolute(
     ganq: "Ganq", queries: "Queries", pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(pictures.parent)
-    weights = pictures.parent / "netg.pth"
+    weights = pictures.parent / "netg.ckpt"  # any suffix: the contents tell the format
     weights.touch()
-    assert ganq("submit", "train", "--data", "faces", "--init-netg", "netg.pth").code == 0
+    assert ganq("submit", "train", "--data", "faces", "--init-netg", "netg.ckpt").code == 0
     spec = queries.get(1).spec
     assert (spec["data"], spec["init_netg"]) == (str(pictures), str(weights))
 

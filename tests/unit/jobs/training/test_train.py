@@ -366,3 +366,12 @@ def test_starting_weights_of_another_network_are_refused(tmp_path: Path) -> None
     other = Architecture(size=16, nz=4, ngf=5).build_generator(0).state_dict()
     with pytest.raises(SpecError, match="--init-netg: the weights do not fit"):
         jobs.training.train.run(spec_of(init_netg="g"), context(tmp_path, start_weights={"g": other}))
+
+
+def test_starting_weights_that_are_no_generator_are_named_by_what_they_are(tmp_path: Path) -> None:
+    discriminator = Architecture(size=16, nz=4, ngf=3).build_discriminator(0).state_dict()
+    with pytest.raises(SpecError, match="--init-netg: the file holds a discriminator, and a generator is"):
+        jobs.training.train.run(spec_of(init_netg="g"), context(tmp_path, start_weights={"g": discriminator}))
+    stylegan = {"mapping.fc0.weight": torch.zeros(3, 3), "synthesis.b4.const": torch.zeros(3)}
+    with pytest.raises(SpecError, match="do not fit the network: they are of StyleGAN"):
+        jobs.training.train.run(spec_of(init_netg="g"), context(tmp_path, start_weights={"g": stylegan}))

@@ -273,6 +273,12 @@ def test_other_networks_are_named_by_what_they_are(keys: tuple[str, ...], said: 
         infer_architecture(network_keys({key: torch.zeros(3, 3) for key in keys}))
 
 
+def test_a_classifier_of_convolutions_and_linear_layers_is_no_discriminator() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 10))
+    with pytest.raises(ForeignFileError, match="holds a network with fully connected layers, as classifiers"):
+        infer_architecture(network_keys(net.state_dict()))
+
+
 def test_the_format_before_pytorch_1_6_loads(tmp_path: Path) -> None:
     state = SMALL.build_generator(1).state_dict()
     torch.save(state, tmp_path / "g.pth", _use_new_zipfile_serialization=False)
