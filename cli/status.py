@@ -34,6 +34,8 @@ COLUMNS = (
 STREAM_WIDTHS = (6, 20, 10, 8, 12, 28, 8, 12, 20, 12, 0, 0)
 RIGHT = ("ID", "RATE", "ETA", "AGE")
 DEFAULT_LIMIT = 20
+MAX_REASON = 72
+"""Characters of a failure's reason in the list; `ganq status JOB` and --json have all of it."""
 MAX_ID = 2**63 - 1
 STATES = [state.value for state in JobState]
 REFRESH_S = 1.0
@@ -205,12 +207,16 @@ def _row(job: "Job", context: Any, bars: bool, options: bool) -> list[str]:
     job = job_text.as_one(job, context)
     share = job_text.fraction(job)
     progress = job_text.progress(job)
+    warning = job_text.warning(job, context)
     if job.state is JobState.FAILED:
-        progress = " ".join(filter(None, (job.error_message or job.error_code,)))
+        progress = job.error_message or job.error_code or ""
+        progress = progress if len(progress) <= MAX_REASON else f"{progress[: MAX_REASON - 1].rstrip()}…"
     elif bars and share is not None and progress:
         progress = f"{job_text.bar(share)} {progress}"
     elif share is not None and progress and not job.state.terminal:
         progress = f"{progress} {share:.0%}"
+    if warning is not None and job.state is not JobState.FAILED:
+        progress = ", ".join(filter(None, (progress, warning.partition(":")[0])))
     return [
         str(job.id),
         job.name or "",

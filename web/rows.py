@@ -42,7 +42,8 @@ def as_row(job: Job, around: StatusContext) -> Facts:
     look = tone(job, around)
     so_far = job_text.progress_facts(job)
     stamp = f"{job.attempt}-{so_far.get('epoch') or ''}-{job.state}"
-    reason = job.error_message if job.state is JobState.FAILED or look == "waiting" else None
+    failed = job.state is JobState.FAILED or look == "waiting"
+    reason = job.error_message if failed else job_text.warning(job, around)
     return {
         **job_text.as_json(job, around),
         "tone": look,

@@ -105,6 +105,7 @@ def as_json(session: Session, job_id: int) -> dict[str, Any]:
         "log_tail": log_tail(session, job, LOG_LINES) if volume_error is None else [],
         "paths": {name: str(path) for name, path in paths.items()},
         "volume_error": volume_error,
+        **({"verdict": _verdict(session, job)} if job.kind == "train" else {}),
     }
 
 
@@ -337,9 +338,10 @@ def _verdict(session: Session, job: Job) -> str | None:
 
     if job.attempt == 0:
         return None
-    evaluations: list[dict[str, Any]] = []
-    with suppress(VolumeError):
-        evaluations = Metrics().read(session.volume_of(job), job.id, job.attempt)[1]
+    evaluations: list[dict[str, Any]] | None = None
+    if "deleted_at" not in (job.result or {}):
+        with suppress(VolumeError):
+            evaluations = Metrics().read(session.volume_of(job), job.id, job.attempt)[1]
     reasons: dict[str, str | None] = {"diverged": None, "collapsed": None}
     for event in session.queries.events(job.id):
         if event.type in reasons:

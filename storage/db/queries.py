@@ -341,6 +341,18 @@ class Queries:
         query = select(event).where(event.c.job_id == job_id, event.c.id > after_id).order_by(event.c.id)
         return self.database.read(lambda conn: [Event.from_row(row) for row in conn.execute(query)])
 
+    def instabilities(self, job_ids: Sequence[int]) -> dict[int, str]:
+        """Return 'diverged: …' or 'collapsed: …' of jobs whose last such event no rollback has followed."""
+        types = ("diverged", "collapsed", "rolled_back")
+        query = select(event).where(event.c.job_id.in_(job_ids), event.c.type.in_(types)).order_by(event.c.id)
+        found: dict[int, str] = {}
+        for one in self.database.read(lambda conn: [Event.from_row(row) for row in conn.execute(query)]):
+            if one.type == "rolled_back":
+                found.pop(one.job_id, None)
+            else:
+                found[one.job_id] = f"{one.type}: {(one.detail or {}).get('reason', 'see ganq events')}"
+        return found
+
     def attempts(self, job_id: int) -> list[dict[str, Any]]:
         """Return a job's attempts, oldest first, without their tokens."""
         query = select(attempt).where(attempt.c.job_id == job_id).order_by(attempt.c.number)

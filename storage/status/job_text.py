@@ -36,18 +36,22 @@ class StatusContext:
     unfinished_dependencies: Mapping[int, Sequence[int]] = field(default_factory=dict)
     parts: Mapping[int, ShardSummary] = field(default_factory=dict)
     labels: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    warnings: Mapping[int, str] = field(default_factory=dict)
+    """Why running trainings have diverged or collapsed; of those that have ended, the result says it."""
 
     @classmethod
     def of(cls, queries: Queries, jobs: Iterable[Job]) -> "StatusContext":
+        """Load the context of some jobs."""
         jobs = list(jobs)
         waiting = [job.id for job in jobs if job.state is JobState.QUEUED and job.blockers]
-        """Load the context of some jobs."""
+        training = [job.id for job in jobs if job.state is JobState.RUNNING and job.kind == "train"]
         return cls(
             now=queries.now(),
             workers={row.name: row for row in queries.workers()},
             unfinished_dependencies=queries.unfinished_dependencies(waiting) if waiting else {},
             parts=queries.shard_summaries(waiting) if waiting else {},
             labels=queries.labels_of([job.id for job in jobs]),
+            warnings=queries.instabilities(training) if training else {},
         )
 
 
@@ -226,6 +230,15 @@ def progress(job: Job) -> str:
     return f"{int(done):,}/{int(total):,} {unit}".rstrip()
 
 
+def warning(job: Job, context: StatusContext) -> str | None:
+    """Return 'diverged: …' or 'collapsed: …' of a job that is running or succeeded although it has."""
+    result = job.result or {}
+    if said := result.get("warning"):
+        return clean(said)
+    stopped = clean(result.get("stopped") or "")
+    return f"collapsed: {stopped}" if "collapsed" in stopped else context.warnings.get(job.id)
+
+
 def rate(job: Job) -> float | None:
     """Return images per second of a running job."""
     found = _number((job.progress or {}).get("rate"))
@@ -314,6 +327,7 @@ def as_json(job: Job, context: StatusContext) -> dict[str, Any]:
         "progress": progress_facts(job) or None,
         "fraction": fraction(job),
         "eta_seconds": eta(job),
+        "warning": warning(job, context),
         "result": job.result,
         "error": None
         if job.error_code is None
@@ -345,6 +359,8 @@ def changed_options(job: Job) -> dict[str, str]:
         recipe = RECIPES.get(str(job.spec.get("recipe")))
         defaults |= recipe.defaults if recipe is not None else {}
         defaults.pop("recipe", None)
+        if job.spec.get("reader") == kind.spec_class().of_new.get("reader"):
+            defaults |= kind.spec_class().of_new  # fields whose defaults are those of stored specs
     return {
         name: option_text(value)
         for name, value in job.spec.items()

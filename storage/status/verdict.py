@@ -10,7 +10,7 @@ COLLAPSED = 0.25
 
 
 def verdict(
-    evaluations: Sequence[Mapping[str, Any]],
+    evaluations: Sequence[Mapping[str, Any]] | None,
     *,
     diverged: str | None = None,
     collapsed: str | None = None,
@@ -20,16 +20,19 @@ def verdict(
     Return 'improving', 'flat since epoch N', 'collapsed', 'diverged' or 'too early to say', with the reason.
 
     Args:
-        evaluations: lines of metrics.jsonl with epoch, metric, spread and diversity, oldest first.
+        evaluations: lines of metrics.jsonl with epoch, metric, spread and diversity, oldest first; None if
+            they cannot be read.
         diverged, collapsed: why, by the events of the job; None if it has not.
 
     Returns:
-        None for a training that is not evaluated.
+        None for a training that is not evaluated, or whose evaluations cannot be read.
     """
     if diverged is not None:
         return f"diverged: {diverged}"
     if collapsed is not None:
         return f"collapsed: {collapsed}"
+    if evaluations is None:
+        return None
     known = [one for one in evaluations if _number(one.get("metric")) is not None]
     if not known:
         return None if (spec or {}).get("metric") == "none" else "too early to say: not evaluated yet"

@@ -615,6 +615,8 @@ def test_since_lists_recent_jobs_with_dates_and_changed_options(
     row = row_of(ganq("status", "--since", "7d"), 1)
     assert "lr-g=0.5" in row
     assert "beta1" not in row
+    assert "reader" not in row
+    assert "keep-duplicates" not in row
     assert re.search(r"\b20\d\d-\d\d-\d\d\b", row)
     assert "lr-g=0.5" not in ganq("status").out
 
@@ -628,6 +630,39 @@ def test_the_list_of_failed_jobs_has_their_reasons(
     assert "too many images are broken" in row_of(ganq("status", "--state", "failed"), 1)
 
 
+def test_a_training_that_diverged_or_collapsed_says_so_in_the_list(
+    ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
+    running, recovered, ended = (running_job_factory() for _ in range(3))
+    for lease in (running, recovered):
+        store.add_event(lease, "diverged", {"step": 7, "reason": "loss_d is about 10^9"})
+    store.add_event(recovered, "rolled_back", {"to_step": 4})
+    store.succeed(ended, {"epoch": 6, "warning": "collapsed: all images are equal"})
+    said = ganq("status")
+    assert "diverged" in row_of(said, running.job_id)
+    assert "diverged" not in row_of(said, recovered.job_id)
+    assert "collapsed" in row_of(said, ended.job_id)
+    told = {job["id"]: job["warning"] for job in ganq("status", "--json").json()}
+    assert told == {
+        running.job_id: "diverged: loss_d is about 10^9",
+        recovered.job_id: None,
+        ended.job_id: "collapsed: all images are equal",
+    }
+    assert ganq("status", running.job_id, "--json").json()["verdict"] == "diverged: loss_d is about 10^9"
+
+
+def test_a_long_reason_is_cut_in_the_list_and_whole_in_the_page_of_the_job(
+    ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
+) -> None:
+    from jobs.errors import DatasetError
+
+    reason = "too many images are broken: " + ", ".join(map(str, range(60)))
+    store.fail(running_job_factory(), DatasetError(reason))
+    assert "too many images are broken: 0, 1" in row_of(ganq("status"), 1)
+    assert len(row_of(ganq("status"), 1)) < 140
+    assert reason in ganq("status", 1).out
+
+
 def test_a_machine_without_the_volume_says_so_instead_of_no_results(
     ganq: "Ganq", settings: "Settings", trained: Callable[..., int]
 ) -> None:
@@ -638,6 +673,7 @@ def test_a_machine_without_the_volume_says_so_instead_of_no_results(
         assert f"this machine does not see the volume at {settings.volume}" in said.err
         assert "GANQ_VOLUME" in said.err
     assert "does not see the volume" in ganq("status", job_id).out
+    assert "not evaluated" not in ganq("status", job_id).out
     assert ganq("status", job_id).code == 0
 
 
