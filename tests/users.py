@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,35 @@ HIDEPID = ("unshare", "--mount", "sh", "-c", 'mount -t proc -o hidepid=2 proc /p
 """A command that runs another one where /proc hides the processes of other users, as hardened machines do."""
 
 
+OPENED = """
+set -e
+held=$(mktemp -d)
+mount --bind "$2" "$held"
+mount -t tmpfs -o mode=755 none "$1"
+mkdir -p "$2"
+mount --move "$held" "$2"
+rmdir "$held"
+shift 2
+exec "$@"
+"""
+
+
+def with_python() -> tuple[str, ...]:
+    """
+    A command that runs another one where every user can run this Python.
+
+    That of pyenv lies in a home that only its owner may enter: there, in a mount namespace, the home holds
+    nothing but Python.
+    """
+    python = Path(sys.base_prefix)
+    closed = [folder for folder in python.parents if not folder.stat().st_mode & 0o001]
+    return ("unshare", "--mount", "sh", "-c", OPENED, "sh", str(closed[-1]), str(python)) if closed else ()
+
+
 def account(uid: int, group: int) -> tuple[str, ...]:
     """A command that runs another one as this user, a member of this group, without any capability."""
     return (
+        *with_python(),
         *("setpriv", "--reuid", str(uid), "--regid", str(uid), "--groups", str(group)),
         *("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all"),
     )
