@@ -87,9 +87,19 @@ class Generator(nn.Module):
 
         given = read_options("generate", {"count": count, **options})
         spec = GenerateSpec.create(source=0, **{**given, "device": self.device.type})
-        with _unchanged_settings():
-            generation = Generation(spec, cast(Any, _Context(self._snapshot)))
-            return np.stack([image for batch in generation.pixels() for image in batch])
+        return np.stack(generate(self._snapshot, spec))
+
+
+def generate(snapshot: Snapshot, spec: GenerateSpec) -> "list[NDArray[np.uint8]]":
+    """
+    Return the images of a generation job with this spec, uint8 (H, W, 3) each.
+
+    Raises:
+        SpecError, CheckpointCorruptError: as the job would.
+    """
+    with _unchanged_settings():
+        generation = Generation(spec, cast(Any, _Context(snapshot)))
+        return [image for batch in generation.pixels() for image in batch]
 
 
 class _Context:

@@ -60,6 +60,7 @@ class GeneratedImage:
     pixels_HW3: "NDArray[np.uint8]"
     record: dict[str, Any] = field(default_factory=dict)  # seed, draw (the sample index), score
     output_index: int | None = None  # names the file; None: the number of images before this one
+    passport: dict[str, Any] | None = None  # from what it was made, for formats that can hold it
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ HELP = {
     "seed": "Random seed. Image i depends only on the checkpoint, the seed and i.",
     "noise_mean": "Mean of the latent distribution.",
     "noise_std": "Standard deviation of the latent distribution; smaller is less diverse.",
+    "passport": "Write into each PNG from what it was made, for `ganq remake`.",
     "grid": "Images per grid; 0: no grids.",
     "grid_pages": "Maximum number of grids.",
     "out": "Copy the result to this folder.",

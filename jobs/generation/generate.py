@@ -142,7 +142,7 @@ class Generation:
         if spec.reject is not None:
             self._calibrate(spec.reject)
         sink = sink or self.sink()
-        writer = _ResultWriter(sink, spec)
+        writer = _ResultWriter(sink, spec, self._passport() if spec.passport else None)
         chosen = self._batches() if spec.keep is None else self._best(spec.keep)
         with BackgroundWriter(writer.write, ahead=AHEAD) as background:
             for batch in chosen:
@@ -169,8 +169,15 @@ class Generation:
             **published,
         }
 
+    def _passport(self) -> dict[str, Any]:
+        """Return what the passports of all images have in common."""
+        build = devices.build_fingerprint(self.device, deterministic=self.spec.deterministic)
+        return {"checkpoint": self.ctx.model_sha256(), "spec": self.spec.choice(), "build": build}
+
     def pixels(self) -> "Iterator[NDArray[np.uint8] | list[NDArray[np.uint8]]]":
         """Yield the requested images, uint8 (H, W, 3) each, without writing them."""
+        if self.spec.reject is not None:
+            self._calibrate(self.spec.reject)
         for batch in self._batches():
             yield batch.pixels
 
@@ -336,8 +343,9 @@ def _by_block(ranges: tuple[tuple[int, int], ...], size: int) -> Iterator[tuple[
 class _ResultWriter:
     """Writes images to the sink and to the grid pages, in order."""
 
-    def __init__(self, sink: ImageSink, spec: GenerateSpec) -> None:
+    def __init__(self, sink: ImageSink, spec: GenerateSpec, passport: dict[str, Any] | None) -> None:
         self.sink = sink
+        self.passport = passport
         self.by_rank = spec.keep is not None
         self.written = 0
         self._first_HW3: NDArray[np.uint8] | None = None
@@ -352,7 +360,12 @@ class _ResultWriter:
 
     def write(self, batch: Batch) -> None:
         self.sink.add(
-            GeneratedImage(image_HW3, record, output_index=None if self.by_rank else record["draw"])
+            GeneratedImage(
+                image_HW3,
+                record,
+                output_index=None if self.by_rank else record["draw"],
+                passport=None if self.passport is None else {**self.passport, "index": record["draw"]},
+            )
             for image_HW3, record in zip(batch.pixels, batch.records, strict=True)
         )
         self.written += len(batch.records)

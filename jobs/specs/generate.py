@@ -1,5 +1,6 @@
 """The spec of a generation, and its division into shards."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -15,6 +16,12 @@ FRAMES_A_LEG = 60
 TAR_ABOVE = 100_000
 """Images; more become tar archives of 10,000 each, unless a format is given: a folder of millions is slow."""
 
+CHOOSING = (
+    *("seed", "micro_batch", "class_name", "noise_mean", "noise_std", "truncation", "reject"),
+    *("interpolate", "frames", "deterministic"),
+)
+"""Fields that choose, beside checkpoint and sample index, what an image shows."""
+
 LOSSY = ("jpeg", "webp")
 """Formats that can be lossy, and so have a quality."""
 
@@ -23,6 +30,7 @@ class GenerateSpec(Spec):
     """A set of images of one checkpoint. Image i depends only on (checkpoint, seed, i)."""
 
     kind: ClassVar[str] = "generate"
+    of_new: ClassVar[dict[str, Any]] = {"passport": True}
 
     source: int
     """Id of the training or import job of the generator."""
@@ -57,6 +65,8 @@ class GenerateSpec(Spec):
     """
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
     """Of jpeg (95 if None) and webp (lossless if None). Other formats are lossless and have none."""
+    passport: bool = False
+    """Write into each PNG from what it was made: storage/results/passport.py."""
     grid: Annotated[int, Field(ge=0, le=4096)] = 64
     """Images per grid page; 0: no grids."""
     grid_pages: Annotated[int, Field(ge=0, le=10_000)] = 16
@@ -190,6 +200,29 @@ class GenerateSpec(Spec):
     def image_count(self) -> int:
         """Return the number of images that this spec generates."""
         return sum(last - first + 1 for first, last in self.ranges)
+
+    def choice(self) -> dict[str, Any]:
+        """Return the options that choose what an image shows: seed, micro-batch, and what is not default."""
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in self.model_dump(mode="json", include=set(CHOOSING)).items()
+            if name in ("seed", "micro_batch") or getattr(self, name) != fields[name].default
+        }
+
+    @classmethod
+    def of_image(cls, choice: Mapping[str, Any], index: int, **more: Any) -> "GenerateSpec":
+        """
+        Return the spec of one image, from the choice() of the job that made it.
+
+        Raises:
+            SpecError: the choice is none.
+        """
+        if unknown := set(choice) - set(CHOOSING):
+            raise SpecError(f"there is no option {min(unknown)[:40]!r} of a generation")
+        if choice.get("interpolate"):  # the index counts the frames
+            return cls.create(source=0, **choice, **more).shard((index, index))
+        return cls.create(source=0, seeds=((index, index),), **choice, **more)
 
     def split(self) -> "list[GenerateSpec]":
         """

@@ -509,6 +509,13 @@ class Queries:
         )
         return self.database.read(lambda conn: {row[0]: float(row[1]) for row in conn.execute(query)})
 
+    def checkpoint_of(self, sha256: str) -> Checkpoint | None:
+        """Return the newest checkpoint whose manifest has this SHA-256."""
+        query = select(checkpoint).where(checkpoint.c.manifest_sha256 == sha256)
+        query = query.order_by(checkpoint.c.id.desc()).limit(1)
+        row = self.database.read(lambda conn: conn.execute(query).first())
+        return None if row is None else Checkpoint.from_row(row)
+
     def choose_checkpoint(self, job_id: int, which: str) -> Checkpoint:
         """
         Return a checkpoint of a job.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.context import GeneratedImage, StoredImage
 from jobs.errors import StorageError
 from jobs.failpoints import failpoint
-from storage.results.codecs import decode, encode_png
+from storage.results.codecs import PNG, decode, encode_png
 from storage.results.formats import (
     FORMATS,
     GRIDS,
@@ -29,6 +29,7 @@ from storage.results.formats import (
     Where,
     pixels_of,
 )
+from storage.results.passport import with_passport
 from storage.volume.durable import (
     TEMP_MARK,
     fsync_folder,
@@ -125,6 +126,8 @@ class ImageFiles:
     def _write(self, image: GeneratedImage) -> None:
         output_index = self.written if image.output_index is None else image.output_index
         data = self.codec.encode(image.pixels_HW3, self.quality)
+        if image.passport is not None and self.codec is PNG:
+            data = with_passport(data, image.passport, image.pixels_HW3)
         record = {**image.record, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         if not self.codec.suffix:
             record["shape"] = list(image.pixels_HW3.shape)

@@ -56,6 +56,7 @@ GENERATION = {
     "format": st.sampled_from(["png", "webp", "jpeg", "tar", "npz"]),
     "grid": st.integers(0, 4096),
     "grid_epochs": st.booleans(),
+    "passport": st.booleans(),
     "micro_batch": st.integers(1, 4096),
     "deterministic": st.booleans(),
 }
