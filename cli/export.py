@@ -8,15 +8,17 @@ from cli.session import JOB
 from cli.ui import output
 from cli.ui.lazy import examples
 from cli.ui.params import NonEmptyPath
+from jobs.errors import SpecError
 
 
 @click.command(
     epilog=examples(
         "ganq export 12 --format onnx --out models/",
         "ganq export faces --format pth --checkpoint 400",
+        "ganq export faces rates-1 rates-2 --to tensorboard runs/ --follow",
     )
 )
-@click.argument("job", type=JOB)
+@click.argument("jobs", type=JOB, nargs=-1, required=True)
 @click.option(
     "--format",
     "form",
@@ -30,15 +32,43 @@ from cli.ui.params import NonEmptyPath
     "--out", type=NonEmptyPath(path_type=Path), default=Path(), help="Folder for the files.  [default: here]"
 )
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
+@click.option(
+    "--to",
+    type=(click.Choice(["tensorboard"]), NonEmptyPath(path_type=Path)),
+    metavar="tensorboard DIR",
+    help="Write curves and samples of trainings for TensorBoard, instead of weights.",
+)
+@click.option("--follow", is_flag=True, help="With --to: continue until the jobs have ended.")
 @output.json_option
-def export(job: str, form: str, checkpoint: str, out: Path, force: bool, as_json: bool) -> None:
+def export(
+    jobs: tuple[str, ...],
+    form: str,
+    checkpoint: str,
+    out: Path,
+    force: bool,
+    to: tuple[str, Path] | None,
+    follow: bool,
+    as_json: bool,
+) -> None:
     """
-    Write the weights of a checkpoint of JOB as netg and netd files.
+    Write the weights of a checkpoint of JOB as netg and netd files, or its curves for TensorBoard.
 
     File names count epochs from 0, as in the tutorial: the weights after epoch 400 are
     netg_399. ganq import reads pth and safetensors files, except those of residual
     (recipe r3gan) and class-conditional networks.
+
+    With --to, the curves have the tags of StyleGAN3 over the number of images that were seen.
+    A second export to the same folder adds only what is new.
     """
+    if to is not None:
+        _to_tensorboard(jobs, to[1], follow, as_json)
+        return
+    if len(jobs) > 1 or follow:
+        raise SpecError(
+            "--follow requires --to" if follow else "give one JOB, or --to for the curves of several",
+            hint=f"ganq export {' '.join(jobs[:2])} --to tensorboard runs/{' --follow' * follow}",
+        )
+    job = jobs[0]
     from cli.session import clean_up_on_sigterm, open_session
     from jobs.specs import GenerateSpec
     from storage.volume.checkpoints import read_checkpoint
@@ -66,3 +96,20 @@ def export(job: str, form: str, checkpoint: str, out: Path, force: bool, as_json
             f"opset {facts['opset']}; onnxruntime and torch differ by at most {facts['max_abs_diff']:.1e} "
             f"(tolerance: {facts['tolerance']:.0e})"
         )
+
+
+def _to_tensorboard(references: tuple[str, ...], folder: Path, follow: bool, as_json: bool) -> None:
+    from cli.session import clean_up_on_sigterm, open_session
+    from ganq.tensorboard import follow as write_runs
+
+    clean_up_on_sigterm()
+    session = open_session()
+    jobs = list({job.id: job for job in map(session.queries.find, references)}.values())
+    total = 0
+    for added in write_runs(session, jobs, folder.absolute(), until_end=follow):
+        total += added
+    if as_json:
+        output.print_json({"folder": str(folder.absolute()), "values": total})
+        return
+    click.echo(f"{output.count(total, 'value')} of {output.count(len(jobs), 'job')} written to {folder}")
+    output.notice(f"tensorboard --logdir {folder}")

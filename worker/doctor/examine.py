@@ -46,6 +46,7 @@ USES = {
     "judge": "--feature-network effnet-lite2",
     "metrics": "ganq worker --metrics-port: GPU utilisation and memory for Prometheus",
     "onnx": "ganq export --format onnx",
+    "tensorboard": "ganq export --to tensorboard",
     "video": "ganq submit generate --interpolate: the frames as MP4",
 }
 """Purpose of each extra of the package."""
