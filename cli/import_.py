@@ -14,6 +14,7 @@ from cli.ui.params import NonEmptyPath
     epilog=examples(
         "ganq import netg_399.pth netd_399.pth --name heads",
         "ganq import generator.safetensors --name heads",
+        "ganq import model/ --name heads",
         "ganq submit generate --from heads --keep 64 --of 512",
     ),
 )
@@ -29,7 +30,7 @@ def import_(netg: Path, netd: Path | None, name: str, as_json: bool) -> None:
     cannot be scored (--keep). NETG may be a checkpoint with both networks under their
     names, e.g. netG and netD, generator, g_ema. Files are read in a sandbox, and code in
     them is never executed. Image size and channels are derived from the weights. Residual (recipe r3gan)
-    and class-conditional networks cannot be imported.
+    and class-conditional networks can only be imported from a folder of ganq push, which NETG may be.
     """
     from cli.session import clean_up_on_sigterm, open_session
     from jobs.specs import check_name

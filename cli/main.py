@@ -44,6 +44,7 @@ COMMANDS = (
     Entry("checkpoints", "cli.results:checkpoints", "List the checkpoints of a job.", DATA),
     Entry("import", "cli.import_:import_", "Import weights.", DATA),
     Entry("export", "cli.export:export", "Export weights to other programs.", DATA),
+    Entry("push", "cli.push:push", "Write a model as a folder to share.", DATA),
     Entry("remake", "cli.remake:remake", "Generate an image again from its passport.", DATA),
     Entry("up", "cli.up:up", "Run job table, Redis and workers on this machine.", RUN),
     Entry("demo", "cli.demo:demo", "Run an example: draw faces, train, generate.", RUN),

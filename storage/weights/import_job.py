@@ -31,7 +31,8 @@ def import_weights(
     Convert foreign weight files and record them as a job of kind `import`.
 
     Args:
-        netg, netd: .pth or .safetensors files; without netd, --keep cannot score.
+        netg, netd: .pth or .safetensors files; without netd, --keep cannot score. Or `netg` is a folder that
+            `ganq push` has written.
         readers: accounts of the workers; if they are not known, the owner of the volume's folder of jobs.
 
     Raises:
@@ -42,9 +43,14 @@ def import_weights(
     from jobs.networks.weights import epoch_of_name
     from jobs.specs import ImportSpec
     from storage.weights.load import load_origin
+    from storage.weights.model_folder import load_model
 
-    arch, tensors = load_origin(netg, netd)
-    epoch = epoch_of_name(netg.name) or 0
+    if netd is None and netg.is_dir():
+        about, tensors = load_model(netg)
+    else:
+        arch, tensors = load_origin(netg, netd)
+        about = {"arch": arch, "epoch": epoch_of_name(netg.name) or 0}
+    arch, epoch = about["arch"], about["epoch"]
     spec = ImportSpec.create(
         netg=str(netg),
         netd=str(netd) if netd else None,
@@ -53,7 +59,7 @@ def import_weights(
     )
     volume.ensure(Queries(store.database).any_begun)
     staged = volume.jobs / f".import-{secrets.token_hex(6)}"
-    meta = {"arch": arch, "recipe": "import", "epoch": epoch, "step": 0, "kind": "import"}
+    meta = {**about, "recipe": "import", "step": 0, "kind": "import"}
     with group_umask(volume.root):
         digest, size = write_checkpoint(staged, generator=tensors, meta=meta)
 

@@ -79,7 +79,7 @@ def read_weights(path: Path) -> "dict[str, Tensor]":
     """
     from jobs.networks.weights import check_colours, network_keys
 
-    weights = network_keys(_read(Path(path)))
+    weights = network_keys(read_tensors(Path(path)))
     check_colours(weights, str(path))
     return weights
 
@@ -104,7 +104,7 @@ def load_origin(netg: Path, netd: Path | None = None) -> "tuple[dict[str, Any], 
 
     paths = [Path(netg)] if netd is None else [Path(netg), Path(netd)]
     with ThreadPoolExecutor(len(paths)) as pool:  # two sandboxes at once: each starts torch for 2 s
-        files = [network_keys(tensors) for tensors in pool.map(_read, paths)]
+        files = [network_keys(tensors) for tensors in pool.map(read_tensors, paths)]
     for path, tensors in zip(paths, files, strict=True):
         if any(key.startswith(CLASSES) for key in tensors):
             raise _error(path, "classes")
@@ -131,7 +131,13 @@ def load_origin(netg: Path, netd: Path | None = None) -> "tuple[dict[str, Any], 
 # --- one file ---------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> "dict[str, Tensor]":
+def read_tensors(path: Path) -> "dict[str, Tensor]":
+    """
+    Return the tensors of a .pth or .safetensors under the file's own keys.
+
+    Raises:
+        NotFoundError, ForeignFileError: as read_weights().
+    """
     with _opened(path) as file:
         head = file.read(512)
         file.seek(0)
