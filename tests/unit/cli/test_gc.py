@@ -136,7 +136,7 @@ def test_an_age_that_is_none_is_a_usage_error(ganq: "Ganq", files: Files, age: s
 def test_an_age_without_what_it_is_for_is_a_usage_error(ganq: "Ganq", files: Files) -> None:
     said = ganq("gc", "--older-than", "30d")
     assert said.code == 2
-    assert "--older-than requires --datasets or --jobs" in said.err
+    assert "--older-than requires --datasets, --jobs or --rows" in said.err
 
 
 def test_a_volume_of_another_job_table_fails_with_the_way_out(
