@@ -23,7 +23,7 @@ tags: [gan, ganq, unconditional-image-generation]
 
 # {name}
 
-A generator of {size}×{size} images, trained with [ganq](https://pypi.org/project/ganq/).
+A generator of {size}×{size} images, trained with ganq.
 
 {samples}
 {facts}
