@@ -367,3 +367,109 @@ def test_open_names_the_page_while_it_is_served(world: World, server: Server) ->
     command = [sys.executable, "-P", "-m", "cli.main", "open", "--print"]
     done = subprocess.run(command, env=server.env, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == server.link
+
+
+def test_the_axis_changes_and_the_epoch_stays(world: World, server: Server, open_page: Open) -> None:
+    page = open_page(server, address(world, "run") + "#epoch=6")
+    settled(page)
+    for axis in ("images", "time", "epoch"):
+        page.locator("#link").get_by_role("button", name=axis).click()
+        assert shown_epoch(page) == 6, axis
+        assert page.locator("#slider").input_value() == "5"
+        values = page.locator(".chart .value").all_inner_texts()
+        assert all(re.search(r"\d", one) for one in values), (axis, values)
+        if axis == "time":
+            page.locator(".chart summary").first.click()
+            assert "time (s)" in page.locator(".chart th").first.inner_text()
+            page.wait_for_timeout(100)
+            moved = page.locator(".chart .cursor").first.evaluate("c => c.style.transform")
+            assert float(re.sub(r"[^\d.]", "", moved)) > 5  # it does not stand at the left edge
+    page.keyboard.press("ArrowRight")
+    page.wait_for_url("**#epoch=7")
+    page.reload()
+    settled(page)
+    assert shown_epoch(page) == 7
+
+
+def test_the_best_checkpoint_is_a_button(world: World, server: Server, open_page: Open) -> None:
+    page = open_page(server, address(world, "run"), width=400)
+    settled(page)
+    page.get_by_role("button", name="★ best at 16").click()
+    assert shown_epoch(page) == 16
+    page.keyboard.press("Home")
+    page.locator("#marks .best").click()
+    assert shown_epoch(page) == 16
+
+
+def test_compared_grids_have_one_size_and_both_names(world: World, server: Server, open_page: Open) -> None:
+    page = open_page(server, address(world, "compare"))
+    settled(page)
+    page.locator("canvas.grid:not([aria-busy])").last.wait_for()
+    page.get_by_role("button", name="Blink").click()
+    widths = []
+    for _ in range(2):
+        widths.append(page.locator("canvas.grid:visible").evaluate("c => c.clientWidth"))
+        page.evaluate("ganqRun.state.blink++; ganqRun.go(ganqRun.state.at, false)")
+    assert widths[0] == widths[1]
+    page.get_by_role("button", name="Split").click()
+    caption = page.locator(".gridbox:visible figcaption").inner_text()
+    assert re.search(r"faces\s+epoch 24\s+faces-2\s+epoch 12", caption), caption
+    losses = page.locator(".chart", has_text="Losses").first
+    assert "faces-2 loss d" in losses.inner_text()
+    assert losses.locator(".swatch.dash").count() == 2
+    suggested = page.locator("#trainings option").all_inner_texts()
+    assert "faces-2, running" in suggested
+
+
+def test_a_wrong_name_in_compare_is_said_beside_the_run(
+    world: World, server: Server, open_page: Open
+) -> None:
+    page = open_page(server, address(world, "run"))
+    settled(page)
+    page.locator("#with").fill("nosuch")
+    page.get_by_role("button", name="Compare").click()
+    page.get_by_text("there is no job named 'nosuch'").wait_for()
+    settled(page)
+    assert page.locator("#with").input_value() == "nosuch"
+    page.goto(server.base + f"/jobs/{world.ids['rates-0']}?with=rates-1")
+    settled(page)
+    assert page.locator("#with").input_value() == "rates-1"
+    assert page.locator(".differ tbody tr").all_inner_texts() == ["lr_g\t0.0001\t0.0002"]
+
+
+def test_an_error_page_does_not_fetch_itself_again(
+    own_world: World, own_server: Server, open_page: Open
+) -> None:
+    page = open_page(own_server, "/jobs/4711")
+    page.locator("#liveness.live").wait_for()
+    own_world.submit("meanwhile")
+    page.wait_for_timeout(1500)
+    asked = [one for one in page.watched.requests if one.endswith("/jobs/4711")]  # type: ignore[attr-defined]
+    assert len(asked) == 1
+
+
+def test_images_are_generated_from_the_slider_on_a_phone(
+    own_world: World, own_server: Server, open_page: Open
+) -> None:
+    job = own_world.submit("t")
+    own_world.begin(job, state="succeeded")
+    own_world.train_files(job, range(1, 9))
+    page = open_page(own_server, f"/jobs/{job}#epoch=2", width=400)
+    settled(page)
+    assert page.locator(".stage").evaluate("one => one.scrollWidth - one.clientWidth") <= 0
+    box = page.locator("#here").evaluate("one => one.clientHeight")
+    page.get_by_label("Number of images").fill("12")
+    page.get_by_role("button", name="Generate from epoch 4, the nearest kept").wait_for()
+    page.keyboard.press("Tab")
+    page.evaluate("ganqRun.go(7)")
+    page.get_by_role("button", name="Generate from epoch 8", exact=True).wait_for()
+    assert page.locator("#here").evaluate("one => one.clientHeight") == box  # the grid stays where it is
+    page.get_by_role("button", name="Generate from epoch 8").click()
+    page.get_by_text(f"submitted as job {job + 1}").wait_for()
+    assert own_world_spec(own_world, job + 1)["count"] == 12
+
+
+def own_world_spec(world: World, job_id: int) -> Any:
+    from tables import job_row
+
+    return job_row(world.database, job_id)["spec"]

@@ -6,8 +6,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jobs.errors import SpecError
+from jobs.errors import GanqError, NotFoundError, SpecError
 from jobs.states import JobState
+from storage.db.queries import Filter
 from storage.db.rows import Job
 from storage.status import evaluation_text, job_text, units
 from storage.status.job_text import StatusContext
@@ -19,15 +20,27 @@ from web.samples import samples_of, side_of
 from web.site import Site
 
 MOST_COMPARED = 4
-LAST_EVENTS = 6
+RECENT = 20
+"""Trainings that are suggested for a comparison."""
 
 
 def page(request: Request) -> Response:
     site: Site = request.app.state.site
     job = job_of(request)
-    others = _others(site, job, request.query_params.get("with", ""))
+    typed = request.query_params.get("with", "")
+    others, refused = _others(site, job, typed)
+    if refused and html.wants_json(request):
+        raise refused[0]
     if job.kind == "train":
-        return html.answer(request, "run.html", lambda: _run(site, job, others))
+        answer = html.answer(
+            request,
+            "run.html",
+            lambda: _run(site, job, others),
+            shown=lambda facts: _of_comparing(site, job, others, typed, refused),
+        )
+        if refused and html.FRAGMENT not in request.headers:  # the page of the run, which says why
+            answer.status_code = 404 if isinstance(refused[0], NotFoundError) else 400
+        return answer
     return html.answer(request, "job.html", lambda: job_facts(site, job))
 
 
@@ -49,23 +62,55 @@ def curves(request: Request) -> Response:
     return html.json_answer(found, headers={"ETag": revision})
 
 
-def _others(site: Site, job: Job, given: str) -> list[Job]:
-    """
-    Raises:
-        JobNotFoundError, SpecError: the address compares with what is no training.
-    """
-    references = [one for one in given.split(",") if one.strip()]
+def _others(site: Site, job: Job, given: str) -> tuple[list[Job], list[GanqError]]:
+    """Return the trainings to compare with, and an error for each reference that is none."""
+    references = [one.strip() for one in given.split(",") if one.strip()]
+    refused: list[GanqError] = []
     if len(references) >= MOST_COMPARED:
-        raise SpecError(
-            f"up to {MOST_COMPARED} runs can be compared", hint=f"with= takes {MOST_COMPARED - 1}"
+        refused.append(
+            SpecError(f"up to {MOST_COMPARED} runs can be compared", hint=f"with= takes {MOST_COMPARED - 1}")
         )
-    found = [site.queries.find(one.strip()) for one in references]
-    for other in found:
-        if other.kind != "train":
-            raise SpecError(
-                f"job {other.id} is of kind {html.cut(other.kind, 32)}; only trainings are compared"
-            )
-    return [one for one in {one.id: one for one in found}.values() if one.id != job.id]
+    found: dict[int, Job] = {}
+    for reference in references[: MOST_COMPARED - 1]:
+        try:
+            other = site.queries.find(reference)
+            if other.kind != "train":
+                raise SpecError(
+                    f"job {other.id} is of kind {html.cut(other.kind, 32)}; only trainings are compared"
+                )
+        except (NotFoundError, SpecError) as exc:
+            refused.append(exc)
+        else:
+            found[other.id] = other
+    return [one for one in found.values() if one.id != job.id], refused
+
+
+def _of_comparing(
+    site: Site, job: Job, others: list[Job], typed: str, refused: list[GanqError]
+) -> html.Facts:
+    """Return what the form for comparisons shows."""
+    recent = site.queries.page(Filter(kind="train"), limit=RECENT)
+    return {
+        "typed": typed,
+        "not_compared": [html.cut(one.message, 300) for one in refused],
+        "recent": [
+            {"id": one.id, "name": html.cut(one.name or f"run {one.id}", 64), "state": str(one.state)}
+            for one in recent
+            if one.id != job.id
+        ],
+        "differences": _differences([job, *others]),
+    }
+
+
+def _differences(jobs: list[Job]) -> list[html.Facts]:
+    """Return the parameters that are not the same in all of these jobs."""
+    specs = [dict(_spec(job)) for job in jobs]
+    names = dict.fromkeys(name for spec in specs for name in spec)
+    return [
+        {"name": name, "values": [html.cut(spec.get(name, ""), 300) for spec in specs]}
+        for name in names
+        if any(spec.get(name) != specs[0].get(name) for spec in specs)
+    ]
 
 
 def head(site: Site, job: Job) -> html.Facts:

@@ -73,6 +73,7 @@ const ganq = (() => {
         tag = answer.headers.get("ETag");
         morph(await answer.text());
       } else if (answer.status === 304) heard = Date.now();
+      else if (answer.status === 404) main.removeAttribute("data-live");  // e.g. archived: asking again does not help
     } catch { /* away: the banner says so */ }
     busy = false;
     showLiveness();

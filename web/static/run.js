@@ -6,7 +6,7 @@
   const $ = id => document.getElementById(id);
   const slider = $("slider"), STRIP = 56, PADDING = 2, COLUMNS = 8;
   const MOST_BYTES = 320e6, AT_ONCE = 4;
-  const state = { runs: [], positions: [], at: -1, follow: true, zoom: "fit", mode: "side", link: "epoch", face: 0, split: .5, blink: 0 };
+  const state = { runs: [], positions: [], at: -1, follow: true, zoom: "fit", mode: "side", link: "epoch", face: 0, split: .5, blink: 0, anchor: null, unit: { name: "h", per: 1 } };
   const still = matchMedia("(prefers-reduced-motion: reduce)");
   let tag = null;
 
@@ -72,7 +72,12 @@
     if (!x || !x.epoch || !x.epoch.length) return epoch;
     let low = 0, high = x.epoch.length - 1;
     while (low < high) { const mid = (low + high) >> 1; if (x.epoch[mid] < epoch) low = mid + 1; else high = mid; }
-    return x.hours[low];
+    return x.hours[low] * state.unit.per;
+  }
+
+  function chooseUnit() {
+    const longest = Math.max(0, ...state.runs.map(run => run.data?.x.hours?.at(-1) || 0));
+    state.unit = longest * 3600 < 120 ? { name: "s", per: 3600 } : longest * 60 < 120 ? { name: "min", per: 60 } : { name: "h", per: 1 };
   }
 
   function sampleAt(run) {
@@ -82,27 +87,67 @@
     return found;
   }
 
+  // The place is an epoch of a run, which stays when the axis or its unit changes.
+  function anchor() {
+    const value = state.positions[state.at];
+    for (const run of state.runs)
+      for (const one of run.samples)
+        if (Math.abs(along(run, one.epoch) - value) < 1e-9) return { run, epoch: one.epoch };
+    return null;
+  }
+
   function place() {
-    const before = state.positions[state.at];
+    chooseUnit();
     const all = new Set();
     for (const run of state.runs) for (const one of run.samples) all.add(along(run, one.epoch));
     state.positions = [...all].sort((a, b) => a - b);
     const last = state.positions.length - 1;
     slider.max = Math.max(last, 0);
-    if (state.follow || before === undefined) state.at = last;
-    else state.at = Math.max(0, state.positions.findLastIndex(one => one <= before + 1e-9));
+    if (state.follow || !state.anchor) state.at = last;
+    else {
+      const before = along(state.anchor.run, state.anchor.epoch);
+      state.at = Math.max(0, state.positions.findLastIndex(one => one <= before + 1e-9));
+    }
+    if (state.follow || state.anchor?.run.samples.length) state.anchor = anchor();
     slider.value = state.at;
     const some = last >= 0;
+    if (!some) $("nothing").textContent = root.dataset.url === undefined ? "This run has no sample grid." : nothingYet();
     $("sliderbox").hidden = !some; $("nothing").hidden = some; $("here").hidden = !some;
   }
 
   function go(at, byHand = true) {
     const last = state.positions.length - 1;
     state.at = Math.max(0, Math.min(last, at));
+    state.anchor = anchor();
     slider.value = state.at;
     if (byHand) { state.follow = state.at === last && alive(); followButton(); }
+    remember();
     paint();
     want();
+  }
+
+  function toEpoch(epoch) {
+    const value = along(state.runs[0], epoch);
+    go(Math.max(0, state.positions.findLastIndex(one => one <= value + 1e-9)));
+  }
+
+  // The fragment of the address has the epoch, so that a reload or a sent link shows the same grid.
+  let remembering = 0;
+  function remember() {
+    clearTimeout(remembering);
+    remembering = setTimeout(() => {
+      const epoch = state.follow || state.at === state.positions.length - 1 ? "" : `#epoch=${state.anchor?.epoch}`;
+      if (epoch !== location.hash) history.replaceState(null, "", epoch || location.pathname + location.search);
+    }, 120);
+  }
+  const remembered = () => Number(/^#epoch=(\d{1,9})$/.exec(location.hash)?.[1] || 0);
+  addEventListener("hashchange", () => { if (remembered() && state.positions.length) toEpoch(remembered()); });
+
+  function nothingYet() {
+    const one = state.runs[0].state;
+    if (one === "queued") return "It has not started. The first sample grid appears with the first checkpoint.";
+    if (one === "running") return "The first sample grid appears with the first checkpoint.";
+    return `It ${one === "failed" ? "failed" : one === "cancelled" ? "was cancelled" : "ended"} without a sample grid.`;
   }
 
   const alive = () => state.runs.some(run => run.state === "running" || run.state === "queued");
@@ -162,10 +207,13 @@
   function paint() {
     if (state.at < 0) return;
     const shown = state.runs.map(current);
+    const said = shown.map(now => now ? `epoch ${now.sample.epoch}` : "no grid yet");
+    // All of them first: a grid is drawn as wide as the others leave room for.
+    state.runs.forEach((run, i) => { run.box.hidden = (state.mode === "blink" && i !== state.blink % state.runs.length) || (state.mode === "split" && i > 0); });
     state.runs.forEach((run, i) => {
       const now = shown[i];
-      run.box.hidden = (state.mode === "blink" && i !== state.blink % state.runs.length) || (state.mode === "split" && i > 0);
-      run.caption.textContent = now ? `epoch ${now.sample.epoch}` : "no grid yet";
+      run.caption.textContent = said[i];
+      if (run.over) { run.over.hidden = state.mode !== "split"; run.over.lastChild.textContent = said[1]; }
       run.canvas.setAttribute("aria-label", `sample grid of ${run.name}, ${now ? "epoch " + now.sample.epoch : "none yet"}`);
       run.canvas.toggleAttribute("aria-busy", Boolean(now && !now.bitmap));
       if (now && now.bitmap && !run.box.hidden)
@@ -195,7 +243,13 @@
     if (run.images_per_epoch) parts.push(span(`${Math.round(now.sample.epoch * run.images_per_epoch).toLocaleString("en")} images seen`));
     const found = measure(run, now.sample.epoch);
     if (found) parts.push(span(`${found.key.split("/")[0]} ${found.value.toPrecision(3)}${found.epoch === now.sample.epoch ? "" : " at " + found.epoch}`));
-    if (run.best) parts.push(span(run.best.epoch === now.sample.epoch ? "★ best" : `★ best at ${run.best.epoch}`));
+    if (run.best && run.best.epoch === now.sample.epoch) parts.push(span("★ best"));
+    else if (run.best) {
+      const best = button(`★ best at ${run.best.epoch}`, { class: "link" });
+      best.addEventListener("click", () => toEpoch(run.best.epoch));
+      parts.push(best);
+    }
+    if (parts.map(one => one.textContent).join(" ") === $("where").textContent) return;  // a button under the finger stays
     $("where").replaceChildren(...parts.flatMap((one, i) => i ? [" ", one] : [one]));
     slider.setAttribute("aria-valuetext", $("where").textContent);
   }
@@ -255,7 +309,9 @@
       for (const [x, top] of points) place.append(svg("circle", { class: "dot", cx: x, cy: top, r: 2.2 }));
       if (run.best) {
         const best = list.find(one => one.epoch === run.best.epoch);
-        place.append(svg("text", { class: "best", x: across(along(run, run.best.epoch)), y: (best ? y(best.value) : 24) + 5 }, "★"));
+        const star = svg("text", { class: "best", x: across(along(run, run.best.epoch)), y: (best ? y(best.value) : 24) + 5 }, "★");
+        star.addEventListener("click", () => toEpoch(run.best.epoch));
+        place.append(star);
       }
     }
     place.append(svg("line", { class: "now", id: "now", y1: 0, y2: 34 }));
@@ -277,24 +333,29 @@
     return one;
   }
 
-  let hereKey = "";
+  let hereKey = "", count = 1000;
+  const number = Object.assign(document.createElement("input"), { type: "number", min: 1, value: count });
+  number.setAttribute("aria-label", "Number of images");
+  number.addEventListener("input", () => { count = Math.max(1, Math.floor(Number(number.value)) || 1); actionsHere(); });
+  const generate = button("", {}), shown = span("", "code"), copied = button("Copy", {}), line = document.createElement("div");
+  shown.className = "command"; shown.tabIndex = 0; shown.setAttribute("role", "region"); shown.setAttribute("aria-label", "Command");
+  if (root.dataset.changes === "1") line.append(number, span("images"), generate);
   function actionsHere() {
     const run = state.runs[0], now = current(run);
-    if (!now || run.ended === "") return;
+    if (!now) return;
     const kept = run.checkpoints.map(one => one.epoch);
-    const key = `${now.sample.epoch} ${kept}`;
+    const key = `${now.sample.epoch} ${kept} ${count}`;
     if (key === hereKey) return;
     hereKey = key;
     const near = kept.length ? kept.reduce((a, b) => Math.abs(b - now.sample.epoch) < Math.abs(a - now.sample.epoch) ? b : a) : null;
     if (near === null) { $("here").replaceChildren(span("no checkpoint is kept yet", "span")); return; }
-    const command = `ganq submit generate --from ${run.id} --checkpoint ${near} --count 1000`;
-    const parts = [];
-    if (near !== now.sample.epoch) { const said = span(`nearest kept checkpoint: epoch ${near}`); said.className = "muted"; parts.push(said); }
-    if (root.dataset.changes === "1")
-      parts.push(button("1,000 images from here", { "data-action": `/jobs/${run.id}/generate`, "data-values": JSON.stringify({ checkpoint: near, count: 1000 }) }));
-    const shown = span(command, "code"); shown.className = "command"; shown.tabIndex = 0; shown.setAttribute("role", "region"); shown.setAttribute("aria-label", "Command");
-    parts.push(shown, button("Copy", { "data-copy": command }));
-    $("here").replaceChildren(...parts);
+    const command = `ganq submit generate --from ${run.id} --checkpoint ${near} --count ${count}`;
+    generate.textContent = `Generate from epoch ${near}${near === now.sample.epoch ? "" : ", the nearest kept"}`;
+    generate.dataset.action = `/jobs/${run.id}/generate`;
+    generate.dataset.values = JSON.stringify({ checkpoint: near, count });
+    shown.textContent = command;
+    copied.dataset.copy = command;
+    if (!copied.isConnected) $("here").replaceChildren(...(line.childNodes.length ? [line] : []), shown, copied);
   }
 
   // --- curves -----------------------------------------------------------------------------------
@@ -323,15 +384,32 @@
 
   function lineOf(run, [kind, name]) {
     if (!run.data) return { x: [], y: [] };
-    if (kind === "series") return { x: run.data.x[state.link === "images" ? "images" : state.link === "hours" ? "hours" : "epoch"] || [], y: run.data.series[name] || [] };
+    if (kind === "series") return { x: xOf(run), y: run.data.series[name] || [] };
     const list = run.data.evaluations.filter(one => kind === "diversity" || one.key === name);
     return { x: list.map(one => along(run, one.epoch)), y: list.map(one => kind === "diversity" ? one.diversity : one.value) };
+  }
+
+  function xOf(run) {
+    if (state.link !== "hours") return run.data.x[state.link] || [];
+    if (run.timed?.of !== run.data || run.timed.unit !== state.unit.name)
+      run.timed = { of: run.data, unit: state.unit.name, x: (run.data.x.hours || []).map(one => one * state.unit.per) };
+    return run.timed.x;
+  }
+
+  // All curves have the range of the runs, so that one x is at one place in all of them.
+  function range() {
+    const all = state.runs.filter(run => run.data).flatMap(run => {
+      const x = xOf(run), list = run.data.evaluations.map(one => along(run, one.epoch));
+      return [x[0], x.at(-1), list[0], list.at(-1)].filter(one => one !== undefined && one !== null);
+    });
+    const low = Math.min(...all), high = Math.max(...all);
+    return all.length ? [low, high > low ? high : low + 1] : [0, 1];
   }
 
   function css(name) { return getComputedStyle(root).getPropertyValue(name).trim(); }
 
   function curves() {
-    const sets = groups(), wanted = sets.map(([title]) => title).join("|") + "|" + state.runs.length + state.link;
+    const sets = groups(), wanted = sets.map(([title]) => title).join("|") + "|" + state.runs.length + state.link + state.unit.name;
     if (curves.made !== wanted) {
       curves.made = wanted;
       for (const chart of charts.splice(0)) chart.plot.destroy();
@@ -350,8 +428,8 @@
     const drawn = state.runs.flatMap((run, i) => lines.map((line, j) => ({ run, line, colour: state.runs.length > 1 ? i : j, dash: state.runs.length > 1 && j > 0 })));
     for (const one of drawn) {
       const value = document.createElement("span"); value.className = "value";
-      const swatch = document.createElement("span"); swatch.className = `swatch c${one.colour}`;
-      one.label = (state.runs.length > 1 ? `${one.run.id} ` : "") + (lines.length > 1 ? one.line[1].replaceAll("_", " ") : "");
+      const swatch = document.createElement("span"); swatch.className = `swatch c${one.colour}${one.dash ? " dash" : ""}`;
+      one.label = [state.runs.length > 1 ? one.run.label : "", lines.length > 1 ? one.line[1].replaceAll("_", " ") : ""].filter(Boolean).join(" ");
       one.text = document.createTextNode("");
       value.append(swatch, " ", one.text); header.append(value);
     }
@@ -362,8 +440,9 @@
     const axis = { stroke: css("--soft"), grid: { stroke: css("--line"), width: 1 }, ticks: { show: false }, font: "11px " + css("--mono"), labelSize: 0 };
     const plot = new uPlot({
       width: plotbox.clientWidth || 320, height: 96, legend: { show: false }, padding: [6, 8, 0, 0],
-      cursor: { show: false }, select: { show: false }, scales: { x: { time: false } },
-      axes: [{ ...axis, size: 18, gap: 2, space: 60 }, { ...axis, size: 46, gap: 4, space: 26, values: (u, ticks) => ticks.map(v => Math.abs(v) >= 1e4 || (v !== 0 && Math.abs(v) < 1e-3) ? v.toExponential(0) : String(+v.toPrecision(4))) }],
+      cursor: { show: false }, select: { show: false }, scales: { x: { time: false, range } },
+      hooks: { draw: [() => moveCursor()] },  // only then it knows its scales
+      axes: [{ ...axis, size: 18, gap: 2, space: 60, ...(state.link === "hours" ? { values: (u, ticks) => ticks.map(v => `${+v.toPrecision(4)} ${state.unit.name}`) } : {}) }, { ...axis, size: 46, gap: 4, space: 26, values: (u, ticks) => ticks.map(v => Math.abs(v) >= 1e4 || (v !== 0 && Math.abs(v) < 1e-3) ? v.toExponential(0) : String(+v.toPrecision(4))) }],
       series: [{}, ...drawn.map(one => ({ stroke: css(`--c${one.colour}`), width: 1.4, dash: one.dash ? [4, 3] : undefined, spanGaps: true, points: { show: one.line[0] !== "series", size: 4 } }))],
     }, [[], ...drawn.map(() => [])], plotbox);
     const cursor = document.createElement("div"); cursor.className = "cursor"; plot.over.append(cursor);
@@ -384,7 +463,7 @@
       table.querySelector(".scroll")?.remove();
       const scroll = document.createElement("div"); scroll.className = "scroll"; scroll.tabIndex = 0; scroll.setAttribute("role", "region"); scroll.setAttribute("aria-label", title + " as a table");
       const made = document.createElement("table"), head = made.createTHead().insertRow(), body = made.createTBody();
-      for (const text of [state.link, ...drawn.map(one => one.label || title)]) { const th = document.createElement("th"); th.scope = "col"; th.textContent = text; head.append(th); }
+      for (const text of [state.link === "hours" ? `time (${state.unit.name})` : state.link, ...drawn.map(one => one.label || title)]) { const th = document.createElement("th"); th.scope = "col"; th.textContent = text; head.append(th); }
       const [xs, ...ys] = plot.data, step = Math.max(1, Math.ceil(xs.length / 40));
       for (let i = 0; i < xs.length; i += step) {
         const tr = body.insertRow();
@@ -392,10 +471,14 @@
       }
       scroll.append(made); table.append(scroll);
     }
-    function move(value) {
+    let at = 0;
+    function moveCursor() {
       if (plot.scales.x.min === undefined || plot.scales.x.min === null) return;
-      const x = plot.valToPos(value, "x");
-      cursor.style.transform = `translateX(${Math.max(0, Math.min(x, plot.over.clientWidth))}px)`;
+      cursor.style.transform = `translateX(${Math.max(0, Math.min(plot.valToPos(at, "x"), plot.over.clientWidth))}px)`;
+    }
+    function move(value) {
+      at = value;
+      moveCursor();
       for (const one of drawn) {
         if (!one.data) continue;
         let found = null;
@@ -422,7 +505,10 @@
       if (answer.status === 304 || !answer.ok) return;
       tag = answer.headers.get("ETag");
       const facts = await answer.json(), runs = [facts.run, ...facts.with];
-      if (!state.runs.length) boxes(runs);
+      if (!state.runs.length) {
+        boxes(runs);
+        if (remembered()) { state.anchor = { run: state.runs[0], epoch: remembered() }; state.follow = false; }
+      }
       runs.forEach((one, i) => Object.assign(state.runs[i], one));
       await Promise.all(state.runs.map(async run => {
         const answer = await fetch(run.curves, { headers: run.tag ? { "If-None-Match": run.tag } : {} });
@@ -447,7 +533,16 @@
           if (other !== holder && (other.scrollLeft !== holder.scrollLeft || other.scrollTop !== holder.scrollTop)) other.scrollTo(holder.scrollLeft, holder.scrollTop);
         }
       }, { passive: true });
-      const run = { ...facts, box, canvas, caption: at, data: null, tag: null };
+      const twice = runs.some(other => other !== facts && other.name === facts.name);
+      const run = { ...facts, box, canvas, caption: at, data: null, tag: null, label: twice ? `${facts.name} (${facts.id})` : facts.name };
+      name.textContent = run.label;
+      if (i === 0 && runs.length > 1) {  // of the right half, when split
+        run.over = document.createElement("span"); run.over.className = "over"; run.over.hidden = true;
+        const of = document.createElement("span"), epoch = span("");
+        of.className = "swatch c1"; epoch.className = "muted num";
+        run.over.append(of, span(runs[1].name === facts.name ? `${runs[1].name} (${runs[1].id})` : runs[1].name, "b"), epoch);
+        caption.append(run.over);
+      }
       canvas.addEventListener("pointerdown", event => {
         const now = current(run);
         if (!now || !now.bitmap) return;
@@ -466,7 +561,7 @@
       $("mode").hidden = false;
       choices("mode", ["side", "split", "blink"], one => ({ side: "Side by side", split: "Split", blink: "Blink" })[one], one => { state.mode = one; paint(); });
     }
-    choices("link", ["epoch", "images", "hours"], one => one === "hours" ? "time" : one, one => { state.link = one; state.follow = state.follow || false; place(); marks(); paint(); want(); curves(); });
+    choices("link", ["epoch", "images", "hours"], one => one === "hours" ? "time" : one, one => { state.link = one; place(); marks(); paint(); want(); curves(); });
     setInterval(() => { if (state.mode === "blink" && !still.matches && !document.hidden) { state.blink++; paint(); } }, 700);
   }
 
@@ -493,8 +588,7 @@
     const run = state.runs[0];
     if (!run.strip) return;
     const index = run.strip[Math.min(run.strip.length - 1, Math.floor(event.offsetX / run.stripStep))];
-    const value = along(run, run.samples[index].epoch);
-    go(state.positions.findIndex(one => Math.abs(one - value) < 1e-9));
+    toEpoch(run.samples[index].epoch);
   });
   document.addEventListener("keydown", event => {
     if (ganq.typing(event) || document.querySelector("dialog[open]") || !state.positions.length) return;
@@ -504,10 +598,8 @@
     else if (event.key === "f") $("follow").click();
     else if (event.key === "z") next("zoom");
     else if (event.key === "m") next("mode");
-    else if (event.key === "b" && state.runs[0].best) {
-      const value = along(state.runs[0], state.runs[0].best.epoch);
-      go(state.positions.findLastIndex(one => one <= value + 1e-9));
-    } else return;
+    else if (event.key === "b" && state.runs[0].best) toEpoch(state.runs[0].best.epoch);
+    else return;
     event.preventDefault();
   });
   document.addEventListener("ganq:revision", loadFacts);
