@@ -39,8 +39,10 @@ def up(gpus: str, cpu_workers: int | None, page: bool, web_port: int) -> None:
     """
     import os
     import signal
+    import sys
 
     from storage.settings import Settings
+    from web.serve import wait_running
     from worker.host import logs
     from worker.host.local_stack import local_stack, wait_ready
     from worker.host.service_manager import ServiceManager
@@ -59,6 +61,8 @@ def up(gpus: str, cpu_workers: int | None, page: bool, web_port: int) -> None:
         try:
             if wait_ready(settings, stack.worker):
                 click.echo(f"ganq is up: {settings.home}", err=True)
+                if page and sys.stderr.isatty() and (about := wait_running(settings)) is not None:
+                    click.echo(f"the page: {about['link']}", err=True)  # a log must not hold the token
                 click.echo("submit from another terminal:  ganq submit train --data DIR", err=True)
                 click.echo("Ctrl-C saves the running job and stops", err=True)
                 if manager is not None:

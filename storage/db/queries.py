@@ -31,6 +31,8 @@ from storage.db.tables import (
 )
 
 PAGE = 500
+RETRIED_WITHIN = 5000
+"""Ids after a job among which its retries are looked for."""
 MAX_LENDERS = 5
 _SHARDS_BY_STATE = {
     dialect: text(
@@ -446,6 +448,18 @@ class Queries:
             return [found[one] for one in sorted(found)]
 
         return self.database.read(ask)
+
+    def retried_as(self, job_id: int) -> int | None:
+        """
+        Return the newest retry of a job, None if there is none.
+
+        Only the next RETRIED_WITHIN ids are read: there is no index on retry_of.
+        """
+        query = select(func.max(job.c.id)).where(
+            job.c.id > job_id, job.c.id <= job_id + RETRIED_WITHIN, job.c.retry_of == job_id
+        )
+        found: int | None = self.database.read(lambda conn: conn.scalar(query))
+        return found
 
     def to_retry(self, wanted: Filter) -> list[int]:
         """

@@ -35,6 +35,13 @@ def too_early(result: Mapping[str, Any]) -> str | None:
     return None
 
 
+def uninformative(key: str, value: float | None) -> str | None:
+    """Return the warning about a KID so high that it does not rank models; None if it does."""
+    if key != "kid/effnet-lite0" or (value or 0.0) <= UNINFORMATIVE_KID:
+        return None
+    return f"values above {UNINFORMATIVE_KID:g} are not informative: look at the samples"
+
+
 def in_short(result: Mapping[str, Any]) -> str:
     """Return the first metric and the copy verdict: 'kid 0.0123, no copies'."""
     parts = [f"{key.partition('/')[0]} {_number(m.get('value'))}" for key, m in _metrics(result)[:1]]

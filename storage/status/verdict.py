@@ -1,12 +1,37 @@
 """Whether a training gets better, in a word, from its evaluations and events."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 MIN_EVALUATIONS = 3
 """Fewer show no trend."""
 COLLAPSED = 0.25
 """Diversity below which a generator has collapsed: jobs/metrics/diversity.py."""
+
+
+def of_training(
+    evaluations: Sequence[Mapping[str, Any]],
+    events: Iterable[tuple[str, Mapping[str, Any] | None]],
+    *,
+    spec: Mapping[str, Any],
+    error: tuple[str | None, str | None] = (None, None),
+) -> str | None:
+    """
+    Return the verdict on a training, with its reason.
+
+    Args:
+        events: type and detail of the events of the job, oldest first.
+        error: code and message of the error that ended it.
+    """
+    reasons: dict[str, str | None] = {"diverged": None, "collapsed": None}
+    for event, detail in events:
+        if event in reasons:
+            reasons[event] = str((detail or {}).get("reason") or "see ganq events")
+        elif event == "rolled_back":  # it has gone back to before that
+            reasons = dict.fromkeys(reasons)
+    if error[0] in ("NAN_LOSS", "COLLAPSED"):
+        reasons["diverged" if error[0] == "NAN_LOSS" else "collapsed"] = error[1]
+    return verdict(evaluations, spec=spec, **reasons)
 
 
 def verdict(

@@ -276,14 +276,14 @@ def test_an_action_asks_once_and_is_the_commands_own(
     page.get_by_role("button", name="Priority up").click()
     page.get_by_text("priority 1").first.wait_for()
     page.get_by_role("button", name="Cancel").click()
-    page.locator("#ask").get_by_role("button", name="Keep").click()
+    page.get_by_role("button", name="Keep it").click()
     assert state_of(own_world, job) == "queued"
     page.get_by_role("button", name="Cancel").click()
-    page.locator("#ask").get_by_role("button", name="Do it").click()
+    page.get_by_role("button", name="Cancel it").click()
     page.locator(".state.cancelled").wait_for()
     assert state_of(own_world, job) == "cancelled"
     page.get_by_role("button", name="Retry").click()
-    page.get_by_text("submitted as job").wait_for()
+    page.get_by_text("Submitted as job").wait_for()
 
 
 def test_a_list_of_jobs_is_walked_by_keys(world: World, server: Server, open_page: Open) -> None:
@@ -465,7 +465,7 @@ def test_images_are_generated_from_the_slider_on_a_phone(
     page.get_by_role("button", name="Generate from epoch 8", exact=True).wait_for()
     assert page.locator("#here").evaluate("one => one.clientHeight") == box  # the grid stays where it is
     page.get_by_role("button", name="Generate from epoch 8").click()
-    page.get_by_text(f"submitted as job {job + 1}").wait_for()
+    page.get_by_text(f"Submitted as job {job + 1}").wait_for()
     assert own_world_spec(own_world, job + 1)["count"] == 12
 
 
@@ -473,3 +473,75 @@ def own_world_spec(world: World, job_id: int) -> Any:
     from tables import job_row
 
     return job_row(world.database, job_id)["spec"]
+
+
+def test_a_cancel_names_the_job_and_a_pause_points_to_its_button(
+    own_world: World, own_server: Server, open_page: Open
+) -> None:
+    job = own_world.submit("faces")
+    own_world.begin(job, progress={"done": 10, "total": 100, "unit": "images", "epoch": 1, "epochs": 10})
+    page = open_page(own_server, f"/jobs/{job}")
+    settled(page, begun=False)
+    page.get_by_role("button", name="Pause").click()
+    toast = page.locator("#note")
+    toast.get_by_text("Resume continues it").wait_for()
+    assert toast.locator("a").count() == 0  # the page one is on
+    page.get_by_role("button", name="Cancel").click()
+    assert page.locator("#ask h2").inner_text() == f"Cancel faces (job {job})?"
+    page.get_by_role("button", name="Keep running").click()
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Cancel it").click()
+    page.get_by_text("cancelling").wait_for()
+    page.get_by_role("button", name="Cancel").wait_for(state="detached")
+    assert page.locator(".actions button").count() == 0
+
+
+def test_a_job_whose_prerequisite_failed_is_retried_with_it(
+    own_world: World, own_server: Server, open_page: Open
+) -> None:
+    train = own_world.submit("m")
+    images = own_world.submit("g", kind="generate", spec={"source": train, "count": 4}, after=[train])
+    own_world.begin(train, state="failed", error_code="NAN_LOSS", error_message="loss_d is NaN at step 7")
+    own_world.set(images, state="failed", finished_at=time.time(), error_code="DEPENDENCY_FAILED")
+    page = open_page(own_server, f"/jobs/{train}")
+    page.get_by_text("It failed without a sample grid.").wait_for()
+    assert "diverged: loss_d is NaN at step 7" in page.locator(".facts").inner_text()
+    page.goto(own_server.base + f"/jobs/{images}")
+    page.get_by_role("button", name="Retry both").click()
+    page.get_by_text(f"Submitted as job {images + 2}.").wait_for()
+    again = own_world_spec(own_world, images + 2)
+    assert again["source"] == images + 1
+    page.get_by_role("link", name=f"retried as {images + 2}").wait_for()
+    change = page.locator("meta[name=ganq-change]").get_attribute("content")
+    origin = {"X-Ganq-Token": change or "", "Origin": own_server.base}
+    refused = own_server.get(f"/jobs/{images}/retry", method="POST", body={}, **origin)
+    assert refused.status == 409
+    assert f"ganq retry {train} --with-waiting" in refused.json["error"]["hint"]
+
+
+def test_the_time_of_a_run_leaves_its_pauses_out(
+    own_world: World, own_server: Server, open_page: Open
+) -> None:
+    job = own_world.submit("t")
+    own_world.begin(job, state="queued", held=True, ran_s=42.0)
+    page = open_page(own_server, f"/jobs/{job}")
+    assert re.search(r"ran for\s+42 s", page.locator(".facts").inner_text())
+
+
+def test_the_log_says_its_attempt_and_keeps_title_and_actions_in_view(
+    world: World, server: Server, open_page: Open
+) -> None:
+    page = open_page(server, f"/jobs/{world.ids['faces']}/log")
+    settled(page)
+    assert page.get_by_text("The log of attempt 2 of 2").count() == 1
+    page.evaluate("scrollTo(0, 600)")
+    top = page.locator("h1").evaluate("one => one.getBoundingClientRect().top")
+    assert 0 < top < 120
+
+
+def test_without_a_token_a_browser_is_told_how_to_log_in(world: World, server: Server, browser: Any) -> None:
+    page = browser.new_context().new_page()
+    page.goto(server.base)
+    assert page.locator("code").first.inner_text() == "ganq open"
+    assert page.locator("body").evaluate("b => getComputedStyle(b).maxWidth") != "none"  # its style is let in
+    page.context.close()

@@ -12,6 +12,7 @@ from storage.db.queries import Filter
 from storage.db.rows import Job
 from storage.status import evaluation_text, job_text, units
 from storage.status.job_text import StatusContext
+from storage.status.verdict import of_training
 from web import curves as curves_of
 from web import html, rows
 from web.files import job_of
@@ -124,6 +125,7 @@ def head(site: Site, job: Job) -> html.Facts:
         "volume_trouble": site.volume_trouble() if job.attempt else None,
         "deleted_at": (job.result or {}).get("deleted_at"),
         "can": sorted(_can(job)),
+        "retried_as": site.queries.retried_as(job.id) if job.state.terminal else None,
     }
 
 
@@ -136,6 +138,8 @@ def _can(job: Job) -> Iterator[str]:
     elif job.cancel_requested_at is None:
         yield "cancel"
         yield "priority"
+    if job.cancel_requested_at is not None:
+        return
     if job.held and not job.state.terminal:
         yield "resume" if job.attempt else "release"
     elif job.state is JobState.RUNNING:
@@ -144,22 +148,27 @@ def _can(job: Job) -> Iterator[str]:
         yield "hold"
 
 
+def _ran_s(site: Site, job: Job, around: StatusContext) -> float:
+    """Return the seconds that a job has run, without those in which it was paused or queued."""
+    if job.state is JobState.RUNNING:
+        attempts = site.queries.attempts(job.id) if job.attempt > 1 else []
+        began_at = attempts[-1]["started_at"] if attempts else job.started_at
+        return job.ran_s + max(around.now - (began_at or around.now), 0.0)
+    return job.ran_s or (job.finished_at or around.now) - (job.started_at or around.now)
+
+
 def _facts(site: Site, job: Job, around: StatusContext) -> Iterator[tuple[str, Any]]:
     if job.held and (hold := job_text.hold_facts(job, site.queries.events(job.id))) is not None:
         yield "held", html.cut(job_text.hold_text(hold, around.now), 300)
     yield "worker", job_text.place(job, around)
     if job.started_at is not None:
-        yield (
-            "took" if job.finished_at else "running for",
-            units.duration((job.finished_at or around.now) - job.started_at),
-        )
+        name = "took" if job.finished_at else "running for" if job.state is JobState.RUNNING else "ran for"
+        yield name, units.duration(_ran_s(site, job, around))
     yield "rate", job_text.rate_text(job_text.rate(job))
     yield "left", units.duration(job_text.eta(job))
     yield "attempt", str(job.attempt) if job.attempt > 1 else ""
-    yield (
-        "priority",
-        f"{job.own_priority}" + (f", {job.priority} lent" if job.priority > job.own_priority else ""),
-    )
+    raised = f", raised to {job.priority} by jobs that wait for it" if job.priority > job.own_priority else ""
+    yield "priority", f"{job.own_priority}{raised}"
     yield "queue", html.cut(job.queue, 64) if job.queue != "default" else ""
     yield "by", html.cut(job.user, 64)
     if job.bit_exact is not None:
@@ -173,12 +182,32 @@ def _spec(job: Job) -> Iterator[tuple[str, Any]]:
 
 
 def _run(site: Site, job: Job, others: list[Job]) -> html.Facts:
+    found, run = head(site, job), run_facts(site, job)
+    best = run["best"] or {}
+    found["facts"] += [
+        {"name": name, "value": value}
+        for name, value in (
+            ("verdict", _verdict(site, job)),
+            ("note", evaluation_text.uninformative(run["metric"], best.get("metric"))),
+        )
+        if value
+    ]
     return {
-        **head(site, job),
-        "run": run_facts(site, job),
+        **found,
+        "run": run,
         "with": [run_facts(site, other) for other in others],
         "compared": ",".join(str(other.id) for other in others),
     }
+
+
+def _verdict(site: Site, job: Job) -> str | None:
+    """Return whether a training gets better, as `ganq status` says it."""
+    if not job.attempt or site.volume_trouble() is not None:
+        return None
+    _, evaluations = curves_of.metrics_of(site, job).read(site.volume, job.id, job.attempt)
+    events = ((one.type, one.detail) for one in site.queries.events(job.id))
+    said = of_training(evaluations, events, spec=job.spec, error=(job.error_code, job.error_message))
+    return html.cut(said, 300) if said else None
 
 
 def run_facts(site: Site, job: Job) -> html.Facts:

@@ -14,7 +14,7 @@ const ganq = (() => {
       const at = new Date(one.dateTime);
       if (isNaN(at)) continue;
       const today = at.toDateString() === new Date().toDateString();
-      one.textContent = today ? at.toLocaleTimeString([], { timeStyle: "medium" }) : at.toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+      one.textContent = today ? at.toLocaleTimeString([], { timeStyle: "medium", hourCycle: "h23" }) : at.toLocaleString([], { dateStyle: "medium", timeStyle: "short", hourCycle: "h23" });  // as in logs
       one.title = at.toLocaleString([], { dateStyle: "full", timeStyle: "long" });
     }
   }
@@ -118,20 +118,22 @@ const ganq = (() => {
     note.timer = setTimeout(() => place.remove(), bad ? 15000 : 8000);
   }
 
-  function confirmed(question) {
+  function confirmed({ ask, yes, no }) {
     const dialog = document.getElementById("ask");
-    dialog.querySelector("h2").textContent = question;
+    dialog.querySelector("h2").textContent = ask;
+    dialog.querySelector("[value=yes]").textContent = yes;
+    dialog.querySelector("[value=no]").textContent = no;
     dialog.returnValue = "no";
     dialog.showModal();
     return new Promise(done => dialog.addEventListener("close", () => done(dialog.returnValue === "yes"), { once: true }));
   }
 
   async function act(button) {
-    if (button.dataset.ask && !(await confirmed(button.dataset.ask))) return;
+    if (button.dataset.ask && !(await confirmed(button.dataset))) return;
     button.disabled = true;
     try {
       const said = await send(button.dataset.action, button.dataset.values ? JSON.parse(button.dataset.values) : {});
-      note(`Job ${said.id}: ${said.done}.`, false, location.pathname === said.url ? null : said.url);
+      note(said.message, false, button.dataset.action.startsWith(said.url + "/") ? null : said.url);
       refresh();
     } catch (error) { note(error.message, true); }
     button.disabled = false;
