@@ -51,6 +51,15 @@ def moment(at: float | None) -> Markup:
     )
 
 
+def option(value: Any) -> str:
+    """Return the value of a parameter as its option takes it: yes and no, lists with commas."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list) and not any(isinstance(one, list | dict) for one in value):
+        return cut(", ".join(map(str, value)), 300)
+    return cut(value, 300)
+
+
 @cache
 def _static_version() -> str:
     """Return a version of the static files for their addresses, so that browsers cache them for good."""

@@ -16,7 +16,7 @@ from web.samples import as_webp
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-WIDTHS = (4, 8, 12, 16, 24)
+WIDTHS = (2, 4, 8, 12, 16, 24)
 """Possible numbers of columns; the browser chooses by the width of its window."""
 ROWS = 4
 MOST_SIDE = 96

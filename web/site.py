@@ -186,5 +186,13 @@ class Site:
         read = self.database.data_version
         return self.revision() if read is None else f"{self.revision()} {read()}"
 
+    def held(self) -> int:
+        """Return how many jobs are held or paused."""
+        found: int = self.answers.get("held", self.revision(), self._count_held, patient=True)
+        return found
+
+    def _count_held(self) -> int:
+        return sum(one.jobs for one in self.queries.live() if one.held)
+
     def counts(self) -> dict[str, int]:
         return self.answers.get("counts", self.revision(), self.queries.counts, patient=True)

@@ -1,11 +1,13 @@
 """The page in a real browser: what a person sees, and what the keys do."""
 
+import json
 import os
 import pty
 import re
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,15 +172,18 @@ def test_the_gallery_opens_stars_and_saves_by_keys(
     page.keyboard.press("s")
     page.locator('#star[aria-pressed="true"]').wait_for()
     page.keyboard.press("ArrowRight")
-    page.get_by_text("Image 4 of").wait_for()
+    page.get_by_text("Image 4 (5 of").wait_for()
     page.keyboard.press("Escape")
     with page.expect_download() as download:
         page.locator("#zip").click()
     assert download.value.suggested_filename == f"ganq-{made}-starred.zip"
+    with zipfile.ZipFile(download.value.path()) as archive:
+        about = [json.loads(line) for line in archive.read("manifest.jsonl").splitlines()]
+    assert [(one["index"], one["seed"], one["epoch"]) for one in about] == [(3, 7, 16)]
     page.get_by_role("button", name="Worst first").click()
     page.locator("#view").focus()
     page.keyboard.press("Enter")
-    page.get_by_text(f"Image {IMAGES - 1} of").wait_for()
+    page.get_by_text(f"Image {IMAGES - 1} (").wait_for()
 
 
 def test_ten_thousand_images_take_few_requests_and_nodes(
@@ -193,7 +198,7 @@ def test_ten_thousand_images_take_few_requests_and_nodes(
     assert page.locator("#gallery *").count() <= 200
     page.locator("#goto").fill("9999")
     page.keyboard.press("Enter")
-    page.get_by_text("9,999 of 10,000").wait_for(timeout=3000)
+    page.get_by_text("10,000 of 10,000").wait_for(timeout=3000)
     assert page.locator("#space img").count() <= 6
 
 
@@ -545,3 +550,34 @@ def test_without_a_token_a_browser_is_told_how_to_log_in(world: World, server: S
     assert page.locator("code").first.inner_text() == "ganq open"
     assert page.locator("body").evaluate("b => getComputedStyle(b).maxWidth") != "none"  # its style is let in
     page.context.close()
+
+
+def test_an_image_is_starred_under_the_pointer_and_sizes_differ(
+    own_world: World, own_server: Server, open_page: Open
+) -> None:
+    source = own_world.submit("m")
+    made = own_world.images("g", source, count=10, format="png")
+    page = open_page(own_server, f"/jobs/{made}", width=400)
+    settled(page)
+    assert page.locator("#position").inner_text() == "1–10 of 10"
+    assert page.locator("#sizes button").all_inner_texts() == ["S", "M", "L"]
+    heights = []
+    for size in ("S", "M", "L"):
+        page.locator("#sizes").get_by_role("button", name=size).click()
+        heights.append(page.locator("#space").evaluate("one => one.clientHeight"))
+    assert heights == sorted(set(heights))
+    page.locator("#view").hover(position={"x": 30, "y": 30})
+    page.get_by_role("button", name="Star image 0", exact=True).click()
+    page.get_by_role("button", name="Unstar image 0").wait_for()
+    assert page.locator("#panel[open]").count() == 0
+    page.get_by_role("button", name="Starred", exact=True).click()
+    page.wait_for_function("document.querySelector('#space img')?.style.clipPath.startsWith('polygon')")
+
+
+def test_held_jobs_are_counted_and_listed(own_world: World, own_server: Server, open_page: Open) -> None:
+    own_world.submit("waits")
+    own_world.submit("stays", held=True)
+    page = open_page(own_server)
+    page.get_by_role("link", name="1 held or paused").click()
+    page.get_by_text("stays").wait_for()
+    assert page.locator("[data-row]").count() == 1

@@ -2,13 +2,16 @@
 
 import hashlib
 import io
+import json
 import zipfile
 from collections.abc import Iterator
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from jobs.errors import NotFoundError, SpecError, StorageError
+from storage.db.rows import Job
 from storage.results import codecs
 from storage.results.formats import bytes_of, pixels_of
 from web import html, sheets
@@ -100,7 +103,9 @@ def starred_zip(request: Request) -> Response:
     if not stars:
         raise NotFoundError(f"no image of job {job.id} is starred")
     headers = {"Content-Disposition": f'attachment; filename="ganq-{job.id}-starred.zip"'}
-    return StreamingResponse(_zipped(index, stars), media_type="application/zip", headers=headers)
+    return StreamingResponse(
+        _zipped(index, stars, _about(job)), media_type="application/zip", headers=headers
+    )
 
 
 class _Pipe(io.RawIOBase):
@@ -126,7 +131,18 @@ class _Pipe(io.RawIOBase):
         return data
 
 
-def _zipped(index: ManifestIndex, numbers: list[int]) -> Iterator[bytes]:
+def _about(job: Job) -> dict[str, Any]:
+    """Return what the lines of a zip's manifest have in common: the checkpoint."""
+    pinned: dict[str, Any] = (job.inputs or {}).get("checkpoint") or {}
+    return {
+        "job": job.id,
+        "source": job.spec.get("source"),
+        "epoch": pinned.get("epoch"),
+        "checkpoint_sha256": pinned.get("manifest_sha256", pinned.get("sha256")),
+    }
+
+
+def _zipped(index: ManifestIndex, numbers: list[int], about: dict[str, Any]) -> Iterator[bytes]:
     pipe = _Pipe()
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED) as archive:
         for number in numbers:
@@ -141,4 +157,6 @@ def _zipped(index: ManifestIndex, numbers: list[int]) -> Iterator[bytes]:
                 kind = next((name for mark, name in TYPES.items() if data.startswith(mark)), "image/bin")
                 archive.writestr(f"{number:06d}.{kind.partition('/')[2]}", data)
             yield pipe.take()
+        lines = (json.dumps({"index": number, **about, **index.line(number)}) for number in numbers)
+        archive.writestr("manifest.jsonl", "".join(f"{line}\n" for line in lines))
     yield pipe.take()

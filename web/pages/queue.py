@@ -17,7 +17,7 @@ from web.site import Site
 PAGE = 50
 LATELY_S = 3600.0
 """A worker that stopped longer ago has no card here; /workers lists all."""
-NAMES = ("state", "kind", "user", "name", "label", "sweep", "before")
+NAMES = ("state", "kind", "user", "name", "label", "sweep", "held", "before")
 
 
 def page(request: Request) -> Response:
@@ -47,6 +47,7 @@ def _filter(site: Site, given: dict[str, str]) -> Filter:
         name=given.get("name"),
         labels=read_filters([given["label"]]) if "label" in given else (),
         sweep=site.queries.find_sweep(given["sweep"]) if "sweep" in given else None,
+        held="held" in given or None,
         before_id=int(before) if before is not None else None,
     )
 
@@ -63,6 +64,7 @@ def _facts(site: Site, wanted: Filter, given: dict[str, str]) -> html.Facts:
     return {
         "jobs": listed,
         "counts": site.counts(),
+        "held": site.held(),
         "workers": rows.worker_cards(site, kept),
         "filter": given,
         "kinds": list(KINDS),

@@ -108,7 +108,7 @@ def _differences(jobs: list[Job]) -> list[html.Facts]:
     specs = [dict(_spec(job)) for job in jobs]
     names = dict.fromkeys(name for spec in specs for name in spec)
     return [
-        {"name": name, "values": [html.cut(spec.get(name, ""), 300) for spec in specs]}
+        {"name": name, "values": [html.option(spec.get(name, "")) for spec in specs]}
         for name in names
         if any(spec.get(name) != specs[0].get(name) for spec in specs)
     ]
@@ -121,7 +121,7 @@ def head(site: Site, job: Job) -> html.Facts:
         "job": row,
         "needs": [{"id": one, "state": str(state)} for one, state in site.queries.needs(job.id)],
         "facts": [{"name": name, "value": value} for name, value in _facts(site, job, around) if value],
-        "spec": [{"name": name, "value": html.cut(value, 300)} for name, value in _spec(job)],
+        "spec": [{"name": name, "value": html.option(value)} for name, value in _spec(job)],
         "volume_trouble": site.volume_trouble() if job.attempt else None,
         "deleted_at": (job.result or {}).get("deleted_at"),
         "can": sorted(_can(job)),

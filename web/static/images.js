@@ -6,8 +6,8 @@
   const $ = id => document.getElementById(id);
   const facts = JSON.parse(root.dataset.gallery), changes = root.dataset.changes === "1";
   const view = $("view"), space = $("space"), panel = $("panel");
-  const state = { order: "index", size: "m", at: 0, stars: new Set(facts.stars), shown: new Map(), numbers: new Map(), open: null };
-  const SIZES = { s: 48, m: 72, l: 112 };
+  const state = { order: "index", size: "m", at: 0, stars: new Set(facts.stars), shown: new Map(), numbers: new Map(), open: null, hover: null };
+  const SIZES = { s: 48, m: 72, l: 150 };
 
   const count = () => state.order === "starred" ? state.stars.size : facts.count;
   let columns = 16, side = 64, perSheet = 64;
@@ -42,13 +42,15 @@
       const down = Math.ceil((to - from) / columns);
       img.style.width = `${columns * side}px`; img.style.height = `${down * side}px`;
       img.style.transform = `translateY(${sheet * high}px)`;
+      const over = (to - from) % columns;  // the empty places of the last row are black in the file
+      if (over) img.style.clipPath = `polygon(0 0, 100% 0, 100% ${(down - 1) * side}px, ${over * side}px ${(down - 1) * side}px, ${over * side}px 100%, 0 100%)`;
       img.src = address(sheet);
       space.prepend(img);
       state.shown.set(sheet, img);
     }
     overlays();
     const here = Math.min(count() - 1, Math.round(top / side) * columns);
-    $("position").textContent = count() ? `${here.toLocaleString("en")}–${(Math.min(count(), Math.ceil(bottom / side) * columns) - 1).toLocaleString("en")} of ${count().toLocaleString("en")}` : "none is starred yet";
+    $("position").textContent = count() ? `${(here + 1).toLocaleString("en")}–${Math.min(count(), Math.ceil(bottom / side) * columns).toLocaleString("en")} of ${count().toLocaleString("en")}` : "none is starred yet";
   }
 
   function overlays() {
@@ -65,10 +67,37 @@
     if (state.order === "index") for (const star of state.stars) if (star >= first && star < last) add("star", star, "★");
     if (state.order === "starred") for (let i = first; i < Math.min(last, count()); i++) add("star", i, "★");
     if (state.at < count()) add("here", state.at);
+    hoverStar();
     $("zip").hidden = !state.stars.size;
     $("zip").href = `${facts.url}/stars.zip`;
     $("zip").textContent = `Download ${state.stars.size} starred`;
   }
+
+  // The star of the image under the pointer.
+  const corner = document.createElement("button");
+  corner.type = "button"; corner.className = "corner"; corner.hidden = true; corner.tabIndex = -1;
+  async function hoverStar() {
+    const place = state.hover;
+    corner.hidden = !changes || place === null || place >= count();
+    if (corner.hidden) return;
+    corner.style.transform = `translate(${(place % columns) * side}px, ${Math.floor(place / columns) * side}px)`;
+    const number = await numberAt(place);
+    if (place !== state.hover) return;
+    corner.textContent = state.stars.has(number) ? "★" : "☆";
+    corner.setAttribute("aria-label", `${state.stars.has(number) ? "Unstar" : "Star"} image ${number}`);
+    if (corner.parentElement !== space) space.append(corner);
+  }
+  function placeOf(event) {
+    const box = space.getBoundingClientRect();
+    return Math.floor((event.clientY - box.top) / side) * columns + Math.floor((event.clientX - box.left) / side);
+  }
+  view.addEventListener("pointermove", event => {
+    const place = placeOf(event);
+    if (event.pointerType === "touch" || place === state.hover) return;
+    state.hover = place;
+    hoverStar();
+  });
+  view.addEventListener("pointerleave", () => { state.hover = null; hoverStar(); });
 
   async function numberAt(place) {
     if (state.order === "index") return place;
@@ -97,7 +126,7 @@
     const about = await answer.json();
     if (!answer.ok) { ganq.note(about.error ? about.error.message : "this image cannot be shown", true); return; }
     state.open = about;
-    $("panel-title").textContent = `Image ${about.index.toLocaleString("en")} of ${facts.count.toLocaleString("en")}`;
+    $("panel-title").textContent = `Image ${about.index.toLocaleString("en")} (${(about.index + 1).toLocaleString("en")} of ${facts.count.toLocaleString("en")})`;
     const picture = $("picture");
     picture.hidden = Boolean(about.problem);
     picture.alt = about.problem ? "" : `image ${about.index}`;
@@ -123,9 +152,9 @@
     if (!panel.open) panel.showModal();
   }
 
-  async function star() {
+  async function star(place = state.at) {
     if (!changes) { ganq.note("This server is read-only; stars need ganq web --allow-changes.", true); return; }
-    const number = await numberAt(state.at);
+    const number = await numberAt(place);
     try {
       const said = await ganq.send(`${facts.url}/star`, { image: number, starred: !state.stars.has(number) });
       state.stars = new Set(said.stars);
@@ -134,10 +163,10 @@
     if (panel.open && state.open && state.open.index === number) { $("star").textContent = state.stars.has(number) ? "★ Starred" : "☆ Star"; $("star").setAttribute("aria-pressed", state.stars.has(number)); }
   }
 
-  function choices(id, values, choose) {
+  function choices(id, values, choose, chosen = values[0][0]) {
     for (const [value, label] of values) {
       const one = document.createElement("button");
-      one.type = "button"; one.textContent = label; one.setAttribute("aria-pressed", value === values[0][0]);
+      one.type = "button"; one.textContent = label; one.setAttribute("aria-pressed", value === chosen);
       one.addEventListener("click", () => { for (const other of $(id).children) other.setAttribute("aria-pressed", other === one); choose(value); });
       $(id).append(one);
     }
@@ -147,17 +176,17 @@
   if (facts.scored) orders.push(["best", "Best first"], ["worst", "Worst first"]);
   orders.push(["starred", "Starred"]);
   choices("order", orders, value => { state.order = value; state.at = 0; view.scrollTop = 0; layout(); });
-  choices("sizes", [["m", "M"], ["s", "S"], ["l", "L"]], value => { state.size = value; const at = state.at; layout(); go(at); });
+  choices("sizes", [["s", "S"], ["m", "M"], ["l", "L"]], value => { state.size = value; const at = state.at; layout(); go(at); }, "m");
 
   let due = 0;
   view.addEventListener("scroll", () => { if (!due) due = requestAnimationFrame(() => { due = 0; render(); }); }, { passive: true });
   view.addEventListener("click", event => {
-    const box = space.getBoundingClientRect();
-    const place = Math.floor((event.clientY - box.top) / side) * columns + Math.floor((event.clientX - box.left) / side);
-    if (place < count()) { go(place); show(); }
+    const place = placeOf(event);
+    if (event.target === corner) star(state.hover);
+    else if (place < count()) { go(place); show(); }
   });
   $("goto").addEventListener("change", () => { if ($("goto").value !== "") { go(Number($("goto").value)); view.scrollTop = Math.floor(state.at / columns) * side; render(); } });
-  $("star").addEventListener("click", star);
+  $("star").addEventListener("click", () => star());
   $("previous").addEventListener("click", () => go(state.at - 1));
   $("next").addEventListener("click", () => go(state.at + 1));
   document.addEventListener("keydown", event => {
