@@ -12,7 +12,7 @@ from anyio import from_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jobs.errors import ForbiddenError, NotFoundError, SpecError
+from jobs.errors import ForbiddenError, InvalidTransitionError, NotFoundError, SpecError
 from jobs.kinds import SPEC_VERSION, kind_named
 from jobs.states import JobState
 from storage.db.engine import Requester
@@ -86,8 +86,18 @@ def principal_of(request: Request) -> Principal:
     return found
 
 
-def _outcome(job: Job, done: str) -> dict[str, Any]:
-    return {"id": job.id, "done": done, "state": str(job.state), "url": f"/jobs/{job.id}"}
+def _outcome(job: Job, done: str, message: str | None = None) -> dict[str, Any]:
+    """
+    Args:
+        message: what the browser shows; by default the job and what was done.
+    """
+    said = message or f"Job {job.id}: {done}."
+    return {"id": job.id, "done": done, "message": said, "state": str(job.state), "url": f"/jobs/{job.id}"}
+
+
+def _submitted(new: Job) -> dict[str, Any]:
+    done = f"submitted as job {new.id}"
+    return _outcome(new, done, f"{done.capitalize()}.")
 
 
 def _cancel(site: Site, store: JobStore, user: str, job: Job, values: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +111,14 @@ def _hold(site: Site, store: JobStore, user: str, job: Job, values: dict[str, An
 
 def _pause(site: Site, store: JobStore, user: str, job: Job, values: dict[str, Any]) -> dict[str, Any]:
     now = store.pause(job.id, by=user)
-    return _outcome(now, job_text.after_pause(now, job_text.StatusContext.of(site.queries, [now])))
+    done = job_text.after_pause(now, job_text.StatusContext.of(site.queries, [now]))
+    with_button = done.replace(f"ganq resume {now.id}", "Resume")
+    return _outcome(now, done, f"Job {now.id}: {with_button}.")
+
+
+def _resume(site: Site, store: JobStore, user: str, job: Job, values: dict[str, Any]) -> dict[str, Any]:
+    released = _release(site, store, user, job, values)
+    return _outcome(job, "resumed") | {"state": released["state"]}
 
 
 def _release(site: Site, store: JobStore, user: str, job: Job, values: dict[str, Any]) -> dict[str, Any]:
@@ -122,11 +139,36 @@ def _priority(site: Site, store: JobStore, user: str, job: Job, values: dict[str
 
 
 def _retry(site: Site, store: JobStore, user: str, job: Job, values: dict[str, Any]) -> dict[str, Any]:
+    """
+    Submit an ended job again; with `both`, together with the failed jobs that it waited for.
+
+    Raises:
+        InvalidTransitionError: it would fail at once, because a job that it needs has failed.
+    """
     from storage.db.resubmit import resubmit  # pydantic: a fifth of the server's start
 
-    new = resubmit(site.queries, store, job, user=user)
-    notify_job(site.settings, site.queries, store, new)
-    return _outcome(new, f"submitted as job {new.id}")
+    failed = _failed_needs(site, job)
+    if failed and values.get("both") is not True:
+        raise InvalidTransitionError(
+            f"job {job.id} needs job {failed[0].id}, which {failed[0].state}",
+            hint=f"ganq retry {failed[0].id} --with-waiting",
+        )
+    instead: dict[int, int] = {}
+    for old in [*failed, job]:
+        new = resubmit(site.queries, store, old, user=user, instead=instead)
+        notify_job(site.settings, site.queries, store, new)
+        instead[old.id] = new.id
+    return _submitted(new)
+
+
+def _failed_needs(site: Site, job: Job) -> list[Job]:
+    """Return the failed jobs because of which this one never started, oldest first."""
+    if job.error_code != "DEPENDENCY_FAILED":
+        return []
+    ended = (JobState.FAILED, JobState.CANCELLED)
+    needed = [site.queries.get(one) for one, state in site.queries.needs(job.id) if state in ended]
+    found = {each.id: each for one in needed for each in (*_failed_needs(site, one), one)}
+    return [found[one] for one in sorted(found)]
 
 
 def _generate(site: Site, store: JobStore, user: str, job: Job, values: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +196,7 @@ def _generate(site: Site, store: JobStore, user: str, job: Job, values: dict[str
         preemptible=kind.preemptible,
     )
     notify_job(site.settings, site.queries, store, new)
-    return _outcome(new, f"submitted as job {new.id}")
+    return _submitted(new)
 
 
 def _star(site: Site, store: JobStore, user: str, job: Job, values: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +214,7 @@ SUBMITS = ("retry", "generate")
 VERBS = {
     "cancel": _cancel,
     "pause": _pause,
-    "resume": _release,
+    "resume": _resume,
     "hold": _hold,
     "release": _release,
     "priority": _priority,

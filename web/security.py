@@ -6,6 +6,7 @@ must come from the page itself, or, at the REST API, carry a token. It adds the 
 response. The token is that of the login link, or one of `ganq token create`.
 """
 
+import base64
 import hashlib
 import hmac
 import html
@@ -46,7 +47,18 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 READS = ("GET", "HEAD")
 CHANGE_HEADER = "x-ganq-token"
 API = "/api/"
-LOGIN = "Open the link that ganq web printed (or: ganq open --print). It holds the token.\n"
+LOGIN = "Log in: ganq open opens this page with its token; ganq open --print prints the link.\n"
+LOGIN_STYLE = (
+    ":root{color-scheme:light dark}body{font:16px/1.6 system-ui,sans-serif;max-width:34rem;margin:18vh auto;"
+    "padding:0 20px}h1{font-size:22px}code{font:15px ui-monospace,monospace;padding:2px 7px;"
+    "border-radius:5px;background:#8882}"
+)
+LOGIN_PAGE = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Log in · ganq</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>{LOGIN_STYLE}</style>
+<main><h1>{{title}}</h1><p>Run <code>ganq open</code> on the machine where ganq runs. It opens this page with
+its token, and this browser stays logged in for 180 days.</p>
+<p>For another browser, e.g. a phone: <code>ganq open --print</code> prints the link.</p></main></html>
+"""
 BEARER = 'Bearer realm="ganq"'
 _CODES = {
     401: UnauthenticatedError.code,
@@ -237,6 +249,8 @@ class Gate:
             if of_api:  # the body of a refused request is not read
                 close = {} if scope["method"] in READS else {"Connection": "close"}
                 return problem(exc.problem, {**(exc.headers or {}), **close})
+            if exc.problem.status == 401 and "text/html" in headers.get("accept", ""):
+                return _login_page()
             return PlainTextResponse(f"{exc.problem.detail}\n", exc.problem.status, exc.headers)
         except GanqError as exc:
             return problem(Problem.of(exc)) if of_api else PlainTextResponse(f"{exc.message}\n", 503)
@@ -329,6 +343,8 @@ class Gate:
                 raise UnauthenticatedError("there are several tokens")
             holder = await self._holder(given[0])
         except UnauthenticatedError:
+            if "text/html" in Headers(scope=scope).get("accept", ""):
+                return _login_page("This link's token is not valid")
             return PlainTextResponse("this link's token is not valid\n" + LOGIN, 401)
         rest = urlencode(others)
         path = "/" + scope["path"].lstrip("/\\")  # never //host, which would be another site
@@ -363,6 +379,12 @@ class Gate:
         if site is not None:
             return site == "same-origin"
         return origin is not None and urlsplit(origin).netloc == headers.get("host")
+
+
+def _login_page(title: str = "This browser is not logged in") -> Response:
+    digest = base64.b64encode(hashlib.sha256(LOGIN_STYLE.encode()).digest()).decode()
+    policy = POLICY.replace("default-src 'self'", f"default-src 'none'; style-src 'sha256-{digest}'")
+    return HTMLResponse(LOGIN_PAGE.replace("{title}", title), 401, {"Content-Security-Policy": policy})
 
 
 def _principal(found: Token) -> Principal:

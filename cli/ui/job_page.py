@@ -334,7 +334,7 @@ def _cancelled_by(session: Session, job: Job) -> str | None:
 def _verdict(session: Session, job: Job) -> str | None:
     """Return whether a training gets better, in a word."""
     from storage.results.attempts import Metrics
-    from storage.status.verdict import verdict
+    from storage.status.verdict import of_training
 
     if job.attempt == 0:
         return None
@@ -342,15 +342,9 @@ def _verdict(session: Session, job: Job) -> str | None:
     if "deleted_at" not in (job.result or {}):
         with suppress(VolumeError):
             evaluations = Metrics().read(session.volume_of(job), job.id, job.attempt)[1]
-    reasons: dict[str, str | None] = {"diverged": None, "collapsed": None}
-    for event in session.queries.events(job.id):
-        if event.type in reasons:
-            reasons[event.type] = str((event.detail or {}).get("reason") or "see ganq events")
-        elif event.type == "rolled_back":  # it has gone back to before that
-            reasons = dict.fromkeys(reasons)
-    if job.error_code in ("NAN_LOSS", "COLLAPSED"):
-        reasons["diverged" if job.error_code == "NAN_LOSS" else "collapsed"] = job.error_message
-    return verdict(evaluations, spec=job.spec, **reasons)
+    events = ((event.type, event.detail) for event in session.queries.events(job.id))
+    error = (job.error_code, job.error_message)
+    return of_training(evaluations, events, spec=job.spec, error=error)
 
 
 def _metric(session: Session, job: Job) -> str | None:

@@ -66,7 +66,7 @@ const ganq = (() => {
       if (tag) headers["If-None-Match"] = tag;
       const answer = await fetch(location.pathname + location.search, { headers });
       if (answer.status === 401) {
-        banner.textContent = "You are logged out: open the link of ganq web again.";
+        banner.textContent = "You are logged out: ganq open opens the page with its token.";
         banner.dataset.sticky = "1"; banner.hidden = false;
       } else if (answer.ok) {
         heard = Date.now();
