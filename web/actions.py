@@ -117,8 +117,7 @@ def _pause(site: Site, store: JobStore, user: str, job: Job, values: dict[str, A
 
 
 def _resume(site: Site, store: JobStore, user: str, job: Job, values: dict[str, Any]) -> dict[str, Any]:
-    released = _release(site, store, user, job, values)
-    return _outcome(job, "resumed") | {"state": released["state"]}
+    return _release(site, store, user, job, values) | {"message": f"Job {job.id}: resumed."}
 
 
 def _release(site: Site, store: JobStore, user: str, job: Job, values: dict[str, Any]) -> dict[str, Any]:

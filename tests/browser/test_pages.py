@@ -178,8 +178,8 @@ def test_the_gallery_opens_stars_and_saves_by_keys(
         page.locator("#zip").click()
     assert download.value.suggested_filename == f"ganq-{made}-starred.zip"
     with zipfile.ZipFile(download.value.path()) as archive:
-        about = [json.loads(line) for line in archive.read("manifest.jsonl").splitlines()]
-    assert [(one["index"], one["seed"], one["epoch"]) for one in about] == [(3, 7, 16)]
+        lines = [json.loads(line) for line in archive.read("manifest.jsonl").splitlines()]
+    assert [(one["index"], one["seed"], one["epoch"]) for one in lines] == [(3, 7, 16)]
     page.get_by_role("button", name="Worst first").click()
     page.locator("#view").focus()
     page.keyboard.press("Enter")
@@ -518,7 +518,7 @@ def test_a_job_whose_prerequisite_failed_is_retried_with_it(
     assert again["source"] == images + 1
     page.get_by_role("link", name=f"retried as {images + 2}").wait_for()
     change = page.locator("meta[name=ganq-change]").get_attribute("content")
-    origin = {"X-Ganq-Token": change or "", "Origin": own_server.base}
+    origin: dict[str, Any] = {"X_Ganq_Token": change or "", "Origin": own_server.base}
     refused = own_server.get(f"/jobs/{images}/retry", method="POST", body={}, **origin)
     assert refused.status == 409
     assert f"ganq retry {train} --with-waiting" in refused.json["error"]["hint"]
