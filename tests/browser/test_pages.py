@@ -439,7 +439,7 @@ def test_a_wrong_name_in_compare_is_said_beside_the_run(
     page.goto(server.base + f"/jobs/{world.ids['rates-0']}?with=rates-1")
     settled(page)
     assert page.locator("#with").input_value() == "rates-1"
-    assert page.locator(".differ tbody tr").all_inner_texts() == ["lr_g\t0.0001\t0.0002"]
+    assert page.locator(".differ tbody tr").all_inner_texts() == ["lr-g\t0.0001\t0.0002"]
 
 
 def test_an_error_page_does_not_fetch_itself_again(
