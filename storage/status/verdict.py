@@ -10,7 +10,7 @@ COLLAPSED = 0.25
 
 
 def of_training(
-    evaluations: Sequence[Mapping[str, Any]],
+    evaluations: Sequence[Mapping[str, Any]] | None,
     events: Iterable[tuple[str, Mapping[str, Any] | None]],
     *,
     spec: Mapping[str, Any],

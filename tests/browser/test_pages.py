@@ -571,7 +571,7 @@ def test_an_image_is_starred_under_the_pointer_and_sizes_differ(
     page.get_by_role("button", name="Unstar image 0").wait_for()
     assert page.locator("#panel[open]").count() == 0
     page.get_by_role("button", name="Starred", exact=True).click()
-    page.wait_for_function("document.querySelector('#space img')?.style.clipPath.startsWith('polygon')")
+    page.locator("#space img[style*='polygon']").wait_for()
 
 
 def test_held_jobs_are_counted_and_listed(own_world: World, own_server: Server, open_page: Open) -> None:
