@@ -552,7 +552,7 @@ def test_without_a_token_a_browser_is_told_how_to_log_in(world: World, server: S
     page.context.close()
 
 
-def test_an_image_is_starred_under_the_pointer_and_sizes_differ(
+def test_sizes_of_images_differ_and_places_count_from_one(
     own_world: World, own_server: Server, open_page: Open
 ) -> None:
     source = own_world.submit("m")
@@ -566,12 +566,6 @@ def test_an_image_is_starred_under_the_pointer_and_sizes_differ(
         page.locator("#sizes").get_by_role("button", name=size).click()
         heights.append(page.locator("#space").evaluate("one => one.clientHeight"))
     assert heights == sorted(set(heights))
-    page.locator("#view").hover(position={"x": 30, "y": 30})
-    page.get_by_role("button", name="Star image 0", exact=True).click()
-    page.get_by_role("button", name="Unstar image 0").wait_for()
-    assert page.locator("#panel[open]").count() == 0
-    page.get_by_role("button", name="Starred", exact=True).click()
-    page.locator("#space img[style*='polygon']").wait_for()
 
 
 def test_held_jobs_are_counted_and_listed(own_world: World, own_server: Server, open_page: Open) -> None:

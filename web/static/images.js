@@ -6,7 +6,7 @@
   const $ = id => document.getElementById(id);
   const facts = JSON.parse(root.dataset.gallery), changes = root.dataset.changes === "1";
   const view = $("view"), space = $("space"), panel = $("panel");
-  const state = { order: "index", size: "m", at: 0, stars: new Set(facts.stars), shown: new Map(), numbers: new Map(), open: null, hover: null };
+  const state = { order: "index", size: "m", at: 0, stars: new Set(facts.stars), shown: new Map(), numbers: new Map(), open: null };
   const SIZES = { s: 48, m: 72, l: 150 };
 
   const count = () => state.order === "starred" ? state.stars.size : facts.count;
@@ -67,38 +67,15 @@
     if (state.order === "index") for (const star of state.stars) if (star >= first && star < last) add("star", star, "★");
     if (state.order === "starred") for (let i = first; i < Math.min(last, count()); i++) add("star", i, "★");
     if (state.at < count()) add("here", state.at);
-    hoverStar();
     $("zip").hidden = !state.stars.size;
     $("zip").href = `${facts.url}/stars.zip`;
     $("zip").textContent = `Download ${state.stars.size} starred`;
   }
 
-  // The star of the image under the pointer.
-  const corner = document.createElement("button");
-  corner.type = "button"; corner.className = "corner"; corner.hidden = true; corner.tabIndex = -1;
-  async function hoverStar() {
-    const place = state.hover;
-    corner.hidden = !changes || place === null || place >= count();
-    if (corner.hidden) return;
-    corner.style.transform = `translate(${(place % columns) * side}px, ${Math.floor(place / columns) * side}px)`;
-    const number = await numberAt(place);
-    if (place !== state.hover) return;
-    corner.textContent = state.stars.has(number) ? "★" : "☆";
-    corner.setAttribute("aria-label", `${state.stars.has(number) ? "Unstar" : "Star"} image ${number}`);
-    if (corner.parentElement !== space) space.append(corner);
-  }
   function placeOf(event) {
     const box = space.getBoundingClientRect();
     return Math.floor((event.clientY - box.top) / side) * columns + Math.floor((event.clientX - box.left) / side);
   }
-  view.addEventListener("pointermove", event => {
-    const place = placeOf(event);
-    if (event.pointerType === "touch" || place === state.hover) return;
-    state.hover = place;
-    hoverStar();
-  });
-  view.addEventListener("pointerleave", () => { state.hover = null; hoverStar(); });
-
   async function numberAt(place) {
     if (state.order === "index") return place;
     if (state.order === "starred") return [...state.stars].sort((a, b) => a - b)[place];
@@ -182,8 +159,7 @@
   view.addEventListener("scroll", () => { if (!due) due = requestAnimationFrame(() => { due = 0; render(); }); }, { passive: true });
   view.addEventListener("click", event => {
     const place = placeOf(event);
-    if (event.target === corner) star(state.hover);
-    else if (place < count()) { go(place); show(); }
+    if (place < count()) { go(place); show(); }
   });
   $("goto").addEventListener("change", () => { if ($("goto").value !== "") { go(Number($("goto").value)); view.scrollTop = Math.floor(state.at / columns) * side; render(); } });
   $("star").addEventListener("click", () => star());
