@@ -49,7 +49,7 @@ def test_words_fit_into_their_columns() -> None:
     assert max(map(len, Outcome)) <= length(attempt.c.outcome)
     codes = [cls.code for cls in all_errors()]
     assert max(map(len, [*codes, "DEPENDENCY_FAILED"])) <= length(job.c.error_code)
-    assert set(StopReason) == {"cancel", "drain", "preempt", "time_limit", "lost"}
+    assert set(StopReason) == {"cancel", "drain", "pause", "preempt", "stop_after", "time_limit", "lost"}
 
 
 def all_errors() -> list[type[GanqError]]:

@@ -719,7 +719,18 @@ GENERATE_TYPED = {
 }
 
 
-OF_THEIR_OWN = {"class_name", "source", "seeds", "keep", "of", "draws", "quality", "interpolate", "frames"}
+OF_THEIR_OWN = {
+    "class_name",
+    "source",
+    "seeds",
+    "keep",
+    "of",
+    "draws",
+    "quality",
+    "interpolate",
+    "frames",
+    "passport",
+}
 
 
 def test_the_table_of_generate_options_holds_every_field() -> None:
