@@ -485,6 +485,8 @@ def test_f46_a_hundred_thousand_queued_jobs(
     users: int,
 ) -> None:
     facts = long_queue(ganq, database, claim, faces, 100_000, users=users)
+    # A worker refuses a volume without the jobs that have begun, here without one.
+    Path(ganq.env["GANQ_VOLUME"], "jobs").mkdir(parents=True, exist_ok=True)
     ganq.start_worker()
     until(lambda: ganq.present(), what="a worker among so many")
     time.sleep(5)
