@@ -29,10 +29,11 @@ from storage.db.engine import Database
 from storage.db.row_files import insert_rows, write_rows
 from storage.db.tables import attempt, checkpoint, dependency, end_dependency, event, job, label, utcnow
 from storage.gc.delete import delete_tree, opened
-from storage.gc.scan import needed_jobs
+from storage.gc.scan import belongs, job_facts, needed_jobs
 from storage.settings import Settings
 from storage.volume.durable import make_folder, write_bytes
 from storage.volume.layout import Volume
+from storage.volume.ownership import recorded_spec
 
 BATCH_SIZE = 200
 """Jobs in one transaction and one file."""
@@ -109,11 +110,14 @@ def _candidates(
             going.append(row.id)
     shards = select(job.c.id, job.c.part_of, job.c.state).where(job.c.part_of.in_(going))
     family: dict[int, list[int]] = {one: [one] for one in going}
+    unfinished = set()
     for row in conn.execute(shards):
-        if row.state in TERMINAL:
-            family[row.part_of].append(row.id)
-        else:
-            family[row.part_of] = []
+        family[row.part_of].append(row.id)
+        if row.state not in TERMINAL:
+            unfinished.add(row.part_of)
+    for one in unfinished:
+        kept["has a shard that has not ended"] += 1
+        del family[one]
     ids = [one for members in family.values() for one in members]
     retried = select(job.c.retry_of).where(job.c.retry_of.in_(ids), job.c.id.not_in(ids))
     for one in {row.retry_of for row in conn.execute(retried)}:
@@ -158,13 +162,25 @@ def _archive(database: Database, volume: Volume, ids: Sequence[int]) -> int:
         }
         _delete(conn, [one for one in still if one not in needed and one not in retried])
 
+    foreign = _of_another_table(database, volume, ids)
     database.write(remove)
     failpoint("archive.rows_deleted")
     left = database.read(partial(_present, ids=ids))
     for one in ids:
-        if one not in left:
+        if one not in left and one not in foreign:
             _delete_folder(volume, one)
     return len(data)
+
+
+def _of_another_table(database: Database, volume: Volume, ids: Sequence[int]) -> set[int]:
+    """Return the jobs whose folder was written for a job of another job table with the same id."""
+    recorded = {one: spec for one in ids if (spec := recorded_spec(volume, one)) is not None}
+
+    def compare(conn: Connection) -> set[int]:
+        found = job_facts(conn, list(recorded))
+        return {one for one, spec in recorded.items() if one in found and not belongs(conn, found[one], spec)}
+
+    return database.read(compare)
 
 
 def _delete_folder(volume: Volume, job_id: int) -> None:

@@ -1,5 +1,6 @@
 """What `ganq gc --rows` moves to the archive, what stays, and how the archive is read (SCALE 9)."""
 
+import json
 import os
 import signal
 import subprocess
@@ -135,6 +136,31 @@ def test_what_a_waiting_job_waits_for_stays(
     done = archive_rows(database, volume, age_s=86400.0)
     assert (done.jobs, dict(done.kept)) == (0, {"needed by a queued or running job": 1})
     assert needed in ids(database)
+
+
+def test_a_parent_with_a_shard_that_runs_stays_with_all_its_shards(
+    ended: Callable[..., int],
+    database: Database,
+    volume: Volume,
+    running_job_factory: Callable[..., Lease],
+) -> None:
+    parent = ended()
+    running = running_job_factory().job_id
+    set_columns(database, running, part_of=parent)
+    shard = ended(part_of=parent)
+    done = archive_rows(database, volume, age_s=86400.0)
+    assert (done.jobs, dict(done.kept)) == (0, {"has a shard that has not ended": 1})
+    assert ids(database) == [parent, running, shard]
+
+
+def test_the_folder_of_a_job_of_another_table_is_not_deleted(
+    ended: Callable[..., int], database: Database, volume: Volume
+) -> None:
+    job = ended()
+    volume.job(job).mkdir(parents=True)
+    (volume.job(job) / "spec.json").write_text(json.dumps({"job": job, "submitted_at": 1.0, "spec": {}}))
+    assert archive_rows(database, volume, age_s=86400.0).jobs == 1
+    assert (volume.job(job) / "spec.json").exists()
 
 
 def test_a_retry_goes_together_with_what_it_repeats(
