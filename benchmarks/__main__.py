@@ -84,7 +84,7 @@ def _one(name: str, work: Path, rounds: int | None, watch: Watch, *, write: bool
             f"  [{one.value:.4g} / {one.peer_value:.4g}]  {one.bar} {'' if one.met is not False else 'SHORT'}"
         )
     if write and ratios:
-        path = report.write(name, benchmark.EXPLAINED, ratios, raw, _others(raw))
+        path = report.write(name, benchmark.DESCRIPTION, ratios, raw, _others(raw))
         print(f"written: benchmarks/results/{path.name}")
     return [f"{one.what} / {one.against}: {one.median:.2f}, {one.bar}" for one in ratios if one.met is False]
 

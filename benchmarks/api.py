@@ -22,7 +22,7 @@ from tests.browser.world import World
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EXPLAINED = """\
+DESCRIPTION = """\
 The REST API on the loopback of the same machine, with 100,000 queued jobs in the table. Server and clients
 share its cores. One submission: a generation from an existing training, one client, the median. Submissions
 and reads a second: 16 connections. Upload and download: of 16,000 images, against `cp -r` and `sync`."""

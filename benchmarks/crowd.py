@@ -18,7 +18,7 @@ from storage.db.schema import open_database
 from storage.db.store import Claim, JobStore
 from storage.settings import Settings
 
-EXPLAINED = """\
+DESCRIPTION = """\
 Each worker finishes a job and claims the next in one durable transaction, as a supervisor does, without
 notification, runner or volume; a turn is that transaction. Workers are threads of up to 8 processes on one
 machine. The table has 100,000 queued jobs of three users. The bar is that of the claims of one worker."""

@@ -16,7 +16,7 @@ from jobs.specs import GenerateSpec, TrainSpec
 from storage.volume.layout import Volume
 from tests.services import Postgres, Redis, postgres_binaries, redis_binary
 
-EXPLAINED = """\
+DESCRIPTION = """\
 Milliseconds. For ganq from just before the row is inserted until the claim has written it
 (`running`: the job is durable, and has its lease as soon as that transaction, which began after
 the notification, commits: one more sync), and until the first report of the warm runner

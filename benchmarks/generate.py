@@ -10,7 +10,7 @@ from benchmarks.neighbours import Watch
 from jobs.specs import GenerateSpec
 from worker.supervisor.runner_process import memory_policy, thread_policy
 
-EXPLAINED = """\
+DESCRIPTION = """\
 The plain script forwards batches of 64 and calls torchvision's save_image for each image; the network
 is in memory in all three cases. ganq's files are synced to the disk, with a manifest of their SHA-256
 and grids; the script's are not. The queue is measured from submit to success, by the database's clock,

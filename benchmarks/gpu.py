@@ -10,7 +10,7 @@ from benchmarks.measure import Ratio, alternate, compare
 from benchmarks.neighbours import Watch
 from jobs.specs import TrainSpec
 
-EXPLAINED = """\
+DESCRIPTION = """\
 Images per second in the loop over batches, in one process, without the queue: each piece runs batches
 for two seconds, after the first ones, in which cuDNN chooses kernels and graphs are captured. `recorded`
 is --cuda-graphs, the default; `plain` is --no-cuda-graphs; `free` is --no-deterministic. Captured steps

@@ -13,7 +13,7 @@ from benchmarks.measure import Ratio, limit
 from benchmarks.neighbours import Watch
 from jobs.specs import TrainSpec
 
-EXPLAINED = """\
+DESCRIPTION = """\
 MB (10⁶ bytes) of PSS from smaps_rollup, which divides shared pages among processes. Supervisor and
 Celery: the supervisor, `ganq worker` and its pool process, after a job; the maximum of the samples during
 the training. The runner's maximum in a training at ngf 64, batch 256, is compared with the sum of a process

@@ -12,7 +12,7 @@ from benchmarks.neighbours import Watch
 from benchmarks.startup import timed
 from benchmarks.tables import full_tables
 
-EXPLAINED = """\
+DESCRIPTION = """\
 1,000,000 queued trainings of ten users in one table. Milliseconds of processor time of a whole `ganq status`,
 from start to exit, output into a pipe, compared with its imports; and of a claim by one worker, the 99th
 percentile."""

@@ -13,7 +13,7 @@ from benchmarks.neighbours import Watch
 from benchmarks.tables import fill
 from storage.settings import Settings
 
-EXPLAINED = """\
+DESCRIPTION = """\
 Milliseconds of a whole process, from start to exit, output into a pipe. `wall` is elapsed
 time, `cpu` is user and system time, which depends less on other processes."""
 

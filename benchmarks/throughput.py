@@ -19,7 +19,7 @@ from storage.db.queries import Filter
 from tests.services import Postgres, Redis, postgres_binaries, redis_binary
 from worker.celery_bridge.notify import try_notify
 
-EXPLAINED = """\
+DESCRIPTION = """\
 No-op jobs per second on one worker, from the first body to the last; all were enqueued before. ganq
 records each with its attempt and its events, synced to the disk (SQLite: FULL; Postgres: fsync on), runs
 it in its warm runner, writes its folder and its log, and commits its result with the fencing token. Bare

@@ -11,7 +11,7 @@ from benchmarks.neighbours import Watch
 from jobs.specs import TrainSpec
 from worker.supervisor.runner_process import memory_policy, thread_policy
 
-EXPLAINED = """\
+DESCRIPTION = """\
 A piece is a job in a warm process: networks are built, images are seen twice (ngf 64) or four times
 (ngf 32), a grid and the weights are saved at the end. `loop` is images/s over the batches only, the limit of
 long runs; `whole` includes set-up and saving, and for the queue the time from submit to success by the

@@ -13,7 +13,7 @@ from benchmarks.measure import Ratio, alternate, limit
 from benchmarks.models import trained
 from benchmarks.neighbours import Watch
 
-EXPLAINED = """\
+DESCRIPTION = """\
 Seconds of a whole process, from start to exit, with the images written, synced and published. Each
 round runs the command itself, `ganq --version` (only the start-up of the command line) and the command
 with --dry-run (start-up, the spec, a query of the job table). The line is the median of the rounds'

@@ -21,14 +21,14 @@ from tests.browser.world import World
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-EXPLAINED = """\
+DESCRIPTION = """\
 The page in a headless Chromium on the same machine. First row: from the navigation to a row in the DOM,
 median; commit to DOM: the slowest of ten; slider: one step of a run with 80 grids, mean; 50 clients: each
 holds an event stream and fetches the queue after each notification, while 20 commits a second arrive."""
 
 TABLES = (100_000, 1_000_000)
 GRIDS, IMAGES = 80, 10_000
-CLIENTS, COMMITS_A_SECOND, SECONDS = 50, 20, 15
+CLIENTS, COMMITS_PER_SECOND, SECONDS = 50, 20, 15
 CHANGES = ("--port", "0", "--allow-changes")
 
 
@@ -220,7 +220,7 @@ async def _load(server: Server, settings: Settings, process: psutil.Process) -> 
     while (elapsed := time.monotonic() - began) < SECONDS:
         await asyncio.to_thread(world.set, job, hb_seq=commits)
         commits += 1
-        await asyncio.sleep(max(0.0, commits / COMMITS_A_SECOND - elapsed))
+        await asyncio.sleep(max(0.0, commits / COMMITS_PER_SECOND - elapsed))
     after, took = process.cpu_times(), time.monotonic() - began
     for one in clients:
         one.cancel()

@@ -14,7 +14,7 @@ from jobs.specs import GenerateSpec
 from storage.db.rows import Job
 from storage.results.reader import names_of_result
 
-EXPLAINED = """\
+DESCRIPTION = """\
 One job of 8,192 images at ngf 32 in shards of 1,024, PNG files, from submit to success, including the
 merge. `ganq up --cpu-workers 2` on two cores is compared with `ganq up` whose processes are all bound to
 one core. The two results of each round are compared byte by byte. `forward` is only the network, without

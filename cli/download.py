@@ -59,7 +59,7 @@ def download(job: str, out: Path | None, only: str | None, as_json: bool) -> int
         )
     target = Path(target).expanduser().absolute()
     if session.remote:
-        return _say(found.id, session.download(found, target, only), as_json)
+        return _print_result(found.id, session.download(found, target, only), as_json)
     folder = session.volume_of(found).attempt(found.id, found.attempt)
     if "deleted_at" in (found.result or {}) or not names_of_result(folder):
         raise NotFoundError(
@@ -67,10 +67,10 @@ def download(job: str, out: Path | None, only: str | None, as_json: bool) -> int
         )
     if failed := copy_out(folder, str(target)).get("out_error"):
         raise StorageError(failed, hint="give another folder: --out DIR")
-    return _say(found.id, target, as_json)
+    return _print_result(found.id, target, as_json)
 
 
-def _say(job_id: int, target: Path, as_json: bool) -> int:
+def _print_result(job_id: int, target: Path, as_json: bool) -> int:
     if as_json:
         output.print_json({"id": job_id, "out": str(target)})
     else:

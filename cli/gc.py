@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from storage.gc.sweep import Item, Plan, Swept
 
 DEFAULT_AGE_S = 30 * 86400.0
-SPARED = 10
+MAX_KEPT_SHOWN = 10
 """So many jobs whose results stay are listed."""
 
 
@@ -207,10 +207,10 @@ def _print(
         click.echo("nothing to delete")
     for item, why in swept.kept:
         output.notice(f"kept: {_printable(item.path)}: {why}")
-    for job, why in plan.spared[:SPARED]:
+    for job, why in plan.spared[:MAX_KEPT_SHOWN]:
         output.notice(f"kept: job {job.id}: {_printable(why)}")
-    if len(plan.spared) > SPARED:
-        output.notice(f"kept: {len(plan.spared) - SPARED} more jobs   (--json lists all)")
+    if len(plan.spared) > MAX_KEPT_SHOWN:
+        output.notice(f"kept: {len(plan.spared) - MAX_KEPT_SHOWN} more jobs   (--json lists all)")
     for note in plan.notes:
         output.notice(f"note: {_printable(note)}")
     for item, why in swept.failed:

@@ -75,7 +75,7 @@ def rm(jobs: Sequence[str], yes: bool, as_json: bool) -> int:
     else:
         for job, fact in zip(chosen, facts, strict=True):
             done = f"deleted, {output.size(fact['bytes'])}" if fact["count"] else "has no results"
-            click.echo(f"job {job.id}{_named(job)}: {done}")
+            click.echo(f"job {job.id}{_name_text(job)}: {done}")
     for item, why in (*swept.kept, *swept.failed):
         output.notice(f"error: {output.clean(item.path)} was not deleted: {why}")
     return 1 if swept.failed or swept.kept else 0
@@ -136,10 +136,10 @@ def _confirm(jobs: "Sequence[Job]", plan: "Plan", as_json: bool) -> None:
     """
     if as_json or not output.on_terminal():
         raise SpecError("rm asks before it deletes, and there is no terminal to ask on", hint="add --yes")
-    listed = ", ".join(f"{job.id}{_named(job)}" for job in jobs[:10]) + (", …" if len(jobs) > 10 else "")
+    listed = ", ".join(f"{job.id}{_name_text(job)}" for job in jobs[:10]) + (", …" if len(jobs) > 10 else "")
     total = output.size(sum(one.bytes for one in plan.items))
     click.confirm(f"delete {total} of {'job' if len(jobs) == 1 else 'jobs'} {listed}?", abort=True)
 
 
-def _named(job: "Job") -> str:
+def _name_text(job: "Job") -> str:
     return f" ({output.clean(job.name)})" if job.name else ""

@@ -9,7 +9,7 @@ from cli.ui import output
 from cli.ui.lazy import examples
 from cli.ui.params import User
 from jobs.errors import SpecError
-from storage.settings import WORD, WORD_HINT
+from storage.settings import NAME_HINT, WORKER_NAME_PATTERN
 
 UNLIMITED = "none"
 WILDCARD = "*"
@@ -62,8 +62,8 @@ def limit(max_running: int | None, user: str | None, queue: str | None, as_json:
         return _list(as_json)
     if name is None or (user is not None and queue is not None):
         raise SpecError("a limit applies to one user or one queue", hint="ganq limit --user NAME 2")
-    if queue is not None and name != WILDCARD and not WORD.fullmatch(name):
-        raise SpecError(f"--{scope} {name[:70]!r} is not valid", hint=WORD_HINT)
+    if queue is not None and name != WILDCARD and not WORKER_NAME_PATTERN.fullmatch(name):
+        raise SpecError(f"--{scope} {name[:70]!r} is not valid", hint=NAME_HINT)
     quotas = Quotas(open_session(create=True).database)
     target = f"each {scope}" if name == WILDCARD else f"{scope} {name}"
     if max_running < 0:

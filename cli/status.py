@@ -32,7 +32,7 @@ COLUMNS = (
     "OPTIONS",
 )
 STREAM_WIDTHS = (6, 20, 10, 8, 12, 28, 8, 12, 20, 12, 0, 0)
-RIGHT = ("ID", "RATE", "ETA", "AGE")
+RIGHT_ALIGNED = ("ID", "RATE", "ETA", "AGE")
 DEFAULT_LIMIT = 20
 MAX_REASON = 72
 """Characters of a failure's reason in the list; `ganq status JOB` and --json have all of it."""
@@ -160,7 +160,7 @@ def status(
         return _stream(session, job_filter)
     headers, rows, footer = _list_rows(session, job_filter, None if everything else limit or DEFAULT_LIMIT)
     if rows:
-        output.print_table(headers, rows, right=RIGHT)
+        output.print_table(headers, rows, right=RIGHT_ALIGNED)
     click.echo(footer)
     return 0
 
@@ -318,7 +318,7 @@ def _overview(session: Session, job_filter: "Filter", limit: int) -> Any:
     from rich.text import Text
 
     headers, rows, footer = _list_rows(session, job_filter, limit)
-    return Group(output.rich_table(headers, rows, right=RIGHT), Text(footer, style="dim"))
+    return Group(output.rich_table(headers, rows, right=RIGHT_ALIGNED), Text(footer, style="dim"))
 
 
 def _watch(draw: Callable[[], Any], ended: Callable[[], bool] = lambda: False) -> int:

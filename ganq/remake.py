@@ -131,7 +131,9 @@ def _differences(
 
     found: list[str] = []
     if digest(shown) != passport["pixels"]:
-        found.append(f"the pixels were changed after the image was generated{_by_how_much(shown, pixels)}")
+        found.append(
+            f"the pixels were changed after the image was generated{_pixel_difference(shown, pixels)}"
+        )
     if digest(pixels) != passport["pixels"]:
         builds = devices.differences(cast("dict[str, Any]", passport["build"]), build)
         if checkpoint.manifest_sha256 != passport["checkpoint"]:
@@ -145,7 +147,7 @@ def _differences(
     return found
 
 
-def _by_how_much(shown: "NDArray[np.uint8]", pixels: "NDArray[np.uint8]") -> str:
+def _pixel_difference(shown: "NDArray[np.uint8]", pixels: "NDArray[np.uint8]") -> str:
     if shown.shape != pixels.shape:
         sizes = (f"{one.shape[1]}×{one.shape[0]}" for one in (shown, pixels))
         return ": {} pixels, generated were {}".format(*sizes)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from jobs.errors import DatasetError, SpecError
 
-LEAST_PICTURES = 2
+MIN_IMAGES_PER_CLASS = 2
 """Per class: from a single image nothing can be learned but that image."""
 SHOWN = 20
 
@@ -26,7 +26,7 @@ def require_enough(images: Mapping[str, int]) -> None:
     Raises:
         DatasetError: a class has too few images.
     """
-    few = {name: count for name, count in images.items() if count < LEAST_PICTURES}
+    few = {name: count for name, count in images.items() if count < MIN_IMAGES_PER_CLASS}
     if few:
         name, count = next(iter(few.items()))
         more = f" ({len(few) - 1} more like it)" if len(few) > 1 else ""

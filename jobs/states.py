@@ -65,5 +65,7 @@ class StopReason(StrEnum):
     LOST = "lost"
 
 
-KEEPS_WORK = frozenset({StopReason.DRAIN, StopReason.PREEMPT, StopReason.PAUSE, StopReason.TIME_LIMIT})
+SAVING_STOP_REASONS = frozenset(
+    {StopReason.DRAIN, StopReason.PREEMPT, StopReason.PAUSE, StopReason.TIME_LIMIT}
+)
 """Reasons after which the job may continue: a checkpoint is saved first."""

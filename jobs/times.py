@@ -6,7 +6,7 @@ from jobs import durations
 from jobs.errors import SpecError
 
 HINT = "e.g. 22:00, 2026-12-01T06:30 (local time), 2026-12-01T06:30+00:00, or now+2h"
-MOST_S = 366 * 86400.0
+MAX_FUTURE_S = 366 * 86400.0
 
 
 def read_time(given: str | datetime | date | time | timedelta, now: float) -> float:
@@ -27,7 +27,7 @@ def read_time(given: str | datetime | date | time | timedelta, now: float) -> fl
     at = _seconds(given.strip() if isinstance(given, str) else given, now)
     if at is None:
         raise SpecError(f"--begin {str(given)[:40]!r} is not a time", hint=HINT)
-    if at - now > MOST_S:
+    if at - now > MAX_FUTURE_S:
         raise SpecError(f"--begin {str(given)[:40]} is more than a year away", hint=HINT)
     return at
 

@@ -25,16 +25,16 @@ def require_answer(volume: Path, within_s: float = ANSWER_S) -> None:
     Raises:
         VolumeError: there is no answer in time.
     """
-    if not answers(volume, within_s):
-        raise VolumeError(silence(volume, within_s), hint=HINT)
+    if not is_reachable(volume, within_s):
+        raise VolumeError(timeout_message(volume, within_s), hint=HINT)
 
 
-def silence(volume: Path, within_s: float = ANSWER_S) -> str:
+def timeout_message(volume: Path, within_s: float = ANSWER_S) -> str:
     """Return the message about a volume that does not answer."""
     return f"the volume {volume} does not answer (waited {within_s:.0f} s)"
 
 
-def answers(folder: Path, within_s: float = ANSWER_S) -> bool:
+def is_reachable(folder: Path, within_s: float = ANSWER_S) -> bool:
     """
     Return whether the folder's file system answers, even if with an error.
 
@@ -45,7 +45,7 @@ def answers(folder: Path, within_s: float = ANSWER_S) -> bool:
     except OSError:  # no process can be started; the next call will find out
         return True
     if child == 0:
-        _ask(os.fsencode(folder))
+        _call_statvfs(os.fsencode(folder))
     deadline, pause_s = time.monotonic() + within_s, 0.0005
     while os.waitpid(child, os.WNOHANG)[0] == 0:
         if time.monotonic() >= deadline:
@@ -57,7 +57,7 @@ def answers(folder: Path, within_s: float = ANSWER_S) -> bool:
     return True
 
 
-def _ask(folder: bytes) -> None:
+def _call_statvfs(folder: bytes) -> None:
     """Make the call in the child process; only system calls are safe after fork."""
     try:
         # A reader of the command's output must not wait for this process.

@@ -23,7 +23,7 @@ import struct
 import sys
 from collections.abc import Callable
 
-NOBODY = 65534
+NOBODY_ID = 65534
 PR_SET_NO_NEW_PRIVS = 38
 
 LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446  # the same number on all architectures
@@ -101,7 +101,7 @@ def confine(*, memory_bytes: int, cpu_seconds: int | None, file_bytes: int = 0) 
         ("no_new_privs", _no_new_privileges),
         ("landlock", _landlock),
         ("user", _other_user),
-        ("limits", _no_new_things),
+        ("limits", _limit_processes_and_files),
         ("seccomp", _seccomp),
     ):
         try:
@@ -115,12 +115,12 @@ def limit(*, memory_bytes: int, cpu_seconds: int | None, file_bytes: int = 0) ->
     """Set resource limits; lower limits of the environment remain."""
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
-    _lower(resource.RLIMIT_AS, used + memory_bytes)
-    _lower(resource.RLIMIT_FSIZE, file_bytes)
-    _lower(resource.RLIMIT_CORE, 0)
+    _lower_limit(resource.RLIMIT_AS, used + memory_bytes)
+    _lower_limit(resource.RLIMIT_FSIZE, file_bytes)
+    _lower_limit(resource.RLIMIT_CORE, 0)
     if cpu_seconds is not None:
         spent = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-        _lower(resource.RLIMIT_CPU, int(spent) + 1 + cpu_seconds)
+        _lower_limit(resource.RLIMIT_CPU, int(spent) + 1 + cpu_seconds)
 
 
 def grant_seconds(seconds: int) -> None:
@@ -133,7 +133,7 @@ def grant_seconds(seconds: int) -> None:
     )
 
 
-def _lower(kind: int, value: int) -> None:
+def _lower_limit(kind: int, value: int) -> None:
     hard = resource.getrlimit(kind)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(kind, (value, value))
@@ -145,7 +145,7 @@ def _why(exc: Exception) -> str:
     return f"not known for {platform.machine()}" if isinstance(exc, KeyError) else str(exc)
 
 
-def _checked(result: int) -> int:
+def _require_success(result: int) -> int:
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -154,7 +154,7 @@ def _checked(result: int) -> int:
 
 def _call(number: int, *arguments: "int | ctypes.c_void_p | None") -> int:
     wide = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
-    return _checked(int(_libc.syscall(ctypes.c_long(number), *wide)))
+    return _require_success(int(_libc.syscall(ctypes.c_long(number), *wide)))
 
 
 def _pointer(data: "ctypes.Array[ctypes.c_char]") -> ctypes.c_void_p:
@@ -166,7 +166,7 @@ def _pointer(data: "ctypes.Array[ctypes.c_char]") -> ctypes.c_void_p:
 
 def _no_new_privileges() -> None:
     zero = ctypes.c_ulong(0)
-    _checked(int(_libc.prctl(PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero)))
+    _require_success(int(_libc.prctl(PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero)))
 
 
 def _landlock() -> None:
@@ -190,8 +190,8 @@ def _other_user() -> None:
     try:
         if os.geteuid() == 0:
             os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
+            os.setresgid(NOBODY_ID, NOBODY_ID, NOBODY_ID)
+            os.setresuid(NOBODY_ID, NOBODY_ID, NOBODY_ID)
     finally:
         header = struct.pack("<Ii", CAPABILITIES_V3, 0)
         nothing = ctypes.create_string_buffer(24)
@@ -202,9 +202,9 @@ def _other_user() -> None:
         )
 
 
-def _no_new_things() -> None:
-    _lower(resource.RLIMIT_NPROC, 0)
-    _lower(resource.RLIMIT_NOFILE, 0)
+def _limit_processes_and_files() -> None:
+    _lower_limit(resource.RLIMIT_NPROC, 0)
+    _lower_limit(resource.RLIMIT_NOFILE, 0)
 
 
 def _seccomp() -> None:

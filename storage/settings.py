@@ -22,7 +22,7 @@ from storage.users import USER_HINT, is_user_name, this_account, user_name
 PREFIX = "GANQ_"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 SECRETS = ("database_url", "redis_url", "api_token")
-MOST_LETTERS = 65_536  # of a file with a secret
+MAX_SECRET_CHARACTERS = 65_536  # of a file with a secret
 
 
 SOCKET_BYTES = 107
@@ -242,9 +242,9 @@ class Settings:
         return settings
 
 
-WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+WORKER_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 """What a queue or a submit key may be called: safe in a shell, a table and a Redis key."""
-WORD_HINT = "letters, digits, '.', '_', ':' and '-', at most 64"
+NAME_HINT = "letters, digits, '.', '_', ':' and '-', at most 64"
 
 
 def _default_home() -> Path:
@@ -285,11 +285,11 @@ def _from_env(env: Mapping[str, str]) -> dict[str, Given]:
         if name in SECRETS and (path := env.get(f"{key}_FILE")):
             try:
                 with open(path, encoding="utf-8") as file:
-                    said = file.read(MOST_LETTERS + 1).strip()
+                    said = file.read(MAX_SECRET_CHARACTERS + 1).strip()
             except (OSError, UnicodeDecodeError) as exc:
                 why = exc.strerror if isinstance(exc, OSError) and exc.strerror else "it is no text"
                 raise ConfigError(f"{key}_FILE cannot be read: {why.lower()}", hint=f"check {path}") from exc
-            if len(said) > MOST_LETTERS:
+            if len(said) > MAX_SECRET_CHARACTERS:
                 raise ConfigError(f"{key}_FILE is no file with an address", hint=f"check {path}")
             if not said:
                 raise ConfigError(f"{path} is empty, which {key}_FILE names", hint="write the value into it")

@@ -2,7 +2,7 @@
 
 import os
 
-USER_LETTERS = 64  # width of the column in the job table
+MAX_USER_NAME = 64  # width of the column in the job table
 USER_HINT = "letters, digits, blanks and signs that can be shown, on one line"
 
 
@@ -18,11 +18,11 @@ def user_name(account: str) -> str:
         import unicodedata
 
         name = unicodedata.normalize("NFC", _decoded(account))
-    if len(name) > USER_LETTERS:
+    if len(name) > MAX_USER_NAME:
         import hashlib
 
         digest = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:8]
-        name = f"{name[: USER_LETTERS - len(digest) - 1]}~{digest}"
+        name = f"{name[: MAX_USER_NAME - len(digest) - 1]}~{digest}"
     return name
 
 
@@ -38,7 +38,7 @@ def _decoded(account: str) -> str:
 
 def is_user_name(name: str) -> bool:
     """Return whether the job table can store and terminals can show this name; '*' means every user."""
-    return 0 < len(name) <= USER_LETTERS and name.isprintable() and name == name.strip() and name != "*"
+    return 0 < len(name) <= MAX_USER_NAME and name.isprintable() and name == name.strip() and name != "*"
 
 
 def this_account() -> str:

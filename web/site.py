@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from jobs.errors import VolumeError
 from storage.db.engine import Database
 from storage.db.queries import Queries
-from storage.reachable import HINT, answers, silence
+from storage.reachable import HINT, is_reachable, timeout_message
 from storage.settings import Settings
 from storage.volume.layout import Volume
 
@@ -133,8 +133,8 @@ class Site:
         with self._asking:
             if time.monotonic() - self._asked >= asked_before_s:
                 root = self.settings.volume
-                if not answers(root, VOLUME_ANSWER_S):
-                    self._trouble = silence(root, VOLUME_ANSWER_S)
+                if not is_reachable(root, VOLUME_ANSWER_S):
+                    self._trouble = timeout_message(root, VOLUME_ANSWER_S)
                 elif not Path(root).is_dir():
                     self._trouble = f"there is no volume at {root}"
                 else:
@@ -164,7 +164,7 @@ class Site:
                             raise
                     if self.volume_trouble(asked_before_s=SLOW_S) is not None:
                         break
-        raise VolumeError(silence(self.settings.volume, HANGS_S), hint=HINT)
+        raise VolumeError(timeout_message(self.settings.volume, HANGS_S), hint=HINT)
 
     def _run(self, work: Callable[[], T], found: "Future[T]") -> None:
         with self._counting:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.errors import GanqError, one_line
 from storage.db.engine import Database
 from storage.db.queries import Queries
-from storage.reachable import answers
+from storage.reachable import is_reachable
 from storage.settings import Settings
 from worker.celery_bridge.notify import waiting
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CACHE_S = 15.0
 VOLUME_S = 2.0
-GONE_S = 3600.0
+FORGET_WORKER_S = 3600.0
 """A worker that was killed together with its machine is unresponsive for so long."""
 WORKER_STATES = ("starting", "idle", "busy", "draining", "unresponsive")
 
@@ -60,7 +60,7 @@ class TableMetrics:
     def _read(self) -> "Iterator[GaugeMetricFamily]":
         from prometheus_client.core import GaugeMetricFamily
 
-        up = GaugeMetricFamily("ganq_job_table_up", "1 if the job table answers.")
+        up = GaugeMetricFamily("ganq_job_table_up", "1 if the job table is_reachable.")
         try:
             families = list(self._of_table())
         except GanqError:
@@ -73,7 +73,7 @@ class TableMetrics:
         free = GaugeMetricFamily(
             "ganq_volume_free_bytes", "Free bytes of the volume; none if it does not answer."
         )
-        if answers(self.settings.volume, VOLUME_S):
+        if is_reachable(self.settings.volume, VOLUME_S):
             try:
                 free.add_metric([], shutil.disk_usage(self.settings.volume).free)
             except OSError as exc:
@@ -96,7 +96,7 @@ class TableMetrics:
         from prometheus_client.core import GaugeMetricFamily
 
         live, workers = self.queries.live(), self.queries.workers()
-        present = [one for one in workers if one.state != "stopped" and one.silent_s < GONE_S]
+        present = [one for one in workers if one.state != "stopped" and one.silent_s < FORGET_WORKER_S]
         self.queues |= {queue for one in present for queue in one.queues.split(",") if queue}
         self.queues |= {row.queue for row in live}
 

@@ -20,7 +20,7 @@ from jobs.states import JobState
 from storage.db.rows import Job
 from worker.celery_bridge.notify import try_notify
 
-CALIBRATION_PICTURES = 4096
+CALIBRATION_IMAGES = 4096
 """Images that D sees in the run that tells how fast a recipe is here."""
 EVALUATIONS = 10
 """Checkpoints with a metric in each run."""
@@ -122,7 +122,7 @@ class Study:
         rates = self._known()
         if cell.variant not in rates:
             data = str(self.faces(cell.style, cell.pictures))
-            epochs = max(2, CALIBRATION_PICTURES // cell.pictures)
+            epochs = max(2, CALIBRATION_IMAGES // cell.pictures)
             spec = TrainSpec.create(**cell.spec(data, epochs, epochs))
             result = self._done(f"rate-{cell.key}-{time.time():.0f}", spec).result
             assert result is not None

@@ -11,7 +11,7 @@ from cli.submit.notify import notices_of, report_unwritten
 from cli.submit.options import CommandOptions
 from cli.ui import output
 from ganq.submission.accept import (
-    Asked,
+    UnresolvedRequest,
     accept_job,
     accept_sweep,
     job_with_same_name,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from storage.db.rows import Job
 
 
-def submit_asked(
+def submit_unresolved(
     kind: str, options: dict[str, Any], request: CommandOptions, spec: "type[Spec]", never: Sequence[str]
 ) -> int:
     """
@@ -44,7 +44,7 @@ def submit_asked(
     if out is not None and not request.wait:
         raise SpecError("with GANQ_API_URL, --out needs --wait", hint="or later: ganq download JOB --out DIR")
     changes = sweep.combinations(spec, request.sweep, options, never=never)
-    session, asked = open_session(), Asked(kind, options)
+    session, asked = open_session(), UnresolvedRequest(kind, options)
     if request.sweep:
         return submit_sweep(session, asked, request, changes)
     return submit_job(session, asked, request, out=out)
@@ -52,7 +52,7 @@ def submit_asked(
 
 def submit_job(
     session: Session,
-    spec: "Spec | Asked",
+    spec: "Spec | UnresolvedRequest",
     request: CommandOptions,
     *,
     after: Sequence[int] = (),
@@ -101,7 +101,7 @@ def submit_job(
 
 def submit_sweep(
     session: Session,
-    specs: "Sequence[Spec] | Asked",
+    specs: "Sequence[Spec] | UnresolvedRequest",
     request: CommandOptions,
     changes: Sequence[dict[str, Any]],
     *,
@@ -109,7 +109,7 @@ def submit_sweep(
 ) -> int:
     """Submit all jobs of a sweep; return the exit code. See ganq.submission.accept.accept_sweep()."""
     accepted = accept_sweep(session, specs, request, changes, after=after)
-    kind = specs.kind if isinstance(specs, Asked) else specs[0].kind
+    kind = specs.kind if isinstance(specs, UnresolvedRequest) else specs[0].kind
     made, base = accepted.sweep, accepted.name
 
     def as_json() -> dict[str, Any]:

@@ -7,7 +7,7 @@ import click
 from cli.session import open_session
 from cli.submit import plan as plans
 from cli.submit import sweep
-from cli.submit.accept import submit_asked, submit_job, submit_sweep
+from cli.submit.accept import submit_job, submit_sweep, submit_unresolved
 from cli.submit.notify import notices_of
 from cli.submit.options import read_submit_options, submit_options
 from cli.submit.spec_options import given_only, spec_options
@@ -71,7 +71,9 @@ def evaluate(subject: str, **options: Any) -> int:
     given = given_only(options)
     settings = Settings.load()
     if settings.api_url:
-        return submit_asked("evaluate", {**given, "subject": subject}, request, EvaluateSpec, NEVER_SWEPT)
+        return submit_unresolved(
+            "evaluate", {**given, "subject": subject}, request, EvaluateSpec, NEVER_SWEPT
+        )
     preflight.find_feature_network(given)
     changes = sweep.combinations(EvaluateSpec, request.sweep, given, never=NEVER_SWEPT)
     found = prepare(

@@ -10,7 +10,7 @@ import click
 from cli.session import JOB, Session, open_session
 from cli.submit import plan as plans
 from cli.submit import sweep
-from cli.submit.accept import submit_asked, submit_job, submit_sweep
+from cli.submit.accept import submit_job, submit_sweep, submit_unresolved
 from cli.submit.options import read_submit_options, submit_options
 from cli.submit.spec_options import given_only, spec_options
 from cli.ui import output
@@ -131,7 +131,7 @@ def generate(source: str | None, now: bool, **options: Any) -> int:
     given = given_only(options)
     if Settings.load().api_url:
         asked = {**given, "source": source, "now": now or None}
-        return submit_asked("generate", asked, request, GenerateSpec, NEVER_SWEPT)
+        return submit_unresolved("generate", asked, request, GenerateSpec, NEVER_SWEPT)
     if "out" in given:
         given["out"] = out_folder(given["out"])
     changes = sweep.combinations(GenerateSpec, request.sweep, given, never=NEVER_SWEPT)

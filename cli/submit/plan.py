@@ -28,7 +28,7 @@ TRAINING_FIELDS = (
     *("d_every", "g_every", "r1_gamma", "r2_gamma", "penalty_every", "precision", "cuda_graphs"),
 )
 EVALUATION_FIELDS = ("size", "count", "search", "feature_network")
-FORMER_KEYS = {
+RENAMED_KEYS = {
     "images": "pictures",
     "images_shown": "pictures_shown",
     "images_generated": "pictures_drawn",
@@ -53,7 +53,7 @@ def show_plan(
         changes: of a sweep, the fields that differ in each job; `spec` is the first.
     """
     if as_json:
-        plan = dict(plan) | {old: plan[new] for new, old in FORMER_KEYS.items() if new in plan}
+        plan = dict(plan) | {old: plan[new] for new, old in RENAMED_KEYS.items() if new in plan}
         facts = {"kind": spec.kind, "spec": spec.to_json(), "plan": plan, "estimate_seconds": seconds}
         output.print_json(facts | ({"sweep": [dict(change) for change in changes]} if changes else {}))
         return 0

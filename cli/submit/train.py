@@ -7,7 +7,7 @@ import click
 from cli.session import JOB, open_session
 from cli.submit import plan as plans
 from cli.submit import sweep
-from cli.submit.accept import submit_asked, submit_job, submit_sweep
+from cli.submit.accept import submit_job, submit_sweep, submit_unresolved
 from cli.submit.notify import notices_of
 from cli.submit.options import read_submit_options, submit_options
 from cli.submit.spec_options import given_only, spec_options
@@ -173,7 +173,7 @@ def train(
     if settings.api_url:
         if save_as is not None:
             raise SpecError("--save-as is not possible with GANQ_API_URL", hint="run it on the server")
-        return submit_asked(
+        return submit_unresolved(
             "train",
             {**given_only(options), "continue_from": source, "init_from": start},
             request,

@@ -253,7 +253,7 @@ def _summary(session: Session, job: Job, context: job_text.StatusContext) -> Ite
         yield "learning rate", f"halved: the training diverged at step {back[-1]['step']:,}"
     lent = ""
     if job.priority > job.own_priority and not job.state.terminal:
-        lent = f", raised to {job.priority} by {_lenders(session, job)}"
+        lent = f", raised to {job.priority} by {_priority_source_text(session, job)}"
     yield "queue", f"{job.queue}, priority {job.own_priority}{lent}{preempted}"
     if job.kept:
         yield "kept", f"yes   (ganq keep --undo {job.id} allows deletion)"
@@ -263,7 +263,7 @@ def _queue_position_text(session: Session, job: Job, context: job_text.StatusCon
     """Describe what a job that is ready to run is waiting for."""
     ahead = session.queries.queue_position(job)
     text = "next" if ahead == 0 else f"{output.count(ahead, 'job')} ahead"
-    full = session.quotas.full_for_job(job)
+    full = session.quotas.quota_blocking_job(job)
     if full is not None:
         limit = f"{full.scope} {full.name}: {full.running} running, limit {full.max_running}"
         text += f", when its limit permits: {limit}   (ganq limit)"
@@ -375,9 +375,9 @@ def _runs_for(session: Session, job: Job, context: job_text.StatusContext) -> fl
     return float(max(context.now - attempts[-1]["started_at"], 0.0))
 
 
-def _lenders(session: Session, job: Job) -> str:
+def _priority_source_text(session: Session, job: Job) -> str:
     """Name the jobs that are waiting on this one and raise its priority."""
-    found = session.queries.lenders(job)
+    found = session.queries.priority_sources(job)
     return ("job " if len(found) == 1 else "jobs ") + ", ".join(map(str, found)) if found else "others"
 
 

@@ -131,7 +131,7 @@ SHRINK = {
 }
 SHRINK |= {"DEVICE": 6, "OF": 8, "SOURCE": 12, "TITLE": 8, "ARTIST": 8}
 """Minimum widths of the columns that are truncated on a narrow terminal."""
-DROP = ("OPTIONS", "AGE", "RATE", "KIND", "WORKER", "VERSION", "QUEUES", "IMAGES")
+DROPPED_COLUMNS = ("OPTIONS", "AGE", "RATE", "KIND", "WORKER", "VERSION", "QUEUES", "IMAGES")
 """Columns that are then dropped, in this order."""
 
 
@@ -180,7 +180,7 @@ def _fit_columns(headers: Sequence[str], rows: Sequence[Sequence[str]], room: in
     for name, minimum in SHRINK.items():
         if name in widths and excess() > 0:
             widths[name] = max(min(minimum, widths[name]), widths[name] - excess())
-    for name in DROP:
+    for name in DROPPED_COLUMNS:
         if name in widths and excess() > 0:
             del widths[name]
     return widths

@@ -7,7 +7,7 @@ from typing import Any
 from jobs.states import JobState
 from storage.db.rows import Checkpoint, Event, Job, WorkerRow, state_of
 
-NEVER_SENT: dict[str, Any] = {"hb_seq": 0, "yielded_at": None}
+OMITTED_FIELDS: dict[str, Any] = {"hb_seq": 0, "yielded_at": None}
 
 
 def job_row(data: Mapping[str, Any]) -> Job:
@@ -17,7 +17,7 @@ def job_row(data: Mapping[str, Any]) -> Job:
     waits = bool(data.get("waiting_on") or data.get("begin_at") or data.get("throttled"))
     waits = waits or (state is JobState.QUEUED and bool(data.get("shards")))
     values = {
-        **NEVER_SENT,
+        **OMITTED_FIELDS,
         **data,
         "state": state,
         "priority": data["effective_priority"],

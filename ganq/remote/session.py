@@ -15,7 +15,7 @@ from ganq.references import reference_text
 from ganq.remote.api import Api
 from ganq.remote.rows import checkpoint_row, event_row, job_row, worker_row
 from ganq.session import Session
-from ganq.submission.accept import AcceptedJob, AcceptedSweep, Asked, SubmitOptions
+from ganq.submission.accept import AcceptedJob, AcceptedSweep, SubmitOptions, UnresolvedRequest
 from ganq.submission.retry import Resubmitted
 from jobs.errors import ConfigError, VolumeError
 from jobs.states import JobState
@@ -35,7 +35,7 @@ REFERENCES = ("source", "continue_from", "init_from", "subject")
 """Options that name a job, by a ganq.Job as well."""
 
 
-class TableElsewhere:
+class NoLocalDatabase:
     """Stands for the database, which this machine does not reach."""
 
     def __init__(self, api: Api) -> None:
@@ -59,7 +59,7 @@ class RemoteQueries(Queries):
     """Queries as requests."""
 
     def __init__(self, api: Api) -> None:
-        super().__init__(TableElsewhere(api))  # type: ignore[arg-type]
+        super().__init__(NoLocalDatabase(api))  # type: ignore[arg-type]
         self.api = api
         self._waiting: dict[int, list[int]] = {}
         self._shards: dict[int, ShardSummary] = {}
@@ -149,7 +149,7 @@ class RemoteQueries(Queries):
     def needs(self, job_id: int) -> list[tuple[int, JobState]]:
         return [(one["id"], JobState(one["state"])) for one in self.relations(job_id)["after"]]
 
-    def lenders(self, one: Job) -> list[int]:
+    def priority_sources(self, one: Job) -> list[int]:
         return list(self.relations(one.id)["priority_lent_by"])
 
     def ended_with(self, job_id: int) -> list[Job]:
@@ -202,7 +202,7 @@ class RemoteStore(JobStore):
     """Changes as requests."""
 
     def __init__(self, session: "RemoteSession") -> None:
-        super().__init__(TableElsewhere(session.api))  # type: ignore[arg-type]
+        super().__init__(NoLocalDatabase(session.api))  # type: ignore[arg-type]
         self.session = session
 
     def _verb(self, job_id: int, verb: str, body: dict[str, Any] | None = None) -> Job:
@@ -252,7 +252,7 @@ class RemoteQuotas(Quotas):
         super().__init__(queries.database)
         self.queries = queries
 
-    def full_for_job(self, job: Job) -> Quota | None:
+    def quota_blocking_job(self, job: Job) -> Quota | None:
         found = self.queries.relations(job.id)["limit_reached"]
         return None if found is None else Quota(**found)
 
@@ -290,7 +290,9 @@ class RemoteSession(Session):
         self.notices.clear()
         return taken
 
-    def accept_job(self, asked: Asked, request: SubmitOptions, after: Sequence[int]) -> AcceptedJob:
+    def accept_job(
+        self, asked: UnresolvedRequest, request: SubmitOptions, after: Sequence[int]
+    ) -> AcceptedJob:
         """Upload what is local, and submit; see ganq.submission.accept.accept_job()."""
         body, key = self._body(asked, request, after)
         answer = self.api.post("/jobs", body, key=key)
@@ -298,7 +300,11 @@ class RemoteSession(Session):
         return AcceptedJob(self.queries._job(answer["job"]), answer["known"])
 
     def accept_sweep(
-        self, asked: Asked, request: SubmitOptions, changes: Sequence[dict[str, Any]], after: Sequence[int]
+        self,
+        asked: UnresolvedRequest,
+        request: SubmitOptions,
+        changes: Sequence[dict[str, Any]],
+        after: Sequence[int],
     ) -> AcceptedSweep:
         """Upload what is local, and submit; see ganq.submission.accept.accept_sweep()."""
         body, key = self._body(asked, request, after)
@@ -307,7 +313,9 @@ class RemoteSession(Session):
         self.notices[:] = answer["notices"]
         return AcceptedSweep(Sweep(answer["sweep"], tuple(answer["jobs"])), answer["name"], answer["known"])
 
-    def _body(self, asked: Asked, request: SubmitOptions, after: Sequence[int]) -> tuple[dict[str, Any], str]:
+    def _body(
+        self, asked: UnresolvedRequest, request: SubmitOptions, after: Sequence[int]
+    ) -> tuple[dict[str, Any], str]:
         import secrets
 
         from ganq.remote.upload import on_server

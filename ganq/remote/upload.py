@@ -19,7 +19,7 @@ BUNDLE = 16 << 20
 BUNDLED = 1 << 20
 """Files up to this size are sent together."""
 PIECE = 8 << 20
-TOLD_EVERY_S = 5.0
+REPORT_EVERY_S = 5.0
 SERVER = "server:"
 """Prefix of a path of the server."""
 FEATURE_NETWORKS = ("effnet-lite0", "random")
@@ -63,7 +63,7 @@ def upload(api: Api, path: Path) -> str:
     if not files:
         raise SpecError(f"{path} contains no files", hint="give a folder, zip or tar of images")
     sizes = {name: file.stat().st_size for name, file in files.items()}
-    teller = Teller(f"upload of {path.name}", sum(sizes.values()))
+    progress = UploadProgress(f"upload of {path.name}", sum(sizes.values()))
     known = {name: _hash(file) for name, file in files.items()}
     listing: dict[str, Any] = {
         "files": [{"path": name, "bytes": sizes[name], "sha256": known[name]} for name in files]
@@ -74,12 +74,12 @@ def upload(api: Api, path: Path) -> str:
     while True:
         answer = api.repeated(lambda: api.post("/datasets", listing))
         if answer["complete"]:
-            teller.end()
+            progress.end()
             return str(answer["data"])
         wanted = [of_hash[sha256] for sha256 in answer["missing"]]
         lacking = sum(file.stat().st_size for file in wanted)
-        teller.begin(teller.total - lacking if answer["missing_count"] == len(wanted) else 0)
-        _send(api, {sha256: of_hash[sha256] for sha256 in answer["missing"]}, teller)
+        progress.begin(progress.total - lacking if answer["missing_count"] == len(wanted) else 0)
+        _send(api, {sha256: of_hash[sha256] for sha256 in answer["missing"]}, progress)
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -97,7 +97,7 @@ def _hash(path: Path) -> str:
         raise StorageError(f"{path} cannot be read: {(exc.strerror or str(exc)).lower()}") from exc
 
 
-def _send(api: Api, files: dict[str, Path], teller: "Teller") -> None:
+def _send(api: Api, files: dict[str, Path], progress: "UploadProgress") -> None:
     """Send files, small ones together; the next bundle is read while one is on its way."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -106,12 +106,12 @@ def _send(api: Api, files: dict[str, Path], teller: "Teller") -> None:
         for bundle, size in _bundles(files):
             if waiting is not None:
                 waiting.result()
-            waiting = sender.submit(_send_bundle, api, bundle, size, teller)
+            waiting = sender.submit(_send_bundle, api, bundle, size, progress)
         if waiting is not None:
             waiting.result()
     for sha256, path in files.items():
         if path.stat().st_size > BUNDLED:
-            send_file(api, sha256, path, teller.add)
+            send_file(api, sha256, path, progress.add)
 
 
 def _bundles(files: dict[str, Path]) -> Iterator[tuple[bytes, int]]:
@@ -131,13 +131,13 @@ def _bundles(files: dict[str, Path]) -> Iterator[tuple[bytes, int]]:
         yield data.getvalue() + bytes(1024), size
 
 
-def _send_bundle(api: Api, bundle: bytes, size: int, teller: "Teller") -> None:
+def _send_bundle(api: Api, bundle: bytes, size: int, progress: "UploadProgress") -> None:
     def once() -> bool:
         api.send("POST", "/blobs", content=bundle, headers={"Content-Type": "application/x-tar"})
         return True
 
     until_done(once, lambda: None)
-    teller.add(size)
+    progress.add(size)
 
 
 def send_file(api: Api, sha256: str, path: Path, sent: Callable[[int], None]) -> None:
@@ -176,7 +176,7 @@ def send_file(api: Api, sha256: str, path: Path, sent: Callable[[int], None]) ->
     until_done(rest, lambda: offset)
 
 
-class Teller:
+class UploadProgress:
     """Say from time to time how far an upload is, and how long it will take."""
 
     def __init__(self, what: str, total: int) -> None:
@@ -193,7 +193,7 @@ class Teller:
         """Count bytes that have arrived."""
         self.done += size
         now = time.monotonic()
-        if now - self.said >= TOLD_EVERY_S:
+        if now - self.said >= REPORT_EVERY_S:
             from storage.status.units import duration
             from storage.status.units import size as in_words
 

@@ -15,7 +15,7 @@ from jobs.errors import SpecError
 from jobs.kinds import SPEC_VERSION, kind_named
 from jobs.labels import check_labels
 from jobs.times import read_time
-from storage.settings import WORD, WORD_HINT
+from storage.settings import NAME_HINT, WORKER_NAME_PATTERN
 
 if TYPE_CHECKING:
     from jobs.specs import Spec
@@ -49,8 +49,8 @@ class SubmitOptions:
 
     def __post_init__(self) -> None:
         for option, value in (("--queue", self.queue), ("--submit-key", self.submit_key)):
-            if value is not None and not WORD.fullmatch(value):
-                raise SpecError(f"{option} {value[:70]!r} is not valid", hint=WORD_HINT)
+            if value is not None and not WORKER_NAME_PATTERN.fullmatch(value):
+                raise SpecError(f"{option} {value[:70]!r} is not valid", hint=NAME_HINT)
         if self.name is not None:
             from jobs.specs import check_name
 
@@ -65,7 +65,7 @@ class SubmitOptions:
 
 
 @dataclass(frozen=True)
-class Asked:
+class UnresolvedRequest:
     """A request that a server resolves; it stands for its spec."""
 
     kind: str
@@ -122,7 +122,7 @@ def extras_of(session: Session, request: SubmitOptions) -> "Extras":
 
 
 def accept_job(
-    session: Session, spec: "Spec | Asked", request: SubmitOptions, *, after: Sequence[int] = ()
+    session: Session, spec: "Spec | UnresolvedRequest", request: SubmitOptions, *, after: Sequence[int] = ()
 ) -> AcceptedJob:
     """
     Submit one job; the caller notifies the workers.
@@ -134,7 +134,7 @@ def accept_job(
         JobNotFoundError, SpecError: a job of --after does not exist or has failed.
         DatasetError: the workers may not read the data set, as far as this machine can tell.
     """
-    if isinstance(spec, Asked):
+    if isinstance(spec, UnresolvedRequest):
         accepted: AcceptedJob = session.accept_job(spec, request, after)
         return accepted
     from worker.host.accounts import require_readable_data
@@ -160,7 +160,7 @@ def accept_job(
 
 def accept_sweep(
     session: Session,
-    specs: "Sequence[Spec] | Asked",
+    specs: "Sequence[Spec] | UnresolvedRequest",
     request: SubmitOptions,
     changes: Sequence[dict[str, Any]],
     *,
@@ -176,12 +176,12 @@ def accept_sweep(
     Raises:
         JobNotFoundError, SpecError: a job of --after does not exist or has failed; a job would be split.
     """
-    if isinstance(specs, Asked):
+    if isinstance(specs, UnresolvedRequest):
         accepted: AcceptedSweep = session.accept_sweep(specs, request, changes, after)
         return accepted
     from ganq.submission.sweep import job_names
     from storage.db.store.sweeps import sweep_id
-    from worker.celery_bridge.notify_job import MOST_NOTIFIED
+    from worker.celery_bridge.notify_job import MAX_NOTIFIED
     from worker.host.accounts import require_readable_data
 
     if any(spec.split() for spec in specs):
@@ -201,7 +201,7 @@ def accept_sweep(
         names=job_names(base, changes),
         submit_key=submit_key,
         after=[*dict.fromkeys([*after, *prerequisites(session, request)])],
-        will_notify=MOST_NOTIFIED,
+        will_notify=MAX_NOTIFIED,
         extras=extras_of(session, request),
     )
     return AcceptedSweep(sweep, base, known)
@@ -260,9 +260,9 @@ def notify_for_many(session: Session, job_ids: Sequence[int]) -> list[str]:
     if session.remote:
         return session.take_notices()
     from worker.celery_bridge.notify import try_notify
-    from worker.celery_bridge.notify_job import MOST_NOTIFIED
+    from worker.celery_bridge.notify_job import MAX_NOTIFIED
 
-    first, *others = sorted(session.queries.get_many(job_ids[:MOST_NOTIFIED]), key=lambda job: job.id)
+    first, *others = sorted(session.queries.get_many(job_ids[:MAX_NOTIFIED]), key=lambda job: job.id)
     notices = notify_workers(session, first)
     for job in others:
         try_notify(session.settings, job.id, job.queue, session.database.installation)

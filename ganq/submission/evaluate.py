@@ -10,7 +10,7 @@ from ganq.submission import preflight
 from ganq.submission.generate import check_source
 from jobs.errors import DatasetError, JobNotFoundError, NotFoundError, SpecError
 from jobs.kinds import kind_named
-from jobs.specs import FEWEST_PICTURES, EvaluateSpec, GenerateSpec
+from jobs.specs import MIN_IMAGES, EvaluateSpec, GenerateSpec
 from storage.settings import Settings
 from storage.status.units import count
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from storage.datasets.sources import Reading
     from storage.db.rows import Job
 
-MINIMUM_HINT = f"use at least {FEWEST_PICTURES}; 2,000 give reliable metrics"
+MINIMUM_HINT = f"use at least {MIN_IMAGES}; 2,000 give reliable metrics"
 
 
 Opener = Callable[[bool], Session]
@@ -163,7 +163,7 @@ def _require_images(path: str, reading: "Reading") -> None:
         DatasetError: too few for a meaningful metric.
     """
     found = preflight.count_images(path, reading)
-    if found < FEWEST_PICTURES:
+    if found < MIN_IMAGES:
         raise DatasetError(f"{path} contains {count(found, 'image')}, too few to evaluate", hint=MINIMUM_HINT)
 
 
@@ -175,7 +175,7 @@ def _require_generated_images(job: "Job") -> None:
         SpecError: too few for a meaningful metric.
     """
     total = GenerateSpec.from_json(job.spec).total
-    if total < FEWEST_PICTURES:
+    if total < MIN_IMAGES:
         raise SpecError(
             f"job {job.id} generates {count(total, 'image')}, too few to evaluate", hint=MINIMUM_HINT
         )

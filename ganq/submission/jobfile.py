@@ -247,7 +247,7 @@ def plan_file(
         NotFoundError, SpecError, DatasetError: a job cannot work; the message has its line.
     """
     from storage.db.store.sweeps import Entry, sweep_id
-    from worker.celery_bridge.notify_job import MOST_NOTIFIED
+    from worker.celery_bridge.notify_job import MAX_NOTIFIED
     from worker.host.accounts import require_readable_data
 
     real = opened(True)
@@ -283,7 +283,7 @@ def plan_file(
                     swept=bool(job.axes),
                     shards=tuple((shard.to_json(), shard.image_count) for shard in shards),
                     max_workers=getattr(found.specs[0], "max_workers", 0),
-                    will_notify=max(0, min(len(ids), MOST_NOTIFIED - number)),
+                    will_notify=max(0, min(len(ids), MAX_NOTIFIED - number)),
                     extras=extras_of(session, request.job),
                 )
             )

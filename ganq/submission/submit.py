@@ -8,7 +8,7 @@ from ganq.session import Session
 from ganq.submission.accept import (
     AcceptedJob,
     AcceptedSweep,
-    Asked,
+    UnresolvedRequest,
     accept_job,
     accept_sweep,
     notify_for_many,
@@ -54,7 +54,7 @@ def submit_request(settings: "Settings", opened: Opened, request: Request) -> Su
     """
     if settings.api_url:
         session = opened(False)
-        asked = Asked(request.kind, request.given)
+        asked = UnresolvedRequest(request.kind, request.given)
         return SubmittedJob(accept_job(session, asked, request.job), None, session.take_notices())
     found = resolve(settings, opened, request)
     accepted = accept_job(found.session, found.specs[0], request.job, after=found.after)
@@ -77,7 +77,7 @@ def submit_axes(
     changes = product(read_axes(request.kind, over, request.given))
     if settings.api_url:
         session = opened(False)
-        asked = Asked(request.kind, request.given)
+        asked = UnresolvedRequest(request.kind, request.given)
         return SubmittedSweep(
             accept_sweep(session, asked, request.job, changes), None, session.take_notices()
         )

@@ -27,7 +27,7 @@ from jobs.metrics.copying import Copying, copying, thumbnails
 from jobs.metrics.diversity import COLLAPSED, diversity
 from jobs.metrics.prdc import precision_recall
 from jobs.metrics.registry import METRICS, ImageSet, check_real, compare, real_baseline
-from jobs.specs import FEWEST_PICTURES, EvaluateSpec, GenerateSpec
+from jobs.specs import MIN_IMAGES, EvaluateSpec, GenerateSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -126,10 +126,10 @@ class _Evaluation:
                 f"the images are {wide}×{high}, the evaluation is of {spec.size}×{spec.size}",
                 hint=f"--size {high}",
             )
-        if len(generated_M3HW) < FEWEST_PICTURES:
+        if len(generated_M3HW) < MIN_IMAGES:
             raise NotMeasurableError(
                 f"{len(generated_M3HW)} images are too few to evaluate",
-                hint=f"at least {FEWEST_PICTURES} are needed, 2,000 are recommended",
+                hint=f"at least {MIN_IMAGES} are needed, 2,000 are recommended",
             )
         return generated_M3HW
 
@@ -160,11 +160,11 @@ class _Evaluation:
                 distinct.append(place)
         if duplicates := len(chosen) - len(distinct):
             self.notes.append(f"{duplicates:,} training images are exact duplicates and count once")
-        if len(distinct) < FEWEST_PICTURES:
+        if len(distinct) < MIN_IMAGES:
             what = f"{len(found)} images" if not duplicates else f"{len(distinct)} different images"
             raise DatasetError(
                 f"{self.spec.data} contains {what}: too few to compare with",
-                hint=f"at least {FEWEST_PICTURES} different images are needed; see ganq dataset check",
+                hint=f"at least {MIN_IMAGES} different images are needed; see ganq dataset check",
             )
         return torch.from_numpy(np.stack([found[place] for place in distinct]))
 

@@ -28,7 +28,7 @@ COLUMNS = 8
 MARGIN = 56
 """Pixels at the left, for the epoch."""
 FRAMES_PER_S = 2
-FILM_S = 20
+TARGET_VIDEO_S = 20
 """Seconds that a film of many frames takes, up to the frame rate of a video."""
 
 
@@ -70,7 +70,7 @@ def write(
         frames = [grids.tile(row_NHW3, columns) for row_NHW3 in rows]
     if len(frames) < 2:
         return {"epochs": epochs}
-    fps = min(max(FRAMES_PER_S, round(len(frames) / FILM_S)), video.FPS)
+    fps = min(max(FRAMES_PER_S, round(len(frames) / TARGET_VIDEO_S)), video.FPS)
     film = [*frames, frames[-1]]
     sink.add_file("epochs.gif", video.gif(film, fps=fps))
     facts = {"epochs": epochs, "frames": len(frames)}

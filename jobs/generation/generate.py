@@ -350,7 +350,7 @@ class _ResultWriter:
         self.written = 0
         self._first_HW3: NDArray[np.uint8] | None = None
         self._differ = False
-        self.shown = previews.Shown(spec)
+        self.shown = previews.Previews(spec)
         self.pages = grids.GridPages(sink, size=spec.grid, most=spec.grid_pages)
 
     @property

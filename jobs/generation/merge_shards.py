@@ -21,7 +21,7 @@ from jobs.specs import GenerateSpec
 
 
 @dataclass(frozen=True)
-class Placed:
+class ShardImage:
     """An image of a shard with its output index, which names its file in the merged result."""
 
     output_index: int
@@ -46,7 +46,7 @@ def run(spec: GenerateSpec, ctx: JobContext, shards: list[Iterable[StoredImage]]
     sink = ctx.image_sink(format=spec.format, quality=spec.quality, total=spec.total)
     pages = GridPages(sink, size=spec.grid, most=spec.grid_pages)
     in_order = _all(shards) if spec.keep is None else _best(shards, spec.keep)
-    shown = previews.Shown(spec)
+    shown = previews.Previews(spec)
     merged = 0
     digests: set[bytes] = set()  # no more than two: it only matters whether images differ
     for placed in in_order:
@@ -79,18 +79,18 @@ def run(spec: GenerateSpec, ctx: JobContext, shards: list[Iterable[StoredImage]]
     }
 
 
-def _all(shards: list[Iterable[StoredImage]]) -> Iterator[Placed]:
+def _all(shards: list[Iterable[StoredImage]]) -> Iterator[ShardImage]:
     """Yield all images; the output index is the sample index."""
     for shard in shards:
         for image in shard:
-            yield Placed(image.record["draw"], image)
+            yield ShardImage(image.record["draw"], image)
 
 
-def _best(shards: list[Iterable[StoredImage]], keep: int) -> Iterator[Placed]:
+def _best(shards: list[Iterable[StoredImage]], keep: int) -> Iterator[ShardImage]:
     """Yield the best images, best first; the output index is the rank. Ties go to the lower sample index."""
     import heapq
 
     # Each shard is sorted, best first, so that only one line of each is in memory.
     ranked = heapq.merge(*shards, key=lambda image: (-image.record["score"], image.record["draw"]))
     for rank, image in enumerate(islice(ranked, keep)):
-        yield Placed(rank, image)
+        yield ShardImage(rank, image)

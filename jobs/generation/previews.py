@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 VIDEO = "interpolation"
 
 
-class Shown:
+class Previews:
     """The images of the previews, in order: all frames of a video, or the first sample indices."""
 
     def __init__(self, spec: GenerateSpec) -> None:
@@ -32,7 +32,7 @@ class Shown:
             self.frames.append(image_HW3.copy())
 
 
-def finish(spec: GenerateSpec, ctx: JobContext, sink: ImageSink, shown: Shown) -> dict[str, Any]:
+def finish(spec: GenerateSpec, ctx: JobContext, sink: ImageSink, shown: Previews) -> dict[str, Any]:
     """
     Create the previews that the spec requests, and add them to the sink.
 
@@ -66,7 +66,7 @@ def finish(spec: GenerateSpec, ctx: JobContext, sink: ImageSink, shown: Shown) -
     return facts
 
 
-def _add_video(sink: ImageSink, shown: Shown) -> dict[str, Any]:
+def _add_video(sink: ImageSink, shown: Previews) -> dict[str, Any]:
     from jobs.generation import video
 
     sink.add_file(f"{VIDEO}.gif", video.gif(shown.frames))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CALIBRATION = 1024
 """Images whose scores determine the threshold of rejection."""
-TRIES = 64
+MAX_DRAWS = 64
 """Tries per image at most; then the best of them is used."""
 
 
@@ -110,7 +110,7 @@ class Rejection:
         pixels_BHW3, scores = self.draw(block, 0)
         pixels_BHW3, scores = pixels_BHW3.copy(), list(scores)
         self.tries = [1] * len(scores)
-        for retry in range(1, TRIES):
+        for retry in range(1, MAX_DRAWS):
             rejected = [place for place, score in enumerate(scores) if score < self.threshold]
             if not rejected:
                 break

@@ -21,7 +21,7 @@ from jobs.metrics.swd import swd
 Metric = Literal["kid", "fid", "swd"]
 METRICS: tuple[Metric, ...] = ("kid", "fid", "swd")
 ON_FEATURES = ("kid", "fid")
-PAPERS_NETWORK = "inception-fid"
+PAPER_NETWORK = "inception-fid"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def key_of(metric: Metric, network: str | None) -> str:
     """Return the key of a metric: `fid@…` for the FID paper's network, else with the network's name."""
     if metric not in ON_FEATURES:
         return metric
-    if metric == "fid" and network is not None and network.startswith(PAPERS_NETWORK):
+    if metric == "fid" and network is not None and network.startswith(PAPER_NETWORK):
         return f"fid@{network.partition('@')[2]}"
     return f"{metric}/{network}"
 

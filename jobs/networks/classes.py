@@ -15,7 +15,7 @@ from jobs.class_checks import no_classes, require_enough, unknown_class
 from jobs.context import Images
 
 CLASS_COLUMNS = 8
-MOST_ROWS = 32
+MAX_CLASS_ROWS = 32
 """Maximum number of rows of a sample grid; the first classes are shown."""
 
 
@@ -105,5 +105,5 @@ def labels_of(numbers: Iterable[int], classes: int, label: int | None) -> Tensor
 
 def grid_labels(classes: int) -> Tensor:
     """Return the label of each image of a sample grid: one class per row, repeated if there are few."""
-    rows = max(8, min(classes, MOST_ROWS))
+    rows = max(8, min(classes, MAX_CLASS_ROWS))
     return (torch.arange(rows) % classes).repeat_interleave(CLASS_COLUMNS)

@@ -30,7 +30,7 @@ WIDEST_CHANNELS = 65_536  # far above any real network, so that a forged shape c
 WANTED = "give weights of the tutorial's networks, saved with torch.save(net.state_dict(), PATH)"
 SHOWN = 4  # names of keys in one message
 
-Which = Literal["G", "D"]
+NetworkRole = Literal["G", "D"]
 
 OTHERS = (
     (("mapping.", "synthesis."), "StyleGAN"),
@@ -78,10 +78,10 @@ def _unwrapped(key: str) -> str:
     return key
 
 
-def _networks(tensors: Mapping[str, Tensor]) -> dict[Which, dict[str, Tensor]]:
+def _networks(tensors: Mapping[str, Tensor]) -> dict[NetworkRole, dict[str, Tensor]]:
     """Return the weights of each network whose name the keys begin with; {} if they begin with none."""
-    plain: dict[Which, dict[str, Tensor]] = {}
-    averages: dict[Which, dict[str, Tensor]] = {}
+    plain: dict[NetworkRole, dict[str, Tensor]] = {}
+    averages: dict[NetworkRole, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, rest = key.partition(".")
         role = role_of(name)
@@ -95,7 +95,7 @@ def _networks(tensors: Mapping[str, Tensor]) -> dict[Which, dict[str, Tensor]]:
     }
 
 
-def role_of(name: str) -> tuple[Which, bool] | None:
+def role_of(name: str) -> tuple[NetworkRole, bool] | None:
     """
     Return which network a name in a checkpoint stands for, and whether it is the moving average.
 
@@ -111,7 +111,7 @@ def role_of(name: str) -> tuple[Which, bool] | None:
     return ("D", average) if bare in ("d", "dis", "disc", "discriminator", "critic") else None
 
 
-def _one_sequential(tensors: dict[str, Tensor], which: Which | None = None) -> dict[str, Tensor]:
+def _one_sequential(tensors: dict[str, Tensor], which: NetworkRole | None = None) -> dict[str, Tensor]:
     """
     Rename `main.0.weight`, `0.weight` or `net.main.0.weight`, if all keys belong to one Sequential.
 
@@ -181,7 +181,7 @@ def _with_missing_parts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def select(tensors: Mapping[str, Tensor], which: Which) -> dict[str, Tensor]:
+def select(tensors: Mapping[str, Tensor], which: NetworkRole) -> dict[str, Tensor]:
     """
     Return the weights of one network from network_keys(): a checkpoint's file has both.
 
@@ -248,7 +248,7 @@ def infer_architecture(
     )
 
 
-def _layers(tensors: Mapping[str, Tensor], which: Which) -> list[tuple[int, Tensor]]:
+def _layers(tensors: Mapping[str, Tensor], which: NetworkRole) -> list[tuple[int, Tensor]]:
     """Return (index in the Sequential, kernel) of each convolution, in order."""
     pattern = re.compile(
         re.escape(SEQUENTIAL[which]) + r"(\d{1,3})\.(?:weight|parametrizations\.weight\.original)"
@@ -274,7 +274,9 @@ def kind_of(tensors: Mapping[str, Tensor]) -> str | None:
     return NETWORKS["D"] if _layers(tensors, "D") else None
 
 
-def _size(layers: list[tuple[int, Tensor]], name: str, which: Which, tensors: Mapping[str, Tensor]) -> int:
+def _size(
+    layers: list[tuple[int, Tensor]], name: str, which: NetworkRole, tensors: Mapping[str, Tensor]
+) -> int:
     """Return the side of the images, from the layers between 4×4 and the pixels, pixels last."""
     if not layers:
         kind = kind_of(tensors)
@@ -312,7 +314,9 @@ def _architecture(name: str, **measures: Any) -> Architecture:
     raise ForeignFileError(f"{name}: no network of ganq has {shown}", hint="sizes are at most 1536 pixels")
 
 
-def fit(tensors: Mapping[str, Tensor], arch: Architecture, which: Which, *, name: str) -> dict[str, Tensor]:
+def fit(
+    tensors: Mapping[str, Tensor], arch: Architecture, which: NetworkRole, *, name: str
+) -> dict[str, Tensor]:
     """
     Check every key and shape against the network, and return the weights in its order.
 
@@ -350,7 +354,7 @@ def fit(tensors: Mapping[str, Tensor], arch: Architecture, which: Which, *, name
     return {key: tensors[key] for key in wanted}
 
 
-def _shapes(arch: Architecture, which: Which) -> dict[str, torch.Size]:
+def _shapes(arch: Architecture, which: NetworkRole) -> dict[str, torch.Size]:
     """Return the key and shape of every weight, without allocating it: on PyTorch's meta device."""
     with torch.device("meta"):
         network: nn.Module = arch.build_generator() if which == "G" else arch.build_discriminator()

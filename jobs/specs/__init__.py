@@ -6,14 +6,14 @@ spec.json. It contains every option that affects the result.
 """
 
 from jobs.specs.base import FEATURE_NETWORKS, Spec, check_name, difference, option_of, size_plan
-from jobs.specs.evaluate import FEWEST_PICTURES, EvaluateSpec
+from jobs.specs.evaluate import MIN_IMAGES, EvaluateSpec
 from jobs.specs.generate import GenerateSpec
 from jobs.specs.imports import ImportSpec
 from jobs.specs.train import Augment, TrainSpec, check_same_run
 
 __all__ = [
     "FEATURE_NETWORKS",
-    "FEWEST_PICTURES",
+    "MIN_IMAGES",
     "Augment",
     "EvaluateSpec",
     "GenerateSpec",

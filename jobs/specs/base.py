@@ -63,7 +63,7 @@ def check_checkpoint(which: str) -> str:
     return which
 
 
-CheckpointWord = Annotated[str, AfterValidator(check_checkpoint)]
+CheckpointSelector = Annotated[str, AfterValidator(check_checkpoint)]
 
 
 def size_plan(size: int) -> tuple[int, bool]:

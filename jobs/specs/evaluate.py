@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from jobs.errors import SpecError
 from jobs.specs.base import (
     READER,
-    CheckpointWord,
+    CheckpointSelector,
     Seed,
     Sha256,
     Spec,
@@ -16,7 +16,7 @@ from jobs.specs.base import (
     check_feature_network,
 )
 
-FEWEST_PICTURES = 50
+MIN_IMAGES = 50
 """Of a set that is measured; with fewer images a metric is mostly noise."""
 
 
@@ -30,15 +30,15 @@ class EvaluateSpec(Spec):
     """Id of the training or import job whose model is sampled, or of a generation with its images."""
     path: str | None = None
     """Or the absolute path of a folder, zip or tar of generated images."""
-    checkpoint: CheckpointWord = "best"
+    checkpoint: CheckpointSelector = "best"
     """'best', 'last', or the number of complete epochs."""
     data: str
     """Absolute path of the real images."""
     size: Annotated[int, Field(ge=16, le=1024)]
     """Side of the compared images, to which others are resized as for a training."""
-    count: Annotated[int, Field(ge=FEWEST_PICTURES, le=100_000)] = 2000
+    count: Annotated[int, Field(ge=MIN_IMAGES, le=100_000)] = 2000
     """Maximum number of generated images."""
-    search: Annotated[int, Field(ge=FEWEST_PICTURES, le=1_000_000)] = 10_000
+    search: Annotated[int, Field(ge=MIN_IMAGES, le=1_000_000)] = 10_000
     """Maximum number of real images."""
     seed: Seed = 0
     micro_batch: Annotated[int, Field(ge=1, le=4096)] = 64

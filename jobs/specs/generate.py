@@ -7,16 +7,16 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from jobs.errors import SpecError
-from jobs.specs.base import MAX_COUNT, CheckpointWord, Count, SampleIndex, Seed, Spec
+from jobs.specs.base import MAX_COUNT, CheckpointSelector, Count, SampleIndex, Seed, Spec
 
 MAX_SHARDS = 1000
 MAX_FRAMES = 3600
 """Of one video, which is built in memory: two and a half minutes."""
-FRAMES_A_LEG = 60
+FRAMES_PER_SEGMENT = 60
 TAR_ABOVE = 100_000
 """Images; more become tar archives of 10,000 each, unless a format is given: a folder of millions is slow."""
 
-CHOOSING = (
+SELECTION_OPTIONS = (
     *("seed", "micro_batch", "class_name", "noise_mean", "noise_std", "truncation", "reject"),
     *("interpolate", "frames", "deterministic"),
 )
@@ -34,7 +34,7 @@ class GenerateSpec(Spec):
 
     source: int
     """Id of the training or import job of the generator."""
-    checkpoint: CheckpointWord = "best"
+    checkpoint: CheckpointSelector = "best"
     """'best', 'last', or the number of complete epochs."""
     count: Count | None = None
     seeds: tuple[tuple[int, int], ...] = ()
@@ -161,7 +161,7 @@ class GenerateSpec(Spec):
     def total(self) -> int:
         """Return the number of published images."""
         if self.interpolate:
-            return self.frames or FRAMES_A_LEG * (len(self.interpolate) - 1)
+            return self.frames or FRAMES_PER_SEGMENT * (len(self.interpolate) - 1)
         if self.keep is not None:
             return self.keep
         if self.count is not None:
@@ -206,7 +206,7 @@ class GenerateSpec(Spec):
         fields = type(self).model_fields
         return {
             name: value
-            for name, value in self.model_dump(mode="json", include=set(CHOOSING)).items()
+            for name, value in self.model_dump(mode="json", include=set(SELECTION_OPTIONS)).items()
             if name in ("seed", "micro_batch") or getattr(self, name) != fields[name].default
         }
 
@@ -218,7 +218,7 @@ class GenerateSpec(Spec):
         Raises:
             SpecError: the choice is none.
         """
-        if unknown := set(choice) - set(CHOOSING):
+        if unknown := set(choice) - set(SELECTION_OPTIONS):
             raise SpecError(f"there is no option {min(unknown)[:40]!r} of a generation")
         if choice.get("interpolate"):  # the index counts the frames
             return cls.create(source=0, **choice, **more).shard((index, index))

@@ -230,7 +230,7 @@ class TrainSpec(Spec):
         return self
 
 
-FREE_TO_CHANGE = frozenset(
+CHANGEABLE_ON_RESUME = frozenset(
     {
         "data",  # a folder can move: the fingerprint of the images is compared instead
         "epochs",
@@ -276,7 +276,7 @@ def check_same_run(saved: Mapping[str, Any], spec: TrainSpec) -> None:
     differ = [
         difference(name, mine[name], saved[name])
         for name in mine
-        if name in saved and name not in FREE_TO_CHANGE and saved[name] != mine[name]
+        if name in saved and name not in CHANGEABLE_ON_RESUME and saved[name] != mine[name]
     ]
     if differ:
         raise SpecError(

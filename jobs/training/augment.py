@@ -22,14 +22,14 @@ from torch import Tensor
 from jobs.device import NamedTensors, send_all
 
 SHIFT = 1 / 8
-HOLE = 1 / 2
+CUTOUT_SHARE = 1 / 2
 LOWEST_31111 = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1, 1, 1)
 RANGES_31111 = torch.tensor([1.0, 2.0, 1.0]).view(3, 1, 1, 1, 1)
 """Of brightness, saturation and contrast."""
 
 ADA_INTERVAL = 4
 """Steps of D between two changes of p."""
-FULL_UNTIL, NONE_FROM = 20_000, 100_000
+FULL_BELOW_IMAGES, NONE_ABOVE_IMAGES = 20_000, 100_000
 """Images in a data set up to which 'auto' augments fully, and from which it augments nothing."""
 AUTO_POLICIES = ("translation", "color")
 """The policies of 'auto' alone."""
@@ -51,7 +51,9 @@ def plan(policies: tuple[str, ...], max_p: float, image_count: int) -> tuple[tup
     """
     if "auto" in policies:
         policies = tuple(one for one in policies if one != "auto") or AUTO_POLICIES
-        max_p = max_p * min(1.0, max(0.0, (NONE_FROM - image_count) / (NONE_FROM - FULL_UNTIL)))
+        max_p = max_p * min(
+            1.0, max(0.0, (NONE_ABOVE_IMAGES - image_count) / (NONE_ABOVE_IMAGES - FULL_BELOW_IMAGES))
+        )
     return (policies, max_p) if max_p > 0 else ((), 0.0)
 
 
@@ -150,7 +152,7 @@ def draw(
                 [torch.randint(-reach, reach + 1, (B,), generator=draws) for reach in reaches]
             )
         else:
-            holes = [int(side * HOLE + 0.5) for side in (H, W)]
+            holes = [int(side * CUTOUT_SHARE + 0.5) for side in (H, W)]
             drawn["cutout.middles"] = torch.stack(
                 [
                     torch.randint(0, side + (1 - hole % 2), (B,), generator=draws)
@@ -251,7 +253,7 @@ def _cutout(images_B3HW: Tensor, centers_2B: Tensor, chosen_B: Tensor | None) ->
     _, _, H, W = images_B3HW.shape
     outside = []
     for side, center_B in zip((H, W), centers_2B, strict=True):
-        hole = int(side * HOLE + 0.5)
+        hole = int(side * CUTOUT_SHARE + 0.5)
         first_B1 = (center_B - hole // 2).view(-1, 1)
         offset_BS = torch.arange(side, device=center_B.device).view(1, side) - first_B1
         outside.append((offset_BS < 0) | (offset_BS >= hole))

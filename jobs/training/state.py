@@ -17,7 +17,7 @@ from jobs.context import Snapshot
 from jobs.errors import CheckpointCorruptError, SpecError, TrainingDivergedError
 from jobs.networks.dcgan import AnyDiscriminator, AnyGenerator, Architecture
 from jobs.networks.layout import check_frozen
-from jobs.networks.weights import NETWORK, NETWORKS, Which, kind_of, select
+from jobs.networks.weights import NETWORK, NETWORKS, NetworkRole, kind_of, select
 from jobs.specs import TrainSpec, difference
 from jobs.training.augment import Ada
 from jobs.training.ema import Ema
@@ -250,7 +250,7 @@ def _without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Ten
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _network(tensors: Mapping[str, Tensor], which: Which, option: str) -> Mapping[str, Tensor]:
+def _network(tensors: Mapping[str, Tensor], which: NetworkRole, option: str) -> Mapping[str, Tensor]:
     """
     Return one network's weights out of a file that may contain both, with ganq's prefixes or without.
 

@@ -25,7 +25,7 @@ from jobs.failpoints import failpoint
 from jobs.networks.classes import grid_labels, require_classes
 from jobs.networks.dcgan import Architecture
 from jobs.specs import TrainSpec, check_same_run
-from jobs.states import KEEPS_WORK, StopReason
+from jobs.states import SAVING_STOP_REASONS, StopReason
 from jobs.training import augment, stability
 from jobs.training.checkpointer import AsyncCheckpointer
 from jobs.training.cuda_graphs import CudaGraphs
@@ -509,7 +509,7 @@ class Training:
                 self.end_step = self.logger.end_step = max(1, self.state.step)
                 self.ctx.pin_stop_step(self.end_step)
             return
-        if reason in KEEPS_WORK:
+        if reason in SAVING_STOP_REASONS:
             self.checkpointer.wait()
             if self.state.step > self.checkpointer.saved_step:
                 self._checkpoint("resume")

@@ -1,7 +1,7 @@
 """
 Reads a zip or tar of unknown origin, in a process that can be killed.
 
-    python -P storage/datasets/archive_process.py list|unpack|serve FD READER MOST_BYTES
+    python -P storage/datasets/archive_process.py list|unpack|serve FD READER MAX_BYTES
 
 The archive comes as an open descriptor, answers go out on stdout in frames, and the process is
 confined by the operating system to those (storage/sandbox.py). Its memory and CPU time are limited: an
@@ -10,7 +10,7 @@ storage/datasets/archives.py is the other end. The file is run by its path and i
 the sandbox and the rules for names.
 
 Nothing is extracted to a name that came from outside. A member that leaves the folder or is no regular file
-is left out, with the reason. An archive that unpacks to more than MOST_BYTES is refused.
+is left out, with the reason. An archive that unpacks to more than MAX_BYTES is refused.
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ MAX_MEMBERS = 6_000_000
 MAX_NAME = 4096
 MAX_LABELS_BYTES = 32 << 20
 """Of a dataset.json; that of a million images has 30 MB."""
-MOST_LABELS = 3
+MAX_LABEL_FILES = 3
 MAX_RATIO, RATIO_FREE_BYTES = 100, 1 << 20
 """Version 1 of the reader leaves out what unpacks to more than 100 times its size, from 1 MiB on."""
 MAX_HEADER_BYTES = 1 << 20
@@ -44,9 +44,9 @@ MEMORY_BYTES, MEMORY_PER_BYTE, MAX_MEMORY_BYTES = 512 << 20, 16, 6 << 30
 """Of address space: an entry of a zip takes 60 bytes in the file and 900 in Python's list of them."""
 STALL_SECONDS = 5
 """Of CPU time without a byte of the archive read that was not read before: 8 KiB unpack within a second."""
-ZIP_BYTES_A_SECOND, ZIP_STALL_SECONDS = 1 << 20, 300
+MIN_ZIP_BYTES_PER_SECOND, ZIP_STALL_SECONDS = 1 << 20, 300
 """The list of a zip is read at once; Python takes 5 µs for an entry of 60 bytes."""
-BYTES_A_SECOND, UNPACKED_BYTES_A_SECOND = 1_000_000, 200_000_000
+MIN_BYTES_PER_SECOND, MIN_UNPACKED_BYTES_PER_SECOND = 1_000_000, 200_000_000
 """Of CPU time in all; the slowest compressions, xz and bzip2, are read ten times as fast."""
 MEMBER_SECONDS = 60
 """Of CPU time for one member of a zip."""
@@ -103,8 +103,8 @@ def limits(size: int, most_bytes: int, *, is_zip: bool) -> tuple[int, int, int]:
         most_bytes: that it may unpack to.
     """
     memory = min(MEMORY_BYTES + MEMORY_PER_BYTE * size, MAX_MEMORY_BYTES)
-    stall = STALL_SECONDS + (min(size // ZIP_BYTES_A_SECOND, ZIP_STALL_SECONDS) if is_zip else 0)
-    return memory, stall, 120 + size // BYTES_A_SECOND + most_bytes // UNPACKED_BYTES_A_SECOND
+    stall = STALL_SECONDS + (min(size // MIN_ZIP_BYTES_PER_SECOND, ZIP_STALL_SECONDS) if is_zip else 0)
+    return memory, stall, 120 + size // MIN_BYTES_PER_SECOND + most_bytes // MIN_UNPACKED_BYTES_PER_SECOND
 
 
 def _unsafe_name(name: str) -> str | None:
@@ -114,7 +114,7 @@ def _unsafe_name(name: str) -> str | None:
     return f"name of more than {MAX_NAME} characters" if len(name) > MAX_NAME else None
 
 
-def _too_dense(unpacked: int, packed: int) -> bool:
+def _exceeds_ratio(unpacked: int, packed: int) -> bool:
     return unpacked > RATIO_FREE_BYTES and unpacked > MAX_RATIO * max(packed, 1)
 
 
@@ -156,7 +156,7 @@ class Answer:
         self._sandbox.grant_seconds(min(seconds, left))
 
 
-class Watched(io.FileIO):
+class CountingFile(io.FileIO):
     """The archive file. Only bytes beyond all that were read before count as progress."""
 
     answer: Answer | None = None
@@ -178,17 +178,17 @@ class BoundedInfo(tarfile.TarInfo):
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         # A RefusedError passes through tarfile, which takes its own errors for other formats.
         if self.size < 0:
-            raise RefusedError(f"has a header with a size of {self.size} bytes", PACK_AGAIN)
+            raise RefusedError(f"has a header with a size of {self.size} bytes", UNPACK_HINT)
         members = (*tarfile.REGULAR_TYPES, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE)
         if self.type not in members and self.size > MAX_HEADER_BYTES:
             raise RefusedError(
-                f"has a header of {self.size} bytes, and {MAX_HEADER_BYTES} are the limit", PACK_AGAIN
+                f"has a header of {self.size} bytes, and {MAX_HEADER_BYTES} are the limit", UNPACK_HINT
             )
         info: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]  # not in typeshed
         return info
 
 
-PACK_AGAIN = "is it a bomb? unpack it yourself, and give the folder"
+UNPACK_HINT = "is it a bomb? unpack it yourself, and give the folder"
 
 
 class Rules:
@@ -230,7 +230,7 @@ class Rules:
         if self.reader == 1 or parts[-1] != self.names.LABELS or len(parts) > 2:
             return False
         self._labels += 1
-        return self._labels <= MOST_LABELS
+        return self._labels <= MAX_LABEL_FILES
 
     def zip_name(self, member: zipfile.ZipInfo) -> str:
         """Return a member's name; archivers of macOS write UTF-8 without saying so."""
@@ -250,7 +250,7 @@ def _tar_members(archive: tarfile.TarFile, rules: Rules) -> Iterator[tuple[tarfi
         count += 1
         # A size from a pax header may be anything; below zero it leads back to where we were.
         if member.size < 0 or archive.offset <= member.offset:
-            raise RefusedError(f"has a member with a size of {member.size} bytes", PACK_AGAIN)
+            raise RefusedError(f"has a member with a size of {member.size} bytes", UNPACK_HINT)
         rules.spend(tarfile.BLOCKSIZE + member.size)
         if count > MAX_MEMBERS:
             raise RefusedError(f"has more than {MAX_MEMBERS} members", "split it")
@@ -271,7 +271,7 @@ def _zip_members(archive: zipfile.ZipFile, rules: Rules) -> Iterator[tuple[zipfi
             reason = "no regular file"
         elif member.flag_bits & 1:
             reason = "encrypted"
-        elif rules.reader == 1 and _too_dense(member.file_size, member.compress_size):
+        elif rules.reader == 1 and _exceeds_ratio(member.file_size, member.compress_size):
             reason = f"unpacks to more than {MAX_RATIO} times its size"
         elif reason is None:
             rules.spend(member.file_size)
@@ -329,7 +329,7 @@ def unpack(file: IO[bytes], rules: Rules, answer: Answer) -> None:
         content = archive.extractfile(member)
         if content is not None:
             answer.put(BEGIN, json.dumps(member.name).encode())
-            _give_out(content, answer)
+            _send_content(content, answer)
             answer.put(END)
 
 
@@ -345,14 +345,14 @@ def serve(file: IO[bytes], rules: Rules, answer: Answer) -> None:
         answer.renew(MEMBER_SECONDS)
         try:
             with archive.open(members[name]) as content:
-                _give_out(content, answer)
+                _send_content(content, answer)
             answer.put(END)
         except (OSError, MemoryError, *BROKEN) as exc:
             answer.put(UNREADABLE, (str(exc) or type(exc).__name__)[:200].encode(errors="replace"))
         answer.flush()
 
 
-def _give_out(content: IO[bytes], answer: Answer) -> None:
+def _send_content(content: IO[bytes], answer: Answer) -> None:
     left = MAX_FILE_BYTES + 1  # one more, so that the reader sees that there is more
     while left > 0 and (data := content.read(min(CHUNK, left))):
         left -= len(data)
@@ -369,7 +369,7 @@ def _load(path: Path) -> Any:
     return module
 
 
-def _import_the_rest() -> None:
+def _import_libraries() -> None:
     """Import what the archive modules import when a file needs it: afterwards no file can be opened."""
     import bz2  # noqa: F401
     import errno  # noqa: F401
@@ -386,8 +386,8 @@ def main() -> None:
     number, reader, most_bytes = map(int, sys.argv[2:5])
     sandbox = _load(Path(__file__).parents[1] / "sandbox.py")
     names = _load(Path(__file__).with_name("names.py"))
-    _import_the_rest()
-    raw = Watched(number, "rb")
+    _import_libraries()
+    raw = CountingFile(number, "rb")
     size = os.fstat(number).st_size
     file = io.BufferedReader(raw)
     rules = Rules(size, reader, most_bytes, names)
@@ -409,7 +409,7 @@ def main() -> None:
         answer.put(REFUSED, json.dumps([exc.said, exc.hint]).encode())
     except MemoryError:
         said = f"needs more than {memory >> 20} MiB of memory to be read, the limit for one of its size"
-        answer.put(REFUSED, json.dumps([said, PACK_AGAIN]).encode())
+        answer.put(REFUSED, json.dumps([said, UNPACK_HINT]).encode())
     except (OSError, *BROKEN) as exc:
         said = f"is a broken archive: {str(exc)[:200]}"
         answer.put(REFUSED, json.dumps([said, "pack or download it again"]).encode())

@@ -18,7 +18,7 @@ from typing import IO, NoReturn
 
 from jobs.errors import DatasetError, StorageError
 from storage.datasets import archive_process
-from storage.datasets.archive_process import FRAME, PACK_AGAIN
+from storage.datasets.archive_process import FRAME, UNPACK_HINT
 
 WALL_SECONDS = 120.0
 """Without output; a process that reads writes a frame each second."""
@@ -150,7 +150,7 @@ class ArchiveProcess:
         self._fail(f"crashed the process that read it, whose limit of memory is {memory >> 20} MiB")
 
     def _fail(self, said: str) -> NoReturn:
-        raise DatasetError(f"{self.source} {said}", hint=PACK_AGAIN)
+        raise DatasetError(f"{self.source} {said}", hint=UNPACK_HINT)
 
     def close(self) -> None:
         self.process.kill()

@@ -146,7 +146,7 @@ def open_cached(
     try:
         with open(folder / IMAGES, "rb") as file:
             # Map the file that was compared: another may have been renamed into its place.
-            what = _damage_once(folder, index, file, progress)
+            what = _find_damage(folder, index, file, progress)
             images = None if what else np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
     except FileNotFoundError:  # another process is replacing it
         return None
@@ -159,7 +159,7 @@ def open_cached(
     return Images(images, fingerprint, tuple(index["classes"]), labels)
 
 
-def _damage_once(folder: Path, index: dict[str, Any], file: "IO[bytes]", progress: Progress) -> str | None:
+def _find_damage(folder: Path, index: dict[str, Any], file: "IO[bytes]", progress: Progress) -> str | None:
     """Return what find_damage() finds, unless this process has found these very files to be intact."""
     images, about = os.fstat(file.fileno()), (folder / INDEX).stat()
     key = tuple(value for s in (images, about) for value in (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns))
@@ -431,7 +431,7 @@ def _build(volume: Volume, source: _Source, max_skip: float, workers: int, progr
         write_json(temp / REPORT, _report(source, used, skipped, found))
         write_json(temp / INDEX, with_checksums(source.index(used), checksums.crc32))
         fsync_folder(temp)
-        if not changed and _take_over(volume.dataset(source.plain), temp, source.reading):
+        if not changed and _reuse_cache(volume.dataset(source.plain), temp, source.reading):
             return source.plain
         fingerprint = source.marked if changed else source.plain
         _publish(temp, volume.dataset(fingerprint))
@@ -447,7 +447,7 @@ def _undecoded(listing: Listing, answer: Decoded) -> Skipped:
     return Skipped(listing.names[answer.number], answer.reason, answer.facts.get("detail", ""))
 
 
-def _take_over(target: Path, temp: Path, reading: Reading) -> bool:
+def _reuse_cache(target: Path, temp: Path, reading: Reading) -> bool:
     """Mark the cache of reader 1 as right for this version if both are equal; return whether they are."""
     index, mine = read_index(target), read_index(temp)
     if index is None or mine is None or index.get("reader", 1) >= reading.reader or not _is_intact(target):
@@ -486,7 +486,7 @@ def _is_intact(folder: Path) -> bool:
         return False
     try:
         with open(folder / IMAGES, "rb") as file:
-            return _damage_once(folder, index, file, _quiet) is None
+            return _find_damage(folder, index, file, _quiet) is None
     except OSError:
         return False
 
@@ -575,14 +575,14 @@ def check(
         first: dict[bytes, int] = {}
         copies: dict[int, int] = {}
 
-        def looked_at() -> Iterator[tuple[int, bytes]]:
+        def probed() -> Iterator[tuple[int, bytes]]:
             for number, data in _contents(listing, reader, found.skipped, range(len(listing.names))):
                 digest = hashlib.blake2b(data, digest_size=16).digest()
                 if (of := first.setdefault(digest, number)) != number:
                     copies[number] = of
                 yield number, data
 
-        for answer in decode_all(looked_at(), size=0, workers=_cores(workers), reading=reading):
+        for answer in decode_all(probed(), size=0, workers=_cores(workers), reading=reading):
             name, facts = listing.names[answer.number], answer.facts
             progress(answer.number + 1, len(listing.names))
             if answer.reason is not None:

@@ -78,7 +78,7 @@ SIXTEEN_TO_EIGHT = [(value * 255 + 32767) // 65535 for value in range(65536)]
 
 METADATA_CHUNKS = ("cHRM", "eXIf", "gAMA", "iCCP", "iTXt", "pHYs", "sRGB", "tEXt", "zTXt")
 ORIENTATION = 0x0112
-TURNS = {
+ROTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -244,7 +244,7 @@ class Decoder:
             return image
         if isinstance(orientation, tuple) and orientation:
             orientation = orientation[0]
-        turn = TURNS.get(orientation) if isinstance(orientation, int) else None
+        turn = ROTATIONS.get(orientation) if isinstance(orientation, int) else None
         if turn is None:
             return image
         facts["notes"].append("turned by EXIF")
@@ -440,7 +440,7 @@ def _load_sandbox() -> Any:
     return module
 
 
-def _import_the_rest() -> None:
+def _import_libraries() -> None:
     """Import what Pillow imports when an image needs it: afterwards no file can be opened."""
     import copy  # noqa: F401
     import mmap  # noqa: F401
@@ -456,7 +456,7 @@ def _import_the_rest() -> None:
 def main() -> None:
     """Answer requests until stdin ends."""
     sandbox = _load_sandbox()
-    _import_the_rest()
+    _import_libraries()
     decoder = Decoder(int(sys.argv[1]), float(sys.argv[2]))
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     ImageFile.LOAD_TRUNCATED_IMAGES = False

@@ -26,7 +26,7 @@ SUFFIXES = SUFFIXES_1 | frozenset(
     }
 )
 """Of every format that Pillow decodes by itself. EPS and WMF need another program, which is never run."""
-UNREAD = {
+UNSUPPORTED_SUFFIXES = {
     **dict.fromkeys((".heic", ".heics", ".heif", ".heifs", ".hif"), "HEIC"),
     ".jxl": "JPEG XL",
     **dict.fromkeys((".jxr", ".wdp", ".hdp"), "JPEG XR"),
@@ -63,7 +63,7 @@ def is_image_name(name: str, reader: int = READER) -> bool:
 
 def is_image(name: str, reader: int = READER) -> bool:
     """Return whether a file is an image by its name, readable or not."""
-    return is_image_name(name, reader) or (reader > 1 and suffix(name) in UNREAD)
+    return is_image_name(name, reader) or (reader > 1 and suffix(name) in UNSUPPORTED_SUFFIXES)
 
 
 def canonical(name: str, reader: int = READER) -> str:

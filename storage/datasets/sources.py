@@ -18,16 +18,16 @@ from typing import IO, Any
 
 from jobs.errors import DatasetError, NotFoundError, StorageError
 from storage.datasets import archive_process, names
-from storage.datasets.archive_process import MAX_FILE_BYTES, MAX_LABELS_BYTES, MAX_RATIO, PACK_AGAIN
+from storage.datasets.archive_process import MAX_FILE_BYTES, MAX_LABELS_BYTES, MAX_RATIO, UNPACK_HINT
 from storage.datasets.archives import ArchiveProcess, MemberError, list_archive
 from storage.results.formats import GRIDS, IMAGES, MANIFEST, NPZ
 from storage.volume.durable import raise_storage_error
 
 READER = names.READER
 MAX_FILES = 5_000_000
-MOST_COUNTED = 100_000
+MAX_COUNTED = 100_000
 """Files in a folder outside of the data set that a link leads to; more are not counted."""
-MOST_DEATHS = 5
+MAX_DECODER_CRASHES = 5
 """Deaths of the process that reads a zip, before the zip is refused."""
 
 
@@ -128,15 +128,15 @@ class Listing:
     def _classes_1(self) -> tuple[str, ...]:
         """Return the first-level folders; one folder around everything in an archive is its packaging."""
         self._wrapper = ""
-        tops = self._tops()
+        tops = self._top_folders()
         if self.kind != "folder" and len(tops) == 1 and None not in tops:
             self._wrapper = f"{tops.pop()}/"
-            tops = self._tops()
+            tops = self._top_folders()
         if None in tops or len(tops) < 2:
             return ()
         return tuple(sorted(top for top in tops if top is not None))
 
-    def _tops(self) -> set[str | None]:
+    def _top_folders(self) -> set[str | None]:
         inside = (name.removeprefix(self._wrapper) for name in self.names)
         return {name.split("/", 1)[0] if "/" in name else None for name in inside}
 
@@ -147,7 +147,7 @@ class Listing:
             if self.reader > 1:
                 self._ignore("(hidden)")
             return
-        kind = names.UNREAD.get(names.suffix(name)) if self.reader > 1 else None
+        kind = names.UNSUPPORTED_SUFFIXES.get(names.suffix(name)) if self.reader > 1 else None
         if reason is None and kind is not None:
             reason = f"{kind} is not read"
         if reason is not None:
@@ -350,7 +350,7 @@ def _count_images(folder: str) -> int:
     for _, _, files in os.walk(folder):
         found += sum(names.is_image(name) and not names.is_hidden(name) for name in files)
         seen += len(files)
-        if seen > MOST_COUNTED:
+        if seen > MAX_COUNTED:
             break
     return found
 
@@ -460,9 +460,9 @@ class _ZipReader(Reader):
     def _replace(self) -> None:
         self.child.close()
         self.deaths += 1
-        if self.deaths > MOST_DEATHS:
+        if self.deaths > MAX_DECODER_CRASHES:
             raise StorageError(
-                f"{self.source}: the process that reads it died {self.deaths} times", hint=PACK_AGAIN
+                f"{self.source}: the process that reads it died {self.deaths} times", hint=UNPACK_HINT
             )
         self.child = self._begin()
 
@@ -486,7 +486,7 @@ class _UnpackedReader(Reader):
                     left -= len(data)
                     if left < 0:
                         raise DatasetError(
-                            f"{listing.source} unpacks to more than its members say", hint=PACK_AGAIN
+                            f"{listing.source} unpacks to more than its members say", hint=UNPACK_HINT
                         )
                     if kind == archive_process.BEGIN:
                         number = self.wanted.get(json.loads(data))

@@ -9,7 +9,7 @@ from jobs.errors import DatasetError
 from storage.datasets import names
 from storage.datasets.sources import Listing, Skipped
 
-MOST_REASONS, MOST_CLASSES = 4, 12
+MOST_REASONS, MAX_CLASSES = 4, 12
 DARK = 32768
 """Values of 16 bits that stay below make images that are darker than half of white."""
 GREY_SHARE = 0.95
@@ -146,14 +146,18 @@ def describe_reasons(skipped: Mapping[str, int]) -> str:
     """Return '40 × HEIC is not read, 2 × empty file', with a way out where there is one."""
     most = Counter(skipped).most_common(MOST_REASONS)
     told = ", ".join(f"{count} × {reason}" for reason, count in most if count)
-    unread = [kind for kind in dict.fromkeys(names.UNREAD.values()) if f"{kind} is not read" in skipped]
+    unread = [
+        kind
+        for kind in dict.fromkeys(names.UNSUPPORTED_SUFFIXES.values())
+        if f"{kind} is not read" in skipped
+    ]
     return told + (f"; to use {', '.join(unread)}, {names.CONVERT}" if unread else "")
 
 
 def describe_classes(classes: Mapping[str, int]) -> str:
     """Return '2: cats (40), dogs (38)'."""
-    shown = ", ".join(f"{name} ({count})" for name, count in list(classes.items())[:MOST_CLASSES])
-    more = len(classes) - MOST_CLASSES
+    shown = ", ".join(f"{name} ({count})" for name, count in list(classes.items())[:MAX_CLASSES])
+    more = len(classes) - MAX_CLASSES
     return f"{len(classes)}: {shown}" + (f" and {more} more" if more > 0 else "")
 
 

@@ -127,11 +127,11 @@ class Database:
                 if needs_new_connection(exc):
                     self.engine.dispose()
                 if not is_transient(exc) or time.monotonic() + pause > deadline:
-                    self._give_up(exc)
+                    self._raise_error(exc)
                 time.sleep(pause)
                 pause = min(pause * 2, 2.0)
 
-    def _give_up(self, exc: DBAPIError) -> NoReturn:
+    def _raise_error(self, exc: DBAPIError) -> NoReturn:
         if names_unknown_column(exc):
             self.require_schema()  # the most likely reason, and a better message
         found = explained(exc, self.url, had_tables=self.had_tables)

@@ -17,7 +17,12 @@ from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from jobs.errors import ConfigError, DatabaseUnavailableError, SchemaMismatchError
 from storage.settings import redact
 
-HOPELESS = ("does not exist", "authentication failed", "no password supplied", "no pg_hba.conf entry")
+PERMANENT_MESSAGES = (
+    "does not exist",
+    "authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+)
 """Messages of Postgres, without a code, to a connection attempt that a retry will not help."""
 RETRY_SQLSTATES = (
     *("40001", "40P01"),  # serialization failure, deadlock
@@ -51,7 +56,7 @@ def is_transient(exc: DBAPIError) -> bool:
         return state in RETRY_SQLSTATES or state.startswith("08")
     if isinstance(exc.orig, sqlite3.OperationalError):
         return "locked" in str(exc.orig) or "busy" in str(exc.orig)
-    return isinstance(exc, OperationalError) and not any(word in str(exc.orig) for word in HOPELESS)
+    return isinstance(exc, OperationalError) and not any(word in str(exc.orig) for word in PERMANENT_MESSAGES)
 
 
 def needs_new_connection(exc: DBAPIError) -> bool:

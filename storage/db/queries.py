@@ -13,7 +13,7 @@ from jobs.states import JobState
 from storage.db.engine import Database
 from storage.db.rows import Checkpoint, Event, Job, WorkerRow, attempt_from_row, state_of
 from storage.db.store.shards import IS_SHARD, ShardSummary, shards_of, summaries
-from storage.db.store.transitions import how_it_ended
+from storage.db.store.transitions import ending_text
 from storage.db.tables import (
     CLAIMABLE,
     CLOCKS,
@@ -33,7 +33,7 @@ from storage.db.tables import (
 PAGE = 500
 RETRIED_WITHIN = 5000
 """Ids after a job among which its retries are looked for."""
-MAX_LENDERS = 5
+MAX_PRIORITY_SOURCES = 5
 _SHARDS_BY_STATE = {
     dialect: text(
         f"SELECT state, count(*) FROM job {indexed_by(dialect, 'ix_job_part_of')}"
@@ -410,8 +410,8 @@ class Queries:
         rows = self.database.read(lambda conn: conn.execute(query.limit(limit)).all())
         return [f"{row.key}={row.value}" for row in rows]
 
-    def lenders(self, one: Job) -> list[int]:
-        """Return the dependants that lend this job its priority."""
+    def priority_sources(self, one: Job) -> list[int]:
+        """Return the dependants from which this job inherits its priority."""
         query = (
             select(job.c.id)
             .join(dependency, dependency.c.job_id == job.c.id)
@@ -422,7 +422,7 @@ class Queries:
                 job.c.priority >= one.priority,
             )
             .order_by(job.c.id)
-            .limit(MAX_LENDERS)
+            .limit(MAX_PRIORITY_SOURCES)
         )
         return self.database.read(lambda conn: list(conn.execute(query).scalars()))
 
@@ -649,7 +649,7 @@ def without_checkpoint(one: Job) -> CheckpointNotFoundError:
         )
     if one.state.terminal:
         return CheckpointNotFoundError(
-            f"job {one.id} has {how_it_ended(one.state)} and left no checkpoint",
+            f"job {one.id} has {ending_text(one.state)} and left no checkpoint",
             hint=f"ganq retry {one.id} trains it again; or name another job",
         )
     return CheckpointNotFoundError(

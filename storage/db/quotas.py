@@ -71,11 +71,11 @@ class Quotas:
 
         return self.database.read(ask)
 
-    def full_for_job(self, job: JobRow) -> Quota | None:
+    def quota_blocking_job(self, job: JobRow) -> Quota | None:
         """Return the quota that blocks a job now; None if there is none."""
-        return self.full_for(job.user, job.queue)
+        return self.blocking_quota(job.user, job.queue)
 
-    def full_for(self, user: str, queue: str) -> Quota | None:
+    def blocking_quota(self, user: str, queue: str) -> Quota | None:
         """Return the quota that blocks a job of this user in this queue now; None if there is none."""
 
         def ask(conn: Connection) -> Quota | None:
@@ -84,7 +84,7 @@ class Quotas:
 
         return self.database.read(ask)
 
-    def shut(self) -> list[tuple[Quota, int]]:
+    def blocking_all(self) -> list[tuple[Quota, int]]:
         """Return the quotas of 0, each with the number of jobs that it blocks."""
 
         def ask(conn: Connection) -> list[tuple[Quota, int]]:

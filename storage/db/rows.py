@@ -250,7 +250,7 @@ def attempt_from_row(row: Row[Any]) -> dict[str, Any]:
     return values
 
 
-UNABLE = {
+CANNOT_CLAIM = {
     "volume hung": "whose volume does not answer",
     "runner stuck": "whose last runner cannot be killed, because it waits in the kernel",
 }

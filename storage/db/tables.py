@@ -53,7 +53,7 @@ Id = BigInteger().with_variant(Integer(), "sqlite")
 # The planner of SQLite matches a partial index by its text: queries use the same literals.
 CLAIMABLE = "state = 'queued' AND held = 0 AND blockers = 0 AND not_before IS NULL"
 DELAYED = "state = 'queued' AND not_before IS NOT NULL"
-YIELDED = "state = 'queued' AND yielded_at IS NOT NULL"
+PREEMPTED = "state = 'queued' AND yielded_at IS NOT NULL"
 RUNNING = "state = 'running'"
 BEGINS = "state = 'queued' AND begin_at IS NOT NULL"
 THROTTLED = "state = 'queued' AND throttled = 1"

@@ -12,7 +12,7 @@ from storage.db.rows import WorkerIdentity
 from storage.db.tables import utcnow, worker
 
 FORGET_AFTER_S = 7 * 24 * 3600.0
-TAKE_BACK_AFTER = 1.25
+RENAME_DELAY_FACTOR = 1.25
 """Heartbeat intervals within which a live worker takes back its name."""
 
 
@@ -86,7 +86,7 @@ class WorkerStore:
                 lambda conn: self._take_name(conn, values), patience_s=patience_s
             )
             if self.before is not None:
-                self._disputed_until = time.monotonic() + TAKE_BACK_AFTER * self.heartbeat_seconds
+                self._disputed_until = time.monotonic() + RENAME_DELAY_FACTOR * self.heartbeat_seconds
         else:
             drains = self.database.write(lambda conn: self._keep_name(conn, values), patience_s=patience_s)
             if self._disputed_until is not None and time.monotonic() >= self._disputed_until:

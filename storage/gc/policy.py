@@ -109,11 +109,11 @@ class JobSeen:
     attempts: tuple[AttemptSeen, ...] = ()
 
 
-Found = Iterator[tuple[str, Reason]]
+Deletions = Iterator[tuple[str, Reason]]
 """(path relative to the volume, reason)."""
 
 
-def leftovers(job: JobFacts, seen: JobSeen, policy: Policy) -> Found:
+def leftovers(job: JobFacts, seen: JobSeen, policy: Policy) -> Deletions:
     """Yield what ended attempts have left and no row points to."""
     if all(age is not None and age >= policy.grace_s for age in job.attempts.values()):
         for name in seen.names:
@@ -162,7 +162,7 @@ def _may_resume_unregistered(job: JobFacts, seen: JobSeen) -> bool:
     return not job.state.terminal and bool(job.checkpoints) and not job.checkpoints & there
 
 
-def _of_attempt(job: JobFacts, seen: AttemptSeen, folder: str, *, needed: bool) -> Found:
+def _of_attempt(job: JobFacts, seen: AttemptSeen, folder: str, *, needed: bool) -> Deletions:
     """
     Yield what may be deleted of one ended attempt.
 
@@ -195,7 +195,7 @@ def _temporary(name: str) -> Reason | None:
     return Reason.UNFINISHED if TEMP.fullmatch(name) or JOB_LINK_TEMPS.fullmatch(name) else None
 
 
-def results(job: JobFacts, seen: JobSeen, policy: Policy) -> Found:
+def results(job: JobFacts, seen: JobSeen, policy: Policy) -> Deletions:
     """Yield all results of a job that is old enough; the caller checks whether other jobs need them."""
     if policy.jobs_s is None or why_kept(job, policy) is not None:
         return
@@ -208,7 +208,7 @@ def results(job: JobFacts, seen: JobSeen, policy: Policy) -> Found:
     yield from _samples_link(seen)
 
 
-def _samples_link(seen: JobSeen) -> Found:
+def _samples_link(seen: JobSeen) -> Deletions:
     """Yield the link to the samples of all attempts, which goes with them."""
     if SAMPLES in seen.names:
         yield f"{seen.folder}/{SAMPLES}", Reason.RESULTS

@@ -29,7 +29,7 @@ from storage.volume.ownership import is_of
 
 JOB_FOLDER = re.compile(r"\d{6,}")
 ATTEMPT_FOLDER = re.compile(r"a([1-9]\d*)")
-INSIDE = re.compile(r"jobs/0*(\d+)(?:/|$)")
+JOB_PATH = re.compile(r"jobs/0*(\d+)(?:/|$)")
 LIVE = (JobState.QUEUED, JobState.RUNNING)
 
 
@@ -247,7 +247,7 @@ def needed_jobs(conn: Connection) -> dict[int, int]:
             if isinstance(one, int):
                 needed.setdefault(one, row.id)
         for value in spec.values():  # a training on images or weights of another job
-            if isinstance(value, str) and (path := INSIDE.search(value)):
+            if isinstance(value, str) and (path := JOB_PATH.search(value)):
                 needed.setdefault(int(path[1]), row.id)
     for table in (dependency, end_dependency):
         waits = select(table.c.needs, table.c.job_id).join(job, job.c.id == table.c.job_id)

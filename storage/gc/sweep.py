@@ -39,7 +39,7 @@ BUSY = (errno.EBUSY, errno.ENOTEMPTY)
 ADVISORY_LOCK = 0x67616E71676300  # 'ganqgc'
 
 
-Found = tuple[str, Reason, int | None]
+Deletion = tuple[str, Reason, int | None]
 """(path relative to the volume, reason, job)."""
 
 
@@ -132,7 +132,7 @@ class Collector:
         self._measure([one for one in found if one[1] is Reason.RESULTS], {}, plan)
         return plan
 
-    def _measure(self, items: Sequence[Found], unused: dict[str, rules.Cache], plan: Plan) -> None:
+    def _measure(self, items: Sequence[Deletion], unused: dict[str, rules.Cache], plan: Plan) -> None:
         for path, reason, job_id in items:
             try:
                 size = facts.measure(self.volume.root / path)[0]
@@ -179,9 +179,9 @@ class Collector:
     def _has_checkpoint(self, job: JobFacts) -> bool:
         return any((self.volume.root / path).is_dir() for path in job.checkpoints)
 
-    def _without_job(self, ids: Sequence[int], newest: int, now: float, plan: Plan) -> list[Found]:
+    def _without_job(self, ids: Sequence[int], newest: int, now: float, plan: Plan) -> list[Deletion]:
         """Return folders of jobs that were never committed, such as those of a killed import."""
-        found: list[Found] = []
+        found: list[Deletion] = []
         for job_id in ids:
             folder = self.volume.job(job_id)
             with suppress(OSError):  # missing, or not readable
@@ -194,13 +194,13 @@ class Collector:
                     found.append((f"jobs/{folder.name}", Reason.NO_JOB, None))
         return found
 
-    def _of_jobs(self, ids: Sequence[int], plan: Plan | None) -> list[Found]:
+    def _of_jobs(self, ids: Sequence[int], plan: Plan | None) -> list[Deletion]:
         """Return what may be deleted of these jobs."""
         seen = {one: facts.see_job(self.volume, one) for one in ids}  # before the table is read
         policy = self.policy
 
-        def ask(conn: Connection) -> list[Found]:
-            found: list[Found] = []
+        def ask(conn: Connection) -> list[Deletion]:
+            found: list[Deletion] = []
             known = facts.job_facts(conn, ids)
             needed = facts.needed_jobs(conn) if policy.jobs_s is not None else {}
             for job_id, job in known.items():
@@ -229,10 +229,10 @@ class Collector:
         whole_folders = {path for path, reason, _ in found if reason in (Reason.RESULTS, Reason.SHARD)}
         return [one for one in found if not _inside(one[0], whole_folders)]
 
-    def _loose(self, now: float) -> list[Found]:
+    def _loose(self, now: float) -> list[Deletion]:
         """Return temporary files that belong to no attempt."""
         volume = self.volume
-        found: list[Found] = []
+        found: list[Deletion] = []
         for folder, pattern in (
             (volume.root, rules.ROOT_TEMPS),
             (volume.jobs, rules.JOB_TEMPS),
@@ -263,9 +263,9 @@ class Collector:
         readers = self.database.read(facts.dataset_readers)
         return [one for one in seen if rules.unused(one, readers, age_s)]
 
-    def _links(self, now: float, going: Sequence[str]) -> list[Found]:
+    def _links(self, now: float, going: Sequence[str]) -> list[Deletion]:
         """Return ganq's own links in latest/ that dangle, or will after the sweep."""
-        found: list[Found] = []
+        found: list[Deletion] = []
         for entry in facts.entries(self.volume.latest):
             with suppress(OSError):
                 if not entry.is_symlink() or entry.name.startswith("."):
@@ -334,12 +334,12 @@ class Collector:
                 return
         ask: Callable[[int, str], str | None] | None = None
         if item.cache is not None:
-            ask = partial(self._still_read, item.cache)
+            ask = partial(self._is_in_use, item.cache)
         elif item.reason is Reason.LINK:
-            ask = self._still_a_link
+            ask = self._is_link
         self._remove(item, done, ask)
 
-    def _still_read(self, cache: rules.Cache, folder: int, trash: str) -> str | None:
+    def _is_in_use(self, cache: rules.Cache, folder: int, trash: str) -> str | None:
         """
         Return why a data set is kept, after its folder was renamed.
 
@@ -348,7 +348,7 @@ class Collector:
         readers = self.database.read(facts.dataset_readers)
         return None if rules.unused(cache, readers, self.policy.datasets_s or 0.0) else "a job reads it"
 
-    def _still_a_link(self, folder: int, trash: str) -> str | None:
+    def _is_link(self, folder: int, trash: str) -> str | None:
         """Return why a link is kept: a worker may have pointed it to a new attempt."""
         where = os.readlink(trash, dir_fd=folder).removeprefix("../")
         return "it was replaced" if os.path.lexists(self.volume.root / where) else None

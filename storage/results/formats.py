@@ -34,7 +34,7 @@ IMAGES, GRIDS, MANIFEST, NPZ = "images", "grids", "manifest.jsonl", "pictures.np
 RESULT = re.compile(rf"{IMAGES}|{GRIDS}|{re.escape(MANIFEST)}|shard-\d+\.tar|{re.escape(NPZ)}")
 """Names of the files and folders of a published result."""
 DIGITS = 6
-PICTURES_IN_A_TAR = 10_000
+IMAGES_PER_TAR = 10_000
 """Fixed, so that archives do not depend on the shards of a job."""
 WRITE_BUFFER = 1 << 20
 
@@ -203,7 +203,7 @@ class Tars:
         self._in_this = 0
 
     def put(self, output_index: int, data: bytes, record: dict[str, Any]) -> Where:
-        if self._in_this == PICTURES_IN_A_TAR:
+        if self._in_this == IMAGES_PER_TAR:
             self._end()
             self._next()
         about = tarfile.TarInfo(f"{output_index:0{DIGITS}d}{self.codec.suffix}")

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-LINES_AT_ONCE = 1000
+LINES_PER_WRITE = 1000
 
 
 class ImageFiles:
@@ -154,7 +154,7 @@ class ImageFiles:
         line = json.dumps(facts).encode() + b"\n"
         self._lines.append(line)
         self._digest.update(line)
-        if len(self._lines) == LINES_AT_ONCE:
+        if len(self._lines) == LINES_PER_WRITE:
             self._flush_lines()
 
     def _flush_lines(self) -> None:

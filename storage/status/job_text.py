@@ -16,7 +16,7 @@ from jobs.errors import SpecError
 from jobs.states import JobState
 from storage.db.backoff import BACKOFF_S
 from storage.db.queries import Queries
-from storage.db.rows import UNABLE, Event, Job, WorkerRow
+from storage.db.rows import CANNOT_CLAIM, Event, Job, WorkerRow
 from storage.db.store.shards import ShardSummary
 from storage.status import evaluation_text
 from storage.status.units import clean, count, duration, roughly, timestamp
@@ -55,7 +55,7 @@ class StatusContext:
         )
 
 
-TAKES_NO_JOB = ("stopped", "draining", *UNABLE)
+TAKES_NO_JOB = ("stopped", "draining", *CANNOT_CLAIM)
 
 
 def served(queue: str, workers: Iterable[WorkerRow]) -> bool | None:

@@ -17,7 +17,7 @@ from jobs.renamed import renamed
 from storage.volume.durable import raise_storage_error
 from storage.volume.layout import Volume
 
-ASIDE = ".of-another-table-"
+QUARANTINE_MARK = ".of-another-table-"
 
 
 def recorded_spec(volume: Volume, job_id: int) -> dict[str, Any] | None:
@@ -79,7 +79,7 @@ def quarantine(volume: Volume, job_id: int) -> Path:
         VolumeError, StorageError: it cannot be renamed.
     """
     folder = volume.job(job_id)
-    aside = folder.with_name(f"{folder.name}{ASIDE}{secrets.token_hex(4)}")
+    aside = folder.with_name(f"{folder.name}{QUARANTINE_MARK}{secrets.token_hex(4)}")
     try:
         folder.rename(aside)
     except OSError as exc:
@@ -90,5 +90,5 @@ def quarantine(volume: Volume, job_id: int) -> Path:
 def quarantined(volume: Volume) -> list[Path]:
     """Return the quarantined folders."""
     with suppress(OSError):
-        return sorted(one for one in volume.jobs.iterdir() if ASIDE in one.name)
+        return sorted(one for one in volume.jobs.iterdir() if QUARANTINE_MARK in one.name)
     return []

@@ -37,22 +37,22 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 ANSWER_BYTES = 64 * 1024
 ERROR_BYTES = 4096
 
-SAVE_AGAIN = "save the numbers alone where it was made: torch.save(net.state_dict(), PATH)"
-GET_AGAIN = "copy or download it again and compare the sizes"
+RESAVE_HINT = "save the numbers alone where it was made: torch.save(net.state_dict(), PATH)"
+COPY_AGAIN_HINT = "copy or download it again and compare the sizes"
 
 CLASSES = ("GeneClasses.", "DiscrimClasses.", "G.GeneClasses.", "D.DiscrimClasses.")
 REASONS: dict[str, tuple[str, str]] = {
-    "code": ("names code to run ({detail}), and weights are numbers alone; nothing was run", SAVE_AGAIN),
+    "code": ("names code to run ({detail}), and weights are numbers alone; nothing was run", RESAVE_HINT),
     "format": ("is no PyTorch weight file", "give a .pth written by torch.save, or a .safetensors"),
-    "damaged": ("is damaged or cut short ({detail})", GET_AGAIN),
-    "memory": ("asks for more memory than weights of its size can need", SAVE_AGAIN),
-    "too_big": ("unfolds to more than 2 GiB of weights", SAVE_AGAIN),
-    "not_weights": ("holds {detail}, not the weights of one network", SAVE_AGAIN),
+    "damaged": ("is damaged or cut short ({detail})", COPY_AGAIN_HINT),
+    "memory": ("asks for more memory than weights of its size can need", RESAVE_HINT),
+    "too_big": ("unfolds to more than 2 GiB of weights", RESAVE_HINT),
+    "not_weights": ("holds {detail}, not the weights of one network", RESAVE_HINT),
     "classes": (
         "is of a network that knows classes, and a file does not tell which",
         "draw from the job that trained it: ganq submit generate --from JOB --class NAME",
     ),
-    "not_floats": ("holds numbers of a kind that weights are not: {detail}", SAVE_AGAIN),
+    "not_floats": ("holds numbers of a kind that weights are not: {detail}", RESAVE_HINT),
     "not_finite": (
         "holds a value that is not finite, in {detail}",
         "that training run had diverged; take a file from an earlier epoch",
@@ -174,7 +174,7 @@ def _check_plain_file(about: os.stat_result, path: Path) -> None:
     if not stat.S_ISREG(about.st_mode):
         raise ForeignFileError(f"{path} is not a plain file", hint="give a .pth or .safetensors file")
     if about.st_size == 0:
-        raise ForeignFileError(f"{path} is empty", hint=GET_AGAIN)
+        raise ForeignFileError(f"{path} is empty", hint=COPY_AGAIN_HINT)
     if about.st_size > MAX_BYTES:
         raise ForeignFileError(
             f"{path} is {about.st_size / 1e9:.1f} GB, and weights may be 2 GiB at most",
@@ -239,7 +239,7 @@ def _answer(line: bytes, code: int, errors: bytes, path: Path) -> dict[str, Any]
         f"{path}: the process that opened it died ({how}: {_plain(said)})"
         if said
         else f"{path}: the process that opened it died ({how})",
-        hint=SAVE_AGAIN,
+        hint=RESAVE_HINT,
     )
 
 

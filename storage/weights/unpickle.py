@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 2 * 1024**3
-SPARE_BYTES = 1024**3  # address space beyond what torch itself and the file's tensors take
+EXTRA_MEMORY_BYTES = 1024**3  # address space beyond what torch itself and the file's tensors take
 CPU_SECONDS = 60
 WRAPPED = ("state_dict", "model_state_dict", "model")
-MOST_LEVELS = 4
+MAX_LEVELS = 4
 """Dictionaries in dictionaries, of which the innermost hold tensors."""
 
 # Everything through which Python code leaves its process; 'open' is looked at below.
@@ -57,7 +57,7 @@ FORBIDDEN = (
     "subprocess.Popen",
 )
 
-WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 class RefusedError(Exception):
@@ -78,12 +78,12 @@ def lock_down(file_bytes: int) -> dict[str, str]:
     """
 
     def refuse(event: str, args: tuple[Any, ...]) -> None:
-        writes = event == "open" and isinstance(args[2], int) and args[2] & WRITING
+        writes = event == "open" and isinstance(args[2], int) and args[2] & WRITE_FLAGS
         if writes or event.startswith(FORBIDDEN):
             raise PermissionError(f"blocked: {event}")
 
     missing: dict[str, str] = load_sandbox().confine(
-        memory_bytes=4 * file_bytes + SPARE_BYTES,
+        memory_bytes=4 * file_bytes + EXTRA_MEMORY_BYTES,
         cpu_seconds=CPU_SECONDS,
         file_bytes=MAX_BYTES + 16 * 1024**2,
     )
@@ -198,7 +198,7 @@ def flat_tensors(loaded: Any) -> dict[str, Any]:
     return tensors
 
 
-def _state_dicts(loaded: dict[Any, Any], levels: int = MOST_LEVELS) -> Iterator[tuple[str, dict[str, Any]]]:
+def _state_dicts(loaded: dict[Any, Any], levels: int = MAX_LEVELS) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the dictionaries of float tensors in a checkpoint, each with its name; optimisers are none."""
     import torch
 

@@ -182,7 +182,7 @@ def test_the_names_that_nobody_may_take_are_those_of_the_package_and_of_what_it_
     packages = {
         name for name in project["tool"]["setuptools"]["packages"]["find"]["include"] if "." not in name
     }
-    assert {*packages, "ganq_entry"} == set(ganq_entry.OURS)
+    assert {*packages, "ganq_entry"} == set(ganq_entry.GANQ_PACKAGES)
     needed = {re.split(r"[^\w.-]", one)[0].lower() for one in project["project"]["dependencies"]}
     modules = {
         module

@@ -16,7 +16,7 @@ from jobs.kinds import SPEC_VERSION
 from jobs.states import StopReason
 from storage.db.engine import Database
 from storage.db.store import JobStore
-from storage.db.store.scheduling import MAX_YIELD_WAIT_S
+from storage.db.store.scheduling import MAX_PREEMPTED_WAIT_S
 from storage.db.tables import attempt, event, job, quota, share
 
 if TYPE_CHECKING:
@@ -349,7 +349,7 @@ def test_a_job_that_yielded_and_waited_long_goes_before_everything(
     lease = claim()
     assert lease.job.kind == "generate"
 
-    set_columns(database, training.job_id, yielded_at=queries.now() - MAX_YIELD_WAIT_S - 1)
+    set_columns(database, training.job_id, yielded_at=queries.now() - MAX_PREEMPTED_WAIT_S - 1)
     assert claim().job_id == training.job_id
 
 

@@ -205,7 +205,7 @@ def relations(call: Call) -> Response:
 
     job, queries = call.job, call.site.queries
     ready = job.state is JobState.QUEUED and not job.held and not job.blockers
-    full = Quotas(call.site.database).full_for(job.user, job.queue) if ready else None
+    full = Quotas(call.site.database).blocking_quota(job.user, job.queue) if ready else None
     return json_answer(
         {
             "after": [{"id": needed, "state": str(state)} for needed, state in queries.needs(job.id)],
@@ -213,7 +213,7 @@ def relations(call: Call) -> Response:
                 {"id": needed, "condition": how, "state": str(state)}
                 for needed, how, state in queries.waits_for_end(job.id)
             ],
-            "priority_lent_by": queries.lenders(job),
+            "priority_lent_by": queries.priority_sources(job),
             "ahead_in_queue": queries.queue_position(job) if ready else None,
             "limit_reached": None if full is None else vars(full),
             "ended_with_it": [one.id for one in queries.ended_with(job.id)],

@@ -9,7 +9,7 @@ from storage.db.store import JobStore
 from storage.settings import Settings
 from worker.celery_bridge.notify import notify
 
-MOST_NOTIFIED = 16
+MAX_NOTIFIED = 16
 """Notifications for one job: each wakes one worker, and there may be as many workers as shards."""
 
 
@@ -18,7 +18,7 @@ def notify_job(
 ) -> QueueUnavailableError | None:
     """Notify for a job, or for its shards; return what went wrong first. Workers poll all the same."""
     shards = queries.shards(job.id) if job.blockers else []
-    failures = [_notified(settings, store, one) for one in shards[:MOST_NOTIFIED] or [job]]
+    failures = [_notified(settings, store, one) for one in shards[:MAX_NOTIFIED] or [job]]
     return next((one for one in failures if one is not None), None)
 
 

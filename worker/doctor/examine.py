@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from importlib import metadata
 
-from storage.reachable import HINT, answers, silence
+from storage.reachable import HINT, is_reachable, timeout_message
 from storage.settings import Settings
 from worker.celery_bridge import environment
 from worker.doctor.check import Finding, Probe, error, ok, warn, within
@@ -37,7 +37,7 @@ ORPHANS_S = 10.0
 GPU_S = 85.0
 """nvidia-smi has 20 s, torch 60."""
 DATASETS_S = 24 * 3600.0
-HERE_S = 5.0
+LOCAL_CHECK_S = 5.0
 HINT_DATABASE = "is the server running and reachable? a firewall may drop packets"
 HINT_VOLUME = HINT
 USES = {
@@ -64,7 +64,7 @@ def examine(
     """
     facts = Facts()
     # In a child process: a thread that waits for a hung volume could prevent this process from exiting.
-    reachable = answers(settings.volume, VOLUME_S)
+    reachable = is_reachable(settings.volume, VOLUME_S)
 
     def begin(check: str, run: partial[Iterator[Finding]], within_s: float, hint: str) -> Probe:
         return Probe(check, run, within_s=within_s, hint=hint)
@@ -73,13 +73,15 @@ def examine(
     redis = begin(
         "redis", partial(check_redis, settings), REDIS_S, "check GANQ_REDIS_URL and the name server"
     )
-    volume: Iterable[Finding] = [error("volume", silence(settings.volume, VOLUME_S), HINT_VOLUME)]
+    volume: Iterable[Finding] = [error("volume", timeout_message(settings.volume, VOLUME_S), HINT_VOLUME)]
     if reachable:
         volume = begin("volume", partial(check_volume, settings), VOLUME_S, HINT_VOLUME)
     gpus = begin("gpus", partial(check_gpus_and_torch), GPU_S, "nvidia-smi hangs: check the driver (dmesg)")
-    files = begin("files", partial(check_files, settings), HERE_S, HINT_VOLUME)
-    sockets = begin("sockets", partial(check_runtime, settings), HERE_S, HINT_VOLUME)
-    sandboxed = begin("sandbox", partial(check_sandbox), HERE_S, "a sandboxed process hangs: see dmesg")
+    files = begin("files", partial(check_files, settings), LOCAL_CHECK_S, HINT_VOLUME)
+    sockets = begin("sockets", partial(check_runtime, settings), LOCAL_CHECK_S, HINT_VOLUME)
+    sandboxed = begin(
+        "sandbox", partial(check_sandbox), LOCAL_CHECK_S, "a sandboxed process hangs: see dmesg"
+    )
     yield check_python()
     yield from check_environment(left_out)
     yield from files
@@ -87,7 +89,7 @@ def examine(
     yield from sandboxed
     yield from table
     # The following need facts from the job table.
-    here = begin("sockets", partial(check_workers_here, settings, facts), HERE_S, HINT_VOLUME)
+    here = begin("sockets", partial(check_workers_here, settings, facts), LOCAL_CHECK_S, HINT_VOLUME)
     on_volume = []
     if reachable:
         on_volume = [

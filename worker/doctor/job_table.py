@@ -202,7 +202,7 @@ PARAMETERS = (
     *("server_version", "server_version_num", "fsync", "synchronous_commit", "full_page_writes"),
     *("max_connections", "superuser_reserved_connections", "server_encoding"),
 )
-RISKS = {
+POSTGRES_RISKS = {
     "fsync": "a power cut may damage the whole database",
     "full_page_writes": "a power cut may damage the whole database",
     "synchronous_commit": "a power cut may lose jobs that were accepted",
@@ -225,7 +225,7 @@ def check_postgres(settings: Settings, database: Database) -> Iterator[Finding]:
         yield ok("database", f"Postgres {version} answers in {took_ms:.0f} ms")
     if facts["standby"] == "True":
         yield error("database", "this server is a read-only standby", "set GANQ_DATABASE_URL to the primary")
-    for name, risk in RISKS.items():
+    for name, risk in POSTGRES_RISKS.items():
         if facts[name] == "off":
             yield warn("database", f"{name} is off: {risk}", f"set {name} = on in postgresql.conf")
     if facts["server_encoding"] != "UTF8":

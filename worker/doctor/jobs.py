@@ -12,7 +12,7 @@ from storage.db.engine import Database
 from storage.db.malformed import open_malformed_ids
 from storage.db.queries import Filter, Queries
 from storage.db.quotas import Quotas
-from storage.db.rows import UNABLE, Job, WorkerRow
+from storage.db.rows import CANNOT_CLAIM, Job, WorkerRow
 from storage.db.tables import CLAIMABLE, RUNNING, attempt, checkpoint, job, utcnow
 from storage.settings import Settings, redact
 from worker.doctor.check import Finding, error, ok, warn
@@ -79,7 +79,7 @@ def check_workers(workers: Sequence[WorkerRow], settings: Settings) -> Iterator[
         yield ok("workers", f"{len(responsive)} alive on {hosts} host{'s' * (hosts > 1)}, {busy} busy")
     else:
         yield warn("workers", "none is running", "ganq up, or ganq worker on each machine with a GPU")
-    for state, reason in UNABLE.items():
+    for state, reason in CANNOT_CLAIM.items():
         unable = [f"{one.name} on {one.host}" for one in responsive if one.state == state]
         if unable:
             yield error("workers", f"take no job: {listed(unable)}, {reason}", "run ganq health there")
@@ -194,7 +194,7 @@ def check_malformed(queries: Queries) -> Iterator[Finding]:
 
 def check_limits(quotas: Quotas) -> Iterator[Finding]:
     """Report queued jobs that a limit of 0 prevents from starting."""
-    for one, number in quotas.shut():
+    for one, number in quotas.blocking_all():
         name, jobs = redact(one.name), f"{number:,} queued job{'s' * (number != 1)}"
         yield warn(
             "jobs",

@@ -22,7 +22,7 @@ from typing import Any
 
 from jobs.errors import ConfigError, GpuBusyError
 from storage.db.schema import prepare
-from storage.settings import WORD, WORD_HINT, Settings
+from storage.settings import NAME_HINT, WORKER_NAME_PATTERN, Settings
 from worker.celery_bridge import environment
 from worker.celery_bridge.notify import queue_key
 from worker.celery_bridge.wakeup import WAKE_ENV, send_received
@@ -46,7 +46,7 @@ CELERY_PAUSE_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 NAME_TAKEN_EXIT = 5
 DRAIN_EXIT = 7  # exit code of a supervisor that has drained because of `ganq drain`
 IDLE_EXIT = 6  # exit code of a supervisor that has drained because of --exit-when-idle
-IN_FLEET = "GANQ_WORKER_IN_FLEET"
+FLEET_ENV = "GANQ_WORKER_IN_FLEET"
 """Environment variable of a worker that a Fleet has started."""
 FATAL_EXIT = 4  # exit code of a supervisor that would fail again, e.g. because a setting is wrong
 
@@ -314,7 +314,7 @@ class Worker:
                 continue
             if code in (FATAL_EXIT, NAME_TAKEN_EXIT, IDLE_EXIT, DRAIN_EXIT):
                 self.exit_code = int(code not in (IDLE_EXIT, DRAIN_EXIT))
-                if code == DRAIN_EXIT and IN_FLEET in os.environ:
+                if code == DRAIN_EXIT and FLEET_ENV in os.environ:
                     self.exit_code = DRAIN_EXIT  # the fleet starts no other
                 self.stopping = True
                 if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # else Celery has not started
@@ -476,7 +476,7 @@ class Fleet:
         )
         bound = bound_to_this(signal.SIGTERM, command)
         child = until_started(
-            lambda: subprocess.Popen(bound, start_new_session=True, env={**os.environ, IN_FLEET: "1"}),
+            lambda: subprocess.Popen(bound, start_new_session=True, env={**os.environ, FLEET_ENV: "1"}),
             f"the worker {self._name(one)}",
             log,
             lambda: self.stopping,
@@ -536,5 +536,5 @@ def require_queues(queues: tuple[str, ...]) -> None:
     if not queues:
         raise ConfigError("GANQ_QUEUES names no queue", hint="leave it out to serve the queue default")
     for one in queues:
-        if not WORD.fullmatch(one):
-            raise ConfigError(f"{one[:40]!r} cannot be a queue's name", hint=WORD_HINT)
+        if not WORKER_NAME_PATTERN.fullmatch(one):
+            raise ConfigError(f"{one[:40]!r} cannot be a queue's name", hint=NAME_HINT)

@@ -17,7 +17,7 @@ from worker.host.process import exists, state_of
 
 ANSWER_S = 5.0
 """A supervisor that does not answer for so long is stopped, or gets no processor time."""
-LOOP_S = 180.0
+MAX_LOOP_S = 180.0
 """A loop or heartbeat thread without an iteration for so long is stuck: an idle one makes one per minute."""
 DRAIN_LATE_S = 30.0
 OLD_KEYS = {"loop_s": "turned_s", "heartbeat_s": "beat_s", "report_s": "spoke_s"}
@@ -164,9 +164,9 @@ def _verdict(facts: dict[str, Any]) -> tuple[Status, str]:
             " the running job goes on, nothing is claimed or published until it does"
         )
     # The database answers, so none of the following is caused by waiting for it.
-    if facts["loop_s"] > facts.get("stuck_after_s", LOOP_S):
+    if facts["loop_s"] > facts.get("stuck_after_s", MAX_LOOP_S):
         return Status.UNHEALTHY, f"is {doing}, but its main loop has been stuck for {facts['loop_s']:.0f} s"
-    if facts["heartbeat_s"] > LOOP_S:
+    if facts["heartbeat_s"] > MAX_LOOP_S:
         return Status.UNHEALTHY, (
             f"is {doing}, but its heartbeat thread has been stuck for {facts['heartbeat_s']:.0f} s"
         )

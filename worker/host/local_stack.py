@@ -19,7 +19,7 @@ READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 90.0
 POLL_S = 0.5
 RETRY_S = 1.0
-PAGE_LIVES_S = 5.0
+PAGE_MIN_UPTIME_S = 5.0
 
 
 class LocalStack:
@@ -72,7 +72,7 @@ class LocalStack:
         if self.page is None or self.page.poll() is None:
             return
         self.page = None
-        if time.monotonic() - self._page_started < PAGE_LIVES_S:
+        if time.monotonic() - self._page_started < PAGE_MIN_UPTIME_S:
             report("the page has ended; ganq web starts it again")
             return
         report("the page has ended; starting it again")

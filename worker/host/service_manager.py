@@ -18,7 +18,7 @@ from worker.host.live_supervisors import Condition, ask_supervisors
 
 log = logging.getLogger("ganq.worker")
 
-STARTING_S = 0.5
+READY_POLL_S = 0.5
 """Interval of checks until the service is ready."""
 STATUS_S = 10.0
 """The longest interval of checks after that."""
@@ -73,7 +73,7 @@ class ServiceManager:
             if conditions is not None:
                 self.send(*([] if is_ready else ["READY=1"]), "WATCHDOG=1", f"STATUS={_summary(conditions)}")
                 is_ready = True
-            pause.wait(interval_s if is_ready else STARTING_S)
+            pause.wait(interval_s if is_ready else READY_POLL_S)
 
     def stopping(self) -> None:
         """The service drains."""

@@ -61,7 +61,7 @@ from worker.supervisor.watchdog import CANCEL_GRACE_S, SAME_SIGNAL_S, SECOND_SIG
 
 log = logging.getLogger("ganq.supervisor")
 
-POLL_AGAIN_S = 0.3
+SHORT_POLL_S = 0.3
 STUCK_POLL_S = 1.0
 """Interval of the checks whether a stuck runner has died."""
 VOLUME_CHECK_S = 10.0
@@ -296,7 +296,7 @@ class Supervisor:
             return "busy"  # Celery passes the notification on to another worker
         if not self._claim():
             # Another transaction may have locked the row just then: poll once more.
-            self.next_poll = min(self.next_poll, time.monotonic() + POLL_AGAIN_S)
+            self.next_poll = min(self.next_poll, time.monotonic() + SHORT_POLL_S)
             return "nothing"
         assert self.lease is not None
         return f"claimed {self.lease.job_id}"
@@ -318,7 +318,7 @@ class Supervisor:
             if lease is None and self.terminated_at is not None:
                 break  # a lease that is already held is begun, and then drained like any other
             if lease is None and self.workers.name_disputed:
-                self.next_poll = time.monotonic() + POLL_AGAIN_S
+                self.next_poll = time.monotonic() + SHORT_POLL_S
                 break
             if lease is None and self._fault() is not None:
                 return False  # tasks stay held, so that no notification is fetched until the fault ends

@@ -30,7 +30,7 @@ BEGIN_SLACK_S = 0.05
 """Added to the time until a job begins, by another machine's clock."""
 WATCHERS = 3
 """Supervisors that watch each bucket of running jobs."""
-EVERYONE_WATCHES = 16
+MAX_FULL_WATCHERS = 16
 """Up to so many workers each supervisor watches all running jobs."""
 
 
@@ -46,7 +46,7 @@ def watch_share(me: str, live: Sequence[tuple[str, str]]) -> WatchShare | None:
         live: (name, host) of each live worker.
     """
     hosts = dict(live)
-    if len(live) <= EVERYONE_WATCHES or me not in hosts:
+    if len(live) <= MAX_FULL_WATCHERS or me not in hosts:
         return None
 
     def weight(name: str, bucket: int) -> bytes:

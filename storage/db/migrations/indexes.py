@@ -13,10 +13,10 @@ from storage.db.tables import (
     BEGINS,
     CLAIMABLE,
     DELAYED,
+    PREEMPTED,
     RUNNING,
     THROTTLED,
     UNRESOLVED,
-    YIELDED,
     attempt,
     end_dependency,
     job,
@@ -32,7 +32,7 @@ _index("ix_job_claimable", job, "queue", job.c.priority.desc(), "user", "positio
 _index("ix_job_begins", job, "begin_at", where=BEGINS)
 _index("ix_job_throttled", job, "sweep", "id", where=THROTTLED)
 _index("ix_end_dependency_unresolved", end_dependency, "needs", where=UNRESOLVED)
-_index("ix_job_yielded", job, "yielded_at", where=YIELDED)
+_index("ix_job_yielded", job, "yielded_at", where=PREEMPTED)
 _index("ix_job_ripening", job, "not_before", where=DELAYED)
 _index("ix_job_running", job, "id", where=RUNNING)
 _index("ix_job_part_of", job, "part_of", where="part_of IS NOT NULL")

@@ -19,7 +19,7 @@ job_store      the class of them all
 transitions    the compare-and-set itself
 scheduling     the order of claims
 waiting        times, ends of other jobs and places in a sweep that a job waits for
-inheritance    priorities that dependants lend
+inheritance    priorities raised by dependants
 pins           checkpoints that other jobs need
 shards         parents and shards
 """

@@ -168,7 +168,7 @@ class Claim:
             raise _NeedsTransactionError
         if seen.delayed and self.backoffs is not None and release_due_jobs(conn, self.backoffs):
             seen = peek(conn, self.capabilities)
-        return self._take_first(conn, candidates(conn, self.capabilities, seen), seen)
+        return self._claim_first(conn, candidates(conn, self.capabilities, seen), seen)
 
     def take_simple(self, conn: Connection) -> Lease | None:
         """Claim the best job if there are no quotas, delayed jobs or jobs that yielded; else claim none."""
@@ -177,7 +177,7 @@ class Claim:
         seen = peek(conn, self.capabilities)
         if seen.quotas or seen.delayed or seen.yielded or seen.revision != SCHEMA_REVISION:
             return None
-        return self._take_first(conn, candidates(conn, self.capabilities, seen), seen)
+        return self._claim_first(conn, candidates(conn, self.capabilities, seen), seen)
 
     def find_own_commit(self, conn: Connection) -> Lease | None:
         """Return the job that an earlier try has claimed, if its COMMIT succeeded and the answer was lost."""
@@ -187,9 +187,9 @@ class Claim:
         own = conn.execute(select(job).where(text(f"job.{RUNNING}"), job.c.lease_token == self.token)).first()
         return None if own is None else Lease(Job.from_row(own), own.attempt, self.token)
 
-    def _take_first(self, conn: Connection, some: Iterable[Candidate], seen: QueuePeek) -> Lease | None:
+    def _claim_first(self, conn: Connection, some: Iterable[Candidate], seen: QueuePeek) -> Lease | None:
         for candidate in some:
-            row = _take(conn, candidate, {**self.attempt_values, "revision": seen.revision})
+            row = _claim_row(conn, candidate, {**self.attempt_values, "revision": seen.revision})
             if row is not None:
                 if candidate.rotates:
                     mark_served(conn, candidate.user)
@@ -201,7 +201,7 @@ class _NeedsTransactionError(Exception):
     """There are quotas: claims then run one at a time, each in a transaction."""
 
 
-def _take(conn: Connection, candidate: Candidate, values: dict[str, Any]) -> Any:
+def _claim_row(conn: Connection, candidate: Candidate, values: dict[str, Any]) -> Any:
     """Claim a candidate and insert its attempt and event; return None if another worker claims it."""
     claim = CLAIMS[conn.dialect.name, candidate.how]
     if conn.dialect.name == "postgresql":

@@ -8,15 +8,15 @@ from sqlalchemy import Connection, delete, insert, or_, select, update
 from jobs.errors import InvalidTransitionError, SpecError
 from jobs.states import JobState
 from storage.db.rows import Job
-from storage.db.store.inheritance import lend, needs_of, repay, set_own_priority
+from storage.db.store.inheritance import open_dependencies, raise_priority, restore_priority, set_own_priority
 from storage.db.store.shards import hold_shards, pause_shards
 from storage.db.store.transitions import (
     StoreMixin,
+    ending_text,
     get_job,
-    how_it_ended,
     locked_job,
     record_event,
-    storable,
+    storable_text,
     transition,
 )
 from storage.db.store.waiting import fill_slots, throttle_again
@@ -55,7 +55,7 @@ class ControlMixin(StoreMixin):
                 )
             if JobState(row.state).terminal:
                 raise InvalidTransitionError(
-                    f"job {job_id} has already {how_it_ended(row.state)}",
+                    f"job {job_id} has already {ending_text(row.state)}",
                     hint=f"ganq status {job_id} shows it",
                 )
             if row.cancel_requested_at is None:
@@ -91,10 +91,10 @@ class ControlMixin(StoreMixin):
                 )
             if JobState(row.state).terminal:
                 raise InvalidTransitionError(
-                    f"job {job_id} has already {how_it_ended(row.state)}", hint=f"ganq status {job_id}"
+                    f"job {job_id} has already {ending_text(row.state)}", hint=f"ganq status {job_id}"
                 )
             stops = pause_shards(conn, job_id) or (row.state == JobState.RUNNING and not row.held)
-            detail = {name: text for name, text in (("by", by), ("reason", storable(reason))) if text}
+            detail = {name: text for name, text in (("by", by), ("reason", storable_text(reason))) if text}
             if not row.held:
                 _set_held(conn, row, held=True)
             if stops:
@@ -159,7 +159,7 @@ class ControlMixin(StoreMixin):
                 )
             if JobState(row.state).terminal:
                 raise InvalidTransitionError(
-                    f"job {job_id} has already {how_it_ended(row.state)}", hint=f"ganq status {job_id}"
+                    f"job {job_id} has already {ending_text(row.state)}", hint=f"ganq status {job_id}"
                 )
             if Job.from_row(row).own_priority != priority:
                 set_own_priority(conn, row, priority)
@@ -186,7 +186,7 @@ class ControlMixin(StoreMixin):
                 )
             if JobState(row.state).terminal:
                 raise InvalidTransitionError(
-                    f"job {job_id} has already {how_it_ended(row.state)}", hint=f"ganq status {job_id}"
+                    f"job {job_id} has already {ending_text(row.state)}", hint=f"ganq status {job_id}"
                 )
             if row.name != name:
                 conn.execute(update(job).where(job.c.id == job_id).values(name=name))
@@ -206,7 +206,7 @@ class ControlMixin(StoreMixin):
 
         def work(conn: Connection) -> Job:
             row = _no_shard(locked_job(conn, job_id))
-            text = storable(note) or None
+            text = storable_text(note) or None
             if row.note != text:
                 conn.execute(update(job).where(job.c.id == job_id).values(note=text))
                 record_event(conn, job_id, "note_changed", detail={"note": text})
@@ -324,8 +324,8 @@ def _set_held(conn: Connection, row: Any, *, held: bool) -> None:
         if not held:
             throttle_again(conn, row)
         fill_slots(conn, row.sweep, row.max_running)
-    needs = needs_of(conn, [row.id]) if row.blockers else []
+    needs = open_dependencies(conn, [row.id]) if row.blockers else []
     if held:
-        repay(conn, needs)
+        restore_priority(conn, needs)
     else:
-        lend(conn, needs, row.priority)
+        raise_priority(conn, needs, row.priority)

@@ -19,7 +19,7 @@ from storage.db.store.transitions import (
     fence_values,
     finish_fenced,
     lease_lost,
-    storable,
+    storable_text,
     transition,
 )
 from storage.db.tables import attempt, job, utcnow
@@ -80,8 +80,8 @@ class FinishMixin(StoreMixin):
         """
         columns = {
             "error_code": error.code,
-            "error_message": storable(error.message),
-            "error_hint": storable(error.hint),
+            "error_message": storable_text(error.message),
+            "error_hint": storable_text(error.hint),
         }
 
         def decide(conn: Connection, row: Any) -> Decision:

@@ -1,10 +1,10 @@
 """
-Priority inheritance: a job lends its priority to the jobs on which it depends.
+Priority inheritance: a job raises the priority of the jobs on which it depends to its own.
 
 Claims and preemption compare the column `priority`: the highest of the job's own priority and those of all
-its direct and indirect dependants. The own priority is kept in `inputs` under OWN_PRIORITY from the first
-loan on, because a column would need a migration, and workers of older versions keep the keys of `inputs`. A
-held job lends nothing, because it waits for a user.
+its direct and indirect dependants. The own priority is kept in `inputs` under OWN_PRIORITY once
+it has been raised: a column would need a migration, and workers of older versions keep the keys of `inputs`.
+A held job raises no priority, because it waits for a user.
 
 Each function runs in the transaction that inserts, holds, releases or ends the dependant.
 """
@@ -32,7 +32,7 @@ _SET = (
 )
 
 
-def needs_of(conn: Connection, ids: Sequence[int]) -> list[int]:
+def open_dependencies(conn: Connection, ids: Sequence[int]) -> list[int]:
     """Return the unfinished jobs on which these depend."""
     found: set[int] = set()
     for start in range(0, len(ids), BATCH_SIZE):
@@ -47,47 +47,47 @@ def needs_of(conn: Connection, ids: Sequence[int]) -> list[int]:
     return sorted(unfinished)
 
 
-def lend(conn: Connection, needs: Sequence[int], priority: int) -> None:
+def raise_priority(conn: Connection, needs: Sequence[int], priority: int) -> None:
     """Raise the priority of jobs and of their own dependencies."""
     while needs:
         raised = [row for row in _locked(conn, needs) if row.priority < priority]
         _set(conn, [(row, priority) for row in raised])
-        # A held job passes nothing on until it is released.
-        needs = needs_of(conn, [row.id for row in raised if row.blockers and not row.held])
+        # A held job raises no priority until it is released.
+        needs = open_dependencies(conn, [row.id for row in raised if row.blockers and not row.held])
 
 
-def repay(conn: Connection, needs: Sequence[int]) -> None:
-    """Lower the priority of jobs to the highest that is still lent to them."""
+def restore_priority(conn: Connection, needs: Sequence[int]) -> None:
+    """Lower the priority of jobs to the highest of their own and those of their dependants."""
     while needs:
         lowered = []
         for row in _locked(conn, needs):
             own = (row.inputs or {}).get(OWN_PRIORITY)
             if not isinstance(own, int) or row.priority <= own:
                 continue
-            still = max(own, _lent(conn, row.id, own))
-            if still < row.priority:
-                lowered.append((row, still))
+            effective = max(own, _inherited_priority(conn, row.id, own))
+            if effective < row.priority:
+                lowered.append((row, effective))
         _set(conn, lowered)
-        needs = needs_of(conn, [row.id for row, _ in lowered if row.blockers and not row.held])
+        needs = open_dependencies(conn, [row.id for row, _ in lowered if row.blockers and not row.held])
 
 
 def set_own_priority(conn: Connection, row: Any, priority: int) -> None:
-    """Give a job and its shards another own priority, and lend or repay the difference."""
+    """Give a job and its shards another own priority; raise or restore the priority of their dependencies."""
     shards = conn.execute(select(*_COLUMNS).where(job.c.part_of == row.id, job.c.state.in_(OPEN))).all()
-    effective = max(priority, _lent(conn, row.id, priority))
+    effective = max(priority, _inherited_priority(conn, row.id, priority))
     for one in (row, *shards):
         kept = one.inputs or {}
         own = {OWN_PRIORITY: priority} if OWN_PRIORITY in kept or effective != priority else {}
         values = {"priority": effective, "inputs": {**kept, **own} if own else one.inputs}
         conn.execute(update(job).where(job.c.id == one.id).values(**values))
-    needs = needs_of(conn, [row.id]) if row.blockers and not row.held else []
+    needs = open_dependencies(conn, [row.id]) if row.blockers and not row.held else []
     if effective > row.priority:
-        lend(conn, needs, effective)
+        raise_priority(conn, needs, effective)
     else:
-        repay(conn, needs)
+        restore_priority(conn, needs)
 
 
-def _lent(conn: Connection, job_id: int, own: int) -> int:
+def _inherited_priority(conn: Connection, job_id: int, own: int) -> int:
     """Return the highest priority of a job's dependants; `own` if it has none."""
     waiting = (
         select(func.max(job.c.priority))

@@ -27,7 +27,7 @@ from storage.db.store.transitions import (
     fence_values,
     lease_lost,
     record_event,
-    storable,
+    storable_text,
 )
 from storage.db.tables import CLAIMABLE, RUNNING, job
 
@@ -173,10 +173,11 @@ class LeaseMixin(StoreMixin):
         def work(conn: Connection) -> None:
             if conn.execute(select(job.c.id).where(fence_of(lease)).with_for_update()).first() is None:
                 raise lease_lost(lease)
-            storables = {
-                key: storable(value) if isinstance(value, str) else value for key, value in detail.items()
+            texts = {
+                key: storable_text(value) if isinstance(value, str) else value
+                for key, value in detail.items()
             }
-            record_event(conn, lease.job_id, type, attempt=lease.attempt, detail=storables)
+            record_event(conn, lease.job_id, type, attempt=lease.attempt, detail=texts)
 
         self.database.write(work)
 

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, func, select, update
 from jobs.states import JobState, Outcome
 from storage.db.malformed import malformed_error, unclaimable_ids, with_numbers
 from storage.db.rows import Job
-from storage.db.store.transitions import StoreMixin, storable, transition
+from storage.db.store.transitions import StoreMixin, storable_text, transition
 from storage.db.tables import attempt, job, utcnow
 
 LATE = 1000
@@ -39,7 +39,11 @@ def _fail(conn: Connection, job_id: int) -> bool:
     if row is None or row.state != JobState.QUEUED or (seen := Job.from_row(row)).malformed is None:
         return False
     error = malformed_error(seen)
-    columns = {"error_code": error.code, "error_message": storable(error.message), "error_hint": error.hint}
+    columns = {
+        "error_code": error.code,
+        "error_message": storable_text(error.message),
+        "error_hint": error.hint,
+    }
     transition(conn, with_numbers(conn, row), JobState.FAILED, None, columns, None)
     return True
 

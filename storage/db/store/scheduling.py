@@ -1,7 +1,7 @@
 """
 The order in which jobs are claimed.
 
-1. A job that was preempted and has waited MAX_YIELD_WAIT_S since, so that no training starves.
+1. A job that was preempted and has waited MAX_PREEMPTED_WAIT_S since, so that no training starves.
 2. The highest priority.
 3. Of equal priority, the job of the user with the fewest running jobs, then of the user who was served least
    recently, so that users take turns.
@@ -37,8 +37,8 @@ from storage.db.tables import (
     CLAIMABLE,
     CLOCKS,
     DELAYED,
+    PREEMPTED,
     RUNNING,
-    YIELDED,
     attempt,
     indexed_by,
     job,
@@ -47,19 +47,19 @@ from storage.db.tables import (
     worker,
 )
 
-MAX_YIELD_WAIT_S = 600.0
+MAX_PREEMPTED_WAIT_S = 600.0
 """A preempted job that has waited for so many seconds is claimed before all others."""
 MAX_STAY_S = 3600.0
 """A job that was preempted before is protected for as long as it then waited, at most for this time."""
 IDLE_S = 3.0
-SEEN_S = 30.0
+RECENTLY_SEEN_S = 30.0
 DUE_BATCH = 100
 WAIT_BATCH = 500
 ABOVE_ANY_PRIORITY = 2**31
 EVERYONE = "*"
 
 # Specs of a newer version are left to newer workers.
-_MINE = "kind IN :kinds AND spec_version <= :newest_spec"
+_MATCH = "kind IN :kinds AND spec_version <= :newest_spec"
 
 
 def _sql(statement: str) -> TextClause:
@@ -73,15 +73,15 @@ def _best(statement: str) -> ScalarSelect[int]:
 
 _OLDEST = {
     dialect: f"SELECT id FROM job {indexed_by(dialect, 'ix_job_claimable')} WHERE {CLAIMABLE}"
-    f' AND queue = :in_queue AND priority = :level AND "user" = :whose AND {_MINE}'
+    f' AND queue = :in_queue AND priority = :level AND "user" = :whose AND {_MATCH}'
     " ORDER BY position, id LIMIT 1"
     for dialect in CLOCKS
 }
 _STARVED = {
     dialect: _sql(
-        f'SELECT id, queue, "user" AS name FROM job {indexed_by(dialect, "ix_job_yielded")} WHERE {YIELDED}'
+        f'SELECT id, queue, "user" AS name FROM job {indexed_by(dialect, "ix_job_yielded")} WHERE {PREEMPTED}'
         # A time in the future was written before the clock was set back.
-        f" AND {CLAIMABLE} AND queue IN :queues AND {_MINE} AND (yielded_at < :before OR yielded_at > :now)"
+        f" AND {CLAIMABLE} AND queue IN :queues AND {_MATCH} AND (yielded_at < :before OR yielded_at > :now)"
         " ORDER BY yielded_at LIMIT 1"
     )
     for dialect in CLOCKS
@@ -104,7 +104,7 @@ _PEEK = {
     dialect: _sql(
         f"""
     WITH RECURSIVE top(level) AS (
-        SELECT priority FROM job {claimable} WHERE {CLAIMABLE} AND queue = :in_queue AND {_MINE}
+        SELECT priority FROM job {claimable} WHERE {CLAIMABLE} AND queue = :in_queue AND {_MATCH}
         AND priority < :below ORDER BY priority DESC LIMIT 1
     ),
     waiting(name) AS (
@@ -123,7 +123,7 @@ _PEEK = {
            (SELECT version_num FROM alembic_version) AS revision,
            EXISTS (SELECT 1 FROM job {indexed_by(dialect, "ix_job_ripening")} WHERE {DELAYED}) AS delayed,
            EXISTS (SELECT 1 FROM quota) AS quotas,
-           EXISTS (SELECT 1 FROM job {indexed_by(dialect, "ix_job_yielded")} WHERE {YIELDED}) AS yielded,
+           EXISTS (SELECT 1 FROM job {indexed_by(dialect, "ix_job_yielded")} WHERE {PREEMPTED}) AS yielded,
            {clock} AS now
     FROM (SELECT 1 AS one) AS always LEFT JOIN waiting ON waiting.name IS NOT NULL
     """
@@ -256,7 +256,7 @@ def candidates(conn: Connection, capabilities: Capabilities, seen: QueuePeek) ->
     usage = QuotaUsage(conn, seen.quotas)
     if seen.yielded:
         parameters = capabilities.parameters(
-            queues=list(capabilities.queues), before=seen.now - MAX_YIELD_WAIT_S, now=seen.now + IDLE_S
+            queues=list(capabilities.queues), before=seen.now - MAX_PREEMPTED_WAIT_S, now=seen.now + IDLE_S
         )
         starved = conn.execute(_STARVED[conn.dialect.name], parameters).first()
         if starved is not None and not usage.exceeded(starved.name, starved.queue):
@@ -317,7 +317,7 @@ def idle_worker(conn: Connection, waiting: int) -> bool:
     queue, created_at, now = row
     if abs(now - created_at) > IDLE_S:  # in the future: a clock is wrong
         return False
-    lately = worker.c.seen_at.between(utcnow() - SEEN_S, utcnow() + SEEN_S)
+    lately = worker.c.seen_at.between(utcnow() - RECENTLY_SEEN_S, utcnow() + RECENTLY_SEEN_S)
     idle = select(worker.c.queues).where(worker.c.state == "idle", lately)
     return any(queue in queues.split(",") for queues in conn.execute(idle).scalars())
 

@@ -13,15 +13,15 @@ from jobs.errors import JobNotFoundError, SpecError, SubmitKeyReusedError
 from jobs.failpoints import failpoint
 from jobs.states import JobState
 from storage.db.rows import Job
-from storage.db.store.inheritance import lend
+from storage.db.store.inheritance import raise_priority
 from storage.db.store.shards import insert_shards
 from storage.db.store.transitions import (
     StoreMixin,
+    ending_text,
     event_of_row,
     get_job,
-    how_it_ended,
     record_event,
-    storable,
+    storable_text,
     with_requester,
 )
 from storage.db.store.waiting import NO_EXTRAS, Extras, insert_extras, lock_conditions
@@ -204,7 +204,7 @@ def insert_job(
         "time_limit_s": time_limit_s,
         "blockers": blockers + len(shards),
         "retry_of": retry_of,
-        "note": storable(extras.note),
+        "note": storable_text(extras.note),
         "begin_at": waits.begin_at,
     }
     notified = will_notify and not held and not blockers and not shards
@@ -219,7 +219,7 @@ def insert_job(
     for needed in needs:
         conn.execute(insert(dependency).values(job_id=new.id, needs=needed))
     if blockers and not held:
-        lend(conn, needs, priority)
+        raise_priority(conn, needs, priority)
     if shards:
         common = {"kind": kind, "queue": queue, "user": user, "priority": priority}
         common |= {"spec_version": spec_version, "state": JobState.QUEUED, "held": int(held)}
@@ -261,7 +261,7 @@ def lock_dependencies(conn: Connection, needs: Sequence[int]) -> int:
             raise JobNotFoundError(f"there is no job {needed} to wait for", hint="ganq status lists them")
         if state in (JobState.FAILED, JobState.CANCELLED):
             raise SpecError(
-                f"job {needed} has {how_it_ended(state)}, so a job after it would never run",
+                f"job {needed} has {ending_text(state)}, so a job after it would never run",
                 hint=f"ganq retry {needed}, or submit without --after",
             )
         blockers += state != JobState.SUCCEEDED

@@ -12,13 +12,13 @@ from sqlalchemy.exc import IntegrityError
 from jobs.errors import SpecError, SubmitKeyReusedError
 from jobs.failpoints import failpoint
 from jobs.states import JobState
-from storage.db.store.inheritance import lend
+from storage.db.store.inheritance import raise_priority
 from storage.db.store.submit import insert_job, lock_dependencies
 from storage.db.store.transitions import (
     StoreMixin,
     cancel_queued,
     record_event,
-    storable,
+    storable_text,
     transition,
     with_requester,
 )
@@ -248,7 +248,7 @@ def insert_sweep(
         "time_limit_s": time_limit_s,
         "max_running": extras.max_running,
     }
-    common |= {"note": storable(extras.note), "begin_at": waits.begin_at}
+    common |= {"note": storable_text(extras.note), "begin_at": waits.begin_at}
     now = float(conn.execute(select(utcnow())).scalar_one())
     notified = will_notify if not held and not blockers else 0
     rows = [
@@ -270,7 +270,7 @@ def insert_sweep(
         links = [{"job_id": one, "needs": needed} for one in made for needed in needs]
         conn.execute(insert(dependency), links)
         if blockers and not held:
-            lend(conn, needs, priority)
+            raise_priority(conn, needs, priority)
     if extras:
         insert_extras(conn, made, extras, waits)
     detail = with_requester(conn, {"sweep": name})

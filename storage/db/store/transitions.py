@@ -33,12 +33,12 @@ from jobs.states import JobState, Outcome, check_transition
 from storage.db.backoff import BACKOFF_S as BACKOFF_S
 from storage.db.engine import REQUESTER, Database, Requester
 from storage.db.rows import Job, Lease
-from storage.db.store.inheritance import needs_of, repay
+from storage.db.store.inheritance import open_dependencies, restore_priority
 from storage.db.store.waiting import fill_slots, fulfilled
 from storage.db.tables import UNRESOLVED, attempt, dependency, end_dependency, event, job, utcnow
 
 MAX_CRASHES = 3
-LOST_WITHOUT_PAUSE = 2
+LOSSES_WITHOUT_BACKOFF = 2
 """A job that is lost more often within LOST_WITHIN_S waits before it can be claimed again."""
 LOST_WITHIN_S = 300.0
 
@@ -103,7 +103,7 @@ def locked_job(conn: Connection, job_id: int) -> Any:
     return row
 
 
-def storable(text: str | None) -> str | None:
+def storable_text(text: str | None) -> str | None:
     """
     Return text that both databases accept.
 
@@ -113,7 +113,7 @@ def storable(text: str | None) -> str | None:
     return None if text is None else text.encode("utf-8", "replace").decode().replace("\0", "")
 
 
-def how_it_ended(state: str) -> str:
+def ending_text(state: str) -> str:
     return "been cancelled" if state == JobState.CANCELLED else state
 
 
@@ -262,12 +262,12 @@ def after_crash(row: Any, message: str, *, hung: bool = False) -> Decision:
     crashes = row.crash_count + 1
     columns = {
         "error_code": "STALLED" if hung else "CRASHED",
-        "error_message": storable(message),
+        "error_message": storable_text(message),
         "crash_count": crashes,
     }
     if crashes >= MAX_CRASHES:
         columns["error_code"] = "CRASH_LOOP"
-        columns["error_message"] = f"{storable(message)}; {crashes} crashes without progress"
+        columns["error_message"] = f"{storable_text(message)}; {crashes} crashes without progress"
         columns["error_hint"] = f"ganq logs {row.id} shows its last lines; ganq retry {row.id} tries again"
         return JobState.FAILED, Outcome.CRASHED, columns
     columns["not_before"] = utcnow() + BACKOFF_S[crashes - 1]
@@ -290,12 +290,14 @@ def after_loss(conn: Connection, job_id: int, why: str) -> tuple[dict[str, Any],
         since_s.between(-LOST_WITHIN_S, LOST_WITHIN_S),  # the clock may have been set back
     )
     before = int(conn.execute(lost).scalar_one())
-    if before < LOST_WITHOUT_PAUSE:
+    if before < LOSSES_WITHOUT_BACKOFF:
         return {}, {"reason": why}
-    pause_s = BACKOFF_S[min(before - LOST_WITHOUT_PAUSE, len(BACKOFF_S) - 1)]
+    pause_s = BACKOFF_S[min(before - LOSSES_WITHOUT_BACKOFF, len(BACKOFF_S) - 1)]
     columns = {
         "error_code": "WORKER_LOST",
-        "error_message": storable(f"{why}; lost {before + 1} times within {LOST_WITHIN_S / 60:.0f} minutes"),
+        "error_message": storable_text(
+            f"{why}; lost {before + 1} times within {LOST_WITHIN_S / 60:.0f} minutes"
+        ),
         "error_hint": f"ganq events {job_id} names the workers; ganq doctor checks them",
         "not_before": utcnow() + pause_s,
     }
@@ -315,7 +317,7 @@ def transition(
     """
     _move(conn, row, new, outcome, values, detail)
     if new.terminal:
-        _repay(conn, row)
+        _restore_priorities(conn, row)
         update_dependants(conn, row.id, new)
         if row.max_running and row.sweep:
             fill_slots(conn, row.sweep, row.max_running)
@@ -388,10 +390,10 @@ def _move(
     conn.execute(_EVENT, columns)
 
 
-def _repay(conn: Connection, row: Any) -> None:
+def _restore_priorities(conn: Connection, row: Any) -> None:
     """Take back the priority that a job lent, if it has ended while it waited."""
     if row.state == JobState.QUEUED and row.blockers:
-        repay(conn, needs_of(conn, [row.id]))
+        restore_priority(conn, open_dependencies(conn, [row.id]))
 
 
 def _require_moved(row: Any, new: JobState, moved: int) -> None:
@@ -415,7 +417,7 @@ def cancel_queued(conn: Connection, ids: Sequence[int]) -> None:
     for type in ("cancel_requested", str(JobState.CANCELLED)):
         detail = with_requester(conn, None)
         conn.execute(_EVENT, [_event_values(one, type, detail=detail) for one in ids])
-    repay(conn, needs_of(conn, ids))
+    restore_priority(conn, open_dependencies(conn, ids))
 
 
 def seconds_of_attempt(row: Any, at_most_s: float = float("inf")) -> Any:
@@ -464,7 +466,7 @@ def update_dependants(conn: Connection, job_id: int, ended: JobState, *, late: b
             else:
                 new, error = JobState.CANCELLED, _not_needed(needed, ending)
             _move(conn, row, new, None, error, {"needs": needed})
-            _repay(conn, row)
+            _restore_priorities(conn, row)
             ended_jobs.append((row.id, new))
         if ending is not JobState.SUCCEEDED:
             ended_jobs += _cancel_shards(conn, needed)
@@ -488,7 +490,7 @@ def _dependency_error(conn: Connection, needed: int, ending: JobState, waiting: 
         return {"error_code": code, "error_message": message, "error_hint": hint}
     return {
         "error_code": "DEPENDENCY_FAILED",
-        "error_message": f"job {needed}, on which it depends, has {how_it_ended(ending)}",
+        "error_message": f"job {needed}, on which it depends, has {ending_text(ending)}",
         "error_hint": f"ganq status {needed} shows why; ganq retry {needed} --with-waiting retries both",
     }
 
@@ -497,7 +499,7 @@ def _not_needed(needed: int, ending: JobState) -> dict[str, Any]:
     """Return the error columns of a job that waited for a failure that did not happen."""
     return {
         "error_code": "NOT_NEEDED",
-        "error_message": f"job {needed}, after whose failure it was to run, has {how_it_ended(ending)}",
+        "error_message": f"job {needed}, after whose failure it was to run, has {ending_text(ending)}",
     }
 
 
@@ -508,7 +510,7 @@ def _cancel_shards(conn: Connection, parent: int) -> list[tuple[int, JobState]]:
     for row in conn.execute(rows.order_by(job.c.id).with_for_update()).all():
         if row.state == JobState.QUEUED:
             _move(conn, row, JobState.CANCELLED, None, {}, {"part_of": parent})
-            _repay(conn, row)
+            _restore_priorities(conn, row)
             ended.append((row.id, JobState.CANCELLED))
         elif row.state == JobState.RUNNING and row.cancel_requested_at is None:
             conn.execute(update(job).where(job.c.id == row.id).values(cancel_requested_at=utcnow()))

@@ -54,7 +54,7 @@ def claim_cas(claim: Any) -> None:
         seen = claim.peek(conn, self.capabilities)
         claim.check_schema(conn, seen.revision)
         candidate = claim.Candidate("unguarded", {"this": self.chosen or -1}, "", False)
-        return self._take_first(conn, [candidate], seen)
+        return self._claim_first(conn, [candidate], seen)
 
     def claim_unguarded(self: Any, who: Any, *, kinds: Any, spec_version: int) -> Any:
         one = claim.Claim(who, kinds, spec_version)

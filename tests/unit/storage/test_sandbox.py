@@ -169,7 +169,7 @@ def test_root_becomes_nobody_without_capabilities(tmp_path: Path) -> None:
         " 'CapEff', 'CapPrm', 'NoNewPrivs'))])"
     )
     done = run(code, tmp_path)
-    nobody, none = [str(sandbox.NOBODY)] * 4, ["0" * 16]
+    nobody, none = [str(sandbox.NOBODY_ID)] * 4, ["0" * 16]
     # In the order of the file.
     assert done.stdout == f"{{}} {nobody} {nobody} [] {none} {none} {['1']}\n", done.stderr
 

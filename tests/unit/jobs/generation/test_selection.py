@@ -147,7 +147,7 @@ def test_a_picture_is_the_same_in_whatever_range_it_is_asked_for(one: Any, other
 
 
 def test_where_no_try_is_good_enough_the_best_of_them_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "TRIES", 3)
+    monkeypatch.setattr(selection, "MAX_DRAWS", 3)
     _, ctx = generate(count=8, reject=0.95)
     tried = torch.stack([scores(LATENTS.rows(range(8), retry=k)) for k in range(3)])
     assert [record["score"] for record in records(ctx)] == pytest.approx(

@@ -27,7 +27,7 @@ from storage.datasets import archives
 from storage.datasets.cache import open_images
 from storage.datasets.decode_pool import decode_all
 from storage.datasets.sources import Reading, open_reader, scan
-from storage.sandbox import NOBODY
+from storage.sandbox import NOBODY_ID
 
 if TYPE_CHECKING:
     from storage.volume.layout import Volume
@@ -251,7 +251,7 @@ def test_the_process_that_reads_an_archive_is_confined_and_ends_with_its_reader(
         assert "Seccomp:\t2" in status
         assert "NoNewPrivs:\t1" in status
         if os.geteuid() == 0:
-            assert f"Uid:\t{NOBODY}\t{NOBODY}" in status
+            assert f"Uid:\t{NOBODY_ID}\t{NOBODY_ID}" in status
         limits = Path(f"/proc/{child.pid}/limits").read_text()
         (memory,) = re.findall(r"Max address space +(\d+)", limits)
         assert int(memory) < 1 << 30

@@ -93,7 +93,7 @@ def test_the_manifest_says_where_each_picture_lies_and_its_hash(format: Any, tmp
 def test_gathered_parts_are_the_bytes_of_one_that_was_not_split(
     format: Any, cuts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(formats, "PICTURES_IN_A_TAR", 3)
+    monkeypatch.setattr(formats, "IMAGES_PER_TAR", 3)
     whole = write(tmp_path / "whole", format, range(10))
     whole.publish()
     parts: list[Iterable[StoredImage]] = []
@@ -155,7 +155,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(
     """Neither where they are written, nor where they are gathered, nor where they are verified."""
     if format in ("webp", "jpeg"):
         pytest.skip("a folder of files, as png")
-    monkeypatch.setattr("storage.results.writer.LINES_AT_ONCE", 100)
+    monkeypatch.setattr("storage.results.writer.LINES_PER_WRITE", 100)
     monkeypatch.setattr(formats, "WRITE_BUFFER", 4096)
     picture, folder = pixels(1)[:8, :8], tmp_path
 

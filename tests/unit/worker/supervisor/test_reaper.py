@@ -17,7 +17,7 @@ from storage.db.store.reap import BUCKETS, WatchShare
 from storage.db.tables import attempt, worker
 from storage.db.workers import WorkerStore
 from worker.host.process import boot_id, start_ticks
-from worker.supervisor.reaper import EVERYONE_WATCHES, WATCHERS, Reaper, Recovery, watch_share
+from worker.supervisor.reaper import MAX_FULL_WATCHERS, WATCHERS, Reaper, Recovery, watch_share
 
 if TYPE_CHECKING:
     from storage.db.engine import Database
@@ -314,7 +314,7 @@ def test_each_running_job_is_watched_by_three_supervisors_and_by_those_of_its_ma
     for bucket in range(BUCKETS):
         assert sum(bucket in share.buckets for share in shares.values() if share) == WATCHERS
     assert all(share is not None and len(share.workers) == 4 for share in shares.values())
-    few = LIVE[:EVERYONE_WATCHES]
+    few = LIVE[:MAX_FULL_WATCHERS]
     assert {watch_share(name, few) for name, _ in few} == {None}, "so few watch all"
     assert watch_share("unknown", LIVE) is None
 
