@@ -57,7 +57,7 @@ def test_every_fault_names_tests_that_exist_in_their_tier() -> None:
             assert listed_in(file)[test] == tier, f"{fault}: {test} is of tier {listed_in(file)[test]}"
 
 
-def test_every_test_that_is_called_after_a_fault_stands_under_it() -> None:
+def test_every_test_that_is_named_after_a_fault_is_listed_under_it() -> None:
     listed = {(fault, test) for fault, body in rows().items() for _, _, test in named(body)}
     for file in sorted(TESTS.glob("chaos/test_*.py")):
         for test in listed_in(f"chaos/{file.name}"):
@@ -65,7 +65,7 @@ def test_every_test_that_is_called_after_a_fault_stands_under_it() -> None:
                 assert (f"F{int(number)}", test) in listed, f"{file.name}: {test}"
 
 
-def test_every_invariant_of_the_checker_stands_among_the_guarantees() -> None:
+def test_every_invariant_of_the_checker_is_among_the_guarantees() -> None:
     told = re.findall(r"^\| \*\*(I\d+)\*\* \|", (PAGES / "guarantees.md").read_text(), re.MULTILINE)
     assert told == [f"I{number}" for number in range(1, 11)]
     for file in ("invariants.py", "invariants_volume.py"):

@@ -79,7 +79,7 @@ def heard(ganq: Ganq, small: list[str]) -> None:
     assert done.returncode == 0, done.stderr  # within the time of run(), which is shorter than a poll
 
 
-def test_messages_with_an_eta_hold_no_memory_and_a_notification_is_heard(
+def test_messages_with_an_eta_hold_no_memory_and_a_notification_is_received(
     ganq: Ganq, redis_url: str, small: list[str], worker: Any
 ) -> None:
     before = celery_bytes(worker)
@@ -97,7 +97,7 @@ def test_messages_with_an_eta_hold_no_memory_and_a_notification_is_heard(
     assert len(ganq.log()) < 20_000
 
 
-def test_strange_messages_end_nothing_and_a_notification_is_heard(
+def test_strange_messages_end_nothing_and_a_notification_is_received(
     ganq: Ganq, redis_url: str, small: list[str], worker: Any
 ) -> None:
     before = celery_bytes(worker)
@@ -113,7 +113,7 @@ def test_strange_messages_end_nothing_and_a_notification_is_heard(
     assert len(ganq.json("status")) == 1
 
 
-def test_each_strange_message_is_told_from_a_notification(backend: str) -> None:
+def test_each_strange_message_is_reported_from_a_notification(backend: str) -> None:
     from worker.celery_bridge.notify import is_notification, message
 
     assert is_notification(json.loads(message("default", 7)))

@@ -166,7 +166,7 @@ def run(script: Path, *arguments: str, cwd: Path, env: dict[str, str]) -> "subpr
 @on_sqlite
 @pytest.mark.parametrize("taken", TAKEN)
 @pytest.mark.parametrize("how", ["PYTHONPATH", "trailing colon"])
-def test_the_command_starts_whatever_lies_on_pythonpath(
+def test_the_command_starts_whatever_is_on_pythonpath(
     tmp_path: Path, backend: str, settings_env: dict[str, str], taken: Any, how: str
 ) -> None:
     script = console_script(tmp_path)
@@ -177,7 +177,7 @@ def test_the_command_starts_whatever_lies_on_pythonpath(
     assert done.returncode == 0, done.stderr
 
 
-def test_the_names_that_nobody_may_take_are_those_of_the_package_and_of_what_it_needs() -> None:
+def test_the_names_that_are_reserved_are_those_of_the_package_and_of_what_it_needs() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = {
         name for name in project["tool"]["setuptools"]["packages"]["find"]["include"] if "." not in name
@@ -220,7 +220,7 @@ def test_what_installed_software_on_pythonpath_offers_stays(
 @pytest.mark.slow
 @on_sqlite
 @pytest.mark.parametrize("home", ["", "/nowhere"])
-def test_a_worker_and_its_processes_start_whatever_lies_on_pythonpath(
+def test_a_worker_and_its_processes_start_whatever_is_on_pythonpath(
     ganq: Ganq, redis_url: str, small: list[str], home: str
 ) -> None:
     script = console_script(ganq.folder)

@@ -61,7 +61,7 @@ def test_forged_messages_stop_no_worker_and_run_nothing(ganq: Ganq, redis_url: s
     client.close()
 
 
-def test_duplicate_bells_run_a_job_once(ganq: Ganq, redis_url: str, small: list[str]) -> None:
+def test_duplicate_notifications_run_a_job_once(ganq: Ganq, redis_url: str, small: list[str]) -> None:
     ganq.start_worker()
     until(lambda: ganq.present(), what="the worker")
     job = ganq.json("submit", "train", *small, "--epochs", "1")["id"]
@@ -90,7 +90,7 @@ def start_up(ganq: Ganq) -> "subprocess.Popen[bytes]":
     return up
 
 
-def test_up_starts_a_killed_redis_again_and_a_bell_is_heard(
+def test_up_starts_a_killed_redis_again_and_a_notification_is_received(
     ganq: Ganq, small: list[str], settings_env: dict[str, str]
 ) -> None:
     up = start_up(ganq)
@@ -141,7 +141,7 @@ def test_up_works_where_the_temporary_folder_has_a_long_path(
     assert not [path for path in tmp_path.rglob("*") if path.is_socket()], "its path may have been cut off"
 
 
-def test_up_starts_a_killed_worker_again_and_the_job_goes_on(
+def test_up_starts_a_killed_worker_again_and_the_job_continues(
     ganq: Ganq, small: list[str], settings_env: dict[str, str]
 ) -> None:
     up = start_up(ganq)

@@ -54,7 +54,7 @@ def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(ganq: Ganq, small
     assert weights(final[0]) == weights(final[1])
 
 
-def test_sigterm_drains_and_another_worker_goes_on(ganq: Ganq, small: list[str]) -> None:
+def test_sigterm_drains_and_another_worker_continues(ganq: Ganq, small: list[str]) -> None:
     first = ganq.start_worker("w1")
     job = ganq.json("submit", "train", *small, "--epochs", "2000", "--save-every", "1000")["id"]
     until(lambda: (ganq.peek(job)["progress"] or {}).get("epoch", 0) >= 2, what="two epochs")
@@ -91,7 +91,7 @@ def test_without_redis_jobs_are_accepted_and_found_by_polling(ganq: Ganq, small:
     assert "Redis does not answer" in done.stderr
 
 
-def test_pictures_do_not_depend_on_the_worker_or_on_a_kill(ganq: Ganq, small: list[str]) -> None:
+def test_images_do_not_depend_on_the_worker_or_on_a_kill(ganq: Ganq, small: list[str]) -> None:
     worker = ganq.start_worker()
     ganq("submit", "train", *small, "--epochs", "1", "--name", "m", "--wait")
     tiny = [
@@ -124,7 +124,7 @@ def test_pictures_do_not_depend_on_the_worker_or_on_a_kill(ganq: Ganq, small: li
     assert all(large_set[draw] == digest for draw, digest in small_set.items())
 
 
-def test_a_bad_data_set_fails_at_once_with_the_way_out(ganq: Ganq, tmp_path: Path) -> None:
+def test_a_bad_data_set_fails_at_once_with_a_hint(ganq: Ganq, tmp_path: Path) -> None:
     ganq.start_worker()
     (tmp_path / "bad").mkdir()
     for i in range(20):

@@ -37,7 +37,7 @@ def other(
     postgres.drop(name)
 
 
-def test_each_installation_hears_its_own_notifications_alone(
+def test_each_installation_receives_its_own_notifications_alone(
     ganq: Ganq, other: Ganq, redis_url: str, small: list[str]
 ) -> None:
     ganq.env |= PATIENT
@@ -54,7 +54,7 @@ def test_each_installation_hears_its_own_notifications_alone(
         assert not [key for key in client.keys("ganq.*") if client.llen(key)]
 
 
-def test_a_worker_still_hears_a_command_of_the_version_before(
+def test_a_worker_still_understands_a_command_of_the_previous_version(
     ganq: Ganq, redis_url: str, small: list[str]
 ) -> None:
     """Until all are upgraded: version 0.2.0 and older have one list for all installations."""

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.tier2
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-def test_time_counts_over_all_attempts_and_the_run_goes_on_to_the_same_bits(
+def test_time_counts_over_all_attempts_and_the_run_continues_to_the_same_bits(
     ganq: Ganq, redis_url: str, small: list[str]
 ) -> None:
     worker = ganq.start_worker()

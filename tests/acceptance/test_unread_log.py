@@ -72,7 +72,7 @@ def _start(ganq: Ganq, log: Unread, command: str = "worker") -> "subprocess.Pope
 
 
 @pytest.mark.parametrize("command", ["worker", "up"])
-def test_a_log_that_nobody_reads_stops_neither_work_nor_sigterm(
+def test_a_log_without_a_reader_stops_neither_work_nor_sigterm(
     ganq: Ganq, small: list[str], unread: Unread, command: str
 ) -> None:
     worker = _start(ganq, unread, command)
@@ -82,7 +82,7 @@ def test_a_log_that_nobody_reads_stops_neither_work_nor_sigterm(
     assert worker.wait(timeout=20) == 0
 
 
-def test_what_was_logged_meanwhile_comes_when_somebody_reads_again(
+def test_what_was_logged_meanwhile_comes_when_a_reader_returns(
     ganq: Ganq, small: list[str], unread: Unread
 ) -> None:
     worker = _start(ganq, unread)

@@ -47,7 +47,7 @@ def queued_with(ganq: Ganq, job: int, code: str) -> bool:
     return found["state"] == "queued" and (found["error"] or {}).get("code") == code
 
 
-def test_a_full_volume_is_told_and_the_job_goes_on_when_there_is_room(
+def test_a_full_volume_is_reported_and_the_job_continues_when_there_is_room(
     volume: Mount, ganq: Ganq, small: list[str]
 ) -> None:
     ganq.start_worker()
@@ -65,7 +65,7 @@ def test_a_full_volume_is_told_and_the_job_goes_on_when_there_is_room(
     assert ganq.job(job)["error"] is None
 
 
-def test_a_read_only_volume_is_told_and_waited_for(volume: Mount, ganq: Ganq, small: list[str]) -> None:
+def test_a_read_only_volume_is_reported_and_waited_for(volume: Mount, ganq: Ganq, small: list[str]) -> None:
     ganq.start_worker()
     ganq("submit", "train", *small, "--epochs", "1", "--name", "m", "--wait")
     volume.remount("ro")

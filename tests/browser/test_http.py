@@ -227,7 +227,9 @@ def test_images_that_are_torn_leave_their_place_empty_and_the_rest_whole(
     assert len(server.get(facts["url"]).body) == facts["bytes"]
 
 
-def test_a_volume_that_is_away_is_said_and_the_table_is_shown(own_world: World, own_server: Server) -> None:
+def test_a_volume_that_is_away_is_reported_and_the_table_is_shown(
+    own_world: World, own_server: Server
+) -> None:
     job = own_world.submit("t")
     own_world.begin(job, state="succeeded", result={})
     made = own_world.images("g", job, count=3, format="png")

@@ -59,7 +59,7 @@ def settled(page: "Page", *, begun: bool = True) -> None:
         pytest.param("dark", 1280, marks=pytest.mark.tier2),
     ],
 )
-def test_every_page_passes_axe_and_stays_in_its_window(
+def test_every_page_passes_the_accessibility_check_and_stays_in_its_window(
     world: World, server: Server, open_page: Open, width: int, scheme: str
 ) -> None:
     from axe_playwright_python.sync_playwright import Axe
@@ -240,7 +240,7 @@ def test_the_slider_follows_new_grids_until_it_is_touched(
     assert shown_epoch(page) == 8
 
 
-def test_a_dead_server_is_said_and_its_return_is_noticed(
+def test_a_dead_server_is_reported_and_its_return_is_noticed(
     own_world: World, own_server: Server, open_page: Open
 ) -> None:
     page = open_page(own_server)
@@ -255,7 +255,7 @@ def test_a_dead_server_is_said_and_its_return_is_noticed(
     page.locator("#banner").wait_for(state="hidden")
 
 
-def test_a_hostile_name_is_text_wherever_it_stands(world: World, server: Server, open_page: Open) -> None:
+def test_a_hostile_name_is_text_everywhere(world: World, server: Server, open_page: Open) -> None:
     page = open_page(server)
     settled(page)
     shown = page.locator(f"#job-{world.ids['hostile']} .name").inner_text()
@@ -426,7 +426,7 @@ def test_compared_grids_have_one_size_and_both_names(world: World, server: Serve
     assert "faces-2, running" in suggested
 
 
-def test_a_wrong_name_in_compare_is_said_beside_the_run(
+def test_a_wrong_name_in_compare_is_reported_beside_the_run(
     world: World, server: Server, open_page: Open
 ) -> None:
     page = open_page(server, address(world, "run"))

@@ -209,7 +209,7 @@ def test_a_backoff_noted_by_a_clock_that_is_behind_lasts_all_the_same(
     claim()
 
 
-def test_a_wait_that_another_has_ended_and_that_began_anew_is_not_cut_short(
+def test_a_wait_that_another_has_ended_and_that_began_again_is_not_cut_short(
     database: "Database",
     store: "JobStore",
     running_job_factory: "Callable[..., Lease]",
@@ -291,7 +291,7 @@ def test_users_take_turns_though_the_clock_of_one_worker_was_ahead(
     assert served == ["ada", "ben"] * 3
 
 
-def test_a_training_that_yielded_by_a_clock_ahead_is_not_kept_waiting_for_hours(
+def test_a_training_that_was_preempted_by_a_clock_ahead_is_not_kept_waiting_for_hours(
     database: "Database",
     store: "JobStore",
     running_job_factory: "Callable[..., Lease]",
@@ -306,7 +306,7 @@ def test_a_training_that_yielded_by_a_clock_ahead_is_not_kept_waiting_for_hours(
     assert claim().job_id == training.job_id
 
 
-def test_a_job_that_was_submitted_by_a_clock_ahead_still_makes_a_training_yield(
+def test_a_job_that_was_submitted_by_a_clock_ahead_still_preempts_a_training(
     database: "Database",
     store: "JobStore",
     running_job_factory: "Callable[..., Lease]",
@@ -369,7 +369,7 @@ def test_a_notification_noted_before_the_clock_went_back_is_sent_again(
     assert store.due_notifications(again_s=120, limit=5) == []
 
 
-def test_a_history_written_before_the_clock_went_back_goes_on_after_it(
+def test_a_history_written_before_the_clock_went_back_continues_after_it(
     database: "Database", store: "JobStore", job_factory: "Callable[..., Job]", queries: "Queries"
 ) -> None:
     from sqlalchemy import insert
@@ -397,7 +397,7 @@ def family(worker: "subprocess.Popen[bytes]") -> list[psutil.Process]:
 @postgres_later
 @pytest.mark.slow
 @pytest.mark.parametrize("first_awake", ["owner", pytest.param("reaper", marks=LATER)])
-def test_a_machine_that_slept_longer_than_a_lease_goes_on_where_it_was(
+def test_a_machine_that_slept_longer_than_a_lease_continues_where_it_was(
     ganq: Ganq, small: list[str], first_awake: str
 ) -> None:
     owner = ganq.start_worker("owner", GANQ_STALL_SECONDS="12")
@@ -422,7 +422,7 @@ def test_a_machine_that_slept_longer_than_a_lease_goes_on_where_it_was(
     until(lambda: ganq.peek(job)["state"] == "cancelled", what="the cancel")
 
 
-def test_the_reapers_watch_begins_anew_after_a_gap_of_its_own(
+def test_the_reapers_watch_begins_again_after_a_gap_of_its_own(
     settings: "Settings", store: "JobStore", running_job_factory: "Callable[..., Lease]"
 ) -> None:
     running_job_factory()

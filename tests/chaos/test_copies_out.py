@@ -87,7 +87,7 @@ def test_a_copy_that_differs_from_the_manifest_is_reported_as_missing(
     assert "does not hold the whole result" in result or "already holds" in result
 
 
-def test_what_killed_attempts_have_left_beside_a_copy_goes_with_the_next(
+def test_what_killed_attempts_have_left_beside_a_copy_is_deleted_by_the_next(
     tmp_path: Path, copies: Callable[..., subprocess.Popen[str]]
 ) -> None:
     for attempt in ("a1", "a2"):

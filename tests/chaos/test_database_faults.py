@@ -138,7 +138,7 @@ def test_a_claim_whose_answer_was_lost_is_the_claimers(
 
 
 @only_postgres
-def test_a_beat_and_a_checkpoint_whose_answers_were_lost_count_once(
+def test_a_heartbeat_and_a_checkpoint_whose_answers_were_lost_count_once(
     database: Database,
     queries: Queries,
     running_job_factory: "Callable[..., Lease]",
@@ -162,7 +162,7 @@ def test_a_beat_and_a_checkpoint_whose_answers_were_lost_count_once(
 
 @only_postgres
 @pytest.mark.parametrize("running", [False, True])
-def test_a_cancel_whose_answer_was_lost_is_no_error(
+def test_a_cancel_whose_answer_was_lost_is_not_an_error(
     database: Database,
     job_factory: "Callable[..., Job]",
     running_job_factory: "Callable[..., Lease]",
@@ -181,7 +181,7 @@ def test_a_cancel_whose_answer_was_lost_is_no_error(
 
 
 @only_postgres
-def test_a_release_whose_answer_was_lost_is_no_error_though_the_job_was_claimed(
+def test_a_release_whose_answer_was_lost_is_not_an_error_though_the_job_was_claimed(
     database: Database,
     store: JobStore,
     job_factory: "Callable[..., Job]",

@@ -138,7 +138,7 @@ def killed_at(ganq: Ganq, database: Database, folder: Path, way: str, points: li
 
 @pytest.mark.tier2
 @sqlite_only
-def test_a_generation_killed_at_its_phases_ends_with_exactly_its_pictures(
+def test_a_generation_killed_at_its_phases_ends_with_exactly_its_images(
     ganq: Ganq, database: Database, settings: "Settings", tmp_path: Path
 ) -> None:
     """F2. One job, killed once at each of these."""
@@ -165,7 +165,7 @@ def split_and_killed(ganq: Ganq, database: Database, tmp_path: Path, way: str, p
 
 @pytest.mark.tier2
 @sqlite_only
-def test_a_split_generation_whose_parts_are_killed_has_the_bytes_of_one_that_was_not_split(
+def test_a_split_generation_whose_shards_are_killed_has_the_bytes_of_one_that_was_not_split(
     ganq: Ganq, database: Database, settings: "Settings", tmp_path: Path
 ) -> None:
     """F2 for parts: what one worker alone would have made."""
@@ -181,7 +181,7 @@ def test_a_split_generation_whose_parts_are_killed_has_the_bytes_of_one_that_was
 
 @pytest.mark.tier2
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_to_ask_may_be_split_and_killed(
+def test_every_request_may_be_split_and_killed(
     ganq: Ganq, database: Database, settings: "Settings", tmp_path: Path, way: Any
 ) -> None:
     add_model(settings)
@@ -190,7 +190,7 @@ def test_every_way_to_ask_may_be_split_and_killed(
 
 
 @pytest.mark.tier2
-def test_every_way_to_ask_survives_a_kill_at_every_phase(
+def test_every_request_survives_a_kill_at_every_phase(
     ganq: Ganq, database: Database, settings: "Settings", tmp_path: Path
 ) -> None:
     """F2 in full: --count, --keep/--of and --seeds, first and later images, both databases."""

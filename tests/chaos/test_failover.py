@@ -101,7 +101,7 @@ def undisturbed(ganq: Ganq, database: Database, small: list[str]) -> str:
 
 
 @postgres_later
-def test_a_training_whose_newest_rows_were_lost_takes_up_what_lies_on_the_volume(
+def test_a_training_whose_newest_rows_were_lost_restores_what_is_on_the_volume(
     ganq: Ganq, database: Database, settings: Settings, small: list[str], undisturbed: str
 ) -> None:
     """All that the table points to was deleted by retention; it failed with CHECKPOINT_CORRUPT."""
@@ -124,7 +124,7 @@ def test_a_training_whose_newest_rows_were_lost_takes_up_what_lies_on_the_volume
 
 
 @pytest.mark.tier2
-def test_a_training_whose_newest_row_alone_was_lost_goes_on_from_the_one_before(
+def test_a_training_whose_newest_row_alone_was_lost_continues_from_the_one_before(
     ganq: Ganq, database: Database, settings: Settings, small: list[str], undisturbed: str
 ) -> None:
     cut = Cut(ganq, database, small)
@@ -138,7 +138,7 @@ def test_a_training_whose_newest_row_alone_was_lost_goes_on_from_the_one_before(
 
 
 @pytest.mark.tier2
-def test_a_torn_checkpoint_is_not_taken_up(
+def test_a_torn_checkpoint_is_not_restored(
     ganq: Ganq, database: Database, settings: Settings, small: list[str], undisturbed: str
 ) -> None:
     cut = Cut(ganq, database, small)

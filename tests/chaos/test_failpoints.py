@@ -85,7 +85,7 @@ def test_kill_is_sigkill_at_the_time_that_was_asked() -> None:
     assert (code, out) == (-signal.SIGKILL, "0\n1\n2\n")
 
 
-def test_stop_is_sigstop_and_the_process_goes_on_when_it_is_let() -> None:
+def test_stop_is_sigstop_and_the_process_continues_on_sigcont() -> None:
     process = start("failpoint('p'); print('on')", GANQ_FAILPOINTS="p=stop", **ARMED)
     _, status = os.waitpid(process.pid, os.WUNTRACED)
     assert os.WIFSTOPPED(status)

@@ -93,7 +93,7 @@ def supervisor_dies(ganq: Ganq, database: "Database", small: list[str]) -> float
 
 @pytest.mark.tier2
 @sqlite_only
-def test_f04_a_supervisor_that_is_killed_takes_its_runner_along_and_its_job_goes_on(
+def test_f04_a_supervisor_that_is_killed_takes_its_runner_along_and_its_job_continues(
     ganq: Ganq, database: "Database", small: list[str]
 ) -> None:
     supervisor_dies(ganq, database, small)
@@ -110,7 +110,7 @@ def test_f04_a_dead_process_is_noticed_within_three_seconds(
 
 
 @pytest.mark.tier2
-def test_f05_a_host_that_is_gone_is_noticed_within_75_seconds(
+def test_f05_a_lost_host_is_noticed_within_75_seconds(
     ganq: Ganq, database: "Database", small: list[str], backend: str
 ) -> None:
     """Its processes and its runtime folder are gone, and nobody here can look them up: another boot."""

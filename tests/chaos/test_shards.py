@@ -189,7 +189,7 @@ def test_kills_while_shards_are_merged_delete_none_and_gc_takes_what_the_last_on
 
 @postgres_later
 @pytest.mark.parametrize("way", WAYS)
-def test_shards_that_have_gone_are_made_again_and_the_job_ends(
+def test_deleted_shards_are_generated_again_and_the_job_ends(
     ganq: Ganq, database: Database, settings: Settings, way: str
 ) -> None:
     """One shard's folder is gone, one has lost a file; the third is used as it is."""
@@ -208,7 +208,7 @@ def test_shards_that_have_gone_are_made_again_and_the_job_ends(
     assert not [one.name for one in folder.iterdir() if ".tmp-" in one.name], "a folder of redrawn shards"
 
 
-def test_a_job_whose_shards_and_model_have_gone_fails_and_can_be_retried(
+def test_a_job_whose_shards_and_model_were_deleted_fails_and_can_be_retried(
     ganq: Ganq, database: Database, settings: Settings
 ) -> None:
     """It stood in the queue for ever, and `retry` was refused."""

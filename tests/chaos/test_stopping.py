@@ -212,7 +212,7 @@ def raced(
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_f39_a_cancel_that_meets_an_end_leaves_one_of_the_two(
+def test_f39_a_cancel_that_races_with_an_end_leaves_one_of_the_two(
     store: JobStore, running_job_factory: "Callable[..., Lease]", database: Database, ending: Any
 ) -> None:
     # A job that was requeued before the request was cancelled in the queue.
@@ -354,7 +354,7 @@ def test_f36_a_job_that_kills_its_worker_each_time_fails_and_affects_no_other(
 
 @pytest.mark.tier2
 @sqlite_only
-def test_a_time_limit_holds_over_all_attempts_and_leaves_a_checkpoint_to_go_on_from(
+def test_a_time_limit_holds_over_all_attempts_and_leaves_a_checkpoint_to_continue_from(
     ganq: Ganq, database: Database, small: list[str]
 ) -> None:
     ganq.start_worker()

@@ -224,7 +224,7 @@ def test_each_nan_far_apart_gets_its_own_second_try(
     assert desk.kept()[("epoch", 12)] == calm().kept()[("epoch", 12)]
 
 
-def test_a_run_that_diverges_by_itself_goes_on_with_half_the_rates_and_says_so(
+def test_a_run_that_diverges_by_itself_continues_with_half_the_rates_and_says_so(
     new_desk: Callable[..., Desk], calm: Callable[..., Desk]
 ) -> None:
     desk = new_desk(checkpoint_seconds=1e-9)
@@ -438,7 +438,7 @@ def own_pictures(tmp_path: Path, faces: Path) -> Path:
     return Path(shutil.copytree(faces, tmp_path / "own"))
 
 
-def test_pictures_that_vanish_in_the_middle_are_not_missed(
+def test_images_that_vanish_in_the_middle_are_not_missed(
     new_desk: Callable[..., Desk], calm: Callable[..., Desk], own_pictures: Path
 ) -> None:
     desk = new_desk(data=str(own_pictures))
@@ -469,7 +469,7 @@ def stopped_desk(
     return desk
 
 
-def test_decoded_pictures_that_were_deleted_are_decoded_again(
+def test_decoded_images_that_were_deleted_are_decoded_again(
     calm: Callable[..., Desk], own_volume: Volume, own_pictures: Path
 ) -> None:
     desk = stopped_desk(own_volume, own_pictures)
@@ -477,7 +477,7 @@ def test_decoded_pictures_that_were_deleted_are_decoded_again(
     assert desk.kept() == calm().kept()
 
 
-def test_decoded_pictures_of_which_half_became_zeros_are_decoded_again(
+def test_decoded_images_of_which_half_became_zeros_are_decoded_again(
     calm: Callable[..., Desk], own_volume: Volume, own_pictures: Path
 ) -> None:
     desk = stopped_desk(own_volume, own_pictures, keep_cache=True)
@@ -492,7 +492,7 @@ def test_decoded_pictures_of_which_half_became_zeros_are_decoded_again(
 
 
 @pytest.mark.parametrize("checkpoints", [0, 1])
-def test_other_pictures_than_at_the_beginning_are_refused(
+def test_other_images_than_at_the_beginning_are_refused(
     own_volume: Volume, own_pictures: Path, checkpoints: int
 ) -> None:
     desk = stopped_desk(own_volume, own_pictures, checkpoints)

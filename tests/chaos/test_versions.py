@@ -168,7 +168,7 @@ def test_each_build_runs_its_own_code(wheels: dict[str, Path]) -> None:
 
 @pytest.mark.tier2
 @postgres_later
-def test_a_migration_during_a_run_disturbs_nobody_and_newer_specs_wait_for_newer_workers(
+def test_a_migration_during_a_run_affects_nobody_and_newer_specs_wait_for_newer_workers(
     machine: Machine, small: list[str]
 ) -> None:
     now, newer = machine["now"], machine["newer"]
@@ -208,7 +208,7 @@ def test_new_code_never_runs_on_an_old_schema_and_never_migrates_by_itself(
 
 @pytest.mark.tier2
 @postgres_later
-def test_a_breaking_migration_drains_old_workers_and_the_job_goes_on_with_new_ones(
+def test_a_breaking_migration_drains_old_workers_and_the_job_continues_with_new_ones(
     machine: Machine, small: list[str]
 ) -> None:
     now, newer, breaking = machine["now"], machine["newer"], machine["breaking"]

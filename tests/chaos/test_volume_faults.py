@@ -154,7 +154,7 @@ def test_a_checkpoint_is_durable_before_its_row_is(home: Path, tmp_path: Path) -
     trace.before("written", COMMIT).then("MARK written").then(COMMIT).then("MARK registered")
 
 
-def test_pictures_are_durable_before_the_job_has_succeeded(home: Path, tmp_path: Path) -> None:
+def test_images_are_durable_before_the_job_has_succeeded(home: Path, tmp_path: Path) -> None:
     trace = Trace(traced(home, "pictures", tmp_path / "log"), "pictures")
     trace.then(r"write\(\d+<[^>]*images\.tmp-\w+/000004\.png>").then(
         r"write\(\d+<[^>]*grids\.tmp-\w+/grid-0000\.png>"
@@ -338,7 +338,7 @@ def one_error(home: Path, tmp_path: Path, call: str, error: str, number: int) ->
     return failed
 
 
-def test_f26_what_failed_to_sync_is_never_synced_again_but_written_anew(home: Path, tmp_path: Path) -> None:
+def test_f26_what_failed_to_sync_is_never_synced_again_but_written_again(home: Path, tmp_path: Path) -> None:
     """Files and their folder: after an error the kernel may report success without having written."""
     hits = [one_error(home, tmp_path, "fsync", "EIO", number) for number in range(8, 15)]
     assert sum(bool(IN_A_FOLDER.search(hit or "")) for hit in hits) >= 3, hits
@@ -448,7 +448,7 @@ def test_f24_f25_f26_a_disk_that_fails_during_a_job_is_reported_and_waited_for(
 
 @sqlite_only
 @pytest.mark.tier2
-def test_f25_a_volume_that_goes_under_a_training_is_waited_for_and_nothing_is_made_in_its_place(
+def test_f25_a_volume_that_is_lost_under_a_training_is_waited_for_and_not_recreated(
     ganq: Ganq, database: Database, settings: "Settings", small: list[str]
 ) -> None:
     """As when a disk is unmounted: files created below the mount point would be hidden when it is back."""

@@ -80,7 +80,7 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
     assert all(value is not None for key, value in result.items() if key.startswith("loss"))
 
 
-def test_pictures_that_do_not_fit_on_the_gpu_give_the_same_bits(
+def test_images_that_do_not_fit_on_the_gpu_give_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, there = train(tmp_path, spec_of(recipe="sngan", mirror=True))
@@ -89,7 +89,7 @@ def test_pictures_that_do_not_fit_on_the_gpu_give_the_same_bits(
     assert sha256_of(sent.saved[-1].state) == sha256_of(there.saved[-1].state)
 
 
-def test_a_batch_too_large_for_the_gpu_is_an_error_with_a_way_out(tmp_path: Path) -> None:
+def test_a_batch_too_large_for_the_gpu_is_an_error_with_a_hint(tmp_path: Path) -> None:
     spec = spec_of(batch=8192, ngf=256, ndf=256, size=128, epochs=1, cuda_graphs=False)
     with pytest.raises(OutOfMemoryError, match="not enough free memory") as caught:
         train(tmp_path, spec, noise_images(8192, 128))
@@ -98,7 +98,7 @@ def test_a_batch_too_large_for_the_gpu_is_an_error_with_a_way_out(tmp_path: Path
     train(tmp_path, spec_of(epochs=1))
 
 
-def test_a_picture_has_the_same_bytes_however_many_are_made_with_it(tmp_path: Path) -> None:
+def test_an_image_has_the_same_bytes_however_many_are_made_with_it(tmp_path: Path) -> None:
     _, trained = train(tmp_path, spec_of(recipe="sngan"))
 
     def made(count: int) -> list[bytes]:

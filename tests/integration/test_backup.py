@@ -44,7 +44,7 @@ def rows(folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_jobs_go_on_after_the_job_table_was_destroyed_and_restored(
+def test_jobs_continue_after_the_job_table_was_destroyed_and_restored(
     ganq: Ganq, redis_url: str, small: list[str], destroy: Callable[[], None], tmp_path: Path
 ) -> None:
     worker = ganq.start_worker()

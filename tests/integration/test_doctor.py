@@ -51,7 +51,7 @@ def of(found: dict[str, list[dict[str, Any]]], check: str, word: str) -> dict[st
     return one
 
 
-def test_servers_that_accept_and_say_nothing_are_told_within_half_a_minute(ganq: Ganq) -> None:
+def test_servers_that_accept_and_say_nothing_are_reported_within_half_a_minute(ganq: Ganq) -> None:
     from services import Postgres, postgres_binaries
 
     binaries = postgres_binaries()

@@ -170,7 +170,7 @@ def test_the_wal_is_moved_into_the_database(
 
 
 @only_sqlite
-def test_a_wal_that_begins_anew_keeps_its_file_because_growing_waits_for_the_disk_twice(
+def test_a_wal_that_begins_again_keeps_its_file_because_growing_waits_for_the_disk_twice(
     database: Database,
     settings: "Settings",
     job_factory: "Callable[..., Job]",
@@ -208,7 +208,7 @@ def test_a_wal_of_other_pages_than_usual_is_known_to_be_long_too(
     raw.close()
 
 
-def test_a_file_that_is_no_database_is_said_to_be_none(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "ganq.db"
     path.write_bytes(b"this is a letter to my aunt, and no database\n" * 100)
 
@@ -311,7 +311,7 @@ def refused(url: str, tmp_path: Path) -> tuple[DatabaseUnavailableError, float]:
     return caught.value, time.monotonic() - begun
 
 
-def test_a_postgres_that_is_not_there_is_told_soon_and_without_its_password(tmp_path: Path) -> None:
+def test_a_postgres_that_is_not_there_is_reported_soon_and_without_its_password(tmp_path: Path) -> None:
     url = f"postgresql+psycopg://ganq:hunter2@127.0.0.1:{free_port()}/ganq"
 
     error, seconds = refused(url, tmp_path)
@@ -322,7 +322,7 @@ def test_a_postgres_that_is_not_there_is_told_soon_and_without_its_password(tmp_
     assert "ganq doctor" in (error.hint or "")
 
 
-def test_a_host_that_swallows_packets_is_told_soon_too(tmp_path: Path) -> None:
+def test_a_host_that_swallows_packets_is_reported_soon_too(tmp_path: Path) -> None:
     # A full backlog drops new connections without an answer, as a firewall does.
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -340,7 +340,9 @@ def test_a_host_that_swallows_packets_is_told_soon_too(tmp_path: Path) -> None:
     assert seconds < 12
 
 
-def test_a_postgres_database_that_does_not_exist_is_told_at_once(postgres: Postgres, tmp_path: Path) -> None:
+def test_a_postgres_database_that_does_not_exist_is_reported_at_once(
+    postgres: Postgres, tmp_path: Path
+) -> None:
     error, seconds = refused(postgres.tcp_url("nowhere"), tmp_path)
 
     assert 'database "nowhere" does not exist' in one_line(error)
@@ -348,7 +350,9 @@ def test_a_postgres_database_that_does_not_exist_is_told_at_once(postgres: Postg
     assert seconds < 2
 
 
-def test_a_wrong_postgres_password_is_told_at_once_and_not_shown(postgres: Postgres, tmp_path: Path) -> None:
+def test_a_wrong_postgres_password_is_reported_at_once_and_not_shown(
+    postgres: Postgres, tmp_path: Path
+) -> None:
     url = postgres.tcp_url("postgres").replace(postgres.password, "hunter2")
 
     error, seconds = refused(url, tmp_path)
@@ -359,7 +363,7 @@ def test_a_wrong_postgres_password_is_told_at_once_and_not_shown(postgres: Postg
 
 
 @only_postgres
-def test_connections_that_the_server_cut_are_made_anew(
+def test_connections_that_the_server_cut_are_made_again(
     database: Database, postgres: Postgres, queries: "Queries", job_factory: "Callable[..., Job]"
 ) -> None:
     made = job_factory()

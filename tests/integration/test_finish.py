@@ -153,7 +153,7 @@ def test_cancelling_a_queued_job_ends_it_at_once(
     assert event_types(database, made.id) == ["submitted", "cancel_requested", "cancelled"]
 
 
-def test_cancelling_a_running_job_tells_the_truth_that_it_still_runs(
+def test_cancelling_a_running_job_says_that_it_still_runs(
     database: "Database", store: "JobStore", running_job_factory: Callable[..., Lease], queries: "Queries"
 ) -> None:
     lease = running_job_factory()
@@ -195,7 +195,7 @@ def test_cancelling_an_ended_job_is_refused_and_says_how_it_ended(
     assert state in caught.value.message
 
 
-def test_a_cancel_whose_commit_answer_was_lost_is_no_error(
+def test_a_cancel_whose_commit_answer_was_lost_is_not_an_error(
     database: "Database", store: "JobStore", job_factory: "Callable[..., Job]"
 ) -> None:
     made = job_factory()
@@ -206,7 +206,7 @@ def test_a_cancel_whose_commit_answer_was_lost_is_no_error(
     assert found.state is JobState.CANCELLED
 
 
-def test_wishes_for_a_job_that_does_not_exist_are_refused(store: "JobStore") -> None:
+def test_requests_for_a_job_that_does_not_exist_are_refused(store: "JobStore") -> None:
     with pytest.raises(JobNotFoundError):
         store.request_cancel(4711)
     with pytest.raises(JobNotFoundError):
@@ -264,7 +264,7 @@ def test_crashes_back_off_and_the_third_without_progress_is_the_last(
     assert outcomes(queries, lease.job_id) == [Outcome.CRASHED] * 3
 
 
-def test_a_checkpoint_is_progress_and_begins_the_count_anew(
+def test_a_checkpoint_is_progress_and_begins_the_count_again(
     database: "Database",
     store: "JobStore",
     running_job_factory: Callable[..., Lease],
@@ -341,7 +341,7 @@ def test_a_storage_error_that_no_wait_mends_is_tried_a_few_times_and_then_fails_
     assert outcomes(queries, lease.job_id) == [Outcome.RETRIED] * (MAX_TRIES - 1) + [Outcome.FAILED]
 
 
-def test_a_volume_that_answers_with_errors_or_progress_in_between_begins_the_tries_anew(
+def test_a_volume_that_answers_with_errors_or_progress_in_between_begins_the_tries_again(
     database: "Database",
     store: "JobStore",
     running_job_factory: Callable[..., Lease],
@@ -412,7 +412,7 @@ def test_text_that_no_database_takes_does_not_keep_an_error_from_being_recorded(
 # --- recovery ---------------------------------------------------------------------------------
 
 
-def test_a_silent_job_is_taken_back_without_a_count_against_it(
+def test_an_unresponsive_job_is_requeued_without_a_count_against_it(
     database: "Database",
     store: "JobStore",
     running_job_factory: Callable[..., Lease],
@@ -432,7 +432,7 @@ def test_a_silent_job_is_taken_back_without_a_count_against_it(
     assert event_types(database, lease.job_id) == ["submitted", "claimed", "lost", "claimed"]
 
 
-def test_a_job_that_beat_meanwhile_is_not_taken_back(
+def test_a_job_that_sent_a_heartbeat_meanwhile_is_not_requeued(
     store: "JobStore", running_job_factory: Callable[..., Lease], queries: "Queries"
 ) -> None:
     lease = running_job_factory()
@@ -445,7 +445,7 @@ def test_a_job_that_beat_meanwhile_is_not_taken_back(
     store.heartbeat(lease, None)
 
 
-def test_a_job_that_is_in_its_next_attempt_is_not_taken_back(
+def test_a_job_that_is_in_its_next_attempt_is_not_requeued(
     database: "Database",
     store: "JobStore",
     running_job_factory: Callable[..., Lease],
@@ -487,7 +487,7 @@ def test_the_reaper_sees_running_jobs_and_their_owners(
     assert only == HeartbeatRow(lease.job_id, 1, lease.job.hb_seq, "testhost", "b", 77, 8, "w9")
 
 
-def test_a_bell_is_rung_once_for_each_job_and_no_more_than_wanted_at_once(
+def test_a_job_is_notified_once_and_no_more_than_wanted_at_once(
     database: "Database", store: "JobStore", job_factory: "Callable[..., Job]"
 ) -> None:
     low, high = job_factory(priority=1), job_factory(priority=5, queue="studio")
@@ -502,7 +502,7 @@ def test_a_bell_is_rung_once_for_each_job_and_no_more_than_wanted_at_once(
     assert store.due_notifications(again_s=120, limit=9) == [(low.id, "default")]
 
 
-def test_a_job_whose_submitter_rang_is_not_rung_again_at_once(
+def test_a_job_whose_submitter_notified_is_not_notified_again_at_once(
     store: "JobStore", job_factory: "Callable[..., Job]"
 ) -> None:
     made = job_factory(will_notify=True)
@@ -512,7 +512,7 @@ def test_a_job_whose_submitter_rang_is_not_rung_again_at_once(
 
 
 @pytest.mark.parametrize("action", ["release", "crashed", "fail later"])
-def test_a_job_back_in_the_queue_is_rung_for_as_soon_as_it_may_run(
+def test_a_job_back_in_the_queue_is_notified_for_as_soon_as_it_may_run(
     database: "Database", store: "JobStore", running_job_factory: Callable[..., Lease], action: str
 ) -> None:
     lease = running_job_factory(will_notify=True)
@@ -522,7 +522,7 @@ def test_a_job_back_in_the_queue_is_rung_for_as_soon_as_it_may_run(
     assert store.due_notifications(again_s=120, limit=9) == [(lease.job_id, "default")]
 
 
-def test_a_job_that_waited_for_another_is_rung_for_when_it_is_free(
+def test_a_job_that_waited_for_another_is_notified_for_when_it_is_free(
     store: "JobStore", running_job_factory: Callable[..., Lease], job_factory: "Callable[..., Job]"
 ) -> None:
     lease = running_job_factory()

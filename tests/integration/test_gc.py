@@ -63,7 +63,7 @@ def reasons(plan: Plan) -> dict[str, Reason]:
 # --- what attempts leave ------------------------------------------------------------------
 
 
-def test_what_a_crashed_attempt_left_goes_and_what_rows_point_to_stays(
+def test_what_a_crashed_attempt_left_is_deleted_and_what_rows_point_to_stays(
     files: Files, gc: Any, store: "JobStore", running_job_factory: Callable[..., Lease]
 ) -> None:
     lease = running_job_factory()
@@ -92,7 +92,7 @@ def test_what_a_crashed_attempt_left_goes_and_what_rows_point_to_stays(
     assert gc()[0].items == []
 
 
-def test_a_checkpoint_without_a_row_stays_while_its_job_has_no_other_to_go_on_from(
+def test_a_checkpoint_without_a_row_stays_while_its_job_has_no_other_to_continue_from(
     files: Files,
     gc: Any,
     store: "JobStore",
@@ -136,7 +136,7 @@ def test_an_attempt_that_has_just_ended_is_left_alone_for_a_while(
     assert not lost.exists()
 
 
-def test_published_pictures_stay_and_those_of_earlier_attempts_go(
+def test_published_images_stay_and_those_of_earlier_attempts_go(
     files: Files,
     gc: Any,
     store: "JobStore",
@@ -155,7 +155,7 @@ def test_published_pictures_stay_and_those_of_earlier_attempts_go(
     assert {"images", "grids", "manifest.jsonl"} <= set(os.listdir(published))
 
 
-def test_what_a_cancelled_job_has_drawn_goes(
+def test_what_a_cancelled_job_has_generated_is_deleted(
     files: Files, gc: Any, store: "JobStore", running_job_factory: Callable[..., Lease]
 ) -> None:
     lease = running_job_factory(kind="generate")
@@ -166,7 +166,7 @@ def test_what_a_cancelled_job_has_drawn_goes(
     assert not (folder / "images").exists()
 
 
-def test_what_a_zombie_writes_after_its_rescue_goes_the_next_time(
+def test_what_a_zombie_writes_after_its_rescue_is_deleted_the_next_time(
     files: Files,
     gc: Any,
     store: "JobStore",
@@ -211,7 +211,7 @@ def part_of(files: Files, running_job_factory: Callable[..., Lease], whole: Job)
     return lease
 
 
-def test_a_part_goes_once_its_whole_is_published(
+def test_a_shard_is_deleted_once_its_parent_is_published(
     files: Files,
     gc: Any,
     store: "JobStore",
@@ -233,7 +233,7 @@ def test_a_part_goes_once_its_whole_is_published(
     assert (folder / "images").is_dir()
 
 
-def test_the_pictures_of_a_part_go_when_its_whole_was_cancelled(
+def test_the_images_of_a_part_go_when_its_whole_was_cancelled(
     files: Files,
     gc: Any,
     store: "JobStore",
@@ -261,7 +261,7 @@ TEMPS = (
 
 
 @pytest.mark.parametrize("name", TEMPS)
-def test_a_nameless_temporary_goes_when_it_is_old_enough(files: Files, gc: Any, name: Any) -> None:
+def test_a_nameless_temporary_is_deleted_when_it_is_old_enough(files: Files, gc: Any, name: Any) -> None:
     path = files.volume.root / name
     path.mkdir()
     (path / "half").write_bytes(b"x" * 100)
@@ -300,7 +300,7 @@ def test_an_archive_that_a_running_training_reads_stays_however_old(
     assert not unpacked.exists(), "it has decoded its images, and reads that"
 
 
-def test_what_somebody_else_has_put_on_the_volume_stays(files: Files, gc: Any) -> None:
+def test_what_others_have_put_on_the_volume_stays(files: Files, gc: Any) -> None:
     for name in ("notes.txt", "jobs/mine", "jobs/1", "jobs/.hidden", "datasets/faces", "latest/mine"):
         (files.volume.root / name).mkdir()
     (files.volume.latest / "elsewhere").symlink_to("/nowhere/at/all")
@@ -326,7 +326,7 @@ def test_our_own_links_that_point_nowhere_go(
     assert os.listdir(files.volume.latest) == ["good"]
 
 
-def test_a_link_that_was_made_anew_since_it_was_planned_stays(
+def test_a_link_that_was_made_again_since_it_was_planned_stays(
     files: Files, database: Database, volume: Volume, running_job_factory: Callable[..., Lease]
 ) -> None:
     lease = running_job_factory()
@@ -341,7 +341,7 @@ def test_a_link_that_was_made_anew_since_it_was_planned_stays(
     assert (volume.latest / "faces" / "log.txt").exists()
 
 
-def test_a_folder_without_a_job_goes_if_it_is_old_and_the_table_is_newer(
+def test_a_folder_without_a_job_is_deleted_if_it_is_old_and_the_table_is_newer(
     files: Files, gc: Any, running_job_factory: Callable[..., Lease], database: Database
 ) -> None:
     for _ in range(3):
@@ -435,7 +435,7 @@ def test_a_folder_from_before_the_time_of_submission_was_written_is_known_by_its
     assert {item.job_id for item in plan.items} == {1}
 
 
-def test_a_volume_that_is_not_there_is_said_and_not_made(
+def test_a_volume_that_is_not_there_is_reported_and_not_made(
     database: Database, settings: "Settings", volume: Volume
 ) -> None:
     with pytest.raises(VolumeError, match="there is no volume"):
@@ -641,7 +641,7 @@ def test_two_sweeps_of_one_plan_do_no_harm_to_each_other(
 
 
 @pytest.mark.parametrize(("code", "exit_code"), [("EBUSY", 0), ("ENOTEMPTY", 0), ("EACCES", 1)])
-def test_what_cannot_be_deleted_is_told_and_goes_the_next_time(
+def test_what_cannot_be_deleted_is_reported_and_is_deleted_the_next_time(
     files: Files,
     settings_env: dict[str, str],
     running_job_factory: Callable[..., Lease],
@@ -673,7 +673,7 @@ def old_training(files: Files, running_job_factory: Callable[..., Lease], **chan
     return lease
 
 
-def test_results_of_old_jobs_go_on_request_and_the_row_says_so(
+def test_results_of_old_jobs_are_deleted_on_request_and_the_row_says_so(
     files: Files, gc: Any, queries: "Queries", running_job_factory: Callable[..., Lease], volume: Volume
 ) -> None:
     lease = old_training(files, running_job_factory)
@@ -743,7 +743,7 @@ def test_a_job_that_is_needed_again_since_it_was_planned_keeps_its_results(
     assert len(files.registered(old.job_id)) == 2
 
 
-def test_an_import_never_goes_by_its_age(
+def test_an_import_is_never_deleted_for_its_age(
     files: Files, gc: Any, store: "JobStore", running_job_factory: Callable[..., Lease], volume: Volume
 ) -> None:
     files.folder(running_job_factory())
@@ -782,7 +782,7 @@ def decoded(files: Files, tmp_path: Path) -> Any:
     return str(source), images.fingerprint
 
 
-def test_a_data_set_goes_on_request_when_nobody_has_used_it_lately(
+def test_a_data_set_is_deleted_on_request_when_unused(
     files: Files, gc: Any, decoded: Any, running_job_factory: Callable[..., Lease], store: "JobStore"
 ) -> None:
     source, fingerprint = decoded
@@ -798,7 +798,7 @@ def test_a_data_set_goes_on_request_when_nobody_has_used_it_lately(
 
 
 @pytest.mark.parametrize("how", ["queued", "pinned", "reading something", "young"])
-def test_a_data_set_that_somebody_needs_stays(
+def test_a_data_set_in_use_is_kept(
     files: Files,
     gc: Any,
     decoded: Any,
@@ -902,7 +902,7 @@ def generation(job_factory: Callable[..., Job], claim: Claimer, source: int, whi
     return lease
 
 
-def test_a_checkpoint_that_is_let_go_between_choosing_and_pinning_is_chosen_anew(
+def test_a_checkpoint_that_is_let_go_between_choosing_and_pinning_is_chosen_again(
     files: Files,
     store: "JobStore",
     database: Database,

@@ -247,7 +247,7 @@ class away:  # noqa: N801 - reads as a phrase
                 one.resume()
 
 
-def test_a_worker_whose_celery_and_redis_are_deaf_is_healthy_because_it_polls(
+def test_a_worker_whose_celery_and_redis_receive_nothing_is_healthy_because_it_polls(
     ganq: Ganq,
     redis_server: "Redis",
     redis_url: str,

@@ -43,7 +43,7 @@ def test_an_urgent_job_goes_before_what_is_between_it_and_the_job_that_it_waits_
     assert claimed(claim, store) == [training.id, urgent.id, *fillers]
 
 
-def test_the_loan_reaches_through_a_chain_and_both_arms_of_a_fork(
+def test_inherited_priority_reaches_through_a_chain_and_both_arms_of_a_fork(
     database: "Database",
     store: JobStore,
     job_factory: "Callable[..., Job]",
@@ -59,7 +59,7 @@ def test_the_loan_reaches_through_a_chain_and_both_arms_of_a_fork(
     assert claimed(claim, store) == [*needed, urgent.id, filler.id]
 
 
-def test_the_parts_of_a_split_job_get_what_is_lent_to_the_whole(
+def test_the_shards_of_a_split_job_inherit_the_priority_of_the_parent(
     database: "Database",
     store: JobStore,
     job_factory: "Callable[..., Job]",
@@ -76,7 +76,7 @@ def test_the_parts_of_a_split_job_get_what_is_lent_to_the_whole(
     assert len(order) == 8
 
 
-def test_the_loan_ends_with_the_job_that_lends(
+def test_inherited_priority_ends_with_the_dependant(
     database: "Database",
     store: JobStore,
     job_factory: "Callable[..., Job]",
@@ -96,7 +96,7 @@ def test_the_loan_ends_with_the_job_that_lends(
 
 
 @pytest.mark.parametrize("way", ["cancel_many", "another need fails", "held"])
-def test_however_the_lender_goes_the_loan_ends(
+def test_inherited_priority_ends_however_the_dependant_ends(
     database: "Database",
     store: JobStore,
     job_factory: "Callable[..., Job]",
@@ -135,7 +135,7 @@ def test_a_new_priority_reaches_the_shards_and_what_they_wait_for(
         store.set_priority(whole.id + 1, 3)
 
 
-def test_a_held_job_lends_nothing_until_it_is_released(
+def test_a_held_job_raises_no_priority_until_it_is_released(
     database: "Database", store: JobStore, job_factory: "Callable[..., Job]"
 ) -> None:
     training = job_factory()
@@ -145,7 +145,9 @@ def test_a_held_job_lends_nothing_until_it_is_released(
     assert priority(database, training.id) == 10
 
 
-def test_a_sweep_lends_too(database: "Database", store: JobStore, job_factory: "Callable[..., Job]") -> None:
+def test_a_sweep_raises_the_priority_too(
+    database: "Database", store: JobStore, job_factory: "Callable[..., Job]"
+) -> None:
     training = job_factory()
     spec = {"data": "/pictures"}
     made = store.submit_sweep(
@@ -163,7 +165,7 @@ def test_a_sweep_lends_too(database: "Database", store: JobStore, job_factory: "
     assert priority(database, training.id) == 0
 
 
-def test_a_running_training_that_an_urgent_job_waits_for_does_not_yield_to_less(
+def test_a_running_training_that_an_urgent_job_waits_for_is_not_preempted_by_less(
     store: JobStore,
     job_factory: "Callable[..., Job]",
     claim: Claimer,
@@ -179,7 +181,7 @@ def test_a_running_training_that_an_urgent_job_waits_for_does_not_yield_to_less(
     assert store.request_preemption(training, worker_identity, kinds=KINDS) == between.id
 
 
-def test_a_running_training_yields_to_what_an_urgent_job_waits_for(
+def test_a_running_training_is_preempted_by_what_an_urgent_job_waits_for(
     store: JobStore,
     job_factory: "Callable[..., Job]",
     claim: Claimer,
@@ -212,7 +214,7 @@ def test_what_a_worker_pins_beside_it_keeps_the_own_priority(
     assert priority(database, training.job_id) == 2
 
 
-def test_status_shows_what_is_lent_and_retry_does_not_take_it_along(
+def test_status_shows_inherited_priority_and_retry_does_not_keep_it(
     store: JobStore,
     queries: "Queries",
     job_factory: "Callable[..., Job]",

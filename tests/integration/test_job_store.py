@@ -387,7 +387,7 @@ def test_inputs_are_pinned_for_all_attempts(
     assert claim().job.inputs == pin
 
 
-def test_what_a_checkpoint_was_measured_stands_in_its_row_and_makes_it_the_best(
+def test_what_a_checkpoint_was_measured_is_in_its_row_and_makes_it_the_best(
     store: "JobStore", queries: "Queries", running_job_factory: "Callable[..., Lease]"
 ) -> None:
     lease = running_job_factory()
@@ -465,7 +465,7 @@ def test_the_right_attempt_with_a_wrong_token_changes_nothing(
 # --- checkpoints ------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_registered_once_however_often_it_is_said(
+def test_a_checkpoint_is_registered_once_however_often_it_is_reported(
     database: "Database", store: "JobStore", running_job_factory: "Callable[..., Lease]"
 ) -> None:
     lease = running_job_factory()

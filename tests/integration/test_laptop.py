@@ -250,7 +250,7 @@ def test_a_download_has_the_bytes_of_the_volume(
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-def test_a_download_that_is_killed_or_cut_off_goes_on_where_it_ended(
+def test_a_download_that_is_killed_or_cut_off_continues_where_it_ended(
     server: Server, token: str, world: World, tmp_path: Path
 ) -> None:
     made = world.images("made", model_of(world), count=3000, format="png")
@@ -371,7 +371,7 @@ def test_a_file_arrives_in_parts_and_its_hash_is_checked(server: Server, world: 
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-def test_a_listing_or_a_bundle_that_lies_is_refused(server: Server, world: World, token: str) -> None:
+def test_a_false_listing_or_bundle_is_refused(server: Server, world: World, token: str) -> None:
     good = {"path": "a.png", "bytes": 1, "sha256": hashlib.sha256(b"a").hexdigest()}
     kind = {"Content_Type": "application/json"}
 
@@ -447,7 +447,7 @@ def test_the_same_class_speaks_to_a_server(client: ganq.Client, world: World, pi
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-def test_a_server_that_is_away_or_is_something_else_is_said(
+def test_a_server_that_is_away_or_is_something_else_is_reported(
     world: World, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ganq.remote.api.RETRIED_AFTER_S", (0.01,))

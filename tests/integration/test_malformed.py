@@ -118,7 +118,7 @@ def work_on_all(
     return ran
 
 
-def test_it_fails_with_bad_spec_and_the_other_jobs_go_on(
+def test_it_fails_with_bad_spec_and_the_other_jobs_continue(
     malformed: int,
     database: "Database",
     store: "JobStore",
@@ -206,7 +206,7 @@ def test_a_job_whose_state_was_changed_by_hand_is_run_again(
     assert queries.get(job).state is JobState.SUCCEEDED
 
 
-def test_one_running_row_that_cannot_be_taken_back_keeps_no_other_from_it(
+def test_one_running_row_that_cannot_be_requeued_keeps_no_other_from_it(
     backend: str,
     database: "Database",
     store: "JobStore",

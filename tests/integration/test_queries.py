@@ -56,7 +56,7 @@ def test_a_job_is_found_by_id_and_by_the_newest_of_its_name(
 
 
 @pytest.mark.parametrize("reference", ["4711", "nobody", "9" * 18, "9" * 40, "", "1 ", "-1", "%", "fac%"])
-def test_a_job_that_is_not_there_is_said_to_be_not_there(
+def test_a_job_that_is_not_there_is_reported(
     job_factory: "Callable[..., Job]", queries: "Queries", reference: Any
 ) -> None:
     job_factory(name="faces")
@@ -84,7 +84,7 @@ def test_pages_follow_each_other_by_id_without_a_gap_or_a_double(
     assert [one.id for one in oldest] == made[2:4]
 
 
-def test_the_stream_goes_on_over_the_edges_of_its_pages(
+def test_the_stream_continues_over_the_edges_of_its_pages(
     database: "Database", job_factory: "Callable[..., Job]", queries: "Queries"
 ) -> None:
     row = {
@@ -331,7 +331,7 @@ def test_a_worker_is_seen_with_what_it_last_said(
     assert -0.01 <= second.silent_s < 5
 
 
-def test_a_worker_that_was_silent_for_a_week_is_forgotten(
+def test_a_worker_that_was_unresponsive_for_a_week_is_forgotten(
     database: "Database", make_identity: "Callable[..., WorkerIdentity]", queries: "Queries"
 ) -> None:
     old, new = (WorkerStore(database, make_identity(name)) for name in ("old", "new"))

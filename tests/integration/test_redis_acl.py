@@ -60,7 +60,7 @@ def restricted_url(redis_server: Redis, admin: Any) -> str:
 
 
 @pytest.mark.timeout(60)
-def test_celery_rings_and_hears_and_is_denied_nothing(
+def test_celery_sends_and_receives_and_is_denied_nothing(
     admin: Any, restricted_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from storage.settings import Settings

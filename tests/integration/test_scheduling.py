@@ -207,7 +207,7 @@ def test_a_training_makes_room_for_a_waiting_job_of_higher_priority_and_runs_aft
 
 
 @pytest.mark.parametrize("priority", [-1, 0])
-def test_nothing_yields_to_what_is_not_more_urgent(
+def test_nothing_is_preempted_for_what_is_not_more_urgent(
     store: JobStore,
     job_factory: "Callable[..., Job]",
     claim: Claimer,
@@ -254,7 +254,7 @@ def test_one_waiting_job_gets_one_victim(
     assert offer(store, leases[1], workers[1]) == another.id
 
 
-def test_nobody_yields_while_an_idle_worker_serves_the_queue(
+def test_nothing_is_preempted_while_an_idle_worker_serves_the_queue(
     database: Database,
     store: JobStore,
     job_factory: "Callable[..., Job]",
@@ -292,7 +292,7 @@ def test_an_idle_worker_that_does_not_take_the_job_is_not_waited_for(
     assert offer(store, training, make_identity()) == urgent.id
 
 
-def test_nobody_yields_to_a_job_that_could_not_run(
+def test_nothing_is_preempted_for_a_job_that_could_not_run(
     database: Database,
     store: JobStore,
     job_factory: "Callable[..., Job]",
@@ -312,7 +312,7 @@ def test_nobody_yields_to_a_job_that_could_not_run(
     assert offer(store, training, worker_identity) is None, "its own user is at the quota"
 
 
-def test_a_job_that_yielded_stays_for_as_long_as_it_was_kept_waiting(
+def test_a_job_that_was_preempted_stays_for_as_long_as_it_was_kept_waiting(
     database: Database,
     store: JobStore,
     job_factory: "Callable[..., Job]",
@@ -334,7 +334,7 @@ def test_a_job_that_yielded_stays_for_as_long_as_it_was_kept_waiting(
     assert offer(store, training, worker_identity) == urgent.id, "it waited 40 s and has run for 60 s"
 
 
-def test_a_job_that_yielded_and_waited_long_goes_before_everything(
+def test_a_job_that_was_preempted_and_waited_long_goes_before_everything(
     database: Database,
     store: JobStore,
     job_factory: "Callable[..., Job]",
@@ -353,7 +353,7 @@ def test_a_job_that_yielded_and_waited_long_goes_before_everything(
     assert claim().job_id == training.job_id
 
 
-def test_a_drain_after_a_yield_is_no_yield(
+def test_a_drain_after_a_preemption_is_not_a_preemption(
     store: JobStore,
     job_factory: "Callable[..., Job]",
     claim: Claimer,

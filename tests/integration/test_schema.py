@@ -179,7 +179,9 @@ def test_a_database_without_tables_names_the_command(
     assert "ganq db upgrade" in (caught.value.hint or "")
 
 
-def test_an_older_database_is_refused_with_the_way_up(database: Database, settings: "Settings") -> None:
+def test_an_older_database_is_refused_with_the_upgrade_command(
+    database: Database, settings: "Settings"
+) -> None:
     pretend(database, "0000")
 
     with pytest.raises(SchemaMismatchError) as caught:
@@ -232,7 +234,7 @@ def test_a_claim_looks_at_the_schema_in_its_own_transaction(
     assert queries.get(made.id).attempt == 0
 
 
-def test_a_column_that_is_gone_is_blamed_on_the_schema_where_that_has_changed(
+def test_a_missing_column_is_blamed_on_the_schema_where_that_has_changed(
     database: Database, claim: "Claimer", job_factory: "Callable[..., Job]"
 ) -> None:
     job_factory()

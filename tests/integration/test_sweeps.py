@@ -36,7 +36,7 @@ def number_of_jobs(database: "Database") -> Any:
     return database.read(lambda conn: conn.execute(select(func.count()).select_from(job)).scalar_one())
 
 
-def test_a_sweep_is_jobs_that_stand_in_order_and_are_claimed_like_any(
+def test_a_sweep_is_jobs_in_order_and_are_claimed_like_any(
     database: "Database", store: "JobStore", queries: "Queries", claim: Claimer
 ) -> None:
     sweep = submit(store)

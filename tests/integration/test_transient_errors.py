@@ -148,7 +148,7 @@ def test_an_end_that_is_tried_again_finds_what_its_first_try_has_taken(
     assert queries.get(third.id).attempt == 0
 
 
-def test_who_does_not_go_on_takes_nothing(
+def test_who_does_not_continue_takes_nothing(
     running_job_factory: "Callable[..., Lease]",
     job_factory: "Callable[..., Job]",
     queries: "Queries",
@@ -266,7 +266,7 @@ def test_a_worker_runs_many_jobs_in_a_row_and_each_once(
 
 
 @pytest.mark.parametrize("point", ["supervisor.before_finish", "supervisor.finished"])
-def test_a_worker_that_is_told_to_go_as_a_job_ends_leaves_the_next_to_others(
+def test_a_worker_that_is_terminated_as_a_job_ends_leaves_the_next_to_others(
     ganq: "Ganq", queries: "Queries", small: list[str], tmp_path: Path, point: str
 ) -> None:
     """SIGTERM just before the commit that ends one job and takes the next, and just after."""

@@ -69,7 +69,7 @@ def test_a_restarted_worker_has_its_name_at_once_and_keeps_it(
     assert not second.name_disputed
 
 
-def test_a_worker_that_said_goodbye_leaves_no_doubt(report: Callable[..., WorkerStore]) -> None:
+def test_a_worker_that_exited_cleanly_is_known_as_stopped(report: Callable[..., WorkerStore]) -> None:
     first, second = report(1), report(2)
     first.report("idle")
     first.report("stopped")
@@ -184,7 +184,7 @@ def test_two_machines_with_one_host_name_have_two_workers(
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-def test_a_second_worker_with_a_given_name_ends_with_the_way_out(
+def test_a_second_worker_with_a_given_name_ends_with_a_hint(
     ganq: Ganq, start_on_machine: Callable[..., subprocess.Popen[bytes]], backend: str
 ) -> None:
     first = start_on_machine(1, "--name", "w1")

@@ -108,7 +108,7 @@ def test_an_import_cannot_be_retried(ganq: "Ganq", store: "JobStore") -> None:
     assert "ganq import" in said.err
 
 
-def test_open_prints_the_folder_of_the_pictures(
+def test_open_prints_the_folder_of_the_images(
     ganq: "Ganq", trained: Callable[..., int], settings: "Settings"
 ) -> None:
     job_id = trained()

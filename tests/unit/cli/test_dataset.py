@@ -20,7 +20,7 @@ def test_the_styles_are_listed_for_a_person_and_for_a_program(ganq: "Ganq") -> N
     assert all(one["creator"] in listed.out and one["licence_url"] for one in told)
 
 
-def test_a_check_says_how_many_pictures_are_the_same(ganq: "Ganq", tmp_path: Path) -> None:
+def test_a_check_says_how_many_images_are_the_same(ganq: "Ganq", tmp_path: Path) -> None:
     Image.new("RGB", (24, 24), (9, 9, 200)).save(tmp_path / "0.png")
     Image.new("RGB", (24, 24), (200, 9, 9)).save(tmp_path / "1.png")
     assert "copy" not in ganq("dataset", "check", tmp_path).out

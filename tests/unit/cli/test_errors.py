@@ -234,7 +234,7 @@ def run_process(shell: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
 
 
-def test_a_reader_that_has_gone_is_quiet(ganq: "Ganq", job_factory: Callable[..., object]) -> None:
+def test_a_closed_reader_is_quiet(ganq: "Ganq", job_factory: Callable[..., object]) -> None:
     for _ in range(200):
         job_factory()
     done = run_process(
@@ -294,7 +294,7 @@ def test_a_data_set_in_a_folder_whose_name_is_no_text_is_refused_however_it_is_r
 
 
 @pytest.mark.parametrize("more", ["", "--json", "--sweep seed=0-1"])
-def test_a_job_that_was_accepted_is_said_to_be_where_the_answer_cannot_be_written(
+def test_a_job_that_was_accepted_is_reported_where_the_answer_cannot_be_written(
     ganq: "Ganq", queries: "Queries", pictures: Path, more: str
 ) -> None:
     done = run_process(f"{sys.executable} -m cli.main submit train --data {pictures} {more} > /dev/full")
@@ -322,7 +322,7 @@ def test_what_is_asked_of_several_jobs_is_done_to_all_where_the_answer_cannot_be
     assert queries.counts()["queued"] == 3
 
 
-def test_ctrl_c_while_waiting_is_130_and_says_that_the_work_goes_on(
+def test_ctrl_c_while_waiting_is_130_and_says_that_the_work_continues(
     ganq: "Ganq", job_factory: Callable[..., object]
 ) -> None:
     job_factory()
@@ -340,7 +340,7 @@ def test_ctrl_c_while_waiting_is_130_and_says_that_the_work_goes_on(
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_command_that_is_told_to_go_takes_what_is_half_made_away(
+def test_a_command_that_is_terminated_takes_what_is_half_made_away(
     tmp_path: Path, sent: Any, code: int
 ) -> None:
     asked = ["dataset", "make", str(tmp_path / "faces"), "--count", "100000"]

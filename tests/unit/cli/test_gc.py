@@ -44,7 +44,7 @@ def old(files: Files, running_job_factory: "Callable[..., Lease]", store: "JobSt
     return lease
 
 
-def test_nothing_to_delete_is_said_and_is_no_failure(ganq: "Ganq", files: Files) -> None:
+def test_nothing_to_delete_is_reported_and_is_no_failure(ganq: "Ganq", files: Files) -> None:
     said = ganq("gc")
     assert (said.code, said.out) == (0, "nothing to delete\n")
 
@@ -88,7 +88,7 @@ def test_an_attempt_that_ended_within_a_lease_is_left_alone(
     assert ganq("gc").out == "nothing to delete\n"
 
 
-def test_results_of_old_jobs_go_on_request_and_every_command_says_so(
+def test_results_of_old_jobs_are_deleted_on_request_and_every_command_says_so(
     ganq: "Ganq", files: Files, old: Any
 ) -> None:
     assert ganq("gc", "--dry-run").out == "nothing to delete\n"
@@ -112,7 +112,7 @@ def test_results_of_old_jobs_go_on_request_and_every_command_says_so(
     assert "were deleted by ganq gc" in named.err
 
 
-def test_decoded_data_sets_go_on_request(ganq: "Ganq", files: Files) -> None:
+def test_decoded_data_sets_are_deleted_on_request(ganq: "Ganq", files: Files) -> None:
     cache = files.volume.dataset("a" * 64)
     cache.mkdir()
     (cache / "images.u8").write_bytes(b"x" * 3 * 8 * 8)
@@ -139,7 +139,7 @@ def test_an_age_without_what_it_is_for_is_a_usage_error(ganq: "Ganq", files: Fil
     assert "--older-than requires --datasets, --jobs or --rows" in said.err
 
 
-def test_a_volume_of_another_job_table_fails_with_the_way_out(
+def test_a_volume_of_another_job_table_fails_with_a_hint(
     ganq: "Ganq", files: Files, crashed: Any, database: "Database"
 ) -> None:
     from tables import set_columns

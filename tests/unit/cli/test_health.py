@@ -109,9 +109,7 @@ def test_one_whose_queue_of_askers_is_full_is_unhealthy(
         assert "does not answer" in said.out
 
 
-def test_a_sign_of_life_that_makes_no_sense_is_none(
-    ganq: "Ganq", settings: "Settings", supervisor: Any
-) -> None:
+def test_an_invalid_status_answer_counts_as_none(ganq: "Ganq", settings: "Settings", supervisor: Any) -> None:
     supervisor(None)
     (settings.runtime / "live-1.json").write_text("[1, 2")
     (settings.runtime / "live-2.json").write_text('{"worker": "w2"}')

@@ -61,7 +61,7 @@ def test_what_is_no_label_is_a_usage_error(ganq: "Ganq", pictures: Path, label: 
     assert ganq("set", 1, "--label", label).code == 2
 
 
-def test_labels_and_conditions_stand_in_job_files_and_in_what_show_prints(
+def test_labels_and_conditions_are_in_job_files_and_in_the_output_of_show(
     ganq: "Ganq", pictures: Path, tmp_path: Path, queries: "Queries"
 ) -> None:
     file = tmp_path / "jobs.toml"

@@ -88,7 +88,7 @@ def test_a_limit_for_each_counts_the_fullest(
         ("--user", "a\tb", 2),
     ],
 )
-def test_what_is_no_limit_is_said_in_one_line(ganq: "Ganq", typed: Any) -> None:
+def test_what_is_no_limit_is_reported_in_one_line(ganq: "Ganq", typed: Any) -> None:
     said = ganq("limit", *typed)
     assert said.code == 2
     assert said.err.startswith("error: ")

@@ -43,7 +43,7 @@ def test_a_running_job_shows_epoch_rate_eta_and_worker(
     assert (told["fraction"], told["eta_seconds"]) == (0.25, 30.0)
 
 
-def test_a_generation_shows_its_pictures(
+def test_a_generation_shows_its_images(
     ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
 ) -> None:
     lease = running_job_factory(kind="generate")
@@ -70,7 +70,7 @@ def test_progress_that_is_nonsense_breaks_no_table(
     assert "\x1b" not in said.out
 
 
-def test_words_are_true_for_jobs_that_do_not_move(
+def test_status_texts_are_true_for_jobs_that_do_not_move(
     ganq: "Ganq",
     store: "JobStore",
     job_factory: "Callable[..., Job]",
@@ -93,7 +93,7 @@ def test_words_are_true_for_jobs_that_do_not_move(
     assert "cancelled" in row_of(said, ended.id)
 
 
-def test_a_job_whose_worker_fell_silent_is_not_called_running(
+def test_a_job_whose_worker_became_unresponsive_is_not_called_running(
     ganq: "Ganq",
     database: "Database",
     running_job_factory: "Callable[..., Lease]",
@@ -192,7 +192,7 @@ def test_filters_choose_by_state_kind_user_and_name(
     assert ganq("status", 1, "--kind", "train").code == 2
 
 
-def test_all_jobs_as_json_come_in_pages_with_their_words(
+def test_all_jobs_as_json_come_in_pages_with_their_states(
     ganq: "Ganq", job_factory: "Callable[..., Job]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("storage.db.queries.PAGE", 4)
@@ -288,7 +288,7 @@ def test_a_finished_job_says_where_its_results_are_and_that_they_are_bit_exact(
     assert "bit-exact" in said.out
 
 
-def test_pictures_of_a_generation_that_did_not_end_are_no_result(
+def test_images_of_a_generation_that_did_not_end_are_no_result(
     ganq: "Ganq", store: "JobStore", settings: "Settings", running_job_factory: "Callable[..., Lease]"
 ) -> None:
     lease = running_job_factory(kind="generate")
@@ -328,7 +328,7 @@ def test_a_training_that_stopped_early_is_not_shown_as_complete(
     assert (facts["done"], facts["total"], facts["epoch"]) == (1344, 76800, 7)
 
 
-def test_a_training_that_ended_before_its_first_beat_shows_all_of_its_epochs(
+def test_a_training_that_ended_before_its_first_heartbeat_shows_all_of_its_epochs(
     ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
 ) -> None:
     lease = running_job_factory(spec={"data": "/pictures", "epochs": 2})
@@ -421,7 +421,7 @@ def on_a_terminal(*argv: Any, columns: Any = 100, lines: Any = 30, until: Any = 
 @pytest.mark.parametrize(
     ("variables", "coloured"), [({}, True), ({"TERM": "dumb"}, False), ({"NO_COLOR": "1"}, False)], ids=str
 )
-def test_words_have_colours_on_a_terminal_unless_they_are_unwanted(
+def test_status_texts_have_colours_on_a_terminal_unless_they_are_unwanted(
     ganq: "Ganq", variables: Any, coloured: bool
 ) -> None:
     code, drawn = on_a_terminal("status", "999", **variables)
@@ -528,7 +528,7 @@ def test_completion_without_a_job_table_is_silent_and_makes_none(
     assert not (tmp_path / "new-home").exists()
 
 
-def test_a_training_that_tells_how_many_pictures_it_saw_has_a_page(
+def test_a_training_that_reports_how_many_images_it_saw_has_a_page(
     ganq: "Ganq", store: "JobStore", job_factory: "Callable[..., Job]", claim: "Claimer"
 ) -> None:
     job_factory()
@@ -557,7 +557,7 @@ def test_a_user_column_appears_with_the_jobs_of_others(
     assert "grace" in ganq("workers").out
 
 
-def test_a_job_whose_worker_stopped_sending_heartbeats_has_no_rate_no_eta_and_a_way_out(
+def test_a_job_whose_worker_stopped_sending_heartbeats_has_no_rate_no_eta_and_a_hint(
     ganq: "Ganq",
     database: "Database",
     store: "JobStore",

@@ -239,7 +239,7 @@ def test_folders_have_the_path_that_they_have_on_the_host(services: dict[str, An
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_no_secret_stands_in_the_environment(services: dict[str, Any], name: str) -> None:
+def test_no_secret_is_in_the_environment(services: dict[str, Any], name: str) -> None:
     from storage.settings import SECRETS, Settings
 
     environment = services[name]["environment"]
@@ -335,7 +335,7 @@ def test_all_files_are_made_and_only_their_owner_reads_them(checkout: Path) -> N
     assert password not in run.stdout + (checkout / ".env").read_text()
 
 
-def test_a_second_run_keeps_passwords_and_moves_what_it_is_told_to(checkout: Path, tmp_path: Path) -> None:
+def test_a_second_run_keeps_passwords_and_moves_what_it_is_asked_to(checkout: Path, tmp_path: Path) -> None:
     make_secrets(checkout, "--volume", str(tmp_path / "its own disk"), "--redis-port", "16379")
     before = {name: made(checkout, name) for name in SECRET_FILES}
     with (checkout / ".env").open("a") as env:
@@ -352,7 +352,7 @@ def test_a_second_run_keeps_passwords_and_moves_what_it_is_told_to(checkout: Pat
     assert "# mine" in (checkout / ".env").read_text()
 
 
-def test_a_password_that_was_lost_half_way_is_made_anew(checkout: Path) -> None:
+def test_a_password_that_was_lost_half_way_is_made_again(checkout: Path) -> None:
     make_secrets(checkout)
     (checkout / "docker" / "secrets" / "redis_password").write_text("")
     make_secrets(checkout)
@@ -404,7 +404,7 @@ def test_who_used_sudo_owns_the_results(checkout: Path) -> None:
     "options",
     [("--redis-port", "0"), ("--postgres-port", "http"), ("--volume", "a:b"), ("--data", "it's")],
 )
-def test_what_cannot_stand_in_a_mount_or_a_url_is_refused(checkout: Path, options: tuple[str, ...]) -> None:
+def test_what_is_invalid_in_a_mount_or_a_url_is_refused(checkout: Path, options: tuple[str, ...]) -> None:
     run = make_secrets(checkout, *options)
     assert run.returncode == 2
     assert options[0] in run.stderr

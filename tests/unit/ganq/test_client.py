@@ -319,7 +319,9 @@ def test_a_log_is_followed_to_its_end(
     other.join()
 
 
-def test_what_a_job_lacks_is_said(client: ganq.Client, trained: Callable[..., int], pictures: Path) -> None:
+def test_what_a_job_lacks_is_reported(
+    client: ganq.Client, trained: Callable[..., int], pictures: Path
+) -> None:
     queued = client.train(data=pictures)
     with pytest.raises(ganq.GanqError, match="no published images"):
         queued.images()

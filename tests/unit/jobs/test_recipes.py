@@ -64,7 +64,7 @@ def test_every_recipe_learns_something_and_resumes_to_the_last_bit(tmp_path: Pat
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_pictures_can_be_drawn_and_chosen_from_a_run_of_every_recipe(tmp_path: Path, recipe: Any) -> None:
+def test_images_can_be_drawn_and_chosen_from_a_run_of_every_recipe(tmp_path: Path, recipe: Any) -> None:
     final = train(tmp_path, spec_of(recipe, epochs=1))[1].saved[-1]
     ctx = LocalContext(Path(tmp_path), source=final.for_generate())
     jobs.generation.generate.run(GenerateSpec.create(source=1, keep=3, of=6, micro_batch=4), ctx)
@@ -187,7 +187,7 @@ def test_pairs_are_judged_by_the_difference_of_their_logits() -> None:
     torch.testing.assert_close(loss.d(real + 7, fake + 7), loss.d(real, fake))
 
 
-def test_slopes_are_those_of_each_picture_alone() -> None:
+def test_gradients_are_those_of_each_image_alone() -> None:
     net = RESIDUAL.build_discriminator(0).double()
     fill(net)
     pictures = torch.randn(3, 3, 32, 32, dtype=torch.float64, requires_grad=True)
@@ -260,7 +260,7 @@ def test_a_step_of_d_adds_both_penalties_as_the_formula_says(tmp_path: Path, laz
     assert without.item() == pytest.approx(expected.item() if lazy == 1 else pairs.item(), rel=1e-4)
 
 
-def test_lines_of_metrics_tell_the_penalties(tmp_path: Path) -> None:
+def test_lines_of_metrics_hold_the_penalties(tmp_path: Path) -> None:
     _, ctx = train(tmp_path, spec_of("r3gan"))
     lines = [record for record in ctx.records if "metric" not in record]
     assert lines
@@ -327,7 +327,7 @@ def test_g_is_judged_beside_the_scores_that_d_gave_before_its_step(tmp_path: Pat
     assert training._g_gradients(phase, x)["loss_g"].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_g_alone_on_a_batch_asks_d_about_the_real_pictures(tmp_path: Path) -> None:
+def test_g_alone_on_a_batch_asks_d_about_the_real_images(tmp_path: Path) -> None:
     spec = spec_of("rpgan", size=32, augment=(), d_every=2)
     training = jobs.training.train.Training(spec, LocalContext(Path(tmp_path), IMAGES))
     state = training.state
@@ -381,7 +381,7 @@ def test_the_even_generator_is_folded_for_inference() -> None:
         torch.testing.assert_close(quick(latents), net(latents), rtol=1e-4, atol=1e-5)
 
 
-def test_blocks_begin_as_nothing_and_pictures_without_a_checkerboard() -> None:
+def test_blocks_begin_as_nothing_and_images_without_a_checkerboard() -> None:
     net = RESIDUAL.build_generator(0)
     blocks = [layer for layer in net.Gene if type(layer).__name__ == "Block"]
     assert len(blocks) == 3
@@ -392,7 +392,7 @@ def test_blocks_begin_as_nothing_and_pictures_without_a_checkerboard() -> None:
     assert torch.equal(squares, squares[..., :1, :1].expand_as(squares)), "the last resize starts as a repeat"
 
 
-def test_the_scale_of_a_fresh_residual_pair_is_that_of_pictures_and_logits() -> None:
+def test_the_scale_of_a_fresh_resnet_pair_is_that_of_images_and_logits() -> None:
     arch = Architecture(size=96, ngf=16, ndf=16, arch="resnet", norm_d="none")
     pictures = arch.build_generator(0)(torch.randn(16, 100, 1, 1))
     logits = arch.build_discriminator(0)(pictures)
@@ -400,7 +400,7 @@ def test_the_scale_of_a_fresh_residual_pair_is_that_of_pictures_and_logits() -> 
     assert 0.1 < logits.std().item() < 10
 
 
-def test_the_residual_generator_passes_through_inference_unchanged_and_within_its_range() -> None:
+def test_the_resnet_generator_passes_through_inference_unchanged_and_within_its_range() -> None:
     net = RESIDUAL.build_generator(3).eval()
     latents = 5 * torch.randn(4, 4, 1, 1)
     with torch.inference_mode():

@@ -38,7 +38,7 @@ def test_a_stored_spec_of_0_2_is_read_under_the_new_names() -> None:
     assert TrainSpec.from_json(stored).to_json() == spec
 
 
-def test_a_run_of_0_2_goes_on_under_the_new_names() -> None:
+def test_a_run_of_0_2_continues_under_the_new_names() -> None:
     spec = TrainSpec.create(data="/p", recipe="rpgan")
     saved = {**spec.to_json(), "recipe": "pairs", "arch": "even", "noise": "fresh"}
     del saved["fake_reuse"]

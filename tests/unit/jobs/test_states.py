@@ -38,7 +38,7 @@ def test_terminal_states_lead_nowhere_and_all_others_lead_to_one() -> None:
         assert TRANSITIONS[state] & TERMINAL
 
 
-def test_words_fit_into_their_columns() -> None:
+def test_status_texts_fit_into_their_columns() -> None:
     from storage.db.tables import attempt, job
 
     def length(column: Column[Any]) -> int:
@@ -87,7 +87,7 @@ def test_an_error_survives_pickling_between_processes() -> None:
         assert (again.message, again.hint, again.job_id) == ("no", "yes", 3)
 
 
-def test_a_wish_to_stop_passes_through_an_except_exception() -> None:
+def test_a_stop_request_passes_through_an_except_exception() -> None:
     def work() -> None:
         try:
             raise StopRequested(StopReason.DRAIN)

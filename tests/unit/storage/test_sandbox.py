@@ -162,7 +162,7 @@ def test_each_wall_holds_by_itself(kept: Path, wall: str, name: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
-def test_root_becomes_nobody_without_capabilities(tmp_path: Path) -> None:
+def test_root_becomes_user_nobody_without_capabilities(tmp_path: Path) -> None:
     code = (
         "status = open('/proc/self/status')\n"
         f"print({CONFINE}, *[one.split()[1:] for one in status if one.startswith(('Uid', 'Gid', 'Groups',"
@@ -174,7 +174,7 @@ def test_root_becomes_nobody_without_capabilities(tmp_path: Path) -> None:
     assert done.stdout == f"{{}} {nobody} {nobody} [] {none} {none} {['1']}\n", done.stderr
 
 
-def test_a_wall_that_the_kernel_does_not_have_is_named_and_the_others_stand(kept: Path) -> None:
+def test_a_wall_that_the_kernel_does_not_have_is_named_and_the_others_hold(kept: Path) -> None:
     confine = (
         "setattr(sandbox, 'LANDLOCK_CREATE_RULESET', 9999) or setattr(sandbox, 'SECCOMP_NUMBER', {}) or "
         + CONFINE
@@ -205,7 +205,7 @@ def is_confined(pid: int) -> bool:
     return "Seccomp:\t2" in status and "NoNewPrivs:\t1" in status and "Uid:\t0" not in status
 
 
-def test_a_process_that_decodes_pictures_is_confined_before_the_first() -> None:
+def test_a_process_that_decodes_images_is_confined_before_the_first() -> None:
     decoder = Decoder(Reading())
     try:
         assert is_confined(decoder._ensure().pid)

@@ -81,7 +81,7 @@ def test_a_secret_from_something_endless_is_refused_at_once(tmp_path: Path) -> N
     assert "is no file with an address" in refused(tmp_path, database_url_file="/dev/zero").message
 
 
-def test_an_address_in_a_file_is_told_with_the_file(tmp_path: Path) -> None:
+def test_an_address_in_a_file_is_reported_with_the_file(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("mysql://u:hunter2@h/d\n")
     error = refused(tmp_path, database_url_file=str(secret))
@@ -116,12 +116,12 @@ def test_a_relative_volume_is_refused_because_each_process_would_have_another(tm
         ),
     ],
 )
-def test_what_is_wrong_in_the_file_is_said_of_the_file(tmp_path: Path, text: str, said: str) -> None:
+def test_what_is_wrong_in_the_file_is_reported_of_the_file(tmp_path: Path, text: str, said: str) -> None:
     write_config(tmp_path, text)
     assert refused(tmp_path).message.startswith(said.format(tmp_path / "ganq.toml"))
 
 
-def test_the_home_is_refused_in_the_file_that_lies_there(tmp_path: Path) -> None:
+def test_the_home_is_refused_in_the_file_that_is_there(tmp_path: Path) -> None:
     write_config(tmp_path, 'home = "/tmp/zz"\n')
     assert "set GANQ_HOME in the environment" in (refused(tmp_path).hint or "")
 
@@ -152,7 +152,7 @@ def test_a_file_that_is_no_toml_is_refused(tmp_path: Path) -> None:
     assert "no valid TOML" in refused(tmp_path).message
 
 
-def test_a_file_that_everybody_can_write_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_anyone_can_write_is_refused(tmp_path: Path) -> None:
     write_config(tmp_path, 'user = "ada"\n')
     (tmp_path / "ganq.toml").chmod(0o666)
     assert "chmod o-w" in (refused(tmp_path).hint or "")

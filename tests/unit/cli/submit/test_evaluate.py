@@ -96,7 +96,7 @@ def test_a_generation_is_evaluated_against_what_its_model_was_trained_on(
     assert (said.code, "cannot be used with" in said.err) == (2, True)
 
 
-def test_pictures_at_a_path_are_evaluated_at_their_own_size_unless_told(
+def test_images_at_a_path_are_evaluated_at_their_own_size_unless_set(
     bare_ganq: "Ganq", real: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = plan(bare_ganq, real, "--data", real)
@@ -139,7 +139,7 @@ def test_a_bad_evaluation_is_one_line_and_no_row(
     assert sum(queries.counts().values()) == 1
 
 
-def test_ten_pictures_and_what_was_never_made_are_refused(
+def test_ten_images_and_what_was_never_made_are_refused(
     ganq: "Ganq", trained: Callable[..., int], generated: Any, evaluated: Any, real: Any
 ) -> None:
     source = trained()
@@ -221,7 +221,7 @@ def test_compare_puts_the_best_first_and_takes_jobs_for_their_newest_evaluation(
     assert f"job {one}" in table
 
 
-def test_compare_warns_of_other_real_pictures_and_of_what_is_not_there(
+def test_compare_warns_of_other_real_images_and_of_what_is_not_there(
     ganq: "Ganq", trained: Callable[..., int], evaluated: Any
 ) -> None:
     source = trained()
@@ -327,7 +327,7 @@ def test_a_sweep_of_evaluations_is_a_job_for_each_value(
 
 
 @pytest.mark.parametrize("asked", [{"count": 49}, {"keep": 49, "of": 500}, {"seeds": [[0, 47], [90, 90]]}])
-def test_a_generation_of_too_few_pictures_is_refused_before_the_job(
+def test_a_generation_of_too_few_images_is_refused_before_the_job(
     ganq: "Ganq", trained: Callable[..., int], generated: Any, real: Any, asked: Any
 ) -> None:
     made = generated(trained(), **asked)
@@ -337,7 +337,7 @@ def test_a_generation_of_too_few_pictures_is_refused_before_the_job(
     assert "use at least 50" in said.err
 
 
-def test_pictures_of_a_job_have_its_size_and_no_other(
+def test_images_of_a_job_have_its_size_and_no_other(
     ganq: "Ganq", trained: Callable[..., int], generated: Any, real: Any
 ) -> None:
     model = trained()
@@ -348,7 +348,7 @@ def test_pictures_of_a_job_have_its_size_and_no_other(
         assert ganq("submit", "evaluate", source, "--data", real, "--size", 24).code == 0
 
 
-def test_an_epoch_that_is_there_is_looked_at_while_the_training_goes_on(
+def test_an_epoch_that_is_there_is_looked_at_while_the_training_continues(
     ganq: "Ganq",
     store: "JobStore",
     queries: "Queries",

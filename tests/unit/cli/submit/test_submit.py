@@ -286,7 +286,7 @@ def test_a_relative_path_is_made_absolute(
     assert (spec["data"], spec["init_netg"]) == (str(pictures), str(weights))
 
 
-def test_pictures_are_counted_by_name_in_folders_zips_and_tars(pictures: Path, tmp_path: Path) -> None:
+def test_images_are_counted_by_name_in_folders_zips_and_tars(pictures: Path, tmp_path: Path) -> None:
     (pictures / "notes.txt").touch()
     (pictures / ".hidden.png").touch()
     (pictures / "more").mkdir()
@@ -366,7 +366,7 @@ def test_the_plan_counts_steps_as_the_tutorial_does() -> None:
     assert plan["images_shown"] == 400 * 62 * 256
 
 
-def test_a_short_job_that_ended_before_its_first_beat_is_one_to_estimate_from(
+def test_a_short_job_that_ended_before_its_first_heartbeat_is_one_to_estimate_from(
     ganq: "Ganq", trained: Callable[..., int], store: "JobStore", running_job_factory: "Callable[..., Lease]"
 ) -> None:
     model = trained()
@@ -443,7 +443,7 @@ def test_the_command_that_follows_drawn_faces_fits_them(ganq: "Ganq", tmp_path: 
 # --- train --continue ---------------------------------------------------------------------
 
 
-def test_continue_copies_the_spec_and_goes_on_from_the_job(
+def test_continue_copies_the_spec_and_continues_from_the_job(
     ganq: "Ganq", queries: "Queries", trained: Callable[..., int], pictures: Path
 ) -> None:
     parent = trained(epochs=4, name="faces")
@@ -499,7 +499,7 @@ def test_continue_refuses_what_a_checkpoint_cannot_do(
     assert sum(queries.counts().values()) == 1
 
 
-def test_conditional_needs_folders_of_classes_with_two_pictures_each(
+def test_conditional_needs_folders_of_classes_with_two_images_each(
     ganq: "Ganq", queries: "Queries", pictures: Path
 ) -> None:
     asked = ("submit", "train", "--data", pictures, "--batch", 8, "--conditional")
@@ -522,7 +522,7 @@ def test_conditional_needs_folders_of_classes_with_two_pictures_each(
     assert drawn.json()["spec"]["class_name"] == "b", "whether it knows b, only the training can tell"
 
 
-def test_a_class_that_a_training_does_not_know_is_refused_once_it_has_read_its_pictures(
+def test_a_class_that_a_training_does_not_know_is_refused_once_it_has_read_its_images(
     ganq: "Ganq",
     store: "JobStore",
     settings: "Settings",
@@ -594,7 +594,7 @@ def test_a_dry_run_knows_the_jobs_that_it_would_wait_for(
         assert "nosuch" in said.err
 
 
-def test_a_home_that_is_no_folder_is_told_by_every_command(bare_ganq: "Ganq", tmp_path: Path) -> None:
+def test_a_home_that_is_no_folder_is_reported_by_every_command(bare_ganq: "Ganq", tmp_path: Path) -> None:
     (tmp_path / "new-home").touch()
     for command in (("status",), ("submit", "generate", "--count", 1), ("up",)):
         said = bare_ganq(*command)
@@ -764,7 +764,7 @@ def test_seeds_are_numbers_and_ranges(ganq: "Ganq", trained: Callable[..., int])
     assert said["plan"]["images_kept"] == 4
 
 
-def test_a_way_is_picture_numbers_and_so_many_frames(ganq: "Ganq", trained: Callable[..., int]) -> None:
+def test_a_latent_path_has_image_numbers_and_frames(ganq: "Ganq", trained: Callable[..., int]) -> None:
     trained()
     said = ganq(
         "submit", "generate", "--interpolate", "3, 17,42", "--frames", 7, "--dry-run", "--json"
@@ -775,7 +775,7 @@ def test_a_way_is_picture_numbers_and_so_many_frames(ganq: "Ganq", trained: Call
     assert said["plan"]["images_kept"] == 120
 
 
-def test_a_way_without_the_library_for_films_says_what_brings_it(
+def test_a_video_without_its_library_names_the_extra(
     ganq: "Ganq", trained: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained()
@@ -912,7 +912,7 @@ def test_a_generation_is_no_model_and_its_own_source_is_named(
     assert f"--from {source}" in said.err
 
 
-def test_wait_exits_by_the_jobs_fate(
+def test_wait_exits_with_the_jobs_outcome(
     ganq: "Ganq", pictures: Path, store: "JobStore", queries: "Queries"
 ) -> None:
     import threading

@@ -62,7 +62,7 @@ def test_the_number_of_jobs_is_the_product_of_the_numbers_of_values(seeds: Any, 
         (["seed=1"], {"seed": 3}, "as an option and in --sweep"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(texts: list[str], typed: Any, said: str) -> None:
+def test_what_cannot_be_is_reported_in_one_line(texts: list[str], typed: Any, said: str) -> None:
     with pytest.raises(SpecError, match=said) as refused:
         swept(*texts, **typed)
     assert "\n" not in refused.value.message

@@ -207,7 +207,7 @@ def test_logs_follow_from_one_attempt_into_the_next_until_the_end(
     assert "has ended: succeeded" in said.err
 
 
-def test_events_tell_the_history_in_order(
+def test_events_list_the_history_in_order(
     ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
 ) -> None:
     store.succeed(running_job_factory(), {})

@@ -75,7 +75,7 @@ def test_as_good_as_real_is_near_the_floor_and_no_copy(good: Any) -> None:
     )
 
 
-def test_the_report_is_a_file_with_what_the_row_says_and_pairs_are_a_picture(good: Any) -> None:
+def test_the_report_is_a_file_with_what_the_row_says_and_pairs_are_an_image(good: Any) -> None:
     assert [one["name"] for one in good[0]["files"]] == ["neighbours.png", "evaluation.json"]
     report = json.loads(good[1].files["evaluation.json"])
     assert report == {name: value for name, value in good[0].items() if name != "files"}
@@ -101,20 +101,20 @@ def test_one_spec_gives_one_report(good: Any) -> None:
     assert {**again, "seconds": 0} == {**good[0], "seconds": 0}
 
 
-def test_pictures_of_a_model_are_those_that_generate_draws() -> None:
+def test_images_of_a_model_are_those_that_generate_draws() -> None:
     report, ctx = evaluate(images(60, of=WHOLE[:60]), seed=3, count=64)
     assert report["image_count"] == 64
     assert report["copying"]["verdict"] == "copies", "the data are the model's own images"
     assert ctx.reports[-1]["done"] == ctx.reports[-1]["total"] == 124
 
 
-def test_pictures_at_a_path_are_read_under_a_fingerprint_of_their_own(good: Any) -> None:
+def test_images_at_a_path_are_read_under_a_fingerprint_of_their_own(good: Any) -> None:
     spec = {"source": None, "path": "/made"}
     report, _ = evaluate(DATA, ctx={"other_data": images(250, seed=1)}, **spec)
     assert report["metrics"] == good[0]["metrics"]
 
 
-def test_a_model_that_repeats_itself_is_said_to() -> None:
+def test_a_model_that_repeats_itself_is_reported() -> None:
     few = images(250, seed=1)
     few.images_N3HW[:] = few.images_N3HW[:1]
     few.images_N3HW[:, 0, 0, 0] = np.arange(250)
@@ -128,7 +128,7 @@ def all_of(count: Any, value: Any) -> Any:
     return Images(np.full((count, 3, SIZE, SIZE), value, np.uint8), "flat")
 
 
-def test_black_pictures_get_what_can_be_said_and_no_nonsense(good: Any) -> None:
+def test_black_images_get_what_can_be_said_and_no_nonsense(good: Any) -> None:
     report, ctx = evaluate(DATA, all_of(100, 0))
     assert json.dumps(report, allow_nan=False)
     assert report["metrics"]["kid/random"]["value"] > 10 * good[0]["metrics"]["kid/random"]["baseline"]
@@ -147,12 +147,12 @@ def test_black_pictures_get_what_can_be_said_and_no_nonsense(good: Any) -> None:
     ],
     ids=["ten images", "all the same", "all black"],
 )
-def test_real_pictures_that_nothing_can_be_measured_against_are_refused(data: Any, says: str) -> None:
+def test_real_images_that_nothing_can_be_measured_against_are_refused(data: Any, says: str) -> None:
     with pytest.raises(DatasetError, match=says):
         evaluate(data, images(100, seed=1))
 
 
-def test_made_pictures_that_are_too_few_or_of_another_size_are_refused() -> None:
+def test_made_images_that_are_too_few_or_of_another_size_are_refused() -> None:
     with pytest.raises(NotMeasurableError, match="10 images are too few"):
         evaluate(DATA, images(10))
     with pytest.raises(SpecError, match="16×16, the evaluation is of 32×32"):
@@ -162,7 +162,7 @@ def test_made_pictures_that_are_too_few_or_of_another_size_are_refused() -> None
         evaluate(DATA, ctx={"made": [mixed.images_N3HW[0].transpose(1, 2, 0), WHOLE[0][:8]] * 50})
 
 
-def test_twins_in_the_data_count_once_and_are_told(good: Any) -> None:
+def test_twins_in_the_data_count_once_and_are_reported(good: Any) -> None:
     twins = replace(DATA, images_N3HW=np.concatenate([DATA.images_N3HW, DATA.images_N3HW[:40]]))
     report, _ = evaluate(twins, images(250, seed=1))
     assert report["metrics"] == good[0]["metrics"]

@@ -45,7 +45,7 @@ def test_no_more_than_a_few_wait() -> None:
 
 
 @pytest.mark.parametrize("error", [DiskFullError("full"), StopRequested("cancel")], ids=["error", "stop"])
-def test_what_goes_wrong_is_raised_to_who_goes_on_and_nothing_more_is_done(error: Any) -> None:
+def test_an_error_is_raised_at_the_next_call_and_nothing_more_is_done(error: Any) -> None:
     done = []
 
     def work(thing: Any) -> None:

@@ -63,7 +63,7 @@ def threads_of_torch(number: Any) -> Iterator[Any]:
 WHOLE = pixels(generate(count=64)[1])
 
 
-def test_pictures_are_the_generators_in_eval_mode_from_their_own_latents() -> None:
+def test_images_are_the_generators_in_eval_mode_from_their_own_latents() -> None:
     net = ARCH.build_generator()
     net.load_state_dict({k[2:]: v for k, v in SNAPSHOT.tensors.items() if k.startswith("G.")})
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_pictures_are_the_generators_in_eval_mode_from_their_own_latents() -> No
     .map(sorted)
     .map(lambda cuts: list(zip(cuts[::2], cuts[1::2], strict=False)))
 )
-def test_a_picture_is_the_same_in_whatever_range_it_is_asked_for(ranges: Any) -> None:
+def test_an_image_is_the_same_in_whatever_range_it_is_asked_for(ranges: Any) -> None:
     result, ctx = generate(seeds=tuple(ranges))
     draws = [draw for first, last in ranges for draw in range(first, last + 1)]
     assert np.array_equal(pixels(ctx), WHOLE[draws])
@@ -89,7 +89,7 @@ def test_a_picture_is_the_same_in_whatever_range_it_is_asked_for(ranges: Any) ->
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("chosen", [{"count": 60}, {"keep": 10, "of": 60}, {"count": 60, "reject": 0.3}])
-def test_pictures_scores_and_their_order_are_the_same_on_one_core_and_on_several(
+def test_images_scores_and_their_order_are_the_same_on_one_core_and_on_several(
     threads: int, chosen: Any
 ) -> None:
     results = []
@@ -112,7 +112,7 @@ def test_on_two_cores_two_micro_batches_are_computed_at_once(monkeypatch: pytest
         assert np.array_equal(pixels(generate(count=64)[1]), WHOLE)
 
 
-def test_records_say_where_a_picture_comes_from_and_are_scored_only_when_asked() -> None:
+def test_records_say_where_an_image_comes_from_and_are_scored_only_when_asked() -> None:
     _, ctx = generate(count=3)
     assert [picture.record for picture in ctx.sink.pictures] == [
         {"seed": 3, "draw": i, "score": None} for i in range(3)
@@ -121,14 +121,14 @@ def test_records_say_where_a_picture_comes_from_and_are_scored_only_when_asked()
     assert ctx.reports[-1]["done"] == 3
 
 
-def test_seed_mean_and_std_change_the_pictures() -> None:
+def test_seed_mean_and_std_change_the_images() -> None:
     for other in ({"seed": 4}, {"noise_mean": 1.0}, {"noise_std": 0.5}):
         assert not np.array_equal(pixels(generate(count=8, **other)[1]), WHOLE[:8])
     assert len({p.tobytes() for p in pixels(generate(count=8, noise_std=0.0)[1])}) == 1
 
 
 @pytest.mark.parametrize("micro_batch", [8, 16])
-def test_kept_pictures_are_the_best_of_all_best_first(micro_batch: int) -> None:
+def test_kept_images_are_the_best_of_all_best_first(micro_batch: int) -> None:
     netd = ARCH.build_discriminator()
     netd.load_state_dict({k[2:]: v for k, v in SNAPSHOT.tensors.items() if k.startswith("D.")})
     netg = ARCH.build_generator()
@@ -181,7 +181,7 @@ def test_of_equal_scores_the_earlier_draw_is_kept_and_comes_first() -> None:
     assert [picture.record["draw"] for picture in ctx.sink.pictures] == [0, 1, 2, 3, 4]
 
 
-def test_grids_hold_so_many_pictures_a_page_and_so_many_pages() -> None:
+def test_grids_hold_so_many_images_a_page_and_so_many_pages() -> None:
     result, ctx = generate(count=21, grid=8, grid_pages=16)
     assert list(ctx.sink.grids) == ["grid-0000", "grid-0001", "grid-0002"]
     assert np.array_equal(ctx.sink.grids["grid-0001"], grids.tile(WHOLE[8:16]))

@@ -34,7 +34,7 @@ def trained_generator(size: Any, kind: Any = Generator) -> Any:
 
 @pytest.mark.parametrize("kind", [Generator, BalancedGenerator])
 @pytest.mark.parametrize("size", [16, 24, 64, 96])
-def test_folded_generator_draws_the_same_pictures(size: int, kind: Any) -> None:
+def test_folded_generator_draws_the_same_images(size: int, kind: Any) -> None:
     net = trained_generator(size, kind)
     latents = torch.randn(8, 6, 1, 1)
     with torch.inference_mode():

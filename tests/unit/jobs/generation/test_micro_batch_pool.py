@@ -39,7 +39,7 @@ def test_that_many_pieces_are_worked_on_at_once(number: int) -> None:
 
 @pytest.mark.usefixtures("four_threads")
 @pytest.mark.parametrize(("pieces", "share"), [(1, 4), (2, 2), (3, 1), (4, 1), (100, 1)])
-def test_each_lane_has_an_equal_share_of_the_threads(pieces: int, share: int) -> None:
+def test_each_thread_has_an_equal_share_of_the_threads(pieces: int, share: int) -> None:
     assert set(in_lanes(pieces, lambda _: torch.get_num_threads())) == {share}
 
 
@@ -53,7 +53,7 @@ def test_afterwards_every_thread_has_all_threads_again() -> None:
     assert found == [4, 4]
 
 
-def test_many_cores_share_a_few_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_cores_share_a_few_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     many = MicroBatchPool(CPU, 1000)
     assert (many.workers, many.ahead) == (pipeline.MAX_MICRO_BATCHES, pipeline.MAX_MICRO_BATCHES)

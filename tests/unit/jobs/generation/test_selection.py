@@ -48,7 +48,7 @@ def test_slerp_of_parallel_and_opposite_vectors_is_finite(factor: float) -> None
     assert torch.isfinite(latent_path.slerp(one, one * factor, 0.5)).all()
 
 
-def test_a_way_begins_ends_and_passes_at_its_pictures() -> None:
+def test_a_latent_path_begins_ends_and_passes_at_its_images() -> None:
     way = latent_path.Path(LATENTS, (3, 17, 42), 9)
     frames = way.rows(range(16))
     assert torch.equal(frames[[0, 4, 8]], LATENTS.rows([3, 17, 42]))
@@ -57,7 +57,7 @@ def test_a_way_begins_ends_and_passes_at_its_pictures() -> None:
     assert torch.equal(way.rows([4], mean=1.0, std=0.5), LATENTS.rows([17], mean=1.0, std=0.5))
 
 
-def test_a_film_has_its_frames_as_pictures_gif_and_mp4() -> None:
+def test_a_video_has_its_frames_as_images_gif_and_mp4() -> None:
     av = pytest.importorskip("av")
     result, ctx = generate(interpolate=(3, 17, 42), frames=21)
     frames = pixels(ctx)
@@ -129,7 +129,7 @@ def test_what_is_taken_scores_at_least_the_models_threshold() -> None:
     assert {record["tries"] for record in records(REJECTING)} > {1, 2}
 
 
-def test_a_picture_that_is_good_enough_is_the_one_that_comes_without_rejection() -> None:
+def test_an_image_that_is_good_enough_is_the_one_that_comes_without_rejection() -> None:
     good = scores(rng.latents(3, range(64), 6)) >= threshold(0.5)
     first = [record["tries"] == 1 for record in records(REJECTING)]
     assert first == good.tolist()
@@ -139,7 +139,7 @@ def test_a_picture_that_is_good_enough_is_the_one_that_comes_without_rejection()
 
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(st.integers(0, 63), st.integers(0, 63))
-def test_a_picture_is_the_same_in_whatever_range_it_is_asked_for(one: Any, other: Any) -> None:
+def test_an_image_is_the_same_in_whatever_range_it_is_asked_for(one: Any, other: Any) -> None:
     first, last = sorted((one, other))
     _, ctx = generate(seeds=((first, last),), reject=0.5)
     assert np.array_equal(pixels(ctx), pixels(REJECTING)[first : last + 1])
@@ -160,7 +160,7 @@ def test_where_no_try_is_good_enough_the_best_of_them_is_taken(monkeypatch: pyte
     assert max(record["tries"] for record in records(ctx)) == 3
 
 
-def test_tries_of_one_picture_are_no_other_pictures() -> None:
+def test_tries_of_one_image_are_no_other_images() -> None:
     rows = torch.cat([LATENTS.rows(range(50), retry=k) for k in range(4)])
     assert len({tuple(row.tolist()) for row in rows}) == 200
     assert torch.equal(rows[:50], LATENTS.rows(range(50)))

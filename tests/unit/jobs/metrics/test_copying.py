@@ -52,7 +52,7 @@ def test_blocks_change_nothing_and_a_copy_is_at_no_distance(monkeypatch: pytest.
 # --- precision and recall -------------------------------------------------------------------
 
 
-def test_precision_falls_for_pictures_far_off_and_recall_for_modes_that_are_missing() -> None:
+def test_precision_falls_for_images_far_off_and_recall_for_modes_that_are_missing() -> None:
     one, other = normal(300), normal(300) + 100
     both = torch.cat([one[:150], other[:150]])
     fresh = normal(300, seed=5)
@@ -91,13 +91,13 @@ def test_independent_draws_are_cleared_and_copies_flagged_however_dense_the_crow
     assert found.neighbour_M[:60].tolist() == list(range(60))
 
 
-def test_the_line_is_where_one_real_picture_in_a_hundred_lies() -> None:
+def test_the_line_is_where_one_real_image_in_a_hundred_is() -> None:
     found = copies.copying(normal(1000), normal(4000, seed=1))
     assert found.share == pytest.approx(copies.EXPECTED_SHARE, abs=0.012)
     assert "no sign of copying" in found.summary()
 
 
-def test_of_few_pictures_nothing_is_said_but_a_crowd_of_copies() -> None:
+def test_of_few_images_nothing_is_reported_but_a_crowd_of_copies() -> None:
     real = normal(100)
     assert copies.copying(real, normal(100, seed=1)).verdict == "unsure"
     assert copies.copying(real, real + 1e-3).verdict == "copies"

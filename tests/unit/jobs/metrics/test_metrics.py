@@ -86,7 +86,7 @@ def test_swd_ranks_other_real_faces_far_above(
     assert bad.value > 1.5 * good.value
 
 
-def test_a_floor_is_what_real_pictures_get_and_bad_ones_are_far_from_it(
+def test_the_baseline_is_what_real_images_get_and_bad_images_are_far_from_it(
     measured: dict[str, ImageSet],
 ) -> None:
     for metric in METRICS:
@@ -97,7 +97,7 @@ def test_a_floor_is_what_real_pictures_get_and_bad_ones_are_far_from_it(
         assert lowest.key == key_of(metric, measured["real"].network)
 
 
-def test_variety_sees_collapse_and_nothing_else(measured: dict[str, ImageSet]) -> None:
+def test_diversity_sees_collapse_and_nothing_else(measured: dict[str, ImageSet]) -> None:
     real = measured["real"].features_ND
     assert 0.8 < diversity(real, measured["good"].features_ND) < 1.25
     assert diversity(real, measured["noisy"].features_ND) > 2 * COLLAPSED
@@ -163,7 +163,7 @@ def test_fid_stays_a_number_where_covariances_have_no_full_rank() -> None:
     assert not is_biased(65, 64)
 
 
-def test_swd_is_zero_for_the_same_pictures_and_grows_with_noise(faces: torch.Tensor) -> None:
+def test_swd_is_zero_for_the_same_images_and_grows_with_noise(faces: torch.Tensor) -> None:
     faces = faces[:24]
     near, far = (
         (faces + s * torch.randn(faces.shape, generator=draws())).clamp(0, 255).byte() for s in (4, 40)
@@ -195,7 +195,7 @@ def test_effnet_is_the_same_folded_and_pads_as_tensorflow_does(name: str, faces:
         assert shifted(edge)[0, 0, 0, 0] == 1
 
 
-def test_features_do_not_depend_on_where_a_picture_comes_from(faces: torch.Tensor) -> None:
+def test_features_do_not_depend_on_where_an_image_comes_from(faces: torch.Tensor) -> None:
     network = features.load("random")
     assert torch.equal(network(faces[:9]), network(faces[:9].numpy()))
     assert network(faces[:0]).shape == (0, network.dims)
@@ -275,7 +275,7 @@ def flat(count: Any, level: Any = 0, side: Any = 32) -> Any:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_data_set_of_one_picture_many_times_is_told_and_gets_no_number(metric: Any) -> None:
+def test_a_data_set_of_one_image_many_times_is_reported_and_gets_no_number(metric: Any) -> None:
     network = features.load("random")
     real = ImageSet.of(flat(10, 7), network)
     with pytest.raises(NotMeasurableError, match="all 10 real images are equal"):
@@ -285,7 +285,7 @@ def test_a_data_set_of_one_picture_many_times_is_told_and_gets_no_number(metric:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_black_samples_get_a_number_or_words_but_no_nan(metric: Any, faces: torch.Tensor) -> None:
+def test_black_samples_get_a_number_or_a_text_but_no_nan(metric: Any, faces: torch.Tensor) -> None:
     network = features.load("random")
     real, black = (ImageSet.of(one, network) for one in (faces[:10], torch.zeros_like(faces[:10])))
     if metric == "swd":
@@ -296,7 +296,7 @@ def test_black_samples_get_a_number_or_words_but_no_nan(metric: Any, faces: torc
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_single_picture_is_refused_or_measured_but_never_a_crash(metric: Any, faces: torch.Tensor) -> None:
+def test_a_single_image_is_refused_or_measured_but_never_a_crash(metric: Any, faces: torch.Tensor) -> None:
     network = features.load("random")
     one, two = ImageSet.of(faces[:1], network), ImageSet.of(faces[1:3], network)
     with pytest.raises(NotMeasurableError):
@@ -308,7 +308,7 @@ def test_a_single_picture_is_refused_or_measured_but_never_a_crash(metric: Any, 
         real_baseline(metric, one)
 
 
-def test_variety_of_a_data_set_full_of_twins_is_not_told() -> None:
+def test_diversity_of_a_data_set_full_of_duplicates_is_not_reported() -> None:
     twins = torch.randn(5, 8, generator=draws()).repeat(2, 1)
     with pytest.raises(NotMeasurableError, match="exactly like another"):
         diversity(twins, torch.randn(10, 8, generator=draws(1)))
@@ -316,6 +316,6 @@ def test_variety_of_a_data_set_full_of_twins_is_not_told() -> None:
         diversity(twins[:1], twins)
 
 
-def test_swd_refuses_pictures_below_its_smallest_level() -> None:
+def test_swd_refuses_images_below_its_smallest_level() -> None:
     with pytest.raises(NotMeasurableError, match="16×16"):
         swd(flat(4, side=8), flat(4, side=8))

@@ -57,7 +57,7 @@ def generate(folder: Any, model: Any, **given: Any) -> Any:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_a_class_changes_the_picture_and_its_score_and_reaches_the_tables(arch: Any) -> None:
+def test_a_class_changes_the_image_and_its_score_and_reaches_the_tables(arch: Any) -> None:
     netg, netd = arch.build_generator(0).eval(), arch.build_discriminator(0).eval()
     latents = torch.randn(1, 4, 1, 1).expand(3, -1, -1, -1)
     labels = torch.tensor([0, 1, 2])
@@ -120,7 +120,7 @@ def test_a_grid_has_a_class_in_each_row() -> None:
     assert len(grid_labels(1000)) == 32 * 8
 
 
-def test_labels_stay_with_their_pictures(tmp_path: Path) -> None:
+def test_labels_stay_with_their_images(tmp_path: Path) -> None:
     training = jobs.training.train.Training(spec_of(), LocalContext(Path(tmp_path), shaded()))
     for epoch, place in ((0, 0), (0, 2), (3, 1)):
         levels = training.batches.get(epoch, place).mean((1, 2, 3))
@@ -128,7 +128,7 @@ def test_labels_stay_with_their_pictures(tmp_path: Path) -> None:
         assert torch.equal(training.batches.labels(epoch, place), expected)
 
 
-def test_pictures_without_classes_and_a_class_of_one_are_refused(tmp_path: Path) -> None:
+def test_images_without_classes_and_a_class_of_one_are_refused(tmp_path: Path) -> None:
     plain = Images(shaded().images_N3HW, "f" * 64)
     with pytest.raises(DatasetError, match="these images have none"):
         train(tmp_path, spec_of(), data=plain)
@@ -139,7 +139,7 @@ def test_pictures_without_classes_and_a_class_of_one_are_refused(tmp_path: Path)
 # --- generation -------------------------------------------------------------------------------
 
 
-def test_classes_come_in_turn_by_picture_number_or_as_asked_whatever_the_range(tmp_path: Path) -> None:
+def test_classes_come_in_turn_by_image_number_or_as_asked_whatever_the_range(tmp_path: Path) -> None:
     model = train(tmp_path, spec_of(epochs=1))[1].saved[-1].for_generate()
     some = generate(tmp_path, model, count=10)
     assert [one.record["class"] for one in some] == [NAMES[i % 3] for i in range(10)]

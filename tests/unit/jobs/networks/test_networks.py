@@ -26,7 +26,7 @@ SIZES = [16, 24, 32, 48, 64, 96, 128, 192]
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("norm_d", ["batch", "spectral", "none"])
-def test_each_size_makes_pictures_and_one_score_each(size: Any, norm_d: NormD) -> None:
+def test_each_size_makes_images_and_one_score_each(size: Any, norm_d: NormD) -> None:
     arch = Architecture(size=size, nz=5, ngf=2, ndf=2, norm_d=norm_d)
     pictures = arch.build_generator(0)(torch.randn(3, 5, 1, 1))
     assert pictures.shape == (3, 3, size, size)

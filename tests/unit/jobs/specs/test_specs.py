@@ -146,7 +146,7 @@ def test_a_spec_survives_the_job_table(spec: Any) -> None:
 
 
 @given(generate_specs)
-def test_as_many_pictures_are_published_as_were_asked_for(spec: Any) -> None:
+def test_as_many_images_are_published_as_were_asked_for(spec: Any) -> None:
     if spec.interpolate:
         assert spec.total == len(spec.interpolate) + 7
     elif spec.seeds:
@@ -174,7 +174,7 @@ small_amounts = (
 
 @settings(deadline=None)
 @given(small_amounts, st.integers(1, 300), st.integers(1, 80))
-def test_the_parts_of_a_job_draw_each_picture_exactly_once_in_whole_micro_batches(
+def test_the_parts_of_a_job_draw_each_image_exactly_once_in_whole_micro_batches(
     amount: Any, shard: Any, micro_batch: Any
 ) -> None:
     spec = GenerateSpec.create(source=1, shard_size=shard, micro_batch=micro_batch, out="/p", **amount)
@@ -301,7 +301,7 @@ BAD_TRAIN: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def test_the_way_from_the_default_recipe_to_a_discriminator_with_batchnorm_is_named() -> None:
+def test_the_options_for_a_discriminator_with_batchnorm_are_named() -> None:
     wanted: dict[str, Any] = {"data": "/p", "recipe": DEFAULT_RECIPE, "norm_d": "batch", "loss": "bce"}
     with pytest.raises(SpecError) as caught:
         TrainSpec.create(**wanted)

@@ -23,7 +23,7 @@ def augmented(pictures: Any, policies: Any, p: Any) -> Any:
 
 
 @pytest.mark.parametrize("policy", ALL)
-def test_each_picture_is_changed_with_its_own_chance_or_left_to_the_last_bit(policy: Any) -> None:
+def test_each_image_is_changed_with_its_own_chance_or_left_to_the_last_bit(policy: Any) -> None:
     pictures = torch.rand(400, 3, 16, 16) * 2 - 1
     assert torch.equal(augmented(pictures, (policy,), 0.0), pictures)
     same = (augmented(pictures, (policy,), 0.3) == pictures).flatten(1).all(1)
@@ -31,7 +31,7 @@ def test_each_picture_is_changed_with_its_own_chance_or_left_to_the_last_bit(pol
     assert augmented(pictures, (policy,), 1.0).ne(pictures).flatten(1).any(1).float().mean().item() > 0.9
 
 
-def test_policies_choose_their_pictures_apart_from_each_other() -> None:
+def test_policies_choose_their_images_apart_from_each_other() -> None:
     pictures = torch.rand(400, 3, 16, 16) * 2 - 1
     same = (augmented(pictures, ("color", "cutout"), 0.5) == pictures).flatten(1).all(1)
     assert 0.15 < same.float().mean().item() < 0.4
@@ -57,7 +57,7 @@ def steps_of(ada: Any, sign: Any, steps: Any, most: Any = 1.0) -> Any:
     return ada.p.item()
 
 
-def test_p_rises_while_d_knows_the_training_pictures_and_falls_when_it_does_not() -> None:
+def test_p_rises_while_d_knows_the_training_images_and_falls_when_it_does_not() -> None:
     ada = Ada(0.6, 64_000, CPU)
     assert ada.p.item() == 0
     assert steps_of(ada, 1.0, ADA_INTERVAL - 1) == 0
@@ -90,7 +90,7 @@ def run(folder: Any, **given: Any) -> Any:
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.keys() - {"dcgan"}))
-def test_a_recipe_changes_no_picture_until_d_knows_them_too_well(recipe: Any) -> None:
+def test_a_recipe_changes_no_image_until_d_knows_them_too_well(recipe: Any) -> None:
     """Recoloured from the start, a quarter of the default's samples had colours that no image has."""
     spec = TrainSpec.create(data="/faces", recipe=recipe)
     assert plan(spec.augment, spec.augment_p, 2_000) == (AUTO_POLICIES, 1.0)
@@ -98,9 +98,7 @@ def test_a_recipe_changes_no_picture_until_d_knows_them_too_well(recipe: Any) ->
 
 
 @pytest.mark.parametrize("recipe", ["sngan", "rpgan", "r3gan"])
-def test_p_rises_when_d_learns_eight_pictures_by_heart_and_the_metrics_show_it(
-    tmp_path: Path, recipe: str
-) -> None:
+def test_p_rises_when_d_memorises_eight_images_and_the_metrics_show_it(tmp_path: Path, recipe: str) -> None:
     ctx = run(tmp_path, recipe=recipe, epochs=60)
     shown = [record["augment_p"] for record in ctx.records if "augment_p" in record]
     assert shown[0] < 0.1

@@ -60,7 +60,7 @@ def test_a_checkpoint_that_is_written_late_holds_what_the_run_was_when_it_was_du
     assert all(np.array_equal(late.samples[name], at_once.samples[name]) for name in late.samples)
 
 
-def test_copies_keep_still_and_lie_where_the_last_ones_lay() -> None:
+def test_copies_keep_their_place_in_memory() -> None:
     live = {"w": torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last), "n": torch.tensor(1)}
     staging = StagingBuffers()
     first = staging.copy(live)
@@ -106,6 +106,6 @@ def test_numbers_are_finite_each_for_itself(values: Any, finite: bool) -> None:
     assert all_finite([torch.ones(3), torch.tensor(values), torch.tensor(2)]) is finite
 
 
-def test_the_longest_wait_for_a_checkpoint_is_told(tmp_path: Path) -> None:
+def test_the_longest_wait_for_a_checkpoint_is_reported(tmp_path: Path) -> None:
     result = jobs.training.train.run(spec_of("sngan"), LocalContext(tmp_path, data=IMAGES))
     assert 0 < result["longest_stall_s"] < result["seconds"]

@@ -87,7 +87,7 @@ def test_measuring_moves_no_bit_of_the_training(tmp_path: Path, recipe: str) -> 
     assert measured.meta["evaluations"]
 
 
-def test_a_value_stands_in_the_checkpoint_the_journal_and_the_result(
+def test_a_value_is_in_the_checkpoint_the_log_and_the_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation, "COLLAPSED", 0.0)  # so young a generator repeats itself
@@ -176,7 +176,7 @@ def test_a_run_too_short_for_a_twentieth_is_measured_at_its_end(tmp_path: Path) 
     assert plan(spec_of(metric="none"), 1000, 1e12, 1.0) == Plan(0, 0)
 
 
-def test_pictures_that_say_nothing_give_words_and_no_number(tmp_path: Path) -> None:
+def test_images_that_say_nothing_give_a_text_and_no_number(tmp_path: Path) -> None:
     same = noise_images(1, 16)
     one = type(same)(same.images_N3HW.repeat(21, axis=0), "x")
     result, ctx = train(tmp_path, spec_of(), data=one)
@@ -185,7 +185,7 @@ def test_pictures_that_say_nothing_give_words_and_no_number(tmp_path: Path) -> N
     assert any("real images are equal" in line for line in ctx.lines), ctx.lines
 
 
-def test_one_picture_is_no_set() -> None:
+def test_one_image_is_no_set() -> None:
     with pytest.raises(SpecError, match="compares sets"):
         spec_of(eval_samples=1)
 
@@ -235,7 +235,7 @@ def test_where_all_repeat_themselves_none_is_the_best(tmp_path: Path, scripted: 
     assert result["stopped"] is None
 
 
-def test_a_run_that_was_never_more_than_one_picture_ends_after_twice_its_patience(
+def test_a_run_that_was_never_more_than_one_image_ends_after_twice_its_patience(
     tmp_path: Path, scripted: Any
 ) -> None:
     scripted((9.0, 0.0), (5.0, 0.0), (5.0, 0.0), (6.0, 0.1), (5.0, 0.0), (5.0, 0.0))
@@ -264,7 +264,9 @@ def test_a_run_that_was_killed_stops_at_the_same_epoch_with_the_same_bits(
     assert ctx.saved[-1].meta["evaluations"] == whole.saved[-1].meta["evaluations"]
 
 
-def test_a_run_that_goes_on_by_wish_does_not_stop_for_what_was_before(tmp_path: Path, scripted: Any) -> None:
+def test_a_run_that_continues_on_request_does_not_stop_for_what_was_before(
+    tmp_path: Path, scripted: Any
+) -> None:
     scripted((5.0, 1.0), (3.0, 1.0), (4.0, 1.0), (3.5, 1.0))
     stopped = train(tmp_path, spec_of(patience=2))[1].saved[-1]
     spec = spec_of(patience=2, continue_from=1)
@@ -274,7 +276,7 @@ def test_a_run_that_goes_on_by_wish_does_not_stop_for_what_was_before(tmp_path: 
     assert [one["epoch"] for one in ctx.saved[-1].meta["evaluations"]] == [5, 6]
 
 
-def test_without_patience_it_runs_all_its_epochs(tmp_path: Path, scripted: Any) -> None:
+def test_without_early_stopping_it_runs_all_its_epochs(tmp_path: Path, scripted: Any) -> None:
     scripted((1.0, 1.0))
     assert train(tmp_path, spec_of("dcgan"))[0]["epoch"] == 6
     assert spec_of("dcgan").patience == 0
@@ -286,7 +288,9 @@ def test_without_patience_it_runs_all_its_epochs(tmp_path: Path, scripted: Any) 
 COLLAPSE = ((5.0, 1.0), (1.0, 1.0), (2.0, 1.0), (8.0, 0.05))
 
 
-def test_a_collapsed_generator_goes_back_to_the_best_with_lower_rates(tmp_path: Path, scripted: Any) -> None:
+def test_a_collapsed_generator_is_rolled_back_to_the_best_with_lower_rates(
+    tmp_path: Path, scripted: Any
+) -> None:
     scripted(*COLLAPSE, (0.9, 1.0), (0.8, 1.0), (0.7, 1.0), (0.6, 1.0))
     result, ctx = train(tmp_path, spec_of())
     (back,) = [one for one in ctx.events if one["type"] == "rolled_back"]
@@ -320,7 +324,7 @@ def test_a_collapse_ends_the_same_when_the_run_is_killed_on_the_way(
     assert sha256_of(ctx.saved[-1].state) == sha256_of(whole.saved[-1].state)
 
 
-def test_a_young_generator_without_variety_has_not_collapsed(tmp_path: Path, scripted: Any) -> None:
+def test_a_young_generator_without_diversity_has_not_collapsed(tmp_path: Path, scripted: Any) -> None:
     scripted((9.0, 0.0), (8.0, 0.0), (30.0, 0.0))
     _, ctx = train(tmp_path, spec_of(epochs=3))
     assert not [one for one in ctx.events if one["type"] == "rolled_back"]

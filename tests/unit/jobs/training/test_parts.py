@@ -59,7 +59,7 @@ def test_latents_are_normal_and_scaled() -> None:
     torch.testing.assert_close(moved, sample * 0.5 + 3)
 
 
-def test_an_epoch_shows_every_picture_once_in_an_order_of_its_own() -> None:
+def test_an_epoch_shows_every_image_once_in_an_order_of_its_own() -> None:
     first, second = rng.permutation(0, 0, 50), rng.permutation(0, 1, 50)
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(50))
     assert first.tolist() != second.tolist()
@@ -211,7 +211,7 @@ def test_batches_are_torchvisions_floats_in_the_order_of_the_epoch() -> None:
         assert torch.equal(batches.get(3, place), torch.stack(expected))
 
 
-def test_mirrored_batches_flip_some_pictures_and_the_same_ones_each_time() -> None:
+def test_mirrored_batches_flip_some_images_and_the_same_ones_each_time() -> None:
     images = noise_images(64, 16)
     plain = Batches(images, batch=64, seed=0, mirror=False, device=CPU).get(0, 0)
     mirrored = Batches(images, batch=64, seed=0, mirror=True, device=CPU).get(0, 0)
@@ -226,7 +226,7 @@ def test_mirrored_batches_flip_some_pictures_and_the_same_ones_each_time() -> No
     assert not torch.equal(same, same_next), "each epoch draws anew"
 
 
-def test_fewer_pictures_than_a_batch_are_refused_with_the_way_out() -> None:
+def test_fewer_images_than_a_batch_are_refused_with_a_hint() -> None:
     with pytest.raises(DatasetError) as caught:
         Batches(noise_images(5, 16), batch=8, seed=0, mirror=False, device=CPU)
     assert caught.value.code == "BAD_DATASET"
@@ -236,7 +236,7 @@ def test_fewer_pictures_than_a_batch_are_refused_with_the_way_out() -> None:
 # --- the rest ---------------------------------------------------------------------------------
 
 
-def test_kept_fakes_and_replayed_statistics_are_those_of_passes_made_anew() -> None:
+def test_kept_fakes_and_replayed_statistics_are_those_of_passes_made_again() -> None:
     arch = Architecture(size=16, nz=4, ngf=3, ndf=2)
     latents = torch.randn(8, 4, 1, 1)
     ours, theirs = arch.build_generator(0), arch.build_generator(0)
@@ -247,7 +247,7 @@ def test_kept_fakes_and_replayed_statistics_are_those_of_passes_made_anew() -> N
         torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-6, atol=1e-7)
 
 
-def test_a_meter_gives_means_forgets_them_and_raises_on_nan() -> None:
+def test_running_means_are_reset_and_raise_on_nan() -> None:
     means = RunningMeans()
     means.add({"loss_d": torch.tensor(1.0), "loss_g": torch.tensor(5.0)})
     means.add({"loss_d": torch.tensor(2.0)})

@@ -56,7 +56,7 @@ def test_a_run_in_bf16_is_finite_resumes_to_the_last_bit_and_keeps_weights_of_32
     assert sha256_of(in_fp32.state) != sha256_of(final.state), "bf16 was asked for, and nothing was rounded"
 
 
-def test_bf16_rounds_convolutions_and_neither_scores_nor_pictures(tmp_path: Path) -> None:
+def test_bf16_rounds_convolutions_and_neither_scores_nor_images(tmp_path: Path) -> None:
     seen = {}
 
     def remember(layer: Any, given: Any, made: Any) -> None:
@@ -122,7 +122,7 @@ def test_a_run_that_began_in_bf16_on_a_gpu_stays_with_it_where_the_cpu_can(
     assert ctx.saved[-1].meta["build"]["precision"] == ("bf16" if has_bf16 else "fp32")
 
 
-def test_a_checkpoint_from_before_precision_had_a_name_goes_on_bit_exact(tmp_path: Path) -> None:
+def test_a_checkpoint_from_before_precision_had_a_name_resumes_bit_exactly(tmp_path: Path) -> None:
     snapshot = train(tmp_path, spec_of(epochs=1))[1].saved[-1].for_resume()
     for part in ("build", "spec"):
         del snapshot.meta[part]["precision"]
@@ -169,7 +169,7 @@ def test_passes_that_cannot_be_recorded_for_want_of_memory_run_as_they_are(tmp_p
     assert sha256_of(short.saved[-1].state) == sha256_of(straight.saved[-1].state)
 
 
-def test_a_run_may_go_on_without_graphs_and_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_may_continue_without_graphs_and_with_the_same_bits(tmp_path: Path) -> None:
     _, straight = train(tmp_path, spec_of("rpgan"))
     stopped = LocalContext(
         tmp_path, data=IMAGES, stop_at=lambda asked: StopReason.DRAIN if asked == 7 else None

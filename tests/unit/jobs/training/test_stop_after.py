@@ -73,7 +73,7 @@ def test_a_written_budget_is_read_as_the_same(budget: Budget) -> None:
     images=st.integers(1, (EPOCHS * PER_EPOCH - 1) * BATCH),
     kills=st.lists(st.integers(0, 14), max_size=2),
 )
-def test_a_run_ends_at_its_images_and_goes_on_to_the_bits_of_one_that_was_not_stopped(
+def test_a_run_ends_at_its_images_and_continues_to_the_bits_of_one_that_was_not_stopped(
     recipe: str, images: int, kills: list[int]
 ) -> None:
     spec = spec_of(recipe, stop_after=f"{images}-images")

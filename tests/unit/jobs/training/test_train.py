@@ -235,7 +235,7 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_stopped(
     assert all(np.array_equal(samples[name], straight.samples[name]) for name in samples)
 
 
-def test_more_epochs_go_on_from_a_finished_run(tmp_path: Path) -> None:
+def test_more_epochs_continue_from_a_finished_run(tmp_path: Path) -> None:
     short = train(tmp_path, spec_of("sngan", epochs=2))[1]
     longer = train(tmp_path, spec_of("sngan", epochs=4), resume_from=short.saved[-1].for_resume())
     straight = train(tmp_path, spec_of("sngan", epochs=4))[1]
@@ -262,13 +262,13 @@ def test_other_options_are_refused_by_name_and_harmless_ones_are_not(tmp_path: P
     train(tmp_path, spec_of(epochs=2, data="/moved", checkpoint_seconds=9, keep_last=3), resume_from=snapshot)
 
 
-def test_changed_pictures_are_refused_on_resume(tmp_path: Path) -> None:
+def test_changed_images_are_refused_on_resume(tmp_path: Path) -> None:
     snapshot = train(tmp_path, spec_of(epochs=1))[1].saved[-1].for_resume()
     with pytest.raises(DatasetError, match="not those that this run began with"):
         train(tmp_path, spec_of(epochs=2), resume_from=snapshot, data=noise_images(21, 16, seed=1))
 
 
-def test_another_build_goes_on_and_is_marked_from_then_on(tmp_path: Path) -> None:
+def test_another_build_continues_and_is_marked_from_then_on(tmp_path: Path) -> None:
     snapshot = train(tmp_path, spec_of(epochs=1))[1].saved[-1].for_resume()
     snapshot.meta["build"] = {**snapshot.meta["build"], "torch": "1.0"}
     result, ctx = train(tmp_path, spec_of(epochs=2), resume_from=snapshot)
@@ -291,7 +291,7 @@ def test_a_cancelled_or_lost_run_stops_at_once_and_saves_nothing(tmp_path: Path,
 
 
 @pytest.mark.parametrize("reason", [StopReason.DRAIN, StopReason.PREEMPT])
-def test_a_drained_or_preempted_run_saves_where_it_stands(tmp_path: Path, reason: Any) -> None:
+def test_a_drained_or_preempted_run_saves_at_its_current_step(tmp_path: Path, reason: Any) -> None:
     ctx = context(tmp_path, stop_at=lambda asked: reason if asked == 3 else None)
     with pytest.raises(StopRequested):
         jobs.training.train.run(spec_of(), ctx)
@@ -336,7 +336,7 @@ def test_infinite_weights_with_finite_losses_are_neither_saved_nor_shown(
     assert ctx.samples == {}
 
 
-def test_fewer_pictures_than_a_batch_stop_the_run_before_it_begins(tmp_path: Path) -> None:
+def test_fewer_images_than_a_batch_stop_the_run_before_it_begins(tmp_path: Path) -> None:
     ctx = context(tmp_path)
     with pytest.raises(DatasetError, match="21 images do not fill one batch of 64"):
         jobs.training.train.run(spec_of(batch=64), ctx)

@@ -123,7 +123,7 @@ def test_grey_and_cmyk_become_rgb(tmp_path: Path) -> None:
     assert red[1] < 60
 
 
-def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path) -> None:
+def test_an_image_is_turned_as_its_exif_says(tmp_path: Path) -> None:
     image = Image.new("RGB", (40, 40), (0, 0, 0))
     image.paste((255, 255, 255), (0, 0, 40, 10))  # a white stripe at the top
     exif = Image.Exif()
@@ -145,7 +145,7 @@ def test_only_the_first_frame_of_a_gif_is_used(tmp_path: Path) -> None:
 # --- what is left out -------------------------------------------------------------------------
 
 
-def test_broken_pictures_are_left_out_and_reported(faces: Path, volume: "Volume") -> None:
+def test_broken_images_are_left_out_and_reported(faces: Path, volume: "Volume") -> None:
     (faces / "a-empty.png").touch()
     (faces / "b-text.png").write_text("<html>not an image</html>")
     whole = (faces / "001.png").read_bytes()
@@ -163,9 +163,7 @@ def test_broken_pictures_are_left_out_and_reported(faces: Path, volume: "Volume"
     assert report["ignored"] == {".txt": 1}
 
 
-def test_too_many_broken_pictures_refuse_the_data_set_and_leave_nothing(
-    faces: Path, volume: "Volume"
-) -> None:
+def test_too_many_broken_images_refuse_the_data_set_and_leave_nothing(faces: Path, volume: "Volume") -> None:
     for i in range(5):
         (faces / f"broken{i}.png").write_bytes(b"no")
     with pytest.raises(DatasetError) as caught:
@@ -175,7 +173,7 @@ def test_too_many_broken_pictures_refuse_the_data_set_and_leave_nothing(
     assert list(volume.datasets.iterdir()) == []
 
 
-def test_a_folder_without_pictures_is_a_clear_error(tmp_path: Path, volume: "Volume") -> None:
+def test_a_folder_without_images_is_a_clear_error(tmp_path: Path, volume: "Volume") -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "readme.md").touch()
     with pytest.raises(DatasetError, match="no images"):
@@ -212,7 +210,7 @@ def test_a_pipe_that_takes_a_files_place_does_not_hang_the_reader(faces: Path) -
         reader.read("005.png")
 
 
-def test_a_decoder_that_dies_costs_one_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_decoder_that_dies_costs_one_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from storage.datasets import decode_pool
 
     real = decode_pool.Decoder._ask
@@ -235,7 +233,7 @@ def test_a_decoder_that_dies_costs_one_picture(monkeypatch: pytest.MonkeyPatch, 
     assert "decoder" in (answers[3].reason or "")
 
 
-def test_a_decoder_that_hangs_costs_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_hangs_costs_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
     from storage.datasets import decode_pool
 
     monkeypatch.setattr(decode_pool, "WALL_SECONDS", 1.0)
@@ -254,7 +252,7 @@ def test_a_decoder_that_hangs_costs_one_picture(monkeypatch: pytest.MonkeyPatch)
     assert [one.number for one in answers if one.reason] == [3]
 
 
-def test_a_decoder_that_is_killed_once_costs_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_is_killed_once_costs_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
     from storage.datasets import decode_pool
 
     real = decode_pool.Decoder._ask
@@ -274,7 +272,7 @@ def test_a_decoder_that_is_killed_once_costs_no_picture(monkeypatch: pytest.Monk
     assert not [one for one in answers if one.reason]
 
 
-def test_decoders_that_cannot_start_are_not_the_pictures_fault(
+def test_decoders_that_cannot_start_are_not_the_images_fault(
     faces: Path, volume: "Volume", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
@@ -318,7 +316,7 @@ def test_class_folders_become_labels_and_flat_folders_have_none(
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_an_archive_gives_the_same_pictures_as_its_folder(
+def test_an_archive_gives_the_same_images_as_its_folder(
     kind: str, faces: Path, volume: "Volume", tmp_path: Path
 ) -> None:
     archive = tmp_path / f"faces.{kind}"
@@ -376,7 +374,7 @@ def test_a_torn_archive_is_one_clear_line(
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
-def test_a_broken_member_of_a_zip_costs_one_picture(method: Any, volume: "Volume", tmp_path: Path) -> None:
+def test_a_broken_member_of_a_zip_costs_one_image(method: Any, volume: "Volume", tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", method) as out:
         for i in range(30):
@@ -398,7 +396,7 @@ def test_a_huge_header_in_a_tar_is_refused_unread(tmp_path: Path) -> None:
         scan(tmp_path / "a.tar")
 
 
-def test_a_picture_that_vanishes_while_it_is_read_refuses_the_data_set(
+def test_an_image_that_vanishes_while_it_is_read_refuses_the_data_set(
     faces: Path, volume: "Volume", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = cache._Source._digest
@@ -606,7 +604,7 @@ def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
         ("index.json", lose_a_checksum, "its checksums are not those that were written"),
     ],
 )
-def test_a_cache_that_was_damaged_is_said_and_made_again(
+def test_a_cache_that_was_damaged_is_reported_and_made_again(
     faces: Path, volume: "Volume", tmp_path: Path, new_process: None, name: str, harm: Any, said: str
 ) -> None:
     tree = tmp_path / "tree"
@@ -784,7 +782,7 @@ def result(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize("format", ["png", "tar"])
-def test_of_what_a_generation_made_its_pictures_are_taken_and_not_its_grids(
+def test_of_what_a_generation_made_its_images_are_taken_and_not_its_grids(
     result: Callable[[str], Path], format: str
 ) -> None:
     listing = scan(result(format))
@@ -792,7 +790,7 @@ def test_of_what_a_generation_made_its_pictures_are_taken_and_not_its_grids(
     assert listing.classes() == ()
 
 
-def test_pictures_in_an_npz_are_no_data_set_and_the_error_names_one(result: Callable[[str], Path]) -> None:
+def test_images_in_an_npz_are_no_data_set_and_the_error_names_one(result: Callable[[str], Path]) -> None:
     with pytest.raises(DatasetError, match=r"pictures\.npz") as caught:
         scan(result("npz"))
     assert "--format png" in str(caught.value.hint)
@@ -805,7 +803,7 @@ def test_a_folder_of_ones_own_with_a_manifest_is_taken_whole(result: Callable[[s
     assert len(scan(folder).names) == 6
 
 
-def test_pictures_are_in_the_order_of_their_names(faces: Path, volume: "Volume") -> None:
+def test_images_are_in_the_order_of_their_names(faces: Path, volume: "Volume") -> None:
     images = open_images(volume, str(faces), 24)
     for i in (0, 7, 19):
         with Image.open(faces / f"{i:03d}.png") as one:

@@ -228,7 +228,7 @@ def test_a_text_in_an_image_that_unpacks_to_a_gigabyte_is_not_unpacked() -> None
     assert time.monotonic() - began < MOST_SECONDS
 
 
-def test_the_size_of_a_picture_that_claims_too_many_pixels_is_refused(
+def test_the_size_of_an_image_that_claims_too_many_pixels_is_refused(
     tmp_path: Path,
 ) -> None:
     whole = png()
@@ -272,7 +272,7 @@ def test_a_process_that_says_nothing_is_killed(tmp_path: Path, monkeypatch: pyte
     assert child.process.returncode == -9
 
 
-def test_a_zip_whose_reader_is_killed_loses_no_picture(tmp_path: Path) -> None:
+def test_a_zip_whose_reader_is_killed_loses_no_image(tmp_path: Path) -> None:
     path = tmp_path / "faces.zip"
     with zipfile.ZipFile(path, "w") as out:
         for number in range(3):

@@ -315,7 +315,7 @@ def test_floats_need_a_white_level_and_have_one(tmp_path: Path) -> None:
     assert pixels(decoded(data, Reading(white_level=1.0))).tolist() == np.full((3, 16, 16), 128).tolist()
 
 
-def test_the_whole_range_of_16_bits_is_no_remark(tmp_path: Path) -> None:
+def test_the_whole_range_of_16_bits_is_not_reported(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(deep(65535), "PNG"))
     assert not [line for line in check(tmp_path).lines() if "--white-level" in line]
 

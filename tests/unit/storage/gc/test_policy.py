@@ -44,7 +44,7 @@ def test_a_shard_and_what_has_not_ended_are_never_old() -> None:
     assert not old_enough(facts(state=JobState.RUNNING, ended_age_s=None), 0.0)
 
 
-def test_imports_named_trainings_and_kept_jobs_go_only_by_an_express_wish() -> None:
+def test_imports_named_trainings_and_kept_jobs_are_deleted_only_on_an_explicit_request() -> None:
     by_age, named = Policy(jobs_s=0.0), Policy(jobs_s=0.0, named_models=True)
     asked_for = Policy(jobs_s=0.0, only=frozenset({12}))
     for job, policies in (

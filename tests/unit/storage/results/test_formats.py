@@ -75,7 +75,7 @@ def test_other_programs_read_it(format: Any, tmp_path: Path) -> None:
     assert np.abs(np.stack(read) - wanted).max() <= (0 if format != "jpeg" else 25)
 
 
-def test_the_manifest_says_where_each_picture_lies_and_its_hash(format: Any, tmp_path: Path) -> None:
+def test_the_manifest_says_where_each_image_is_and_its_hash(format: Any, tmp_path: Path) -> None:
     facts = write(tmp_path / "a1", format, range(5, 9)).publish()
     made = list(read_manifest(tmp_path / "a1", facts["manifest_sha256"]))
     assert [one.record["draw"] for one in made] == [5, 6, 7, 8]
@@ -149,7 +149,7 @@ def test_a_discarded_result_leaves_nothing_and_a_killed_one_is_swept(format: Any
     killed.discard()  # its file handles
 
 
-def test_memory_does_not_grow_with_the_number_of_pictures(
+def test_memory_does_not_grow_with_the_number_of_images(
     format: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither where they are written, nor where they are gathered, nor where they are verified."""
@@ -195,7 +195,7 @@ def small_disk(tmp_path: Path) -> Iterator[Any]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_disk_that_fills_at_seven_tenths_is_told_leaves_nothing_and_works_again_with_room(
+def test_a_disk_that_fills_at_seven_tenths_is_reported_leaves_nothing_and_works_again_with_room(
     format: Any, small_disk: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(

@@ -86,12 +86,12 @@ def test_leftovers_of_a_killed_attempt_are_swept_and_never_published(tmp_path: P
     assert not list((tmp_path / "a1").glob("*.tmp-*"))
 
 
-def test_discarded_pictures_leave_nothing(tmp_path: Path) -> None:
+def test_discarded_images_leave_nothing(tmp_path: Path) -> None:
     filled(tmp_path / "a1").discard()
     assert list((tmp_path / "a1").iterdir()) == []
 
 
-def test_results_are_copied_out_and_a_bad_place_is_told_and_harmless(tmp_path: Path) -> None:
+def test_results_are_copied_out_and_a_bad_place_is_reported_and_harmless(tmp_path: Path) -> None:
     filled(tmp_path / "a1").publish()
     assert copy_out(tmp_path / "a1", str(tmp_path / "out")) == {"out": str(tmp_path / "out")}
     assert verify_manifest(tmp_path / "out") == 10
@@ -100,7 +100,7 @@ def test_results_are_copied_out_and_a_bad_place_is_told_and_harmless(tmp_path: P
     assert verify_manifest(tmp_path / "a1") == 10
 
 
-def test_a_folder_that_holds_pictures_already_is_not_written_to(tmp_path: Path) -> None:
+def test_a_folder_that_holds_images_already_is_not_written_to(tmp_path: Path) -> None:
     filled(tmp_path / "a1", count=4).publish()
     own = tmp_path / "out" / "images" / "000000.png"
     own.parent.mkdir(parents=True)
@@ -118,7 +118,7 @@ def test_an_image_file_is_named_by_its_output_index(tmp_path: Path) -> None:
     assert verify_manifest(tmp_path / "a1") == 2
 
 
-def test_a_manifest_that_cannot_be_written_leaves_no_pictures_behind(tmp_path: Path) -> None:
+def test_a_manifest_that_cannot_be_written_leaves_no_images_behind(tmp_path: Path) -> None:
     (tmp_path / "a1" / "manifest.jsonl" / "in the way").mkdir(parents=True)
     sink = filled(tmp_path / "a1")
     with pytest.raises(StorageError):
@@ -144,7 +144,7 @@ def test_whatever_is_wrong_with_a_result_is_a_storage_error(harm: str, tmp_path:
         verify_manifest(tmp_path / "a1")
 
 
-def test_another_file_appears_with_the_pictures_and_is_verified_by_what_the_result_says(
+def test_another_file_appears_with_the_images_and_is_verified_by_what_the_result_says(
     tmp_path: Path,
 ) -> None:
     sink = filled(tmp_path / "a1")
@@ -179,7 +179,7 @@ def test_reports_are_written_whole_and_a_file_is_what_its_checksum_says(tmp_path
 
 
 @pytest.mark.parametrize("most", [3, 10, 99])
-def test_published_pictures_are_read_back_evenly_chosen(tmp_path: Path, most: int) -> None:
+def test_published_images_are_read_back_evenly_chosen(tmp_path: Path, most: int) -> None:
     facts = filled(tmp_path / "a1").publish()
     read = list(read_images(tmp_path / "a1", facts["manifest_sha256"], most))
     wanted = range(10) if most >= 10 else [place * 10 // most for place in range(most)]

@@ -44,6 +44,6 @@ def test_what_the_run_reported_comes_before_its_figures() -> None:
     assert verdict(known, collapsed="all images are equal") == "collapsed: all images are equal"
 
 
-def test_a_run_without_evaluations_is_too_early_unless_nobody_asked_for_any() -> None:
+def test_a_run_without_evaluations_is_too_early_unless_none_was_requested() -> None:
     assert verdict([], spec={"metric": "kid"}) == "too early to say: not evaluated yet"
     assert verdict([], spec={"metric": "none"}) is None

@@ -257,7 +257,7 @@ def tiny_disk() -> Iterator[Path]:
     folder.rmdir()
 
 
-def test_a_full_disk_is_said_and_nothing_is_left(tiny_disk: Path) -> None:
+def test_a_full_disk_is_reported_and_nothing_is_left(tiny_disk: Path) -> None:
     write_bytes(tiny_disk / "old", b"old")
 
     with pytest.raises(DiskFullError) as caught:
@@ -312,7 +312,7 @@ def as_nobody() -> Iterator[Path]:
     ],
     ids=["file", "folder", "make_folder"],
 )
-def test_a_folder_that_may_not_be_written_is_said(as_nobody: Path, write: Any) -> None:
+def test_a_folder_that_may_not_be_written_is_reported(as_nobody: Path, write: Any) -> None:
     with pytest.raises(VolumeError) as caught:
         write(as_nobody)
     assert "permission denied" in str(caught.value)
@@ -320,7 +320,7 @@ def test_a_folder_that_may_not_be_written_is_said(as_nobody: Path, write: Any) -
     assert names(as_nobody) == ["hidden"]
 
 
-def test_a_folder_that_may_not_be_entered_is_said(as_nobody: Path) -> None:
+def test_a_folder_that_may_not_be_entered_is_reported(as_nobody: Path) -> None:
     inside = as_nobody / "hidden" / "a" / "b"
     with pytest.raises(VolumeError):
         make_folder(inside)
@@ -328,13 +328,13 @@ def test_a_folder_that_may_not_be_entered_is_said(as_nobody: Path) -> None:
         write_bytes(inside / "f", b"x")
 
 
-def test_a_file_in_the_way_of_a_folder_is_said(tmp_path: Path) -> None:
+def test_a_file_in_the_way_of_a_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("")
     with pytest.raises(StorageError, match="not a directory"):
         make_folder(tmp_path / "f" / "deep")
 
 
-def test_an_attempts_folder_that_is_gone_is_never_created_again(tmp_path: Path) -> None:
+def test_an_attempts_folder_that_was_deleted_is_never_created_again(tmp_path: Path) -> None:
     """As when its volume is unmounted: what is written below the mount point is hidden once it is back."""
     attempt = tmp_path / "jobs" / "000001" / "a1"
     sink = ImageFiles(attempt, inside=attempt)
@@ -352,13 +352,13 @@ def test_an_attempts_folder_that_is_gone_is_never_created_again(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
-def test_making_a_folder_that_is_there_is_no_error(tmp_path: Path) -> None:
+def test_making_a_folder_that_is_there_is_not_an_error(tmp_path: Path) -> None:
     make_folder(tmp_path / "a" / "b")
     make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
 
 
-def test_the_way_from_elsewhere_is_refused(tmp_path: Path) -> None:
+def test_a_redirect_from_elsewhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not above"):
         sync_parents(tmp_path / "a" / "b", tmp_path / "c")
 
@@ -434,7 +434,7 @@ def test_damage_is_recognised_and_says_where(kept: tuple[Path, str], damage: Any
     assert "ganq checkpoints" in (caught.value.hint or "")
 
 
-def test_a_damaged_checkpoint_of_a_job_is_told_with_the_job(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_of_a_job_is_reported_with_the_job(tmp_path: Path) -> None:
     with pytest.raises(CheckpointCorruptError) as caught:
         read_verified(tmp_path / "jobs" / "000012" / "a1" / "checkpoints" / "epoch-0005", "state", "0" * 64)
     assert str(caught.value).startswith("job 12, epoch-0005: ")

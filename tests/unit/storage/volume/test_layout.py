@@ -51,7 +51,7 @@ def test_the_folders_are_made_and_nothing_else_is_left(volume: Volume) -> None:
     assert sorted(one.name for one in volume.root.iterdir()) == ["datasets", "jobs", "latest"]
 
 
-def test_a_file_in_place_of_the_volume_is_said(volume: Volume) -> None:
+def test_a_file_in_place_of_the_volume_is_reported(volume: Volume) -> None:
     volume.root.write_text("")
     with pytest.raises(VolumeError) as caught:
         volume.ensure()
@@ -59,7 +59,7 @@ def test_a_file_in_place_of_the_volume_is_said(volume: Volume) -> None:
     assert "GANQ_VOLUME" in (caught.value.hint or "")
 
 
-def test_a_volume_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_a_volume_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("")
     with pytest.raises(StorageError):
         Volume(tmp_path / "f" / "volume").ensure()
@@ -68,7 +68,7 @@ def test_a_volume_that_cannot_be_made_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not write")
-def test_a_volume_that_may_not_be_written_is_said(volume: Volume, tmp_path: Path) -> None:
+def test_a_volume_that_may_not_be_written_is_reported(volume: Volume, tmp_path: Path) -> None:
     volume.ensure()
     for folder in (tmp_path, *tmp_path.parents):
         if folder.name.startswith("pytest-"):
@@ -97,7 +97,7 @@ def test_latest_points_at_the_newest_result_also_after_the_volume_moved(
     assert (tmp_path / "moved" / "latest" / "faces" / "mark").read_text() == "2"
 
 
-def test_a_folder_of_somebody_in_the_place_of_a_link_is_left_alone(volume: Volume) -> None:
+def test_a_users_folder_in_the_place_of_a_link_is_left_alone(volume: Volume) -> None:
     volume.ensure()
     (volume.latest / "faces").mkdir()
     (volume.latest / "faces" / "mine").write_text("")

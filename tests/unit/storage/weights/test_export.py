@@ -50,7 +50,7 @@ ARCHS = [
 
 @pytest.mark.parametrize("format", ["pth", "safetensors"])
 @pytest.mark.parametrize("arch", ARCHS)
-def test_out_and_in_and_out_again_gives_the_same_tensors_pictures_and_bytes(
+def test_out_and_in_and_out_again_gives_the_same_tensors_images_and_bytes(
     tmp_path: Path, arch: Architecture, format: str
 ) -> None:
     tensors = checkpoint(arch)
@@ -91,7 +91,7 @@ def test_a_checkpoint_without_discriminator_exports_the_generator_alone(tmp_path
 CONDITIONAL = Architecture(size=24, nz=10, ngf=4, ndf=4, norm_d="spectral", classes=3)
 
 
-def test_onnx_of_a_conditional_generator_takes_the_class_of_each_picture(tmp_path: Path) -> None:
+def test_onnx_of_a_conditional_generator_takes_the_class_of_each_image(tmp_path: Path) -> None:
     tensors = checkpoint(CONDITIONAL)
     (path,) = export("onnx", CONDITIONAL.to_json(), tensors, tmp_path, 400).paths
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -111,7 +111,7 @@ RESIDUAL = Architecture(size=48, nz=10, ngf=4, ndf=4, arch="resnet", norm_d="non
 
 
 @pytest.mark.parametrize("format", ["pth", "safetensors"])
-def test_a_residual_pair_comes_out_with_its_own_keys(tmp_path: Path, format: str) -> None:
+def test_a_resnet_pair_comes_out_with_its_own_keys(tmp_path: Path, format: str) -> None:
     tensors = checkpoint(RESIDUAL)
     netg, netd = export(format, RESIDUAL.to_json(), tensors, tmp_path, 400).paths
     back = join(read_weights(netg), read_weights(netd))
@@ -122,7 +122,7 @@ def test_a_residual_pair_comes_out_with_its_own_keys(tmp_path: Path, format: str
 
 
 @pytest.mark.parametrize("arch", [*ARCHS[:2], ARCHS[3], pytest.param(RESIDUAL, id="resnet")])
-def test_onnx_gives_the_same_pictures_for_any_batch(tmp_path: Path, arch: Architecture) -> None:
+def test_onnx_gives_the_same_images_for_any_batch(tmp_path: Path, arch: Architecture) -> None:
     torch.manual_seed(0)
     tensors = checkpoint(arch)
     done = export("onnx", arch.to_json(), tensors, tmp_path, 400)
@@ -163,7 +163,7 @@ def test_a_graph_that_differs_from_torch_is_not_written(
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
-def test_without_the_onnx_packages_the_way_to_them_is_named(
+def test_without_the_onnx_packages_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     arch = Architecture(size=16, nz=5, ngf=2, ndf=2)

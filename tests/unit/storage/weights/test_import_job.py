@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("left_behind", [False, True], ids=["fresh", "after an import that was killed"])
-def test_the_whole_way_to_imported_weights_is_synced_after_they_have_their_name(
+def test_the_whole_path_to_imported_weights_is_synced_after_they_have_their_name(
     store: "JobStore", volume: "Volume", tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_behind: bool
 ) -> None:
     weights = Architecture(size=16, nz=8, ngf=4, ndf=4).build_generator(1).state_dict()

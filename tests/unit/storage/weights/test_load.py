@@ -87,7 +87,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize(("size", "edge"), [(96, (5, 3, 1)), (64, (4, 2, 1))])
-def test_files_of_an_independent_tutorial_network_make_the_same_pictures_and_scores(
+def test_files_of_an_independent_tutorial_network_make_the_same_images_and_scores(
     tmp_path: Path, size: int, edge: tuple[int, int, int]
 ) -> None:
     netg, netd = TutorialG(9, 4, edge), TutorialD(5, edge)
@@ -489,7 +489,7 @@ def test_a_path_that_leads_nowhere_is_not_found(tmp_path: Path) -> None:
         read_weights(tmp_path / "file" / "netg_399.pth")
 
 
-def test_folders_pipes_and_giants_are_refused_without_reading(tmp_path: Path) -> None:
+def test_folders_pipes_and_huge_files_are_refused_without_reading(tmp_path: Path) -> None:
     with pytest.raises(ForeignFileError, match="is a folder"):
         read_weights(tmp_path)
     os.mkfifo(tmp_path / "pipe.pth")

@@ -37,7 +37,7 @@ def test_a_set_up_that_works_has_no_failure(
         assert [one["level"] for one in reported[check]] == ["ok"], reported[check]
 
 
-def test_the_json_keys_of_the_version_before_stand_beside_the_new_ones(
+def test_the_json_keys_of_the_version_before_are_kept_beside_the_new_ones(
     ganq: "Ganq", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GANQ_REDIS_URL", "http://127.0.0.1")

@@ -78,7 +78,7 @@ def test_an_sqlite_with_the_wal_defect_and_no_guard_fails(
     assert "checkpoints by itself every 4000 pages" in reported["message"]
 
 
-def test_a_job_table_that_everybody_may_write_fails(ganq: "Ganq", settings: "Settings") -> None:
+def test_a_job_table_that_anyone_can_write_fails(ganq: "Ganq", settings: "Settings") -> None:
     Path(settings.database_url.removeprefix("sqlite:///")).chmod(0o666)
     result = ganq("doctor")
     assert result.code == 1

@@ -142,9 +142,7 @@ def worst(found: Any) -> Any:
     return {one.level for one in found}
 
 
-def test_a_configuration_that_everybody_may_write_fails_in_one_line(
-    ganq: "Ganq", settings: "Settings"
-) -> None:
+def test_a_configuration_that_anyone_can_write_fails_in_one_line(ganq: "Ganq", settings: "Settings") -> None:
     config = settings.home / "ganq.toml"
     config.write_text("log_format = 'json'")
     config.chmod(0o666)
@@ -171,7 +169,7 @@ def test_a_file_with_a_password_is_for_its_owner_alone(
     assert "s3cret" not in str(found)
 
 
-def test_a_configuration_with_a_password_that_everybody_may_read_is_a_warning(settings: "Settings") -> None:
+def test_a_configuration_with_a_password_that_anyone_can_read_is_a_warning(settings: "Settings") -> None:
     config = settings.home / "ganq.toml"
     config.write_text("redis_url = 'redis://127.0.0.1/0'\n")
     config.chmod(0o644)
@@ -180,7 +178,7 @@ def test_a_configuration_with_a_password_that_everybody_may_read_is_a_warning(se
     assert worst(check_files(settings, {})) == {"warn"}
 
 
-def test_a_home_in_which_everybody_may_put_files_fails(settings: "Settings") -> None:
+def test_a_home_in_which_anyone_can_put_files_fails(settings: "Settings") -> None:
     settings.home.chmod(0o777)
     assert worst(check_files(settings, {})) == {"error"}
     settings.home.chmod(0o1777)

@@ -123,7 +123,7 @@ def test_a_replica_fails(settings: "Settings", redis_url: str, command: Any) -> 
 
 
 @pytest.mark.parametrize("installation", ["", "aaaa0001"])
-def test_notifications_that_nobody_fetches_are_a_warning(
+def test_notifications_that_are_not_fetched_are_a_warning(
     settings: "Settings",
     database: "Database",
     redis_url: str,

@@ -24,7 +24,7 @@ def test_a_volume_of_one_account_needs_no_group(root: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_several_owners_without_a_group_are_named_with_the_way_out(root: Path) -> None:
+def test_several_owners_without_a_group_are_named_with_a_hint(root: Path) -> None:
     os.chown(root / "jobs" / "000001", 43001, 43001)
     (found,) = findings(root)
     assert (found.level, "uid 43001" in found.message) == ("warn", True)
@@ -42,7 +42,7 @@ def test_folders_that_are_not_shared_with_the_group_are_counted(root: Path) -> N
     assert "1 of its newest folders are not shared" in found.message
 
 
-def test_a_volume_that_everybody_may_change_is_an_error(root: Path) -> None:
+def test_a_volume_that_anyone_can_change_is_an_error(root: Path) -> None:
     root.chmod(0o777)
     (found,) = findings(root)
     assert found.level == "error"

@@ -260,7 +260,7 @@ def label() -> str:
     return f"GPU-{uuid.uuid4()}"
 
 
-def test_a_second_worker_on_one_gpu_is_refused_until_the_first_has_gone(tmp_path: Path) -> None:
+def test_a_second_worker_on_one_gpu_is_refused_until_the_first_has_exited(tmp_path: Path) -> None:
     mine, other_gpu = label(), label()
     with holder(mine, tmp_path) as (result, _):
         assert result == "held"
@@ -310,7 +310,7 @@ def test_a_cleaner_of_the_temporary_folder_parts_no_lock_from_its_holder(
                 gpu.lock(taken, scope)
 
 
-def test_workers_with_different_temporary_folders_meet(
+def test_workers_with_different_temporary_folders_find_each_other(
     shared_tmp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

@@ -98,7 +98,7 @@ def test_unread_lines_are_dropped_and_counted(start: type[Started], form: str) -
     assert kept == sorted(kept)
 
 
-def test_after_a_gap_the_log_goes_on(start: type[Started]) -> None:
+def test_after_a_gap_the_log_continues(start: type[Started]) -> None:
     relay = start("text", str(LIMIT))
     relay.say("".join(f"line {number}\n" for number in range(LINES)))
     time.sleep(0.5)
@@ -117,7 +117,7 @@ def test_a_destination_that_takes_nothing_is_not_waited_for_at_the_end(start: ty
     assert relay.process.wait(timeout=log_relay.LINGER_S + 5) == 0
 
 
-def test_a_full_disk_and_a_reader_that_is_gone_stop_no_writer(start: type[Started]) -> None:
+def test_a_full_disk_and_a_lost_reader_stop_no_writer(start: type[Started]) -> None:
     with open("/dev/full", "wb") as full:
         relay = start("text", destination=full.fileno())
     relay.say("line\n" * LINES)

@@ -89,7 +89,7 @@ def make_pictures(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("save", [save_a_checkpoint, save_a_file, make_pictures])
-def test_when_something_can_be_registered_the_way_to_it_is_durable(
+def test_when_something_can_be_registered_the_path_to_it_is_durable(
     bench: Bench, volume: Volume, save: Callable[[Bench], None]
 ) -> None:
     save(bench)
@@ -107,7 +107,7 @@ def test_a_folder_that_an_attempt_before_left_unsynced_is_made_durable_too(
         assert str(volume.jobs) in bench.synced
 
 
-def test_the_way_is_synced_once_for_all_that_an_attempt_saves(bench: Bench, volume: Volume) -> None:
+def test_the_path_is_synced_once_for_all_that_an_attempt_saves(bench: Bench, volume: Volume) -> None:
     save_a_file(bench)
     save_a_file(bench)
     assert bench.synced.count(str(volume.jobs)) == 1
@@ -169,7 +169,7 @@ def test_a_job_that_could_not_write_its_spec_writes_it_with_the_next_report(
     assert (volume.job(7) / "spec.json").exists()
 
 
-def test_each_picture_that_is_left_out_has_a_line_of_the_log_whatever_its_name(
+def test_each_image_that_is_left_out_has_a_line_of_the_log_whatever_its_name(
     bench: Bench, volume: Volume, tmp_path: Path
 ) -> None:
     for number in range(9):
@@ -184,7 +184,7 @@ def test_each_picture_that_is_left_out_has_a_line_of_the_log_whatever_its_name(
     assert "left out: 1 ×" in lines[2]
 
 
-def test_nothing_is_saved_where_the_folder_has_gone(bench: Bench, volume: Volume) -> None:
+def test_nothing_is_saved_where_the_folder_was_deleted(bench: Bench, volume: Volume) -> None:
     save_a_file(bench)
     volume.root.rename(volume.root.with_name("away"))
     with pytest.raises(VolumeError, match="is gone"):

@@ -177,7 +177,7 @@ def evaluation(source: int | None, **changes: Any) -> dict[str, Any]:
     return {"source": source, "path": None, "checkpoint": "best", "data": "/pictures", "size": 16, **changes}
 
 
-def test_an_evaluation_reads_the_checkpoint_and_the_pictures_of_the_training(
+def test_an_evaluation_reads_the_checkpoint_and_the_images_of_the_training(
     store: "JobStore",
     queries: "Queries",
     running_job_factory: "Callable[..., Lease]",

@@ -23,7 +23,7 @@ def test_the_volume_is_not_probed_for_each_of_many_small_jobs(monkeypatch: pytes
     assert looking._volume_check_due()
 
 
-def test_a_volume_that_has_gone_is_not_made_anew_for_the_next_job(tmp_path: Path) -> None:
+def test_a_volume_that_was_unmounted_is_not_made_again_for_the_next_job(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         runner = Runner(Channel(theirs), Volume(tmp_path / "v"))

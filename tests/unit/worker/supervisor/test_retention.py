@@ -32,7 +32,7 @@ def test_the_last_epochs_stay_and_older_ones_go() -> None:
     assert gone([row(n, "epoch", n * 5) for n in range(1, 6)]) == [1, 2, 3]
 
 
-def test_a_resume_point_goes_when_a_newer_checkpoint_is_there() -> None:
+def test_a_resume_point_is_deleted_when_a_newer_checkpoint_is_there() -> None:
     assert gone([row(1, "resume", 1), row(2, "resume", 2)]) == [1]
     assert gone([row(1, "resume", 1), row(2, "epoch", 5)]) == [1]
 

@@ -24,11 +24,11 @@ def test_threads_that_wait_take_no_core_from_their_neighbours() -> None:
 
 
 @pytest.mark.parametrize("name", OPENMP_VARIABLES)
-def test_a_choice_of_the_user_stands(name: Any) -> None:
+def test_a_setting_of_the_user_is_kept(name: Any) -> None:
     assert thread_policy({name: "whatever"}) == {}
 
 
-def test_a_choice_of_the_user_about_memory_stands() -> None:
+def test_a_memory_setting_of_the_user_is_kept() -> None:
     assert memory_policy({"MALLOC_TRIM_THRESHOLD_": "1"}) == {}
 
 
