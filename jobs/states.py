@@ -30,6 +30,11 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 TERMINAL = frozenset(state for state, then in TRANSITIONS.items() if not then)
 
 
+def ending_text(state: str) -> str:
+    """Return how a job has ended, after 'it has': "failed", "been cancelled"."""
+    return "been cancelled" if state == JobState.CANCELLED else state
+
+
 def check_transition(old: JobState, new: JobState) -> None:
     """
     Refuse a transition that TRANSITIONS does not contain.

@@ -9,11 +9,10 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, Select, and_, case, exists, func, or_, select, text, tuple_
 
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError
-from jobs.states import JobState
+from jobs.states import JobState, ending_text
 from storage.db.engine import Database
 from storage.db.rows import Checkpoint, Event, Job, WorkerRow, attempt_from_row, state_of
 from storage.db.store.shards import IS_SHARD, ShardSummary, shards_of, summaries
-from storage.db.store.transitions import ending_text
 from storage.db.tables import (
     CLAIMABLE,
     CLOCKS,

@@ -6,13 +6,12 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, or_, select, update
 
 from jobs.errors import InvalidTransitionError, SpecError
-from jobs.states import JobState
+from jobs.states import JobState, ending_text
 from storage.db.rows import Job
 from storage.db.store.inheritance import open_dependencies, raise_priority, restore_priority, set_own_priority
 from storage.db.store.shards import hold_shards, pause_shards
 from storage.db.store.transitions import (
     StoreMixin,
-    ending_text,
     get_job,
     locked_job,
     record_event,

@@ -11,13 +11,12 @@ from sqlalchemy import Connection, bindparam, insert, select
 
 from jobs.errors import JobNotFoundError, SpecError, SubmitKeyReusedError
 from jobs.failpoints import failpoint
-from jobs.states import JobState
+from jobs.states import JobState, ending_text
 from storage.db.rows import Job
 from storage.db.store.inheritance import raise_priority
 from storage.db.store.shards import insert_shards
 from storage.db.store.transitions import (
     StoreMixin,
-    ending_text,
     event_of_row,
     get_job,
     record_event,

@@ -29,7 +29,7 @@ from sqlalchemy import (
 
 from jobs.errors import InvalidTransitionError, JobNotFoundError, LeaseLostError
 from jobs.renamed import renamed_code
-from jobs.states import JobState, Outcome, check_transition
+from jobs.states import JobState, Outcome, check_transition, ending_text
 from storage.db.backoff import BACKOFF_S as BACKOFF_S
 from storage.db.engine import REQUESTER, Database, Requester
 from storage.db.rows import Job, Lease
@@ -111,10 +111,6 @@ def storable_text(text: str | None) -> str | None:
     UTF-8.
     """
     return None if text is None else text.encode("utf-8", "replace").decode().replace("\0", "")
-
-
-def ending_text(state: str) -> str:
-    return "been cancelled" if state == JobState.CANCELLED else state
 
 
 def record_event(
