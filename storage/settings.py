@@ -16,7 +16,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from jobs.errors import ConfigError
-from storage import redis_url
 from storage.users import USER_HINT, is_user_name, this_account, user_name
 
 PREFIX = "GANQ_"
@@ -375,6 +374,8 @@ def _database_url(url: str, given: Given) -> str:
 
 def _check_redis_url(url: str, given: Given) -> None:
     """Check the Redis URL."""
+    from storage import redis_url
+
     try:
         address = redis_url.parse(url)
     except ValueError as exc:
