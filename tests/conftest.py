@@ -42,6 +42,16 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Move what is marked tier2_on(backend) to tier 2 on that backend, before -m selects."""
+    for item in items:
+        backends = [name for mark in item.iter_markers("tier2_on") for name in mark.args]
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and callspec.params.get("backend") in backends:
+            item.add_marker("tier2")
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own GANQ_* must not change what the tests see, nor the tests touch their jobs."""

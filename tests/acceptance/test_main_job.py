@@ -31,6 +31,7 @@ def test_train_then_generate_through_redis(ganq: Ganq, redis_url: str, small: li
     assert spec["spec"]["count"] == 40
 
 
+@pytest.mark.tier2_on("sqlite")
 def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(ganq: Ganq, small: list[str]) -> None:
     options = [*small, "--epochs", "40", "--save-every", "5", "--checkpoint-seconds", "0.3"]
     worker = ganq.start_worker()
@@ -54,6 +55,7 @@ def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(ganq: Ganq, small
     assert weights(final[0]) == weights(final[1])
 
 
+@pytest.mark.tier2_on("postgres")
 def test_sigterm_drains_and_another_worker_continues(ganq: Ganq, small: list[str]) -> None:
     first = ganq.start_worker("w1")
     job = ganq.json("submit", "train", *small, "--epochs", "2000", "--save-every", "1000")["id"]
@@ -91,6 +93,7 @@ def test_without_redis_jobs_are_accepted_and_found_by_polling(ganq: Ganq, small:
     assert "Redis does not answer" in done.stderr
 
 
+@pytest.mark.tier2_on("postgres")
 def test_images_do_not_depend_on_the_worker_or_on_a_kill(ganq: Ganq, small: list[str]) -> None:
     worker = ganq.start_worker()
     ganq("submit", "train", *small, "--epochs", "1", "--name", "m", "--wait")

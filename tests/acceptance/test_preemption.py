@@ -8,6 +8,7 @@ from machine import Ganq, attempt_folder, until, weights
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.tier2_on("postgres")
 def test_images_come_in_seconds_while_a_training_runs_which_ends_with_the_same_bits(
     ganq: Ganq, redis_url: str, small: list[str]
 ) -> None:

@@ -70,6 +70,7 @@ def _state(ganq: Ganq, name: str = "w1") -> str:
 
 
 @postgres_later
+@pytest.mark.tier2_on("postgres")
 def test_a_job_leaves_a_worker_whose_volume_hangs(ganq: Ganq, small: list[str], mount: HangingMount) -> None:
     hung = _start(ganq, mount)
     job = _train(ganq, small, "--epochs", "120", "--save-every", "1000", "--checkpoint-seconds", "0.5")

@@ -87,6 +87,7 @@ def image_sha256s(ganq: Ganq, job: int) -> list[str]:
 
 
 @postgres_later
+@pytest.mark.tier2_on("sqlite")
 def test_jobs_of_0_2_are_shown_under_todays_names_and_end_as_they_would_have(old: Any) -> None:
     refused = old.run("status")
     assert (refused.returncode, "ganq db upgrade" in refused.stderr) == (1, True), (

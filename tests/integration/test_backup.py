@@ -44,6 +44,7 @@ def rows(folder: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.tier2_on("sqlite")
 def test_jobs_continue_after_the_job_table_was_destroyed_and_restored(
     ganq: Ganq, redis_url: str, small: list[str], destroy: Callable[[], None], tmp_path: Path
 ) -> None:

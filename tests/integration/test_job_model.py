@@ -251,7 +251,7 @@ def test_any_sequence_of_operations_keeps_to_the_model(
     run_state_machine_as_test(
         machine(database, claim.or_none, job_factory),
         settings=settings(
-            max_examples=50,
+            max_examples=20,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,

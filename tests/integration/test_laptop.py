@@ -138,6 +138,7 @@ def kept(folder: Path) -> dict[str, bytes]:
 # --- commands ---------------------------------------------------------------------------------
 
 
+@pytest.mark.tier2_on("postgres")
 def test_the_commands_work_as_at_home(laptop: Laptop, world: World, pictures: Path) -> None:
     assert "no jobs yet" in laptop("status")
     done = laptop.run("submit", "train", "--data", pictures, "--name", "faces", "--hold")

@@ -67,7 +67,7 @@ def test_a_written_budget_is_read_as_the_same(budget: Budget) -> None:
     assert read_budget(str(budget)) == budget
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     recipe=st.sampled_from(["dcgan", "sngan", "rpgan"]),
     images=st.integers(1, (EPOCHS * PER_EPOCH - 1) * BATCH),
@@ -98,7 +98,7 @@ def test_a_run_ends_at_its_images_and_continues_to_the_bits_of_one_that_was_not_
     assert sha256_of(rest.state) == sha256_of(straight.state)
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(at=st.integers(0, EPOCHS * PER_EPOCH - 1), killed_at=st.integers(0, EPOCHS * PER_EPOCH - 1))
 def test_each_attempt_after_the_time_has_passed_ends_at_the_same_step(at: int, killed_at: int) -> None:
     spec = spec_of("sngan", stop_after="10m")

@@ -203,7 +203,7 @@ CHOICES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(options=CHOICES, kills=st.lists(st.integers(0, 14), min_size=1, max_size=3), drained=st.booleans())
 def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_stopped(
     options: Any, kills: Any, drained: Any
