@@ -9,13 +9,16 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, Select, and_, case, exists, func, or_, select, text, tuple_
 
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError
-from jobs.states import JobState, ending_text
+from jobs.states import TERMINAL, JobState, ending_text
 from storage.db.engine import Database
 from storage.db.rows import Checkpoint, Event, Job, WorkerRow, attempt_from_row, state_of
 from storage.db.store.shards import IS_SHARD, ShardSummary, shards_of, summaries
 from storage.db.tables import (
     CLAIMABLE,
     CLOCKS,
+    HELD,
+    RETRIES,
+    RUNNING,
     UNRESOLVED,
     attempt,
     checkpoint,
@@ -30,9 +33,8 @@ from storage.db.tables import (
 )
 
 PAGE = 500
-RETRIED_WITHIN = 5000
-"""Ids after a job among which its retries are looked for."""
 MAX_PRIORITY_SOURCES = 5
+PREEMPTIONS = ("preempt_requested", "asked_to_yield")  # the second: ganq 0.2
 _SHARDS_BY_STATE = {
     dialect: text(
         f"SELECT state, count(*) FROM job {indexed_by(dialect, 'ix_job_part_of')}"
@@ -89,7 +91,7 @@ class Filter:
             labelled = select(label.c.job_id).where(label.c.key == key)
             wanted.append(job.c.id.in_(labelled if value is None else labelled.where(label.c.value == value)))
         if self.held is not None:
-            wanted.append(job.c.held != 0 if self.held else job.c.held == 0)
+            wanted.append(job.c.id.in_(_held()) if self.held else job.c.held == 0)
         if self.kind is not None:
             wanted.append(job.c.kind == self.kind)
         if self.user is not None:
@@ -105,6 +107,12 @@ class Filter:
         if self.before_id is not None:
             wanted.append(job.c.id < self.before_id)
         return wanted
+
+
+def _held() -> Select[tuple[int]]:
+    """Return a query for the held jobs that have not ended."""
+    # Not `state IN (queued, running)`, for which SQLite would read all jobs of those states.
+    return select(job.c.id).where(text(HELD), job.c.state.not_in(TERMINAL))
 
 
 def _active_splits() -> Select[tuple[int]]:
@@ -354,6 +362,14 @@ class Queries:
                 found[one.job_id] = f"{one.type}: {(one.detail or {}).get('reason', 'see ganq events')}"
         return found
 
+    def preempted_by(self, job_ids: Sequence[int]) -> dict[int, int]:
+        """Return the job for which each of these jobs was preempted last."""
+        query = select(event).where(event.c.job_id.in_(job_ids), event.c.type.in_(PREEMPTIONS))
+        rows = self.database.read(lambda conn: conn.execute(query.order_by(event.c.id)).all())
+        events = [Event.from_row(row) for row in rows]
+        waiting = {one.job_id: (one.detail or {}).get("waiting_job") for one in events}
+        return {one: other for one, other in waiting.items() if isinstance(other, int)}
+
     def attempts(self, job_id: int) -> list[dict[str, Any]]:
         """Return a job's attempts, oldest first, without their tokens."""
         query = select(attempt).where(attempt.c.job_id == job_id).order_by(attempt.c.number)
@@ -449,14 +465,8 @@ class Queries:
         return self.database.read(ask)
 
     def retried_as(self, job_id: int) -> int | None:
-        """
-        Return the newest retry of a job, None if there is none.
-
-        Only the next RETRIED_WITHIN ids are read: there is no index on retry_of.
-        """
-        query = select(func.max(job.c.id)).where(
-            job.c.id > job_id, job.c.id <= job_id + RETRIED_WITHIN, job.c.retry_of == job_id
-        )
+        """Return the newest retry of a job, None if there is none."""
+        query = select(func.max(job.c.id)).where(text(RETRIES), job.c.retry_of == job_id)
         found: int | None = self.database.read(lambda conn: conn.scalar(query))
         return found
 
@@ -562,11 +572,23 @@ class Queries:
         query = select(worker, (utcnow() - worker.c.seen_at).label("silent_s")).order_by(worker.c.name)
         return self.database.read(lambda conn: [WorkerRow.from_row(row) for row in conn.execute(query)])
 
+    def running(self) -> dict[str, Job]:
+        """Return the job that each worker runs, by the name of the worker."""
+        query = select(job).where(text(RUNNING)).order_by(job.c.id)
+        rows = self.database.read(lambda conn: conn.execute(query).all())
+        return {one.worker: one for one in map(Job.from_row, rows) if one.worker is not None}
+
     def submitter_uid(self, job_id: int) -> int | None:
         """Return the account that has submitted a job with --out; None if an older ganq did."""
         query = select(event.c.detail).where(event.c.job_id == job_id, event.c.type == "submitted")
         details = self.database.read(lambda conn: conn.execute(query).scalars().all())
         return next((one["uid"] for one in details if one and isinstance(one.get("uid"), int)), None)
+
+    def held(self) -> dict[JobState, int]:
+        """Count the jobs that are held or paused (queued) or being paused (running), without shards."""
+        query = select(job.c.state, func.count()).where(job.c.id.in_(_held()), job.c.part_of.is_(None))
+        rows = self.database.read(lambda conn: conn.execute(query.group_by(job.c.state)).all())
+        return {JobState(state): int(number) for state, number in rows}
 
     def live(self) -> list[LiveJobs]:
         """Count the jobs that have not ended, by state, kind and queue."""

@@ -58,6 +58,8 @@ RUNNING = "state = 'running'"
 BEGINS = "state = 'queued' AND begin_at IS NOT NULL"
 THROTTLED = "state = 'queued' AND throttled = 1"
 UNRESOLVED = "resolved = 0"
+HELD = "held != 0"
+RETRIES = "retry_of IS NOT NULL"
 
 
 CLOCKS = {

@@ -38,6 +38,8 @@ class StatusContext:
     labels: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
     warnings: Mapping[int, str] = field(default_factory=dict)
     """Why running trainings have diverged or collapsed; of those that have ended, the result says it."""
+    preempted_by: Mapping[int, int] = field(default_factory=dict)
+    """The jobs for which queued jobs gave up their worker."""
 
     @classmethod
     def of(cls, queries: Queries, jobs: Iterable[Job]) -> "StatusContext":
@@ -45,6 +47,7 @@ class StatusContext:
         jobs = list(jobs)
         waiting = [job.id for job in jobs if job.state is JobState.QUEUED and job.blockers]
         training = [job.id for job in jobs if job.state is JobState.RUNNING and job.kind == "train"]
+        preempted = [job.id for job in jobs if job.state is JobState.QUEUED and job.yielded_at is not None]
         return cls(
             now=queries.now(),
             workers={row.name: row for row in queries.workers()},
@@ -52,6 +55,7 @@ class StatusContext:
             parts=queries.shard_summaries(waiting) if waiting else {},
             labels=queries.labels_of([job.id for job in jobs]),
             warnings=queries.instabilities(training) if training else {},
+            preempted_by=queries.preempted_by(preempted) if preempted else {},
         )
 
 
@@ -122,7 +126,8 @@ def state(job: Job, context: StatusContext) -> str:
         why = f": {job.error_code}" if job.error_code else ""
         # At most the longest backoff: the time was written by a clock that may differ from this one.
         return f"retry in {duration(min(job.not_before - context.now, BACKOFF_S[-1]))}{why}"
-    return "queued"
+    by = context.preempted_by.get(job.id)
+    return "queued" if by is None else f"preempted by job {by}"
 
 
 def is_paused(job: Job, context: StatusContext) -> bool:

@@ -300,6 +300,53 @@ def test_rows_of_0_2_are_read_under_the_new_names(
     assert queries.get(lease.job_id).error_code == "CRASH_LOOP"
 
 
+def test_the_newest_retry_of_a_job_is_found(job_factory: "Callable[..., Job]", queries: "Queries") -> None:
+    first = job_factory()
+    job_factory(retry_of=first.id)
+    newest = job_factory(retry_of=first.id)
+
+    assert queries.retried_as(first.id) == newest.id
+    assert queries.retried_as(newest.id) is None
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_retries_and_held_jobs_are_read_from_indexes_of_their_own(
+    database: "Database", job_factory: "Callable[..., Job]", queries: "Queries"
+) -> None:
+    job_factory()
+    with recorded(database) as seen:
+        queries.retried_as(1)
+        queries.held()
+    plans = [explained(database, s, p) for s, p in seen if "FROM job" in s]
+    assert "INDEX ix_job_retry_of" in plans[0]
+    assert "SCAN job USING INDEX ix_job_held" in plans[1]
+    assert not any("SCAN job\n" in plan or "ix_job_state" in plan for plan in plans)
+
+
+def test_held_jobs_are_counted_until_they_end(
+    store: "JobStore", job_factory: "Callable[..., Job]", claim: Claimer, queries: "Queries"
+) -> None:
+    job_factory()
+    running = claim()
+    stays, cancelled = job_factory(held=True), job_factory(held=True)
+    store.pause(running.job_id)
+    store.request_cancel(cancelled.id)
+
+    assert queries.held() == {JobState.QUEUED: 1, JobState.RUNNING: 1}
+    assert [one.id for one in queries.page(Filter(held=True), limit=9)] == [stays.id, running.job_id]
+
+
+def test_the_job_of_each_worker_is_known_before_its_next_heartbeat(
+    store: "JobStore", job_factory: "Callable[..., Job]", claim: Claimer, queries: "Queries"
+) -> None:
+    job_factory()
+    running = claim()
+
+    assert {name: one.id for name, one in queries.running().items()} == {running.job.worker: running.job_id}
+    store.release(running, "drain")
+    assert queries.running() == {}
+
+
 def test_times_come_from_the_databases_clock(job_factory: "Callable[..., Job]", queries: "Queries") -> None:
     before, made, after = queries.now(), job_factory(), queries.now()
 

@@ -18,6 +18,8 @@ from storage.db.engine import Database
 from storage.db.store import JobStore
 from storage.db.store.scheduling import MAX_PREEMPTED_WAIT_S
 from storage.db.tables import attempt, event, job, quota, share
+from storage.status import job_text
+from storage.status.job_text import StatusContext
 
 if TYPE_CHECKING:
     from storage.db.queries import Queries
@@ -192,6 +194,8 @@ def test_a_training_makes_room_for_a_waiting_job_of_higher_priority_and_runs_aft
     assert store.stop_requests(training).preempt_for == urgent.id
     assert store.heartbeat(training, None).preempt_for == urgent.id
     store.release(training, StopReason.PREEMPT)
+    waits = queries.get(training.job_id)
+    assert job_text.state(waits, StatusContext.of(queries, [waits])) == f"preempted by job {urgent.id}"
 
     assert claim().job_id == urgent.id
     again = claim()

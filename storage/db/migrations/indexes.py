@@ -13,7 +13,9 @@ from storage.db.tables import (
     BEGINS,
     CLAIMABLE,
     DELAYED,
+    HELD,
     PREEMPTED,
+    RETRIES,
     RUNNING,
     THROTTLED,
     UNRESOLVED,
@@ -35,6 +37,8 @@ _index("ix_end_dependency_unresolved", end_dependency, "needs", where=UNRESOLVED
 _index("ix_job_yielded", job, "yielded_at", where=PREEMPTED)
 _index("ix_job_ripening", job, "not_before", where=DELAYED)
 _index("ix_job_running", job, "id", where=RUNNING)
+_index("ix_job_held", job, "id", where=HELD)
+_index("ix_job_retry_of", job, "retry_of", where=RETRIES)
 _index("ix_job_part_of", job, "part_of", where="part_of IS NOT NULL")
 _index("ix_job_sweep", job, "sweep", where="sweep IS NOT NULL")
 _index("uq_attempt_open", attempt, "job_id", unique=True, where="ended_at IS NULL")
