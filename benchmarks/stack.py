@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -186,9 +186,10 @@ class Queue:
             raise RuntimeError(f"job {job.id} {job.state}: {job.error_message}")
         return job
 
-    def train(self, spec: Spec) -> dict[str, float]:
+    def train(self, spec: Spec, begun: Callable[[Job], None] = lambda job: None) -> dict[str, float]:
         """Run a training from submit to success; return in_process.train()'s values and the longest stall."""
-        job = self.wait(self.submit(spec), every_s=0.05)
+        begun(job := self.submit(spec))
+        job = self.wait(job, every_s=0.05)
         lines = (self.attempt(job) / "metrics.jsonl").read_text().splitlines()
         assert job.result is not None
         return {
@@ -198,13 +199,16 @@ class Queue:
             "stall_s": job.result["longest_stall_s"],
         }
 
-    def generate(self, spec: Spec) -> dict[str, float]:
+    def generate(self, spec: Spec, begun: Callable[[Job], None] = lambda job: None) -> dict[str, float]:
         """Run a generation from submit to success."""
-        return self.generate_job(spec)[0]
+        return self.generate_job(spec, begun)[0]
 
-    def generate_job(self, spec: Spec) -> tuple[dict[str, float], Job]:
+    def generate_job(
+        self, spec: Spec, begun: Callable[[Job], None] = lambda job: None
+    ) -> tuple[dict[str, float], Job]:
         """Run a generation, and return its job, too."""
-        job = self.wait(self.submit(spec), every_s=0.01)
+        begun(job := self.submit(spec))
+        job = self.wait(job, every_s=0.01)
         assert job.result is not None
         return {"images": job.result["image_count"], "whole_s": _whole_s(job)}, job
 

@@ -1,14 +1,18 @@
 """Job tables with many queued trainings, on SQLite and on Postgres."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+
+from sqlalchemy import Connection, text
 
 from jobs.kinds import SPEC_VERSION
 from jobs.specs import TrainSpec
 from storage.db.engine import Database
 from storage.db.schema import open_database, upgrade
 from storage.db.store import JobStore
+from storage.db.tables import job
 from storage.settings import Settings
 from tests.services import Postgres, postgres_binaries
 
@@ -53,4 +57,54 @@ def fill(settings: Settings, jobs: int, users: int = 1) -> None:
             user=f"user{part % users}",
             will_notify=10_000,
         )
+    database.dispose()
+
+
+def growing_tables(work: Path, sizes: Sequence[int], users: int) -> Iterator[tuple[str, int, dict[str, str]]]:
+    """
+    Yield (database, jobs, its GANQ_* variables) for each database and size; sizes are multiples of the first.
+
+    Raises:
+        RuntimeError: Postgres is not installed.
+    """
+    for name, env in full_tables(work, sizes[0], users):
+        for size in sizes:
+            if size > sizes[0]:
+                multiply(Settings.load(env), sizes[0], size // sizes[0])
+            yield name, size, env
+
+
+def multiply(settings: Settings, first: int, times: int) -> None:
+    """Repeat the first jobs until there are `times` as many, faster than they are submitted."""
+    copied = [one.name for one in job.columns if one.name != "id"]
+    changed = {"submit_key": "'.'", "name": "'-'", "sweep": "'.'"}
+    names = ", ".join(f'"{name}"' for name in copied)
+    values = ", ".join(
+        f'"{name}" || {changed[name]} || CAST(:n AS TEXT)' if name in changed else f'"{name}"'
+        for name in copied
+    )
+    database = Database(settings)
+
+    def again(conn: Connection, number: int) -> None:
+        if not database.is_sqlite:
+            conn.execute(text("SET LOCAL statement_timeout = 0"))
+        before = conn.execute(text("SELECT max(id) FROM job")).scalar_one()
+        conn.execute(
+            text(f"INSERT INTO job ({names}) SELECT {values} FROM job WHERE id <= :first"),
+            {"n": str(number), "first": first},
+        )
+        conn.execute(
+            text(
+                "INSERT INTO event (job_id, at, type)"
+                " SELECT id, created_at, 'submitted' FROM job WHERE id > :before"
+            ),
+            {"before": before},
+        )
+
+    for number in range(1, times):
+        database.write(partial(again, number=number), patience_s=300)
+    if not database.is_sqlite:  # autovacuum does it a minute later
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+            conn.execute(text("SET statement_timeout = 0"))
+            conn.execute(text("VACUUM ANALYZE"))
     database.dispose()

@@ -48,10 +48,11 @@ class Server:
     env: dict[str, str]
     arguments: tuple[str, ...] = ("--port", "0")
     said: list[str] = field(default_factory=list)
+    program: tuple[str, ...] = ("-m", "cli.main")
 
     def start(self) -> "Server":
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "cli.main", "web", *self.arguments],
+            [sys.executable, "-P", *self.program, "web", *self.arguments],
             env=self.env,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
