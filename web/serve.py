@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -116,6 +117,7 @@ def serve(settings: Settings, options: Options, say: Callable[[str], None]) -> N
 
     from web.app import create_app
 
+    allow_open_files()
     access = access_of(settings, options)
     database = open_database(settings, create=settings.is_sqlite)
     listener = bind(options.host, options.port)
@@ -142,6 +144,16 @@ def serve(settings: Settings, options: Options, say: Callable[[str], None]) -> N
         # uvicorn raises the signal again when it has ended: the address must be removed all the same.
         signal.signal(signal.SIGTERM, _exit)
         server.run(sockets=[listener])
+
+
+def allow_open_files() -> None:
+    """Raise the limit of open files to all connections and as many files, as far as the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * MOST_CONNECTIONS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _exit(*_: object) -> None:
