@@ -1,6 +1,7 @@
 """Jobs and workers as pages show them: facts for programs, with texts, signs and links."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from jobs.states import JobState
@@ -21,7 +22,6 @@ SIGNS = {
     "cancelled": "–",
 }
 """A state is a word, a sign and a colour; the colour never stands alone."""
-WITH_IMAGES = ("train", "generate")
 
 
 def tone(job: Job, around: StatusContext) -> str:
@@ -32,7 +32,7 @@ def tone(job: Job, around: StatusContext) -> str:
         return "unresponsive" if silent else "running"
     if job.state is JobState.QUEUED and job.held:
         return "held"
-    if job.state is JobState.QUEUED and (job.blockers or job.not_before is not None):
+    if job.state is JobState.QUEUED and (job.blockers or job.not_before is not None or job.yielded_at):
         return "waiting"
     return str(job.state)
 
@@ -54,8 +54,14 @@ def as_row(job: Job, around: StatusContext) -> Facts:
         "reason": cut(reason, 300) if reason else None,
         "age": job_text.age(job, around),
         "url": f"/jobs/{job.id}",
-        "thumbnail": f"/jobs/{job.id}/thumb?v={stamp}" if job.kind in WITH_IMAGES and job.attempt else None,
+        "thumbnail": f"/jobs/{job.id}/thumb?v={stamp}" if _has_images(job, so_far) else None,
     }
+
+
+def _has_images(job: Job, so_far: dict[str, Any]) -> bool:
+    """Return whether a job may have a grid on the volume, by its row."""
+    begun = job.attempt > 0 and "deleted_at" not in (job.result or {})
+    return begun and (job.kind == "generate" or (job.kind == "train" and bool(so_far.get("epoch"))))
 
 
 def rows(site: Site, jobs: Sequence[Job]) -> tuple[list[Facts], StatusContext]:
@@ -64,11 +70,19 @@ def rows(site: Site, jobs: Sequence[Job]) -> tuple[list[Facts], StatusContext]:
 
 
 def worker_card(worker: WorkerRow, job: Job | None) -> Facts:
-    """Return the facts of a worker and the progress of its job."""
+    """
+    Return the facts of a worker and the progress of its job.
+
+    The job table knows at once when a job begins or ends; the worker's own row follows with a heartbeat.
+    """
+    if worker.state in ("idle", "busy"):
+        worker = replace(worker, state="idle" if job is None else "busy")
     silent = worker.silent_s > job_text.UNRESPONSIVE_S and worker.state != "stopped"
+    fresh = worker.silent_s <= job_text.STALE_S
     progress: dict[str, Any] = (job.progress if job is not None else None) or {}
     return {
         **{name: getattr(worker, name) for name in WorkerRow.__dataclass_fields__},
+        "job_id": None if job is None else job.id,
         "unresponsive": silent,
         "tone": "unresponsive"
         if silent
@@ -76,15 +90,11 @@ def worker_card(worker: WorkerRow, job: Job | None) -> Facts:
         "job": None if job is None else {"id": job.id, "name": job.name, "kind": job.kind},
         "progress_text": job_text.progress(job) if job is not None else "",
         "fraction": job_text.fraction(job) if job is not None else None,
-        "rate_text": job_text.rate_text(job_text.rate(job)) if job is not None else "",
+        "rate_text": job_text.rate_text(job_text.rate(job)) if job is not None and fresh else "",
         "gpu": {key: progress[key] for key in ("gpu_memory", "gpu_utilisation") if key in progress},
     }
 
 
 def worker_cards(site: Site, workers: Sequence[WorkerRow]) -> list[Facts]:
-    running = [worker.job_id for worker in workers if worker.job_id is not None]
-    jobs = {job.id: job for job in site.queries.get_many(running)} if running else {}
-    return [
-        worker_card(worker, jobs.get(worker.job_id) if worker.job_id is not None else None)
-        for worker in workers
-    ]
+    jobs = site.queries.running() if workers else {}
+    return [worker_card(worker, jobs.get(worker.name)) for worker in workers]

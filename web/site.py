@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from jobs.errors import VolumeError
+from jobs.states import JobState
 from storage.db.engine import Database
 from storage.db.queries import Queries
 from storage.reachable import HINT, is_reachable, timeout_message
@@ -186,13 +187,9 @@ class Site:
         read = self.database.data_version
         return self.revision() if read is None else f"{self.revision()} {read()}"
 
-    def held(self) -> int:
-        """Return how many jobs are held or paused."""
-        found: int = self.answers.get("held", self.revision(), self._count_held, patient=True)
-        return found
-
-    def _count_held(self) -> int:
-        return sum(one.jobs for one in self.queries.live() if one.held)
+    def held(self) -> dict[JobState, int]:
+        """Return how many jobs are held or paused, by state."""
+        return self.answers.get("held", self.revision(), self.queries.held, patient=True)
 
     def counts(self) -> dict[str, int]:
         return self.answers.get("counts", self.revision(), self.queries.counts, patient=True)

@@ -575,3 +575,58 @@ def test_held_jobs_are_counted_and_listed(own_world: World, own_server: Server, 
     page.get_by_role("link", name="1 held or paused").click()
     page.get_by_text("stays").wait_for()
     assert page.locator("[data-row]").count() == 1
+
+
+def test_images_are_starred_under_the_pointer_and_by_taps(
+    own_world: World, own_server: Server, open_page: Open
+) -> None:
+    source = own_world.submit("m")
+    made = own_world.images("g", source, count=40, format="png")
+    page = open_page(own_server, f"/jobs/{made}", width=400)
+    settled(page)
+    page.locator("#view").hover(position={"x": 10, "y": 10})
+    page.get_by_role("button", name="Star image 0", exact=True).click()
+    page.get_by_role("button", name="Unstar image 0").wait_for()
+    page.get_by_role("button", name="Pick").click()
+    for x in (150, 250):
+        page.locator("#view").click(position={"x": x, "y": 60})
+    page.get_by_text("Download 3 starred").wait_for()
+    assert page.locator("#panel[open]").count() == 0
+    page.keyboard.press("p")
+    page.locator("#view").click(position={"x": 60, "y": 60})
+    page.locator("#panel[open]").wait_for()
+
+
+def test_the_queued_chip_counts_what_its_list_shows(
+    own_world: World, own_server: Server, open_page: Open
+) -> None:
+    own_world.submit("waits")
+    own_world.submit("stays", held=True)
+    page = open_page(own_server)
+    page.get_by_role("link", name="1 queued").click()
+    page.get_by_text("waits").wait_for()
+    assert page.locator("[data-row]").count() == 1
+
+
+def test_the_header_is_not_behind_the_slider(own_world: World, own_server: Server, open_page: Open) -> None:
+    job = own_world.submit("t")
+    progress = {"done": 160, "total": 160 * EPOCHS, "unit": "images", "epoch": 1, "epochs": EPOCHS}
+    own_world.begin(job, progress=progress)  # as of a heartbeat, some seconds ago
+    own_world.train_files(job, range(1, 5))
+    page = open_page(own_server, f"/jobs/{job}")
+    settled(page)
+    assert f"epoch 4/{EPOCHS}" in page.locator(".title").inner_text()
+    assert shown_epoch(page) == 4
+
+
+def test_the_card_of_a_worker_follows_its_job_at_once(
+    own_world: World, own_server: Server, open_page: Open
+) -> None:
+    job = own_world.submit("t")
+    own_world.begin(job, progress={"done": 10, "total": 10, "unit": "images", "epoch": 10, "epochs": 10})
+    own_world.worker("gpu-0", state="busy", job_id=job)
+    page = open_page(own_server)
+    page.locator(".card.running", has_text="epoch 10/10").wait_for()
+    own_world.set(job, state="succeeded", worker=None, finished_at=time.time(), result={})
+    page.locator(".card", has_text="no job").wait_for(timeout=5000)
+    assert "idle" in page.locator(".card").inner_text()

@@ -47,7 +47,8 @@ def _filter(site: Site, given: dict[str, str]) -> Filter:
         name=given.get("name"),
         labels=read_filters([given["label"]]) if "label" in given else (),
         sweep=site.queries.find_sweep(given["sweep"]) if "sweep" in given else None,
-        held="held" in given or None,
+        # Held jobs have a list of their own.
+        held=True if "held" in given else False if states == [JobState.QUEUED] else None,
         before_id=int(before) if before is not None else None,
     )
 
@@ -61,10 +62,13 @@ def _facts(site: Site, wanted: Filter, given: dict[str, str]) -> html.Facts:
         for worker in around.workers.values()
         if worker.state != "stopped" or worker.silent_s < LATELY_S
     ]
+    counts, held = site.counts(), site.held()
+    free = max(0, counts[JobState.QUEUED] - held.get(JobState.QUEUED, 0))
     return {
         "jobs": listed,
-        "counts": site.counts(),
-        "held": site.held(),
+        "counts": counts,
+        "shown_counts": {**counts, JobState.QUEUED: free},
+        "held": sum(held.values()),
         "workers": rows.worker_cards(site, kept),
         "filter": given,
         "kinds": list(KINDS),

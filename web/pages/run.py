@@ -1,6 +1,7 @@
 """The page of a job: slider, grids and curves of a training; results of other kinds."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -181,8 +182,20 @@ def _spec(job: Job) -> Iterator[tuple[str, Any]]:
             yield html.cut(name, 64), value
 
 
+def _as_drawn(job: Job, samples: list[html.Facts]) -> Job:
+    """Return a training that has come as far as its newest grid; heartbeats report it seconds later."""
+    so_far = job.progress or {}
+    epoch, epochs, total = (so_far.get(name) for name in ("epoch", "epochs", "total"))
+    drawn = max((one["epoch"] for one in samples if one["attempt"] == job.attempt), default=0)
+    if job.state is not JobState.RUNNING or not isinstance(epoch, int) or not epochs or drawn <= epoch:
+        return job
+    done = max(so_far.get("done") or 0, (total or 0) * drawn // epochs)
+    return replace(job, progress={**so_far, "epoch": drawn, "done": done})
+
+
 def _run(site: Site, job: Job, others: list[Job]) -> html.Facts:
-    found, run = head(site, job), run_facts(site, job)
+    run = run_facts(site, job)
+    found = head(site, _as_drawn(job, run["samples"]))
     best = run["best"] or {}
     found["facts"] += [
         {"name": name, "value": value}
@@ -207,6 +220,8 @@ def _verdict(site: Site, job: Job) -> str | None:
     _, evaluations = curves_of.metrics_of(site, job).read(site.volume, job.id, job.attempt)
     events = ((one.type, one.detail) for one in site.queries.events(job.id))
     said = of_training(evaluations, events, spec=job.spec, error=(job.error_code, job.error_message))
+    if said and job.state.terminal and said.startswith("too early"):  # it will not say more
+        return None
     return html.cut(said, 300) if said else None
 
 
@@ -227,7 +242,10 @@ def run_facts(site: Site, job: Job) -> html.Facts:
         "epoch": progress.get("epoch"),
         "images_per_epoch": curves_of.images_per_epoch(job, []),
         "metric": job_text.metric_key(job),
-        "samples": [{"epoch": one.epoch, "url": one.url(job.id), "at": one.at} for one in drawn],
+        "samples": [
+            {"epoch": one.epoch, "attempt": one.attempt, "url": one.url(job.id), "at": one.at}
+            for one in drawn
+        ],
         "checkpoints": [
             {"epoch": one.epoch, "step": one.step, "metric": one.metric}
             for one in known

@@ -6,7 +6,7 @@
   const $ = id => document.getElementById(id);
   const facts = JSON.parse(root.dataset.gallery), changes = root.dataset.changes === "1";
   const view = $("view"), space = $("space"), panel = $("panel");
-  const state = { order: "index", size: "m", at: 0, stars: new Set(facts.stars), shown: new Map(), numbers: new Map(), open: null };
+  const state = { order: "index", size: "m", at: 0, stars: new Set(facts.stars), shown: new Map(), numbers: new Map(), open: null, hover: null, picking: false };
   const SIZES = { s: 48, m: 72, l: 150 };
 
   const count = () => state.order === "starred" ? state.stars.size : facts.count;
@@ -67,10 +67,40 @@
     if (state.order === "index") for (const star of state.stars) if (star >= first && star < last) add("star", star, "★");
     if (state.order === "starred") for (let i = first; i < Math.min(last, count()); i++) add("star", i, "★");
     if (state.at < count()) add("here", state.at);
-    $("zip").hidden = !state.stars.size;
+    hoverStar();
+    $("zip").classList.toggle("none", !state.stars.size);  // its room stays, so that a star moves nothing
     $("zip").href = `${facts.url}/stars.zip`;
     $("zip").textContent = `Download ${state.stars.size} starred`;
   }
+
+  // The star of the image under the pointer. On a touch screen there is none: there Pick stars by a tap.
+  const corner = document.createElement("button");
+  corner.type = "button"; corner.className = "corner"; corner.hidden = true; corner.tabIndex = -1;
+  async function hoverStar() {
+    const place = state.hover, off = !changes || place === null || place >= count();
+    corner.hidden = off;
+    if (off) return;
+    corner.style.transform = `translate(${(place % columns) * side}px, ${Math.floor(place / columns) * side}px)`;
+    const number = await numberAt(place);
+    if (place !== state.hover) return;
+    corner.textContent = state.stars.has(number) ? "★" : "☆";
+    corner.setAttribute("aria-label", `${state.stars.has(number) ? "Unstar" : "Star"} image ${number}`);
+    if (corner.parentElement !== space) space.append(corner);
+  }
+  view.addEventListener("pointermove", event => {
+    const place = placeOf(event);
+    if (event.pointerType === "touch" || place === state.hover) return;
+    state.hover = place;
+    hoverStar();
+  });
+  view.addEventListener("pointerleave", () => { state.hover = null; hoverStar(); });
+
+  function pick(on) {
+    state.picking = on;
+    $("picking").setAttribute("aria-pressed", on);
+    view.classList.toggle("picking", on);
+  }
+  $("picking")?.addEventListener("click", () => pick(!state.picking));
 
   function placeOf(event) {
     const box = space.getBoundingClientRect();
@@ -159,7 +189,9 @@
   view.addEventListener("scroll", () => { if (!due) due = requestAnimationFrame(() => { due = 0; render(); }); }, { passive: true });
   view.addEventListener("click", event => {
     const place = placeOf(event);
-    if (place < count()) { go(place); show(); }
+    if (place >= count()) return;
+    if (event.target === corner || state.picking) { state.at = place; star(place); }
+    else { go(place); show(); }
   });
   $("goto").addEventListener("change", () => { if ($("goto").value !== "") { go(Number($("goto").value)); view.scrollTop = Math.floor(state.at / columns) * side; render(); } });
   $("star").addEventListener("click", () => star());
@@ -173,6 +205,7 @@
     else if (event.key === "End" && document.activeElement === view) go(count() - 1);
     else if (event.key === "Enter" && document.activeElement === view) show();
     else if (event.key === "s") star();
+    else if (event.key === "p" && $("picking")) pick(!state.picking);
     else if (event.key === "#") $("goto").focus();
     else return;
     event.preventDefault();

@@ -112,7 +112,8 @@
     slider.value = state.at;
     const some = last >= 0;
     if (!some) $("nothing").textContent = root.dataset.url === undefined ? "This run has no sample grid." : nothingYet();
-    $("sliderbox").hidden = !some; $("nothing").hidden = some; $("here").hidden = !some;
+    for (const id of ["sliderbox", "grids", "zoom", "link"]) $(id).hidden = !some;
+    $("nothing").hidden = some; $("here").hidden = !some;
   }
 
   function go(at, byHand = true) {
@@ -425,6 +426,7 @@
     const header = document.createElement("header"), plotbox = document.createElement("div"), table = document.createElement("details");
     plotbox.className = "plot"; plotbox.setAttribute("role", "img"); plotbox.setAttribute("aria-label", title);
     header.append(span(title, "h2"));
+    box.classList.toggle("many", state.runs.length * lines.length > 2);
     const drawn = state.runs.flatMap((run, i) => lines.map((line, j) => ({ run, line, colour: state.runs.length > 1 ? i : j, dash: state.runs.length > 1 && j > 0 })));
     for (const one of drawn) {
       const value = document.createElement("span"); value.className = "value";
