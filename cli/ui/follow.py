@@ -122,6 +122,12 @@ def outcome(job: Job) -> str:
     return f"job {job.id}{name} is still {job.state}"
 
 
+def summary(jobs: Sequence[Job], timed_out: bool) -> str:
+    """Return one line on how the waiting ended: for one job how it ended, else the number in each state."""
+    text = outcome(jobs[0]).splitlines()[0] if len(jobs) == 1 else _state_counts(jobs)
+    return f"stopped waiting: {text}" if timed_out else text
+
+
 @contextmanager
 def _view(quiet: bool, jobs: int) -> Iterator[View]:
     if quiet:
