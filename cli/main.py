@@ -54,6 +54,7 @@ COMMANDS = (
     Entry("doctor", "cli.doctor:doctor", "Diagnose the installation.", ADMIN),
     Entry("health", "cli.health:health", "Health check of the workers on this machine.", ADMIN),
     Entry("token", "cli.token:token", "Create and revoke tokens of the page and the REST API.", ADMIN),
+    Entry("webhook", "cli.webhook:webhook", "Send events to webhooks, chats, mail or a command.", ADMIN),
     Entry("limit", "cli.limit:limit", "Limit the running jobs of a user or a queue.", ADMIN),
     Entry("keep", "cli.keep:keep", "Protect results from deletion.", DATA),
     Entry("rm", "cli.keep:rm", "Delete the results of jobs.", DATA),

@@ -12,11 +12,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from jobs.errors import ConfigError
 from storage.users import USER_HINT, is_user_name, this_account, user_name
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
 
 PREFIX = "GANQ_"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -27,6 +30,8 @@ MAX_SECRET_CHARACTERS = 65_536  # of a file with a secret
 SOCKET_BYTES = 107
 """Maximum length of the path of a unix socket."""
 LONGEST_SOCKET_NAME = "wake-4194304.sock"
+LONGEST_WEBHOOK_S = 20.0
+"""Less than the lease of a webhook (storage/db/webhooks.py), so that attempts do not overlap."""
 
 
 def socket_fits(path: Path) -> bool:
@@ -100,6 +105,17 @@ class Settings:
     """A worker whose main loop has not iterated for so long sends no heartbeat."""
     metrics_port: str = ""
     """Where a worker serves Prometheus metrics: 9200 (on the loopback), 0.0.0.0:9200; empty: nowhere."""
+    webhook_hosts: str = ""
+    """Hosts that webhooks may reach, separated by commas: 'hooks.example', '*.lab.example'; empty: all."""
+    webhook_networks: str = ""
+    """Networks of private addresses that webhooks may reach, separated by commas: '10.0.0.0/8'."""
+    webhook_command: str = ""
+    """The command of webhooks whose URL is 'command'; the event is on its standard input."""
+    webhook_delivery: str = "on"
+    """'off': the workers and the server of the page on this machine deliver no webhooks."""
+    webhook_retry_seconds: float = 5.0
+    """Pause before the first repetition; the later ones are multiples: worker/webhooks/deliver.py."""
+    webhook_timeout_seconds: float = 15.0
     log_level: str = "INFO"
     log_format: str = "text"
     """'text' for people, 'json' for machines."""
@@ -143,6 +159,20 @@ class Settings:
             raise ValueError(f"{self.metrics_port[:40]!r} is not a port")
         return host or "127.0.0.1", int(port)
 
+    @property
+    def webhook_networks_allowed(self) -> "list[IPv4Network | IPv6Network]":
+        """
+        The networks of `webhook_networks`.
+
+        Raises:
+            ValueError: one is malformed.
+        """
+        from ipaddress import ip_network
+
+        return [
+            ip_network(one.strip(), strict=False) for one in self.webhook_networks.split(",") if one.strip()
+        ]
+
     def redacted(self) -> dict[str, Any]:
         """All settings as JSON, passwords masked."""
         return {
@@ -177,6 +207,19 @@ class Settings:
             raise ConfigError(
                 f"{told['metrics_port']} is not a port", hint="PORT or HOST:PORT, e.g. 9200 or 0.0.0.0:9200"
             ) from exc
+        try:
+            _ = self.webhook_networks_allowed
+        except ValueError as exc:
+            raise ConfigError(
+                f"{told['webhook_networks']} are no networks", hint="e.g. 10.0.0.0/8,127.0.0.0/8"
+            ) from exc
+        if self.webhook_delivery not in ("on", "off"):
+            raise ConfigError(f"{told['webhook_delivery']} is neither", hint="on or off")
+        if not 0 < self.webhook_timeout_seconds <= LONGEST_WEBHOOK_S:
+            raise ConfigError(
+                f"{told['webhook_timeout_seconds']} is not possible",
+                hint=f"more than 0 and at most {LONGEST_WEBHOOK_S:.0f} seconds",
+            )
         if self.log_level.upper() not in LOG_LEVELS:
             raise ConfigError(f"{told['log_level']} is none", hint=f"one of {', '.join(LOG_LEVELS)}")
         if self.log_format not in ("text", "json"):

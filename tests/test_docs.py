@@ -288,6 +288,12 @@ def test_the_table_of_events_has_each_event() -> None:
     assert told == recorded | ends | steps
 
 
+def test_a_webhook_can_ask_for_each_event() -> None:
+    from storage.db.webhooks import EVENTS
+
+    assert sorted(EVENTS) == sorted(row[0] for row in rows(STATES, "| event |"))
+
+
 # --- recipes, faces -----------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from jobs.errors import ConfigError
 from storage.db.schema import open_database
 from storage.settings import Settings
 from web.security import LOOPBACK, TOKEN_FILE, Access, networks, read_token
+from worker.webhooks.deliver import delivering
 
 PORT = 8311
 PORTS_TRIED = 100
@@ -136,7 +137,7 @@ def serve(settings: Settings, options: Options, say: Callable[[str], None]) -> N
         ws="none",
     )
     server = uvicorn.Server(config)
-    with listener, _address_stored(settings, options.host, port, access):
+    with listener, _address_stored(settings, options.host, port, access), delivering(database, settings):
         if access.token is None or sys.stderr.isatty():
             say(f"the page: {link(options.host, port, access.token)}")
         else:  # a log must not contain the token

@@ -13,6 +13,8 @@ label         key and value that a user has given a job
 share         when each user was last served
 quota         how many jobs of a user or a queue may run at once
 token         who may use the page and the REST API, with hashes of the tokens
+webhook       where events are sent, and which
+delivery      an event that is to be sent to a webhook, or was; a trigger on `event` inserts it
 schema_info   the oldest code that may work on these tables
 """
 
@@ -60,6 +62,7 @@ THROTTLED = "state = 'queued' AND throttled = 1"
 UNRESOLVED = "resolved = 0"
 HELD = "held != 0"
 RETRIES = "retry_of IS NOT NULL"
+PENDING = "state = 'pending'"
 
 
 CLOCKS = {
@@ -272,6 +275,44 @@ token = Table(
     Column("revoked_at", Double),
     Column("used_at", Double),
     sqlite_autoincrement=True,
+)
+
+webhook = Table(
+    "webhook",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("channel", String(16), nullable=False),  # http, command, apprise
+    Column("url", Text, nullable=False),
+    Column("secret", String(128), nullable=False, unique=True),  # signing needs it in clear
+    # Filters: lines of text between line feeds, so that a trigger can search them; empty: all.
+    *(Column(name, Text, nullable=False) for name in ("events", "users", "kinds", "jobs", "labels")),
+    Column("created_by", String(64), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("delivered_at", Double),
+    Column("failing_since", Double),  # no delivery has succeeded since
+    Column("disabled_at", Double),
+    Column("disabled_reason", Text),
+    Column("lease_owner", String(32)),  # the process that delivers
+    Column("lease_until", Double),
+    sqlite_autoincrement=True,
+)
+# A restore inserts the events first, so that they are not sent again.
+webhook.add_is_dependent_on(event)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("event_id", Id, ForeignKey("event.id", ondelete="CASCADE"), primary_key=True),
+    # No foreign key: a webhook that is removed meanwhile must not break the transaction of a job's event.
+    Column("webhook_id", Id, primary_key=True),
+    Column("job_id", Id, nullable=False),
+    Column("state", String(16), nullable=False),  # pending, delivered, failed
+    Column("created_at", Double, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("next_at", Double),  # of a retry
+    Column("tried_at", Double),
+    Column("status", Integer),  # of HTTP
+    Column("error", Text),
 )
 
 schema_info = Table(

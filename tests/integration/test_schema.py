@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 UNDO_INDEXES = ("DROP INDEX ix_job_held", "DROP INDEX ix_job_retry_of")
+UNDO_WEBHOOKS = ("DROP TABLE delivery", "DROP TABLE webhook", "DROP TRIGGER event_is_delivered{on_event}")
 UNDO_STEERING = (
     *(
         "DROP TABLE label",
@@ -100,7 +101,17 @@ def test_an_installation_keeps_the_id_that_its_upgrade_gave_it(empty: Any, tmp_p
 def test_a_table_from_before_the_id_is_called_older_and_one_upgrade_gives_it(empty: Any, change: str) -> None:
     upgrade(empty)
     empty.write(lambda conn: conn.execute(text(change)))
-    for undo in (*UNDO_INDEXES, "DROP TABLE token", "ALTER TABLE job DROP COLUMN kept", *UNDO_STEERING):
+    on_event = "" if empty.is_sqlite else " ON event"
+    undo_webhooks = [undo.format(on_event=on_event) for undo in UNDO_WEBHOOKS]
+    if not empty.is_sqlite:
+        undo_webhooks.append("DROP FUNCTION ganq_deliver")
+    for undo in (
+        *undo_webhooks,
+        *UNDO_INDEXES,
+        "DROP TABLE token",
+        "ALTER TABLE job DROP COLUMN kept",
+        *UNDO_STEERING,
+    ):
         empty.write(lambda conn, sql=undo: conn.execute(text(sql)))
     empty.write(lambda conn: conn.execute(text("UPDATE alembic_version SET version_num = '0003'")))
     with pytest.raises(SchemaMismatchError, match="older"):

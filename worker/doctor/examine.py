@@ -45,6 +45,7 @@ USES = {
     "faces": "ganq dataset make and ganq demo",
     "judge": "--feature-network effnet-lite2",
     "metrics": "ganq worker --metrics-port: GPU utilisation and memory for Prometheus",
+    "notify": "ganq webhook add apprise+…: Slack, ntfy, mail",
     "onnx": "ganq export --format onnx",
     "tensorboard": "ganq export --to tensorboard",
     "video": "ganq submit generate --interpolate: the frames as MP4",

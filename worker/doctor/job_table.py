@@ -25,6 +25,7 @@ from storage.volume.filesystems import mount_of
 from worker.doctor.check import Finding, error, ok, warn
 from worker.doctor.facts import Facts
 from worker.doctor.jobs import check_jobs_and_workers
+from worker.doctor.webhooks import check_webhooks
 
 CLOCK_S = 5.0
 """A larger difference makes displayed ages wrong; leases do not depend on it."""
@@ -56,6 +57,7 @@ def check_job_table(settings: Settings, facts: Facts) -> Iterator[Finding]:
         facts.database = database
         yield check_clock(Queries(database))
         yield from check_jobs_and_workers(settings, facts)
+        yield from check_webhooks(database)
     except SchemaMismatchError as exc:
         yield error("schema", exc.message, exc.hint)
     finally:

@@ -22,6 +22,7 @@ from storage.db.workers import WorkerStore
 from storage.settings import Settings
 from worker.host.process import boot_id, has_died
 from worker.supervisor.metrics import Metrics
+from worker.supervisor.webhooks import DelivererStarter
 
 log = logging.getLogger("ganq.recovery")
 
@@ -182,6 +183,7 @@ class Recovery(threading.Thread):
         self.wake = wake
         self.on_schema_mismatch = on_schema_mismatch
         self.reaper = Reaper(self.store, settings, workers.who.name)
+        self.deliverer = DelivererStarter(database, settings)
         self.stopping = threading.Event()
         self.malformed_after = 0
 
@@ -204,6 +206,7 @@ class Recovery(threading.Thread):
                 if time.monotonic() >= next_dispatch:
                     self.fail_malformed()
                     self.dispatch()
+                    self.deliverer.tick()
                     next_dispatch = time.monotonic() + self.settings.poll_seconds
                 if not old_workers_removed:
                     self.workers.forget_old()

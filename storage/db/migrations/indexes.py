@@ -14,12 +14,14 @@ from storage.db.tables import (
     CLAIMABLE,
     DELAYED,
     HELD,
+    PENDING,
     PREEMPTED,
     RETRIES,
     RUNNING,
     THROTTLED,
     UNRESOLVED,
     attempt,
+    delivery,
     end_dependency,
     job,
 )
@@ -42,3 +44,4 @@ _index("ix_job_retry_of", job, "retry_of", where=RETRIES)
 _index("ix_job_part_of", job, "part_of", where="part_of IS NOT NULL")
 _index("ix_job_sweep", job, "sweep", where="sweep IS NOT NULL")
 _index("uq_attempt_open", attempt, "job_id", unique=True, where="ended_at IS NULL")
+_index("ix_delivery_pending", delivery, "webhook_id", "job_id", "event_id", where=PENDING)

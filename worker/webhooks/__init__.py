@@ -1,0 +1,1 @@
+"""Webhooks: what may be reached, what is sent, and who sends it; storage/db/webhooks.py has the rows."""
