@@ -594,3 +594,43 @@ def test_the_description_in_the_repository_is_what_the_server_says(server: Serve
     assert page.status == 200
     assert "submitSweep" in page.text
     assert "http://" not in page.text.replace("http://www.w3.org", "")
+
+
+# --- webhooks -----------------------------------------------------------------------------------
+
+
+def test_an_admin_adds_lists_and_removes_webhooks_and_nobody_else(
+    ask: Callable[[str, str], Ask], job_factory: "Callable[..., Job]"
+) -> None:
+    job_factory(name="faces")
+    admin, operator = ask("root", "admin"), ask("ada", "operator")
+    body = {
+        "url": "https://1.1.1.1/in?t=hidden",
+        "events": ["failed"],
+        "jobs": ["faces"],
+        "labels": ["project"],
+    }
+    added = admin("POST", "/webhooks", body)
+    assert (added.status, added.json["jobs"]) == (201, [1])
+    assert added.json["secret"].startswith("whsec_")
+    (listed,) = admin("GET", "/webhooks").json["webhooks"]
+    assert (listed["url"], listed["events"], "secret" in listed) == ("https://1.1.1.1/in", ["failed"], False)
+    assert admin("GET", "/webhooks/1/deliveries?state=pending").json == {"deliveries": []}
+    assert admin("POST", "/webhooks/1/enable").json["state"] == "ok"
+    for method, path in (("GET", "/webhooks"), ("POST", "/webhooks"), ("DELETE", "/webhooks/1")):
+        assert operator(method, path, body if method == "POST" else None).status == 403
+    for status, changes in (
+        (400, {"url": "command"}),
+        (400, {"url": 7}),
+        (403, {"url": "http://127.0.0.1/"}),
+        (400, {"events": ["fail"]}),
+        (400, {"kinds": ["paint"]}),
+        (400, {"users": "ada"}),
+        (400, {"users": ["a\nb"]}),
+        (404, {"jobs": ["nope"]}),
+        (400, {"uri": "x"}),
+    ):
+        assert admin("POST", "/webhooks", {**body, **changes}).status == status, changes
+    assert admin("DELETE", "/webhooks/1").status == 200
+    assert admin("DELETE", "/webhooks/1").status == 404
+    assert admin("DELETE", "/webhooks/x").status == 400

@@ -13,10 +13,11 @@ from jobs.errors import GanqError, SpecError
 from jobs.kinds import KINDS
 from jobs.states import JobState
 from storage.db.tokens import Role
+from storage.db.webhooks import DELIVERED, FAILED, PENDING
 from storage.version import version
 from web import html
 from web.actions import ChangesNotAllowedError
-from web.api import files, jobs, uploads
+from web.api import files, jobs, uploads, webhooks
 from web.api.answers import json_answer
 from web.api.call import (
     BODY_READ,
@@ -121,6 +122,8 @@ def endpoints() -> tuple[Endpoint, ...]:
     change = functools.partial(
         Endpoint, role=Role.SUBMITTER, errors=(404, 409, 412), headers=("If-Match",), answer="Changed"
     )
+    hook = "/webhooks/{webhook}"
+    admin = functools.partial(Endpoint, role=Role.ADMIN, answer="Webhook")
     stored = functools.partial(
         get,
         errors=(404, 416, 503),
@@ -348,6 +351,42 @@ def endpoints() -> tuple[Endpoint, ...]:
         ),
         get("/workers", "listWorkers", "List the workers", files.workers, answer="Workers"),
         get("/queues", "listQueues", "List the queues", files.queues, answer="Queues"),
+        admin("GET", "/webhooks", "listWebhooks", "List the webhooks", webhooks.read_list, answer="Webhooks"),
+        admin(
+            "POST",
+            "/webhooks",
+            "addWebhook",
+            "Send events of jobs to a URL",
+            webhooks.create,
+            body="NewWebhook",
+            answer="AddedWebhook",
+            status=201,
+            errors=(404, 409),
+        ),
+        admin("DELETE", hook, "removeWebhook", "Remove a webhook", webhooks.remove, errors=(404,)),
+        admin(
+            "POST",
+            f"{hook}/enable",
+            "enableWebhook",
+            "Enable a webhook again, and send what is left",
+            webhooks.enable,
+            errors=(404,),
+        ),
+        admin(
+            "GET",
+            f"{hook}/deliveries",
+            "listDeliveries",
+            "List what was sent to a webhook, and what waits",
+            webhooks.deliveries,
+            params=(
+                Param(
+                    "state", {"type": "string", "enum": [PENDING, DELIVERED, FAILED]}, "Only in this state."
+                ),
+                _limit(1000, 50),
+            ),
+            answer="Deliveries",
+            errors=(404,),
+        ),
     )
 
 

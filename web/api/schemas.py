@@ -98,6 +98,24 @@ CHECKPOINT: dict[str, Schema] = {
     "path": {"type": "string", "description": "relative to the volume"},
     "created_at": TIME,
 }
+WEBHOOK: dict[str, Schema] = {
+    "id": WHOLE,
+    **dict.fromkeys(("channel", "url", "state", "created_by"), TEXT),
+    **dict.fromkeys(("events", "users", "kinds", "labels"), _list(TEXT)),
+    "jobs": _list(WHOLE),
+    "created_at": TIME,
+    **dict.fromkeys(("delivered_at", "failing_since", "disabled_at"), _or_null(TIME)),
+    "disabled_reason": _or_null(TEXT),
+    "deliveries": {**OBJECT, "description": "number by state: pending, delivered, failed"},
+}
+DELIVERY: dict[str, Schema] = {
+    **dict.fromkeys(("webhook", "event", "job", "attempts"), WHOLE),
+    **dict.fromkeys(("type", "state"), TEXT),
+    "at": TIME,
+    **dict.fromkeys(("next_at", "tried_at"), _or_null(TIME)),
+    "status": {**_or_null(WHOLE), "description": "of HTTP"},
+    "error": _or_null(TEXT),
+}
 FILE = _object({"name": TEXT, "bytes": WHOLE, "sha256": SHA256})
 NAME = SHAPES["name"]
 PRIORITY = SHAPES["priority"]
@@ -267,6 +285,19 @@ def schemas() -> dict[str, Schema]:
                 "silent_s": NUMBER,
             }
         ),
+        "NewWebhook": _closed(
+            {
+                "url": {"type": "string", "description": "https://HOST/PATH or apprise+SERVICE://…"},
+                "events": {**_list(TEXT), "description": "by default succeeded, failed and cancelled"},
+                **dict.fromkeys(("users", "kinds", "labels"), _list(TEXT)),
+                "jobs": _list(REFERENCE),
+            },
+            ("url",),
+        ),
+        "Webhook": _object(WEBHOOK),
+        "AddedWebhook": _object({**WEBHOOK, "secret": {**_or_null(TEXT), "description": "not shown again"}}),
+        "Webhooks": _object({"webhooks": _list("Webhook")}),
+        "Deliveries": _object({"deliveries": _list(_object(DELIVERY))}),
         "Workers": _object({"workers": _list("Worker"), "now": TIME}),
         "Queues": _object(
             {
