@@ -45,7 +45,7 @@ def main() -> int:
 
 def prepare() -> None:
     """
-    Leave such folders out of this process's import path, and of its children's.
+    Remove such folders from the import path of this process and its children.
 
     What PYTHONPATH offers besides (a cluster's torch, say) stays.
     """

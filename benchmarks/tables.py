@@ -39,7 +39,7 @@ def full_tables(work: Path, jobs: int, users: int) -> Iterator[tuple[str, dict[s
 
 
 def fill(settings: Settings, jobs: int, users: int = 1) -> None:
-    """Queue so many trainings in a new table, in sweeps of 10,000, of so many users in turn."""
+    """Insert queued trainings into a new table, in sweeps of 10,000, for users in turn."""
     if not settings.is_sqlite:
         empty = Database(settings)
         upgrade(empty)

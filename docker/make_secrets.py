@@ -36,7 +36,7 @@ ACL = (
 
 
 def owner() -> tuple[int, int]:
-    """The user and group that own the files and that the containers run as."""
+    """Return the user and group that own the files and that the containers run as."""
     if os.getuid() != 0:
         return os.getuid(), os.getgid()
     user, group = int(os.environ.get("SUDO_UID", 0)), int(os.environ.get("SUDO_GID", 0))
@@ -44,7 +44,7 @@ def owner() -> tuple[int, int]:
 
 
 def give(path: Path, to: tuple[int, int]) -> None:
-    """Hand a path to its owner; only root can, and only root has to."""
+    """Change the owner of a path, if this process is root."""
     if os.getuid() == 0:
         os.chown(path, *to)
 
@@ -60,7 +60,7 @@ def write(path: Path, text: str) -> None:
 
 
 def keep_or_make(name: str) -> str:
-    """A password in a file: the one that is there, else a new one (letters that a URL takes as they are)."""
+    """Return the password in a file; make a new one of URL-safe letters if there is none."""
     path = FOLDER / name
     kept = path.read_text().strip() if path.exists() else ""
     if not kept:
@@ -70,7 +70,7 @@ def keep_or_make(name: str) -> str:
 
 
 def read_env() -> dict[str, str]:
-    """The settings of .env, in their order; quotes are taken off."""
+    """Return the settings of .env in order, without quotes."""
     lines = ENV.read_text().splitlines() if ENV.exists() else []
     pairs = (line.partition("=") for line in lines if "=" in line and not line.lstrip().startswith("#"))
     return {key.strip(): value.strip().strip("'\"") for key, _, value in pairs}
@@ -85,7 +85,7 @@ def write_env(values: dict[str, str]) -> None:
 
 
 def folder(text: str) -> Path:
-    """An absolute path that can stand in .env and in a mount."""
+    """Return an absolute path that is valid in .env and in a mount."""
     path = Path(text).expanduser().resolve()
     if re.search(r"['\n\r:]", str(path)):
         raise argparse.ArgumentTypeError(
@@ -101,7 +101,7 @@ def port(text: str) -> int:
 
 
 def options() -> argparse.Namespace:
-    """What is asked for; by default what .env says already."""
+    """Parse the options; the defaults are those in .env."""
     before = read_env()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[1])
     volume = before.get("GANQ_VOLUME") or str(HERE.parent / "volume")

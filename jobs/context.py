@@ -232,7 +232,7 @@ class JobContext(Protocol):
         """Return the retained checkpoints of that model, oldest first, for --grid-epochs."""
 
     def sample_grids(self) -> "Sequence[Sample]":
-        """The sample grids of that model's training that exist, oldest first; draw() reads a file."""
+        """Return the existing sample grids of that model's training, oldest first; draw() reads a file."""
 
     def generated_images(self, most: int) -> "Iterator[NDArray[np.uint8]] | None":
         """

@@ -82,7 +82,7 @@ class GridPages:
 
     @property
     def full(self) -> bool:
-        """Whether no further image will be on a page."""
+        """Return whether no further image will be on a page."""
         return self.size == 0 or self.made == self.most
 
     def add(self, picture_HW3: "NDArray[np.uint8]") -> None:

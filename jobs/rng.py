@@ -90,5 +90,5 @@ class Latents:
 def latents(
     seed: int, sample_indices: Iterable[int], nz: int, *, mean: float = 0.0, std: float = 1.0
 ) -> Tensor:
-    """Latents(seed, nz).rows(...) for a single use."""
+    """Return Latents(seed, nz).rows(...), for a single use."""
     return Latents(seed, nz).rows(sample_indices, mean=mean, std=std)

@@ -80,7 +80,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def confine(*, memory_bytes: int, cpu_seconds: int | None, file_bytes: int = 0) -> dict[str, str]:
     """
-    Irrevocably drop all rights that a reader of untrusted bytes does not need.
+    Drop irrevocably all rights that a reader of untrusted bytes does not need.
 
     No module can be imported afterwards. Call it with a single thread: others keep their Landlock domain.
 
@@ -186,7 +186,7 @@ def _landlock() -> None:
 
 
 def _other_user() -> None:
-    """Become nobody if root, and drop capabilities in any case."""
+    """Switch to the user nobody if root, and drop all capabilities."""
     try:
         if os.geteuid() == 0:
             os.setgroups([])

@@ -147,7 +147,7 @@ class Settings:
     @property
     def metrics_address(self) -> tuple[str, int] | None:
         """
-        Host and port of `metrics_port`; None if it is empty.
+        Return host and port of `metrics_port`; None if it is empty.
 
         Raises:
             ValueError: it is neither PORT nor HOST:PORT.
@@ -174,7 +174,7 @@ class Settings:
         ]
 
     def redacted(self) -> dict[str, Any]:
-        """All settings as JSON, passwords masked."""
+        """Return all settings as JSON, with masked passwords."""
         return {
             f.name: "***"
             if f.name == "api_token" and self.api_token
@@ -301,7 +301,7 @@ _noticed: set[str] = set()
 
 
 def _notice_once(old: str, new: str, *, beside: bool) -> None:
-    """Say on stderr that a setting has a new name; once in a process."""
+    """Print to stderr, once in a process, that a setting has a new name."""
     what = f"notice: {old} is ignored: {new} is set, too" if beside else f"notice: {old} is now called {new}"
     if what not in _noticed:
         _noticed.add(what)

@@ -5,7 +5,7 @@ from functools import cache
 
 @cache  # reading the distribution's metadata takes a tenth of what a small job takes
 def version() -> str:
-    """The installed distribution's version, as it was when this process first asked."""
+    """Return the installed distribution's version, as of the first call in this process."""
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed
 

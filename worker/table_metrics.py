@@ -48,7 +48,7 @@ class TableMetrics:
         self.found_at = float("-inf")
 
     def describe(self) -> list[Any]:
-        """Registration asks no table."""
+        """Return nothing, so that registration does not read the table."""
         return []
 
     def collect(self) -> "Iterator[GaugeMetricFamily]":

@@ -13,7 +13,7 @@ class NoopSpec(Spec):
 
 
 def run(spec: NoopSpec, ctx: Any) -> dict[str, Any]:
-    """Nothing is done."""
+    """Do nothing."""
     return {}
 
 

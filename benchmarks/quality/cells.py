@@ -31,13 +31,13 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Stands for this cell in names and files."""
+        """Return the key of this cell in names and files."""
         return "-".join(
             filter(None, (self.style, str(self.pictures), self.recipe, self.without, str(self.seed)))
         )
 
     def spec(self, data: str, epochs: int, save_every: int) -> dict[str, Any]:
-        """Options of TrainSpec."""
+        """Return options of TrainSpec."""
         chosen = {**BASE, "recipe": self.recipe, "seed": self.seed, **self.options}
         if self.recipe == "dcgan":
             chosen.setdefault("batch", DCGAN_BATCH)
@@ -62,13 +62,13 @@ PARTS: dict[str, dict[str, Any]] = {
 def cells(
     styles: Sequence[str], sizes: Sequence[int], recipes: Sequence[str], seeds: Sequence[int]
 ) -> Iterator[Cell]:
-    """The whole comparison, ordered so that it can be read at any time: all of one seed first."""
+    """Return the whole comparison, all of one seed first, so that partial results can be read."""
     for seed, pictures, style, recipe in product(seeds, sizes, styles, recipes):
         yield Cell(style, pictures, recipe, seed)
 
 
 def ablation(style: str, pictures: int, seeds: Sequence[int]) -> Iterator[Cell]:
-    """The default recipe, and what it is without each of its parts."""
+    """Return the default recipe, complete and without each of its parts."""
     for seed in seeds:
         yield Cell(style, pictures, DEFAULT_RECIPE, seed)
         for part, options in PARTS.items():

@@ -25,7 +25,7 @@ Facts = dict[str, Any]
 
 def joined(path: Path, done: Sequence[Facts]) -> tuple[list[Facts], list[Facts]]:
     """
-    Cells and choices of an earlier run, which showed as many images as those of this one: what a
+    Add cells and choices of an earlier run, which showed as many images as those of this one: what a
     training makes follows from that, not from how long it took.
 
     Raises:
@@ -84,7 +84,7 @@ def write(
 
 
 def ratio_table(done: Sequence[Facts]) -> list[Facts]:
-    """Medians over seeds of each (style, images, minutes, recipe), and their ratio to the KID of dcgan."""
+    """Return medians over seeds of each (style, images, minutes, recipe), and their ratio to the KID of dcgan."""
     groups: dict[tuple[str, int, float, str], list[Facts]] = defaultdict(list)
     for one in done:
         groups[one["style"], one["pictures"], one["minutes"], one["recipe"]].append(one)
@@ -164,7 +164,7 @@ def _tables(done: Sequence[Facts]) -> list[str]:
 
 
 def _choosing(choices: Sequence[Facts]) -> list[str]:
-    """What each way of choosing gives, as medians over the models of a style."""
+    """Return the results of each selection method, as medians over the models of a style."""
     groups: dict[tuple[str, str], list[Facts]] = defaultdict(list)
     for one in choices:
         groups[one["style"], one["choice"]].append(one)
@@ -192,7 +192,7 @@ def _picture(row: Facts) -> str:
 
 
 def _side_by_side(done: Sequence[Facts]) -> None:
-    """One image for each table: a part of each recipe's grid, in its order."""
+    """Draw one image for each table: a part of each recipe's grid, in its order."""
     from PIL import Image
 
     groups: dict[str, list[Path]] = defaultdict(list)

@@ -75,7 +75,7 @@ class Study:
     # --- data ------------------------------------------------------------------------------
 
     def faces(self, style: str, count: int, seed: int = 0) -> Path:
-        """Drawn faces, the same each time; those of another seed are other faces."""
+        """Draw faces, which depend only on the seed."""
         from storage.datasets.synthetic import make_faces
 
         folder = self.work / "faces" / f"{style}-{count}-{seed}"
@@ -92,7 +92,7 @@ class Study:
         self._accepted(*self._training(cell))
 
     def train(self, cell: Cell) -> Job:
-        """A training that takes `minutes` here."""
+        """Train for `minutes` on this machine."""
         return self._done(*self._training(cell))
 
     def _training(self, cell: Cell) -> tuple[str, TrainSpec]:
@@ -105,7 +105,7 @@ class Study:
         return f"{cell.key}-{self.minutes:g}min", spec
 
     def take_rates(self, given: Mapping[str, float]) -> None:
-        """Rates of another machine, instead of measuring."""
+        """Use rates of another machine instead of measuring."""
         if given:
             self._rates.write_text(json.dumps({**self._known(), **given}, indent=1))
 
@@ -118,7 +118,7 @@ class Study:
         return rates
 
     def rate(self, cell: Cell) -> float:
-        """Images per second of this recipe, measured here once in a short run of its own, or given."""
+        """Return this recipe's images per second: given, or measured once in a short run."""
         rates = self._known()
         if cell.variant not in rates:
             data = str(self.faces(cell.style, cell.pictures))
@@ -131,7 +131,7 @@ class Study:
         return rates[cell.variant]
 
     def evaluate(self, trained: Job, which: str) -> dict[str, Any]:
-        """Metrics of a checkpoint beside the images that it was trained on."""
+        """Compute metrics of a checkpoint against the images that it was trained on."""
         spec = EvaluateSpec.create(
             source=trained.id,
             checkpoint=which,
@@ -143,7 +143,7 @@ class Study:
         return self._measured(f"evaluate-{which}-{trained.id}", spec)
 
     def choices(self, cell: Cell) -> list[dict[str, Any]]:
-        """What each way of choosing does to the images of one model; the cell's training must be done."""
+        """Measure each selection method on one model; the cell's training must have ended."""
         trained = self.train(cell)
         found = []
         for name, options in CHOICES.items():
@@ -191,7 +191,7 @@ class Study:
         return job
 
     def _accepted(self, name: str, spec: Spec) -> Job:
-        """The job under a key made of the name and what is asked: a new one, or the one of an earlier run."""
+        """Return the job under a key of name and request: a new job, or that of an earlier run."""
         kind = kind_named(spec.kind)
         text = json.dumps([name, spec.to_json()], sort_keys=True)
         job = self.queue.store.submit(
@@ -211,7 +211,7 @@ class Study:
 
 
 def shown(cell: Cell, facts: Mapping[str, Any]) -> str:
-    """One line about a cell that is done."""
+    """Return one line about a finished cell."""
     best, last = facts["best"], facts["last"]
     return (
         f"{cell.key}: {facts['seconds'] / 60:.1f} min, {facts['images']:,} images; "

@@ -51,7 +51,7 @@ class Api:
 
     @property
     def client(self) -> "httpx.Client":
-        """The HTTP client; httpx is imported on first use."""
+        """Return the HTTP client; httpx is imported on first use."""
         if self._client is None:
             import ssl
 
@@ -139,7 +139,7 @@ class Api:
             yield answer
 
     def repeated(self, work: Callable[[], T]) -> T:
-        """Do what may be done again; try a few times if the server does not answer."""
+        """Run an idempotent request; retry a few times if the server does not answer."""
         for pause in RETRIED_AFTER_S:
             try:
                 return work()

@@ -177,7 +177,7 @@ def send_file(api: Api, sha256: str, path: Path, sent: Callable[[int], None]) ->
 
 
 class UploadProgress:
-    """Say from time to time how far an upload is, and how long it will take."""
+    """Report the progress of an upload and the time left, every REPORT_EVERY_S."""
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total = what, total
@@ -185,7 +185,7 @@ class UploadProgress:
         self.began = self.said = time.monotonic()
 
     def begin(self, done: int) -> None:
-        """Begin to send; `done` bytes are there already."""
+        """Start counting; the server has `done` bytes already."""
         self.done = self.first = done
         self.began = time.monotonic()
 
@@ -203,6 +203,6 @@ class UploadProgress:
             report([f"{self.what}: {in_words(self.done)} of {in_words(self.total)}{left}"])
 
     def end(self) -> None:
-        """Say that it is complete, if anything was said."""
+        """Report the end of an upload of which progress was reported."""
         if self.said > self.began:
             report([f"{self.what}: complete"])

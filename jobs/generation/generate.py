@@ -355,7 +355,7 @@ class _ResultWriter:
 
     @property
     def all_equal(self) -> bool:
-        """Whether several images were written, and each is the same."""
+        """Return whether several images were written and all are equal."""
         return self.written > 1 and not self._differ
 
     def write(self, batch: Batch) -> None:

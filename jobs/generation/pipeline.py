@@ -50,7 +50,7 @@ class MicroBatchPool:
 
     @property
     def ahead(self) -> int:
-        """Micro-batches to submit beside the one that is waited for, so that no worker is idle."""
+        """Return how many micro-batches to submit beside the awaited one, so that no worker is idle."""
         return self.workers if self.workers > 1 else 0
 
     def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Callable[[], T]:
@@ -108,7 +108,7 @@ class DeviceToHostCopier:
 
     @property
     def ahead(self) -> int:
-        """Copies that may be in flight: on a GPU one micro-batch is copied while the next is computed."""
+        """Return how many copies may be in flight: a GPU copies one micro-batch while it computes the next."""
         return 0 if self.stream is None else 1
 
     def start(self, images_B3HW: Tensor, scores_B: Tensor) -> CopyInFlight:

@@ -13,7 +13,7 @@ BLOCK = 512
 
 def nearest(asked_MD: Tensor, among_ND: Tensor, k: int, *, themselves: bool = False) -> tuple[Tensor, Tensor]:
     """
-    The k rows of `among_ND` that are nearest to each of `asked_MD`, nearest first.
+    Return the k rows of `among_ND` that are nearest to each of `asked_MD`, nearest first.
 
     In float64: an image and its copy differ by so little that float32 would round it away.
 

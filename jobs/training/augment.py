@@ -74,7 +74,7 @@ class Ada:
 
     @property
     def p(self) -> Tensor:
-        """The current p: a view, which update() changes."""
+        """Return the current p: a view, which update() changes."""
         return self.state_3[0]
 
     def probabilities(self, policies: Collection[str]) -> dict[str, Tensor]:

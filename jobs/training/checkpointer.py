@@ -41,7 +41,7 @@ class AsyncCheckpointer:
         self.start_at(0)
 
     def start_at(self, step: int) -> None:
-        """Begin at a step that need not be saved."""
+        """Start at a step that is already saved."""
         self.saved_step = step
         """The newest step that can be resumed from."""
         self._last_save = time.monotonic()

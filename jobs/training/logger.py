@@ -44,7 +44,7 @@ class TrainingLogger:
         self.start_at(0)
 
     def start_at(self, step: int) -> None:
-        """Begin at a step, at the start of the run or after a rollback."""
+        """Start at a step, at the start of the run or after a rollback."""
         self.means = RunningMeans()
         self._pending: list[tuple[int, float, PendingMeans]] = []
         self._step, self._at = step, time.monotonic()

@@ -60,7 +60,7 @@ class Rollbacks:
         self.history.append({"step": self.diverged_at, "to": to_step, "lr_scale": self.lr_scale})
 
     def saved(self, step: int) -> None:
-        """Forget the divergence once a finite state at or after its step was saved."""
+        """Clear the divergence once a finite state at or after its step was saved."""
         if self.diverged_at is not None and step >= self.diverged_at:
             self.diverged_at = None
 

@@ -151,7 +151,7 @@ class TrainState:
 
     @property
     def sampler(self) -> AnyGenerator:
-        """The generator that is evaluated and saved for generation: the moving average, if there is one."""
+        """Return the generator that is evaluated and saved: the moving average, if there is one."""
         return self.ema.net if self.ema else self.generator
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:

@@ -353,12 +353,12 @@ class Training:
 
     @property
     def g_steps(self) -> int:
-        """Steps of G before this batch."""
+        """Return the number of G's steps before this batch."""
         return steps_before(self.state.step, self.batches.per_epoch, self.spec.g_every)
 
     @property
     def d_steps(self) -> int:
-        """Steps of D before this batch."""
+        """Return the number of D's steps before this batch."""
         return steps_before(self.state.step, self.batches.per_epoch, self.spec.d_every)
 
     def _draw(self, phase: Phase, epoch: int, batch_index: int, values: ScheduleValues) -> dict[str, Tensor]:

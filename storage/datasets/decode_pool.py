@@ -114,7 +114,7 @@ class Decoder:
             process.kill()
 
     def stop(self) -> None:
-        """From another thread: end the wait for an answer."""
+        """End the wait for an answer; called from another thread."""
         self.stopped = True
         process = self.process
         if process is not None:

@@ -201,7 +201,7 @@ class Decoder:
     # --- metadata ---------------------------------------------------------------------------
 
     def _tolerate_metadata(self) -> None:
-        """Have Pillow ignore what is wrong with the metadata of a PNG, instead of refusing the image."""
+        """Make Pillow ignore invalid metadata of a PNG instead of refusing the image."""
 
         def tolerant(read: Callable[..., bytes]) -> Callable[..., bytes]:
             def chunk(stream: Any, pos: int, length: int) -> bytes:

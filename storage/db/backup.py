@@ -204,7 +204,7 @@ def _insert_rows(conn: Connection, found: Backup) -> None:
 
 
 def _advance_sequences(conn: Connection) -> None:
-    """Let Postgres continue behind the restored ids."""
+    """Advance the sequences of Postgres beyond the restored ids."""
     for table in tables.metadata.sorted_tables:
         if "id" in table.c:
             sequence = conn.execute(

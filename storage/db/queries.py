@@ -258,7 +258,7 @@ class Queries:
         self, *, sweep: str | None = None, parts: bool = False, part_of: int | None = None
     ) -> dict[str, int]:
         """
-        How many jobs are in each state.
+        Count the jobs in each state.
 
         Args:
             sweep: of this array only, whose jobs have no parts.
@@ -313,7 +313,7 @@ class Queries:
 
     def newest_model(self, *, succeeded: bool = False) -> Job:
         """
-        The job that `generate` draws from by default: the newest that has a checkpoint or may get one.
+        Return the default model of `generate`: the newest job that has a checkpoint or may get one.
 
         Args:
             succeeded: only one that has succeeded and has a checkpoint.
@@ -524,7 +524,7 @@ class Queries:
         return self.database.read(lambda conn: [Checkpoint.from_row(row) for row in conn.execute(query)])
 
     def best_metrics(self, job_ids: Sequence[int]) -> dict[int, float]:
-        """The lowest metric among each job's checkpoints, of those that have one."""
+        """Return the lowest metric among each job's checkpoints, for jobs that have one."""
         query = (
             select(checkpoint.c.job_id, func.min(checkpoint.c.metric))
             .where(checkpoint.c.job_id.in_(job_ids), checkpoint.c.metric.is_not(None))

@@ -28,7 +28,7 @@ def belongs_to_group(root: Path) -> bool:
 
 
 def use_group_umask(root: Path) -> None:
-    """Let this process, which writes to the volume only, share what it writes with the volume's group."""
+    """Share what this process writes with the volume's group; it writes to the volume only."""
     if belongs_to_group(root):
         os.umask(os.umask(0o022) & ~GROUP)
 

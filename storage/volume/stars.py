@@ -28,7 +28,7 @@ def read_stars(volume: Volume, job_id: int, manifest_sha256: str) -> list[int]:
 
 def set_star(volume: Volume, job_id: int, manifest_sha256: str, index: int, *, starred: bool) -> list[int]:
     """
-    Star an image, or take its star away.
+    Set or remove the star of an image.
 
     Returns:
         The starred images now.

@@ -94,7 +94,7 @@ class WakeSocket:
         sock.close()
 
     def release(self) -> None:
-        """Let all waiting tasks end: Celery fetches the next notification."""
+        """End all waiting tasks, so that Celery fetches the next notification."""
         for sock in self.waiting:
             self.answer(sock, "idle")
         self.waiting.clear()

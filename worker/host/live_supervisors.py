@@ -73,7 +73,7 @@ def ask_supervisors(runtime: Path, name: str | None = None) -> list[Condition]:
 
 
 def _without_replaced(conditions: list[Condition]) -> list[Condition]:
-    """Leave out killed workers that were started again; the files of the killed process are still there."""
+    """Drop killed workers that were started again; the files of the killed process still exist."""
     alive = {one.worker for one in conditions if one.healthy}
     return [one for one in conditions if one.healthy or one.worker not in alive]
 

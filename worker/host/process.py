@@ -125,7 +125,7 @@ def describe_state(pid: int) -> str:
 
 def die_with_parent(parent: int, sig: signal.Signals) -> None:
     """
-    Have the kernel signal this process when its parent dies (prctl(2)).
+    Ask the kernel to signal this process when its parent dies (prctl(2)).
 
     Raises:
         SystemExit: the parent has died already.

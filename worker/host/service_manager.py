@@ -76,7 +76,7 @@ class ServiceManager:
             pause.wait(interval_s if is_ready else READY_POLL_S)
 
     def stopping(self) -> None:
-        """The service drains."""
+        """Report that the service drains."""
         self.send("STOPPING=1", "STATUS=draining: a running job is saved and requeued")
 
 

@@ -35,7 +35,7 @@ class VolumeProcess:
         self.probe_s = probe_s
 
     def serve(self) -> None:
-        """Work until the supervisor has exited."""
+        """Run until the supervisor has exited."""
         threading.Thread(target=self._probe, name="probe", daemon=True).start()
         while (messages := self.channel.receive()) is not None:
             for message in messages:
@@ -70,7 +70,7 @@ class VolumeProcess:
 
 def dump(pid: int, log_file: Path, why: str) -> str:
     """
-    Have a runner write the stacks of all its threads into the job's log (faulthandler).
+    Make a runner write the stacks of all its threads to the job's log (faulthandler).
 
     The handler is C code and needs no interpreter lock, so it also runs while a thread holds that. It does
     not run while the main thread waits in the kernel or is stopped.

@@ -431,7 +431,7 @@ class RunContext:
         *,
         seconds: float | None = None,
     ) -> None:
-        """Have the supervisor insert a checkpoint's row; wait until that is committed."""
+        """Ask the supervisor to insert a checkpoint's row; wait until that is committed."""
         path = self.volume.relative(target)
         self._unacknowledged = CheckpointPointer(self.job_id, path, digest, epoch, step, kind, size)
         self._acknowledged.clear()

@@ -164,7 +164,7 @@ class Supervisor:
 
     def run(self) -> int:
         """
-        Work until SIGTERM.
+        Run until SIGTERM.
 
         Returns:
             The exit code.
@@ -582,7 +582,7 @@ class Supervisor:
             self._request_stop(StopReason.CANCEL, CANCEL_GRACE_S)
 
     def _on_sigterm(self, *_: Any) -> None:
-        """Only record the signal: the main loop may be in the middle of a commit."""
+        """Record the signal only: the main loop may be in the middle of a commit."""
         now = time.monotonic()
         if self.terminated_at is None:
             self.terminated_at = now
@@ -595,7 +595,7 @@ class Supervisor:
         return at is not None and time.monotonic() - at > self.settings.drain_seconds
 
     def _drain(self) -> None:
-        """React to SIGTERM: claim nothing more, have the running job saved, requeue it."""
+        """Handle SIGTERM: claim nothing more, save the running job and requeue it."""
         log.info("draining")
         self.draining = True
         self.heartbeat.drain()
@@ -670,7 +670,7 @@ class Supervisor:
 
 
 def _notify_through_parent(queue_name: str, job_id: int) -> None:
-    """Have the Celery process that started this one send a notification: importing Celery costs 30 MB."""
+    """Ask the Celery process that started this one to send a notification: importing Celery costs 30 MB."""
     # If the pipe is full because Redis hangs, drop the notification rather than block the recovery thread.
     # A line is far shorter than PIPE_BUF, so it is written whole or not at all.
     with suppress(OSError):

@@ -53,22 +53,22 @@ class Metrics:
         """Serve the metrics."""
 
     def begun(self, lease: Lease) -> None:
-        """A job is claimed and begins here."""
+        """Record that a claimed job begins."""
 
     def ended(self, lease: Lease, function: str, arguments: tuple[Any, ...], answer: Any) -> None:
-        """The end of an attempt is committed by `function`, which has returned `answer`."""
+        """Record the end of an attempt, committed by `function`, which has returned `answer`."""
 
     def lease_lost(self) -> None:
-        """The job in hand belongs to another attempt."""
+        """Record that the lease of the current job is lost."""
 
     def idle(self) -> None:
-        """The job in hand is no longer this worker's."""
+        """Record that this worker has no job."""
 
     def rescued(self, number: int) -> None:
-        """The reaper has requeued jobs of unresponsive workers."""
+        """Record jobs that the reaper has requeued."""
 
     def message(self, lease: Lease, message: Mapping[str, Any]) -> None:
-        """The runner reports about its job."""
+        """Record a message of the runner."""
 
     def request(self, operation: str) -> AbstractContextManager[None]:
         """Measure a request to the job table."""

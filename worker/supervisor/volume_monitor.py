@@ -154,7 +154,7 @@ class VolumeMonitor:
 
     def dump(self, pid: int, log_file: Path, why: str) -> str:
         """
-        Have a runner's stacks written into its job's log; wait for at most DUMP_WAIT_S.
+        Request a runner's stacks in its job's log; wait for at most DUMP_WAIT_S.
 
         Returns:
             Where the stacks are, or why there are none, as text.

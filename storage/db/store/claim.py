@@ -107,7 +107,7 @@ class ClaimMixin(FinishMixin):
         self, lease: Lease, result: dict[str, Any], claim: "Claim", *, claim_next: bool = True
     ) -> Lease | None:
         """
-        Do succeed(), then claim() in the same transaction: one commit instead of two.
+        Run succeed(), then claim() in the same transaction: one commit instead of two.
 
         It claims only in the simple case. If there are quotas, delayed jobs, jobs that yielded or another
         schema, or if the claim fails, the job is finished all the same.

@@ -169,7 +169,7 @@ class ControlMixin(StoreMixin):
 
     def rename(self, job_id: int, name: str) -> Job:
         """
-        Give a job that has not ended another name.
+        Rename a job that has not ended.
 
         Raises:
             JobNotFoundError: there is no such job.
@@ -239,7 +239,7 @@ class ControlMixin(StoreMixin):
 
     def move_before(self, job_id: int, other_id: int) -> Job:
         """
-        Let a queued job be claimed directly before another one of its user and queue.
+        Move a queued job directly before another one of its user and queue.
 
         It gets the priority of the other job if its own is lower.
 

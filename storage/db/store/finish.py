@@ -141,7 +141,7 @@ def _retries_exhausted(conn: Connection, row: Any, code: str) -> bool:
 
 
 def publish(conn: Connection, lease: Lease, result: dict[str, Any]) -> None:
-    """Do what FinishMixin.succeed() does, in the caller's transaction."""
+    """Run FinishMixin.succeed() in the caller's transaction."""
     bit_exact = result.get("bit_exact")
     values = {
         "result": result,

@@ -72,7 +72,7 @@ def restore_priority(conn: Connection, needs: Sequence[int]) -> None:
 
 
 def set_own_priority(conn: Connection, row: Any, priority: int) -> None:
-    """Give a job and its shards another own priority; raise or restore the priority of their dependencies."""
+    """Set the own priority of a job and its shards; raise or restore the priority of their dependencies."""
     shards = conn.execute(select(*_COLUMNS).where(job.c.part_of == row.id, job.c.state.in_(OPEN))).all()
     effective = max(priority, _inherited_priority(conn, row.id, priority))
     for one in (row, *shards):

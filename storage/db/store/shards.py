@@ -102,7 +102,7 @@ def hold_shards(conn: Connection, parent: int, *, held: bool) -> None:
 
 
 def pause_shards(conn: Connection, parent: int) -> bool:
-    """Have the workers of running shards stop; return whether there are any."""
+    """Request the workers of running shards to stop; return whether there are any."""
     running = update(job).where(job.c.part_of == parent, job.c.state == JobState.RUNNING, job.c.held == 0)
     return conn.execute(running.values(held=1)).rowcount > 0
 

@@ -151,7 +151,7 @@ def insert_extras(conn: Connection, ids: Sequence[int], extras: Extras, waits: W
 
 def fill_slots(conn: Connection, sweep: str, max_running: int) -> int:
     """
-    Let jobs of a sweep with --max-running start, as many as there is room for.
+    Release as many jobs of a sweep with --max-running as its limit allows.
 
     Returns:
         Their number.
@@ -173,7 +173,7 @@ def fill_slots(conn: Connection, sweep: str, max_running: int) -> int:
 
 
 def throttle_again(conn: Connection, row: Any) -> None:
-    """Let a job that was held wait for a place in its sweep, which others may have taken meanwhile."""
+    """Throttle a released job of a sweep again: others may have taken its place meanwhile."""
     waits = {"throttled": 1, "blockers": job.c.blockers + 1}
     conn.execute(update(job).where(job.c.id == row.id, job.c.throttled == 0).values(waits))
 

@@ -36,7 +36,7 @@ POSTGRES_TRIGGERS = (
 
 
 def where(condition: str) -> dict[str, Any]:
-    """The condition of a partial index, for both dialects."""
+    """Return the condition of a partial index, for both dialects."""
     return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}
 
 
