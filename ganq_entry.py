@@ -2,7 +2,7 @@
 The entry point of the command `ganq`: keeps other projects' modules out of it, then runs cli.main.
 
 ganq's packages have everyday names. A folder on PYTHONPATH with a `jobs.py` or a `cli/` of its own would
-hide them from the command and from each process that it starts. This module alone has a name that nobody
+hide them from the command and from each process that it starts. Only this module has a name that nobody
 else takes, so it is found first; it imports nothing that such a folder could hide.
 """
 
@@ -79,7 +79,7 @@ def _hides(folder: str) -> str | None:
         names = sorted(os.listdir(folder))
     except OSError:  # not there, or an archive
         return None
-    # Installed software has its own copies of libraries, and is meant to; somebody's project is not.
+    # Installed software may have its own copies of libraries; a user's project may not.
     installed = any(name.endswith((".dist-info", ".egg-info")) for name in names)
     for name in names:
         module = name.removesuffix(".py")

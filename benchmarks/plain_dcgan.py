@@ -66,8 +66,8 @@ class NetD(nn.Module):
             nn.Sigmoid(),
         )
 
-    def forward(self, pictures: Tensor) -> Any:
-        return self.Discrim(pictures).view(-1)
+    def forward(self, images_BCHW: Tensor) -> Any:
+        return self.Discrim(images_BCHW).view(-1)
 
 
 def train(
@@ -154,9 +154,9 @@ class Generator:
         folder = Path(out)
         folder.mkdir(parents=True)
         for start in range(0, count, self.batch):
-            pictures = self.net(torch.randn(self.batch, self.nz, 1, 1))[: count - start]
-            for place, picture in enumerate(pictures):
-                save_image(picture, folder / f"{start + place:06d}.png", normalize=True, value_range=(-1, 1))
+            images_BCHW = self.net(torch.randn(self.batch, self.nz, 1, 1))[: count - start]
+            for place, one in enumerate(images_BCHW):
+                save_image(one, folder / f"{start + place:06d}.png", normalize=True, value_range=(-1, 1))
         return {"images": count, "whole_s": time.perf_counter() - began}
 
     @torch.no_grad()

@@ -50,11 +50,11 @@ def check(data: Path, max_skip: float, white_level: float, max_unpacked_gb: floa
     with progress("checking", "images") as update:
         found = check_images(data.absolute(), reading=reading, progress=update)
     left_out = found.reasons.total()
-    passed = found.usable > 0 and left_out <= max_skip * found.pictures
+    passed = found.usable > 0 and left_out <= max_skip * found.images
     if as_json:
         output.print_json(found.to_json())
         return 0 if passed else 1
-    click.echo(f"{found.source} ({found.kind}): {found.pictures} images, {found.usable} usable")
+    click.echo(f"{found.source} ({found.kind}): {found.image_count} images, {found.usable} usable")
     for title, counts in (("sizes", found.sizes), ("modes", found.modes), ("formats", found.formats)):
         if counts:
             click.echo(f"  {title:10}" + _top_counts(counts.most_common()))
@@ -73,7 +73,7 @@ def check(data: Path, max_skip: float, white_level: float, max_unpacked_gb: floa
     if hidden:
         click.echo(f"  … and {hidden} more; --json lists all")
     if not passed:
-        share = min(left_out / found.pictures + 0.01, 1.0)
+        share = min(left_out / found.images + 0.01, 1.0)
         output.notice(
             "no file can be used; are these images?"
             if not found.usable

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_AGE_S = 30 * 86400.0
 MAX_KEPT_SHOWN = 10
-"""So many jobs whose results stay are listed."""
+"""Maximum number of listed jobs whose results are kept."""
 
 
 @click.command(

@@ -31,7 +31,7 @@ def push(
     """
     Write the model of JOB to a folder: model.safetensors, config.json, samples, a model card.
 
-    The card states what the job table knows: images, data set fingerprint, metric, whether the
+    The card states what the job table records: images, data set fingerprint, metric, whether the
     model copies training images. ganq import reads the folder back to the same bytes.
     """
     from cli.session import clean_up_on_sigterm, open_session

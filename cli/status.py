@@ -352,8 +352,8 @@ def _show_job(session: Session, reference: str, watch: bool, as_json: bool, full
         return _watch(page, lambda: session.queries.get(job_id).state.terminal)
     for line in job_page.lines(session, job_id, full=full):
         click.echo(line)
-    from cli.ui import pictures
+    from cli.ui import graphics
 
-    if pictures.wanted():
-        pictures.print_pictures(session, session.queries.get(job_id))
+    if graphics.enabled():
+        graphics.print_graphics(session, session.queries.get(job_id))
     return 0

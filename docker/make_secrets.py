@@ -2,7 +2,7 @@
 Make what docker-compose.yml reads: passwords, URLs, the Redis ACL and .env. Run it once.
 
 It can be run again, to move a folder or a port: passwords are kept, and so is
-whatever else stands in .env.
+all other settings of .env.
 
     python3 docker/make_secrets.py [--volume DIR] [--data DIR]
 
@@ -155,11 +155,11 @@ def main() -> None:
             "GANQ_POSTGRES_PORT": str(chosen.postgres_port),
         }
     )
-    pictures = shlex.quote(f"{chosen.data}/…")
+    example = shlex.quote(f"{chosen.data}/…")
     print("docker compose --profile gpu up -d      (or --profile cpu)")
     link = f"http://127.0.0.1:{read_env().get('GANQ_WEB_PORT', '8311')}/?token="
     print(f'echo "{link}$(cat {shlex.quote(str(FOLDER / "web_token"))})"      prints the link of the page')
-    print(f". {shlex.quote(str(FOLDER / 'host.env'))}      then: ganq submit train --data {pictures}")
+    print(f". {shlex.quote(str(FOLDER / 'host.env'))}      then: ganq submit train --data {example}")
 
 
 if __name__ == "__main__":

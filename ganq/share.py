@@ -51,7 +51,7 @@ def write_model(
     session: Session, job: "Job", folder: Path, *, checkpoint: str, licence: str, force: bool = False
 ) -> Shared:
     """
-    Write model.safetensors, config.json, samples and a model card, which states what the job table knows.
+    Write model.safetensors, config.json, samples and a model card with what the job table records.
 
     Args:
         checkpoint: best, last, or an epoch.
@@ -110,7 +110,7 @@ def write_model(
 def _facts(
     session: Session, job: "Job", checkpoint: "Checkpoint", meta: dict[str, Any], licence: str
 ) -> "list[str]":
-    """Return what the job table knows of a model, as lines of its card."""
+    """Return what the job table records of a model, as lines of its card."""
     result = job.result or {}
     found = [f"checkpoint: epoch {checkpoint.epoch:,} of job {job.id}, SHA-256 {checkpoint.manifest_sha256}"]
     if job.kind == "train":

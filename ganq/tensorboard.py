@@ -152,7 +152,7 @@ def points(volume: "Volume", job: "Job", metrics: Metrics) -> Iterator[Point]:
     training, measured = metrics.read(volume, job.id, job.attempt)
     at = job.started_at or job.created_at
     times: dict[int, tuple[int, float]] = {}  # of a step
-    ends: dict[int, tuple[int, float]] = {}  # of an epoch: its first line stands at its end
+    ends: dict[int, tuple[int, float]] = {}  # of an epoch: its first line is that of its end
     before = 0
     for line in training:
         images, rate = line.get("images"), _number(line.get("images_per_s"))

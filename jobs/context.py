@@ -236,7 +236,7 @@ class JobContext(Protocol):
 
     def generated_images(self, most: int) -> "Iterator[NDArray[np.uint8]] | None":
         """
-        Return at most so many images, evenly chosen, that the source job has published: uint8 (H, W, 3).
+        Return at most `count` published images of the source job, evenly chosen: uint8 (H, W, 3).
 
         Returns:
             None if the source is a model: see model().

@@ -56,10 +56,10 @@ def tile(
     columns = min(columns, count)
     rows = -(-count // columns)
     grid = np.zeros((rows * (high + padding) + padding, columns * (wide + padding) + padding, 3), np.uint8)
-    for place, picture in enumerate(pictures_BHW3):
+    for place, image in enumerate(pictures_BHW3):
         row, column = divmod(place, columns)
         top, left = row * (high + padding) + padding, column * (wide + padding) + padding
-        grid[top : top + high, left : left + wide] = picture
+        grid[top : top + high, left : left + wide] = image
     return grid
 
 

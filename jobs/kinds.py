@@ -27,14 +27,14 @@ class Run(Protocol):
 
 @dataclass(frozen=True)
 class JobKind:
-    """What the rest of ganq knows of a kind."""
+    """Properties of a job kind."""
 
     name: str
     spec: str
     runner: str | None  # None: made by the command line, never run by a worker
     priority: int  # default; higher runs first
     makes_model: bool = False  # others can draw from its checkpoints
-    preemptible: bool = False  # it can stop at any step and go on later with the same bits
+    preemptible: bool = False  # it can stop at any step and resume bit-exactly
     splits: bool = False  # a large one is divided: its parts are jobs of the same kind
     needs_model: bool = False  # its spec names a `source` job, or none, and a `checkpoint` of it
 

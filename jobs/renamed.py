@@ -79,7 +79,7 @@ def renamed_value(field: str, value: Any) -> Any:
 
 def renamed(data: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Return a spec, or the facts of networks, with every name as it is now.
+    Return a spec, or the facts of networks, under their current names.
 
     A field that stands there under both names keeps the value of the new one.
     """
@@ -89,7 +89,7 @@ def renamed(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def renamed_result(result: Mapping[str, Any], name: str = "") -> dict[str, Any]:
     """
-    Return a job's result with every key as it is now, including those of nested objects.
+    Return a job's result under the current keys, including those of nested objects.
 
     Args:
         name: the key of a nested object: `best` means the baseline in `precision` and `recall` only.

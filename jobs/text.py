@@ -18,7 +18,7 @@ SUBSTITUTES = str.maketrans(
 
 def use_streams_of_any_encoding() -> None:
     """
-    Make stdout and stderr accept all text, whatever the terminal's encoding.
+    Make stdout and stderr accept all text in any encoding of the terminal.
 
     A character that the encoding lacks is replaced by a similar one in ASCII, else by '?', so that printing
     never raises a UnicodeEncodeError.

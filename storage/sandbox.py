@@ -124,7 +124,7 @@ def limit(*, memory_bytes: int, cpu_seconds: int | None, file_bytes: int = 0) ->
 
 
 def grant_seconds(seconds: int) -> None:
-    """Grant so many seconds of CPU time from now on; then the process ends by SIGXCPU."""
+    """Allow `seconds` more of CPU time; then SIGXCPU ends the process."""
     spent = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     soft = int(spent) + seconds

@@ -1,13 +1,17 @@
 """Models without a training, and what a finished generation job left on the volume."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jobs.errors import StorageError
 from storage.db.engine import Database
 from storage.db.store import JobStore
-from storage.results.reader import names_of_result
+from storage.results.formats import MANIFEST, pixels_of
+from storage.results.reader import names_of_result, read_manifest, verify_lines
 from storage.settings import Settings
+from storage.volume.durable import sha256_file
 from storage.volume.layout import Volume
 
 SIZE, NZ = 16, 8
@@ -60,6 +64,34 @@ def attempt_folder(volume: Path, job: dict[str, Any]) -> Path:
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+
+
+def verify_manifest(folder: Path, *, manifest_sha256: str | None = None) -> int:
+    """
+    Check a published result: each image exists, is complete and can be decoded, and there are no others.
+
+    Returns:
+        The number of images.
+    """
+    try:
+        digest = sha256_file(folder / MANIFEST)
+        if manifest_sha256 not in (None, digest):
+            raise StorageError(f"{folder / MANIFEST} has changed since it was published")
+        with open(folder / MANIFEST, encoding="utf-8") as lines:
+            count = verify_lines(folder, lines)
+        for made in read_manifest(folder, digest):
+            pixels_of(made)
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError) as exc:
+        raise StorageError(f"{folder / MANIFEST} or an image that it names is broken: {exc}") from exc
+    return count
+
+
+def verify_files(folder: Path, files: Iterable[Mapping[str, Any]]) -> None:
+    """Check the files that a result lists."""
+    for one in files:
+        path = folder / one["name"]
+        if not path.is_file() or path.stat().st_size != one["bytes"] or sha256_file(path) != one["sha256"]:
+            raise StorageError(f"{path} is missing or has changed since it was published")
 
 
 def result_files(folder: Path) -> dict[str, bytes]:

@@ -66,7 +66,7 @@ class Files:
             )
         return target
 
-    def pictures(self, lease: Lease, count: int = 3) -> Path:
+    def write_images(self, lease: Lease, count: int = 3) -> Path:
         """What a generation has renamed into place; whether it is published is the row's to say."""
         folder = self.folder(lease)
         for name in ("images", "grids"):

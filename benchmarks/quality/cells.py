@@ -18,7 +18,7 @@ class Cell:
     """One training of the study."""
 
     style: str
-    pictures: int
+    images: int
     recipe: str
     seed: int
     without: str = ""
@@ -33,7 +33,7 @@ class Cell:
     def key(self) -> str:
         """Return the key of this cell in names and files."""
         return "-".join(
-            filter(None, (self.style, str(self.pictures), self.recipe, self.without, str(self.seed)))
+            filter(None, (self.style, str(self.images), self.recipe, self.without, str(self.seed)))
         )
 
     def spec(self, data: str, epochs: int, save_every: int) -> dict[str, Any]:
@@ -63,13 +63,13 @@ def cells(
     styles: Sequence[str], sizes: Sequence[int], recipes: Sequence[str], seeds: Sequence[int]
 ) -> Iterator[Cell]:
     """Return the whole comparison, all of one seed first, so that partial results can be read."""
-    for seed, pictures, style, recipe in product(seeds, sizes, styles, recipes):
-        yield Cell(style, pictures, recipe, seed)
+    for seed, images, style, recipe in product(seeds, sizes, styles, recipes):
+        yield Cell(style, images, recipe, seed)
 
 
-def ablation(style: str, pictures: int, seeds: Sequence[int]) -> Iterator[Cell]:
+def ablation(style: str, images: int, seeds: Sequence[int]) -> Iterator[Cell]:
     """Return the default recipe, complete and without each of its parts."""
     for seed in seeds:
-        yield Cell(style, pictures, DEFAULT_RECIPE, seed)
+        yield Cell(style, images, DEFAULT_RECIPE, seed)
         for part, options in PARTS.items():
-            yield Cell(style, pictures, DEFAULT_RECIPE, seed, part, options)
+            yield Cell(style, images, DEFAULT_RECIPE, seed, part, options)

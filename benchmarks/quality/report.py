@@ -84,20 +84,20 @@ def write(
 
 
 def ratio_table(done: Sequence[Facts]) -> list[Facts]:
-    """Return medians over seeds of each (style, images, minutes, recipe), and their ratio to the KID of dcgan."""
+    """Return medians over the seeds of each combination, and their ratio to the KID of dcgan."""
     groups: dict[tuple[str, int, float, str], list[Facts]] = defaultdict(list)
     for one in done:
         groups[one["style"], one["pictures"], one["minutes"], one["recipe"]].append(one)
     rows = []
-    for (style, pictures, minutes, recipe), members in groups.items():
-        peers = groups.get((style, pictures, minutes, "dcgan"), ())
+    for (style, images, minutes, recipe), members in groups.items():
+        peers = groups.get((style, images, minutes, "dcgan"), ())
         baseline = {one["seed"]: one["best"]["kid"] for one in peers}
         kids = [one["best"]["kid"] for one in members]
         ratios = [one["best"]["kid"] / baseline[one["seed"]] for one in members if one["seed"] in baseline]
         rows.append(
             {
                 "style": style,
-                "pictures": pictures,
+                "pictures": images,
                 "recipe": recipe,
                 "seeds": len(members),
                 "kid": statistics.median(kids),

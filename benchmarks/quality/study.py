@@ -59,7 +59,7 @@ class Study:
         last = self.evaluate(trained, "last")
         return {
             "style": cell.style,
-            "pictures": cell.pictures,
+            "pictures": cell.images,
             "recipe": cell.variant,
             "seed": cell.seed,
             "minutes": self.minutes,
@@ -96,9 +96,9 @@ class Study:
         return self._done(*self._training(cell))
 
     def _training(self, cell: Cell) -> tuple[str, TrainSpec]:
-        data = str(self.faces(cell.style, cell.pictures))
+        data = str(self.faces(cell.style, cell.images))
         batch = TrainSpec.create(**cell.spec(data, 1, 1)).batch
-        per_epoch = cell.pictures // batch
+        per_epoch = cell.images // batch
         batches = self.rate(cell) * 60 * self.minutes / batch
         epochs = max(1, round(batches / per_epoch))
         spec = TrainSpec.create(**cell.spec(data, epochs, max(1, epochs // EVALUATIONS)))
@@ -121,8 +121,8 @@ class Study:
         """Return this recipe's images per second: given, or measured once in a short run."""
         rates = self._known()
         if cell.variant not in rates:
-            data = str(self.faces(cell.style, cell.pictures))
-            epochs = max(2, CALIBRATION_IMAGES // cell.pictures)
+            data = str(self.faces(cell.style, cell.images))
+            epochs = max(2, CALIBRATION_IMAGES // cell.images)
             spec = TrainSpec.create(**cell.spec(data, epochs, epochs))
             result = self._done(f"rate-{cell.key}-{time.time():.0f}", spec).result
             assert result is not None
@@ -154,7 +154,7 @@ class Study:
             spec = EvaluateSpec.create(
                 source=made.id, data=trained.spec["data"], size=trained.spec["size"], count=2000, search=2000
             )
-            about = {"style": cell.style, "pictures": cell.pictures, "recipe": cell.variant}
+            about = {"style": cell.style, "pictures": cell.images, "recipe": cell.variant}
             found.append(
                 {**about, "seed": cell.seed, "choice": name, **self._measured(f"judge-{made.id}", spec)}
             )

@@ -65,7 +65,7 @@ def use_template(ctx: click.Context, param: click.Parameter, value: str | None) 
 
 
 def save_typed_options(name: str) -> Path:
-    """Write the options that were given to this command, and those of its own template, as a template."""
+    """Write the options of this command and of its own template as a template."""
     from jobs.labels import read_label
 
     ctx = click.get_current_context()

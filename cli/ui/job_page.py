@@ -323,7 +323,7 @@ def _data(session: Session, job: Job) -> Iterator[tuple[str, str]]:
 
 
 def _cancelled_by(session: Session, job: Job) -> str | None:
-    """Return who has cancelled a job, and when, if the history says so."""
+    """Return who has cancelled a job, and when, if that is recorded."""
     requests = [event for event in session.queries.events(job.id) if event.type == "cancel_requested"]
     if not requests:
         return None

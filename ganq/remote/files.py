@@ -1,4 +1,4 @@
-"""Logs, images, checkpoints and results of a server; what breaks off goes on where it ended."""
+"""Logs, images, checkpoints and results of a server; interrupted transfers resume."""
 
 import hashlib
 import json
@@ -29,7 +29,6 @@ MANIFEST = "manifest.jsonl"
 PARTIAL = ".ganq-partial"
 BLOCK = 512
 EVENT = re.compile(r"(id|event|data): ?(.*)")
-OWN_NAMES = ("best", "grids", "images")
 
 
 def until_done(work: Callable[[], bool], progress: Callable[[], Any]) -> None:

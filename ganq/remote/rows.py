@@ -1,4 +1,4 @@
-"""Rows from the JSON of the REST API; keys that this version does not know are ignored."""
+"""Rows from the JSON of the REST API; unknown keys are ignored."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -11,7 +11,7 @@ OMITTED_FIELDS: dict[str, Any] = {"hb_seq": 0, "yielded_at": None}
 
 
 def job_row(data: Mapping[str, Any]) -> Job:
-    """Return a job, as it is shown: a split job whose shards run is running."""
+    """Return a job as displayed: a split job whose shards run is running."""
     error = data.get("error") or {}
     state = state_of(str(data["state"]))
     waits = bool(data.get("waiting_on") or data.get("begin_at") or data.get("throttled"))

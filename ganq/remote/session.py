@@ -2,7 +2,7 @@
 The session of a server: the questions and changes of the job table as requests.
 
 It has the methods of ganq.session.Session, so that the facade and the commands are the same. What needs the
-table itself says so.
+table itself raise an error.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ REFERENCES = ("source", "continue_from", "init_from", "subject")
 
 
 class NoLocalDatabase:
-    """Stands for the database, which this machine does not reach."""
+    """Replaces the database, which this machine cannot reach."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
@@ -66,7 +66,7 @@ class RemoteQueries(Queries):
         self._labels: dict[int, dict[str, str]] = {}
 
     def _job(self, data: dict[str, Any]) -> Job:
-        """Return a job, and remember what StatusContext asks for next."""
+        """Return a job, and cache what StatusContext reads next."""
         job = job_row(data)
         self._waiting[job.id] = list(data.get("waiting_on") or ())
         self._labels[job.id] = dict(data.get("labels") or {})

@@ -66,7 +66,7 @@ class SubmitOptions:
 
 @dataclass(frozen=True)
 class UnresolvedRequest:
-    """A request that a server resolves; it stands for its spec."""
+    """A request that a server resolves to a spec."""
 
     kind: str
     options: dict[str, Any]

@@ -50,7 +50,7 @@ class FileJob:
     """One [[job]] table: a job, or a sweep."""
 
     place: str
-    """Where it stands, for errors: "jobs.toml, line 12"."""
+    """Position in the file for error messages: "jobs.toml, line 12"."""
     request: Request
     axes: Mapping[str, Sequence[Any]]
     """Values of each swept field; empty: one job."""
@@ -185,7 +185,7 @@ def _read_job(table: Mapping[str, Any], defaults: Mapping[str, Any], place: str)
 
 
 def _check_names(jobs: Sequence[FileJob]) -> None:
-    """Refuse a name that stands twice in the file."""
+    """Refuse a name that occurs twice in the file."""
     places: dict[str, str] = {}
     for job in jobs:
         for name in dict.fromkeys(filter(None, (*job.names, job.request.job.name))):

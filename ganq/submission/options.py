@@ -28,7 +28,7 @@ NEVER_SWEPT = (
     *("continue_from", "init_from", "subject", "now", "seeds", "interpolate", "augment", "reader"),
 )
 TEXTS = ("data", "path", "out", "init_netg", "init_netd", "feature_network", "feature_sha256")
-"""Options that are looked at before their spec is validated."""
+"""Options that are read before their spec is validated."""
 RANGE = re.compile(r"([0-9]{1,12})(?:-([0-9]{1,12}))?")
 
 

@@ -279,12 +279,12 @@ def _spread(count: int, most: int) -> list[int]:
     return [place * count // most for place in range(most)]
 
 
-def _channels_first(pictures: "list[NDArray[np.uint8]]") -> Tensor:
-    if len({one.shape for one in pictures}) > 1:
+def _channels_first(arrays: "list[NDArray[np.uint8]]") -> Tensor:
+    if len({one.shape for one in arrays}) > 1:
         raise DatasetError("the images have different sizes", hint="evaluate sets of one size")
-    if not pictures:
+    if not arrays:
         raise NotMeasurableError("there are no images to evaluate", hint="name a job that has some")
-    return torch.from_numpy(np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2)))
+    return torch.from_numpy(np.ascontiguousarray(np.stack(arrays).transpose(0, 3, 1, 2)))
 
 
 def _pair_grid(generated_M3HW: Tensor, real_N3HW: Tensor, found: Copying) -> "NDArray[np.uint8]":
@@ -292,14 +292,14 @@ def _pair_grid(generated_M3HW: Tensor, real_N3HW: Tensor, found: Copying) -> "ND
     shown = PAIRS_PER_ROW * ROWS
     order = found.ratio_M.argsort()[:shown].tolist()
     chosen = [*order, *range(min(shown, len(generated_M3HW)))]
-    pictures = [
+    arrays = [
         image_3HW.permute(1, 2, 0).numpy()
         for place in chosen
         for image_3HW in (generated_M3HW[place], real_N3HW[found.neighbour_M[place]])
     ]
     wide = 2 * PAIRS_PER_ROW
-    pictures += [np.zeros_like(pictures[0])] * (-len(pictures) % wide)
-    rows_RNHW3 = np.stack(pictures).reshape(-1, wide, *pictures[0].shape)
+    arrays += [np.zeros_like(arrays[0])] * (-len(arrays) % wide)
+    rows_RNHW3 = np.stack(arrays).reshape(-1, wide, *arrays[0].shape)
     closest = -(-len(order) // PAIRS_PER_ROW)
     labels = ["nearest" if row < closest else "any" for row in range(len(rows_RNHW3))]
     return labelled(rows_RNHW3, labels)

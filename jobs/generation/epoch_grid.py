@@ -61,7 +61,7 @@ def write(
     epochs: list[int] = []
     for snapshot in snapshots:
         raise_if_stopped()
-        rows.append(pictures(spec, shown, snapshot))
+        rows.append(images(spec, shown, snapshot))
         epochs.append(snapshot.epoch)
     sink.add_grid("epochs", labelled(np.stack(rows), [f"{epoch:,}" for epoch in epochs]))
     columns = -(-len(shown) // 2) if len(shown) > 3 else len(shown)
@@ -91,9 +91,7 @@ def _frames(samples: "Sequence[Sample]", raise_if_stopped: Callable[[], None]) -
 
 
 @torch.inference_mode()
-def pictures(
-    spec: "GenerateSpec", sample_indices: Sequence[int], snapshot: "Snapshot"
-) -> "NDArray[np.uint8]":
+def images(spec: "GenerateSpec", sample_indices: Sequence[int], snapshot: "Snapshot") -> "NDArray[np.uint8]":
     """Generate images, uint8 (N, H, W, 3), each in its own micro-batch as always."""
     device = choose(spec.device)
     model = model_cache.load(snapshot, device)

@@ -99,7 +99,7 @@ def _merge(spec: GenerateSpec, ctx: JobContext, shards: list[Shard]) -> dict[str
 
 
 def _generate_again(spec: GenerateSpec, ctx: JobContext, place: int, shard: Shard) -> Iterable[StoredImage]:
-    """Generate a shard again whose folder is gone: it depends only on checkpoint, seed and sample indices."""
+    """Generate a deleted shard again: it depends only on checkpoint, seed and sample indices."""
     first, last = shard.draws
     ctx.log(f"the result of job {shard.job_id} is gone: images {first} to {last} are generated again")
     ctx.event("shard_regenerated", shard=shard.job_id, first=first, last=last)

@@ -54,7 +54,7 @@ def run(spec: GenerateSpec, ctx: JobContext, shards: list[Iterable[StoredImage]]
         if reason is not None:
             raise StopRequested(reason)
         sink.adopt(placed.image, output_index=placed.output_index)
-        failpoint("gather.adopted")
+        failpoint("merge.adopted")
         if not pages.full:
             pages.add(sink.pixels(placed.image))
         shown.add(placed.image.record["draw"])

@@ -100,7 +100,7 @@ class CopyInFlight:
 
 
 class DeviceToHostCopier:
-    """Copies micro-batches to pinned memory on a stream of its own; on a CPU there is nothing to copy."""
+    """Copies micro-batches to pinned memory on a separate stream; on a CPU there is nothing to copy."""
 
     def __init__(self, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
@@ -108,7 +108,7 @@ class DeviceToHostCopier:
 
     @property
     def ahead(self) -> int:
-        """Return how many copies may be in flight: a GPU copies one micro-batch while it computes the next."""
+        """Return how many copies may be in flight: a GPU copies one micro-batch and computes the next."""
         return 0 if self.stream is None else 1
 
     def start(self, images_B3HW: Tensor, scores_B: Tensor) -> CopyInFlight:
@@ -141,7 +141,7 @@ def _start_copy(tensor: Tensor, stream: "torch.cuda.Stream") -> Tensor:
 
 class BackgroundWriter(Generic[T]):
     """
-    Processes items in order on a thread of its own, at most a few items behind.
+    Processes items in order on a thread, at most a few items behind.
 
     An exception of the thread is raised by the next put() or at the end of the block. A block that ends
     with an exception waits for the item in progress and discards the rest.

@@ -43,7 +43,7 @@ class Copying:
     share: float
     """Share of generated images below the threshold."""
     threshold: float
-    """The ratio below which one real image in a hundred lies."""
+    """The ratio that one real image in a hundred falls below."""
     ratio_M: Tensor
     """Ratio of each generated image; 1: as near as its neighbour's own neighbour."""
     neighbour_M: Tensor

@@ -97,7 +97,7 @@ def _networks(tensors: Mapping[str, Tensor]) -> dict[NetworkRole, dict[str, Tens
 
 def role_of(name: str) -> tuple[NetworkRole, bool] | None:
     """
-    Return which network a name in a checkpoint stands for, and whether it is the moving average.
+    Return which network a name in a checkpoint belongs to, and whether it is the moving average.
 
     `netG`, `generator`, `G_state_dict` and `g_ema` are names of generators, `critic` of a discriminator.
     """
@@ -262,7 +262,7 @@ def _layers(tensors: Mapping[str, Tensor], which: NetworkRole) -> list[tuple[int
 
 
 def kind_of(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return what network keys are of, by their names and shapes; None if that cannot be told."""
+    """Return what network keys are of, by their names and shapes; None if unknown."""
     keys = tuple(tensors)
     for parts, kind in OTHERS:
         if all(any(part in key for key in keys) for part in parts):

@@ -127,7 +127,7 @@ class TrainSpec(Spec):
     eval_samples: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Real and generated images of an evaluation; 0: 64 to 500, by the length of the run."""
     patience: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Stop after so many evaluations without a new best; 0, or no metric: never."""
+    """Stop after this number of evaluations without a new best; 0, or no metric: never."""
     stop_after: str | None = None
     """End earlier than `epochs`, whose schedules apply: jobs.budgets.Budget as text."""
     deterministic: bool = True

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.device import NamedTensors, send_all
+from jobs.device import NamedTensors
 
 SHIFT = 1 / 8
 CUTOUT_SHARE = 1 / 2
@@ -99,27 +99,6 @@ class Ada:
             p = (p + step * (total / count - self.target).sign()).clamp(0, max_p)
             total, count = torch.zeros_like(p), torch.zeros_like(p)
         self.state_3.copy_(torch.stack([p, total, count]))
-
-
-def diff_augment(
-    images_B3HW: Tensor, policies: Collection[str], draws: torch.Generator, p: Tensor | None = None
-) -> Tensor:
-    """
-    Augment images.
-
-    Args:
-        images_B3HW: in [-1, 1].
-        policies: of 'color', 'translation', 'cutout'; applied in this order, as in the paper's code.
-        draws: a CPU generator, for this call only.
-        p: probability of each policy for each image, a scalar on the images' device; None: 1.
-
-    Returns:
-        The same shape; twice differentiable. Values may leave [-1, 1]. Pixels that were moved in or cut out
-        are 0, a mid grey.
-    """
-    drawn = draw(policies, images_B3HW.shape, draws, always=p is None)
-    probabilities = None if p is None else dict.fromkeys(policies, p)
-    return apply(images_B3HW, policies, send_all(drawn, images_B3HW.device), probabilities)
 
 
 def draw(

@@ -174,7 +174,7 @@ class StagingBuffers:
         """
         if self._allocation is not None:
             self._allocation.join()
-        # Buffers of names that are gone are released.
+        # Release the buffers of names that no longer exist.
         self._buffers = {name: self._buffer(name, tensor) for name, tensor in tensors.items()}
         with torch.no_grad():
             for name, tensor in tensors.items():

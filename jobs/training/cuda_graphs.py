@@ -92,7 +92,7 @@ class CudaGraphs:
             except torch.OutOfMemoryError:
                 self.enabled = False
         if not self.enabled:
-            # A graph needs memory of its own: what does not fit twice may fit once. Only here, after the
+            # A graph needs its own memory: what does not fit twice may fit once. Only here, after the
             # except block, because the exception references everything that the failed capture allocated.
             self._captured.clear()
             self._inputs.clear()

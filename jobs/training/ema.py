@@ -2,7 +2,7 @@
 Exponential moving average of the generator's weights: the generator that is saved, shown and sampled.
 
 Source: Karras et al. 2021 (stylegan3, training_loop.py): a half-life in images, limited at first to a share
-of the images so far, so that the average forgets its start.
+of the images so far, so that the initial weights lose their influence.
 """
 
 import copy

@@ -266,7 +266,7 @@ class Training:
             loss_d, real_B, fake_B, penalties = self._joint_d_loss(phase, real_B3HW, fakes_B3HW, x)
             torch.autograd.backward(loss_d)
         else:
-            # BatchNorm: real images and fakes must not share a batch, so each has a pass of its own.
+            # BatchNorm: real images and fakes must not share a batch, so each has its own pass.
             assert isinstance(self.loss, Loss)
             real_B = self.passes.d(self._augmented(real_B3HW, "augment-real", x), *self._labels(x))
             loss_real = self.loss.d_real(real_B)

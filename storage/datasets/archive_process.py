@@ -146,7 +146,7 @@ class Answer:
             self.flush()
 
     def renew(self, seconds: int) -> None:
-        """Grant so many seconds from now on, at most once a second of CPU time."""
+        """Allow `seconds` more of CPU time from now on; takes effect at most once a second."""
         if time.process_time() - self._granted > 1.0:
             self.grant(seconds)
 
@@ -259,7 +259,7 @@ def _tar_members(archive: tarfile.TarFile, rules: Rules) -> Iterator[tuple[tarfi
 
 
 def _zip_members(archive: zipfile.ZipFile, rules: Rules) -> Iterator[tuple[zipfile.ZipInfo, str | None]]:
-    # Members may lie over each other, so that each is small and their sum is not.
+    # Members may overlap, so that each is small and their sum is not.
     for count, member in enumerate(archive.infolist()):
         if count >= MAX_MEMBERS:
             raise RefusedError(f"has more than {MAX_MEMBERS} members", "split it")

@@ -183,7 +183,7 @@ def find_damage(
         file: its images.
 
     Returns:
-        What is not as it was written; None if all is.
+        What differs from what was written; None if nothing does.
 
     Raises:
         OSError: it cannot be read.
@@ -297,7 +297,7 @@ class _Source:
             index = read_index(volume.dataset(fingerprint))
             if index is None:
                 continue
-            # Another white level makes other pixels, which the plain fingerprint does not tell.
+            # Another white level makes other pixels, which the plain fingerprint does not include.
             mine = fingerprint == self.marked or (
                 not (self.relabelled or self.reading.white_level)
                 and index.get("reader", 1) >= self.reading.reader
@@ -527,7 +527,7 @@ class Check(Summary):
 
     source: str = ""
     kind: str = ""
-    pictures: int = 0
+    image_count: int = 0
     """Images by their names, including copies and those that are left out."""
     usable: int = 0
     sizes: Counter[str] = field(default_factory=Counter)
@@ -543,6 +543,7 @@ class Check(Summary):
             for key, value in vars(self).items()
             if key != "reasons"
         }
+        plain["pictures"] = self.image_count  # ganq 0.2
         return {**plain, "skipped": [vars(one) for one in self.skipped]}
 
 
@@ -567,7 +568,7 @@ def check(
     if not listing.names:
         raise no_images(listing)
     meant = len(listing.names) + sum(one.images for one in listing.skipped)
-    found = Check(source=str(data), kind=listing.kind, pictures=meant, ignored=listing.ignored)
+    found = Check(source=str(data), kind=listing.kind, image_count=meant, ignored=listing.ignored)
     found.skipped.extend(listing.skipped)
     classes = listing.classes()
     found.classes = dict.fromkeys(classes, 0)

@@ -14,7 +14,7 @@ truncated file is never half an image. `Image.verify()` is not used: it accepts 
 
 Metadata does not decide whether an image is used: a text that is too long, a wrong checksum of a comment or a
 malformed EXIF tag are ignored. What metadata says about pixels is applied: orientation and colour profile.
-Version 1 of the reader (ganq 0.1 and 0.2) took every warning for an error and ignored profiles. Facts tell
+Version 1 of the reader (ganq 0.1 and 0.2) took every warning for an error and ignored profiles. Facts record
 where the versions differ ('changed'), because a data set without such an image has the same cache in both.
 """
 
@@ -67,7 +67,7 @@ GREY_SIDE, GREY_DIFFERENCE = 32, 2
 """Pixels a side that are compared, and by how much the channels of a grey one may differ."""
 
 REQUEST = struct.Struct(">qIQ")
-"""Image's number, side of the square (0: only look at it), bytes that follow."""
+"""Image's number, side of the square (0: only check it), bytes that follow."""
 ANSWER = struct.Struct(">qIQ")
 """Image's number, bytes of JSON facts, bytes of pixels."""
 READY = b"ready"

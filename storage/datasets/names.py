@@ -79,7 +79,7 @@ def canonical(name: str, reader: int = READER) -> str:
 
 
 def is_hidden(name: str, reader: int = READER) -> bool:
-    """Return whether a file lies in a hidden place: a name with a dot, or a folder of the system."""
+    """Return whether a file is hidden: a name with a dot, or a folder of the system."""
     parts = name.split("/")
     if any(one.startswith(".") and one not in (".", "..") for one in parts):
         return True
@@ -90,7 +90,7 @@ def is_hidden(name: str, reader: int = READER) -> bool:
 
 def class_depth(names: Iterable[str]) -> int | None:
     """
-    Return how many folders lie around the folders of the classes; None if there are no classes.
+    Return the depth of the folders of the classes; None if there are no classes.
 
     A single folder around everything is packaging, and so are folders such as train/ and val/ and the
     numbered folders of StyleGAN and FFHQ, which hold a thousand images each.

@@ -211,7 +211,7 @@ def _labels(text: str, inside: str) -> dict[str, str] | None:
         labels = {names.canonical(inside + name): _class_number(label) for name, label in told}
     except (ValueError, KeyError, TypeError, RecursionError, AttributeError):
         return None
-    # Numbers that stand for no class, as the angles of a camera do.
+    # Numbers that are not classes, such as the angles of a camera.
     return {} if None in labels.values() else {name: str(label) for name, label in labels.items()}
 
 
@@ -227,7 +227,7 @@ def scan(source: Path, reading: Reading | None = None) -> Listing:
     """
     List a folder (flat or a tree), a zip or a tar. Cheap: no image is opened.
 
-    Of a folder that `ganq submit generate` has made, list its images: a grid is none.
+    List the images in a folder of `ganq submit generate`, without its grids.
 
     Raises:
         NotFoundError: it does not exist.
@@ -251,7 +251,7 @@ def scan(source: Path, reading: Reading | None = None) -> Listing:
 
 def _images_of(source: Path) -> Path:
     """
-    Return where the images are of what a generation has made; any other source as it is.
+    Return the path of a generation's images; any other source unchanged.
 
     Raises:
         DatasetError: they lie in something that is no data set.
@@ -393,7 +393,7 @@ class _FolderReader(Reader):
         self.root, self.raw = os.path.realpath(listing.source), listing.raw
 
     def read(self, name: str) -> bytes:
-        # O_NONBLOCK: a FIFO in a file's place must not hang us before fstat() has looked at it.
+        # O_NONBLOCK: opening a FIFO would block before fstat() can refuse it.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             fd = os.open(os.path.realpath(os.path.join(self.root, self.raw(name))), flags)

@@ -53,7 +53,7 @@ class Summary:
 
     def lines(self, *, white_level: float = 0.0, grey: bool = False) -> list[str]:
         """
-        Return what a person should know before training on the images.
+        Return what a user should know before training on the images.
 
         Args:
             white_level, grey: the options that the job has.

@@ -9,7 +9,6 @@ The files of the volume are not copied: there may be a hundred million.
 """
 
 import gzip
-import hashlib
 import json
 import shutil
 import time
@@ -64,7 +63,7 @@ def backup(database: Database, folder: Path) -> Backup:
         temp.mkdir(parents=True)
         with _snapshot(database) as conn:
             schema = schema_revision(conn)
-            if schema != SCHEMA_REVISION:  # columns that this version does not know would be missing
+            if schema != SCHEMA_REVISION:  # unknown columns would be missing
                 raise SchemaMismatchError(
                     f"the job table has schema {schema}, this ganq {SCHEMA_REVISION}",
                     hint="use the ganq of the workers",
@@ -111,7 +110,7 @@ def _write_rows(conn: Connection, path: Path) -> dict[str, int]:
 
 
 def _write_paths(conn: Connection, path: Path) -> None:
-    """Write the folders of all attempts that a checkpoint or a result lies in."""
+    """Write the folders of all attempts that have a checkpoint or a result."""
     checkpoints = select(tables.checkpoint.c.path).order_by(tables.checkpoint.c.path)
     results = (
         select(tables.job.c.id, tables.job.c.attempt)
@@ -221,12 +220,3 @@ def missing_on_volume(found: Backup, volume: Path) -> list[str]:
     """Return what the rows refer to and the volume does not have."""
     with open(found.folder / VOLUME, encoding="utf-8") as file:
         return [path for line in file if not (volume / (path := line.rstrip("\n"))).exists()]
-
-
-def digest_of_rows(found: Backup) -> str:
-    """Return a hash of all rows: equal tables have equal ones."""
-    digest = hashlib.sha256()
-    with gzip.open(found.folder / TABLE, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

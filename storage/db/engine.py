@@ -28,7 +28,7 @@ from storage.volume.filesystems import filesystem_type as filesystem_type
 from storage.volume.filesystems import is_network_filesystem
 
 SCHEMA_REVISION = "0009"
-"""Newest migration that this code knows; it works on newer schemas that allow it, never on older ones."""
+"""Newest migration of this version; it also works on newer schemas that allow it, never on older ones."""
 
 REVISION_AND_INSTALLATION = (
     "SELECT version_num, installation FROM alembic_version LEFT JOIN schema_info ON schema_info.id = 1"

@@ -10,8 +10,6 @@ from storage.db.rows import Job as JobRow
 from storage.db.store.scheduling import EVERYONE, QuotaUsage
 from storage.db.tables import CLAIMABLE, RUNNING, job, quota
 
-SCOPES = ("user", "queue")
-
 
 @dataclass(frozen=True)
 class Quota:

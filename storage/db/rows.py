@@ -20,7 +20,7 @@ OWN_PRIORITY = "own_priority"
 
 @dataclass(frozen=True)
 class Job:
-    """One job, as it was when it was read. Times are seconds since 1970, UTC."""
+    """A job at the time it was read. Times are seconds since 1970, UTC."""
 
     id: int
     name: str | None
@@ -63,7 +63,7 @@ class Job:
     throttled: bool
     position: float
     kept: bool = False
-    """Its results stay until somebody ends that."""
+    """Its results are kept until this is reset."""
     malformed: str | None = None
     """Why ganq cannot have written this row; values that cannot be read are empty here."""
 
@@ -89,7 +89,7 @@ class Job:
 
     @property
     def own_priority(self) -> int:
-        """Return the priority of the submit; `priority` may be lent: see storage/db/store/inheritance.py."""
+        """Return the priority of the submit; `priority` may be raised (storage/db/store/inheritance.py)."""
         own = (self.inputs or {}).get(OWN_PRIORITY)
         return own if isinstance(own, int) else self.priority
 

@@ -138,14 +138,14 @@ class WorkerStore:
 
     @staticmethod
     def request_drain(database: Database, names: Sequence[str]) -> None:
-        """Ask workers to drain and exit; a process that takes the name later is not meant."""
+        """Ask workers to drain and exit; a process that takes the name later does not."""
         asked = update(worker).where(worker.c.name.in_(names), worker.c.state != "stopped")
         database.write(lambda conn: conn.execute(asked.values(drain_requested_at=utcnow())))
 
     @staticmethod
     def forget(database: Database, name: str, *, after_s: float) -> bool:
         """
-        Delete the row of a worker that has stopped, or has not reported for so many seconds.
+        Delete the row of a worker that has stopped, or has not reported for `after_s` seconds.
 
         Returns:
             Whether there was one.

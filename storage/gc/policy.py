@@ -50,7 +50,7 @@ class Policy:
     """Minimum ages in seconds, by the database's or the volume's clock."""
 
     grace_s: float = 60.0
-    """Since the end of an attempt; by then a worker that lost its job knows it."""
+    """Since the end of an attempt; by then a worker that lost its lease has noticed."""
     temp_s: float = 3600.0
     """Since the last change of a temporary file that belongs to no attempt."""
     datasets_s: float | None = None
@@ -150,7 +150,7 @@ def _is_spent_shard(job: JobFacts, policy: Policy) -> bool:
 
 def _may_resume_unregistered(job: JobFacts, seen: JobSeen) -> bool:
     """
-    Return whether a job may resume from a checkpoint without a row, because all registered ones are gone.
+    Return whether a job may resume from a checkpoint without a row, because all registered ones were deleted.
 
     That happens after a failover that lost the last commits.
     """
@@ -215,7 +215,7 @@ def _samples_link(seen: JobSeen) -> Deletions:
 
 
 def old_enough(job: JobFacts, age_s: float) -> bool:
-    """Return whether a job that is no shard has ended at least so many seconds ago."""
+    """Return whether a job, not a shard, has ended at least `age_s` seconds ago."""
     return (
         job.part_of is None
         and job.state.terminal
@@ -228,7 +228,7 @@ def why_kept(job: JobFacts, policy: Policy) -> str | None:
     """
     Return why the results of a job stay, or None if they go.
 
-    Nothing here can make imported weights again, and a name says that somebody wants to find the model:
+    Imported weights cannot be made again, and a name means that a user wants to keep the model:
     those two go only by `ganq rm` or --named.
     """
     if not old_enough(job, policy.jobs_s or 0.0):

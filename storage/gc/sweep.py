@@ -120,7 +120,7 @@ class Collector:
 
     def plan_results(self, ids: Sequence[int]) -> Plan:
         """
-        Plan the deletion of what these jobs have produced, whatever their age.
+        Plan the deletion of what these jobs have produced, at any age.
 
         Raises:
             VolumeError, DatabaseUnavailableError: as for plan().
@@ -314,7 +314,7 @@ class Collector:
             return
 
         self.database.write(partial(facts.delete_results, ids=ids, age_s=age_s))
-        failpoint("gc.given_up")
+        failpoint("gc.results_deleted")
 
     def _sweep_job(self, job_id: int, items: Sequence[Item], done: Swept) -> None:
         # Without --jobs: results whose rows were removed are leftovers now, the others are not.

@@ -40,7 +40,7 @@ class Tail:
                     self.offset += len(line)
                     if len(line) <= LONGEST_LINE and (found := _parsed(line)) is not None:
                         self.lines.append(found)
-        except OSError:  # none yet, or the volume is away: the page says so
+        except OSError:  # none yet, or the volume is unavailable, which the page reports
             return
 
 

@@ -74,8 +74,8 @@ def decode(data: bytes) -> "NDArray[np.uint8]":
     import numpy as np
     from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def _by_pillow(pixels_HW3: "NDArray[np.uint8]", name: str, **options: int | bool) -> bytes:

@@ -5,11 +5,11 @@ These are videos, grids and the report of an evaluation.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.errors import ForeignFileError, StorageError
+from jobs.errors import ForeignFileError
 from storage.volume.durable import sha256_file, write_bytes
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def write_files(folder: Path, files: "Mapping[str, bytes | NDArray[np.uint8]]") 
     Write files durably; pixels are encoded as PNG.
 
     Returns:
-        name, bytes and sha256 of each, for verify_files().
+        name, bytes and sha256 of each.
 
     Raises:
         DiskFullError, VolumeError: the file does not exist.
@@ -59,20 +59,3 @@ def require_sha256(path: Path, expected: str) -> None:
             f"{path} has the sha-256 {found[:12]}…, not {expected[:12]}…",
             hint="it is another file, or was changed; get it again from where it comes from",
         )
-
-
-def verify_files(folder: Path, files: Iterable[Mapping[str, Any]]) -> None:
-    """
-    Check the files that a result lists.
-
-    Args:
-        folder: of the attempt that made them.
-        files: name (relative to the folder), bytes and sha256 of each.
-
-    Raises:
-        StorageError: one is missing, or differs from what was registered.
-    """
-    for one in files:
-        path = folder / one["name"]
-        if not path.is_file() or path.stat().st_size != one["bytes"] or sha256_file(path) != one["sha256"]:
-            raise StorageError(f"{path} is missing or has changed since it was published")

@@ -61,7 +61,7 @@ class Container(Protocol):
         """Add an image of a shard without encoding it again."""
 
     def disk_bytes(self, size: int) -> int:
-        """Return the disk space of an image of so many bytes."""
+        """Return the disk space that a file of `size` bytes takes."""
 
     def finish(self) -> list[dict[str, Any]]:
         """Finish after the last image; return the lines of the manifest about archives."""

@@ -24,7 +24,7 @@ KEYWORD = b"ganq"
 VERSION = 1
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEADER_BYTES = len(SIGNATURE) + 25
-"""Signature and IHDR, behind which the chunk stands."""
+"""Length of signature and IHDR, after which the chunk is inserted."""
 MAX_BYTES = 64 * 1024
 DIGEST_CHARACTERS = 16
 TYPES = {"version": int, "checkpoint": str, "index": int, "spec": dict, "build": dict, "pixels": str}
@@ -76,7 +76,7 @@ def read_passport(data: bytes, name: str) -> dict[str, Any]:
 
 
 def _find(data: bytes) -> bytes | None:
-    """Return the text of the first chunk of the keyword, wherever it stands; None if there is none."""
+    """Return the text of the first chunk with this keyword, at any position; None if there is none."""
     place = len(SIGNATURE)
     while place + 12 <= len(data):
         (length,) = struct.unpack(">I", data[place : place + 4])

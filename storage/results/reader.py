@@ -16,7 +16,6 @@ from typing import IO, TYPE_CHECKING, Any
 from jobs.context import StoredImage
 from jobs.errors import StorageError
 from jobs.failpoints import failpoint
-from storage.results.codecs import decode
 from storage.results.formats import GRIDS, IMAGES, MANIFEST, RESULT, bytes_of, pixels_of
 from storage.volume.durable import TEMP_MARK, fsync_folder, raise_storage_error, sha256_file, sync_filesystem
 
@@ -98,9 +97,9 @@ def read_images(folder: Path, manifest_sha256: str, most: int) -> "Iterator[NDAr
                 raise StorageError(f"{made.path} is missing or broken: {exc}") from exc
 
 
-def verify_manifest(folder: Path, *, manifest_sha256: str | None = None) -> int:
+def verify_lines(folder: Path, lines: IO[str]) -> int:
     """
-    Check a published result: indices 0…N−1, each image exists, is complete and can be decoded, and no others.
+    Compare a result with the lines of its manifest: indices 0…N−1, hashes, and no other images.
 
     Memory does not grow with the number of images.
 
@@ -108,20 +107,8 @@ def verify_manifest(folder: Path, *, manifest_sha256: str | None = None) -> int:
         The number of images.
 
     Raises:
-        StorageError: the first error.
+        StorageError: the first difference.
     """
-    path = folder / MANIFEST
-    if manifest_sha256 is not None and (not path.is_file() or sha256_file(path) != manifest_sha256):
-        raise StorageError(f"{path} has changed since it was published")
-    try:
-        with open(path, encoding="utf-8") as lines:
-            return _verify_lines(folder, lines)
-    except (OSError, ValueError, KeyError, TypeError, SyntaxError) as exc:
-        # Pillow's UnidentifiedImageError is an OSError, a torn line a ValueError.
-        raise StorageError(f"{path} or an image that it names is broken: {exc}") from exc
-
-
-def _verify_lines(folder: Path, lines: IO[str], *, decoded: bool = True) -> int:
     count = 0
     named, archives = _Names(), _Names()
     for text in lines:
@@ -132,7 +119,9 @@ def _verify_lines(folder: Path, lines: IO[str], *, decoded: bool = True) -> int:
             continue
         if line["index"] != count:
             raise StorageError(f"{folder / MANIFEST} does not hold the indices from 0 on: {count} is missing")
-        _verify_picture(_made(folder, line), decoded=decoded)
+        made = _made(folder, line)
+        if not made.path.is_file() or hashlib.sha256(bytes_of(made)).hexdigest() != line["sha256"]:
+            raise StorageError(f"{made.path} is missing or has changed")
         if (file := Path(line["file"])).parent.name == IMAGES:
             named.add(file.name)
         count += 1
@@ -146,13 +135,6 @@ def _verify_lines(folder: Path, lines: IO[str], *, decoded: bool = True) -> int:
     if named.sum != there.sum or archives.sum != archives_there.sum:
         raise StorageError(f"{folder} holds images that the manifest does not name, or lacks some")
     return count
-
-
-def _verify_picture(made: StoredImage, *, decoded: bool) -> None:
-    if not made.path.is_file() or hashlib.sha256(data := bytes_of(made)).hexdigest() != made.record["sha256"]:
-        raise StorageError(f"{made.path} is missing or has changed")
-    if decoded and "shape" not in made.record:
-        decode(data)
 
 
 def _verify_archive(path: Path, line: dict[str, Any]) -> None:
@@ -188,7 +170,7 @@ def copy_out(folder: Path, out: str) -> dict[str, Any]:
     Copy a published result into the user's folder (--out), completely or not at all.
 
     If an attempt is killed here, the next one has the same bytes, keeps equal files and copies the rest. An
-    attempt that has lost its lease may still be copying, so each uses temporary names of its own. The copy
+    attempt that has lost its lease may still be copying, so each uses its own temporary names. The copy
     is checked against the manifest before the manifest itself is copied.
 
     Returns:
@@ -206,7 +188,7 @@ def copy_out(folder: Path, out: str) -> dict[str, Any]:
             if name == MANIFEST:
                 _check_copy(folder, target)
             _copy_whole(folder / name, target / name, mark=_mark(folder))
-            failpoint("pictures.copied")
+            failpoint("images.copied")
     except StorageError as exc:
         return {"out_error": f"{target} does not hold the whole result: {exc.message}"}
     except OSError as exc:
@@ -264,7 +246,7 @@ def _copy_whole(source: Path, target: Path, *, mark: str) -> None:
 
 
 def _copy_file(source: str, target: str) -> None:
-    failpoint("pictures.copying")
+    failpoint("images.copying")
     shutil.copy2(source, target)
 
 
@@ -276,7 +258,7 @@ def _check_copy(folder: Path, target: Path) -> None:
         StorageError: it differs.
     """
     with open(folder / MANIFEST) as lines:
-        _verify_lines(target, lines, decoded=False)
+        verify_lines(target, lines)
     if (folder / GRIDS).is_dir() and not _same(folder / GRIDS, target / GRIDS):
         raise StorageError(f"{target / GRIDS} holds other files")
 

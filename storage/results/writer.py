@@ -133,7 +133,7 @@ class ImageFiles:
             record["shape"] = list(image.pixels_HW3.shape)
         self._on_disk += self.container.disk_bytes(len(data))
         where = self.container.put(output_index, data, record)
-        failpoint("pictures.written")
+        failpoint("images.written")
         self._add_line(where, record)
 
     def adopt(self, image: StoredImage, *, output_index: int) -> None:
@@ -200,18 +200,18 @@ class ImageFiles:
                 self._write_line(line)
             self._flush_lines()
             sync_filesystem(self.folder)
-            failpoint("pictures.synced")
+            failpoint("images.synced")
             there = [name for _, name in self.container.renames()]
             for temp, name in (*self.container.renames(), (self.grids, GRIDS)):
                 final = self.folder / name
                 if final.exists():  # an attempt publishes once, so that this name is not in use
                     _remove(final)
                 temp.rename(final)
-                failpoint(f"pictures.{name if name == GRIDS else IMAGES}_renamed")
+                failpoint(f"images.{name if name == GRIDS else IMAGES}_renamed")
             fsync_folder(self.folder)
-            failpoint("pictures.renamed")
+            failpoint("images.renamed")
             self.manifest.rename(self.folder / MANIFEST)
-            failpoint("pictures.manifest_renamed")
+            failpoint("images.manifest_renamed")
             fsync_folder(self.folder)
         except OSError as exc:
             self._unpublish()
@@ -219,11 +219,11 @@ class ImageFiles:
         except StorageError:
             self._unpublish()
             raise
-        failpoint("pictures.published")
+        failpoint("images.published")
         self._begun = False
         return {
             "image_count": self.written,
-            # Several archives lie in the attempt's folder, beside their manifest.
+            # Several archives are put into the attempt's folder, beside their manifest.
             "images": there[0] if len(there) == 1 else ".",
             "grids": self.names,
             "manifest": MANIFEST,

@@ -70,7 +70,7 @@ def served(queue: str, workers: Iterable[WorkerRow]) -> bool | None:
 
 def as_one(job: Job, context: StatusContext) -> Job:
     """
-    Return a job as it is shown.
+    Return a job as displayed.
 
     A split job with active shards is running, with the sum of their progress. A running job whose
     worker has stopped sending heartbeats has no rate and no ETA.

@@ -27,7 +27,7 @@ def of_training(
     for event, detail in events:
         if event in reasons:
             reasons[event] = str((detail or {}).get("reason") or "see ganq events")
-        elif event == "rolled_back":  # it has gone back to before that
+        elif event == "rolled_back":  # training continues from before that
             reasons = dict.fromkeys(reasons)
     if error[0] in ("NAN_LOSS", "COLLAPSED"):
         reasons["diverged" if error[0] == "NAN_LOSS" else "collapsed"] = error[1]

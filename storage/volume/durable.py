@@ -130,8 +130,8 @@ def _rename(temp: Path, target: Path) -> None:
     """
     Call rename(2), and ignore an error if the file was renamed all the same.
 
-    On NFS the answer of the server may be lost. Temporary names are unique: if it is gone and the target
-    exists, it was renamed.
+    On NFS the answer of the server may be lost. Temporary names are unique: if the temporary file is
+    missing and the target exists, it was renamed.
     """
     try:
         os.rename(temp, target)

@@ -89,7 +89,7 @@ def _may(path: Path, wanted: int, uid: int | None) -> bool:
 
 
 def _has_acl(path: Path) -> bool:
-    """Return whether mode bits do not tell the whole truth."""
+    """Return whether an ACL grants rights beyond the mode bits."""
     try:
         return "system.posix_acl_access" in os.listxattr(path)
     except OSError:
@@ -97,7 +97,7 @@ def _has_acl(path: Path) -> bool:
 
 
 def _groups_of(uid: int) -> set[int] | None:
-    """Return the groups of an account; None if this machine does not know it."""
+    """Return the groups of an account; None if it is unknown here."""
     import pwd
 
     try:
@@ -108,7 +108,7 @@ def _groups_of(uid: int) -> set[int] | None:
 
 
 def account_of(uid: int) -> str:
-    """Return the name of an account, or its number if this machine does not know it."""
+    """Return the name of an account, or its number if it is unknown here."""
     import pwd
 
     try:

@@ -16,7 +16,7 @@ def _path(volume: Volume, job_id: int) -> Path:
 
 
 def read_stars(volume: Volume, job_id: int, manifest_sha256: str) -> list[int]:
-    """Return the starred images of a result, by index; none of one that has been made anew."""
+    """Return the starred images of a result, by index; none if it was generated again since."""
     try:
         found = json.loads(_path(volume, job_id).read_bytes())
         if found["manifest_sha256"] != manifest_sha256:

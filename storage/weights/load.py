@@ -123,7 +123,7 @@ def load_origin(netg: Path, netd: Path | None = None) -> "tuple[dict[str, Any], 
     except ForeignFileError:
         if netd is not None:
             raise
-        # The discriminator of somebody else's checkpoint is no reason to refuse the generator.
+        # An unusable discriminator is no reason to refuse the generator.
         arch, fitted_d = infer_architecture(g_weights, names=names), None
     return arch.to_json(), join(fit(g_weights, arch, "G", name=names[0]), fitted_d)
 

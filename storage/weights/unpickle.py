@@ -32,7 +32,7 @@ WRAPPED = ("state_dict", "model_state_dict", "model")
 MAX_LEVELS = 4
 """Dictionaries in dictionaries, of which the innermost hold tensors."""
 
-# Everything through which Python code leaves its process; 'open' is looked at below.
+# Everything through which Python code leaves its process; 'open' is handled below.
 FORBIDDEN = (
     "ctypes.dlopen",
     "ctypes.dlsym",

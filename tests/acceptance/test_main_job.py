@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from machine import Ganq, attempt_folder, part, until, weights
 from PIL import Image
-
-from storage.results.reader import verify_manifest
+from results import verify_manifest
 
 pytestmark = pytest.mark.slow
 

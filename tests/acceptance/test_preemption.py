@@ -19,10 +19,10 @@ def test_images_come_in_seconds_while_a_training_runs_which_ends_with_the_same_b
     training = ganq.json("submit", "train", *options)["id"]
     until(lambda: (ganq.peek(training)["progress"] or {}).get("epoch", 0) >= 2, what="two epochs")
 
-    pictures = ganq.json("submit", "generate", "--from", str(model), "--count", "64", "--wait")
-    waited_s = pictures["started_at"] - pictures["created_at"]
+    images = ganq.json("submit", "generate", "--from", str(model), "--count", "64", "--wait")
+    waited_s = images["started_at"] - images["created_at"]
     print(f"64 images began {waited_s:.2f} s after they were asked for")
-    assert pictures["state"] == "succeeded"
+    assert images["state"] == "succeeded"
     assert ganq.job(training)["state"] in ("queued", "running"), "it had ended before it had to yield"
 
     assert ganq.run("wait", str(training), "--timeout", "120").returncode == 0
@@ -38,9 +38,9 @@ def test_a_training_with_no_preempt_is_left_alone(ganq: Ganq, redis_url: str, sm
     ganq("submit", "train", *small, "--epochs", "1", "--name", "model", "--wait")
     training = ganq.json("submit", "train", *small, "--epochs", "100000", "--no-preempt")["id"]
     until(lambda: ganq.peek(training)["state"] == "running", what="a start")
-    pictures = ganq.json("submit", "generate", "--from", "model", "--count", "64")["id"]
+    images = ganq.json("submit", "generate", "--from", "model", "--count", "64")["id"]
     time.sleep(3)
-    assert ganq.job(pictures)["state"] == "queued"
+    assert ganq.job(images)["state"] == "queued"
     assert ganq.job(training)["attempt"] == 1
     ganq("cancel", str(training))
-    assert ganq.run("wait", str(pictures), "--timeout", "60").returncode == 0
+    assert ganq.run("wait", str(images), "--timeout", "60").returncode == 0

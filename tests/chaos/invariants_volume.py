@@ -11,16 +11,15 @@ from typing import Any
 
 import psutil
 from chaos.invariants import ENDS, Memory, View, look
+from results import verify_files, verify_manifest
 
 from jobs.errors import GanqError
 from jobs.renamed import renamed_result
 from jobs.specs import GenerateSpec
 from storage.db.engine import Database
 from storage.db.store.pins import pinned_ids
-from storage.results.files import verify_files
 from storage.results.formats import MANIFEST as PICTURES_MANIFEST
 from storage.results.formats import RESULT
-from storage.results.reader import verify_manifest
 from storage.volume.durable import MANIFEST, TEMP_MARK, sha256_file
 from storage.volume.layout import Volume
 
@@ -123,7 +122,7 @@ def whole_links(volume: Volume) -> list[str]:
 # --- I5 and the results of I4 ---------------------------------------------------------------
 
 
-def pictures_asked(spec: dict[str, Any]) -> int:
+def images_requested(spec: dict[str, Any]) -> int:
     """Return the number of images that a generation must produce."""
     if spec.get("keep") is not None:
         return int(spec["keep"])
@@ -166,7 +165,7 @@ def exact_pictures(row: Any, view: View, volume: Volume, memory: Memory) -> Iter
     except (GanqError, OSError, KeyError) as exc:
         yield f"I5: the result of job {row.id} (attempt {row.attempt}): {exc}"
         return
-    asked = number if row.part_of is not None else pictures_asked(row.spec)
+    asked = number if row.part_of is not None else images_requested(row.spec)
     if number != asked or result.get("image_count") != number:
         reported = result.get("image_count")
         yield f"I5: job {row.id} was asked for {asked} images, reports {reported}, has {number}"

@@ -38,7 +38,7 @@ INTERVALS = {
     "volume_seconds": 3.0,
 }
 LEASE_S = INTERVALS["lease_seconds"]
-SLOW = "generate.drawn=sleep:0.2@1+;train.stepped=sleep:0.1@1+;gather.adopted=sleep:0.1@1+"
+SLOW = "generate.drawn=sleep:0.2@1+;train.stepped=sleep:0.1@1+;merge.adopted=sleep:0.1@1+"
 START_AGAIN_S = 1.5
 OTHER_USER = 64003
 

@@ -11,9 +11,9 @@ import numpy as np
 import psutil
 import pytest
 from machine import until
+from results import verify_manifest
 
 from jobs.context import GeneratedImage
-from storage.results.reader import verify_manifest
 from storage.results.writer import ImageFiles
 
 COUNT = 60
@@ -33,7 +33,7 @@ def copies(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
     """Start processes that copy an attempt's result to out/ and stop themselves at some file."""
 
     def start(attempt: str, *, stop_at: int | None = None) -> "subprocess.Popen[str]":
-        points = f"pictures.copying=stop@{stop_at}" if stop_at else ""
+        points = f"images.copying=stop@{stop_at}" if stop_at else ""
         copying = subprocess.Popen(
             [sys.executable, "-c", COPY, str(tmp_path / "000012" / attempt), str(tmp_path / "out")],
             env={**os.environ, "GANQ_ENABLE_FAILPOINTS": "1", "GANQ_FAILPOINTS": points},

@@ -13,11 +13,11 @@ import pytest
 import redis
 from chaos.invariants import assert_invariants
 from machine import Ganq, until
-from results import add_model, attempt_folder, lines, result_files
+from results import add_model, attempt_folder, lines, result_files, verify_manifest
 from tables import job_row, without_backoff
 
 from storage.db.engine import Database
-from storage.results.reader import names_of_result, verify_manifest
+from storage.results.reader import names_of_result
 from storage.volume.layout import Volume
 from worker.celery_bridge.app import queue_key
 
@@ -37,28 +37,28 @@ WAYS = {
 PICTURES = {"count": 60, "best": 10, "seeds": 40, "tar": 60, "npz": 40}
 
 RUNNER_POINTS = [
-    "runner.ordered",
+    "runner.assigned",
     "generate.loaded",
     "generate.drawn@1",
     "generate.drawn@7",
-    "pictures.written@1",
-    "pictures.written@9",
-    "pictures.synced",
-    "pictures.images_renamed",
-    "pictures.grids_renamed",
-    "pictures.renamed",
-    "pictures.manifest_renamed",
-    "pictures.published",
+    "images.written@1",
+    "images.written@9",
+    "images.synced",
+    "images.images_renamed",
+    "images.grids_renamed",
+    "images.renamed",
+    "images.manifest_renamed",
+    "images.published",
     "runner.worked",
 ]
 SUPERVISOR_POINTS = ["supervisor.claimed", "supervisor.before_finish", "supervisor.finished"]
 FEW = [
     "supervisor.claimed",
     "generate.drawn@7",
-    "pictures.written@9",
-    "pictures.synced",
-    "pictures.renamed",
-    "pictures.manifest_renamed",
+    "images.written@9",
+    "images.synced",
+    "images.renamed",
+    "images.manifest_renamed",
     "supervisor.before_finish",
     "supervisor.finished",
 ]
@@ -149,14 +149,14 @@ def test_a_generation_killed_at_its_phases_ends_with_exactly_its_images(
 def split_and_killed(ganq: Ganq, database: Database, tmp_path: Path, way: str, points: list[str]) -> None:
     """One job in four parts, two workers, each of these points kills once, in a part or in the gathering."""
     calm = undisturbed(ganq, [way])
-    environment = failpoints(tmp_path, [*points, "gather.adopted@5"])
+    environment = failpoints(tmp_path, [*points, "merge.adopted@5"])
     for number in range(2):
         ganq.start_worker(f"w{number}", **environment)
     job = int(ganq.json("submit", "generate", *OPTIONS, *WAYS[way], "--shard-size", "16")["id"])
     with without_backoff(database):
         until(lambda: job_row(database, job)["state"] == "succeeded", within_s=PATIENCE_S, what=way)
     fired = {one.name for one in (tmp_path / "fired").iterdir()}
-    assert fired >= {"gather.adopted", "pictures.renamed", "supervisor.before_finish"}
+    assert fired >= {"merge.adopted", "images.renamed", "supervisor.before_finish"}
     result = finished(ganq, job)
     assert sum("index" in line for line in lines(result)) == PICTURES[way]
     assert result_files(result) == calm[way]
@@ -175,7 +175,7 @@ def test_a_split_generation_whose_shards_are_killed_has_the_bytes_of_one_that_wa
         database,
         tmp_path,
         "count",
-        ["pictures.renamed", "supervisor.claimed", "supervisor.before_finish"],
+        ["images.renamed", "supervisor.claimed", "supervisor.before_finish"],
     )
 
 
@@ -218,7 +218,7 @@ def test_other_ways_to_ask_are_the_same_after_a_kill_while_they_are_written(
 ) -> None:
     """F2 for --keep/--of, --seeds and archives."""
     add_model(settings)
-    few = ["pictures.written@9", "pictures.renamed"]
+    few = ["images.written@9", "images.renamed"]
     sweep(ganq, database, tmp_path, {"best": few, "seeds": few, "tar": few, "npz": few})
 
 

@@ -62,7 +62,7 @@ class World:
         self.write(insert(event).values(job_id=job_id, at=utcnow(), type=type, attempt=attempt))
 
     @property
-    def pictures(self) -> Path:
+    def images(self) -> Path:
         return self.volume.attempt(self.generate, 1)
 
     def final(self) -> Path:
@@ -167,7 +167,7 @@ def strange_folder(world: World) -> None:
 
 
 def other_attempts_result(world: World) -> None:
-    world.pictures.rename(world.pictures.with_name("a2"))
+    world.images.rename(world.images.with_name("a2"))
 
 
 def flip(path: Path) -> None:
@@ -178,7 +178,7 @@ def flip(path: Path) -> None:
 
 def torn_link(world: World) -> None:
     world.volume.latest.mkdir(exist_ok=True)
-    (world.volume.latest / "generate").symlink_to(world.pictures / "images.tmp-12345678")
+    (world.volume.latest / "generate").symlink_to(world.images / "images.tmp-12345678")
 
 
 def temporary(world: World) -> None:
@@ -216,14 +216,14 @@ BREAKS: dict[str, tuple[str, Callable[[World], Any]]] = {
     "a checkpoint in another attempt's folder": ("I4", strange_folder),
     "a word of a stale attempt": ("I4", lambda w: w.event(w.train, "checkpoint", 1)),
     "a result of another attempt": ("I4", other_attempts_result),
-    "an image missing": ("I5", lambda w: (w.pictures / "images" / "000001.png").unlink()),
-    "an image too many": ("I5", lambda w: (w.pictures / "images" / "000003.png").touch()),
-    "an image changed": ("I5", lambda w: flip(w.pictures / "images" / "000001.png")),
-    "another manifest": ("I5", lambda w: flip(w.pictures / "manifest.jsonl")),
+    "an image missing": ("I5", lambda w: (w.images / "images" / "000001.png").unlink()),
+    "an image too many": ("I5", lambda w: (w.images / "images" / "000003.png").touch()),
+    "an image changed": ("I5", lambda w: flip(w.images / "images" / "000001.png")),
+    "another manifest": ("I5", lambda w: flip(w.images / "manifest.jsonl")),
     "fewer than asked": ("I5", lambda w: change(w, w.generate, spec={"source": w.train, "count": 4})),
-    "a grid missing": ("I5", lambda w: (w.pictures / "grids" / "grid-0000.png").unlink()),
-    "a film changed": ("I5", lambda w: flip(w.pictures / "grids" / "film.gif")),
-    "a stray file": ("I5", lambda w: (w.pictures / "images.tmp-12345678").mkdir()),
+    "a grid missing": ("I5", lambda w: (w.images / "grids" / "grid-0000.png").unlink()),
+    "a film changed": ("I5", lambda w: flip(w.images / "grids" / "film.gif")),
+    "a stray file": ("I5", lambda w: (w.images / "images.tmp-12345678").mkdir()),
     "a checkpoint gone": ("I7", lambda w: shutil.rmtree(w.final())),
     "a checkpoint changed": ("I7", lambda w: flip(w.final() / "generator.safetensors")),
     "a manifest changed": ("I7", lambda w: flip(w.final() / "MANIFEST.json")),

@@ -441,7 +441,7 @@ def long_queue(
     ganq: Ganq,
     database: Database,
     claim: Claimer,
-    pictures: Path,
+    images: Path,
     number: int,
     users: int,
 ) -> dict[str, float]:
@@ -453,7 +453,7 @@ def long_queue(
         claim()
         claims.append((time.perf_counter() - began) * 1000)
     listed, list_mb = measured(ganq, "status", "--json")
-    submitted, submit_mb = measured(ganq, "submit", "train", "--data", str(pictures), "--hold")
+    submitted, submit_mb = measured(ganq, "submit", "train", "--data", str(images), "--hold")
     return {
         "claim p50 ms": percentile(claims, 0.5),
         "claim p99 ms": percentile(claims, 0.99),

@@ -45,7 +45,7 @@ SPECS = st.fixed_dictionaries(
     }
 )
 RUNNER_DIES = {
-    "runner.ordered": 1,
+    "runner.assigned": 1,
     "train.data_open": 1,
     "train.built": 1,
     "train.between_networks": 16,
@@ -79,14 +79,14 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
     return volume
 
 
-def pictures(volume: Volume, size: int) -> tuple[str, str]:
+def images(volume: Volume, size: int) -> tuple[str, str]:
     """(their folder, their fingerprint); decoded at the first call."""
     data = str(volume.root.parent / "pictures")
     return data, open_images(volume, data, size, workers=1).fingerprint
 
 
 def desk(volume: Volume, options: dict[str, object], **changes: object) -> Desk:
-    data, fingerprint = pictures(volume, int(str(options["size"])))
+    data, fingerprint = images(volume, int(str(options["size"])))
     every_epoch = {"nz": 5, "keep_every": 1, "data": data, "device": "cpu"}
     spec = TrainSpec.create(**{**every_epoch, **options, **changes})
     return Desk(volume, next(JOBS), spec, fingerprint)

@@ -137,7 +137,7 @@ def test_a_supervisor_that_lost_its_lease_while_it_merged_deletes_no_shard(
 ) -> None:
     """Stopped past its lease, it wakes while another worker merges the same shards."""
     add_model(settings)
-    zombie = ganq.start_worker("zombie", **env("gather.adopted=sleep:0.1@1+"))
+    zombie = ganq.start_worker("zombie", **env("merge.adopted=sleep:0.1@1+"))
     job = submit(ganq, "count", *SPLIT)
     until(
         lambda: (job_row(database, job)["progress"] or {}).get("phase") == "merging shards", what="the merge"
@@ -146,7 +146,7 @@ def test_a_supervisor_that_lost_its_lease_while_it_merged_deletes_no_shard(
     assert supervisor is not None
     put_to_sleep([supervisor], database)
     try:
-        ganq.start_worker("heir", **env("gather.adopted=sleep:0.25@1+"))
+        ganq.start_worker("heir", **env("merge.adopted=sleep:0.25@1+"))
         until(lambda: job_row(database, job)["attempt"] == 2, what="the heir's attempt")
         until(lambda: (job_row(database, job)["progress"] or {}).get("done", 0) > 2, what="the heir's merge")
     finally:
@@ -165,7 +165,7 @@ def test_kills_while_shards_are_merged_delete_none_and_gc_takes_what_the_last_on
     """The last kill comes between the commit of the success and the deletion of the shards."""
     add_model(settings)
     (tmp_path / "fired").mkdir()
-    points = ["gather.adopted=kill@5", "pictures.manifest_renamed=kill@1"]
+    points = ["merge.adopted=kill@5", "images.manifest_renamed=kill@1"]
     points += ["supervisor.before_finish=kill@1", "supervisor.finished=kill@1"]
     calm = ganq.start_worker("calm")
     job = shards_ended(ganq, database, "count")

@@ -38,7 +38,7 @@ sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 
 TRAIN_POINTS = [
     "supervisor.claimed",
-    "runner.ordered",
+    "runner.assigned",
     "train.data_open",
     "train.built",
     "train.stepped",
@@ -51,11 +51,11 @@ TRAIN_POINTS = [
 GENERATE_POINTS = [
     "generate.loaded",
     "generate.drawn",
-    "pictures.written",
-    "pictures.synced",
-    "pictures.images_renamed",
-    "pictures.renamed",
-    "pictures.published",
+    "images.written",
+    "images.synced",
+    "images.images_renamed",
+    "images.renamed",
+    "images.published",
     "runner.worked",
     "supervisor.before_finish",
     "supervisor.finished",
@@ -176,7 +176,7 @@ def test_f39_a_generation_is_cancelled_at_every_point(
 
 
 ENDINGS = {
-    "succeed": lambda store, lease, beat: store.succeed(lease, {"pictures": 1}),
+    "succeed": lambda store, lease, beat: store.succeed(lease, {"image_count": 1}),
     "release": lambda store, lease, beat: store.release(lease, "drain"),
     "crash": lambda store, lease, beat: store.crashed(lease, "killed"),
     "cancel_done": lambda store, lease, beat: store.cancel_done(lease),

@@ -44,16 +44,16 @@ def nfs() -> Iterator[Path]:
 
 def desk(root: Path, number: int, **options: object) -> Desk:
     """A job on a volume at `root`, its images beside it."""
-    pictures = root / "pictures"
-    if not pictures.exists():
-        pictures.mkdir()
+    images = root / "pictures"
+    if not images.exists():
+        images.mkdir()
         for i in range(24):
-            Image.effect_noise((40, 40), 60 + i).convert("RGB").save(pictures / f"{i:02d}.png")
+            Image.effect_noise((40, 40), 60 + i).convert("RGB").save(images / f"{i:02d}.png")
     volume = Volume(root / "volume")
     volume.ensure()
     fixed = {"size": 32, "ngf": 8, "ndf": 8, "nz": 8, "batch": 4, "epochs": 3, "save_every": 1}
-    spec = TrainSpec.create(data=str(pictures), **{**fixed, **options})
-    fingerprint = open_images(volume, str(pictures), 32, workers=1).fingerprint
+    spec = TrainSpec.create(data=str(images), **{**fixed, **options})
+    fingerprint = open_images(volume, str(images), 32, workers=1).fingerprint
     return Desk(volume, number, spec, fingerprint)
 
 

@@ -91,7 +91,7 @@ def check_finite(desk: Desk) -> None:
 
 PHASES = [
     "supervisor.claimed",
-    "runner.ordered",
+    "runner.assigned",
     "train.data_open",
     "train.built",
     "train.between_networks@5",
@@ -104,7 +104,7 @@ PHASES = [
     "folder.renamed@3",
     "supervisor.before_register@2",
     "supervisor.registered@2",
-    "supervisor.forgotten@1",
+    "supervisor.pruned@1",
     "file.synced.epoch-0006.png@1",
     "runner.worked",
     "supervisor.before_finish",

@@ -22,14 +22,13 @@ import psutil
 import pytest
 from chaos import writer
 from machine import Ganq, part, the_part, until
-from results import add_model, attempt_folder
+from results import add_model, attempt_folder, verify_manifest
 from sqlalchemy import text
 from tables import job_row
 
 from jobs.errors import CheckpointCorruptError, DiskFullError
 from storage.db.engine import Database
 from storage.db.queries import Queries
-from storage.results.reader import verify_manifest
 from storage.volume.checkpoints import GENERATOR, write_checkpoint
 from storage.volume.durable import (
     MANIFEST,
@@ -406,10 +405,10 @@ def soon(database: Database) -> None:
 
 FAULTS = {  # in the order in which one job meets them
     "generate.drawn": ("EROFS", "VOLUME_UNAVAILABLE"),
-    "pictures.written": ("ENOSPC", "DISK_FULL"),
-    "pictures.synced": ("EIO", "VOLUME_UNAVAILABLE"),
-    "pictures.images_renamed": ("ESTALE", "VOLUME_UNAVAILABLE"),
-    "pictures.renamed": ("EDQUOT", "DISK_FULL"),
+    "images.written": ("ENOSPC", "DISK_FULL"),
+    "images.synced": ("EIO", "VOLUME_UNAVAILABLE"),
+    "images.images_renamed": ("ESTALE", "VOLUME_UNAVAILABLE"),
+    "images.renamed": ("EDQUOT", "DISK_FULL"),
 }
 
 

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 from machine import Ganq, StoppedInAWriteError, part, put_to_sleep, until
-from results import add_model, attempt_folder, lines
+from results import add_model, attempt_folder, lines, verify_manifest
 from tables import everything_of, job_row
 
 from storage.db.engine import Database
-from storage.results.reader import verify_manifest
 
 if TYPE_CHECKING:
     from storage.settings import Settings
@@ -27,9 +26,9 @@ GENERATE = ["submit", "generate", "--from", "m", "--micro-batch", "4", "--count"
 GENERATE_POINTS = [
     "supervisor.claimed",
     "generate.drawn@3",
-    "pictures.written@9",
-    "pictures.images_renamed",
-    "pictures.published",
+    "images.written@9",
+    "images.images_renamed",
+    "images.published",
     "runner.worked",
     "supervisor.before_finish",
 ]

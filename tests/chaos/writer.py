@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from results import verify_manifest
 
 from jobs.context import GeneratedImage
 from jobs.kinds import SPEC_VERSION
@@ -21,7 +22,6 @@ from storage.db.engine import Database
 from storage.db.queries import Queries
 from storage.db.rows import Lease, WorkerIdentity
 from storage.db.store import JobStore
-from storage.results.reader import verify_manifest
 from storage.results.writer import ImageFiles
 from storage.settings import Settings
 from storage.volume.checkpoints import FACTS, GENERATOR, STATE

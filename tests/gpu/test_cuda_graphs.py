@@ -105,7 +105,7 @@ def test_an_image_has_the_same_bytes_however_many_are_made_with_it(tmp_path: Pat
         spec = GenerateSpec.create(source=1, count=count, device="cuda", seed=3)
         ctx = LocalContext(tmp_path, source=trained.saved[-1].for_generate())
         jobs.generation.generate.run(spec, ctx)
-        return [picture.pixels_HW3.tobytes() for picture in ctx.sink.pictures]
+        return [image.pixels_HW3.tobytes() for image in ctx.sink.stored_images]
 
     many = made(200)
     assert made(200) == many

@@ -116,7 +116,7 @@ def test_a_running_attempt_is_left_alone(
 ) -> None:
     lease = running_job_factory()
     files.checkpoint(lease, 1, register=False)
-    files.pictures(lease)
+    files.write_images(lease)
     (files.volume.job(lease.job_id) / "spec.json.tmp-0123abcd").touch()
     grow_old(files.volume.job(lease.job_id))
     before = listing(files.volume.root)
@@ -144,11 +144,11 @@ def test_published_images_stay_and_those_of_earlier_attempts_go(
     claim: Claimer,
 ) -> None:
     first = running_job_factory(kind="generate")
-    unpublished = files.pictures(first)
+    unpublished = files.write_images(first)
     store.release(first, "drain")
     second = claim()
-    published = files.pictures(second)
-    store.succeed(second, {"pictures": 3})
+    published = files.write_images(second)
+    store.succeed(second, {"image_count": 3})
     plan, _ = gc()
     assert set(reasons(plan).values()) == {Reason.UNPUBLISHED}
     assert sorted(os.listdir(unpublished)) == ["log.txt", "metrics.jsonl", "samples"]
@@ -159,7 +159,7 @@ def test_what_a_cancelled_job_has_generated_is_deleted(
     files: Files, gc: Any, store: "JobStore", running_job_factory: Callable[..., Lease]
 ) -> None:
     lease = running_job_factory(kind="generate")
-    folder = files.pictures(lease)
+    folder = files.write_images(lease)
     store.request_cancel(lease.job_id)
     store.cancel_done(lease)
     gc()
@@ -206,8 +206,8 @@ def test_an_attempt_that_the_table_does_not_know_is_left_alone(
 def part_of(files: Files, running_job_factory: Callable[..., Lease], whole: Job) -> Lease:
     lease = running_job_factory(kind="generate")
     set_columns(files.database, lease.job_id, part_of=whole.id)
-    files.pictures(lease)
-    files.store.succeed(lease, {"pictures": 3})
+    files.write_images(lease)
+    files.store.succeed(lease, {"image_count": 3})
     return lease
 
 
@@ -225,8 +225,8 @@ def test_a_shard_is_deleted_once_its_parent_is_published(
     assert (files.volume.attempt(part.job_id, 1) / "images").is_dir()
     gathering = claim()
     assert gathering.job_id == whole.id
-    folder = files.pictures(gathering)
-    store.succeed(gathering, {"pictures": 3})
+    folder = files.write_images(gathering)
+    store.succeed(gathering, {"image_count": 3})
     plan, _ = gc()
     assert reasons(plan) == {f"jobs/{part.job_id:06d}": Reason.SHARD}
     assert not files.volume.job(part.job_id).exists()
@@ -501,7 +501,7 @@ def test_a_folder_that_becomes_a_link_after_planning_is_not_followed(
     tmp_path: Path,
 ) -> None:
     lease = running_job_factory(kind="generate")
-    folder = files.pictures(lease)
+    folder = files.write_images(lease)
     files.store.crashed(lease, "killed")
     garbage = Collector(database, volume, Policy(grace_s=0.0))
     plan = garbage.plan()
@@ -541,7 +541,7 @@ def run_gc(env: dict[str, str], *arguments: str, failpoints: str = "") -> "subpr
 
 
 @pytest.mark.parametrize(
-    "failpoint", ["gc.given_up=kill", "gc.renamed=kill@2", "gc.deleting=kill@3", "gc.deleted=kill@2"]
+    "failpoint", ["gc.results_deleted=kill", "gc.renamed=kill@2", "gc.deleting=kill@3", "gc.deleted=kill@2"]
 )
 def test_a_gc_that_is_killed_anywhere_is_finished_by_the_next(
     files: Files,
@@ -552,7 +552,7 @@ def test_a_gc_that_is_killed_anywhere_is_finished_by_the_next(
     failpoint: str,
 ) -> None:
     crashed = running_job_factory(kind="generate")
-    files.pictures(crashed)
+    files.write_images(crashed)
     store.crashed(crashed, "killed")
     store.hold(crashed.job_id, held=True)  # or a slow machine would find it claimable again before `needed`
     files.attempts_ended_long_ago(crashed.job_id)
@@ -621,7 +621,7 @@ def test_two_sweeps_of_one_plan_do_no_harm_to_each_other(
 ) -> None:
     for _ in range(10):
         lease = running_job_factory(kind="generate")
-        files.pictures(lease, count=20)
+        files.write_images(lease, count=20)
         store.crashed(lease, "killed")
     plan = Collector(database, volume, Policy(grace_s=0.0)).plan()
     done: list[Swept] = []
@@ -650,7 +650,7 @@ def test_what_cannot_be_deleted_is_reported_and_is_deleted_the_next_time(
     exit_code: int,
 ) -> None:
     lease = running_job_factory(kind="generate")
-    folder = files.pictures(lease)
+    folder = files.write_images(lease)
     store.crashed(lease, "killed")
     files.attempts_ended_long_ago(lease.job_id)
     done = run_gc(settings_env, failpoints=f"gc.deleting=raise:{code}@2")

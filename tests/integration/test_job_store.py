@@ -415,7 +415,7 @@ STALE: "dict[str, Callable[[JobStore, Lease], Any]]" = {
     "pin_inputs": lambda store, lease: store.pin_inputs(lease, {"checkpoint_id": 99}),
     "checkpoint": lambda store, lease: register(store, lease, 99),
     "forget_checkpoints": lambda store, lease: store.forget_checkpoints(lease, [1]),
-    "succeed": lambda store, lease: store.succeed(lease, {"pictures": 99}),
+    "succeed": lambda store, lease: store.succeed(lease, {"image_count": 99}),
     "cancel_done": lambda store, lease: store.cancel_done(lease),
     "fail": lambda store, lease: store.fail(lease, TrainingDivergedError("the loss is nan")),
     "crashed": lambda store, lease: store.crashed(lease, "killed"),

@@ -109,7 +109,7 @@ def client(server: Server, token: str) -> Iterator[ganq.Client]:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def image_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     (folder / "more").mkdir(parents=True)
     for number in range(70):
@@ -139,22 +139,22 @@ def kept(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.tier2_on("postgres")
-def test_the_commands_work_as_at_home(laptop: Laptop, world: World, pictures: Path) -> None:
+def test_the_commands_work_as_at_home(laptop: Laptop, world: World, image_folder: Path) -> None:
     assert "no jobs yet" in laptop("status")
-    done = laptop.run("submit", "train", "--data", pictures, "--name", "faces", "--hold")
+    done = laptop.run("submit", "train", "--data", image_folder, "--name", "faces", "--hold")
     assert "job 1 (faces): train accepted, held" in done.stdout
     assert "no worker is running" in done.stderr
 
     row = json.loads(laptop("status", "faces", "--json"))
     data = Path(row["spec"]["data"])
     assert data.is_relative_to(world.volume.root / "uploads")
-    assert kept(data) == kept(pictures)
+    assert kept(data) == kept(image_folder)
     assert row["user"] == "ada"
 
     before = {path: path.stat().st_mtime_ns for path in blobs(world)}
     assert len(before) == 70
-    (pictures / "more" / "new.png").write_bytes(b"one more")
-    laptop("submit", "train", "--data", pictures, "--sweep", "seed=0-1", "--name", "r")
+    (image_folder / "more" / "new.png").write_bytes(b"one more")
+    laptop("submit", "train", "--data", image_folder, "--sweep", "seed=0-1", "--name", "r")
     added = set(blobs(world)) - set(before)
     assert len(added) == 1
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
@@ -177,7 +177,7 @@ def test_the_commands_work_as_at_home(laptop: Laptop, world: World, pictures: Pa
     assert "in the queue" in laptop("status", "4")
     assert laptop("workers").startswith("no workers")
     assert "generate accepted" in laptop("submit", "generate", "--from", "4", "--count", "4")
-    assert ", begins " in laptop("submit", "train", "--data", pictures, "--begin", "now+2h")
+    assert ", begins " in laptop("submit", "train", "--data", image_folder, "--begin", "now+2h")
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
@@ -203,17 +203,17 @@ def test_what_needs_the_table_or_a_path_says_so(laptop: Laptop, world: World, tm
 
 
 def test_a_path_of_the_server_and_an_archive(
-    laptop: Laptop, world: World, pictures: Path, tmp_path: Path
+    laptop: Laptop, world: World, image_folder: Path, tmp_path: Path
 ) -> None:
     import shutil
 
-    archive = shutil.make_archive(str(tmp_path / "faces"), "zip", pictures)
+    archive = shutil.make_archive(str(tmp_path / "faces"), "zip", image_folder)
     laptop("submit", "train", "--data", archive, "--batch", "16")
-    laptop("submit", "train", "--data", f"server:{pictures}")
+    laptop("submit", "train", "--data", f"server:{image_folder}")
     first, second = (json.loads(laptop("status", job, "--json"))["spec"]["data"] for job in (1, 2))
     assert Path(first).name == "faces.zip"
     assert Path(first).read_bytes() == Path(archive).read_bytes()
-    assert second == str(pictures)
+    assert second == str(image_folder)
 
 
 # --- results ----------------------------------------------------------------------------------
@@ -409,9 +409,9 @@ def test_a_false_listing_or_bundle_is_refused(server: Server, world: World, toke
 # --- import ganq ------------------------------------------------------------------------------
 
 
-def test_the_same_class_speaks_to_a_server(client: ganq.Client, world: World, pictures: Path) -> None:
+def test_the_same_class_speaks_to_a_server(client: ganq.Client, world: World, image_folder: Path) -> None:
     model = model_of(world)
-    training = client.train(data=pictures, name="faces", hold=True, epochs=3)
+    training = client.train(data=image_folder, name="faces", hold=True, epochs=3)
     assert (training.state, training.status, training.spec["epochs"]) == ("queued", "held", 3)
     job = client.generate(model, count=8, seed=7, submit_key="night")
     assert client.generate(model, count=8, seed=7, submit_key="night") == job

@@ -102,7 +102,7 @@ def lab(ganq: Ganq, postgres: Postgres, database_url: str, place: Path) -> Lab:
     return Lab(ganq, volume, people["ada"], people["grace"])
 
 
-def pictures(folder: Path, owner: int, mode: int) -> Path:
+def images(folder: Path, owner: int, mode: int) -> Path:
     from PIL import Image
 
     folder.mkdir()
@@ -119,7 +119,7 @@ SMALL = ("--size", "16", "--ngf", "4", "--ndf", "4", "--nz", "8", "--batch", "16
 
 
 def test_each_runs_every_command_on_her_own_jobs(lab: Lab, place: Path) -> None:
-    data = pictures(place / "faces", ADA, 0o750)
+    data = images(place / "faces", ADA, 0o750)
     ada, grace = lab.ada, lab.grace
     ada("submit", "train", "--data", str(data), *SMALL, "--epochs", "2", "--name", "hers", "--wait")
     ada("export", "hers", "--out", str(ada.home / "weights"))
@@ -162,7 +162,7 @@ def test_each_runs_every_command_on_her_own_jobs(lab: Lab, place: Path) -> None:
 
 
 def test_a_data_set_that_the_worker_may_not_read_is_refused_with_the_reason(lab: Lab) -> None:
-    data = pictures(lab.ada.home / "private", ADA, 0o700)
+    data = images(lab.ada.home / "private", ADA, 0o700)
     until(lambda: "w1" in lab.ganq.present(), what="the worker")
     said = lab.ada("submit", "train", "--data", str(data), *SMALL, "--epochs", "1", code=1)
     assert f"may not read {lab.ada.home}" in said
@@ -170,7 +170,7 @@ def test_a_data_set_that_the_worker_may_not_read_is_refused_with_the_reason(lab:
 
 
 def test_a_job_whose_data_became_unreadable_fails_at_once(lab: Lab, place: Path) -> None:
-    data = pictures(place / "faces", ADA, 0o750)
+    data = images(place / "faces", ADA, 0o750)
     job = lab.ada.submit("train", "--data", str(data), *SMALL, "--epochs", "1", "--hold")
     data.chmod(0o700)
     lab.ada("release", str(job))

@@ -75,7 +75,7 @@ def bare_ganq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def image_folder(tmp_path: Path) -> Path:
     """A folder of 70 files that are images by their name, which is all that submit looks at."""
     folder = tmp_path / "faces"
     folder.mkdir()
@@ -101,7 +101,7 @@ def trained(running_job_factory: Callable[..., Any], store: Any) -> Callable[...
             {
                 "done": 4,
                 "total": 4,
-                "unit": "pictures",
+                "unit": "images",
                 "rate": rate,
                 "epoch": epochs,
                 "epochs": epochs,

@@ -1,7 +1,7 @@
 """
 Findings of `ganq doctor`, and how its checks run with a time limit.
 
-Each probe runs in a thread of its own, which is abandoned when its time is up: a server may accept and never
+Each probe runs in its own thread, which is abandoned when its time is up: a server may accept and never
 answer, a disk may hang. Probes that have been started run concurrently.
 """
 

@@ -13,7 +13,7 @@ from worker.doctor.check import Finding, error, ok, warn
 from worker.doctor.jobs import listed
 
 NEWEST = 50
-"""Folders of jobs that are looked at."""
+"""Number of job folders to check."""
 GUIDE = "docs/operations.md, Several Unix users"
 
 

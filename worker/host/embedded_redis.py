@@ -147,5 +147,5 @@ class EmbeddedRedis:
 
 
 def worker_command(*arguments: str) -> list[str]:
-    """Return a command that runs `ganq`, whatever modules the current folder holds."""
+    """Return a command that runs `ganq` and ignores modules in the current folder."""
     return [sys.executable, "-P", "-m", "cli.main", *arguments]

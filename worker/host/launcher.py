@@ -1,5 +1,5 @@
 """
-The launcher, `ganq worker`: one Celery process per GPU, each with a supervisor of its own.
+The launcher, `ganq worker`: one Celery process per GPU, each with its own supervisor.
 
 With several GPUs this process starts one `ganq worker --gpus UUID` for each and keeps them running; with
 one or none it becomes that worker. In the same way --cpu-workers starts one `ganq worker --cores …` for
@@ -282,7 +282,7 @@ class Worker:
             log.debug("notifications are not purged: %s", exc)
 
     def _start_supervisor(self) -> None:
-        # In a session of its own: a terminal's Ctrl-C and a process group's SIGTERM reach Celery alone,
+        # In its own session: a terminal's Ctrl-C and a process group's SIGTERM reach Celery alone,
         # which forwards them once.
         self.supervisor = subprocess.Popen(
             [sys.executable, "-P", "-m", "worker.supervisor.loop"],
@@ -461,7 +461,7 @@ class Fleet:
         return f"{self.name}-{one.label}" if self.name else _default_name(one)
 
     def _metrics_option(self, one: Device) -> tuple[str, ...]:
-        """Return the option that gives each child a port of its own: the first, the one after it, …"""
+        """Return the option that gives each child its own port: the first, the one after it, …"""
         address = self.settings.metrics_address
         if address is None:
             return ()

@@ -68,7 +68,7 @@ class LocalStack:
         )
 
     def _supervise_page(self, report: Callable[[str], None]) -> None:
-        """Restart the page if it has ended; one that ends at once has said why, and stays away."""
+        """Restart the page if it has ended, unless it ended at once; it has then printed the reason."""
         if self.page is None or self.page.poll() is None:
             return
         self.page = None

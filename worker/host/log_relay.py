@@ -3,7 +3,7 @@ The log relay: writes the log of a worker and of all its processes, so that none
 
 A terminal stopped with Ctrl-S, a full pipe or a stuck log collector blocks the process that writes to it;
 here that is this process alone. It queues up to QUEUE_BYTES, drops further lines, and logs how many once it
-can write again. It is a process of its own because it must outlive a worker that is killed and also relay
+can write again. It is a separate process because it must outlive a worker that is killed and also relay
 what C libraries and the interpreter write. It is run by its path and imports nothing of ganq, so that it
 starts in some milliseconds.
 """

@@ -109,7 +109,7 @@ class Runner:
             release_free_memory()
         try:
             ctx = self._begin(assignment)
-            failpoint("runner.ordered")
+            failpoint("runner.assigned")
             answer = self._work(assignment, ctx)
             failpoint("runner.worked")
         except StopRequested as stop:

@@ -1,7 +1,7 @@
 """
 The supervisor process: claims a job, assigns it to the runner, commits what the runner reports, claims again.
 
-It is a process of its own, in its own session, so that neither Redis nor Celery can stop its heartbeats. No
+It is a separate process in its own session, so that neither Redis nor Celery can stop its heartbeats. No
 other process of a worker uses the database. The main loop below runs in one thread; the heartbeat, recovery
 and the status socket have their own.
 """
@@ -335,7 +335,7 @@ class Supervisor:
             except SchemaMismatchError as exc:
                 self._stop_on_error(exc)
                 break
-            except Exception as exc:  # also for a row that ganq did not write: this worker must go on
+            except Exception as exc:  # also for a row that ganq did not write: this worker must not stop
                 log.warning("cannot claim: %s", one_line(exc))
                 log.debug("the claim that failed", exc_info=True)
                 break

@@ -32,7 +32,7 @@ BEGIN_SLACK_S = 0.05
 WATCHERS = 3
 """Supervisors that watch each bucket of running jobs."""
 MAX_FULL_WATCHERS = 16
-"""Up to so many workers each supervisor watches all running jobs."""
+"""Up to this number of workers, each supervisor watches all running jobs."""
 
 
 def watch_share(me: str, live: Sequence[tuple[str, str]]) -> WatchShare | None:

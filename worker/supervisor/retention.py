@@ -60,7 +60,7 @@ class Retention:
         deleted = in_creation_order(self.store.forget_checkpoints(lease, [one.id for one in expired]))
         if not deleted:
             return []
-        failpoint("supervisor.forgotten")
+        failpoint("supervisor.pruned")
         _, previous = self._deferred.get(lease.job_id, (0.0, None))
         folders = [] if previous is None else [previous]
         self.delete(lease.job_id, [*folders, *(one.path for one in deleted[:-1])])

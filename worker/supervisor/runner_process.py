@@ -127,7 +127,7 @@ class RunnerProcess:
         with theirs, ExitStack() as undo:
             undo.callback(ours.close)
             # -P keeps the current folder off the import path: a folder named jobs/ there would hide ours.
-            # In a session of its own, the runner gets no Ctrl-C of the terminal.
+            # In its own session, the runner gets no Ctrl-C of the terminal.
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "worker.runner.main"],
                 env={

@@ -142,7 +142,7 @@ class ControlMixin(StoreMixin):
 
     def set_priority(self, job_id: int, priority: int) -> Job:
         """
-        Change the own priority of a job that has not ended, and what it lends to its dependencies.
+        Change the own priority of a job that has not ended, and the priority that its dependencies inherit.
 
         Raises:
             JobNotFoundError: there is no such job.
@@ -196,7 +196,7 @@ class ControlMixin(StoreMixin):
 
     def set_note(self, job_id: int, note: str | None) -> Job:
         """
-        Set or remove the note of a job, whatever its state.
+        Set or remove the note of a job in any state.
 
         Raises:
             JobNotFoundError: there is no such job.
@@ -215,7 +215,7 @@ class ControlMixin(StoreMixin):
 
     def set_labels(self, job_id: int, changes: Mapping[str, str | None]) -> Job:
         """
-        Set labels of a job, whatever its state; a value of None removes a label.
+        Set labels of a job in any state; a value of None removes a label.
 
         Raises:
             JobNotFoundError: there is no such job.
@@ -316,7 +316,7 @@ def _no_shard(row: Any) -> Any:
 
 
 def _set_held(conn: Connection, row: Any, *, held: bool) -> None:
-    """Set `held` of a job and its shards; a held job lends no priority."""
+    """Set `held` of a job and its shards; nothing is inherited from a held job."""
     conn.execute(update(job).where(job.c.id == row.id).values(held=int(held), rung_at=None))
     hold_shards(conn, row.id, held=held)
     if row.max_running and row.sweep and row.state == JobState.QUEUED:

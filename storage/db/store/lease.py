@@ -97,7 +97,7 @@ class LeaseMixin(StoreMixin):
         capabilities = Capabilities(who.queues, kinds, lease.job.spec_version)
 
         def find_waiting(conn: Connection) -> int | None:
-            # The priority lent to it may have changed since the claim.
+            # Its inherited priority may have changed since the claim.
             mine = conn.execute(select(job.c.priority).where(fence_of(lease))).scalar_one_or_none()
             waiting = None if mine is None else higher_priority_waiting(conn, capabilities, mine)
             if waiting is None or protected_from_preemption(conn, lease) or idle_worker(conn, waiting):

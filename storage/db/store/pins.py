@@ -33,7 +33,7 @@ def _source_is(conn: Connection, job_id: int) -> Any:
 
 
 def lock_checkpoints(conn: Connection, ids: Collection[int]) -> bool:
-    """Lock the rows of checkpoints until the transaction ends; return False if one is gone."""
+    """Lock the rows of checkpoints until the transaction ends; return False if one was deleted."""
     held = select(checkpoint.c.id).where(checkpoint.c.id.in_(ids)).order_by(checkpoint.c.id)
     return len(conn.execute(held.with_for_update(read=True)).all()) == len(ids)
 

@@ -58,7 +58,7 @@ class ReapMixin(StoreMixin):
     """Requeue lost jobs, notify again."""
 
     def live_workers(self, *, within_s: float) -> list[tuple[str, str]]:
-        """Return (name, host) of each worker that has reported within so many seconds."""
+        """Return (name, host) of each worker that has reported within `within_s` seconds."""
         live = select(worker.c.name, worker.c.host).where(
             worker.c.state != "stopped", worker.c.seen_at > utcnow() - within_s
         )
@@ -149,7 +149,7 @@ class ReapMixin(StoreMixin):
         return state
 
     def idle_workers(self, *, within_s: float) -> list[tuple[str, ...]]:
-        """Return the queues of each worker that is idle and has reported within so many seconds."""
+        """Return the queues of each worker that is idle and has reported within `within_s` seconds."""
         idle = select(worker.c.queues).where(worker.c.state == "idle", worker.c.seen_at > utcnow() - within_s)
         return self.database.read(
             lambda conn: [tuple(row.split(",")) for row in conn.execute(idle).scalars()]

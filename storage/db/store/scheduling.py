@@ -48,7 +48,7 @@ from storage.db.tables import (
 )
 
 MAX_PREEMPTED_WAIT_S = 600.0
-"""A preempted job that has waited for so many seconds is claimed before all others."""
+"""A preempted job that has waited longer is claimed before all others."""
 MAX_STAY_S = 3600.0
 """A job that was preempted before is protected for as long as it then waited, at most for this time."""
 IDLE_S = 3.0
@@ -311,7 +311,7 @@ def idle_worker(conn: Connection, waiting: int) -> bool:
     """
     Return whether an idle worker serves the queue of this waiting job.
 
-    Workers that have not claimed it within IDLE_S are not counted: they are gone, or cannot run it.
+    Workers that have not claimed it within IDLE_S are not counted: they have stopped, or cannot run it.
     """
     row = conn.execute(select(job.c.queue, job.c.created_at, utcnow()).where(job.c.id == waiting)).one()
     queue, created_at, now = row

@@ -69,9 +69,9 @@ def insert_shards(
             "spec": spec,
             "part_of": parent,
             "blockers": blockers + (max_parallel > 0 and place >= max_parallel),
-            "progress": {"done": 0, "total": pictures, "unit": "pictures"},
+            "progress": {"done": 0, "total": images, "unit": "images"},
         }
-        for place, (spec, pictures) in enumerate(shards)
+        for place, (spec, images) in enumerate(shards)
     ]
     # RETURNING may return the ids in any order; the key identifies them.
     made = conn.execute(insert(job).values(created_at=utcnow()).returning(job.c.id, job.c.submit_key), rows)
@@ -122,9 +122,9 @@ def _summary(rows: Sequence[Any]) -> ShardSummary:
     done, total, rate = 0, 0, 0.0
     for row in rows:
         progress = row.progress or {}
-        pictures = int(progress.get("total") or 0)
-        total += pictures
-        done += pictures if row.state == JobState.SUCCEEDED else int(progress.get("done") or 0)
+        images = int(progress.get("total") or 0)
+        total += images
+        done += images if row.state == JobState.SUCCEEDED else int(progress.get("done") or 0)
         if row.state == JobState.RUNNING:
             rate += float(progress.get("rate") or 0.0)
     running = [row for row in rows if row.state == JobState.RUNNING]

@@ -26,7 +26,7 @@ from storage.db.store.waiting import NO_EXTRAS, Extras, insert_extras, lock_cond
 from storage.db.tables import UNRESOLVED, dependency, end_dependency, event, job, utcnow
 
 MAX_SWEEP_JOBS = 10_000
-"""One transaction holds SQLite's write lock; so many rows take about a second."""
+"""Rows per transaction, which holds SQLite's write lock for about a second."""
 OPEN = (JobState.QUEUED, JobState.RUNNING)
 REFERENCES = ("source", "continue_from", "init_from")
 """Fields of a spec that hold the id of a job."""
@@ -47,7 +47,7 @@ class Entry:
     """A job, or a sweep, that is submitted together with others."""
 
     placeholders: tuple[int, ...]
-    """Negative numbers that stand for the ids of its jobs in the specs and in `after` of later entries."""
+    """Negative placeholders for the ids of its jobs in the specs and in `after` of later entries."""
     specs: tuple[dict[str, Any], ...]
     names: tuple[str | None, ...]
     submit_key: str

@@ -107,7 +107,7 @@ def storable_text(text: str | None) -> str | None:
     """
     Return text that both databases accept.
 
-    Postgres rejects NUL, and both reject lone surrogates, which stand for bytes of file names that are not
+    Postgres rejects NUL, and both reject lone surrogates, which encode bytes of file names that are not
     UTF-8.
     """
     return None if text is None else text.encode("utf-8", "replace").decode().replace("\0", "")
@@ -387,7 +387,7 @@ def _move(
 
 
 def _restore_priorities(conn: Connection, row: Any) -> None:
-    """Take back the priority that a job lent, if it has ended while it waited."""
+    """Restore the priority that others inherited from a job, if it ended while it waited."""
     if row.state == JobState.QUEUED and row.blockers:
         restore_priority(conn, open_dependencies(conn, [row.id]))
 

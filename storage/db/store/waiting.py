@@ -69,7 +69,7 @@ class Extras:
     begin_at: float | None = None
     """Seconds since 1970 by the database's clock; a time in the past has no effect."""
     after_any: Sequence[int] = ()
-    """Jobs that must have ended, whatever their outcome."""
+    """Jobs that must have ended, with any outcome."""
     after_fail: Sequence[int] = ()
     """Jobs that must have failed."""
     max_running: int | None = None

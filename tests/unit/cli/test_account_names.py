@@ -40,7 +40,7 @@ def no_name_from_outside(ganq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def pictures(small: list[str]) -> list[str]:
+def image_folder(small: list[str]) -> list[str]:
     return [*small, "--epochs", "1"]
 
 
@@ -48,14 +48,14 @@ def pictures(small: list[str]) -> list[str]:
 def test_an_account_of_any_name_submits_and_is_found_limited_and_shown_by_it(
     ganq: "Ganq",
     monkeypatch: pytest.MonkeyPatch,
-    pictures: list[str],
+    image_folder: list[str],
     name: str,
     claim: "Claimer",
     queries: "Queries",
 ) -> None:
     monkeypatch.setenv("LOGNAME", name)
-    first = ganq("submit", "train", *pictures, "--json").json()["id"]
-    second = ganq("submit", "train", *pictures, "--user", name, "--json").json()["id"]
+    first = ganq("submit", "train", *image_folder, "--json").json()["id"]
+    second = ganq("submit", "train", *image_folder, "--user", name, "--json").json()["id"]
     shown = ganq("status", first, "--json").json()["user"]
     assert shown == queries.get(first).user == queries.get(second).user
     assert shown == name or (len(name) > 64 and len(shown) == 64 and shown.startswith(name[:50]))
@@ -79,13 +79,13 @@ def test_an_account_of_any_name_submits_and_is_found_limited_and_shown_by_it(
 def test_users_with_such_names_take_turns(
     ganq: "Ganq",
     monkeypatch: pytest.MonkeyPatch,
-    pictures: list[str],
+    image_folder: list[str],
     claim: "Claimer",
     queries: "Queries",
 ) -> None:
     for name in ("CORP\\ada", "CORP\\ada", "CORP\\bob", "ada@corp.example"):
         monkeypatch.setenv("LOGNAME", name)
-        ganq("submit", "train", *pictures)
+        ganq("submit", "train", *image_folder)
     order = [queries.get(claim().job_id).user for _ in range(4)]
     assert len(set(order[:3])) == 3
     assert order[3] == "CORP\\ada"
@@ -139,13 +139,13 @@ except ConfigError as exc:
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_a_name_that_no_table_can_show_is_refused_or_replaced(
-    ganq: "Ganq", monkeypatch: pytest.MonkeyPatch, queries: "Queries", pictures: list[str], backend: str
+    ganq: "Ganq", monkeypatch: pytest.MonkeyPatch, queries: "Queries", image_folder: list[str], backend: str
 ) -> None:
     for bad in ("a\nb", " ada", "*", "\u202eada"):
-        said = ganq("submit", "train", *pictures, "--user", bad)
+        said = ganq("submit", "train", *image_folder, "--user", bad)
         assert (said.code, "--user" in said.err) == (2, True), bad
         assert ganq("limit", "--user", bad, "1").code == (0 if bad == "*" else 2), bad
     for name, shown in (("a\nb", "a_b"), ("\u202eada", "_ada")):
         monkeypatch.setenv("LOGNAME", name)
-        job = ganq("submit", "train", *pictures, "--json").json()["id"]
+        job = ganq("submit", "train", *image_folder, "--json").json()["id"]
         assert queries.get(job).user == shown

@@ -140,7 +140,7 @@ def test_open_of_a_part_points_to_the_whole(
     spec = {"source": 1, "count": 4}
     whole = job_factory(kind="generate", spec=spec, shards=[({**spec, "draws": [0, 3]}, 4)])
     part = claim()
-    store.succeed(part, {"pictures": 4, "deleted_at": 1.0})
+    store.succeed(part, {"image_count": 4, "deleted_at": 1.0})
     said = ganq("open", part.job_id)
     assert said.code == 3
     assert f"job {part.job_id} (succeeded) is a shard of job {whole.id}" in said.err

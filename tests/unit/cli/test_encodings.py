@@ -114,7 +114,7 @@ def jobs(store: Any, job_factory: Any, running_job_factory: Any, queries: Any) -
     }
 
 
-def commands(jobs: dict[str, int], tmp_path: Path, pictures: Path) -> list[list[str]]:
+def commands(jobs: dict[str, int], tmp_path: Path, image_folder: Path) -> list[list[str]]:
     failed, queued, source = str(jobs["failed"]), str(jobs["queued"]), str(jobs["source"])
     return [
         ["status"],
@@ -138,11 +138,11 @@ def commands(jobs: dict[str, int], tmp_path: Path, pictures: Path) -> list[list[
         ["retry", failed],
         ["cancel", failed],
         ["dataset", "list"],
-        ["dataset", "check", str(pictures)],
+        ["dataset", "check", str(image_folder)],
         ["dataset", "check", str(tmp_path / "größe")],
-        ["submit", "train", "--data", str(pictures), "--size", "16", "--dry-run"],
+        ["submit", "train", "--data", str(image_folder), "--size", "16", "--dry-run"],
         ["submit", "generate", "--count", "4", "--from", source, "--dry-run"],
-        ["submit", "evaluate", source, "--data", str(pictures), "--dry-run"],
+        ["submit", "evaluate", source, "--data", str(image_folder), "--dry-run"],
         ["export", source, "--out", str(tmp_path / "größe.pth")],
         ["import", str(tmp_path / "größe.pth")],
         ["gc"],

@@ -47,15 +47,15 @@ def test_an_unknown_command_names_the_near_one(ganq: "Ganq") -> None:
     assert "ganq --help" in hint
 
 
-def test_an_unknown_option_is_a_usage_error(ganq: "Ganq", pictures: Path) -> None:
-    said = ganq("submit", "train", "--data", pictures, "--epoch-count", 3)
+def test_an_unknown_option_is_a_usage_error(ganq: "Ganq", image_folder: Path) -> None:
+    said = ganq("submit", "train", "--data", image_folder, "--epoch-count", 3)
     assert said.code == 2
     line, _ = one_line_and_hint(said.err)
     assert "--epoch-count" in line
 
 
-def test_a_value_of_the_wrong_type_is_a_usage_error(ganq: "Ganq", pictures: Path) -> None:
-    said = ganq("submit", "train", "--data", pictures, "--epochs", "many")
+def test_a_value_of_the_wrong_type_is_a_usage_error(ganq: "Ganq", image_folder: Path) -> None:
+    said = ganq("submit", "train", "--data", image_folder, "--epochs", "many")
     assert said.code == 2
     assert "'many'" in one_line_and_hint(said.err)[0]
 
@@ -109,11 +109,11 @@ def test_with_json_the_error_is_json_on_stderr_and_stdout_stays_empty(ganq: "Gan
     ("revision", "word", "way"), [("0000", "older", "ganq db upgrade"), ("9999", "newer", "install")]
 )
 def test_a_database_of_another_schema_is_refused_and_left_alone(
-    ganq: "Ganq", settings: "Settings", pictures: Path, revision: str, word: str, way: str
+    ganq: "Ganq", settings: "Settings", image_folder: Path, revision: str, word: str, way: str
 ) -> None:
     path = settings.home / "ganq.db"
     set_schema(path, revision)
-    for command in (("status",), ("submit", "train", "--data", pictures), ("cancel", "1")):
+    for command in (("status",), ("submit", "train", "--data", image_folder), ("cancel", "1")):
         said = ganq(*command)
         assert said.code == 1
         line, hint = one_line_and_hint(said.err)
@@ -168,12 +168,12 @@ def test_a_setting_that_cannot_work_is_named(ganq: "Ganq", monkeypatch: pytest.M
 
 
 def test_a_home_that_cannot_be_made_is_one_line_and_nothing_is_written(
-    bare_ganq: "Ganq", monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pictures: Path
+    bare_ganq: "Ganq", monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image_folder: Path
 ) -> None:
     blocked = tmp_path / "a-file"
     blocked.touch()
     monkeypatch.setenv("GANQ_HOME", str(blocked / "home"))
-    said = bare_ganq("submit", "train", "--data", pictures)
+    said = bare_ganq("submit", "train", "--data", image_folder)
     assert said.code == 1
     one_line_and_hint(said.err)
     assert said.out == ""
@@ -182,11 +182,11 @@ def test_a_home_that_cannot_be_made_is_one_line_and_nothing_is_written(
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes wherever it likes")
 def test_a_read_only_home_is_one_line(
-    bare_ganq: "Ganq", monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pictures: Path
+    bare_ganq: "Ganq", monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image_folder: Path
 ) -> None:
     home = tmp_path / "new-home"
     home.mkdir(mode=0o500)
-    said = bare_ganq("submit", "train", "--data", pictures)
+    said = bare_ganq("submit", "train", "--data", image_folder)
     assert said.code == 1
     one_line_and_hint(said.err)
     assert list(home.iterdir()) == []
@@ -277,11 +277,11 @@ def test_an_argument_that_is_no_text_is_refused_before_anything_is_done(
 
 
 def test_a_data_set_in_a_folder_whose_name_is_no_text_is_refused_however_it_is_reached(
-    ganq: "Ganq", queries: "Queries", pictures: Path, monkeypatch: pytest.MonkeyPatch
+    ganq: "Ganq", queries: "Queries", image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    odd = pictures.with_name("odd\udcff")
+    odd = image_folder.with_name("odd\udcff")
     odd.mkdir()
-    pictures.rename(odd / "faces")
+    image_folder.rename(odd / "faces")
     monkeypatch.chdir(odd)
     from_there = ganq("submit", "train", "--data", "faces")
     monkeypatch.setenv("GANQ_DATA", str(odd / "faces"))
@@ -295,9 +295,9 @@ def test_a_data_set_in_a_folder_whose_name_is_no_text_is_refused_however_it_is_r
 
 @pytest.mark.parametrize("more", ["", "--json", "--sweep seed=0-1"])
 def test_a_job_that_was_accepted_is_reported_where_the_answer_cannot_be_written(
-    ganq: "Ganq", queries: "Queries", pictures: Path, more: str
+    ganq: "Ganq", queries: "Queries", image_folder: Path, more: str
 ) -> None:
-    done = run_process(f"{sys.executable} -m cli.main submit train --data {pictures} {more} > /dev/full")
+    done = run_process(f"{sys.executable} -m cli.main submit train --data {image_folder} {more} > /dev/full")
     assert done.returncode == 1
     assert "is accepted, but the output could not be written" in done.stderr
     assert "no worker is running" in done.stderr, "nobody was rung"

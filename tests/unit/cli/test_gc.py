@@ -28,7 +28,7 @@ def files(store: "JobStore", settings: "Settings") -> Files:
 def crashed(files: Files, running_job_factory: "Callable[..., Lease]", store: "JobStore") -> Any:
     """A job with 210 bytes of images and grids each that were never published, ended long ago."""
     lease = running_job_factory(kind="generate")
-    files.pictures(lease)
+    files.write_images(lease)
     store.crashed(lease, "killed")
     files.attempts_ended_long_ago(lease.job_id)
     return lease
@@ -83,7 +83,7 @@ def test_an_attempt_that_ended_within_a_lease_is_left_alone(
     ganq: "Ganq", files: Files, running_job_factory: "Callable[..., Lease]", store: "JobStore"
 ) -> None:
     lease = running_job_factory(kind="generate")
-    files.pictures(lease)
+    files.write_images(lease)
     store.crashed(lease, "killed")
     assert ganq("gc").out == "nothing to delete\n"
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def test_a_label_is_given_shown_filtered_and_removed(
-    ganq: "Ganq", pictures: Path, job_factory: "Callable[..., Job]"
+    ganq: "Ganq", image_folder: Path, job_factory: "Callable[..., Job]"
 ) -> None:
     job_factory()
-    submit = ("submit", "train", "--data", pictures, "--label", "project=a b", "--label", "stage=1")
+    submit = ("submit", "train", "--data", image_folder, "--label", "project=a b", "--label", "stage=1")
     job = ganq(*submit, "--note", "the good one", "--json").json()
     assert (job["labels"], job["note"]) == ({"project": "a b", "stage": "1"}, "the good one")
     assert "LABELS" in ganq("status").out
@@ -56,34 +56,34 @@ def test_commands_with_filters_take_labels(
 
 
 @pytest.mark.parametrize("label", ["x", "=y", "a b=c", "k=" + "v" * 300])
-def test_what_is_no_label_is_a_usage_error(ganq: "Ganq", pictures: Path, label: str) -> None:
-    assert ganq("submit", "train", "--data", pictures, "--label", label).code == 2
+def test_what_is_no_label_is_a_usage_error(ganq: "Ganq", image_folder: Path, label: str) -> None:
+    assert ganq("submit", "train", "--data", image_folder, "--label", label).code == 2
     assert ganq("set", 1, "--label", label).code == 2
 
 
 def test_labels_and_conditions_are_in_job_files_and_in_the_output_of_show(
-    ganq: "Ganq", pictures: Path, tmp_path: Path, queries: "Queries"
+    ganq: "Ganq", image_folder: Path, tmp_path: Path, queries: "Queries"
 ) -> None:
     file = tmp_path / "jobs.toml"
     file.write_text(f"""
         [[job]]
         kind = "train"
         name = "cleanup"
-        data = "{pictures}"
+        data = "{image_folder}"
         after-fail = "base"
         begin = 2030-01-01T00:00:00
 
         [[job]]
         kind = "train"
         name = "base"
-        data = "{pictures}"
+        data = "{image_folder}"
         labels = {{ "a/b" = 'it"s', c = "1" }}
         note = "first"
 
         [[job]]
         kind = "train"
         name = "rates"
-        data = "{pictures}"
+        data = "{image_folder}"
         after-any = "cleanup"
         max-running = 1
         sweep = {{ seed = [0, 1] }}
@@ -106,8 +106,8 @@ def test_labels_and_conditions_are_in_job_files_and_in_the_output_of_show(
     assert "labels={'a/b': 'it\"s', 'c': '1'}" in ganq("show", base.id, "--as", "python").out
 
 
-def test_conditions_are_shown_and_refused(ganq: "Ganq", pictures: Path) -> None:
-    train = ("submit", "train", "--data", pictures)
+def test_conditions_are_shown_and_refused(ganq: "Ganq", image_folder: Path) -> None:
+    train = ("submit", "train", "--data", image_folder)
     ganq(*train)
     waits = ganq(*train, "--after-any", 1, "--begin", "now+2h", "--json").json()
     assert waits["status"] == "waiting on 1"
@@ -132,10 +132,10 @@ def test_move_says_where_a_job_is_now(ganq: "Ganq", job_factory: "Callable[..., 
     assert ganq("move", 9, "--before", 1).code == ganq("move", 1, "--before", 9).code == 3
 
 
-def test_python_labels_moves_and_waits(settings_env: dict[str, str], pictures: Path) -> None:
+def test_python_labels_moves_and_waits(settings_env: dict[str, str], image_folder: Path) -> None:
     with api.connect() as client:
-        first = client.train(data=pictures, labels={"project": "faces"}, note="one")
-        second = client.train(data=pictures, after_any=first, begin="now+2h")
+        first = client.train(data=image_folder, labels={"project": "faces"}, note="one")
+        second = client.train(data=image_folder, after_any=first, begin="now+2h")
         assert (first.labels, first.note, second.status) == (
             {"project": "faces"},
             "one",
@@ -143,15 +143,16 @@ def test_python_labels_moves_and_waits(settings_env: dict[str, str], pictures: P
         )
         assert list(client.jobs(labels={"project": "faces"})) == [first]
         assert list(client.jobs(labels={"project": None})) == [first]
-        third = client.train(data=pictures).move(before=first)
+        third = client.train(data=image_folder).move(before=first)
         third.set(labels={"project": "birds"}, note="two").set(labels={"project": None})
         assert (third.labels, third.note) == ({}, "two")
         with pytest.raises(api.GanqError):
-            client.train(data=pictures, labels={"a b": "c"})
+            client.train(data=image_folder, labels={"a b": "c"})
         with pytest.raises(api.GanqError):
-            client.train(data=pictures, max_running=2)
+            client.train(data=image_folder, max_running=2)
         assert [
-            one.status for one in client.sweep("train", {"seed": [0, 1]}, data=pictures, max_running=1).jobs
+            one.status
+            for one in client.sweep("train", {"seed": [0, 1]}, data=image_folder, max_running=1).jobs
         ] == [
             "queued",
             "waiting on its sweep (1 run at once)",

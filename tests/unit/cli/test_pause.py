@@ -128,7 +128,7 @@ def test_pausing_a_split_generation_stops_its_shards_and_keeps_those_that_have_e
     shards = [({**spec, "draws": [first, first + 3]}, 4) for first in (0, 4, 8)]
     whole = job_factory(kind="generate", spec=spec, shards=shards)
     first, second = claim(), claim()
-    store.succeed(first, {"pictures": 4})
+    store.succeed(first, {"image_count": 4})
     assert "generates the other shards" in ganq("pause", whole.id).out
     assert store.stop_requests(second).pause
     assert ganq("status", whole.id, "--json").json()["status"] == "pausing"
@@ -141,8 +141,8 @@ def test_pausing_a_split_generation_stops_its_shards_and_keeps_those_that_have_e
     assert {claim().job_id, claim().job_id} == {second.job_id, second.job_id + 1}
 
 
-def test_python_pauses_too(settings_env: dict[str, str], pictures: Path) -> None:
+def test_python_pauses_too(settings_env: dict[str, str], image_folder: Path) -> None:
     with api.connect() as client:
-        job = client.train(data=pictures).pause(reason="demo", wait=1.0)
+        job = client.train(data=image_folder).pause(reason="demo", wait=1.0)
         assert job.status == "held"
         assert job.resume().status == "queued"

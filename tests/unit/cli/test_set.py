@@ -51,9 +51,9 @@ def test_all_failed_jobs_are_retried_once(
     assert ganq("retry", 1, "--since", "1d").code == 2
 
 
-def test_python_sets_too(settings_env: dict[str, str], pictures: Path) -> None:
+def test_python_sets_too(settings_env: dict[str, str], image_folder: Path) -> None:
     with api.connect() as client:
-        job: Any = client.train(data=pictures).set(priority=7, name="faces")
+        job: Any = client.train(data=image_folder).set(priority=7, name="faces")
         assert (job.name, job._row.own_priority) == ("faces", 7)
         with pytest.raises(api.GanqError):
             job.set(name="a b")

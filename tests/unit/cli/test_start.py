@@ -40,8 +40,8 @@ def test_status_loads_no_torch_no_celery_and_off_a_terminal_no_rich(ganq: object
     assert loaded_after("status").isdisjoint({"torch", "celery", "redis", "rich", "pydantic", "numpy"})
 
 
-def test_on_sqlite_nothing_of_postgres_is_loaded(ganq: object, backend: str, pictures: Path) -> None:
-    for argv in (("status",), ("submit", "train", "--data", str(pictures), "--hold")):
+def test_on_sqlite_nothing_of_postgres_is_loaded(ganq: object, backend: str, image_folder: Path) -> None:
+    for argv in (("status",), ("submit", "train", "--data", str(image_folder), "--hold")):
         loaded = modules_after(*argv)
         assert f"sqlalchemy.dialects.{'sqlite' if backend == 'sqlite' else 'postgresql'}" in loaded
         assert backend != "sqlite" or "sqlalchemy.dialects.postgresql" not in loaded

@@ -34,7 +34,7 @@ def test_a_running_job_shows_epoch_rate_eta_and_worker(
 ) -> None:
     lease = running_job_factory(name="faces")
     store.heartbeat(
-        lease, {"done": 250, "total": 1000, "unit": "pictures", "rate": 25.0, "epoch": 1, "epochs": 4}
+        lease, {"done": 250, "total": 1000, "unit": "images", "rate": 25.0, "epoch": 1, "epochs": 4}
     )
     row = row_of(ganq("status"), 1)
     for part in ("faces", "train", "running", "epoch 1/4 25%", "25/s", "30 s", "w1"):
@@ -47,7 +47,7 @@ def test_a_generation_shows_its_images(
     ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
 ) -> None:
     lease = running_job_factory(kind="generate")
-    store.heartbeat(lease, {"done": 640, "total": 1000, "unit": "pictures", "rate": None})
+    store.heartbeat(lease, {"done": 640, "total": 1000, "unit": "images", "rate": None})
     assert "640/1,000 images 64%" in row_of(ganq("status"), 1)
 
 
@@ -295,7 +295,7 @@ def test_images_of_a_generation_that_did_not_end_are_no_result(
     images = settings.volume / "jobs" / "000001" / "a1" / "images"
     images.mkdir(parents=True)
     assert "images" not in ganq("status", 1, "--json").json()["paths"]
-    store.succeed(lease, {"pictures": 4})
+    store.succeed(lease, {"image_count": 4})
     assert ganq("status", 1, "--json").json()["paths"]["images"] == str(images)
 
 
@@ -304,14 +304,14 @@ def test_a_job_that_has_succeeded_shows_all_of_its_work_done(
 ) -> None:
     lease = running_job_factory()
     store.heartbeat(
-        lease, {"done": 58, "total": 60, "unit": "pictures", "rate": 4.0, "epoch": 58, "epochs": 60}
+        lease, {"done": 58, "total": 60, "unit": "images", "rate": 4.0, "epoch": 58, "epochs": 60}
     )
     store.succeed(lease, {})
     row = row_of(ganq("status"), 1)
     assert "epoch 60/60" in row
     assert "%" not in row
     assert "4.0/s" not in row
-    store.succeed(running_job_factory(kind="generate"), {"pictures": 1000})
+    store.succeed(running_job_factory(kind="generate"), {"image_count": 1000})
     assert "1,000 images" in row_of(ganq("status"), 2)
 
 
@@ -319,7 +319,7 @@ def test_a_training_that_stopped_early_is_not_shown_as_complete(
     ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
 ) -> None:
     lease = running_job_factory(name="pat", spec={"data": "/pictures", "epochs": 400})
-    told = {"done": 1312, "total": 76800, "unit": "pictures", "epoch": 6, "epochs": 400}
+    told = {"done": 1312, "total": 76800, "unit": "images", "epoch": 6, "epochs": 400}
     store.heartbeat(lease, told)
     store.succeed(lease, {"epoch": 7, "images": 1344, "stopped": "stopped early at epoch 7"})
     assert "epoch 7, stopped early" in ganq("status").out
@@ -437,7 +437,7 @@ def test_a_terminal_gets_bars_and_colours(
     ganq: "Ganq", store: "JobStore", running_job_factory: "Callable[..., Lease]"
 ) -> None:
     lease = running_job_factory(name="faces")
-    store.heartbeat(lease, {"done": 5, "total": 10, "unit": "pictures", "rate": 5.0, "epoch": 2, "epochs": 4})
+    store.heartbeat(lease, {"done": 5, "total": 10, "unit": "images", "rate": 5.0, "epoch": 2, "epochs": 4})
     code, drawn = on_a_terminal("status")
     assert code == 0
     assert "█████─────" in drawn

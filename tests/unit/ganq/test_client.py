@@ -49,12 +49,12 @@ def loaded_after(code: Any) -> Any:
 
 
 def test_the_import_loads_nothing_heavy_and_submitting_no_torch(
-    settings_env: dict[str, str], pictures: Path
+    settings_env: dict[str, str], image_folder: Path
 ) -> None:
     heavy = {"torch", "celery", "sqlalchemy", "redis", "numpy", "pydantic", "PIL", "click"}
     assert loaded_after("import ganq").isdisjoint(heavy)
     assert loaded_after("import ganq; ganq.connect()").isdisjoint(heavy)
-    submitted = loaded_after(f"import ganq; ganq.connect().train(data={str(pictures)!r}, hold=True)")
+    submitted = loaded_after(f"import ganq; ganq.connect().train(data={str(image_folder)!r}, hold=True)")
     assert submitted.isdisjoint({"torch", "click", "rich"})
 
 
@@ -70,14 +70,14 @@ def test_the_import_takes_at_most_as_long_as_that_of_sqlalchemy() -> None:
 
 
 def test_without_a_job_table_a_submission_creates_it_and_a_question_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_folder: Path
 ) -> None:
     monkeypatch.setenv("GANQ_HOME", str(tmp_path / "new"))
     monkeypatch.setenv("GANQ_REDIS_URL", "redis://127.0.0.1:1/0")
     with ganq.connect() as client:
         with pytest.raises(JobNotFoundError, match="no jobs yet"):
             list(client.jobs())
-        job = client.train(data=pictures)
+        job = client.train(data=image_folder)
         assert [one.id for one in client.jobs()] == [job.id]
 
 
@@ -85,10 +85,10 @@ def test_without_a_job_table_a_submission_creates_it_and_a_question_says_what_to
 
 
 def test_a_training_equals_that_of_the_command_line(
-    client: ganq.Client, ganq: "Ganq", pictures: Path
+    client: ganq.Client, ganq: "Ganq", image_folder: Path
 ) -> None:
-    ganq("submit", "train", "--data", pictures, "--lr-g", "1e-3", "--augment", "none", "--name", "a")
-    job = client.train(data=pictures, lr_g=1e-3, augment="none", name="b", time_limit="2h", hold=True)
+    ganq("submit", "train", "--data", image_folder, "--lr-g", "1e-3", "--augment", "none", "--name", "a")
+    job = client.train(data=image_folder, lr_g=1e-3, augment="none", name="b", time_limit="2h", hold=True)
     typed = client.job("a")
     assert job.spec == typed.spec
     assert job.spec["recipe"] == DEFAULT_RECIPE
@@ -97,9 +97,9 @@ def test_a_training_equals_that_of_the_command_line(
 
 
 def test_a_spec_is_submitted_as_it_is(
-    client: ganq.Client, trained: Callable[..., int], pictures: Path
+    client: ganq.Client, trained: Callable[..., int], image_folder: Path
 ) -> None:
-    spec = TrainSpec.create(data=str(pictures), recipe="sngan", epochs=3)
+    spec = TrainSpec.create(data=str(image_folder), recipe="sngan", epochs=3)
     assert client.submit(spec).spec == spec.to_json()
     drawn = GenerateSpec.create(source=trained(), seeds=((0, 3), (7, 7)), format="webp")
     assert client.submit(drawn).spec == drawn.to_json()
@@ -117,16 +117,16 @@ def test_a_range_of_seeds_and_a_number_for_a_checkpoint(
     assert (job.spec["seeds"], job.spec["checkpoint"]) == ([[0, 3]], "4")
 
 
-def test_an_unknown_option_names_the_nearest(client: ganq.Client, pictures: Path) -> None:
+def test_an_unknown_option_names_the_nearest(client: ganq.Client, image_folder: Path) -> None:
     with pytest.raises(SpecError, match="no option 'epoch'") as caught:
-        client.train(data=pictures, epoch=3)
+        client.train(data=image_folder, epoch=3)
     assert "epochs" in (caught.value.hint or "")
-    assert "time_limit" in _hint(client, pictures, time_limits=3)
+    assert "time_limit" in _hint(client, image_folder, time_limits=3)
 
 
-def _hint(client: ganq.Client, pictures: Any, **options: Any) -> Any:
+def _hint(client: ganq.Client, image_folder: Any, **options: Any) -> Any:
     with pytest.raises(SpecError) as caught:
-        client.train(data=pictures, **options)
+        client.train(data=image_folder, **options)
     return caught.value.hint
 
 
@@ -145,39 +145,39 @@ def _hint(client: ganq.Client, pictures: Any, **options: Any) -> Any:
     ],
 )
 def test_a_wrong_value_is_refused_and_nothing_is_submitted(
-    client: ganq.Client, pictures: Path, wrong: Any
+    client: ganq.Client, image_folder: Path, wrong: Any
 ) -> None:
     with pytest.raises(SpecError):
-        client.train(data=pictures, **wrong)
-    client.train(data=pictures)
+        client.train(data=image_folder, **wrong)
+    client.train(data=image_folder)
     assert len(list(client.jobs())) == 1
 
 
-def test_a_submit_key_gives_one_job(client: ganq.Client, pictures: Path) -> None:
-    jobs = {client.train(data=pictures, submit_key="night").id for _ in range(3)}
+def test_a_submit_key_gives_one_job(client: ganq.Client, image_folder: Path) -> None:
+    jobs = {client.train(data=image_folder, submit_key="night").id for _ in range(3)}
     assert len(jobs) == 1
 
 
 def test_a_generation_waits_for_its_training_and_for_those_of_after(
-    client: ganq.Client, pictures: Path
+    client: ganq.Client, image_folder: Path
 ) -> None:
-    training, other = client.train(data=pictures), client.train(data=pictures, seed=1)
+    training, other = client.train(data=image_folder), client.train(data=image_folder, seed=1)
     job = client.generate(training, count=4, after=other)
     assert job.status == f"waiting on {training.id}, {other.id}"
 
 
 def test_a_training_continues_and_fine_tunes_other_jobs(
-    client: ganq.Client, trained: Callable[..., int], pictures: Path
+    client: ganq.Client, trained: Callable[..., int], image_folder: Path
 ) -> None:
-    first = client.train(data=pictures, epochs=2)
+    first = client.train(data=image_folder, epochs=2)
     more = client.train(continue_from=first, epochs=4)
     assert (more.spec["continue_from"], more.spec["epochs"]) == (first.id, 4)
-    tuned = client.train(data=pictures, init_from=str(first.id), freeze_d=1)
+    tuned = client.train(data=image_folder, init_from=str(first.id), freeze_d=1)
     assert tuned.spec["init_from"] == first.id
 
 
-def test_a_sweep_is_one_transaction_with_names(client: ganq.Client, pictures: Path) -> None:
-    sweep = client.sweep("train", {"lr_g": [1e-4, 2e-4], "seed": range(2)}, data=pictures, name="rates")
+def test_a_sweep_is_one_transaction_with_names(client: ganq.Client, image_folder: Path) -> None:
+    sweep = client.sweep("train", {"lr_g": [1e-4, 2e-4], "seed": range(2)}, data=image_folder, name="rates")
     assert [job.name for job in sweep.jobs] == [
         f"rates-lr-g-{rate}-seed-{seed}" for rate in (0.0001, 0.0002) for seed in (0, 1)
     ]
@@ -188,13 +188,15 @@ def test_a_sweep_is_one_transaction_with_names(client: ganq.Client, pictures: Pa
     "over",
     [{}, {"seed": []}, {"seed": [1, 1]}, {"seeds": ["0-3"]}, {"sead": [1]}, {"seed": 3}, {"batch": [4]}],
 )
-def test_a_sweep_that_cannot_work_is_refused(client: ganq.Client, pictures: Path, over: Any) -> None:
+def test_a_sweep_that_cannot_work_is_refused(client: ganq.Client, image_folder: Path, over: Any) -> None:
     with pytest.raises(SpecError):
-        client.sweep("train", over, data=pictures, batch=8)
+        client.sweep("train", over, data=image_folder, batch=8)
 
 
-def test_notices_are_logged(client: ganq.Client, pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
-    client.train(data=pictures)
+def test_notices_are_logged(
+    client: ganq.Client, image_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.train(data=image_folder)
     assert "no worker is running" in caplog.text
     assert {record.name for record in caplog.records} == {"ganq"}
 
@@ -202,9 +204,9 @@ def test_notices_are_logged(client: ganq.Client, pictures: Path, caplog: pytest.
 # --- a job --------------------------------------------------------------------------------------
 
 
-def test_jobs_are_filtered(client: ganq.Client, trained: Callable[..., int], pictures: Path) -> None:
+def test_jobs_are_filtered(client: ganq.Client, trained: Callable[..., int], image_folder: Path) -> None:
     done = trained(name="faces")
-    queued = client.train(data=pictures, name="later")
+    queued = client.train(data=image_folder, name="later")
     assert [job.id for job in client.jobs()] == [queued.id, done]
     assert [job.id for job in client.jobs(state="succeeded")] == [done]
     assert [job.id for job in client.jobs(state=["queued", "running"], kind="train")] == [queued.id]
@@ -216,8 +218,8 @@ def test_jobs_are_filtered(client: ganq.Client, trained: Callable[..., int], pic
             client.jobs(**wrong)
 
 
-def test_a_job_is_held_released_cancelled_kept_and_retried(client: ganq.Client, pictures: Path) -> None:
-    job = client.train(data=pictures, name="faces")
+def test_a_job_is_held_released_cancelled_kept_and_retried(client: ganq.Client, image_folder: Path) -> None:
+    job = client.train(data=image_folder, name="faces")
     assert job.hold().status == "held"
     assert job.release().status == "queued"
     assert job.cancel().state == "cancelled"
@@ -233,8 +235,8 @@ def test_a_job_is_held_released_cancelled_kept_and_retried(client: ganq.Client, 
     assert [event.type for event in job.events()][:2] == ["submitted", "held"]
 
 
-def test_a_retry_takes_those_along_that_waited(client: ganq.Client, pictures: Path) -> None:
-    training = client.train(data=pictures)
+def test_a_retry_takes_those_along_that_waited(client: ganq.Client, image_folder: Path) -> None:
+    training = client.train(data=image_folder)
     waiting = client.generate(training, count=4)
     training.cancel()
     again = training.retry(with_waiting=True)
@@ -320,9 +322,9 @@ def test_a_log_is_followed_to_its_end(
 
 
 def test_what_a_job_lacks_is_reported(
-    client: ganq.Client, trained: Callable[..., int], pictures: Path
+    client: ganq.Client, trained: Callable[..., int], image_folder: Path
 ) -> None:
-    queued = client.train(data=pictures)
+    queued = client.train(data=image_folder)
     with pytest.raises(ganq.GanqError, match="no published images"):
         queued.images()
     with pytest.raises(ganq.GanqError, match="no checkpoint yet"):

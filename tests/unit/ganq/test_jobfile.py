@@ -22,7 +22,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "jobfiles.md"
 
 
 @pytest.fixture
-def submit(ganq: "Ganq", tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Submit:
+def submit(ganq: "Ganq", tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Submit:
     """Write a job file and submit it; the data set is faces/ in the current folder."""
     monkeypatch.chdir(tmp_path)
 
@@ -215,7 +215,7 @@ def test_the_schema_accepts_what_is_accepted_and_names_every_option() -> None:
 
 
 def test_python_submits_a_file(
-    settings_env: dict[str, str], tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    settings_env: dict[str, str], tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "jobs.toml").write_text(job(**TRAIN, name="a") + job(kind="generate", count=4))

@@ -145,9 +145,9 @@ MANY = settings(
 @MANY
 @given(options=chosen(TRAINING), form=st.sampled_from(FORMATS))
 def test_a_training_that_is_shown_and_submitted_again_has_an_equal_spec(
-    submitted_as: Any, store_spec: Any, pictures: Path, options: dict[str, Any], form: str
+    submitted_as: Any, store_spec: Any, image_folder: Path, options: dict[str, Any], form: str
 ) -> None:
-    spec = valid(TrainSpec, {"data": str(pictures), "batch": 16, **options})
+    spec = valid(TrainSpec, {"data": str(image_folder), "batch": 16, **options})
     if spec is None or spec.to_json()["batch"] > 60:
         return
     assert submitted_as(store_spec(spec), form).spec == spec.to_json()
@@ -166,30 +166,30 @@ def test_so_has_a_generation(
 @MANY
 @given(options=chosen(EVALUATION), form=st.sampled_from(FORMATS))
 def test_so_has_an_evaluation(
-    submitted_as: Any, store_spec: Any, trained: Any, pictures: Path, options: dict[str, Any], form: str
+    submitted_as: Any, store_spec: Any, trained: Any, image_folder: Path, options: dict[str, Any], form: str
 ) -> None:
-    spec = valid(EvaluateSpec, {"source": trained(), "data": str(pictures), "size": 24, **options})
+    spec = valid(EvaluateSpec, {"source": trained(), "data": str(image_folder), "size": 24, **options})
     assert spec is not None
     assert submitted_as(store_spec(spec), form).spec == spec.to_json()
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_so_have_a_continued_and_a_fine_tuned_training(
-    submitted_as: Any, queries: "Queries", pictures: Path, form: str
+    submitted_as: Any, queries: "Queries", image_folder: Path, form: str
 ) -> None:
     with api.connect() as client:
-        first = client.train(data=pictures, epochs=2, batch=16, size=24, recipe="sngan", lr_g=1e-3)
+        first = client.train(data=image_folder, epochs=2, batch=16, size=24, recipe="sngan", lr_g=1e-3)
         more = client.train(continue_from=first, epochs=9, patience=3)
-        tuned = client.train(init_from=first, data=pictures, batch=8, freeze_d=1)
+        tuned = client.train(init_from=first, data=image_folder, batch=8, freeze_d=1)
         for job in (more, tuned):
             assert submitted_as(job.id, form).spec == job.spec
 
 
 def test_only_what_differs_from_the_recipe_is_printed_beside_name_and_facts(
-    ganq: "Ganq", pictures: Path
+    ganq: "Ganq", image_folder: Path
 ) -> None:
     options = ["--lr-g", "1e-3", "--name", "a", "--priority", 3, "--queue", "q"]
-    ganq("submit", "train", "--data", pictures, *options)
+    ganq("submit", "train", "--data", image_folder, *options)
     said = ganq("show", "a")
     lines = said.out.splitlines()
     assert lines[0].startswith("# job 1, queued")
@@ -210,16 +210,16 @@ def test_the_build_of_a_job_that_ran_is_a_comment(
 
 
 def test_a_job_of_ganq_0_2_says_what_a_command_cannot(
-    submitted_as: Any, store_spec: Any, ganq: "Ganq", pictures: Path
+    submitted_as: Any, store_spec: Any, ganq: "Ganq", image_folder: Path
 ) -> None:
-    spec = TrainSpec.from_json({"data": str(pictures), "batch": 16})
+    spec = TrainSpec.from_json({"data": str(image_folder), "batch": 16})
     assert spec.reader == 1
     job_id = store_spec(spec)
     assert "# reader 1" in ganq("show", job_id).out
     assert submitted_as(job_id, "toml").spec == spec.to_json()
 
 
-def test_shards_and_imports_are_not_shown(ganq: "Ganq", trained: Any, pictures: Path) -> None:
+def test_shards_and_imports_are_not_shown(ganq: "Ganq", trained: Any, image_folder: Path) -> None:
     ganq("submit", "generate", "--from", trained(), "--count", 100, "--shard-size", 64)
     said = ganq("show", 3)
     assert (said.code, "is a shard of job 2" in said.err) == (2, True)

@@ -63,13 +63,13 @@ class Saved:
 class LocalSink:
     """Holds what was added; `published` stays False until publish()."""
 
-    pictures: list[GeneratedImage] = field(default_factory=list)
+    stored_images: list[GeneratedImage] = field(default_factory=list)
     grids: "dict[str, NDArray[np.uint8]]" = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     published: bool = False
 
     def add(self, images: Iterable[GeneratedImage]) -> None:
-        self.pictures.extend(images)
+        self.stored_images.extend(images)
 
     def adopt(self, image: StoredImage, *, output_index: int) -> None:
         raise AssertionError("a job without parts adopts nothing")
@@ -91,7 +91,7 @@ class LocalSink:
 
     def publish(self) -> dict[str, Any]:
         self.published = True
-        return {"published": len(self.pictures)}
+        return {"published": len(self.stored_images)}
 
 
 @dataclass

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from unit.jobs.augmenting import augment
 from unit.jobs.local_context import LocalContext, noise_images, sha256_of
 
 import jobs.generation.generate
@@ -20,7 +21,6 @@ from jobs.networks.dcgan import Arch, Architecture
 from jobs.recipes import RECIPES
 from jobs.specs import GenerateSpec, TrainSpec
 from jobs.states import StopReason
-from jobs.training.augment import diff_augment
 from jobs.training.losses import LOSSES, RelativisticLoss, squared_gradient_norms
 from jobs.training.schedules import half_cosine, phase_at, schedule_values
 
@@ -68,9 +68,9 @@ def test_images_can_be_drawn_and_chosen_from_a_run_of_every_recipe(tmp_path: Pat
     final = train(tmp_path, spec_of(recipe, epochs=1))[1].saved[-1]
     ctx = LocalContext(Path(tmp_path), source=final.for_generate())
     jobs.generation.generate.run(GenerateSpec.create(source=1, keep=3, of=6, micro_batch=4), ctx)
-    scores = [picture.record["score"] for picture in ctx.sink.pictures]
+    scores = [image.record["score"] for image in ctx.sink.stored_images]
     assert scores == sorted(scores, reverse=True)
-    assert ctx.sink.pictures[0].pixels_HW3.shape == (32, 32, 3)
+    assert ctx.sink.stored_images[0].pixels_HW3.shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -190,17 +190,17 @@ def test_pairs_are_judged_by_the_difference_of_their_logits() -> None:
 def test_gradients_are_those_of_each_image_alone() -> None:
     net = RESIDUAL.build_discriminator(0).double()
     fill(net)
-    pictures = torch.randn(3, 3, 32, 32, dtype=torch.float64, requires_grad=True)
-    found = squared_gradient_norms(pictures, net(pictures))
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64, requires_grad=True)
+    found = squared_gradient_norms(images, net(images))
     for place in range(3):
-        one = pictures[place : place + 1].detach().requires_grad_(True)
+        one = images[place : place + 1].detach().requires_grad_(True)
         net(one).sum().backward()
         assert one.grad is not None
         assert found[place].item() == pytest.approx(one.grad.square().sum().item())
     # Against the difference quotient: independent of autograd.
-    step = torch.zeros_like(pictures[:1])
+    step = torch.zeros_like(images[:1])
     step[0, 1, 16, 16] = 1e-6
-    one = pictures[:1].detach().requires_grad_(True)
+    one = images[:1].detach().requires_grad_(True)
     (slope,) = torch.autograd.grad(net(one).sum(), one)
     quotient = (net(one + step) - net(one - step)) / 2e-6
     assert slope[0, 1, 16, 16].item() == pytest.approx(quotient.item(), rel=1e-4)
@@ -221,9 +221,9 @@ def fill(net: Any) -> None:
 def test_penalties_reach_every_weight_that_shapes_the_slope(arch: Any) -> None:
     net = arch.build_discriminator(0)
     fill(net)
-    pictures = torch.randn(2, 3, 32, 32).requires_grad_(True)
-    seen = diff_augment(pictures, ("translation", "color", "cutout"), rng.generator(0, "test"))
-    squared_gradient_norms(pictures, net(seen)).mean().backward()  # type: ignore[no-untyped-call]  # torch's
+    images = torch.randn(2, 3, 32, 32).requires_grad_(True)
+    seen = augment(images, ("translation", "color", "cutout"), rng.generator(0, "test"))
+    squared_gradient_norms(images, net(seen)).mean().backward()  # type: ignore[no-untyped-call]  # torch's
     weights = {name: one for name, one in net.named_parameters() if "bias" not in name}
     assert all(one.grad is not None and bool(one.grad.any()) for one in weights.values())
 
@@ -349,9 +349,9 @@ def test_g_alone_on_a_batch_asks_d_about_the_real_images(tmp_path: Path) -> None
 @pytest.mark.parametrize("size", [16, 24, 32, 48, 64, 96, 128, 192, 256])
 def test_each_pair_makes_every_size(size: int, kind: Arch) -> None:
     arch = Architecture(size=size, nz=5, ngf=2, ndf=2, arch=kind, norm_d="none")
-    pictures = arch.build_generator(0)(torch.randn(3, 5, 1, 1))
-    assert pictures.shape == (3, 3, size, size)
-    assert arch.build_discriminator(0)(pictures).shape == (3,)
+    images = arch.build_generator(0)(torch.randn(3, 5, 1, 1))
+    assert images.shape == (3, 3, size, size)
+    assert arch.build_discriminator(0)(images).shape == (3,)
     assert Architecture.from_json(arch.to_json()) == arch
 
 
@@ -362,8 +362,8 @@ def test_the_even_generator_has_fewer_weights_and_starts_without_a_checkerboard(
     )
     numbers_even, numbers_plain = (sum(one.numel() for one in net.parameters()) for net in (even, plain))
     assert numbers_even < 0.65 * numbers_plain
-    pictures = even.eval()(torch.randn(2, 100, 1, 1))
-    squares = pictures.unfold(2, 3, 3).unfold(3, 3, 3)
+    images = even.eval()(torch.randn(2, 100, 1, 1))
+    squares = images.unfold(2, 3, 3).unfold(3, 3, 3)
     torch.testing.assert_close(squares, squares[..., :1, :1].expand_as(squares))
 
 
@@ -387,16 +387,16 @@ def test_blocks_begin_as_nothing_and_images_without_a_checkerboard() -> None:
     assert len(blocks) == 3
     x = torch.randn(2, 8, 4, 4)
     assert torch.equal(blocks[0](x), x)
-    pictures = net(torch.randn(2, 4, 1, 1))
-    squares = pictures.unfold(2, 2, 2).unfold(3, 2, 2)
+    images = net(torch.randn(2, 4, 1, 1))
+    squares = images.unfold(2, 2, 2).unfold(3, 2, 2)
     assert torch.equal(squares, squares[..., :1, :1].expand_as(squares)), "the last resize starts as a repeat"
 
 
 def test_the_scale_of_a_fresh_resnet_pair_is_that_of_images_and_logits() -> None:
     arch = Architecture(size=96, ngf=16, ndf=16, arch="resnet", norm_d="none")
-    pictures = arch.build_generator(0)(torch.randn(16, 100, 1, 1))
-    logits = arch.build_discriminator(0)(pictures)
-    assert 0.3 < pictures.std().item() < 3
+    images = arch.build_generator(0)(torch.randn(16, 100, 1, 1))
+    logits = arch.build_discriminator(0)(images)
+    assert 0.3 < images.std().item() < 3
     assert 0.1 < logits.std().item() < 10
 
 

@@ -46,7 +46,7 @@ def generated(store: "JobStore", running_job_factory: "Callable[..., Lease]") ->
         spec = {"source": source, "checkpoint": "best", **(asked or {"count": 64})}
         lease = running_job_factory(kind="generate", spec=spec)
         if end == "succeed":
-            store.succeed(lease, {"pictures": 64, "manifest_sha256": "0" * 64})
+            store.succeed(lease, {"image_count": 64, "manifest_sha256": "0" * 64})
         elif end == "fail":
             from jobs.errors import DatasetError
 
@@ -88,11 +88,11 @@ def test_a_training_is_evaluated_against_what_it_was_trained_on_at_its_size(
 def test_a_generation_is_evaluated_against_what_its_model_was_trained_on(
     ganq: "Ganq", trained: Callable[..., int], generated: Any, real: Any
 ) -> None:
-    pictures = generated(trained())
-    spec = plan(ganq, pictures)
-    assert (spec["source"], spec["data"], spec["size"]) == (pictures, "/pictures", 24)
-    assert plan(ganq, pictures, "--data", real)["data"] == str(real)
-    said = ganq("submit", "evaluate", pictures, "--checkpoint", "last")
+    image_folder = generated(trained())
+    spec = plan(ganq, image_folder)
+    assert (spec["source"], spec["data"], spec["size"]) == (image_folder, "/pictures", 24)
+    assert plan(ganq, image_folder, "--data", real)["data"] == str(real)
+    said = ganq("submit", "evaluate", image_folder, "--checkpoint", "last")
     assert (said.code, "cannot be used with" in said.err) == (2, True)
 
 

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 
 def test_a_training_is_accepted_with_the_default_recipe_and_redis_away_is_a_notice(
-    ganq: "Ganq", queries: "Queries", pictures: Path
+    ganq: "Ganq", queries: "Queries", image_folder: Path
 ) -> None:
-    said = ganq("submit", "train", "--data", pictures, "--name", "faces")
+    said = ganq("submit", "train", "--data", image_folder, "--name", "faces")
     assert said.code == 0
     assert "job 1 (faces): train accepted, queued" in said.out
     assert "job 1 is accepted" in said.err
@@ -48,26 +48,26 @@ def test_a_training_is_accepted_with_the_default_recipe_and_redis_away_is_a_noti
         "default",
         0,
     )
-    assert job.spec == TrainSpec.create(data=str(pictures), recipe=DEFAULT_RECIPE).to_json()
+    assert job.spec == TrainSpec.create(data=str(image_folder), recipe=DEFAULT_RECIPE).to_json()
 
 
 def test_no_notice_when_a_worker_listens_and_redis_is_there(
-    ganq: "Ganq", pictures: Path, database: "Database", worker_identity: "WorkerIdentity", redis_url: str
+    ganq: "Ganq", image_folder: Path, database: "Database", worker_identity: "WorkerIdentity", redis_url: str
 ) -> None:
     from storage.db.workers import WorkerStore
 
     WorkerStore(database, worker_identity).report("idle")
-    said = ganq("submit", "train", "--data", pictures)
+    said = ganq("submit", "train", "--data", image_folder)
     assert (said.code, said.err) == (0, "")
 
 
 def test_a_queue_that_no_worker_serves_is_noticed(
-    ganq: "Ganq", pictures: Path, database: "Database", worker_identity: "WorkerIdentity"
+    ganq: "Ganq", image_folder: Path, database: "Database", worker_identity: "WorkerIdentity"
 ) -> None:
     from storage.db.workers import WorkerStore
 
     WorkerStore(database, worker_identity).report("idle")
-    said = ganq("submit", "train", "--data", pictures, "--queue", "nights")
+    said = ganq("submit", "train", "--data", image_folder, "--queue", "nights")
     assert "no running worker serves the queue nights" in said.err
 
 
@@ -143,20 +143,20 @@ def test_the_table_of_typed_options_holds_every_field() -> None:
 
 
 @pytest.mark.parametrize("field", TYPED)
-def test_each_option_reaches_its_field_and_no_other(ganq: "Ganq", pictures: Path, field: Any) -> None:
+def test_each_option_reaches_its_field_and_no_other(ganq: "Ganq", image_folder: Path, field: Any) -> None:
     flag, value, expected = TYPED[field]
     typed = [flag] if value is None else [flag, value]
     # --recipe dcgan alone would want batches of 256.
-    said = ganq("submit", "train", "--data", pictures, "--batch", 8, *typed, "--dry-run", "--json")
+    said = ganq("submit", "train", "--data", image_folder, "--batch", 8, *typed, "--dry-run", "--json")
     assert said.code == 0, said.err
     base = {"batch": 8, "recipe": "dcgan" if field == "recipe" else DEFAULT_RECIPE}
-    plain = TrainSpec.create(data=str(pictures), **base).to_json()
+    plain = TrainSpec.create(data=str(image_folder), **base).to_json()
     follows = {"ndf": expected} if field == "ngf" else {}
     assert said.json()["spec"] == {**plain, **follows, field: expected}
 
 
 def test_a_feature_network_may_be_a_file_that_is_stated_by_its_checksum(
-    ganq: "Ganq", pictures: Path, tmp_path: Path
+    ganq: "Ganq", image_folder: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "net.pth"
     file.write_bytes(b"weights")
@@ -164,7 +164,7 @@ def test_a_feature_network_may_be_a_file_that_is_stated_by_its_checksum(
         "submit",
         "train",
         "--data",
-        pictures,
+        image_folder,
         "--batch",
         8,
         "--feature-network",
@@ -181,8 +181,8 @@ def test_a_feature_network_may_be_a_file_that_is_stated_by_its_checksum(
     assert (said.code, "neither a built-in network" in said.err) == (3, True)
 
 
-def test_augment_none_turns_the_recipes_policies_off(ganq: "Ganq", pictures: Path) -> None:
-    said = ganq("submit", "train", "--data", pictures, "--augment", "none", "--dry-run", "--json")
+def test_augment_none_turns_the_recipes_policies_off(ganq: "Ganq", image_folder: Path) -> None:
+    said = ganq("submit", "train", "--data", image_folder, "--augment", "none", "--dry-run", "--json")
     assert said.json()["spec"]["augment"] == []
     assert RECIPES[DEFAULT_RECIPE].defaults["augment"]
 
@@ -225,10 +225,10 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_request_is_one_line_and_no_row(
-    ganq: "Ganq", queries: "Queries", pictures: Path, case: Any
+    ganq: "Ganq", queries: "Queries", image_folder: Path, case: Any
 ) -> None:
     typed, code, message, hint = BAD[case]
-    said = ganq("submit", "train", "--data", pictures, *typed)
+    said = ganq("submit", "train", "--data", image_folder, *typed)
     assert said.code == code, said.err
     first, *rest = said.err.splitlines()
     assert message in first
@@ -262,13 +262,13 @@ def test_data_that_is_none_is_refused(ganq: "Ganq", queries: "Queries", tmp_path
 
 
 def test_the_data_set_used_last_is_the_default_and_ganq_data_comes_before_it(
-    ganq: "Ganq", queries: "Queries", pictures: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ganq: "Ganq", queries: "Queries", image_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    ganq("submit", "train", "--data", pictures)
+    ganq("submit", "train", "--data", image_folder)
     assert ganq("submit", "train").code == 0
-    assert queries.get(2).spec["data"] == str(pictures)
+    assert queries.get(2).spec["data"] == str(image_folder)
     other = tmp_path / "other"
-    pictures.rename(other)
+    image_folder.rename(other)
     assert ganq("submit", "train").code == 3
     monkeypatch.setenv("GANQ_DATA", str(other))
     assert ganq("submit", "train").code == 0
@@ -276,42 +276,42 @@ def test_the_data_set_used_last_is_the_default_and_ganq_data_comes_before_it(
 
 
 def test_a_relative_path_is_made_absolute(
-    ganq: "Ganq", queries: "Queries", pictures: Path, monkeypatch: pytest.MonkeyPatch
+    ganq: "Ganq", queries: "Queries", image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(pictures.parent)
-    weights = pictures.parent / "netg.ckpt"  # any suffix: the contents tell the format
+    monkeypatch.chdir(image_folder.parent)
+    weights = image_folder.parent / "netg.ckpt"  # any suffix: the contents tell the format
     weights.touch()
     assert ganq("submit", "train", "--data", "faces", "--init-netg", "netg.ckpt").code == 0
     spec = queries.get(1).spec
-    assert (spec["data"], spec["init_netg"]) == (str(pictures), str(weights))
+    assert (spec["data"], spec["init_netg"]) == (str(image_folder), str(weights))
 
 
-def test_images_are_counted_by_name_in_folders_zips_and_tars(pictures: Path, tmp_path: Path) -> None:
-    (pictures / "notes.txt").touch()
-    (pictures / ".hidden.png").touch()
-    (pictures / "more").mkdir()
-    (pictures / "more" / "A.JPG").touch()
-    assert count_images(str(pictures), Reading()) == 71
+def test_images_are_counted_by_name_in_folders_zips_and_tars(image_folder: Path, tmp_path: Path) -> None:
+    (image_folder / "notes.txt").touch()
+    (image_folder / ".hidden.png").touch()
+    (image_folder / "more").mkdir()
+    (image_folder / "more" / "A.JPG").touch()
+    assert count_images(str(image_folder), Reading()) == 71
     with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
-        for file in pictures.rglob("*"):
+        for file in image_folder.rglob("*"):
             archive.write(file, file.relative_to(tmp_path))
     assert count_images(str(tmp_path / "faces.zip"), Reading()) == 71
     with tarfile.open(tmp_path / "faces.tar.gz", "w:gz") as tar:
-        tar.add(pictures, "faces")
+        tar.add(image_folder, "faces")
     assert count_images(str(tmp_path / "faces.tar.gz"), Reading()) == 71
 
 
-def test_the_same_submit_key_gives_the_same_job(ganq: "Ganq", queries: "Queries", pictures: Path) -> None:
+def test_the_same_submit_key_gives_the_same_job(ganq: "Ganq", queries: "Queries", image_folder: Path) -> None:
     for _ in range(2):
-        said = ganq("submit", "train", "--data", pictures, "--submit-key", "nightly-7", "--json")
+        said = ganq("submit", "train", "--data", image_folder, "--submit-key", "nightly-7", "--json")
         assert said.json()["id"] == 1
     assert sum(queries.counts().values()) == 1
 
 
-def test_a_repeated_submit_key_says_that_the_job_is_not_new(ganq: "Ganq", pictures: Path) -> None:
-    ganq("submit", "train", "--data", pictures, "--name", "n")
+def test_a_repeated_submit_key_says_that_the_job_is_not_new(ganq: "Ganq", image_folder: Path) -> None:
+    ganq("submit", "train", "--data", image_folder, "--name", "n")
     first, again = (
-        ganq("submit", "train", "--data", pictures, "--name", "n", "--submit-key", "nightly-7")
+        ganq("submit", "train", "--data", image_folder, "--name", "n", "--submit-key", "nightly-7")
         for _ in range(2)
     )
     assert "job 2 (n): train accepted, queued" in first.out
@@ -319,21 +319,21 @@ def test_a_repeated_submit_key_says_that_the_job_is_not_new(ganq: "Ganq", pictur
     assert "job 2 (n): train accepted earlier with this key, queued" in again.out
     assert "n was job 1" not in again.err
 
-    sweep = ["submit", "train", "--data", pictures, "--sweep", "seed=0-2", "--submit-key", "nightly-8"]
+    sweep = ["submit", "train", "--data", image_folder, "--sweep", "seed=0-2", "--submit-key", "nightly-8"]
     accepted, again = (ganq(*sweep) for _ in range(2))
     ids = accepted.out.partition("3 jobs of kind train accepted, ")[2].splitlines()[0]
     assert f"3 jobs of kind train accepted earlier with this key, {ids}" in again.out
 
 
 def test_name_priority_queue_user_hold_and_after_reach_the_row(
-    ganq: "Ganq", queries: "Queries", pictures: Path
+    ganq: "Ganq", queries: "Queries", image_folder: Path
 ) -> None:
-    ganq("submit", "train", "--data", pictures, "--name", "first")
+    ganq("submit", "train", "--data", image_folder, "--name", "first")
     said = ganq(
         "submit",
         "train",
         "--data",
-        pictures,
+        image_folder,
         "--priority",
         -3,
         "--queue",
@@ -351,8 +351,8 @@ def test_name_priority_queue_user_hold_and_after_reach_the_row(
     assert said.json()["waits_for"] == [1]
 
 
-def test_a_dry_run_writes_nothing_at_all(bare_ganq: "Ganq", tmp_path: Path, pictures: Path) -> None:
-    said = bare_ganq("submit", "train", "--data", pictures, "--epochs", 10, "--dry-run")
+def test_a_dry_run_writes_nothing_at_all(bare_ganq: "Ganq", tmp_path: Path, image_folder: Path) -> None:
+    said = bare_ganq("submit", "train", "--data", image_folder, "--epochs", 10, "--dry-run")
     assert said.code == 0
     assert "nothing was submitted" in said.out
     assert not (tmp_path / "new-home").exists()
@@ -384,13 +384,13 @@ def test_a_short_job_that_ended_before_its_first_heartbeat_is_one_to_estimate_fr
 
 
 def test_a_dry_run_estimates_from_the_rate_of_earlier_jobs(
-    ganq: "Ganq", trained: Callable[..., int], pictures: Path
+    ganq: "Ganq", trained: Callable[..., int], image_folder: Path
 ) -> None:
     asked = (
         "submit",
         "train",
         "--data",
-        pictures,
+        image_folder,
         "--recipe",
         "sngan",
         "--size",
@@ -444,22 +444,22 @@ def test_the_command_that_follows_drawn_faces_fits_them(ganq: "Ganq", tmp_path: 
 
 
 def test_continue_copies_the_spec_and_continues_from_the_job(
-    ganq: "Ganq", queries: "Queries", trained: Callable[..., int], pictures: Path
+    ganq: "Ganq", queries: "Queries", trained: Callable[..., int], image_folder: Path
 ) -> None:
     parent = trained(epochs=4, name="faces")
-    said = ganq("submit", "train", "--continue", "faces", "--data", pictures, "--epochs", 9)
+    said = ganq("submit", "train", "--continue", "faces", "--data", image_folder, "--epochs", 9)
     assert said.code == 0, said.err
     spec, old = queries.get(parent + 1).spec, queries.get(parent).spec
-    changed = {"data": str(pictures), "epochs": 9, "continue_from": parent}
+    changed = {"data": str(image_folder), "epochs": 9, "continue_from": parent}
     assert spec == {**old, **changed}
 
 
 def test_continue_with_another_feature_network_lets_the_checksum_of_the_old_one_go(
-    ganq: "Ganq", queries: "Queries", trained: Callable[..., int], pictures: Path, tmp_path: Path
+    ganq: "Ganq", queries: "Queries", trained: Callable[..., int], image_folder: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "net.pth"
     file.write_bytes(b"weights")
-    go_on = ("submit", "train", "--data", pictures, "--continue")
+    go_on = ("submit", "train", "--data", image_folder, "--continue")
     of_file = ("--feature-network", file, "--feature-sha256", "A" * 64)
     parent = trained(epochs=4)
     assert ganq(*go_on, parent, "--epochs", 9, *of_file).code == 0
@@ -487,35 +487,35 @@ def test_continue_refuses_what_a_checkpoint_cannot_do(
     ganq: "Ganq",
     queries: "Queries",
     trained: Callable[..., int],
-    pictures: Path,
+    image_folder: Path,
     typed: Any,
     code: int,
     message: str,
 ) -> None:
     parent = trained(epochs=4)
-    said = ganq("submit", "train", "--continue", parent, "--data", pictures, *typed)
+    said = ganq("submit", "train", "--continue", parent, "--data", image_folder, *typed)
     assert said.code == code
     assert message in said.err.splitlines()[0]
     assert sum(queries.counts().values()) == 1
 
 
 def test_conditional_needs_folders_of_classes_with_two_images_each(
-    ganq: "Ganq", queries: "Queries", pictures: Path
+    ganq: "Ganq", queries: "Queries", image_folder: Path
 ) -> None:
-    asked = ("submit", "train", "--data", pictures, "--batch", 8, "--conditional")
+    asked = ("submit", "train", "--data", image_folder, "--batch", 8, "--conditional")
     said = ganq(*asked)
     assert said.code == 1
     assert "these images have none" in said.err
     for name, count in (("a", 9), ("b", 1)):
-        (pictures / name).mkdir()
+        (image_folder / name).mkdir()
         for number in range(count):
-            (pictures / name / f"{number}.png").write_bytes(b"x")
-    for one in pictures.glob("*.*"):
+            (image_folder / name / f"{number}.png").write_bytes(b"x")
+    for one in image_folder.glob("*.*"):
         one.unlink()
     said = ganq(*asked)
     assert said.code == 1
     assert "the class 'b' has 1 image" in said.err
-    (pictures / "b" / "2.png").write_bytes(b"x")
+    (image_folder / "b" / "2.png").write_bytes(b"x")
     assert ganq(*asked).code == 0
     assert queries.get(1).spec["conditional"] is True
     drawn = ganq("submit", "generate", "--from", 1, "--count", 4, "--class", "b", "--dry-run", "--json")
@@ -530,9 +530,9 @@ def test_a_class_that_a_training_does_not_know_is_refused_once_it_has_read_its_i
     claim: "Claimer",
 ) -> None:
     for number, name in enumerate(("a", "a", "b", "b")):
-        picture = tmp_path / "faces" / name / f"{number}.png"
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (24, 24), (60 * number, 9, 9)).save(picture)
+        image = tmp_path / "faces" / name / f"{number}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 24), (60 * number, 9, 9)).save(image)
     asked = ("--data", tmp_path / "faces", "--size", 24, "--batch", 2, "--conditional")
     assert ganq("submit", "train", *asked).code == 0
     lease = claim()
@@ -553,9 +553,9 @@ def test_networks_of_two_classes_are_no_start_for_a_data_set_of_three(
 ) -> None:
     for place, name in enumerate("aabbcc"):
         for folder in ("two", "three") if name != "c" else ("three",):
-            picture = tmp_path / folder / name / f"{place}.png"
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (24, 24), (40 * place, 9, 9)).save(picture)
+            image = tmp_path / folder / name / f"{place}.png"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (24, 24), (40 * place, 9, 9)).save(image)
     asked = ("--size", 24, "--batch", 2, "--conditional")
     assert ganq("submit", "train", "--data", tmp_path / "two", *asked).code == 0
     started = ("submit", "train", "--init-from", 1, "--batch", 2, "--data")
@@ -570,10 +570,10 @@ def test_networks_of_two_classes_are_no_start_for_a_data_set_of_three(
 
 @pytest.mark.parametrize("option", ["--freeze-g", "--freeze-d"])
 def test_so_many_frozen_layers_that_nothing_learns_are_refused_before_the_job(
-    ganq: "Ganq", trained: Callable[..., int], pictures: Path, option: str
+    ganq: "Ganq", trained: Callable[..., int], image_folder: Path, option: str
 ) -> None:
     trained(name="faces")  # 24 pixels: three layers
-    asked = ("submit", "train", "--init-from", "faces", "--data", pictures, "--batch", 8, option)
+    asked = ("submit", "train", "--init-from", "faces", "--data", image_folder, "--batch", 8, option)
     said = ganq(*asked, 3)
     assert said.code == 2
     assert f"{option} 3 leaves nothing to learn: the network has 3 layers" in said.err
@@ -585,10 +585,10 @@ def test_so_many_frozen_layers_that_nothing_learns_are_refused_before_the_job(
 
 
 def test_a_dry_run_knows_the_jobs_that_it_would_wait_for(
-    ganq: "Ganq", trained: Callable[..., int], pictures: Path
+    ganq: "Ganq", trained: Callable[..., int], image_folder: Path
 ) -> None:
     model = trained()
-    for asked in (("train", "--data", pictures), ("generate", "--count", 4), ("evaluate", model)):
+    for asked in (("train", "--data", image_folder), ("generate", "--count", 4), ("evaluate", model)):
         said = ganq("submit", *asked, "--after", "nosuch", "--dry-run")
         assert said.code == 3
         assert "nosuch" in said.err
@@ -612,10 +612,10 @@ def test_a_class_is_refused_before_the_job_when_the_model_knows_none(
 
 
 def test_init_from_takes_over_the_networks_and_begins_a_new_run(
-    ganq: "Ganq", queries: "Queries", trained: Callable[..., int], pictures: Path
+    ganq: "Ganq", queries: "Queries", trained: Callable[..., int], image_folder: Path
 ) -> None:
     parent = trained(epochs=4, name="faces")
-    asked = ("submit", "train", "--init-from", "faces", "--data", pictures, "--batch", 8, "--freeze-d", 1)
+    asked = ("submit", "train", "--init-from", "faces", "--data", image_folder, "--batch", 8, "--freeze-d", 1)
     said = ganq(*asked, "--epochs", 2)
     assert said.code == 0, said.err
     spec = queries.get(parent + 1).spec
@@ -642,14 +642,14 @@ def test_init_from_takes_over_the_networks_and_begins_a_new_run(
     ids=["the tutorial's", "of plus", "of pairs", "of pairs with dcgan", "of origin with even"],
 )
 def test_init_from_an_import_asks_for_its_networks_and_for_any_discriminator_where_it_has_none(
-    ganq: "Ganq", queries: "Queries", pictures: Path, tmp_path: Path, networks: Any, recipe: str
+    ganq: "Ganq", queries: "Queries", image_folder: Path, tmp_path: Path, networks: Any, recipe: str
 ) -> None:
     save_file(networks.build_generator(1).state_dict(), tmp_path / "g.safetensors")
     save_file(networks.build_discriminator(1).state_dict(), tmp_path / "d.safetensors")
     assert ganq("import", tmp_path / "g.safetensors", tmp_path / "d.safetensors", "--name", "both").code == 0
     assert ganq("import", tmp_path / "g.safetensors", "--name", "alone").code == 0
     for name in ("both", "alone"):
-        said = ganq("submit", "train", "--init-from", name, "--data", pictures, "--batch", 8)
+        said = ganq("submit", "train", "--init-from", name, "--data", image_folder, "--batch", 8)
         assert said.code == 0, said.err
 
     whole = TrainSpec.from_json(queries.get(3).spec)
@@ -657,39 +657,39 @@ def test_init_from_an_import_asks_for_its_networks_and_for_any_discriminator_whe
     alone = TrainSpec.from_json(queries.get(4).spec)
     assert (alone.size, alone.nz, alone.ngf, alone.arch) == (24, 6, 4, networks.arch)
     assert (alone.ndf, alone.recipe) == (64, "rpgan" if networks.arch == "balanced" else "sngan")
-    wider = ("submit", "train", "--init-from", "alone", "--data", pictures, "--batch", 8, "--ndf", 16)
+    wider = ("submit", "train", "--init-from", "alone", "--data", image_folder, "--batch", 8, "--ndf", 16)
     assert ganq(*wider, "--norm-d", alone.norm_d).code == 0
     assert "--ndf 16 (it has 8)" in ganq(*wider[:3], "both", *wider[4:]).err
 
 
 def test_init_from_waits_for_a_training_and_refuses_what_has_no_networks(
-    ganq: "Ganq", queries: "Queries", store: "JobStore", pictures: Path
+    ganq: "Ganq", queries: "Queries", store: "JobStore", image_folder: Path
 ) -> None:
-    ganq("submit", "train", "--data", pictures, "--epochs", 4)
-    assert ganq("submit", "train", "--init-from", 1, "--data", pictures).code == 0
+    ganq("submit", "train", "--data", image_folder, "--epochs", 4)
+    assert ganq("submit", "train", "--init-from", 1, "--data", image_folder).code == 0
     assert queries.needs(2)[0][0] == 1
     ganq("submit", "generate", "--from", 1, "--count", 4)
-    said = ganq("submit", "train", "--init-from", 3, "--data", pictures)
+    said = ganq("submit", "train", "--init-from", 3, "--data", image_folder)
     assert said.code == 2
     assert "is of kind generate and has no networks" in said.err
     store.request_cancel(1)
-    said = ganq("submit", "train", "--init-from", 1, "--data", pictures)
+    said = ganq("submit", "train", "--init-from", 1, "--data", image_folder)
     assert said.code == 3
     assert "left no checkpoint" in said.err
 
 
 def test_continue_waits_for_a_training_that_has_not_ended(
-    ganq: "Ganq", queries: "Queries", pictures: Path
+    ganq: "Ganq", queries: "Queries", image_folder: Path
 ) -> None:
-    ganq("submit", "train", "--data", pictures, "--epochs", 4)
+    ganq("submit", "train", "--data", image_folder, "--epochs", 4)
     said = ganq("submit", "train", "--continue", 1, "--epochs", 8)
     assert said.code == 0
     assert "this job starts after it" in said.err
     assert queries.needs(2)[0][0] == 1
 
 
-def test_continue_needs_a_checkpoint(ganq: "Ganq", store: "JobStore", pictures: Path) -> None:
-    ganq("submit", "train", "--data", pictures)
+def test_continue_needs_a_checkpoint(ganq: "Ganq", store: "JobStore", image_folder: Path) -> None:
+    ganq("submit", "train", "--data", image_folder)
     store.request_cancel(1)
     said = ganq("submit", "train", "--continue", 1, "--epochs", 800)
     assert said.code == 3
@@ -850,9 +850,9 @@ def test_an_out_that_is_a_file_is_refused(ganq: "Ganq", trained: Callable[..., i
 
 
 def test_generation_waits_for_a_training_that_has_not_ended_and_says_so(
-    ganq: "Ganq", queries: "Queries", pictures: Path
+    ganq: "Ganq", queries: "Queries", image_folder: Path
 ) -> None:
-    ganq("submit", "train", "--data", pictures, "--epochs", 5)
+    ganq("submit", "train", "--data", image_folder, "--epochs", 5)
     said = ganq("submit", "generate", "--count", 2)
     assert said.code == 0
     assert "job 1 is queued: this job starts after it" in said.err
@@ -913,7 +913,7 @@ def test_a_generation_is_no_model_and_its_own_source_is_named(
 
 
 def test_wait_exits_with_the_jobs_outcome(
-    ganq: "Ganq", pictures: Path, store: "JobStore", queries: "Queries"
+    ganq: "Ganq", image_folder: Path, store: "JobStore", queries: "Queries"
 ) -> None:
     import threading
     import time
@@ -925,7 +925,7 @@ def test_wait_exits_with_the_jobs_outcome(
 
     other = threading.Thread(target=cancel)
     other.start()
-    said = ganq("submit", "train", "--data", pictures, "--wait")
+    said = ganq("submit", "train", "--data", image_folder, "--wait")
     other.join()
     assert said.code == 1
     assert "job 1 was cancelled" in said.err

@@ -91,7 +91,7 @@ def test_the_names_of_a_sweep_contain_its_values_and_are_numbered_where_they_do_
 
 class TestCommand:
     @pytest.fixture
-    def pictures(self, tmp_path: Path) -> Any:
+    def image_folder(self, tmp_path: Path) -> Any:
         from PIL import Image
 
         folder = tmp_path / "pictures"
@@ -101,9 +101,9 @@ class TestCommand:
         return ["--data", str(folder), "--batch", "8", "--size", "16"]
 
     def test_a_sweep_is_submitted_listed_and_cancelled(
-        self, ganq: "Ganq", pictures: Any, queries: "Queries"
+        self, ganq: "Ganq", image_folder: Any, queries: "Queries"
     ) -> None:
-        done = ganq("submit", "train", *pictures, "--sweep", "seed=0-4", "--name", "rates", "--json")
+        done = ganq("submit", "train", *image_folder, "--sweep", "seed=0-4", "--name", "rates", "--json")
         answer = json.loads(done.out)
         assert len(answer["jobs"]) == 5
         assert [one.spec["seed"] for one in queries.get_many(answer["jobs"])] == [0, 1, 2, 3, 4]
@@ -116,13 +116,15 @@ class TestCommand:
         assert ganq("wait", "--sweep", "rates").code == 1
 
     def test_dry_run_counts_the_jobs_and_submits_none(
-        self, ganq: "Ganq", pictures: Any, queries: "Queries"
+        self, ganq: "Ganq", image_folder: Any, queries: "Queries"
     ) -> None:
-        done = ganq("submit", "train", *pictures, "--sweep", "seed=0-4", "--sweep", "nz=8,16", "--dry-run")
+        done = ganq(
+            "submit", "train", *image_folder, "--sweep", "seed=0-4", "--sweep", "nz=8,16", "--dry-run"
+        )
         assert "sweep of 10 jobs: seed (5 values) × nz (2 values)" in done.out
         assert queries.page(Filter(), limit=1) == []
 
-    def test_one_bad_value_refuses_all(self, ganq: "Ganq", pictures: Any, queries: "Queries") -> None:
-        done = ganq("submit", "train", *pictures, "--sweep", "size=16,17")
+    def test_one_bad_value_refuses_all(self, ganq: "Ganq", image_folder: Any, queries: "Queries") -> None:
+        done = ganq("submit", "train", *image_folder, "--sweep", "size=16,17")
         assert done.code == 2
         assert queries.page(Filter(), limit=1) == []

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def test_a_template_gives_an_equal_spec_and_the_command_line_wins(
-    ganq: "Ganq", pictures: Path, settings: "Settings", monkeypatch: pytest.MonkeyPatch
+    ganq: "Ganq", image_folder: Path, settings: "Settings", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(pictures.parent)
+    monkeypatch.chdir(image_folder.parent)
     options = (
         "--epochs",
         7,
@@ -57,26 +57,26 @@ def test_a_template_gives_an_equal_spec_and_the_command_line_wins(
             client.generate(template="quick")
 
 
-def test_a_template_of_a_template_has_the_options_of_both(ganq: "Ganq", pictures: Path) -> None:
-    ganq("submit", "train", "--data", pictures, "--size", 24, "--save-as", "one")
+def test_a_template_of_a_template_has_the_options_of_both(ganq: "Ganq", image_folder: Path) -> None:
+    ganq("submit", "train", "--data", image_folder, "--size", 24, "--save-as", "one")
     ganq("submit", "train", "-t", "one", "--epochs", 5, "--save-as", "two")
     spec = ganq("submit", "train", "-t", "two", "--json").json()["spec"]
-    assert (spec["size"], spec["epochs"], spec["data"]) == (24, 5, str(pictures))
+    assert (spec["size"], spec["epochs"], spec["data"]) == (24, 5, str(image_folder))
 
 
 def test_nothing_is_saved_of_a_request_that_is_refused_or_only_planned(
-    ganq: "Ganq", pictures: Path, settings: "Settings"
+    ganq: "Ganq", image_folder: Path, settings: "Settings"
 ) -> None:
     assert ganq("submit", "train", "--data", "/nowhere", "--save-as", "bad").code == 3
-    assert ganq("submit", "train", "--data", pictures, "--dry-run", "--save-as", "dry").code == 0
-    assert ganq("submit", "train", "--data", pictures, "--save-as", "../x").code == 2
+    assert ganq("submit", "train", "--data", image_folder, "--dry-run", "--save-as", "dry").code == 0
+    assert ganq("submit", "train", "--data", image_folder, "--save-as", "../x").code == 2
     assert not (settings.home / "templates").exists()
 
 
 def test_a_template_that_is_missing_or_damaged_is_named(
-    ganq: "Ganq", pictures: Path, settings: "Settings"
+    ganq: "Ganq", image_folder: Path, settings: "Settings"
 ) -> None:
-    ganq("submit", "train", "--data", pictures, "--save-as", "quick")
+    ganq("submit", "train", "--data", image_folder, "--save-as", "quick")
     said = ganq("submit", "train", "-t", "quik")
     assert (said.code, "templates: quick" in said.err) == (3, True)
     path = settings.home / "templates" / "quick.toml"

@@ -83,7 +83,7 @@ def test_wait_prints_a_line_for_each_change_and_not_for_each_look(
 
     def work() -> None:
         for done in range(10):
-            store.heartbeat(lease, {"done": done, "total": 10, "unit": "pictures", "rate": 1.0})
+            store.heartbeat(lease, {"done": done, "total": 10, "unit": "images", "rate": 1.0})
             time.sleep(0.03)
         store.succeed(lease, {})
 

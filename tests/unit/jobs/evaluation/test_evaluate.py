@@ -26,10 +26,10 @@ def images(count: Any, seed: Any = 0, *, of: Any = None) -> Any:
     if of is None:
         random = np.random.default_rng(seed)
         small = random.integers(0, 256, (count, 3, 4, 4), dtype=np.uint8)
-        pictures = small.repeat(SIZE // 4, axis=2).repeat(SIZE // 4, axis=3)
+        arrays = small.repeat(SIZE // 4, axis=2).repeat(SIZE // 4, axis=3)
     else:
-        pictures = np.ascontiguousarray(of.transpose(0, 3, 1, 2))
-    return Images(pictures, f"fingerprint-{seed}")
+        arrays = np.ascontiguousarray(of.transpose(0, 3, 1, 2))
+    return Images(arrays, f"fingerprint-{seed}")
 
 
 def evaluate(data: Any, made: Any = None, **given: Any) -> Any:

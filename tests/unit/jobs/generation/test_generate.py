@@ -47,7 +47,7 @@ def generate(snapshot: Any = SNAPSHOT, **given: Any) -> Any:
 
 
 def pixels(ctx: Any) -> Any:
-    return np.stack([picture.pixels_HW3 for picture in ctx.sink.pictures])
+    return np.stack([one.pixels_HW3 for one in ctx.sink.stored_images])
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def test_images_are_the_generators_in_eval_mode_from_their_own_latents() -> None
     with torch.no_grad():
         expected = net.eval()(rng.latents(3, range(64), 6)[:, :, None, None])
     assert np.abs(WHOLE.astype(int) - grids.to_uint8(expected)).max() <= 1
-    assert len({picture.tobytes() for picture in WHOLE}) == 64
+    assert len({one.tobytes() for one in WHOLE}) == 64
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -83,7 +83,7 @@ def test_an_image_is_the_same_in_whatever_range_it_is_asked_for(ranges: Any) -> 
     result, ctx = generate(seeds=tuple(ranges))
     draws = [draw for first, last in ranges for draw in range(first, last + 1)]
     assert np.array_equal(pixels(ctx), WHOLE[draws])
-    assert [picture.record["draw"] for picture in ctx.sink.pictures] == draws
+    assert [one.record["draw"] for one in ctx.sink.stored_images] == draws
     assert result["image_count"] == len(draws)
 
 
@@ -96,7 +96,7 @@ def test_images_scores_and_their_order_are_the_same_on_one_core_and_on_several(
     for number in (1, threads):
         with threads_of_torch(number):
             ctx = generate(**chosen)[1]
-        results.append((pixels(ctx).tobytes(), [picture.record for picture in ctx.sink.pictures]))
+        results.append((pixels(ctx).tobytes(), [one.record for one in ctx.sink.stored_images]))
     assert results[0] == results[1]
 
 
@@ -114,7 +114,7 @@ def test_on_two_cores_two_micro_batches_are_computed_at_once(monkeypatch: pytest
 
 def test_records_say_where_an_image_comes_from_and_are_scored_only_when_asked() -> None:
     _, ctx = generate(count=3)
-    assert [picture.record for picture in ctx.sink.pictures] == [
+    assert [one.record for one in ctx.sink.stored_images] == [
         {"seed": 3, "draw": i, "score": None} for i in range(3)
     ]
     assert ctx.sink.published
@@ -136,12 +136,12 @@ def test_kept_images_are_the_best_of_all_best_first(micro_batch: int) -> None:
     with torch.no_grad():
         scores = netd.eval()(netg.eval()(rng.latents(3, range(60), 6)[:, :, None, None]))
     result, ctx = generate(keep=10, of=60, micro_batch=micro_batch)
-    kept = [picture.record for picture in ctx.sink.pictures]
+    kept = [one.record for one in ctx.sink.stored_images]
     assert [record["draw"] for record in kept] == scores.argsort(descending=True)[:10].tolist()
     assert [record["score"] for record in kept] == pytest.approx(
         scores.sort(descending=True)[0][:10].tolist(), abs=1e-5
     )
-    assert [image.output_index for image in ctx.sink.pictures] == [None] * 10
+    assert [image.output_index for image in ctx.sink.stored_images] == [None] * 10
     assert np.abs(pixels(ctx).astype(int) - WHOLE[[record["draw"] for record in kept]]).max() <= 1
     assert (result["drawn"], result["image_count"]) == (60, 10)
 
@@ -178,7 +178,7 @@ def test_of_equal_scores_the_earlier_draw_is_kept_and_comes_first() -> None:
     last = [k for k in tensors if k.startswith("D.") and k.endswith("weight")][-1]
     tensors[last] = torch.zeros_like(tensors[last])  # every image now scores the same
     _, ctx = generate(Snapshot(1, 1, tensors, SNAPSHOT.meta, "ties"), keep=5, of=40)
-    assert [picture.record["draw"] for picture in ctx.sink.pictures] == [0, 1, 2, 3, 4]
+    assert [one.record["draw"] for one in ctx.sink.stored_images] == [0, 1, 2, 3, 4]
 
 
 def test_grids_hold_so_many_images_a_page_and_so_many_pages() -> None:
@@ -208,7 +208,7 @@ def test_a_stop_between_micro_batches_publishes_nothing_and_leaves_no_thread(rea
     with pytest.raises(StopRequested) as caught:
         jobs.generation.generate.run(GenerateSpec.create(source=1, count=64, micro_batch=8), ctx)
     assert caught.value.reason == reason
-    assert len(ctx.sink.pictures) in (0, 8, 16), "what was drawn before, or what of it was in hand"
+    assert len(ctx.sink.stored_images) in (0, 8, 16), "what was drawn before, or what of it was in hand"
     assert not ctx.sink.published
     assert set(threading.enumerate()) == before
 

@@ -59,7 +59,7 @@ def test_folded_generator_has_no_batch_norm_left() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-0.3, 0.7)])
 def test_values_outside_of_the_range_become_black_and_white(low: float, high: float) -> None:
-    pictures = torch.linspace(-3, 3, 3 * 64).view(1, 3, 8, 8)
-    scaled = (pictures.clamp(low, high) - low) / (high - low)
+    images = torch.linspace(-3, 3, 3 * 64).view(1, 3, 8, 8)
+    scaled = (images.clamp(low, high) - low) / (high - low)
     expected = scaled.mul(255).add(0.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    assert (grids.to_uint8(pictures, low, high) == expected).all()
+    assert (grids.to_uint8(images, low, high) == expected).all()

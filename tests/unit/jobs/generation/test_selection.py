@@ -21,8 +21,8 @@ from jobs.generation import epoch_grid, latent_path, selection, video
 from jobs.specs import GenerateSpec
 
 
-def frames_of(picture: Image.Image) -> int:
-    return int(getattr(picture, "n_frames", 1))
+def frames_of(image: Image.Image) -> int:
+    return int(getattr(image, "n_frames", 1))
 
 
 LATENTS = rng.Latents(3, 6)
@@ -62,9 +62,9 @@ def test_a_video_has_its_frames_as_images_gif_and_mp4() -> None:
     result, ctx = generate(interpolate=(3, 17, 42), frames=21)
     frames = pixels(ctx)
     assert result["image_count"] == len(frames) == 21
-    for frame, picture in ((0, 3), (10, 17), (20, 42)):
-        assert np.abs(frames[frame].astype(int) - WHOLE[picture]).max() <= 1
-    assert ctx.sink.pictures[5].record == {
+    for frame, image in ((0, 3), (10, 17), (20, 42)):
+        assert np.abs(frames[frame].astype(int) - WHOLE[image]).max() <= 1
+    assert ctx.sink.stored_images[5].record == {
         "seed": 3, "draw": 5, "score": None, "from": 3, "to": 17, "share": 0.5
     }  # fmt: skip
     with Image.open(io.BytesIO(ctx.sink.files["interpolation.gif"])) as gif:
@@ -107,7 +107,7 @@ REJECTED, REJECTING = generate(count=64, reject=0.5)
 
 
 def records(ctx: Any) -> Any:
-    return [picture.record for picture in ctx.sink.pictures]
+    return [image.record for image in ctx.sink.stored_images]
 
 
 def threshold(share: Any) -> Any:

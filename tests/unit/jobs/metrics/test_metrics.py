@@ -31,8 +31,8 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
     from storage.datasets.synthetic import make_faces
 
     folder = make_faces(tmp_path_factory.mktemp("drawn") / "faces", count=2 * HALF, size=64)
-    pictures = [np.array(Image.open(path).convert("RGB")) for path in sorted(folder.glob("*.png"))]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    images = [np.array(Image.open(path).convert("RGB")) for path in sorted(folder.glob("*.png"))]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def measured(
     request: pytest.FixtureRequest, faces: torch.Tensor, samples: dict[str, torch.Tensor]
 ) -> dict[str, ImageSet]:
     network = features.load(request.param)
-    sets = {name: ImageSet.of(pictures, network) for name, pictures in samples.items()}
+    sets = {name: ImageSet.of(images, network) for name, images in samples.items()}
     return {**sets, "real": ImageSet.of(faces[:HALF], network)}
 
 

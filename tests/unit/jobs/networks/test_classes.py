@@ -33,8 +33,8 @@ def shaded(counts: Any = (12, 12, 12), size: Any = 16) -> Any:
     labels = np.repeat(np.arange(len(counts)), counts)
     noise = np.random.default_rng(0).integers(-20, 21, (len(labels), 3, size, size))
     levels = np.array([25, 128, 230])[labels].reshape(-1, 1, 1, 1)
-    pictures = (levels + noise).astype(np.uint8)
-    return Images(pictures, "f" * 64, NAMES, labels.astype(np.int64))
+    images = (levels + noise).astype(np.uint8)
+    return Images(images, "f" * 64, NAMES, labels.astype(np.int64))
 
 
 def spec_of(**given: Any) -> Any:
@@ -50,7 +50,7 @@ def train(folder: Any, spec: Any, **given: Any) -> Any:
 def generate(folder: Any, model: Any, **given: Any) -> Any:
     ctx = LocalContext(Path(folder), source=model)
     jobs.generation.generate.run(GenerateSpec.create(**{"source": 1, "micro_batch": 4, **given}), ctx)
-    return ctx.sink.pictures
+    return ctx.sink.stored_images
 
 
 # --- networks ---------------------------------------------------------------------------------
@@ -61,13 +61,13 @@ def test_a_class_changes_the_image_and_its_score_and_reaches_the_tables(arch: An
     netg, netd = arch.build_generator(0).eval(), arch.build_discriminator(0).eval()
     latents = torch.randn(1, 4, 1, 1).expand(3, -1, -1, -1)
     labels = torch.tensor([0, 1, 2])
-    pictures = netg(latents, labels)
-    assert len({sha256_of({"p": one.detach()}) for one in pictures}) == 3
-    one = pictures[:1].detach().expand(3, -1, -1, -1)
+    images = netg(latents, labels)
+    assert len({sha256_of({"p": one.detach()}) for one in images}) == 3
+    one = images[:1].detach().expand(3, -1, -1, -1)
     scores = netd(one, labels)
     assert len(set(scores.tolist())) == 3
-    torch.testing.assert_close(netg(latents), pictures, msg="without labels: the classes in turn")
-    netd(pictures, labels).sum().backward()
+    torch.testing.assert_close(netg(latents), images, msg="without labels: the classes in turn")
+    netd(images, labels).sum().backward()
     for net in (netg, netd):
         tables = [one for name, one in net.named_parameters() if "Classes" in name]
         assert len(tables) == 1

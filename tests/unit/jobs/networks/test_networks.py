@@ -28,9 +28,9 @@ SIZES = [16, 24, 32, 48, 64, 96, 128, 192]
 @pytest.mark.parametrize("norm_d", ["batch", "spectral", "none"])
 def test_each_size_makes_images_and_one_score_each(size: Any, norm_d: NormD) -> None:
     arch = Architecture(size=size, nz=5, ngf=2, ndf=2, norm_d=norm_d)
-    pictures = arch.build_generator(0)(torch.randn(3, 5, 1, 1))
-    assert pictures.shape == (3, 3, size, size)
-    assert arch.build_discriminator(0)(pictures).shape == (3,)
+    generated = arch.build_generator(0)(torch.randn(3, 5, 1, 1))
+    assert generated.shape == (3, 3, size, size)
+    assert arch.build_discriminator(0)(generated).shape == (3,)
 
 
 def test_the_generator_has_the_tutorials_layers_keys_and_size() -> None:

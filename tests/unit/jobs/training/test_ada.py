@@ -5,41 +5,42 @@ from typing import Any
 
 import pytest
 import torch
+from unit.jobs.augmenting import augment
 from unit.jobs.local_context import LocalContext, noise_images, sha256_of
 
 import jobs.training.train
 from jobs import rng
 from jobs.recipes import RECIPES
 from jobs.specs import TrainSpec
-from jobs.training.augment import ADA_INTERVAL, AUTO_POLICIES, MAX_COLOR_P, Ada, diff_augment, plan
+from jobs.training.augment import ADA_INTERVAL, AUTO_POLICIES, MAX_COLOR_P, Ada, plan
 
 CPU = torch.device("cpu")
 ALL = ("color", "translation", "cutout")
 
 
-def augmented(pictures: Any, policies: Any, p: Any) -> Any:
+def augmented(batch: Any, policies: Any, p: Any) -> Any:
     chance = None if p is None else torch.tensor(p)
-    return diff_augment(pictures, policies, rng.generator(0, "test"), chance)
+    return augment(batch, policies, rng.generator(0, "test"), chance)
 
 
 @pytest.mark.parametrize("policy", ALL)
 def test_each_image_is_changed_with_its_own_chance_or_left_to_the_last_bit(policy: Any) -> None:
-    pictures = torch.rand(400, 3, 16, 16) * 2 - 1
-    assert torch.equal(augmented(pictures, (policy,), 0.0), pictures)
-    same = (augmented(pictures, (policy,), 0.3) == pictures).flatten(1).all(1)
+    batch = torch.rand(400, 3, 16, 16) * 2 - 1
+    assert torch.equal(augmented(batch, (policy,), 0.0), batch)
+    same = (augmented(batch, (policy,), 0.3) == batch).flatten(1).all(1)
     assert 0.6 < same.float().mean().item() < 0.85
-    assert augmented(pictures, (policy,), 1.0).ne(pictures).flatten(1).any(1).float().mean().item() > 0.9
+    assert augmented(batch, (policy,), 1.0).ne(batch).flatten(1).any(1).float().mean().item() > 0.9
 
 
 def test_policies_choose_their_images_apart_from_each_other() -> None:
-    pictures = torch.rand(400, 3, 16, 16) * 2 - 1
-    same = (augmented(pictures, ("color", "cutout"), 0.5) == pictures).flatten(1).all(1)
+    batch = torch.rand(400, 3, 16, 16) * 2 - 1
+    same = (augmented(batch, ("color", "cutout"), 0.5) == batch).flatten(1).all(1)
     assert 0.15 < same.float().mean().item() < 0.4
 
 
 def test_a_chance_is_differentiable_twice_too() -> None:
-    pictures = torch.rand(4, 3, 8, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda x: augmented(x, ALL, 0.5).square(), (pictures,))
+    batch = torch.rand(4, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: augmented(x, ALL, 0.5).square(), (batch,))
 
 
 def test_auto_changes_all_of_a_small_set_and_none_of_a_large_one() -> None:

@@ -155,16 +155,16 @@ def test_a_run_with_classes_is_measured_on_as_many_of_each(tmp_path: Path, recip
     st.floats(1e5, 1e11),
 )
 def test_evaluations_take_a_twentieth_of_the_work_at_most(
-    pictures: int, epochs: Any, save_every: Any, train_flops: Any, make_flops: Any
+    images: int, epochs: Any, save_every: Any, train_flops: Any, make_flops: Any
 ) -> None:
     spec = TrainSpec.create(data="/p", recipe="sngan", epochs=epochs, save_every=save_every)
-    made = plan(spec, pictures, train_flops, make_flops)
-    if made.every == epochs and made.samples == min(MIN_SAMPLES, pictures):
+    made = plan(spec, images, train_flops, make_flops)
+    if made.every == epochs and made.samples == min(MIN_SAMPLES, images):
         return  # once, at the end
     assert made.every % save_every == 0
-    assert min(MIN_SAMPLES, pictures) <= made.samples
+    assert min(MIN_SAMPLES, images) <= made.samples
     times = -(-epochs // made.every)
-    work = epochs * (pictures // spec.batch * spec.batch) * train_flops
+    work = epochs * (images // spec.batch * spec.batch) * train_flops
     each = SLOWDOWN * evaluation.LITE_GFLOP * 1e9 + make_flops
     assert (times + 1) * made.samples * each <= SHARE * work * 1.001
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
+from unit.jobs.augmenting import augment
 from unit.jobs.local_context import noise_images
 
 from jobs import device, grids, rng
 from jobs.errors import DatasetError, GpuUnavailableError, OutOfMemoryError, TrainingDivergedError
 from jobs.networks.dcgan import Architecture
-from jobs.training.augment import diff_augment, shift
+from jobs.training.augment import shift
 from jobs.training.data import Batches
 from jobs.training.dcgan_steps import CachedFakes
 from jobs.training.ema import Ema, ema_decay
@@ -110,19 +111,19 @@ def test_a_nan_score_does_not_abort_the_process() -> None:
 
 
 def test_a_shift_moves_pixels_and_brings_in_zeros() -> None:
-    picture = torch.arange(1.0, 10).view(1, 1, 3, 3)
-    moved = shift(picture, torch.tensor([[1], [-1]]))
+    image = torch.arange(1.0, 10).view(1, 1, 3, 3)
+    moved = shift(image, torch.tensor([[1], [-1]]))
     assert moved[0, 0].tolist() == [[0, 0, 0], [2, 3, 0], [5, 6, 0]]
 
 
 def test_augmentation_is_differentiable_twice() -> None:
-    pictures = torch.rand(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    batch = torch.rand(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
 
     def augmented(x: Any) -> Any:
-        return diff_augment(x, ("color", "translation", "cutout"), rng.generator(0, "test"))
+        return augment(x, ("color", "translation", "cutout"), rng.generator(0, "test"))
 
-    assert torch.autograd.gradcheck(augmented, (pictures,))
-    assert torch.autograd.gradgradcheck(lambda x: augmented(x).square(), (pictures,))
+    assert torch.autograd.gradcheck(augmented, (batch,))
+    assert torch.autograd.gradgradcheck(lambda x: augmented(x).square(), (batch,))
 
 
 def test_colour_is_brightness_saturation_and_contrast_in_turn() -> None:
@@ -131,24 +132,24 @@ def test_colour_is_brightness_saturation_and_contrast_in_turn() -> None:
     y = x + (b - 0.5)
     y = (y - y.mean(1, keepdim=True)) * (s * 2) + y.mean(1, keepdim=True)
     y = (y - y.mean((1, 2, 3), keepdim=True)) * (c + 0.5) + y.mean((1, 2, 3), keepdim=True)
-    torch.testing.assert_close(diff_augment(x, ("color",), rng.generator(5, "test")), y)
+    torch.testing.assert_close(augment(x, ("color",), rng.generator(5, "test")), y)
 
 
 def test_augmentation_ignores_the_global_generator_and_its_own_order_of_names() -> None:
     x = torch.rand(4, 3, 16, 16)
     torch.manual_seed(1)
-    a = diff_augment(x, ("translation", "color", "cutout"), rng.generator(0, "test"))
+    a = augment(x, ("translation", "color", "cutout"), rng.generator(0, "test"))
     torch.manual_seed(2)
-    b = diff_augment(x, ("cutout", "color", "translation"), rng.generator(0, "test"))
+    b = augment(x, ("cutout", "color", "translation"), rng.generator(0, "test"))
     assert torch.equal(a, b)
-    assert torch.equal(diff_augment(x, (), rng.generator(0, "test")), x)
+    assert torch.equal(augment(x, (), rng.generator(0, "test")), x)
 
 
 def test_a_cut_hole_has_half_the_side_and_translation_reaches_an_eighth() -> None:
     ones = torch.ones(200, 3, 16, 16)
-    holes = (diff_augment(ones, ("cutout",), rng.generator(0, "test"))[:, 0] == 0).sum((1, 2))
+    holes = (augment(ones, ("cutout",), rng.generator(0, "test"))[:, 0] == 0).sum((1, 2))
     assert holes.max() == 64
-    moved = diff_augment(ones, ("translation",), rng.generator(0, "test"))[:, 0]
+    moved = augment(ones, ("translation",), rng.generator(0, "test"))[:, 0]
     assert (moved.sum((1, 2))).min() == 14 * 14
 
 
@@ -184,14 +185,14 @@ def test_the_average_moves_weights_and_statistics_and_stays_in_eval_mode() -> No
 @pytest.mark.parametrize("count", [1, 2, 8, 9, 64])
 def test_grids_are_torchvisions_to_the_last_bit(count: int) -> None:
     make_grid = pytest.importorskip("torchvision.utils").make_grid
-    pictures = torch.rand(count, 3, 12, 12, generator=rng.generator(0, "test")) * 2.6 - 1.3
+    batch = torch.rand(count, 3, 12, 12, generator=rng.generator(0, "test")) * 2.6 - 1.3
 
     def saved(**options: Any) -> Any:
-        grid = make_grid(pictures.clone(), nrow=8, padding=2, normalize=True, **options)
+        grid = make_grid(batch.clone(), nrow=8, padding=2, normalize=True, **options)
         return grid.mul(255).add_(0.5).clamp_(0, 255).permute(1, 2, 0).to(torch.uint8).numpy()
 
-    assert np.array_equal(grids.tile(grids.stretched(pictures)), saved())
-    assert np.array_equal(grids.tile(grids.to_uint8(pictures)), saved(value_range=(-1, 1)))
+    assert np.array_equal(grids.tile(grids.stretched(batch)), saved())
+    assert np.array_equal(grids.tile(grids.to_uint8(batch)), saved(value_range=(-1, 1)))
 
 
 # --- batches ----------------------------------------------------------------------------------

@@ -76,9 +76,9 @@ def test_bf16_rounds_convolutions_and_neither_scores_nor_images(tmp_path: Path) 
 def test_a_penalty_on_the_network_itself_has_a_second_derivative_in_32_bits() -> None:
     state = TrainState.fresh(spec_of("sngan"), CPU)
     AutocastPasses("bf16", state, CPU)
-    pictures = torch.randn(4, 3, 16, 16, requires_grad=True)
-    scores = state.discriminator(pictures)
-    (gradient,) = torch.autograd.grad(scores.sum(), pictures, create_graph=True)
+    images = torch.randn(4, 3, 16, 16, requires_grad=True)
+    scores = state.discriminator(images)
+    (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
     assert gradient.dtype == torch.float32
     gradient.square().sum().backward()  # type: ignore[no-untyped-call]  # torch's
     convolutions = [layer for layer in state.discriminator.modules() if isinstance(layer, nn.Conv2d)]

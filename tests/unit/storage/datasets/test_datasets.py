@@ -51,11 +51,11 @@ def faces(tmp_path: Path) -> Path:
     folder = tmp_path / "faces"
     folder.mkdir()
     for i in range(20):
-        picture(i).save(folder / f"{i:03d}.png")
+        noise_image(i).save(folder / f"{i:03d}.png")
     return folder
 
 
-def picture(seed: int, size: tuple[int, int] = (30, 24)) -> Image.Image:
+def noise_image(seed: int, size: tuple[int, int] = (30, 24)) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -85,7 +85,7 @@ def test_pixels_are_those_of_torchvisions_resize_and_centre_crop(
 
     folder = tmp_path / "one"
     folder.mkdir()
-    original = picture(1, size)
+    original = noise_image(1, size)
     original.save(folder / "a.png")
     images = open_images(volume, str(folder), 48)
     expected = transforms.Compose([transforms.Resize(48), transforms.CenterCrop(48)])(original)
@@ -150,7 +150,7 @@ def test_broken_images_are_left_out_and_reported(faces: Path, volume: "Volume") 
     (faces / "b-text.png").write_text("<html>not an image</html>")
     whole = (faces / "001.png").read_bytes()
     (faces / "c-torn.png").write_bytes(whole[: len(whole) // 2])
-    picture(1, (4, 40)).save(faces / "d-tiny.png")
+    noise_image(1, (4, 40)).save(faces / "d-tiny.png")
     (faces / "e-bomb.png").write_bytes(bomb(20_000, 20_000))
     (faces / "notes.txt").write_text("no image, and none is claimed")
     images = open_images(volume, str(faces), 16, max_skip=0.3)
@@ -189,7 +189,7 @@ def test_pipes_devices_and_links_that_lead_away_are_left_out(
 ) -> None:
     os.mkfifo(faces / "pipe.png")
     outside = tmp_path / "outside.png"
-    picture(99).save(outside)
+    noise_image(99).save(outside)
     (faces / "away.png").symlink_to(outside)
     (faces / "nowhere.png").symlink_to(tmp_path / "gone.png")
     (faces / "loop").symlink_to(faces)
@@ -227,7 +227,7 @@ def test_a_decoder_that_dies_costs_one_image(monkeypatch: pytest.MonkeyPatch, tm
 
     monkeypatch.setattr(decode_pool.Decoder, "_ask", murderous)
     buffer = io.BytesIO()
-    picture(1).save(buffer, "PNG")
+    noise_image(1).save(buffer, "PNG")
     answers = list(decode_all([(n, buffer.getvalue()) for n in range(8)], size=16, workers=1))
     assert [one.number for one in answers if one.reason] == [3]
     assert "decoder" in (answers[3].reason or "")
@@ -247,7 +247,7 @@ def test_a_decoder_that_hangs_costs_one_image(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(decode_pool.Decoder, "_ask", sleepy)
     buffer = io.BytesIO()
-    picture(1).save(buffer, "PNG")
+    noise_image(1).save(buffer, "PNG")
     answers = list(decode_all([(n, buffer.getvalue()) for n in range(8)], size=16, workers=1))
     assert [one.number for one in answers if one.reason] == [3]
 
@@ -266,7 +266,7 @@ def test_a_decoder_that_is_killed_once_costs_no_image(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(decode_pool.Decoder, "_ask", unlucky)
     buffer = io.BytesIO()
-    picture(1).save(buffer, "PNG")
+    noise_image(1).save(buffer, "PNG")
     answers = list(decode_all([(n, buffer.getvalue()) for n in range(8)], size=16, workers=1))
     assert killed
     assert not [one for one in answers if one.reason]
@@ -307,7 +307,7 @@ def test_class_folders_become_labels_and_flat_folders_have_none(
     for name in ("cats", "dogs"):
         (tree / name).mkdir(parents=True)
         for i in range(3):
-            picture(i + len(name) * (name == "dogs")).save(tree / name / f"{i}.png")
+            noise_image(i + len(name) * (name == "dogs")).save(tree / name / f"{i}.png")
     images = open_images(volume, str(tree), 16)
     assert images.classes == ("cats", "dogs")
     assert images.labels_N is not None
@@ -339,7 +339,7 @@ def packed(path: Path, names: list[str], mode: Literal["w", "w:gz", "w:xz", "w:b
     with tarfile.open(path, mode) as out:
         for i, name in enumerate(names):
             buffer = io.BytesIO()
-            picture(i).save(buffer, "PNG")
+            noise_image(i).save(buffer, "PNG")
             info = tarfile.TarInfo(name)
             info.size = len(buffer.getvalue())
             out.addfile(info, io.BytesIO(buffer.getvalue()))
@@ -379,7 +379,7 @@ def test_a_broken_member_of_a_zip_costs_one_image(method: Any, volume: "Volume",
     with zipfile.ZipFile(path, "w", method) as out:
         for i in range(30):
             buffer = io.BytesIO()
-            picture(i).save(buffer, "PNG")
+            noise_image(i).save(buffer, "PNG")
             out.writestr(f"{i:02d}.png", buffer.getvalue())
         offset = out.getinfo("05.png").header_offset
     data = bytearray(path.read_bytes())
@@ -432,7 +432,7 @@ def test_a_folder_of_links_that_lead_away_says_so(faces: Path, volume: "Volume",
 def test_a_link_that_takes_a_files_place_is_not_followed_out(faces: Path, tmp_path: Path) -> None:
     listing = scan(faces)
     outside = tmp_path / "outside.png"
-    picture(99).save(outside)
+    noise_image(99).save(outside)
     (faces / "005.png").unlink()
     (faces / "005.png").symlink_to(outside)
     with open_reader(listing, faces) as reader, pytest.raises(UnreadableError):
@@ -468,7 +468,7 @@ def test_decoders_work_under_the_limits_of_a_tighter_surrounding(limit: Any) -> 
 
 def test_members_that_lead_out_of_an_archive_are_left_out(tmp_path: Path, volume: "Volume") -> None:
     buffer = io.BytesIO()
-    picture(1).save(buffer, "PNG")
+    noise_image(1).save(buffer, "PNG")
     data = buffer.getvalue()
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as out:
         for name in ("../up.png", "/abs.png", "a\\..\\b.png", "good.png"):
@@ -545,7 +545,7 @@ def test_another_content_name_or_size_is_another_fingerprint(
     first = open_images(volume, str(faces), 16)
     size = 16
     if change == "content":
-        picture(1234).save(faces / "003.png")
+        noise_image(1234).save(faces / "003.png")
     elif change == "name":
         (faces / "003.png").rename(faces / "0035.png")
     else:
@@ -611,7 +611,7 @@ def test_a_cache_that_was_damaged_is_reported_and_made_again(
     for number, kind in enumerate(("cats", "dogs")):
         (tree / kind).mkdir(parents=True)
         for i in range(20):
-            picture(100 * number + i).save(tree / kind / f"{i:03d}.png")
+            noise_image(100 * number + i).save(tree / kind / f"{i:03d}.png")
     first = open_images(volume, str(tree), 16)
     pixels, labels = np.array(first.images_N3HW), first.labels_N
     folder = volume.dataset(first.fingerprint)
@@ -832,7 +832,7 @@ def test_check_counts_what_training_would_find(faces: Path) -> None:
     (faces / "x.png").write_bytes(b"no")
     Image.new("RGBA", (30, 24), (1, 2, 3, 4)).save(faces / "y.png")
     found = check(faces)
-    assert (found.pictures, found.usable) == (22, 21)
+    assert (found.image_count, found.usable) == (22, 21)
     assert found.sizes["30×24"] == 21
     assert found.modes == {"RGB": 20, "RGBA": 1}
     assert [one.name for one in found.skipped] == ["x.png"]

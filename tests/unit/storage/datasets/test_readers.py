@@ -350,7 +350,7 @@ def test_a_class_behind_a_link_out_of_the_folder_counts_with_all_its_images(
     (tmp_path / "data" / "c").symlink_to(elsewhere / "c")
     with pytest.raises(DatasetError, match=r"4 of 12 images .* 4 × link out of the folder"):
         open_images(volume, str(tmp_path / "data"), 16)
-    assert check(tmp_path / "data").pictures == 12
+    assert check(tmp_path / "data").image_count == 12
 
 
 def test_a_link_inside_the_folder_is_followed_and_a_circle_ends(tmp_path: Path, volume: "Volume") -> None:

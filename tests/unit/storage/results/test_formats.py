@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from results import result_files
+from results import result_files, verify_manifest
 
 from jobs.context import GeneratedImage, StoredImage
 from jobs.errors import DiskFullError, StorageError
@@ -22,7 +22,7 @@ from jobs.generation import merge_shards
 from jobs.specs import GenerateSpec
 from storage.results import formats
 from storage.results.formats import FORMATS, NPZ, RESULT
-from storage.results.reader import copy_out, read_manifest, verify_manifest
+from storage.results.reader import copy_out, read_manifest
 from storage.results.writer import ImageFiles
 from storage.volume.durable import sha256_file
 
@@ -157,14 +157,14 @@ def test_memory_does_not_grow_with_the_number_of_images(
         pytest.skip("a folder of files, as png")
     monkeypatch.setattr("storage.results.writer.LINES_PER_WRITE", 100)
     monkeypatch.setattr(formats, "WRITE_BUFFER", 4096)
-    picture, folder = pixels(1)[:8, :8], tmp_path
+    pixels_HW3, folder = pixels(1)[:8, :8], tmp_path
 
     def work(count: int, place: str = "") -> int:
         tmp_path = folder / place
         tracemalloc.start()
         sink = ImageFiles(tmp_path / f"a{count}", format=format, total=count)
         for i in range(count):
-            sink.add([GeneratedImage(picture, {"seed": 7, "draw": i, "score": None})])
+            sink.add([GeneratedImage(pixels_HW3, {"seed": 7, "draw": i, "score": None})])
         digest = sink.publish()["manifest_sha256"]
         whole = ImageFiles(tmp_path / f"w{count}", format=format, total=count)
         for placed in merge_shards._all([read_manifest(tmp_path / f"a{count}", digest)]):

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from results import verify_files, verify_manifest
 
 from jobs.context import GeneratedImage
 from jobs.errors import ForeignFileError, StorageError
 from storage.results.codecs import encode_png, write_png
-from storage.results.files import require_sha256, verify_files, write_files
-from storage.results.reader import copy_out, read_images, verify_manifest
+from storage.results.files import require_sha256, write_files
+from storage.results.reader import copy_out, read_images
 from storage.results.writer import ImageFiles
 from storage.volume.durable import sha256_file
 

@@ -32,7 +32,7 @@ def checkpoint(arch: Architecture) -> dict[str, Tensor]:
     return {key: tensor.clone() for key, tensor in tensors.items()}
 
 
-def pictures(arch: Architecture, tensors: dict[str, Tensor], latents: Tensor) -> Tensor:
+def generate(arch: Architecture, tensors: dict[str, Tensor], latents: Tensor) -> Tensor:
     netg = arch.build_generator().eval()
     netg.load_state_dict({key[2:]: tensor for key, tensor in tensors.items() if key.startswith("G.")})
     with torch.inference_mode():
@@ -63,7 +63,7 @@ def test_out_and_in_and_out_again_gives_the_same_tensors_images_and_bytes(
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[key], tensor) for key, tensor in tensors.items())
     latents = torch.randn(3, arch.nz, 1, 1)
-    assert torch.equal(pictures(arch, back, latents), pictures(arch, tensors, latents))
+    assert torch.equal(generate(arch, back, latents), generate(arch, tensors, latents))
     second = export(format, back_arch, back, tmp_path / "second", 400)
     for one, other in zip(first.paths, second.paths, strict=True):
         assert one.read_bytes() == other.read_bytes()
@@ -138,7 +138,7 @@ def test_onnx_gives_the_same_images_for_any_batch(tmp_path: Path, arch: Architec
     for count in (1, 2, 7):
         latents = torch.randn(count, arch.nz, 1, 1)
         (images,) = session.run(["images"], {"z": latents.numpy()})
-        expected = pictures(arch, tensors, latents)
+        expected = generate(arch, tensors, latents)
         assert expected.std() > 0.3  # images, not grey that any graph would match
         torch.testing.assert_close(torch.from_numpy(images), expected, rtol=0, atol=onnx_export.TOLERANCE)
 

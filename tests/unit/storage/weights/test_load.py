@@ -105,9 +105,9 @@ def test_files_of_an_independent_tutorial_network_make_the_same_images_and_score
     ours_d.load_state_dict({key[2:]: t for key, t in tensors.items() if key.startswith("D.")})
     latents = torch.randn(3, 9, 1, 1)
     with torch.inference_mode():
-        pictures = netg.eval()(latents)
-        assert torch.equal(ours_g.eval()(latents), pictures)
-        assert torch.equal(ours_d.eval()(pictures), netd.eval()(pictures))
+        images = netg.eval()(latents)
+        assert torch.equal(ours_g.eval()(latents), images)
+        assert torch.equal(ours_d.eval()(images), netd.eval()(images))
 
 
 def test_a_spectral_discriminator_is_recognised_by_its_keys(tmp_path: Path, pair: tuple[Path, Path]) -> None:

@@ -236,9 +236,9 @@ def test_unreferenced_files_are_counted_and_not_deleted(
 ) -> None:
     lease = running_job_factory()
     folder = settings.volume / "jobs" / f"{lease.job_id:06d}"
-    picture = folder / "a1" / "images" / "0.png"
-    picture.parent.mkdir(parents=True)
-    picture.write_bytes(b"x" * 2_000_000)
+    image = folder / "a1" / "images" / "0.png"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"x" * 2_000_000)
     (folder / "spec.json").write_text(json.dumps({"job": lease.job_id, "spec": lease.job.spec}))
     (reported,) = check_orphans(settings, facts())
     assert (reported.level, reported.message.split(":")[0]) == (
@@ -250,7 +250,7 @@ def test_unreferenced_files_are_counted_and_not_deleted(
     (reported,) = check_orphans(settings, facts())
     assert reported.level == "ok"
     assert "1 unreferenced item on the volume, 2.0 MB" in reported.message
-    assert picture.exists()
+    assert image.exists()
 
 
 def test_missing_checkpoints_are_reported_with_their_jobs(

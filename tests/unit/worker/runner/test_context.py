@@ -73,13 +73,13 @@ def test_a_job_without_progress_does_not_wait_for_the_disk(bench: Bench, volume:
 
 
 def test_from_its_first_progress_on_a_jobs_folder_identifies_it(bench: Bench, volume: Volume) -> None:
-    bench.context.report(0, 1, "pictures")
+    bench.context.report(0, 1, "images")
     assert len(bench.synced) == 1
     assert "spec.json" in bench.synced[0]  # its content: after a power cut it is complete or absent
     assert json.loads((volume.job(7) / "spec.json").read_text())["job"] == 7
     assert (volume.latest / "faces").resolve() == volume.attempt(7, 1).resolve()
     (volume.latest / "faces").unlink()
-    bench.context.report(1, 1, "pictures")
+    bench.context.report(1, 1, "images")
     assert len(bench.synced) == 1
     assert not (volume.latest / "faces").is_symlink(), "each word of progress makes the link again"
 
@@ -163,9 +163,9 @@ def test_a_job_that_could_not_write_its_spec_writes_it_with_the_next_report(
     with monkeypatch.context() as full:
         full.setattr(os, "fsync", no_room)
         with pytest.raises(DiskFullError):
-            bench.context.report(0, 1, "pictures")
+            bench.context.report(0, 1, "images")
     assert not (volume.job(7) / "spec.json").exists()
-    bench.context.report(1, 1, "pictures")
+    bench.context.report(1, 1, "images")
     assert (volume.job(7) / "spec.json").exists()
 
 

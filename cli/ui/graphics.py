@@ -21,14 +21,14 @@ SPARK_WIDTH = 48
 SHOWN = ("loss_d", "loss_g", "d_real", "d_fake", "augment_p", "images_per_s")
 
 
-def wanted() -> bool:
+def enabled() -> bool:
     """Return whether stdout is a terminal that shows colours and these characters."""
     return (
         output.on_terminal() and not os.environ.get("NO_COLOR") and output.overflow() == "ellipsis"  # UTF-8
     )
 
 
-def print_pictures(session: Session, job: Job) -> None:
+def print_graphics(session: Session, job: Job) -> None:
     """Print the last grid of a training or the first of a generation, and a line for each curve."""
     if job.kind not in ("train", "generate") or not job.attempt:
         return
@@ -40,7 +40,7 @@ def print_pictures(session: Session, job: Job) -> None:
 
     try:
         volume = session.volume
-    except VolumeError:  # the page above says so
+    except VolumeError:  # reported above
         return
     console = Console(highlight=False)
     grid = newest_grid(volume, job)
