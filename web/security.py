@@ -251,7 +251,8 @@ class Gate:
                 return problem(exc.problem, {**(exc.headers or {}), **close})
             if exc.problem.status == 401 and "text/html" in headers.get("accept", ""):
                 return _login_page()
-            return PlainTextResponse(f"{exc.problem.detail}\n", exc.problem.status, exc.headers)
+            hint = f"{exc.problem.hint}\n" if exc.problem.hint else ""
+            return PlainTextResponse(f"{exc.problem.detail}\n{hint}", exc.problem.status, exc.headers)
         except GanqError as exc:
             return problem(Problem.of(exc)) if of_api else PlainTextResponse(f"{exc.message}\n", 503)
         return None

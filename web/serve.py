@@ -163,8 +163,9 @@ def _exit(*_: object) -> None:
 
 @contextlib.contextmanager
 def _address_stored(settings: Settings, host: str, port: int, access: Access) -> Iterator[None]:
-    """Store the address for `ganq open` while the server runs."""
+    """Store the address for `ganq open` while the server runs; then that of an earlier server that still does."""
     path = settings.home / ADDRESS_FILE
+    earlier = running(settings)
     about = {"pid": os.getpid(), "url": link(host, port, None), "link": link(host, port, access.token)}
     with contextlib.suppress(OSError):
         settings.home.mkdir(parents=True, exist_ok=True)
@@ -176,7 +177,7 @@ def _address_stored(settings: Settings, host: str, port: int, access: Access) ->
     finally:
         with contextlib.suppress(OSError, ValueError):
             if json.loads(path.read_text()).get("pid") == os.getpid():
-                path.unlink()
+                path.unlink() if earlier is None else path.write_text(json.dumps(earlier))
 
 
 def running(settings: Settings) -> dict[str, Any] | None:

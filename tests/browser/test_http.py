@@ -321,6 +321,16 @@ def test_a_server_that_is_stopped_leaves_no_address_behind(own_world: World, own
     assert not address.exists()
 
 
+def test_the_address_of_an_earlier_server_stands_again_when_a_later_one_stops(
+    own_world: World, own_server: Server
+) -> None:
+    address = own_world.settings.home / "web.json"
+    later = Server(environment(own_world.settings)).start()
+    assert json.loads(address.read_text())["url"] == later.base + "/"
+    later.stop()
+    assert json.loads(address.read_text())["url"] == own_server.base + "/"
+
+
 def test_the_token_is_in_no_log(server: Server) -> None:
     assert server.said
     assert not any(server.token in line for line in server.said)

@@ -145,9 +145,11 @@ const ganq = (() => {
       const area = document.createElement("textarea");  // without https there is no clipboard
       area.value = text; document.body.append(area); area.select(); document.execCommand("copy"); area.remove();
     }
-    const before = button.textContent;
-    button.textContent = "Copied";
-    setTimeout(() => { button.textContent = before; }, 1200);
+    if (button.dataset.copied) return;
+    const before = [...button.childNodes];
+    button.style.minWidth = `${button.offsetWidth}px`;  // what stands beside it stays
+    button.dataset.copied = "1"; button.textContent = "Copied";
+    setTimeout(() => { button.replaceChildren(...before); delete button.dataset.copied; button.style.minWidth = ""; }, 1200);
   }
 
   document.addEventListener("click", event => {
