@@ -163,7 +163,7 @@ def _exit(*_: object) -> None:
 
 @contextlib.contextmanager
 def _address_stored(settings: Settings, host: str, port: int, access: Access) -> Iterator[None]:
-    """Store the address for `ganq open` while the server runs; then that of an earlier server that still does."""
+    """Store the address for `ganq open`; leave that of an earlier server, if it still runs."""
     path = settings.home / ADDRESS_FILE
     earlier = running(settings)
     about = {"pid": os.getpid(), "url": link(host, port, None), "link": link(host, port, access.token)}
