@@ -61,7 +61,7 @@ bench: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m cli.reference
 
-EXTRAS := --extra local --extra faces --extra onnx --extra video --extra judge --extra metrics --extra notify --extra tensorboard
+EXTRAS := --extra local --extra faces --extra onnx --extra video --extra judge --extra metrics --extra notify --extra tensorboard --extra wandb --extra hub
 COMPILE := uv pip compile pyproject.toml $(EXTRAS) --universal --python-version 3.11 --generate-hashes --upgrade
 
 # requirements.lock is what an installation needs, requirements-dev.lock adds what the tests need.

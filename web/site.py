@@ -13,6 +13,7 @@ from jobs.errors import VolumeError
 from jobs.states import JobState
 from storage.db.engine import Database
 from storage.db.queries import Queries
+from storage.db.rows import WorkerRow
 from storage.reachable import HINT, is_reachable, timeout_message
 from storage.settings import Settings
 from storage.volume.layout import Volume
@@ -25,6 +26,9 @@ HANGS_S = 12.0
 """Longer than the slowest read on a volume that works: the scores of a million images."""
 MOST_HANGING = 64
 LOCK_S = 1.0
+RECENT_S = 0.5
+CLOCK_S = 10.0
+"""Seconds after which the clock of the database is read again."""
 
 
 class Lru(Generic[T]):
@@ -102,6 +106,29 @@ class PerRevision:
                 own.release()
 
 
+class RecentQueries(Queries):
+    """Queries of a change: the workers are at most RECENT_S old, and the time is not read for each."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self._workers: tuple[float, list[WorkerRow]] = (float("-inf"), [])
+        self._clock: tuple[float, float] = (float("-inf"), 0.0)
+
+    def workers(self) -> list[WorkerRow]:
+        read_at, known = self._workers
+        if time.monotonic() - read_at > RECENT_S:
+            self._workers = time.monotonic(), (known := super().workers())
+        return known
+
+    def now(self) -> float:
+        read_at, then = self._clock
+        if time.monotonic() - read_at > CLOCK_S:
+            then = super().now()
+            read_at = time.monotonic()
+            self._clock = read_at, then
+        return then + time.monotonic() - read_at
+
+
 @dataclass
 class Site:
     """Job table, volume and caches of one server."""
@@ -111,6 +138,7 @@ class Site:
     allow_changes: bool = False
     revision: Callable[[], str] = field(default=lambda: "0")
     queries: Queries = field(init=False)
+    recent: Queries = field(init=False)
     volume: Volume = field(init=False)
     answers: PerRevision = field(default_factory=PerRevision)
     pictures: Lru[bytes] = field(default_factory=lambda: Lru[bytes](96 << 20))
@@ -122,6 +150,7 @@ class Site:
 
     def __post_init__(self) -> None:
         self.queries = Queries(self.database)
+        self.recent = RecentQueries(self.database)
         self.volume = Volume(self.settings.volume)
         self._asked = float("-inf")
         self._trouble: str | None = None

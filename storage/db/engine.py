@@ -4,7 +4,9 @@ Transactions for the job table, on SQLite or Postgres.
 Transient errors are retried: a lock, a conflict, a server that restarts. storage/db/errors.py lists them.
 """
 
+import contextlib
 import copy
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,6 +76,10 @@ class Database:
         self.autocommit_engine = self.engine.execution_options(**autocommit)
         self.answered_at = time.monotonic()
         """When the database last answered any thread of this process, by the monotonic clock."""
+        # SQLite lets a second writer sleep for up to 100 ms at a time; threads of this process queue here.
+        self._writing: contextlib.AbstractContextManager[Any] = (
+            threading.Lock() if self.is_sqlite else contextlib.nullcontext()
+        )
         self.had_tables = False
         self.backoffs = Backoffs()
         self.installation = ""
@@ -103,21 +109,28 @@ class Database:
             DatabaseUnavailableError: after patience_s seconds.
             SchemaMismatchError: the tables are not those of this code.
         """
-        done = self._run(self.autocommit_engine if autocommit else self.engine, work, patience_s)
+        engine = self.autocommit_engine if autocommit else self.engine
+        done = self._run(engine, work, patience_s, self._writing)
         if self.wal is not None:
             self.wal.maintain()
         return done
 
     def read(self, work: Callable[[Connection], T], *, patience_s: float = 5.0) -> T:
         """Run `work` in a read transaction; see write()."""
-        return self._run(self._readers, work, patience_s)
+        return self._run(self._readers, work, patience_s, contextlib.nullcontext())
 
-    def _run(self, engine: Engine, work: Callable[[Connection], T], patience_s: float) -> T:
+    def _run(
+        self,
+        engine: Engine,
+        work: Callable[[Connection], T],
+        patience_s: float,
+        turn: contextlib.AbstractContextManager[Any],
+    ) -> T:
         deadline = time.monotonic() + patience_s
         pause = 0.05
         while True:
             try:
-                with engine.begin() as conn:
+                with turn, engine.begin() as conn:
                     found = work(conn)
                 self.answered_at = time.monotonic()
                 return found

@@ -42,8 +42,18 @@ class StatusContext:
     """The jobs for which queued jobs gave up their worker."""
 
     @classmethod
-    def of(cls, queries: Queries, jobs: Iterable[Job]) -> "StatusContext":
-        """Load the context of some jobs."""
+    def of(
+        cls,
+        queries: Queries,
+        jobs: Iterable[Job],
+        labels: Mapping[int, Mapping[str, str]] | None = None,
+    ) -> "StatusContext":
+        """
+        Load the context of some jobs.
+
+        Args:
+            labels: of the jobs, if they are known; else they are read.
+        """
         jobs = list(jobs)
         waiting = [job.id for job in jobs if job.state is JobState.QUEUED and job.blockers]
         training = [job.id for job in jobs if job.state is JobState.RUNNING and job.kind == "train"]
@@ -53,7 +63,7 @@ class StatusContext:
             workers={row.name: row for row in queries.workers()},
             unfinished_dependencies=queries.unfinished_dependencies(waiting) if waiting else {},
             parts=queries.shard_summaries(waiting) if waiting else {},
-            labels=queries.labels_of([job.id for job in jobs]),
+            labels=queries.labels_of([job.id for job in jobs]) if labels is None else labels,
             warnings=queries.instabilities(training) if training else {},
             preempted_by=queries.preempted_by(preempted) if preempted else {},
         )

@@ -1,5 +1,6 @@
 """The REST API: a real `ganq web` over real sockets, on SQLite and Postgres."""
 
+import http.client
 import json
 import socket
 import time
@@ -405,6 +406,22 @@ def test_a_list_is_read_in_pages_and_filtered(
         assert code(viewer("GET", path)) == (404, "JOB_NOT_FOUND"), path
     assert code(viewer("GET", "/nope")) == (404, "NOT_FOUND")
     assert code(viewer("DELETE", "/jobs")) == (405, "METHOD_NOT_ALLOWED")
+
+
+def test_answers_on_a_kept_connection_do_not_wait_for_an_acknowledgement(
+    server: Server, token_of: Callable[[str, str], str]
+) -> None:
+    """Without TCP_NODELAY each would take 40 ms."""
+    kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    bearer = {"Authorization": f"Bearer {token_of('vera', 'viewer')}"}
+    took = []
+    for _ in range(21):
+        began = time.monotonic()
+        kept.request("GET", "/api/v1/jobs", headers=bearer)
+        assert kept.getresponse().read()
+        took.append(time.monotonic() - began)
+    kept.close()
+    assert sorted(took)[10] < 0.03
 
 
 def test_a_change_by_another_process_is_read_at_once_on_sqlite_and_soon_on_postgres(

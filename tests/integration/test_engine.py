@@ -141,6 +141,28 @@ def test_a_write_begins_immediately_so_that_reading_first_cannot_break_it(
 
 
 @only_sqlite
+def test_a_second_writer_of_a_process_waits_without_a_connection(database: Database) -> None:
+    """SQLite would let it sleep for up to 100 ms at a time, and take connections away from readers."""
+    begun, end = threading.Event(), threading.Event()
+
+    def slow(conn: Any) -> None:
+        begun.set()
+        end.wait(10)
+
+    writers = [threading.Thread(target=database.write, args=(slow,)) for _ in range(2)]
+    writers[0].start()
+    assert begun.wait(10)
+    writers[1].start()
+    time.sleep(0.2)
+    pool: Any = database.engine.pool
+    in_use = pool.checkedout()
+    end.set()
+    for one in writers:
+        one.join(10)
+    assert in_use == 1
+
+
+@only_sqlite
 def test_a_reader_is_not_kept_waiting_by_a_writer(
     database: Database, job_factory: "Callable[..., Job]", queries: "Queries"
 ) -> None:

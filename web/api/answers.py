@@ -12,13 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from jobs.errors import NotFoundError, SpecError
+from storage.db.queries import Queries
 from storage.db.rows import Checkpoint, Event, Job, WorkerRow
 from storage.status import job_text
 from storage.status.job_text import StatusContext
 from storage.volume.durable import raise_storage_error
 from web.html import as_json
 from web.problems import HttpError
-from web.site import Site
 
 FORMER = ("yields", "waits_for", "part_of", "parts")
 """Keys of `ganq status --json` that only ganq 0.2 had."""
@@ -37,13 +37,13 @@ def job_facts(job: Job, around: StatusContext) -> dict[str, Any]:
     return {**facts, **{name: getattr(job, name) for name in more}}
 
 
-def jobs_facts(site: Site, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    around = StatusContext.of(site.queries, jobs)
+def jobs_facts(queries: Queries, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    around = StatusContext.of(queries, jobs)
     return [job_facts(job, around) for job in jobs]
 
 
-def one_job(site: Site, job: Job) -> dict[str, Any]:
-    return jobs_facts(site, [job])[0]
+def one_job(queries: Queries, job: Job) -> dict[str, Any]:
+    return jobs_facts(queries, [job])[0]
 
 
 def tag_of(job: Job) -> str:

@@ -165,7 +165,7 @@ class Call:
     def session(self) -> Session:
         """Return the session of the facade: the settings are the server's, the user is the caller."""
         settings = replace(self.site.settings, user=self.principal.user, api_url="")
-        return Session(settings, self.site.database, self.site.queries, "api")
+        return Session(settings, self.site.database, self.site.recent, "api")
 
     @property
     def store(self) -> JobStore:

@@ -47,10 +47,13 @@ LONGEST_REASON = 1000
 def submit(call: Call) -> Response:
     """Submit one job; 200 instead of 201 if it was accepted earlier with this key."""
     kind, options = _request(call, ("kind",))
-    done = submit_request(call.session.settings, lambda create: call.session, read_request(kind, options))
+    request, session = read_request(kind, options), call.session
+    done = submit_request(session.settings, lambda create: session, request)
     job = done.accepted.job
+    labels = None if done.accepted.known else {job.id: request.job.labels}
+    around = StatusContext.of(call.site.recent, [job], labels)
     return json_answer(
-        {"job": one_job(call.site, job), "known": done.accepted.known, "notices": done.notices},
+        {"job": job_facts(job, around), "known": done.accepted.known, "notices": done.notices},
         200 if done.accepted.known else 201,
         {"Location": f"/api/v1/jobs/{job.id}", "ETag": tag_of(job)},
     )
@@ -142,7 +145,7 @@ def read_list(call: Call) -> Response:
         if wanted:
             raise SpecError("ids cannot be combined with filters")
         found = site.queries.get_many(ids)
-        return json_answer({"jobs": chosen_fields(jobs_facts(site, found), fields), "next": None})
+        return json_answer({"jobs": chosen_fields(jobs_facts(site.queries, found), fields), "next": None})
     since = wanted.get("since")
     listed = site.queries.page(
         Filter(
@@ -164,13 +167,13 @@ def read_list(call: Call) -> Response:
     if len(listed) > limit:
         given = [(name, text) for name, text in call.request.query_params.items() if name != "before"]
         more = f"/api/v1/jobs?{urlencode([*given, ('before', listed[limit - 1].id)])}"
-    return json_answer({"jobs": chosen_fields(jobs_facts(site, listed[:limit]), fields), "next": more})
+    return json_answer({"jobs": chosen_fields(jobs_facts(site.queries, listed[:limit]), fields), "next": more})
 
 
 def read(call: Call) -> Response:
     """Return one job."""
     job = call.job
-    facts = one_job(call.site, job)
+    facts = one_job(call.site.queries, job)
     fields = call.query.get("fields")
     return json_answer(chosen_fields([facts], fields)[0], headers={"ETag": tag_of(job)})
 
@@ -294,7 +297,7 @@ def _expecting(call: Call) -> JobStore:
 
 
 def _changed(call: Call, job: Job, **more: Any) -> Response:
-    return json_answer({"job": one_job(call.site, job), **more}, headers={"ETag": tag_of(job)})
+    return json_answer({"job": one_job(call.site.recent, job), **more}, headers={"ETag": tag_of(job)})
 
 
 def cancel(call: Call) -> Response:
