@@ -42,6 +42,7 @@ class Reason(StrEnum):
     NO_JOB = "folder without a job"
     LINK = "dangling link"
     DATASET = "unused data set"
+    UPLOAD = "unused uploaded data set"
     RESULTS = "results of an old job"
 
 
@@ -53,8 +54,10 @@ class Policy:
     """Since the end of an attempt; by then a worker that lost its lease has noticed."""
     temp_s: float = 3600.0
     """Since the last change of a temporary file that belongs to no attempt."""
+    uploads_s: float = 86400.0
+    """Since the last change of a file of an upload that was not completed; until then it can be resumed."""
     datasets_s: float | None = None
-    """Since the last use of a decoded data set; None: data sets are kept."""
+    """Since the last use of a decoded or uploaded data set; None: data sets are kept."""
     jobs_s: float | None = None
     """Since the end of a job whose results are deleted; None: results are kept."""
     named_models: bool = False

@@ -25,6 +25,7 @@ from storage.datasets.cache import INDEX
 from storage.db.engine import Database
 from storage.gc import policy as rules
 from storage.gc import scan as facts
+from storage.gc import uploads
 from storage.gc.archive import archived_ids
 from storage.gc.delete import delete_tree, opened
 from storage.gc.policy import TRASH, JobFacts, Policy, Reason
@@ -100,7 +101,7 @@ class Collector:
             DatabaseUnavailableError: the job table cannot be read.
         """
         plan = Plan()
-        for name in ("jobs", "datasets", "latest"):
+        for name in ("jobs", "datasets", "latest", "uploads"):
             if (self.volume.root / name).is_symlink():
                 plan.notes.append(f"{name} is a link, and was not searched")
         now = facts.volume_clock(self.volume)
@@ -114,6 +115,7 @@ class Collector:
             items += self._of_jobs(ours[start : start + BATCH_SIZE], plan)
         unused = {f"datasets/{one.fingerprint}": one for one in self._datasets(now)}
         items += [(path, Reason.DATASET, None) for path in unused]
+        items += self._uploads(now)
         items += self._links(now, [path for path, _, _ in items])
         self._measure(items, unused, plan)
         return plan
@@ -136,6 +138,8 @@ class Collector:
         for path, reason, job_id in items:
             try:
                 size = facts.measure(self.volume.root / path)[0]
+                if reason is Reason.UPLOAD:
+                    size = uploads.bytes_of(self.volume.root / path)
                 plan.items.append(Item(path, reason, size, job_id, unused.get(path)))
             except facts.MountedError as exc:
                 plan.notes.append(str(exc))
@@ -263,6 +267,17 @@ class Collector:
         readers = self.database.read(facts.dataset_readers)
         return [one for one in seen if rules.unused(one, readers, age_s)]
 
+    def _uploads(self, now: float) -> list[Deletion]:
+        if self.volume.uploads.is_symlink():
+            return []
+        return list(uploads.unneeded(self.volume, self._needed_sets(), now, self.policy))
+
+    def _needed_sets(self) -> set[str]:
+        age_s = self.policy.datasets_s
+        if age_s is None:
+            return set()
+        return self.database.read(partial(uploads.needed_sets, age_s=age_s), patience_s=30.0)
+
     def _links(self, now: float, going: Sequence[str]) -> list[Deletion]:
         """Return ganq's own links in latest/ that dangle, or will after the sweep."""
         found: list[Deletion] = []
@@ -337,7 +352,35 @@ class Collector:
             ask = partial(self._is_in_use, item.cache)
         elif item.reason is Reason.LINK:
             ask = self._is_link
+        elif item.reason is Reason.UPLOAD:
+            self._sweep_upload(item, done)
+            return
+        elif item.reason is Reason.UNFINISHED and item.path.startswith(uploads.BLOBS):
+            ask = partial(self._is_arriving, facts.volume_clock(self.volume))
         self._remove(item, done, ask)
+
+    def _sweep_upload(self, item: Item, done: Swept) -> None:
+        """Delete an uploaded data set, then the blobs that no other one has."""
+        inodes: set[int] = set()
+        now, path = facts.volume_clock(self.volume), PurePosixPath(item.path)
+
+        def ask(folder: int, trash: str) -> str | None:
+            # A submission touches the folder before its row is committed, and fails once it is renamed.
+            age_s = now - os.stat(trash, dir_fd=folder).st_mtime
+            if path.name in self._needed_sets() or age_s < (self.policy.datasets_s or 0.0):
+                return "a job reads it"
+            inodes.update(uploads.files_of(folder, trash))
+            return None
+
+        self._remove(item, done, ask)
+        if done.gone and done.gone[-1] is item:
+            uploads.delete_blobs(self.volume, inodes)
+
+    def _is_arriving(self, now: float, folder: int, trash: str) -> str | None:
+        """Return why an uploaded file is kept: an upload goes on, or a data set has it now."""
+        about = os.stat(trash, dir_fd=folder, follow_symlinks=False)
+        used = now - about.st_mtime < self.policy.uploads_s or about.st_nlink > 1
+        return "an upload goes on" if used else None
 
     def _is_in_use(self, cache: rules.Cache, folder: int, trash: str) -> str | None:
         """

@@ -5,6 +5,7 @@ Layout of the shared volume. Paths are made from ids only, never from names.
     <volume>/jobs/000012/samples                      link to the sample grids of all attempts (training)
     <volume>/jobs/000012/a1/checkpoints/epoch-0005/   samples/   images/   grids/   metrics.jsonl   log.txt
     <volume>/datasets/<fingerprint>/images.u8  index.json  report.json
+    <volume>/uploads/blobs/ab/<sha-256>   uploads/datasets/<id>/   what clients have uploaded
     <volume>/latest/<name, or kind>                   links to the newest attempt, for a file manager
 """
 
@@ -49,6 +50,11 @@ class Volume:
     @property
     def datasets(self) -> Path:
         return self.root / "datasets"
+
+    @property
+    def uploads(self) -> Path:
+        """Return the folder of uploaded files and data sets; see web/api/uploads.py."""
+        return self.root / "uploads"
 
     def dataset(self, fingerprint: str) -> Path:
         if not FINGERPRINT.fullmatch(fingerprint):

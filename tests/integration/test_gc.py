@@ -1,5 +1,6 @@
 """What `ganq gc` deletes and what it leaves, with real rows and real files (FAULTS F29, F48, I9)."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -819,6 +820,93 @@ def test_a_data_set_in_use_is_kept(
         os.utime(files.volume.dataset(fingerprint) / "index.json")
     assert gc(datasets_s=DAY_S)[0].items == []
     assert files.volume.dataset(fingerprint).exists()
+
+
+# --- uploads ------------------------------------------------------------------------------
+
+
+def uploaded(volume: Volume, letter: str, *contents: bytes, linked: bool = True) -> Path:
+    """A data set as web/api/uploads.py stores it, uploaded long ago; returns its folder."""
+    folder = volume.uploads / "datasets" / (letter * 32)
+    for number, content in enumerate(contents):
+        sha256 = hashlib.sha256(content).hexdigest()
+        blob = volume.uploads / "blobs" / sha256[:2] / sha256
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        if not blob.exists():
+            blob.write_bytes(content)
+        if linked:
+            folder.mkdir(parents=True, exist_ok=True)
+            os.link(blob, folder / f"{number}.png")
+    grow_old(volume.uploads)
+    return folder
+
+
+def blobs_of(volume: Volume) -> set[bytes]:
+    return {path.read_bytes() for path in (volume.uploads / "blobs").rglob("*") if path.is_file()}
+
+
+def test_an_upload_that_was_not_completed_can_be_resumed_for_a_day(volume: Volume, gc: Any) -> None:
+    uploaded(volume, "a", b"of a data set")
+    uploaded(volume, "b", b"of none", linked=False)
+    part = next((volume.uploads / "blobs").iterdir()) / f"{'c' * 64}.part"
+    part.write_bytes(b"half of")
+    temp = volume.uploads / "datasets" / f".{'d' * 32}-0123abcd"
+    temp.mkdir()
+    assert [item.bytes for item in gc()[0].items] == [7]  # of the blob without a data set
+    assert part.exists()
+    grow_old(part)
+    grow_old(temp)
+    plan, _ = gc()
+    assert set(reasons(plan).values()) == {Reason.UNFINISHED}
+    assert not part.exists()
+    assert not temp.exists()
+    assert blobs_of(volume) == {b"of a data set"}
+
+
+@pytest.mark.parametrize("how", ["queued", "kept", "ended just now", "touched"])
+def test_an_uploaded_data_set_goes_on_request_when_no_job_needs_it(
+    files: Files,
+    volume: Volume,
+    gc: Any,
+    store: "JobStore",
+    job_factory: Callable[..., Job],
+    running_job_factory: Callable[..., Lease],
+    how: str,
+) -> None:
+    first, second = uploaded(volume, "a", b"one", b"both"), uploaded(volume, "b", b"both", b"two")
+    spec = {"data": str(second), "size": 16}
+    if how == "queued":
+        job_factory(spec=spec)
+    elif how != "touched":
+        lease = running_job_factory(spec=spec)
+        store.succeed(lease, {})
+        if how == "kept":
+            store.keep(lease.job_id, kept=True)
+            files.ended_long_ago(lease.job_id)
+    else:
+        os.utime(second)
+    assert gc()[0].items == []
+    plan, _ = gc(datasets_s=DAY_S)
+    assert [(item.path, item.reason, item.bytes) for item in plan.items] == [
+        (f"uploads/datasets/{'a' * 32}", Reason.UPLOAD, 3)
+    ]
+    assert not first.exists()
+    assert blobs_of(volume) == {b"both", b"two"}
+
+
+def test_an_uploaded_data_set_that_is_submitted_since_it_was_planned_stays(
+    database: Database, volume: Volume, job_factory: Callable[..., Job]
+) -> None:
+    used, touched = uploaded(volume, "a", b"one"), uploaded(volume, "b", b"two")
+    garbage = Collector(database, volume, Policy(datasets_s=DAY_S))
+    plan = garbage.plan()
+    assert len(plan.items) == 2
+    job_factory(spec={"data": str(used / "0.png"), "size": 16})
+    os.utime(touched)
+    assert [why for _, why in garbage.sweep(plan).kept] == ["a job reads it"] * 2
+    assert used.exists()
+    assert touched.exists()
+    assert len(blobs_of(volume)) == 2
 
 
 def test_a_data_set_that_a_job_opens_while_it_is_renamed_is_given_back(
