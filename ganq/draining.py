@@ -34,9 +34,7 @@ def choose(session: Session, names: Sequence[str] = (), host: str | None = None)
 
 def request_drain(session: Session, workers: "Sequence[WorkerRow]") -> None:
     """Record the request in the rows of workers; each sees it with its next heartbeat."""
-    from storage.db.workers import WorkerStore
-
-    WorkerStore.request_drain(session.database, [row.name for row in workers])
+    session.request_drain([row.name for row in workers])
 
 
 def wait_until_stopped(

@@ -1,6 +1,6 @@
 """Settings and job table, for the client and for the command line."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -74,6 +74,12 @@ class Session:
             )
         return volume
 
+    def request_drain(self, names: Sequence[str]) -> None:
+        """Ask workers to return their jobs and exit."""
+        from storage.db.workers import WorkerStore
+
+        WorkerStore.request_drain(self.database, names)
+
     # --- of a server; see ganq/remote/session.py ----------------------------------------------
 
     def take_notices(self) -> list[str]:
@@ -88,6 +94,14 @@ class Session:
         self, asked: Any, request: Any, changes: Sequence[dict[str, Any]], after: Sequence[int]
     ) -> Any:
         """Submit a sweep that the server resolves."""
+        raise NotImplementedError
+
+    def planned(self, planned: "Mapping[str, Sequence[Job]]") -> "Queries":
+        """Return the queries with jobs that are not submitted yet; see ganq/submission/planned.py."""
+        raise NotImplementedError
+
+    def submit_file(self, jobs: Sequence[Any]) -> Any:
+        """Submit the jobs of a job file that the server resolves."""
         raise NotImplementedError
 
     def resubmit(self, job: "Job", *, with_waiting: bool) -> Iterator[Any]:

@@ -78,6 +78,10 @@ class Settings:
     """URL of a server: jobs are submitted and read through its REST API instead of the job table."""
     api_token: str = field(default="", repr=False)
     """Token for that server."""
+    api_seconds: float = 30.0
+    """Time without an answer after which that server counts as away; a command then tries again."""
+    api_paths: str = ""
+    """Folders of the server that a REST request may name, separated by colons; an admin may name any path."""
     data: str | None = None
     """Default data set for `ganq submit train`."""
     user: str = ""
@@ -145,6 +149,11 @@ class Settings:
         return folder if socket_fits(folder / LONGEST_SOCKET_NAME) else Path("/tmp") / name
 
     @property
+    def allowed_folders(self) -> list[Path]:
+        """The folders of `api_paths`."""
+        return [Path(one) for one in self.api_paths.split(":") if one.strip()]
+
+    @property
     def metrics_address(self) -> tuple[str, int] | None:
         """
         Return host and port of `metrics_port`; None if it is empty.
@@ -192,7 +201,7 @@ class Settings:
         Raises:
             ConfigError: intervals with which no lease could be kept, or an unknown way to log.
         """
-        for name in ("heartbeat", "cancel_poll", "reap", "poll", "lease", "volume", "stuck"):
+        for name in ("heartbeat", "cancel_poll", "reap", "poll", "lease", "volume", "stuck", "api"):
             if not getattr(self, f"{name}_seconds") > 0:
                 raise ConfigError(f"{told[f'{name}_seconds']} must be more than 0", hint="e.g. leave it out")
         if self.lease_seconds < 3 * self.heartbeat_seconds:
@@ -220,6 +229,12 @@ class Settings:
                 f"{told['webhook_timeout_seconds']} is not possible",
                 hint=f"more than 0 and at most {LONGEST_WEBHOOK_S:.0f} seconds",
             )
+        for folder in self.allowed_folders:
+            if not folder.is_absolute():
+                raise ConfigError(
+                    f"{told['api_paths'].place}: {folder} is not an absolute path",
+                    hint="folders separated by colons, e.g. /data/faces:/data/cats",
+                )
         if self.log_level.upper() not in LOG_LEVELS:
             raise ConfigError(f"{told['log_level']} is none", hint=f"one of {', '.join(LOG_LEVELS)}")
         if self.log_format not in ("text", "json"):

@@ -37,8 +37,6 @@ def submit_unresolved(
     Raises:
         SpecError: an option needs the job table, or the volume.
     """
-    if request.dry_run:
-        raise SpecError("--dry-run is not possible with GANQ_API_URL", hint="run it on the server")
     options = {name: value for name, value in options.items() if value is not None}
     out = options.pop("out", None)
     if out is not None and not request.wait:

@@ -70,7 +70,7 @@ def evaluate(subject: str, **options: Any) -> int:
     request = read_submit_options(options)
     given = given_only(options)
     settings = Settings.load()
-    if settings.api_url:
+    if settings.api_url and not request.dry_run:
         return submit_unresolved(
             "evaluate", {**given, "subject": subject}, request, EvaluateSpec, NEVER_SWEPT
         )

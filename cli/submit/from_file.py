@@ -28,7 +28,9 @@ def submit_file(file: str, *, dry_run: bool, held: bool, as_json: bool) -> int:
             replace(job, request=replace(job.request, job=replace(job.request.job, held=True)))
             for job in jobs
         ]
-    plan = plan_file(settings, lambda create: open_session(create=create, settings=settings), jobs)
+    plan = plan_file(
+        settings, lambda create: open_session(create=create, settings=settings), jobs, dry_run=dry_run
+    )
     if dry_run:
         return _show(plan, as_json)
     made, notices = submit_planned(plan)
@@ -70,9 +72,9 @@ def _announce(plan: PlannedFile, made: Sequence[Sequence[int]], as_json: bool) -
         output.print_json([job_text.as_json(row, context) for row in rows])
         return
     by_id = {row.id: row for row in rows}
-    for entry, ids in zip(plan.entries, made, strict=True):
+    for planned, ids in zip(plan.jobs, made, strict=True):
         job = by_id[ids[0]]
-        if entry.swept:
+        if planned.axes:
             jobs = output.count(len(ids), "job")
             click.echo(f"sweep {job.sweep}: {jobs} of kind {job.kind} accepted, {ids[0]} to {ids[-1]}")
         else:

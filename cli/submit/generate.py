@@ -129,7 +129,7 @@ def generate(source: str | None, now: bool, **options: Any) -> int:
     """Generate images with a trained GAN."""
     request = read_submit_options(options)
     given = given_only(options)
-    if Settings.load().api_url:
+    if Settings.load().api_url and not request.dry_run:
         asked = {**given, "source": source, "now": now or None}
         return submit_unresolved("generate", asked, request, GenerateSpec, NEVER_SWEPT)
     if "out" in given:

@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
+from ganq.submission.preflight import ON_SERVER
 from ganq.submission.templates import load_template, save_template, template_names
 from jobs.errors import NotFoundError, SpecError
 from storage.settings import Settings
@@ -75,7 +76,7 @@ def save_typed_options(name: str) -> Path:
         value = ctx.params.get(field)
         if field in NOT_SAVED or value is None or ctx.get_parameter_source(field) not in TYPED:
             continue
-        if field in PATHS:
+        if field in PATHS and not str(value).startswith(ON_SERVER):
             value = str(Path(value).expanduser().absolute())
         if field == "labels":
             value = dict(map(read_label, value))

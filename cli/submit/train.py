@@ -18,7 +18,6 @@ from cli.ui.params import RenamedChoice
 from ganq.submission import preflight
 from ganq.submission.accept import prerequisites
 from ganq.submission.train import absolute_paths, prepare
-from jobs.errors import SpecError
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
 from jobs.specs import FEATURE_NETWORKS, Augment, TrainSpec, check_name
 from storage.settings import Settings
@@ -170,16 +169,12 @@ def train(
         check_name(save_as)
     request = read_submit_options(options)
     settings = Settings.load()
-    if settings.api_url:
+    if settings.api_url and not request.dry_run:
+        asked = {**given_only(options), "continue_from": source, "init_from": start}
+        code = submit_unresolved("train", asked, request, TrainSpec, NEVER_SWEPT)
         if save_as is not None:
-            raise SpecError("--save-as is not possible with GANQ_API_URL", hint="run it on the server")
-        return submit_unresolved(
-            "train",
-            {**given_only(options), "continue_from": source, "init_from": start},
-            request,
-            TrainSpec,
-            NEVER_SWEPT,
-        )
+            output.notice(f"template {save_as}: {save_typed_options(save_as)}")
+        return code
     given = absolute_paths(given_only(options))
     preflight.find_feature_network(given)
     changes = sweep.combinations(TrainSpec, request.sweep, given, never=NEVER_SWEPT)

@@ -27,13 +27,14 @@ class Api:
     Args:
         url: of the server: https://ganq.lab.example, or http://127.0.0.1:8311.
         token: of `ganq token create`.
+        timeout_s: time without an answer, or a byte of one, after which the server counts as away.
 
     Raises:
         ConfigError: the URL is malformed.
         UnauthenticatedError: there is no token.
     """
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, timeout_s: float = TIMEOUT_S) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
             raise ConfigError(
@@ -47,24 +48,29 @@ class Api:
             report([f"{url} is not encrypted: others on the network can read the token"])
         self.url = url.rstrip("/").removesuffix(PREFIX)
         self._token = token
+        self._timeout_s = timeout_s
         self._client: httpx.Client | None = None
 
     @property
     def client(self) -> "httpx.Client":
         """Return the HTTP client; httpx is imported on first use."""
         if self._client is None:
-            import ssl
-
             import httpx
 
-            from storage.version import version
-
-            self._client = httpx.Client(
-                headers={"Authorization": f"Bearer {self._token}", "User-Agent": f"ganq/{version()}"},
-                timeout=httpx.Timeout(TIMEOUT_S),
-                verify=ssl.create_default_context() if self.url.startswith("https") else False,
-            )
+            self._client = httpx.Client(**self.options())
         return self._client
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of an HTTP client: headers, timeout, certificates."""
+        import ssl
+
+        from storage.version import version
+
+        return {
+            "headers": {"Authorization": f"Bearer {self._token}", "User-Agent": f"ganq/{version()}"},
+            "timeout": self._timeout_s,
+            "verify": ssl.create_default_context() if self.url.startswith("https") else False,
+        }
 
     def get(self, path: str, **params: Any) -> Any:
         """
@@ -110,7 +116,7 @@ class Api:
             GanqError: that of the server.
             ServerUnavailableError: it does not answer.
         """
-        with self._unavailable():
+        with self.unavailable():
             answer = self.client.request(method, self.url + PREFIX + path, **options)
         self.require_success(answer)
         return answer
@@ -128,7 +134,7 @@ class Api:
         """
         given = {name: value for name, value in params.items() if value is not None}
         with (
-            self._unavailable(),
+            self.unavailable(),
             self.client.stream(
                 "GET", self.url + PREFIX + path, params=given, headers=dict(headers or {})
             ) as answer,
@@ -148,7 +154,11 @@ class Api:
         return work()
 
     @contextmanager
-    def _unavailable(self) -> Iterator[None]:
+    def unavailable(self) -> Iterator[None]:
+        """
+        Raises:
+            ServerUnavailableError: the server does not answer.
+        """
         import httpx
 
         try:

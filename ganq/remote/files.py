@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PAUSE_S = (0.5, 10.0)
 """First and longest pause before a stream that broke off is opened again."""
+GIVE_UP_S = 600.0
+"""Time without progress after which a transfer or a stream is given up."""
 TAIL = 1 << 16
 MANIFEST = "manifest.jsonl"
 PARTIAL = ".ganq-partial"
@@ -47,7 +49,7 @@ def until_done(work: Callable[[], bool], progress: Callable[[], Any]) -> None:
             now = progress()
             if now != known:
                 known, since, pause, said = now, time.monotonic(), PAUSE_S[0], False
-            elif time.monotonic() - since > 600:
+            elif time.monotonic() - since > GIVE_UP_S:
                 raise
             if not said:
                 report([f"{exc.message}; trying again"])
@@ -119,7 +121,7 @@ def _followed(api: Api, path: str, attempt: int, offset: int) -> Iterator[str]:
                         number = event_id
                         yield data["text"]
         except ServerUnavailableError as exc:
-            if time.monotonic() - since > 600:
+            if time.monotonic() - since > GIVE_UP_S:
                 raise
             if not said:
                 report([f"{exc.message}; trying again"])
@@ -128,16 +130,28 @@ def _followed(api: Api, path: str, attempt: int, offset: int) -> Iterator[str]:
         pause = min(2 * pause, PAUSE_S[1])
 
 
+class EventParser:
+    """Puts the events of a stream together from its lines."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, str] = {}
+
+    def line(self, line: str) -> tuple[str, dict[str, Any], str] | None:
+        """Take a line; return the event that it ends: kind, data, id."""
+        if line:
+            if (part := EVENT.fullmatch(line)) is not None:
+                self._found[part[1]] = part[2]
+            return None
+        found, self._found = self._found, {}
+        if "data" not in found:
+            return None
+        return found.get("event", "message"), json.loads(found["data"]), found.get("id", "")
+
+
 def sse(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yield the events of a stream: kind, data, id."""
-    found: dict[str, str] = {}
-    for line in lines:
-        if line == "":
-            if "data" in found:
-                yield found.get("event", "message"), json.loads(found["data"]), found.get("id", "")
-            found = {}
-        elif (part := EVENT.fullmatch(line)) is not None:
-            found[part[1]] = part[2]
+    events = EventParser()
+    yield from (event for event in map(events.line, lines) if event is not None)
 
 
 # --- images -----------------------------------------------------------------------------------
@@ -170,17 +184,22 @@ def images(api: Api, path: str) -> Iterator[Image]:
     while after is not None:
         page = api.get(f"{path}/images", after=None if after < 0 else after, limit=1000)
         for one in page["images"]:
-            yield RemoteImage(
-                index=one["index"],
-                seed=one["seed"],
-                sample_index=one["sample_index"],
-                score=one["score"],
-                sha256=one["sha256"],
-                class_name=one["class"],
-                record={name: value for name, value in one.items() if value is not None},
-                _fetch=_fetcher(api, f"{path}/images/{one['sha256']}"),
-            )
+            yield image_of(one, _fetcher(api, f"{path}/images/{one['sha256']}"))
         after = page["next_after"]
+
+
+def image_of(one: dict[str, Any], fetch: "Callable[[], bytes] | None" = None) -> RemoteImage:
+    """Return an image from its JSON."""
+    return RemoteImage(
+        index=one["index"],
+        seed=one["seed"],
+        sample_index=one["sample_index"],
+        score=one["score"],
+        sha256=one["sha256"],
+        class_name=one["class"],
+        record={name: value for name, value in one.items() if value is not None},
+        _fetch=fetch,
+    )
 
 
 def _fetcher(api: Api, path: str) -> Callable[[], bytes]:

@@ -5,6 +5,8 @@ It has the methods of ganq.session.Session, so that the facade and the commands 
 table itself raise an error.
 """
 
+import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +18,12 @@ from ganq.remote.api import Api
 from ganq.remote.rows import checkpoint_row, event_row, job_row, worker_row
 from ganq.session import Session
 from ganq.submission.accept import AcceptedJob, AcceptedSweep, SubmitOptions, UnresolvedRequest
+from ganq.submission.jobfile import FileJob, located
+from ganq.submission.planned import WithPlanned
+from ganq.submission.preflight import ON_SERVER, find_data, remember_data
 from ganq.submission.retry import Resubmitted
-from jobs.errors import ConfigError, VolumeError
+from jobs.errors import ConfigError, JobNotFoundError, VolumeError
+from jobs.kinds import KINDS
 from jobs.states import JobState
 from storage.db.queries import PAGE, Filter, Queries
 from storage.db.quotas import Quota, Quotas
@@ -31,6 +37,8 @@ if TYPE_CHECKING:
     from storage.volume.layout import Volume
 
 
+NEWEST = 50
+"""Jobs of each kind among which the newest model is searched."""
 REFERENCES = ("source", "continue_from", "init_from", "subject")
 """Options that name a job, by a ganq.Job as well."""
 
@@ -179,6 +187,27 @@ class RemoteQueries(Queries):
     def submitter_uid(self, job_id: int) -> int | None:
         return None
 
+    def newest_model(self, *, succeeded: bool = False) -> Job:
+        models = [kind for kind in KINDS.values() if kind.makes_model]
+        newest = [job for kind in models for job in self.page(Filter(kind=kind.name), limit=NEWEST)]
+        for job in sorted(newest, key=lambda job: job.id, reverse=True):
+            if (job.state is JobState.SUCCEEDED if succeeded else True) and (
+                not job.state.terminal or self.checkpoints(job.id)
+            ):
+                return job
+        raise JobNotFoundError(
+            "there is nothing to generate from yet",
+            hint="train first (ganq submit train --data DIR), or import weights (ganq import)",
+        )
+
+
+class PlannedRemoteQueries(WithPlanned, RemoteQueries):
+    """The jobs of the server, with planned ones."""
+
+    def __init__(self, api: Api, planned: Mapping[str, Sequence[Job]]) -> None:
+        RemoteQueries.__init__(self, api)
+        self.planned = planned
+
 
 def _params(wanted: Filter) -> dict[str, Any]:
     """Return the query of GET /jobs."""
@@ -194,6 +223,7 @@ def _params(wanted: Filter) -> dict[str, Any]:
         "shards": "true" if wanted.parts else None,
         "shards_of": wanted.part_of,
         "since_at": None if wanted.since is None else int(wanted.since),
+        "to_retry": "true" if wanted.to_retry else None,
     }
     return {name: value for name, value in params.items() if value is not None}
 
@@ -294,9 +324,10 @@ class RemoteSession(Session):
         self, asked: UnresolvedRequest, request: SubmitOptions, after: Sequence[int]
     ) -> AcceptedJob:
         """Upload what is local, and submit; see ganq.submission.accept.accept_job()."""
-        body, key = self._body(asked, request, after)
+        self.notices.clear()
+        body, key = self.body(asked.kind, asked.options, request, after)
         answer = self.api.post("/jobs", body, key=key)
-        self.notices[:] = answer["notices"]
+        self.notices.extend(answer["notices"])
         return AcceptedJob(self.queries._job(answer["job"]), answer["known"])
 
     def accept_sweep(
@@ -307,24 +338,77 @@ class RemoteSession(Session):
         after: Sequence[int],
     ) -> AcceptedSweep:
         """Upload what is local, and submit; see ganq.submission.accept.accept_sweep()."""
-        body, key = self._body(asked, request, after)
+        self.notices.clear()
+        body, key = self.body(asked.kind, asked.options, request, after)
         over = {name: list(dict.fromkeys(one[name] for one in changes)) for name in changes[0]}
         answer = self.api.post("/sweeps", {**body, "over": over}, key=key)
-        self.notices[:] = answer["notices"]
+        self.notices.extend(answer["notices"])
         return AcceptedSweep(Sweep(answer["sweep"], tuple(answer["jobs"])), answer["name"], answer["known"])
 
-    def _body(
-        self, asked: UnresolvedRequest, request: SubmitOptions, after: Sequence[int]
-    ) -> tuple[dict[str, Any], str]:
-        import secrets
+    def submit_file(self, jobs: "Sequence[FileJob]") -> tuple[list[tuple[int, ...]], list[str]]:
+        """Upload what is local, and submit; see ganq.submission.jobfile.submit_planned()."""
+        self.notices.clear()
+        tables = []
+        for job in jobs:
+            with located(job.place):
+                body, key = self.body(job.request.kind, job.request.given, job.request.job)
+            swept = {"sweep": {name: list(values) for name, values in job.axes.items()}} if job.axes else {}
+            tables.append({**body, **swept, "submit_key": key})
+        places = [job.place for job in jobs]
+        answer = self.api.post("/jobfiles", {"job": tables, "places": places}, key=secrets.token_hex(16))
+        notices = [*dict.fromkeys([*self.take_notices(), *answer["notices"]])]
+        return [tuple(ids) for ids in answer["jobs"]], notices
 
+    def planned(self, planned: Mapping[str, Sequence[Job]]) -> PlannedRemoteQueries:
+        return PlannedRemoteQueries(self.api, planned)
+
+    def request_drain(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.api.post(f"/workers/{quote(name, safe='')}/drain", {})
+
+    def _with_data(self, kind: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options with the data set that this machine uses by default; remember the one given."""
+        given = {name: value for name, value in asked.items() if value is not None}
+        of_path = kind == "evaluate" and ("path" in given or self._is_path(given.get("subject")))
+        if kind == "evaluate" and not of_path and "subject" in given:
+            given["subject"] = self.queries.find(reference_text(given["subject"])).id
+        if (kind == "train" and "continue_from" not in given) or of_path:
+            if "data" not in given:
+                given["data"] = find_data(self.settings, None)
+                self.notices.append(
+                    f"training on {given['data']}"
+                    if kind == "train"
+                    else f"comparing with the real images in {given['data']}"
+                )
+            data = os.fspath(given["data"])
+            if kind == "train" and Path(data).expanduser().exists():
+                remember_data(self.settings, str(Path(data).expanduser().absolute()))
+        return given
+
+    def _is_path(self, subject: Any) -> bool:
+        """Return whether the subject of an evaluation is a path; as at home, a job comes first."""
+        if not isinstance(subject, str | os.PathLike):
+            return False
+        text = os.fspath(subject)
+        if "/" in text or text.startswith(ON_SERVER):
+            return True
+        try:
+            self.queries.find(text)
+        except JobNotFoundError:
+            return Path(text).exists()
+        return False
+
+    def body(
+        self, kind: str, asked: Mapping[str, Any], request: SubmitOptions, after: Sequence[int] = ()
+    ) -> tuple[dict[str, Any], str]:
+        """Upload what is local; return the body of a submission, and its key."""
         from ganq.remote.upload import on_server
 
         options = {
             name: reference_text(value)
             if name in REFERENCES and value is not None and not isinstance(value, str)
             else on_server(self.api, name, value)
-            for name, value in asked.options.items()
+            for name, value in self._with_data(kind, asked).items()
         }
         of_job = {
             "name": request.name,
@@ -343,7 +427,7 @@ class RemoteSession(Session):
             "max_running": request.max_running,
         }
         given = {name: value for name, value in {**options, **of_job}.items() if value is not None}
-        return {"kind": asked.kind, **given}, request.submit_key or secrets.token_hex(16)
+        return {"kind": kind, **given}, request.submit_key or secrets.token_hex(16)
 
     def resubmit(self, job: Job, *, with_waiting: bool) -> Iterator[Resubmitted]:
         """See ganq.submission.retry.resubmit()."""
@@ -395,6 +479,6 @@ def open_remote(settings: Settings, way: str) -> RemoteSession:
         ConfigError: the URL is malformed.
         UnauthenticatedError: there is no token.
     """
-    api = Api(settings.api_url, settings.api_token)
+    api = Api(settings.api_url, settings.api_token, settings.api_seconds)
     queries = RemoteQueries(api)
     return RemoteSession(settings, queries.database, queries, way, api)

@@ -132,7 +132,7 @@ def known_classes(session: Session, model: "Job") -> list[str] | None:
     """Return the classes of a conditional training; None until its data set has been decoded."""
     known: list[str] | None = (model.result or {}).get("classes")
     pinned = (model.inputs or {}).get("fingerprint")
-    if known is None and pinned is not None:
+    if known is None and pinned is not None and not session.remote:
         from storage.datasets.cache import classes_of
 
         known = classes_of(session.volume, pinned)

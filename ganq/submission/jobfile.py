@@ -88,6 +88,20 @@ def read_file(text: bytes, name: str) -> list[FileJob]:
         SpecError: it is not valid: the message has the line.
     """
     data = _parse(text, name)
+    lines = [text.count(b"\n", 0, found.start()) + 1 for found in JOB_LINE.finditer(text.decode())]
+    return read_tables(data, name, [f"{name}, line {line}" for line in lines])
+
+
+def read_tables(data: Mapping[str, Any], name: str, places: Sequence[str] = ()) -> list[FileJob]:
+    """
+    Read the tables of a job file.
+
+    Args:
+        places: where each job stands, for errors; as many as jobs, or they are numbered.
+
+    Raises:
+        SpecError: they are not valid.
+    """
     for key in data:
         if key not in TOP:
             raise unknown_option(f"{name}: there is no table {key[:40]!r}", key, TOP)
@@ -96,12 +110,8 @@ def read_file(text: bytes, name: str) -> list[FileJob]:
         raise SpecError(f"{name} has no [[job]] table", hint='[[job]], then kind = "train" and its options')
     if not isinstance(defaults, dict):
         raise SpecError(f"{name}: defaults is not a table", hint="[defaults]")
-    lines = [text.count(b"\n", 0, found.start()) + 1 for found in JOB_LINE.finditer(text.decode())]
-    known = len(lines) == len(tables)
-    places = [
-        f"{name}, line {lines[index]}" if known else f"{name}, job {index + 1}"
-        for index in range(len(tables))
-    ]
+    if len(places) != len(tables):
+        places = [f"{name}, job {index + 1}" for index in range(len(tables))]
     _check_defaults(defaults, [str(table.get("kind")) for table in tables], name)
     jobs = [_read_job(table, defaults, place) for table, place in zip(tables, places, strict=True)]
     if sum(len(job.changes) for job in jobs) > MAX_JOBS:
@@ -154,7 +164,7 @@ def _has(kind: str, option: str) -> bool:
 
 
 def _read_job(table: Mapping[str, Any], defaults: Mapping[str, Any], place: str) -> FileJob:
-    with _located(place):
+    with located(place):
         kind = table.get("kind")
         if not isinstance(kind, str) or kind not in SOURCES:
             said = "has no kind" if kind is None else f"has kind {str(kind)[:40]!r}"
@@ -238,10 +248,13 @@ def _in_order(jobs: Sequence[FileJob]) -> list[FileJob]:
 
 
 def plan_file(
-    settings: "Settings", opened: Callable[[bool], Session], jobs: Sequence[FileJob]
+    settings: "Settings", opened: Callable[[bool], Session], jobs: Sequence[FileJob], *, dry_run: bool = False
 ) -> PlannedFile:
     """
     Check all jobs against the job table and the data sets; nothing is submitted.
+
+    Args:
+        dry_run: check them also if a server does that when they are submitted.
 
     Raises:
         NotFoundError, SpecError, DatasetError: a job cannot work; the message has its line.
@@ -251,19 +264,22 @@ def plan_file(
     from worker.host.accounts import require_readable_data
 
     real = opened(True)
+    if real.remote and not dry_run:
+        return PlannedFile(real, list(jobs), [])
     planned: dict[str, list[Job]] = {}
-    queries = PlannedQueries(real.database, planned)
-    session = Session(real.settings, real.database, queries)
+    queries = real.planned(planned) if real.remote else PlannedQueries(real.database, planned)
+    session = replace(real, queries=queries)
     entries: list[Entry] = []
     notices: list[str] = []
     data: list[str] = []
     number = 0
     for job in jobs:
-        with _located(job.place, planned):
+        with located(job.place, planned):
             request = _resolved_names(job, planned)
             found = resolve(settings, lambda create: session, request, job.changes, sweep=bool(job.axes))
             for spec in {str(spec.to_json().get("data") or ""): spec for spec in found.specs}.values():
-                require_readable_data(real.queries, spec.to_json())
+                if not real.remote:
+                    require_readable_data(real.queries, spec.to_json())
             columns = common_columns(session, found.specs[0], request.job)
             if request.job.max_running is not None and not job.axes:
                 raise SpecError("max-running limits the jobs of a sweep")
@@ -338,13 +354,16 @@ def submit_planned(plan: PlannedFile) -> tuple[list[tuple[int, ...]], list[str]]
     Raises:
         JobNotFoundError, SpecError: a job that it refers to has failed meanwhile; nothing was submitted.
     """
+    if plan.session.remote:
+        submitted: tuple[list[tuple[int, ...]], list[str]] = plan.session.submit_file(plan.jobs)
+        return submitted
     made = plan.session.store.submit_together(plan.entries)
     for data in plan.data:
         remember_data(plan.session.settings, data)
     return made, [*plan.notices, *notify_for_many(plan.session, [one for ids in made for one in ids])]
 
 
-class _located:  # noqa: N801 - used like a function
+class located:  # noqa: N801 - used like a function
     """Add the place in the file to an error, and names instead of placeholders."""
 
     def __init__(self, place: str, planned: "Mapping[str, list[Job]] | None" = None) -> None:

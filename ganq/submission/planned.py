@@ -14,17 +14,11 @@ from storage.db.rows import Checkpoint, Job
 PLACEHOLDER = re.compile(r"-[0-9]{1,9}")
 
 
-class PlannedQueries(Queries):
-    """
-    The job table with planned jobs, whose ids are negative.
+class WithPlanned(Queries):
+    """Queries among which planned jobs are found, whose ids are negative."""
 
-    Args:
-        planned: jobs by name; filled by the caller.
-    """
-
-    def __init__(self, database: Database, planned: Mapping[str, Sequence[Job]]) -> None:
-        super().__init__(database)
-        self.planned = planned
+    planned: Mapping[str, Sequence[Job]]
+    """By name; filled by the caller."""
 
     def get(self, job_id: int) -> Job:
         if job_id >= 0:
@@ -49,6 +43,14 @@ class PlannedQueries(Queries):
 
     def checkpoints(self, job_id: int) -> list[Checkpoint]:
         return [] if job_id < 0 else super().checkpoints(job_id)
+
+
+class PlannedQueries(WithPlanned):
+    """The job table with planned jobs."""
+
+    def __init__(self, database: Database, planned: Mapping[str, Sequence[Job]]) -> None:
+        super().__init__(database)
+        self.planned = planned
 
 
 def planned_job(

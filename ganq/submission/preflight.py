@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MIN_PROBED, MAX_PROBED = 16, 500
 """Images that are opened to learn their size: the first usable ones, among the first files."""
+ON_SERVER = ("server:", "dataset:")
+"""Prefixes of what is on a server: a path, or an uploaded data set."""
 WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
@@ -48,6 +50,11 @@ def find_data(settings: Settings, given: str | None) -> str:
         path = Path(chosen).expanduser().absolute()
         if path.exists():
             return str(path)
+        if chosen.startswith(ON_SERVER):
+            raise NotFoundError(
+                f"this machine does not have {chosen[:200]}, which a dry run reads",
+                hint="leave out --dry-run: the server checks the request before it submits anything",
+            )
         raise NotFoundError(
             f"there is no data set at {path}" + ("" if source == "--data" else f" ({source})"),
             hint="--data DIR takes a folder, zip or tar of images; ganq dataset make draws a data set",

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -72,6 +72,8 @@ class Filter:
     """(key, value) of labels that the job has; a value of None matches any."""
     held: bool | None = None
     """Whether the job is held or paused, or being paused."""
+    to_retry: bool = False
+    """Only failed jobs that were not retried yet, without those that failed because a job before them did."""
 
     def where(self) -> list[ColumnElement[bool]]:
         wanted: list[ColumnElement[bool]] = []
@@ -92,6 +94,12 @@ class Filter:
             wanted.append(job.c.id.in_(labelled if value is None else labelled.where(label.c.value == value)))
         if self.held is not None:
             wanted.append(job.c.id.in_(_held()) if self.held else job.c.held == 0)
+        if self.to_retry:
+            again = job.alias("again")
+            retried = select(again.c.retry_of).where(again.c.retry_of.is_not(None))
+            wanted.append(job.c.state == JobState.FAILED)
+            wanted.append(job.c.error_code != "DEPENDENCY_FAILED")
+            wanted.append(job.c.id.not_in(retried))
         if self.kind is not None:
             wanted.append(job.c.kind == self.kind)
         if self.user is not None:
@@ -471,22 +479,8 @@ class Queries:
         return found
 
     def to_retry(self, wanted: Filter) -> list[int]:
-        """
-        Return the ids of failed jobs that were not retried yet, oldest first.
-
-        Jobs that failed because a job before them did are left out: they follow that one.
-        """
-        again = job.alias("again")
-        retried = select(again.c.retry_of).where(again.c.retry_of.is_not(None))
-        query = select(job.c.id).where(
-            *wanted.where(),
-            job.c.state == JobState.FAILED,
-            job.c.error_code != "DEPENDENCY_FAILED",
-            job.c.id.not_in(retried),
-        )
-        return self.database.read(
-            lambda conn: list(conn.execute(query.order_by(job.c.id)).scalars()), patience_s=30.0
-        )
+        """Return the ids of failed jobs that were not retried yet, oldest first; see Filter.to_retry."""
+        return sorted(self.ids(replace(wanted, to_retry=True)))
 
     def unfinished_dependencies(self, job_ids: Sequence[int]) -> dict[int, list[int]]:
         """Return for each job the dependencies that have not ended, by one query."""

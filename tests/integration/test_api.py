@@ -12,14 +12,16 @@ import pytest
 from browser.serving import Answer, Server, environment
 from tables import event_types, set_columns
 
+from storage.db.queries import Filter
 from storage.db.tokens import Role, Tokens
+from storage.db.workers import WorkerStore
 
 if TYPE_CHECKING:
     from tables import Claimer
 
     from storage.db.engine import Database
     from storage.db.queries import Queries
-    from storage.db.rows import Job
+    from storage.db.rows import Job, WorkerIdentity
     from storage.db.store import JobStore
     from storage.settings import Settings
 
@@ -264,7 +266,7 @@ def test_a_training_of_a_folder_of_the_server_and_a_sweep(
     folder.mkdir()
     for number in range(70):
         (folder / f"{number:03d}.png").touch()
-    ada = ask("ada", "submitter")
+    ada = ask("ada", "admin")
     made = ada("POST", "/jobs", {"kind": "train", "data": str(folder), "epochs": 3, "hold": True})
     assert (made.status, made.json["job"]["status"]) == (201, "held")
     assert code(ada("POST", "/jobs", {"kind": "train", "data": "faces"})) == (400, "BAD_SPEC")
@@ -276,6 +278,87 @@ def test_a_training_of_a_folder_of_the_server_and_a_sweep(
     listed = ada("GET", f"/jobs?sweep={swept.json['sweep']}&fields=name").json["jobs"]
     assert [one["name"] for one in listed] == ["r-seed-2", "r-seed-1", "r-seed-0"]
     assert ada("GET", "/counts?sweep=r").json["queued"] == 3
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_only_an_admin_names_any_path_of_the_server(
+    settings: "Settings", token_of: Callable[[str, str], str], trained: int, tmp_path: Path
+) -> None:
+    allowed, secret = tmp_path / "allowed", tmp_path / "secret"
+    for folder in (allowed / "faces", secret):
+        folder.mkdir(parents=True)
+        for number in range(70):
+            (folder / f"{number:03d}.png").touch()
+    (allowed / "link").symlink_to(secret)
+    tokens = {role: token_of("ada", role) for role in ("submitter", "operator", "admin")}
+    env = environment(settings) | {"GANQ_API_PATHS": f"/nowhere:{allowed}"}
+    server = Server(env, ("--port", "0", "--allow-changes")).start()
+
+    def submit(role: str, path: str, **body: Any) -> Answer:
+        bearer = {"Authorization": f"Bearer {tokens[role]}", "Content-Type": "application/json"}
+        return server.get(f"/api/v1{path}", method="POST", body=body, logged_in=False, **bearer)
+
+    try:
+        for path in (secret, allowed / "link", allowed / ".." / "secret", "/"):
+            for body in (
+                {"kind": "train", "data": str(path)},
+                {"kind": "train", "data": str(allowed / "faces"), "init-netg": str(path)},
+                {"kind": "evaluate", "subject": str(path), "data": str(allowed / "faces")},
+                {"kind": "evaluate", "source": f"{path}/", "data": str(allowed / "faces")},
+                {"kind": "evaluate", "subject": trained, "feature_network": f"{path}/net.pt"},
+            ):
+                said = submit("submitter", "/jobs", **body)
+                assert code(said) == (403, "FORBIDDEN"), body
+                assert "dataset:ID" in said.json["hint"]
+                assert "GANQ_API_PATHS" in said.json["hint"]
+                assert code(submit("operator", "/jobs", **body)) == (403, "FORBIDDEN")
+                assert code(submit("submitter", "/jobfiles", job=[body])) == (403, "FORBIDDEN")
+        (settings.home / "last-data").write_text(f"{secret}\n")
+        no_data = submit("submitter", "/jobs", kind="train")
+        assert (code(no_data), no_data.json["detail"]) == ((400, "BAD_SPEC"), "the request has no data")
+        assert code(submit("submitter", "/jobs", kind="evaluate", subject="tests"))[0] == 404
+        assert submit("submitter", "/jobs", kind="train", data=str(allowed / "faces")).status == 201
+        assert submit("submitter", "/jobs", kind="train", continue_from=trained, epochs=9).status != 403
+        assert submit("admin", "/jobs", kind="train", data=str(secret)).status == 201
+        assert submit("admin", "/jobs", kind="train").status == 201
+    finally:
+        server.stop()
+
+
+def test_a_job_file_is_submitted_in_one_transaction_and_once(
+    ask: Callable[[str, str], Ask], trained: int, queries: "Queries"
+) -> None:
+    ada = ask("ada", "submitter")
+    first = {"kind": "generate", "from": trained, "count": 4, "name": "g"}
+    swept = {"kind": "generate", "after": "g", "name": "s", "sweep": {"seed": [0, 1]}}
+    body = {"defaults": {"generate": {"from": trained, "count": 8}}, "job": [swept, first]}
+    made = ada("POST", "/jobfiles", body, Idempotency_Key="night")
+    assert made.status == 201, made.text
+    [[g], s] = made.json["jobs"]
+    assert [queries.get(one).name for one in (g, *s)] == ["g", "s-seed-0", "s-seed-1"]
+    assert [queries.needs(one)[0][0] for one in s] == [g, g]
+    assert ada("POST", "/jobfiles", body, Idempotency_Key="night").json["jobs"] == [[g], s]
+    jobs = [first | {"name": "h"}, {"kind": "generate", "cuont": 4}]
+    wrong = {"job": jobs, "places": ["a.toml:1", "a.toml:9"]}
+    said = ada("POST", "/jobfiles", wrong)
+    assert code(said) == (400, "BAD_SPEC")
+    assert said.json["detail"].startswith("a.toml:9: generate has no option")
+    assert len(queries.ids(Filter())) == 4
+    assert code(ada("POST", "/jobfiles", {"job": [first | {"user": "bob"}]})) == (403, "FORBIDDEN")
+    assert code(ada("POST", "/jobfiles", {"job": []})) == (400, "BAD_SPEC")
+
+
+def test_an_operator_drains_a_worker(
+    ask: Callable[[str, str], Ask], worker_identity: "WorkerIdentity", database: "Database"
+) -> None:
+    WorkerStore(database, worker_identity).report("idle")
+    name = worker_identity.name
+    assert code(ask("ada", "submitter")("POST", f"/workers/{name}/drain")) == (403, "FORBIDDEN")
+    drained = ask("ada", "operator")("POST", f"/workers/{name}/drain")
+    assert (drained.status, drained.json["name"]) == (200, name)
+    asked = database.read(lambda conn: conn.exec_driver_sql("SELECT drain_requested_at FROM worker").scalar())
+    assert asked is not None
+    assert code(ask("ada", "operator")("POST", "/workers/nope/drain")) == (404, "NOT_FOUND")
 
 
 @pytest.mark.parametrize(
@@ -302,7 +385,7 @@ def test_a_training_of_a_folder_of_the_server_and_a_sweep(
 def test_a_body_that_cannot_work_gets_a_code_and_a_hint(
     ask: Callable[[str, str], Ask], trained: int, body: Any, hint: str | None
 ) -> None:
-    answer = ask("ada", "submitter")("POST", "/jobs", body)
+    answer = ask("ada", "admin")("POST", "/jobs", body)
     assert answer.status in (400, 404), answer.text
     assert code(answer)[1] in ("BAD_SPEC", "JOB_NOT_FOUND")
     assert hint is None or hint in (answer.json["hint"] or "")

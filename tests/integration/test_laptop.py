@@ -29,9 +29,12 @@ from jobs.errors import (
     SubmitKeyReusedError,
     UnauthenticatedError,
 )
+from storage.db.queries import Queries
 from storage.db.tokens import Role, Tokens
+from storage.db.workers import WorkerStore
 
 if TYPE_CHECKING:
+    from storage.db.rows import WorkerIdentity
     from storage.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -190,7 +193,11 @@ def test_what_needs_the_table_or_a_path_says_so(laptop: Laptop, world: World, tm
     assert said.returncode == 3
     assert f"server:{tmp_path / 'nope'}" in said.stderr
     assert "needs --wait" in laptop.run("submit", "generate", "--count", "4", "--out", "x").stderr
-    assert "--dry-run" in laptop.run("submit", "generate", "--count", "4", "--dry-run").stderr
+    said = laptop.run("submit", "train", "--data", "server:/data", "--dry-run")
+    assert (said.returncode, "leave out --dry-run" in said.stderr) == (3, True)
+    said = laptop.run("submit", "train", "--data", "server:/data")
+    assert (said.returncode, "a path of the server" in said.stderr) == (2, True), said
+    assert "no data set is given" in laptop.run("submit", "train").stderr
     assert laptop.run("status", "nope").returncode == 3
     laptop.env["GANQ_API_TOKEN_FILE"] = str(tmp_path / "none")
     assert "GANQ_API_TOKEN_FILE cannot be read" in laptop.run("status").stderr
@@ -209,11 +216,90 @@ def test_a_path_of_the_server_and_an_archive(
 
     archive = shutil.make_archive(str(tmp_path / "faces"), "zip", image_folder)
     laptop("submit", "train", "--data", archive, "--batch", "16")
+    admin = Tokens(world.database).create("ada", Role.ADMIN, None)[1]
+    Path(laptop.env["GANQ_API_TOKEN_FILE"]).write_text(admin)
     laptop("submit", "train", "--data", f"server:{image_folder}")
     first, second = (json.loads(laptop("status", job, "--json"))["spec"]["data"] for job in (1, 2))
     assert Path(first).name == "faces.zip"
     assert Path(first).read_bytes() == Path(archive).read_bytes()
     assert second == str(image_folder)
+
+
+JOBS = """
+[defaults]
+seed = 3
+[[job]]
+kind = "generate"
+from = "faces"
+count = 8
+[[job]]
+kind = "train"
+name = "faces"
+data = "{data}"
+[[job]]
+kind = "train"
+name = "rates"
+data = "{data}"
+after = "faces"
+sweep = {{ lr-g = [1e-4, 2e-4] }}
+"""
+
+
+@pytest.mark.tier2
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_job_files_templates_and_dry_runs_are_as_at_home(
+    laptop: Laptop, world: World, image_folder: Path, tmp_path: Path
+) -> None:
+    home, queries = Laptop(environment(world.settings)), Queries(world.database)
+    model_of(world)
+    file = tmp_path / "jobs.toml"
+    file.write_text(JOBS.format(data=image_folder))
+    for args in (
+        ("submit", "-f", file, "--dry-run"),
+        ("submit", "train", "--data", image_folder, "--sweep", "seed=0-2", "--dry-run", "--json"),
+        ("submit", "generate", "--count", "9", "--dry-run"),
+    ):
+        here, there = laptop.run(*args), home.run(*args)
+        assert (here.stdout, here.returncode) == (there.stdout, 0), (args, here.stderr, there.stderr)
+    assert blobs(world) == []  # a dry run sends nothing
+    said = laptop("submit", "-f", file)
+    assert said.splitlines() == [
+        "job 2 (faces): train accepted, queued",
+        "job 3: generate accepted, waiting on 2",
+        f"sweep {queries.get(4).sweep}: 2 jobs of kind train accepted, 4 to 5",
+        "  → ganq status",
+    ]
+    assert queries.get(2).spec["data"].startswith(str(world.volume.uploads))
+    assert (queries.get(3).spec["source"], queries.get(3).user) == (2, "ada")
+    file.write_text(file.read_text().replace("count = 8", "cuont = 8"))
+    assert "jobs.toml, line 4: generate has no option 'cuont'" in laptop.run("submit", "-f", file).stderr
+    file.write_text(file.read_text().replace("cuont = 8", "checkpoint = 'nope'"))
+    assert "jobs.toml, line 4: " in laptop.run("submit", "-f", file).stderr
+    assert queries.newest_model().id == 5
+    laptop("submit", "train", "--data", image_folder, "--epochs", "7", "--save-as", "seven")
+    laptop("submit", "train", "-t", "seven")
+    laptop("submit", "train")  # the data set that this laptop used last
+    specs = [queries.get(job).spec for job in (6, 7, 8)]
+    assert [spec["epochs"] for spec in specs[:2]] == [7, 7]
+    assert len({spec["data"] for spec in specs}) == 1
+
+
+def test_failed_jobs_are_retried_and_workers_drained_from_a_laptop(
+    laptop: Laptop, world: World, worker_identity: "WorkerIdentity"
+) -> None:
+    for name in ("a", "b", "c"):
+        world.begin(world.submit(name, user="ada"), state="failed", error_code="CRASH_LOOP")
+    laptop("retry", "2")
+    said = laptop("retry", "--all-failed", "--since", "1d")
+    assert "job 5 (a): submitted as a retry of job 1" in said
+    assert "job 6 (c): submitted as a retry of job 3" in said
+    assert "no job matches" in laptop("retry", "--all-failed")
+    WorkerStore(world.database, worker_identity).report("idle")
+    name = worker_identity.name
+    assert "the role submitter does not allow" in laptop.run("drain", name).stderr
+    operator = Tokens(world.database).create("olga", Role.OPERATOR, None)[1]
+    Path(laptop.env["GANQ_API_TOKEN_FILE"]).write_text(operator)
+    assert f"worker {name}: drain requested" in laptop("drain", name)
 
 
 # --- results ----------------------------------------------------------------------------------
@@ -293,6 +379,76 @@ def wait_for(condition: Callable[[], bool], within_s: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_a_network_that_is_silent_for_a_while_ends_neither_a_log_nor_a_download(
+    server: Server, token: str, world: World, tmp_path: Path
+) -> None:
+    """Nothing passes and nothing is refused, as when a laptop is carried to another room."""
+    made = world.images("made", model_of(world), count=600, format="png")
+    job = world.submit("t")
+    world.begin(job)
+    world.log(job, b"one\n")
+    with Proxy(server.port) as proxy:
+        laptop = laptop_of(f"http://127.0.0.1:{proxy.port}", token, tmp_path)
+        laptop.env["GANQ_API_SECONDS"] = "6"  # the server pings every five seconds
+        pipe = subprocess.PIPE
+        logs = subprocess.Popen(
+            laptop.command("logs", job, "-f"), env=laptop.env, stdout=pipe, stderr=pipe, text=True, cwd=ROOT
+        )
+        assert logs.stdout is not None
+        assert logs.stderr is not None
+        assert logs.stdout.readline() == "one\n"
+        proxy.delay_s = 0.05
+        out = tmp_path / "out"
+        download = subprocess.Popen(
+            laptop.command("download", made, "--out", out), env=laptop.env, stderr=pipe, text=True, cwd=ROOT
+        )
+        wait_for(lambda: (out / "images").is_dir() and len(os.listdir(out / "images")) > 50)
+        proxy.hole()
+        with open(world.volume.attempt(job, 1) / "log.txt", "ab") as file:
+            file.write(b"two\n")
+        assert "trying again" in logs.stderr.readline()
+        proxy.reset()
+        proxy.heal()
+        assert logs.stdout.readline() == "two\n"
+        world.set(job, state="failed", error_code="CRASH_LOOP", lease_token=None)
+        assert logs.communicate(timeout=30)[0] == ""
+        said = download.communicate(timeout=60)[1]
+        assert (logs.returncode, download.returncode) == (0, 0), said
+    assert kept(out / "images") == kept(world.volume.attempt(made, 1) / "images")
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_an_upload_that_ends_midway_goes_on_where_it_ended(
+    server: Server, token: str, world: World, tmp_path: Path
+) -> None:
+    archive = tmp_path / "faces.zip"
+    archive.write_bytes(os.urandom(40 << 20))
+    with Proxy(server.port) as proxy:
+        laptop = laptop_of(f"http://127.0.0.1:{proxy.port}", token, tmp_path)
+        proxy.delay_s = 0.01
+        command = laptop.command("submit", "train", "--data", archive, "--hold")
+        process = subprocess.Popen(command, env=laptop.env, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        uploads = world.volume.uploads
+
+        def arrived() -> int:
+            return sum(path.stat().st_size for path in uploads.rglob("*.part"))
+
+        wait_for(lambda: arrived() > 4 << 20)
+        proxy.cut()
+        time.sleep(0.5)
+        before = arrived()
+        assert before > 4 << 20
+        proxy.heal()
+        while process.poll() is None:
+            assert arrived() >= before or not list(uploads.rglob("*.part"))  # it does not begin anew
+            time.sleep(0.01)
+        assert process.stderr is not None
+        assert (process.returncode, "trying again" in process.stderr.read()) == (0, True)
+    stored = [path for path in blobs(world) if path.stat().st_size > 1 << 20]
+    assert [path.read_bytes() for path in stored] == [archive.read_bytes()]
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)

@@ -26,7 +26,7 @@ from storage.results.reader import names_of_result
 from storage.volume.durable import MANIFEST as CHECKPOINT_MANIFEST
 from storage.volume.durable import raise_storage_error
 from web.api.answers import checkpoint_facts, event_facts, json_answer, ranged, ranged_file
-from web.api.call import Call
+from web.api.call import Call, require_fields
 from web.files import require_volume
 from web.live import PING_S, Revisions
 from web.manifest import index_of, published_folder
@@ -303,6 +303,19 @@ def workers(call: Call) -> Response:
 
     queries = call.site.queries
     return json_answer({"workers": [worker_facts(one) for one in queries.workers()], "now": queries.now()})
+
+
+def drain(call: Call) -> Response:
+    """Ask a worker to return its job and exit."""
+    from ganq.draining import choose, request_drain
+    from web.api.answers import worker_facts
+
+    require_fields(call.body, ())
+    name = call.request.path_params["worker"]
+    known = choose(call.session, [name])
+    request_drain(call.session, known)
+    found = next(one for one in call.site.queries.workers() if one.name == name)
+    return json_answer(worker_facts(found))
 
 
 def queues(call: Call) -> Response:

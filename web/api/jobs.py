@@ -1,6 +1,9 @@
 """Submit, list, read and change jobs over HTTP."""
 
+import hashlib
+import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlencode
@@ -8,11 +11,12 @@ from urllib.parse import urlencode
 from starlette.responses import Response
 
 from ganq.submission.accept import MAX_NOTE, notify_workers
-from ganq.submission.options import read_value
+from ganq.submission.jobfile import located, plan_file, read_tables, submit_planned
+from ganq.submission.options import field_name, read_value, spec_class
 from ganq.submission.requests import read_request, read_seconds
 from ganq.submission.retry import resubmit
 from ganq.submission.submit import submit_axes, submit_request
-from jobs.errors import GanqError, SpecError
+from jobs.errors import ForbiddenError, GanqError, SpecError
 from jobs.kinds import kind_named
 from jobs.labels import read_filters
 from jobs.states import JobState
@@ -33,7 +37,7 @@ from web.api.answers import (
     tag_of,
 )
 from web.api.call import Call, require_fields
-from web.api.uploads import dataset_path
+from web.api.uploads import DATASET, dataset_path
 
 LIMIT = 50
 PATHS = ("data", "path", "init_netg", "init_netd", "feature_network")
@@ -83,6 +87,28 @@ def submit_sweep(call: Call) -> Response:
     )
 
 
+def submit_file(call: Call) -> Response:
+    """Submit the jobs of a job file in one transaction: all or none."""
+    body = dict(call.body)
+    places = body.pop("places", [])
+    if not isinstance(places, list) or not all(isinstance(one, str) and len(one) < 300 for one in places):
+        raise SpecError("places must be a list of texts: where each job stands, for errors")
+    key = call.request.headers.get(IDEMPOTENCY_KEY)
+    jobs = []
+    for number, job in enumerate(read_tables(body, "the body", places)):
+        with located(job.place):
+            given = dict(job.request.given)
+            _require_ours(call, job.request.kind, given, job.request.job.user)
+            options = job.request.job
+            if key is not None and options.submit_key is None:
+                options = replace(options, submit_key=hashlib.sha256(f"{key} {number}".encode()).hexdigest())
+            jobs.append(replace(job, request=replace(job.request, given=given, job=options)))
+    session = call.session
+    plan = plan_file(session.settings, lambda create: session, jobs)
+    made, notices = submit_planned(replace(plan, data=[]))
+    return json_answer({"jobs": made, "notices": notices}, 201)
+
+
 def _request(call: Call, own: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     """
     Return kind and options of a submission.
@@ -94,16 +120,9 @@ def _request(call: Call, own: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     kind = call.body.get("kind")
     if not isinstance(kind, str):
         raise SpecError("the body has no kind", hint='e.g. {"kind": "generate", "count": 64}')
+    spec_class(kind)
     options = {name: value for name, value in call.body.items() if name not in own}
-    if options.get("user") not in (None, call.principal.user):
-        call.principal.require(Role.ADMIN, "submit jobs of other users")
-    if options.get("out") is not None:
-        raise SpecError("out is a folder of the server", hint="leave it out, and download the images")
-    for name in PATHS:
-        if name in options:
-            options[name] = _server_path(call, name, options[name])
-    if isinstance(subject := options.get("subject"), str) and "/" in subject:
-        options["subject"] = _server_path(call, "subject", subject)
+    _require_ours(call, kind, options, options.get("user"))
     key = call.request.headers.get(IDEMPOTENCY_KEY)
     if key is not None:
         if options.get("submit_key") not in (None, key):
@@ -112,12 +131,56 @@ def _request(call: Call, own: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     return kind, options
 
 
+def _require_ours(call: Call, kind: str, options: dict[str, Any], user: Any) -> None:
+    """
+    Check what a submission may name, and replace uploaded data sets by their paths.
+
+    Raises:
+        SpecError, ForbiddenError, JobNotFoundError: see _read_paths().
+    """
+    if user not in (None, call.principal.user):
+        call.principal.require(Role.ADMIN, "submit jobs of other users")
+    if options.get("out") is not None:
+        raise SpecError("out is a folder of the server", hint="leave it out, and download the images")
+    _read_paths(call, kind, options)
+
+
+def _read_paths(call: Call, kind: str, options: dict[str, Any]) -> None:
+    """
+    Replace uploaded data sets by their paths.
+
+    Raises:
+        SpecError: a path is relative, or the server would choose the data set.
+        ForbiddenError: the caller may not name a path.
+        JobNotFoundError: the subject of an evaluation is no job.
+    """
+    fields, needs_data = set(), kind == "train"
+    for name, value in options.items():
+        field = field_name(kind, name)
+        if value is None:
+            continue
+        fields.add(field)
+        if field in PATHS:
+            options[name] = _server_path(call, field, value)
+            needs_data = needs_data or field == "path"
+        elif kind == "evaluate" and field in ("subject", "source") and isinstance(value, str):
+            if "/" in value or DATASET.fullmatch(value):
+                options[name], needs_data = _server_path(call, field, value), True
+            else:  # else it might be a file in the folder where the server runs
+                call.site.queries.find(value)
+    if needs_data and not fields & {"data", "continue_from"} and not call.principal.role.includes(Role.ADMIN):
+        raise SpecError(
+            "the request has no data", hint="POST /api/v1/datasets uploads one; then use dataset:ID"
+        )
+
+
 def _server_path(call: Call, name: str, value: Any) -> Any:
     """
     Return a path of the server, or that of an uploaded data set.
 
     Raises:
         SpecError: it is relative, and this server's folder means nothing to the caller.
+        ForbiddenError: it is not below a folder that the settings allow, and the caller is no admin.
     """
     value = read_value(name, value) if value is not None and name != "subject" else value
     if not isinstance(value, str):
@@ -131,7 +194,25 @@ def _server_path(call: Call, name: str, value: Any) -> Any:
             f"{name}: {value[:200]!r} is neither an absolute path of the server nor an uploaded data set",
             hint="POST /api/v1/datasets uploads one; then use dataset:ID",
         )
+    if not call.principal.role.includes(Role.ADMIN):
+        _require_allowed(call, name, value)
     return value
+
+
+def _require_allowed(call: Call, name: str, value: str) -> None:
+    """
+    Raises:
+        ForbiddenError: the path, or where its links lead, is not below an allowed folder.
+    """
+    folders = [os.path.realpath(one) for one in call.site.settings.allowed_folders]
+    path = PurePosixPath(os.path.realpath(value))
+    if not any(path.is_relative_to(folder) for folder in folders):
+        raise ForbiddenError(
+            f"{name}: {value[:200]!r} is a path of the server, which a token of the role"
+            f" {call.principal.role} may not name",
+            hint="upload the data set: ganq submit train --data DIR, or POST /api/v1/datasets and dataset:ID;"
+            " GANQ_API_PATHS of the server allows folders",
+        )
 
 
 # --- read -------------------------------------------------------------------------------------
@@ -158,6 +239,7 @@ def read_list(call: Call) -> Response:
             parts=wanted.get("shards", False) or "shards_of" in wanted,
             part_of=wanted.get("shards_of"),
             held=wanted.get("held"),
+            to_retry=wanted.get("to_retry", False),
             labels=read_filters(wanted.get("label", ())),
             since=wanted.get("since_at") if since is None else site.queries.now() - read_seconds(since),
         ),
@@ -167,7 +249,9 @@ def read_list(call: Call) -> Response:
     if len(listed) > limit:
         given = [(name, text) for name, text in call.request.query_params.items() if name != "before"]
         more = f"/api/v1/jobs?{urlencode([*given, ('before', listed[limit - 1].id)])}"
-    return json_answer({"jobs": chosen_fields(jobs_facts(site.queries, listed[:limit]), fields), "next": more})
+    return json_answer(
+        {"jobs": chosen_fields(jobs_facts(site.queries, listed[:limit]), fields), "next": more}
+    )
 
 
 def read(call: Call) -> Response:

@@ -117,6 +117,7 @@ def _of_path(one: Endpoint) -> list[dict[str, Any]]:
         "webhook": {"schema": {"type": "integer", "minimum": 1}, "description": "Number of a webhook."},
         "sha256": {"schema": SHA256, "description": "SHA-256."},
         "file": {"schema": {"type": "string", "minLength": 1}, "description": "Name of the file."},
+        "worker": {"schema": {"type": "string", "minLength": 1}, "description": "Name of the worker."},
         "dataset": {"schema": {"type": "string", "minLength": 1}, "description": "Id of the data set."},
     }
     names = re.findall(r"\{(\w+)\}", one.path)

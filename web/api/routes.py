@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from ganq.submission.jobfile import MAX_BYTES
 from jobs.errors import GanqError, SpecError
 from jobs.kinds import KINDS
 from jobs.states import JobState
@@ -112,6 +113,7 @@ def endpoints() -> tuple[Endpoint, ...]:
         Param("before", ID, "Only jobs with a smaller id: the next page."),
         Param("ids", {"type": "array", "items": ID, "maxItems": 500}, "Exactly these jobs, oldest first."),
         Param("held", {"type": "boolean"}, "Only jobs that are held or paused, or only the others."),
+        Param("to_retry", {"type": "boolean"}, "Only failed jobs that were not retried yet."),
         SHARDS,
         SHARDS_OF,
         _limit(500, jobs.LIMIT),
@@ -163,6 +165,21 @@ def endpoints() -> tuple[Endpoint, ...]:
             also=(200,),
             errors=(404, 409, 503),
             headers=("Idempotency-Key",),
+        ),
+        post(
+            "/jobfiles",
+            "submitFile",
+            "Submit the jobs of a job file in one transaction",
+            jobs.submit_file,
+            Role.SUBMITTER,
+            body="JobFile",
+            most_body=MAX_BYTES,
+            answer="SubmittedFile",
+            status=201,
+            errors=(404, 409, 503),
+            headers=("Idempotency-Key",),
+            description="All or none. The body is a job file as JSON; `places` say where each job stands, "
+            "for errors. The same request with the same key returns the first jobs.",
         ),
         get(
             "/jobs",
@@ -350,6 +367,16 @@ def endpoints() -> tuple[Endpoint, ...]:
             description="A tar archive whose members are named by their SHA-256.",
         ),
         get("/workers", "listWorkers", "List the workers", files.workers, answer="Workers"),
+        post(
+            "/workers/{worker}/drain",
+            "drainWorker",
+            "Have a worker return its job and exit",
+            files.drain,
+            Role.OPERATOR,
+            body="Empty",
+            answer="Worker",
+            errors=(404,),
+        ),
         get("/queues", "listQueues", "List the queues", files.queues, answer="Queues"),
         admin("GET", "/webhooks", "listWebhooks", "List the webhooks", webhooks.read_list, answer="Webhooks"),
         admin(

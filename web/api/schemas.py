@@ -189,6 +189,24 @@ def schemas() -> dict[str, Schema]:
         },
         "Submitted": _object({"job": job, **SUBMITTED}),
         "SubmittedSweep": _object({"sweep": TEXT, "name": TEXT, "jobs": _list(WHOLE), **SUBMITTED}),
+        "JobFile": _closed(
+            {
+                "job": {**_list(OBJECT), "minItems": 1},
+                "defaults": OBJECT,
+                "comment": {},
+                "places": _list({"type": "string", "maxLength": 299}),
+            },
+            ("job",),
+        ),
+        "SubmittedFile": _object(
+            {
+                "jobs": {
+                    **_list(_list(WHOLE)),
+                    "description": "ids of each entry, in the order of submission",
+                },
+                "notices": NOTICES,
+            }
+        ),
         "Change": {
             **_closed({"name": NAME, "priority": PRIORITY, "note": NOTE, "labels": LABELS}),
             "minProperties": 1,
