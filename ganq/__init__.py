@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ganq.aio import AsyncClient, AsyncImage, AsyncJob, AsyncSweep, aconnect
     from ganq.client import Client, Sweep, connect
     from ganq.generator import Generator
     from ganq.images import Image
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from storage.settings import Settings
 
 __all__ = [
+    "AsyncClient",
+    "AsyncImage",
+    "AsyncJob",
+    "AsyncSweep",
     "Checkpoint",
     "Client",
     "EvaluateSpec",
@@ -37,10 +42,15 @@ __all__ = [
     "Settings",
     "Sweep",
     "TrainSpec",
+    "aconnect",
     "connect",
 ]
 
 _MODULES = {
+    "AsyncClient": "ganq.aio",
+    "AsyncImage": "ganq.aio",
+    "AsyncJob": "ganq.aio",
+    "AsyncSweep": "ganq.aio",
     "Checkpoint": "storage.db.rows",
     "Client": "ganq.client",
     "EvaluateSpec": "jobs.specs",
@@ -53,6 +63,7 @@ _MODULES = {
     "Settings": "storage.settings",
     "Sweep": "ganq.client",
     "TrainSpec": "jobs.specs",
+    "aconnect": "ganq.aio",
     "connect": "ganq.client",
 }
 

@@ -37,12 +37,17 @@ def connect(where: "Settings | str | None" = None, *, token: str | None = None) 
     Raises:
         ConfigError: a setting is invalid.
     """
+    return Client(settings_of(where, token))
+
+
+def settings_of(where: "Settings | str | None", token: str | None) -> Settings:
+    """Return the settings of connect() and aconnect()."""
     if isinstance(where, Settings):
-        return Client(where)
+        return where
     settings = Settings.load()
     if where is not None:
         settings = replace(settings, api_url=where, api_token=token or settings.api_token)
-    return Client(settings)
+    return settings
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,7 @@ class Client:
         from ganq.submission.requests import read_request
         from ganq.submission.submit import submit_axes
 
-        request = read_request(kind, self._with_template(kind, options))
+        request = read_request(kind, with_template(self.settings, kind, options))
         found = submit_axes(self.settings, self._open, request, over)
         if found.data is not None:
             remember_data(self.settings, found.data)
@@ -212,27 +217,12 @@ class Client:
         from ganq.submission.requests import read_request
         from ganq.submission.submit import submit_request
 
-        request = read_request(kind, self._with_template(kind, options))
+        request = read_request(kind, with_template(self.settings, kind, options))
         found = submit_request(self.settings, self._open, request)
         if found.data is not None:
             remember_data(self.settings, found.data)
         report(found.notices)
         return Job(self, found.accepted.job)
-
-    def _with_template(self, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return options with those of their `template` as defaults."""
-        given = dict(options)
-        name = given.pop("template", None)
-        if name is None:
-            return given
-        from ganq.submission.options import field_name
-        from ganq.submission.templates import KIND, load_template
-
-        if kind != KIND:
-            raise SpecError(f"templates are of kind {KIND}, and this job is of kind {kind}")
-        defaults = load_template(self.settings, name)
-        typed = {field_name(kind, one) for one in given}
-        return {**{one: value for one, value in defaults.items() if one not in typed}, **given}
 
     # --- find ---------------------------------------------------------------------------------
 
@@ -373,6 +363,27 @@ class Client:
             if self._opened is None:
                 self._opened = open_session(create=create, settings=self.settings)
             return self._opened
+
+
+def with_template(settings: Settings, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Return options with those of their `template` as defaults.
+
+    Raises:
+        NotFoundError, SpecError: there is no such template, or it is of another kind.
+    """
+    given = dict(options)
+    name = given.pop("template", None)
+    if name is None:
+        return given
+    from ganq.submission.options import field_name
+    from ganq.submission.templates import KIND, load_template
+
+    if kind != KIND:
+        raise SpecError(f"templates are of kind {KIND}, and this job is of kind {kind}")
+    defaults = load_template(settings, name)
+    typed = {field_name(kind, one) for one in given}
+    return {**{one: value for one, value in defaults.items() if one not in typed}, **given}
 
 
 def options_of_spec(spec: "Spec") -> dict[str, Any]:

@@ -96,10 +96,7 @@ class Job:
     @property
     def error(self) -> "GanqError | None":
         """The error of a failed job."""
-        row = self._row
-        if row.error_code is None:
-            return None
-        return error_of(row.error_code, row.error_message or row.error_code, row.error_hint)
+        return error_of_row(self._row)
 
     @property
     def status(self) -> str:
@@ -144,11 +141,7 @@ class Job:
         Raises:
             GanqError: of the class of its error code; JobError for a cancelled job.
         """
-        if self.state == "cancelled":
-            reason = f": {self._row.error_message}" if self._row.error_message else ""
-            raise JobError(f"job {self.id} was cancelled{reason}", hint=f"ganq retry {self.id}")
-        if self.state == "failed":
-            raise self.error or JobError(f"job {self.id} has failed", hint=f"ganq status {self.id}")
+        require_success(self._row)
 
     def events(self) -> "list[Event]":
         """Return the history of the job, oldest event first."""
@@ -374,6 +367,25 @@ class Job:
     def _now(self, row: "JobRow") -> "Job":
         self._row = row
         return self
+
+
+def error_of_row(row: "JobRow") -> "GanqError | None":
+    """Return the error of a failed job."""
+    if row.error_code is None:
+        return None
+    return error_of(row.error_code, row.error_message or row.error_code, row.error_hint)
+
+
+def require_success(row: "JobRow") -> None:
+    """
+    Raises:
+        GanqError: the job has failed or was cancelled.
+    """
+    if str(row.state) == "cancelled":
+        reason = f": {row.error_message}" if row.error_message else ""
+        raise JobError(f"job {row.id} was cancelled{reason}", hint=f"ganq retry {row.id}")
+    if str(row.state) == "failed":
+        raise error_of_row(row) or JobError(f"job {row.id} has failed", hint=f"ganq status {row.id}")
 
 
 def wait_for(jobs: Sequence[Job], timeout: float | None = None) -> None:
