@@ -8,6 +8,7 @@ from cli.session import JOB
 from cli.ui import output
 from cli.ui.lazy import examples
 from cli.ui.params import NonEmptyPath
+from ganq.trackers import TRACKERS
 from jobs.errors import SpecError
 
 
@@ -16,6 +17,7 @@ from jobs.errors import SpecError
         "ganq export 12 --format onnx --out models/",
         "ganq export faces --format pth --checkpoint 400",
         "ganq export faces rates-1 rates-2 --to tensorboard runs/ --follow",
+        "ganq export faces --to wandb runs/",
     )
 )
 @click.argument("jobs", type=JOB, nargs=-1, required=True)
@@ -34,9 +36,9 @@ from jobs.errors import SpecError
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
 @click.option(
     "--to",
-    type=(click.Choice(["tensorboard"]), NonEmptyPath(path_type=Path)),
-    metavar="tensorboard DIR",
-    help="Write curves and samples of trainings for TensorBoard, instead of weights.",
+    type=(click.Choice([*TRACKERS]), NonEmptyPath(path_type=Path)),
+    metavar="TRACKER DIR",
+    help="Write curves and samples of trainings for tensorboard or wandb (offline runs), not weights.",
 )
 @click.option("--follow", is_flag=True, help="With --to: continue until the jobs have ended.")
 @output.json_option
@@ -51,7 +53,7 @@ def export(
     as_json: bool,
 ) -> None:
     """
-    Write the weights of a checkpoint of JOB as netg and netd files, or its curves for TensorBoard.
+    Write the weights of a checkpoint of JOB as netg and netd files, or its curves for a tracker.
 
     File names count epochs from 0, as in the tutorial: the weights after epoch 400 are
     netg_399. ganq import reads pth and safetensors files, except those of residual
@@ -61,7 +63,7 @@ def export(
     A second export to the same folder adds only what is new.
     """
     if to is not None:
-        _to_tensorboard(jobs, to[1], follow, as_json)
+        _to_tracker(jobs, *to, follow, as_json)
         return
     if len(jobs) > 1 or follow:
         raise SpecError(
@@ -98,18 +100,19 @@ def export(
         )
 
 
-def _to_tensorboard(references: tuple[str, ...], folder: Path, follow: bool, as_json: bool) -> None:
+def _to_tracker(references: tuple[str, ...], tracker: str, folder: Path, follow: bool, as_json: bool) -> None:
     from cli.session import clean_up_on_sigterm, open_session
-    from ganq.tensorboard import follow as write_runs
+    from ganq.trackers import follow as write_runs
 
     clean_up_on_sigterm()
     session = open_session()
     jobs = list({job.id: job for job in map(session.queries.find, references)}.values())
     total = 0
-    for added in write_runs(session, jobs, folder.absolute(), until_end=follow):
+    for added in write_runs(session, jobs, folder.absolute(), tracker, until_end=follow):
         total += added
     if as_json:
         output.print_json({"folder": str(folder.absolute()), "values": total})
         return
     click.echo(f"{output.count(total, 'value')} of {output.count(len(jobs), 'job')} written to {folder}")
-    output.notice(f"tensorboard --logdir {folder}")
+    runs = f"wandb sync {folder}/*/wandb/offline-run-*"
+    output.notice(f"tensorboard --logdir {folder}" if tracker == "tensorboard" else runs)

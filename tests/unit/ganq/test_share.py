@@ -1,6 +1,7 @@
 """`ganq push` and `ganq import` of the folder: the same bytes, and a card that says what the table knows."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,13 +123,17 @@ def test_the_card_says_what_the_table_knows(
 
 
 def test_what_cannot_be_pushed_or_imported_says_why(
-    ganq: "Ganq", train: Train, job_factory: Any, tmp_path: Path
+    ganq: "Ganq", train: Train, job_factory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(Architecture(size=16, nz=8, ngf=4, ndf=4))
     model = tmp_path / "model"
     assert "--image-licence" in ganq("push", "faces", "--to", model).err
-    said = ganq("push", "faces", "--to", "hf://ada/faces", "--image-licence", "cc0")
-    assert "hf upload ada/faces model/" in said.err
+    assert "is not a repository" in ganq("push", "faces", "--to", "hf://faces", "--image-licence", "cc0").err
+    assert "--private is for" in ganq("push", "faces", "--to", model, "--private").err
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "huggingface_hub", None)
+        said = ganq("push", "faces", "--to", "hf://ada/faces", "--image-licence", "cc0")
+        assert "pip install 'ganq[hub]'" in said.err
     generation = job_factory(kind="generate")
     assert "has no generator" in ganq("push", generation.id, "--to", model, "--image-licence", "x").err
     assert ganq("push", "faces", "--to", model, "--image-licence", "x").code == 0

@@ -1,7 +1,7 @@
 """`ganq export --to tensorboard`: read back by TensorBoard's own reader."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,3 +126,93 @@ def test_several_jobs_and_kinds_without_curves(
     assert "--follow requires --to" in ganq("export", "a", "--follow").err
     (tmp_path / "file").touch()
     assert "file" in ganq("export", "a", "--to", "tensorboard", tmp_path / "file").err
+
+
+# --- Weights & Biases -------------------------------------------------------------------------
+
+
+def leveldb_log(data: bytes) -> Iterator[bytes]:
+    """Yield the records of a .wandb file: the log format of LevelDB behind a header of 7 bytes."""
+    at, record = 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # the rest of a block
+            at += 32768 - at % 32768
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        record += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or its last part
+            yield record
+            record = b""
+
+
+def records(folder: Path) -> list[tuple[dict[str, Any], Path]]:
+    """What the offline runs below a folder have logged, and where."""
+    import wandb
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    wandb.teardown()  # waits for the process that writes the files, as the end of a command does
+    found = []
+    for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
+        for data in leveldb_log(file.read_bytes()):
+            record = Record()
+            record.ParseFromString(data)
+            if record.HasField("history"):
+                items = {
+                    ".".join(item.nested_key) or item.key: json.loads(item.value_json)
+                    for item in record.history.item
+                }
+                found.append((items, file.parent))
+    return found
+
+
+@pytest.mark.tier2
+def test_offline_runs_of_wandb_have_each_value_once_by_images_seen(
+    ganq: "Ganq",
+    trained: Callable[..., int],
+    attempt: Any,
+    tmp_path: Path,
+    settings: "Settings",
+    database: Any,
+) -> None:
+    from sqlalchemy import text
+
+    pytest.importorskip("wandb", reason="the extra ganq[wandb] is not installed")
+    job_id = trained(epochs=4, name="faces")
+    attempt(job_id, 1, steps=range(5, 21, 5), samples=(1, 2), kid=0.5)
+    folder = tmp_path / "runs" / f"faces-{job_id}"
+    said = ganq("export", job_id, "--to", "wandb", tmp_path / "runs")
+    assert said.code == 0, said.err
+    assert "wandb sync" in said.err
+    logged = records(folder)
+    losses = [(one["images_seen"], one["Loss/G/loss"]) for one, _ in logged if "Loss/G/loss" in one]
+    assert losses == [(8 * step, step / 2) for step in range(5, 21, 5)]
+    assert [one["images_seen"] for one, _ in logged if one.get("Metrics/kid_effnet-lite0") == 0.5] == [160]
+    images = [
+        (one["images_seen"], (run / "files" / one["Samples/fakes.path"]).read_bytes())
+        for one, run in logged
+        if "Samples/fakes.path" in one
+    ]
+    samples = Volume(settings.volume).attempt(job_id, 1) / "samples"
+    assert images == [(80 * epoch, (samples / f"epoch-{epoch:04d}.png").read_bytes()) for epoch in (1, 2)]
+    again = json.loads(ganq("export", job_id, "--to", "wandb", tmp_path / "runs", "--json").out)
+    assert again["values"] == 0
+    assert records(folder) == logged
+    attempt(job_id, 2, steps=range(15, 31, 5), samples=(3,))
+    database.write(lambda conn: conn.execute(text("UPDATE job SET attempt = 2")))
+    more = json.loads(ganq("export", job_id, "--to", "wandb", tmp_path / "runs", "--json").out)
+    assert more["values"] > 0
+    seen = [one["images_seen"] for one, _ in records(folder) if "Loss/G/loss" in one]
+    assert len(seen) == len(set(seen))
+
+
+def test_a_tracker_that_is_not_installed_names_its_extra(
+    ganq: "Ganq", trained: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    trained(name="a")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.delitem(sys.modules, "ganq.weights_and_biases", raising=False)
+    said = ganq("export", "a", "--to", "wandb", tmp_path / "runs")
+    assert (said.code, "pip install 'ganq[wandb]'" in said.err) == (2, True)

@@ -1,0 +1,67 @@
+"""Export the curves and samples of trainings to experiment trackers, from ganq's own record."""
+
+import time
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ganq.curves import Run
+from ganq.session import Session
+from jobs.errors import ConfigError, SpecError
+
+if TYPE_CHECKING:
+    from storage.db.rows import Job
+
+FOLLOW_S = 1.0
+TRACKERS = {
+    "tensorboard": ("TensorBoard", "ganq.tensorboard", "TensorboardRun"),
+    "wandb": ("wandb", "ganq.weights_and_biases", "WandbRun"),
+}
+"""Name, module and class of each tracker; a module is imported when it is used."""
+
+
+def follow(
+    session: Session, jobs: "Sequence[Job]", folder: Path, tracker: str, *, until_end: bool
+) -> Iterator[int]:
+    """
+    Write the runs below `folder`, one folder for each job; yield how many values each pass has added.
+
+    A step is the number of images that were seen. No tag gets a step twice: what earlier exports have
+    written into the folder is left out, and so is what a resumed attempt computes again.
+
+    Args:
+        tracker: one of TRACKERS.
+        until_end: continue until all jobs have ended.
+
+    Raises:
+        SpecError: a job is no training.
+        ConfigError: the tracker is not installed, or what is in the folder cannot be read.
+        StorageError: the folder cannot be written.
+    """
+    for job in jobs:
+        if job.kind != "train":
+            raise SpecError(
+                f"job {job.id} is of kind {job.kind} and has no curves", hint="give jobs of kind train"
+            )
+    name, module, made_by = TRACKERS[tracker]
+    try:
+        run_of = getattr(import_module(module), made_by)
+        runs: list[Run] = [
+            run_of(session.volume_of(job), job.id, folder / f"{job.name or job.kind}-{job.id}")
+            for job in jobs
+        ]
+    except ImportError as exc:
+        raise ConfigError(f"{name} cannot be imported: {exc}", hint=f"pip install 'ganq[{tracker}]'") from exc
+    try:
+        while True:
+            rows = session.queries.get_many([job.id for job in jobs])
+            yield sum(
+                run.add(row) for run, row in zip(sorted(runs, key=lambda run: run.job_id), rows, strict=True)
+            )
+            if not until_end or all(row.state.terminal for row in rows):
+                return
+            time.sleep(FOLLOW_S)
+    finally:
+        for run in runs:
+            run.close()
