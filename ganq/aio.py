@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 from urllib.parse import quote
 
 from ganq.client import options_of_spec, settings_of, with_template
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from storage.db.rows import Checkpoint, Event
     from storage.settings import Settings
 
-AsyncReference = "AsyncJob | int | str | PathLike[str]"
+AsyncReference = Union["AsyncJob", int, str, "PathLike[str]"]
+"""A job, its id or its name; of an evaluation also the path of images."""
 
 
 def aconnect(where: "Settings | str | None" = None, *, token: str | None = None) -> "AsyncClient":

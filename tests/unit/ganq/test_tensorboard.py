@@ -149,13 +149,14 @@ def leveldb_log(data: bytes) -> Iterator[bytes]:
 def records(folder: Path) -> list[tuple[dict[str, Any], Path]]:
     """What the offline runs below a folder have logged, and where."""
     import wandb
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
+    protobuf: Any = wandb_internal_pb2
     wandb.teardown()  # waits for the process that writes the files, as the end of a command does
     found = []
     for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
         for data in leveldb_log(file.read_bytes()):
-            record = Record()
+            record = protobuf.Record()
             record.ParseFromString(data)
             if record.HasField("history"):
                 items = {
