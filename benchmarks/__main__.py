@@ -2,7 +2,7 @@
 Run benchmarks and write their results: `python -m benchmarks [NAME …]`.
 
 Each ratio is to a named peer in the same run. Nothing else should run on the machine; the A/A
-column shows the noise.
+column shows the noise. `python -m benchmarks fleet` simulates many workers, with options of its own.
 """
 
 import argparse
@@ -27,6 +27,8 @@ QUICK_ROUNDS = 2
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["fleet"]:
+        return int(importlib.import_module("benchmarks.fleet").main(sys.argv[2:]))
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measure ganq against its peers."
     )

@@ -38,7 +38,7 @@ def full_tables(work: Path, jobs: int, users: int) -> Iterator[tuple[str, dict[s
         yield "Postgres", other
 
 
-def fill(settings: Settings, jobs: int, users: int = 1) -> None:
+def fill(settings: Settings, jobs: int, users: int = 1, *, preemptible: bool = False) -> None:
     """Insert queued trainings into a new table, in sweeps of 10,000, for users in turn."""
     if not settings.is_sqlite:
         empty = Database(settings)
@@ -56,6 +56,7 @@ def fill(settings: Settings, jobs: int, users: int = 1) -> None:
             spec_version=SPEC_VERSION,
             user=f"user{part % users}",
             will_notify=10_000,
+            preemptible=preemptible,
         )
     database.dispose()
 

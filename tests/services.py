@@ -281,6 +281,80 @@ class Postgres(Server):
         return int((self.folder / "data" / "PG_VERSION").read_text().split(".")[0])
 
 
+# --- PgBouncer --------------------------------------------------------------------------------
+
+
+def pgbouncer_binary() -> str | None:
+    """Debian's pgbouncer; no wheel carries it."""
+    return shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+
+
+class PgBouncer(Server):
+    """
+    A pooler of transactions in front of a cluster, on a loopback port.
+
+    Args:
+        settings: of pgbouncer.ini, beside those below.
+        pool: sessions of Postgres for each database.
+        query: executed in each of them first.
+    """
+
+    stop_signal = signal.SIGINT
+
+    def __init__(
+        self,
+        binary: str,
+        postgres: Postgres,
+        *,
+        settings: "dict[str, str] | None" = None,
+        pool: int = 20,
+        query: str = "",
+    ) -> None:
+        super().__init__()
+        self.binary = binary
+        self.postgres = postgres
+        self.port = free_port()
+        self.config = self.folder / "pgbouncer.ini"
+        self._configure(pool, query, settings or {})
+        self._as = {**_unprivileged(), "cwd": "/"}
+        if "user" in self._as:
+            os.chown(self.folder, self._as["user"], self._as["group"])
+        try:
+            self.restart()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _configure(self, pool: int, query: str, settings: "dict[str, str]") -> None:
+        lines = {
+            "listen_addr": "127.0.0.1",
+            "listen_port": str(self.port),
+            "unix_socket_dir": "",
+            "auth_type": "any",
+            "pool_mode": "transaction",
+            "default_pool_size": str(pool),
+            "max_client_conn": "8000",
+            "server_login_retry": "1",
+            **settings,
+        }
+        target = f"host={self.postgres.folder} port={self.postgres.port} user=ganq"
+        if query:
+            target += " connect_query='" + query.replace("'", "''") + "'"
+        ini = ["[databases]", f"* = {target}", "[pgbouncer]", *(f"{k} = {v}" for k, v in lines.items())]
+        self.config.write_text("\n".join(ini) + "\n")
+        self.config.chmod(0o644)
+
+    def restart(self) -> None:
+        self.start([self.binary, str(self.config)], self._listens, **self._as)
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def url(self, database: str) -> str:
+        return f"postgresql+psycopg://ganq@127.0.0.1:{self.port}/{database}"
+
+
 # --- Redis ------------------------------------------------------------------------------------
 
 
