@@ -57,7 +57,11 @@ REQUESTER = "ganq_requester"
 class Database:
     """Transactions; write() and read() retry transient errors."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, connections: int | None = None) -> None:
+        """
+        Args:
+            connections: to Postgres, at most; None: as many as threads use at once.
+        """
         self.url = settings.database_url
         self.is_sqlite = settings.is_sqlite
         self.wal: Wal | None = None
@@ -68,7 +72,7 @@ class Database:
             self.wal = Wal(path)
             self.data_version = DataVersion(path).read
         else:
-            self.engine = postgres_engine(self.url)
+            self.engine = postgres_engine(self.url, connections)
         # In Postgres each statement of a transaction sees what is committed by then, so that a transaction
         # gives readers nothing, and costs them two round trips.
         autocommit = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}

@@ -24,14 +24,21 @@ PERMANENT_MESSAGES = (
     "no pg_hba.conf entry",
 )
 """Messages of Postgres, without a code, to a connection attempt that a retry will not help."""
+NO_ROOM = (
+    "too many clients",
+    "too many connections",
+    "remaining connection slots",
+    "no more connections allowed",
+)
+"""Messages of Postgres and PgBouncer, the same."""
 RETRY_SQLSTATES = (
     *("40001", "40P01"),  # serialization failure, deadlock
     *("55P03", "53300"),  # lock timeout, too many connections
     *("57P01", "57P02", "57P03"),  # shut down, crashed, starting up
     "25006",  # a standby that is not promoted yet
-    *("0A000", "26000"),  # a prepared statement from before a migration, or behind a pooler
+    *("0A000", "26000", "42P05"),  # a prepared statement from before a migration, or behind a pooler
 )
-STALE_SQLSTATES = ("25006", "0A000", "26000")
+STALE_SQLSTATES = ("25006", "0A000", "26000", "42P05")
 """A new connection may reach the server that can be written, or prepare the statement again."""
 UNAVAILABLE_CLASSES = (
     *("08", "28", "3D", "3F"),  # connection, authorization, no such database, no such schema
@@ -118,6 +125,11 @@ def explained(exc: DBAPIError, url: str, *, had_tables: bool) -> Exception:
         return DatabaseUnavailableError(
             f"the disk of the job table is full ({shown})",
             hint="free space there; accepted jobs are safe, and the workers wait",
+        )
+    if sqlstate == "53300" or any(words in said for words in NO_ROOM):
+        return DatabaseUnavailableError(
+            f"the database accepts no more connections: {said} ({shown})",
+            hint="raise max_connections, or put PgBouncer in front of it; a worker has up to two connections",
         )
     wrong_sql = getattr(exc.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
     unavailable = (sqlstate or "")[:2] in UNAVAILABLE_CLASSES or sqlstate in RETRY_SQLSTATES

@@ -15,13 +15,23 @@ ANSWER_S = 40.0
 FRESH_S = 1.0
 """A connection used within this time is not pinged; if it is dead, Database retries with another."""
 
+TIMEOUTS = {"lock_timeout": "5s", "statement_timeout": "30s", "idle_in_transaction_session_timeout": "30s"}
+DIRECT = "ganq.direct"
+"""Set in the start-up packet; a session that does not have it is behind a pooler, which drops the packet."""
+SET_LOCAL = "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in TIMEOUTS.items())
 
-def postgres_engine(url: str) -> Engine:
-    """Return an engine whose connections detect a dead server, network or proxy."""
+
+def postgres_engine(url: str, connections: int | None = None) -> Engine:
+    """
+    Return an engine whose connections detect a dead server, network or proxy, and a pooler of transactions.
+
+    Args:
+        connections: at most so many, of which one stays open; None: as many as threads use at once.
+    """
     engine = create_engine(
         url,
-        pool_size=4,
-        max_overflow=8,
+        pool_size=4 if connections is None else 1,
+        max_overflow=8 if connections is None else connections - 1,
         # Reuse the last connection: it needs no ping, and the server has its prepared statements.
         pool_use_lifo=True,
         connect_args={
@@ -32,8 +42,7 @@ def postgres_engine(url: str) -> Engine:
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
-            "options": "-c lock_timeout=5s -c statement_timeout=30s"
-            " -c idle_in_transaction_session_timeout=30s",
+            "options": " ".join(f"-c {name}={value}" for name, value in {**TIMEOUTS, DIRECT: "1"}.items()),
         },
     )
 
@@ -56,9 +65,43 @@ def postgres_engine(url: str) -> Engine:
 
     @event.listens_for(engine, "do_connect")
     def _bounded(dialect: Any, record: Any, arguments: Any, options: Any) -> Any:
-        return _bounded_connection().connect(*arguments, **options)
+        return _connect(arguments, options)
+
+    @event.listens_for(engine, "begin")
+    def _limited(conn: Any) -> None:
+        raw = conn.connection.dbapi_connection
+        if raw.without_timeouts and not raw.autocommit:
+            conn.exec_driver_sql(SET_LOCAL)
 
     return engine
+
+
+def _connect(arguments: Any, options: dict[str, Any]) -> Any:
+    """
+    Connect, and find out whether a pooler is between.
+
+    A pooler of transactions (PgBouncer) gives each transaction another session: settings of a session and
+    prepared statements do not work. Some refuse the settings of the start-up packet, some drop them.
+    """
+    import psycopg
+
+    connection = _bounded_connection()
+    try:
+        raw = connection.connect(*arguments, **options)
+    except psycopg.OperationalError as exc:
+        if "unsupported startup parameter" not in str(exc):
+            raise
+        raw = connection.connect(*arguments, **{**options, "options": ""})
+    raw.autocommit = True
+    seen = raw.execute(
+        f"SELECT current_setting('{DIRECT}', true), current_setting('lock_timeout')"
+    ).fetchone()
+    raw.autocommit = False
+    raw.pooled = seen[0] != "1"
+    if raw.pooled:
+        raw.prepare_threshold = None
+        raw.without_timeouts = seen[1] == "0"
+    return raw
 
 
 @contextmanager
@@ -92,6 +135,9 @@ def _bounded_connection() -> Any:
         """
 
         answer_s: float | None = ANSWER_S
+        pooled = False
+        without_timeouts = False
+        """Whether the sessions behind the pooler have no lock_timeout: write transactions then set one."""
 
         def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
             return super().wait(self._until(gen), *args, **kwargs)

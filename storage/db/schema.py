@@ -69,12 +69,13 @@ def _lock_out_others(conn: Connection) -> None:
         conn.execute(text("LOCK TABLE alembic_version IN ACCESS EXCLUSIVE MODE"))
 
 
-def open_database(settings: Settings, *, create: bool = False) -> Database:
+def open_database(settings: Settings, *, create: bool = False, connections: int | None = None) -> Database:
     """
     Open the job table and check its schema.
 
     Args:
         create: create a SQLite database that does not exist.
+        connections: to Postgres, at most; None: as many as threads use at once.
 
     Raises:
         SchemaMismatchError: there are no tables, or the schema is incompatible.
@@ -91,7 +92,7 @@ def open_database(settings: Settings, *, create: bool = False) -> Database:
                     missing=True,
                 )
             _make_parent(path)
-    database = Database(settings)
+    database = Database(settings, connections=connections)
     try:
         if create and settings.is_sqlite and database.revision() is None:
             upgrade(database)

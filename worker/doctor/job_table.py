@@ -35,7 +35,7 @@ LOCKED_S = 5.0
 """No healthy worker holds the write lock for longer."""
 OLDEST_POSTGRES = 14
 """Older versions are no longer maintained (postgresql.org/support/versioning)."""
-CONNECTIONS_PER_WORKER = 4
+CONNECTIONS_PER_WORKER = 2
 MOUNT_IN_MEMORY = ("tmpfs", "ramfs")
 
 

@@ -65,6 +65,8 @@ SHORT_POLL_S = 0.3
 STUCK_POLL_S = 1.0
 """Interval of the checks whether a stuck runner has died."""
 VOLUME_CHECK_S = 10.0
+CONNECTIONS = 2
+"""To Postgres: a third thread waits, for some milliseconds. One connection stays open."""
 NAME_TAKEN_EXIT = 5
 IDLE_EXIT = 6
 DRAIN_EXIT = 7
@@ -91,7 +93,7 @@ class Supervisor:
         self.identity = identity
         self.volume = Volume(settings.volume)
         self.metrics = make_metrics(settings, identity)
-        self.database = open_database(settings)
+        self.database = open_database(settings, connections=CONNECTIONS)
         self.store = JobStore(self.database)
         self.queries = Queries(self.database)
         self.workers = WorkerStore(
