@@ -1,11 +1,13 @@
 """A receiver of webhooks: a real HTTP server that verifies signatures with the library of the standard."""
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Self
 
 from standardwebhooks import Webhook
@@ -42,12 +44,14 @@ class Receiver:
     Args:
         answer: returns the status for the n-th request, beginning with 1; and a header of the answer.
         address: of the loopback network.
+        certificate: of the server and its key, for TLS.
     """
 
     def __init__(
         self,
         answer: Callable[[int], int | tuple[int, tuple[str, str]]] = lambda number: 204,
         address: str = "127.0.0.1",
+        certificate: tuple[Path, Path] | None = None,
     ) -> None:
         self.answer = answer
         self.secret = ""
@@ -67,6 +71,10 @@ class Receiver:
                 pass
 
         self.server = ThreadingHTTPServer((address, 0), Handler)
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
         self.server.daemon_threads = True
         self.server.block_on_close = False
         self.port = int(self.server.server_address[1])

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser.serving import Answer, Server, environment
+from receiver import Receiver, wait_until
 from tables import event_types, set_columns
 
 from storage.db.queries import Filter
 from storage.db.tokens import Role, Tokens
+from storage.db.webhooks import Filters, Webhooks
 from storage.db.workers import WorkerStore
 
 if TYPE_CHECKING:
@@ -734,3 +736,23 @@ def test_an_admin_adds_lists_and_removes_webhooks_and_nobody_else(
     assert admin("DELETE", "/webhooks/1").status == 200
     assert admin("DELETE", "/webhooks/1").status == 404
     assert admin("DELETE", "/webhooks/x").status == 400
+
+
+def test_the_server_of_the_page_delivers(
+    settings: "Settings",
+    tokens: Tokens,
+    database: "Database",
+    store: "JobStore",
+    job_factory: "Callable[..., Job]",
+) -> None:
+    env = {**environment(settings), "GANQ_WEBHOOK_NETWORKS": "127.0.0.0/8"}
+    with Receiver() as receiver:
+        receiver.secret = Webhooks(database).create("http", receiver.url, Filters(), "ada").secret
+        server = Server(env, ("--port", "0")).start()
+        try:
+            store.request_cancel(job_factory().id)
+            wait_until(lambda: receiver.taken())
+        finally:
+            server.stop()
+    (taken,) = receiver.taken()
+    assert taken.message["type"] == "job.cancelled"

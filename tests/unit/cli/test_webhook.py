@@ -1,7 +1,9 @@
 """`ganq webhook` and `ganq wait --notify`."""
 
 import base64
+import os
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from receiver import Receiver
 from sqlalchemy import text
 from unit.conftest import Ganq
 
+from cli.ui.notify_here import notify_here
 from storage.db.engine import Database
 from storage.db.rows import Job
 from storage.db.store import JobStore
@@ -161,3 +164,15 @@ def test_wait_notifies_the_desktop_when_the_jobs_have_ended(
     ]
     script.write_text("#!/bin/sh\nexit 1\n")
     assert ganq("wait", job.id, "--notify").code == 1
+
+
+def test_the_bell_rings_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    reader, terminal = os.openpty()
+    with open(terminal, "w") as stderr, open(tmp_path / "log", "w") as log:
+        for stream in (log, stderr):
+            monkeypatch.setattr(sys, "stderr", stream)
+            notify_here("job 1 has succeeded")
+        assert os.read(reader, 10) == b"\a"
+    os.close(reader)
+    assert (tmp_path / "log").read_text() == ""
