@@ -102,7 +102,7 @@ async def _http(hook: Webhook, message: Message, settings: Settings) -> Reply:
         try:
             return await _exchange(reader, writer, hook, message)
         finally:
-            writer.close()
+            writer.transport.abort()  # close() would wait for the receiver's end of TLS
     raise failed
 
 
