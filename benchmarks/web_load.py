@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import resource
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,9 @@ USUAL_FILES = 1024
 @contextmanager
 def served(settings: Settings, **how: Any) -> Iterator[Server]:
     server = Server(environment(settings), CHANGES, **how).start()
+    assert server.process.stderr is not None
+    # Else the server would wait for room in the pipe: it writes a line for each connection that it refuses.
+    threading.Thread(target=server.process.stderr.read, daemon=True).start()
     try:
         yield server
     finally:
