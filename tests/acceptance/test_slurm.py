@@ -140,17 +140,19 @@ def log(ganq: Ganq, job: str) -> str:
 def test_a_job_survives_the_time_limit_and_finishes_in_the_next_allocation(
     slurm: Slurm, ganq: Ganq, redis_url: str, small: list[str]
 ) -> None:
-    train = ganq.json("submit", "train", *small, "--epochs", "2000")["id"]
+    train = ganq.json("submit", "train", *small, "--epochs", "800")["id"]
     # Slurm checks limits each half minute: SIGTERM comes 30 to 60 s after the start.
     job = submit(slurm, ganq, "--time=2", "--signal=B:TERM@60")
     until(lambda: ganq.peek(train)["state"] == "running", what="the job to run in the allocation")
     assert ganq.peek(train)["worker"].endswith(f"-slurm-{job}")
     until(lambda: slurm.restarts(job) >= 1, what="Slurm to requeue the job")
+    # With the old limit each allocation would have half a minute for the job.
+    slurm("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     assert ganq.peek(train)["state"] == "queued"
     saved = ganq.steps(train)[-1]
     assert "requeued" in ganq("events", str(train))
 
-    until(lambda: ganq.peek(train)["state"] == "succeeded", within_s=400, what="the job to finish")
+    until(lambda: ganq.peek(train)["state"] == "succeeded", within_s=450, what="the job to finish")
     assert ganq.peek(train)["attempt"] >= 2
     assert ganq.job(train)["result"]["resumed_from"] >= saved > 0
     # The worker is idle then and exits with 0: Slurm counts the allocation as completed.
