@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 The REST API on the loopback of the same machine, with 100,000 queued jobs in the table. Server and clients
 share its cores. One submission: a generation from an existing training, one client, the median. Submissions
-and reads a second: 16 connections. Upload of 16,000 images and download of 100,000: against `cp -r` of the same
-files, each with `sync`."""
+and reads a second: 16 connections. Upload of 16,000 images and download of 100,000: against `cp -r` of the
+same files, each with `sync`."""
 
 JOBS = 100_000
 CONNECTIONS = 16
