@@ -73,7 +73,10 @@ def states(hooks: Webhooks, webhook: Webhook) -> list[str]:
 
 
 def all_delivered(hooks: Webhooks) -> bool:
-    return all(one.state == "delivered" for one in hooks.deliveries(limit=10_000))
+    counts = hooks.counts().values()
+    return any(one.get("delivered") for one in counts) and not any(
+        one.get(state) for one in counts for state in (PENDING, FAILED)
+    )
 
 
 def post(url: str, settings: Settings, secret: str = "") -> Reply:
@@ -658,9 +661,12 @@ def test_a_service_of_apprise_gets_a_sentence(
         hook = hooks.create(*read_target(url, allowed), Filters(), "ada")
         job = job_factory(name="faces")
         store.request_cancel(job.id)
-        patient = replace(allowed, webhook_timeout_seconds=10.0)
+        patient = replace(allowed, webhook_timeout_seconds=20.0, webhook_retry_seconds=0.5)
         with delivering(database, patient):
+            wait_until(lambda: hooks.deliveries(hook.id)[0].error)
+            failed = hooks.deliveries(hook.id)[0].error or ""
             wait_until(lambda: all_delivered(hooks))
+    assert failed.startswith("Failed to send ntfy notification")
     (taken,) = receiver.taken()
     assert taken.message["topic"] == "topic"
     assert taken.message["title"] == f"ganq: job {job.id} (faces) was cancelled"

@@ -193,7 +193,7 @@ def _notify(url: str, message: Message, settings: Settings) -> Reply:
     kinds = {"job.succeeded": apprise.NotifyType.SUCCESS, "job.failed": apprise.NotifyType.FAILURE}
     kind = kinds.get(message.type, apprise.NotifyType.INFO)
     capture: Any = apprise.LogCapture
-    with capture(level=apprise.logging.WARNING) as said:
+    with capture(level=apprise.logging.WARNING, fmt="%(message)s") as said:
         done = plugin.notify(body=message.text, title=message.title, notify_type=kind)
         lines = said.getvalue().strip().splitlines()
     if done:
