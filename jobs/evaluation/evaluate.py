@@ -24,6 +24,7 @@ from jobs.generation.epoch_grid import labelled
 from jobs.generation.generate import Generation
 from jobs.metrics import features as networks
 from jobs.metrics.copying import Copying, copying, thumbnails
+from jobs.metrics.detail import grain, outlines
 from jobs.metrics.diversity import COLLAPSED, diversity
 from jobs.metrics.prdc import precision_recall
 from jobs.metrics.registry import METRICS, ImageSet, check_real, compare, real_baseline
@@ -202,6 +203,9 @@ class _Evaluation:
                 "baseline": None if baseline is None else baseline.value,
                 "note": measured.note,
             }
+            if measured.by_side is not None:
+                metrics[measured.key]["by_side"] = measured.by_side
+                metrics[measured.key]["baseline_by_side"] = None if baseline is None else baseline.by_side
         self._raise_if_stopped()
         count = min(len(real), len(generated))
         pr = precision_recall(real.features_ND[:count], generated.features_ND[:count])
@@ -211,7 +215,11 @@ class _Evaluation:
             "metrics": metrics,
             "precision": {"value": pr.precision, "baseline": pr_baseline.precision},
             "recall": {"value": pr.recall, "baseline": pr_baseline.recall},
+            "grain": {"value": grain(generated.images_N3HW), "baseline": grain(real.images_N3HW)},
         }
+        drawn = self._or_note(outlines, real.images_N3HW, generated.images_N3HW)
+        if drawn is not None:
+            facts["outlines"] = drawn
         among = self._or_note(diversity, real.features_ND, generated.features_ND)
         if among is not None:
             facts["diversity"] = among

@@ -59,6 +59,8 @@ class Measure:
     """Standard error from the choice of images, if the metric estimates it."""
     note: str | None = None
     """A limitation of the value, in words."""
+    by_side: dict[str, float] | None = None
+    """The value at each scale, by side in pixels, if the metric has scales."""
 
 
 def key_of(metric: Metric, network: str | None) -> str:
@@ -80,7 +82,9 @@ def compare(metric: Metric, real: ImageSet, generated: ImageSet) -> Measure:
     check_real(real)
     key = key_of(metric, generated.network)
     if metric == "swd":
-        return Measure(key, swd(real.images_N3HW, generated.images_N3HW).value)
+        distance = swd(real.images_N3HW, generated.images_N3HW)
+        by_side = {str(side): value for side, value in distance.levels.items()}
+        return Measure(key, distance.value, by_side=by_side)
     if metric == "kid":
         estimate = kid(real.features_ND, generated.features_ND)
         return Measure(key, estimate.value, estimate.spread)

@@ -67,6 +67,10 @@ def test_as_good_as_real_is_near_the_floor_and_no_copy(good: Any) -> None:
     assert good[0]["recall"]["value"] > good[0]["recall"]["baseline"] - 0.1
     assert good[0]["diversity"] == pytest.approx(1, abs=0.1)
     assert good[0]["copying"]["verdict"] == "none"
+    swd_by_side, real = (good[0]["metrics"]["swd"][key] for key in ("by_side", "baseline_by_side"))
+    assert swd_by_side.keys() == real.keys() == {"16"}
+    assert good[0]["grain"]["value"] == pytest.approx(good[0]["grain"]["baseline"], rel=0.1)
+    assert good[0]["outlines"] == pytest.approx(1, abs=0.1)
     assert set(good[0]["copying"]["all"]) == {"thumbnails", "random"}
     assert (good[0]["image_count"], good[0]["data"]["image_count"], good[0]["feature_network"]) == (
         250,

@@ -13,6 +13,7 @@ from PIL import Image
 
 from jobs.errors import ConfigError, ForeignFileError, NotMeasurableError, SpecError
 from jobs.metrics import effnet, features
+from jobs.metrics.detail import grain, outline_strength, outlines
 from jobs.metrics.diversity import COLLAPSED, diversity
 from jobs.metrics.fid import fid, is_biased
 from jobs.metrics.kid import kid
@@ -319,3 +320,34 @@ def test_diversity_of_a_data_set_full_of_duplicates_is_not_reported() -> None:
 def test_swd_refuses_images_below_its_smallest_level() -> None:
     with pytest.raises(NotMeasurableError, match="16×16"):
         swd(flat(4, side=8), flat(4, side=8))
+
+
+# --- grain and outlines ---------------------------------------------------------------------------
+
+
+def test_grain_is_the_deviation_of_noise_in_flat_areas_and_not_an_edge(
+    samples: dict[str, torch.Tensor],
+) -> None:
+    flat = torch.full((2, 3, 64, 64), 128, dtype=torch.uint8)
+    noise = torch.randn((2, 1, 64, 64), generator=draws())  # equal in all channels
+    noisy = (flat + 10 * noise).round().byte()
+    # The flattest half of the pixels of pure noise have less of it than the others.
+    assert 7 < grain(noisy) < 10.5
+    edge = flat.clone()
+    edge[..., 32:] = 255
+    assert grain(edge) == 0
+    assert grain(samples["good"]) < 1 < 8 < grain(samples["noisy"])
+
+
+def test_outlines_are_weaker_in_blurred_images_and_as_strong_in_other_real_ones(
+    faces: torch.Tensor, samples: dict[str, torch.Tensor]
+) -> None:
+    real = faces[:HALF]
+    assert outlines(real, samples["good"]) == pytest.approx(1, abs=0.1)
+    assert outlines(real, samples["blurred"]) < 0.6
+    edge = torch.zeros((1, 3, 64, 64), dtype=torch.uint8)
+    edge[..., 32:] = 80
+    # A step of 80 levels has a gradient of 40 at two columns of 62, which is less than a twentieth.
+    assert outline_strength(edge) == pytest.approx(40 * (2 * 62) / int(0.05 * 62**2), rel=0.02)
+    with pytest.raises(NotMeasurableError, match="no outlines"):
+        outlines(samples["black"], real)
