@@ -43,6 +43,31 @@ class Budget:
         return -(-int(self.amount) // batch)
 
 
+def read_switches(given: str) -> tuple[int, ...]:
+    """
+    Read the switches of `--progressive`: '20k,60k', or 'none'.
+
+    Returns:
+        The counts of images.
+
+    Raises:
+        SpecError: it is neither.
+    """
+    text = given.strip().lower()
+    if text == "none":
+        return ()
+    counts = []
+    for part in text.split(","):
+        found = _COUNT.fullmatch(part.strip())
+        amount = round(float(found[1]) * FACTORS[found[2]], 6) if found and not found[3] else 0.5
+        if amount != int(amount) or not 1 <= amount <= MOST:
+            raise SpecError(
+                f"--progressive {text[:40]!r}: not two counts of images", hint="e.g. 20k,60k; or none"
+            )
+        counts.append(int(amount))
+    return tuple(counts)
+
+
 def read_budget(given: str | int) -> Budget:
     """
     Read a budget; a plain number counts epochs.

@@ -21,7 +21,7 @@ from storage.settings import Settings
 
 NEVER_SWEPT = (
     *("source", "path", "data", "feature_network", "feature_sha256", "device", "loader_workers"),
-    *("reader", "keep_duplicates", "white_level", "max_unpacked_gb"),
+    *("reader", "keep_duplicates", "white_level", "max_unpacked_gb", "fit"),
 )
 
 HELP = {
@@ -37,6 +37,7 @@ HELP = {
     "max_skip": "Maximum fraction of images that are left out: unreadable, or of an unsupported format.",
     "keep_duplicates": "Also use real images whose bytes are equal to another's.",
     "white_level": "Value of white in grey images of 16 bits or floats; 0: 65535.",
+    "fit": "How images that are not square become square: their centre, black bars, or distorted.",
     "max_unpacked_gb": "Maximum unpacked size of an archive in gigabytes.",
     "loader_workers": "Processes that decode images.",
     "device": "Device to evaluate on.",

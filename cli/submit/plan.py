@@ -14,6 +14,8 @@ from jobs.specs import EvaluateSpec, GenerateSpec, TrainSpec
 from jobs.states import JobState
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from jobs.specs import Spec
     from storage.db.queries import Queries
     from storage.db.rows import Job
@@ -21,10 +23,14 @@ if TYPE_CHECKING:
 
 PNG_BYTES_PER_PIXEL = 1.7
 """Average of a generated face: 15.5 kB at 96×96."""
+PROCESS_BYTES = 400_000_000
+"""Of a process with PyTorch, before it builds a network."""
+ACTIVATION_FACTOR, PENALTY_FACTOR = 1.5, 2.0
+"""Memory relative to the activations of one pass, measured at 96 to 256 pixels."""
 HISTORY = 100
 """Jobs that are searched for similar ones."""
 TRAINING_FIELDS = (
-    *("size", "nz", "ngf", "ndf", "norm_d", "arch"),
+    *("size", "nz", "ngf", "ndf", "norm_d", "arch", "full_res_conv", "skips", "progressive"),
     *("d_every", "g_every", "r1_gamma", "r2_gamma", "penalty_every", "precision", "cuda_graphs"),
 )
 EVALUATION_FIELDS = ("size", "count", "search", "feature_network")
@@ -36,7 +42,7 @@ RENAMED_KEYS = {
     "max_real_images": "real_pictures_at_most",
 }
 """Keys of a plan, and their names in ganq 0.2, which JSON still contains."""
-GENERATION_FIELDS = ("size", "nz", "ngf", "arch")
+GENERATION_FIELDS = ("size", "nz", "ngf", "arch", "full_res_conv", "skips")
 
 
 def show_plan(
@@ -111,6 +117,7 @@ def training_plan(spec: TrainSpec, images: int) -> dict[str, int]:
         "checkpoints_kept": kept,
         "checkpoint_bytes": checkpoint_bytes(spec),
         "bytes_on_disk": kept * checkpoint_bytes(spec) + images * 3 * spec.size**2,
+        "memory_bytes": memory_bytes(spec),
     }
 
 
@@ -147,6 +154,33 @@ def checkpoint_bytes(spec: TrainSpec) -> int:
     generator, discriminator = map(int, numbers)
     average = generator if spec.ema_half_life_kimg > 0 else 0
     return 4 * (3 * (generator + discriminator) + average + generator + discriminator)
+
+
+def memory_bytes(spec: TrainSpec) -> int:
+    """Return the approximate memory of a training process on a CPU; a GPU needs less by PROCESS_BYTES."""
+    import torch
+
+    from jobs.networks.dcgan import Architecture
+
+    networks = Architecture.of_spec(spec)
+    with torch.device("meta"):
+        generator, discriminator = networks.build_generator(), networks.build_discriminator()
+        of_g = _activations(generator, torch.zeros(2, spec.nz, 1, 1))
+        of_d = _activations(discriminator, torch.zeros(2, 3, spec.size, spec.size))
+    # D sees real images and fakes; a gradient penalty keeps the gradients of each layer, too.
+    passes_d = 2 * (PENALTY_FACTOR if spec.r1_gamma + spec.r2_gamma > 0 else 1)
+    numbers = spec.batch * ACTIVATION_FACTOR * (of_g + passes_d * of_d)
+    return int(PROCESS_BYTES + 2 * checkpoint_bytes(spec) + 4 * numbers)
+
+
+def _activations(net: "nn.Module", inputs: "Tensor") -> float:
+    """Return how many numbers the layers of a network compute for one image; `inputs` are two."""
+    counts: list[int] = []
+    for layer in net.modules():
+        if not list(layer.children()) and not getattr(layer, "inplace", False):
+            layer.register_forward_hook(lambda layer, inputs, output: counts.append(output.numel()))
+    net(inputs)
+    return sum(counts) / 2
 
 
 # --- time ---------------------------------------------------------------------------------

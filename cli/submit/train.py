@@ -18,6 +18,8 @@ from cli.ui.params import RenamedChoice
 from ganq.submission import preflight
 from ganq.submission.accept import prerequisites
 from ganq.submission.train import absolute_paths, prepare
+from jobs.budgets import read_switches
+from jobs.errors import SpecError
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
 from jobs.specs import FEATURE_NETWORKS, Augment, TrainSpec, check_name
 from storage.settings import Settings
@@ -43,6 +45,10 @@ HELP = {
     "g_every": "Update the generator on every N-th batch.",
     "arch": "Network architecture: the tutorial's DCGAN, a DCGAN with balanced channels, or a ResNet without "
     "normalisation.",
+    "full_res_conv": "End the generator in a convolution at the resolution of the image.",
+    "skips": "Skip connections between images of a quarter, half and full size, in both networks.",
+    "progressive": "Train at a quarter of the size, after A images at half, after B at full size: A,B as "
+    "20k,60k. Implies --skips. 'none': full size from the start.",
     "loss": "Loss function.",
     "norm_d": "Normalisation of the discriminator.",
     "r1_gamma": "Weight of the R1 gradient penalty (real images); 0 disables it.",
@@ -63,6 +69,7 @@ HELP = {
     "max_skip": "Maximum fraction of images that are left out: unreadable, or of an unsupported format.",
     "keep_duplicates": "Also use files whose bytes are equal to another's.",
     "white_level": "Value of white in grey images of 16 bits or floats; 0: 65535.",
+    "fit": "How images that are not square become square: their centre, black bars, or distorted.",
     "max_unpacked_gb": "Maximum unpacked size of an archive in gigabytes.",
     "grey": "Generate greyscale images.",
     "loader_workers": "Processes that decode the data set (once).",
@@ -92,7 +99,16 @@ PATHS: dict[str, click.ParamType[Any]] = {
     name: click.Path() for name in ("data", "init_netg", "init_netd", "feature_network")
 }
 
-NEVER_SWEPT = (*PATHS, "continue_from", "init_from", "augment", "feature_sha256", "max_unpacked_gb", "reader")
+NEVER_SWEPT = (
+    *PATHS,
+    "continue_from",
+    "init_from",
+    "augment",
+    "progressive",
+    "feature_sha256",
+    "max_unpacked_gb",
+    "reader",
+)
 """Paths, fields that depend on a path, and lists."""
 
 POLICIES = get_args(Augment)
@@ -117,6 +133,22 @@ class Policies(click.ParamType[tuple[str, ...]]):
             if part not in POLICIES:
                 self.fail(f"{part[:40]!r} is not one of {', '.join(POLICIES)}, none", param, ctx)
         return tuple(chosen)
+
+
+class ResolutionSwitches(click.ParamType[tuple[int, ...]]):
+    """'20k,60k' or 'none'."""
+
+    name = "a,b|none"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return read_switches(str(value))
+        except SpecError as exc:
+            self.fail(f"{exc.message}; {exc.hint}", param, ctx)
 
 
 @click.command(
@@ -157,7 +189,12 @@ class Policies(click.ParamType[tuple[str, ...]]):
     TrainSpec,
     HELP,
     excluded=("continue_from", "init_from", "reader"),
-    types={"augment": Policies(), "recipe": RenamedChoice([*RECIPES], field="recipe"), **PATHS},
+    types={
+        "augment": Policies(),
+        "progressive": ResolutionSwitches(),
+        "recipe": RenamedChoice([*RECIPES], field="recipe"),
+        **PATHS,
+    },
     flags={"loader_workers": ("--loader-workers", "--num-workers")},
 )
 @submit_options

@@ -145,7 +145,7 @@ def _value(name: str, value: Any) -> Any:
     """Return a value as it is written in a job file."""
     if name == "seeds":
         return ",".join(f"{first}-{last}" if last != first else f"{first}" for first, last in value)
-    if name == "augment" and not value:
+    if name in ("augment", "progressive") and not value:
         return "none"
     return list(value) if isinstance(value, tuple) else value
 

@@ -25,7 +25,8 @@ SOURCE_ALIASES = {"train": {"continue": "continue_from"}, "generate": {"from": "
 INTERNAL = ("draws",)
 NEVER_SWEPT = (
     *("data", "init_netg", "init_netd", "feature_network", "feature_sha256", "source", "path", "out"),
-    *("continue_from", "init_from", "subject", "now", "seeds", "interpolate", "augment", "reader"),
+    *("continue_from", "init_from", "subject", "now", "seeds", "interpolate", "augment", "progressive"),
+    "reader",
 )
 TEXTS = ("data", "path", "out", "init_netg", "init_netd", "feature_network", "feature_sha256")
 """Options that are read before their spec is validated."""

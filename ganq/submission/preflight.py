@@ -206,6 +206,7 @@ def check_training(spec: TrainSpec) -> "Listing":
             f"{spec.data} contains {found} image{'s' * (found != 1)}, fewer than one batch of {spec.batch}",
             hint=f"use --batch {found} or less, or add images" if found > 1 else "add images",
         )
+    spec.check_progressive(found)
     if spec.conditional:
         _check_classes(listing)
     for option, weights in (("--init-netg", spec.init_netg), ("--init-netd", spec.init_netd)):

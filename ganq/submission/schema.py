@@ -16,6 +16,7 @@ SHAPES: dict[str, Any] = {
     "now": {"type": "boolean"},
     "seeds": {"type": ["string", "array"], "description": "'0,4-6', or [0, [4, 6]]"},
     "augment": {"type": ["string", "array"], "description": "'translation,color', a list, or 'none'"},
+    "progressive": {"type": ["string", "array"], "description": "'20k,60k', [20000, 60000], or 'none'"},
     "interpolate": {"type": ["string", "array"], "description": "image indices: '3,17', or [3, 17]"},
     "stop-after": {"type": ["string", "integer"], "description": "'10m', '200k-images', or epochs"},
     "checkpoint": {"type": ["string", "integer"], "description": "best, last, or an epoch"},

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from storage.datasets.sources import Listing
     from storage.db.rows import Job
 
-NETWORKS = ("size", "nz", "ngf", "ndf", "arch", "norm_d", "conditional", "grey")
+NETWORKS = ("size", "nz", "ngf", "ndf", "arch", "norm_d", "conditional", "grey", "full_res_conv", "skips")
 """Fields that must be equal for the weights of one run to fit another."""
 
 
@@ -163,11 +163,13 @@ def fine_tuned(session: Session, start: "Job", given: dict[str, Any]) -> dict[st
         from storage.db.queries import without_checkpoint
 
         raise without_checkpoint(start)
-    # Specs of ganq 0.1 have no `arch`, and its imports no `norm_d`.
+    # Older specs lack fields; imports of ganq 0.1 have no `norm_d`.
     inherited = {
         "arch": "dcgan",
         "conditional": False,
         "grey": False,
+        "full_res_conv": False,
+        "skips": False,
         **{name: start.spec[name] for name in NETWORKS if name in start.spec},
     }
     if inherited.get("norm_d", "batch") is None:  # imported without a discriminator: any fits

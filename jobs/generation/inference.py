@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from jobs.networks.classes import ClassLatents
 from jobs.networks.dcgan import AnyGenerator
 from jobs.networks.resnet import ResNetGenerator
+from jobs.networks.skips import SkipGenerator
 
 
 def for_inference(net: AnyGenerator, device: torch.device) -> nn.Module:
@@ -31,11 +32,13 @@ def for_inference(net: AnyGenerator, device: torch.device) -> nn.Module:
         A network without BatchNorm, channels last, on the device: latents (B, Z, 1, 1) to images
         (B, 3, H, W), equal up to the last bits of the floats.
     """
-    if isinstance(net, ResNetGenerator):  # no BatchNorm, and no layer that is slow on a CPU
+    # A residual one has no BatchNorm, and no layer that is slow on a CPU.
+    if isinstance(net, ResNetGenerator | SkipGenerator):
         same = copy.deepcopy(net).eval().requires_grad_(False)
         return cast(nn.Module, same.to(device=device, memory_format=torch.channels_last))  # type: ignore[call-overload]
     source = list(net.Gene)
     on_cpu = device.type == "cpu"
+    shuffles_last = isinstance(source[-2], nn.PixelShuffle)
     layers: list[nn.Module] = []
     interleave: list[nn.Module] = []  # after Tanh, which is faster on contiguous memory
     for layer, after in zip(source, [*source[1:], None], strict=True):
@@ -47,7 +50,8 @@ def for_inference(net: AnyGenerator, device: torch.device) -> nn.Module:
                 interleave.append(PixelInterleave(stride, first=first, less=stride))
             else:
                 layers.append(LatentLayer(folded) if on_cpu and folded.stride[0] == 1 else folded)
-        elif on_cpu and isinstance(layer, nn.Conv2d) and isinstance(after, nn.PixelShuffle):
+        elif on_cpu and shuffles_last and isinstance(after, nn.PixelShuffle):
+            assert isinstance(layer, nn.Conv2d)
             layers.append(_reordered_filters(layer, after.upscale_factor))
             interleave.append(PixelInterleave(after.upscale_factor))
         elif not isinstance(layer, nn.BatchNorm2d) and not (

@@ -8,34 +8,31 @@ is initialised to nearest-neighbour upsampling, which avoids checkerboard artefa
 
 Shapes in names: B images, C channels, Z latent dimensions, H, W pixels.
 
-Source: sub-pixel convolution: Shi et al. 2016, arXiv:1609.07009; its initialisation: Aitken et al. 2017
-(ICNR), arXiv:1707.02937. The widths were chosen by measurement: docs/quality.md.
+Source: jobs/networks/heads.py; the widths were chosen by measurement: docs/quality.md.
 """
 
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from jobs.networks.classes import ClassLatents
-from jobs.networks.layout import balanced_widths, edge_layer
+from jobs.networks.heads import full_resolution_head, subpixel_head
+from jobs.networks.layout import balanced_widths
 from jobs.networks.transposed_conv import doublings
 
 
 class BalancedGenerator(nn.Module):
     """Map latents (B, Z, 1, 1) to images (B, 3, size, size) in (-1, 1)."""
 
-    def __init__(self, *, size: int, nz: int, ngf: int, classes: int = 0) -> None:
+    def __init__(
+        self, *, size: int, nz: int, ngf: int, classes: int = 0, full_res_conv: bool = False
+    ) -> None:
         super().__init__()
-        _, side, _ = edge_layer(size)
         self.GeneClasses = ClassLatents(classes) if classes else None
         channels = [ngf * factor for factor in balanced_widths(size)]
         layers = doublings(nz + ClassLatents.NUMBERS if classes else nz, channels)
-        pixels = nn.Conv2d(channels[-1], 3 * side**2, 3, padding=1)
-        with torch.no_grad():
-            pixels.weight.copy_(pixels.weight[:3].repeat_interleave(side**2, dim=0))
-            nn.init.zeros_(cast(Tensor, pixels.bias))
-        self.Gene = nn.Sequential(*layers, pixels, nn.PixelShuffle(side), nn.Tanh())
+        head = full_resolution_head if full_res_conv else subpixel_head
+        self.Gene = nn.Sequential(*layers, *head(channels[-1], size), nn.Tanh())
 
     def forward(self, latents_BZ11: Tensor, labels_B: Tensor | None = None) -> Tensor:
         if self.GeneClasses is not None:

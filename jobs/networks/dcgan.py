@@ -12,7 +12,7 @@ the last layer of G and the first layer of D is 3, which gives 96 pixels.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self, cast, get_args
 
 import torch
@@ -22,8 +22,10 @@ from torch.nn.utils.parametrizations import spectral_norm
 from jobs.errors import SpecError
 from jobs.networks.balanced import BalancedGenerator
 from jobs.networks.classes import ClassLatents, ClassScores
-from jobs.networks.layout import edge_layer, widths
+from jobs.networks.heads import full_resolution_head, transposed_head
+from jobs.networks.layout import edge_layer, skip_sides, widths
 from jobs.networks.resnet import ResNetDiscriminator, ResNetGenerator
+from jobs.networks.skips import SkipDiscriminator, SkipGenerator
 from jobs.networks.transposed_conv import doublings
 from jobs.renamed import renamed
 from jobs.specs import TrainSpec, size_plan
@@ -39,13 +41,15 @@ class Generator(nn.Module):
     No layer has a bias, because BatchNorm would remove it.
     """
 
-    def __init__(self, *, size: int, nz: int, ngf: int, classes: int = 0) -> None:
+    def __init__(
+        self, *, size: int, nz: int, ngf: int, classes: int = 0, full_res_conv: bool = False
+    ) -> None:
         super().__init__()
         self.GeneClasses = ClassLatents(classes) if classes else None
         channels = [ngf * factor for factor in widths(size)]
         layers = doublings(nz + ClassLatents.NUMBERS if classes else nz, channels)
-        layers += [nn.ConvTranspose2d(channels[-1], 3, *edge_layer(size), bias=False), nn.Tanh()]
-        self.Gene = nn.Sequential(*layers)
+        head = full_resolution_head if full_res_conv else transposed_head
+        self.Gene = nn.Sequential(*layers, *head(channels[-1], size), nn.Tanh())
 
     def forward(self, latents_BZ11: Tensor, labels_B: Tensor | None = None) -> Tensor:
         if self.GeneClasses is not None:
@@ -100,13 +104,18 @@ class Discriminator(nn.Module):
         return cast(Tensor, self.Discrim[self.head + 1 :](logits_B))
 
 
-AnyGenerator = Generator | BalancedGenerator | ResNetGenerator
-AnyDiscriminator = Discriminator | ResNetDiscriminator
-GENERATORS: dict[Arch, type[AnyGenerator]] = {
+AnyGenerator = Generator | BalancedGenerator | ResNetGenerator | SkipGenerator
+AnyDiscriminator = Discriminator | ResNetDiscriminator | SkipDiscriminator
+GENERATORS: dict[Arch, type[Generator | BalancedGenerator | ResNetGenerator]] = {
     "dcgan": Generator,
     "balanced": BalancedGenerator,
     "resnet": ResNetGenerator,
 }
+
+
+GENERATOR_FIELDS = ("size", "nz", "ngf", "classes", "full_res_conv")
+LATER_FIELDS = ("arch", "classes", "grey", "full_res_conv", "skips", "grown")
+"""Fields of an architecture that ganq 0.1 does not know."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +132,17 @@ class Architecture:
     """Number of classes of a conditional pair; 0: unconditional."""
     grey: bool = False
     """G's channels are equal: each is the mean of the three."""
+    full_res_conv: bool = False
+    """G ends in a convolution at the resolution of the image."""
+    skips: bool = False
+    """Both networks have an image at a quarter and half of the side, too."""
+    grown: int = 0
+    """Side that a network with skips is trained at, in an early phase of --progressive; 0: `size`."""
 
     def __post_init__(self) -> None:
         size_plan(self.size)
+        if self.grown and not (self.skips and self.grown in skip_sides(self.size)[:2]):
+            raise SpecError(f"no network has these measures: {asdict(self)}")
         known = self.norm_d in get_args(NormD) and self.arch in get_args(Arch)
         fits = self.arch != "resnet" or self.norm_d == "none"
         if min(self.nz, self.ngf, self.ndf) < 1 or self.classes < 0 or not known or not fits:
@@ -146,7 +163,18 @@ class Architecture:
             arch=spec.arch,
             classes=classes,
             grey=spec.grey,
+            full_res_conv=spec.full_res_conv,
+            skips=spec.skips,
         )
+
+    @property
+    def side(self) -> int:
+        """Side of the images that the networks are trained on."""
+        return self.grown or self.size
+
+    def at(self, side: int) -> Self:
+        """Return the networks of the phase of --progressive in which images have this side."""
+        return replace(self, grown=0 if side == self.size else side)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -164,7 +192,7 @@ class Architecture:
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON without fields that ganq 0.1 does not know, if they have their defaults."""
-        later = {one.name: one.default for one in fields(self) if one.name in ("arch", "classes", "grey")}
+        later = {one.name: one.default for one in fields(self) if one.name in LATER_FIELDS}
         return {name: value for name, value in asdict(self).items() if later.get(name) != value}
 
     def build_generator(self, seed: int | None = None) -> AnyGenerator:
@@ -172,8 +200,13 @@ class Architecture:
         Args:
             seed: of the initial weights. None: any, because weights are loaded next.
         """
+        given: dict[str, Any] = {name: getattr(self, name) for name in GENERATOR_FIELDS}
+        net: AnyGenerator
         with _initial_weights(seed):
-            net = GENERATORS[self.arch](size=self.size, nz=self.nz, ngf=self.ngf, classes=self.classes)
+            if self.skips:
+                net = SkipGenerator(self.arch, grown=self.side, **given)
+            else:
+                net = GENERATORS[self.arch](**given)
         if self.grey:
             net.register_forward_hook(_to_grey)
         return net
@@ -181,6 +214,15 @@ class Architecture:
     def build_discriminator(self, seed: int | None = None) -> AnyDiscriminator:
         """Build the discriminator; `seed` as in build_generator()."""
         with _initial_weights(seed):
+            if self.skips:
+                return SkipDiscriminator(
+                    self.arch,
+                    size=self.size,
+                    grown=self.side,
+                    ndf=self.ndf,
+                    norm=self.norm_d,
+                    classes=self.classes,
+                )
             if self.arch == "resnet":
                 return ResNetDiscriminator(size=self.size, ndf=self.ndf, classes=self.classes)
             return Discriminator(size=self.size, ndf=self.ndf, norm=self.norm_d, classes=self.classes)

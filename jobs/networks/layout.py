@@ -1,7 +1,7 @@
 """Channel widths and number of layers of every architecture."""
 
 from jobs.errors import SpecError
-from jobs.specs import size_plan
+from jobs.specs import check_quarter, size_plan
 
 WIDEST = 8
 """Channels never exceed 8·ngf or 8·ndf, as at 96 pixels: doubling further quadruples a layer's weights."""
@@ -29,6 +29,17 @@ def balanced_widths(size: int) -> list[int]:
         For 96: [4, 4, 2, 2].
     """
     return [min(WIDEST // 2, max(2, factor)) for factor in widths(size)]
+
+
+def skip_sides(size: int) -> tuple[int, int, int]:
+    """
+    Return a quarter, half and the whole of the side: where networks with skip connections have an image.
+
+    Raises:
+        SpecError: a quarter of the side is less than the smallest side.
+    """
+    check_quarter("--skips", size)
+    return size // 4, size // 2, size
 
 
 def edge_layer(size: int) -> tuple[int, int, int]:

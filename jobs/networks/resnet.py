@@ -14,6 +14,8 @@ Zhang et al. 2019 (Fixup), arXiv:1901.09321; of the last resize: Aitken et al. 2
 (ICNR), arXiv:1707.02937.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, leaky_relu
 
 from jobs.networks.classes import ClassLatents, ClassScores
+from jobs.networks.heads import full_resolution_head
 from jobs.networks.layout import edge_layer, widths
 
 SLOPE = 0.2
@@ -87,6 +90,34 @@ class Double(nn.Module):
         return avg_pool2d(repeated, 3, stride=1, padding=1, count_include_pad=False)
 
 
+def residual_stages(into: int, channels: Sequence[int]) -> list[list[nn.Module]]:
+    """
+    Return the layers of each side of the features: 4×4, then its doubles.
+
+    Args:
+        into: dimensions of a latent vector.
+        channels: of each side.
+    """
+    stem = nn.ConvTranspose2d(into, channels[0], 4, bias=False)
+    with torch.no_grad():
+        stem.weight.normal_().mul_(into**-0.5)
+    stages: list[list[nn.Module]] = [[stem, Block(channels[0], blocks=len(channels))]]
+    for before, out in pairwise(channels):
+        stages.append([convolution(before, out, 1, gain=1), Double(), Block(out, blocks=len(channels))])
+    return stages
+
+
+def residual_head(channels: int, size: int) -> list[nn.Module]:
+    """Return a sub-pixel convolution that is initialised to nearest-neighbour upsampling."""
+    _, side, _ = edge_layer(size)
+    pixels = nn.Conv2d(channels, 3 * side**2, 3, padding=1)
+    with torch.no_grad():
+        one_pixel = torch.randn(3, channels, 3, 3) * (9 * channels) ** -0.5
+        pixels.weight.copy_(one_pixel.repeat_interleave(side**2, dim=0))
+        nn.init.zeros_(cast(Tensor, pixels.bias))
+    return [pixels, nn.PixelShuffle(side)]
+
+
 class ResNetGenerator(nn.Module):
     """
     Map latents (B, Z, 1, 1) to images (B, 3, size, size), in [-1, 1] in eval mode.
@@ -95,30 +126,16 @@ class ResNetGenerator(nn.Module):
     at infinity.
     """
 
-    def __init__(self, *, size: int, nz: int, ngf: int, classes: int = 0) -> None:
+    def __init__(
+        self, *, size: int, nz: int, ngf: int, classes: int = 0, full_res_conv: bool = False
+    ) -> None:
         super().__init__()
-        factors = widths(size)
-        _, side, _ = edge_layer(size)
         self.GeneClasses = ClassLatents(classes) if classes else None
         into = nz + ClassLatents.NUMBERS if classes else nz
-        channels = ngf * factors[0]
-        stem = nn.ConvTranspose2d(into, channels, 4, bias=False)
-        with torch.no_grad():
-            stem.weight.normal_().mul_(into**-0.5)
-        layers: list[nn.Module] = [stem, Block(channels, blocks=len(factors))]
-        for factor in factors[1:]:
-            layers += [
-                convolution(channels, ngf * factor, 1, gain=1),
-                Double(),
-                Block(ngf * factor, blocks=len(factors)),
-            ]
-            channels = ngf * factor
-        pixels = nn.Conv2d(channels, 3 * side**2, 3, padding=1)
-        with torch.no_grad():
-            one_pixel = torch.randn(3, channels, 3, 3) * (9 * channels) ** -0.5
-            pixels.weight.copy_(one_pixel.repeat_interleave(side**2, dim=0))
-            nn.init.zeros_(cast(Tensor, pixels.bias))
-        self.Gene = nn.Sequential(*layers, pixels, nn.PixelShuffle(side))
+        stages = residual_stages(into, [ngf * factor for factor in widths(size)])
+        layers = [layer for stage in stages for layer in stage]
+        head = full_resolution_head if full_res_conv else residual_head
+        self.Gene = nn.Sequential(*layers, *head(ngf * widths(size)[-1], size))
 
     def forward(self, latents_BZ11: Tensor, labels_B: Tensor | None = None) -> Tensor:
         if self.GeneClasses is not None:

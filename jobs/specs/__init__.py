@@ -5,7 +5,15 @@ A spec is validated once, at submission, and stored as JSON in the job table and
 spec.json. It contains every option that affects the result.
 """
 
-from jobs.specs.base import FEATURE_NETWORKS, Spec, check_name, difference, option_of, size_plan
+from jobs.specs.base import (
+    FEATURE_NETWORKS,
+    Spec,
+    check_name,
+    check_quarter,
+    difference,
+    option_of,
+    size_plan,
+)
 from jobs.specs.evaluate import MIN_IMAGES, EvaluateSpec
 from jobs.specs.generate import GenerateSpec
 from jobs.specs.imports import ImportSpec
@@ -21,6 +29,7 @@ __all__ = [
     "Spec",
     "TrainSpec",
     "check_name",
+    "check_quarter",
     "check_same_run",
     "difference",
     "option_of",

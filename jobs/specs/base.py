@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from jobs.specs.generate import GenerateSpec
 
 MAX_COUNT = 100_000_000
+MIN_SIZE = 16
+"""Smallest side of the images of a training, in pixels."""
 MAX_SEED = 2**63 - 1
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -28,6 +30,7 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 SampleIndex = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
 WhiteLevel = Annotated[float, Field(ge=0, le=2**32, allow_inf_nan=False)]
 UnpackedGb = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Fit = Literal["crop", "pad", "stretch"]
 READER = 2
 """Version of the rules by which a data set is read: storage/datasets/names.py."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -90,6 +93,20 @@ def size_plan(size: int) -> tuple[int, bool]:
     )
 
 
+def check_quarter(option: str, size: int) -> None:
+    """
+    Check that there are networks for a quarter of the side.
+
+    Raises:
+        SpecError: a quarter is less than the smallest side.
+    """
+    if size < 4 * MIN_SIZE:
+        raise SpecError(
+            f"{option}: a quarter of --size {size} is less than {MIN_SIZE} pixels, the smallest side",
+            hint=f"--size {4 * MIN_SIZE} or more, or omit {option}",
+        )
+
+
 def check_feature_network(name: str, sha256: str | None) -> None:
     """
     Check the options of a feature network.
@@ -123,7 +140,7 @@ def difference(field: str, mine: Any, its: Any) -> str:
 
 
 def _typed(value: Any) -> str:
-    return (",".join(value) or "none") if isinstance(value, list | tuple) else str(value)
+    return (",".join(map(str, value)) or "none") if isinstance(value, list | tuple) else str(value)
 
 
 class Spec(BaseModel):

@@ -8,6 +8,7 @@ from jobs.errors import SpecError
 from jobs.specs.base import (
     READER,
     CheckpointSelector,
+    Fit,
     Seed,
     Sha256,
     Spec,
@@ -54,6 +55,8 @@ class EvaluateSpec(Spec):
     """Use real images with equal bytes more than once."""
     white_level: WhiteLevel = 0.0
     """Value that becomes white in images of 16 bits or floats; 0: the largest of 16 bits."""
+    fit: Fit = "crop"
+    """How an image becomes a square: its centre, with black bars, or distorted."""
     max_unpacked_gb: UnpackedGb = 100.0
     """Maximum unpacked size of an archive."""
     loader_workers: Annotated[int, Field(ge=0, le=256)] = 4

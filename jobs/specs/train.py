@@ -5,24 +5,27 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from jobs.budgets import Budget, read_budget
+from jobs.budgets import Budget, read_budget, read_switches
 from jobs.errors import SpecError
 from jobs.recipes import RECIPES
 from jobs.renamed import renamed
 from jobs.specs.base import (
     READER,
+    Fit,
     Seed,
     Sha256,
     Spec,
     UnpackedGb,
     WhiteLevel,
     check_feature_network,
+    check_quarter,
     difference,
     size_plan,
 )
 
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Gamma = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Switch = Annotated[int, Field(ge=1, le=10**12)]
 Augment = Literal["translation", "color", "cutout", "auto"]
 
 
@@ -66,6 +69,12 @@ class TrainSpec(Spec):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     arch: Literal["dcgan", "balanced", "resnet"] = "dcgan"
     """'dcgan': the tutorial's networks; 'balanced': with balanced widths of G; 'resnet': after R3GAN."""
+    full_res_conv: bool = False
+    """Last layer of G: a convolution at the resolution of the image."""
+    skips: bool = False
+    """Skip connections: both networks have an image at a quarter and half of the side, too."""
+    progressive: tuple[Switch, ...] = ()
+    """Images seen when the side grows from a quarter to half, and to the whole; (): whole from the start."""
     loss: Literal["bce", "hinge", "nonsaturating", "relativistic"] = "bce"
     norm_d: Literal["batch", "spectral", "none"] = "batch"
     """'batch' ends in a sigmoid, as in the tutorial; 'spectral' and 'none' return logits."""
@@ -105,6 +114,8 @@ class TrainSpec(Spec):
     """Use files with equal bytes more than once."""
     white_level: WhiteLevel = 0.0
     """Value that becomes white in images of 16 bits or floats; 0: the largest of 16 bits."""
+    fit: Fit = "crop"
+    """How an image becomes a square: its centre, with black bars, or distorted."""
     max_unpacked_gb: UnpackedGb = 100.0
     """Maximum unpacked size of an archive."""
     grey: bool = False
@@ -151,6 +162,8 @@ class TrainSpec(Spec):
         chosen = {k: v for k, v in given.items() if v is not None}
         if not chosen.get("augment", True):
             chosen.setdefault("ada_target", 0.0)  # the recipe's value needs augmentation
+        if chosen.get("progressive") not in (None, (), [], "none"):
+            chosen.setdefault("skips", True)
         starts = ("init_from", "init_netg", "init_netd", "continue_from")
         if "ngf" in chosen and not any(start in chosen for start in starts):
             chosen.setdefault("ndf", chosen["ngf"])  # networks of unequal size train badly, or slowly
@@ -166,6 +179,11 @@ class TrainSpec(Spec):
     @classmethod
     def _budget(cls, given: Any) -> Any:
         return str(read_budget(given)) if isinstance(given, str | int) else given
+
+    @field_validator("progressive", mode="before")
+    @classmethod
+    def _switches(cls, given: Any) -> Any:
+        return read_switches(given) if isinstance(given, str) else given
 
     @property
     def budget(self) -> Budget | None:
@@ -184,6 +202,7 @@ class TrainSpec(Spec):
                 f"--loss {self.loss} reads logits, and --norm-d batch ends in a sigmoid",
                 hint="use --norm-d spectral or --loss bce",
             )
+        self._check_growth()
         if self.conditional and self.fake_reuse == "until-g-step":
             raise SpecError(
                 "--conditional shows D a fake of each real image's class, "
@@ -229,6 +248,69 @@ class TrainSpec(Spec):
             )
         return self
 
+    def _check_growth(self) -> None:
+        option = "--progressive" if self.progressive else "--skips"
+        if self.skips or self.progressive:
+            check_quarter(option, self.size)
+        if self.skips and (self.freeze_d or self.freeze_g):
+            raise SpecError(
+                f"--freeze-{'d' if self.freeze_d else 'g'} counts layers, and with {option} they branch",
+                hint=f"omit one of them, or start from a job without {option}",
+            )
+        if not self.progressive:
+            return
+        if not self.skips:
+            raise SpecError("--progressive grows networks with skip connections", hint="omit --no-skips")
+        if len(self.progressive) != 2 or self.progressive[0] >= self.progressive[1]:
+            raise SpecError(
+                "--progressive takes the images seen when half and when full size begins",
+                hint="e.g. --progressive 20k,60k",
+            )
+        if self.init_from is not None or self.init_netg or self.init_netd:
+            raise SpecError(
+                "--progressive starts with networks for small images, and trained ones are of full size",
+                hint="omit --progressive: a start from trained networks does not need it",
+            )
+        budget = self.budget
+        if budget is not None and budget.unit == "images" and budget.amount <= self.progressive[1]:
+            raise self.ends_too_early(int(budget.amount), f"--stop-after {budget}")
+
+    def ends_too_early(self, images: int, run: str) -> SpecError:
+        """
+        Return the error of a run that ends before its images have full size.
+
+        Args:
+            images: that the run sees.
+            run: what ends it, in words.
+        """
+        half, full = self.progressive
+        return SpecError(
+            f"--progressive {half},{full}: full size begins after {full:,} images, "
+            f"and {run} ends the run after {images:,}",
+            hint=f"e.g. --progressive {max(1, images // 6)},{max(2, images // 2)}, or a longer run",
+        )
+
+    def check_progressive(self, image_count: int) -> None:
+        """
+        Check that the run does not end before its images have full size.
+
+        Args:
+            image_count: images in the data set.
+
+        Raises:
+            SpecError: it does.
+        """
+        if not self.progressive:
+            return
+        per_epoch = image_count // self.batch
+        steps, run = self.epochs * per_epoch, f"--epochs {self.epochs}"
+        if self.budget is not None:
+            limit = self.budget.steps(per_epoch=per_epoch, batch=self.batch) or steps
+            if limit < steps:
+                steps, run = limit, f"--stop-after {self.budget}"
+        if steps * self.batch <= self.progressive[1]:
+            raise self.ends_too_early(steps * self.batch, run)
+
 
 CHANGEABLE_ON_RESUME = frozenset(
     {
@@ -261,6 +343,10 @@ CHANGEABLE_ON_RESUME = frozenset(
 """Options that may differ between a run and its continuation."""
 
 
+NEW_FIELDS = {"full_res_conv": False, "skips": False, "progressive": [], "fit": "crop"}
+"""Fields that a spec of an earlier version lacks, with what it did, as JSON."""
+
+
 def check_same_run(saved: Mapping[str, Any], spec: TrainSpec) -> None:
     """
     Check that the options permit the continuation of a run.
@@ -271,8 +357,10 @@ def check_same_run(saved: Mapping[str, Any], spec: TrainSpec) -> None:
     Raises:
         SpecError: it names each option that differs, with both values.
     """
-    saved = renamed(saved)
     mine = spec.to_json()
+    saved = renamed(saved)
+    if saved:
+        saved = {**NEW_FIELDS, **saved}
     differ = [
         difference(name, mine[name], saved[name])
         for name in mine

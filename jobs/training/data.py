@@ -7,6 +7,7 @@ they are used. No loader processes are needed.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from jobs import device as devices
 from jobs import rng
@@ -46,6 +47,8 @@ class Batches:
         self.mirror = mirror
         self.device = device
         self.per_epoch = len(images) // batch
+        self.side = images.images_N3HW.shape[3]
+        """Side to which images_of() reduces the images."""
         self._epoch = -1
         self._order_N = torch.empty(0, dtype=torch.int64)
         self._on_device_N3HW = self._upload() if device.type == "cuda" else None
@@ -105,7 +108,9 @@ class Batches:
             bytes_B3HW = torch.where(drawn["flip"].view(-1, 1, 1, 1), bytes_B3HW.flip(3), bytes_B3HW)
         # ToTensor and Normalize(0.5, 0.5) in torchvision's order of operations: the same bits.
         bytes_B3HW = bytes_B3HW.contiguous(memory_format=torch.channels_last)
-        return bytes_B3HW.float().div_(255).sub_(0.5).div_(0.5)
+        images_B3HW = bytes_B3HW.float().div_(255).sub_(0.5).div_(0.5)
+        factor = images_B3HW.shape[3] // self.side
+        return images_B3HW if factor == 1 else avg_pool2d(images_B3HW, factor)
 
     def labels(self, epoch: int, index: int) -> Tensor:
         """Return the class labels of a batch: int64 (B,), on the CPU."""

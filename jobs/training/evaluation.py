@@ -88,7 +88,11 @@ def plan(spec: TrainSpec, image_count: int, train_flops: float, generate_flops: 
         return Plan(0, 0)
     per_epoch = image_count // spec.batch * spec.batch
     cost = (SLOWDOWN * LITE_GFLOP * 1e9 + generate_flops) / max(train_flops, 1.0)
-    budget = SHARE * spec.epochs * per_epoch / cost  # images
+    trained = spec.epochs * per_epoch
+    if spec.progressive:  # an image of half the side takes a quarter of the operations
+        half, full = spec.progressive
+        trained -= int(15 / 16 * half + 3 / 4 * (full - half))
+    budget = SHARE * trained / cost  # images
     # Features of the real images are computed once; fewer than five evaluations show no trend.
     count = spec.eval_samples or min(MAX_SAMPLES, max(MIN_SAMPLES, int(budget / 6)))
     count = min(count, image_count)
@@ -103,16 +107,14 @@ def plan(spec: TrainSpec, image_count: int, train_flops: float, generate_flops: 
 
 def flops(state: TrainState, spec: TrainSpec) -> tuple[float, float]:
     """Return FLOPs of training on one image and of G's forward pass, counted on copies of the networks."""
-    G, D = (_flops(net, shape, spec.conditional) for net, shape in _shapes(state, spec))
+    nets: tuple[nn.Module, nn.Module] = state.generator, state.discriminator
+    if spec.progressive:  # the networks at the end of the run, not those of this step
+        full = state.arch.at(spec.size)
+        nets = full.build_generator(), full.build_discriminator()
+    shapes = (1, spec.nz, 1, 1), (1, 3, spec.size, spec.size)
+    G, D = (_flops(net, shape, spec.conditional) for net, shape in zip(nets, shapes, strict=True))
     # A backward pass costs two forward passes; D sees real images and fakes.
     return (G + 6 * D) / spec.d_every + (3 * G + 3 * D) / spec.g_every, G
-
-
-def _shapes(state: TrainState, spec: TrainSpec) -> list[tuple[nn.Module, tuple[int, ...]]]:
-    return [
-        (state.generator, (1, spec.nz, 1, 1)),
-        (state.discriminator, (1, 3, spec.size, spec.size)),
-    ]
 
 
 @torch.no_grad()

@@ -53,6 +53,10 @@ class TrainingLogger:
         """Exclude the time until now, which was not training, from the next rate."""
         self._at = time.monotonic()
 
+    def exclude(self, seconds: float) -> None:
+        """Exclude seconds that were not training from the next rate."""
+        self._at += seconds
+
     def step(self, step: int) -> None:
         """
         Report the progress after a batch; log a line every LOG_EVERY batches and at the end of an epoch.

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+FIRST_GRID = 500
+"""Images seen at the first early grid; each later one comes after twice as many."""
 GRID_IMAGES = 64
 """Images on a sample grid."""
 
@@ -51,7 +53,9 @@ class Samples:
         self.step = -1
         """The step of the last tutorial_pass(); -1: none since the run started or resumed."""
         self.labels_B = labels_B
-        self.like_tutorial = spec.recipe == "dcgan" and state.ema is None and labels_B is None
+        self.like_tutorial = (
+            spec.recipe == "dcgan" and state.ema is None and labels_B is None and not spec.progressive
+        )
         # A copy for generating grids; each grid loads its own weights.
         self._net = copy.deepcopy(state.sampler).train(self.like_tutorial)
 
@@ -71,6 +75,21 @@ class Samples:
         with torch.no_grad():
             images_B3HW: Tensor = self.state.generator(self.fixed_latents_BZ11)
         return images_B3HW[:GRID_IMAGES].clone()
+
+    def early_due(self, step: int, per_epoch: int) -> bool:
+        """
+        Return whether a grid is due after a batch, before the run's first checkpoint with a grid.
+
+        The tutorial has none.
+        """
+        if self.spec.recipe == "dcgan" or step >= self.spec.save_every * per_epoch:
+            return False
+        before, seen = ((step - 1) * self.spec.batch // FIRST_GRID, step * self.spec.batch // FIRST_GRID)
+        return before.bit_length() < seen.bit_length()
+
+    def early_grid(self) -> "NDArray[np.uint8]":
+        """Generate a grid now. Draws no random number and changes nothing that is trained."""
+        return self._draw({f"G.{key}": value for key, value in self.state.sampler.state_dict().items()})
 
     def sample(self, epoch: int, images_B3HW: Tensor | None, generator: Mapping[str, Tensor]) -> Sample:
         """

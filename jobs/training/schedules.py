@@ -47,6 +47,23 @@ def phase_at(spec: TrainSpec, batch_index: int, d_steps: int, values: ScheduleVa
     return Phase(d, g, penalty=d and penalised and d_steps % spec.penalty_every == 0)
 
 
+def side_at(spec: TrainSpec, step: int) -> int:
+    """
+    Return the side of the images that a batch is trained on, in pixels.
+
+    Args:
+        step: batches before this one.
+    """
+    seen = step * spec.batch
+    return spec.size >> sum(seen < begins for begins in spec.progressive)
+
+
+def side_began(spec: TrainSpec, step: int) -> int:
+    """Return the first step that is trained on images of the same side as this one."""
+    begun = [begins for begins in spec.progressive if step * spec.batch >= begins]
+    return -(-begun[-1] // spec.batch) if begun else 0
+
+
 def steps_before(step: int, per_epoch: int, every: int) -> int:
     """
     Return how often a network has stepped before a batch.

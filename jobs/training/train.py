@@ -20,10 +20,16 @@ from jobs import device as devices
 from jobs import rng
 from jobs.context import CheckpointKind, Images, JobContext, Snapshot
 from jobs.device import NamedTensors
-from jobs.errors import CollapsedError, DatasetError, SpecError, StopRequested, TrainingDivergedError
+from jobs.errors import (
+    CollapsedError,
+    DatasetError,
+    DiskFullError,
+    SpecError,
+    StopRequested,
+    TrainingDivergedError,
+)
 from jobs.failpoints import failpoint
 from jobs.networks.classes import grid_labels, require_classes
-from jobs.networks.dcgan import Architecture
 from jobs.specs import TrainSpec, check_same_run
 from jobs.states import SAVING_STOP_REASONS, StopReason
 from jobs.training import augment, stability
@@ -37,7 +43,15 @@ from jobs.training.losses import LOSSES, Loss, RelativisticLoss, squared_gradien
 from jobs.training.precision import AutocastPasses, precision_facts
 from jobs.training.rollback import Rollbacks
 from jobs.training.samples import Samples
-from jobs.training.schedules import Phase, ScheduleValues, phase_at, schedule_values, steps_before
+from jobs.training.schedules import (
+    Phase,
+    ScheduleValues,
+    phase_at,
+    schedule_values,
+    side_at,
+    side_began,
+    steps_before,
+)
 from jobs.training.state import TrainState
 
 
@@ -82,7 +96,7 @@ class Training:
             self.images, batch=spec.batch, seed=spec.seed, mirror=spec.mirror, device=self.device
         )
         self.classes = require_classes(self.images) if spec.conditional else ()
-        self.arch = Architecture.of_spec(spec, len(self.classes))
+        spec.check_progressive(len(self.images))
         self.total_steps = spec.epochs * self.batches.per_epoch
         self.budget = spec.budget
         budget_steps = self.budget and self.budget.steps(per_epoch=self.batches.per_epoch, batch=spec.batch)
@@ -194,6 +208,10 @@ class Training:
             self.checkpointer.poll()
             self.logger.step(state.step)
 
+            # Grids until the first checkpoint, after 500, 1,000, 2,000 … images.
+            if self.samples.early_due(state.step, per_epoch) and state.step < self.end_step:
+                self._early_grid()
+
             # Evaluation and checkpoint: every save_every epochs, by time in between, and at the end.
             epochs_done, batches_done = divmod(state.step, per_epoch)
             if state.step == self.end_step:
@@ -213,6 +231,8 @@ class Training:
         spec, state = self.spec, self.state
         if failpoint("train.out_of_memory"):
             raise torch.OutOfMemoryError("failpoint train.out_of_memory")
+        if (side := side_at(spec, state.step)) != state.arch.side:
+            self._grow(side)
 
         # Inputs: schedule values, then every random draw of this batch.
         epoch, batch_index = divmod(state.step, self.batches.per_epoch)
@@ -242,7 +262,10 @@ class Training:
             out = self.cuda_graphs.run("g", phase, partial(self._g_gradients, phase), x, state.generator)
             state.opt_g.step()
             if state.ema is not None:
-                state.ema.update(images=spec.batch, images_seen=(self.g_steps + 1) * spec.batch)
+                # New layers have no history that the average should keep: its half-life starts short again.
+                began = steps_before(side_began(spec, state.step), self.batches.per_epoch, spec.g_every)
+                seen = (self.g_steps + 1 - began) * spec.batch
+                state.ema.update(images=spec.batch, images_seen=seen)
             self.logger.means.add(out)
 
     def _d_gradients(self, phase: Phase, x: NamedTensors) -> dict[str, Tensor]:
@@ -378,7 +401,7 @@ class Training:
         for stream in self._augment_streams(phase) if self.policies else ():
             B = self.spec.batch * (2 if stream == "augment-d" else 1)
             draws = rng.generator(self.spec.seed, stream, self.state.step)
-            shape = (B, 3, self.spec.size, self.spec.size)
+            shape = (B, 3, self.state.arch.side, self.state.arch.side)
             drawn = augment.draw(self.policies, shape, draws, always=self._augments_always)
             inputs |= {f"{stream}.{name}": tensor for name, tensor in drawn.items()}
         return inputs
@@ -435,7 +458,7 @@ class Training:
         images = self.samples.tutorial_pass(epoch) if kind != "resume" and whole_epoch else None
         metric = self._evaluate(epoch) if kind != "resume" else None
         meta = {
-            "arch": self.arch.to_json(),
+            "arch": state.arch.to_json(),
             "classes": list(self.classes),
             "recipe": spec.recipe,
             "spec": spec.to_json(),
@@ -458,6 +481,15 @@ class Training:
         self.checkpointer.save(kind, state, epoch=epoch, meta=meta, sample=sample)
         if kind != "final":
             self.longest_stall_s = max(self.longest_stall_s, time.monotonic() - began)
+
+    def _early_grid(self) -> None:
+        """Draw a grid of samples; one that is drawn in the same epoch replaces it."""
+        began, epoch = time.monotonic(), self.state.step // self.batches.per_epoch
+        try:
+            self.ctx.save_sample(f"epoch-{epoch:04d}", self.samples.early_grid())
+        except DiskFullError as full:
+            self.ctx.log(f"no sample grid: {full.message}")
+        self.logger.exclude(time.monotonic() - began)
 
     def _evaluate(self, epoch: int) -> float | None:
         """
@@ -529,20 +561,48 @@ class Training:
         Returns:
             The checkpoint's step; None for a fresh start.
         """
-        self.state = TrainState.fresh(self.spec, self.device, len(self.classes))
-        self.samples = Samples(self.spec, self.state, self.fixed_latents_BZ11, self.grid_labels)
+        self._build(step=0)
         self.evaluations = Evaluations(self.spec, self.ctx, self.images, self.state, self.device)
         snapshot = self.ctx.resume(self._restore, whole_epoch=epoch_checkpoint, step=step)
         if snapshot is None and self.spec.init_from is not None:
             source = self.ctx.model()
             self.ctx.log(f"starting from job {source.job_id}, epoch {source.epoch}")
-            if not self.state.load_model(source, self.arch):
+            if not self.state.load_model(source, self.state.arch):
                 self.ctx.log("it has no discriminator: the discriminator is initialised")
         elif snapshot is None:
             self.state.load_weights(
                 self.ctx.weights(self.spec.init_netg) if self.spec.init_netg else None,
                 self.ctx.weights(self.spec.init_netd) if self.spec.init_netd else None,
             )
+        self._prepare_passes()
+        self.checkpointer.start_at(self.state.step)
+        self.logger.start_at(self.state.step)
+        return snapshot.step if snapshot else None
+
+    def _build(self, *, step: int) -> None:
+        """Initialise the networks of a step, which load() or load_weights() may overwrite."""
+        self.batches.side = side_at(self.spec, step)
+        classes = len(self.classes)
+        self.state = TrainState.fresh(self.spec, self.device, classes, side=self.batches.side)
+        self.samples = Samples(self.spec, self.state, self.fixed_latents_BZ11, self.grid_labels)
+
+    def _grow(self, side: int) -> None:
+        """
+        Go on with images of the next side.
+
+        A checkpoint at the step of a switch is of the smaller networks; a resumed run grows them likewise.
+        """
+        self.ctx.log(f"training on images of {side}×{side} from step {self.state.step} on")
+        self.state.grow(self.spec, self.device, side)
+        self.batches.side = side
+        # The thread that writes the last checkpoint may still use the old one.
+        sampled = self.samples.step
+        self.samples = Samples(self.spec, self.state, self.fixed_latents_BZ11, self.grid_labels)
+        self.samples.step = sampled
+        self._prepare_passes()
+
+    def _prepare_passes(self) -> None:
+        """Set up what runs the networks of the current state."""
         self.passes = AutocastPasses(self.build["precision"], self.state, self.device)
         self.cached_fakes = (
             CachedFakes(self.state.generator, self.passes.g)
@@ -552,9 +612,6 @@ class Training:
         self.cuda_graphs = CudaGraphs(self.device, enabled=self.spec.cuda_graphs)
         # From the D phase to the G phase of a batch: fakes with their autograd graph, scores of real images.
         self.fakes_B3HW = self.real_scores_B = torch.empty(0)
-        self.checkpointer.start_at(self.state.step)
-        self.logger.start_at(self.state.step)
-        return snapshot.step if snapshot else None
 
     def _restore(self, snapshot: Snapshot) -> None:
         """
@@ -579,6 +636,9 @@ class Training:
                 f"--epochs {self.spec.epochs}: the run has completed {epochs} epochs",
                 hint="--epochs counts from the start of the run: give more than it has completed",
             )
+        # The networks of the last step before the checkpoint: a switch at this step is still to come.
+        if side_at(self.spec, max(snapshot.step - 1, 0)) != self.state.arch.side:
+            self._build(step=snapshot.step - 1)
         self.state.load(snapshot.tensors, snapshot.step)
         self.samples.step = snapshot.step if meta.get("sampled") else -1
         self.evaluations.restore(meta)
