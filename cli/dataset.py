@@ -19,7 +19,7 @@ COMMANDS = (
 )
 
 MAX_SKIPPED_SHOWN, MAX_COPIES_SHOWN = 20, 10
-TITLES = ("classes: ", "left out: ", "converted: ")
+TITLES = ("classes: ", "left out: ", "converted: ", "fit: ")
 MAX_SKIP = "Maximum fraction of images that are left out."
 WHITE_LEVEL = "Value of white in grey images of 16 bits or floats.  [default: 65535]"
 UNPACKED = "Maximum unpacked size of an archive in gigabytes."

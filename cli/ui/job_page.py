@@ -318,7 +318,8 @@ def _data(session: Session, job: Job) -> Iterator[tuple[str, str]]:
             summary = Summary.from_json(detail)
             yield "data", output.count(summary.images, "image")
             white_level, grey = job.spec.get("white_level", 0.0), job.spec.get("grey", False)
-            for line in summary.lines(white_level=white_level, grey=grey):
+            fit = job.spec.get("fit", "crop")
+            for line in summary.lines(white_level=white_level, grey=grey, fit=fit):
                 yield "", line
 
 

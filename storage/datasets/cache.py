@@ -274,6 +274,8 @@ class _Source:
             labels_1 = [by_1.class_of(name) for name in self.names] if classes_1 else []
             self.relabelled = (classes_1, labels_1) != (self.classes, labels)
             about: dict[str, Any] = {"reader": reading.reader, "white_level": reading.white_level}
+            if reading.fit != "crop":
+                about["fit"] = reading.fit
             if self.relabelled:
                 about |= {"classes": self.classes, "labels": labels}
             self.marked = _sha256([FORMAT, size, pairs, about])
@@ -297,9 +299,9 @@ class _Source:
             index = read_index(volume.dataset(fingerprint))
             if index is None:
                 continue
-            # Another white level makes other pixels, which the plain fingerprint does not include.
+            # Another white level or fit makes other pixels, which the plain fingerprint does not include.
             mine = fingerprint == self.marked or (
-                not (self.relabelled or self.reading.white_level)
+                not (self.relabelled or self.reading.changes_pixels)
                 and index.get("reader", 1) >= self.reading.reader
             )
             if mine:
@@ -404,7 +406,7 @@ def _build(volume: Volume, source: _Source, max_skip: float, workers: int, progr
     skipped: list[Skipped] = []
     used: list[int] = []
     checksums = BlockChecksums()
-    found, changed = Summary(), source.relabelled or source.reading.white_level > 0
+    found, changed = Summary(), source.relabelled or source.reading.changes_pixels
     try:
         temp.mkdir()
         with open(temp / IMAGES, "xb") as file:

@@ -45,7 +45,7 @@ class Decoder:
     """One child process; used by one thread at a time."""
 
     def __init__(self, reading: Reading) -> None:
-        self.arguments = [str(reading.reader), repr(reading.white_level)]
+        self.arguments = [str(reading.reader), repr(reading.white_level), reading.fit]
         self.process: subprocess.Popen[bytes] | None = None
         self.since: float | None = None
         """When the current request was sent."""

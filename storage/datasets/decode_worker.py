@@ -117,10 +117,12 @@ class Decoder:
     Args:
         reader: version of the rules.
         white_level: value that becomes white in images of 16 bits or floats; 0: the largest of 16 bits.
+        fit: 'crop', 'pad' or 'stretch', as in storage.datasets.sources.Reading.
     """
 
-    def __init__(self, reader: int, white_level: float = 0.0) -> None:
+    def __init__(self, reader: int, white_level: float = 0.0, fit: str = "crop") -> None:
         self.reader, self.white_level = reader, white_level
+        self.square = {"crop": _square, "pad": _padded, "stretch": _stretched}[fit]
         self.formats = tuple(one for one in (FORMATS_1 if reader == 1 else FORMATS) if one in Image.OPEN)
         self._profiles: dict[tuple[bytes, str], Any] = {}
         self._tolerated = 0
@@ -196,7 +198,7 @@ class Decoder:
                 facts["grey"] = _is_grey(rgb)
         if not size:
             return facts, b""
-        return facts, _channels_first(_square(rgb, size))
+        return facts, _channels_first(self.square(rgb, size))
 
     # --- metadata ---------------------------------------------------------------------------
 
@@ -412,6 +414,16 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
+def _padded(image: Image.Image, size: int) -> Image.Image:
+    """Return the whole image with black bars, its long side scaled to `size`."""
+    return ImageOps.pad(image, (size, size), Image.Resampling.BILINEAR)
+
+
+def _stretched(image: Image.Image, size: int) -> Image.Image:
+    """Return the whole image, both sides scaled to `size`."""
+    return image.resize((size, size), Image.Resampling.BILINEAR)
+
+
 def _channels_first(image: Image.Image) -> bytes:
     return b"".join(band.tobytes() for band in image.split())
 
@@ -457,7 +469,7 @@ def main() -> None:
     """Answer requests until stdin ends."""
     sandbox = _load_sandbox()
     _import_libraries()
-    decoder = Decoder(int(sys.argv[1]), float(sys.argv[2]))
+    decoder = Decoder(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3])
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")

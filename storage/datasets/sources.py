@@ -41,18 +41,25 @@ class Reading:
         keep_duplicates: use files with equal bytes more than once.
         white_level: value that becomes white in images of 16 bits or floats; 0: the largest of 16 bits.
         max_unpacked_gb: what an archive may unpack to.
+        fit: how an image becomes a square: 'crop' (its centre), 'pad' (black bars) or 'stretch'.
     """
 
     reader: int = READER
     keep_duplicates: bool = False
     white_level: float = 0.0
     max_unpacked_gb: float = 100.0
+    fit: str = "crop"
 
     @classmethod
     def of_spec(cls, spec: Mapping[str, Any]) -> "Reading":
         """Return how a job reads; a spec of ganq 0.1 or 0.2 has none of the fields."""
         of_old = {"reader": 1, "keep_duplicates": True}
         return cls(**{name: spec.get(name, of_old.get(name, getattr(cls, name))) for name in FIELDS})
+
+    @property
+    def changes_pixels(self) -> bool:
+        """Whether an option makes other pixels of the images than the default."""
+        return self.white_level > 0 or self.fit != "crop"
 
     @property
     def most_bytes(self) -> int:

@@ -13,6 +13,8 @@ MOST_REASONS, MAX_CLASSES = 4, 12
 DARK = 32768
 """Values of 16 bits that stay below make images that are darker than half of white."""
 GREY_SHARE = 0.95
+FIT = {"crop": "their centre is used", "pad": "black bars are added", "stretch": "they are distorted"}
+"""What happens to images that are not square, by the option --fit."""
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Summary:
         notes: images that were converted, by what was done.
         grey: images without colour.
         depth: smallest and largest value of images of 16 bits or floats.
+        oblong: images that are not square.
     """
 
     images: int = 0
@@ -37,12 +40,14 @@ class Summary:
     notes: Counter[str] = field(default_factory=Counter)
     grey: int = 0
     depth: list[float] | None = None
+    oblong: int = 0
 
     def use(self, facts: Mapping[str, Any]) -> None:
         """Count a decoded image."""
         self.images += 1
         self.notes.update(facts["notes"])
         self.grey += bool(facts.get("grey"))
+        self.oblong += facts["width"] != facts["height"]
         if (depth := facts.get("depth")) is not None:
             low, high = self.depth or depth
             self.depth = [min(low, depth[0]), max(high, depth[1])]
@@ -51,12 +56,12 @@ class Summary:
         for one in skipped:
             self.reasons[one.reason] += one.images
 
-    def lines(self, *, white_level: float = 0.0, grey: bool = False) -> list[str]:
+    def lines(self, *, white_level: float = 0.0, grey: bool = False, fit: str = "crop") -> list[str]:
         """
         Return what a user should know before training on the images.
 
         Args:
-            white_level, grey: the options that the job has.
+            white_level, grey, fit: the options that the job has.
         """
         said = []
         if self.classes:
@@ -69,6 +74,11 @@ class Summary:
             )
         if self.notes:
             said.append("converted: " + ", ".join(f"{n} × {what}" for what, n in self.notes.most_common(6)))
+        if self.oblong:
+            said.append(
+                f"fit: {self.oblong} of {_files(self.images)} are not square: {FIT[fit]} (--fit {fit})"
+                + ("; --fit pad adds black bars, --fit stretch distorts" if fit == "crop" else "")
+            )
         if self.depth is not None and not white_level and 0 < self.depth[1] < DARK:
             low, high = self.depth
             said.append(

@@ -238,7 +238,8 @@ class RunContext:
             self.log(f"left out: {name}: {one.reason}")
         found = summary[0]
         self.log(f"{len(images)} images used")
-        for line in found.lines(white_level=reading.white_level, grey=spec.get("grey", False)):
+        options = {"white_level": reading.white_level, "fit": reading.fit, "grey": spec.get("grey", False)}
+        for line in found.lines(**options):
             self.log(" ".join(line.splitlines()))
         self.event("dataset", **found.to_json() | ({} if pin == "fingerprint" else {"of": pin}))
         if known is None:

@@ -336,6 +336,51 @@ def test_a_cache_of_another_white_level_is_not_taken(tmp_path: Path, volume: "Vo
     assert means[0] == means[3] < means[1] == means[4] < means[2]
 
 
+# --- images that are not square -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fit", "corner", "edge"),
+    [("crop", 0, 0), ("pad", 0, 200), ("stretch", 200, 200)],
+)
+def test_an_oblong_image_is_cropped_padded_or_stretched(fit: str, corner: int, edge: int) -> None:
+    image = Image.new("RGB", (48, 16))  # black, with the left third and the right third in grey
+    for left in (0, 32):
+        image.paste((200, 200, 200), (left, 0, left + 16, 16))
+    square = pixels(decoded(encoded(image, "PNG"), Reading(fit=fit)))
+    assert square.shape == (3, 16, 16)
+    assert square[0, 0, 0] == corner
+    assert square[0, 8, 1] == edge
+    assert square[0, 8, 8] == 0, "the centre"
+
+
+def test_a_cache_of_another_fit_is_not_taken_and_the_default_has_the_cache_of_before(
+    tmp_path: Path, volume: "Volume"
+) -> None:
+    (tmp_path / "data").mkdir()
+    for i in range(2):
+        (tmp_path / "data" / f"{i}.png").write_bytes(png(i))
+    found = [
+        open_images(volume, str(tmp_path / "data"), 16, reading=Reading(fit=fit))
+        for fit in ("crop", "pad", "stretch", "crop", "pad")
+    ]
+    assert found[0].fingerprint == open_images(volume, str(tmp_path / "data"), 16).fingerprint
+    assert len({one.fingerprint for one in found}) == 3
+    assert found[1].fingerprint == found[4].fingerprint
+    assert len({one.images_N3HW.tobytes() for one in found}) == 3
+
+
+def test_images_that_are_not_square_are_counted_with_what_happens_to_them(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(encoded(noise(i, (24, 24) if i else (30, 24)), "PNG"))
+    found = check(tmp_path)
+    assert found.oblong == 1
+    (line,) = [line for line in found.lines() if line.startswith("fit: ")]
+    assert line.startswith("fit: 1 of 3 files are not square: their centre is used (--fit crop); --fit pad")
+    (line,) = [line for line in found.lines(fit="pad") if line.startswith("fit: ")]
+    assert line.endswith("black bars are added (--fit pad)")
+
+
 # --- nothing is lost in silence -----------------------------------------------------------------
 
 
