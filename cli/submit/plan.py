@@ -165,22 +165,24 @@ def memory_bytes(spec: TrainSpec) -> int:
     networks = Architecture.of_spec(spec)
     with torch.device("meta"):
         generator, discriminator = networks.build_generator(), networks.build_discriminator()
-        of_g = _activations(generator, torch.zeros(2, spec.nz, 1, 1))
-        of_d = _activations(discriminator, torch.zeros(2, 3, spec.size, spec.size))
+    # Not on the meta device, whose first use imports for more than a second.
+    with torch.no_grad():
+        of_g = _activations(generator.to_empty(device="cpu"), torch.zeros(1, spec.nz, 1, 1))
+        of_d = _activations(discriminator.to_empty(device="cpu"), torch.zeros(1, 3, spec.size, spec.size))
     # D sees real images and fakes; a gradient penalty keeps the gradients of each layer, too.
     passes_d = 2 * (PENALTY_FACTOR if spec.r1_gamma + spec.r2_gamma > 0 else 1)
     numbers = spec.batch * ACTIVATION_FACTOR * (of_g + passes_d * of_d)
     return int(PROCESS_BYTES + 2 * checkpoint_bytes(spec) + 4 * numbers)
 
 
-def _activations(net: "nn.Module", inputs: "Tensor") -> float:
-    """Return how many numbers the layers of a network compute for one image; `inputs` are two."""
+def _activations(net: "nn.Module", inputs: "Tensor") -> int:
+    """Return how many numbers the layers of a network compute for one image."""
     counts: list[int] = []
     for layer in net.modules():
         if not list(layer.children()) and not getattr(layer, "inplace", False):
             layer.register_forward_hook(lambda layer, inputs, output: counts.append(output.numel()))
-    net(inputs)
-    return sum(counts) / 2
+    net.eval()(inputs)
+    return sum(counts)
 
 
 # --- time ---------------------------------------------------------------------------------

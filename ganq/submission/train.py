@@ -168,8 +168,8 @@ def fine_tuned(session: Session, start: "Job", given: dict[str, Any]) -> dict[st
         "arch": "dcgan",
         "conditional": False,
         "grey": False,
-        "full_res_conv": False,
-        "skips": False,
+        # An import does not record these two; its user gives them.
+        **({} if start.kind == "import" else {"full_res_conv": False, "skips": False}),
         **{name: start.spec[name] for name in NETWORKS if name in start.spec},
     }
     if inherited.get("norm_d", "batch") is None:  # imported without a discriminator: any fits

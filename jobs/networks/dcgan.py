@@ -141,7 +141,8 @@ class Architecture:
 
     def __post_init__(self) -> None:
         size_plan(self.size)
-        if self.grown and not (self.skips and self.grown in skip_sides(self.size)[:2]):
+        smaller = skip_sides(self.size)[:2] if self.skips else ()
+        if self.grown and self.grown not in smaller:
             raise SpecError(f"no network has these measures: {asdict(self)}")
         known = self.norm_d in get_args(NormD) and self.arch in get_args(Arch)
         fits = self.arch != "resnet" or self.norm_d == "none"

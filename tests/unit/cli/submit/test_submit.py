@@ -1,5 +1,6 @@
 """`ganq submit`: what is refused before it is accepted, and what exactly is accepted."""
 
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from cli.submit.plan import checkpoint_bytes, training_plan
+from cli.submit.plan import PROCESS_BYTES, checkpoint_bytes, memory_bytes, training_plan
 from ganq.submission.preflight import count_images
 from jobs.networks.dcgan import Architecture
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
@@ -432,6 +433,34 @@ def test_the_bytes_of_a_checkpoint_grow_with_the_moving_average() -> None:
     assert checkpoint_bytes(without.model_copy(update={"ema_half_life_kimg": 5.0})) > checkpoint_bytes(
         without
     )
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_the_memory_of_a_training_grows_with_size_batch_and_penalties(size: int) -> None:
+    spec = TrainSpec.create(data="/x", recipe="rpgan", size=size, ngf=8)
+    least = memory_bytes(spec.model_copy(update={"r1_gamma": 0.0, "r2_gamma": 0.0}))
+    assert PROCESS_BYTES < least < memory_bytes(spec)
+    assert memory_bytes(spec) < memory_bytes(spec.model_copy(update={"batch": 64}))
+    assert memory_bytes(spec) < memory_bytes(spec.model_copy(update={"size": 2 * size}))
+
+
+def test_a_dry_run_says_fit_memory_and_switches_and_refuses_a_schedule_after_the_end(
+    ganq: "Ganq", pictures: Path
+) -> None:
+    asked: tuple[Any, ...] = ("submit", "train", "--data", pictures, "--size", 64, "--batch", 10, "--ngf", 8)
+    asked = (*asked, "--dry-run", "--epochs", 2, "--progressive")
+    said = ganq(*asked, "20,40")
+    assert said.code == 0
+    for line in (r"progressive +20,40\n", r"skips +True\n", r"fit +crop\n", r"memory_bytes +[0-9.]+ [MG]B\n"):
+        assert re.search(line, said.out), line
+    for switches, code, message in (
+        ("20,1k", 2, "full size begins after 1,000 images, and --epochs 2 ends the run after 140"),
+        ("20", 2, "images seen when half and when full size begins"),
+        ("20,forty", 2, "not two counts of images"),
+    ):
+        said = ganq(*asked, switches)
+        assert said.code == code
+        assert message in said.err
 
 
 def test_the_command_that_follows_drawn_faces_fits_them(ganq: "Ganq", tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The generator that is folded for generation draws what the one that was trained draws."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -42,6 +43,16 @@ def test_folded_generator_draws_the_same_images(size: int, kind: Any) -> None:
     assert folded.shape == expected.shape
     assert torch.allclose(folded, expected, atol=1e-5)
     assert folded.std() > 0.01
+
+
+@pytest.mark.parametrize("kind", [Generator, BalancedGenerator])
+def test_a_generator_with_a_full_resolution_layer_is_folded_to_the_same_images(kind: Any) -> None:
+    net = trained_generator(24, partial(kind, full_res_conv=True))
+    latents = torch.randn(8, 6, 1, 1)
+    with torch.inference_mode():
+        expected, folded = net(latents), for_inference(net, CPU)(latents)
+    assert torch.allclose(folded, expected, atol=1e-5)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in for_inference(net, CPU).modules())
 
 
 def test_folding_is_repeatable_and_leaves_the_network_alone() -> None:

@@ -105,6 +105,41 @@ def test_an_architecture_survives_json_and_refuses_what_it_does_not_know() -> No
         Architecture(size=48, arch="resnet", norm_d="batch")
 
 
+@pytest.mark.parametrize("kind", ["dcgan", "balanced", "resnet"])
+@pytest.mark.parametrize("size", [64, 96])
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_full_resolution_layer_starts_as_upsampling_and_is_known_from_json(
+    kind: Arch, size: int, skips: bool
+) -> None:
+    arch = Architecture(
+        size=size, nz=5, ngf=2, ndf=2, arch=kind, norm_d="none", classes=2, full_res_conv=True, skips=skips
+    )
+    assert Architecture.from_json(arch.to_json()) == arch
+    assert Architecture.from_json({**arch.to_json(), "grown": 0}) == arch
+    assert (
+        not {"full_res_conv", "skips", "grown"}
+        & replace(arch, full_res_conv=False, skips=False).to_json().keys()
+    )
+    net = arch.build_generator(0)
+    images = net(torch.randn(3, 5, 1, 1), torch.tensor([0, 1, 0]))
+    assert images.shape == (3, 3, size, size)
+    assert arch.build_discriminator(0)(images, torch.tensor([0, 1, 0])).shape == (3,)
+    mix = next(one for one in net.modules() if isinstance(one, nn.Conv2d) and one.out_channels in (64, 144))
+    side = 3 if size == 96 else 2
+    repeated = nn.functional.pixel_shuffle(mix(torch.randn(1, mix.in_channels, 2, 2)), side)
+    of_each = repeated[..., ::side, ::side]
+    assert torch.allclose(of_each.repeat_interleave(side, 2).repeat_interleave(side, 3), repeated)
+
+
+def test_only_networks_with_skips_have_an_early_phase() -> None:
+    arch = Architecture(size=96, ngf=2, ndf=2, skips=True)
+    assert [arch.at(side).side for side in (24, 48, 96)] == [24, 48, 96]
+    assert arch.at(96) == arch
+    for wrong in ({"skips": False, "grown": 48}, {"grown": 32}, {"grown": 96}, {"size": 48}):
+        with pytest.raises(SpecError):
+            replace(arch, **wrong)
+
+
 @pytest.mark.parametrize("arch", ["dcgan", "balanced", "resnet"])
 @pytest.mark.parametrize("size", [16, 24, 96])
 def test_the_layers_that_can_be_frozen_are_known_without_building_the_networks(arch: Arch, size: int) -> None:
