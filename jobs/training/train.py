@@ -483,8 +483,8 @@ class Training:
             self.longest_stall_s = max(self.longest_stall_s, time.monotonic() - began)
 
     def _early_grid(self) -> None:
-        """Draw a grid of samples; one that is drawn in the same epoch replaces it."""
-        began, epoch = time.monotonic(), self.state.step // self.batches.per_epoch
+        """Draw a grid of samples under the number of this epoch, until a later one of it replaces it."""
+        began, epoch = time.monotonic(), -(-self.state.step // self.batches.per_epoch)
         try:
             self.ctx.save_sample(f"epoch-{epoch:04d}", self.samples.early_grid())
         except DiskFullError as full:

@@ -174,7 +174,7 @@ def test_early_grids_come_after_doubling_numbers_of_images_and_change_no_bit(
     ctx = Recorder(tmp_path, data=images)
     jobs.training.train.run(spec, ctx)
     # After 8, 16, 32 and 64 images, of 40 in an epoch; then the grid of the end.
-    assert drawn == ["epoch-0000", "epoch-0000", "epoch-0000", "epoch-0001", "epoch-0003"]
+    assert drawn == ["epoch-0001", "epoch-0001", "epoch-0001", "epoch-0002", "epoch-0003"]
     assert sha256_of(ctx.saved[-1].state) == sha256_of(without.saved[-1].state)
     drawn.clear()
     jobs.training.train.run(
