@@ -135,6 +135,7 @@ def test_only_networks_with_skips_have_an_early_phase() -> None:
     arch = Architecture(size=96, ngf=2, ndf=2, skips=True)
     assert [arch.at(side).side for side in (24, 48, 96)] == [24, 48, 96]
     assert arch.at(96) == arch
+    wrong: Any
     for wrong in ({"skips": False, "grown": 48}, {"grown": 32}, {"grown": 96}, {"size": 48}):
         with pytest.raises(SpecError):
             replace(arch, **wrong)
