@@ -135,7 +135,7 @@ def _confirm(jobs: "Sequence[Job]", plan: "Plan", as_json: bool) -> None:
         click.Abort: the answer is no.
     """
     if as_json or not output.on_terminal():
-        raise SpecError("rm asks before it deletes, and there is no terminal to ask on", hint="add --yes")
+        raise SpecError("rm asks for confirmation, and there is no terminal", hint="add --yes")
     listed = ", ".join(f"{job.id}{_name_text(job)}" for job in jobs[:10]) + (", …" if len(jobs) > 10 else "")
     total = output.size(sum(one.bytes for one in plan.items))
     click.confirm(f"delete {total} of {'job' if len(jobs) == 1 else 'jobs'} {listed}?", abort=True)

@@ -12,7 +12,7 @@ SHOWN = 20
 def no_classes() -> DatasetError:
     return DatasetError(
         "--conditional needs classes, and these images have none",
-        hint="give each class a folder of its own (faces/happy/…, faces/sad/…), or leave --conditional away",
+        hint="give each class a folder of its own (faces/happy/…, faces/sad/…), or omit --conditional",
     )
 
 
@@ -41,19 +41,19 @@ def unknown_class(name: str, classes: Sequence[str]) -> SpecError:
     """Return the error for a class that a model does not have."""
     if not classes:
         return SpecError(
-            "--class asks for a class, and this model was trained without",
-            hint="leave it away, or train with --conditional on folders of classes",
+            "--class needs a model that was trained with classes",
+            hint="omit it, or train with --conditional on folders of classes",
         )
     more = f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else ""
     return SpecError(
-        f"--class {name[:80]!r} is none of this model's classes",
-        hint=f"it knows: {', '.join(classes[:SHOWN])}{more}",
+        f"--class {name[:80]!r} is not a class of this model",
+        hint=f"classes: {', '.join(classes[:SHOWN])}{more}",
     )
 
 
 def other_classes(job_id: int | None, its: int, mine: int) -> SpecError:
     """Return the error for a run that starts from networks with another number of classes; 0: none."""
     return SpecError(
-        f"the networks of job {job_id} know {its or 'no'} classes, and {mine or 'none'} are to be learnt",
+        f"the networks of job {job_id} know {its or 'no'} classes, and {mine or 'none'} are requested",
         hint="--data with as many folders of images as there, or start from another job",
     )

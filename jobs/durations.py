@@ -22,7 +22,7 @@ def parse(text: str) -> float:
     """
     text = text.strip().lower()
     if not _WHOLE.fullmatch(text):
-        raise ValueError(f"{text[:40]!r} is no length of time; e.g. 2h30m, 90min, 1d")
+        raise ValueError(f"{text[:40]!r} is not a duration; e.g. 2h30m, 90min, 1d")
     return sum(float(number) * UNITS[unit] for number, unit in _PART.findall(text))
 
 

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 HINT_TLS = (
     "name its CA in GANQ_REDIS_URL: rediss://…?ssl_ca_certs=/path/ca.pem;"
-    " ssl_cert_reqs=none would trust anybody who answers"
+    " ssl_cert_reqs=none would trust any server"
 )
 EXAMPLES = "e.g. redis://host:6379/0, rediss://… with TLS, redis+socket:///path/redis.sock"
 
@@ -83,17 +83,17 @@ def parse(url: str) -> RedisUrl:
     """
     parts = urlsplit(url)
     if parts.scheme not in ("redis", "rediss", "redis+socket"):
-        raise ValueError("it is no address of a Redis")
+        raise ValueError("it is not the address of a Redis server")
     try:
         parts.port  # noqa: B018 - reading it is the check
     except ValueError:
-        raise ValueError("its port is no number") from None
+        raise ValueError("its port is not a number") from None
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     socket = parts.scheme == "redis+socket"
     path = "" if socket else parts.path.strip("/")
     number = query.pop("db", None) or query.pop("virtual_host", None) or path or "0"
     if not number.isdecimal() or not (path or "0").isdecimal() or (socket and not parts.path):
-        raise ValueError("it is no address of a Redis")
+        raise ValueError("it is not the address of a Redis server")
     tls = {name: query.pop(name) for name in list(query) if name.startswith("ssl_")}
     if tls and parts.scheme != "rediss":
         raise ValueError(f"{min(tls)} is for rediss://, which is Redis with TLS")
@@ -119,7 +119,7 @@ def _tls(given: dict[str, str]) -> dict[str, Any]:
     for name, value in given.items():
         if name == "ssl_cert_reqs":
             if value.lower() not in _CERT_REQS:
-                raise ValueError(f"ssl_cert_reqs={value[:40]} is none of required, optional and none")
+                raise ValueError(f"ssl_cert_reqs={value[:40]} is not required, optional or none")
             read[name] = _CERT_REQS[value.lower()]
         elif name == "ssl_check_hostname":
             if value.lower() not in (*_YES, *_NO):
@@ -127,7 +127,7 @@ def _tls(given: dict[str, str]) -> dict[str, Any]:
             read[name] = value.lower() in _YES
         elif name == "ssl_min_version":
             if not value.isdecimal():
-                raise ValueError(f"ssl_min_version={value[:40]} is no number; TLS 1.2 is 771, 1.3 is 772")
+                raise ValueError(f"ssl_min_version={value[:40]} is not a number; TLS 1.2 is 771, 1.3 is 772")
             read[name] = int(value)
         elif name in ("ssl_include_verify_flags", "ssl_exclude_verify_flags"):
             read[name] = _flags(name, value)

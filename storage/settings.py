@@ -236,9 +236,9 @@ class Settings:
                     hint="folders separated by colons, e.g. /data/faces:/data/cats",
                 )
         if self.log_level.upper() not in LOG_LEVELS:
-            raise ConfigError(f"{told['log_level']} is none", hint=f"one of {', '.join(LOG_LEVELS)}")
+            raise ConfigError(f"{told['log_level']} is not valid", hint=f"one of {', '.join(LOG_LEVELS)}")
         if self.log_format not in ("text", "json"):
-            raise ConfigError(f"{told['log_format']} is none", hint="text or json")
+            raise ConfigError(f"{told['log_format']} is not valid", hint="text or json")
 
     @classmethod
     def load(cls, env: Mapping[str, str] | None = None) -> "Settings":
@@ -255,12 +255,12 @@ class Settings:
             raise ConfigError("this account has no home folder", hint="set GANQ_HOME to a folder") from exc
         if home.exists() and not home.is_dir():
             raise ConfigError(
-                f"GANQ_HOME={home} is no folder", hint="name a folder; ganq makes it if need be"
+                f"GANQ_HOME={home} is not a folder", hint="name a folder; ganq makes it if need be"
             )
         config = env.get(f"{PREFIX}CONFIG")
         if config and not Path(config).is_file():
             raise ConfigError(
-                f"GANQ_CONFIG={config} is no file", hint="write one, or unset GANQ_CONFIG to do without"
+                f"GANQ_CONFIG={config} is not a file", hint="write one, or unset GANQ_CONFIG to do without"
             )
         given = _from_toml(Path(config or home / "ganq.toml"))
         given.update(_from_env(_with_new_names(env)))
@@ -347,7 +347,7 @@ def _from_env(env: Mapping[str, str]) -> dict[str, Given]:
                 why = exc.strerror if isinstance(exc, OSError) and exc.strerror else "it is no text"
                 raise ConfigError(f"{key}_FILE cannot be read: {why.lower()}", hint=f"check {path}") from exc
             if len(said) > MAX_SECRET_CHARACTERS:
-                raise ConfigError(f"{key}_FILE is no file with an address", hint=f"check {path}")
+                raise ConfigError(f"{key}_FILE is not a file with an address", hint=f"check {path}")
             if not said:
                 raise ConfigError(f"{path} is empty, which {key}_FILE names", hint="write the value into it")
             given[name] = Given(said, key, path)
@@ -364,13 +364,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
     if not os.path.lexists(path):
         return {}
     if not path.is_file():
-        raise ConfigError(f"{path} is no regular file", hint="make it one, or remove it")
+        raise ConfigError(f"{path} is not a regular file", hint="make it one, or remove it")
     if path.stat().st_mode & 0o002:
-        raise ConfigError(f"{path} can be written by everybody", hint=f"chmod o-w {path}")
+        raise ConfigError(f"{path} is writable by all users", hint=f"chmod o-w {path}")
     try:
         said = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as exc:
-        raise ConfigError(f"{path} is no valid TOML: {exc}", hint="see docs/operations.md") from exc
+        raise ConfigError(f"{path} is not valid TOML: {exc}", hint="see docs/operations.md") from exc
     if "home" in said:
         raise ConfigError(
             f"home cannot be set in {path}",
@@ -396,7 +396,7 @@ def _seconds(given: Given, usual: float) -> float:
     except (TypeError, ValueError):
         value = -1.0
     if not 0 <= value < 1e9:
-        raise ConfigError(f"{given} is no number of seconds", hint=f"e.g. {usual:g}")
+        raise ConfigError(f"{given} is not a number of seconds", hint=f"e.g. {usual:g}")
     return value
 
 
@@ -449,7 +449,7 @@ def _check_port(url: str, given: Given) -> None:
     try:
         urlsplit(url).port  # noqa: B018 - reading it is the check
     except ValueError as exc:
-        raise ConfigError(f"{given}: its port is no number", hint="e.g. :5432, :6379") from exc
+        raise ConfigError(f"{given}: its port is not a number", hint="e.g. :5432, :6379") from exc
 
 
 _PASSWORD = re.compile(r"(\w+://[^:/@\s]*):\S+@")

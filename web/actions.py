@@ -27,7 +27,7 @@ from web.gallery import manifest_sha256
 from web.manifest import index_of
 from web.principals import Principal
 from web.site import Site
-from worker.celery_bridge.notify_job import notify_job
+from worker.celery_bridge.notify import notify_job
 
 MOST_BODY = 4096
 MOST_PRIORITY = 1000

@@ -181,7 +181,7 @@ def accept_sweep(
         return accepted
     from ganq.submission.sweep import job_names
     from storage.db.store.sweeps import sweep_id
-    from worker.celery_bridge.notify_job import MAX_NOTIFIED
+    from worker.celery_bridge.notify import MAX_NOTIFIED
     from worker.host.accounts import require_readable_data
 
     if any(spec.split() for spec in specs):
@@ -237,7 +237,7 @@ def notify_workers(session: Session, job: "Job") -> list[str]:
     if session.remote:  # the server has done it
         return session.take_notices()
     from storage.status.job_text import served as queue_served
-    from worker.celery_bridge.notify_job import notify_job
+    from worker.celery_bridge.notify import notify_job
 
     notices = []
     error = notify_job(session.settings, session.queries, session.store, job)
@@ -259,8 +259,7 @@ def notify_for_many(session: Session, job_ids: Sequence[int]) -> list[str]:
     """Wake workers for the first jobs of many; return notices like notify_workers()."""
     if session.remote:
         return session.take_notices()
-    from worker.celery_bridge.notify import try_notify
-    from worker.celery_bridge.notify_job import MAX_NOTIFIED
+    from worker.celery_bridge.notify import MAX_NOTIFIED, try_notify
 
     first, *others = sorted(session.queries.get_many(job_ids[:MAX_NOTIFIED]), key=lambda job: job.id)
     notices = notify_workers(session, first)

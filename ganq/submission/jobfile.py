@@ -260,7 +260,7 @@ def plan_file(
         NotFoundError, SpecError, DatasetError: a job cannot work; the message has its line.
     """
     from storage.db.store.sweeps import Entry, sweep_id
-    from worker.celery_bridge.notify_job import MAX_NOTIFIED
+    from worker.celery_bridge.notify import MAX_NOTIFIED
     from worker.host.accounts import require_readable_data
 
     real = opened(True)

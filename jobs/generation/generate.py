@@ -101,7 +101,7 @@ def _merge(spec: GenerateSpec, ctx: JobContext, shards: list[Shard]) -> dict[str
 def _generate_again(spec: GenerateSpec, ctx: JobContext, place: int, shard: Shard) -> Iterable[StoredImage]:
     """Generate a deleted shard again: it depends only on checkpoint, seed and sample indices."""
     first, last = shard.draws
-    ctx.log(f"the result of job {shard.job_id} is gone: images {first} to {last} are generated again")
+    ctx.log(f"the result of job {shard.job_id} was deleted: images {first} to {last} are generated again")
     ctx.event("shard_regenerated", shard=shard.job_id, first=first, last=last)
     generation = Generation(spec.shard(shard.draws), ctx)
     sink = generation.sink(shard=place)

@@ -66,7 +66,7 @@ def generator_onnx(arch: Architecture, tensors: Mapping[str, Tensor]) -> tuple[b
     if not difference <= TOLERANCE:
         raise ConfigError(
             f"onnxruntime {onnxruntime.__version__} differs from PyTorch by {difference:.1e} "
-            f"(at most {TOLERANCE:.0e} is let through)",
+            f"(at most {TOLERANCE:.0e} is allowed)",
             hint="pip install --upgrade 'ganq[onnx]'",
         )
     return model, difference

@@ -163,7 +163,7 @@ def check_colours(tensors: Mapping[str, Tensor], name: str) -> None:
             continue
         channels = {1: "one colour channel", 2: "two colour channels", 4: "four colour channels"}
         raise ForeignFileError(
-            f"{name}: a {NETWORK[which]} of images with {channels[kernel.shape[1]]}, and three are wanted",
+            f"{name}: a {NETWORK[which]} of images with {channels[kernel.shape[1]]} instead of three",
             hint="train it on images in RGB; ganq submit train --grey trains on grey images",
         )
 
@@ -210,7 +210,7 @@ def infer_architecture(
     """
     if _layers(netg, "D") and not _layers(netg, "G"):
         raise ForeignFileError(
-            f"{names[0]} holds {kind_of(netg)}, and a generator is wanted here",
+            f"{names[0]} holds {kind_of(netg)} instead of a generator",
             hint="the generator comes first: ganq import NETG NETD --name NAME",
         )
     layers = _layers(netg, "G")
@@ -224,7 +224,7 @@ def infer_architecture(
 
     if _layers(netd, "G") and not _layers(netd, "D"):
         raise ForeignFileError(
-            f"{names[1]} holds a generator, and a discriminator is wanted here",
+            f"{names[1]} holds a generator instead of a discriminator",
             hint="the generator comes first: ganq import NETG NETD --name NAME",
         )
     layers = _layers(netd, "D")

@@ -60,7 +60,7 @@ def check_checkpoint(which: str) -> str:
     """
     if which not in ("best", "last") and not re.fullmatch(r"[0-9]{1,9}", which):
         raise SpecError(
-            f"--checkpoint {which[:40]!r} names no checkpoint",
+            f"--checkpoint {which[:40]!r} is not a checkpoint",
             hint="use best, last, or a number of epochs (ganq checkpoints JOB lists them)",
         )
     return which
@@ -116,11 +116,11 @@ def check_feature_network(name: str, sha256: str | None) -> None:
     """
     named = name in FEATURE_NETWORKS
     if named and sha256 is not None:
-        raise SpecError(f"--feature-sha256 is of a file, and {name} is none", hint="leave it away")
+        raise SpecError(f"--feature-sha256 applies to a file, and {name} is not a file", hint="omit it")
     if not named and sha256 is None:
         raise SpecError(
-            f"--feature-network {name[:200]} is none that ganq brings along",
-            hint=f"{' or '.join(FEATURE_NETWORKS)}; a weight file needs its --feature-sha256 beside it "
+            f"--feature-network {name[:200]} is not built in",
+            hint=f"{' or '.join(FEATURE_NETWORKS)}; a weight file also needs --feature-sha256 "
             "(sha256sum FILE prints it)",
         )
 

@@ -89,25 +89,25 @@ class GenerateSpec(Spec):
         ranked = self.keep is not None or self.of is not None
         if sum((self.count is not None, bool(self.seeds), ranked, bool(self.interpolate))) != 1:
             raise SpecError(
-                "say how many images in exactly one way",
+                "give the number of images in exactly one way",
                 hint="--count N, or --seeds A-B, or --keep K --of N, or --interpolate A,B --frames N",
             )
         if self.quality is not None and self.format not in LOSSY:
             raise SpecError(
-                f"--quality belongs to --format {' and '.join(LOSSY)}; {self.format} loses nothing",
+                f"--quality belongs to --format {' and '.join(LOSSY)}; {self.format} is lossless",
                 hint="leave --quality out, or add --format jpeg",
             )
         if (self.keep is None) != (self.of is None):
-            raise SpecError("--keep and --of go together", hint="e.g. --keep 64 --of 512")
+            raise SpecError("--keep and --of must be given together", hint="e.g. --keep 64 --of 512")
         if self.keep is not None and self.of is not None and self.keep > self.of:
             raise SpecError(
                 f"--keep {self.keep} is more than --of {self.of}",
-                hint="--of is how many are drawn, --keep how many of them stay",
+                hint="--of is the number of generated images, --keep how many of them are kept",
             )
         for first, last in self.seeds:
             if not 0 <= first <= last < MAX_COUNT:
                 raise SpecError(
-                    f"--seeds {first}-{last} is no range of image numbers",
+                    f"--seeds {first}-{last} is not a range of image numbers",
                     hint="e.g. --seeds 0-63 or --seeds 0,4,10-20",
                 )
         if self.total > MAX_COUNT:
@@ -119,10 +119,10 @@ class GenerateSpec(Spec):
         if self.reject is not None and (ranked or self.interpolate):
             other = "--keep" if ranked else "--interpolate"
             raise SpecError(
-                f"--reject and {other} do not go together",
+                f"--reject and {other} cannot be combined",
                 hint="both choose by the discriminator's score: use one of them"
                 if ranked
-                else "the frames between two images are what they are",
+                else "--interpolate determines every frame",
             )
         ends = sorted(self.seeds)
         for (_, last), (first, _) in pairwise(ends):
@@ -141,14 +141,14 @@ class GenerateSpec(Spec):
         if not points:
             if self.frames is not None:
                 raise SpecError(
-                    "--frames says how many images lie on a way, and there is none",
+                    "--frames requires --interpolate",
                     hint="e.g. --interpolate 3,17 --frames 120",
                 )
             return
         if len(points) < 2 or any(one == other for one, other in pairwise(points)):
             raise SpecError(
-                f"--interpolate {','.join(map(str, points))} is no way from one image to another",
-                hint="name two images or more by their numbers, e.g. --interpolate 3,17 or 3,17,42,3",
+                f"--interpolate {','.join(map(str, points))} is not a path between images",
+                hint="give the numbers of two or more images, e.g. --interpolate 3,17 or 3,17,42,3",
             )
         if not len(points) <= self.total <= MAX_FRAMES:
             raise SpecError(

@@ -211,20 +211,20 @@ class TrainSpec(Spec):
             )
         if self.init_from is not None and (self.init_netg or self.init_netd):
             raise SpecError(
-                "--init-from brings both networks, and --init-netg or --init-netd names another start",
-                hint="use one of the two ways",
+                "--init-from sets both networks and cannot be combined with --init-netg or --init-netd",
+                hint="use one of them",
             )
         starts_g = self.init_from is not None or self.init_netg or self.continue_from is not None
         starts_d = self.init_from is not None or self.init_netd or self.continue_from is not None
         if (self.freeze_g and not starts_g) or (self.freeze_d and not starts_d):
             option = "--freeze-g" if self.freeze_g and not starts_g else "--freeze-d"
             raise SpecError(
-                f"{option} would keep layers as they are drawn at random",
+                f"{option} would freeze randomly initialised layers",
                 hint="start from a trained network: --init-from JOB",
             )
         if self.ada_target > 0 and not self.augment:
             raise SpecError(
-                "--ada-target steers how often images are changed, and --augment none changes none",
+                "--ada-target controls how often images are augmented, and --augment none disables that",
                 hint="use --augment auto, or name policies",
             )
         if self.arch == "resnet" and self.norm_d != "none":
@@ -242,7 +242,7 @@ class TrainSpec(Spec):
         check_feature_network(self.feature_network, self.feature_sha256)
         if self.norm_d == "batch" and self.r1_gamma + self.r2_gamma > 0:
             raise SpecError(
-                "--r1-gamma and --r2-gamma ask for D's slope at each image, "
+                "--r1-gamma and --r2-gamma need D's gradient at each image, "
                 "and with --norm-d batch an image's score depends on its neighbours",
                 hint="use --norm-d spectral or none, or --r1-gamma 0 --r2-gamma 0",
             )
@@ -368,7 +368,7 @@ def check_same_run(saved: Mapping[str, Any], spec: TrainSpec) -> None:
     ]
     if differ:
         raise SpecError(
-            f"a run cannot go on with {', '.join(differ)}",
-            hint="leave it away, or start a new run: --init-from JOB begins one with its networks",
+            f"a run cannot be continued with a changed {', '.join(differ)}",
+            hint="omit it, or start a new run: --init-from JOB starts one from its networks",
             options=differ,
         )

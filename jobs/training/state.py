@@ -294,7 +294,7 @@ def _network(tensors: Mapping[str, Tensor], which: NetworkRole, option: str) -> 
     found = _without_prefix(f"{which}.", tensors) or select(tensors, which)
     if not found and (other := kind_of(tensors)):
         raise SpecError(
-            f"{option}: the file holds {other}, and a {NETWORK[which]} is wanted",
+            f"{option}: the file holds {other} instead of a {NETWORK[which]}",
             hint="--init-netg takes the generator, --init-netd the discriminator",
         )
     return found or tensors

@@ -9,8 +9,8 @@ archive may be made so that Python's readers never end (CVE-2024-6232, CVE-2025-
 storage/datasets/archives.py is the other end. The file is run by its path and imports nothing of ganq but
 the sandbox and the rules for names.
 
-Nothing is extracted to a name that came from outside. A member that leaves the folder or is no regular file
-is left out, with the reason. An archive that unpacks to more than MAX_BYTES is refused.
+Nothing is extracted to a name that came from outside. A member that leaves the folder or is not a regular
+file is left out, with the reason. An archive that unpacks to more than MAX_BYTES is refused.
 """
 
 import importlib.util
@@ -221,7 +221,7 @@ class Rules:
             gigabytes = self.most_bytes / 1e9
             raise RefusedError(
                 f"unpacks to more than {gigabytes:g} GB",
-                f"if it is no bomb, --max-unpacked-gb {max(2 * gigabytes, 1):g} lifts the limit",
+                f"if it is not an archive bomb, --max-unpacked-gb {max(2 * gigabytes, 1):g} raises the limit",
             )
 
     def may_hold_labels(self, name: str) -> bool:

@@ -511,8 +511,8 @@ def _require_room(folder: Path, needed: int) -> None:
         raise DiskFullError(
             f"the decoded images need {(needed + RESERVE_BYTES) / 1e6:.0f} MB with the reserve, "
             f"and {folder} has {free / 1e6:.0f} MB free",
-            hint="make room (ganq gc --dry-run shows what can go), or point GANQ_VOLUME at a larger disk; "
-            "the job goes on by itself",
+            hint="make room (ganq gc --dry-run), or point GANQ_VOLUME at a larger disk; "
+            "the job then continues",
         )
 
 

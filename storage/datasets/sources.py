@@ -2,7 +2,7 @@
 The images of a folder, a zip or a tar: their names in a fixed order, and their bytes.
 
 Archives are read by a process that can be killed (storage/datasets/archives.py). Nothing is extracted to a
-name that came from outside. What leaves the folder or is no regular file is left out, with the reason.
+name that came from outside. What leaves the folder or is not a regular file is left out, with the reason.
 storage/datasets/names.py has the rules for names.
 """
 
@@ -253,7 +253,9 @@ def scan(source: Path, reading: Reading | None = None) -> Listing:
             return listing
     except OSError as exc:
         raise DatasetError(f"{source} cannot be read: {exc}", hint="check its permissions") from exc
-    raise DatasetError(f"{source} is no folder, zip or tar", hint="give a folder of images, a zip or a tar")
+    raise DatasetError(
+        f"{source} is not a folder, zip or tar", hint="give a folder of images, a zip or a tar"
+    )
 
 
 def _images_of(source: Path) -> Path:

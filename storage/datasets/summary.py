@@ -148,7 +148,7 @@ def require_enough(listing: Listing, used: int, skipped: list[Skipped], max_skip
     raise DatasetError(
         f"{bad} of {total} images in {listing.source} cannot be used: {describe_reasons(found.reasons)}",
         hint=f"ganq dataset check {listing.source} lists them"
-        + (f"; --max-skip {min(bad / total + 0.01, 1):.2f} goes on without them" if used else ""),
+        + (f"; --max-skip {min(bad / total + 0.01, 1):.2f} skips them" if used else ""),
     )
 
 

@@ -99,8 +99,8 @@ def explained(exc: DBAPIError, url: str, *, had_tables: bool) -> Exception:
         if not had_tables:
             return MissingTableError("the database has no tables yet", hint="run: ganq db upgrade")
         return DatabaseUnavailableError(
-            f"the job table is gone, or hidden from this user: {said} ({shown})",
-            hint="restore it, or grant USAGE on its schema; to begin with no jobs, stop the workers first",
+            f"the job table was deleted, or this user cannot see it: {said} ({shown})",
+            hint="restore it, or grant USAGE on its schema; to start without jobs, stop the workers first",
         )
     if sqlstate == "42501":
         changes = not str(exc.statement or "").lstrip().upper().startswith("SELECT") or "FOR UPDATE" in str(

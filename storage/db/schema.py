@@ -109,7 +109,7 @@ def _require_no_remains(path: Path) -> None:
     if remains.exists() and not path.exists():  # checked again: another process may be creating both
         raise DatabaseUnavailableError(
             f"the job table {path} has been deleted or moved away; what is left of it is {remains.name}",
-            hint="put the file back, or restore a backup; to begin with no jobs, stop all workers"
+            hint="put the file back, or restore a backup; to start without jobs, stop all workers"
             f" and delete {remains.name} and {path.name}-shm",
         )
 

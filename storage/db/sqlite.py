@@ -199,7 +199,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _vanished(path: Path) -> DatabaseUnavailableError:
     return DatabaseUnavailableError(
         f"the job table has been deleted or moved away ({path})",
-        hint="put the file back, or restore a backup; to begin with no jobs, stop the workers first",
+        hint="put the file back, or restore a backup; to start without jobs, stop the workers first",
     )
 
 

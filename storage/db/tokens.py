@@ -130,7 +130,7 @@ class Tokens:
         """
         form = FORM.fullmatch(text)
         if form is None:
-            raise UnauthenticatedError("this is no token of ganq", hint=NEW_TOKEN)
+            raise UnauthenticatedError("this is not a token of ganq", hint=NEW_TOKEN)
         found = self.database.read(lambda conn: _row(conn, token.c.sha256 == _digest(text)))
         if found is None and form["installation"] != self.database.installation:
             raise UnauthenticatedError(

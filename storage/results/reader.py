@@ -17,7 +17,14 @@ from jobs.context import StoredImage
 from jobs.errors import StorageError
 from jobs.failpoints import failpoint
 from storage.results.formats import GRIDS, IMAGES, MANIFEST, RESULT, bytes_of, pixels_of
-from storage.volume.durable import TEMP_MARK, fsync_folder, raise_storage_error, sha256_file, sync_filesystem
+from storage.volume.durable import (
+    TEMP_MARK,
+    fsync_folder,
+    raise_storage_error,
+    remove,
+    sha256_file,
+    sync_filesystem,
+)
 
 GONE = (errno.ENOENT, errno.ENOTDIR)
 """Errors of a missing file on a volume that is available."""
@@ -216,7 +223,7 @@ def _remove_older(target: Path, folder: Path) -> None:
         going = path.with_name(f".{found[1]}{TEMP_MARK}{_mark(folder)}")
         with suppress(OSError):
             path.rename(going)
-            _remove(going)
+            remove(going)
 
 
 def _copy_whole(source: Path, target: Path, *, mark: str) -> None:
@@ -242,7 +249,7 @@ def _copy_whole(source: Path, target: Path, *, mark: str) -> None:
         if not target.exists():
             raise
     finally:
-        _remove(temp)
+        remove(temp)
 
 
 def _copy_file(source: str, target: str) -> None:
@@ -261,13 +268,6 @@ def _check_copy(folder: Path, target: Path) -> None:
         verify_lines(target, lines)
     if (folder / GRIDS).is_dir() and not _same(folder / GRIDS, target / GRIDS):
         raise StorageError(f"{target / GRIDS} holds other files")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _same(one: Path, other: Path) -> bool:

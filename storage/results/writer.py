@@ -35,6 +35,7 @@ from storage.volume.durable import (
     fsync_folder,
     make_folder,
     raise_storage_error,
+    remove,
     require_room,
     sync_filesystem,
 )
@@ -100,7 +101,7 @@ class ImageFiles:
         """Delete what an attempt that was killed has left."""
         for left in self.folder.glob(f"*{TEMP_MARK}*"):
             if RESULT.fullmatch(left.name.split(TEMP_MARK)[0]):
-                _remove(left)
+                remove(left)
 
     def add(self, images: Iterable[GeneratedImage]) -> None:
         try:
@@ -205,7 +206,7 @@ class ImageFiles:
             for temp, name in (*self.container.renames(), (self.grids, GRIDS)):
                 final = self.folder / name
                 if final.exists():  # an attempt publishes once, so that this name is not in use
-                    _remove(final)
+                    remove(final)
                 temp.rename(final)
                 failpoint(f"images.{name if name == GRIDS else IMAGES}_renamed")
             fsync_folder(self.folder)
@@ -244,7 +245,7 @@ class ImageFiles:
             (self.folder / MANIFEST).unlink(missing_ok=True)
         for name in (*(name for _, name in self.container.renames()), GRIDS):
             with suppress(OSError):
-                _remove(self.folder / name)
+                remove(self.folder / name)
 
     def discard(self) -> None:
         """Delete what was written and not published."""
@@ -255,10 +256,3 @@ class ImageFiles:
             self.manifest.unlink(missing_ok=True)
         shutil.rmtree(self.grids, ignore_errors=True)
         self.container.discard()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -23,9 +23,9 @@ from jobs.context import Snapshot
 from jobs.errors import CheckpointCorruptError
 from storage.volume.durable import (
     MANIFEST,
-    NO_LINKS,
     TEMP_MARK,
     fsync_folder,
+    link_or_copy,
     make_folder,
     raise_storage_error,
     read_verified,
@@ -166,22 +166,13 @@ def adopt_checkpoint(one: Unregistered, target: Path, *, inside: Path) -> None:
     temp = target.with_name(f"{target.name}{TEMP_MARK}{secrets.token_hex(4)}")
     make_folder(target.parent, inside=inside)
     try:
-        shutil.copytree(one.folder, temp, copy_function=_link_or_copy)
+        shutil.copytree(one.folder, temp, copy_function=link_or_copy)
         sync_filesystem(temp)
         temp.rename(target)
         fsync_folder(target.parent)
     except OSError as exc:
         shutil.rmtree(temp, ignore_errors=True)
         raise_storage_error(exc, target, needed=one.bytes)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError as exc:
-        if exc.errno not in NO_LINKS:
-            raise
-        shutil.copyfile(source, target)
 
 
 def read_checkpoint(volume: Volume, one: Pointer, part: Literal["state", "generator"]) -> Snapshot:

@@ -66,7 +66,7 @@ def raise_storage_error(exc: OSError, path: Path, *, needed: int | None = None) 
 
 def gone(folder: Path) -> VolumeError:
     """Return the error for a folder of a volume that was there before, as when the volume is unmounted."""
-    return VolumeError(f"{folder} is gone", hint="is the volume still mounted there?")
+    return VolumeError(f"{folder} no longer exists", hint="is the volume still mounted there?")
 
 
 def _disk_full(folder: Path, needed: int | None) -> DiskFullError:
@@ -75,8 +75,7 @@ def _disk_full(folder: Path, needed: int | None) -> DiskFullError:
     sizes.append(f"free: {'unknown' if free is None else _in_words(free)}")
     return DiskFullError(
         f"no room left at {folder} ({', '.join(sizes)})",
-        hint="make room (ganq gc --dry-run shows what can go), or point GANQ_VOLUME at a larger disk; "
-        "the job goes on by itself",
+        hint="make room (ganq gc --dry-run), or point GANQ_VOLUME at a larger disk; the job then continues",
         needed=needed,
         free=free,
     )
@@ -111,6 +110,24 @@ def require_room(folder: Path, needed: int) -> None:
     free = free_bytes(folder)
     if free is not None and free < needed:
         raise _disk_full(folder, needed)
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Create a hard link, or a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError as exc:
+        if exc.errno not in NO_LINKS:
+            raise
+        shutil.copyfile(source, target)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def fsync_folder(folder: Path) -> None:

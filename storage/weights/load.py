@@ -49,7 +49,7 @@ REASONS: dict[str, tuple[str, str]] = {
     "too_big": ("unfolds to more than 2 GiB of weights", RESAVE_HINT),
     "not_weights": ("holds {detail}, not the weights of one network", RESAVE_HINT),
     "classes": (
-        "is of a network that knows classes, and a file does not tell which",
+        "is of a class-conditional network, and a file does not name the classes",
         "draw from the job that trained it: ganq submit generate --from JOB --class NAME",
     ),
     "not_floats": ("holds numbers of a kind that weights are not: {detail}", RESAVE_HINT),

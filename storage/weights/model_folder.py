@@ -47,7 +47,7 @@ def load_model(folder: Path) -> "tuple[dict[str, Any], dict[str, Tensor]]":
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, GanqError) as exc:
         why = exc.message if isinstance(exc, GanqError) else f"{type(exc).__name__}: {exc}"
         raise ForeignFileError(
-            f"{folder} is no model of ganq: {CONFIG}: {why[:200]}",
+            f"{folder} is not a model of ganq: {CONFIG}: {why[:200]}",
             hint=f"give a folder that ganq push has written, with {MODEL} and {CONFIG}",
         ) from exc
     netg, netd = split(read_tensors(folder / MODEL))

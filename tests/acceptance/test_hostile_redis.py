@@ -1,6 +1,5 @@
-"""Who may write to Redis can ring, and no more: forged messages stop nothing and start nothing."""
+"""A client that can write to Redis can only notify: forged messages stop nothing and start nothing."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -10,31 +9,11 @@ import psutil
 import pytest
 import redis
 from machine import Ganq, part, until
+from messages import envelope
 
-from worker.celery_bridge.app import TASK, queue_key
+from worker.celery_bridge.app import queue_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("backend", ["sqlite"], indirect=True)]
-
-
-def envelope(body: str = "W10=", **changes: object) -> str:
-    """What kombu puts into Redis, with something wrong in it."""
-    headers = {"lang": "py", "task": TASK, "id": "1", "root_id": "1", "parent_id": None, "group": None}
-    properties = {
-        "correlation_id": "1",
-        "delivery_mode": 2,
-        "delivery_info": {"exchange": "", "routing_key": queue_key("default")},
-        "priority": 0,
-        "body_encoding": "base64",
-        "delivery_tag": "1",
-    }
-    message = {
-        "body": body,
-        "content-encoding": "utf-8",
-        "content-type": "application/json",
-        "headers": headers,
-        "properties": properties,
-    }
-    return json.dumps({**message, **changes})
 
 
 FORGED: list[str | bytes] = [

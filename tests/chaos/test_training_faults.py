@@ -628,7 +628,7 @@ def test_a_disk_that_fills_up_during_training_is_reported_and_waited_for(
     found = ganq.job(job)
     assert found["error"]["code"] == "DISK_FULL"
     assert "needed: " in found["error"]["message"]
-    assert "goes on by itself" in found["error"]["hint"]
+    assert "the job then continues" in found["error"]["hint"]
     misses = [one for one in found["events"] if one["type"] == "checkpoint_save_failed"]
     assert [one["detail"]["misses"] for one in misses] == [1, 2, 3]
     assert "DISK_FULL" in ganq("status", str(job))

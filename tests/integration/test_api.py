@@ -107,8 +107,8 @@ def test_a_token_that_is_not_valid_says_why(
         "Bearer " + text: "is revoked",
         "Bearer " + f"ganq_{'0' * 8}_{'x' * 43}": "another installation",
         "Bearer " + unknown: "no such token",
-        "Bearer nonsense": "no token of ganq",
-        "Bearer ": "no token of ganq",
+        "Bearer nonsense": "not a token of ganq",
+        "Bearer ": "not a token of ganq",
         "Basic YTpi": "has no token",
         "": "has no token",
     }

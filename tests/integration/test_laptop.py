@@ -206,7 +206,7 @@ def test_what_needs_the_table_or_a_path_says_so(laptop: Laptop, world: World, tm
     del laptop.env["GANQ_API_TOKEN_FILE"]
     assert "there is no token" in laptop.run("status").stderr
     laptop.env["GANQ_API_TOKEN"] = "ganq_x"
-    assert "no token of ganq" in laptop.run("status").stderr
+    assert "not a token of ganq" in laptop.run("status").stderr
     laptop.env["GANQ_API_URL"] = "ftp://x"
     assert "is not the URL of a server" in laptop.run("status").stderr
 

@@ -163,7 +163,7 @@ def test_doctor_says_why_a_server_is_not_trusted_and_what_to_do(
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("rediss://h/0?ssl_cert_reqs=CERT_MAYBE", "ssl_cert_reqs=CERT_MAYBE is none of required, optional"),
+        ("rediss://h/0?ssl_cert_reqs=CERT_MAYBE", "ssl_cert_reqs=CERT_MAYBE is not required, optional"),
         ("rediss://h/0?ssl_check_hostname=maybe", "ssl_check_hostname=maybe is neither true nor false"),
         ("rediss://h/0?ssl_ca_cert=/x", "there is no option ssl_ca_cert"),
         ("redis://h/0?ssl_cert_reqs=none", "ssl_cert_reqs is for rediss://"),

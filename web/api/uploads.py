@@ -10,7 +10,6 @@ The id is the hash of the listing, so that the same files give the same data set
 import hashlib
 import io
 import json
-import os
 import re
 import secrets
 import shutil
@@ -26,8 +25,8 @@ from starlette.responses import Response
 
 from jobs.errors import NotFoundError, SpecError
 from storage.volume.durable import (
-    NO_LINKS,
     fsync_folder,
+    link_or_copy,
     make_folder,
     raise_storage_error,
     require_room,
@@ -173,7 +172,7 @@ def _link_all(site: Site, folder: Path, files: dict[str, tuple[str, int]]) -> No
             blob = _blob(site, sha256)
             if blob.stat().st_size != size:
                 raise SpecError(f"{path[:200]!r} has {blob.stat().st_size} bytes, not {size}")
-            _link(blob, temp / path)
+            link_or_copy(blob, temp / path)
         sync_filesystem(temp)
         if not folder.is_dir():  # another request may have been faster
             temp.rename(folder)
@@ -183,15 +182,6 @@ def _link_all(site: Site, folder: Path, files: dict[str, tuple[str, int]]) -> No
             raise_storage_error(exc, folder)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
-
-
-def _link(blob: Path, target: Path) -> None:
-    try:
-        os.link(blob, target)
-    except OSError as exc:
-        if exc.errno not in NO_LINKS:
-            raise
-        shutil.copyfile(blob, target)
 
 
 # --- files ------------------------------------------------------------------------------------

@@ -10,17 +10,25 @@ import base64
 import json
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jobs.errors import QueueUnavailableError
+from jobs.errors import DatabaseUnavailableError, QueueUnavailableError
 from storage import redis_url
 from storage.settings import Settings
+
+if TYPE_CHECKING:
+    from storage.db.queries import Queries
+    from storage.db.rows import Job
+    from storage.db.store import JobStore
 
 TASK = "ganq.run_job"
 ANSWER_S = 1.0
 MAX_WAITING = 100
 """Notifications in one queue. A worker that fetches one claims the best job: one per idle worker suffices."""
+MAX_NOTIFIED = 16
+"""Notifications for one submission: each wakes one worker, and each shard may occupy one."""
 MAX_BODY = 4096
 """Characters of a notification's body; those that ganq sends have about a hundred."""
 
@@ -34,6 +42,29 @@ def queue_key(queue: str, installation: str = "") -> str:
             name of version 0.2.0 and older, which workers also consume.
     """
     return f"ganq.{installation}.{queue}" if installation else f"ganq.{queue}"
+
+
+def notify_job(
+    settings: Settings, queries: "Queries", store: "JobStore", job: "Job"
+) -> QueueUnavailableError | None:
+    """
+    Notify the workers of a submitted or released job, or of its shards.
+
+    Returns:
+        The first failure, if any; workers then find the jobs by polling.
+    """
+    shards = queries.shards(job.id) if job.blockers else []
+    failure = None
+    for one in shards[:MAX_NOTIFIED] or [job]:
+        if one.state.terminal or one.held or one.blockers > 0:
+            continue
+        try:
+            notify(settings, one.id, one.queue, store.database.installation)
+        except QueueUnavailableError as exc:
+            failure = failure or exc
+            with suppress(DatabaseUnavailableError):  # then the notification is sent a little later
+                store.not_notified(one.id)
+    return failure
 
 
 def try_notify(settings: Settings, job_id: int, queue: str, installation: str) -> bool:

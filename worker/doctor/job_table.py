@@ -96,7 +96,9 @@ def check_sqlite_file(path: Path) -> Iterator[Finding]:
     """Check a database file before it is opened: permissions, file system and free space."""
     about = path.stat()
     if about.st_mode & stat.S_IWOTH:
-        yield error("database", f"{path} is writable by everybody, who then owns ganq", f"chmod o-w {path}")
+        yield error(
+            "database", f"{path} is writable by all users, who then control ganq", f"chmod o-w {path}"
+        )
     mount = mount_of(path.parent)
     if mount is not None and mount.kind in MOUNT_IN_MEMORY:
         yield warn("database", f"{path} is in memory and lost at the next boot", "set GANQ_HOME to a disk")

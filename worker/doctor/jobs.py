@@ -89,7 +89,7 @@ def check_workers(workers: Sequence[WorkerRow], settings: Settings) -> Iterator[
             "workers",
             f"unresponsive: {listed([f'{one.name} on {one.host}' for one in unresponsive])};"
             f" no heartbeat for up to {longest_s:,.0f} s",
-            "run ganq health there; a worker that is gone is removed from the table after a week",
+            "run ganq health there; a stopped worker is removed from the table after a week",
         )
     others = [f"{one.name} ({one.version})" for one in responsive if one.version != version()]
     if others:

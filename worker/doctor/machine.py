@@ -83,13 +83,13 @@ def check_files(settings: Settings, env: Mapping[str, str] = os.environ) -> Iter
 def _check_file(path: Path, *, secret: bool) -> Iterator[Finding]:
     about = path.stat()
     if about.st_mode & stat.S_IWOTH:
-        yield error("files", f"{path} can be written by everybody", f"chmod o-w {path}")
+        yield error("files", f"{path} is writable by all users", f"chmod o-w {path}")
     elif about.st_uid not in (0, os.getuid()):
         yield warn(
             "files", f"{path} belongs to another user (uid {about.st_uid}), who may change it", "chown"
         )
     if secret and stat.S_ISREG(about.st_mode) and about.st_mode & stat.S_IROTH:
-        yield warn("files", f"{path} contains a password and is readable by everybody", f"chmod 600 {path}")
+        yield warn("files", f"{path} contains a password and is readable by all users", f"chmod 600 {path}")
     yield from _check_folder(path.parent)
 
 
@@ -97,7 +97,7 @@ def _check_folder(folder: Path) -> Iterator[Finding]:
     """Check that not everybody can replace files: a world-writable folder needs the sticky bit."""
     mode = folder.stat().st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-        yield error("files", f"everybody may replace the files in {folder}", f"chmod o-w {folder}")
+        yield error("files", f"all users may replace the files in {folder}", f"chmod o-w {folder}")
 
 
 def _contains_password(path: Path) -> bool:
@@ -127,7 +127,7 @@ def check_runtime(settings: Settings) -> Iterator[Finding]:
     if parent.st_mode & stat.S_IWOTH and not parent.st_mode & stat.S_ISVTX:
         yield error(
             "sockets",
-            f"everybody may delete the files in {folder.parent}",
+            f"all users may delete the files in {folder.parent}",
             f"chmod +t {folder.parent}",
         )
     try:

@@ -137,7 +137,7 @@ def judge(facts: dict[str, Any], settings: Settings, public: str | None) -> Iter
     elif vulnerable and public:
         yield error(
             "redis",
-            f"{name} {number} at {public} can be taken over by anybody who reaches it:"
+            f"{name} {number} at {public} can be taken over by any client:"
             f" no password, and known vulnerabilities ({FLAWS})",
             f"{HINT_UPDATE}; give it a password and an ACL: docs/operations.md",
         )
@@ -149,7 +149,7 @@ def judge(facts: dict[str, Any], settings: Settings, public: str | None) -> Iter
         if public:
             yield warn(
                 "redis",
-                f"{name} at {public} accepts commands from anybody who reaches it",
+                f"{name} at {public} accepts commands from any client",
                 "give it a password and an ACL: docs/operations.md",
             )
     yield from _check_persistence(facts)

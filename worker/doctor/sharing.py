@@ -25,7 +25,7 @@ def check_sharing(root: Path) -> Iterator[Finding]:
         return
     if about.st_mode & stat.S_IWOTH and not about.st_mode & stat.S_ISVTX:
         yield error(
-            "volume", f"everybody may change {root}", f"chmod o-w {root}; share it with a group: {GUIDE}"
+            "volume", f"all users may change {root}", f"chmod o-w {root}; share it with a group: {GUIDE}"
         )
     owners, closed = set(), []
     for path, one in _newest(root):

@@ -71,13 +71,13 @@ def parse(text: str) -> Cores:
     Parse a list of cores as taskset accepts it: '0,2-3'.
 
     Raises:
-        ConfigError: the text is no list of cores, or names some that may not be used.
+        ConfigError: the text is not a list of cores, or names some that may not be used.
     """
     numbers: set[int] = set()
     for part in text.split(","):
         found = RANGE.fullmatch(part.strip())
         if found is None:
-            raise ConfigError(f"--cores {text[:40]!r} is no list of cores", hint="e.g. --cores 0,2-3")
+            raise ConfigError(f"--cores {text[:40]!r} is not a list of cores", hint="e.g. --cores 0,2-3")
         numbers |= set(range(int(found[1]), int(found[2] or found[1]) + 1))
     available = usable()
     if not numbers or not numbers <= set(available):

@@ -246,7 +246,7 @@ class RunContext:
             self._send("inputs", inputs={pin: images.fingerprint})
         elif known != images.fingerprint:
             raise DatasetError(
-                f"the images at {data} are not those of this run's first attempt, and their copy is gone",
+                f"the images at {data} are not those of this run's first attempt, and their copy was deleted",
                 hint=f"restore them, then ganq retry {self.job_id}; or start a new run with the new ones",
             )
         return images

@@ -141,8 +141,8 @@ def test_what_cannot_be_pushed_or_imported_says_why(
     for change, told in (
         ({"classes": ["a"]}, "its classes or its epoch are malformed"),
         ({"arch": {"size": 16, "nz": 9, "ngf": 4, "ndf": 4}}, "Gene.0.weight"),
-        ({"arch": {"size": 17}}, "is no model of ganq"),
-        ({"arch": []}, "is no model of ganq"),
+        ({"arch": {"size": 17}}, "is not a model of ganq"),
+        ({"arch": []}, "is not a model of ganq"),
     ):
         (model / "config.json").write_text(json.dumps({**config, **change}))
         said = ganq("import", model, "--name", "again")

@@ -169,7 +169,7 @@ def test_a_start_without_a_discriminator_fits_any_and_one_with_other_classes_is_
         jobs.training.train.Training(spec_of("sngan", init_from=1), ctx)
 
     first.meta["arch"]["classes"] = 3
-    with pytest.raises(SpecError, match="know 3 classes, and none are to be learnt"):
+    with pytest.raises(SpecError, match="know 3 classes, and none are requested"):
         jobs.training.train.Training(
             spec_of("rpgan", init_from=1), LocalContext(Path(tmp_path), IMAGES, source=first)
         )

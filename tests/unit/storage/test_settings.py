@@ -78,7 +78,7 @@ def test_a_secret_may_come_from_a_file(tmp_path: Path) -> None:
 
 
 def test_a_secret_from_something_endless_is_refused_at_once(tmp_path: Path) -> None:
-    assert "is no file with an address" in refused(tmp_path, database_url_file="/dev/zero").message
+    assert "is not a file with an address" in refused(tmp_path, database_url_file="/dev/zero").message
 
 
 def test_an_address_in_a_file_is_reported_with_the_file(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_relative_volume_is_refused_because_each_process_would_have_another(tm
         ("lease_seconds = 5", "lease_seconds = 5 in {} is less than three heartbeats"),
         ("poll_seconds = 0", "poll_seconds = 0 in {} must be more than 0"),
         ('log_level = "LOUD"', "log_level = 'LOUD' in {} is none"),
-        ('redis_url = "http://h"', "redis_url = 'http://h' in {}: it is no address of a Redis"),
+        ('redis_url = "http://h"', "redis_url = 'http://h' in {}: it is not the address of a Redis server"),
         (
             'database_url = "postgresql://u:hunter2@h:x/d"',
             "database_url = 'postgresql://u:***@h:x/d' in {}: its",
@@ -134,7 +134,7 @@ def test_a_long_address_is_not_cut_within_its_password(tmp_path: Path) -> None:
 def test_seconds_that_are_none_are_refused_by_name(tmp_path: Path, value: str) -> None:
     write_config(tmp_path, f'lease_seconds = "{value}"\n')
     error = refused(tmp_path)
-    assert f"lease_seconds = '{value}' in {tmp_path}/ganq.toml is no number" in error.message
+    assert f"lease_seconds = '{value}' in {tmp_path}/ganq.toml is not a number" in error.message
     assert error.hint == "e.g. 60", "less would be refused, too"
     if value:
         assert f"GANQ_LEASE_SECONDS={value} is no" in refused(tmp_path, lease_seconds=value).message
@@ -149,7 +149,7 @@ def test_a_setting_that_does_not_exist_is_refused_with_those_that_do(tmp_path: P
 
 def test_a_file_that_is_no_toml_is_refused(tmp_path: Path) -> None:
     write_config(tmp_path, "volume = /x\n")
-    assert "no valid TOML" in refused(tmp_path).message
+    assert "not valid TOML" in refused(tmp_path).message
 
 
 def test_a_file_that_anyone_can_write_is_refused(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_file_that_anyone_can_write_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_config_file_that_was_named_must_be_there(tmp_path: Path) -> None:
-    assert "is no file" in refused(tmp_path, config=str(tmp_path / "missing.toml")).message
+    assert "is not a file" in refused(tmp_path, config=str(tmp_path / "missing.toml")).message
 
 
 def test_a_user_that_does_not_fit_the_table_is_shortened_or_refused(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_formats_that_are_not_read_are_refused_at_submit_with_the_ways_out(ganq:
     assert said.code != 0
     assert "6 of 18 images" in said.err
     assert "6 × HEIC is not read; to use HEIC, convert it: magick" in said.err
-    assert "--max-skip 0.34 goes on without them" in said.err
+    assert "--max-skip 0.34 skips them" in said.err
     accepted = ganq("submit", "train", "--data", tree, *SMALL, "--max-skip", 0.34)
     assert accepted.code == 0
     assert "left out: 6 × HEIC is not read" in accepted.err

@@ -121,7 +121,7 @@ BAD = {
     "no such thing": (("nobody",), 3, "no job and no folder 'nobody'"),
     "no such path": (("no/where",), 3, "does not exist"),
     "neither a built-in network": ((1, "--feature-network", "vgg"), 3, "neither a built-in network"),
-    "a checksum of a name": ((1, "--feature-sha256", "0" * 64), 2, "--feature-sha256 is of a file"),
+    "a checksum of a name": ((1, "--feature-sha256", "0" * 64), 2, "--feature-sha256 applies to a file"),
     "too few to draw": ((1, "--count", 10), 2, "--count"),
     "another checkpoint": ((1, "--checkpoint", "3"), 3, "no checkpoint of epoch 3"),
 }

@@ -370,7 +370,7 @@ def test_starting_weights_of_another_network_are_refused(tmp_path: Path) -> None
 
 def test_starting_weights_that_are_no_generator_are_named_by_what_they_are(tmp_path: Path) -> None:
     discriminator = Architecture(size=16, nz=4, ngf=3).build_discriminator(0).state_dict()
-    with pytest.raises(SpecError, match="--init-netg: the file holds a discriminator, and a generator is"):
+    with pytest.raises(SpecError, match="--init-netg: the file holds a discriminator instead of a generator"):
         jobs.training.train.run(spec_of(init_netg="g"), context(tmp_path, start_weights={"g": discriminator}))
     stylegan = {"mapping.fc0.weight": torch.zeros(3, 3), "synthesis.b4.const": torch.zeros(3)}
     with pytest.raises(SpecError, match="do not fit the network: they are of StyleGAN"):

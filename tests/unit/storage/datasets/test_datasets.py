@@ -180,7 +180,7 @@ def test_a_folder_without_images_is_a_clear_error(tmp_path: Path, volume: "Volum
         open_images(volume, str(tmp_path / "empty"), 16)
     with pytest.raises(NotFoundError):
         open_images(volume, str(tmp_path / "nowhere"), 16)
-    with pytest.raises(DatasetError, match="no folder, zip or tar"):
+    with pytest.raises(DatasetError, match="not a folder, zip or tar"):
         open_images(volume, str(tmp_path / "empty" / "readme.md"), 16)
 
 

@@ -256,7 +256,7 @@ def test_networks_for_other_colours_are_named_by_their_channels(
 ) -> None:
     g, d = channels(count)
     for made, network in ((g, "generator"), (d, "discriminator"), ({"netG": g, "netD": d}, "generator")):
-        with pytest.raises(ForeignFileError, match=f"{network} of images with {said}.*three are wanted"):
+        with pytest.raises(ForeignFileError, match=f"{network} of images with {said}.*instead of three"):
             check_colours(network_keys(unpickle.flat_tensors(made)), "FILE")
 
 
@@ -527,12 +527,12 @@ def test_safetensors_with_a_value_that_is_not_finite_are_refused(tmp_path: Path)
 
 
 def test_a_pair_in_the_wrong_order_is_refused_with_the_right_one(pair: tuple[Path, Path]) -> None:
-    with pytest.raises(ForeignFileError, match="holds a discriminator, and a generator is wanted") as caught:
+    with pytest.raises(ForeignFileError, match="holds a discriminator instead of a generator") as caught:
         load_origin(pair[1], pair[0])
     assert "NETG NETD" in str(caught.value.hint)
-    with pytest.raises(ForeignFileError, match="holds a generator, and a discriminator is wanted"):
+    with pytest.raises(ForeignFileError, match="holds a generator instead of a discriminator"):
         load_origin(pair[0], pair[0])
-    with pytest.raises(ForeignFileError, match="holds a discriminator, and a generator is wanted"):
+    with pytest.raises(ForeignFileError, match="holds a discriminator instead of a generator"):
         load_origin(pair[1])
 
 

@@ -82,7 +82,7 @@ def test_a_job_table_that_anyone_can_write_fails(ganq: "Ganq", settings: "Settin
     Path(settings.database_url.removeprefix("sqlite:///")).chmod(0o666)
     result = ganq("doctor")
     assert result.code == 1
-    assert "is writable by everybody, who then owns ganq" in result.out
+    assert "is writable by all users, who then control ganq" in result.out
 
 
 def test_a_process_that_holds_the_write_lock_fails_and_is_not_waited_for(
