@@ -49,7 +49,7 @@ def restore(folder: Path, as_json: bool) -> int:
     """
     Restore the backup DIR into an empty job table, of SQLite or Postgres.
 
-    A job table that has jobs, or that a worker uses, is refused and stays as it is. Jobs that
+    A job table that has jobs, or that a worker uses, is refused and not changed. Jobs that
     ran at the time of the backup are requeued by the first worker. Files that are missing on
     the volume are listed; the exit code is 1 then.
     """

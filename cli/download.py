@@ -27,7 +27,7 @@ def download(job: str, out: Path | None, only: str | None, as_json: bool) -> int
     """
     Copy the images of JOB to a folder, completely or not at all.
 
-    With GANQ_API_URL they come from a server: a download that broke off goes on where it ended, and
+    With GANQ_API_URL they come from a server: an interrupted download is resumed, and
     each image is compared with its SHA-256.
 
     Workers that run as another user do not write to --out of `submit generate`: this command does,

@@ -43,7 +43,8 @@ def rm(jobs: Sequence[str], yes: bool, as_json: bool) -> int:
     Delete the results of ended JOBS: images, samples and checkpoints.
 
     The job stays in `ganq status` with its history and its log. A job that is kept, or that a queued or
-    running job needs, is refused, as is a job of another user. Decoded data sets go by `ganq gc --datasets`.
+    running job needs, is refused, as is a job of another user. `ganq gc --datasets` deletes decoded data
+    sets.
     """
     from storage.gc.policy import Policy
     from storage.gc.sweep import Collector, alone

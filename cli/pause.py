@@ -35,7 +35,7 @@ def pause(as_json: bool, reason: str | None, waits: bool, timeout: float | None,
     The worker of a training saves a checkpoint at the next step and takes the next job; the result
     after `ganq resume` is bit-identical to that of an uninterrupted run. A generation keeps its
     finished shards, and starts from its beginning if it has none. An evaluation starts from its beginning.
-    A job whose worker is away is held when it is requeued.
+    A job whose worker is unresponsive is held when it is requeued.
     """
     session = open_session()
     jobs = select_jobs(session, "pause", {**options, "as_json": as_json}, states=OPEN, held=False)

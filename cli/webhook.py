@@ -22,10 +22,10 @@ NONE_YET = "no webhooks: ganq webhook add https://HOST/PATH"
     cls=LazyGroup,
     entries=(
         Entry("add", "cli.webhook:add", "Send events to a URL, a service or a command."),
-        Entry("list", "cli.webhook:list_", "List the webhooks and how they do."),
+        Entry("list", "cli.webhook:list_", "List the webhooks and their state."),
         Entry("test", "cli.webhook:test", "Send a test message from this machine."),
-        Entry("deliveries", "cli.webhook:deliveries", "List what was sent, and what waits."),
-        Entry("enable", "cli.webhook:enable", "Enable webhooks again, and send what is left."),
+        Entry("deliveries", "cli.webhook:deliveries", "List sent and pending deliveries."),
+        Entry("enable", "cli.webhook:enable", "Enable webhooks again, and send pending deliveries."),
         Entry("remove", "cli.webhook:remove", "Remove webhooks."),
         Entry("deliver", "cli.webhook:deliver", "Deliver from this machine, in the foreground."),
     ),
@@ -111,7 +111,7 @@ def add(
 @click.command(epilog=examples("ganq webhook list", "ganq webhook list --json"))
 @output.json_option
 def list_(as_json: bool) -> int:
-    """List the webhooks: what they get, how they do, and what waits for them."""
+    """List the webhooks, their filters, their state and their pending deliveries."""
     from worker.webhooks.targets import webhook_facts
 
     table = _open()
@@ -147,7 +147,7 @@ def list_(as_json: bool) -> int:
 @click.command(epilog=examples("ganq webhook remove 2"))
 @click.argument("webhooks", nargs=-1, required=True, type=ID)
 def remove(webhooks: tuple[int, ...]) -> int:
-    """Remove WEBHOOKS, by the number that `ganq webhook list` shows, with what waits for them."""
+    """Remove WEBHOOKS, by the number that `ganq webhook list` shows, with their pending deliveries."""
     from storage.db.webhooks import Webhooks
 
     table = Webhooks(open_session().database)
@@ -159,7 +159,7 @@ def remove(webhooks: tuple[int, ...]) -> int:
 @click.command(epilog=examples("ganq webhook enable 2"))
 @click.argument("webhooks", nargs=-1, required=True, type=ID)
 def enable(webhooks: tuple[int, ...]) -> int:
-    """Enable WEBHOOKS that were disabled, and send at once what waits and what was given up."""
+    """Enable WEBHOOKS that were disabled, and send pending and failed deliveries at once."""
     from storage.db.webhooks import Webhooks
 
     table = Webhooks(open_session().database)
@@ -177,7 +177,7 @@ def test(webhook: int) -> int:
     """
     Send a test message to WEBHOOK from this machine, also if it is disabled.
 
-    Exit code 1: it was not taken.
+    Exit code 1: it was not accepted.
     """
     import asyncio
     import secrets

@@ -100,7 +100,7 @@ def submit_options(command: F) -> F:
                 "--after-any",
                 multiple=True,
                 type=JOB,
-                help="Start when this job has ended, whatever its outcome; repeatable.",
+                help="Start when this job has ended, with any outcome; repeatable.",
             ),
             click.option(
                 "--after-fail",
