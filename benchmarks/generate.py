@@ -22,12 +22,7 @@ COUNTS = {32: 10_000, 64: 1000}
 
 
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
-    """
-    Run the benchmark.
-
-    Returns:
-        The table's lines, and all values by configuration, piece and round.
-    """
+    """Run the benchmark; return the table's lines, and all values by configuration, piece and round."""
     ratios: list[Ratio] = []
     raw: dict[str, Any] = {}
     with (

@@ -86,12 +86,7 @@ class Loop:
         self.begun = False
 
     def measure(self) -> dict[str, float]:
-        """
-        Run batches for a few seconds.
-
-        Returns:
-            rate: images of the data set per second.
-        """
+        """Run batches for a few seconds; return rate: images of the data set per second."""
         from jobs import device
 
         training = self.training

@@ -108,12 +108,7 @@ def loop_seconds(records: list[dict[str, Any]]) -> float:
 
 
 def train(folder: str, spec: dict[str, Any]) -> dict[str, float]:
-    """
-    Train a model.
-
-    Returns:
-        images, loop_s, whole_s: as in benchmarks.plain_dcgan.train().
-    """
+    """Train a model; return images, loop_s, whole_s: as in benchmarks.plain_dcgan.train()."""
     import jobs.training.train
     from jobs.specs import TrainSpec
 
@@ -127,12 +122,7 @@ def train(folder: str, spec: dict[str, Any]) -> dict[str, float]:
 def generate(
     folder: str, spec: dict[str, Any], source: dict[str, Any], source_volume: str
 ) -> dict[str, float]:
-    """
-    Generate images.
-
-    Returns:
-        images, whole_s.
-    """
+    """Generate images; return images, whole_s."""
     import jobs.generation.generate
     from jobs.specs import GenerateSpec
 

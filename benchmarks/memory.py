@@ -51,12 +51,7 @@ def _parts(up: int) -> dict[str, list[psutil.Process]]:
 
 
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
-    """
-    Run the benchmark.
-
-    Returns:
-        The table's lines, and all samples.
-    """
+    """Run the benchmark; return the table's lines, and all samples."""
     data = stack.faces(work)
     spec = TrainSpec.create(data=str(data), recipe="dcgan", epochs=1, save_every=1, device="cpu")
     bare = subprocess.Popen(

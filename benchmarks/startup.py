@@ -21,12 +21,7 @@ JOBS = 100_000
 
 
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
-    """
-    Run the benchmark.
-
-    Returns:
-        The table's lines, and all values by command and round.
-    """
+    """Run the benchmark; return the table's lines, and all values by command and round."""
     home = work / "startup"
     environment = stack.clean_environment(GANQ_HOME=str(home))
     fill(Settings.load(environment), JOBS)

@@ -41,12 +41,7 @@ SIZES = (
 
 
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
-    """
-    Run the benchmark.
-
-    Returns:
-        The table's lines, and all values by configuration, piece and round.
-    """
+    """Run the benchmark; return the table's lines, and all values by configuration, piece and round."""
     data = stack.faces(work)
     ratios: list[Ratio] = []
     raw: dict[str, Any] = {}

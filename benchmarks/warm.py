@@ -23,12 +23,7 @@ LIMIT_S = 0.4
 
 
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
-    """
-    Run the benchmark.
-
-    Returns:
-        The table's lines, and all values by command and round.
-    """
+    """Run the benchmark; return the table's lines, and all values by command and round."""
     ganq = str(Path(sys.executable).parent / "ganq")
     asked = [ganq, "submit", "generate", "--count", "64"]
     with stack.Queue(work / "warm") as queue:

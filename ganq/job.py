@@ -26,9 +26,7 @@ Reference = Union["Job", int, str, "PathLike[str]"]
 
 
 class Job:
-    """
-    One job. Its attributes are as of the last read; refresh(), wait() and the requests read it again.
-    """
+    """One job. Its attributes are as of the last read; refresh(), wait() and the requests read it again."""
 
     def __init__(self, client: "Client", row: "JobRow") -> None:
         self._client = client

@@ -51,7 +51,7 @@ def require_volume(site: Site) -> None:
         VolumeError: it does not answer, or is not there.
     """
     if (trouble := site.volume_trouble()) is not None:
-        raise VolumeError(trouble, hint="what the job table knows is on the job's page")
+        raise VolumeError(trouble, hint="the job's page still shows what the job table contains")
 
 
 def static(request: Request) -> Response:

@@ -38,12 +38,7 @@ class Quotas:
         self.database.write(work)
 
     def remove(self, scope: str, name: str) -> bool:
-        """
-        Delete a quota.
-
-        Returns:
-            Whether there was one.
-        """
+        """Delete a quota; return whether there was one."""
         gone = delete(quota).where(quota.c.scope == scope, quota.c.name == name)
         return self.database.write(lambda conn: conn.execute(gone).rowcount == 1)
 

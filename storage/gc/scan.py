@@ -137,7 +137,9 @@ def volume_clock(volume: Volume) -> float:
         VolumeError: the volume is missing, or cannot be written.
     """
     if not volume.root.is_dir():
-        raise VolumeError(f"there is no volume at {volume.root}", hint="set GANQ_VOLUME")
+        raise VolumeError(
+            f"there is no volume at {volume.root}", hint="the first worker creates it; or set GANQ_VOLUME"
+        )
     probe = volume.root / f".probe-{secrets.token_hex(4)}"
     try:
         try:

@@ -224,9 +224,7 @@ class Faults:
         return f"drain {name}"
 
     def _leave_merge(self) -> str | None:
-        """
-        Terminate a worker that merges shards while the database is unavailable beyond its drain time.
-        """
+        """Terminate a worker that merges shards while the database is unavailable beyond its drain time."""
         name = self._worker(self.merging)
         if name is None or "database" in self._busy:
             return None

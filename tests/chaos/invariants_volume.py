@@ -249,9 +249,7 @@ def two_runners(before: dict[str, set[int]], now: dict[str, set[int]]) -> list[s
 
 
 def leftovers(database: Database, volume: Volume) -> list[str]:
-    """
-    I9, when nothing runs: gc leaves nothing temporary or unreferenced, and a second gc deletes nothing.
-    """
+    """I9, when nothing runs: gc leaves nothing temporary or unreferenced, and a second gc deletes nothing."""
     from storage.gc.policy import Policy
     from storage.gc.sweep import Collector
 

@@ -68,9 +68,7 @@ class Proxy:
         self.delay_s = 0.0
 
     def lose_reply_to(self, request: bytes, *, times: int = 1) -> None:
-        """
-        Cut when the server has answered the next request with these bytes, before its answer passes.
-        """
+        """Cut when the server has answered the next request with these bytes, before its answer passes."""
         self._losing += [request] * times
 
     # --- inside -----------------------------------------------------------------------------

@@ -49,12 +49,7 @@ def check_gpus_and_torch() -> Iterator[Finding]:
 
 
 def check_gpus() -> tuple[int, Finding]:
-    """
-    Check the driver and list the GPUs.
-
-    Returns:
-        (number of GPUs, finding)
-    """
+    """Check the driver and list the GPUs; return (number of GPUs, finding)."""
     from worker.host import gpu
     from worker.host.visible_gpus import VARIABLE
 

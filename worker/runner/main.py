@@ -95,12 +95,7 @@ class Runner:
                 self.assignments[0]["stop"] = message["reason"]
 
     def _run(self, assignment: Message) -> bool:
-        """
-        Execute one job and report how it ended.
-
-        Returns:
-            False if this process must be replaced.
-        """
+        """Execute one job and report how it ended; return False if this process must be replaced."""
         answer: dict[str, Any]
         healthy = True
         ctx: RunContext | None = None

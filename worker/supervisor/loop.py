@@ -165,12 +165,7 @@ class Supervisor:
     # --- the main loop --------------------------------------------------------------------
 
     def run(self) -> int:
-        """
-        Run until SIGTERM.
-
-        Returns:
-            The exit code.
-        """
+        """Run until SIGTERM; return the exit code."""
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, self._on_sigterm)
@@ -306,12 +301,7 @@ class Supervisor:
     # --- claim and assign -----------------------------------------------------------------
 
     def _claim(self) -> bool:
-        """
-        Claim the best job of the table and assign it to the runner.
-
-        Returns:
-            Whether a job was assigned.
-        """
+        """Claim the best job of the table and assign it to the runner; return whether a job was assigned."""
         while True:
             self.heartbeat.mark_iteration()
             self._receive_from_volume()

@@ -72,12 +72,7 @@ class FinishMixin(StoreMixin):
         return self._finish(lease, decide, {Outcome.REQUEUED, Outcome.CANCELLED}, {"reason": reason})
 
     def fail(self, lease: Lease, error: GanqError) -> JobState:
-        """
-        Fail or retry the job, as the retry policy of the error says.
-
-        Returns:
-            The job's state now.
-        """
+        """Fail or retry the job, as the retry policy of the error says; return the job's state now."""
         columns = {
             "error_code": error.code,
             "error_message": storable_text(error.message),

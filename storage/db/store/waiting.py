@@ -150,12 +150,7 @@ def insert_extras(conn: Connection, ids: Sequence[int], extras: Extras, waits: W
 
 
 def fill_slots(conn: Connection, sweep: str, max_running: int) -> int:
-    """
-    Release as many jobs of a sweep with --max-running as its limit allows.
-
-    Returns:
-        Their number.
-    """
+    """Release as many jobs of a sweep with --max-running as its limit allows; return their number."""
     active = select(func.count()).where(
         text("sweep IS NOT NULL"),
         job.c.sweep == sweep,

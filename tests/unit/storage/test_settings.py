@@ -108,7 +108,7 @@ def test_a_relative_volume_is_refused_because_each_process_would_have_another(tm
         ('user = "a\\tb"', "user in {} has characters"),
         ("lease_seconds = 5", "lease_seconds = 5 in {} is less than three heartbeats"),
         ("poll_seconds = 0", "poll_seconds = 0 in {} must be more than 0"),
-        ('log_level = "LOUD"', "log_level = 'LOUD' in {} is none"),
+        ('log_level = "LOUD"', "log_level = 'LOUD' in {} is not valid"),
         ('redis_url = "http://h"', "redis_url = 'http://h' in {}: it is not the address of a Redis server"),
         (
             'database_url = "postgresql://u:hunter2@h:x/d"',

@@ -637,7 +637,7 @@ def test_a_class_is_refused_before_the_job_when_the_model_knows_none(
     trained(epochs=4, name="faces")
     said = ganq("submit", "generate", "--from", "faces", "--count", 4, "--class", "happy")
     assert said.code == 2
-    assert "trained without" in said.err
+    assert "needs a model that was trained with classes" in said.err
 
 
 def test_init_from_takes_over_the_networks_and_begins_a_new_run(

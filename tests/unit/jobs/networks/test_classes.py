@@ -160,5 +160,5 @@ def test_a_class_that_the_model_does_not_know_is_refused_with_those_that_it_does
     assert "'red'" in caught.value.message
     assert "black, grey, white" in (caught.value.hint or "")
     plain = train(tmp_path, spec_of(epochs=1, conditional=False))[1].saved[-1].for_generate()
-    with pytest.raises(SpecError, match="trained without"):
+    with pytest.raises(SpecError, match="needs a model that was trained with classes"):
         generate(tmp_path, plain, count=1, class_name="grey")

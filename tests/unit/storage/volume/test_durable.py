@@ -347,7 +347,7 @@ def test_an_attempts_folder_that_was_deleted_is_never_created_again(tmp_path: Pa
         lambda: sync_parents(attempt, tmp_path),
     ]
     for write in attempts:
-        with pytest.raises(VolumeError, match="is gone"):
+        with pytest.raises(VolumeError, match="no longer exists"):
             write()
     assert not list(tmp_path.iterdir())
 

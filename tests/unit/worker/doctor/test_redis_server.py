@@ -185,12 +185,12 @@ def test_a_password_in_the_url_does_not_hide_that_others_need_none(
     command("ACL SETUSER ada on >s3cret-one ~* +@all")
     try:
         url = redis_url.replace("redis://", "redis://ada:s3cret-one@")
-        assert any("anybody" in one.message for one in look(settings, redis_url=url))
+        assert any("any client" in one.message for one in look(settings, redis_url=url))
         command("ACL SETUSER default off")
         from redis import Redis
 
         with Redis.from_url(url) as ada:
-            assert not any("anybody" in one.message for one in look(settings, redis_url=url))
+            assert not any("any client" in one.message for one in look(settings, redis_url=url))
             ada.acl_setuser("default", enabled=True)
     finally:
         command("ACL DELUSER ada")
