@@ -10,6 +10,7 @@ The id is the hash of the listing, so that the same files give the same data set
 import hashlib
 import io
 import json
+import os
 import re
 import secrets
 import shutil
