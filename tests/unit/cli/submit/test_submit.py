@@ -445,9 +445,20 @@ def test_the_memory_of_a_training_grows_with_size_batch_and_penalties(size: int)
 
 
 def test_a_dry_run_says_fit_memory_and_switches_and_refuses_a_schedule_after_the_end(
-    ganq: "Ganq", pictures: Path
+    ganq: "Ganq", image_folder: Path
 ) -> None:
-    asked: tuple[Any, ...] = ("submit", "train", "--data", pictures, "--size", 64, "--batch", 10, "--ngf", 8)
+    asked: tuple[Any, ...] = (
+        "submit",
+        "train",
+        "--data",
+        image_folder,
+        "--size",
+        64,
+        "--batch",
+        10,
+        "--ngf",
+        8,
+    )
     asked = (*asked, "--dry-run", "--epochs", 2, "--progressive")
     said = ganq(*asked, "20,40")
     assert said.code == 0
