@@ -29,8 +29,8 @@ from web.principals import Principal
 from web.site import Site
 from worker.celery_bridge.notify import notify_job
 
-MOST_BODY = 4096
-MOST_PRIORITY = 1000
+MAX_BODY = 4096
+MAX_PRIORITY = 1000
 """The limit of `ganq submit --priority`."""
 
 
@@ -69,7 +69,7 @@ def _body(request: Request) -> dict[str, Any]:
         SpecError: it is no small JSON object.
     """
     length = request.headers.get("content-length", "0")
-    if not length.isdecimal() or int(length) > MOST_BODY:
+    if not length.isdecimal() or int(length) > MAX_BODY:
         raise SpecError("the request is too large")
     data = from_thread.run(request.body) if length != "0" else b"{}"
     try:
@@ -132,7 +132,7 @@ def _priority(site: Site, store: JobStore, user: str, job: Job, values: dict[str
     step = values.get("step")
     if isinstance(step, bool) or not isinstance(step, int):
         raise SpecError("step must be a number")
-    priority = max(-MOST_PRIORITY, min(MOST_PRIORITY, job.own_priority + step))
+    priority = max(-MAX_PRIORITY, min(MAX_PRIORITY, job.own_priority + step))
     now = store.set_priority(job.id, priority)
     return _outcome(now, f"priority {now.own_priority}")
 

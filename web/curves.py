@@ -7,7 +7,7 @@ from storage.results.attempts import Metrics
 from storage.volume.layout import Volume
 from web.site import Site
 
-MOST_POINTS = 4000
+MAX_POINTS = 4000
 ABOUT = ("step", "epoch", "images", "key", "note")
 """Keys of a line that are not curves."""
 
@@ -17,7 +17,7 @@ def metrics_of(site: Site, job: Job) -> Metrics:
     return found
 
 
-def columns(volume: Volume, job: Job, metrics: Metrics, points: int = MOST_POINTS) -> dict[str, Any]:
+def columns(volume: Volume, job: Job, metrics: Metrics, points: int = MAX_POINTS) -> dict[str, Any]:
     """
     Return a run's curves: x by epoch, images and hours, and a column for each value.
 
@@ -43,7 +43,7 @@ def columns(volume: Volume, job: Job, metrics: Metrics, points: int = MOST_POINT
     }
     names = dict.fromkeys(name for line in training for name in line if name not in ABOUT)
     series = {name: [_number(line.get(name)) for line in training] for name in names}
-    group = -(-len(training) // max(1, min(points, MOST_POINTS))) or 1
+    group = -(-len(training) // max(1, min(points, MAX_POINTS))) or 1
     return {
         "x": {name: _grouped(column, group) for name, column in x.items()},
         "series": {

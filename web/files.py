@@ -13,12 +13,12 @@ from starlette.responses import Response
 from jobs.errors import NotFoundError, VolumeError
 from storage.db.rows import Job
 from web import samples
-from web.html import HERE
+from web.html import WEB_FOLDER
 from web.site import Site
 
 Handler = Callable[[Request], Response]
-FOR_GOOD = {"Cache-Control": "private, max-age=31536000, immutable"}
-SHORTLY = {"Cache-Control": "private, max-age=60"}
+IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}
+ONE_MINUTE = {"Cache-Control": "private, max-age=60"}
 RESULT_FILES = ("neighbours.png", "epochs.png")
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
@@ -56,11 +56,13 @@ def require_volume(site: Site) -> None:
 
 def static(request: Request) -> Response:
     name = request.path_params["name"]
-    known = {path.relative_to(HERE / "static").as_posix() for path in (HERE / "static").rglob("*")}
-    if name not in known or not (path := HERE / "static" / name).is_file():
+    known = {
+        path.relative_to(WEB_FOLDER / "static").as_posix() for path in (WEB_FOLDER / "static").rglob("*")
+    }
+    if name not in known or not (path := folder / name).is_file():
         raise NotFoundError("there is no such file")
     kind = TYPES.get(path.suffix) or mimetypes.guess_type(name)[0] or "text/plain"
-    return Response(path.read_bytes(), media_type=kind, headers=FOR_GOOD)
+    return Response(path.read_bytes(), media_type=kind, headers=IMMUTABLE)
 
 
 def sample(request: Request) -> Response:
@@ -81,7 +83,7 @@ def _file(path: Path, what: str) -> Response:
         raise NotFoundError(
             f"{what} is not on the volume", hint="it was deleted, or is not written yet"
         ) from exc
-    return Response(data, headers=FOR_GOOD, media_type=mimetypes.guess_type(path.name)[0])
+    return Response(data, headers=IMMUTABLE, media_type=mimetypes.guess_type(path.name)[0])
 
 
 def on_volume(handler: Handler) -> Handler:
@@ -111,8 +113,8 @@ def thumbnail(request: Request) -> Response:
             len,
         )
     except OSError:  # torn, or deleted meanwhile
-        return Response(BLANK, media_type="image/png", headers=SHORTLY)
-    return Response(data, media_type="image/webp", headers=SHORTLY)
+        return Response(BLANK, media_type="image/png", headers=ONE_MINUTE)
+    return Response(data, media_type="image/webp", headers=ONE_MINUTE)
 
 
 def last_grid(request: Request) -> Response:
@@ -124,7 +126,7 @@ def last_grid(request: Request) -> Response:
     if grid is None:
         return Response(BLANK, media_type="image/png", headers={"Cache-Control": "private, max-age=2"})
     answer = _file(grid, "the last grid")
-    answer.headers["Cache-Control"] = SHORTLY["Cache-Control"]
+    answer.headers["Cache-Control"] = ONE_MINUTE["Cache-Control"]
     return answer
 
 
@@ -138,5 +140,5 @@ def result_file(request: Request) -> Response:
     folder = site.volume.attempt(job.id, job.attempt)
     path = folder / ("grids" if name == "epochs.png" else ".") / name
     answer = _file(path, name)
-    answer.headers["Cache-Control"] = SHORTLY["Cache-Control"]
+    answer.headers["Cache-Control"] = ONE_MINUTE["Cache-Control"]
     return answer

@@ -19,14 +19,14 @@ from storage.version import version
 from web.principals import Principal
 from web.site import Site
 
-HERE = Path(__file__).parent
+WEB_FOLDER = Path(__file__).parent
 FRAGMENT = "x-ganq-fragment"
-LONGEST_TEXT = 2000
+MAX_TEXT = 2000
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
 Facts = dict[str, Any]
 
 
-def cut(value: Any, most: int = LONGEST_TEXT) -> str:
+def cut(value: Any, most: int = MAX_TEXT) -> str:
     """Return foreign text for display: without control characters and escape sequences, shortened."""
     said = units.clean(_ANSI.sub("", str(value)[: 4 * most])) if value is not None else ""
     return said if len(said) <= most else f"{said[:most]}… ({len(str(value)):,} characters)"
@@ -63,14 +63,14 @@ def option(value: Any) -> str:
 @cache
 def _static_version() -> str:
     """Return a version of the static files for their addresses, so that browsers cache them for good."""
-    newest = max(path.stat().st_mtime_ns for path in (HERE / "static").rglob("*"))
+    newest = max(path.stat().st_mtime_ns for path in (WEB_FOLDER / "static").rglob("*"))
     return f"{version()}-{newest // 1_000_000:x}"
 
 
 @cache
 def environment() -> Environment:
     env = Environment(
-        loader=FileSystemLoader(HERE / "templates"),
+        loader=FileSystemLoader(WEB_FOLDER / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -20,7 +20,7 @@ POLL_S = 0.5
 TICK_S = 10.0
 """Seconds between updates without a commit: ages change, and workers become unresponsive."""
 PING_S = 5.0
-MOST_STREAMS = 256
+MAX_STREAMS = 256
 
 
 class Revisions:
@@ -84,14 +84,14 @@ class Revisions:
                 yield f"event: revision\ndata: {known}\n\n".encode()
 
     async def stream(self, request: Request) -> Response:
-        """Answer with the event stream; refuse beyond MOST_STREAMS."""
+        """Answer with the event stream; refuse beyond MAX_STREAMS."""
         if (found := self.streamed(self._events())) is None:
             return PlainTextResponse("too many open pages\n", 503, {"Retry-After": "10"})
         return found
 
     def streamed(self, events: AsyncIterator[bytes]) -> Response | None:
-        """Return a stream of events as a response; None beyond MOST_STREAMS."""
-        if self.streams >= MOST_STREAMS:
+        """Return a stream of events as a response; None beyond MAX_STREAMS."""
+        if self.streams >= MAX_STREAMS:
             return None
         self.streams += 1
         headers = {"X-Accel-Buffering": "no"}  # nginx would hold events back

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CHUNK = 16 << 20
 TAIL_LINES = 2000
 """Maximum number of lines about whole archives, which stand at the end of a manifest."""
-LONGEST_LINE = 1 << 16
+MAX_LINE = 1 << 16
 ORDERS = ("index", "best", "worst")
 _SHA256 = re.compile(rb"[0-9a-f]{64}")
 _OF_IMAGE = re.compile(rb'"sha256": ?"([0-9a-f]{16})')
@@ -70,7 +70,7 @@ class ManifestIndex:
         try:
             with open(self.path, "rb") as file:
                 file.seek(int(self._starts[index]))
-                return file.read(min(int(self._starts[index + 1] - self._starts[index]), LONGEST_LINE))
+                return file.read(min(int(self._starts[index + 1] - self._starts[index]), MAX_LINE))
         except OSError as exc:
             raise StorageError(f"{self.path} cannot be read: {(exc.strerror or str(exc)).lower()}") from exc
 

@@ -20,7 +20,7 @@ from jobs.errors import (
 )
 
 MEDIA_TYPE = "application/problem+json"
-MOST_LETTERS = 2000
+MAX_CHARACTERS = 2000
 STATUSES: tuple[tuple[type[GanqError], int], ...] = (
     (NotFoundError, 404),
     (DatabaseUnavailableError, 503),
@@ -75,7 +75,7 @@ def _shown(text: str) -> str:
     from storage.settings import redact
 
     clean = redact(text.encode("utf-8", "replace").decode())
-    return clean if len(clean) <= MOST_LETTERS else f"{clean[:MOST_LETTERS]}…"
+    return clean if len(clean) <= MAX_CHARACTERS else f"{clean[:MAX_CHARACTERS]}…"
 
 
 def problem(found: Problem, headers: dict[str, str] | None = None) -> Response:

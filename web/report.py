@@ -18,11 +18,11 @@ from web.pages.run import head, job_facts, run_facts
 from web.samples import Sample, open_image, path_of, samples_of
 from web.site import Site
 
-MOST_BYTES = 13_000_000
+MAX_REPORT_BYTES = 13_000_000
 """Limit for the images, which base64 enlarges by a third: the file stays under 20 MB."""
 QUALITY = 82
-MOST_IMAGES = 2048
-STATIC = html.HERE / "static"
+MAX_IMAGES = 2048
+STATIC = html.WEB_FOLDER / "static"
 
 
 def report(site: Site, job: Job) -> bytes:
@@ -74,7 +74,7 @@ def _images(site: Site, job: Job, drawn: Sequence[Sample], best: int | None) -> 
             out = io.BytesIO()
             grid.save(out, "WEBP", quality=QUALITY, method=4)
             spent += len(out.getvalue())
-            if spent > MOST_BYTES:
+            if spent > MAX_REPORT_BYTES:
                 return found
             found[one.url(job.id)] = _data_url(out.getvalue())
     return found
@@ -98,7 +98,7 @@ def _sheet(site: Site, job: Job, order: str) -> dict[str, Any] | None:
         return None
     try:
         index = index_of(site, job)
-        numbers = index.ordered(order, 0, MOST_IMAGES)
+        numbers = index.ordered(order, 0, MAX_IMAGES)
         side = facts["side"]
         parts = [
             _data_url(sheets.draw(index, numbers[start : start + 256], 16, side))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SAMPLE = re.compile(r"epoch-([0-9]{1,9})\.png")
 COLUMNS, PADDING = 8, 2
 """Layout of a grid, as in jobs/grids.py, which imports torch."""
-MOST_PIXELS = 64_000_000
+MAX_PIXELS = 64_000_000
 THUMB_FACES, THUMB_SIDE = 4, 56
 
 
@@ -66,7 +66,7 @@ def open_image(data: bytes | Path) -> "Image":
 
     try:
         found = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
-        if found.width * found.height > MOST_PIXELS:
+        if found.width * found.height > MAX_PIXELS:
             raise OSError("it is too large to be shown")
         return found.convert("RGB")
     except (ValueError, SyntaxError, Image.DecompressionBombError) as exc:

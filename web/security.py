@@ -72,7 +72,7 @@ _CODES = {
 }
 TOKEN_CHECKED_S = 1.0
 """A token is looked up at most so often: it works for so long after it was revoked."""
-MOST_TOKENS_KNOWN = 1000
+MAX_CACHED_TOKENS = 1000
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -198,7 +198,7 @@ class KnownTokens:
         return known[1] if known is not None and time.monotonic() - known[0] < TOKEN_CHECKED_S else None
 
     def _keep(self, key: str | int, found: Token) -> Token:
-        if len(self._known) >= MOST_TOKENS_KNOWN:
+        if len(self._known) >= MAX_CACHED_TOKENS:
             self._known.clear()
         self._known[key] = time.monotonic(), found
         return found

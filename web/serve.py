@@ -24,7 +24,7 @@ from worker.webhooks.deliver import delivering
 PORT = 8311
 PORTS_TRIED = 100
 ADDRESS_FILE = "web.json"
-MOST_CONNECTIONS = 1024
+MAX_CONNECTIONS = 1024
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def serve(settings: Settings, options: Options, say: Callable[[str], None]) -> N
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=MOST_CONNECTIONS,
+        limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=2,
         ws="none",
     )
@@ -150,7 +150,7 @@ def serve(settings: Settings, options: Options, say: Callable[[str], None]) -> N
 def allow_open_files() -> None:
     """Raise the limit of open files to all connections and as many files, as far as the system allows it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * MOST_CONNECTIONS
+    wanted = 2 * MAX_CONNECTIONS
     if soft != resource.RLIM_INFINITY and soft < wanted:
         most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         with contextlib.suppress(OSError, ValueError):

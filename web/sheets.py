@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 WIDTHS = (2, 4, 8, 12, 16, 24)
 """Possible numbers of columns; the browser chooses by the width of its window."""
 ROWS = 4
-MOST_SIDE = 96
-LEAST_SIDE = 16
+MAX_SIDE = 96
+MIN_SIDE = 16
 MISSING = (128, 128, 128)
 
 
@@ -48,8 +48,8 @@ def side_of(index: ManifestIndex) -> int:
             found = image_at(index, number)
         except (OSError, StorageError):
             continue
-        return max(LEAST_SIDE, min(MOST_SIDE, max(found.size)))
-    return MOST_SIDE
+        return max(MIN_SIDE, min(MAX_SIDE, max(found.size)))
+    return MAX_SIDE
 
 
 def draw(index: ManifestIndex, numbers: Sequence[int], columns: int, side: int) -> bytes:

@@ -24,7 +24,7 @@ VOLUME_ASK_EVERY_S = 5.0
 SLOW_S = 2.0
 HANGS_S = 12.0
 """Longer than the slowest read on a volume that works: the scores of a million images."""
-MOST_HANGING = 64
+MAX_HANGING = 64
 LOCK_S = 1.0
 RECENT_S = 0.5
 CLOCK_S = 10.0
@@ -183,7 +183,7 @@ class Site:
             VolumeError: it hangs again, or too many threads hang.
         """
         for _ in range(2):
-            if self._hanging < MOST_HANGING:
+            if self._hanging < MAX_HANGING:
                 found: Future[T] = Future()
                 threading.Thread(target=self._run, args=(work, found), daemon=True).start()
                 for patience_s in (SLOW_S, HANGS_S):

@@ -252,13 +252,13 @@ def test_a_volume_that_is_away_is_reported_and_the_table_is_shown(
 
 
 def test_event_streams_are_bounded(server: Server) -> None:
-    from web.live import MOST_STREAMS
+    from web.live import MAX_STREAMS
 
     ask = f"GET /live HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {server.token}\r\n\r\n".encode()
     sockets = []
     statuses = []
     try:
-        for _ in range(MOST_STREAMS + 5):
+        for _ in range(MAX_STREAMS + 5):
             one = socket.create_connection(("127.0.0.1", server.port), timeout=20)
             one.sendall(ask)
             sockets.append(one)
@@ -267,7 +267,7 @@ def test_event_streams_are_bounded(server: Server) -> None:
     finally:
         for one in sockets:
             one.close()
-    assert statuses.count(200) <= MOST_STREAMS
+    assert statuses.count(200) <= MAX_STREAMS
     assert 503 in statuses
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:  # closed streams make room again

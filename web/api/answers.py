@@ -20,7 +20,7 @@ from storage.volume.durable import raise_storage_error
 from web.html import as_json
 from web.problems import HttpError
 
-FORMER = ("yields", "waits_for", "part_of", "parts")
+OLD_KEYS = ("yields", "waits_for", "part_of", "parts")
 """Keys of `ganq status --json` that only ganq 0.2 had."""
 CHUNK = 1 << 20
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
@@ -32,7 +32,7 @@ def json_answer(value: Any, status: int = 200, headers: Mapping[str, str] | None
 
 def job_facts(job: Job, around: StatusContext) -> dict[str, Any]:
     """Return a job as JSON: that of `ganq status --json`, without the keys of ganq 0.2."""
-    facts = {name: value for name, value in job_text.as_json(job, around).items() if name not in FORMER}
+    facts = {name: value for name, value in job_text.as_json(job, around).items() if name not in OLD_KEYS}
     more = ("spec_version", "inputs", "crash_count", "throttled", "position")
     return {**facts, **{name: getattr(job, name) for name in more}}
 

@@ -24,14 +24,14 @@ from web.problems import HttpError
 from web.site import Site
 
 PREFIX = "/api/v1"
-MOST_BODY = 1 << 20
+MAX_BODY = 1 << 20
 """Bytes of a JSON body."""
 BODY_READ = "ganq_body_read"
 """Key of the scope: the body was read. Else the connection is closed, so that the rest is not read."""
 DRAIN_S = 2.0
-MOST_DEPTH = 16
-MOST_ID = 2**63 - 1
-LONGEST_TEXT = 4096
+MAX_DEPTH = 16
+MAX_ID = 2**63 - 1
+MAX_TEXT = 4096
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -59,7 +59,7 @@ class Param:
     def _value(self, text: str, schema: Mapping[str, Any]) -> Any:
         kind, allowed = schema["type"], schema.get("enum")
         if kind == "integer":
-            least, most = schema.get("minimum", 0), schema.get("maximum", MOST_ID)
+            least, most = schema.get("minimum", 0), schema.get("maximum", MAX_ID)
             if not re.fullmatch(r"-?[0-9]{1,19}", text) or not least <= int(text) <= most:
                 raise SpecError(f"{self.name}: {text[:40]!r} is not a whole number from {least} to {most}")
             return int(text)
@@ -69,7 +69,7 @@ class Param:
             return text == "true"
         if allowed is not None and text not in allowed:
             raise SpecError(f"{self.name}: there is no {text[:40]!r}", hint=f"one of {', '.join(allowed)}")
-        most = schema.get("maxLength", LONGEST_TEXT)
+        most = schema.get("maxLength", MAX_TEXT)
         if not text or len(text) > most or _UNPRINTABLE.search(text):
             raise SpecError(
                 f"{self.name}: the value must be text of 1 to {most} characters that can be shown"
@@ -90,7 +90,7 @@ class Endpoint:
     params: Sequence[Param] = ()
     body: str | None = None
     """Name of the schema of the JSON body."""
-    most_body: int = MOST_BODY
+    most_body: int = MAX_BODY
     """Bytes of the body."""
     takes: str | None = None
     """Media type of a body that is no JSON; `most_body` bytes of it are read into Call.raw."""
@@ -136,7 +136,7 @@ class Call:
             JobNotFoundError: it cannot be one.
         """
         text: str = self.request.path_params["job"]
-        if _UNPRINTABLE.search(text) or len(text) > LONGEST_TEXT:
+        if _UNPRINTABLE.search(text) or len(text) > MAX_TEXT:
             raise JobNotFoundError("there is no such job", hint="GET /api/v1/jobs lists them")
         return text
 
@@ -188,7 +188,7 @@ def read_query(request: Request, params: Sequence[Param]) -> dict[str, Any]:
     return found
 
 
-async def read_body(request: Request, most: int = MOST_BODY) -> dict[str, Any]:
+async def read_body(request: Request, most: int = MAX_BODY) -> dict[str, Any]:
     """
     Read a JSON object; nothing is {}.
 
@@ -237,14 +237,14 @@ async def read_rest(request: Request) -> bool:
     If the connection were closed before, the client might get a reset instead of the answer.
     """
     length = request.headers.get("content-length", "0")
-    if not length.isdecimal() or int(length) > MOST_BODY:
+    if not length.isdecimal() or int(length) > MAX_BODY:
         return False
     read = 0
     with suppress(ClientDisconnect, RuntimeError, TimeoutError):  # RuntimeError: a part was read before
         async with asyncio.timeout(DRAIN_S):
             async for chunk in request.stream():
                 read += len(chunk)
-                if read > MOST_BODY:
+                if read > MAX_BODY:
                     return False
             return True
     return False
@@ -285,7 +285,7 @@ def _no_constant(name: str) -> Any:
 
 def _require_depth(value: Any) -> None:
     level = [value]
-    for _ in range(MOST_DEPTH):
+    for _ in range(MAX_DEPTH):
         level = [
             inner
             for one in level
@@ -294,7 +294,7 @@ def _require_depth(value: Any) -> None:
         ]
         if not level:
             return
-    raise SpecError(f"the body is nested more than {MOST_DEPTH} levels deep")
+    raise SpecError(f"the body is nested more than {MAX_DEPTH} levels deep")
 
 
 def require_fields(body: Mapping[str, Any], known: Collection[str]) -> None:

@@ -35,7 +35,7 @@ from web.pages.images import TYPES
 LIMIT = 500
 LOG_POLL_S = 0.3
 CHUNK = 1 << 20
-LONGEST_LINE = 1 << 20
+MAX_LINE = 1 << 20
 TAR_BLOCK = 512
 
 
@@ -139,7 +139,7 @@ def _lines(site: Any, path: Path, offset: int, flush: bool) -> tuple[list[tuple[
         try:
             with open(path, "rb") as file:
                 file.seek(offset)
-                return file.read(LONGEST_LINE)
+                return file.read(MAX_LINE)
         except FileNotFoundError:
             return b""
         except OSError as exc:
@@ -150,7 +150,7 @@ def _lines(site: Any, path: Path, offset: int, flush: bool) -> tuple[list[tuple[
     while (end := data.find(b"\n", at)) >= 0:
         found.append((data[at:end].decode(errors="replace"), offset + end + 1))
         at = end + 1
-    if at < len(data) and (flush or (not found and len(data) >= LONGEST_LINE)):
+    if at < len(data) and (flush or (not found and len(data) >= MAX_LINE)):
         found.append((data[at:].decode(errors="replace"), offset + len(data)))
         at = len(data)
     return found, offset + at

@@ -42,7 +42,7 @@ from web.api.uploads import DATASET, dataset_path
 LIMIT = 50
 PATHS = ("data", "path", "init_netg", "init_netd", "feature_network")
 IDEMPOTENCY_KEY = "idempotency-key"
-LONGEST_REASON = 1000
+MAX_REASON = 1000
 
 
 # --- submit -----------------------------------------------------------------------------------
@@ -400,8 +400,8 @@ def pause(call: Call) -> Response:
     """Stop a running job with its work saved, and hold it; hold a queued one."""
     require_fields(call.body, ("reason",))
     reason = call.body.get("reason")
-    if reason is not None and (not isinstance(reason, str) or len(reason) > LONGEST_REASON):
-        raise SpecError(f"reason must be text of at most {LONGEST_REASON} characters")
+    if reason is not None and (not isinstance(reason, str) or len(reason) > MAX_REASON):
+        raise SpecError(f"reason must be text of at most {MAX_REASON} characters")
     return _changed(
         call, _expecting(call).pause(call.changed_job().id, by=call.principal.user, reason=reason)
     )

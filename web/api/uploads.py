@@ -40,11 +40,11 @@ from web.files import require_volume
 from web.problems import HttpError
 from web.site import Site
 
-MOST_LISTING = 64 << 20
-MOST_BUNDLE = 32 << 20
+MAX_LISTING_BYTES = 64 << 20
+MAX_BUNDLE_BYTES = 32 << 20
 """Bytes of a bundle of small files."""
-MOST_FILES = 1_000_000
-MOST_SHOWN = 50_000
+MAX_FILES = 1_000_000
+MAX_SHOWN = 50_000
 """Missing files that one answer names; the client asks again."""
 DATASET = re.compile(r"dataset:([0-9a-f]{32})(?:/([^/\x00]{1,255}))?")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -108,7 +108,7 @@ def create(call: Call) -> Response:
             "dataset": digest,
             "data": f"dataset:{digest}" + (f"/{only}" if only and call.body.get("file") else ""),
             "complete": not missing,
-            "missing": missing[:MOST_SHOWN],
+            "missing": missing[:MAX_SHOWN],
             "missing_count": len(missing),
         },
         200 if missing else 201,
@@ -136,8 +136,8 @@ def _listing(body: dict[str, Any]) -> dict[str, tuple[str, int]]:
     """
     require_fields(body, ("files", "file"))
     files, single = body.get("files"), body.get("file", False)
-    if not isinstance(files, list) or not 1 <= len(files) <= MOST_FILES:
-        raise SpecError(f"files must be a list of 1 to {MOST_FILES:,} files")
+    if not isinstance(files, list) or not 1 <= len(files) <= MAX_FILES:
+        raise SpecError(f"files must be a list of 1 to {MAX_FILES:,} files")
     if not isinstance(single, bool) or (single and len(files) != 1):
         raise SpecError("file is true for a data set that is one archive")
     found: dict[str, tuple[str, int]] = {}

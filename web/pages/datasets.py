@@ -14,8 +14,8 @@ from web import html
 from web.files import require_volume
 from web.site import Site
 
-MOST_SKIPPED = 500
-LONGEST_REPORT = 64 << 20
+MAX_SKIPPED = 500
+MAX_REPORT_BYTES = 64 << 20
 
 
 def page(request: Request) -> Response:
@@ -58,9 +58,9 @@ def _facts(site: Site, fingerprint: str) -> html.Facts:
         "reasons": [{"reason": reason, "count": number} for reason, number in reasons.most_common()],
         "skipped": [
             {key: html.cut(one.get(key), 300) for key in ("name", "reason", "detail")}
-            for one in skipped[:MOST_SKIPPED]
+            for one in skipped[:MAX_SKIPPED]
         ],
-        "skipped_more": max(0, len(skipped) - MOST_SKIPPED),
+        "skipped_more": max(0, len(skipped) - MAX_SKIPPED),
         "ignored": [
             {"suffix": html.cut(suffix, 40), "count": number}
             for suffix, number in (report.get("ignored") or {}).items()
@@ -72,7 +72,7 @@ def _facts(site: Site, fingerprint: str) -> html.Facts:
 def _report(site: Site, fingerprint: str) -> dict[str, Any]:
     path = site.volume.dataset(fingerprint) / "report.json"
     try:
-        if path.stat().st_size > LONGEST_REPORT:
+        if path.stat().st_size > MAX_REPORT_BYTES:
             return {}
         found = json.loads(re.sub(rb"\bNaN\b", b"null", path.read_bytes()))
     except (OSError, ValueError, RecursionError):

@@ -15,7 +15,7 @@ from storage.db.rows import Job
 from storage.results import codecs
 from storage.results.formats import bytes_of, pixels_of
 from web import html, sheets
-from web.files import FOR_GOOD, job_of, require_volume
+from web.files import IMMUTABLE, job_of, require_volume
 from web.gallery import gallery_facts, image_facts, manifest_sha256, stars_of
 from web.manifest import ORDERS, ManifestIndex, index_of
 from web.pages.run import head
@@ -62,7 +62,7 @@ def picture(request: Request) -> Response:
     kind = next((name for mark, name in TYPES.items() if data.startswith(mark)), None)
     if kind is None:
         raise NotFoundError(f"{made.path.name} is no image")
-    return Response(data, media_type=kind, headers=FOR_GOOD)
+    return Response(data, media_type=kind, headers=IMMUTABLE)
 
 
 def sheet(request: Request) -> Response:
@@ -82,10 +82,10 @@ def sheet(request: Request) -> Response:
         numbers = index.ordered(order, first, size) if first < index.count else []
     if not numbers:
         raise NotFoundError(f"job {job.id} has no such sheet")
-    side = sheets.side_of(index) if index.count else sheets.MOST_SIDE
+    side = sheets.side_of(index) if index.count else sheets.MAX_SIDE
     key = ("sheet", job.id, manifest_sha256(job), columns, tuple(numbers))
     data = site.pictures.get_or_make(key, lambda: sheets.draw(index, numbers, int(columns), side), len)
-    return Response(data, media_type="image/webp", headers=FOR_GOOD | {"X-Ganq-Images": _listed(numbers)})
+    return Response(data, media_type="image/webp", headers=IMMUTABLE | {"X-Ganq-Images": _listed(numbers)})
 
 
 def _listed(numbers: list[int]) -> str:

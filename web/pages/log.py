@@ -14,8 +14,8 @@ from web.pages.run import head
 from web.site import Site
 
 PIECE = 64 * 1024
-LONGEST_LINE = 2000
-MOST_EVENTS = 1000
+MAX_LINE = 2000
+MAX_EVENTS = 1000
 
 
 def page(request: Request) -> Response:
@@ -69,7 +69,7 @@ def _piece(site: Site, job: Job, attempt: int, before: int | None) -> html.Facts
     lines = data.decode(errors="replace").split("\n")
     return {
         **empty,
-        "lines": [html.cut(line, LONGEST_LINE) for line in (lines[:-1] if lines[-1] == "" else lines)],
+        "lines": [html.cut(line, MAX_LINE) for line in (lines[:-1] if lines[-1] == "" else lines)],
         "earlier": start or None,
     }
 
@@ -89,8 +89,8 @@ def _history(site: Site, job: Job) -> html.Facts:
                 **one.__dict__,
                 "detail": {key: html.cut(value, 300) for key, value in (one.detail or {}).items()},
             }
-            for one in known[-MOST_EVENTS:]
+            for one in known[-MAX_EVENTS:]
         ],
-        "left_out": max(0, len(known) - MOST_EVENTS),
+        "left_out": max(0, len(known) - MAX_EVENTS),
         "attempts": site.queries.attempts(job.id),
     }

@@ -15,7 +15,7 @@ from web import html, rows
 from web.site import Site
 
 PAGE = 50
-LATELY_S = 3600.0
+RECENT_S = 3600.0
 """A worker that stopped longer ago has no card here; /workers lists all."""
 NAMES = ("state", "kind", "user", "name", "label", "sweep", "held", "before")
 
@@ -60,7 +60,7 @@ def _facts(site: Site, wanted: Filter, given: dict[str, str]) -> html.Facts:
     kept = [
         worker
         for worker in around.workers.values()
-        if worker.state != "stopped" or worker.silent_s < LATELY_S
+        if worker.state != "stopped" or worker.silent_s < RECENT_S
     ]
     counts, held = site.counts(), site.held()
     free = max(0, counts[JobState.QUEUED] - held.get(JobState.QUEUED, 0))

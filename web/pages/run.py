@@ -21,7 +21,7 @@ from web.gallery import gallery_facts
 from web.samples import samples_of, side_of
 from web.site import Site
 
-MOST_COMPARED = 4
+MAX_COMPARED = 4
 RECENT = 20
 """Trainings that are suggested for a comparison."""
 
@@ -68,12 +68,12 @@ def _others(site: Site, job: Job, given: str) -> tuple[list[Job], list[GanqError
     """Return the trainings to compare with, and an error for each reference that is none."""
     references = [one.strip() for one in given.split(",") if one.strip()]
     refused: list[GanqError] = []
-    if len(references) >= MOST_COMPARED:
+    if len(references) >= MAX_COMPARED:
         refused.append(
-            SpecError(f"up to {MOST_COMPARED} runs can be compared", hint=f"with= takes {MOST_COMPARED - 1}")
+            SpecError(f"up to {MAX_COMPARED} runs can be compared", hint=f"with= takes {MAX_COMPARED - 1}")
         )
     found: dict[int, Job] = {}
-    for reference in references[: MOST_COMPARED - 1]:
+    for reference in references[: MAX_COMPARED - 1]:
         try:
             other = site.queries.find(reference)
             if other.kind != "train":

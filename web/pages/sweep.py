@@ -10,7 +10,7 @@ from storage.db.rows import Job
 from web import html, rows
 from web.site import Site
 
-MOST_RUNS = 200
+MAX_RUNS = 200
 SHADES = 5
 
 
@@ -21,7 +21,7 @@ def page(request: Request) -> Response:
 
 
 def _facts(site: Site, sweep: str) -> html.Facts:
-    jobs = site.queries.page(Filter(sweep=sweep), limit=MOST_RUNS, oldest_first=True)
+    jobs = site.queries.page(Filter(sweep=sweep), limit=MAX_RUNS, oldest_first=True)
     listed, _ = rows.rows(site, jobs)
     changed = varying(jobs)
     best = site.queries.best_metrics([job.id for job in jobs])
