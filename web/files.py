@@ -56,9 +56,8 @@ def require_volume(site: Site) -> None:
 
 def static(request: Request) -> Response:
     name = request.path_params["name"]
-    known = {
-        path.relative_to(WEB_FOLDER / "static").as_posix() for path in (WEB_FOLDER / "static").rglob("*")
-    }
+    folder = WEB_FOLDER / "static"
+    known = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     if name not in known or not (path := folder / name).is_file():
         raise NotFoundError("there is no such file")
     kind = TYPES.get(path.suffix) or mimetypes.guess_type(name)[0] or "text/plain"
