@@ -78,11 +78,11 @@ def growing_tables(work: Path, sizes: Sequence[int], users: int) -> Iterator[tup
 def multiply(settings: Settings, first: int, times: int) -> None:
     """Repeat the first jobs until there are `times` as many, faster than they are submitted."""
     copied = [one.name for one in job.columns if one.name != "id"]
-    changed = {"submit_key": "'.'", "name": "'-'", "sweep": "'.'"}
+    changed = {"submit_key": "substr(submit_key, 1, 58) || '.'"}
+    changed |= {"name": "name || '-'", "sweep": "sweep || '.'"}
     names = ", ".join(f'"{name}"' for name in copied)
     values = ", ".join(
-        f'"{name}" || {changed[name]} || CAST(:n AS TEXT)' if name in changed else f'"{name}"'
-        for name in copied
+        f"{changed[name]} || CAST(:n AS TEXT)" if name in changed else f'"{name}"' for name in copied
     )
     database = Database(settings)
 
