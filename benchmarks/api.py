@@ -36,6 +36,8 @@ DOWNLOADED = 100_000
 
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
+    Run the benchmark.
+
     Raises:
         RuntimeError: Postgres is not installed.
     """

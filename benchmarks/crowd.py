@@ -31,6 +31,8 @@ PROCESSES = 8
 
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
+    Run the benchmark.
+
     Raises:
         RuntimeError: Postgres is not installed.
     """

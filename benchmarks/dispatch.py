@@ -58,6 +58,8 @@ def bare_worker(redis_url: str, log: Path) -> Iterator[None]:
 
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
+    Run the benchmark.
+
     Raises:
         RuntimeError: redis-server or Postgres is not installed.
     """

@@ -22,6 +22,8 @@ JOBS = 1_000_000
 
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
+    Run the benchmark.
+
     Raises:
         RuntimeError: Postgres is not installed.
     """

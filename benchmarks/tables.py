@@ -19,6 +19,8 @@ from tests.services import Postgres, postgres_binaries
 
 def full_tables(work: Path, jobs: int, users: int) -> Iterator[tuple[str, dict[str, str]]]:
     """
+    Fill a job table on each database.
+
     Yields:
         ('SQLite', its GANQ_* variables), then the same for a Postgres that runs until the next step.
 

@@ -31,6 +31,8 @@ JOBS = 200
 
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
+    Run the benchmark.
+
     Raises:
         RuntimeError: redis-server or Postgres is not installed.
     """

@@ -48,6 +48,8 @@ SAME = 0.97
 
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
+    Run the benchmark.
+
     Raises:
         RuntimeError: Postgres is not installed.
     """

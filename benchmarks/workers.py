@@ -26,6 +26,8 @@ COUNT, SHARD = 8192, 1024
 
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
     """
+    Run the benchmark.
+
     Raises:
         RuntimeError: the machine has a single core, or the results differ.
     """

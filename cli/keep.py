@@ -84,6 +84,8 @@ def rm(jobs: Sequence[str], yes: bool, as_json: bool) -> int:
 
 def _require_deletable(session: Session, job: "Job") -> None:
     """
+    Check that the results of a job may be deleted.
+
     Raises:
         InvalidTransitionError: the job is another user's, has not ended, is kept or a shard, or is needed.
     """
@@ -115,6 +117,8 @@ def _require_deletable(session: Session, job: "Job") -> None:
 
 def _require_whole(session: Session, jobs: "Sequence[Job]", plan: "Plan", grace_s: float) -> None:
     """
+    Check that no worker may still write to a job's folder.
+
     Raises:
         GanqError: an attempt ended so recently that its worker may not know yet, and may still write.
     """
@@ -131,6 +135,8 @@ def _require_whole(session: Session, jobs: "Sequence[Job]", plan: "Plan", grace_
 
 def _confirm(jobs: "Sequence[Job]", plan: "Plan", as_json: bool) -> None:
     """
+    Ask for confirmation.
+
     Raises:
         SpecError: nobody can be asked.
         click.Abort: the answer is no.

@@ -91,6 +91,8 @@ def _with_own_job(row: "WorkerRow", session: Session) -> "WorkerRow":
 
 def _forget(name: str, as_json: bool) -> int:
     """
+    Remove a worker from the table; return the exit code.
+
     Raises:
         NotFoundError: there is no such worker.
         InvalidTransitionError: it is alive.

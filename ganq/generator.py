@@ -58,6 +58,8 @@ class Generator(nn.Module):
 
     def forward(self, latents_BZ: Tensor, labels_B: Tensor | None = None) -> Tensor:
         """
+        Generate images from latents.
+
         Args:
             latents_BZ: standard normal, float32, shape (B, nz).
             labels_B: classes of a class-conditional model, int64.

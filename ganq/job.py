@@ -376,6 +376,8 @@ def error_of_row(row: "JobRow") -> "GanqError | None":
 
 def require_success(row: "JobRow") -> None:
     """
+    Raise the job's error if it has not succeeded.
+
     Raises:
         GanqError: the job has failed or was cancelled.
     """

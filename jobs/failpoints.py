@@ -41,6 +41,8 @@ class Entry:
 
 def parse(text: str) -> dict[str, Entry]:
     """
+    Parse the variable's value.
+
     Args:
         text: entries separated by ';', see the module.
 

@@ -76,6 +76,8 @@ KINDS: dict[str, JobKind] = {
 
 def kind_named(name: str) -> JobKind:
     """
+    Return a job kind by name.
+
     Raises:
         SpecError: if this version of ganq knows no such kind.
     """

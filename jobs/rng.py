@@ -69,6 +69,8 @@ class Latents:
         self, sample_indices: Iterable[int], *, mean: float = 0.0, std: float = 1.0, retry: int = 0
     ) -> Tensor:
         """
+        Draw the latents of some images.
+
         Args:
             sample_indices: which images, each from 0 to 2⁶³.
             mean, std: of the normal distribution.

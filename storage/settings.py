@@ -195,6 +195,8 @@ class Settings:
 
     def _check_together(self, told: Mapping[str, Given]) -> None:
         """
+        Check settings that depend on each other.
+
         Args:
             told: where each value comes from.
 

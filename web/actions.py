@@ -42,6 +42,8 @@ class ChangesNotAllowedError(ForbiddenError):
 
 def act(request: Request) -> Response:
     """
+    Change a job on request of the page.
+
     Raises:
         GanqError: the same errors as those of the command.
     """
@@ -65,6 +67,8 @@ def act(request: Request) -> Response:
 
 def _body(request: Request) -> dict[str, Any]:
     """
+    Return the JSON object of a request.
+
     Raises:
         SpecError: it is no small JSON object.
     """
@@ -88,6 +92,8 @@ def principal_of(request: Request) -> Principal:
 
 def _outcome(job: Job, done: str, message: str | None = None) -> dict[str, Any]:
     """
+    Return the answer to a change.
+
     Args:
         message: what the browser shows; by default the job and what was done.
     """

@@ -40,6 +40,8 @@ def create_app(
     settings: Settings, database: Database, access: Access, *, allow_changes: bool = False
 ) -> Gate:
     """
+    Create the ASGI application.
+
     Args:
         database: open; its schema has been checked.
         allow_changes: whether jobs can be cancelled, retried and so on from the page.

@@ -38,6 +38,8 @@ BLANK = _blank()
 
 def job_of(request: Request) -> Job:
     """
+    Return the job that an address names.
+
     Raises:
         JobNotFoundError: the address names no job.
     """
@@ -47,6 +49,8 @@ def job_of(request: Request) -> Job:
 
 def require_volume(site: Site) -> None:
     """
+    Check that the volume answers.
+
     Raises:
         VolumeError: it does not answer, or is not there.
     """

@@ -76,6 +76,8 @@ class ManifestIndex:
 
     def line(self, index: int) -> dict[str, Any]:
         """
+        Return the line of an image.
+
         Raises:
             NotFoundError: there is no such image.
             StorageError: its line is broken.
@@ -164,6 +166,8 @@ def published_folder(site: Site, job: Job) -> Path:
 
 def index_of(site: Site, job: Job) -> ManifestIndex:
     """
+    Return the index of a job's manifest.
+
     Raises:
         NotFoundError: the job has no published images.
         StorageError: its manifest cannot be read.

@@ -20,6 +20,8 @@ class Principal:
 
     def require(self, role: Role, what: str) -> None:
         """
+        Check that a user has a role.
+
         Raises:
             ForbiddenError: the role does not include this one.
         """
@@ -31,6 +33,8 @@ class Principal:
 
     def require_change(self, job: Job) -> None:
         """
+        Check that a user may change a job.
+
         Raises:
             ForbiddenError: the person may not change this job.
         """

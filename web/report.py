@@ -27,6 +27,8 @@ STATIC = html.WEB_FOLDER / "static"
 
 def report(site: Site, job: Job) -> bytes:
     """
+    Return the HTML file of a job.
+
     Raises:
         NotFoundError: the job has nothing to show yet.
         VolumeError: its files cannot be read.

@@ -59,6 +59,8 @@ def samples_of(volume: Volume, job: Job) -> list[Sample]:
 
 def open_image(data: bytes | Path) -> "Image":
     """
+    Open an image of limited size.
+
     Raises:
         OSError: it is no whole image, or a far too large one.
     """

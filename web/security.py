@@ -108,6 +108,8 @@ def read_token(path: Path) -> str:
 
 def networks(texts: Iterable[str]) -> tuple[Network, ...]:
     """
+    Parse networks in CIDR notation.
+
     Raises:
         ConfigError: one of them is no network.
     """
@@ -178,6 +180,8 @@ class KnownTokens:
 
     async def check(self, text: str) -> Token:
         """
+        Return the valid token of this text.
+
         Raises:
             UnauthenticatedError: the token is not valid.
         """

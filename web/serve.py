@@ -52,6 +52,8 @@ class Options:
 
 def access_of(settings: Settings, options: Options) -> Access:
     """
+    Return who may use the server.
+
     Raises:
         ConfigError: others could reach the page, and nothing says who may.
     """

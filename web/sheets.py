@@ -26,6 +26,8 @@ MISSING = (128, 128, 128)
 
 def image_at(index: ManifestIndex, number: int) -> "Image":
     """
+    Return one published image as a Pillow image.
+
     Raises:
         OSError, StorageError: it is missing or torn.
     """

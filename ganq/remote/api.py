@@ -156,6 +156,8 @@ class Api:
     @contextmanager
     def unavailable(self) -> Iterator[None]:
         """
+        Translate connection errors of httpx.
+
         Raises:
             ServerUnavailableError: the server does not answer.
         """
@@ -174,6 +176,8 @@ class Api:
 
     def require_success(self, answer: "httpx.Response") -> None:
         """
+        Raise the error of an answer.
+
         Raises:
             GanqError: the error that the server answered.
         """

@@ -132,6 +132,8 @@ def continued(session: Session, parent: "Job", given: dict[str, Any]) -> TrainSp
 
 def _check_budget(parent: int, spec: TrainSpec, steps: int, epochs: int) -> None:
     """
+    Check that --stop-after leaves time to train.
+
     Raises:
         SpecError: the run that is continued has already used up --stop-after.
     """

@@ -99,6 +99,8 @@ def _cut(level_N3HW: Tensor, seed: int, start: int) -> Tensor:
 
 def _normalised(patches_P3V: Tensor) -> Tensor:
     """
+    Normalise each channel to mean 0 and standard deviation 1.
+
     Raises:
         NotMeasurableError: a channel is constant.
     """

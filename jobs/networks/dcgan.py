@@ -152,6 +152,8 @@ class Architecture:
     @classmethod
     def of_spec(cls, spec: TrainSpec, classes: int = 0) -> Self:
         """
+        Return the architecture that a spec describes.
+
         Args:
             classes: number of classes of the data set, if the run is conditional.
         """
@@ -180,6 +182,8 @@ class Architecture:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """
+        Return the architecture that to_json() wrote.
+
         Raises:
             SpecError: it was written by a version with other networks.
         """
@@ -198,6 +202,8 @@ class Architecture:
 
     def build_generator(self, seed: int | None = None) -> AnyGenerator:
         """
+        Build the generator.
+
         Args:
             seed: of the initial weights. None: any, because weights are loaded next.
         """

@@ -391,6 +391,8 @@ class Reader:
 
     def read(self, name: str) -> bytes:
         """
+        Return the bytes of one image file.
+
         Raises:
             UnreadableError: gone, unreadable, or too large.
         """

@@ -102,6 +102,8 @@ class Summary:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Summary":
         """
+        Return the summary that to_json() wrote.
+
         Raises:
             TypeError, ValueError: it is none.
         """
@@ -136,6 +138,8 @@ def no_images(listing: Listing) -> DatasetError:
 
 def require_enough(listing: Listing, used: int, skipped: list[Skipped], max_skip: float) -> None:
     """
+    Check that enough images of a data set can be used.
+
     Raises:
         DatasetError: more images are left out than may be.
     """

@@ -150,6 +150,8 @@ class Collector:
 
     def _require_same(self, folders: dict[int, str], known: set[int]) -> None:
         """
+        Check that the volume belongs to this job table.
+
         Raises:
             VolumeError: most of what lies here is of jobs that this table does not have.
         """

@@ -95,6 +95,8 @@ def import_weights(
 
 def _require_readable(folder: Path, readers: Sequence[int]) -> None:
     """
+    Check that workers can read the imported files.
+
     Raises:
         ConfigError: none of these accounts may read the imported files.
     """

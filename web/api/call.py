@@ -46,6 +46,8 @@ class Param:
 
     def read(self, text: str) -> Any:
         """
+        Parse the text of a parameter.
+
         Raises:
             SpecError: the text is no such value.
         """
@@ -174,6 +176,8 @@ class Call:
 
 def read_query(request: Request, params: Sequence[Param]) -> dict[str, Any]:
     """
+    Return the parameters of the query string.
+
     Raises:
         SpecError: a parameter is unknown, given twice or not valid.
     """
@@ -212,6 +216,8 @@ async def read_body(request: Request, most: int = MAX_BODY) -> dict[str, Any]:
 
 async def read_bytes(request: Request, most: int) -> bytes:
     """
+    Return the body of a request.
+
     Raises:
         HttpError: the body is longer than `most` bytes; the rest is not read.
     """
@@ -256,6 +262,8 @@ def _too_large(most: int) -> HttpError:
 
 def parse_object(data: bytes) -> dict[str, Any]:
     """
+    Parse a JSON object.
+
     Raises:
         SpecError: it is no JSON object, has a key twice, or is nested too deeply.
     """
@@ -299,6 +307,8 @@ def _require_depth(value: Any) -> None:
 
 def require_fields(body: Mapping[str, Any], known: Collection[str]) -> None:
     """
+    Check the field names of a body.
+
     Raises:
         SpecError: the body has another field; the hint names the nearest.
     """

@@ -201,6 +201,8 @@ def _server_path(call: Call, name: str, value: Any) -> Any:
 
 def _require_allowed(call: Call, name: str, value: str) -> None:
     """
+    Check that a path of the server may be used.
+
     Raises:
         ForbiddenError: the path, or where its links lead, is not below an allowed folder.
     """

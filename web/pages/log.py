@@ -39,6 +39,8 @@ def page(request: Request) -> Response:
 
 def _whole(request: Request, name: str) -> int | None:
     """
+    Parse an optional number of the query string.
+
     Raises:
         SpecError: it is no number.
     """

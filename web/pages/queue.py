@@ -29,6 +29,8 @@ def page(request: Request) -> Response:
 
 def _filter(site: Site, given: dict[str, str]) -> Filter:
     """
+    Return the filter that the query string describes.
+
     Raises:
         SpecError: a value that no link of ours has.
     """
