@@ -39,7 +39,7 @@ def stretched(images_B3HW: Tensor) -> "NDArray[np.uint8]":
 
 
 def tile(
-    pictures_BHW3: "NDArray[np.uint8]", columns: int = COLUMNS, padding: int = PADDING
+    images_BHW3: "NDArray[np.uint8]", columns: int = COLUMNS, padding: int = PADDING
 ) -> "NDArray[np.uint8]":
     """
     Arrange images in rows of `columns`, with black lines of `padding` pixels around each.
@@ -49,14 +49,14 @@ def tile(
     """
     import numpy as np
 
-    count, high, wide, _ = pictures_BHW3.shape
+    count, high, wide, _ = images_BHW3.shape
     if count == 1:
-        only: NDArray[np.uint8] = pictures_BHW3[0]
+        only: NDArray[np.uint8] = images_BHW3[0]
         return only
     columns = min(columns, count)
     rows = -(-count // columns)
     grid = np.zeros((rows * (high + padding) + padding, columns * (wide + padding) + padding, 3), np.uint8)
-    for place, image in enumerate(pictures_BHW3):
+    for place, image in enumerate(images_BHW3):
         row, column = divmod(place, columns)
         top, left = row * (high + padding) + padding, column * (wide + padding) + padding
         grid[top : top + high, left : left + wide] = image

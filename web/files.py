@@ -108,7 +108,7 @@ def thumbnail(request: Request) -> Response:
         return Response(BLANK, media_type="image/png", headers={"Cache-Control": "private, max-age=2"})
     try:
         about = grid.stat()
-        data = site.pictures.get_or_make(
+        data = site.image_cache.get_or_make(
             ("thumb", grid, about.st_mtime_ns),
             lambda: samples.as_webp(
                 samples.faces(samples.open_image(grid), samples.side_of(job), samples.THUMB_FACES)

@@ -141,7 +141,7 @@ class Site:
     recent: Queries = field(init=False)
     volume: Volume = field(init=False)
     answers: PerRevision = field(default_factory=PerRevision)
-    pictures: Lru[bytes] = field(default_factory=lambda: Lru[bytes](96 << 20))
+    image_cache: Lru[bytes] = field(default_factory=lambda: Lru[bytes](96 << 20))
     """Encoded sheets and thumbnails."""
     api_answers: Lru[Any] = field(default_factory=lambda: Lru[Any](32 << 20))
     """Answers of the REST API with their revision."""

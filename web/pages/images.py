@@ -84,7 +84,7 @@ def sheet(request: Request) -> Response:
         raise NotFoundError(f"job {job.id} has no such sheet")
     side = sheets.side_of(index) if index.count else sheets.MAX_SIDE
     key = ("sheet", job.id, manifest_sha256(job), columns, tuple(numbers))
-    data = site.pictures.get_or_make(key, lambda: sheets.draw(index, numbers, int(columns), side), len)
+    data = site.image_cache.get_or_make(key, lambda: sheets.draw(index, numbers, int(columns), side), len)
     return Response(data, media_type="image/webp", headers=IMMUTABLE | {"X-Ganq-Images": _listed(numbers)})
 
 
