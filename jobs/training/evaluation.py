@@ -65,7 +65,7 @@ class Evaluation:
     @property
     def can_be_best(self) -> bool:
         """
-        Whether the checkpoint can be the best one.
+        Return whether the checkpoint can be the best one.
 
         A feature network responds to texture: 64 equal images of grey noise may have a lower metric than bad
         faces. A collapsed generator is therefore not compared.

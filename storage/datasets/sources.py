@@ -58,7 +58,7 @@ class Reading:
 
     @property
     def changes_pixels(self) -> bool:
-        """Whether an option makes other pixels of the images than the default."""
+        """Return whether an option makes other pixels of the images than the default."""
         return self.white_level > 0 or self.fit != "crop"
 
     @property
