@@ -24,12 +24,14 @@ from tls import Authority
 from jobs.errors import ConfigError, GanqError, NotFoundError, SpecError
 from storage.db.backup import backup, open_backup, restore
 from storage.db.engine import Database
-from storage.db.rows import Job, Lease
+from storage.db.rows import Job, Lease, WorkerIdentity
 from storage.db.store import JobStore
 from storage.db.store.waiting import Extras
 from storage.db.webhooks import FAILED, LEASE_S, PENDING, Filters, Webhook, Webhooks
+from storage.db.workers import WorkerStore
 from storage.settings import Settings
 from worker.doctor.webhooks import check_webhooks
+from worker.supervisor.reaper import Recovery
 from worker.supervisor.webhooks import DelivererStarter
 from worker.webhooks import deliver, targets
 from worker.webhooks import send as sender
@@ -370,6 +372,35 @@ def test_a_worker_starts_a_process_that_delivers_only_what_nobody_else_does(
         finally:
             starter.process.kill()
             starter.process.wait()
+
+
+@sqlite_only
+def test_the_recovery_of_a_worker_has_webhooks_delivered(
+    hooks: Webhooks,
+    allowed: Settings,
+    settings_env: dict[str, str],
+    job_factory: Make,
+    store: JobStore,
+    database: Database,
+    make_identity: Callable[..., WorkerIdentity],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GANQ_WEBHOOK_NETWORKS", LOOPBACK)
+    workers = WorkerStore(database, make_identity("w1"))
+    recovery = Recovery(database, allowed, workers, lambda *_: None, lambda: None, lambda _: None)
+    with Receiver() as receiver:
+        hooks.create("http", receiver.url, Filters(), "ada")
+        store.request_cancel(job_factory().id)
+        database.write(lambda conn: conn.execute(text("UPDATE delivery SET created_at = created_at - 60")))
+        recovery.start()
+        try:
+            wait_until(lambda: receiver.taken() and all_delivered(hooks), 60)
+        finally:
+            recovery.stop()
+            recovery.join()
+            assert recovery.deliverer.process is not None
+            recovery.deliverer.process.kill()
+            recovery.deliverer.process.wait()
 
 
 def test_removing_a_webhook_removes_its_deliveries_and_breaks_no_job(
