@@ -1,11 +1,13 @@
 """Export the curves and samples of trainings as offline runs of Weights & Biases."""
 
 import json
+import os
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # an offline export sends nothing; read at import
 import wandb
 
 from ganq.curves import Point, Run
