@@ -232,13 +232,13 @@ def test_a_worker_runs_a_job_behind_a_pooler_through_a_crash_of_postgres(
         try:
             ganq("db", "upgrade")
             ganq.start_worker()
-            job = ganq.json("submit", "train", *small, "--epochs", "80", "--checkpoint-seconds", "0.3")["id"]
+            job = ganq.json("submit", "train", *small, "--epochs", "30", "--checkpoint-seconds", "0.3")["id"]
             until(lambda: ganq.steps(job), what="a checkpoint")
             assert _clients(pooler) - 1 <= 2, "a busy worker has at most two connections"
             server.crash()
             time.sleep(0.5)
             server.restart()
-            ganq("wait", str(job), "--timeout", "60")
+            ganq("wait", str(job), "--timeout", "110")
             until(lambda: _clients(pooler) - 1 == 1, what="one connection of the idle worker")
             assert ganq.json("status", str(job))["attempt"] == 1
             assert "Traceback" not in ganq.log("w1")
