@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 PNG_BYTES_PER_PIXEL = 1.7
 """Average of a generated face: 15.5 kB at 96×96."""
-PROCESS_BYTES = 400_000_000
+PROCESS_BYTES = 630_000_000
 """Of a process with PyTorch, before it builds a network."""
 ACTIVATION_FACTOR, PENALTY_FACTOR = 1.5, 2.0
-"""Memory relative to the activations of one pass, measured at 96 to 256 pixels."""
+"""Memory relative to the activations of one pass: within a tenth of rpgan at 96 to 256 pixels on a CPU."""
 HISTORY = 100
 """Jobs that are searched for similar ones."""
 TRAINING_FIELDS = (
