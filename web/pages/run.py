@@ -168,7 +168,8 @@ def _facts(site: Site, job: Job, around: StatusContext) -> Iterator[tuple[str, A
     yield "rate", job_text.rate_text(job_text.rate(job))
     yield "left", units.duration(job_text.eta(job))
     yield "attempt", str(job.attempt) if job.attempt > 1 else ""
-    raised = f", raised to {job.priority} by jobs that wait for it" if job.priority > job.own_priority else ""
+    raises = job.priority > job.own_priority and not job.state.terminal
+    raised = f", raised to {job.priority} by jobs that wait for it" if raises else ""
     yield "priority", f"{job.own_priority}{raised}"
     yield "queue", html.cut(job.queue, 64) if job.queue != "default" else ""
     yield "by", html.cut(job.user, 64)
