@@ -384,9 +384,10 @@ class Queries:
         rows = self.database.read(lambda conn: conn.execute(query).all())
         return [attempt_from_row(row) for row in rows]
 
-    def shards(self, job_id: int) -> list[Job]:
-        """Return the shards of a parent, in the order of sample indices; none of another job."""
-        return self.database.read(lambda conn: [Job.from_row(row) for row in shards_of(conn, job_id)])
+    def shards(self, job_id: int, *, most: int | None = None) -> list[Job]:
+        """Return the first shards of a parent, in the order of sample indices; none of another job."""
+        rows = self.database.read(lambda conn: shards_of(conn, job_id, most=most))
+        return [Job.from_row(row) for row in rows]
 
     def shard_summaries(self, job_ids: Sequence[int]) -> dict[int, ShardSummary]:
         """Return the progress of the shards of each parent."""

@@ -11,6 +11,7 @@ from tables import Claimer, explained, recorded, set_columns
 from jobs.errors import CheckpointNotFoundError, JobNotFoundError, TrainingDivergedError
 from jobs.states import JobState
 from storage.db.queries import PAGE, Filter
+from storage.db.store.shards import ShardSummary
 from storage.db.tables import attempt, checkpoint, event, job, utcnow, worker
 from storage.db.workers import FORGET_AFTER_S, WorkerStore
 
@@ -416,3 +417,29 @@ def test_a_split_job_with_active_shards_counts_as_running(
     assert queries.ids(queued) == [waiting.id]
     counts = queries.counts()
     assert (counts["running"], counts["queued"]) == (1, 1)
+
+
+def test_the_progress_of_all_shards_is_added_up_by_the_database(
+    database: "Database",
+    store: "JobStore",
+    queries: "Queries",
+    job_factory: "Callable[..., Job]",
+    claim: Claimer,
+) -> None:
+    spec = {"source": 1, "count": 12}
+    shards = [({**spec, "draws": [first, first + 2]}, 3) for first in range(0, 12, 3)]
+    parent = job_factory(kind="generate", spec=spec, shards=shards)
+    other = job_factory(kind="generate", spec=spec, shards=shards[:2], held=True)
+    done, running = claim(), claim()
+    store.succeed(done, {})
+    set_columns(database, running.job_id, progress={"done": 2, "total": 3, "unit": "images", "rate": 1.5})
+    with recorded(database) as seen:
+        found = queries.shard_summaries([parent.id, other.id])
+    assert found[parent.id] == ShardSummary(4, 1, 1, 5, 12, 1.5, (running.job.worker or "",))
+    assert found[other.id] == ShardSummary(2, 0, 0, 0, 6, 0.0, ())
+    added_up, workers = (statement for statement, _ in seen if statement.startswith("SELECT"))
+    assert "GROUP BY part_of, state" in added_up
+    assert "progress" not in workers
+    assert [one.id for one in queries.shards(parent.id, most=2)] == [done.job_id, running.job_id]
+    set_columns(database, running.job_id, progress={})
+    assert queries.shard_summaries([parent.id])[parent.id].done == 3

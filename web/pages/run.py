@@ -266,5 +266,5 @@ def job_facts(site: Site, job: Job) -> html.Facts:
         "gallery": gallery_facts(site, job),
         "evaluation": [html.cut(line, 400) for line in evaluation_text.lines(result)] if evaluated else [],
         "neighbours": f"/jobs/{job.id}/files/neighbours.png" if evaluated else None,
-        "shards": [rows.as_row(one, StatusContext(0.0)) for one in site.queries.shards(job.id)[:200]],
+        "shards": [rows.as_row(one, StatusContext(0.0)) for one in site.queries.shards(job.id, most=200)],
     }

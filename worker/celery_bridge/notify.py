@@ -53,9 +53,9 @@ def notify_job(
     Returns:
         The first failure, if any; workers then find the jobs by polling.
     """
-    shards = queries.shards(job.id) if job.blockers else []
+    shards = queries.shards(job.id, most=MAX_NOTIFIED) if job.blockers else []
     failure = None
-    for one in shards[:MAX_NOTIFIED] or [job]:
+    for one in shards or [job]:
         if one.state.terminal or one.held or one.blockers > 0:
             continue
         try:

@@ -20,6 +20,18 @@ from storage.db.tables import dependency, event, job, utcnow
 
 IS_SHARD = "part_of IS NOT NULL"
 _SHARDS_OF = select(job).where(job.c.part_of == bindparam("whole")).order_by(job.c.id)  # built once
+_VALUES = {
+    "sqlite": "CASE WHEN json_valid(progress) THEN json_extract(progress, '$.{0}') END",
+    "postgresql": "CAST(progress ->> '{0}' AS double precision)",
+}
+_PROGRESS = {
+    dialect: text(
+        "SELECT part_of, state, count(*) AS number, "
+        + ", ".join(f"sum({value.format(name)}) AS {name}" for name in ("done", "total", "rate"))
+        + f" FROM job WHERE {IS_SHARD} AND part_of IN :parents GROUP BY part_of, state"
+    ).bindparams(bindparam("parents", expanding=True))
+    for dialect, value in _VALUES.items()
+}
 
 
 @dataclass(frozen=True)
@@ -89,9 +101,10 @@ def insert_shards(
     return ids
 
 
-def shards_of(conn: Connection, parent: int) -> list[Any]:
-    """Return the rows of a parent's shards, in the order of sample indices."""
-    return list(conn.execute(_SHARDS_OF, {"whole": parent}))
+def shards_of(conn: Connection, parent: int, *, most: int | None = None) -> list[Any]:
+    """Return the rows of a parent's first shards, in the order of sample indices."""
+    query = _SHARDS_OF if most is None else _SHARDS_OF.limit(most)
+    return list(conn.execute(query, {"whole": parent}))
 
 
 def hold_shards(conn: Connection, parent: int, *, held: bool) -> None:
@@ -108,32 +121,28 @@ def pause_shards(conn: Connection, parent: int) -> bool:
 
 
 def summaries(conn: Connection, parents: Sequence[int]) -> dict[int, ShardSummary]:
-    """Return the progress of the shards of each parent, by one query."""
+    """Return the progress of the shards of each parent; of ten thousand shards the database adds it up."""
     if not parents:
         return {}
-    rows = defaultdict(list)
-    query = select(job.c.part_of, job.c.state, job.c.progress, job.c.worker)
-    for row in conn.execute(query.where(text(IS_SHARD), job.c.part_of.in_(parents))):
-        rows[row.part_of].append(row)
-    return {parent: _summary(shards) for parent, shards in rows.items()}
+    counted = defaultdict(list)
+    for row in conn.execute(_PROGRESS[conn.dialect.name], {"parents": list(parents)}):
+        counted[row.part_of].append(row)
+    running = select(job.c.part_of, job.c.worker).where(
+        text(IS_SHARD), job.c.part_of.in_(parents), job.c.state == JobState.RUNNING
+    )
+    workers = defaultdict(set)
+    for row in conn.execute(running):
+        workers[row.part_of].add(row.worker)
+    return {parent: _summary(states, workers[parent]) for parent, states in counted.items()}
 
 
-def _summary(rows: Sequence[Any]) -> ShardSummary:
-    done, total, rate = 0, 0, 0.0
-    for row in rows:
-        progress = row.progress or {}
-        images = int(progress.get("total") or 0)
-        total += images
-        done += images if row.state == JobState.SUCCEEDED else int(progress.get("done") or 0)
-        if row.state == JobState.RUNNING:
-            rate += float(progress.get("rate") or 0.0)
-    running = [row for row in rows if row.state == JobState.RUNNING]
+def _summary(states: Sequence[Any], workers: set[str | None]) -> ShardSummary:
     return ShardSummary(
-        number=len(rows),
-        ended=sum(state_of(row.state).terminal for row in rows),
-        running=len(running),
-        done=done,
-        total=total,
-        rate=rate,
-        workers=tuple(sorted({row.worker for row in running if row.worker})),
+        number=sum(row.number for row in states),
+        ended=sum(row.number for row in states if state_of(row.state).terminal),
+        running=sum(row.number for row in states if row.state == JobState.RUNNING),
+        done=int(sum((row.total if row.state == JobState.SUCCEEDED else row.done) or 0 for row in states)),
+        total=int(sum(row.total or 0 for row in states)),
+        rate=float(sum(row.rate or 0 for row in states if row.state == JobState.RUNNING)),
+        workers=tuple(sorted(one for one in workers if one)),
     )
