@@ -24,6 +24,7 @@ All errors that ganq raises.
         CheckpointCorruptError
         ForeignFileError                   an unsafe or malformed weight file
         DiskFullError
+        DirectoryFullError                 one folder can hold no more entries
         VolumeError                        read-only, missing, not a directory, or with I/O errors
       QueueUnavailableError                Redis cannot be reached
       WorkerError
@@ -219,6 +220,12 @@ class DiskFullError(StorageError):
 
     code = "DISK_FULL"
     retry = Retry.LATER
+
+
+class DirectoryFullError(StorageError):
+    """A folder has as many entries as its file system allows, while the volume has free space."""
+
+    code = "DIRECTORY_FULL"
 
 
 class VolumeError(StorageError):

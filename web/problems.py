@@ -9,6 +9,7 @@ from starlette.responses import Response
 from jobs.errors import (
     AccessError,
     DatabaseUnavailableError,
+    DirectoryFullError,
     DiskFullError,
     ForbiddenError,
     GanqError,
@@ -26,6 +27,7 @@ STATUSES: tuple[tuple[type[GanqError], int], ...] = (
     (DatabaseUnavailableError, 503),
     (VolumeError, 503),
     (DiskFullError, 507),
+    (DirectoryFullError, 507),
     (SubmitKeyReusedError, 409),
     (SpecError, 400),
     (ForbiddenError, 403),

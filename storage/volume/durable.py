@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
 
-from jobs.errors import CheckpointCorruptError, DiskFullError, StorageError, VolumeError
+from jobs.errors import CheckpointCorruptError, DirectoryFullError, DiskFullError, StorageError, VolumeError
 from jobs.failpoints import failpoint
 from storage.volume.permissions import SHARE_HINT, denied
 
@@ -35,6 +35,10 @@ PERMANENT = (
 )
 """Errors that concern files, not their volume: waiting does not help."""
 
+FULL_FOLDER = (errno.ENOSPC, errno.EMLINK)
+"""Errors of a folder that can hold no more entries."""
+ROOM_FOR_NAMES = 1 << 20
+"""Free bytes with which a disk has space for names."""
 NO_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 """Errors of a file system without hard links."""
 
@@ -50,6 +54,7 @@ def raise_storage_error(exc: OSError, path: Path, *, needed: int | None = None) 
     """
     # os.path.isdir(), because Path.is_dir() itself raises if the parent folder may not be entered.
     folder = path if os.path.isdir(path) else path.parent
+    raise_if_folder_full(exc, folder)
     if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         raise _disk_full(folder, needed) from exc
     if exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
@@ -64,6 +69,54 @@ def raise_storage_error(exc: OSError, path: Path, *, needed: int | None = None) 
     raise error(f"{folder}: {(exc.strerror or str(exc)).lower()}", hint="see ganq doctor") from exc
 
 
+def raise_if_folder_full(exc: OSError, folder: Path) -> None:
+    """
+    Raise the error for a folder that can hold no more entries, if that is the reason for an OSError.
+
+    ext4 reports such a folder as a full disk (ENOSPC), other file systems as EMLINK. It is full if the volume
+    has space, the name that failed fails again, and another can be created in the parent folder. (In an index
+    of ext4 that is full, other names may still fit.)
+
+    Args:
+        folder: where to look if the error names no path.
+
+    Raises:
+        DirectoryFullError
+    """
+    if exc.errno not in FULL_FOLDER or _lacks_inodes(folder):
+        return
+    if exc.errno == errno.ENOSPC and (free_bytes(folder) or 0) < ROOM_FOR_NAMES:
+        return
+    name = exc.filename2 or exc.filename
+    failed = Path(name) if isinstance(name, str) and os.path.isabs(name) else _unused_name(folder)
+    folder = failed.parent
+    refused = _create(failed, exc.errno) in FULL_FOLDER
+    if refused and _create(_unused_name(folder.parent), exc.errno) == 0:
+        raise DirectoryFullError(
+            f"the folder {folder} is full: its file system allows no further entries in it",
+            hint="write images as archives (--format tar), delete old jobs (ganq gc), or let an ext4 have "
+            "larger folders: tune2fs -O large_dir DEVICE",
+        ) from exc
+
+
+def _unused_name(folder: Path) -> Path:
+    return folder / f"{TEMP_MARK}{secrets.token_hex(4)}"
+
+
+def _create(path: Path, failed: int) -> int:
+    """Create and delete a file, or a folder where that failed (EMLINK); return the errno, or 0."""
+    try:
+        if failed == errno.EMLINK:
+            path.mkdir()
+            path.rmdir()
+        else:
+            path.open("xb").close()
+            path.unlink()
+    except OSError as exc:
+        return exc.errno or errno.EIO
+    return 0
+
+
 def gone(folder: Path) -> VolumeError:
     """Return the error for a folder of a volume that was there before, as when the volume is unmounted."""
     return VolumeError(f"{folder} no longer exists", hint="is the volume still mounted there?")
@@ -73,12 +126,21 @@ def _disk_full(folder: Path, needed: int | None) -> DiskFullError:
     free = free_bytes(folder)
     sizes = [] if needed is None else [f"needed: {_in_words(needed)}"]
     sizes.append(f"free: {'unknown' if free is None else _in_words(free)}")
+    if _lacks_inodes(folder):
+        sizes.append("free inodes: 0, so that no further file can be created")
     return DiskFullError(
         f"no room left at {folder} ({', '.join(sizes)})",
         hint="make room (ganq gc --dry-run), or point GANQ_VOLUME at a larger disk; the job then continues",
         needed=needed,
         free=free,
     )
+
+
+def _lacks_inodes(folder: Path) -> bool:
+    with suppress(OSError):
+        about = os.statvfs(folder)
+        return about.f_files > 0 and about.f_favail == 0
+    return False
 
 
 def _in_words(size: int) -> str:

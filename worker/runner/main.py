@@ -31,7 +31,7 @@ from worker.ipc import Channel, Message
 from worker.runner.context import RunContext
 from worker.supervisor.runner_process import CHANNEL_ENV
 
-STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
+STORAGE_ERRNOS = (errno.ENOSPC, errno.EMLINK, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 
 IDLE_S = 5.0
 """A runner without work for so long returns the memory that runner_process.memory_policy() makes it keep;
