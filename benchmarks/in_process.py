@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.context import CheckpointKind, Images, ImageSink, Sample, Snapshot
+from jobs.context import PLAIN_NAMES, CheckpointKind, ImageNames, Images, ImageSink, Sample, Snapshot
 from storage.datasets.cache import open_images
 from storage.results.codecs import write_png
 from storage.results.writer import ImageFiles
@@ -91,9 +91,11 @@ class VolumeContext(LocalContext):
         format: str = "png",
         quality: int | None = None,
         total: int | None = None,
+        names: ImageNames = PLAIN_NAMES,
         shard: int | None = None,
+        of_shards: bool = False,
     ) -> ImageSink:
-        return ImageFiles(self.attempt_folder, format=format, quality=quality, total=total)
+        return ImageFiles(self.attempt_folder, format=format, quality=quality, total=total, names=names)
 
 
 def loop_seconds(records: list[dict[str, Any]]) -> float:

@@ -64,6 +64,35 @@ class GeneratedImage:
 
 
 @dataclass(frozen=True)
+class ImageNames:
+    """How the images of a generation are named and divided into files; see GenerateSpec.names."""
+
+    digits: int = 6
+    folders: bool = False
+    """Whether image files lie in folders of 10,000, by their number."""
+    per_tar: int = 10_000
+    first_tar: int = 0
+    """Number of the first archive: those of all shards are numbered together."""
+    linked: bool = False
+    """Whether the parent publishes the archives and manifests of its shards as they are."""
+
+
+PLAIN_NAMES = ImageNames()
+
+
+@dataclass(frozen=True)
+class ShardFiles:
+    """What a shard has published, for a parent that links to it."""
+
+    folder: Path
+    images: int
+    bytes: int  # of all images
+    manifest_bytes: int
+    manifest_sha256: str
+    archives: list[dict[str, Any]]  # archive (its name), bytes, sha256
+
+
+@dataclass(frozen=True)
 class StoredImage:
     """An image that a shard has published: its line in the manifest, and its place on the volume."""
 
@@ -80,6 +109,14 @@ class ImageSink(Protocol):
 
     def adopt(self, image: StoredImage, *, output_index: int) -> None:
         """Take over an image of a shard without encoding it again."""
+
+    def link(self, shard: ShardFiles, *, build: int | None = None) -> None:
+        """
+        Take over all images of a shard, without reading them: its archives and its manifest.
+
+        Args:
+            build: number of its build in the result's `builds`.
+        """
 
     def shown(self, pixels_HW3: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
         """Return the image as it is read back: a lossy format changes it."""
@@ -99,6 +136,9 @@ class ImageSink(Protocol):
     def stored(self) -> Iterable[StoredImage]:
         """Return the published images, in order."""
 
+    def shard_files(self) -> ShardFiles:
+        """Return the published files, of archives."""
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -108,6 +148,8 @@ class Shard:
     draws: tuple[int, int]  # sample indices (first, last)
     images: Iterable[StoredImage] | None  # in order; None: deleted from the volume, or incomplete
     build: dict[str, Any] | None = None  # jobs.device.build_fingerprint() of its worker, if it was recorded
+    files: ShardFiles | None = None  # of archives that the parent links to
+    all_equal: bool = False  # whether its images are all the same
 
 
 class JobContext(Protocol):
@@ -267,15 +309,18 @@ class JobContext(Protocol):
         format: str = "png",
         quality: int | None = None,
         total: int | None = None,
+        names: ImageNames = PLAIN_NAMES,
         shard: int | None = None,
+        of_shards: bool = False,
     ) -> ImageSink:
         """
         Return a sink for generated images.
 
         Args:
-            format, quality: as in GenerateSpec.
+            format, quality, names: as in GenerateSpec.
             total: the number of images that will be added.
             shard: the index of a shard that this attempt generates again; its files are deleted at the end.
+            of_shards: the sink links to shards; it takes no images.
         """
 
     def scratch(self) -> Path:

@@ -9,7 +9,7 @@ from jobs.errors import StorageError
 from storage.db.engine import Database
 from storage.db.store import JobStore
 from storage.results.formats import MANIFEST, pixels_of
-from storage.results.reader import names_of_result, read_manifest, verify_lines
+from storage.results.reader import manifest_lines, names_of_result, read_manifest, verify_lines
 from storage.settings import Settings
 from storage.volume.durable import sha256_file
 from storage.volume.layout import Volume
@@ -77,8 +77,7 @@ def verify_manifest(folder: Path, *, manifest_sha256: str | None = None) -> int:
         digest = sha256_file(folder / MANIFEST)
         if manifest_sha256 not in (None, digest):
             raise StorageError(f"{folder / MANIFEST} has changed since it was published")
-        with open(folder / MANIFEST, encoding="utf-8") as lines:
-            count = verify_lines(folder, lines)
+        count = verify_lines(folder, manifest_lines(folder))
         for made in read_manifest(folder, digest):
             pixels_of(made)
     except (OSError, ValueError, KeyError, TypeError, SyntaxError) as exc:
@@ -99,6 +98,6 @@ def result_files(folder: Path) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for name in names_of_result(folder):
         path = folder / name
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
         found |= {one.relative_to(folder).as_posix(): one.read_bytes() for one in files}
     return found

@@ -8,6 +8,8 @@ are read when a gallery is sorted by them.
 import json
 import re
 import threading
+from bisect import bisect_right
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,9 @@ CHUNK = 16 << 20
 TAIL_LINES = 2000
 """Maximum number of lines about whole archives, which stand at the end of a manifest."""
 MAX_LINE = 1 << 16
+SHARD_LINE = b'{"shard"'
+OPEN_SHARDS = 64
+"""Shards of one result whose indices are kept in memory."""
 ORDERS = ("index", "best", "worst")
 _SHA256 = re.compile(rb"[0-9a-f]{64}")
 _OF_IMAGE = re.compile(rb'"sha256": ?"([0-9a-f]{16})')
@@ -36,15 +41,19 @@ class ManifestIndex:
     """
     Where each image's line begins.
 
+    Args:
+        folder: of the result.
+        path: of the manifest, if it is that of a shard.
+
     Raises:
         StorageError: the manifest cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, path: Path | None = None) -> None:
         import numpy as np
 
         self.folder = folder
-        self.path = folder / MANIFEST
+        self.path = path or folder / MANIFEST
         self._lock = threading.Lock()
         starts, at = [np.zeros(1, np.int64)], 0
         try:
@@ -160,6 +169,94 @@ class ManifestIndex:
         return [int(one) for one in self._ranked[::-1][first:last]]
 
 
+class ShardedIndex(ManifestIndex):
+    """
+    The index of a manifest that refers to those of its shards, of which the last used are in memory.
+
+    Raises:
+        StorageError: the manifest cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / MANIFEST
+        self._lock = threading.Lock()
+        self._open: dict[int, ManifestIndex] = {}
+        self._found_in = 0
+        try:
+            with open(self.path, "rb") as file:
+                self._shards = [line for line in map(json.loads, file) if "shard" in line]
+            self._firsts = [int(line["first"]) for line in self._shards]
+            self.count = sum(int(line["images"]) for line in self._shards)
+        except OSError as exc:
+            raise StorageError(f"{self.path} cannot be read: {(exc.strerror or str(exc)).lower()}") from exc
+        except (ValueError, KeyError, TypeError) as exc:
+            raise StorageError(f"{self.path} is broken") from exc
+
+    @property
+    def cost(self) -> int:
+        largest = max((int(line["images"]) for line in self._shards), default=0)
+        return 1024 * len(self._shards) + min(28 * self.count, 28 * OPEN_SHARDS * largest)
+
+    def line(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self.count:
+            raise NotFoundError(f"there is no image {index}: the last is {self.count - 1}")
+        place = bisect_right(self._firsts, index) - 1
+        build = {"build": one} if (one := self._shards[place].get("build")) is not None else {}
+        return {**self._shard(place).line(index - self._firsts[place]), **build, "index": index}
+
+    def _shard(self, place: int) -> ManifestIndex:
+        """Return the index of a shard; drop the one that was not used for the longest time."""
+        with self._lock:
+            found = self._open.pop(place, None)
+            if found is None:
+                name = Path(self._shards[place]["manifest"])
+                if name.is_absolute() or ".." in name.parts:
+                    raise StorageError(f"line {place + 1} of {self.path} names a file elsewhere")
+                found = ManifestIndex(self.folder, self.folder / name)
+                if found.count != self._shards[place]["images"]:
+                    raise StorageError(f"{found.path} has changed since it was published")
+            self._open[place] = found
+            if len(self._open) > OPEN_SHARDS:
+                del self._open[next(iter(self._open))]
+            return found
+
+    def find(self, sha256: str) -> int:
+        shards = len(self._shards)
+        for step in range(shards):  # images are mostly read in order: begin where the last one was
+            place = (self._found_in + step) % shards
+            with suppress(NotFoundError):
+                index = self._shard(place).find(sha256)
+                self._found_in = place
+                return self._firsts[place] + index
+        raise NotFoundError(f"there is no image {sha256[:64]!r}", hint="the list of images has their SHA-256")
+
+    @cached_property
+    def scores(self) -> "NDArray[np.float32] | None":
+        import numpy as np
+
+        found = [self._shard(place).scores for place in range(len(self._shards))]
+        known = [one for one in found if one is not None]
+        return np.concatenate(known) if known and len(known) == len(found) else None
+
+
+def open_index(folder: Path) -> ManifestIndex:
+    """
+    Return the index of a published result.
+
+    Raises:
+        StorageError: the manifest cannot be read.
+    """
+    try:
+        with open(folder / MANIFEST, "rb") as file:
+            sharded = file.read(len(SHARD_LINE)) == SHARD_LINE
+    except OSError as exc:
+        raise StorageError(
+            f"{folder / MANIFEST} cannot be read: {(exc.strerror or str(exc)).lower()}"
+        ) from exc
+    return ShardedIndex(folder) if sharded else ManifestIndex(folder)
+
+
 def published_folder(site: Site, job: Job) -> Path:
     return site.volume.attempt(job.id, job.attempt)
 
@@ -177,6 +274,6 @@ def index_of(site: Site, job: Job) -> ManifestIndex:
         raise NotFoundError(f"job {job.id} has no images", hint="they are published when it has succeeded")
     key = ("manifest", job.id, job.attempt, sha256)
     found: ManifestIndex = site.indexes.get_or_make(
-        key, lambda: ManifestIndex(published_folder(site, job)), lambda made: made.cost
+        key, lambda: open_index(published_folder(site, job)), lambda made: made.cost
     )
     return found

@@ -90,7 +90,7 @@ class IndexList(click.ParamType[tuple[int, ...]]):
         return tuple(map(int, parts))
 
 
-NEVER_SWEPT = ("source", "draws", "seeds", "out", "interpolate")
+NEVER_SWEPT = ("source", "draws", "layout", "seeds", "out", "interpolate")
 """What the command finds itself, and what is itself a list or a folder."""
 
 OPTION_TYPES: dict[str, click.ParamType[Any]] = {
@@ -120,7 +120,7 @@ OPTION_TYPES: dict[str, click.ParamType[Any]] = {
 @spec_options(
     GenerateSpec,
     HELP,
-    excluded=("source", "draws"),
+    excluded=("source", "draws", "layout"),
     types=OPTION_TYPES,
     not_repeatable=("format",),
 )

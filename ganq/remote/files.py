@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 import re
 import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -291,7 +291,7 @@ def download(api: Api, job: "Job", path: str, out: Path, only: str | None) -> Pa
         raise StorageError(f"the manifest of job {job.id} differs from the registered one")
     records = [json.loads(line) for line in known.splitlines()]
     if only == "best":
-        return _best(api, path, out, [one for one in records if "index" in one])
+        return _best(api, path, out, records)
     hashes = _hashes(records)
     out.mkdir(parents=True, exist_ok=True)
     taken = next(iter(_foreign(out, hashes, known)), None)
@@ -335,7 +335,11 @@ def _hashes(records: list[dict[str, Any]]) -> dict[str, str]:
         for one in records
         if "index" in one and "offset" not in one and "shape" not in one
     }
-    return found | {one["archive"]: one["sha256"] for one in records if "archive" in one}
+    shards = [one for one in records if "shard" in one]
+    found |= {one["manifest"]: one["sha256"] for one in shards}
+    archives = [one for one in records if "archive" in one]
+    archives += [archive for one in shards for archive in one["archives"]]
+    return found | {one["archive"]: one["sha256"] for one in archives}
 
 
 def _foreign(out: Path, hashes: dict[str, str], manifest: bytes) -> Iterator[str]:
@@ -344,9 +348,11 @@ def _foreign(out: Path, hashes: dict[str, str], manifest: bytes) -> Iterator[str
     if there.exists() and there.read_bytes() != manifest:
         yield MANIFEST
     folder = out / "images"
-    for name in sorted(os.listdir(folder))[:1] if folder.is_dir() else ():
-        if f"images/{name}" not in hashes or _sha256(folder / name) != hashes[f"images/{name}"]:
-            yield f"images/{name}"
+    files = (one for one in folder.rglob("*") if one.is_file() and not one.name.endswith(PARTIAL))
+    for path in islice(files, 1):
+        name = path.relative_to(out).as_posix()
+        if name not in hashes or _sha256(path) != hashes[name]:
+            yield name
 
 
 def _resumed_at(note: Path, manifest_sha256: str) -> str | None:
@@ -417,8 +423,11 @@ def _members(pieces: Iterator[bytes]) -> Iterator[tuple[str, Iterator[bytes]]]:
         yield long_name.pop("path", entry.name), content(int(long_name.pop("size", entry.size)))
 
 
-def _best(api: Api, path: str, out: Path, images_: list[dict[str, Any]]) -> Path:
-    scored = [one for one in images_ if isinstance(one.get("score"), int | float)]
+def _best(api: Api, path: str, out: Path, records: list[dict[str, Any]]) -> Path:
+    known = [one for one in records if "index" in one]
+    if any("shard" in one for one in records):  # the manifests of the shards are with the server
+        known = [{**one.record, "file": f"{one.sample_index:06d}.png"} for one in images(api, path)]
+    scored = [one for one in known if isinstance(one.get("score"), int | float)]
     if not scored:
         raise NotFoundError(
             "no image of this job has a score", hint="submit generate --keep K --of N scores images"

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ganq.submission.options import INTERNAL
 from ganq.submission.train import NETWORKS
 from jobs.durations import in_words
 from jobs.errors import SpecError
@@ -73,7 +74,7 @@ def options_of(kind: str, spec: Mapping[str, Any], parent: Mapping[str, Any] | N
     found = {
         name: value
         for name, value in spec.items()
-        if name in always or name not in plain or value != plain[name]
+        if (name in always or name not in plain or value != plain[name]) and name not in INTERNAL
     }
     if kind == "evaluate":
         subject = found.pop("source", None), found.pop("path", None)

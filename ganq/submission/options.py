@@ -22,7 +22,8 @@ SOURCES: dict[str, tuple[str, ...]] = {
 }
 """Options that name another job, or how to use it; beside the fields of the spec."""
 SOURCE_ALIASES = {"train": {"continue": "continue_from"}, "generate": {"from": "source"}, "evaluate": {}}
-INTERNAL = ("draws",)
+INTERNAL = ("draws", "layout")
+"""Fields that no option sets."""
 NEVER_SWEPT = (
     *("data", "init_netg", "init_netd", "feature_network", "feature_sha256", "source", "path", "out"),
     *("continue_from", "init_from", "subject", "now", "seeds", "interpolate", "augment", "progressive"),

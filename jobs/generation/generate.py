@@ -10,8 +10,8 @@ Shapes in names: B images in a micro-batch, Z latent dimensions, H, W pixels.
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from jobs import device as devices
 from jobs import grids
-from jobs.context import GeneratedImage, ImageSink, JobContext, Shard, StoredImage
+from jobs.context import GeneratedImage, ImageSink, JobContext, Shard
 from jobs.errors import CheckpointCorruptError, StopRequested
 from jobs.failpoints import failpoint
 from jobs.generation import merge_shards, model_cache, previews, selection, shard_builds
@@ -79,34 +79,40 @@ def run(spec: GenerateSpec, ctx: JobContext) -> dict[str, Any]:
 
 def _merge(spec: GenerateSpec, ctx: JobContext, shards: list[Shard]) -> dict[str, Any]:
     """Merge the shards; name their builds where these differ."""
-    images: list[Iterable[StoredImage]] = []
-    builds: list[shard_builds.Build | None] = []
+    linked = spec.names.linked
     for place, shard in enumerate(shards):
-        if shard.images is None:
-            images.append(_generate_again(spec, ctx, place, shard))
-            here = devices.choose(spec.device)
-            builds.append(devices.build_fingerprint(here, deterministic=spec.deterministic))
-        else:
-            images.append(shard.images)
-            builds.append(shard.build)
+        if shard.images is None or (linked and shard.files is None):
+            shards[place] = _generate_again(spec, ctx, place, shard)
+    builds = [shard.build for shard in shards]
     found = shard_builds.distinct(builds)
     if len(found) > 1:
         differ = shard_builds.difference(found)
         ctx.log(f"shards come from different builds, so images may differ in their last bits: {differ}")
         ctx.event("not_bit_exact", changed=differ)
-        images = [shard_builds.marked(one, build, found) for one, build in zip(images, builds, strict=True)]
+    numbers = shard_builds.numbers(builds, found)
+    if linked:
+        return merge_shards.link(spec, ctx, shards, numbers) | shard_builds.facts(builds)
+    images = [
+        shard_builds.marked(shard.images or (), number) for shard, number in zip(shards, numbers, strict=True)
+    ]
     return merge_shards.run(spec, ctx, images) | shard_builds.facts(builds)
 
 
-def _generate_again(spec: GenerateSpec, ctx: JobContext, place: int, shard: Shard) -> Iterable[StoredImage]:
-    """Generate a deleted shard again: it depends only on checkpoint, seed and sample indices."""
+def _generate_again(spec: GenerateSpec, ctx: JobContext, place: int, shard: Shard) -> Shard:
+    """Generate a shard again whose folder is gone: it depends only on checkpoint, seed and sample indices."""
     first, last = shard.draws
     ctx.log(f"the result of job {shard.job_id} was deleted: images {first} to {last} are generated again")
     ctx.event("shard_regenerated", shard=shard.job_id, first=first, last=last)
     generation = Generation(spec.shard(shard.draws), ctx)
     sink = generation.sink(shard=place)
-    generation.run(sink)
-    return sink.stored()
+    result = generation.run(sink)
+    return replace(
+        shard,
+        images=sink.stored(),
+        build=result["build"],
+        files=sink.shard_files(),
+        all_equal="warning" in result,
+    )
 
 
 class Generation:
@@ -135,7 +141,9 @@ class Generation:
         """Return where run() writes its images; see JobContext.image_sink()."""
         spec = self.spec
         coming = self.due if spec.keep is None else min(spec.keep, self.due)
-        return self.ctx.image_sink(format=spec.format, quality=spec.quality, total=coming, shard=shard)
+        return self.ctx.image_sink(
+            format=spec.format, quality=spec.quality, total=coming, names=spec.names, shard=shard
+        )
 
     def run(self, sink: ImageSink | None = None) -> dict[str, Any]:
         spec = self.spec

@@ -1,18 +1,20 @@
 """
 Merge the shards of a generation: publish their images as one result.
 
-Images are not computed or encoded again. Files are hard-linked if the volume supports it; members of archives
-are copied. The result has the same bytes as that of a single worker.
+Images are not computed or encoded again. Archives are hard-linked as they are, each with the manifest of its
+shard, so that publication takes as long for a hundred million images as their number of archives needs.
+Image files are hard-linked one by one. Ranked images, the arrays of an npz and archives of jobs that an older
+ganq has submitted are copied.
 """
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
-from jobs.context import JobContext, StoredImage
+from jobs.context import JobContext, Shard, StoredImage
 from jobs.errors import StopRequested
 from jobs.failpoints import failpoint
 from jobs.generation import previews
@@ -28,7 +30,7 @@ class ShardImage:
     image: StoredImage
 
 
-def run(spec: GenerateSpec, ctx: JobContext, shards: list[Iterable[StoredImage]]) -> dict[str, Any]:
+def run(spec: GenerateSpec, ctx: JobContext, shards: Sequence[Iterable[StoredImage]]) -> dict[str, Any]:
     """
     Merge shards and publish the result.
 
@@ -43,7 +45,7 @@ def run(spec: GenerateSpec, ctx: JobContext, shards: list[Iterable[StoredImage]]
         StorageError: a shard's result differs from what was registered.
     """
     started = time.monotonic()
-    sink = ctx.image_sink(format=spec.format, quality=spec.quality, total=spec.total)
+    sink = ctx.image_sink(format=spec.format, quality=spec.quality, total=spec.total, names=spec.names)
     pages = GridPages(sink, size=spec.grid, most=spec.grid_pages)
     in_order = _all(shards) if spec.keep is None else _best(shards, spec.keep)
     shown = previews.Previews(spec)
@@ -66,27 +68,74 @@ def run(spec: GenerateSpec, ctx: JobContext, shards: list[Iterable[StoredImage]]
     pages.finish()
     more = previews.finish(spec, ctx, sink, shown)
     published = sink.publish()
+    equal = len(digests) == 1
+    return _facts(spec, len(shards), merged, started, equal=equal) | {"grids": pages.made} | more | published
+
+
+def link(
+    spec: GenerateSpec, ctx: JobContext, shards: Sequence[Shard], builds: Sequence[int | None]
+) -> dict[str, Any]:
+    """
+    Publish links to the archives of shards; only the images of the grids are read.
+
+    Args:
+        shards: all of them, with their files and images.
+        builds: number of the build of each; None: all have the same.
+
+    Returns, Raises: as run().
+    """
+    started = time.monotonic()
+    sink = ctx.image_sink(format=spec.format, names=spec.names, of_shards=True)
+    pages = GridPages(sink, size=spec.grid, most=spec.grid_pages)
+    shown = previews.Previews(spec)
+    for image in chain.from_iterable(shard.images or () for shard in shards):
+        if pages.full and len(shown.sample_indices) == shown.first:
+            break
+        if not pages.full:
+            pages.add(sink.pixels(image))
+        shown.add(image.record["draw"])
+    linked, equal, digest = 0, True, b""
+    for shard, build in zip(shards, builds, strict=True):
+        reason = ctx.stop_reason()
+        if reason is not None:
+            raise StopRequested(reason)
+        assert shard.files is not None
+        sink.link(shard.files, build=build)
+        failpoint("gather.adopted")
+        equal = equal and (shard.all_equal or shard.files.images == 1)
+        if equal:
+            (image,) = islice(shard.images or (), 1)
+            found = hashlib.sha256(sink.pixels(image).tobytes()).digest()
+            digest = digest or found
+            equal = digest == found
+        linked += shard.files.images
+        ctx.report(linked, spec.total, "images", phase="merging shards")
+    pages.finish()
+    more = previews.finish(spec, ctx, sink, shown)
+    published = sink.publish()
+    return _facts(spec, len(shards), linked, started, equal=equal) | {"grids": pages.made} | more | published
+
+
+def _facts(spec: GenerateSpec, shards: int, merged: int, started: float, *, equal: bool) -> dict[str, Any]:
+    """Return what the job's result says of all images; `equal`: whether they are all the same."""
     return {
         "image_count": merged,
         "drawn": spec.drawn,
-        "grids": pages.made,
         "seed": spec.seed,
-        "shards": len(shards),
+        "shards": shards,
         "seconds": round(time.monotonic() - started, 3),
-        **({"warning": f"collapsed: all {merged} images are equal"} if merged > 1 == len(digests) else {}),
-        **more,
-        **published,
+        **({"warning": f"collapsed: all {merged} images are equal"} if merged > 1 and equal else {}),
     }
 
 
-def _all(shards: list[Iterable[StoredImage]]) -> Iterator[ShardImage]:
+def _all(shards: Sequence[Iterable[StoredImage]]) -> Iterator[ShardImage]:
     """Yield all images; the output index is the sample index."""
     for shard in shards:
         for image in shard:
             yield ShardImage(image.record["draw"], image)
 
 
-def _best(shards: list[Iterable[StoredImage]], keep: int) -> Iterator[ShardImage]:
+def _best(shards: Sequence[Iterable[StoredImage]], keep: int) -> Iterator[ShardImage]:
     """Yield the best images, best first; the output index is the rank. Ties go to the lower sample index."""
     import heapq
 

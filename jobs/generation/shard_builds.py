@@ -37,10 +37,12 @@ def difference(builds: Sequence[Build]) -> str:
     return "; ".join(", ".join(differences(first, one)) for one in others)
 
 
-def marked(
-    made: Iterable[StoredImage], build: Build | None, builds: Sequence[Build]
-) -> Iterator[StoredImage]:
-    """Yield images whose lines in the manifest have the number of their build in the result's `builds`."""
-    number = None if build is None else builds.index(build)
+def numbers(builds: Sequence[Build | None], found: Sequence[Build]) -> list[int | None]:
+    """Return the number of each shard's build in the result's `builds`; None where all are the same."""
+    return [None if len(found) < 2 or one is None else found.index(one) for one in builds]
+
+
+def marked(made: Iterable[StoredImage], number: int | None) -> Iterator[StoredImage]:
+    """Yield images whose lines in the manifest have the number of their build."""
     for one in made:
-        yield replace(one, record={**one.record, "build": number})
+        yield one if number is None else replace(one, record={**one.record, "build": number})

@@ -6,15 +6,21 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from jobs.context import ImageNames
 from jobs.errors import SpecError
 from jobs.specs.base import MAX_COUNT, CheckpointSelector, Count, SampleIndex, Seed, Spec
 
-MAX_SHARDS = 1000
+MAX_SHARDS = 9900
+"""A folder that holds one archive or more of each shard has at most 10,000 entries."""
 MAX_FRAMES = 3600
 """Of one video, which is built in memory: two and a half minutes."""
 FRAMES_PER_SEGMENT = 60
 TAR_ABOVE = 100_000
-"""Images; more become tar archives of 10,000 each, unless a format is given: a folder of millions is slow."""
+"""Images; more become tar archives, unless a format is given: a million files are slow to publish."""
+MAX_FLAT = 10_000
+"""Images; the files of more lie in several folders. See docs/decisions/0026-large-results.md."""
+IMAGES_PER_TAR = 10_240
+DIGITS = 6
 
 SELECTION_OPTIONS = (
     *("seed", "micro_batch", "class_name", "noise_mean", "noise_std", "truncation", "reject"),
@@ -30,7 +36,7 @@ class GenerateSpec(Spec):
     """A set of images of one checkpoint. Image i depends only on (checkpoint, seed, i)."""
 
     kind: ClassVar[str] = "generate"
-    of_new: ClassVar[dict[str, Any]] = {"passport": True}
+    of_new: ClassVar[dict[str, Any]] = {"passport": True, "layout": 2}
 
     source: int
     """Id of the training or import job of the generator."""
@@ -83,6 +89,12 @@ class GenerateSpec(Spec):
     """Maximum number of workers of this job at a time; 0: no limit."""
     draws: tuple[int, int] | None = None
     """Of a shard: its range (first, last) in the order of sample indices."""
+    layout: Literal[1, 2] = 1
+    """
+    Version of `names`, of new jobs always the newest.
+
+    A job keeps that of its submission, so that workers of two versions write the same files.
+    """
 
     @model_validator(mode="after")
     def _one_way_to_count(self) -> Self:
@@ -174,13 +186,17 @@ class GenerateSpec(Spec):
         return self.of if self.of is not None else self.total
 
     @property
+    def _sample_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Return the sample indices of the whole job."""
+        return self.seeds or ((0, self.drawn - 1),)
+
+    @property
     def ranges(self) -> tuple[tuple[int, int], ...]:
         """Return the sample indices of this spec, as inclusive ranges in order."""
-        whole = self.seeds or ((0, self.drawn - 1),)
         if self.draws is None:
-            return whole
+            return self._sample_ranges
         mine, place = [], 0
-        for first, last in whole:
+        for first, last in self._sample_ranges:
             begin = max(first, first + self.draws[0] - place)
             end = min(last, first + self.draws[1] - place)
             if begin <= end:
@@ -224,14 +240,38 @@ class GenerateSpec(Spec):
             return cls.create(source=0, **choice, **more).shard((index, index))
         return cls.create(source=0, seeds=((index, index),), **choice, **more)
 
-    def split(self) -> "list[GenerateSpec]":
+    @property
+    def names(self) -> ImageNames:
+        """Return how images are named and divided into files; the images of all shards are named together."""
+        if self.layout == 1 or self.total <= MAX_FLAT:
+            return ImageNames()
+        last = self.total - 1 if self.keep is not None else max(last for _, last in self._sample_ranges)
+        digits = max(DIGITS, len(str(last)))
+        if self.format != "tar" or self.keep is not None:  # an image has its rank only in the whole
+            return ImageNames(digits, folders=True, per_tar=IMAGES_PER_TAR)
+        step = min(self._step, self.drawn)
+        tars = max(1, step // IMAGES_PER_TAR)  # of each shard
+        first = 0 if self.draws is None else self.draws[0] // step * tars
+        return ImageNames(
+            digits,
+            per_tar=-(-step // tars),
+            first_tar=first,
+            linked=self.drawn > step or self.draws is not None,
+        )
+
+    @property
+    def _step(self) -> int:
         """
-        Return the specs of the shards of a large job; [] if it is not split.
+        Return the number of images of a shard.
 
         Shards begin at micro-batch boundaries, so that no image is computed twice.
         """
         size = max(self.shard_size, -(-self.drawn // MAX_SHARDS))
-        size = -(-size // self.micro_batch) * self.micro_batch
+        return -(-size // self.micro_batch) * self.micro_batch
+
+    def split(self) -> "list[GenerateSpec]":
+        """Return the specs of the shards of a large job; [] if it is not split."""
+        size = self._step
         if self.draws is not None or self.drawn <= size or self.interpolate:
             return []
         return [

@@ -244,7 +244,10 @@ def scan(source: Path, reading: Reading | None = None) -> Listing:
     source = _images_of(source)
     try:
         if source.is_dir():
-            return _FolderScan(source, reading.reader).listing
+            found = _FolderScan(source, reading.reader).listing
+            if source.name == IMAGES and _is_result(source.parent) and found.labels is None:
+                found.labels = {}  # its folders are no classes
+            return found
         if not source.exists():
             raise NotFoundError(
                 f"there is no data set at {source}", hint="give a folder of images, a zip or a tar"
@@ -265,7 +268,7 @@ def _images_of(source: Path) -> Path:
     Raises:
         DatasetError: they lie in something that is no data set.
     """
-    if not ((source / MANIFEST).is_file() and (source / GRIDS).is_dir()):
+    if not _is_result(source):
         return source
     places = [source / IMAGES, *sorted(source.glob("shard-*.tar")), source / NPZ]
     there = [one for one in places if one.exists()]
@@ -275,6 +278,11 @@ def _images_of(source: Path) -> Path:
         f"the images in {source} lie in {'several tars' if len(there) > 1 else NPZ}",
         hint="give one of the tars, or generate them with --format png; ganq submit evaluate JOB reads all",
     )
+
+
+def _is_result(folder: Path) -> bool:
+    """Return whether a generation has made a folder."""
+    return (folder / MANIFEST).is_file() and (folder / GRIDS).is_dir()
 
 
 class _FolderScan:

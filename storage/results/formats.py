@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from jobs.context import StoredImage
+from jobs.context import PLAIN_NAMES, ImageNames, ShardFiles, StoredImage
 from jobs.errors import StorageError
 from storage.results import codecs
 from storage.results.codecs import Codec
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 IMAGES, GRIDS, MANIFEST, NPZ = "images", "grids", "manifest.jsonl", "pictures.npz"
-RESULT = re.compile(rf"{IMAGES}|{GRIDS}|{re.escape(MANIFEST)}|shard-\d+\.tar|{re.escape(NPZ)}")
+MANIFESTS = "manifests"
+"""Manifests of the shards to which a manifest refers."""
+RESULT = re.compile(rf"{IMAGES}|{GRIDS}|{re.escape(MANIFEST)}|{MANIFESTS}|shard-\d+\.tar|{re.escape(NPZ)}")
 """Names of the files and folders of a published result."""
-DIGITS = 6
-IMAGES_PER_TAR = 10_000
-"""Fixed, so that archives do not depend on the shards of a job."""
+IMAGES_PER_FOLDER = 10_000
 WRITE_BUFFER = 1 << 20
 
 Where = dict[str, Any]
@@ -103,12 +103,31 @@ def pixels_of(made: StoredImage) -> "NDArray[np.uint8]":
     return codecs.decode(data)
 
 
-class Folder:
-    """One file for each image: images/000000.png."""
+def link_or_copy(source: Path, target: Path) -> None:
+    """
+    Make a hard link, or a copy where the file system has none.
 
-    def __init__(self, folder: Path, mark: str, codec: Codec, total: int | None) -> None:
+    Raises:
+        OSError
+    """
+    try:
+        os.link(source, target)
+    except OSError as exc:
+        if exc.errno not in NO_LINKS:
+            raise
+        shutil.copyfile(source, target)
+
+
+class Folder:
+    """One file for each image: images/000000.png, or images/0000/000000.png of many."""
+
+    def __init__(
+        self, folder: Path, mark: str, codec: Codec, total: int | None, names: ImageNames = PLAIN_NAMES
+    ) -> None:
         self.temp = folder / f"{IMAGES}{mark}"
         self.codec = codec
+        self.names = names
+        self._folders: set[int] = set()
         self._block = 1
 
     def begin(self) -> None:
@@ -127,18 +146,21 @@ class Folder:
         return {"file": f"{IMAGES}/{name}"}
 
     def adopt(self, output_index: int, made: StoredImage) -> Where:
-        """Make a hard link, so that the shard's folder can be deleted afterwards."""
+        """Link to the file, so that the shard's folder can be deleted afterwards."""
         name = self._name(output_index)
-        try:
-            os.link(made.path, f"{self.temp}/{name}")
-        except OSError as exc:
-            if exc.errno not in NO_LINKS:
-                raise
-            shutil.copyfile(made.path, self.temp / name)
+        link_or_copy(made.path, self.temp / name)
         return {"file": f"{IMAGES}/{name}"}
 
     def _name(self, output_index: int) -> str:
-        return f"{output_index:0{DIGITS}d}{self.codec.suffix}"
+        """Return the name of an image's file; its folder exists."""
+        name = f"{output_index:0{self.names.digits}d}{self.codec.suffix}"
+        if not self.names.folders:
+            return name
+        number = output_index // IMAGES_PER_FOLDER
+        if number not in self._folders:
+            os.mkdir(self.temp / f"{number:04d}")
+            self._folders.add(number)
+        return f"{number:04d}/{name}"
 
     def disk_bytes(self, size: int) -> int:
         return -(-size // self._block) * self._block
@@ -188,8 +210,10 @@ class HashedFile(io.RawIOBase):
 class Tars:
     """Tar archives: shard-00000.tar with 000000.png …; equal images give equal bytes."""
 
-    def __init__(self, folder: Path, mark: str, codec: Codec, total: int | None) -> None:
-        self.folder, self.mark, self.codec = folder, mark, codec
+    def __init__(
+        self, folder: Path, mark: str, codec: Codec, total: int | None, names: ImageNames = PLAIN_NAMES
+    ) -> None:
+        self.folder, self.mark, self.codec, self.names = folder, mark, codec, names
         self.tars: list[HashedFile] = []
         self.lines: list[dict[str, Any]] = []
         self._in_this = 0
@@ -198,15 +222,15 @@ class Tars:
         self._next()
 
     def _next(self) -> None:
-        name = f"shard-{len(self.tars):05d}.tar"
+        name = f"shard-{self.names.first_tar + len(self.tars):05d}.tar"
         self.tars.append(HashedFile(self.folder / f"{name}{self.mark}", name))
         self._in_this = 0
 
     def put(self, output_index: int, data: bytes, record: dict[str, Any]) -> Where:
-        if self._in_this == IMAGES_PER_TAR:
+        if self._in_this == self.names.per_tar:
             self._end()
             self._next()
-        about = tarfile.TarInfo(f"{output_index:0{DIGITS}d}{self.codec.suffix}")
+        about = tarfile.TarInfo(f"{output_index:0{self.names.digits}d}{self.codec.suffix}")
         about.size = len(data)
         tar = self.tars[-1]
         tar.write(about.tobuf(tarfile.USTAR_FORMAT))
@@ -253,7 +277,9 @@ class Npz:
     which must therefore be known.
     """
 
-    def __init__(self, folder: Path, mark: str, codec: Codec, total: int | None) -> None:
+    def __init__(
+        self, folder: Path, mark: str, codec: Codec, total: int | None, names: ImageNames = PLAIN_NAMES
+    ) -> None:
         assert total is not None, "an npz starts with the number of its images"
         self.folder, self.total = folder, total
         self.path = folder / f"{NPZ}{mark}"
@@ -324,6 +350,77 @@ class Npz:
                     one.close()
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
+
+
+class LinkedShards:
+    """
+    The archives and manifests of shards, as hard links.
+
+    Links outlive the shards' folders, and an attempt that has lost its lease cannot take files away from
+    another. See docs/decisions/0026-large-results.md.
+    """
+
+    def __init__(self, folder: Path, mark: str) -> None:
+        self.folder, self.mark = folder, mark
+        self.manifests = folder / f"{MANIFESTS}{mark}"
+        self.archives: list[str] = []
+        self.shards = 0
+
+    def begin(self) -> None:
+        self.manifests.mkdir()
+
+    def link(self, shard: ShardFiles, first: int, build: int | None) -> dict[str, Any]:
+        """
+        Link to a shard.
+
+        Args:
+            first: index of its first image.
+
+        Returns:
+            The line of the manifest that refers to it.
+        """
+        name = f"{self.shards:05d}.jsonl"
+        link_or_copy(shard.folder / MANIFEST, self.manifests / name)
+        for archive in shard.archives:
+            self.archives.append(archive["archive"])
+            link_or_copy(shard.folder / archive["archive"], self._temp(archive["archive"]))
+        self.shards += 1
+        return {
+            "shard": self.shards - 1,
+            "first": first,
+            "images": shard.images,
+            "manifest": f"{MANIFESTS}/{name}",
+            "bytes": shard.manifest_bytes,
+            "sha256": shard.manifest_sha256,
+            "archives": shard.archives,
+            **({} if build is None else {"build": build}),
+        }
+
+    def _temp(self, name: str) -> Path:
+        return self.folder / f"{name}{self.mark}"
+
+    def put(self, output_index: int, data: bytes, record: dict[str, Any]) -> Where:
+        raise AssertionError("the images are in the shards")
+
+    def adopt(self, output_index: int, made: StoredImage) -> Where:
+        raise AssertionError("the images are in the shards")
+
+    def disk_bytes(self, size: int) -> int:
+        return 0
+
+    def finish(self) -> list[dict[str, Any]]:
+        return []
+
+    def renames(self) -> Iterator[tuple[Path, str]]:
+        for name in self.archives:
+            yield self._temp(name), name
+        yield self.manifests, MANIFESTS
+
+    def discard(self) -> None:
+        shutil.rmtree(self.manifests, ignore_errors=True)
+        for name in self.archives:
+            with suppress(OSError):
+                self._temp(name).unlink(missing_ok=True)
 
 
 def _nan_if_none(score: float | None) -> float:

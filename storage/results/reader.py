@@ -8,15 +8,16 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from jobs.context import StoredImage
+from jobs.context import ShardFiles, StoredImage
 from jobs.errors import StorageError
 from jobs.failpoints import failpoint
-from storage.results.formats import GRIDS, IMAGES, MANIFEST, RESULT, bytes_of, pixels_of
+from storage.results.formats import GRIDS, IMAGES, MANIFEST, MANIFESTS, RESULT, bytes_of, pixels_of
 from storage.volume.durable import (
     TEMP_MARK,
     fsync_folder,
@@ -28,15 +29,22 @@ from storage.volume.durable import (
 
 GONE = (errno.ENOENT, errno.ENOTDIR)
 """Errors of a missing file on a volume that is available."""
+COPIES_PER_SYNC = 64
+"""Archives that are synced together: a copy that is interrupted begins again behind them."""
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 
-def read_manifest(folder: Path, manifest_sha256: str) -> Iterator[StoredImage]:
+def read_manifest(
+    folder: Path, manifest_sha256: str, *, wanted: Container[int] | None = None
+) -> Iterator[StoredImage]:
     """
     Yield the images of a published result in order, reading one line at a time.
+
+    Args:
+        wanted: indices of the images; None: all.
 
     Raises:
         StorageError: the manifest differs from the registered one.
@@ -45,13 +53,83 @@ def read_manifest(folder: Path, manifest_sha256: str) -> Iterator[StoredImage]:
     try:
         if sha256_file(path) != manifest_sha256:
             raise StorageError(f"{path} has changed since it was published")
-        with open(path, encoding="utf-8") as lines:
-            for line in lines:
-                record = json.loads(line)
-                if "index" in record:  # the last lines list archives
-                    yield _made(folder, record)
+        for line in manifest_lines(folder, wanted=wanted):
+            if "index" in line and (wanted is None or line["index"] in wanted):
+                yield _made(folder, line)
     except OSError as exc:
         raise_storage_error(exc, path)
+
+
+@dataclass(frozen=True)
+class PublishedImages:
+    """The images of a published result; each iteration reads the manifest as read_manifest() does."""
+
+    folder: Path
+    manifest_sha256: str
+
+    def __iter__(self) -> Iterator[StoredImage]:
+        return read_manifest(self.folder, self.manifest_sha256)
+
+
+def manifest_lines(
+    folder: Path, manifest: Path | None = None, *, wanted: Container[int] | None = None
+) -> Iterator[dict[str, Any]]:
+    """
+    Yield the lines of a manifest: images with their index in the whole result, archives, and shards.
+
+    The line of a shard is followed by the lines of its own manifest.
+
+    Args:
+        folder: of the result.
+        manifest: of the result, if it is elsewhere.
+        wanted: indices of the images; lines of shards about others may be left out.
+
+    Raises:
+        OSError
+        StorageError: the manifest of a shard differs from what the line of the shard says.
+    """
+    with open(manifest or folder / MANIFEST, encoding="utf-8") as lines:
+        for text in lines:
+            line = json.loads(text)
+            yield line
+            if "shard" in line:
+                yield from _shard_lines(folder, line, wanted)
+
+
+def _shard_lines(
+    folder: Path, shard: dict[str, Any], wanted: Container[int] | None
+) -> Iterator[dict[str, Any]]:
+    path = folder / shard["manifest"]
+    if sha256_file(path) != shard["sha256"]:
+        raise StorageError(f"{path} has changed since it was published")
+    first, images = shard["first"], shard["images"]
+    build = {"build": shard["build"]} if "build" in shard else {}
+    with open(path, encoding="utf-8") as lines:
+        for place, text in enumerate(lines):
+            if place >= images:  # an archive
+                yield json.loads(text)
+            elif wanted is None or first + place in wanted:
+                yield {**json.loads(text), **build, "index": first + place}
+
+
+def count_images(folder: Path, manifest_sha256: str) -> int:
+    """
+    Return the number of images of a published result.
+
+    Raises:
+        StorageError: the manifest differs from the registered one.
+    """
+    path, count = folder / MANIFEST, 0
+    try:
+        if sha256_file(path) != manifest_sha256:
+            raise StorageError(f"{path} has changed since it was published")
+        with open(path, encoding="utf-8") as lines:
+            for text in lines:
+                line = json.loads(text)
+                count += line["images"] if "shard" in line else "index" in line
+    except OSError as exc:
+        raise_storage_error(exc, path)
+    return count
 
 
 def is_there(folder: Path, manifest_sha256: str) -> bool:
@@ -67,13 +145,31 @@ def is_there(folder: Path, manifest_sha256: str) -> bool:
     try:
         if sha256_file(folder / MANIFEST) != manifest_sha256:
             return False
-        with open(folder / MANIFEST) as lines:
-            for text in lines:
-                line = json.loads(text)
-                if "archive" in line:
-                    named[line["archive"]] = line["bytes"]
-                elif "offset" not in line:
-                    named[line["file"]] = line["bytes"]
+        for line in manifest_lines(folder):
+            if "archive" in line:
+                named[line["archive"]] = line["bytes"]
+            elif "index" in line and "offset" not in line:
+                named[line["file"]] = line["bytes"]
+    except OSError as exc:
+        if exc.errno in GONE:
+            return False
+        raise_storage_error(exc, folder)
+    return _has_sizes(folder, named)
+
+
+def are_there(shard: ShardFiles) -> bool:
+    """
+    Return whether the manifest and the archives of a shard exist, by their names and sizes.
+
+    Raises:
+        StorageError: the volume is not available.
+    """
+    named = {one["archive"]: one["bytes"] for one in shard.archives}
+    return _has_sizes(shard.folder, {MANIFEST: shard.manifest_bytes, **named})
+
+
+def _has_sizes(folder: Path, named: dict[str, int]) -> bool:
+    try:
         return all((folder / name).stat().st_size == size for name, size in named.items())
     except OSError as exc:
         if exc.errno in GONE:
@@ -94,19 +190,18 @@ def read_images(folder: Path, manifest_sha256: str, most: int) -> "Iterator[NDAr
     Raises:
         StorageError: the manifest or an image differs from what was registered.
     """
-    count = sum(1 for _ in read_manifest(folder, manifest_sha256))
+    count = count_images(folder, manifest_sha256)
     wanted = {place * count // most for place in range(most)} if count > most else None
-    for place, made in enumerate(read_manifest(folder, manifest_sha256)):
-        if wanted is None or place in wanted:
-            try:
-                yield pixels_of(made)
-            except (OSError, ValueError) as exc:
-                raise StorageError(f"{made.path} is missing or broken: {exc}") from exc
+    for made in read_manifest(folder, manifest_sha256, wanted=wanted):
+        try:
+            yield pixels_of(made)
+        except (OSError, ValueError) as exc:
+            raise StorageError(f"{made.path} is missing or broken: {exc}") from exc
 
 
-def verify_lines(folder: Path, lines: IO[str]) -> int:
+def verify_lines(folder: Path, lines: Iterator[dict[str, Any]]) -> int:
     """
-    Compare a result with the lines of its manifest: indices 0…N−1, hashes, and no other images.
+    Compare a result with its manifest: indices 0…N−1, hashes, and no other images.
 
     Memory does not grow with the number of images.
 
@@ -118,8 +213,10 @@ def verify_lines(folder: Path, lines: IO[str]) -> int:
     """
     count = 0
     named, archives = _Names(), _Names()
-    for text in lines:
-        line = json.loads(text)
+    for line in lines:
+        if "shard" in line:  # its manifest was read from there
+            archives.add(line["manifest"])
+            continue
         if "archive" in line:
             _verify_archive(folder / line["archive"], line)
             archives.add(line["archive"])
@@ -129,19 +226,31 @@ def verify_lines(folder: Path, lines: IO[str]) -> int:
         made = _made(folder, line)
         if not made.path.is_file() or hashlib.sha256(bytes_of(made)).hexdigest() != line["sha256"]:
             raise StorageError(f"{made.path} is missing or has changed")
-        if (file := Path(line["file"])).parent.name == IMAGES:
-            named.add(file.name)
+        if line["file"].startswith(f"{IMAGES}/"):
+            named.add(line["file"])
         count += 1
     there, archives_there = _Names(), _Names()
-    if (folder / IMAGES).is_dir():
-        for one in os.scandir(folder / IMAGES):
-            there.add(one.name)
+    for path in _files_below(folder / IMAGES):
+        there.add(path.relative_to(folder).as_posix())
+    for path in _files_below(folder / MANIFESTS):
+        archives_there.add(path.relative_to(folder).as_posix())
     for name in names_of_result(folder):
         if Path(name).suffix in (".tar", ".npz"):
             archives_there.add(name)
     if named.sum != there.sum or archives.sum != archives_there.sum:
         raise StorageError(f"{folder} holds images that the manifest does not name, or lacks some")
     return count
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield all entries of a folder and of the folders in it; none if it does not exist."""
+    if not folder.is_dir():
+        return
+    for one in os.scandir(folder):
+        if one.is_dir(follow_symlinks=False):
+            yield from _files_below(Path(one.path))
+        else:
+            yield Path(one.path)
 
 
 def _verify_archive(path: Path, line: dict[str, Any]) -> None:
@@ -191,10 +300,12 @@ def copy_out(folder: Path, out: str) -> dict[str, Any]:
             return {"out_error": f"{target} already holds {taken}: nothing there was touched"}
         target.mkdir(parents=True, exist_ok=True)
         _remove_older(target, folder)
-        for name in names:
-            if name == MANIFEST:
+        images = [name for name in names if name != MANIFEST]
+        batches = [images[at : at + COPIES_PER_SYNC] for at in range(0, len(images), COPIES_PER_SYNC)]
+        for some in (*batches, [MANIFEST] if MANIFEST in names else []):
+            if MANIFEST in some:
                 _check_copy(folder, target)
-            _copy_whole(folder / name, target / name, mark=_mark(folder))
+            _copy_whole([(folder / name, target / name) for name in some], mark=_mark(folder))
             failpoint("images.copied")
     except StorageError as exc:
         return {"out_error": f"{target} does not hold the whole result: {exc.message}"}
@@ -226,30 +337,42 @@ def _remove_older(target: Path, folder: Path) -> None:
             remove(going)
 
 
-def _copy_whole(source: Path, target: Path, *, mark: str) -> None:
+def _copy_whole(copies: Sequence[tuple[Path, Path]], *, mark: str) -> None:
     """
-    Copy a file or a folder that does not exist yet, so that it appears complete and durable.
+    Copy files or folders of one folder that do not exist yet, so that each appears complete and durable.
+
+    Args:
+        copies: (source, target) of each.
 
     Raises:
-        OSError: nothing remains.
+        OSError: no temporary file remains.
     """
-    if target.exists():
+    temps = {
+        target: target.with_name(f".{target.name}{TEMP_MARK}{mark}")
+        for _, target in copies
+        if not target.exists()
+    }
+    if not temps:
         return
-    temp = target.with_name(f".{target.name}{TEMP_MARK}{mark}")
+    folder = next(iter(temps)).parent
     try:
-        if source.is_dir():
-            shutil.copytree(source, temp, copy_function=_copy_file)
-        else:
-            shutil.copy2(source, temp)
-        sync_filesystem(target.parent)
-        if not target.exists():  # another attempt may have been faster
-            temp.rename(target)
-        fsync_folder(target.parent)
+        for source, target in copies:
+            if target in temps:
+                if source.is_dir():
+                    shutil.copytree(source, temps[target], copy_function=_copy_file)
+                else:
+                    shutil.copy2(source, temps[target])
+        sync_filesystem(folder)
+        for target, temp in temps.items():
+            if not target.exists():  # another attempt may have been faster
+                temp.rename(target)
+        fsync_folder(folder)
     except OSError:
-        if not target.exists():
+        if not all(target.exists() for target in temps):
             raise
     finally:
-        remove(temp)
+        for temp in temps.values():
+            remove(temp)
 
 
 def _copy_file(source: str, target: str) -> None:
@@ -264,8 +387,7 @@ def _check_copy(folder: Path, target: Path) -> None:
     Raises:
         StorageError: it differs.
     """
-    with open(folder / MANIFEST) as lines:
-        verify_lines(target, lines)
+    verify_lines(target, manifest_lines(target, folder / MANIFEST))
     if (folder / GRIDS).is_dir() and not _same(folder / GRIDS, target / GRIDS):
         raise StorageError(f"{target / GRIDS} holds other files")
 
@@ -276,7 +398,7 @@ def _same(one: Path, other: Path) -> bool:
         return False
     if not one.is_dir():
         return filecmp.cmp(one, other, shallow=False)
-    names = sorted(path.name for path in one.iterdir())
-    if names != sorted(path.name for path in other.iterdir()):
+    names = sorted(path.relative_to(one).as_posix() for path in _files_below(one))
+    if names != sorted(path.relative_to(other).as_posix() for path in _files_below(other)):
         return False
     return not any(filecmp.cmpfiles(one, other, names, shallow=False)[1:])

@@ -10,12 +10,12 @@ import hashlib
 import json
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from jobs.context import GeneratedImage, StoredImage
+from jobs.context import PLAIN_NAMES, GeneratedImage, ImageNames, ShardFiles, StoredImage
 from jobs.errors import StorageError
 from jobs.failpoints import failpoint
 from storage.results.codecs import PNG, decode, encode_png
@@ -26,6 +26,7 @@ from storage.results.formats import (
     MANIFEST,
     RESULT,
     Container,
+    LinkedShards,
     Where,
     pixels_of,
 )
@@ -34,6 +35,7 @@ from storage.volume.durable import (
     TEMP_MARK,
     fsync_folder,
     make_folder,
+    raise_if_folder_full,
     raise_storage_error,
     remove,
     require_room,
@@ -58,6 +60,8 @@ class ImageFiles:
         quality: of a lossy encoding, 1 to 100; None: the format's own.
         total: number of images, if known: lack of space for all of them is then reported after the first
             ones. Required by npz.
+        names: of the images; of linked archives the result lists the files.
+        of_shards: link to the archives of shards instead.
 
     After an error or a stop neither visible nor temporary files remain.
     """
@@ -70,14 +74,21 @@ class ImageFiles:
         format: str = "png",
         quality: int | None = None,
         total: int | None = None,
+        names: ImageNames = PLAIN_NAMES,
+        of_shards: bool = False,
     ) -> None:
         self.folder = folder
         self.inside = inside
         self.total = total
+        self.lists_archives = names.linked and not of_shards
         self.quality = quality
         mark = f"{TEMP_MARK}{secrets.token_hex(4)}"
         self.codec = FORMATS[format].codec
-        self.container: Container = FORMATS[format].container(folder, mark, self.codec, total)
+        self.container: Container = (
+            LinkedShards(folder, mark)
+            if of_shards
+            else FORMATS[format].container(folder, mark, self.codec, total, names)
+        )
         self.grids = folder / f"{GRIDS}{mark}"
         self.manifest = folder / f"{MANIFEST}{mark}"
         self.written = 0
@@ -86,6 +97,8 @@ class ImageFiles:
         self._lines: list[bytes] = []  # not written yet
         self._digest = hashlib.sha256()
         self.bytes = 0
+        self.archives: list[dict[str, Any]] = []
+        self.manifest_bytes = 0
         self._on_disk = 0
         self._begun = False
 
@@ -111,11 +124,18 @@ class ImageFiles:
             if (remaining := self._remaining()) is not None:
                 require_room(self.folder, remaining)
         except OSError as exc:
-            self.discard()
-            raise_storage_error(exc, self.folder, needed=self._remaining())
+            self._fail(exc, needed=self._remaining())
         except StorageError:
             self.discard()
             raise
+
+    def _fail(self, exc: OSError, *, needed: int | None = None) -> NoReturn:
+        """Raise the StorageError for an OSError; delete what was written."""
+        try:
+            raise_if_folder_full(exc, self.folder)  # while the folder is there
+        finally:
+            self.discard()
+        raise_storage_error(exc, self.folder, needed=needed)
 
     def _remaining(self) -> int | None:
         """Estimate the bytes of the images that are still missing."""
@@ -142,8 +162,27 @@ class ImageFiles:
             self._begin()
             self._add_line(self.container.adopt(output_index, image), image.record)
         except OSError as exc:
-            self.discard()
-            raise_storage_error(exc, self.folder, needed=self._remaining())
+            self._fail(exc, needed=self._remaining())
+
+    def link(self, shard: ShardFiles, *, build: int | None = None) -> None:
+        assert isinstance(self.container, LinkedShards)
+        try:
+            self._begin()
+            self._write_line(self.container.link(shard, self.written, build))
+        except OSError as exc:
+            self._fail(exc)
+        self.bytes += shard.bytes
+        self.written += shard.images
+
+    def shard_files(self) -> ShardFiles:
+        return ShardFiles(
+            self.folder,
+            self.written,
+            self.bytes,
+            self.manifest_bytes,
+            self._digest.hexdigest(),
+            self.archives,
+        )
 
     def _add_line(self, where: Where, record: dict[str, Any]) -> None:
         """Add an image's line to the manifest; `index` counts the lines."""
@@ -155,6 +194,7 @@ class ImageFiles:
         line = json.dumps(facts).encode() + b"\n"
         self._lines.append(line)
         self._digest.update(line)
+        self.manifest_bytes += len(line)
         if len(self._lines) == LINES_PER_WRITE:
             self._flush_lines()
 
@@ -180,8 +220,7 @@ class ImageFiles:
             self._begin()
             (self.grids / f"{name}.png").write_bytes(encode_png(pixels_HW3))
         except OSError as exc:
-            self.discard()
-            raise_storage_error(exc, self.folder)
+            self._fail(exc)
         self.names.append(f"{GRIDS}/{name}.png")
 
     def add_file(self, name: str, data: bytes) -> None:
@@ -189,15 +228,15 @@ class ImageFiles:
             self._begin()
             (self.grids / name).write_bytes(data)
         except OSError as exc:
-            self.discard()
-            raise_storage_error(exc, self.folder, needed=len(data))
+            self._fail(exc, needed=len(data))
         digest = hashlib.sha256(data).hexdigest()
         self.files.append({"name": f"{GRIDS}/{name}", "bytes": len(data), "sha256": digest})
 
     def publish(self) -> dict[str, Any]:
         try:
             self._begin()
-            for line in self.container.finish():
+            self.archives = self.container.finish()
+            for line in self.archives:
                 self._write_line(line)
             self._flush_lines()
             sync_filesystem(self.folder)
@@ -231,12 +270,17 @@ class ImageFiles:
             "manifest_sha256": self._digest.hexdigest(),
             "bytes": self.bytes,
             **({"files": self.files} if self.files else {}),
+            **(
+                {"archives": self.archives, "manifest_bytes": self.manifest_bytes}
+                if self.lists_archives
+                else {}
+            ),
         }
 
-    def stored(self) -> Iterator[StoredImage]:
-        from storage.results.reader import read_manifest
+    def stored(self) -> Iterable[StoredImage]:
+        from storage.results.reader import PublishedImages
 
-        return read_manifest(self.folder, self._digest.hexdigest())
+        return PublishedImages(self.folder, self._digest.hexdigest())
 
     def _unpublish(self) -> None:
         """Delete all files, including those that have their final names."""

@@ -13,7 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from jobs.context import CheckpointKind, Images, ImageSink, Sample, Shard, Snapshot
+from jobs.context import (
+    PLAIN_NAMES,
+    CheckpointKind,
+    ImageNames,
+    Images,
+    ImageSink,
+    Sample,
+    Shard,
+    ShardFiles,
+    Snapshot,
+)
 from jobs.errors import CheckpointCorruptError, DatasetError, StopRequested
 from jobs.failpoints import failpoint
 from jobs.states import StopReason
@@ -472,15 +482,18 @@ class RunContext:
         self.volume.point(self.volume.samples(self.job_id), folder)
 
     def shards(self) -> list[Shard]:
-        from storage.results.reader import is_there, read_manifest
+        from storage.results.reader import PublishedImages, are_there, is_there
 
         found = []
         for one in self.assignment["shards"]:
             if self._stop is not None:
                 raise StopRequested(self._stop)
             folder, digest = self.volume.attempt(one["job_id"], one["attempt"]), one["manifest_sha256"]
-            images = read_manifest(folder, digest) if is_there(folder, digest) else None
-            found.append(Shard(one["job_id"], tuple(one["draws"]), images, one.get("build")))
+            files = ShardFiles(folder, manifest_sha256=digest, **one["files"]) if "files" in one else None
+            there = is_there(folder, digest) if files is None else are_there(files)
+            images = PublishedImages(folder, digest) if there else None
+            equal = one.get("all_equal", False)
+            found.append(Shard(one["job_id"], tuple(one["draws"]), images, one.get("build"), files, equal))
         return found
 
     def image_sink(
@@ -489,14 +502,24 @@ class RunContext:
         format: str = "png",
         quality: int | None = None,
         total: int | None = None,
+        names: ImageNames = PLAIN_NAMES,
         shard: int | None = None,
+        of_shards: bool = False,
     ) -> ImageSink:
         from storage.results.writer import ImageFiles
 
         # publish() syncs the whole file system where that works; FUSE and 9p support fsync alone.
         self._make_durable()
         folder = self.folder if shard is None else self._shards_folder / f"{shard:04d}"
-        sink = ImageFiles(folder, inside=self.folder, format=format, quality=quality, total=total)
+        sink = ImageFiles(
+            folder,
+            inside=self.folder,
+            format=format,
+            quality=quality,
+            total=total,
+            names=names,
+            of_shards=of_shards,
+        )
         self._sinks.append(sink)
         return sink
 

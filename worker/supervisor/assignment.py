@@ -81,10 +81,7 @@ def _make(lease: Lease, store: JobStore, queries: Queries) -> dict[str, Any]:
         "copies_out": bool(job.spec.get("out")) and _is_submitter(job, queries),
         "inputs": inputs,
         "ends_in_s": None if (left_s := time_left_s(lease)) is None else max(0.0, left_s),
-        "shards": [
-            _images_pointer(one) | {"draws": one.spec["draws"], "build": (one.result or {}).get("build")}
-            for one in shards
-        ],
+        "shards": [_shard_pointer(one) for one in shards],
         "checkpoints": [
             _checkpoint_pointer(one) | {"kind": one.kind, "bytes": one.bytes} for one in reversed(own)
         ],
@@ -193,6 +190,19 @@ def _images_pointer(job: Job) -> dict[str, Any]:
     """Point to the images that a generation or a shard has published."""
     digest = (job.result or {}).get("manifest_sha256")
     return {"job_id": job.id, "attempt": job.attempt, "manifest_sha256": digest}
+
+
+def _shard_pointer(shard: Job) -> dict[str, Any]:
+    """Point to the images of a shard; name its files if its parent links to them."""
+    result = shard.result or {}
+    pointer = _images_pointer(shard) | {"draws": shard.spec["draws"], "build": result.get("build")}
+    if "archives" in result:
+        pointer["files"] = {
+            "images": result["image_count"],
+            **{name: result[name] for name in ("bytes", "manifest_bytes", "archives")},
+        }
+        pointer["all_equal"] = "warning" in result
+    return pointer
 
 
 def _checkpoint_pointer(one: Checkpoint) -> dict[str, Any]:

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.context import (
+    PLAIN_NAMES,
     CheckpointKind,
     GeneratedImage,
+    ImageNames,
     Images,
     ImageSink,
     Sample,
     Shard,
+    ShardFiles,
     Snapshot,
     StoredImage,
 )
@@ -88,6 +91,12 @@ class LocalSink:
 
     def stored(self) -> Iterable[StoredImage]:
         raise AssertionError("a job without parts makes none again")
+
+    def link(self, shard: ShardFiles, *, build: int | None = None) -> None:
+        raise AssertionError("a job without shards links to none")
+
+    def shard_files(self) -> ShardFiles:
+        raise AssertionError("a job without shards has none")
 
     def publish(self) -> dict[str, Any]:
         self.published = True
@@ -230,7 +239,9 @@ class LocalContext:
         format: str = "png",
         quality: int | None = None,
         total: int | None = None,
+        names: ImageNames = PLAIN_NAMES,
         shard: int | None = None,
+        of_shards: bool = False,
     ) -> ImageSink:
         return self.sink
 

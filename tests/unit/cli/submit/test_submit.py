@@ -766,6 +766,7 @@ OF_THEIR_OWN = {
     "keep",
     "of",
     "draws",
+    "layout",
     "quality",
     "interpolate",
     "frames",

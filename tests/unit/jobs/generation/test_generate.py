@@ -290,7 +290,8 @@ def test_shards_of_different_builds_are_not_bit_exact_and_named(
 
 def test_the_manifest_names_the_build_of_each_image() -> None:
     builds = shard_builds.distinct([AVX, SSE])
+    _, number = shard_builds.numbers([AVX, SSE], builds)
     made = [StoredImage(Path("/a"), {"draw": 0}), StoredImage(Path("/a"), {"draw": 1})]
-    marked = [one.record for one in shard_builds.marked(made, SSE, builds)]
+    marked = [one.record for one in shard_builds.marked(made, number)]
     assert marked == [{"draw": 0, "build": 1}, {"draw": 1, "build": 1}]
     assert shard_builds.difference(builds) == "device Xeon (AVX512) is now Xeon (DEFAULT)"

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jobs.recipes
+from jobs.context import PLAIN_NAMES
 from jobs.errors import SpecError
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
 from jobs.specs import GenerateSpec, ImportSpec, TrainSpec, check_name, size_plan
@@ -222,10 +223,55 @@ def test_more_than_a_hundred_thousand_images_become_archives_unless_a_format_is_
 
 
 @pytest.mark.parametrize("amount", [{"count": MAX_COUNT}, {"keep": 10, "of": MAX_COUNT}])
-def test_the_largest_job_in_the_smallest_shards_is_a_thousand_parts(amount: Any) -> None:
-    parts = GenerateSpec.create(source=1, shard_size=1, **amount).split()
-    assert 990 <= len(parts) <= MAX_SHARDS
-    assert sum(part.image_count for part in parts) == MAX_COUNT
+def test_the_largest_job_in_the_smallest_shards_is_less_than_ten_thousand_shards(amount: Any) -> None:
+    shards = GenerateSpec.create(source=1, shard_size=1, **amount).split()
+    assert 9_800 <= len(shards) <= MAX_SHARDS
+    assert sum(shard.image_count for shard in shards) == MAX_COUNT
+
+
+def test_up_to_ten_thousand_images_and_all_of_stored_jobs_have_the_names_of_ganq_0_2() -> None:
+    few = GenerateSpec.create(source=1, count=10_000)
+    assert few.names == GenerateSpec.create(source=1, seeds=((5_000_000, 5_000_009),)).names == PLAIN_NAMES
+    many = GenerateSpec.create(source=1, count=2_000_000, format="tar").to_json()
+    assert GenerateSpec.from_json(many).names != PLAIN_NAMES
+    del many["layout"]
+    assert GenerateSpec.from_json(many).names == PLAIN_NAMES
+
+
+@pytest.mark.parametrize(
+    ("amount", "digits"),
+    [
+        ({"count": 10_001}, 6),
+        ({"count": 1_000_000}, 6),
+        ({"count": 1_000_001}, 7),
+        ({"seeds": ((0, 10_000), (12_345_678, 12_345_678))}, 8),
+        ({"keep": 20_000, "of": 5_000_000}, 6),
+    ],
+)
+def test_the_names_of_many_images_have_the_digits_of_the_largest_index(
+    amount: dict[str, Any], digits: int
+) -> None:
+    spec = GenerateSpec.create(source=1, format="png", **amount)
+    assert spec.names.digits == digits
+    assert spec.names.folders
+    assert {shard.names for shard in spec.split()} == {spec.names}
+
+
+@settings(deadline=None, max_examples=8)
+@given(st.integers(10_001, 10**8), st.integers(1, 10**8), st.sampled_from([1, 7, 64, 100, 1000, 3000, 4096]))
+def test_the_archives_of_all_shards_fit_into_one_folder_and_no_two_have_one_name(
+    count: int, shard_size: int, micro_batch: int
+) -> None:
+    spec = GenerateSpec.create(
+        source=1, count=count, shard_size=shard_size, micro_batch=micro_batch, format="tar"
+    )
+    names: list[int] = []
+    for shard in spec.split() or [spec]:
+        archives = -(-shard.image_count // shard.names.per_tar)
+        names += range(shard.names.first_tar, shard.names.first_tar + archives)
+    assert names == list(range(len(names)))
+    assert len(names) <= 9_900
+    assert spec.names.linked == bool(spec.split())
 
 
 def test_a_spec_cannot_be_changed_after_it_was_made() -> None:

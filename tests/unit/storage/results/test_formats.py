@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from results import result_files, verify_manifest
 
-from jobs.context import GeneratedImage, StoredImage
+from jobs.context import PLAIN_NAMES, GeneratedImage, ImageNames, StoredImage
 from jobs.errors import DiskFullError, StorageError
 from jobs.generation import merge_shards
 from jobs.specs import GenerateSpec
@@ -37,8 +37,15 @@ def pixels(seed: int) -> np.ndarray:
     return small.repeat(SIZE // 3, axis=0).repeat(SIZE // 3, axis=1)
 
 
-def write(folder: Path, format: str, numbers: range, *, total: int | None = None) -> ImageFiles:
-    sink = ImageFiles(folder, format=format, total=len(numbers) if total is None else total)
+def write(
+    folder: Path,
+    format: str,
+    numbers: range,
+    *,
+    total: int | None = None,
+    names: ImageNames = PLAIN_NAMES,
+) -> ImageFiles:
+    sink = ImageFiles(folder, format=format, total=len(numbers) if total is None else total, names=names)
     sink.add(
         GeneratedImage(pixels(n), {"seed": 7, "draw": n, "score": None}, output_index=n) for n in numbers
     )
@@ -91,16 +98,16 @@ def test_the_manifest_says_where_each_image_is_and_its_hash(format: Any, tmp_pat
 
 @pytest.mark.parametrize("cuts", [(0, 4, 10), (0, 1, 2, 9, 10), (0, 10)])
 def test_gathered_parts_are_the_bytes_of_one_that_was_not_split(
-    format: Any, cuts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    format: Any, cuts: Any, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(formats, "IMAGES_PER_TAR", 3)
-    whole = write(tmp_path / "whole", format, range(10))
+    names = ImageNames(per_tar=3)
+    whole = write(tmp_path / "whole", format, range(10), names=names)
     whole.publish()
     parts: list[Iterable[StoredImage]] = []
     for place, (first, end) in enumerate(pairwise(cuts)):
         facts = write(tmp_path / f"part{place}", format, range(first, end)).publish()
         parts.append(read_manifest(tmp_path / f"part{place}", facts["manifest_sha256"]))
-    gathered = ImageFiles(tmp_path / "gathered", format=format, total=10)
+    gathered = ImageFiles(tmp_path / "gathered", format=format, total=10, names=names)
     spec = GenerateSpec.create(source=1, count=10, format=format, grid=0)
     for placed in merge_shards._all(parts):
         gathered.adopt(placed.image, output_index=placed.output_index)

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tables import Claimer, recorded
+from tables import Claimer, recorded, set_columns
 
 from jobs.errors import CheckpointNotFoundError, NotFoundError
 from storage.db.rows import Checkpoint
@@ -260,6 +260,13 @@ def test_only_the_parent_of_a_split_job_reads_its_shards(
     assert make_assignment(gathering, store, queries)["shards"] == [
         {"job_id": part.job_id, "attempt": 1, "manifest_sha256": "1" * 64, "draws": [0, 3], "build": None}
     ]
+
+    archives = [{"archive": "shard-00000.tar", "bytes": 1, "sha256": "0"}]
+    files: dict[str, Any] = {"image_count": 4, "bytes": 400, "manifest_bytes": 90, "archives": archives}
+    set_columns(database, part.job_id, result={"manifest_sha256": "1" * 64, "warning": "collapsed", **files})
+    (pointer,) = make_assignment(gathering, store, queries)["shards"]
+    images = files.pop("image_count")
+    assert (pointer["files"], pointer["all_equal"]) == ({"images": images, **files}, True)
 
     training = running_job_factory()
     with recorded(database) as seen:
