@@ -35,7 +35,6 @@ from storage.volume.durable import (
     TEMP_MARK,
     fsync_folder,
     make_folder,
-    raise_if_folder_full,
     raise_storage_error,
     remove,
     require_room,
@@ -132,10 +131,9 @@ class ImageFiles:
     def _fail(self, exc: OSError, *, needed: int | None = None) -> NoReturn:
         """Raise the StorageError for an OSError; delete what was written."""
         try:
-            raise_if_folder_full(exc, self.folder)  # while the folder is there
+            raise_storage_error(exc, self.folder, needed=needed)  # while the folder and its files are there
         finally:
             self.discard()
-        raise_storage_error(exc, self.folder, needed=needed)
 
     def _remaining(self) -> int | None:
         """Estimate the bytes of the images that are still missing."""
