@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test chaos random lint bench screenshots docs clean lock
+.PHONY: install demo test chaos random cluster cluster-test lint bench screenshots docs clean lock
 
 $(STAMP): requirements-dev.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("ganq needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -40,6 +40,19 @@ chaos: $(STAMP)
 # One run of the random mode: make random SEED=1 SECONDS=90 DATABASE=postgres GUARDS_OFF=finish_fence
 random: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m chaos.random_mode --seed $(SEED) --seconds $(SECONDS) --database $(DATABASE) --guards-off "$(GUARDS_OFF)"
+
+# Several hosts in namespaces of their own: needs root and Linux. tests/cluster/README.md tells more.
+cluster-test: $(STAMP)
+	$(BIN)/python -m pytest tests/cluster
+
+JOBS ?= 200
+PARTITIONS ?= 10
+LOSSES ?= 10
+
+# One run: make cluster SEED=1 JOBS=200 PARTITIONS=10 LOSSES=10 DATABASE=postgres
+cluster: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m cluster.run --seed $(SEED) --jobs $(JOBS) --partitions $(PARTITIONS) \
+	  --losses $(LOSSES) --database $(DATABASE) -v
 
 # Two runs of mypy, because benchmarks/ imports as tests.services what the tests import as services.
 lint: $(STAMP)

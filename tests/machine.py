@@ -28,11 +28,17 @@ postgres_later = pytest.mark.parametrize(
 
 
 class Ganq:
-    """The installed `ganq` on a machine of the test's own."""
+    """
+    The installed `ganq` on a machine of the test's own.
 
-    def __init__(self, env: dict[str, str], folder: Path) -> None:
+    Args:
+        within: a command that runs another command, on another host for example.
+    """
+
+    def __init__(self, env: dict[str, str], folder: Path, *, within: Sequence[str] = ()) -> None:
         self.env = {**os.environ, **env, "OMP_NUM_THREADS": "1"}
         self.folder = folder
+        self.within = within
         self.workers: list[subprocess.Popen[bytes]] = []
         self._table: Database | None = None
 
@@ -44,7 +50,7 @@ class Ganq:
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [sys.executable, "-P", "-m", "cli.main", *arguments],
+            [*self.within, sys.executable, "-P", "-m", "cli.main", *arguments],
             env=self.env,
             cwd=self.folder,
             capture_output=True,
@@ -80,7 +86,7 @@ class Ganq:
     ) -> "subprocess.Popen[bytes]":
         log = open(self.folder / f"{name}.log", "ab")  # noqa: SIM115 - the worker keeps writing to it
         worker = subprocess.Popen(
-            [*within, sys.executable, "-P", "-m", "cli.main", *arguments],
+            [*self.within, *within, sys.executable, "-P", "-m", "cli.main", *arguments],
             env={**self.env, **env},
             cwd=self.folder,
             stdin=subprocess.DEVNULL,

@@ -46,7 +46,7 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
 
 
-def _die_with_parent(how: int) -> None:
+def die_with_parent(how: int) -> None:
     """In the child, before it becomes the server: ask the kernel to stop it when pytest is gone."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, how)
@@ -71,7 +71,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=partial(_die_with_parent, self.stop_signal),
+                preexec_fn=partial(die_with_parent, self.stop_signal),
                 **how,
             )
         deadline = time.monotonic() + START_S
