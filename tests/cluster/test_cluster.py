@@ -110,4 +110,4 @@ def test_servers_listen_only_where_the_workers_are(folder: Path) -> None:
 
 def listening() -> set[int]:
     """Return the ports on which processes outside of the hosts listen."""
-    return {one.laddr.port for one in psutil.net_connections("tcp") if one.status == "LISTEN"}
+    return {getattr(one.laddr, "port", 0) for one in psutil.net_connections("tcp") if one.status == "LISTEN"}
