@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from jobs.networks.classes import ClassLatents
-from jobs.networks.dcgan import AnyGenerator
+from jobs.networks.dcgan import AnyGenerator, make_grey, makes_grey
 from jobs.networks.resnet import ResNetGenerator
 from jobs.networks.skips import SkipGenerator
 
@@ -61,6 +61,8 @@ def for_inference(net: AnyGenerator, device: torch.device) -> nn.Module:
     fast: nn.Module = nn.Sequential(*layers, *interleave)
     if net.GeneClasses is not None:
         fast = Conditioned(copy.deepcopy(net.GeneClasses), fast)
+    if makes_grey(net):
+        make_grey(fast)
     fast = fast.eval().requires_grad_(False)
     return cast(nn.Module, fast.to(device=device, memory_format=torch.channels_last))  # type: ignore[call-overload]
 

@@ -215,7 +215,7 @@ class Architecture:
             else:
                 net = GENERATORS[self.arch](**given)
         if self.grey:
-            net.register_forward_hook(_to_grey)
+            make_grey(net)
         return net
 
     def build_discriminator(self, seed: int | None = None) -> AnyDiscriminator:
@@ -233,6 +233,16 @@ class Architecture:
             if self.arch == "resnet":
                 return ResNetDiscriminator(size=self.size, ndf=self.ndf, classes=self.classes)
             return Discriminator(size=self.size, ndf=self.ndf, norm=self.norm_d, classes=self.classes)
+
+
+def make_grey(net: nn.Module) -> None:
+    """Average the channels of what a generator makes; its weights stay those of any other."""
+    net.register_forward_hook(_to_grey)
+
+
+def makes_grey(net: nn.Module) -> bool:
+    """Return whether make_grey() was called for this network, or for the one that it is a copy of."""
+    return _to_grey in net._forward_hooks.values()
 
 
 def _to_grey(net: nn.Module, inputs: Any, images_B3HW: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 from jobs import grids
 from jobs.generation.inference import for_inference
 from jobs.networks.balanced import BalancedGenerator
-from jobs.networks.dcgan import Generator
+from jobs.networks.dcgan import Architecture, Generator
 
 CPU = torch.device("cpu")
 
@@ -31,6 +31,17 @@ def trained_generator(size: Any, kind: Any = Generator) -> Any:
         for _ in range(5):
             net(torch.randn(16, 6, 1, 1))
     return net.eval()
+
+
+@pytest.mark.parametrize(("arch", "norm"), [("dcgan", "batch"), ("balanced", "spectral"), ("resnet", "none")])
+def test_a_grey_generator_stays_grey_when_it_is_folded(arch: Any, norm: Any) -> None:
+    grey = Architecture(size=16, nz=6, ngf=4, ndf=4, arch=arch, norm_d=norm, grey=True)
+    net = grey.build_generator(1).eval()
+    latents = torch.randn(8, 6, 1, 1)
+    with torch.inference_mode():
+        expected, folded = net(latents), for_inference(net, CPU)(latents)
+    assert torch.equal(folded[:, 0], folded[:, 1])
+    assert torch.allclose(folded, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [Generator, BalancedGenerator])
