@@ -653,6 +653,7 @@ open({str(told)!r}, 'w').write(sys.stdin.read())
             wait_until(lambda: all_delivered(hooks))
     assert told.read_text().startswith('{"type":"job.cancelled"')
     assert f'"id":{job.id}' in told.read_text()
+    assert told.read_text().endswith("}\n"), "a command may append it to a file of lines"
 
 
 @sqlite_only

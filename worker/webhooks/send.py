@@ -158,7 +158,7 @@ async def _command(hook: Webhook, message: Message, settings: Settings) -> Reply
     """Run the command of this machine's settings with the message on its standard input."""
     # Files, not pipes: a command may leave its input unread, and what it starts keep its output open.
     with TemporaryFile() as body, TemporaryFile() as errors:
-        body.write(message.body)
+        body.write(message.body + b"\n")
         body.seek(0)
         process = await asyncio.create_subprocess_exec(
             *shlex.split(settings.webhook_command),
