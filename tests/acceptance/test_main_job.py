@@ -168,7 +168,11 @@ def test_up_runs_the_whole_stack_and_leaves_nothing_behind(
     )
     ganq.workers.append(up)
     try:
-        until(lambda: (tmp_path / "up" / "ganq.db").exists() and ganq.json("workers"), what="the stack")
+        # Its tables are made a moment after the file.
+        until(
+            lambda: (done := ganq.run("workers", "--json")).returncode == 0 and json.loads(done.stdout),
+            what="the stack",
+        )
         options = ["--size", "16", "--ngf", "4", "--ndf", "4", "--batch", "16", "--epochs", "1"]
         done = ganq.run("submit", "train", "--data", str(faces), *options, "--wait")
         assert done.returncode == 0, done.stderr
