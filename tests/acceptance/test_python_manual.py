@@ -29,7 +29,7 @@ def test_the_examples_of_the_manual_run_and_the_generator_gives_the_jobs_pixels(
     by_job = np.stack([image.to_numpy() for image in names["first"].images()])
     assert np.array_equal(names["batch"], by_job)
     assert names["images"].shape == (4, 3, 16, 16)
-    assert names["picture"].size == (16, 16)
+    assert names["pil_image"].size == (16, 16)
     path = tmp_path / "home" / "volume"
     assert names["data"] in {file.read_bytes() for file in path.glob("jobs/*/a1/images/*.png")}
     names["client"].close()
