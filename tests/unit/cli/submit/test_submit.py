@@ -93,6 +93,8 @@ TYPED = {
     "loss": ("--loss", "nonsaturating", "nonsaturating"),
     "norm_d": ("--norm-d", "spectral", "spectral"),
     "arch": ("--arch", "dcgan", "dcgan"),
+    "full_res_conv": ("--full-res-conv", None, True),
+    "skips": ("--skips", None, True),
     "r1_gamma": ("--r1-gamma", "2", 2.0),
     "r2_gamma": ("--r2-gamma", "0.5", 0.5),
     "penalty_every": ("--penalty-every", "16", 16),
@@ -110,6 +112,7 @@ TYPED = {
     "keep_duplicates": ("--keep-duplicates", None, True),
     "white_level": ("--white-level", "4095", 4095.0),
     "max_unpacked_gb": ("--max-unpacked-gb", "200", 200.0),
+    "fit": ("--fit", "pad", "pad"),
     "grey": ("--grey", None, True),
     "checkpoint_seconds": ("--checkpoint-seconds", "30", 30.0),
     "precision": ("--precision", "bf16", "bf16"),
@@ -134,6 +137,7 @@ ELSEWHERE = {
     "init_from",
     "freeze_d",
     "freeze_g",
+    "progressive",  # needs a run that reaches full size, and implies --skips
     "continue_from",
     "reader",
 }
