@@ -502,7 +502,7 @@ def test_an_archive_bomb_is_refused_by_an_amount_with_the_option_that_lifts_it(t
     for name in ("bomb.zip", "bomb.tar.gz"):
         with pytest.raises(DatasetError, match=r"unpacks to more than 0\.04 GB") as caught:
             scan(tmp_path / name, Reading(max_unpacked_gb=0.04))
-        assert "--max-unpacked-gb 1 lifts" in str(caught.value.hint)
+        assert "--max-unpacked-gb 1 raises the limit" in str(caught.value.hint)
         assert scan(tmp_path / name).names == ["a.png"]
 
 
