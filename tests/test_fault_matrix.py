@@ -37,8 +37,8 @@ def _names(one: ast.Assign, name: str) -> bool:
 
 
 def _tier(*marks: str) -> str:
-    # One of the parameters may be of tier 2, by marks=; the test is of tier 1 then.
-    own = [mark for mark in marks if "marks=" not in mark]
+    # One of the parameters may be of tier 2, by marks= or tier2_on(); the test is of tier 1 then.
+    own = [mark for mark in marks if "marks=" not in mark and "tier2_on" not in mark]
     return next((tier for tier in "32" if any(f"mark.tier{tier}" in mark for mark in own)), "1")
 
 
