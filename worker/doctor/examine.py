@@ -43,12 +43,14 @@ HINT_VOLUME = HINT
 USES = {
     "local": "the embedded Redis of ganq up",
     "faces": "ganq dataset make and ganq demo",
+    "hub": "ganq push --to hf://USER/REPO",
     "judge": "--feature-network effnet-lite2",
     "metrics": "ganq worker --metrics-port: GPU utilisation and memory for Prometheus",
     "notify": "ganq webhook add apprise+…: Slack, ntfy, mail",
     "onnx": "ganq export --format onnx",
     "tensorboard": "ganq export --to tensorboard",
     "video": "ganq submit generate --interpolate: the frames as MP4",
+    "wandb": "ganq export --to wandb",
 }
 """Purpose of each extra of the package."""
 

@@ -149,10 +149,10 @@ def test_a_postgres_with_few_connections_left_is_a_warning(
     (spare,) = [one for one in look(settings) if "connections" in one.message]
     assert spare.level == "ok"
     name = database.engine.url.database
-    database.write(lambda conn: conn.execute(text(f"ALTER DATABASE {name} CONNECTION LIMIT 5")))
+    database.write(lambda conn: conn.execute(text(f"ALTER DATABASE {name} CONNECTION LIMIT 3")))
     (few,) = [one for one in look(settings) if "connections" in one.message]
     assert few.level == "warn"
-    assert "of 5 connections of this database are in use" in few.message
+    assert "of 3 connections of this database are in use" in few.message
 
 
 @pytest.mark.parametrize("backend", ["postgres"], indirect=True)
