@@ -57,7 +57,7 @@ def own_server(own_world: World) -> Iterator[Server]:
     started.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright runs an event loop, in which asyncio.run of other tests fails
 def browser() -> "Iterator[Browser]":
     if not os.path.exists(CHROMIUM):
         missing(f"no browser: {CHROMIUM} (apt-get install chromium)")
