@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Union
 from urllib.parse import quote
 
 from ganq.client import options_of_spec, settings_of, with_template
-from ganq.job import error_of_row, require_success
+from ganq.job import JobAttributes
 from ganq.notices import report
 from ganq.polling import poll_delay_s
 from ganq.references import reference_text
@@ -23,7 +23,7 @@ from ganq.remote.api import PREFIX, RETRIED_AFTER_S, Api
 from ganq.remote.files import GIVE_UP_S, PAUSE_S, EventParser, RemoteImage, image_of
 from ganq.remote.rows import checkpoint_row, event_row, job_row
 from ganq.remote.session import RemoteSession, open_remote
-from jobs.errors import ConfigError, GanqError, ServerUnavailableError, SpecError
+from jobs.errors import ConfigError, ServerUnavailableError, SpecError
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -306,63 +306,23 @@ class AsyncClient:
         await self.close()
 
 
-class AsyncJob:
+class AsyncJob(JobAttributes):
     """One job of a server. Its attributes are as of the last read: refresh(), wait() and the requests."""
 
     def __init__(self, client: AsyncClient, data: dict[str, Any]) -> None:
-        self._client = client
+        self._client: AsyncClient = client
         self._read(data)
 
     def _read(self, data: dict[str, Any]) -> "AsyncJob":
         self._data, self._row = data, job_row(data)
         return self
 
-    def __repr__(self) -> str:
-        name = f" ({self.name})" if self.name else ""
-        return f"<ganq.AsyncJob {self.id}{name}: {self.kind}, {self.state}>"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, AsyncJob) and (self._client, self.id) == (other._client, other.id)
-
-    def __hash__(self) -> int:
-        return hash(self.id)
-
     # --- what it is ---------------------------------------------------------------------------
-
-    @property
-    def id(self) -> int:
-        """Number of the job."""
-        return self._row.id
-
-    @property
-    def name(self) -> str | None:
-        """Name that was given at submission; a name refers to its newest job."""
-        return self._row.name
-
-    @property
-    def kind(self) -> str:
-        """'train', 'generate', 'evaluate' or 'import'."""
-        return self._row.kind
-
-    @property
-    def state(self) -> str:
-        """'queued', 'running', 'succeeded', 'failed' or 'cancelled'."""
-        return str(self._row.state)
 
     @property
     def status(self) -> str:
         """The state with its reason, e.g. 'waiting on 12' or 'retry in 9 s'."""
         return str(self._data["status"])
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """All options of the job."""
-        return dict(self._row.spec)
-
-    @property
-    def note(self) -> str | None:
-        """Text that a user has given the job."""
-        return self._row.note
 
     @property
     def labels(self) -> dict[str, str]:
@@ -373,16 +333,6 @@ class AsyncJob:
     def progress(self) -> dict[str, Any]:
         """Progress as of the last heartbeat: `done`, `total`, `unit`, `rate`, of a training `epoch`."""
         return dict(self._data.get("progress") or {})
-
-    @property
-    def result(self) -> dict[str, Any] | None:
-        """Facts about the result of a job that has succeeded, e.g. metrics of an evaluation."""
-        return self._row.result
-
-    @property
-    def error(self) -> GanqError | None:
-        """The error of a failed job."""
-        return error_of_row(self._row)
 
     async def refresh(self) -> "AsyncJob":
         """
@@ -399,10 +349,6 @@ class AsyncJob:
         if check:
             self.check()
         return self
-
-    def check(self) -> None:
-        """Raise the error of a job that has failed or was cancelled; see ganq.Job.check()."""
-        require_success(self._row)
 
     async def events(self) -> "list[Event]":
         """Return the history of the job, oldest event first."""

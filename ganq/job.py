@@ -25,24 +25,21 @@ Reference = Union["Job", int, str, "PathLike[str]"]
 """A job, its id or its name; of an evaluation also the path of images."""
 
 
-class Job:
-    """One job. Its attributes are as of the last read; refresh(), wait() and the requests read it again."""
+class JobAttributes:
+    """What a job is, as of the last read of its row."""
 
-    def __init__(self, client: "Client", row: "JobRow") -> None:
-        self._client = client
-        self._row = row
+    _client: object
+    _row: "JobRow"
 
     def __repr__(self) -> str:
         name = f" ({self.name})" if self.name else ""
-        return f"<ganq.Job {self.id}{name}: {self.kind}, {self.state}>"
+        return f"<ganq.{type(self).__name__} {self.id}{name}: {self.kind}, {self.state}>"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Job) and (self._client, self.id) == (other._client, other.id)
+        return type(other) is type(self) and (self._client, self.id) == (other._client, other.id)
 
     def __hash__(self) -> int:
         return hash(self.id)
-
-    # --- what it is ---------------------------------------------------------------------------
 
     @property
     def id(self) -> int:
@@ -75,6 +72,35 @@ class Job:
         return self._row.note
 
     @property
+    def result(self) -> dict[str, Any] | None:
+        """Facts about the result of a job that has succeeded, e.g. metrics of an evaluation."""
+        return self._row.result
+
+    @property
+    def error(self) -> "GanqError | None":
+        """The error of a failed job."""
+        return error_of_row(self._row)
+
+    def check(self) -> None:
+        """
+        Raise the error of a job that has failed or was cancelled.
+
+        Raises:
+            GanqError: of the class of its error code; JobError for a cancelled job.
+        """
+        require_success(self._row)
+
+
+class Job(JobAttributes):
+    """One job. Its attributes are as of the last read; refresh(), wait() and the requests read it again."""
+
+    def __init__(self, client: "Client", row: "JobRow") -> None:
+        self._client: Client = client
+        self._row = row
+
+    # --- what it is ---------------------------------------------------------------------------
+
+    @property
     def labels(self) -> dict[str, str]:
         """Labels that a user has given the job; reads the table."""
         return self._queries.labels_of([self.id]).get(self.id, {})
@@ -85,16 +111,6 @@ class Job:
         from storage.status.job_text import progress_facts
 
         return progress_facts(self._row)
-
-    @property
-    def result(self) -> dict[str, Any] | None:
-        """Facts about the result of a job that has succeeded, e.g. metrics of an evaluation."""
-        return self._row.result
-
-    @property
-    def error(self) -> "GanqError | None":
-        """The error of a failed job."""
-        return error_of_row(self._row)
 
     @property
     def status(self) -> str:
@@ -131,15 +147,6 @@ class Job:
         if check:
             self.check()
         return self
-
-    def check(self) -> None:
-        """
-        Raise the error of a job that has failed or was cancelled.
-
-        Raises:
-            GanqError: of the class of its error code; JobError for a cancelled job.
-        """
-        require_success(self._row)
 
     def events(self) -> "list[Event]":
         """Return the history of the job, oldest event first."""
