@@ -8,7 +8,7 @@ from cli.session import JOB
 from cli.ui import output
 from cli.ui.lazy import examples
 from cli.ui.params import NonEmptyPath
-from ganq.trackers import TRACKERS
+from ganq.trackers.export import TRACKERS
 from jobs.errors import SpecError
 
 
@@ -102,7 +102,7 @@ def export(
 
 def _to_tracker(references: tuple[str, ...], tracker: str, folder: Path, follow: bool, as_json: bool) -> None:
     from cli.session import clean_up_on_sigterm, open_session
-    from ganq.trackers import follow as write_runs
+    from ganq.trackers.export import follow as write_runs
 
     clean_up_on_sigterm()
     session = open_session()

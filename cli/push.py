@@ -54,8 +54,8 @@ def push(
     model copies training images. ganq import reads the folder back to the same bytes.
     """
     from cli.session import clean_up_on_sigterm, open_session
-    from ganq import hub
-    from ganq.share import write_model
+    from ganq.sharing import hub
+    from ganq.sharing.share import write_model
     from jobs.specs.base import check_checkpoint
 
     clean_up_on_sigterm()

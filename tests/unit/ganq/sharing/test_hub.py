@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ganq import hub
+from ganq.sharing import hub
 from jobs.errors import ConfigError, ServerUnavailableError, SpecError
 
 pytest.importorskip("huggingface_hub", reason="the extra ganq[hub] is not installed")

@@ -1,4 +1,4 @@
-"""Export the curves and samples of trainings to experiment trackers, from ganq's own record."""
+"""Find the programs of --to, and write or follow the runs of trainings for them."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -6,8 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ganq.curves import Run
 from ganq.session import Session
+from ganq.trackers.curves import Run
 from jobs.errors import ConfigError, SpecError
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 FOLLOW_S = 1.0
 TRACKERS = {
-    "tensorboard": ("TensorBoard", "ganq.tensorboard", "TensorboardRun"),
-    "wandb": ("wandb", "ganq.weights_and_biases", "WandbRun"),
+    "tensorboard": ("TensorBoard", "ganq.trackers.tensorboard", "TensorboardRun"),
+    "wandb": ("wandb", "ganq.trackers.weights_and_biases", "WandbRun"),
 }
 """Name, module and class of each tracker; a module is imported when it is used."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # an offline export sends nothing; read at import
 import wandb
 
-from ganq.curves import Point, Run
+from ganq.trackers.curves import Point, Run
 from jobs.errors import ConfigError
 from storage.volume.durable import make_folder, write_bytes
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ganq.curves import Point, Run
+from ganq.trackers.curves import Point, Run
 from jobs.errors import ConfigError, GanqError
 from storage.volume.durable import make_folder
 

@@ -214,6 +214,6 @@ def test_a_tracker_that_is_not_installed_names_its_extra(
 
     trained(name="a")
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.delitem(sys.modules, "ganq.weights_and_biases", raising=False)
+    monkeypatch.delitem(sys.modules, "ganq.trackers.weights_and_biases", raising=False)
     said = ganq("export", "a", "--to", "wandb", tmp_path / "runs")
     assert (said.code, "pip install 'ganq[wandb]'" in said.err) == (2, True)
