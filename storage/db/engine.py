@@ -184,11 +184,6 @@ class Database:
         self.installation = self.read(work) or ""
         self.had_tables = True
 
-    def checkpoint_wal(self) -> None:
-        """Move SQLite's WAL into the database."""
-        if self.wal is not None:
-            self.wal.checkpoint()
-
     def dispose(self) -> None:
         self.engine.dispose()
 

@@ -181,7 +181,8 @@ def test_the_wal_is_moved_into_the_database(
     job_factory()
     path = settings.database_url.removeprefix("sqlite:///")
 
-    database.checkpoint_wal()
+    assert database.wal is not None
+    database.wal.checkpoint()
 
     copy = path + ".copy"
     with open(path, "rb") as source, open(copy, "wb") as target:  # without its WAL
