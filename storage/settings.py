@@ -30,7 +30,7 @@ MAX_SECRET_CHARACTERS = 65_536  # of a file with a secret
 SOCKET_BYTES = 107
 """Maximum length of the path of a unix socket."""
 LONGEST_SOCKET_NAME = "wake-4194304.sock"
-LONGEST_WEBHOOK_S = 20.0
+MAX_WEBHOOK_TIMEOUT_S = 20.0
 """Less than the lease of a webhook (storage/db/webhooks.py), so that attempts do not overlap."""
 
 
@@ -226,10 +226,10 @@ class Settings:
             ) from exc
         if self.webhook_delivery not in ("on", "off"):
             raise ConfigError(f"{told['webhook_delivery']} is neither", hint="on or off")
-        if not 0 < self.webhook_timeout_seconds <= LONGEST_WEBHOOK_S:
+        if not 0 < self.webhook_timeout_seconds <= MAX_WEBHOOK_TIMEOUT_S:
             raise ConfigError(
                 f"{told['webhook_timeout_seconds']} is not possible",
-                hint=f"more than 0 and at most {LONGEST_WEBHOOK_S:.0f} seconds",
+                hint=f"more than 0 and at most {MAX_WEBHOOK_TIMEOUT_S:.0f} seconds",
             )
         for folder in self.allowed_folders:
             if not folder.is_absolute():

@@ -9,7 +9,7 @@ from jobs.errors import DatasetError
 from storage.datasets import names
 from storage.datasets.sources import Listing, Skipped
 
-MOST_REASONS, MAX_CLASSES = 4, 12
+MAX_REASONS, MAX_CLASSES = 4, 12
 DARK = 32768
 """Values of 16 bits that stay below make images that are darker than half of white."""
 GREY_SHARE = 0.95
@@ -158,7 +158,7 @@ def require_enough(listing: Listing, used: int, skipped: list[Skipped], max_skip
 
 def describe_reasons(skipped: Mapping[str, int]) -> str:
     """Return '40 × HEIC is not read, 2 × empty file', with a way out where there is one."""
-    most = Counter(skipped).most_common(MOST_REASONS)
+    most = Counter(skipped).most_common(MAX_REASONS)
     told = ", ".join(f"{count} × {reason}" for reason, count in most if count)
     unread = [
         kind

@@ -19,7 +19,7 @@ from storage.volume.durable import NO_LINKS, TEMP_MARK
 from storage.volume.layout import Volume
 
 METRICS = "metrics.jsonl"
-LONGEST_LINE = 1 << 20
+MAX_LINE_BYTES = 1 << 20
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Tail:
                     if not line.endswith(b"\n"):  # being written
                         return
                     self.offset += len(line)
-                    if len(line) <= LONGEST_LINE and (found := _parsed(line)) is not None:
+                    if len(line) <= MAX_LINE_BYTES and (found := _parsed(line)) is not None:
                         self.lines.append(found)
         except OSError:  # none yet, or the volume is unavailable, which the page reports
             return

@@ -3,7 +3,7 @@
 // (Server-Sent Events); the page fetches its own live part again and morphs it, so that focus, scroll
 // and open details stay.
 const ganq = (() => {
-  const QUIET_MS = 11000, SPACING_MS = 400, LONGEST_PAUSE_MS = 8000;
+  const QUIET_MS = 11000, SPACING_MS = 400, MAX_PAUSE_MS = 8000;
   const main = document.getElementById("main");
   const liveness = document.getElementById("liveness");
   const banner = document.getElementById("banner");
@@ -42,7 +42,7 @@ const ganq = (() => {
       if (source !== null && source.readyState === EventSource.CLOSED) {
         disconnect();
         retry = setTimeout(connect, pause);  // refused, e.g. too many open pages: look all the same
-        pause = Math.min(2 * pause, LONGEST_PAUSE_MS);
+        pause = Math.min(2 * pause, MAX_PAUSE_MS);
         refresh();
       }
       showLiveness();

@@ -5,7 +5,7 @@
   if (!root) return;
   const $ = id => document.getElementById(id);
   const slider = $("slider"), STRIP = 56, PADDING = 2, COLUMNS = 8;
-  const MOST_BYTES = 320e6, AT_ONCE = 4;
+  const MAX_BYTES = 320e6, AT_ONCE = 4;
   const state = { runs: [], positions: [], at: -1, follow: true, zoom: "fit", mode: "side", link: "epoch", face: 0, split: .5, blink: 0, anchor: null, unit: { name: "h", per: 1 } };
   const still = matchMedia("(prefers-reduced-motion: reduce)");
   let tag = null;
@@ -31,7 +31,7 @@
       if (!answer.ok) throw new Error(answer.status);
       kept.bitmap = await createImageBitmap(await answer.blob());
       bytes += kept.bitmap.width * kept.bitmap.height * 4;
-      while (bytes > MOST_BYTES && bitmaps.size > 8) {
+      while (bytes > MAX_BYTES && bitmaps.size > 8) {
         const [old, gone] = bitmaps.entries().next().value;
         bitmaps.delete(old);
         if (gone.bitmap) { bytes -= gone.bitmap.width * gone.bitmap.height * 4; gone.bitmap.close(); }
@@ -51,7 +51,7 @@
     for (const run of state.runs) {
       const here = sampleAt(run);
       const biggest = touch(run.samples[Math.max(here, 0)]?.url);
-      const room = biggest ? Math.max(3, Math.floor(MOST_BYTES / state.runs.length / (biggest.width * biggest.height * 4))) : 400;
+      const room = biggest ? Math.max(3, Math.floor(MAX_BYTES / state.runs.length / (biggest.width * biggest.height * 4))) : 400;
       for (let away = 0; away < Math.min(run.samples.length, room); away++)
         for (const index of away ? [here + away, here - away] : [here])
           if (run.samples[index] && !bitmaps.has(run.samples[index].url)) near.push([away, run.samples[index].url]);

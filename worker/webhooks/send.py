@@ -24,7 +24,7 @@ from worker.webhooks.message import Message, signed_headers
 
 T = TypeVar("T")
 
-LONGEST_ERROR = 300
+MAX_ERROR_LENGTH = 300
 READ_BYTES = 65_536
 
 
@@ -178,7 +178,7 @@ async def _command(hook: Webhook, message: Message, settings: Settings) -> Reply
             return Reply(True)
         errors.seek(max(errors.seek(0, os.SEEK_END) - READ_BYTES, 0))
         lines = errors.read().decode(errors="replace").strip().splitlines()
-        return Reply(False, error=f"the command exited with {code}: {(lines or [''])[-1]}"[:LONGEST_ERROR])
+        return Reply(False, error=f"the command exited with {code}: {(lines or [''])[-1]}"[:MAX_ERROR_LENGTH])
 
 
 async def _apprise(hook: Webhook, message: Message, settings: Settings) -> Reply:
@@ -198,7 +198,7 @@ def _notify(url: str, message: Message, settings: Settings) -> Reply:
         lines = said.getvalue().strip().splitlines()
     if done:
         return Reply(True)
-    return Reply(False, error=redact((lines or ["apprise could not send it"])[-1])[:LONGEST_ERROR])
+    return Reply(False, error=redact((lines or ["apprise could not send it"])[-1])[:MAX_ERROR_LENGTH])
 
 
 def _reason(exc: BaseException) -> str:
@@ -208,4 +208,4 @@ def _reason(exc: BaseException) -> str:
     if isinstance(exc, OSError) and exc.strerror:
         number = 0 if isinstance(exc, ssl.SSLError) else exc.errno or 0
         return (os.strerror(number) if number > 0 else exc.strerror).lower()
-    return redact(one_line(exc))[:LONGEST_ERROR]
+    return redact(one_line(exc))[:MAX_ERROR_LENGTH]
