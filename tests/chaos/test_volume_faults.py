@@ -68,11 +68,14 @@ def strace(
     found = shutil.which("strace")
     if found is None:
         pytest.skip("strace is not installed")
+    # The writer imports helpers of the tests; without() puts a folder there, too.
+    python_path = [str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
     # The filter in the kernel makes it fast, and makes strace 6.1 forget to inject signals.
     fast = [] if any("signal=" in one for one in options) else ["--seccomp-bpf"]
     done = subprocess.run(
         [found, "-f", *fast, "-y", "-o", str(log), *options, *command],
         cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(python_path)},
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -1,7 +1,7 @@
 """
 Write everything that a worker makes durable, in the same order, without torch: for strace.
 
-    python writer.py HOME checkpoints|images|all
+    PYTHONPATH=tests python tests/chaos/writer.py HOME checkpoints|images|all
 
 The database is HOME/ganq.db, the volume HOME/volume. Commits are reported on stderr, so that a trace shows
 their place among the system calls.
