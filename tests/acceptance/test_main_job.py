@@ -72,6 +72,7 @@ def test_sigterm_drains_and_another_worker_continues(ganq: Ganq, small: list[str
     until(lambda: ganq.peek(job)["state"] == "cancelled", what="the cancel")
 
 
+@pytest.mark.tier2_on("postgres")
 def test_a_running_job_is_cancelled_within_seconds_and_the_worker_takes_the_next(
     ganq: Ganq, small: list[str]
 ) -> None:
@@ -85,6 +86,7 @@ def test_a_running_job_is_cancelled_within_seconds_and_the_worker_takes_the_next
     assert ganq.run("cancel", str(long)).returncode == 1
 
 
+@pytest.mark.tier2_on("postgres")
 def test_without_redis_jobs_are_accepted_and_found_by_polling(ganq: Ganq, small: list[str]) -> None:
     ganq.start_worker()
     done = ganq.run("submit", "train", *small, "--epochs", "1", "--wait")

@@ -33,6 +33,7 @@ def test_images_come_in_seconds_while_a_training_runs_which_ends_with_the_same_b
     assert weights(final[0]) == weights(final[1])
 
 
+@pytest.mark.tier2_on("postgres")
 def test_a_training_with_no_preempt_is_left_alone(ganq: Ganq, redis_url: str, small: list[str]) -> None:
     ganq.start_worker()
     ganq("submit", "train", *small, "--epochs", "1", "--name", "model", "--wait")

@@ -168,6 +168,7 @@ def test_the_parent_of_several_workers_starts_each_again_when_it_can(
     until(lambda: len(workers(parent)) == 2, what="two children")
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_the_local_stack_starts_its_redis_and_its_worker_again_when_it_can(ganq: Ganq) -> None:
     del ganq.env["GANQ_REDIS_URL"]

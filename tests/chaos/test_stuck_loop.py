@@ -15,6 +15,7 @@ STUCK_S = 2.0
 ENV = {"GANQ_STUCK_SECONDS": str(STUCK_S), "GANQ_ENABLE_FAILPOINTS": "1"}
 
 
+@pytest.mark.tier2_on("postgres")
 def test_no_heartbeat_is_sent_for_a_loop_that_is_stuck(ganq: Ganq, small: list[str]) -> None:
     worker = ganq.start_worker("w1", GANQ_FAILPOINTS="supervisor.registered=sleep:600", **ENV)
     job = ganq.json(

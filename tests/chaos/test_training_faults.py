@@ -191,7 +191,7 @@ def test_a_training_killed_at_every_phase_ends_with_the_bits_of_an_undisturbed_o
 
 @pytest.mark.parametrize("recipe", ["dcgan", "sngan"])
 @pytest.mark.parametrize("seconds", [1e-9, NEVER], ids=["saved at each step", "saved by epochs"])
-@pytest.mark.parametrize("step", [0, 8])
+@pytest.mark.parametrize("step", [0, pytest.param(8, marks=pytest.mark.tier2)])
 def test_a_nan_that_does_not_come_again_leaves_no_trace_in_the_result(
     new_desk: Callable[..., Desk], calm: Callable[..., Desk], recipe: str, seconds: Any, step: int
 ) -> None:
@@ -245,7 +245,16 @@ def test_a_run_that_diverges_by_itself_continues_with_half_the_rates_and_says_so
 
 
 @pytest.mark.parametrize("seconds", [1e-9, NEVER], ids=["saved at each step", "saved by epochs"])
-@pytest.mark.parametrize("kill", ["train.stepped=kill@10", "train.stepped=kill@14", "folder.renamed=kill@2"])
+@pytest.mark.parametrize(
+    "kill",
+    [
+        "train.stepped=kill@14",
+        *(
+            pytest.param(one, marks=pytest.mark.tier2)
+            for one in ("train.stepped=kill@10", "folder.renamed=kill@2")
+        ),
+    ],
+)
 def test_where_the_rates_were_halved_depends_on_no_clock_and_no_kill(
     new_desk: Callable[..., Desk], seconds: Any, kill: str
 ) -> None:
@@ -283,6 +292,7 @@ def test_no_memory_asks_for_a_fresh_process_and_names_a_batch(
     assert "--batch 8" in last["hint"]
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_out_of_memory_gets_one_fresh_process_and_then_fails(
     ganq: Ganq, redis_url: str, small: list[str]

@@ -135,6 +135,7 @@ def test_a_stopped_supervisor_is_unhealthy_within_its_five_seconds_and_well_agai
     assert ask()[0] == 0
 
 
+@pytest.mark.tier2
 def test_several_stopped_workers_take_no_longer_than_one_and_hide_no_healthy_one(
     ganq: Ganq,
     ready: Callable[..., tuple[subprocess.Popen[bytes], int]],

@@ -265,6 +265,7 @@ def test_a_worker_runs_many_jobs_in_a_row_and_each_once(
     assert [(one.state, one.attempt) for one in jobs] == [(JobState.SUCCEEDED, 1)] * 6
 
 
+@pytest.mark.tier2_on("postgres")
 @pytest.mark.parametrize("point", ["supervisor.before_finish", "supervisor.finished"])
 def test_a_worker_that_is_terminated_as_a_job_ends_leaves_the_next_to_others(
     ganq: "Ganq", queries: "Queries", small: list[str], tmp_path: Path, point: str
@@ -286,6 +287,7 @@ def test_a_worker_that_is_terminated_as_a_job_ends_leaves_the_next_to_others(
     assert outcomes == ([] if point == "supervisor.before_finish" else [Outcome.REQUEUED])
 
 
+@pytest.mark.tier2_on("postgres")
 def test_a_worker_that_is_killed_as_it_has_taken_the_next_job_does_it_after_all(
     ganq: "Ganq", queries: "Queries", small: list[str], tmp_path: Path
 ) -> None:

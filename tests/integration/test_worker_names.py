@@ -168,6 +168,7 @@ def kill(worker: "subprocess.Popen[bytes]") -> None:
     worker.wait()
 
 
+@pytest.mark.tier2_on("postgres")
 def test_two_machines_with_one_host_name_have_two_workers(
     ganq: Ganq, small: list[str], start_on_machine: Callable[..., subprocess.Popen[bytes]]
 ) -> None:

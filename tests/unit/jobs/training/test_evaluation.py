@@ -251,7 +251,7 @@ def test_a_young_generator_that_comes_nearer_is_given_time(tmp_path: Path, scrip
     assert (result["stopped"], result["metric"]["best_epoch"]) == (None, 6)
 
 
-@pytest.mark.parametrize("kill_at", [3, 7, 12, 18])
+@pytest.mark.parametrize("kill_at", [7, 18, *(pytest.param(at, marks=pytest.mark.tier2) for at in (3, 12))])
 def test_a_run_that_was_killed_stops_at_the_same_epoch_with_the_same_bits(
     tmp_path: Path, scripted: Any, kill_at: int
 ) -> None:
@@ -314,7 +314,7 @@ def test_a_second_collapse_ends_the_run_where_it_was_best(tmp_path: Path, script
     assert ctx.saved[-1].meta["metric"] == 1.0
 
 
-@pytest.mark.parametrize("kill_at", [13, 17, 22, 27])
+@pytest.mark.parametrize("kill_at", [13, 22, *(pytest.param(at, marks=pytest.mark.tier2) for at in (17, 27))])
 def test_a_collapse_ends_the_same_when_the_run_is_killed_on_the_way(
     tmp_path: Path, scripted: Any, kill_at: int
 ) -> None:
