@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from jobs.errors import VolumeError
@@ -36,7 +37,7 @@ class Volume:
     def attempt(self, job_id: int, attempt: int) -> Path:
         return self.job(job_id) / f"a{attempt}"
 
-    @property
+    @cached_property
     def jobs(self) -> Path:
         return self.root / "jobs"
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -89,8 +89,6 @@ class RunContext:
         self.channel = channel
         self.volume = volume
         self.folder = volume.attempt(self.job_id, self.attempt)
-        # Shards that this attempt generates again; after a kill `ganq gc` deletes the temporary name.
-        self._shards_folder = self.folder / f"shards{TEMP_MARK}{secrets.token_hex(4)}"
         self._stop: str | None = None
         self._time_is_up = False
         ends_in_s = assignment.get("ends_in_s")
@@ -121,10 +119,16 @@ class RunContext:
             self._save.join()  # the supervisor acknowledges a checkpoint before it reads the end of the job
         for sink in self._sinks:
             sink.discard()  # images that a stop left unpublished; does nothing after publish()
-        shutil.rmtree(self._shards_folder, ignore_errors=True)
+        if "_shards_folder" in vars(self):
+            shutil.rmtree(self._shards_folder, ignore_errors=True)
         self._log.close()
         if self._metrics is not None:
             self._metrics.close()
+
+    @cached_property
+    def _shards_folder(self) -> Path:
+        """Folder of shards that are generated again; after a kill `ganq gc` deletes it by its name."""
+        return self.folder / f"shards{TEMP_MARK}{secrets.token_hex(4)}"
 
     # --- messages of the supervisor, on the receiving thread -------------------------------
 
