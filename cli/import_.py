@@ -15,7 +15,7 @@ from cli.ui.params import NonEmptyPath
         "ganq import netg_399.pth netd_399.pth --name heads",
         "ganq import generator.safetensors --name heads",
         "ganq import model/ --name heads",
-        "ganq submit generate --from heads --keep 64 --of 512",
+        "ganq submit generate heads --keep 64 --of 512",
     ),
 )
 @click.argument("netg", type=NonEmptyPath(path_type=Path))
@@ -57,4 +57,4 @@ def import_(netg: Path, netd: Path | None, name: str, as_json: bool) -> None:
         f"model {job.name} is job {job.id}: {spec['size']}×{spec['size']}, nz {spec['nz']}, "
         f"ngf {spec['ngf']}, " + (f"ndf {spec['ndf']}" if spec.get("norm_d") else "no discriminator")
     )
-    click.echo(f"next: ganq submit generate --from {job.name} --count 64")
+    click.echo(f"next: ganq submit generate {job.name} --count 64")

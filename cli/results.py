@@ -125,7 +125,7 @@ def _opener() -> str | None:
 
 
 @click.command(
-    epilog=examples("ganq checkpoints 12", "ganq submit generate --from 12 --checkpoint 200 --count 64")
+    epilog=examples("ganq checkpoints 12", "ganq submit generate 12 --checkpoint 200 --count 64")
 )
 @click.argument("job", type=JOB)
 @output.json_option

@@ -103,18 +103,19 @@ OPTION_TYPES: dict[str, click.ParamType[Any]] = {
 @click.command(
     epilog=examples(
         "ganq submit generate --count 1000",
-        "ganq submit generate --from faces --checkpoint 200 --seeds 0,4-6 --out images/",
+        "ganq submit generate faces --checkpoint 200 --seeds 0,4-6 --out images/",
         "ganq submit generate --keep 64 --of 512 --noise-std 0.8 --wait",
-        "ganq submit generate --from 12 --now --count 64",
+        "ganq submit generate 12 --now --count 64",
         "ganq submit generate --interpolate 3,17,42,3 --frames 240 --out film/",
         "ganq submit generate --count 8 --grid-epochs",
     )
 )
+@click.argument("job", type=JOB, required=False)
 @click.option(
     "--from",
     "source",
     type=JOB,
-    help="Job that provides the generator.  [default: the newest training or import]",
+    help="The same as JOB.  [default: the newest training or import]",
 )
 @click.option("--now", is_flag=True, help="Do not wait for a running training: use its latest checkpoint.")
 @spec_options(
@@ -125,8 +126,11 @@ OPTION_TYPES: dict[str, click.ParamType[Any]] = {
     not_repeatable=("format",),
 )
 @submit_options
-def generate(source: str | None, now: bool, **options: Any) -> int:
-    """Generate images with a trained GAN."""
+def generate(job: str | None, source: str | None, now: bool, **options: Any) -> int:
+    """Generate images with the GAN that JOB has trained or imported."""
+    if job is not None and source is not None:
+        raise click.UsageError(f"two jobs are given: {job} and --from {source}")
+    source = job if source is None else source
     request = read_submit_options(options)
     given = given_only(options)
     if Settings.load().api_url and not request.dry_run:

@@ -655,6 +655,16 @@ def test_a_class_is_refused_before_the_job_when_the_model_knows_none(
     assert "needs a model that was trained with classes" in said.err
 
 
+def test_the_model_of_a_generation_is_an_argument_or_from_but_not_both(
+    ganq: "Ganq", queries: "Queries", trained: Callable[..., int]
+) -> None:
+    first, second = trained(epochs=4, name="faces"), trained(epochs=4, name="newer")
+    assert ganq("submit", "generate", "faces", "--count", 4).code == 0
+    assert queries.get(second + 1).spec["source"] == first
+    said = ganq("submit", "generate", "faces", "--from", "newer", "--count", 4)
+    assert (said.code, said.err.splitlines()[0]) == (2, "error: two jobs are given: faces and --from newer")
+
+
 def test_init_from_takes_over_the_networks_and_begins_a_new_run(
     ganq: "Ganq", queries: "Queries", trained: Callable[..., int], image_folder: Path
 ) -> None:
