@@ -124,9 +124,7 @@ def _opener() -> str | None:
     return None
 
 
-@click.command(
-    epilog=examples("ganq checkpoints 12", "ganq submit generate 12 --checkpoint 200 --count 64")
-)
+@click.command(epilog=examples("ganq checkpoints 12", "ganq submit generate 12 --checkpoint 200 --count 64"))
 @click.argument("job", type=JOB)
 @output.json_option
 def checkpoints(job: str, as_json: bool) -> int:
