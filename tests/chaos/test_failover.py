@@ -100,7 +100,7 @@ def undisturbed(ganq: Ganq, database: Database, small: list[str]) -> str:
     return weights(attempt_folder(Path(ganq.env["GANQ_VOLUME"]), row) / "checkpoints" / "final")
 
 
-@postgres_later
+@pytest.mark.tier2
 def test_a_training_whose_newest_rows_were_lost_restores_what_is_on_the_volume(
     ganq: Ganq, database: Database, settings: Settings, small: list[str], undisturbed: str
 ) -> None:

@@ -146,6 +146,7 @@ def test_cancelling_many_ends_what_is_queued_asks_what_runs_and_takes_along_what
 # --- a long table -----------------------------------------------------------------------------
 
 
+@pytest.mark.tier2
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_a_queue_of_100000_is_counted_paged_and_cancelled_in_short_transactions(
     database: "Database", store: "JobStore", job_factory: "Callable[..., Job]", queries: "Queries"

@@ -156,6 +156,7 @@ def commands(jobs: dict[str, int], tmp_path: Path, image_folder: Path) -> list[l
     ]
 
 
+@pytest.mark.tier2
 def test_every_command_and_every_help_page_prints_in_every_encoding(
     ganq: "Ganq", jobs: dict[str, int], tmp_path: Path, small: list[str], settings_env: dict[str, str]
 ) -> None:
