@@ -27,6 +27,7 @@ def job_row(data: Mapping[str, Any]) -> Job:
         "error_hint": error.get("hint"),
         "part_of": data.get("shard_of"),
         "yields": data.get("preemptions", 0),
+        "yielded_at": data.get("preempted_at"),
     }
     return Job(
         **{one.name: values[one.name] for one in fields(Job) if one.name in values or one.default is MISSING}

@@ -7,7 +7,7 @@ table itself raise an error.
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -72,12 +72,18 @@ class RemoteQueries(Queries):
         self._waiting: dict[int, list[int]] = {}
         self._shards: dict[int, ShardSummary] = {}
         self._labels: dict[int, dict[str, str]] = {}
+        self._warnings: dict[int, str] = {}
+        self._preempted_by: dict[int, int] = {}
 
     def _job(self, data: dict[str, Any]) -> Job:
         """Return a job, and cache what StatusContext reads next."""
         job = job_row(data)
         self._waiting[job.id] = list(data.get("waiting_on") or ())
         self._labels[job.id] = dict(data.get("labels") or {})
+        for known, name in ((self._warnings, "warning"), (self._preempted_by, "preempted_by")):
+            known.pop(job.id, None)
+            if data.get(name) is not None:
+                known[job.id] = data[name]
         self._shards.pop(job.id, None)
         if shards := data.get("shards"):
             number, ended, running = (int(shards[name]) for name in ("number", "ended", "running"))
@@ -173,6 +179,12 @@ class RemoteQueries(Queries):
         if unknown := [one for one in job_ids if one not in self._labels]:
             self.get_many(unknown)
         return {one: self._labels[one] for one in job_ids if self._labels.get(one)}
+
+    def instabilities(self, job_ids: Sequence[int]) -> dict[int, str]:
+        return {one: self._warnings[one] for one in job_ids if one in self._warnings}
+
+    def preempted_by(self, job_ids: Sequence[int]) -> dict[int, int]:
+        return {one: self._preempted_by[one] for one in job_ids if one in self._preempted_by}
 
     def waits_for_end(self, job_id: int) -> list[tuple[int, str, JobState]]:
         found = self.relations(job_id)["after_end"]
@@ -349,9 +361,10 @@ class RemoteSession(Session):
         """Upload what is local, and submit; see ganq.submission.jobfile.submit_planned()."""
         self.notices.clear()
         tables = []
+        names = {name for job in jobs for name in (*job.names, job.request.job.name) if name}
         for job in jobs:
             with located(job.place):
-                body, key = self.body(job.request.kind, job.request.given, job.request.job)
+                body, key = self.body(job.request.kind, job.request.given, job.request.job, planned=names)
             swept = {"sweep": {name: list(values) for name, values in job.axes.items()}} if job.axes else {}
             tables.append({**body, **swept, "submit_key": key})
         places = [job.place for job in jobs]
@@ -366,12 +379,14 @@ class RemoteSession(Session):
         for name in names:
             self.api.post(f"/workers/{quote(name, safe='')}/drain", {})
 
-    def _with_data(self, kind: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def _with_data(self, kind: str, asked: Mapping[str, Any], planned: Collection[str]) -> dict[str, Any]:
         """Return the options with the data set that this machine uses by default; remember the one given."""
         given = {name: value for name, value in asked.items() if value is not None}
-        of_path = kind == "evaluate" and ("path" in given or self._is_path(given.get("subject")))
-        if kind == "evaluate" and not of_path and "subject" in given:
-            given["subject"] = self.queries.find(reference_text(given["subject"])).id
+        subject = given.get("subject")
+        in_file = isinstance(subject, str) and subject in planned  # comes before the jobs of the table
+        of_path = kind == "evaluate" and not in_file and ("path" in given or self._is_path(subject))
+        if kind == "evaluate" and subject is not None and not of_path and not in_file:
+            given["subject"] = self.queries.find(reference_text(subject)).id
         if (kind == "train" and "continue_from" not in given) or of_path:
             if "data" not in given:
                 given["data"] = find_data(self.settings, None)
@@ -399,16 +414,27 @@ class RemoteSession(Session):
         return False
 
     def body(
-        self, kind: str, asked: Mapping[str, Any], request: SubmitOptions, after: Sequence[int] = ()
+        self,
+        kind: str,
+        asked: Mapping[str, Any],
+        request: SubmitOptions,
+        after: Sequence[int] = (),
+        *,
+        planned: Collection[str] = (),
     ) -> tuple[dict[str, Any], str]:
-        """Upload what is local; return the body of a submission, and its key."""
+        """
+        Upload what is local; return the body of a submission, and its key.
+
+        Args:
+            planned: names of jobs of the same file.
+        """
         from ganq.remote.upload import on_server
 
         options = {
             name: reference_text(value)
             if name in REFERENCES and value is not None and not isinstance(value, str)
             else on_server(self.api, name, value)
-            for name, value in self._with_data(kind, asked).items()
+            for name, value in self._with_data(kind, asked, planned).items()
         }
         of_job = {
             "name": request.name,

@@ -325,6 +325,8 @@ def as_json(job: Job, context: StatusContext) -> dict[str, Any]:
         "held": job.held,
         "kept": job.kept,
         "waiting_on": list(context.unfinished_dependencies.get(job.id, ())),
+        "preempted_at": job.yielded_at,
+        "preempted_by": context.preempted_by.get(job.id),
         "waits_for": list(context.unfinished_dependencies.get(job.id, ())),  # ganq 0.2
         "not_before": job.not_before,
         "begin_at": job.begin_at,

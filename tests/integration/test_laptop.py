@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser.serving import Server, environment
-from browser.world import World
+from browser.world import World, build
 from chaos.proxy import Proxy
+from sqlalchemy import insert
 
 import ganq
 from jobs.errors import (
@@ -32,6 +34,7 @@ from jobs.errors import (
     UnauthenticatedError,
 )
 from storage.db.queries import Queries
+from storage.db.tables import event
 from storage.db.tokens import Role, Tokens
 from storage.db.workers import WorkerStore
 
@@ -183,6 +186,47 @@ def test_the_commands_work_as_at_home(laptop: Laptop, world: World, image_folder
     assert laptop("workers").startswith("no workers")
     assert "generate accepted" in laptop("submit", "generate", "--from", "4", "--count", "4")
     assert ", begins " in laptop("submit", "train", "--data", image_folder, "--begin", "now+2h")
+
+
+@pytest.fixture
+def all_states(world: World, settings: "Settings") -> World:
+    """Jobs of every state and reason that a status can have."""
+    build(settings).close()
+    unstable = world.submit("unstable")
+    world.begin(unstable, progress={"done": 1, "total": 9, "unit": "images"})
+    preempted = world.submit("preempted")
+    world.set(preempted, yielded_at=time.time(), yields=1)
+    with world.database.engine.begin() as conn:
+        for job_id, kind, detail in (
+            (unstable, "diverged", {"reason": "loss_g is not finite"}),
+            (preempted, "preempt_requested", {"waiting_job": unstable}),
+        ):
+            conn.execute(insert(event).values(job_id=job_id, at=time.time(), type=kind, detail=detail))
+    return world
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_jobs_of_every_state_are_shown_as_at_home(
+    laptop: Laptop, client: ganq.Client, all_states: World
+) -> None:
+    home = Laptop(environment(all_states.settings))
+    here, there = (json.loads(one("status", "--all", "--json")) for one in (home, laptop))
+    for row in (*here, *there):  # these change with the time
+        row.pop("ran_s"), row.pop("eta_seconds")
+    assert there == here
+    named = {row["name"]: row for row in there}
+    assert named["unstable"]["warning"] == "diverged: loss_g is not finite"
+    assert named["preempted"]["status"] == f"preempted by job {named['unstable']['id']}"
+    times = re.compile(r"[0-9]+ (s|min|h)\b|\s+")
+    assert times.sub(" ", laptop("status", "--all")) == times.sub(" ", home("status", "--all"))
+    for job in client.jobs():
+        assert job.status == next(row["status"] for row in there if row["id"] == job.id)
+        assert (job.priority, job.user, job.created_at > 0) == (0, job.user, True)
+        assert (job.labels, job.progress, repr(job)) == (job.labels, job.progress, repr(job))
+    for name in ("faces-2", "unstable", "preempted", "held", "folder", "measured"):
+        assert named[name]["status"].split()[0] in laptop("status", named[name]["id"])
+    assert laptop.run("wait", "unstable", "--timeout", "0.1").returncode == 124
+    assert laptop.run("pause", "faces-2", "--wait", "--timeout", "0.1").returncode in (3, 124)
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
@@ -567,6 +611,42 @@ def test_a_false_listing_or_bundle_is_refused(server: Server, world: World, toke
     for data in ("dataset:" + "0" * 32, f"dataset:{made['dataset']}/..", f"dataset:{made['dataset']}/b"):
         body = json.dumps({"kind": "train", "data": data}).encode()
         assert send(server, "POST", "/jobs", body, token, **kind)[0] == 404, data
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_an_evaluation_of_a_job_file_takes_the_generation_of_that_file(
+    laptop: Laptop, client: ganq.Client, world: World, image_folder: Path, tmp_path: Path
+) -> None:
+    model = model_of(world)
+    older = world.images("mini", model, count=60, format="png")
+    path = tmp_path / "jobs.toml"
+    path.write_text(
+        f'[[job]]\nkind = "generate"\nfrom = {model}\ncount = 64\nname = "mini"\n'
+        f'[[job]]\nkind = "evaluate"\nsubject = "mini"\ndata = "{image_folder}"\nname = "measured"\n'
+    )
+    assert older in {job.id for job in client.jobs(name="mini")}
+    for submit in (lambda: laptop("submit", "-f", path), lambda: client.submit_file(path)):
+        submit()
+        assert client.job("measured").spec["source"] == client.job("mini").id != older
+
+
+def test_a_generator_is_fetched_and_makes_the_pixels_of_the_servers_own(
+    client: ganq.Client, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import save_file
+
+    from jobs.networks.dcgan import Architecture
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save_file(
+        Architecture(size=16, nz=8, ngf=4, ndf=4).build_generator(1).state_dict(), tmp_path / "g.safetensors"
+    )
+    Laptop(environment(world.settings))("import", tmp_path / "g.safetensors", "--name", "tiny")
+    fetched = client.job("tiny").generator(device="cpu").sample(2, seed=7)
+    with ganq.connect(world.settings) as local:
+        own = local.job("tiny").generator(device="cpu").sample(2, seed=7)
+    assert (fetched == own).all()
+    assert fetched.shape == (2, 16, 16, 3)
 
 
 # --- import ganq ------------------------------------------------------------------------------

@@ -266,7 +266,8 @@ def checkpoint_file(call: Call) -> Response:
     """Return a file of a checkpoint; a Range header names the part."""
     found, folder = _checkpoint(call)
     name = call.request.path_params["file"]
-    for one in _listed(folder, found.manifest_sha256):
+    manifest = {"name": CHECKPOINT_MANIFEST, "sha256": found.manifest_sha256}
+    for one in [*_listed(folder, found.manifest_sha256), manifest]:
         if one["name"] == name:
             return ranged_file(call.request, folder / name, one["sha256"], "application/octet-stream", name)
     raise NotFoundError(f"checkpoint {found.manifest_sha256[:12]} has no file {name[:80]!r}")

@@ -60,6 +60,8 @@ JOB: dict[str, Schema] = {
     "held": FLAG,
     "kept": FLAG,
     "waiting_on": _list(WHOLE),
+    "preempted_at": _or_null(TIME),
+    "preempted_by": _or_null(WHOLE),
     "not_before": _or_null(TIME),
     "time_limit_s": _or_null(NUMBER),
     "ran_s": NUMBER,
