@@ -8,7 +8,7 @@ a thread.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -277,13 +277,14 @@ class AsyncClient:
             found += [AsyncJob(self, one) for one in page["jobs"]]
         return found
 
-    async def drain(self, *names: str, host: str | None = None) -> list[str]:
+    async def drain(self, *names: str, host: str | None = None, wait: float | None = None) -> list[str]:
         """
-        Have workers return their jobs and exit; return the names of those that were asked.
+        Have workers return their jobs and exit; see ganq.Client.drain().
 
         Raises:
             SpecError: neither names nor a host is given.
             NotFoundError: there is no such worker.
+            TimeoutError: not all have exited in time; the request stays.
         """
         if not names and host is None:
             raise SpecError("drain takes names of workers, or a host")
@@ -291,6 +292,15 @@ class AsyncClient:
         chosen = names or [one["name"] for one in there if one["host"] == host and one["state"] != "stopped"]
         for one in chosen:
             await self._api.post(f"/workers/{quote(one, safe='')}/drain", {})
+        started = time.monotonic()
+        while wait is not None:
+            there = (await self._api.get("/workers"))["workers"]
+            left = [one["name"] for one in there if one["name"] in chosen and one["state"] != "stopped"]
+            if not left:
+                break
+            if time.monotonic() - started >= wait:
+                raise TimeoutError(f"not exited within {wait:g} s: {', '.join(left)}; the request stays")
+            await asyncio.sleep(0.5)
         return list(chosen)
 
     async def close(self) -> None:
@@ -360,25 +370,28 @@ class AsyncJob(JobAttributes):
             after = page["next_after"]
         return found
 
-    async def logs(self, *, follow: bool = False) -> AsyncIterator[str]:
+    async def logs(self, *, follow: bool = False, all_attempts: bool = False) -> AsyncIterator[str]:
         """
-        Yield the lines of the newest attempt's log.
+        Yield the lines of the log.
 
         Args:
             follow: wait for new lines, and for later attempts, until the job has ended; a connection that
                 breaks off is opened again behind the last line.
+            all_attempts: include the attempts before the newest.
 
         Raises:
             ServerUnavailableError: the server was away for ten minutes.
         """
         await self.refresh()
+        newest = self._row.attempt
+        whole = range(1 if all_attempts else max(newest, 1), newest + (0 if follow else 1))
+        for attempt in whole:
+            params = {"attempt": attempt}
+            text = (await self._client._api.repeated("GET", self._path("/log"), params=params)).content
+            for line in text.decode(errors="replace").splitlines():
+                yield line
         if follow:
             async for line in self._followed():
-                yield line
-        elif self._row.attempt:
-            path, params = self._path("/log"), {"attempt": self._row.attempt}
-            text = (await self._client._api.repeated("GET", path, params=params)).content
-            for line in text.decode(errors="replace").splitlines():
                 yield line
 
     async def _followed(self) -> AsyncIterator[str]:
@@ -457,9 +470,18 @@ class AsyncJob(JobAttributes):
         """Allow the held or paused job to start."""
         return await self._verb("release")
 
-    async def pause(self, *, reason: str | None = None) -> "AsyncJob":
-        """Stop the running job with its work saved and hold it until resume(); a queued one is held."""
-        return await self._verb("pause", {} if reason is None else {"reason": reason})
+    async def pause(self, *, reason: str | None = None, wait: float | None = None) -> "AsyncJob":
+        """Stop the running job with its work saved and hold it until resume(); see ganq.Job.pause()."""
+        await self._verb("pause", {} if reason is None else {"reason": reason})
+        started = time.monotonic()
+        while wait is not None and self.state == "running":
+            waited_s = time.monotonic() - started
+            if waited_s >= wait:
+                raise TimeoutError(f"job {self.id} has not stopped within {wait:g} s; the request stays")
+            await asyncio.sleep(min(poll_delay_s(waited_s), wait - waited_s))
+            with suppress(ServerUnavailableError):
+                await self.refresh()
+        return self
 
     async def resume(self) -> "AsyncJob":
         """Continue the paused job: the same as release()."""
@@ -512,11 +534,15 @@ class AsyncImage:
     def __init__(self, api: AsyncApi, path: str, image: RemoteImage) -> None:
         self._api, self._address, self._image = api, path, image
         self.index = image.index
+        """Place in the result; with `keep` the rank."""
         self.seed = image.seed
         self.sample_index = image.sample_index
         self.score = image.score
         self.sha256 = image.sha256
         self.class_name = image.class_name
+
+    def __repr__(self) -> str:
+        return f"<ganq.AsyncImage {self.index}: sha256 {self.sha256[:12]}>"
 
     async def _fetched(self) -> RemoteImage:
         data = (await self._api.repeated("GET", self._address)).content

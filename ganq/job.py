@@ -5,9 +5,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from ganq.copies import copy_pending
+from ganq.copies import copy_pending, download
 from ganq.notices import report
 from ganq.polling import poll_delay_s
 from jobs.errors import DatabaseUnavailableError, JobError, NotFoundError, error_of
@@ -55,6 +56,41 @@ class JobAttributes:
     def kind(self) -> str:
         """'train', 'generate', 'evaluate' or 'import'."""
         return self._row.kind
+
+    @property
+    def user(self) -> str:
+        """User who submitted the job."""
+        return self._row.user
+
+    @property
+    def queue(self) -> str:
+        """Queue of the job."""
+        return self._row.queue
+
+    @property
+    def priority(self) -> int:
+        """Own priority of the job, as set() changes it."""
+        return self._row.own_priority
+
+    @property
+    def attempt(self) -> int:
+        """Number of the newest attempt; 0: none has started."""
+        return self._row.attempt
+
+    @property
+    def created_at(self) -> float:
+        """Time of the submission, in seconds since 1970."""
+        return self._row.created_at
+
+    @property
+    def started_at(self) -> float | None:
+        """Time at which the newest attempt started, in seconds since 1970; None: none has."""
+        return self._row.started_at
+
+    @property
+    def finished_at(self) -> float | None:
+        """Time at which the job ended, in seconds since 1970; None: it has not."""
+        return self._row.finished_at
 
     @property
     def state(self) -> str:
@@ -216,6 +252,22 @@ class Job(JobAttributes):
         from ganq.generator import load
 
         return load(volume, chosen, device)
+
+    def download(self, out: "str | PathLike[str]", *, only: str | None = None) -> Path:
+        """
+        Copy the images to a folder, completely or not at all.
+
+        Args:
+            only: 'images', 'grids' or 'best', from a server; None: all.
+
+        Returns:
+            The folder, or with 'best' the file.
+
+        Raises:
+            NotFoundError: the job has no images.
+            StorageError: they cannot be copied.
+        """
+        return download(self._client.session, self.refresh()._row, Path(out), only)
 
     # --- requests -----------------------------------------------------------------------------
 

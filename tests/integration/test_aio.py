@@ -1,6 +1,7 @@
 """The asynchronous client against a real server, on SQLite and Postgres."""
 
 import asyncio
+import inspect
 import os
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
@@ -178,3 +179,14 @@ def test_without_a_server_the_asynchronous_client_says_what_it_needs(tmp_path: P
     settings = ganq.Settings.load({"GANQ_HOME": str(tmp_path)})
     with pytest.raises(ConfigError, match="needs a server"):
         ganq.aconnect(settings)
+
+
+@pytest.mark.parametrize(
+    ("plain", "coroutines"), [(ganq.Client, ganq.AsyncClient), (ganq.Job, ganq.AsyncJob)]
+)
+def test_both_clients_have_the_same_verbs_with_the_same_arguments(plain: type, coroutines: type) -> None:
+    own = {"session", "volume", "volume_of"}  # of a machine that has the job table
+    for name in {one for one in dir(plain) if not one.startswith("_")} - own:
+        here, there = getattr(plain, name), getattr(coroutines, name)
+        if callable(here) and callable(there):
+            assert [*inspect.signature(here).parameters] == [*inspect.signature(there).parameters], name
