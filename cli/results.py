@@ -132,10 +132,13 @@ def checkpoints(job: str, as_json: bool) -> int:
     session = open_session()
     found = session.queries.find(job)
     known = session.queries.checkpoints(found.id)
+
+    def path_of(relative: str) -> str:
+        return relative if session.remote else str(session.settings.volume / relative)
+
     if as_json:
-        output.print_json_array(
-            {**each.__dict__, "absolute_path": str(session.settings.volume / each.path)} for each in known
-        )
+        place = {} if session.remote else {each.id: {"absolute_path": path_of(each.path)} for each in known}
+        output.print_json_array({**each.__dict__, **place.get(each.id, {})} for each in known)
         return 0
     if not known:
         click.echo(f"job {found.id} ({found.state}) has no checkpoints")
@@ -148,7 +151,7 @@ def checkpoints(job: str, as_json: bool) -> int:
             "" if each.metric is None else f"{each.metric:.4g}",
             output.size(each.bytes),
             output.timestamp(each.created_at),
-            str(session.settings.volume / each.path),
+            path_of(each.path),
         ]
         for each in known
     ]

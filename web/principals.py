@@ -27,7 +27,7 @@ class Principal:
         """
         if not self.role.includes(role):
             raise ForbiddenError(
-                f"the role {self.role} does not allow to {what}",
+                f"the role {self.role} may not {what}",
                 hint=f"ask for a token of the role {role} (ganq token create)",
             )
 
@@ -41,7 +41,7 @@ class Principal:
         self.require(Role.SUBMITTER, "change jobs")
         if job.user != self.user and not self.role.includes(Role.OPERATOR):
             raise ForbiddenError(
-                f"job {job.id} belongs to {job.user}, and a submitter changes only her own jobs",
+                f"job {job.id} belongs to {job.user}, and a submitter changes only their own jobs",
                 hint="ask its owner, or an operator",
             )
 

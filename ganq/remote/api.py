@@ -1,5 +1,6 @@
 """Requests to the REST API, with its errors as ganq's own."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,9 +41,15 @@ class Api:
             raise ConfigError(
                 f"{url[:200]!r} is not the URL of a server", hint="e.g. https://ganq.lab.example"
             )
+        token = token.strip()  # a file ends with a newline
         if not token:
             raise UnauthenticatedError(
-                f"there is no token for {url}", hint="GANQ_API_TOKEN_FILE names the file that contains it"
+                f"there is no token for {url}",
+                hint="GANQ_API_TOKEN_FILE names the file that contains it; in Python: token=",
+            )
+        if not re.fullmatch(r"[!-~]+", token):
+            raise UnauthenticatedError(
+                "the token contains characters that no token has", hint="ganq token create makes one"
             )
         if parts.scheme == "http" and parts.hostname not in LOOPBACK:
             report([f"{url} is not encrypted: others on the network can read the token"])

@@ -6,7 +6,7 @@ import re
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -161,7 +161,7 @@ def sse(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any], str]]:
 class RemoteImage(Image):
     """An image of a server; its bytes are fetched when they are asked for."""
 
-    _fetch: "Callable[[], bytes] | None" = None
+    _fetch: "Callable[[], bytes] | None" = field(default=None, repr=False)
 
     def to_bytes(self) -> bytes:
         """

@@ -154,9 +154,12 @@ def _check_defaults(defaults: Mapping[str, Any], kinds: Sequence[str], name: str
 
 
 def _require_known(option: str, kinds: Sequence[str], where: str) -> None:
-    known = {one for kind in kinds for one in known_names(kind)} | set(JOB_OPTIONS)
     if not any(_has(kind, option) for kind in kinds):
-        raise unknown_option(f"{where}: there is no option {option[:40]!r}", option.replace("-", "_"), known)
+        known = {one for kind in kinds for one in known_names(kind)} | set(JOB_OPTIONS)
+        typed = (
+            {one.replace("_", "-") for one in known} if "-" in option else known
+        )  # as the file spells them
+        raise unknown_option(f"{where}: there is no option {option[:40]!r}", option, typed)
 
 
 def _has(kind: str, option: str) -> bool:

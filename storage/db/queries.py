@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -219,10 +220,15 @@ class Queries:
             ).first()
         )
         if newest is None:
-            raise JobNotFoundError(
-                f"there is no job named {reference[:70]!r}", hint="ganq status lists ids and names"
-            )
+            raise JobNotFoundError(f"there is no job named {reference[:70]!r}", hint=self._hint(reference))
         return Job.from_row(newest)
+
+    def _hint(self, reference: str) -> str:
+        """Return what to do about a name that no job has."""
+        with suppress(JobNotFoundError):
+            self.find_sweep(reference)
+            return f"{reference[:70]} is a sweep: --sweep {reference[:70]}, or the name of one of its jobs"
+        return "ganq status lists ids and names"
 
     def by_submit_key(self, submit_key: str) -> Job | None:
         """Return the job that was submitted with this key, if there is one."""
