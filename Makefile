@@ -19,10 +19,10 @@ install: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/ganq demo --home demo
 
-# Half of the time the tests wait for processes: three files at a time keep two cores busy. In the
+# Half of the time the tests wait for processes: two files at a time take half as long. In the
 # order of their folders: by default xdist begins with the files of many tests, which are quick, and is left
 # with one that takes minutes. A short name for their folder, because sockets lie in it.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 2
 
 test: $(STAMP) lint
 	folder=$$(mktemp -d) && $(BIN)/python -m pytest -m "not tier2 and not tier3" -n $(TEST_PROCESSES) \
