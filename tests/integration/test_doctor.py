@@ -127,7 +127,7 @@ def test_a_worker_with_another_tmpdir_is_named(ganq: Ganq, tmp_path: Path, look:
     assert said["level"] == "warn"
     assert str(other) in said["message"]
     assert "ganq health asks the job table" in said["message"]
-    assert not [one for one in found["sockets"] if "w2" in one["message"]]
+    assert not [one for one in found["sockets"] if "sockets of w2" in one["message"]]
 
 
 def test_a_worker_with_a_private_tmp_is_named(

@@ -342,7 +342,7 @@ def test_failed_jobs_are_retried_and_workers_drained_from_a_laptop(
     assert "no job matches" in laptop("retry", "--all-failed")
     WorkerStore(world.database, worker_identity).report("idle")
     name = worker_identity.name
-    assert "the role submitter does not allow" in laptop.run("drain", name).stderr
+    assert "the role submitter may not do this" in laptop.run("drain", name).stderr
     operator = Tokens(world.database).create("olga", Role.OPERATOR, None)[1]
     Path(laptop.env["GANQ_API_TOKEN_FILE"]).write_text(operator)
     assert f"worker {name}: drain requested" in laptop("drain", name)

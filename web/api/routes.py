@@ -476,7 +476,7 @@ async def _run(endpoint: Endpoint, request: Request) -> Response:
     """
     site: Site = request.app.state.site
     principal: Principal = request.scope["ganq_principal"]
-    principal.require(endpoint.role, f"{request.method} {request.url.path}"[:120])
+    principal.require(endpoint.role, f"do this ({request.method} {request.url.path[:120]})")
     if endpoint.changes and not site.allow_changes:
         raise ChangesNotAllowedError("this server is read-only", hint="ganq web --allow-changes")
     query = read_query(request, endpoint.params)
