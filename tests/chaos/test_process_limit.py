@@ -48,11 +48,20 @@ def outcomes(database: "Database", job: int) -> list[Any]:
     return database.read(ask)
 
 
-def training(ganq: Ganq, small: list[str]) -> int:
-    """A training that lasts, with at least one checkpoint."""
-    job = int(ganq.json("submit", "train", *small, "--epochs", "100000", "--checkpoint-seconds", "0.5")["id"])
+def held_training(ganq: Ganq, small: list[str]) -> int:
+    """
+    A training that lasts, before its worker is there.
+
+    The workers' account reads the data by its capabilities, of which submit knows nothing: it would refuse.
+    """
+    asked = ("submit", "train", *small, "--epochs", "100000", "--checkpoint-seconds", "0.5", "--hold")
+    return int(ganq.json(*asked)["id"])
+
+
+def begin(ganq: Ganq, job: int) -> None:
+    """Let a held training run until it has a checkpoint."""
+    ganq("release", str(job))
     until(lambda: ganq.steps(job), what="a checkpoint")
-    return job
 
 
 def goes_on(ganq: Ganq, database: "Database", job: int) -> None:
@@ -78,8 +87,9 @@ def occurrences(log: str, what: str) -> int:
 def test_a_supervisor_that_cannot_be_started_again_is_tried_until_it_can(
     ganq: Ganq, database: "Database", small: list[str]
 ) -> None:
+    job = held_training(ganq, small)
     launcher = ganq.start_worker(within=limited_user(UID))
-    job = training(ganq, small)
+    begin(ganq, job)
     supervisor = the_part(launcher, "worker.supervisor.loop")
     no_more_processes(launcher.pid, UID)
     supervisor.kill()
@@ -96,8 +106,9 @@ def test_a_supervisor_that_cannot_be_started_again_is_tried_until_it_can(
 def test_a_runner_that_cannot_be_started_costs_its_job_nothing_and_no_other_is_claimed(
     ganq: Ganq, database: "Database", small: list[str]
 ) -> None:
+    job = held_training(ganq, small)
     worker = ganq.start_worker(within=limited_user(UID))
-    job = training(ganq, small)
+    begin(ganq, job)
     supervisor, runner = (the_part(worker, one) for one in ("worker.supervisor.loop", "worker.runner.main"))
     no_more_processes(supervisor.pid, UID)
     runner.kill()
@@ -120,8 +131,9 @@ def test_a_runner_that_cannot_be_started_costs_its_job_nothing_and_no_other_is_c
 def test_a_job_that_gets_no_thread_is_tried_again_and_not_counted_as_a_crash(
     ganq: Ganq, database: "Database", small: list[str]
 ) -> None:
+    job = held_training(ganq, small)
     worker = ganq.start_worker(within=limited_user(UID))
-    job = training(ganq, small)
+    begin(ganq, job)
     runner = the_part(worker, "worker.runner.main")
     no_more_processes(runner.pid, UID)  # a checkpoint is written by a thread
     until(lambda: "retried" in event_types(database, job), what="the end of that attempt")
@@ -135,6 +147,7 @@ def test_a_job_that_gets_no_thread_is_tried_again_and_not_counted_as_a_crash(
 def test_celerys_pool_process_comes_back_when_it_can(
     ganq: Ganq, database: "Database", small: list[str], redis_server: "Redis"
 ) -> None:
+    job = held_training(ganq, small)
     launcher = ganq.start_worker(within=limited_user(UID), GANQ_REDIS_URL=redis_server.url)
     until(lambda: part(launcher, "worker.runner.main"), what="the worker")
 
@@ -149,7 +162,7 @@ def test_celerys_pool_process_comes_back_when_it_can(
     second = until(pool, what="Celery's process again")
     assert second != first
     assert occurrences(ganq.log(), "BlockingIOError") >= 2
-    job = training(ganq, small)
+    begin(ganq, job)
     goes_on(ganq, database, job)
 
 
