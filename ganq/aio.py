@@ -292,10 +292,16 @@ class AsyncClient:
         chosen = names or [one["name"] for one in there if one["host"] == host and one["state"] != "stopped"]
         for one in chosen:
             await self._api.post(f"/workers/{quote(one, safe='')}/drain", {})
-        started = time.monotonic()
+        started, started_at = time.monotonic(), {one["name"]: one["started_at"] for one in there}
         while wait is not None:
             there = (await self._api.get("/workers"))["workers"]
-            left = [one["name"] for one in there if one["name"] in chosen and one["state"] != "stopped"]
+            left = [
+                one["name"]
+                for one in there
+                if one["name"] in chosen
+                and one["state"] != "stopped"
+                and one["started_at"] == started_at[one["name"]]  # else another process has its name
+            ]
             if not left:
                 break
             if time.monotonic() - started >= wait:

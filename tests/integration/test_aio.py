@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import os
+import time
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import pytest
 from browser.serving import Server, environment
 from browser.world import World
 from chaos.proxy import Proxy
+from sqlalchemy import update
 
 import ganq
 from jobs.errors import (
@@ -22,6 +24,8 @@ from jobs.errors import (
     SpecError,
     SubmitKeyReusedError,
 )
+from storage.db.tables import job as job_table
+from storage.db.tables import worker
 from storage.db.tokens import Role, Tokens
 from storage.db.workers import WorkerStore
 
@@ -190,3 +194,33 @@ def test_both_clients_have_the_same_verbs_with_the_same_arguments(plain: type, c
         here, there = getattr(plain, name), getattr(coroutines, name)
         if callable(here) and callable(there):
             assert [*inspect.signature(here).parameters] == [*inspect.signature(there).parameters], name
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_waiting_for_a_pause_or_a_drain_ends_when_it_has_happened_or_in_time(
+    server: Server, token: str, world: World
+) -> None:
+    world.worker("w1", state="idle")
+    job = world.submit("faces")
+    world.begin(job)
+
+    async def later(change: Any) -> None:
+        await asyncio.sleep(0.3)
+        await asyncio.to_thread(world.database.write, lambda conn: conn.execute(change))
+
+    async def work() -> None:
+        async with ganq.aconnect(server.base, token=token) as client:
+            with pytest.raises(TimeoutError, match="w1"):
+                await client.drain("w1", wait=0.1)
+            # A service has started another process under this name.
+            restarted = update(worker).where(worker.c.name == "w1").values(started_at=time.time())
+            asked, _ = await asyncio.gather(client.drain("w1", wait=20), later(restarted))
+            assert asked == ["w1"]
+            running = await client.job(job)
+            with pytest.raises(TimeoutError, match="the request stays"):
+                await running.pause(wait=0.1)
+            stopped = update(job_table).where(job_table.c.id == job).values(state="queued", held=1)
+            await asyncio.gather(running.pause(wait=20), later(stopped))
+            assert running.status == "paused"
+
+    run(work())
