@@ -130,7 +130,8 @@ def _disk_full(folder: Path, needed: int | None) -> DiskFullError:
         sizes.append("free inodes: 0, so that no further file can be created")
     return DiskFullError(
         f"no room left at {folder} ({', '.join(sizes)})",
-        hint="make room (ganq gc --dry-run), or point GANQ_VOLUME at a larger disk; the job then continues",
+        hint="make room (ganq gc --dry-run), or point GANQ_VOLUME at a larger disk; "
+        "the job then continues, an upload when you repeat it",
         needed=needed,
         free=free,
     )

@@ -26,12 +26,17 @@ def fuzz(world: World, tmp_path: Path, *, examples: int, phases: str, seed: int 
     # Half of the jobs in addresses exist: else nearly every answer is a 404.
     known = ", ".join(f'"{job}"' for job in [*world.ids.values(), "faces", "nope", "x/y", "0"])
     config = tmp_path / "schemathesis.toml"
-    config.write_text(f'[parameters]\n"path.job" = [{known}]\n')
+    config.write_text(
+        f'[parameters]\n"path.job" = [{known}]\n'
+        # A data set of a billion gigabytes may be declared, and is refused for want of room.
+        '[checks.not_a_server_error]\nexpected-statuses = ["2xx", "3xx", "4xx", "507"]\n'
+    )
     command = [
         *(sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"),
         *("--config-file", str(config), "run", f"{server.base}/api/v1/openapi.json"),
         *("--header", f"Authorization: Bearer {token}", "--checks", CHECKS, "--phases", phases),
-        *("--max-examples", str(examples), "--seed", str(seed), "--workers", "2"),
+        # One thread: Hypothesis sets the recursion limit, which disturbs the parser of another thread in Python 3.11.
+        *("--max-examples", str(examples), "--seed", str(seed), "--workers", "1"),
         *("--exclude-operation-id", "putBlobs"),  # it does not make tar archives
         *("--generation-database", "none", "--no-color", "--continue-on-failure"),
     ]

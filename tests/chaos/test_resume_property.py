@@ -165,7 +165,7 @@ def test_a_run_that_was_killed_anywhere_ends_with_the_bits_of_one_that_was_not(
 
 
 @pytest.mark.tier2
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)  # about 15 s an example on two cores
 @settings(max_examples=100, **ANY)
 @given(options=SPECS, kills=st.lists(KILLS, min_size=1, max_size=6))
 def test_p2_with_many_more_specs_and_places_to_die(volume: Volume, options: Any, kills: Any) -> None:
