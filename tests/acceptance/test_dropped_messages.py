@@ -79,6 +79,7 @@ def heard(ganq: Ganq, small: list[str]) -> None:
     assert done.returncode == 0, done.stderr  # within the time of run(), which is shorter than a poll
 
 
+@pytest.mark.tier2
 def test_messages_with_an_eta_hold_no_memory_and_a_notification_is_received(
     ganq: Ganq, redis_url: str, small: list[str], worker: Any
 ) -> None:

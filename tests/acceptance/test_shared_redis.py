@@ -37,6 +37,7 @@ def other(
     postgres.drop(name)
 
 
+@pytest.mark.tier2
 def test_each_installation_receives_its_own_notifications_alone(
     ganq: Ganq, other: Ganq, redis_url: str, small: list[str]
 ) -> None:

@@ -35,7 +35,7 @@ def fuzz(world: World, tmp_path: Path, *, examples: int, phases: str, seed: int 
         *(sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"),
         *("--config-file", str(config), "run", f"{server.base}/api/v1/openapi.json"),
         *("--header", f"Authorization: Bearer {token}", "--checks", CHECKS, "--phases", phases),
-        # One thread: Hypothesis sets the recursion limit, which disturbs the parser of another thread in Python 3.11.
+        # One thread: Hypothesis sets the recursion limit, which disturbs another's parser in Python 3.11.
         *("--max-examples", str(examples), "--seed", str(seed), "--workers", "1"),
         *("--exclude-operation-id", "putBlobs"),  # it does not make tar archives
         *("--generation-database", "none", "--no-color", "--continue-on-failure"),

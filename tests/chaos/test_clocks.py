@@ -433,6 +433,7 @@ def test_the_reapers_watch_begins_again_after_a_gap_of_its_own(
     assert reaper.tick(now=100.0 + settings.lease_seconds + reaper.max_gap_s) == [], "the gap did not count"
 
 
+@pytest.mark.tier2
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="a time namespace needs root")
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)

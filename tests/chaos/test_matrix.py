@@ -106,6 +106,7 @@ def test_f12_redis_killed_and_empty_with_twenty_queued_loses_none(
     assert_invariants(database, Volume(settings.volume))
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_f13_a_redis_that_hangs_stops_neither_submit_nor_worker_nor_drain(
     ganq: Ganq, redis_server: "Redis", redis_url: str, database: Database, settings: Settings

@@ -83,6 +83,7 @@ def occurrences(log: str, what: str) -> int:
     return sum(what in line for line in log.splitlines())
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_a_supervisor_that_cannot_be_started_again_is_tried_until_it_can(
     ganq: Ganq, database: "Database", small: list[str]

@@ -208,7 +208,7 @@ def test_deleted_shards_are_generated_again_and_the_job_ends(
     assert not [one.name for one in folder.iterdir() if ".tmp-" in one.name], "a folder of redrawn shards"
 
 
-@pytest.mark.tier2_on("postgres")
+@pytest.mark.tier2
 def test_a_job_whose_shards_and_model_were_deleted_fails_and_can_be_retried(
     ganq: Ganq, database: Database, settings: Settings
 ) -> None:

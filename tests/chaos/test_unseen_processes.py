@@ -57,6 +57,7 @@ def supervisor_of(worker: "subprocess.Popen[bytes]") -> psutil.Process:
     raise AssertionError("no supervisor")
 
 
+@pytest.mark.tier2
 @sqlite_only
 def test_workers_of_two_users_who_cannot_see_each_other_share_a_machine(
     ganq: Ganq, database: "Database", small: list[str]

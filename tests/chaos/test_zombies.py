@@ -148,6 +148,7 @@ def test_f09_a_zombie_that_generates_changes_nothing(
     check_pictures(ganq, zombie_run(ganq, database, point, *GENERATE))
 
 
+@pytest.mark.tier2
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_f09_a_zombie_registers_no_checkpoint(
     ganq: Ganq, database: Database, small: list[str], backend: str

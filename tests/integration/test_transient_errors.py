@@ -287,7 +287,7 @@ def test_a_worker_that_is_terminated_as_a_job_ends_leaves_the_next_to_others(
     assert outcomes == ([] if point == "supervisor.before_finish" else [Outcome.REQUEUED])
 
 
-@pytest.mark.tier2_on("postgres")
+@pytest.mark.tier2
 def test_a_worker_that_is_killed_as_it_has_taken_the_next_job_does_it_after_all(
     ganq: "Ganq", queries: "Queries", small: list[str], tmp_path: Path
 ) -> None:

@@ -87,7 +87,8 @@ def test_a_conditional_generator_is_the_same_when_folded(arch: Any) -> None:
 # --- training ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", [pytest.param("sngan", marks=pytest.mark.tier2), "rpgan"])
+@pytest.mark.tier2
+@pytest.mark.parametrize("recipe", ["sngan", "rpgan"])
 def test_after_some_training_dark_and_bright_classes_are_dark_and_bright(tmp_path: Path, recipe: str) -> None:
     spec = spec_of(recipe=recipe, epochs=100, save_every=100, lr_g=2e-3, lr_d=2e-3, augment=())
     result, ctx = train(tmp_path, spec)
