@@ -150,6 +150,10 @@ def test_images_and_logs_arrive_also_over_a_network_that_breaks_off(
     job = world.submit("t")
     world.begin(job)
     world.log(job, b"one\ntwo\n")
+    twice = world.submit("twice")
+    world.begin(twice, attempts=2, state="succeeded", result={})
+    for number, text in ((1, b"first\n"), (2, b"second\n")):
+        world.log(twice, text, attempt_number=number)
 
     async def work(proxy: Proxy) -> None:
         async with ganq.aconnect(f"http://127.0.0.1:{proxy.port}", token=token) as client:
@@ -174,6 +178,11 @@ def test_images_and_logs_arrive_also_over_a_network_that_breaks_off(
             with pytest.raises(ganq.GanqError) as caught:
                 await running.wait()
             assert caught.value.code == "CRASH_LOOP"
+            again = await client.job(twice)
+            for follow in (False, True):
+                assert [line async for line in again.logs(follow=follow)] == ["second"]
+                whole = [line async for line in again.logs(follow=follow, all_attempts=True)]
+                assert whole == ["first", "second"], follow
 
     with Proxy(server.port) as proxy:
         run(work(proxy))
