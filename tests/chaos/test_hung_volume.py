@@ -145,7 +145,8 @@ def test_sigterm_ends_a_worker_whose_volume_hangs(ganq: Ganq, small: list[str], 
 def test_a_runner_that_cannot_be_killed_is_named_and_not_waited_for(
     ganq: Ganq, small: list[str], mount: HangingMount
 ) -> None:
-    worker = _start(ganq, mount)
+    # Time for the runner to reach its next checkpoint, in which it can no longer be killed.
+    worker = _start(ganq, mount, GANQ_VOLUME_SECONDS=str(3 * HUNG_S))
     job = _train(ganq, small, *ENDLESS)
     _runs(ganq, job)
     runner = part(worker, "worker.runner.main")

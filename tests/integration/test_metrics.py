@@ -436,7 +436,7 @@ def test_a_real_prometheus_scrapes_a_worker_and_the_table(
             lambda: prometheus.value('ganq_jobs_finished_total{outcome="succeeded"}') == 1,
             what="the finished job",
         )
-        assert prometheus.value("sum(up)") == 2
+        until(lambda: prometheus.value("sum(up)") == 2, what="both scraped")
         assert prometheus.value('ganq_images_total{phase="train"}') == 192
         until(lambda: prometheus.value('ganq_workers{state="idle"}') == 1, what="the idle worker")
         rules = prometheus.ask("rules")["groups"][0]["rules"]
