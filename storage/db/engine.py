@@ -21,7 +21,7 @@ from jobs.errors import ConfigError, DatabaseUnavailableError, SchemaMismatchErr
 from storage.db.backoff import Backoffs
 from storage.db.errors import MissingTableError as MissingTableError
 from storage.db.errors import explained, is_transient, names_unknown_column, needs_new_connection
-from storage.db.postgres import postgres_engine
+from storage.db.postgres import SpareConnection, postgres_engine
 from storage.db.sqlite import WAL_RESET_FIXED as WAL_RESET_FIXED
 from storage.db.sqlite import DataVersion, Wal, sqlite_engine
 from storage.settings import Settings
@@ -65,6 +65,7 @@ class Database:
         self.url = settings.database_url
         self.is_sqlite = settings.is_sqlite
         self.wal: Wal | None = None
+        self.spare: SpareConnection | None = None
         self.data_version: Callable[[], tuple[float, ...]] | None = None
         if self.is_sqlite:
             path = sqlite_path(self.url)
@@ -73,6 +74,7 @@ class Database:
             self.data_version = DataVersion(path).read
         else:
             self.engine = postgres_engine(self.url, connections)
+            self.spare = SpareConnection(self.engine) if connections is not None else None
         # In Postgres each statement of a transaction sees what is committed by then, so that a transaction
         # gives readers nothing, and costs them two round trips.
         autocommit = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
@@ -137,6 +139,8 @@ class Database:
                 with turn, engine.begin() as conn:
                     found = work(conn)
                 self.answered_at = time.monotonic()
+                if self.spare is not None:
+                    self.spare.maintain()
                 return found
             except NoConnectionFreeError as exc:
                 raise DatabaseUnavailableError("all connections to the job table are in use") from exc

@@ -1,19 +1,24 @@
 """Postgres for the job table: connections with timeouts on the server and on the client."""
 
+import threading
 import time
+import weakref
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
+from sqlalchemy.pool import QueuePool
 
 ANSWER_S = 40.0
 """Longer than the server's statement_timeout: a server that has not answered by then is unreachable."""
 
 FRESH_S = 1.0
 """A connection used within this time is not pinged; if it is dead, Database retries with another."""
+
+SPARE_S = 5.0
 
 TIMEOUTS = {"lock_timeout": "5s", "statement_timeout": "30s", "idle_in_transaction_session_timeout": "30s"}
 DIRECT = "ganq.direct"
@@ -26,12 +31,12 @@ def postgres_engine(url: str, connections: int | None = None) -> Engine:
     Return an engine whose connections detect a dead server, network or proxy, and a pooler of transactions.
 
     Args:
-        connections: at most so many, of which one stays open; None: as many as threads use at once.
+        connections: at most so many; None: as many as threads use at once.
     """
     engine = create_engine(
         url,
-        pool_size=4 if connections is None else 1,
-        max_overflow=8 if connections is None else connections - 1,
+        pool_size=connections or 4,
+        max_overflow=8 if connections is None else 0,
         # Reuse the last connection: it needs no ping, and the server has its prepared statements.
         pool_use_lifo=True,
         connect_args={
@@ -74,6 +79,54 @@ def postgres_engine(url: str, connections: int | None = None) -> Engine:
             conn.exec_driver_sql(SET_LOCAL)
 
     return engine
+
+
+class SpareConnection:
+    """
+    Closes the second connection of an engine when one has been enough for SPARE_S.
+
+    A pool of one that may overflow would close whichever connection is returned last, in half of the cases
+    the one that has the prepared statements of the main thread.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.needed_at = 0.0
+        self._connections: tuple[weakref.ref[Any], ...] = ()
+        self._lock = threading.Lock()
+        self._closing = threading.Lock()
+
+        @event.listens_for(engine, "connect")
+        def _opened(raw: Any, record: Any) -> None:
+            with self._lock:
+                self._connections = (*self._open(), weakref.ref(raw))
+
+        @event.listens_for(engine, "checkout")
+        def _used(raw: Any, record: Any, proxy: Any) -> None:
+            if self._pool.checkedout() > 1:
+                self.needed_at = time.monotonic()
+
+    def _open(self) -> "list[weakref.ref[Any]]":
+        return [one for one in self._connections if (raw := one()) is not None and not raw.closed]
+
+    @property
+    def _pool(self) -> QueuePool:
+        assert isinstance(self.engine.pool, QueuePool)
+        return self.engine.pool
+
+    def maintain(self) -> None:
+        """Close the spare connection if it is due, between two transactions; ignore its errors."""
+        if time.monotonic() - self.needed_at < SPARE_S or self._pool.checkedin() < 2 or len(self._open()) < 2:
+            return
+        if not self._closing.acquire(blocking=False):
+            return
+        try:
+            with suppress(SQLAlchemyError), self.engine.connect():  # the one that was used last
+                spare = self.engine.connect()
+                spare.detach()
+                spare.close()
+        finally:
+            self._closing.release()
 
 
 def _connect(arguments: Any, options: dict[str, Any]) -> Any:

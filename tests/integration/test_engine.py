@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from jobs.errors import ConfigError, DatabaseUnavailableError, SchemaMismatchError
 from storage.db import engine as engine_module
+from storage.db import postgres as postgres_module
 from storage.db.engine import Database, filesystem_type
 from storage.db.schema import open_database
 from storage.db.sqlite import Wal
@@ -405,6 +406,49 @@ def test_connections_that_the_server_cut_are_made_again(
 
     database.write(work)
     assert queries.get(made.id).priority == 1
+
+
+@only_postgres
+def test_a_second_connection_is_opened_for_a_moment_and_the_first_stays(
+    settings: "Settings", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = open_database(settings, connections=2)
+
+    def backend(conn: Any) -> int:
+        return int(conn.execute(text("SELECT pg_backend_pid()")).scalar())
+
+    def of_a_second_thread() -> int:
+        found: list[int] = []
+        thread = threading.Thread(target=lambda: found.append(database.read(backend)))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    def overlap(conn: Any) -> tuple[int, int]:
+        return backend(conn), of_a_second_thread()
+
+    first = database.read(backend)
+    pairs = [database.write(overlap) for _ in range(3)]
+    assert pairs == [(first, pairs[0][1])] * 3, "a connection was opened anew"
+    assert pairs[0][1] != first
+    assert database.read(backend) == first
+    open_backends = text("SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(:pids)")
+    pids = {"pids": [*pairs[0]]}
+
+    def still_open() -> int:
+        return int(database.read(lambda conn: conn.execute(open_backends, pids).scalar()))
+
+    assert still_open() == 2
+    monkeypatch.setattr(postgres_module, "SPARE_S", 0.0)
+    database.read(backend)
+    for _ in range(100):  # the server's process ends a little later
+        if still_open() == 1:
+            break
+        time.sleep(0.05)
+    assert still_open() == 1
+    assert database.read(backend) == first
+    assert database.write(overlap)[0] == first
+    database.dispose()
 
 
 @only_postgres

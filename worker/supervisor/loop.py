@@ -66,7 +66,7 @@ STUCK_POLL_S = 1.0
 """Interval of the checks whether a stuck runner has died."""
 VOLUME_CHECK_S = 10.0
 CONNECTIONS = 2
-"""To Postgres: a third thread waits, for some milliseconds. One connection stays open."""
+"""To Postgres: a third thread waits, for some milliseconds. An idle worker keeps one."""
 NAME_TAKEN_EXIT = 5
 IDLE_EXIT = 6
 DRAIN_EXIT = 7
