@@ -19,6 +19,7 @@ FRESH_S = 1.0
 """A connection used within this time is not pinged; if it is dead, Database retries with another."""
 
 SPARE_S = 5.0
+"""Seconds after which a second connection that no thread needed is closed."""
 
 TIMEOUTS = {"lock_timeout": "5s", "statement_timeout": "30s", "idle_in_transaction_session_timeout": "30s"}
 DIRECT = "ganq.direct"
