@@ -415,7 +415,7 @@ def test_a_second_connection_is_opened_for_a_moment_and_the_first_stays(
     database = open_database(settings, connections=2)
 
     def backend(conn: Any) -> int:
-        return int(conn.execute(text("SELECT pg_backend_pid()")).scalar())
+        return int(conn.execute(text("SELECT pg_backend_pid()")).scalar_one())
 
     def of_a_second_thread() -> int:
         found: list[int] = []
@@ -436,7 +436,7 @@ def test_a_second_connection_is_opened_for_a_moment_and_the_first_stays(
     pids = {"pids": [*pairs[0]]}
 
     def still_open() -> int:
-        return int(database.read(lambda conn: conn.execute(open_backends, pids).scalar()))
+        return int(database.read(lambda conn: conn.execute(open_backends, pids).scalar_one()))
 
     assert still_open() == 2
     monkeypatch.setattr(postgres_module, "SPARE_S", 0.0)
