@@ -17,7 +17,6 @@ Exit code 1 on any violation, with the seed and what was done last.
 import argparse
 import json
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -245,14 +244,18 @@ def unexplained(view: View) -> list[str]:
 
 
 def tracebacks(stage: Stage) -> Counter[str]:
-    """Return uncaught exceptions from all logs of workers, by their last line."""
+    """Return uncaught exceptions from all logs of workers, by their last line and the message before."""
     found: Counter[str] = Counter()
     for name in [*stage.names, "calm"]:
-        for block in stage.log(name).split("Traceback (most recent call last):")[1:]:
-            ends = [line for line in block.splitlines() if re.match(r"^[\w.]+(Error|Exception|Exit)\b", line)]
-            last = ends[0][:160] if ends else block.strip()[:160]
+        before, *blocks = stage.log(name).split("Traceback (most recent call last):")
+        for block in blocks:
+            # The first line that is not indented; a killed process may not have written it.
+            ends = [line for line in block.splitlines()[1:] if line and not line[0].isspace()]
+            last = ends[0][:160] if ends else f"cut off: …{block.strip()[-160:]}"
+            message = before.strip().rpartition("\n")[2][-200:]
             if "WorkerLostError" not in block:  # what Celery says when its pool's process is killed
-                found[last] += 1
+                found[f"{last} ({message})"] += 1
+            before = block
     return found
 
 
