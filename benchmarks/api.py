@@ -31,7 +31,7 @@ JOBS = 100_000
 CONNECTIONS = 16
 SECONDS = 8.0
 IMAGES, IMAGE_BYTES = 16_000, 8192
-DOWNLOADED = 100_000
+DOWNLOADED, FORMATS = 100_000, ("tar", "png")
 
 
 def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict[str, Any]]:
@@ -57,8 +57,10 @@ def run(work: Path, rounds: int | None, watch: Watch) -> tuple[list[Ratio], dict
         )
     watch.wait_for_quiet()
     raw["files"] = found = _files(work)
-    for way, copy, count in (("upload", "copy", IMAGES), ("download", "copy of the result", DOWNLOADED)):
-        lines.append(limit(f"{way}, {count:,} images", "cp / 0.7", "s", found[way], found[copy] / 0.7))
+    for way, count in (("upload", IMAGES), *((f"download ({one})", DOWNLOADED) for one in FORMATS)):
+        lines.append(
+            limit(f"{way}, {count:,} images", "cp / 0.7", "s", found[way], found[f"copy: {way}"] / 0.7)
+        )
     raw["import"] = found = {
         name: min(_import_seconds(name) for _ in range(5)) for name in ("ganq", "sqlalchemy")
     }
@@ -138,7 +140,7 @@ async def _load(server: Server, requests: list[bytes], *, connections: int) -> d
 
 
 def _files(work: Path) -> dict[str, float]:
-    """Measure an upload and a download, each beside a copy of the same files; return seconds."""
+    """Measure an upload and downloads, each beside a copy of the same files; return seconds."""
     from ganq.remote.api import Api
     from ganq.remote.upload import upload
     from storage.db.schema import prepare
@@ -157,18 +159,34 @@ def _files(work: Path) -> dict[str, float]:
         upload(api, source)
         os.sync()
         uploaded = time.perf_counter() - began
-        world = World(settings)
-        made = world.images("many", world.submit("model"), count=DOWNLOADED, format="png")
-        of_result = _copy_seconds(world.volume.attempt(made, 1), home / "result")
-        world.close()
-        began = time.perf_counter()
-        command = [sys.executable, "-P", "-m", "cli.main", "download", str(made), "--out", str(home / "out")]
-        env = {"GANQ_HOME": str(home / "laptop"), "GANQ_API_URL": server.base, "GANQ_API_TOKEN": server.token}
-        subprocess.run(command, env={**os.environ, **env}, check=True, capture_output=True)
-        os.sync()
-        downloaded = time.perf_counter() - began
         api.close()
-    return {"copy": copied, "upload": uploaded, "copy of the result": of_result, "download": downloaded}
+        found = {"copy: upload": copied, "upload": uploaded}
+        world = World(settings)
+        for one in FORMATS:
+            made = world.images(one, world.submit("model"), count=DOWNLOADED, format=one)
+            folder = world.volume.attempt(made, 1)
+            found[f"copy: download ({one})"] = _copy_seconds(folder, home / f"copy-{one}")
+            found[f"download ({one})"] = _download_seconds(server, made, home)
+        world.close()
+    return found
+
+
+def _download_seconds(server: Server, job: int, home: Path) -> float:
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "cli.main",
+        "download",
+        str(job),
+        "--out",
+        str(home / f"out-{job}"),
+    ]
+    env = {"GANQ_HOME": str(home / "laptop"), "GANQ_API_URL": server.base, "GANQ_API_TOKEN": server.token}
+    began = time.perf_counter()
+    subprocess.run(command, env={**os.environ, **env}, check=True, capture_output=True)
+    os.sync()
+    return time.perf_counter() - began
 
 
 def _copy_seconds(source: Path, target: Path) -> float:

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 import re
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -17,6 +19,7 @@ from ganq.images import Image
 from ganq.notices import report
 from ganq.remote.api import Api
 from jobs.errors import GanqError, NotFoundError, ServerUnavailableError, StorageError
+from storage.volume.tar_headers import Header
 
 if TYPE_CHECKING:
     from storage.db.rows import Checkpoint, Job
@@ -299,7 +302,7 @@ def download(api: Api, job: "Job", path: str, out: Path, only: str | None) -> Pa
         raise StorageError(
             f"{out} already holds {taken}: nothing there was touched", hint="give another folder: --out DIR"
         )
-    note = out / PARTIAL
+    note, folder = out / PARTIAL, _Folder(out, hashes)
     done = _resumed_at(note, manifest_sha256)
     files = 0
 
@@ -307,7 +310,7 @@ def download(api: Api, job: "Job", path: str, out: Path, only: str | None) -> Pa
         nonlocal done, files
         with api.stream(f"{path}/result.tar", after=done, only=only) as answer:
             for name, data in _members(answer.iter_bytes(1 << 20)):
-                _write_member(out, name, data, hashes)
+                folder.write(name, data)
                 done, files = name, files + 1
                 if files % 1000 == 0:
                     note.write_text(json.dumps({"manifest": manifest_sha256, "after": done}))
@@ -363,27 +366,41 @@ def _resumed_at(note: Path, manifest_sha256: str) -> str | None:
         return None
 
 
-def _write_member(out: Path, name: str, data: Iterator[bytes], hashes: dict[str, str]) -> None:
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise StorageError(f"the server sent {name[:200]!r}, which leads out of the folder")
-    target = out / name
-    temp = target.with_name(f".{target.name}{PARTIAL}")
-    digest = hashlib.sha256()
-    try:
+class _Folder:
+    """A folder to which the files of a result are written, each complete or not at all."""
+
+    def __init__(self, path: Path, hashes: dict[str, str]) -> None:
+        self.path, self.hashes = path, hashes
+        self._made: set[str] = set()
+
+    def write(self, name: str, pieces: Iterator[bytes]) -> None:
+        """
+        Write a file.
+
+        Raises:
+            StorageError: its name leads out of the folder, or its content is another one.
+        """
+        inside, _, own = name.rpartition("/")
+        if name.startswith("/") or not own or ".." in name.split("/"):
+            raise StorageError(f"the server sent {name[:200]!r}, which leads out of the folder")
+        folder = os.path.join(self.path, inside)
+        if inside not in self._made:
+            os.makedirs(folder, exist_ok=True)
+            self._made.add(inside)
+        temp = os.path.join(folder, f".{own}{PARTIAL}")
+        digest = hashlib.sha256()
         try:
-            file = open(temp, "wb")  # noqa: SIM115
-        except FileNotFoundError:
-            temp.parent.mkdir(parents=True, exist_ok=True)
-            file = open(temp, "wb")  # noqa: SIM115
-        with file:
-            for piece in data:
-                digest.update(piece)
-                file.write(piece)
-        if name in hashes and digest.hexdigest() != hashes[name]:
-            raise StorageError(f"{name} arrived with another content", hint="run the command again")
-        temp.rename(target)
-    finally:
-        temp.unlink(missing_ok=True)
+            with open(temp, "wb") as file:
+                for piece in pieces:
+                    digest.update(piece)
+                    file.write(piece)
+            if name in self.hashes and digest.hexdigest() != self.hashes[name]:
+                raise StorageError(f"{name} arrived with another content", hint="run the command again")
+            os.rename(temp, os.path.join(folder, own))
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temp)
+            raise
 
 
 def _members(pieces: Iterator[bytes]) -> Iterator[tuple[str, Iterator[bytes]]]:
@@ -413,7 +430,7 @@ def _members(pieces: Iterator[bytes]) -> Iterator[tuple[str, Iterator[bytes]]]:
 
     long_name: dict[str, str] = {}
     while any(header := take(BLOCK)):
-        entry = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        entry = Header.frombuf(header, "utf-8", "surrogateescape")
         if entry.type == tarfile.XHDTYPE:
             text = b"".join(content(entry.size)).decode()
             long_name = dict(

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from ganq.notices import report
 from ganq.remote.api import Api
 from ganq.remote.files import until_done
 from jobs.errors import GanqError, NotFoundError, SpecError, StorageError
+from storage.volume.tar_headers import header
 
 PATHS = ("data", "path", "subject", "init_netg", "init_netd", "feature_network")
 BUNDLE = 16 << 20
@@ -83,15 +83,20 @@ def upload(api: Api, path: Path) -> str:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and not any(part.startswith(".") for part in name.split("/")):
-            yield name, path
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(one for one in folders if not one.startswith("."))
+        inside = os.path.relpath(place, folder).replace(os.sep, "/") + "/"
+        for name in sorted(files):
+            path = os.path.join(place, name)
+            if not name.startswith(".") and os.path.isfile(path):
+                yield inside.removeprefix("./") + name, Path(path)
 
 
 def _hash(path: Path) -> str:
     try:
         with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size <= BUNDLED:  # file_digest() clears a large buffer first
+                return hashlib.sha256(file.read()).hexdigest()
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as exc:
         raise StorageError(f"{path} cannot be read: {(exc.strerror or str(exc)).lower()}") from exc
@@ -120,9 +125,7 @@ def _bundles(files: dict[str, Path]) -> Iterator[tuple[bytes, int]]:
         content = path.read_bytes() if path.stat().st_size <= BUNDLED else None
         if content is None:
             continue
-        entry = tarfile.TarInfo(sha256)
-        entry.size = len(content)
-        data.write(entry.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512))
+        data.write(header(sha256, len(content)) + content + bytes(-len(content) % 512))
         size += len(content)
         if data.tell() >= BUNDLE:
             yield data.getvalue() + bytes(1024), size

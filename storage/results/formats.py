@@ -25,6 +25,7 @@ from jobs.errors import StorageError
 from storage.results import codecs
 from storage.results.codecs import Codec
 from storage.volume.durable import NO_LINKS
+from storage.volume.tar_headers import header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -230,15 +231,14 @@ class Tars:
         if self._in_this == self.names.per_tar:
             self._end()
             self._next()
-        about = tarfile.TarInfo(f"{output_index:0{self.names.digits}d}{self.codec.suffix}")
-        about.size = len(data)
+        member = f"{output_index:0{self.names.digits}d}{self.codec.suffix}"
         tar = self.tars[-1]
-        tar.write(about.tobuf(tarfile.USTAR_FORMAT))
+        tar.write(header(member, len(data)))
         offset = tar.tell()
         tar.write(data)
         tar.write(bytes(-len(data) % tarfile.BLOCKSIZE))
         self._in_this += 1
-        return {"file": tar.name, "member": about.name, "offset": offset}
+        return {"file": tar.name, "member": member, "offset": offset}
 
     def adopt(self, output_index: int, made: StoredImage) -> Where:
         return self.put(output_index, bytes_of(made), made.record)

@@ -3,8 +3,8 @@
 import asyncio
 import hashlib
 import json
+import os
 import re
-import tarfile
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from storage.results.formats import bytes_of
 from storage.results.reader import names_of_result
 from storage.volume.durable import MANIFEST as CHECKPOINT_MANIFEST
 from storage.volume.durable import raise_storage_error
+from storage.volume.tar_headers import header
 from web.api.answers import checkpoint_facts, event_facts, json_answer, ranged, ranged_file
 from web.api.call import Call, require_fields
 from web.files import require_volume
@@ -224,22 +225,22 @@ def result(call: Call) -> Response:
 
 def _files(folder: Path) -> Iterator[str]:
     for name in names_of_result(folder):
-        path = folder / name
-        if path.is_dir():
-            yield from sorted(one.relative_to(folder).as_posix() for one in path.rglob("*") if one.is_file())
-        else:
+        if not (folder / name).is_dir():
             yield name
+            continue
+        for path, folders, files in os.walk(folder / name):
+            folders.sort()
+            inside = Path(path).relative_to(folder).as_posix()
+            yield from (f"{inside}/{one}" for one in sorted(files))
 
 
 def _tar(folder: Path, names: list[str]) -> Iterator[bytes]:
     """Yield an archive in large pieces: a piece costs two changes of the thread."""
     waiting = bytearray()
     for name in names:
-        with open(folder / name, "rb") as file:
-            entry = tarfile.TarInfo(name)
-            entry.size = left = file.seek(0, 2)
-            file.seek(0)
-            waiting += entry.tobuf(tarfile.PAX_FORMAT)
+        with open(os.path.join(folder, name), "rb", buffering=0) as file:
+            size = left = os.fstat(file.fileno()).st_size
+            waiting += header(name, size)
             while left:
                 data = file.read(min(left, CHUNK))
                 if not data:
@@ -249,7 +250,7 @@ def _tar(folder: Path, names: list[str]) -> Iterator[bytes]:
                 if len(waiting) >= CHUNK:
                     yield bytes(waiting)
                     waiting.clear()
-            waiting += bytes(-entry.size % TAR_BLOCK)
+            waiting += bytes(-size % TAR_BLOCK)
     yield bytes(waiting) + bytes(2 * TAR_BLOCK)
 
 

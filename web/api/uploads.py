@@ -14,9 +14,10 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -34,6 +35,7 @@ from storage.volume.durable import (
     sha256_file,
     sync_filesystem,
 )
+from storage.volume.tar_headers import Header
 from web.api.answers import json_answer
 from web.api.call import BODY_READ, Call, require_fields
 from web.files import require_volume
@@ -79,7 +81,7 @@ def _datasets(site: Site) -> Path:
 
 
 def _blob(site: Site, sha256: str) -> Path:
-    return site.volume.uploads / "blobs" / sha256[:2] / sha256
+    return Path(f"{site.volume.uploads}/blobs/{sha256[:2]}/{sha256}")
 
 
 # --- data sets --------------------------------------------------------------------------------
@@ -118,7 +120,8 @@ def create(call: Call) -> Response:
 def _touched(path: Path) -> bool:
     """Return whether a data set or a file is there; `ganq gc` then leaves it for a while."""
     try:
-        if path.stat().st_nlink == 1 or path.is_dir():
+        found = path.stat()
+        if found.st_nlink == 1 or stat.S_ISDIR(found.st_mode):
             os.utime(path)
     except FileNotFoundError:
         return False
@@ -167,13 +170,13 @@ def _is_safe(path: str) -> bool:
 def _link_all(site: Site, folder: Path, files: dict[str, tuple[str, int]]) -> None:
     temp = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
     try:
-        for parent in dict.fromkeys((temp / path).parent for path in files):
-            parent.mkdir(parents=True, exist_ok=True)
+        for parent in {path.rpartition("/")[0] for path in files}:
+            os.makedirs(temp / parent, exist_ok=True)
         for path, (sha256, size) in files.items():
             blob = _blob(site, sha256)
-            if blob.stat().st_size != size:
-                raise SpecError(f"{path[:200]!r} has {blob.stat().st_size} bytes, not {size}")
-            link_or_copy(blob, temp / path)
+            if (stored := blob.stat().st_size) != size:
+                raise SpecError(f"{path[:200]!r} has {stored} bytes, not {size}")
+            link_or_copy(blob, f"{temp}/{path}")
         sync_filesystem(temp)
         if not folder.is_dir():  # another request may have been faster
             temp.rename(folder)
@@ -271,40 +274,43 @@ def _begin(site: Site, request: Request, blob: Path) -> tuple[int | None, int | 
 def receive_bundle(call: Call) -> Response:
     """Write many small files: a tar archive whose members are named by their SHA-256."""
     require_volume(call.site)
-    stored = 0
+    stored, mark = 0, secrets.token_hex(4)
     try:
-        with tarfile.open(fileobj=io.BytesIO(call.raw), mode="r:") as archive:
+        with tarfile.open(fileobj=io.BytesIO(call.raw), mode="r:", tarinfo=Header) as archive:
             for member in archive:
-                content = archive.extractfile(member) if member.isreg() else None
-                if content is None or not SHA256.fullmatch(member.name):
+                if not member.isreg() or not SHA256.fullmatch(member.name):
                     raise SpecError(f"{member.name[:80]!r} is not a file that is named by its SHA-256")
-                data = content.read()
+                data = call.raw[member.offset_data : member.offset_data + member.size]
                 if len(data) != member.size:
                     raise SpecError("the archive ended early")
                 if hashlib.sha256(data).hexdigest() != member.name:
                     raise _lied(member.name)
-                _store(call.site, member.name, data)
+                _store(call.site, member.name, data, mark)
                 stored += 1
     except tarfile.TarError as exc:
         raise SpecError(f"the body is no tar archive: {exc}") from exc
     return json_answer({"stored": stored})
 
 
-def _store(site: Site, sha256: str, data: bytes) -> None:
+def _store(site: Site, sha256: str, data: bytes, mark: str) -> None:
     blob = _blob(site, sha256)
     if blob.exists():
         return
-    temp = blob.with_name(f".{sha256}-{secrets.token_hex(4)}")
+    temp = f"{blob.parent}/.{sha256}-{mark}"
     with _storage_errors(site):
         try:
             try:
-                temp.write_bytes(data)
+                file = open(temp, "wb")  # noqa: SIM115
             except FileNotFoundError:
                 make_folder(blob.parent)
-                temp.write_bytes(data)
-            temp.rename(blob)
-        finally:
-            temp.unlink(missing_ok=True)
+                file = open(temp, "wb")  # noqa: SIM115
+            with file:
+                file.write(data)
+            os.rename(temp, blob)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temp)
+            raise
 
 
 def _open_part(site: Site, part: Path, start: int) -> IO[bytes]:
