@@ -168,7 +168,7 @@ def memory(settings: Settings, opened: Callable[[Server, str], "Page"]) -> dict[
         for number in range(HOUR):
             hour.commit(number)
             fetched += server.get(paths[number % len(paths)]).status == 200
-            if number in (HOUR // 10, HOUR - 1):
+            if number in (HOUR // 2, HOUR - 1):
                 page.wait_for_timeout(1000)
                 heap.send("HeapProfiler.collectGarbage")
                 used = heap.send("Runtime.getHeapUsage")["usedSize"]
