@@ -81,7 +81,7 @@ def export(
     session = open_session()
     found = session.queries.find(job)
     chosen = session.queries.choose_checkpoint(found.id, checkpoint)
-    snapshot = read_checkpoint(session.volume_of(found), chosen, "generator")
+    snapshot = read_checkpoint(session.generator_volume(chosen), chosen, "generator")
     done = write_files(
         form, snapshot.meta["arch"], snapshot.tensors, out.absolute(), chosen.epoch, force=force
     )

@@ -26,16 +26,22 @@ def report(job: str, path: Path | None, as_json: bool) -> int:
     The file needs no server and no internet connection. It stays under 20 MB; of a long run
     it holds as many sample grids as fit, evenly chosen, and the best one.
     """
-    from web.report import write
-    from web.site import Site
+    from storage.volume.durable import write_bytes
 
     session = open_session()
     found = session.queries.find(job)
     path = (path or Path(f"ganq-{found.id}.html")).absolute()
-    size = write(Site(session.settings, session.database), found, path)
+    if session.remote:
+        data = session.report(found)
+    else:
+        from web.report import report as render
+        from web.site import Site
+
+        data = render(Site(session.settings, session.database), found)
+    write_bytes(path, data)
     if as_json:
-        output.print_json({"id": found.id, "path": str(path), "bytes": size})
+        output.print_json({"id": found.id, "path": str(path), "bytes": len(data)})
     else:
         click.echo(str(path))
-        output.notice(output.size(size))
+        output.notice(output.size(len(data)))
     return 0

@@ -35,7 +35,14 @@ def show(job: str, form: str) -> None:
     from ganq.submission.describe import describe
 
     session = open_session()
-    click.echo(describe(session.queries.find(job), session.queries, form), nl=False)
+    found = session.queries.find(job)
+    if session.remote:
+        from ganq.remote.upload import of_server
+
+        text = describe(found, session.queries, form, written=of_server)
+    else:
+        text = describe(found, session.queries, form)
+    click.echo(text, nl=False)
 
 
 @click.command(epilog=examples("ganq schema > jobs.schema.json"))

@@ -247,11 +247,9 @@ class Job(JobAttributes):
                 hint=f"job {source} is its model" if source is not None else None,
             )
         chosen = self._queries.choose_checkpoint(self.id, check_checkpoint(str(checkpoint)))
-        session = self._client.session
-        volume = session.fetch_checkpoint(chosen) if session.remote else self._client.volume_of(self._row)
         from ganq.generator import load
 
-        return load(volume, chosen, device)
+        return load(self._client.session.generator_volume(chosen), chosen, device)
 
     def download(self, out: "str | PathLike[str]", *, only: str | None = None) -> Path:
         """

@@ -92,7 +92,7 @@ def _generate(
     from storage.results.passport import with_passport
     from storage.volume.checkpoints import read_checkpoint
 
-    volume = session.volume_of(session.queries.get(checkpoint.job_id))
+    volume = session.generator_volume(checkpoint)
     made_by = passport["build"]
     wanted = "cuda" if made_by.get("cuda") and torch.cuda.is_available() else "cpu"
     spec = GenerateSpec.of_image(passport["spec"], passport["index"], device=wanted)

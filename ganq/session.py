@@ -116,8 +116,17 @@ class Session:
         """Yield the images of a generation."""
         raise NotImplementedError
 
-    def fetch_checkpoint(self, chosen: "Checkpoint") -> "Volume":
-        """Return a folder like a volume that has the generator of a checkpoint."""
+    def generator_volume(self, chosen: "Checkpoint") -> "Volume":
+        """
+        Return the volume that has the generator of a checkpoint, or a folder that is laid out like one.
+
+        Raises:
+            VolumeError: it does not answer, or this machine does not see it.
+        """
+        return self.volume_of(self.queries.get(chosen.job_id))
+
+    def report(self, job: "Job") -> bytes:
+        """Return the page of a job as one HTML file."""
         raise NotImplementedError
 
     def download(self, job: "Job", out: "Path", only: str | None) -> "Path":

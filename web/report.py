@@ -3,7 +3,6 @@
 import base64
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -121,17 +120,3 @@ def _render(template: str, site: Site, values: dict[str, Any]) -> bytes:
         return Markup((STATIC / name).read_text(encoding="utf-8").replace("</script", "<\\/script"))
 
     return html.render(template, **values, site=site, asset=asset)
-
-
-def write(site: Site, job: Job, path: Path) -> int:
-    """
-    Write the file; whole, or not at all.
-
-    Returns:
-        Its size in bytes.
-    """
-    from storage.volume.durable import write_bytes
-
-    data = report(site, job)
-    write_bytes(path, data)
-    return len(data)

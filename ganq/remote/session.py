@@ -22,7 +22,7 @@ from ganq.submission.jobfile import FileJob, located
 from ganq.submission.planned import WithPlanned
 from ganq.submission.preflight import ON_SERVER, find_data, remember_data
 from ganq.submission.retry import Resubmitted
-from jobs.errors import ConfigError, JobNotFoundError, VolumeError
+from jobs.errors import CheckpointNotFoundError, ConfigError, JobNotFoundError, VolumeError
 from jobs.kinds import KINDS
 from jobs.states import JobState
 from storage.db.queries import PAGE, Filter, Queries
@@ -152,6 +152,12 @@ class RemoteQueries(Queries):
         return [
             checkpoint_row(one) for one in self.api.get(f"{_job_path(job_id)}/checkpoints")["checkpoints"]
         ]
+
+    def checkpoint_of(self, sha256: str) -> Checkpoint | None:
+        try:
+            return checkpoint_row(self.api.get(f"/checkpoints/{sha256}"))
+        except CheckpointNotFoundError:
+            return None
 
     def parts(self, job_id: int) -> list[Job]:
         return self.page(Filter(part_of=job_id, parts=True), limit=1_000_000, oldest_first=True)
@@ -474,11 +480,15 @@ class RemoteSession(Session):
 
         return images(self.api, _job_path(job.id))
 
-    def fetch_checkpoint(self, chosen: Checkpoint) -> "Volume":
+    def generator_volume(self, chosen: Checkpoint) -> "Volume":
         """See ganq.remote.files.fetch_checkpoint()."""
         from ganq.remote.files import fetch_checkpoint
 
         return fetch_checkpoint(self.api, _job_path(chosen.job_id), chosen)
+
+    def report(self, job: Job) -> bytes:
+        """Fetch the page of a job as one HTML file."""
+        return bytes(self.api.repeated(lambda: self.api.send("GET", f"{_job_path(job.id)}/report")).content)
 
     def download(self, job: Job, out: Path, only: str | None) -> Path:
         """Copy the result of a generation to a folder; see ganq.remote.files.download()."""

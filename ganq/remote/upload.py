@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ PIECE = 8 << 20
 REPORT_EVERY_S = 5.0
 SERVER = "server:"
 """Prefix of a path of the server."""
+UPLOADED = re.compile(r"/uploads/datasets/([0-9a-f]{32}(/[^/]+)?)$")
 FEATURE_NETWORKS = ("effnet-lite0", "random")
 
 
@@ -49,6 +51,14 @@ def on_server(api: Api, name: str, value: Any) -> Any:
         f"there is no {path.absolute()} on this machine",
         hint=f"{SERVER}{path.absolute()} names a path of the server",
     )
+
+
+def of_server(name: str, value: Any) -> Any:
+    """Return an option of a server's job as on_server() takes it; of an upload its id."""
+    if name not in PATHS or not isinstance(value, str) or not value.startswith("/"):
+        return value
+    uploaded = UPLOADED.search(value)
+    return f"{SERVER}{value}" if uploaded is None else f"dataset:{uploaded[1]}"
 
 
 def upload(api: Api, path: Path) -> str:

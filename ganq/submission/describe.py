@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ganq.submission.options import INTERNAL
@@ -22,7 +22,13 @@ TOML_NAMES = {"continue_from": "continue", "source": "from"}
 RESET = {"init_netg": None, "init_netd": None, "init_from": None, "stop_after": None}
 
 
-def describe(job: "Job", queries: "Queries", form: str) -> str:
+def describe(
+    job: "Job",
+    queries: "Queries",
+    form: str,
+    *,
+    written: Callable[[str, Any], Any] = lambda name, value: value,
+) -> str:
     """
     Return a request that submits a job with the same options and name.
 
@@ -30,6 +36,7 @@ def describe(job: "Job", queries: "Queries", form: str) -> str:
 
     Args:
         form: one of FORMATS.
+        written: returns the value of an option as it is to be given.
 
     Raises:
         SpecError: a shard or an import, which is not submitted.
@@ -44,6 +51,7 @@ def describe(job: "Job", queries: "Queries", form: str) -> str:
     parent = spec.get("continue_from")
     base = queries.get(parent).spec if parent is not None else None
     given = options_of(job.kind, spec, base)
+    given = {name: written(name, value) for name, value in given.items()}
     labels = queries.labels_of([job.id]).get(job.id)
     extras = {name: value for name, value in (("note", job.note), ("labels", labels)) if value}
     return render(job.kind, {**given, **_job_options(job), **extras}, form, _comments(job))

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,13 +17,16 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import pytest
 from browser.serving import Server, environment
 from browser.world import World, build
 from chaos.proxy import Proxy
+from safetensors.torch import save_file
 from sqlalchemy import insert
+from unit.jobs.local_context import LocalContext
 
 import ganq
 from jobs.errors import (
@@ -33,10 +38,16 @@ from jobs.errors import (
     SubmitKeyReusedError,
     UnauthenticatedError,
 )
+from jobs.generation import generate
+from jobs.networks.dcgan import Architecture
+from jobs.specs import GenerateSpec
 from storage.db.queries import Queries
 from storage.db.tables import event
 from storage.db.tokens import Role, Tokens
 from storage.db.workers import WorkerStore
+from storage.results.passport import read_passport, with_passport
+from storage.results.writer import ImageFiles
+from storage.volume.checkpoints import read_checkpoint
 
 if TYPE_CHECKING:
     from storage.db.rows import WorkerIdentity
@@ -633,10 +644,6 @@ def test_an_evaluation_of_a_job_file_takes_the_generation_of_that_file(
 def test_a_generator_is_fetched_and_makes_the_pixels_of_the_servers_own(
     client: ganq.Client, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from safetensors.torch import save_file
-
-    from jobs.networks.dcgan import Architecture
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     save_file(
         Architecture(size=16, nz=8, ngf=4, ndf=4).build_generator(1).state_dict(), tmp_path / "g.safetensors"
@@ -647,6 +654,77 @@ def test_a_generator_is_fetched_and_makes_the_pixels_of_the_servers_own(
         own = local.job("tiny").generator(device="cpu").sample(2, seed=7)
     assert (fetched == own).all()
     assert fetched.shape == (2, 16, 16, 3)
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_an_image_is_made_again_and_weights_are_exported_on_a_laptop(
+    laptop: Laptop, world: World, tmp_path: Path
+) -> None:
+    home = Laptop(environment(world.settings))
+    laptop.env["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    tiny = Architecture(size=16, nz=8, ngf=4, ndf=4).build_generator(1)
+    save_file(tiny.state_dict(), tmp_path / "g.safetensors")
+    home("import", tmp_path / "g.safetensors", "--name", "tiny")
+    job_id = json.loads(home("status", "tiny", "--json"))["id"]
+    chosen = Queries(world.database).choose_checkpoint(job_id, "best")
+    context = LocalContext(tmp_path, source=read_checkpoint(world.volume, chosen, "generator"))
+    context.sink = cast(Any, ImageFiles(tmp_path / "made", format="png", total=4))
+    generate.run(GenerateSpec.create(source=job_id, count=4, grid=0, device="cpu"), context)
+
+    made = sorted((tmp_path / "made" / "images").iterdir())
+    for path in (made[0], made[-1]):
+        assert "the same bytes" in laptop("remake", path, "--out", path.with_suffix(".again"))
+        assert path.with_suffix(".again").read_bytes() == path.read_bytes()
+    other = read_passport(made[0].read_bytes(), "x") | {"checkpoint": "0" * 64}
+    made[1].write_bytes(with_passport(made[1].read_bytes(), other, np.zeros((1, 1, 3), np.uint8)))
+    assert (
+        "no checkpoint of this job table has the SHA-256 000000000000" in laptop.run("remake", made[1]).stderr
+    )
+    for one, folder in ((laptop, "there"), (home, "here")):
+        one("export", "tiny", "--out", tmp_path / folder)
+    assert kept(tmp_path / "there") == kept(tmp_path / "here")
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_a_report_that_is_fetched_is_that_of_home(
+    laptop: Laptop, world: World, settings: "Settings", tmp_path: Path
+) -> None:
+    build(settings).close()
+    for name in ("faces", "folder"):
+        laptop("report", name, "--html", tmp_path / "there.html")
+        Laptop(environment(settings))("report", name, "--html", tmp_path / "here.html")
+        there, here = ((tmp_path / f"{one}.html").read_text() for one in ("there", "here"))
+        assert there == here
+        assert "data:image/webp;base64," in there
+    said = laptop.run("report", "held")
+    assert (said.returncode, "has not begun" in said.stderr) == (3, True), said
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("form", ["toml", "command", "python", "json"])
+def test_what_show_prints_of_a_servers_job_can_be_submitted_from_a_laptop(
+    laptop: Laptop, world: World, image_folder: Path, tmp_path: Path, form: str
+) -> None:
+    laptop("submit", "train", "--data", image_folder, "--epochs", "3", "--hold")
+    shutil.rmtree(image_folder)
+    shown = laptop("show", "1", "--as", form)
+    assert str(world.volume.root) not in shown
+    if form in ("toml", "json"):
+        (tmp_path / f"jobs.{form}").write_text(shown)
+        laptop("submit", "-f", tmp_path / f"jobs.{form}")
+    elif form == "python":
+        subprocess.run([sys.executable, "-c", shown], env=laptop.env, cwd=ROOT, check=True, timeout=60)
+    else:
+        laptop(*shlex.split(shown.replace("\\\n", ""), comments=True)[1:])
+    first, again = (json.loads(laptop("status", number, "--json")) for number in (1, 2))
+    assert first["spec"] == again["spec"]
+    assert first["spec"]["epochs"] == 3
+
+
+def test_a_path_of_a_server_is_shown_with_that_mark(laptop: Laptop, world: World) -> None:
+    world.submit("faces", spec={"data": "/data/faces"})
+    assert "--data=server:/data/faces" in laptop("show", "faces")
+    assert "--data=/data/faces" in Laptop(environment(world.settings))("show", "faces")
 
 
 # --- import ganq ------------------------------------------------------------------------------

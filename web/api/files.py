@@ -32,6 +32,7 @@ from web.files import require_volume
 from web.live import PING_S, Revisions
 from web.manifest import index_of, published_folder
 from web.pages.images import TYPES
+from web.report import report
 
 LIMIT = 500
 LOG_POLL_S = 0.3
@@ -252,6 +253,14 @@ def _tar(folder: Path, names: list[str]) -> Iterator[bytes]:
                     waiting.clear()
             waiting += bytes(-size % TAR_BLOCK)
     yield bytes(waiting) + bytes(2 * TAR_BLOCK)
+
+
+def report_file(call: Call) -> Response:
+    """Return the page of a job as one HTML file."""
+    name = f'attachment; filename="ganq-{call.job.id}.html"'
+    # Not text/html, which a browser would show as a page of this server.
+    media = "application/octet-stream"
+    return Response(report(call.site, call.job), headers={"Content-Disposition": name}, media_type=media)
 
 
 # --- checkpoints ------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from ganq.submission.options import field_name, read_value, spec_class
 from ganq.submission.requests import read_request, read_seconds
 from ganq.submission.retry import resubmit
 from ganq.submission.submit import submit_axes, submit_request
-from jobs.errors import ForbiddenError, GanqError, SpecError
+from jobs.errors import CheckpointNotFoundError, ForbiddenError, GanqError, SpecError
 from jobs.kinds import kind_named
 from jobs.labels import read_filters
 from jobs.states import JobState
@@ -37,7 +37,7 @@ from web.api.answers import (
     tag_of,
 )
 from web.api.call import Call, require_fields
-from web.api.uploads import DATASET, dataset_path
+from web.api.uploads import DATASET, SHA256, dataset_path
 
 LIMIT = 50
 PATHS = ("data", "path", "init_netg", "init_netd", "feature_network")
@@ -286,6 +286,15 @@ def checkpoints(call: Call) -> Response:
     return json_answer(
         {"checkpoints": [checkpoint_facts(one) for one in call.site.queries.checkpoints(call.job.id)]}
     )
+
+
+def checkpoint(call: Call) -> Response:
+    """Return the checkpoint with a SHA-256, of whichever job."""
+    sha256 = call.request.path_params["sha256"]
+    found = call.site.queries.checkpoint_of(sha256) if SHA256.fullmatch(sha256) else None
+    if found is None:
+        raise CheckpointNotFoundError(f"there is no checkpoint with the SHA-256 {sha256[:64]!r}")
+    return json_answer(checkpoint_facts(found))
 
 
 def relations(call: Call) -> Response:

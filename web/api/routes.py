@@ -293,6 +293,23 @@ def endpoints() -> tuple[Endpoint, ...]:
             ),
             description="The manifest is the last file. `after` resumes a download that broke off.",
         ),
+        get(
+            f"{one}/report",
+            "readReport",
+            "Read the page of a job as one HTML file",
+            files.report_file,
+            on_volume=True,
+            media="application/octet-stream",
+            errors=(404, 503),
+        ),
+        get(
+            "/checkpoints/{sha256}",
+            "findCheckpoint",
+            "Find a checkpoint by its SHA-256",
+            jobs.checkpoint,
+            answer="Checkpoint",
+            errors=(404,),
+        ),
         of_job(
             f"{one}/checkpoints",
             "listCheckpoints",
