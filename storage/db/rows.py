@@ -176,6 +176,8 @@ class Lease:
     token: str
     claimed_at: float = field(default_factory=time.monotonic, compare=False)
     """Monotonic clock of the process that holds it."""
+    queues: tuple[str, ...] | None = field(default=None, compare=False)
+    """Queues of the worker that holds it; None: not known."""
 
     @property
     def job_id(self) -> int:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -312,6 +313,14 @@ def test_a_claim_among_20000_jobs_reads_the_partial_index(
         ran = database.read(lambda conn: conn.exec_driver_sql(asked, bound).scalar_one())[0]["Plan"]
         pages = ran["Shared Hit Blocks"] + ran["Shared Read Blocks"]
         assert pages < 50 * 20, "each user's turn reads the index from its beginning"
+
+    with recorded(database) as seen:  # of the highest priority, so that nothing is found
+        store.stop_requests(replace(lease, job=replace(lease.job, preemptible=True)))
+    ((sent, bound),) = [(s, p) for s, p in seen if "FROM job" in s]
+    plan = explained(database, sent, bound, explain=explain)
+    assert "ix_job_claimable" in plan
+    for word in ("Seq Scan", "Bitmap", "Sort", "SCAN job", "TEMP B-TREE"):
+        assert word not in plan, "the whole queue is read every second"
 
     with recorded(database) as seen:
         store.succeed(lease, {})

@@ -166,7 +166,9 @@ class Heartbeat(threading.Thread):
             self._emit("cancel", lease)
         elif stop_requests.pause:
             self._emit("pause", lease)
-        elif stop_requests.preempt_for is not None or self.offer_preemption(lease) is not None:
+        elif stop_requests.preempt_for is not None or (
+            stop_requests.higher_waits and self.offer_preemption(lease) is not None
+        ):
             self._emit("preempt", lease)
 
     def _emit(self, event: LeaseEvent, lease: Lease) -> None:

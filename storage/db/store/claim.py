@@ -185,7 +185,7 @@ class Claim:
             self.tried = True
             return None
         own = conn.execute(select(job).where(text(f"job.{RUNNING}"), job.c.lease_token == self.token)).first()
-        return None if own is None else Lease(Job.from_row(own), own.attempt, self.token)
+        return None if own is None else self._lease(own)
 
     def _claim_first(self, conn: Connection, some: Iterable[Candidate], seen: QueuePeek) -> Lease | None:
         for candidate in some:
@@ -193,8 +193,11 @@ class Claim:
             if row is not None:
                 if candidate.rotates:
                     mark_served(conn, candidate.user)
-                return Lease(Job.from_row(row), row.attempt, self.token)
+                return self._lease(row)
         return None
+
+    def _lease(self, row: Any) -> Lease:
+        return Lease(Job.from_row(row), row.attempt, self.token, queues=tuple(self.capabilities.queues))
 
 
 class _NeedsTransactionError(Exception):

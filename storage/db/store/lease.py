@@ -2,15 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    Connection,
-    bindparam,
-    select,
-    text,
-    update,
-)
+from sqlalchemy import Connection, bindparam, select, text, update
 
 from storage.db.rows import Lease, WorkerIdentity
 from storage.db.store.pins import lock_checkpoints, pinned_ids
@@ -29,16 +24,41 @@ from storage.db.store.transitions import (
     record_event,
     storable_text,
 )
-from storage.db.tables import CLAIMABLE, RUNNING, job
+from storage.db.tables import CLAIMABLE, RUNNING, indexed_by, job
 
-HEARTBEAT = (
-    update(job)
-    .where(FENCE)
-    .values(hb_seq=job.c.hb_seq + 1)
-    .returning(job.c.cancel_requested_at, job.c.preempt_for, job.c.held)
-)
-HEARTBEAT_WITH_PROGRESS = HEARTBEAT.values(progress=bindparam("so_far", type_=job.c.progress.type))
-STOP_REQUESTS = select(job.c.cancel_requested_at, job.c.preempt_for, job.c.held).where(FENCE)
+REQUESTS = (job.c.cancel_requested_at, job.c.preempt_for, job.c.held)
+
+
+class Statements(NamedTuple):
+    """The statements of a lease that return what a user or another worker requests."""
+
+    heartbeat: Any
+    with_progress: Any
+    stop_requests: Any
+
+
+def _statements(*read: Any) -> Statements:
+    beat = update(job).where(FENCE).values(hb_seq=job.c.hb_seq + 1)
+    with_progress = beat.values(progress=bindparam("so_far", type_=job.c.progress.type))
+    return Statements(beat.returning(*read), with_progress.returning(*read), select(*read).where(FENCE))
+
+
+@cache
+def _statements_of(dialect: str, queues: int) -> Statements:
+    """
+    Return the statements for a job that may be preempted; without queues: for others.
+
+    The highest priority that waits in a queue is one step in the index of claimable jobs. EXISTS with a
+    higher priority would read the whole queue if there is none: Postgres expects to find one soon.
+    """
+    highest = (
+        f"coalesce((SELECT waiting.priority FROM job AS waiting {indexed_by(dialect, 'ix_job_claimable')}"
+        f" WHERE {CLAIMABLE} AND waiting.queue = :queue_{number}"
+        " ORDER BY waiting.priority DESC LIMIT 1), job.priority)"
+        for number in range(queues)
+    )
+    higher = " OR ".join(f"{one} > job.priority" for one in highest)
+    return _statements(*REQUESTS, text(f"({higher or 'NULL'}) AS higher_waits"))
 
 
 @dataclass(frozen=True)
@@ -48,6 +68,8 @@ class StopRequests:
     cancel: bool
     preempt_for: int | None = None  # a waiting job of higher priority
     pause: bool = False
+    higher_waits: bool = False
+    """Whether a job of higher priority waits, so that request_preemption() may find one."""
 
 
 class LeaseMixin(StoreMixin):
@@ -64,9 +86,10 @@ class LeaseMixin(StoreMixin):
         """
 
         def work(conn: Connection) -> StopRequests:
-            statement = HEARTBEAT if progress is None else HEARTBEAT_WITH_PROGRESS
+            statements, values = _statements_for(conn, lease)
+            statement = statements.heartbeat if progress is None else statements.with_progress
             more = {} if progress is None else {"so_far": progress}
-            return _stop_requests(lease, conn.execute(statement, fence_values(lease) | more).first())
+            return _stop_requests(lease, conn.execute(statement, values | more).first())
 
         return self.database.write(work, patience_s=patience_s, autocommit=True)
 
@@ -77,9 +100,12 @@ class LeaseMixin(StoreMixin):
         Raises:
             LeaseLostError: the job belongs to another attempt.
         """
-        return self.database.read(
-            lambda c: _stop_requests(lease, c.execute(STOP_REQUESTS, fence_values(lease)).first())
-        )
+
+        def work(conn: Connection) -> StopRequests:
+            statements, values = _statements_for(conn, lease)
+            return _stop_requests(lease, conn.execute(statements.stop_requests, values).first())
+
+        return self.database.read(work)
 
     def request_preemption(self, lease: Lease, who: WorkerIdentity, *, kinds: Sequence[str]) -> int | None:
         """
@@ -182,6 +208,13 @@ class LeaseMixin(StoreMixin):
         self.database.write(work)
 
 
+def _statements_for(conn: Connection, lease: Lease) -> tuple[Statements, dict[str, Any]]:
+    """Return the statements of a lease, and their parameters."""
+    queues = lease.queues or () if lease.job.preemptible else ()
+    values = {f"queue_{number}": queue for number, queue in enumerate(queues)}
+    return _statements_of(conn.dialect.name, len(queues)), fence_values(lease) | values
+
+
 def _stop_requests(lease: Lease, row: Any) -> StopRequests:
     """
     Return the stop requests of a row.
@@ -191,4 +224,7 @@ def _stop_requests(lease: Lease, row: Any) -> StopRequests:
     """
     if row is None:
         raise lease_lost(lease)
-    return StopRequests(row.cancel_requested_at is not None, row.preempt_for, bool(row.held))
+    higher_waits = lease.job.preemptible and (row.higher_waits or lease.queues is None)
+    return StopRequests(
+        row.cancel_requested_at is not None, row.preempt_for, bool(row.held), bool(higher_waits)
+    )
