@@ -300,7 +300,9 @@ def test_a_claim_among_20000_jobs_reads_the_partial_index(
     explain = "EXPLAIN QUERY PLAN " if backend == "sqlite" else "EXPLAIN "
     plans = [explained(database, s, p, explain=explain) for s, p in looks]
     assert sum("ix_job_claimable" in plan for plan in plans) >= 2
-    for plan in plans:
+    for (statement, _), plan in zip(looks, plans, strict=True):
+        if "GROUP BY" in statement:
+            continue  # of the running jobs, by user
         assert "TEMP B-TREE" not in plan, "the whole queue is sorted at every claim"
         assert "Sort" not in plan, "the whole queue is sorted at every claim"
         assert "Seq Scan on job" not in plan, "the whole table is read at every claim"

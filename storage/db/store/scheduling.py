@@ -131,7 +131,7 @@ _PEEK = {
     for dialect, clock in CLOCKS.items()
     for claimable in (indexed_by(dialect, "ix_job_claimable"),)
 }
-_RUNNING = select(job.c.user).where(text(RUNNING))
+_RUNNING = select(job.c.user, func.count().label("number")).where(text(RUNNING)).group_by(job.c.user)
 # Of all delayed jobs only the columns of the index; more only of those that are new.
 _DELAYED = {
     dialect: _sql(f"SELECT id, not_before FROM job {indexed_by(dialect, 'ix_job_ripening')} WHERE {DELAYED}")
@@ -145,15 +145,30 @@ _WAITS = select(
     job.c.crash_count,
     job.c.error_code,
 )
-_MARK_SERVED = {
-    dialect: _sql(
-        # Later than any other, even if the workers' clocks differ.
-        'INSERT INTO share ("user", served_at)'
-        " SELECT :name, CASE WHEN last >= now THEN last + 0.001 ELSE now END"
-        f" FROM (SELECT (SELECT max(served_at) FROM share) AS last, {clock} AS now) AS times WHERE true"
-        ' ON CONFLICT ("user") DO UPDATE SET served_at = excluded.served_at'
-    )
+# Later than any other, even if the workers' clocks differ.
+_SERVED_AT = {
+    dialect: "SELECT CASE WHEN last >= now THEN last + 0.001 ELSE now END AS served_at"
+    f" FROM (SELECT (SELECT max(served_at) FROM share) AS last, {clock} AS now) AS times WHERE true"
     for dialect, clock in CLOCKS.items()
+}
+_MARK_SERVED = {
+    "sqlite": _sql(
+        f'INSERT INTO share ("user", served_at) SELECT :name, served_at FROM ({_SERVED_AT["sqlite"]})'
+        ' WHERE true ON CONFLICT ("user") DO UPDATE SET served_at = excluded.served_at'
+    ),
+    # A row that is locked is just being marked by another claim. To wait for its commit would have all claims
+    # for this user run one after the other.
+    "postgresql": _sql(
+        f"""
+    WITH next AS ({_SERVED_AT["postgresql"]}),
+    marked AS (
+        UPDATE share SET served_at = next.served_at FROM next WHERE share."user" =
+        (SELECT "user" FROM share WHERE "user" = :name FOR UPDATE SKIP LOCKED)
+    )
+    INSERT INTO share ("user", served_at) SELECT :name, served_at FROM next
+    WHERE NOT EXISTS (SELECT 1 FROM share WHERE "user" = :name) ON CONFLICT ("user") DO NOTHING
+    """
+    ),
 }
 
 
@@ -342,7 +357,7 @@ def _by_turn(conn: Connection, rows: Sequence[tuple[str, Any]]) -> list[_Waiting
     highest = max((row.level for _, row in there), default=0)
     there = [(queue, row) for queue, row in there if row.level == highest]
     several = len({row.name for _, row in there}) > 1
-    running = Counter(conn.execute(_RUNNING).scalars()) if several else Counter[str]()
+    running = Counter({row.user: row.number for row in conn.execute(_RUNNING)} if several else {})
     return sorted(
         _WaitingUser(running[row.name], row.served_at, row.name, row.oldest, queue, row.level)
         for queue, row in there
