@@ -57,6 +57,8 @@ CLAIMABLE = "state = 'queued' AND held = 0 AND blockers = 0 AND not_before IS NU
 DELAYED = "state = 'queued' AND not_before IS NOT NULL"
 PREEMPTED = "state = 'queued' AND yielded_at IS NOT NULL"
 RUNNING = "state = 'running'"
+BUCKET = "(job.id % 64)"
+"""The bucket of a running job: see WatchShare. An index has this expression, so that 64 cannot be changed."""
 BEGINS = "state = 'queued' AND begin_at IS NOT NULL"
 THROTTLED = "state = 'queued' AND throttled = 1"
 UNRESOLVED = "resolved = 0"

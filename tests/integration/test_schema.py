@@ -148,10 +148,17 @@ def test_two_upgrades_at_once_wait_for_each_other(
     empty.require_schema()
 
 
+@pytest.mark.filterwarnings("ignore:.*expression-based index")
 def test_the_migrations_make_exactly_the_tables_of_the_models(database: Database) -> None:
     with database.engine.connect() as conn:
         context = MigrationContext.configure(
-            conn, opts={"compare_type": True, "compare_server_default": True}
+            conn,
+            opts={
+                "compare_type": True,
+                "compare_server_default": True,
+                # Of an expression, which SQLAlchemy does not read from SQLite: see the next test.
+                "include_object": lambda _, name, *__: name != "ix_job_running",
+            },
         )
         assert compare_metadata(context, metadata) == []
 
@@ -175,6 +182,7 @@ def test_partial_indexes_and_triggers_are_those_of_the_models(database: Database
         _, _, where = found[name].partition("WHERE")
         assert all(part in where for part in condition), found[name]
     assert "UNIQUE" in found["uq_attempt_open"]
+    assert "(id % " in found["ix_job_running"]
 
 
 def test_a_database_without_tables_names_the_command(

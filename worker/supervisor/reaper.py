@@ -11,7 +11,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from jobs.errors import GanqError, SchemaMismatchError, one_line
@@ -33,6 +33,14 @@ WATCHERS = 3
 """Supervisors that watch each bucket of running jobs."""
 MAX_FULL_WATCHERS = 16
 """Up to this number of workers, each supervisor watches all running jobs."""
+LEADERS_BUCKET = -1
+"""The supervisors that watch it do what a few do for all."""
+LIST_EVERY_S = 0.1
+"""Seconds per live worker between two reads of their list, so that all together read 10 rows per worker."""
+FULL_PACE_WORKERS = 200
+"""With more workers each looks less often, down to LOOKS_PER_LEASE."""
+LOOKS_PER_LEASE = 12
+LEADERS_DISPATCH_S = 2.0
 
 
 def watch_share(me: str, live: Sequence[tuple[str, str]]) -> WatchShare | None:
@@ -43,23 +51,33 @@ def watch_share(me: str, live: Sequence[tuple[str, str]]) -> WatchShare | None:
     watched by the WATCHERS live workers with the highest hash of (name, bucket) (rendezvous hashing, Thaler
     and Ravishankar 1998): when a worker joins or leaves, all others keep watching what they watched.
 
+    With at least WATCHERS machines they are on different ones, so that no job loses all with a machine.
+
     Args:
         live: (name, host) of each live worker.
     """
-    hosts = dict(live)
-    if len(live) <= MAX_FULL_WATCHERS or me not in hosts:
+    host_of = dict(live)
+    if len(live) <= MAX_FULL_WATCHERS or me not in host_of:
         return None
+    local = sorted(name for name, host in live if host == host_of[me])
+    hosts = set(host_of.values())
 
-    def weight(name: str, bucket: int) -> bytes:
-        return hashlib.blake2b(f"{bucket} {name}".encode(), digest_size=8).digest()
+    def ahead(own: str, others: Iterable[str], bucket: int) -> int:
+        """Return how many have a higher hash."""
+        weight = _weight(own, bucket)
+        return sum(_weight(other, bucket) > weight for other in others)
 
-    mine = []
-    for bucket in range(BUCKETS):
-        own = weight(me, bucket)
-        if sum(weight(name, bucket) > own for name in hosts) < WATCHERS:
-            mine.append(bucket)
-    local = tuple(sorted(name for name, host in live if host == hosts[me]))
-    return WatchShare(tuple(mine), local)
+    def watches(bucket: int) -> bool:
+        if len(hosts) < WATCHERS:
+            return ahead(me, host_of, bucket) < WATCHERS
+        return ahead(me, local, bucket) == 0 and ahead(host_of[me], hosts, bucket) < WATCHERS
+
+    mine = tuple(bucket for bucket in range(BUCKETS) if watches(bucket))
+    return WatchShare(mine, tuple(local), watches(LEADERS_BUCKET))
+
+
+def _weight(name: str, bucket: int) -> bytes:
+    return hashlib.blake2b(f"{bucket} {name}".encode(), digest_size=8).digest()
 
 
 @dataclass
@@ -80,7 +98,9 @@ class Reaper:
         self.store = store
         self.name = name
         self.share: WatchShare | None = None
-        self.shared_at: float | None = None
+        self.share_until: float | None = None
+        self.live = 0
+        self.looked = False
         self.lease_s = settings.lease_seconds
         self.max_gap_s = max(3 * settings.reap_seconds, settings.lease_seconds / 4, 1.0)
         """After a longer pause between two reads nothing that was observed before counts."""
@@ -106,10 +126,13 @@ class Reaper:
         if self.last_read is not None and now - self.last_read > self.max_gap_s:
             self.observations.clear()
             self.last_read = None
-        if self.shared_at is None or now - self.shared_at > self.lease_s / 2:
-            self.share = watch_share(self.name, self.store.live_workers(within_s=self.lease_s))
-            self.shared_at = now
-        rows = self.store.running(self.share)
+        if self.share_until is None or now > self.share_until:
+            live = self.store.live_workers(within_s=self.lease_s)
+            self.share, self.live = watch_share(self.name, live), len(live)
+            self.share_until = now + max(self.lease_s / 2, self.live * LIST_EVERY_S)
+        # The first look is at all: this worker may have died and been started again.
+        rows = self.store.running(self.share if self.looked else None)
+        self.looked = True
         previous_read, self.last_read = self.last_read, now
         requeued = []
         for row in rows:
@@ -137,6 +160,16 @@ class Reaper:
         running = {row.job_id for row in rows}
         self.observations = {job_id: seen for job_id, seen in self.observations.items() if job_id in running}
         return requeued
+
+    @property
+    def leads(self) -> bool:
+        """Return whether this supervisor does what a few do for all."""
+        return self.share is None or self.share.leads
+
+    def pause_s(self, reap_seconds: float) -> float:
+        """Return the seconds between two looks: more with many workers, so that the sum stays bounded."""
+        slower = reap_seconds * self.live / FULL_PACE_WORKERS
+        return max(reap_seconds, min(slower, self.lease_s / LOOKS_PER_LEASE))
 
     def _reason_to_requeue(self, row: HeartbeatRow, now: float, previous_read: float | None) -> str | None:
         """
@@ -196,18 +229,19 @@ class Recovery(threading.Thread):
                 self.database.require_schema()
                 with self.metrics.request("reap"):
                     requeued = self.reaper.tick()
-                released, begins_in_s = self.store.release_waiting()
+                leads, released = self.reaper.leads, 0
+                if leads:
+                    released, begins_in_s = self.store.release_waiting()
                 if requeued:
                     self.metrics.rescued(len(requeued))
                 if requeued or released:
                     self.wake()
-                if released:
                     next_dispatch = 0.0
-                if time.monotonic() >= next_dispatch:
+                if time.monotonic() >= next_dispatch and (leads or requeued):
                     self.fail_malformed()
                     self.dispatch()
                     self.deliverer.tick()
-                    next_dispatch = time.monotonic() + self.settings.poll_seconds
+                    next_dispatch = time.monotonic() + self._dispatch_every_s()
                 if not old_workers_removed:
                     self.workers.forget_old()
                     old_workers_removed = True
@@ -216,7 +250,7 @@ class Recovery(threading.Thread):
             except Exception as exc:  # if this thread ended, no job of a dead worker would be requeued
                 log.warning("recovery waits: %s", one_line(exc))
                 log.debug("the recovery that failed", exc_info=True)
-            pause_s = self.settings.reap_seconds * random.uniform(0.8, 1.2)
+            pause_s = self.reaper.pause_s(self.settings.reap_seconds) * random.uniform(0.8, 1.2)
             if begins_in_s is not None:
                 pause_s = min(pause_s, max(begins_in_s, 0.0) + BEGIN_SLACK_S)
             if self.stopping.wait(pause_s):
@@ -234,6 +268,8 @@ class Recovery(threading.Thread):
 
         A busy worker needs no notification, because it claims its next job when it finishes.
         """
+        if not self.store.any_to_notify(again_s=self.settings.renotify_seconds):
+            return
         idle = self.store.idle_workers(within_s=self.settings.lease_seconds)
         for job_id, queue in self.store.due_notifications(
             again_s=self.settings.renotify_seconds,
@@ -241,6 +277,11 @@ class Recovery(threading.Thread):
             queues={queue for queues in idle for queue in queues},
         ):
             self.notify(queue, job_id)
+
+    def _dispatch_every_s(self) -> float:
+        """Return the interval of the dispatches: the few leaders of many workers stand in for all."""
+        poll_s = self.settings.poll_seconds
+        return poll_s if self.reaper.share is None else min(poll_s, LEADERS_DISPATCH_S)
 
     def stop(self) -> None:
         self.stopping.set()

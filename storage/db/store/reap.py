@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, and_, or_, select, text, update
+from sqlalchemy import Connection, Select, and_, literal_column, or_, select, text, union, update
 
 from jobs.states import JobState, Outcome
 from storage.db.store.scheduling import due_in, due_jobs, release_due_jobs
@@ -21,7 +21,7 @@ from storage.db.store.transitions import (
     update_dependants,
 )
 from storage.db.store.waiting import begin_due, begins_in, ended_unresolved, fill_slots, throttled_sweeps
-from storage.db.tables import CLAIMABLE, RUNNING, attempt, job, utcnow, worker
+from storage.db.tables import BUCKET, CLAIMABLE, RUNNING, attempt, job, utcnow, worker
 
 log = logging.getLogger("ganq.recovery")
 
@@ -38,6 +38,8 @@ class WatchShare:
     """Ids modulo BUCKETS."""
     workers: tuple[str, ...]
     """Workers of its machine, whose processes it can see."""
+    leads: bool = True
+    """Whether it also does what a few do for all: notify again, and release jobs that wait."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,22 @@ class HeartbeatRow:
     pid: int | None
     start_ticks: int | None
     worker: str | None
+
+
+RUNNING_JOBS = (
+    select(
+        job.c.id,
+        job.c.attempt,
+        job.c.hb_seq,
+        attempt.c.host,
+        attempt.c.boot_id,
+        attempt.c.pid,
+        attempt.c.start_ticks,
+        job.c.worker,
+    )
+    .outerjoin(attempt, and_(attempt.c.job_id == job.c.id, attempt.c.number == job.c.attempt))
+    .where(text(f"job.{RUNNING}"))
+)
 
 
 class ReapMixin(StoreMixin):
@@ -71,28 +89,16 @@ class ReapMixin(StoreMixin):
         Args:
             share: which of them; None: all.
         """
-        wanted: list[Any] = [text(f"job.{RUNNING}")]
-        if share is not None:
-            wanted.append(or_((job.c.id % BUCKETS).in_(share.buckets), job.c.worker.in_(share.workers)))
-
-        def work(conn: Connection) -> list[HeartbeatRow]:
-            rows = conn.execute(
-                select(
-                    job.c.id,
-                    job.c.attempt,
-                    job.c.hb_seq,
-                    attempt.c.host,
-                    attempt.c.boot_id,
-                    attempt.c.pid,
-                    attempt.c.start_ticks,
-                    job.c.worker,
-                )
-                .outerjoin(attempt, and_(attempt.c.job_id == job.c.id, attempt.c.number == job.c.attempt))
-                .where(*wanted)
+        if share is None:
+            wanted: Any = RUNNING_JOBS
+        else:
+            # Two parts, each by an index: one condition with OR would read all running jobs.
+            here = select(worker.c.job_id).where(worker.c.name.in_(share.workers))
+            wanted = union(
+                RUNNING_JOBS.where(literal_column(BUCKET).in_(share.buckets)),
+                RUNNING_JOBS.where(job.c.id.in_(here)),
             )
-            return [HeartbeatRow(*row) for row in rows]
-
-        return self.database.read(work)
+        return self.database.read(lambda conn: [HeartbeatRow(*row) for row in conn.execute(wanted)])
 
     def requeue_lost(
         self,
@@ -155,6 +161,11 @@ class ReapMixin(StoreMixin):
             lambda conn: [tuple(row.split(",")) for row in conn.execute(idle).scalars()]
         )
 
+    def any_to_notify(self, *, again_s: float) -> bool:
+        """Return whether due_notifications() may return or release a job: one read, usually of no row."""
+        due = _notification_due(again_s).limit(1)
+        return self.database.read(lambda conn: conn.execute(due).first() is not None or self._any_due(conn))
+
     def due_notifications(
         self, *, again_s: float, limit: int, queues: Collection[str] | None = None
     ) -> list[tuple[int, str]]:
@@ -168,15 +179,7 @@ class ReapMixin(StoreMixin):
         Returns:
             (job id, queue), in no order: a notification is a hint, and the claim takes the best job.
         """
-        due = select(job.c.id, job.c.queue).where(
-            text(CLAIMABLE),
-            # A time in the future was written before the clock was set back.
-            or_(
-                job.c.rung_at.is_(None),
-                job.c.rung_at < utcnow() - again_s,
-                job.c.rung_at > utcnow() + again_s,
-            ),
-        )
+        due = _notification_due(again_s)
         if queues is not None:
             due = due.where(job.c.queue.in_(queues))
         # Read without locks first: usually there is nothing to do.
@@ -236,3 +239,15 @@ class ReapMixin(StoreMixin):
             lambda conn: conn.execute(update(job).where(job.c.id == job_id).values(rung_at=None)),
             patience_s=2.0,
         )
+
+
+def _notification_due(again_s: float) -> Select[Any]:
+    return select(job.c.id, job.c.queue).where(
+        text(CLAIMABLE),
+        # A time in the future was written before the clock was set back.
+        or_(
+            job.c.rung_at.is_(None),
+            job.c.rung_at < utcnow() - again_s,
+            job.c.rung_at > utcnow() + again_s,
+        ),
+    )

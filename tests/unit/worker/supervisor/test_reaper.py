@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -329,12 +330,57 @@ def test_a_worker_that_leaves_takes_no_watch_from_the_others() -> None:
         assert set(before.buckets) <= set(after.buckets)
 
 
+def test_each_machine_watches_a_bucket_once_and_three_supervisors_lead() -> None:
+    shares = {name: watch_share(name, LIVE) for name, _ in LIVE}
+    for bucket in range(BUCKETS):
+        watchers = [name for name, share in shares.items() if share and bucket in share.buckets]
+        assert len({name.partition("-")[0] for name in watchers}) == WATCHERS
+    assert sum(share.leads for share in shares.values() if share) == WATCHERS
+
+
+def test_with_fewer_machines_than_watchers_each_job_has_as_many_watchers() -> None:
+    two_hosts = [(f"w{number}", f"node{number % 2}") for number in range(40)]
+    shares = [watch_share(name, two_hosts) for name, _ in two_hosts]
+    for bucket in range(BUCKETS):
+        assert sum(bucket in share.buckets for share in shares if share) == WATCHERS
+
+
+def test_many_supervisors_look_less_often_and_still_within_a_lease(
+    store: "JobStore", settings: "Settings"
+) -> None:
+    reaper = Reaper(store, replace(settings, lease_seconds=60.0, heartbeat_seconds=10.0))
+    paces = {}
+    for reaper.live in (1, 200, 400, 5000):
+        paces[reaper.live] = reaper.pause_s(2.0)
+    assert paces == {1: 2.0, 200: 2.0, 400: 4.0, 5000: 5.0}
+
+
+def test_a_started_supervisor_looks_at_all_running_jobs_once(
+    store: "JobStore",
+    database: "Database",
+    settings: "Settings",
+    running_job_factory: "Callable[..., Lease]",
+    make_identity: "Callable[..., WorkerIdentity]",
+) -> None:
+    """It may be the one that died a moment ago, and be of no bucket that others would miss."""
+    for number in range(MAX_FULL_WATCHERS + 1):
+        WorkerStore(database, make_identity(f"w{number}", host=f"node{number}")).report("idle")
+    pid, ticks = _short_lived_process()
+    lost = running_job_factory(make_identity("w0", **HERE, pid=pid, start_ticks=ticks))
+    reaper = Reaper(store, settings, "w0")
+    reaper.tick()
+    assert reaper.share is not None
+    assert lost.job_id not in {row.job_id for row in store.running()}
+
+
 def test_a_share_of_the_running_jobs_is_read_by_bucket_and_by_machine(
     store: "JobStore",
+    database: "Database",
     running_job_factory: "Callable[..., Lease]",
     make_identity: "Callable[..., WorkerIdentity]",
 ) -> None:
     ids = [running_job_factory(make_identity(f"w{number}")).job_id for number in range(5)]
+    WorkerStore(database, make_identity("w3")).report("busy", ids[3])
     share = WatchShare((ids[1] % BUCKETS,), ("w3",))
     assert {row.job_id for row in store.running(share)} == {ids[1], ids[3]}
     assert {row.job_id for row in store.running()} == set(ids)
