@@ -127,7 +127,7 @@ class Reaper:
             self.observations.clear()
             self.last_read = None
         if self.share_until is None or now > self.share_until:
-            live = self.store.live_workers(within_s=self.lease_s)
+            live = self.store.live_workers(self.name, within_s=self.lease_s)
             self.share, self.live = watch_share(self.name, live), len(live)
             self.share_until = now + max(self.lease_s / 2, self.live * LIST_EVERY_S)
         # The first look is at all: this worker may have died and been started again.

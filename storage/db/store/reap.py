@@ -75,10 +75,15 @@ RUNNING_JOBS = (
 class ReapMixin(StoreMixin):
     """Requeue lost jobs, notify again."""
 
-    def live_workers(self, *, within_s: float) -> list[tuple[str, str]]:
-        """Return (name, host) of each worker that has reported within `within_s` seconds."""
+    def live_workers(self, name: str, *, within_s: float) -> list[tuple[str, str]]:
+        """
+        Return (name, host) of each worker of this one's version that has reported within so many seconds.
+
+        Others may divide the work in another way, or not at all.
+        """
+        same = select(worker.c.version).where(worker.c.name == name).scalar_subquery()
         live = select(worker.c.name, worker.c.host).where(
-            worker.c.state != "stopped", worker.c.seen_at > utcnow() - within_s
+            worker.c.state != "stopped", worker.c.seen_at > utcnow() - within_s, worker.c.version == same
         )
         return self.database.read(lambda conn: [(row.name, row.host) for row in conn.execute(live)])
 

@@ -367,10 +367,21 @@ def test_a_started_supervisor_looks_at_all_running_jobs_once(
         WorkerStore(database, make_identity(f"w{number}", host=f"node{number}")).report("idle")
     pid, ticks = _short_lived_process()
     lost = running_job_factory(make_identity("w0", **HERE, pid=pid, start_ticks=ticks))
-    reaper = Reaper(store, settings, "w0")
+    reaper = Reaper(store, replace(settings, lease_seconds=60.0), "w0")
     reaper.tick()
     assert reaper.share is not None
     assert lost.job_id not in {row.job_id for row in store.running()}
+
+
+def test_workers_of_another_version_are_given_no_share(
+    store: "JobStore", database: "Database", make_identity: "Callable[..., WorkerIdentity]"
+) -> None:
+    """They may not know of shares: what only they watched, nobody would."""
+    for name, version in (("old", "0.2.0"), ("new", "0.3.0"), ("mine", "0.3.0")):
+        WorkerStore(database, make_identity(name, version=version)).report("idle")
+    live = store.live_workers("mine", within_s=60)
+    assert sorted(name for name, _ in live) == ["mine", "new"]
+    assert store.live_workers("unknown", within_s=60) == []
 
 
 def test_a_share_of_the_running_jobs_is_read_by_bucket_and_by_machine(
