@@ -302,7 +302,7 @@ def download(api: Api, job: "Job", path: str, out: Path, only: str | None) -> Pa
         raise StorageError(
             f"{out} already holds {taken}: nothing there was touched", hint="give another folder: --out DIR"
         )
-    note, folder = out / PARTIAL, _Folder(out, hashes)
+    note, folder = out / PARTIAL, ResultFolder(out, hashes)
     done = _resumed_at(note, manifest_sha256)
     files = 0
 
@@ -366,7 +366,7 @@ def _resumed_at(note: Path, manifest_sha256: str) -> str | None:
         return None
 
 
-class _Folder:
+class ResultFolder:
     """A folder to which the files of a result are written, each complete or not at all."""
 
     def __init__(self, path: Path, hashes: dict[str, str]) -> None:
@@ -381,7 +381,7 @@ class _Folder:
             StorageError: its name leads out of the folder, or its content is another one.
         """
         inside, _, own = name.rpartition("/")
-        if name.startswith("/") or not own or ".." in name.split("/"):
+        if os.path.isabs(name) or not own or ".." in name.replace("\\", "/").split("/"):
             raise StorageError(f"the server sent {name[:200]!r}, which leads out of the folder")
         folder = os.path.join(self.path, inside)
         if inside not in self._made:
