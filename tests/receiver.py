@@ -13,6 +13,12 @@ from typing import Any, Self
 from standardwebhooks import Webhook
 
 
+class Server(ThreadingHTTPServer):
+    """Takes a whole batch of connections at once: one that waits for a place does so for a second."""
+
+    request_queue_size = 128
+
+
 @dataclass(frozen=True)
 class Received:
     """One request."""
@@ -70,7 +76,7 @@ class Receiver:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer((address, 0), Handler)
+        self.server = Server((address, 0), Handler)
         if certificate is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*certificate)
