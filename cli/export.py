@@ -38,7 +38,7 @@ from jobs.errors import SpecError
     "--to",
     type=(click.Choice([*TRACKERS]), NonEmptyPath(path_type=Path)),
     metavar="TRACKER DIR",
-    help="Write curves and samples of trainings for tensorboard or wandb (offline runs), not weights.",
+    help="Write curves and samples of trainings, not weights, for tensorboard, wandb or trackio.",
 )
 @click.option("--follow", is_flag=True, help="With --to: continue until the jobs have ended.")
 @output.json_option
@@ -114,5 +114,9 @@ def _to_tracker(references: tuple[str, ...], tracker: str, folder: Path, follow:
         output.print_json({"folder": str(folder.absolute()), "values": total})
         return
     click.echo(f"{output.count(total, 'value')} of {output.count(len(jobs), 'job')} written to {folder}")
-    runs = f"wandb sync {folder}/*/wandb/offline-run-*"
-    output.notice(f"tensorboard --logdir {folder}" if tracker == "tensorboard" else runs)
+    look = {
+        "tensorboard": f"tensorboard --logdir {folder}",
+        "wandb": f"wandb sync {folder}/*/wandb/offline-run-*",
+        "trackio": f"TRACKIO_DIR={folder.absolute()} trackio show --project ganq",
+    }
+    output.notice(look[tracker])

@@ -17,6 +17,7 @@ FOLLOW_S = 1.0
 TRACKERS = {
     "tensorboard": ("TensorBoard", "ganq.trackers.tensorboard", "TensorboardRun"),
     "wandb": ("wandb", "ganq.trackers.weights_and_biases", "WandbRun"),
+    "trackio": ("trackio", "ganq.trackers.trackio", "TrackioRun"),
 }
 """Name, module and class of each tracker; a module is imported when it is used."""
 

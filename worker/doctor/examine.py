@@ -49,6 +49,7 @@ USES = {
     "notify": "ganq webhook add apprise+…: Slack, ntfy, mail",
     "onnx": "ganq export --format onnx",
     "tensorboard": "ganq export --to tensorboard",
+    "trackio": "ganq export --to trackio",
     "video": "ganq submit generate --interpolate: the frames as MP4",
     "wandb": "ganq export --to wandb",
 }

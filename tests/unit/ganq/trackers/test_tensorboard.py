@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,6 +206,54 @@ def test_offline_runs_of_wandb_have_each_value_once_by_images_seen(
     assert more["values"] > 0
     seen = [one["images_seen"] for one, _ in records(folder) if "Loss/G/loss" in one]
     assert len(seen) == len(set(seen))
+
+
+# --- trackio ------------------------------------------------------------------------------------
+
+
+@pytest.mark.tier2
+def test_runs_of_trackio_have_each_step_once_and_the_bytes_of_the_samples(
+    ganq: "Ganq",
+    trained: Callable[..., int],
+    attempt: Any,
+    tmp_path: Path,
+    settings: "Settings",
+    database: Any,
+) -> None:
+    from sqlalchemy import text
+
+    if find_spec("trackio") is None:  # it reads the folder when it is imported
+        pytest.skip("the extra ganq[trackio] is not installed")
+
+    def logged(job_id: int, tag: str) -> list[tuple[int, Any]]:
+        from trackio.sqlite_storage import SQLiteStorage
+
+        lines = SQLiteStorage.get_logs("ganq", f"faces-{job_id}")
+        return sorted((line["step"], line[tag]) for line in lines if tag in line)
+
+    job_id = trained(epochs=4, name="faces")
+    attempt(job_id, 1, steps=range(5, 21, 5), samples=(1, 2), kid=0.5)
+    runs = tmp_path / "runs"
+    said = ganq("export", job_id, "--to", "trackio", runs)
+    assert said.code == 0, said.err
+    assert f"TRACKIO_DIR={runs} trackio show --project ganq" in said.err
+    assert logged(job_id, "Loss/G/loss") == [(8 * step, step / 2) for step in range(5, 21, 5)]
+    assert logged(job_id, "Metrics/kid_effnet-lite0") == [(160, 0.5)]
+    samples = Volume(settings.volume).attempt(job_id, 1) / "samples"
+    images = [
+        (step, (runs / "media" / image["file_path"]).read_bytes())
+        for step, image in logged(job_id, "Samples/fakes")
+    ]
+    assert images == [(80 * epoch, (samples / f"epoch-{epoch:04d}.png").read_bytes()) for epoch in (1, 2)]
+    attempt(job_id, 2, steps=range(15, 31, 5), samples=(3,))
+    database.write(lambda conn: conn.execute(text("UPDATE job SET attempt = 2")))
+    more = json.loads(ganq("export", job_id, "--to", "trackio", runs, "--json").out)
+    assert more["values"] > 0
+    assert [step for step, _ in logged(job_id, "Loss/G/loss")] == [8 * step for step in range(5, 31, 5)]
+    again = json.loads(ganq("export", job_id, "--to", "trackio", runs, "--json").out)
+    assert again["values"] == 0
+    elsewhere = ganq("export", job_id, "--to", "trackio", tmp_path / "other")
+    assert (elsewhere.code, "one folder in each process" in elsewhere.err) == (2, True)
 
 
 def test_a_tracker_that_is_not_installed_names_its_extra(
