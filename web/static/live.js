@@ -3,11 +3,13 @@
 // (Server-Sent Events); the page fetches its own live part again and morphs it, so that focus, scroll
 // and open details stay.
 const ganq = (() => {
-  const QUIET_MS = 11000, SPACING_MS = 400, MAX_PAUSE_MS = 8000;
+  const QUIET_MS = 11000, MAX_PAUSE_MS = 8000;
+  const SPACING_MS = 1000;  // the page must not take the processor from a training on the same machine
   const main = document.getElementById("main");
   const liveness = document.getElementById("liveness");
   const banner = document.getElementById("banner");
-  let source = null, heard = Date.now(), tag = null, busy = false, again = false, lastFetch = 0, pause = 500, retry = 0;
+  let source = null, heard = Date.now(), tag = null, busy = false, again = false, pause = 500, retry = 0;
+  let updatedAt = -SPACING_MS, planned = 0;
 
   function localTimes(root) {
     for (const one of root.querySelectorAll("time[datetime]")) {
@@ -37,7 +39,7 @@ const ganq = (() => {
     const hear = () => { heard = Date.now(); pause = 500; showLiveness(); };
     source.onopen = hear;
     source.addEventListener("ping", hear);
-    source.addEventListener("revision", () => { hear(); refresh(); document.dispatchEvent(new Event("ganq:revision")); });
+    source.addEventListener("revision", () => { hear(); updateSoon(); });
     source.onerror = () => {
       if (source !== null && source.readyState === EventSource.CLOSED) {
         disconnect();
@@ -54,13 +56,22 @@ const ganq = (() => {
     source = null;
   }
 
+  function updateSoon() {
+    planned ||= setTimeout(update, Math.max(0, updatedAt + SPACING_MS - performance.now()));
+  }
+
+  function update() {
+    clearTimeout(planned);
+    planned = 0;
+    updatedAt = performance.now();
+    refresh();
+    document.dispatchEvent(new Event("ganq:revision"));
+  }
+
   async function refresh() {
     if (!main || !main.hasAttribute("data-live")) return;
     if (busy) { again = true; return; }
     busy = true;
-    const wait = lastFetch + SPACING_MS - Date.now();
-    if (wait > 0) await new Promise(done => setTimeout(done, wait));
-    lastFetch = Date.now();
     try {
       const headers = { "X-Ganq-Fragment": "1", Accept: "text/html" };
       if (tag) headers["If-None-Match"] = tag;
@@ -188,7 +199,7 @@ const ganq = (() => {
 
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) disconnect();
-    else { heard = Date.now(); connect(); refresh(); document.dispatchEvent(new Event("ganq:revision")); }
+    else { heard = Date.now(); connect(); update(); }
     showLiveness();
   });
   setInterval(showLiveness, 1000);
