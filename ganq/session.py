@@ -125,6 +125,15 @@ class Session:
         """
         return self.volume_of(self.queries.get(chosen.job_id))
 
+    def record_volume(self, job: "Job") -> "Volume":
+        """
+        Return the volume with the metrics and samples of a training, or a folder that is laid out like one.
+
+        Raises:
+            VolumeError: it does not answer, or this machine does not see it.
+        """
+        return self.volume_of(job)
+
     def report(self, job: "Job") -> bytes:
         """Return the page of a job as one HTML file."""
         raise NotImplementedError

@@ -235,6 +235,41 @@ def fetch_checkpoint(api: Api, path: str, chosen: "Checkpoint") -> "Volume":
     return Volume(root)
 
 
+def fetch_record(api: Api, path: str, job: "Job") -> "Volume":
+    """Fetch what is new of a training's metrics and samples; return the folder, laid out like a volume."""
+    import platformdirs
+
+    from storage.results.attempts import METRICS
+    from storage.volume.durable import write_bytes
+    from storage.volume.layout import Volume
+
+    server = hashlib.sha256(api.url.encode()).hexdigest()[:16]
+    volume = Volume(Path(platformdirs.user_cache_dir("ganq")) / "records" / f"{server}-{job.created_at:.0f}")
+    for attempt in range(1, job.attempt + 1):
+        target = volume.attempt(job.id, attempt) / METRICS
+        target.parent.mkdir(parents=True, exist_ok=True)
+        size = target.stat().st_size if target.exists() else 0
+        headers = {"Range": f"bytes={size}-"} if size else {}
+        read = partial(api.send, "GET", f"{path}/metrics", params={"attempt": attempt}, headers=headers)
+        try:
+            answer = api.repeated(read)
+        except NotFoundError:  # it has written nothing yet
+            continue
+        except GanqError as exc:
+            if exc.code != "RANGE_NOT_SATISFIABLE":  # else there is nothing new
+                raise
+            continue
+        with open(target, "ab" if answer.status_code == 206 else "wb") as file:
+            file.write(answer.content)
+    for one in api.get(f"{path}/samples")["samples"]:
+        target = volume.attempt(job.id, one["attempt"]) / "samples" / f"epoch-{one['epoch']:04d}.png"
+        if not target.exists():
+            png = api.repeated(partial(api.send, "GET", f"{path}/samples/{one['epoch']}")).content
+            target.parent.mkdir(exist_ok=True)
+            write_bytes(target, png)
+    return volume
+
+
 def fetch_file(api: Api, address: str, target: Path, sha256: str) -> None:
     """
     Write a file, resumed after what has arrived, when its SHA-256 is right.

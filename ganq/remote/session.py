@@ -486,6 +486,12 @@ class RemoteSession(Session):
 
         return fetch_checkpoint(self.api, _job_path(chosen.job_id), chosen)
 
+    def record_volume(self, job: Job) -> "Volume":
+        """See ganq.remote.files.fetch_record()."""
+        from ganq.remote.files import fetch_record
+
+        return fetch_record(self.api, _job_path(job.id), job)
+
     def report(self, job: Job) -> bytes:
         """Fetch the page of a job as one HTML file."""
         return bytes(self.api.repeated(lambda: self.api.send("GET", f"{_job_path(job.id)}/report")).content)

@@ -43,18 +43,15 @@ class Point:
 class Run(ABC):
     """The record of one training in another program's format."""
 
-    volume: "Volume"
     job_id: int
     folder: Path
     metrics: Metrics = field(default_factory=Metrics)
     written: set[tuple[str, int]] = field(default_factory=set)
     """(tag, images) of what this and earlier exports have written."""
 
-    def add(self, job: "Job") -> int:
+    def add(self, job: "Job", volume: "Volume") -> int:
         """Write what is new; return the number of values."""
-        new = [
-            one for one in points(self.volume, job, self.metrics) if (one.tag, one.images) not in self.written
-        ]
+        new = [one for one in points(volume, job, self.metrics) if (one.tag, one.images) not in self.written]
         try:
             self.write(job, new)
         except OSError as exc:

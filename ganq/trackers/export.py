@@ -48,18 +48,14 @@ def follow(
     name, module, made_by = TRACKERS[tracker]
     try:
         run_of = getattr(import_module(module), made_by)
-        runs: list[Run] = [
-            run_of(session.volume_of(job), job.id, folder / f"{job.name or job.kind}-{job.id}")
-            for job in jobs
-        ]
+        runs: list[Run] = [run_of(job.id, folder / f"{job.name or job.kind}-{job.id}") for job in jobs]
     except ImportError as exc:
         raise ConfigError(f"{name} cannot be imported: {exc}", hint=f"pip install 'ganq[{tracker}]'") from exc
     try:
         while True:
             rows = session.queries.get_many([job.id for job in jobs])
-            yield sum(
-                run.add(row) for run, row in zip(sorted(runs, key=lambda run: run.job_id), rows, strict=True)
-            )
+            by_id = sorted(runs, key=lambda run: run.job_id)
+            yield sum(run.add(row, session.record_volume(row)) for run, row in zip(by_id, rows, strict=True))
             if not until_end or all(row.state.terminal for row in rows):
                 return
             time.sleep(FOLLOW_S)

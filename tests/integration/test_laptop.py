@@ -686,6 +686,41 @@ def test_an_image_is_made_again_and_weights_are_exported_on_a_laptop(
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_curves_and_samples_are_exported_to_a_tracker_on_a_laptop(
+    laptop: Laptop, world: World, settings: "Settings", tmp_path: Path
+) -> None:
+    accumulator: Any = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    def read(folder: str) -> Any:
+        (run,) = (tmp_path / folder).iterdir()
+        return accumulator.EventAccumulator(str(run), size_guidance={"images": 0, "scalars": 0}).Reload()
+
+    def curves(run: Any) -> dict[str, list[tuple[int, float]]]:
+        return {tag: [(one.step, one.value) for one in run.Scalars(tag)] for tag in run.Tags()["scalars"]}
+
+    def images(run: Any) -> list[tuple[int, bytes]]:
+        return [(one.step, one.encoded_image_string) for one in run.Images("Samples/fakes")]
+
+    build(settings).close()
+    laptop.env["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    home = Laptop(environment(settings))
+    home("export", "faces", "--to", "tensorboard", tmp_path / "here")
+    laptop("export", "faces", "--to", "tensorboard", tmp_path / "there")
+    assert curves(read("there")) == curves(read("here")) != {}
+    assert images(read("there")) == images(read("here")) != []
+    said = json.loads(laptop("export", "faces", "--to", "tensorboard", tmp_path / "there", "--json"))
+    assert said["values"] == 0, "what was fetched is not fetched again, and not written again"
+    job = Queries(world.database).find("faces")
+    metrics = world.volume.attempt(job.id, job.attempt) / "metrics.jsonl"
+    last = json.loads(metrics.read_text().splitlines()[-1])
+    with open(metrics, "a") as file:
+        more = {"step": last["step"] + 1000, "epoch": 10**6, "images": 10**7, "loss_g": 0.25}
+        file.write(json.dumps(more) + "\n")
+    laptop("export", "faces", "--to", "tensorboard", tmp_path / "there")
+    assert (10**7, 0.25) in curves(read("there"))["Loss/G/loss"]
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_a_report_that_is_fetched_is_that_of_home(
     laptop: Laptop, world: World, settings: "Settings", tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from jobs.errors import (
     VolumeError,
 )
 from jobs.states import JobState
+from storage.results.attempts import METRICS
 from storage.results.formats import bytes_of
 from storage.results.reader import names_of_result
 from storage.volume.durable import MANIFEST as CHECKPOINT_MANIFEST
@@ -33,6 +34,7 @@ from web.live import PING_S, Revisions
 from web.manifest import index_of, published_folder
 from web.pages.images import TYPES
 from web.report import report
+from web.samples import path_of, samples_of
 
 LIMIT = 500
 LOG_POLL_S = 0.3
@@ -88,13 +90,46 @@ def _last_id(call: Call, form: str) -> str | None:
 
 def log(call: Call) -> Response:
     """Return the log of an attempt; a Range header names the part."""
+    folder, attempt = _attempt(call)
+    what = f"the log of attempt {attempt}"
+    return ranged_file(call.request, folder / "log.txt", None, "text/plain; charset=utf-8", what)
+
+
+def metrics(call: Call) -> Response:
+    """Return the metrics of an attempt as JSON lines; a Range header names the part."""
+    folder, attempt = _attempt(call)
+    what = f"the metrics of attempt {attempt}"
+    return ranged_file(call.request, folder / METRICS, None, "application/jsonl", what)
+
+
+def _attempt(call: Call) -> tuple[Path, int]:
+    """Return the folder and number of the attempt that is asked for."""
     require_volume(call.site)
     job = call.job
     attempt = call.query.get("attempt", max(1, job.attempt))
     if not 1 <= attempt <= job.attempt:
         raise NotFoundError(f"job {job.id} has no attempt {attempt}", hint=f"the newest is {job.attempt}")
-    path = call.site.volume.attempt(job.id, attempt) / "log.txt"
-    return ranged_file(call.request, path, None, "text/plain; charset=utf-8", f"the log of attempt {attempt}")
+    return call.site.volume.attempt(job.id, attempt), attempt
+
+
+def samples(call: Call) -> Response:
+    """List the sample grids of a training, by epoch."""
+    require_volume(call.site)
+    found = samples_of(call.site.volume, call.job)
+    return json_answer(
+        {"samples": [{"epoch": one.epoch, "attempt": one.attempt, "at": one.at} for one in found]}
+    )
+
+
+def sample(call: Call) -> Response:
+    """Return the sample grid of an epoch as PNG."""
+    require_volume(call.site)
+    job, text = call.job, call.request.path_params["epoch"]
+    for one in samples_of(call.site.volume, job):
+        if str(one.epoch) == text:
+            path = path_of(call.site.volume, job.id, one.attempt, one.epoch)
+            return ranged_file(call.request, path, None, "image/png", f"the sample of epoch {text}")
+    raise NotFoundError(f"job {job.id} has no sample of epoch {text[:20]}")
 
 
 async def log_stream(call: Call) -> AsyncIterator[bytes]:

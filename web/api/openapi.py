@@ -114,6 +114,7 @@ def _success(one: Endpoint, status: int) -> dict[str, Any]:
 def _of_path(one: Endpoint) -> list[dict[str, Any]]:
     known = {
         "job": {"schema": {"type": "string", "minLength": 1}, "description": "Id or name of the job."},
+        "epoch": {"schema": {"type": "integer", "minimum": 0}, "description": "Number of the epoch."},
         "webhook": {"schema": {"type": "integer", "minimum": 1}, "description": "Number of a webhook."},
         "sha256": {"schema": SHA256, "description": "SHA-256."},
         "file": {"schema": {"type": "string", "minLength": 1}, "description": "Name of the file."},

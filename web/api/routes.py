@@ -261,6 +261,32 @@ def endpoints() -> tuple[Endpoint, ...]:
             media="text/plain",
             headers=("Range", "Last-Event-ID"),
         ),
+        stored(
+            f"{one}/metrics",
+            "readMetrics",
+            "Read the metrics of an attempt as JSON lines",
+            files.metrics,
+            params=(
+                Param("attempt", {**ID, "maximum": 10**9}, "Number of the attempt; the newest by default."),
+            ),
+            media="application/jsonl",
+        ),
+        get(
+            f"{one}/samples",
+            "listSamples",
+            "List the sample grids of a training",
+            files.samples,
+            on_volume=True,
+            answer="Samples",
+            errors=(404, 503),
+        ),
+        stored(
+            f"{one}/samples/{{epoch}}",
+            "readSample",
+            "Read the sample grid of an epoch",
+            files.sample,
+            media="image/png",
+        ),
         get(
             f"{one}/images",
             "listImages",

@@ -287,6 +287,8 @@ def schemas() -> dict[str, Schema]:
             }
         ),
         "Images": _object({"images": _list("Image"), "count": WHOLE, "next_after": _or_null(WHOLE)}),
+        "Samples": _object({"samples": _list("Sample")}),
+        "Sample": _object({"epoch": WHOLE, "attempt": WHOLE, "at": TIME}),
         "Checkpoint": _object(CHECKPOINT),
         "Checkpoints": _object({"checkpoints": _list("Checkpoint")}),
         "CheckpointWithFiles": _object({**CHECKPOINT, "files": _list(FILE)}),
