@@ -31,6 +31,7 @@ def open_(job: str | None, print_only: bool, as_json: bool) -> int:
     Print the path of JOB's results, and open them if there is a display.
 
     They open in the page (`ganq up`, `ganq web`) while its server runs, else in a file manager.
+    With GANQ_API_URL the page of that server is opened.
     Without JOB: print the link of the page, and open it.
     """
     from cli.ui.job_page import result_paths
@@ -50,6 +51,15 @@ def open_(job: str | None, print_only: bool, as_json: bool) -> int:
         return 0
     session = open_session()
     found = session.queries.find(job)
+    if session.remote:
+        link = session.link_of(found)
+        if as_json:
+            output.print_json({"id": found.id, "link": link})
+            return 0
+        click.echo(link)
+        if not print_only and (opener := _opener()) is not None:
+            _start(opener, link)
+        return 0
     if found.kind == "train" and found.attempt > 1 and found.state.terminal:
         from storage.results.attempts import gather_samples
         from storage.volume.permissions import group_umask

@@ -125,6 +125,10 @@ class Session:
         """
         return self.volume_of(self.queries.get(chosen.job_id))
 
+    def link_of(self, job: "Job") -> str:
+        """Return the address of a job's page."""
+        raise NotImplementedError
+
     def record_volume(self, job: "Job") -> "Volume":
         """
         Return the volume with the metrics and samples of a training, or a folder that is laid out like one.

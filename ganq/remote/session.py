@@ -25,7 +25,7 @@ from ganq.submission.retry import Resubmitted
 from jobs.errors import CheckpointNotFoundError, ConfigError, JobNotFoundError, VolumeError
 from jobs.kinds import KINDS
 from jobs.states import JobState
-from storage.db.queries import PAGE, Filter, Queries
+from storage.db.queries import PAGE, Filter, Queries, Usage, UsageKey
 from storage.db.quotas import Quota, Quotas
 from storage.db.rows import Checkpoint, Event, Job, WorkerRow
 from storage.db.store import JobStore
@@ -104,10 +104,11 @@ class RemoteQueries(Queries):
         params = _params(wanted)
         while len(found) < limit:
             data = self.api.get("/jobs", **params, limit=min(PAGE, limit - len(found)))
-            found += [self._job(one) for one in data["jobs"]]
-            if not data["next"]:
+            new = [self._job(one) for one in data["jobs"]]
+            found += [job for job in new if job.id > (wanted.after_id or 0)]
+            if not data["next"] or new[-1].id <= (wanted.after_id or 0):
                 break
-            params["before"] = found[-1].id
+            params["before"] = new[-1].id
         return found[::-1] if oldest_first else found
 
     def ids(self, wanted: Filter) -> list[int]:
@@ -132,6 +133,9 @@ class RemoteQueries(Queries):
     ) -> dict[str, int]:
         found = self.api.get("/counts", sweep=sweep, shards="true" if parts else None, shards_of=part_of)
         return {str(state): int(found[state]) for state in JobState}
+
+    def usage(self, by: UsageKey, since_s: float) -> list[Usage]:
+        return [Usage(**one) for one in self.api.get("/usage", by=by, since_s=int(since_s))["usage"]]
 
     def find_sweep(self, reference: str) -> str:
         return str(self.api.get("/jobs", sweep=reference, limit=1, fields="sweep")["jobs"][0]["sweep"])
@@ -485,6 +489,10 @@ class RemoteSession(Session):
         from ganq.remote.files import fetch_checkpoint
 
         return fetch_checkpoint(self.api, _job_path(chosen.job_id), chosen)
+
+    def link_of(self, job: Job) -> str:
+        """Return the address of a job's page."""
+        return f"{self.api.url}/jobs/{job.id}"
 
     def record_volume(self, job: Job) -> "Volume":
         """See ganq.remote.files.fetch_record()."""

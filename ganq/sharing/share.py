@@ -74,16 +74,19 @@ def write_model(
         raise NotFoundError(
             f"job {job.id} is of kind {job.kind} and has no generator", hint="give a training or an import"
         )
-    volume = session.volume_of(job)
     chosen = session.queries.choose_checkpoint(job.id, checkpoint)
-    path = volume.root / chosen.path
+    path = session.generator_volume(chosen).root / chosen.path
     model = read_verified(path, GENERATOR, chosen.manifest_sha256)
     meta = json.loads(read_verified(path, FACTS, chosen.manifest_sha256))
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not force)):
         raise ConfigError(f"{folder} is not empty", hint="--force replaces the files of an earlier push")
     make_folder(folder / SAMPLES)
     written: list[str] = []
-    samples = [(epoch, file) for epoch, file in sample_files(volume, job.id) if epoch <= chosen.epoch]
+    samples = [
+        (epoch, file)
+        for epoch, file in sample_files(session.record_volume(job), job.id)
+        if epoch <= chosen.epoch
+    ]
     for epoch, file in samples[-1:]:
         written.append(f"{SAMPLES}/epoch-{epoch:04d}.png")
         write_bytes(folder / written[-1], file.read_bytes())

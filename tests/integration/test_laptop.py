@@ -721,6 +721,27 @@ def test_curves_and_samples_are_exported_to_a_tracker_on_a_laptop(
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_a_model_is_pushed_hours_are_summed_and_the_page_is_opened_on_a_laptop(
+    laptop: Laptop, world: World, settings: "Settings", tmp_path: Path
+) -> None:
+    build(settings).close()
+    laptop.env["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    home = Laptop(environment(settings))
+    tiny = Architecture(size=16, nz=8, ngf=4, ndf=4).build_generator(1)
+    save_file(tiny.state_dict(), tmp_path / "g.safetensors")
+    home("import", tmp_path / "g.safetensors", "--name", "tiny")
+    for one, folder in ((laptop, "there"), (home, "here")):
+        one("push", "tiny", "--to", tmp_path / folder, "--image-licence", "cc0-1.0")
+    assert kept(tmp_path / "there") == kept(tmp_path / "here")
+    there, here = (json.loads(one("usage", "--by", "kind", "--json")) for one in (laptop, home))
+    of_kind = [(one["kind"], one["jobs"], one["attempts"]) for one in there]
+    assert of_kind == [(one["kind"], one["jobs"], one["attempts"]) for one in here] != []
+    assert there[0]["worker_hours"] == pytest.approx(here[0]["worker_hours"], rel=0.05), "some still run"
+    faces = Queries(world.database).find("faces").id
+    assert laptop("open", "faces", "--print").strip() == f"{laptop.env['GANQ_API_URL']}/jobs/{faces}"
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_a_report_that_is_fetched_is_that_of_home(
     laptop: Laptop, world: World, settings: "Settings", tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlencode
@@ -39,6 +39,7 @@ from web.api.answers import (
 from web.api.call import Call, require_fields
 from web.api.uploads import DATASET, SHA256, dataset_path
 
+USAGE_S = 30 * 86400
 LIMIT = 50
 PATHS = ("data", "path", "init_netg", "init_netd", "feature_network")
 IDEMPOTENCY_KEY = "idempotency-key"
@@ -274,6 +275,12 @@ def counts(call: Call) -> Response:
             part_of=call.query.get("shards_of"),
         )
     )
+
+
+def usage(call: Call) -> Response:
+    """Sum the time of attempts on workers by user, queue or kind."""
+    found = call.site.queries.usage(call.query.get("by", "user"), call.query.get("since_s", USAGE_S))
+    return json_answer({"usage": [asdict(one) for one in found]})
 
 
 def attempts(call: Call) -> Response:

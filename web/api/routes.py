@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -13,6 +13,7 @@ from ganq.submission.jobfile import MAX_BYTES
 from jobs.errors import GanqError, SpecError
 from jobs.kinds import KINDS
 from jobs.states import JobState
+from storage.db.queries import UsageKey
 from storage.db.tokens import Role
 from storage.db.webhooks import DELIVERED, FAILED, PENDING
 from storage.version import version
@@ -198,6 +199,17 @@ def endpoints() -> tuple[Endpoint, ...]:
             params=(SWEEP, SHARDS, SHARDS_OF),
             answer="Counts",
             errors=(404,),
+        ),
+        get(
+            "/usage",
+            "readUsage",
+            "Sum the time of attempts on workers",
+            jobs.usage,
+            params=(
+                Param("by", {"type": "string", "enum": list(get_args(UsageKey))}, "What to sum for: user."),
+                Param("since_s", {**ID, "maximum": 10**9}, "Only the last so many seconds; 30 days."),
+            ),
+            answer="AllUsage",
         ),
         of_job(one, "readJob", "Read a job", jobs.read, params=(fields,), answer="SomeJob"),
         change("PATCH", one, "changeJob", "Change a job", jobs.change, body="Change"),

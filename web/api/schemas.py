@@ -287,6 +287,10 @@ def schemas() -> dict[str, Schema]:
             }
         ),
         "Images": _object({"images": _list("Image"), "count": WHOLE, "next_after": _or_null(WHOLE)}),
+        "AllUsage": _object({"usage": _list("Usage")}),
+        "Usage": _object(
+            {"name": TEXT, "jobs": WHOLE, "attempts": WHOLE, "worker_s": NUMBER, "gpu_s": NUMBER}
+        ),
         "Samples": _object({"samples": _list("Sample")}),
         "Sample": _object({"epoch": WHOLE, "attempt": WHOLE, "at": TIME}),
         "Checkpoint": _object(CHECKPOINT),
