@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,6 +224,14 @@ def put_to_sleep(processes: Iterable[psutil.Process], database: "Database") -> N
 
 class StoppedInAWriteError(AssertionError):
     """A test's bad luck: begin again."""
+
+
+def bury(worker: "subprocess.Popen[bytes]") -> None:
+    """Kill a worker with all its processes, so that their locks are released."""
+    for one in [*psutil.Process(worker.pid).children(recursive=True), psutil.Process(worker.pid)]:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    worker.wait(10)
 
 
 def _others_can_write(database: "Database") -> bool:

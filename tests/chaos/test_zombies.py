@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from machine import Ganq, StoppedInAWriteError, part, put_to_sleep, until
+from machine import Ganq, StoppedInAWriteError, bury, part, put_to_sleep, until
 from results import add_model, attempt_folder, lines, verify_manifest
 from tables import everything_of, job_row
 
@@ -64,16 +64,6 @@ class Zombie:
         until(at_the_point, what="the point")
         put_to_sleep(self.parts, self.ganq.table)
 
-    def bury(self) -> None:
-        """Kill it, so that its locks are released."""
-        for one in [
-            *psutil.Process(self.worker.pid).children(recursive=True),
-            psutil.Process(self.worker.pid),
-        ]:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
-        self.worker.wait(10)
-
     def wake(self) -> None:
         for one in reversed(self.parts):
             one.resume()
@@ -90,7 +80,7 @@ def zombie_run(ganq: Ganq, database: Database, point: str, *submit: str) -> dict
         except StoppedInAWriteError:
             if last:
                 raise
-            zombie.bury()
+            bury(zombie.worker)
             ganq("cancel", str(job))
     try:
         assert job_row(database, job)["attempt"] == 1
