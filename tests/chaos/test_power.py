@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,22 +54,24 @@ class Play:
 
     def zombie(self, points: str, what: str, *submit: str) -> tuple[int, psutil.Process]:
         """The job whose first attempt sleeps at the point, and its process that does."""
-        for last in (False, False, True):
+        for _ in range(3):
             worker = self.ganq.start_worker("zombie", **self.env, GANQ_FAILPOINTS=points)
             self.worker = worker
             job = int(self.ganq.json("submit", *submit)["id"])
-            until(lambda worker=worker: stopped(part(worker, f"worker.{what}")), what=f"{what} at {points}")  # type: ignore[misc]
+            until(partial(self._sleeps, what), what=f"{what} at {points}")
             process = part(worker, f"worker.{what}")
             assert process is not None
             try:
                 put_to_sleep([process], self.database)
-                break
             except StoppedInAWriteError:
-                if last:
-                    raise
                 bury(worker)
                 self.ganq("cancel", str(job))
-        return job, process
+            else:
+                return job, process
+        raise StoppedInAWriteError
+
+    def _sleeps(self, what: str) -> bool:
+        return stopped(part(self.worker, f"worker.{what}"))
 
     def heir(self, job: int, points: str = "") -> None:
         """The second attempt runs and has begun to work."""
