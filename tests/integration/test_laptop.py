@@ -243,7 +243,7 @@ def test_jobs_of_every_state_are_shown_as_at_home(
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_what_needs_the_table_or_a_path_says_so(laptop: Laptop, world: World, tmp_path: Path) -> None:
     assert "the files are on the server" in laptop.run("gc").stderr
-    for args in (("limit",), ("token", "list"), ("usage",)):
+    for args in (("limit",), ("token", "list"), ("webhook", "list")):
         said = laptop.run(*args)
         assert (said.returncode, "GANQ_API_URL" in said.stderr) == (2, True), (args, said.stderr)
     said = laptop.run("submit", "train", "--data", tmp_path / "nope")
