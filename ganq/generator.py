@@ -55,6 +55,7 @@ class Generator(nn.Module):
         self.sha256 = snapshot.sha256
         """Of the checkpoint's manifest."""
         self._snapshot = snapshot
+        self.eval()
 
     def forward(self, latents_BZ: Tensor, labels_B: Tensor | None = None) -> Tensor:
         """

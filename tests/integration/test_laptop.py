@@ -649,7 +649,9 @@ def test_a_generator_is_fetched_and_makes_the_pixels_of_the_servers_own(
         Architecture(size=16, nz=8, ngf=4, ndf=4).build_generator(1).state_dict(), tmp_path / "g.safetensors"
     )
     Laptop(environment(world.settings))("import", tmp_path / "g.safetensors", "--name", "tiny")
-    fetched = client.job("tiny").generator(device="cpu").sample(2, seed=7)
+    generator = client.job("tiny").generator(device="cpu")
+    assert not any(one.training for one in generator.modules())
+    fetched = generator.sample(2, seed=7)
     with ganq.connect(world.settings) as local:
         own = local.job("tiny").generator(device="cpu").sample(2, seed=7)
     assert (fetched == own).all()
