@@ -349,6 +349,7 @@ def measure(
             for child in children:
                 _line(child)
             _until(lambda: _busy(there) >= workers * busy, READY_S, "the workers do not claim")
+            there.sql("ANALYZE")  # as autovacuum does within a minute
             time.sleep(15.0)  # statements are compiled and prepared, shares of the recovery are known
             found = _measure(there, children, seconds)
             if kill:

@@ -23,6 +23,7 @@ from jobs.states import JobState, Outcome
 from storage.db.rows import Lease
 from storage.db.store import HeartbeatRow
 from storage.db.store.finish import MAX_TRIES
+from storage.db.workers import WorkerStore
 
 if TYPE_CHECKING:
     from storage.db.engine import Database
@@ -500,6 +501,24 @@ def test_a_job_is_notified_once_and_no_more_than_wanted_at_once(
 
     set_columns(database, low.id, rung_at=0.0)
     assert store.due_notifications(again_s=120, limit=9) == [(low.id, "default")]
+
+
+def test_the_queue_is_read_for_notifications_only_while_a_worker_is_idle(
+    database: "Database",
+    store: "JobStore",
+    job_factory: "Callable[..., Job]",
+    worker_identity: "WorkerIdentity",
+) -> None:
+    job_factory()
+    workers = WorkerStore(database, worker_identity)
+    found = []
+    for state in ("busy", "idle", "busy"):
+        workers.report(state)
+        found.append(store.any_to_notify(again_s=120, idle_within_s=30))
+    assert found == [False, True, False]
+    workers.report("idle")
+    store.due_notifications(again_s=120, limit=9)
+    assert not store.any_to_notify(again_s=120, idle_within_s=30), "it was notified"
 
 
 def test_a_job_whose_submitter_notified_is_not_notified_again_at_once(

@@ -268,11 +268,12 @@ class Recovery(threading.Thread):
 
         A busy worker needs no notification, because it claims its next job when it finishes.
         """
-        if not self.store.any_to_notify(again_s=self.settings.renotify_seconds):
+        again_s, lease_s = self.settings.renotify_seconds, self.settings.lease_seconds
+        if not self.store.any_to_notify(again_s=again_s, idle_within_s=lease_s):
             return
-        idle = self.store.idle_workers(within_s=self.settings.lease_seconds)
+        idle = self.store.idle_workers(within_s=lease_s)
         for job_id, queue in self.store.due_notifications(
-            again_s=self.settings.renotify_seconds,
+            again_s=again_s,
             limit=min(len(idle), MAX_NOTIFICATIONS),
             queues={queue for queues in idle for queue in queues},
         ):

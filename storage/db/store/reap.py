@@ -7,7 +7,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, literal_column, or_, select, text, union, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    exists,
+    literal_column,
+    or_,
+    select,
+    text,
+    union,
+    update,
+)
 
 from jobs.states import JobState, Outcome
 from storage.db.store.scheduling import due_in, due_jobs, release_due_jobs
@@ -161,14 +173,19 @@ class ReapMixin(StoreMixin):
 
     def idle_workers(self, *, within_s: float) -> list[tuple[str, ...]]:
         """Return the queues of each worker that is idle and has reported within `within_s` seconds."""
-        idle = select(worker.c.queues).where(worker.c.state == "idle", worker.c.seen_at > utcnow() - within_s)
+        idle = select(worker.c.queues).where(_idle(within_s))
         return self.database.read(
             lambda conn: [tuple(row.split(",")) for row in conn.execute(idle).scalars()]
         )
 
-    def any_to_notify(self, *, again_s: float) -> bool:
-        """Return whether due_notifications() may return or release a job: one read, usually of no row."""
-        due = _notification_due(again_s).limit(1)
+    def any_to_notify(self, *, again_s: float, idle_within_s: float) -> bool:
+        """
+        Return whether due_notifications() may return a job for an idle worker, or release one.
+
+        Without an idle worker the queue is not read: if all its jobs were notified, that would be all of it.
+        """
+        is_idle = exists().where(_idle(idle_within_s))
+        due = _notification_due(again_s).where(is_idle).limit(1)
         return self.database.read(lambda conn: conn.execute(due).first() is not None or self._any_due(conn))
 
     def due_notifications(
@@ -244,6 +261,10 @@ class ReapMixin(StoreMixin):
             lambda conn: conn.execute(update(job).where(job.c.id == job_id).values(rung_at=None)),
             patience_s=2.0,
         )
+
+
+def _idle(within_s: float) -> ColumnElement[bool]:
+    return and_(worker.c.state == "idle", worker.c.seen_at > utcnow() - within_s)
 
 
 def _notification_due(again_s: float) -> Select[Any]:
