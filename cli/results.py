@@ -38,6 +38,8 @@ def open_(job: str | None, print_only: bool, as_json: bool) -> int:
     from storage.settings import Settings
     from web.serve import running
 
+    if Settings.load().api_url:
+        return _open_remote(job, print_only, as_json)
     if job is None:
         about = running(Settings.load())
         if about is None:
@@ -51,15 +53,6 @@ def open_(job: str | None, print_only: bool, as_json: bool) -> int:
         return 0
     session = open_session()
     found = session.queries.find(job)
-    if session.remote:
-        link = session.link_of(found)
-        if as_json:
-            output.print_json({"id": found.id, "link": link})
-            return 0
-        click.echo(link)
-        if not print_only and (opener := _opener()) is not None:
-            _start(opener, link)
-        return 0
     if found.kind == "train" and found.attempt > 1 and found.state.terminal:
         from storage.results.attempts import gather_samples
         from storage.volume.permissions import group_umask
@@ -100,6 +93,19 @@ def open_(job: str | None, print_only: bool, as_json: bool) -> int:
         _open_page(session.settings, about["link"].replace("/?", f"/jobs/{found.id}?", 1))
     else:
         _start(opener, str(path))
+    return 0
+
+
+def _open_remote(job: str | None, print_only: bool, as_json: bool) -> int:
+    session = open_session()
+    found = None if job is None else session.queries.find(job)
+    link = session.link_of(found)
+    if as_json:
+        output.print_json({"link": link} if found is None else {"id": found.id, "link": link})
+        return 0
+    click.echo(link)
+    if not print_only and (opener := _opener()) is not None:
+        _start(opener, link)
     return 0
 
 

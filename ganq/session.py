@@ -125,8 +125,8 @@ class Session:
         """
         return self.volume_of(self.queries.get(chosen.job_id))
 
-    def link_of(self, job: "Job") -> str:
-        """Return the address of a job's page."""
+    def link_of(self, job: "Job | None") -> str:
+        """Return the address of a job's page, or of the queue's."""
         raise NotImplementedError
 
     def record_volume(self, job: "Job") -> "Volume":

@@ -259,7 +259,9 @@ def fetch_record(api: Api, path: str, job: "Job") -> "Volume":
             if exc.code != "RANGE_NOT_SATISFIABLE":  # else there is nothing new
                 raise
             continue
-        with open(target, "ab" if answer.status_code == 206 else "wb") as file:
+        target.touch()
+        with open(target, "r+b") as file:  # at its place: two exports at once write the same bytes
+            file.seek(size if answer.status_code == 206 else 0)
             file.write(answer.content)
     for one in api.get(f"{path}/samples")["samples"]:
         target = volume.attempt(job.id, one["attempt"]) / "samples" / f"epoch-{one['epoch']:04d}.png"

@@ -116,10 +116,11 @@ class RemoteQueries(Queries):
         params = _params(wanted)
         while True:
             data = self.api.get("/jobs", **params, limit=PAGE, fields="id")
-            found += [one["id"] for one in data["jobs"]]
-            if not data["next"]:
+            new = [one["id"] for one in data["jobs"]]
+            found += [one for one in new if one > (wanted.after_id or 0)]
+            if not data["next"] or new[-1] <= (wanted.after_id or 0):
                 return found
-            params["before"] = found[-1]
+            params["before"] = new[-1]
 
     def get_many(self, job_ids: Sequence[int]) -> list[Job]:
         found = []
@@ -490,9 +491,9 @@ class RemoteSession(Session):
 
         return fetch_checkpoint(self.api, _job_path(chosen.job_id), chosen)
 
-    def link_of(self, job: Job) -> str:
-        """Return the address of a job's page."""
-        return f"{self.api.url}/jobs/{job.id}"
+    def link_of(self, job: Job | None) -> str:
+        """Return the address of a job's page, or of the queue's."""
+        return f"{self.api.url}/" if job is None else f"{self.api.url}/jobs/{job.id}"
 
     def record_volume(self, job: Job) -> "Volume":
         """See ganq.remote.files.fetch_record()."""

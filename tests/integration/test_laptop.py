@@ -41,7 +41,7 @@ from jobs.errors import (
 from jobs.generation import generate
 from jobs.networks.dcgan import Architecture
 from jobs.specs import GenerateSpec
-from storage.db.queries import Queries
+from storage.db.queries import Filter, Queries
 from storage.db.tables import event
 from storage.db.tokens import Role, Tokens
 from storage.db.workers import WorkerStore
@@ -724,7 +724,7 @@ def test_curves_and_samples_are_exported_to_a_tracker_on_a_laptop(
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_a_model_is_pushed_hours_are_summed_and_the_page_is_opened_on_a_laptop(
-    laptop: Laptop, world: World, settings: "Settings", tmp_path: Path
+    client: ganq.Client, laptop: Laptop, world: World, settings: "Settings", tmp_path: Path
 ) -> None:
     build(settings).close()
     laptop.env["XDG_CACHE_HOME"] = str(tmp_path / "cache")
@@ -740,6 +740,9 @@ def test_a_model_is_pushed_hours_are_summed_and_the_page_is_opened_on_a_laptop(
     assert of_kind == [(one["kind"], one["jobs"], one["attempts"]) for one in here] != []
     assert there[0]["worker_hours"] == pytest.approx(here[0]["worker_hours"], rel=0.05), "some still run"
     faces = Queries(world.database).find("faces").id
+    assert laptop("open", "--print").strip() == f"{laptop.env['GANQ_API_URL']}/"
+    after = Filter(after_id=faces)
+    assert client.session.queries.ids(after) == Queries(world.database).ids(after) != []
     assert laptop("open", "faces", "--print").strip() == f"{laptop.env['GANQ_API_URL']}/jobs/{faces}"
 
 
