@@ -1,10 +1,10 @@
 """
 Simulate a fleet: `python -m benchmarks fleet --workers 1000 --seconds 60`.
 
-The workers are real supervisors with their heartbeat and recovery threads, a real job table and a real Redis.
+The workers are real supervisors with their heartbeats and recovery, a real job table and a real Redis.
 Only their children are simulated: a runner without torch, which reports progress and ends after its time, and
-the volume process. One thread of each process fetches notifications, as Celery does, while one of its workers
-is idle.
+the volume process. The workers of a process take turns in one thread, each with one connection to the
+database; another thread fetches notifications, as Celery does, while one of its workers is idle.
 """
 
 import argparse
@@ -45,6 +45,10 @@ from worker.supervisor.runner_process import RunnerProcess
 from worker.supervisor.volume_monitor import VolumeMonitor
 
 PER_HOST = 8
+START_S = 0.1
+"""Between two workers that start; a thousand at once would wait for two cores, not for Postgres."""
+POOL = 80
+"""Sessions of Postgres behind PgBouncer."""
 PROGRESS_S = 2.0
 QUEUED = 10_000
 READY_S = 300.0
@@ -55,38 +59,42 @@ COMPILED: dict[Any, Any] = {}
 # --- one process of workers ---------------------------------------------------------------
 
 
-class Timer(threading.Thread):
-    """Calls functions at their times; one thread for all simulated runners of a process."""
+class Turns:
+    """
+    Calls functions at their times, and the loops of workers when something arrives for them.
+
+    Three threads for each worker would mostly wait for the interpreter lock of their process.
+    """
 
     def __init__(self) -> None:
-        super().__init__(name="timer", daemon=True)
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
-        self._changed = threading.Condition()
+        self._arrivals = selectors.DefaultSelector()
 
     def after(self, seconds: float, call: Callable[[], None]) -> None:
-        with self._changed:
-            self._number += 1
-            heapq.heappush(self._due, (time.monotonic() + seconds, self._number, call))
-            self._changed.notify()
+        self._number += 1
+        heapq.heappush(self._due, (time.monotonic() + seconds, self._number, call))
+
+    def when_readable(self, descriptor: int, call: Callable[[], None]) -> None:
+        self._arrivals.register(descriptor, selectors.EVENT_READ, call)
 
     def run(self) -> None:
         while True:
-            with self._changed:
-                while not self._due or self._due[0][0] > time.monotonic():
-                    self._changed.wait(self._due[0][0] - time.monotonic() if self._due else None)
-                _, _, call = heapq.heappop(self._due)
-            call()
+            wait_s = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
+            for key, _ in self._arrivals.select(wait_s):
+                key.data()
+            while self._due and self._due[0][0] <= time.monotonic():
+                heapq.heappop(self._due)[2]()
 
 
 class SimulatedRunner(RunnerProcess):
     """A runner that is always warm, reports progress as a training does, and succeeds after `job_s`."""
 
     def __init__(
-        self, settings: Settings, selector: selectors.BaseSelector, timer: Timer, job_s: float
+        self, settings: Settings, selector: selectors.BaseSelector, turns: Turns, job_s: float
     ) -> None:
         super().__init__(settings, selector)
-        self.timer, self.job_s = timer, job_s
+        self.turns, self.job_s = turns, job_s
         self.events = os.eventfd(0, os.EFD_NONBLOCK)
         selector.register(self.events, selectors.EVENT_READ, "runner")
         self.channel: Any = self
@@ -125,7 +133,7 @@ class SimulatedRunner(RunnerProcess):
         done = {"done": int(ran_s * 400), "total": int(length_s * 400), "unit": "images", "rate": 400.0}
         more = {"epoch": int(ran_s), "epochs": int(length_s), "phase": "training"}
         self._report({"op": "progress", "job_id": job[0], "progress": done | more})
-        self.timer.after(min(PROGRESS_S, length_s - ran_s), partial(self._step, job, began, length_s))
+        self.turns.after(min(PROGRESS_S, length_s - ran_s), partial(self._step, job, began, length_s))
 
     def _report(self, message: Message) -> None:
         self._messages.append(message)
@@ -156,9 +164,9 @@ class AnsweringVolume(VolumeMonitor):
 
 
 class SimulatedWorker(Supervisor):
-    """A supervisor, with threads instead of a process of its own."""
+    """A supervisor without a process and threads of its own."""
 
-    def __init__(self, settings: Settings, number: int, timer: Timer, job_s: float, folder: Path) -> None:
+    def __init__(self, settings: Settings, number: int, turns: Turns, job_s: float, folder: Path) -> None:
         host = f"host{number // PER_HOST}"
         pid = os.getpid()
         who = WorkerIdentity(
@@ -168,11 +176,13 @@ class SimulatedWorker(Supervisor):
         super().__init__(settings, who, folder / f"wake-{number}.sock")
         for engine in (self.database.engine, self.database.autocommit_engine, self.database._readers):
             engine._compiled_cache = COMPILED
-        self.runner = self.held.runner = SimulatedRunner(settings, self.selector, timer, job_s)
+        self.runner = self.held.runner = SimulatedRunner(settings, self.selector, turns, job_s)
         self.volume_monitor = self.retention_volume = AnsweringVolume(settings, self.selector)
         self.recovery.notify = self._notify
         self.recovery.reaper.boot, self.recovery.reaper.host = who.boot_id or "", host
+        self.turns = turns
         self.claims_s: list[float] = []
+        self.iterates_at = 0.0
         self.store.claim = self._timed(self.store.claim)  # type: ignore[method-assign]
         self.store.succeed_and_claim = self._timed(self.store.succeed_and_claim)  # type: ignore[method-assign]
 
@@ -190,15 +200,31 @@ class SimulatedWorker(Supervisor):
         try_notify(self.settings, job_id, queue, self.database.installation)
 
     def begin(self) -> None:
-        """Register and start the threads, as run() does in a process of its own."""
+        """Register, and run what the three threads of a worker do."""
         self._register_name()
-        self.heartbeat.start()
-        self.recovery.start()
-        threading.Thread(target=self._loop, daemon=True).start()
+        self.turns.when_readable(self.selector.fileno(), self._iterate)
+        self._iterate()
+        self._look()
+        self.turns.after(self.heartbeat.pause_s(), self._beat)
 
-    def _loop(self) -> None:
-        while True:
+    def _beat(self) -> None:
+        self.heartbeat.beat()
+        self.turns.after(self.heartbeat.pause_s(), self._beat)
+
+    def _look(self) -> None:
+        self.turns.after(self.recovery.look(), self._look)
+
+    def _iterate(self) -> None:
+        super()._iterate()
+        self.iterates_at = time.monotonic() + super()._timeout_s()
+        self.turns.after(super()._timeout_s(), self._iterate_if_due)
+
+    def _iterate_if_due(self) -> None:
+        if time.monotonic() >= self.iterates_at:
             self._iterate()
+
+    def _timeout_s(self) -> float:
+        return 0.0
 
 
 def _fetch_notifications(settings: Settings, workers: list[SimulatedWorker]) -> None:
@@ -218,17 +244,15 @@ def _fetch_notifications(settings: Settings, workers: list[SimulatedWorker]) -> 
             time.sleep(1.0)
 
 
-def _work(first: int, workers: int, job_s: float, folder: Path) -> None:
+def _work(first: int, workers: int, job_s: float, pause_s: float, folder: Path) -> None:
     settings = Settings.load()
-    timer = Timer()
-    timer.start()
-    threading.stack_size(256 * 1024)
-    fleet = [SimulatedWorker(settings, first + one, timer, job_s, folder) for one in range(workers)]
-    for one in fleet:
-        one.begin()
-        time.sleep(min(0.02, 2.0 / workers))
+    turns = Turns()
+    fleet = [SimulatedWorker(settings, first + one, turns, job_s, folder) for one in range(workers)]
+    for number, one in enumerate(fleet):
+        turns.after(number * pause_s, one.begin)
+    turns.after(workers * pause_s, lambda: print("ready", flush=True))
+    threading.Thread(target=turns.run, daemon=True).start()
     threading.Thread(target=_fetch_notifications, args=(settings, fleet), daemon=True).start()
-    print("ready", flush=True)
     for line in sys.stdin:
         found = [seconds for one in fleet for seconds in one.claims_s]
         if line.startswith("reset"):
@@ -305,7 +329,7 @@ def servers(*, pgbouncer: bool, max_connections: int) -> Iterator[Servers]:
         url = postgres.url(database)
         if pgbouncer:
             assert bouncer is not None
-            url = stop.enter_context(PgBouncer(bouncer, postgres)).url(database)
+            url = stop.enter_context(PgBouncer(bouncer, postgres, pool=POOL)).url(database)
         yield Servers(postgres, stop.enter_context(Redis(redis)), database, url)
 
 
@@ -339,7 +363,8 @@ def measure(
         shares = [workers // processes + (place < workers % processes) for place in range(processes)]
         children = [
             subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.fleet", str(sum(shares[:place])), str(share), str(job_s)],
+                [sys.executable, "-m", "benchmarks.fleet", str(sum(shares[:place])), str(share),
+                 str(job_s), str(START_S * processes)],
                 env=stack.clean_environment(**env, FLEET=folder),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )
@@ -482,4 +507,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    _work(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), Path(os.environ["FLEET"]))
+    _work(
+        int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]), Path(os.environ["FLEET"])
+    )
