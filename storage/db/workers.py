@@ -88,7 +88,7 @@ class WorkerStore:
             if self.before is not None:
                 self._disputed_until = time.monotonic() + RENAME_DELAY_FACTOR * self.heartbeat_seconds
         else:
-            drains = self.database.write(lambda conn: self._keep_name(conn, values), patience_s=patience_s)
+            drains = self._keep_name(values, patience_s)
             if self._disputed_until is not None and time.monotonic() >= self._disputed_until:
                 self._disputed_until = None
         self.reported_at = time.monotonic()
@@ -105,7 +105,7 @@ class WorkerStore:
         started_at = conn.execute(select(worker.c.started_at).where(named)).scalar_one()
         return before, started_at
 
-    def _keep_name(self, conn: Connection, values: dict[str, Any]) -> bool:
+    def _keep_name(self, values: dict[str, Any], patience_s: float) -> bool:
         named, who = worker.c.name == self.who.name, self.who
         mine = (
             worker.c.boot_id == who.boot_id,
@@ -114,8 +114,16 @@ class WorkerStore:
             worker.c.started_at == self.started_at,
         )
         kept = update(worker).where(named, *mine).values(values).returning(worker.c.drain_requested_at)
-        if (row := conn.execute(kept).first()) is not None:
-            return row.drain_requested_at is not None
+        # Nearly always this one statement is all: many workers report often.
+        row = self.database.write(
+            lambda conn: conn.execute(kept).first(), patience_s=patience_s, autocommit=True
+        )
+        if row is None:
+            self.database.write(lambda conn: self._regain_name(conn, values), patience_s=patience_s)
+        return row is not None and row.drain_requested_at is not None
+
+    def _regain_name(self, conn: Connection, values: dict[str, Any]) -> None:
+        named, who = worker.c.name == self.who.name, self.who
         other = conn.execute(select(worker).where(named)).one_or_none()
         values = {**values, "started_at": self.started_at}
         if other is None:
@@ -129,7 +137,6 @@ class WorkerStore:
                 f"another worker named {who.name} is alive: process {other.pid} on {other.host}",
                 hint="start this one with another --name, or give the machines different host names",
             )
-        return False
 
     def _was_first(self, their_start: float) -> bool:
         """Return whether this process had the name before the other, and has reported since."""

@@ -18,6 +18,14 @@ log = logging.getLogger("ganq.heartbeat")
 LeaseEvent = Literal["lost", "cancel", "pause", "preempt"]
 Fault = Literal["volume hung", "runner stuck"]
 
+FULL_PACE_WORKERS = 200
+"""With more live workers each does less often what it does at intervals, so that the sum stays bounded."""
+
+
+def paced(seconds: float, live: int) -> float:
+    """Return an interval, longer if there are more than FULL_PACE_WORKERS live workers."""
+    return seconds * max(1.0, live / FULL_PACE_WORKERS)
+
 
 class Heartbeat(threading.Thread):
     """
@@ -34,6 +42,8 @@ class Heartbeat(threading.Thread):
             id of that job.
         on_name_taken: called if another living worker has this worker's name.
         on_drain: called while `ganq drain` asks this worker to exit.
+        live_workers: how many share the database: many send progress and read stop requests less often,
+            though at least every heartbeat_seconds.
     """
 
     def __init__(
@@ -46,6 +56,7 @@ class Heartbeat(threading.Thread):
         on_name_taken: Callable[[WorkerNameTakenError], None],
         metrics: Metrics | None = None,
         on_drain: Callable[[], None] = lambda: None,
+        live_workers: Callable[[], int] = lambda: 1,
     ) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self.metrics = metrics or Metrics()
@@ -56,6 +67,7 @@ class Heartbeat(threading.Thread):
         self.offer_preemption = offer_preemption
         self.on_name_taken = on_name_taken
         self.on_drain = on_drain
+        self.live_workers = live_workers
         self.stopping = threading.Event()
         self._poll = threading.Event()
         self._lock = threading.Lock()
@@ -111,36 +123,46 @@ class Heartbeat(threading.Thread):
         self._poll.set()
 
     def run(self) -> None:
-        pause_s = min(self.settings.cancel_poll_seconds, self.settings.heartbeat_seconds)
         while True:
-            self._poll.wait(pause_s)
+            self._poll.wait(self.pause_s())
             self._poll.clear()
             if self.stopping.is_set():
                 return
-            with self._lock:
-                lease, progress = self._lease, self._progress
-                state, reported_at = self.fault or self._worker_state, self._reported_at
-            now = self.iterated_at = time.monotonic()
-            if self._loop_is_stuck(now):
-                continue
-            try:
-                if lease is not None:
-                    self._send(lease, progress, now)
-                    self.acknowledged_at = time.monotonic()
-                if now - reported_at >= self.settings.heartbeat_seconds or self.workers.name_disputed:
-                    if self.workers.report(state, lease.job_id if lease else None):
-                        self.on_drain()
-                    self.acknowledged_at = time.monotonic()
-                    with self._lock:
-                        self._reported_at = now if (self.fault or self._worker_state) == state else 0.0
-            except LeaseLostError:
-                if lease is not None:
-                    self._emit("lost", lease)
-            except WorkerNameTakenError as exc:
-                self.on_name_taken(exc)
-            except Exception as exc:  # if this thread ended, the job would be requeued
-                log.warning("no heartbeat: %s", one_line(exc))
-                log.debug("the heartbeat that failed", exc_info=True)
+            self.beat()
+
+    def pause_s(self) -> float:
+        """Return the seconds until the next beat."""
+        return self._paced(self.settings.cancel_poll_seconds)
+
+    def beat(self) -> None:
+        """Send what is due, read what is requested; log errors."""
+        with self._lock:
+            lease, progress = self._lease, self._progress
+            state, reported_at = self.fault or self._worker_state, self._reported_at
+        now = self.iterated_at = time.monotonic()
+        if self._loop_is_stuck(now):
+            return
+        try:
+            if lease is not None:
+                self._send(lease, progress, now)
+                self.acknowledged_at = time.monotonic()
+            if now - reported_at >= self.settings.heartbeat_seconds or self.workers.name_disputed:
+                if self.workers.report(state, lease.job_id if lease else None):
+                    self.on_drain()
+                self.acknowledged_at = time.monotonic()
+                with self._lock:
+                    self._reported_at = now if (self.fault or self._worker_state) == state else 0.0
+        except LeaseLostError:
+            if lease is not None:
+                self._emit("lost", lease)
+        except WorkerNameTakenError as exc:
+            self.on_name_taken(exc)
+        except Exception as exc:  # if this thread ended, the job would be requeued
+            log.warning("no heartbeat: %s", one_line(exc))
+            log.debug("the heartbeat that failed", exc_info=True)
+
+    def _paced(self, seconds: float) -> float:
+        return min(paced(seconds, self.live_workers()), self.settings.heartbeat_seconds)
 
     def _loop_is_stuck(self, now: float) -> bool:
         idle_s = now - self._loop_iterated_at
@@ -152,7 +174,9 @@ class Heartbeat(threading.Thread):
 
     def _send(self, lease: Lease, progress: dict[str, Any] | None, now: float) -> None:
         """Send a heartbeat if one is due, read stop requests in any case, and emit what they ask for."""
-        progress_due = progress is not None and now - self._sent_at >= self.settings.progress_seconds
+        progress_due = progress is not None and now - self._sent_at >= self._paced(
+            self.settings.progress_seconds
+        )
         if progress_due or now - self._sent_at >= self.settings.heartbeat_seconds:
             with self.metrics.request("heartbeat"):
                 stop_requests = self.store.heartbeat(lease, progress)

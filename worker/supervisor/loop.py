@@ -135,6 +135,7 @@ class Supervisor:
             self._stop_on_error,
             self.metrics,
             self._on_drain_request,
+            lambda: self.recovery.reaper.live,
         )
         self.runner = RunnerProcess(settings, self.selector)
         self.volume_monitor = VolumeMonitor(settings, self.selector)

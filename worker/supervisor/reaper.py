@@ -21,6 +21,7 @@ from storage.db.store.reap import BUCKETS, WatchShare
 from storage.db.workers import WorkerStore
 from storage.settings import Settings
 from worker.host.process import boot_id, has_died
+from worker.supervisor.heartbeat import paced
 from worker.supervisor.metrics import Metrics
 from worker.supervisor.webhooks import DelivererStarter
 
@@ -37,9 +38,8 @@ LEADERS_BUCKET = -1
 """The supervisors that watch it do what a few do for all."""
 LIST_EVERY_S = 0.1
 """Seconds per live worker between two reads of their list, so that all together read 10 rows per worker."""
-FULL_PACE_WORKERS = 200
-"""With more workers each looks less often, down to LOOKS_PER_LEASE."""
 LOOKS_PER_LEASE = 12
+"""At least so many looks, however many workers there are."""
 LEADERS_DISPATCH_S = 2.0
 
 
@@ -168,8 +168,7 @@ class Reaper:
 
     def pause_s(self, reap_seconds: float) -> float:
         """Return the seconds between two looks: more with many workers, so that the sum stays bounded."""
-        slower = reap_seconds * self.live / FULL_PACE_WORKERS
-        return max(reap_seconds, min(slower, self.lease_s / LOOKS_PER_LEASE))
+        return max(reap_seconds, min(paced(reap_seconds, self.live), self.lease_s / LOOKS_PER_LEASE))
 
     def _reason_to_requeue(self, row: HeartbeatRow, now: float, previous_read: float | None) -> str | None:
         """
@@ -219,42 +218,45 @@ class Recovery(threading.Thread):
         self.deliverer = DelivererStarter(database, settings)
         self.stopping = threading.Event()
         self.malformed_after = 0
+        self.next_dispatch = 0.0
+        self.old_workers_removed = False
 
     def run(self) -> None:
-        old_workers_removed = False
-        next_dispatch = 0.0
-        while True:
-            begins_in_s: float | None = None
-            try:
-                self.database.require_schema()
-                with self.metrics.request("reap"):
-                    requeued = self.reaper.tick()
-                leads, released = self.reaper.leads, 0
-                if leads:
-                    released, begins_in_s = self.store.release_waiting()
-                if requeued:
-                    self.metrics.rescued(len(requeued))
-                if requeued or released:
-                    self.wake()
-                    next_dispatch = 0.0
-                if time.monotonic() >= next_dispatch and (leads or requeued):
-                    self.fail_malformed()
-                    self.dispatch()
-                    self.deliverer.tick()
-                    next_dispatch = time.monotonic() + self._dispatch_every_s()
-                if not old_workers_removed:
-                    self.workers.forget_old()
-                    old_workers_removed = True
-            except SchemaMismatchError as exc:
-                self.on_schema_mismatch(exc)
-            except Exception as exc:  # if this thread ended, no job of a dead worker would be requeued
-                log.warning("recovery waits: %s", one_line(exc))
-                log.debug("the recovery that failed", exc_info=True)
-            pause_s = self.reaper.pause_s(self.settings.reap_seconds) * random.uniform(0.8, 1.2)
-            if begins_in_s is not None:
-                pause_s = min(pause_s, max(begins_in_s, 0.0) + BEGIN_SLACK_S)
-            if self.stopping.wait(pause_s):
-                return
+        while not self.stopping.wait(self.look()):
+            pass
+
+    def look(self) -> float:
+        """Do once what is due, and log errors; return the seconds until the next time."""
+        begins_in_s: float | None = None
+        try:
+            self.database.require_schema()
+            with self.metrics.request("reap"):
+                requeued = self.reaper.tick()
+            leads, released = self.reaper.leads, 0
+            if leads:
+                released, begins_in_s = self.store.release_waiting()
+            if requeued:
+                self.metrics.rescued(len(requeued))
+            if requeued or released:
+                self.wake()
+                self.next_dispatch = 0.0
+            if time.monotonic() >= self.next_dispatch and (leads or requeued):
+                self.fail_malformed()
+                self.dispatch()
+                self.deliverer.tick()
+                self.next_dispatch = time.monotonic() + self._dispatch_every_s()
+            if not self.old_workers_removed:
+                self.workers.forget_old()
+                self.old_workers_removed = True
+        except SchemaMismatchError as exc:
+            self.on_schema_mismatch(exc)
+        except Exception as exc:  # if this thread ended, no job of a dead worker would be requeued
+            log.warning("recovery waits: %s", one_line(exc))
+            log.debug("the recovery that failed", exc_info=True)
+        pause_s = self.reaper.pause_s(self.settings.reap_seconds) * random.uniform(0.8, 1.2)
+        if begins_in_s is None:
+            return pause_s
+        return min(pause_s, max(begins_in_s, 0.0) + BEGIN_SLACK_S)
 
     def fail_malformed(self) -> None:
         """Fail queued jobs whose rows ganq did not write; no claim finds them."""

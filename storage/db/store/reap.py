@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from sqlalchemy import (
@@ -106,15 +106,7 @@ class ReapMixin(StoreMixin):
         Args:
             share: which of them; None: all.
         """
-        if share is None:
-            wanted: Any = RUNNING_JOBS
-        else:
-            # Two parts, each by an index: one condition with OR would read all running jobs.
-            here = select(worker.c.job_id).where(worker.c.name.in_(share.workers))
-            wanted = union(
-                RUNNING_JOBS.where(literal_column(BUCKET).in_(share.buckets)),
-                RUNNING_JOBS.where(job.c.id.in_(here)),
-            )
+        wanted = RUNNING_JOBS if share is None else _watched(share)
         return self.database.read(lambda conn: [HeartbeatRow(*row) for row in conn.execute(wanted)])
 
     def requeue_lost(
@@ -261,6 +253,17 @@ class ReapMixin(StoreMixin):
             lambda conn: conn.execute(update(job).where(job.c.id == job_id).values(rung_at=None)),
             patience_s=2.0,
         )
+
+
+@lru_cache(maxsize=256)
+def _watched(share: WatchShare) -> Any:
+    """Return the statement for a share: to build it takes longer than all else of a look but the database."""
+    # Two parts, each by an index: one condition with OR would read all running jobs.
+    here = select(worker.c.job_id).where(worker.c.name.in_(share.workers))
+    return union(
+        RUNNING_JOBS.where(literal_column(BUCKET).in_(share.buckets)),
+        RUNNING_JOBS.where(job.c.id.in_(here)),
+    )
 
 
 def _idle(within_s: float) -> ColumnElement[bool]:
