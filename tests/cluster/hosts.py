@@ -261,7 +261,8 @@ class Cluster:
         """End every host; its servers end with it."""
         for host in reversed(self.hosts):
             host.lose()
-        for road in self.roads:
+        for road in self.roads:  # in the router's network, but not among its processes
+            road.kill()
             road.wait()
         for server in self.servers:
             server.stop()

@@ -264,7 +264,8 @@ class ClusterRun:
         done = seen = 0
         while True:
             self.wait(0.3)
-            due = done < len(faults) and seen >= (done + 0.5) * self.families * FAMILY / len(faults)
+            # The last fault still finds jobs under way.
+            due = done < len(faults) and seen >= done * 0.95 * self.families * FAMILY / len(faults)
             if due and (busy := self.busy()):
                 faults[done](busy)
                 done += 1
