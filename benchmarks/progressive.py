@@ -1,5 +1,6 @@
 """
-Progressive resolution and the full-resolution layer beside the default recipe, at equal processor time.
+Progressive resolution, the full-resolution layer and a warm start beside the default recipe, at equal
+processor time.
 
 `python -m benchmarks.progressive --work DIR` trains each variant on one thread for the same processor time,
 which other processes on the machine do not change, and evaluates 1,000 images. The same command again
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
 
 BASE: dict[str, Any] = {"recipe": "rpgan", "size": 96, "ngf": 32, "ndf": 32, "metric": "none"}
 PROGRESSIVE = (8_000, 24_000)
+FACES = Path(__file__).parents[1] / "ganq" / "builtin" / "faces" / "model.safetensors"
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "progressive": {"progressive": PROGRESSIVE},
     "progressive, full-res-conv": {"progressive": PROGRESSIVE, "full_res_conv": True},
     "full-res-conv": {"full_res_conv": True},
     "skips": {"skips": True},
+    "builtin:faces": {"init_netg": f"{FACES}", "init_netd": f"{FACES}"},
 }
 MARKS = (10, 20, 40, 80)
 """Seconds of processor time after which a grid is drawn."""
@@ -72,6 +75,7 @@ def measure(work: Path, style: str, variant: str, seed: int, seconds: float) -> 
     from storage.datasets.synthetic import make_faces
     from storage.results.codecs import write_png
     from storage.volume.layout import Volume
+    from storage.weights.load import read_weights
     from tests.unit.jobs.local_context import LocalContext
 
     faces = work / "faces" / style
@@ -109,6 +113,7 @@ def measure(work: Path, style: str, variant: str, seed: int, seconds: float) -> 
         return "stop_after" if used >= seconds else None
 
     ctx = LocalContext(folder, data=images, stop_at=stop_at)
+    ctx.start_weights = {str(FACES): read_weights(FACES)}
     training = Training(spec, ctx)
     result = training.run()
     write_png(folder / f"{seconds:03.0f}s.png", _grid(training.state.sampler, training.fixed_latents_BZ11))

@@ -159,6 +159,7 @@ class ResolutionSwitches(click.ParamType[tuple[int, ...]]):
         "ganq submit train --continue small --epochs 800",
         "ganq submit train -t night --data birds/ --stop-after 8h",
         "ganq submit train --init-from faces --data few/ --freeze-d 3 --epochs 50",
+        "ganq submit train --init-from builtin:faces --data few/",
         "ganq submit train --sweep lr-g=1e-4,2e-4 --sweep seed=0-9 --name rates",
     )
 )
@@ -183,7 +184,8 @@ class ResolutionSwitches(click.ParamType[tuple[int, ...]]):
     "--init-from",
     "start",
     type=JOB,
-    help="Fine-tune the best networks of this job; their architecture is taken from it.",
+    help="Fine-tune the best networks of this job, or those that come with ganq (builtin:faces); their "
+    "architecture is taken from it.",
 )
 @spec_options(
     TrainSpec,
@@ -216,7 +218,13 @@ def train(
     preflight.find_feature_network(given)
     changes = sweep.combinations(TrainSpec, request.sweep, given, never=NEVER_SWEPT)
     found = prepare(
-        settings, lambda: open_session(settings=settings), given, changes, source=source, start=start
+        settings,
+        lambda create: open_session(create=create, settings=settings),
+        given,
+        changes,
+        source=source,
+        start=start,
+        imports=not request.dry_run,
     )
     spec = found.specs[0]
     if "ngf" in given and "ndf" not in given and spec.ndf == given["ngf"]:

@@ -173,9 +173,7 @@ def _resolve_training(
     source, start = given.pop("continue_from", None), given.pop("init_from", None)
     given = train.absolute_paths(given)
     preflight.find_feature_network(given)
-    training = train.prepare(
-        settings, lambda: opened(False), given, changes, source=_text(source), start=_text(start)
-    )
+    training = train.prepare(settings, opened, given, changes, source=_text(source), start=_text(start))
     spec = training.specs[0]
     notices = preflight.data_notices(training.listing, classes=spec.conditional)
     if "data" not in given:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ganq.session import Session
 from ganq.submission import preflight
+from ganq.submission.builtin import builtin_named
 from ganq.submission.generate import known_classes
 from jobs.class_checks import other_classes
 from jobs.errors import SpecError
@@ -36,22 +37,24 @@ class Training:
 
 def prepare(
     settings: Settings,
-    opened: Callable[[], Session],
+    opened: Callable[[bool], Session],
     given: Mapping[str, Any],
     changes: Sequence[Mapping[str, Any]] = ({},),
     *,
     source: str | None,
     start: str | None,
+    imports: bool = True,
 ) -> Training:
     """
     Create the specs and check them against the data set.
 
     Args:
-        opened: returns the job table; called only if another job is named.
+        opened: returns the job table, and creates it if asked to; called only if another job is named.
         given: options of all jobs; paths are absolute.
         changes: options that differ, for each job.
         source: the job to continue.
-        start: the job whose networks the training starts from.
+        start: the job, or `builtin:NAME`, whose networks the training starts from.
+        imports: False for a dry run, which imports no networks: `init_from` is then 0 for `builtin:NAME`.
 
     Raises:
         NotFoundError: a job, or a path, does not exist.
@@ -59,13 +62,16 @@ def prepare(
     """
     given = dict(given)
     after: list[int] = []
-    if start is not None:
-        if source is not None:
-            raise SpecError(
-                "--continue resumes a run, and --init-from starts a new one",
-                hint="use only one of them",
-            )
-        session = opened()
+    if start is not None and source is not None:
+        raise SpecError(
+            "--continue resumes a run, and --init-from starts a new one",
+            hint="use only one of them",
+        )
+    builtin, model = builtin_named(start), None
+    if builtin is not None:
+        given = _with_networks(f"{start}", builtin.networks, None, given) | {"init_from": 0}
+    elif start is not None:
+        session = opened(False)
         model = session.queries.find(start)
         given = fine_tuned(session, model, given)
         if not model.state.terminal:
@@ -74,7 +80,7 @@ def prepare(
         given["data"] = preflight.find_data(settings, given.get("data"))
         specs = [TrainSpec.create(**{"recipe": DEFAULT_RECIPE, **given, **change}) for change in changes]
     else:
-        session = opened()
+        session = opened(False)
         parent = session.queries.find(source)
         if "data" in given:
             given["data"] = preflight.find_data(settings, given["data"])
@@ -84,10 +90,13 @@ def prepare(
     listing = preflight.check_training(max(specs, key=lambda spec: spec.batch))
     for each in specs:
         preflight.check_frozen_layers(each)
-    if start is not None and specs[0].conditional:
+    if model is not None and specs[0].conditional:
         known = known_classes(session, model)
         if known is not None and len(known) != (found := len(listing.classes())):
             raise other_classes(model.id, len(known), found)
+    if builtin is not None and imports:
+        networks = builtin.imported(opened(True))
+        specs = [spec.model_copy(update={"init_from": networks.id}) for spec in specs]
     return Training(specs, after, listing)
 
 
@@ -165,26 +174,39 @@ def fine_tuned(session: Session, start: "Job", given: dict[str, Any]) -> dict[st
         from storage.db.queries import without_checkpoint
 
         raise without_checkpoint(start)
-    # Older specs lack fields; imports of ganq 0.1 have no `norm_d`.
-    inherited = {
-        "arch": "dcgan",
-        "conditional": False,
-        "grey": False,
-        # An import does not record these two; its user gives them.
-        **({} if start.kind == "import" else {"full_res_conv": False, "skips": False}),
-        **{name: start.spec[name] for name in NETWORKS if name in start.spec},
+    # An import does not record these two; its user gives them.
+    unrecorded = {} if start.kind == "import" else {"full_res_conv": False, "skips": False}
+    networks = unrecorded | {name: start.spec[name] for name in NETWORKS if name in start.spec}
+    return _with_networks(f"job {start.id}", networks, start.spec.get("recipe"), given) | {
+        "init_from": start.id
     }
+
+
+def _with_networks(
+    source: str, networks: Mapping[str, Any], recipe: str | None, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """
+    Return the options of a run that starts from networks.
+
+    Args:
+        source: where they are from, for people.
+        networks: their options; older specs lack fields, and imports of ganq 0.1 have no `norm_d`.
+        recipe: that they were trained with; None: unknown.
+
+    Raises:
+        SpecError: an option contradicts the networks.
+    """
+    inherited = {"arch": "dcgan", "conditional": False, "grey": False, **networks}
     if inherited.get("norm_d", "batch") is None:  # imported without a discriminator: any fits
         del inherited["ndf"], inherited["norm_d"]
     changed = [name for name in inherited if name in given and given[name] != inherited[name]]
     if changed:
         differences = ", ".join(difference(name, given[name], inherited[name]) for name in changed)
         raise SpecError(
-            f"the networks of job {start.id} do not fit {differences}",
+            f"the networks of {source} do not fit {differences}",
             hint="omit these options: the networks determine them",
         )
-    recipe = start.spec.get("recipe") or _closest_recipe(inherited)
-    return {"recipe": recipe, **inherited, **given, "init_from": start.id}
+    return {"recipe": recipe or _closest_recipe(inherited), **inherited, **given}
 
 
 def _closest_recipe(networks: Mapping[str, Any]) -> str:
