@@ -51,21 +51,25 @@ def show_plan(
     seconds: float | None,
     as_json: bool,
     changes: Sequence[Mapping[str, Any]] = (),
+    *,
+    unresolved: Mapping[str, Any] | None = None,
 ) -> int:
     """
     Print a plan.
 
     Args:
+        unresolved: fields that get their value when the job is submitted, as they were given.
         changes: of a sweep, the fields that differ in each job; `spec` is the first.
     """
+    described = spec.to_json() | dict(unresolved or {})
     if as_json:
         plan = dict(plan) | {old: plan[new] for new, old in RENAMED_KEYS.items() if new in plan}
-        facts = {"kind": spec.kind, "spec": spec.to_json(), "plan": plan, "estimate_seconds": seconds}
+        facts = {"kind": spec.kind, "spec": described, "plan": plan, "estimate_seconds": seconds}
         output.print_json(facts | ({"sweep": [dict(change) for change in changes]} if changes else {}))
         return 0
     if changes:
         click.echo(f"sweep of {sweep.describe(changes)}; the first job:")
-    fields = {name: value for name, value in spec.to_json().items() if value not in (None, [])}
+    fields = {name: value for name, value in described.items() if value not in (None, [])}
     for title, rows in (("spec", fields), ("plan", plan)):
         click.echo(title)
         width = max(map(len, rows))

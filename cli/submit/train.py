@@ -234,7 +234,15 @@ def train(
             prerequisites(open_session(settings=settings), request)
         plan = plans.training_plan(spec, len(found.listing.names))
         seconds = plans.training_seconds(settings, spec, plan)
-        return plans.show_plan(spec, plan, seconds, request.as_json, changes if request.sweep else ())
+        imported_later = {"init_from": start} if spec.init_from == 0 else None
+        return plans.show_plan(
+            spec,
+            plan,
+            seconds,
+            request.as_json,
+            changes if request.sweep else (),
+            unresolved=imported_later,
+        )
     session = open_session(create=True, settings=settings)
     if options.get("data") is None:
         output.notice(f"training on {spec.data}")

@@ -51,7 +51,7 @@ def test_each_model_says_where_it_is_from_and_has_both_networks(name: str) -> No
 
 def test_a_dry_run_imports_nothing(ganq: "Ganq", image_folder: Path) -> None:
     plan = json.loads(ganq(*START, image_folder, "--dry-run", "--json").out)
-    assert plan["spec"]["ngf"] == 32
+    assert (plan["spec"]["ngf"], plan["spec"]["init_from"]) == (32, "builtin:faces")
     assert no_job(ganq)
 
 
