@@ -40,9 +40,9 @@ class Builtin:
 
     @property
     def networks(self) -> dict[str, Any]:
-        """Return its architecture, as the spec of an import has it."""
+        """Return the options of a training that has its architecture."""
         arch: dict[str, Any] = json.loads((self.folder / "config.json").read_bytes())["arch"]
-        return {name: arch[name] for name in ("size", "nz", "ngf", "ndf", "arch", "norm_d") if name in arch}
+        return {"full_res_conv": False, "skips": False, **arch}
 
     def imported(self, session: Session) -> "Job":
         """
@@ -57,7 +57,7 @@ class Builtin:
 
         try:
             found = session.queries.find(self.job_name)
-            if session.queries.checkpoints(found.id):
+            if found.kind == "import" and session.queries.checkpoints(found.id):
                 return found
         except JobNotFoundError:
             pass
