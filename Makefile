@@ -69,7 +69,7 @@ screenshots: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m browser.screenshots --out $(SCREENSHOTS)
 
 # The networks of --init-from builtin:faces, from the four styles that are CC0: half an hour to an hour, on the
-# workers of GANQ_HOME (ganq up). SHA256 in ganq/submission/builtin.py then names the new file.
+# workers of GANQ_HOME (ganq up). SHA256 in ganq/builtin/__init__.py then names the new file.
 BUILTIN ?= faces
 
 builtin-faces: $(STAMP)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ganq.builtin import builtin_named
 from ganq.session import Session
 from ganq.submission import preflight
-from ganq.submission.builtin import builtin_named
 from ganq.submission.generate import known_classes
 from jobs.class_checks import other_classes
 from jobs.errors import SpecError

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from safetensors import safe_open
 
-from ganq.submission import builtin
-from ganq.submission.builtin import SHA256, Builtin
+from ganq import builtin
+from ganq.builtin import SHA256, Builtin
 from jobs.networks.weights import split
 from storage.weights.load import read_tensors
 
@@ -77,12 +77,12 @@ def test_a_name_that_ganq_does_not_bring_is_refused_with_those_that_it_does(
 def test_a_file_that_was_changed_is_not_imported(
     ganq: "Ganq", image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changed = tmp_path / "builtin" / "faces"
+    changed = tmp_path / "models" / "faces"
     shutil.copytree(Builtin("faces").folder, changed)
     weights = bytearray((changed / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (changed / "model.safetensors").write_bytes(weights)
-    monkeypatch.setattr(builtin, "files", lambda package: tmp_path)
+    monkeypatch.setattr(builtin, "MODELS", tmp_path / "models")
     said = ganq(*START, image_folder)
     assert said.code != 0
     assert "builtin:faces has been changed" in said.err

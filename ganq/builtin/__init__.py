@@ -8,7 +8,6 @@ It is imported once into each installation, as `ganq import` does, and is then a
 import hashlib
 import json
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from storage.db.rows import Job
 
 PREFIX = "builtin:"
+MODELS = Path(__file__).parent
 SHA256 = {"faces": "dc1d8a796969e3286db0f910a8d4bc7847733ea18adad23f4796dbfdbe2a8cbb"}
 """Hash of model.safetensors of each model."""
 
@@ -31,7 +31,7 @@ class Builtin:
 
     @property
     def folder(self) -> Path:
-        return Path(str(files("ganq"))) / "builtin" / self.name
+        return MODELS / self.name
 
     @property
     def job_name(self) -> str:
