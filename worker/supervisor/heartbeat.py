@@ -131,8 +131,12 @@ class Heartbeat(threading.Thread):
             self.beat()
 
     def pause_s(self) -> float:
-        """Return the seconds until the next beat."""
-        return self._paced(self.settings.cancel_poll_seconds)
+        """Return the seconds until the next beat; a heartbeat that falls due earlier is not late."""
+        poll_s = self.settings.cancel_poll_seconds
+        with self._lock:
+            due_at = self._sent_at if self._lease is not None else float("inf")
+        due_s = due_at + self.settings.heartbeat_seconds - time.monotonic()
+        return min(self._paced(poll_s), max(due_s, poll_s))
 
     def beat(self) -> None:
         """Send what is due, read what is requested; log errors."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from storage.settings import Settings
 
 
-@pytest.mark.parametrize(("live", "least", "most"), [(1, 10, 100), (200, 10, 100), (1_000_000, 1, 4)])
+@pytest.mark.parametrize(("live", "least", "most"), [(1, 10, 100), (200, 10, 100), (1_000_000, 1, 6)])
 def test_many_workers_send_progress_less_often_but_at_least_as_often_as_heartbeats(
     live: int,
     least: int,
@@ -66,3 +66,23 @@ def test_a_worker_among_many_reads_a_stop_request_within_a_heartbeat(
     until(lambda: seen == ["cancel"], within_s=5, what="the request is read")
     heartbeat.stop()
     heartbeat.join(5)
+
+
+def test_a_heartbeat_among_many_workers_is_not_late_because_of_the_pace(
+    database: "Database",
+    store: "JobStore",
+    settings: "Settings",
+    running_job_factory: "Callable[..., Lease]",
+    worker_identity: "WorkerIdentity",
+) -> None:
+    slow = replace(settings, cancel_poll_seconds=1.0, heartbeat_seconds=10.0)
+    heartbeat = Heartbeat(
+        store, WorkerStore(database, worker_identity), slow,
+        lambda *_: None, lambda _: None, lambda _: None, live_workers=lambda: 1400,
+    )  # fmt: skip
+    assert heartbeat.pause_s() == 7.0
+    heartbeat.begin(running_job_factory())
+    heartbeat._sent_at -= 7.0
+    assert heartbeat.pause_s() <= 3.0, "10 s after the last one"
+    heartbeat._sent_at -= 60.0
+    assert heartbeat.pause_s() == 1.0, "a database that is away is not asked without a pause"
