@@ -34,12 +34,16 @@ class Ganq:
 
     Args:
         within: a command that runs another command, on another host for example.
+        program: the `ganq` of another installation.
     """
 
-    def __init__(self, env: dict[str, str], folder: Path, *, within: Sequence[str] = ()) -> None:
+    def __init__(
+        self, env: dict[str, str], folder: Path, *, within: Sequence[str] = (), program: str | None = None
+    ) -> None:
         self.env = {**os.environ, **env, "OMP_NUM_THREADS": "1"}
         self.folder = folder
         self.within = within
+        self.program = [program] if program else [sys.executable, "-P", "-m", "cli.main"]
         self.workers: list[subprocess.Popen[bytes]] = []
         self._table: Database | None = None
 
@@ -51,7 +55,7 @@ class Ganq:
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [*self.within, sys.executable, "-P", "-m", "cli.main", *arguments],
+            [*self.within, *self.program, *arguments],
             env=self.env,
             cwd=self.folder,
             capture_output=True,
@@ -87,7 +91,7 @@ class Ganq:
     ) -> "subprocess.Popen[bytes]":
         log = open(self.folder / f"{name}.log", "ab")  # noqa: SIM115 - the worker keeps writing to it
         worker = subprocess.Popen(
-            [*self.within, *within, sys.executable, "-P", "-m", "cli.main", *arguments],
+            [*self.within, *within, *self.program, *arguments],
             env={**self.env, **env},
             cwd=self.folder,
             stdin=subprocess.DEVNULL,

@@ -7,8 +7,7 @@ GANQ_TEST_0_2 names the program of an installation of ganq 0.2 (commit 7c878f0).
 """
 
 import os
-import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,47 +34,11 @@ pytestmark = [
 ]
 
 
-class OldGanq(Ganq):
-    """The `ganq` of another installation."""
-
-    def __init__(self, env: dict[str, str], folder: Path) -> None:
-        super().__init__(env, folder)
-        assert PROGRAM is not None
-        self.program = PROGRAM
-
-    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [self.program, *arguments],
-            env=self.env,
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    def _start(
-        self, name: str, within: Sequence[str], arguments: Sequence[str], env: dict[str, str]
-    ) -> "subprocess.Popen[bytes]":
-        with open(self.folder / f"{name}.log", "ab") as log:
-            worker = subprocess.Popen(
-                [self.program, *arguments],
-                env={**self.env, **env},
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self.workers.append(worker)
-        return worker
-
-
 class Both:
     """One table and one volume, and ganq in two versions."""
 
     def __init__(self, env: dict[str, str], folder: Path) -> None:
-        self.old, self.new = OldGanq(env, folder), Ganq(env, folder)
+        self.old, self.new = Ganq(env, folder, program=PROGRAM), Ganq(env, folder)
         self.volume = Path(env["GANQ_HOME"]) / "volume"
 
     def by(self, job: int) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from machine import until
@@ -18,6 +18,30 @@ if TYPE_CHECKING:
     from storage.db.store import JobStore
     from storage.settings import Settings
 
+Among = Callable[..., Heartbeat]
+
+
+@pytest.fixture
+def among(
+    database: "Database", store: "JobStore", settings: "Settings", worker_identity: "WorkerIdentity"
+) -> Among:
+    """Return the heartbeat thread, not yet started, of a worker among so many live ones."""
+
+    def build(
+        live: int, *, on_request: Callable[[str], None] = lambda _: None, **intervals: Any
+    ) -> Heartbeat:
+        return Heartbeat(
+            store,
+            WorkerStore(database, worker_identity),
+            replace(settings, **intervals),
+            lambda request, _: on_request(request),
+            lambda _: None,
+            lambda _: None,
+            live_workers=lambda: live,
+        )
+
+    return build
+
 
 @pytest.mark.parametrize(("live", "least", "most"), [(1, 10, 100), (200, 10, 100), (1_000_000, 1, 6)])
 def test_many_workers_send_progress_less_often_but_at_least_as_often_as_heartbeats(
@@ -25,17 +49,11 @@ def test_many_workers_send_progress_less_often_but_at_least_as_often_as_heartbea
     least: int,
     most: int,
     database: "Database",
-    store: "JobStore",
-    settings: "Settings",
+    among: Among,
     running_job_factory: "Callable[..., Lease]",
-    worker_identity: "WorkerIdentity",
 ) -> None:
-    often = replace(settings, progress_seconds=0.02, cancel_poll_seconds=0.02, heartbeat_seconds=0.5)
     lease = running_job_factory()
-    heartbeat = Heartbeat(
-        store, WorkerStore(database, worker_identity), often,
-        lambda *_: None, lambda _: None, lambda _: None, live_workers=lambda: live,
-    )  # fmt: skip
+    heartbeat = among(live, progress_seconds=0.02, cancel_poll_seconds=0.02, heartbeat_seconds=0.5)
     heartbeat.begin(lease)
     heartbeat.start()
     ends_at = time.monotonic() + 2.0
@@ -48,18 +66,11 @@ def test_many_workers_send_progress_less_often_but_at_least_as_often_as_heartbea
 
 
 def test_a_worker_among_many_reads_a_stop_request_within_a_heartbeat(
-    database: "Database",
-    store: "JobStore",
-    settings: "Settings",
-    running_job_factory: "Callable[..., Lease]",
-    worker_identity: "WorkerIdentity",
+    store: "JobStore", among: Among, running_job_factory: "Callable[..., Lease]"
 ) -> None:
     lease = running_job_factory()
     seen: list[str] = []
-    heartbeat = Heartbeat(
-        store, WorkerStore(database, worker_identity), replace(settings, heartbeat_seconds=0.5),
-        lambda event, _: seen.append(event), lambda _: None, lambda _: None, live_workers=lambda: 1_000_000,
-    )  # fmt: skip
+    heartbeat = among(1_000_000, on_request=seen.append, heartbeat_seconds=0.5)
     heartbeat.begin(lease)
     heartbeat.start()
     store.request_cancel(lease.job_id)
@@ -69,17 +80,9 @@ def test_a_worker_among_many_reads_a_stop_request_within_a_heartbeat(
 
 
 def test_a_heartbeat_among_many_workers_is_not_late_because_of_the_pace(
-    database: "Database",
-    store: "JobStore",
-    settings: "Settings",
-    running_job_factory: "Callable[..., Lease]",
-    worker_identity: "WorkerIdentity",
+    among: Among, running_job_factory: "Callable[..., Lease]"
 ) -> None:
-    slow = replace(settings, cancel_poll_seconds=1.0, heartbeat_seconds=10.0)
-    heartbeat = Heartbeat(
-        store, WorkerStore(database, worker_identity), slow,
-        lambda *_: None, lambda _: None, lambda _: None, live_workers=lambda: 1400,
-    )  # fmt: skip
+    heartbeat = among(1400, cancel_poll_seconds=1.0, heartbeat_seconds=10.0)
     assert heartbeat.pause_s() == 7.0
     heartbeat.begin(running_job_factory())
     heartbeat._sent_at -= 7.0
