@@ -590,6 +590,22 @@ def test_a_file_arrives_in_parts_and_its_hash_is_checked(server: Server, world: 
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_the_first_upload_creates_the_volume_that_no_worker_has_created_yet(
+    world: World, server: Server, laptop: Laptop, image_folder: Path
+) -> None:
+    shutil.rmtree(world.volume.root)
+    assert "accepted" in laptop("submit", "train", "--data", image_folder)
+    assert len(blobs(world)) == 70
+    world.begin(world.submit("t"), state="succeeded", result={})
+    world.volume.root.rename(world.volume.root.with_name("elsewhere"))
+    time.sleep(5.1)  # so long an answer of the volume holds
+    refused = laptop.run("submit", "train", "--data", image_folder)
+    assert refused.returncode != 0
+    assert "the job table has jobs with files" in refused.stderr, "it is not mounted"
+    assert not world.volume.root.exists()
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_a_false_listing_or_bundle_is_refused(server: Server, world: World, token: str) -> None:
     good = {"path": "a.png", "bytes": 1, "sha256": hashlib.sha256(b"a").hexdigest()}
     kind = {"Content_Type": "application/json"}

@@ -26,6 +26,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from jobs.errors import NotFoundError, SpecError
+from storage.reachable import is_reachable
 from storage.volume.durable import (
     fsync_folder,
     link_or_copy,
@@ -40,7 +41,7 @@ from web.api.answers import json_answer
 from web.api.call import BODY_READ, Call, require_fields
 from web.files import require_volume
 from web.problems import HttpError
-from web.site import Site
+from web.site import VOLUME_ANSWER_S, Site
 
 MAX_LISTING_BYTES = 64 << 20
 MAX_BUNDLE_BYTES = 32 << 20
@@ -89,7 +90,7 @@ def _blob(site: Site, sha256: str) -> Path:
 
 def create(call: Call) -> Response:
     """Return what the server lacks of a data set; create it if that is nothing."""
-    require_volume(call.site)
+    _ensure_volume(call.site)
     files = _listing(call.body)
     digest = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()[:32]
     folder = _datasets(call.site) / digest
@@ -115,6 +116,19 @@ def create(call: Call) -> Response:
         },
         200 if missing else 201,
     )
+
+
+def _ensure_volume(site: Site) -> None:
+    """
+    Check that the volume answers; create it as the first worker does, if none has started yet.
+
+    Raises:
+        VolumeError: it does not answer, cannot be created, or is not the one that the job table used.
+    """
+    if site.volume_trouble() is not None and is_reachable(site.settings.volume, VOLUME_ANSWER_S):
+        site.volume.ensure(site.queries.any_begun)
+        site.volume_trouble(asked_before_s=0)
+    require_volume(site)
 
 
 def _touched(path: Path) -> bool:
