@@ -206,6 +206,11 @@ def _with_networks(
             f"the networks of {source} do not fit {differences}",
             hint="omit these options: the networks determine them",
         )
+    if given.get("progressive") and not inherited.get("skips", True):
+        raise SpecError(
+            f"--progressive grows networks with skip connections, and those of {source} have none",
+            hint="omit --progressive",
+        )
     return {"recipe": recipe or _closest_recipe(inherited), **inherited, **given}
 
 

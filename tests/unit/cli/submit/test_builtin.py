@@ -65,6 +65,16 @@ def test_options_that_contradict_the_networks_are_refused_and_nothing_is_importe
     assert no_job(ganq)
 
 
+def test_progressive_resolution_is_refused_with_what_the_networks_lack(
+    ganq: "Ganq", image_folder: Path
+) -> None:
+    said = ganq(*START, image_folder, "--progressive", "8k,24k")
+    assert said.code == 2
+    assert "those of builtin:faces have none" in said.err
+    assert "omit --progressive" in said.err
+    assert no_job(ganq)
+
+
 def test_a_name_that_ganq_does_not_bring_is_refused_with_those_that_it_does(
     ganq: "Ganq", image_folder: Path
 ) -> None:
