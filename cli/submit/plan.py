@@ -30,7 +30,7 @@ ACTIVATION_FACTOR, PENALTY_FACTOR = 1.5, 2.0
 HISTORY = 100
 """Jobs that are searched for similar ones."""
 TRAINING_FIELDS = (
-    *("size", "nz", "ngf", "ndf", "norm_d", "arch", "full_res_conv", "skips", "progressive"),
+    *("size", "nz", "ngf", "ndf", "norm_d", "arch", "full_res_conv", "antialias", "skips", "progressive"),
     *("d_every", "g_every", "r1_gamma", "r2_gamma", "penalty_every", "precision", "cuda_graphs"),
 )
 EVALUATION_FIELDS = ("size", "count", "search", "feature_network")
@@ -42,7 +42,7 @@ RENAMED_KEYS = {
     "max_real_images": "real_pictures_at_most",
 }
 """Keys of a plan, and their names in ganq 0.2, which JSON still contains."""
-GENERATION_FIELDS = ("size", "nz", "ngf", "arch", "full_res_conv", "skips")
+GENERATION_FIELDS = ("size", "nz", "ngf", "arch", "full_res_conv", "antialias", "skips")
 
 
 def show_plan(

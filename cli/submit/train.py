@@ -46,6 +46,7 @@ HELP = {
     "arch": "Network architecture: the tutorial's DCGAN, a DCGAN with balanced channels, or a ResNet without "
     "normalisation.",
     "full_res_conv": "End the generator in a convolution at the resolution of the image.",
+    "antialias": "Low-pass filter the generator's images, against patterns of dots.",
     "skips": "Skip connections between images of a quarter, half and full size, in both networks.",
     "progressive": "Train at a quarter of the size, after A images at half, after B at full size: A,B as "
     "20k,60k. Implies --skips. 'none': full size from the start.",

@@ -42,7 +42,7 @@ class Builtin:
     def networks(self) -> dict[str, Any]:
         """Return the options of a training that has its architecture."""
         arch: dict[str, Any] = json.loads((self.folder / "config.json").read_bytes())["arch"]
-        return {"full_res_conv": False, "skips": False, **arch}
+        return {"full_res_conv": False, "antialias": False, "skips": False, **arch}
 
     def imported(self, session: Session) -> "Job":
         """

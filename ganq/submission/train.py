@@ -21,7 +21,19 @@ if TYPE_CHECKING:
     from storage.datasets.sources import Listing
     from storage.db.rows import Job
 
-NETWORKS = ("size", "nz", "ngf", "ndf", "arch", "norm_d", "conditional", "grey", "full_res_conv", "skips")
+NETWORKS = (
+    "size",
+    "nz",
+    "ngf",
+    "ndf",
+    "arch",
+    "norm_d",
+    "conditional",
+    "grey",
+    "full_res_conv",
+    "antialias",
+    "skips",
+)
 """Fields that must be equal for the weights of one run to fit another."""
 
 
@@ -175,7 +187,9 @@ def fine_tuned(session: Session, start: "Job", given: dict[str, Any]) -> dict[st
 
         raise without_checkpoint(start)
     # An import does not record these two; its user gives them.
-    unrecorded = {} if start.kind == "import" else {"full_res_conv": False, "skips": False}
+    unrecorded = (
+        {} if start.kind == "import" else {"full_res_conv": False, "antialias": False, "skips": False}
+    )
     networks = unrecorded | {name: start.spec[name] for name in NETWORKS if name in start.spec}
     return _with_networks(f"job {start.id}", networks, start.spec.get("recipe"), given) | {
         "init_from": start.id

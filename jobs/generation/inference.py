@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from jobs.networks.classes import ClassLatents
 from jobs.networks.dcgan import AnyGenerator, make_grey, makes_grey
+from jobs.networks.heads import LowPass
 from jobs.networks.resnet import ResNetGenerator
 from jobs.networks.skips import SkipGenerator
 
@@ -38,9 +39,13 @@ def for_inference(net: AnyGenerator, device: torch.device) -> nn.Module:
         return cast(nn.Module, same.to(device=device, memory_format=torch.channels_last))  # type: ignore[call-overload]
     source = list(net.Gene)
     on_cpu = device.type == "cpu"
-    shuffles_last = isinstance(source[-2], nn.PixelShuffle)
+    # The filter needs the pixels in their places; without it Tanh comes first, which is faster on contiguous
+    # memory.
+    last = source[-2:] if isinstance(source[-2], LowPass) else []
+    source = source[: len(source) - len(last)]
+    shuffles_last = any(isinstance(layer, nn.PixelShuffle) for layer in source[-2:])
     layers: list[nn.Module] = []
-    interleave: list[nn.Module] = []  # after Tanh, which is faster on contiguous memory
+    interleave: list[nn.Module] = []
     for layer, after in zip(source, [*source[1:], None], strict=True):
         if isinstance(layer, nn.ConvTranspose2d):
             folded = _folded(layer, after if isinstance(after, nn.BatchNorm2d) else None)
@@ -58,7 +63,7 @@ def for_inference(net: AnyGenerator, device: torch.device) -> nn.Module:
             interleave and isinstance(layer, nn.PixelShuffle)
         ):
             layers.append(copy.deepcopy(layer))
-    fast: nn.Module = nn.Sequential(*layers, *interleave)
+    fast: nn.Module = nn.Sequential(*layers, *interleave, *copy.deepcopy(last))
     if net.GeneClasses is not None:
         fast = Conditioned(copy.deepcopy(net.GeneClasses), fast)
     if makes_grey(net):

@@ -16,7 +16,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from jobs.networks.classes import ClassLatents
-from jobs.networks.heads import full_resolution_head, subpixel_head
+from jobs.networks.heads import last_layers, subpixel_head
 from jobs.networks.layout import balanced_widths
 from jobs.networks.transposed_conv import doublings
 
@@ -25,14 +25,23 @@ class BalancedGenerator(nn.Module):
     """Map latents (B, Z, 1, 1) to images (B, 3, size, size) in (-1, 1)."""
 
     def __init__(
-        self, *, size: int, nz: int, ngf: int, classes: int = 0, full_res_conv: bool = False
+        self,
+        *,
+        size: int,
+        nz: int,
+        ngf: int,
+        classes: int = 0,
+        full_res_conv: bool = False,
+        antialias: bool = False,
     ) -> None:
         super().__init__()
         self.GeneClasses = ClassLatents(classes) if classes else None
         channels = [ngf * factor for factor in balanced_widths(size)]
         layers = doublings(nz + ClassLatents.NUMBERS if classes else nz, channels)
-        head = full_resolution_head if full_res_conv else subpixel_head
-        self.Gene = nn.Sequential(*layers, *head(channels[-1], size), nn.Tanh())
+        layers += last_layers(
+            subpixel_head, channels[-1], size, full_res_conv=full_res_conv, antialias=antialias
+        )
+        self.Gene = nn.Sequential(*layers, nn.Tanh())
 
     def forward(self, latents_BZ11: Tensor, labels_B: Tensor | None = None) -> Tensor:
         if self.GeneClasses is not None:

@@ -22,7 +22,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from jobs.errors import SpecError
 from jobs.networks.balanced import BalancedGenerator
 from jobs.networks.classes import ClassLatents, ClassScores
-from jobs.networks.heads import full_resolution_head, transposed_head
+from jobs.networks.heads import last_layers, transposed_head
 from jobs.networks.layout import edge_layer, skip_sides, widths
 from jobs.networks.resnet import ResNetDiscriminator, ResNetGenerator
 from jobs.networks.skips import SkipDiscriminator, SkipGenerator
@@ -42,14 +42,23 @@ class Generator(nn.Module):
     """
 
     def __init__(
-        self, *, size: int, nz: int, ngf: int, classes: int = 0, full_res_conv: bool = False
+        self,
+        *,
+        size: int,
+        nz: int,
+        ngf: int,
+        classes: int = 0,
+        full_res_conv: bool = False,
+        antialias: bool = False,
     ) -> None:
         super().__init__()
         self.GeneClasses = ClassLatents(classes) if classes else None
         channels = [ngf * factor for factor in widths(size)]
         layers = doublings(nz + ClassLatents.NUMBERS if classes else nz, channels)
-        head = full_resolution_head if full_res_conv else transposed_head
-        self.Gene = nn.Sequential(*layers, *head(channels[-1], size), nn.Tanh())
+        layers += last_layers(
+            transposed_head, channels[-1], size, full_res_conv=full_res_conv, antialias=antialias
+        )
+        self.Gene = nn.Sequential(*layers, nn.Tanh())
 
     def forward(self, latents_BZ11: Tensor, labels_B: Tensor | None = None) -> Tensor:
         if self.GeneClasses is not None:
@@ -113,8 +122,8 @@ GENERATORS: dict[Arch, type[Generator | BalancedGenerator | ResNetGenerator]] = 
 }
 
 
-GENERATOR_FIELDS = ("size", "nz", "ngf", "classes", "full_res_conv")
-LATER_FIELDS = ("arch", "classes", "grey", "full_res_conv", "skips", "grown")
+GENERATOR_FIELDS = ("size", "nz", "ngf", "classes", "full_res_conv", "antialias")
+LATER_FIELDS = ("arch", "classes", "grey", "full_res_conv", "antialias", "skips", "grown")
 """Fields of an architecture that ganq 0.1 does not know."""
 
 
@@ -134,6 +143,8 @@ class Architecture:
     """G's channels are equal: each is the mean of the three."""
     full_res_conv: bool = False
     """G ends in a convolution at the resolution of the image."""
+    antialias: bool = False
+    """A low-pass filter follows G's last convolution."""
     skips: bool = False
     """Both networks have an image at a quarter and half of the side, too."""
     grown: int = 0
@@ -167,6 +178,7 @@ class Architecture:
             classes=classes,
             grey=spec.grey,
             full_res_conv=spec.full_res_conv,
+            antialias=spec.antialias,
             skips=spec.skips,
         )
 

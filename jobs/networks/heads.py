@@ -7,6 +7,7 @@ Source: sub-pixel convolution: Shi et al. 2016, arXiv:1609.07009; its initialisa
 (ICNR), arXiv:1707.02937.
 """
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -15,6 +16,46 @@ from torch import Tensor, nn
 from jobs.networks.layout import edge_layer
 
 FULL_RESOLUTION_CHANNELS = 16
+
+Head = Callable[[int, int], list[nn.Module]]
+"""From channels and the size of the image to layers."""
+
+
+def last_layers(
+    usual: Head, channels: int, size: int, *, full_res_conv: bool, antialias: bool
+) -> list[nn.Module]:
+    """
+    Return the last layers of a generator, without its Tanh.
+
+    Args:
+        usual: those without full_res_conv.
+    """
+    head = full_resolution_head if full_res_conv else usual
+    return [*head(channels, size), *([LowPass()] if antialias else [])]
+
+
+class LowPass(nn.Module):
+    """
+    Blur each channel by [1, 2, 1] / 4 in both directions; pixels beyond the edge are those of the edge.
+
+    The layers before it compute each of the 2×2 or 3×3 pixels of a position with weights of its own, and
+    their differences show as a pattern of dots. The filter takes most of it away. It comes before the Tanh,
+    which restores the contrast of an outline.
+
+    Source: Karras et al. 2019 (StyleGAN), arXiv:1812.04948, section 2: the filter, after upsampling.
+    """
+
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        taps = torch.tensor([1.0, 2.0, 1.0]) / 4
+        # In the state dict, so that another program cannot take the weights and omit the filter.
+        self.register_buffer("kernel", torch.outer(taps, taps).expand(3, 1, 3, 3).contiguous())
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        padded_B3HW = nn.functional.pad(images_B3HW, (1, 1, 1, 1), mode="replicate")
+        return nn.functional.conv2d(padded_B3HW, self.kernel, groups=3)
 
 
 def transposed_head(channels: int, size: int) -> list[nn.Module]:

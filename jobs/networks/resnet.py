@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, leaky_relu
 
 from jobs.networks.classes import ClassLatents, ClassScores
-from jobs.networks.heads import full_resolution_head
+from jobs.networks.heads import last_layers
 from jobs.networks.layout import edge_layer, widths
 
 SLOPE = 0.2
@@ -127,15 +127,23 @@ class ResNetGenerator(nn.Module):
     """
 
     def __init__(
-        self, *, size: int, nz: int, ngf: int, classes: int = 0, full_res_conv: bool = False
+        self,
+        *,
+        size: int,
+        nz: int,
+        ngf: int,
+        classes: int = 0,
+        full_res_conv: bool = False,
+        antialias: bool = False,
     ) -> None:
         super().__init__()
         self.GeneClasses = ClassLatents(classes) if classes else None
         into = nz + ClassLatents.NUMBERS if classes else nz
         stages = residual_stages(into, [ngf * factor for factor in widths(size)])
         layers = [layer for stage in stages for layer in stage]
-        head = full_resolution_head if full_res_conv else residual_head
-        self.Gene = nn.Sequential(*layers, *head(ngf * widths(size)[-1], size))
+        channels = ngf * widths(size)[-1]
+        layers += last_layers(residual_head, channels, size, full_res_conv=full_res_conv, antialias=antialias)
+        self.Gene = nn.Sequential(*layers)
 
     def forward(self, latents_BZ11: Tensor, labels_B: Tensor | None = None) -> Tensor:
         if self.GeneClasses is not None:

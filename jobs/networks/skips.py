@@ -12,7 +12,7 @@ Source: growing: Karras et al. 2018, arXiv:1710.10196; skip connections of image
 (StyleGAN2), arXiv:1912.04958, section 4.1.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -22,12 +22,12 @@ from torch.nn.functional import avg_pool2d
 from torch.nn.utils.parametrizations import spectral_norm
 
 from jobs.networks.classes import ClassLatents, ClassScores
-from jobs.networks.heads import full_resolution_head, subpixel_head, transposed_head
+from jobs.networks.heads import Head, last_layers, subpixel_head, transposed_head
 from jobs.networks.layout import balanced_widths, edge_layer, skip_sides, widths
 from jobs.networks.resnet import Block, Double, convolution, residual_head, residual_stages
 from jobs.networks.transposed_conv import doublings
 
-HEADS: dict[str, Callable[[int, int], list[nn.Module]]] = {
+HEADS: dict[str, Head] = {
     "dcgan": transposed_head,
     "balanced": subpixel_head,
     "resnet": residual_head,
@@ -59,7 +59,16 @@ class SkipGenerator(nn.Module):
     """
 
     def __init__(
-        self, arch: str, *, size: int, grown: int, nz: int, ngf: int, classes: int, full_res_conv: bool
+        self,
+        arch: str,
+        *,
+        size: int,
+        grown: int,
+        nz: int,
+        ngf: int,
+        classes: int,
+        full_res_conv: bool,
+        antialias: bool,
     ) -> None:
         super().__init__()
         self.GeneClasses = ClassLatents(classes) if classes else None
@@ -75,8 +84,11 @@ class SkipGenerator(nn.Module):
         self.Gene = nn.Sequential(*[layer for stage in stages for layer in stage])
         ends = [sum(map(len, stages[: index + 1])) for _, index in found]
         self.parts = list(pairwise([0, *ends]))
-        head = full_resolution_head if full_res_conv else HEADS[arch]
-        self.GeneSkips = nn.ModuleList(nn.Sequential(*head(channels[index], side)) for side, index in found)
+        ends_in = {"full_res_conv": full_res_conv, "antialias": antialias}
+        self.GeneSkips = nn.ModuleList(
+            nn.Sequential(*last_layers(HEADS[arch], channels[index], side, **ends_in))
+            for side, index in found
+        )
         for skip in list(self.GeneSkips)[1:]:
             _zero(skip)
         self.enlarge = Double()

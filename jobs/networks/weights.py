@@ -217,10 +217,11 @@ def infer_architecture(
     size = _size(layers, names[0], "G", netg)
     nz, ngf = layers[0][1].shape[0], layers[-1][1].shape[0]
     arch: Arch = "dcgan"
+    antialias = any(key.endswith(".kernel") for key in netg)
     if _side_of_balanced(layers):
         arch, ngf = "balanced", layers[-1][1].shape[1] // balanced_widths(size)[-1]
     if not netd:
-        return _architecture(names[0], size=size, nz=nz, ngf=ngf, arch=arch)
+        return _architecture(names[0], size=size, nz=nz, ngf=ngf, arch=arch, antialias=antialias)
 
     if _layers(netd, "G") and not _layers(netd, "D"):
         raise ForeignFileError(
@@ -245,6 +246,7 @@ def infer_architecture(
         ndf=layers[0][1].shape[0],
         norm_d=norm_d,
         arch=arch,
+        antialias=antialias,
     )
 
 

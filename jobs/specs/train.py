@@ -71,6 +71,8 @@ class TrainSpec(Spec):
     """'dcgan': the tutorial's networks; 'balanced': with balanced widths of G; 'resnet': after R3GAN."""
     full_res_conv: bool = False
     """Last layer of G: a convolution at the resolution of the image."""
+    antialias: bool = False
+    """A low-pass filter after G's last convolution, against patterns of dots."""
     skips: bool = False
     """Skip connections: both networks have an image at a quarter and half of the side, too."""
     progressive: tuple[Switch, ...] = ()
@@ -343,7 +345,7 @@ CHANGEABLE_ON_RESUME = frozenset(
 """Options that may differ between a run and its continuation."""
 
 
-NEW_FIELDS = {"full_res_conv": False, "skips": False, "progressive": [], "fit": "crop"}
+NEW_FIELDS = {"full_res_conv": False, "antialias": False, "skips": False, "progressive": [], "fit": "crop"}
 """Fields that a spec of an earlier version lacks, with what it did, as JSON."""
 
 

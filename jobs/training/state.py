@@ -23,7 +23,7 @@ from jobs.training.augment import Ada
 from jobs.training.ema import Ema
 from jobs.training.schedules import ScheduleValues
 
-ARCHITECTURE_OPTIONS = ("size", "nz", "ngf", "ndf", "norm_d", "arch", "full_res_conv", "skips")
+ARCHITECTURE_OPTIONS = ("size", "nz", "ngf", "ndf", "norm_d", "arch", "full_res_conv", "antialias", "skips")
 """Fields of an architecture that are options; the number of classes comes from the data set."""
 D_OPTIONS = ("ndf", "norm_d")
 """Those of the discriminator; they are unknown for an import without one."""

@@ -94,6 +94,7 @@ TYPED = {
     "norm_d": ("--norm-d", "spectral", "spectral"),
     "arch": ("--arch", "dcgan", "dcgan"),
     "full_res_conv": ("--full-res-conv", None, True),
+    "antialias": ("--antialias", None, True),
     "skips": ("--skips", None, True),
     "r1_gamma": ("--r1-gamma", "2", 2.0),
     "r2_gamma": ("--r2-gamma", "0.5", 0.5),

@@ -57,8 +57,12 @@ def test_folded_generator_draws_the_same_images(size: int, kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [Generator, BalancedGenerator])
-def test_a_generator_with_a_full_resolution_layer_is_folded_to_the_same_images(kind: Any) -> None:
-    net = trained_generator(24, partial(kind, full_res_conv=True))
+@pytest.mark.parametrize("full_res_conv", [False, True])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_a_generator_with_other_last_layers_is_folded_to_the_same_images(
+    kind: Any, full_res_conv: bool, antialias: bool
+) -> None:
+    net = trained_generator(24, partial(kind, full_res_conv=full_res_conv, antialias=antialias))
     latents = torch.randn(8, 6, 1, 1)
     with torch.inference_mode():
         expected, folded = net(latents), for_inference(net, CPU)(latents)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from jobs.errors import SpecError
 from jobs.networks.dcgan import Arch, Architecture, NormD
+from jobs.networks.heads import LowPass
 from jobs.networks.layout import layers
 from jobs.training.state import freeze
 
@@ -129,6 +130,35 @@ def test_a_full_resolution_layer_starts_as_upsampling_and_is_known_from_json(
     repeated = nn.functional.pixel_shuffle(mix(torch.randn(1, mix.in_channels, 2, 2)), side)
     of_each = repeated[..., ::side, ::side]
     assert torch.allclose(of_each.repeat_interleave(side, 2).repeat_interleave(side, 3), repeated)
+
+
+@pytest.mark.parametrize("kind", ["dcgan", "balanced", "resnet"])
+@pytest.mark.parametrize("skips", [False, True])
+@pytest.mark.parametrize("full_res_conv", [False, True])
+def test_an_antialiased_generator_ends_in_the_filter_and_is_known_from_json(
+    kind: Arch, skips: bool, full_res_conv: bool
+) -> None:
+    arch = Architecture(
+        size=64, nz=5, ngf=2, ndf=2, arch=kind, norm_d="none", antialias=True, skips=skips,
+        full_res_conv=full_res_conv,
+    )  # fmt: skip
+    assert Architecture.from_json(arch.to_json()) == arch
+    assert "antialias" not in replace(arch, antialias=False).to_json()
+    net = arch.build_generator(0)
+    filters = [one for one in net.modules() if isinstance(one, LowPass)]
+    assert len(filters) == (3 if skips else 1)
+    assert net(torch.randn(3, 5, 1, 1)).shape == (3, 3, 64, 64)
+    other = replace(arch, antialias=False).build_generator(0)
+    assert net.state_dict().keys() > other.state_dict().keys(), "another program must not omit the filter"
+    assert not any(name.endswith("kernel") for name, _ in net.named_parameters()), "it is not trained"
+
+
+def test_the_filter_keeps_areas_and_removes_most_of_a_pattern_of_dots() -> None:
+    area_B3HW = torch.full((1, 3, 12, 12), 0.7)
+    assert torch.allclose(LowPass()(area_B3HW), area_B3HW)
+    dots_B3HW = area_B3HW.clone()
+    dots_B3HW[:, :, ::3, ::3] += 0.2
+    assert LowPass()(dots_B3HW).std() < dots_B3HW.std() / 3
 
 
 def test_only_networks_with_skips_have_an_early_phase() -> None:

@@ -27,11 +27,14 @@ def generator() -> dict[str, Tensor]:
     return dict(ARCH.build_generator(1).state_dict())
 
 
+@pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("kind", ["dcgan", "balanced"])
 @pytest.mark.parametrize("norm", ["batch", "spectral", "none"])
 @pytest.mark.parametrize("size", [16, 24, 32, 48, 64, 96, 128, 192, 256])
-def test_every_size_and_norm_is_inferred_from_its_own_weights(size: int, norm: Any, kind: Any) -> None:
-    arch = Architecture(size=size, nz=7, ngf=2, ndf=3, norm_d=norm, arch=kind)
+def test_every_size_and_norm_is_inferred_from_its_own_weights(
+    size: int, norm: Any, kind: Any, antialias: bool
+) -> None:
+    arch = Architecture(size=size, nz=7, ngf=2, ndf=3, norm_d=norm, arch=kind, antialias=antialias)
     netg, netd = arch.build_generator().state_dict(), arch.build_discriminator().state_dict()
     assert infer_architecture(network_keys(netg), network_keys(netd)) == arch
 
