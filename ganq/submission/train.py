@@ -186,10 +186,9 @@ def fine_tuned(session: Session, start: "Job", given: dict[str, Any]) -> dict[st
         from storage.db.queries import without_checkpoint
 
         raise without_checkpoint(start)
-    # An import does not record these two; its user gives them.
-    unrecorded = (
-        {} if start.kind == "import" else {"full_res_conv": False, "antialias": False, "skips": False}
-    )
+    # Specs of earlier versions lack these. An import never records the last two; its user gives them.
+    unrecorded = {"antialias": False}
+    unrecorded |= {} if start.kind == "import" else {"full_res_conv": False, "skips": False}
     networks = unrecorded | {name: start.spec[name] for name in NETWORKS if name in start.spec}
     return _with_networks(f"job {start.id}", networks, start.spec.get("recipe"), given) | {
         "init_from": start.id

@@ -31,25 +31,30 @@ def last_layers(
         usual: those without full_res_conv.
     """
     head = full_resolution_head if full_res_conv else usual
-    return [*head(channels, size), *([LowPass()] if antialias else [])]
+    return [*head(channels, size), *([LowPass(size)] if antialias else [])]
 
 
 class LowPass(nn.Module):
     """
-    Blur each channel by [1, 2, 1] / 4 in both directions; pixels beyond the edge are those of the edge.
+    Average each channel over three pixels in both directions; those beyond the edge are those of the edge.
 
-    The layers before it compute each of the 2×2 or 3×3 pixels of a position with weights of its own, and
-    their differences show as a pattern of dots. The filter takes most of it away. It comes before the Tanh,
-    which restores the contrast of an outline.
+    The layers before it compute each of the 3×3 (or 2×2) pixels of a position with weights of its own, and
+    their differences show as a pattern of dots (Odena et al. 2016, doi:10.23915/distill.00003). The weights
+    [1, 1, 1] / 3 have a zero at a period of three pixels, [1, 2, 1] / 4 at one of two, so this pattern cannot
+    pass. The filter comes before the Tanh, which restores the contrast of an outline.
 
-    Source: Karras et al. 2019 (StyleGAN), arXiv:1812.04948, section 2: the filter, after upsampling.
+    Source: Karras et al. 2019 (StyleGAN), arXiv:1812.04948, section 2, filters after upsampling by two.
+
+    Args:
+        size: of the image.
     """
 
     kernel: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        taps = torch.tensor([1.0, 2.0, 1.0]) / 4
+        _, side, _ = edge_layer(size)
+        taps = torch.tensor([1.0, 1.0, 1.0]) / 3 if side == 3 else torch.tensor([1.0, 2.0, 1.0]) / 4
         # In the state dict, so that another program cannot take the weights and omit the filter.
         self.register_buffer("kernel", torch.outer(taps, taps).expand(3, 1, 3, 3).contiguous())
 

@@ -19,3 +19,5 @@ class ImportSpec(Spec):
     arch: Literal["dcgan", "balanced", "resnet"] = "dcgan"
     norm_d: Literal["batch", "spectral", "none"] | None = None
     """None: without a discriminator. Rows of earlier versions have neither of the two fields."""
+    antialias: bool = False
+    """A low-pass filter follows G's last convolution."""

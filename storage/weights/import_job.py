@@ -54,7 +54,7 @@ def import_weights(
     spec = ImportSpec.create(
         netg=str(netg),
         netd=str(netd) if netd else None,
-        **{name: arch[name] for name in ("size", "nz", "ngf", "ndf", "arch") if name in arch},
+        **{name: arch[name] for name in ("size", "nz", "ngf", "ndf", "arch", "antialias") if name in arch},
         norm_d=arch["norm_d"] if any(key.startswith("D.") for key in tensors) else None,
     )
     volume.ensure(Queries(store.database).any_begun)
