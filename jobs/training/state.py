@@ -89,7 +89,10 @@ class TrainState:
             SpecError: weights do not fit the network that the options describe.
         """
         if netg is not None:
-            _load(self.generator, _network(netg, "G", "--init-netg"), "--init-netg")
+            given = self.generator.state_dict()
+            # It is not learned, so weights of a generator without it fit, too.
+            low_pass = {key: given[key] for key in given if key.endswith(".kernel")}
+            _load(self.generator, {**low_pass, **_network(netg, "G", "--init-netg")}, "--init-netg")
             if self.ema is not None:
                 self.ema.net.load_state_dict(self.generator.state_dict())
         if netd is not None:

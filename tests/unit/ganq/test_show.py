@@ -17,6 +17,7 @@ from jobs.errors import SpecError
 from jobs.kinds import SPEC_VERSION
 from jobs.recipes import RECIPES
 from jobs.specs import EvaluateSpec, GenerateSpec, Spec, TrainSpec
+from jobs.specs.train import NEW_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,6 +152,19 @@ def test_a_training_that_is_shown_and_submitted_again_has_an_equal_spec(
     if spec is None or spec.to_json()["batch"] > 60:
         return
     assert submitted_as(store_spec(spec), form).spec == spec.to_json()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_training_of_an_earlier_version_is_shown_with_what_its_recipe_did_then(
+    submitted_as: Any, store: "JobStore", image_folder: Path, recipe: str, form: str
+) -> None:
+    today = TrainSpec.create(data=str(image_folder), recipe=recipe, batch=16).to_json()
+    then = {name: value for name, value in today.items() if name not in NEW_FIELDS}
+    stored = store.submit(
+        kind="train", spec=then, spec_version=SPEC_VERSION, submit_key="then", user="tester"
+    )
+    assert submitted_as(stored.id, form).spec == TrainSpec.from_json(then).to_json()
 
 
 @MANY

@@ -362,6 +362,17 @@ def test_starting_weights_are_taken_over_with_or_without_a_prefix(tmp_path: Path
     assert states[0] == states[1]
 
 
+def test_starting_weights_without_the_low_pass_filter_fit_a_generator_with_it(tmp_path: Path) -> None:
+    plain = Architecture(size=16, nz=4, ngf=3, ndf=3).build_generator(77).state_dict()
+    ctx = context(tmp_path, start_weights={"g": dict(plain)})
+    state = jobs.training.train.Training(spec_of(init_netg="g", antialias=True), ctx).state
+    assert all(torch.equal(state.generator.state_dict()[key], value) for key, value in plain.items())
+    with pytest.raises(SpecError, match="--init-netg: the weights do not fit"):
+        jobs.training.train.Training(
+            spec_of(init_netg="g"), context(tmp_path, start_weights={"g": state.generator.state_dict()})
+        )
+
+
 def test_starting_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     other = Architecture(size=16, nz=4, ngf=5).build_generator(0).state_dict()
     with pytest.raises(SpecError, match="--init-netg: the weights do not fit"):
