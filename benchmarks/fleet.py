@@ -49,6 +49,7 @@ START_S = 0.1
 """Between two workers that start; a thousand at once would wait for two cores, not for Postgres."""
 POOL = 80
 """Sessions of Postgres behind PgBouncer."""
+WORKERS_NICE = 10
 PROGRESS_S = 2.0
 QUEUED = 10_000
 READY_S = 300.0
@@ -367,6 +368,8 @@ def measure(
                  str(job_s), str(START_S * processes)],
                 env=stack.clean_environment(**env, FLEET=folder),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                # Postgres, Redis and PgBouncer have a host of their own; here they come first.
+                preexec_fn=partial(os.nice, WORKERS_NICE),
             )
             for place, share in enumerate(shares)
         ]  # fmt: skip
