@@ -46,6 +46,7 @@ class Cell:
 
 PARTS: dict[str, dict[str, Any]] = {
     "balanced channels": {"arch": "dcgan"},
+    "low-pass filter": {"antialias": False},
     "pairing": {"loss": "nonsaturating"},
     "penalties": {"norm_d": "spectral", "r1_gamma": 0.0, "r2_gamma": 0.0},
     "average": {"ema_half_life_kimg": 0.0},
