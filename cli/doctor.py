@@ -32,6 +32,7 @@ def doctor(verify_data: bool, as_json: bool) -> int:
 
     Checks settings, job table, workers, blocked jobs, Redis, volume, GPUs and torch, each
     with a timeout. Changes nothing. Exit code 1 if there is an error; warnings do not count.
+    With GANQ_API_URL it checks that server and the token instead.
     """
     from jobs.errors import GanqError
     from storage.settings import Settings
@@ -44,10 +45,28 @@ def doctor(verify_data: bool, as_json: bool) -> int:
     except TimeoutError:
         hint = "GANQ_CONFIG, GANQ_DATABASE_URL_FILE and GANQ_REDIS_URL_FILE must be regular files"
         return _report(None, [error("settings", "a settings file cannot be read completely", hint)], as_json)
+    if settings.api_url:
+        return _report(settings, _check_server(settings), as_json)
     import ganq_entry
     from worker.doctor.examine import examine
 
     return _report(settings, examine(settings, ganq_entry.left_out, verify_data=verify_data), as_json)
+
+
+def _check_server(settings: "Settings") -> "Iterable[Finding]":
+    """Check that the server of GANQ_API_URL answers and knows the token."""
+    from cli.session import open_session
+    from jobs.errors import GanqError
+    from worker.doctor.check import as_finding, ok
+
+    try:
+        workers = open_session(settings=settings).queries.workers()
+    except GanqError as exc:
+        yield as_finding("server", exc)
+    else:
+        shown = output.count(len(workers), "worker")
+        yield ok("server", f"{settings.api_url} answers and accepts the token; it has {shown}")
+    yield ok("this machine", "not checked, because commands use the server; without GANQ_API_URL it is")
 
 
 def _report(settings: "Settings | None", findings: "Iterable[Finding]", as_json: bool) -> int:

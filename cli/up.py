@@ -64,6 +64,10 @@ def up(gpus: str, cpu_workers: int | None, page: bool, web_port: int) -> None:
                 if page and sys.stderr.isatty() and (about := wait_running(settings)) is not None:
                     click.echo(f"the page: {about['link']}", err=True)  # a log must not hold the token
                 click.echo("submit from another terminal:  ganq submit train --data DIR", err=True)
+                if settings.api_url:
+                    click.echo(
+                        f"note: where GANQ_API_URL is set, commands use {settings.api_url} instead", err=True
+                    )
                 click.echo("Ctrl-C saves the running job and stops", err=True)
                 if manager is not None:
                     manager.watch(settings.runtime)
