@@ -66,7 +66,7 @@ def _check_server(settings: "Settings") -> "Iterable[Finding]":
     else:
         shown = output.count(len(workers), "worker")
         yield ok("server", f"{settings.api_url} answers and accepts the token; it has {shown}")
-    yield ok("this machine", "not checked, because commands use the server; without GANQ_API_URL it is")
+    yield ok("local", "this machine is not checked, because commands use the server; unset GANQ_API_URL")
 
 
 def _report(settings: "Settings | None", findings: "Iterable[Finding]", as_json: bool) -> int:

@@ -848,7 +848,7 @@ def test_the_same_class_speaks_to_a_server(client: ganq.Client, world: World, im
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_the_doctor_of_a_laptop_looks_at_the_server(laptop: Laptop, world: World, server: Server) -> None:
     report = json.loads(laptop("doctor", "--json"))
-    assert [one["check"] for one in report["findings"]] == ["server", "this machine"]
+    assert [one["check"] for one in report["findings"]] == ["server", "local"]
     assert f"{server.base} answers and accepts the token" in report["findings"][0]["message"]
     assert report["ok"]
     Path(laptop.env["GANQ_API_TOKEN_FILE"]).write_text("ganq_00_x\n")
