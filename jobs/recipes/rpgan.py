@@ -17,7 +17,6 @@ RECIPE = Recipe(
         "d_every": 1,
         "g_every": 1,
         "arch": "balanced",
-        "antialias": True,
         "loss": "relativistic",
         "norm_d": "none",
         "r1_gamma": 1.0,
