@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ START_S = 0.1
 POOL = 80
 """Sessions of Postgres behind PgBouncer."""
 WORKERS_NICE = 10
+PROBE_JOB_S = 1.0
+"""Of the host whose claims are measured."""
 PROGRESS_S = 2.0
 QUEUED = 10_000
 READY_S = 300.0
@@ -361,17 +364,20 @@ def measure(
         }  # fmt: skip
         fill(Settings.load(env), QUEUED if busy else 0, users=3, preemptible=True)
         there.sql("ANALYZE")
-        shares = [workers // processes + (place < workers % processes) for place in range(processes)]
+        # The claims of one host at usual priority are measured: it waits for the servers as a
+        # host of a fleet does. All other workers share what is left of these cores.
+        plan = [(PER_HOST, PROBE_JOB_S, 0)] if busy else []
+        plan += [((workers + place) // processes, job_s, WORKERS_NICE) for place in range(processes)]
+        firsts = accumulate((share for share, _, _ in plan), initial=0)
         children = [
             subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.fleet", str(sum(shares[:place])), str(share),
-                 str(job_s), str(START_S * processes)],
+                [sys.executable, "-m", "benchmarks.fleet", str(first), str(share), str(length_s),
+                 str(START_S * processes)],
                 env=stack.clean_environment(**env, FLEET=folder),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                # Postgres, Redis and PgBouncer have a host of their own; here they come first.
-                preexec_fn=partial(os.nice, WORKERS_NICE),
+                preexec_fn=partial(os.nice, nice),
             )
-            for place, share in enumerate(shares)
+            for first, (share, length_s, nice) in zip(firsts, plan, strict=False)
         ]  # fmt: skip
         try:
             for child in children:
@@ -405,7 +411,9 @@ def _measure(there: Servers, children: list["subprocess.Popen[str]"], seconds: f
     cpu_s = there.cpu_s() - cpu_s
     after = _counters(there)
     answers = [_ask(child, "now") for child in children]
-    claims = [one * 1000 for answer in answers for one in answer["claims_s"]]
+    claims, of_all = (
+        [one * 1000 for answer in some for one in answer["claims_s"]] for some in (answers[:1], answers)
+    )
     rate = {name: (after[name] - before[name]) / took_s for name in after}
     updates = after["job updates"] - before["job updates"]
     top = there.sql(
@@ -424,7 +432,8 @@ def _measure(there: Servers, children: list["subprocess.Popen[str]"], seconds: f
         "connections": connections,
         "redis_bytes": memory,
         "redis_list": longest,
-        "claims": len(claims),
+        "claims": len(of_all),
+        "claim_of_all_p99_ms": quantile(of_all, 0.99) if of_all else None,
         "claim_p50_ms": quantile(claims, 0.5) if claims else None,
         "claim_p99_ms": quantile(claims, 0.99) if claims else None,
         "busy": sum(answer["busy"] for answer in answers),
