@@ -22,17 +22,8 @@ if TYPE_CHECKING:
     from storage.db.rows import Job
 
 NETWORKS = (
-    "size",
-    "nz",
-    "ngf",
-    "ndf",
-    "arch",
-    "norm_d",
-    "conditional",
-    "grey",
-    "full_res_conv",
-    "antialias",
-    "skips",
+    *("size", "nz", "ngf", "ndf", "arch", "norm_d", "conditional", "grey"),
+    *("full_res_conv", "antialias", "skips"),
 )
 """Fields that must be equal for the weights of one run to fit another."""
 

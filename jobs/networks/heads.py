@@ -59,8 +59,11 @@ class LowPass(nn.Module):
         self.register_buffer("kernel", torch.outer(taps, taps).expand(3, 1, 3, 3).contiguous())
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
-        padded_B3HW = nn.functional.pad(images_B3HW, (1, 1, 1, 1), mode="replicate")
-        return nn.functional.conv2d(padded_B3HW, self.kernel, groups=3)
+        # nn.functional.pad does the same, but deterministically on a GPU only in a slow way.
+        for side in (2, 3):
+            first, last = images_B3HW.narrow(side, 0, 1), images_B3HW.narrow(side, -1, 1)
+            images_B3HW = torch.cat([first, images_B3HW, last], dim=side)
+        return nn.functional.conv2d(images_B3HW, self.kernel, groups=3)
 
 
 def transposed_head(channels: int, size: int) -> list[nn.Module]:
