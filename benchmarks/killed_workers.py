@@ -6,9 +6,10 @@ A million images by 64 workers, each killed at least once, beside those of one u
 
 The workers, the table, the shards and the publication are real; images of 16×16 are drawn by numpy
 (benchmarks/small_images), because 64 processes with torch do not fit into 24 GB. With --networks a DCGAN of
-16×16 draws them. A worker is killed with SIGKILL, with all of its processes, while it has a shard, and is
-started again. The command fails if an archive differs from the undisturbed worker's by a byte, if a worker
-was not killed, or if more than a tenth of the images were drawn twice.
+16×16 draws them, and a lost attempt counts as if it had drawn its whole shard. A worker is killed with
+SIGKILL, with all of its processes, while it has a shard, and is started again. The command fails if an
+archive differs from the undisturbed worker's by a byte, if a worker was not killed, or if more than a tenth
+of the images were drawn twice.
 """
 
 import argparse
@@ -146,14 +147,14 @@ def generate(fleet: Fleet, options: argparse.Namespace, name: str, kills: int) -
     while not (job := fleet.queries.get(job_id)).state.terminal:
         shards = fleet.queries.shard_summaries([job_id])[job_id]
         due = min(kills, 1 + int(kills * shards.ended / (shards.number * KILLS_UNTIL)))
-        running = {name: one.id for name, one in fleet.queries.running().items() if one.part_of == job_id}
-        if len(killed) < due and (victims := sorted(running.keys() - killed)):
-            name = rng.choice(victims)
-            fleet.kill(name)
-            shard = fleet.queries.get(running[name])
-            if shard.state == "running" and shard.worker == name:  # else it had just ended: not counted
-                killed.add(name)
-            fleet.start(name)
+        running = {who: one.id for who, one in fleet.queries.running().items() if one.part_of == job_id}
+        if len(killed) < due and (left := sorted(running.keys() - killed)):
+            victim = rng.choice(left)
+            fleet.kill(victim)
+            shard = fleet.queries.get(running[victim])
+            if shard.state == "running" and shard.worker == victim:  # else it had just ended: not counted
+                killed.add(victim)
+            fleet.start(victim)
             continue
         now = time.monotonic()
         if now - looked > LOOK_S:
@@ -169,6 +170,9 @@ def generate(fleet: Fleet, options: argparse.Namespace, name: str, kills: int) -
     if job.state != "succeeded":
         raise RuntimeError(f"job {job_id} has {job.state}: {job.error_message}")
     attempts = [shard.attempt for shard in fleet.queries.shards(job_id)]
+    images_drawn = drawn.stat().st_size
+    if options.networks:  # nobody counts them: each attempt that did not succeed may have drawn a whole shard
+        images_drawn = options.images + (sum(attempts) - len(attempts)) * options.shard_size
     return {
         "job": job_id,
         "attempt": job.attempt,
@@ -176,7 +180,7 @@ def generate(fleet: Fleet, options: argparse.Namespace, name: str, kills: int) -
         "shards": len(attempts),
         "shards_of_several_attempts": sum(number > 1 for number in attempts),
         "workers_killed": len(killed),
-        "images_drawn": drawn.stat().st_size,
+        "images_drawn": images_drawn,
         "images_published": job.result["image_count"] if job.result else 0,
     }
 
