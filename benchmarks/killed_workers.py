@@ -7,8 +7,8 @@ A million images by 64 workers, each killed at least once, beside those of one u
 The workers, the table, the shards and the publication are real; images of 16×16 are drawn by numpy
 (benchmarks/small_images), because 64 processes with torch do not fit into 24 GB. With --networks a DCGAN of
 16×16 draws them, and a lost attempt counts as if it had drawn its whole shard. A worker is killed with
-SIGKILL, with all of its processes, while it has a shard, and is started again. The command fails if an
-archive differs from the undisturbed worker's by a byte, if a worker was not killed, or if more than a tenth
+SIGKILL, with all of its processes, while it has a shard, and is started again. The command fails if a
+file differs from the undisturbed worker's by a byte, if a worker was not killed, or if more than a tenth
 of the images were drawn twice.
 """
 
@@ -31,6 +31,7 @@ from benchmarks.report import circumstances
 from storage.datasets.synthetic import make_faces
 from storage.db.queries import Queries
 from storage.db.schema import open_database
+from storage.results.formats import IMAGES
 from storage.settings import Settings
 from storage.volume.layout import Volume
 from tests.services import Postgres, Redis, postgres_binaries, redis_binary
@@ -186,12 +187,17 @@ def generate(fleet: Fleet, options: argparse.Namespace, name: str, kills: int) -
 
 
 def digest(folder: Path) -> tuple[int, str]:
-    """Return the number of archives of a result, and one SHA-256 over their names and bytes."""
-    archives = sorted(folder.rglob("*.tar"))
-    sums = [
-        f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in archives
-    ]
-    return len(archives), hashlib.sha256("\n".join(sums).encode()).hexdigest()
+    """
+    Return the number of image files and archives of a result, and one SHA-256 over their names and bytes.
+
+    Raises:
+        RuntimeError: there are none.
+    """
+    files = sorted([*folder.glob("*.tar"), *(folder / IMAGES).rglob("*.png")])
+    if not files:
+        raise RuntimeError(f"{folder} has no images")
+    sums = [f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+    return len(files), hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
 def main() -> int:
@@ -225,7 +231,7 @@ def main() -> int:
     print(text := json.dumps(figures, indent=1))
     if options.out:
         options.out.write_text(text + "\n")
-    same = figures["calm"]["archives"] == figures["killed"]["archives"]
+    same = figures["calm"]["files"] == figures["killed"]["files"]
     return 0 if same and figures["drawn_twice"] <= MOST_TWICE and not figures["workers_not_killed"] else 1
 
 
@@ -248,7 +254,7 @@ def measure(fleet: Fleet, options: argparse.Namespace) -> dict[str, Any]:
     volume = Volume(Settings.load(fleet.env).volume)
     for run in (calm, killed):
         count, sha256 = digest(volume.attempt(run["job"], run["attempt"]))
-        run["archives"] = {"number": count, "sha256": sha256}
+        run["files"] = {"number": count, "sha256": sha256}
     return {
         **circumstances(),
         **{name: value for name, value in vars(options).items() if name not in ("work", "out")},
