@@ -11,12 +11,12 @@ Shapes in names: B images, C channels, Z latent dimensions, H, W pixels.
 Source: jobs/networks/heads.py; the widths were chosen by measurement: docs/quality.md.
 """
 
-from typing import cast
+from typing import Unpack, cast
 
 from torch import Tensor, nn
 
 from jobs.networks.classes import ClassLatents
-from jobs.networks.heads import last_layers, subpixel_head
+from jobs.networks.heads import LastLayers, last_layers, subpixel_head
 from jobs.networks.layout import balanced_widths
 from jobs.networks.transposed_conv import doublings
 
@@ -24,23 +24,12 @@ from jobs.networks.transposed_conv import doublings
 class BalancedGenerator(nn.Module):
     """Map latents (B, Z, 1, 1) to images (B, 3, size, size) in (-1, 1)."""
 
-    def __init__(
-        self,
-        *,
-        size: int,
-        nz: int,
-        ngf: int,
-        classes: int = 0,
-        full_res_conv: bool = False,
-        antialias: bool = False,
-    ) -> None:
+    def __init__(self, *, size: int, nz: int, ngf: int, classes: int = 0, **last: Unpack[LastLayers]) -> None:
         super().__init__()
         self.GeneClasses = ClassLatents(classes) if classes else None
         channels = [ngf * factor for factor in balanced_widths(size)]
         layers = doublings(nz + ClassLatents.NUMBERS if classes else nz, channels)
-        layers += last_layers(
-            subpixel_head, channels[-1], size, full_res_conv=full_res_conv, antialias=antialias
-        )
+        layers += last_layers(subpixel_head, channels[-1], size, **last)
         self.Gene = nn.Sequential(*layers, nn.Tanh())
 
     def forward(self, latents_BZ11: Tensor, labels_B: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ the last layer of G and the first layer of D is 3, which gives 96 pixels.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, Unpack, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from jobs.errors import SpecError
 from jobs.networks.balanced import BalancedGenerator
 from jobs.networks.classes import ClassLatents, ClassScores
-from jobs.networks.heads import last_layers, transposed_head
+from jobs.networks.heads import LastLayers, last_layers, transposed_head
 from jobs.networks.layout import edge_layer, skip_sides, widths
 from jobs.networks.resnet import ResNetDiscriminator, ResNetGenerator
 from jobs.networks.skips import SkipDiscriminator, SkipGenerator
@@ -41,23 +41,12 @@ class Generator(nn.Module):
     No layer has a bias, because BatchNorm would remove it.
     """
 
-    def __init__(
-        self,
-        *,
-        size: int,
-        nz: int,
-        ngf: int,
-        classes: int = 0,
-        full_res_conv: bool = False,
-        antialias: bool = False,
-    ) -> None:
+    def __init__(self, *, size: int, nz: int, ngf: int, classes: int = 0, **last: Unpack[LastLayers]) -> None:
         super().__init__()
         self.GeneClasses = ClassLatents(classes) if classes else None
         channels = [ngf * factor for factor in widths(size)]
         layers = doublings(nz + ClassLatents.NUMBERS if classes else nz, channels)
-        layers += last_layers(
-            transposed_head, channels[-1], size, full_res_conv=full_res_conv, antialias=antialias
-        )
+        layers += last_layers(transposed_head, channels[-1], size, **last)
         self.Gene = nn.Sequential(*layers, nn.Tanh())
 
     def forward(self, latents_BZ11: Tensor, labels_B: Tensor | None = None) -> Tensor:

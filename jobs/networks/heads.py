@@ -8,7 +8,7 @@ Source: sub-pixel convolution: Shi et al. 2016, arXiv:1609.07009; its initialisa
 """
 
 from collections.abc import Callable
-from typing import cast
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,15 @@ Head = Callable[[int, int], list[nn.Module]]
 """From channels and the size of the image to layers."""
 
 
+class LastLayers(TypedDict, total=False):
+    """Options of every generator's last layers; each is off unless it is given."""
+
+    full_res_conv: bool
+    antialias: bool
+
+
 def last_layers(
-    usual: Head, channels: int, size: int, *, full_res_conv: bool, antialias: bool
+    usual: Head, channels: int, size: int, *, full_res_conv: bool = False, antialias: bool = False
 ) -> list[nn.Module]:
     """
     Return the last layers of a generator, without its Tanh.

@@ -16,14 +16,14 @@ Zhang et al. 2019 (Fixup), arXiv:1901.09321; of the last resize: Aitken et al. 2
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Unpack, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, leaky_relu
 
 from jobs.networks.classes import ClassLatents, ClassScores
-from jobs.networks.heads import last_layers
+from jobs.networks.heads import LastLayers, last_layers
 from jobs.networks.layout import edge_layer, widths
 
 SLOPE = 0.2
@@ -126,23 +126,13 @@ class ResNetGenerator(nn.Module):
     at infinity.
     """
 
-    def __init__(
-        self,
-        *,
-        size: int,
-        nz: int,
-        ngf: int,
-        classes: int = 0,
-        full_res_conv: bool = False,
-        antialias: bool = False,
-    ) -> None:
+    def __init__(self, *, size: int, nz: int, ngf: int, classes: int = 0, **last: Unpack[LastLayers]) -> None:
         super().__init__()
         self.GeneClasses = ClassLatents(classes) if classes else None
         into = nz + ClassLatents.NUMBERS if classes else nz
         stages = residual_stages(into, [ngf * factor for factor in widths(size)])
         layers = [layer for stage in stages for layer in stage]
-        channels = ngf * widths(size)[-1]
-        layers += last_layers(residual_head, channels, size, full_res_conv=full_res_conv, antialias=antialias)
+        layers += last_layers(residual_head, ngf * widths(size)[-1], size, **last)
         self.Gene = nn.Sequential(*layers)
 
     def forward(self, latents_BZ11: Tensor, labels_B: Tensor | None = None) -> Tensor:

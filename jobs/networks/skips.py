@@ -14,7 +14,7 @@ Source: growing: Karras et al. 2018, arXiv:1710.10196; skip connections of image
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from torch.nn.functional import avg_pool2d
 from torch.nn.utils.parametrizations import spectral_norm
 
 from jobs.networks.classes import ClassLatents, ClassScores
-from jobs.networks.heads import Head, last_layers, subpixel_head, transposed_head
+from jobs.networks.heads import Head, LastLayers, last_layers, subpixel_head, transposed_head
 from jobs.networks.layout import balanced_widths, edge_layer, skip_sides, widths
 from jobs.networks.resnet import Block, Double, convolution, residual_head, residual_stages
 from jobs.networks.transposed_conv import doublings
@@ -67,8 +67,7 @@ class SkipGenerator(nn.Module):
         nz: int,
         ngf: int,
         classes: int,
-        full_res_conv: bool,
-        antialias: bool,
+        **last: Unpack[LastLayers],
     ) -> None:
         super().__init__()
         self.GeneClasses = ClassLatents(classes) if classes else None
@@ -84,10 +83,8 @@ class SkipGenerator(nn.Module):
         self.Gene = nn.Sequential(*[layer for stage in stages for layer in stage])
         ends = [sum(map(len, stages[: index + 1])) for _, index in found]
         self.parts = list(pairwise([0, *ends]))
-        ends_in = {"full_res_conv": full_res_conv, "antialias": antialias}
         self.GeneSkips = nn.ModuleList(
-            nn.Sequential(*last_layers(HEADS[arch], channels[index], side, **ends_in))
-            for side, index in found
+            nn.Sequential(*last_layers(HEADS[arch], channels[index], side, **last)) for side, index in found
         )
         for skip in list(self.GeneSkips)[1:]:
             _zero(skip)

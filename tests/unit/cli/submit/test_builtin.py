@@ -55,7 +55,9 @@ def test_a_dry_run_imports_nothing(ganq: "Ganq", image_folder: Path) -> None:
     assert no_job(ganq)
 
 
-@pytest.mark.parametrize("option", ["--size 48", "--ngf 64", "--arch dcgan", "--skips", "--full-res-conv"])
+@pytest.mark.parametrize(
+    "option", ["--size 48", "--ngf 64", "--arch dcgan", "--skips", "--full-res-conv", "--antialias"]
+)
 def test_options_that_contradict_the_networks_are_refused_and_nothing_is_imported(
     option: str, ganq: "Ganq", image_folder: Path
 ) -> None:
