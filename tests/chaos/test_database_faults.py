@@ -980,7 +980,8 @@ def test_the_wal_stays_small_under_many_processes_one_of_them_killed_and_one_sto
                 children[victim].kill()
                 children[victim - 1].send_signal(signal.SIGSTOP)
                 stopped_at, meanwhile = time.monotonic(), -written()
-        if time.monotonic() - stopped_at > 1.5:
+        stopped_s = time.monotonic() - stopped_at
+        if stopped_s > 1.5 or (stopped_s > 0 and meanwhile + written() > 100):
             assert victim is not None
             meanwhile += written()
             children[victim - 1].send_signal(signal.SIGCONT)
@@ -988,17 +989,19 @@ def test_the_wal_stays_small_under_many_processes_one_of_them_killed_and_one_sto
         time.sleep(0.005)
     assert victim is not None
     assert sorted(one.wait() for one in children) == [-signal.SIGKILL, 0, 0, 0]
-    # A process that is stopped while it reads keeps the WAL from beginning anew: what the others
-    # write meanwhile, some 15 pages a job, comes on top.
-    most = 3 * SHORT_WAL + meanwhile * 15 * 4096
-    assert 0 < largest < most, f"the WAL grew to {largest:,} bytes, {meanwhile} jobs while one was stopped"
     raw = sqlite3.connect(path)
     assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     there = {row[0] for row in raw.execute("SELECT id FROM job")}
     raw.close()
     accepted = {int(line) for i in range(4) for line in (tmp_path / f"{i}.txt").read_text().split()}
     assert accepted <= there, "an accepted job is gone"
-    assert len(there) * 20_000 > 4 * SHORT_WAL, "too little was written to see anything"
+    # Some 15 pages a job; how many of them the WAL holds at most depends on the speed of the machine,
+    # because a checkpoint runs twice a second. A process that is stopped while it reads keeps the WAL
+    # from beginning anew: what the others write meanwhile comes on top.
+    all_bytes, meanwhile_bytes = (number * 15 * 4096 for number in (len(there), meanwhile))
+    assert all_bytes > 10 * SHORT_WAL, "too little was written to see anything"
+    most = all_bytes / 2 + meanwhile_bytes
+    assert 0 < largest < most, f"the WAL grew to {largest:,} of {all_bytes:,} bytes"
 
 
 @only_sqlite
