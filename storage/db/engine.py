@@ -60,7 +60,7 @@ class Database:
     def __init__(self, settings: Settings, *, connections: int | None = None) -> None:
         """
         Args:
-            connections: to Postgres, at most; None: as many as threads use at once.
+            connections: to Postgres; see postgres_engine().
         """
         self.url = settings.database_url
         self.is_sqlite = settings.is_sqlite

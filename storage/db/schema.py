@@ -75,7 +75,7 @@ def open_database(settings: Settings, *, create: bool = False, connections: int 
 
     Args:
         create: create a SQLite database that does not exist.
-        connections: to Postgres, at most; None: as many as threads use at once.
+        connections: to Postgres; see postgres_engine().
 
     Raises:
         SchemaMismatchError: there are no tables, or the schema is incompatible.

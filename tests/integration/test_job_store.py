@@ -31,12 +31,13 @@ from tables import (
 from jobs.errors import JobNotFoundError, LeaseLostError, SpecError, TrainingDivergedError
 from jobs.kinds import SPEC_VERSION
 from jobs.states import JobState
+from storage.db.schema import open_database
+from storage.db.store import Claim, JobStore
 
 if TYPE_CHECKING:
     from storage.db.engine import Database
     from storage.db.queries import Queries
     from storage.db.rows import Job, Lease, WorkerIdentity
-    from storage.db.store import JobStore
     from storage.settings import Settings
 
 # --- submit -----------------------------------------------------------------------------------
@@ -367,6 +368,37 @@ def test_a_claim_on_sqlite_keeps_to_its_indexes_whatever_the_statistics_say(
         plan = explained(database, sent, bound)
         assert "ix_job_state_id" not in plan, sent
         assert any(f"ix_job_{name}" in plan for name in ("claimable", "yielded", "ripening")), sent
+
+
+@pytest.mark.parametrize("backend", ["postgres"], indirect=True)
+def test_what_a_worker_reads_of_running_jobs_does_not_grow_with_those_that_have_ended(
+    settings: "Settings", worker_identity: "WorkerIdentity"
+) -> None:
+    """Each claim counts the running jobs, and until a vacuum the index also has those that ran before."""
+    database = open_database(settings, connections=2)
+    insert = (
+        'INSERT INTO job (submit_key, kind, queue, "user", priority, spec, spec_version, state, created_at)'
+        " SELECT 'k' || i, 'train', 'default', 'u' || (i % 2), 0,"
+        " json_build_object('data', repeat('x', 1500)), 1, 'queued', 0"  # five jobs a block
+        " FROM generate_series(1, 5000) AS i"
+    )
+    database.write(lambda conn: conn.execute(text(insert)))
+    claimer = Claimer(JobStore(database), worker_identity)
+    with recorded(database) as seen:
+        lease = claimer()
+    ((count, bound),) = [(sent, bound) for sent, bound in seen if "GROUP BY" in sent]
+
+    for _ in range(300):
+        claim = Claim(worker_identity, ("train",), SPEC_VERSION)
+        following = claimer.store.succeed_and_claim(lease, {}, claim)
+        assert following is not None
+        lease = following
+
+    asked = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + count
+    ran = database.read(lambda conn: conn.exec_driver_sql(asked, bound).scalar_one())[0]["Plan"]
+    database.dispose()
+    assert ran["Plans"][0]["Actual Rows"] == 1
+    assert ran["Shared Hit Blocks"] + ran["Shared Read Blocks"] < 20
 
 
 # --- the lease --------------------------------------------------------------------------------
