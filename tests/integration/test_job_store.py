@@ -396,9 +396,13 @@ def test_what_a_worker_reads_of_running_jobs_does_not_grow_with_those_that_have_
 
     asked = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + count
     ran = database.read(lambda conn: conn.exec_driver_sql(asked, bound).scalar_one())[0]["Plan"]
+    planned = text("SELECT sum(custom_plans), sum(generic_plans) FROM pg_prepared_statements")
+    each_time, once = database.read(lambda conn: conn.execute(planned).one())
     database.dispose()
     assert ran["Plans"][0]["Actual Rows"] == 1
-    assert ran["Shared Hit Blocks"] + ran["Shared Read Blocks"] < 20
+    assert ran["Shared Hit Blocks"] + ran["Shared Read Blocks"] < 60
+    assert each_time == 0, "statements of a worker are planned anew"
+    assert once > 1000
 
 
 # --- the lease --------------------------------------------------------------------------------
