@@ -34,6 +34,7 @@ from storage.db.schema import open_database
 from storage.results.formats import IMAGES
 from storage.settings import Settings
 from storage.volume.layout import Volume
+from tests.machine import Ganq
 from tests.services import Postgres, Redis, postgres_binaries, redis_binary
 
 TRAIN = (
@@ -54,73 +55,44 @@ START_S = 600.0
 MOST_TWICE = 0.1
 
 
-class Fleet:
+class Fleet(Ganq):
     """Workers of one installation, their kills, and their memory."""
 
     def __init__(self, env: dict[str, str], work: Path) -> None:
-        self.env, self.work = env, work
-        self.workers: dict[str, subprocess.Popen[bytes]] = {}
+        super().__init__(env, work)
+        self.env = env
+        self.of_name: dict[str, subprocess.Popen[bytes]] = {}
         self.largest_mb: list[tuple[float, float]] = []
         """Seconds since the submit, and the largest proportional set size (PSS) of a runner then."""
-        self.ganq("db", "upgrade")
+        self("db", "upgrade")
         self.queries = Queries(open_database(Settings.load(env)))
 
-    def ganq(self, *arguments: str) -> str:
-        """
-        Run a command; return what it prints.
-
-        Raises:
-            RuntimeError: it ended with an error.
-        """
-        command = [sys.executable, "-P", "-m", "cli.main", *arguments]
-        done = subprocess.run(
-            command, env=self.env, capture_output=True, text=True, check=False, cwd=self.work
-        )
-        if done.returncode:
-            raise RuntimeError(f"ganq {' '.join(arguments)}: {done.stdout}{done.stderr}")
-        return done.stdout
-
     def start(self, name: str) -> None:
-        with open(self.work / f"{name}.log", "ab") as log:
-            self.workers[name] = subprocess.Popen(
-                [sys.executable, "-P", "-m", "cli.main", "worker", "--gpus", "none", "--name", name],
-                env=self.env,
-                cwd=self.work,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        self.of_name[name] = self.start_worker(name)
 
     def kill(self, name: str) -> None:
         """Kill all processes of a worker at once."""
-        worker = psutil.Process(self.workers[name].pid)
+        worker = psutil.Process(self.of_name[name].pid)
         family = [worker, *worker.children(recursive=True)]
         for process in family:
             with suppress(psutil.NoSuchProcess):  # the worker's own helpers come and go
                 process.kill()
-        self.workers[name].wait()
+        self.of_name[name].wait()
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_S
-        while sum(one.state == "idle" for one in self.queries.workers()) < len(self.workers):
+        while sum(one.state == "idle" for one in self.queries.workers()) < len(self.of_name):
             if time.monotonic() > deadline:
-                raise RuntimeError(f"workers do not start: see {self.work}")
+                raise RuntimeError(f"workers do not start: see {self.folder}")
             time.sleep(1)
 
     def stop(self) -> None:
-        for worker in self.workers.values():
-            worker.terminate()
-        for worker in self.workers.values():
-            try:
-                worker.wait(timeout=60)
-            except subprocess.TimeoutExpired:
-                worker.kill()
-        self.workers.clear()
+        super().stop()
+        self.of_name.clear()
 
     def look_at_memory(self, at_s: float) -> None:
         largest = 0.0
-        for worker in self.workers.values():
+        for worker in self.of_name.values():
             try:
                 for process in psutil.Process(worker.pid).children(recursive=True):
                     if "worker.runner.main" in process.cmdline():
@@ -141,8 +113,8 @@ def generate(fleet: Fleet, options: argparse.Namespace, name: str, kills: int) -
     drawn.write_bytes(b"")
     size = ("--count", f"{options.images}", "--shard-size", f"{options.shard_size}")
     began = looked = time.monotonic()
-    submit = ("submit", "generate", "--from", "tiny", *size, "--seed", "5", "--name", name, "--json")
-    job_id: int = json.loads(fleet.ganq(*submit))["id"]
+    submit = ("submit", "generate", "--from", "tiny", *size, "--seed", "5", "--name", name)
+    job_id: int = fleet.json(*submit)["id"]
     rng = random.Random(options.seed)
     killed: set[str] = set()
     while not (job := fleet.queries.get(job_id)).state.terminal:
@@ -237,9 +209,9 @@ def main() -> int:
 
 def measure(fleet: Fleet, options: argparse.Namespace) -> dict[str, Any]:
     """Train a model, generate with one worker, then with all and their kills; compare."""
-    make_faces(fleet.work / "faces", style="adventurer", count=64, size=16)
+    make_faces(fleet.folder / "faces", style="adventurer", count=64, size=16)
     fleet.start("trainer")
-    fleet.ganq("submit", "train", "--data", "faces", *TRAIN, "--wait")
+    fleet("submit", "train", "--data", "faces", *TRAIN, "--wait")
     fleet.stop()
     if not options.networks:
         fleet.env["PYTHONPATH"] = f"{Path(__file__).parent / 'small_images'}"

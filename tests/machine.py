@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -145,15 +144,15 @@ class Ganq:
             self._table.dispose()
             self._table = None
         left: list[psutil.Process] = []
+        families = [_family(worker.pid) for worker in self.workers]
         for worker in self.workers:
-            family = _family(worker.pid)
-            if worker.poll() is None:
-                worker.send_signal(signal.SIGTERM)
-                try:
-                    worker.wait(timeout=30)
-                except subprocess.TimeoutExpired:
-                    worker.kill()
-                    worker.wait()
+            worker.terminate()
+        for worker, family in zip(self.workers, families, strict=True):
+            try:
+                worker.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
             _, alive = psutil.wait_procs(family, timeout=10)
             for process in alive:
                 process.kill()
