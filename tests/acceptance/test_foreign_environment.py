@@ -219,7 +219,7 @@ def test_what_installed_software_on_pythonpath_offers_stays(
 
 @pytest.mark.slow
 @on_sqlite
-@pytest.mark.parametrize("home", ["", "/nowhere"])
+@pytest.mark.parametrize("home", [pytest.param("", marks=pytest.mark.tier2), "/nowhere"])
 def test_a_worker_and_its_processes_start_whatever_is_on_pythonpath(
     ganq: Ganq, redis_url: str, small: list[str], home: str
 ) -> None:

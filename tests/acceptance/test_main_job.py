@@ -128,6 +128,7 @@ def test_images_do_not_depend_on_the_worker_or_on_a_kill(ganq: Ganq, small: list
     assert all(large_set[draw] == digest for draw, digest in small_set.items())
 
 
+@pytest.mark.tier2_on("postgres")
 def test_a_bad_data_set_fails_at_once_with_a_hint(ganq: Ganq, tmp_path: Path) -> None:
     ganq.start_worker()
     (tmp_path / "bad").mkdir()

@@ -55,6 +55,7 @@ def test_each_installation_receives_its_own_notifications_alone(
         assert not [key for key in client.keys("ganq.*") if client.llen(key)]
 
 
+@pytest.mark.tier2_on("postgres")
 def test_a_worker_still_understands_a_command_of_the_previous_version(
     ganq: Ganq, redis_url: str, small: list[str]
 ) -> None:

@@ -71,7 +71,16 @@ def _start(ganq: Ganq, log: Unread, command: str = "worker") -> "subprocess.Pope
     return worker
 
 
-@pytest.mark.parametrize("command", ["worker", "up"])
+@pytest.mark.parametrize(
+    ("unread", "command"),
+    [
+        ("pipe", "worker"),
+        ("terminal", "up"),
+        pytest.param("pipe", "up", marks=pytest.mark.tier2),
+        pytest.param("terminal", "worker", marks=pytest.mark.tier2),
+    ],
+    indirect=["unread"],
+)
 def test_a_log_without_a_reader_stops_neither_work_nor_sigterm(
     ganq: Ganq, small: list[str], unread: Unread, command: str
 ) -> None:

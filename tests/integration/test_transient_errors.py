@@ -266,7 +266,9 @@ def test_a_worker_runs_many_jobs_in_a_row_and_each_once(
 
 
 @pytest.mark.tier2_on("postgres")
-@pytest.mark.parametrize("point", ["supervisor.before_finish", "supervisor.finished"])
+@pytest.mark.parametrize(
+    "point", [pytest.param("supervisor.before_finish", marks=pytest.mark.tier2), "supervisor.finished"]
+)
 def test_a_worker_that_is_terminated_as_a_job_ends_leaves_the_next_to_others(
     ganq: "Ganq", queries: "Queries", small: list[str], tmp_path: Path, point: str
 ) -> None:
