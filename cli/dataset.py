@@ -45,6 +45,7 @@ def check(data: Path, max_skip: float, white_level: float, max_unpacked_gb: floa
     """
     from storage.datasets.cache import check as check_images
     from storage.datasets.sources import Reading
+    from storage.datasets.summary import describe_ignored
 
     reading = Reading(white_level=white_level, max_unpacked_gb=max_unpacked_gb)
     with progress("checking", "images") as update:
@@ -54,16 +55,16 @@ def check(data: Path, max_skip: float, white_level: float, max_unpacked_gb: floa
     if as_json:
         output.print_json(found.to_json())
         return 0 if passed else 1
-    click.echo(f"{found.source} ({found.kind}): {found.image_count} images, {found.usable} usable")
+    images = output.count(found.image_count, "image")
+    click.echo(f"{found.source} ({found.kind}): {images}, {found.usable} usable")
     for title, counts in (("sizes", found.sizes), ("modes", found.modes), ("formats", found.formats)):
         if counts:
             click.echo(f"  {title:10}" + _top_counts(counts.most_common()))
     for line in found.lines(white_level=white_level):
         title, _, rest = line.partition(": ") if line.startswith(TITLES) else ("note", "", line)
         click.echo(f"  {title:10}{output.clean(rest)}")
-    if found.ignored:
-        total, suffixes = sum(found.ignored.values()), ", ".join(sorted(found.ignored)[:8])
-        click.echo(f"  {'ignored':10}{output.count(total, 'file')}, not images by name ({suffixes})")
+    for line in describe_ignored(found.ignored):
+        click.echo(f"  {'ignored':10}{output.clean(line)}")
     for file in found.skipped[:MAX_SKIPPED_SHOWN]:
         detail = f" ({output.clean(file.detail)})" if file.detail else ""
         click.echo(f"  left out  {output.clean(file.name)}: {file.reason}{detail}")
@@ -72,13 +73,11 @@ def check(data: Path, max_skip: float, white_level: float, max_unpacked_gb: floa
     hidden = max(len(found.skipped) - MAX_SKIPPED_SHOWN, 0) + max(len(found.copy_of) - MAX_COPIES_SHOWN, 0)
     if hidden:
         click.echo(f"  … and {hidden} more; --json lists all")
-    if not passed:
+    if not found.usable:
+        output.notice("no file can be used; are these images?")
+    elif not passed:
         share = min(left_out / found.images + 0.01, 1.0)
-        output.notice(
-            "no file can be used; are these images?"
-            if not found.usable
-            else f"more than {max_skip:.0%} cannot be used: repair them, or use --max-skip {share:.2f}"
-        )
+        output.notice(f"more than {max_skip:.0%} cannot be used: repair them, or use --max-skip {share:.2f}")
     return 0 if passed else 1
 
 
@@ -136,9 +135,12 @@ def make(
     clean_up_on_sigterm()
     settings = Settings.load()
     target = (folder or settings.home / "pictures" / f"{style}-{count}").absolute()
+    before = len(list(target.glob("face-*.png")))
     with progress("drawing", "faces") as update:
         make_faces(target, style=style, count=count, size=size, seed=seed, progress=update)
     remember_data(settings, str(target))
+    if before > count:
+        output.notice(f"they replace the {before} faces that were there; --count {before} draws those again")
     drawn = next(each for each in styles() if each.name == style)
     facts: dict[str, Any] = {"folder": str(target), "count": count, "size": size, "seed": seed, **vars(drawn)}
     if as_json:

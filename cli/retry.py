@@ -59,6 +59,7 @@ def retry(
     The old jobs are not changed. A training starts from the beginning; to continue from its
     last checkpoint, use `ganq submit train --continue JOB`.
     """
+    from cli.submit.accept import report_reused_name
     from cli.submit.notify import notices_of
     from ganq.submission.retry import resubmit
 
@@ -67,6 +68,7 @@ def retry(
         for again in resubmit(session, job, with_waiting=with_waiting):
             notices_of(again.notices)
             yield again.new, f"submitted as a retry of job {again.old.id}"
+            report_reused_name(session, again.new)
         if waiting:
             numbers = ", ".join(str(each.id) for each in waiting[:10]) + (", …" if len(waiting) > 10 else "")
             output.notice(
@@ -90,7 +92,8 @@ def retry(
         if not jobs and not as_json:
             click.echo(NO_MATCH)
     if dry_run:
-        print_selected([session.queries.find(one) for one in jobs], "retry", as_json)
+        found = {job.id: job for job in map(session.queries.find, jobs)}
+        print_selected(list(found.values()), "retry", as_json)
         return 0
     asks = all_failed and len(jobs) > 1 and output.on_terminal() and not as_json and not yes
     if asks:

@@ -29,8 +29,8 @@ def show(job: str, form: str) -> None:
     """
     Print JOB as a request that submits an equal one.
 
-    Options that the recipe sets are left out. Comments contain the fingerprint of the data set and the
-    versions of the build, if the job has run.
+    Options that the recipe sets are left out. Comments contain the fingerprint of the data set and, of a
+    generation, the versions of the build, if the job has run.
     """
     from ganq.submission.describe import describe
 

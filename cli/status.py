@@ -72,7 +72,7 @@ FIRST_STEP = "submit a job with ganq submit train --data DIR, or run ganq demo"
 @click.option(
     "--since",
     type=Duration(),
-    help="Only jobs submitted within this time, e.g. 7d, with the options that differ from the defaults.",
+    help="Only jobs submitted within this time, e.g. 7d; adds a column with their options.",
 )
 @click.option("--before", type=BoundedInt(1), help="Only jobs with a smaller id (the next page).")
 @click.option("--limit", type=BoundedInt(1, 1_000_000), help=f"Number of jobs.  [default: {DEFAULT_LIMIT}]")

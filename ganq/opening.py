@@ -32,7 +32,7 @@ def open_session(*, create: bool = False, settings: Settings | None = None, way:
         if exc.facts.get("missing"):
             raise NoJobsYetError(
                 f"there are no jobs yet (no job table at {settings.database_url.removeprefix('sqlite:///')})",
-                hint="the first ganq submit creates it; GANQ_HOME sets its folder",
+                hint="ganq submit train --data DIR creates it; GANQ_HOME sets its folder",
             ) from exc
         raise
     return Session(settings, database, Queries(database), way)

@@ -74,8 +74,8 @@ def submit_job(
     def announce() -> None:
         from storage.status import job_text
 
-        if request.name is not None and not accepted.known:
-            _report_reused_name(session, job)
+        if not accepted.known:
+            report_reused_name(session, job)
         if not request.as_json:
             status = job_text.state(job, job_text.StatusContext.of(session.queries, [job]))
             name = f" ({job.name})" if job.name else ""
@@ -87,7 +87,7 @@ def submit_job(
             announce,
             lambda: notices_of(notify_workers(session, job)),
             as_json,
-            f"ganq status {job.id} --watch, ganq logs {job.id} -f",
+            f"ganq release {job.id}" if job.held else f"ganq status {job.id} --watch, ganq logs {job.id} -f",
         )
     code = _wait(session, [job.id], request, as_json)
     if out is not None and code == 0:
@@ -167,6 +167,6 @@ def _wait(
     return code
 
 
-def _report_reused_name(session: Session, job: "Job") -> None:
-    if (other := job_with_same_name(session, job)) is not None:
+def report_reused_name(session: Session, job: "Job") -> None:
+    if job.name and (other := job_with_same_name(session, job)) is not None:
         output.notice(f"{job.name} was job {other.id} ({other.state}); it now refers to job {job.id}")

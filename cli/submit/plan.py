@@ -117,7 +117,7 @@ def training_plan(spec: TrainSpec, images: int) -> dict[str, int]:
         "steps_g": epochs * -(-batches // spec.g_every) + -(-rest // spec.g_every),
         "images_shown": steps * spec.batch,
         **ends,
-        "sample_grids": epochs // spec.save_every + (rest > 0),
+        "sample_grids": epochs // spec.save_every + (rest + epochs % spec.save_every > 0),
         "checkpoints_kept": kept,
         "checkpoint_bytes": checkpoint_bytes(spec),
         "bytes_on_disk": kept * checkpoint_bytes(spec) + images * 3 * spec.size**2,

@@ -28,7 +28,7 @@ HELP = {
     "data": "Folder, zip or tar of images.  [default: GANQ_DATA, or the data set used last]",
     "recipe": f"Defaults for the options below [default: {DEFAULT_RECIPE}]. "
     + " ".join(f"{recipe.name}: {recipe.summary}." for recipe in RECIPES.values()),
-    "size": "Side of the square images in pixels: 8×2^k or 12×2^k.",
+    "size": "Side of the square images in pixels: 8×2^k or 12×2^k, from 16 to 1536.",
     "batch": "Batch size.",
     "epochs": "Number of epochs.",
     "save_every": "Epochs between checkpoints, each with a grid of samples.",
@@ -247,6 +247,8 @@ def train(
     session = open_session(create=True, settings=settings)
     if options.get("data") is None:
         output.notice(f"training on {spec.data}")
+    if spec.continue_from is not None:
+        output.notice(f"continues job {spec.continue_from} from its last checkpoint")
     notices_of(preflight.data_notices(found.listing, classes=spec.conditional))
     if found.after:
         output.notice(f"job {found.after[0]} has not ended: this job starts after it")

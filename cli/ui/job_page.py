@@ -345,7 +345,7 @@ def _verdict(session: Session, job: Job) -> str | None:
             evaluations = Metrics().read(session.volume_of(job), job.id, job.attempt)[1]
     events = ((event.type, event.detail) for event in session.queries.events(job.id))
     error = (job.error_code, job.error_message)
-    return of_training(evaluations, events, spec=job.spec, error=error)
+    return of_training(evaluations, events, spec=job.spec, error=error, ended=job.state.terminal)
 
 
 def _metric(session: Session, job: Job) -> str | None:

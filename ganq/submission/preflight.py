@@ -15,7 +15,7 @@ from jobs.errors import DatasetError, NotFoundError, SpecError
 from jobs.networks.layout import check_frozen, layers  # does not import torch
 from jobs.specs import FEATURE_NETWORKS, TrainSpec
 from storage.settings import Settings
-from storage.status.units import clean, count
+from storage.status.units import clean
 
 if TYPE_CHECKING:
     from storage.datasets.sources import Listing, Reading
@@ -110,16 +110,14 @@ def data_notices(listing: "Listing", *, classes: bool) -> list[str]:
     Args:
         classes: whether it learns them.
     """
-    from storage.datasets.summary import of_listing
+    from storage.datasets.summary import describe_ignored, of_listing
 
     found = of_listing(listing)
     if not classes:
         found.classes = {}
     lines = list(found.lines())
     ignored = {suffix: number for suffix, number in listing.ignored.items() if suffix != "(hidden)"}
-    if ignored:
-        total, kinds = sum(ignored.values()), ", ".join(sorted(ignored)[:6])
-        lines.append(f"{count(total, 'file')} ignored, not images by name: {kinds}")
+    lines += [f"ignored: {line}" for line in describe_ignored(ignored)]
     return [clean(line) for line in lines]
 
 

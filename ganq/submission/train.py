@@ -127,8 +127,9 @@ def continued(session: Session, parent: "Job", given: dict[str, Any]) -> TrainSp
     done = known[-1].epoch if parent.state.terminal else parent.spec_field("epochs")
     epochs = given.get("epochs", parent.spec_field("epochs"))
     if epochs <= done:
+        wanted = f"--epochs {epochs} adds none" if "epochs" in given else "say how many it shall have"
         raise SpecError(
-            f"job {parent.id} already has {count(done, 'epoch')}: --epochs {epochs} adds none",
+            f"job {parent.id} already has {count(done, 'epoch')}: {wanted}",
             hint=f"--epochs counts from the start of job {parent.id}: e.g. --epochs {2 * max(done, 1)}",
         )
     # The weights come from the checkpoint, not from where the parent's came from.

@@ -69,6 +69,10 @@ def check_checkpoint(which: str) -> str:
 CheckpointSelector = Annotated[str, AfterValidator(check_checkpoint)]
 
 
+DOUBLINGS = range(1, 8)
+"""Sides are 8 or 12 times a power of two with these exponents: 16 to 1536 pixels."""
+
+
 def size_plan(size: int) -> tuple[int, bool]:
     """
     Return how the layers reach an image size from 4×4.
@@ -80,12 +84,12 @@ def size_plan(size: int) -> tuple[int, bool]:
     Raises:
         SpecError: the size is neither; the hint names the nearest possible sizes.
     """
-    for k in range(1, 8):
+    for k in DOUBLINGS:
         if size == 12 * 2**k:
             return k, True
         if size == 8 * 2**k:
             return k, False
-    possible = sorted([12 * 2**k for k in range(1, 6)] + [8 * 2**k for k in range(1, 6)])
+    possible = sorted(side * 2**k for side in (8, 12) for k in DOUBLINGS)
     near = sorted(sorted(possible, key=lambda other: abs(other - size))[:2])
     raise SpecError(
         f"images of {size}×{size} cannot be made: the layers double 4×4, or triple it once",

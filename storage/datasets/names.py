@@ -49,6 +49,8 @@ SYSTEM = frozenset(
 """Files and folders that systems add by themselves, some with thumbnails of the images beside them."""
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"})
 """Folders that divide a data set for experiments; they are no classes."""
+ATTRIBUTION = "ATTRIBUTION.txt"
+"""Where `ganq dataset make` names the artists; not reported as a file that is no image."""
 LABELS = "dataset.json"
 """Labels as StyleGAN's dataset_tool.py writes them."""
 

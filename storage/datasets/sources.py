@@ -27,6 +27,8 @@ READER = names.READER
 MAX_FILES = 5_000_000
 MAX_COUNTED = 100_000
 """Files in a folder outside of the data set that a link leads to; more are not counted."""
+BESIDE = "(beside images/)"
+"""Key of Listing.ignored: images in the folder of a generation, of which only images/ is read."""
 MAX_DECODER_CRASHES = 5
 """Deaths of the process that reads a zip, before the zip is refused."""
 
@@ -159,6 +161,8 @@ class Listing:
             reason = f"{kind} is not read"
         if reason is not None:
             self.skipped.append(Skipped(name, reason, images=int(names.is_image(name, self.reader))))
+        elif name == names.ATTRIBUTION:
+            pass
         elif not names.is_image_name(name, self.reader):
             self._ignore(names.suffix(name) or "(none)")
         elif (plain := names.canonical(raw, 1)) != name:
@@ -241,12 +245,15 @@ def scan(source: Path, reading: Reading | None = None) -> Listing:
         DatasetError: it is none of these, or cannot be read.
     """
     reading = reading or Reading()
-    source = _images_of(source)
+    given, source = source, _images_of(source)
     try:
         if source.is_dir():
             found = _FolderScan(source, reading.reader).listing
             if source.name == IMAGES and _is_result(source.parent) and found.labels is None:
                 found.labels = {}  # its folders are no classes
+            if source != given:
+                beside = sum(names.is_image_name(name, reading.reader) for name in os.listdir(given))
+                found.ignored |= {BESIDE: beside} if beside else {}
             return found
         if not source.exists():
             raise NotFoundError(

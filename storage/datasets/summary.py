@@ -1,13 +1,13 @@
 """Counts and remarks about a data set, the same for submit, training, evaluation and `dataset check`."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.errors import DatasetError
 from storage.datasets import names
-from storage.datasets.sources import Listing, Skipped
+from storage.datasets.sources import BESIDE, Listing, Skipped
 
 MAX_REASONS, MAX_CLASSES = 4, 12
 DARK = 32768
@@ -121,6 +121,16 @@ def of_listing(listing: Listing) -> Summary:
         count = Counter(listing.class_of(name) for name in listing.names)
         found.classes = {name: count[name] for name in classes}
     return found
+
+
+def describe_ignored(ignored: Mapping[str, int]) -> Iterator[str]:
+    """Yield lines on the files of Listing.ignored, for a user."""
+    by_suffix = Counter({suffix: number for suffix, number in ignored.items() if suffix != BESIDE})
+    if by_suffix:
+        suffixes = ", ".join(sorted(by_suffix)[:8])
+        yield f"{_files(by_suffix.total())}, not images by name ({suffixes})"
+    if beside := ignored.get(BESIDE):
+        yield f"{beside} images: the folder is that of a generation, of which only images/ is read"
 
 
 def no_images(listing: Listing) -> DatasetError:

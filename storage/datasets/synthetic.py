@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import ConfigError, DatasetError, SpecError
+from storage.datasets.names import ATTRIBUTION
 from storage.volume.durable import fsync_folder, make_folder, raise_storage_error, sync_filesystem
 
 STYLES = ("adventurer", "big-smile", "lorelei", "notionists", "open-peeps", "pixel-art", "critters")
-ATTRIBUTION = "ATTRIBUTION.txt"
 BACKGROUNDS = ("b6e3f4", "c0aede", "d1d4f9", "ffd5dc", "ffdfbf")
 """Light background colours; one is drawn for each face."""
 MAX_FACES = 1_000_000

@@ -5,6 +5,7 @@ from typing import Any
 
 MIN_EVALUATIONS = 3
 """Fewer show no trend."""
+TOO_EARLY = "too early to say"
 COLLAPSED = 0.25
 """Diversity below which a generator has collapsed: jobs/metrics/diversity.py."""
 
@@ -15,9 +16,10 @@ def of_training(
     *,
     spec: Mapping[str, Any],
     error: tuple[str | None, str | None] = (None, None),
+    ended: bool = False,
 ) -> str | None:
     """
-    Return the verdict on a training, with its reason.
+    Return the verdict on a training, with its reason; None if it is too early to say and the job has ended.
 
     Args:
         events: type and detail of the events of the job, oldest first.
@@ -31,7 +33,8 @@ def of_training(
             reasons = dict.fromkeys(reasons)
     if error[0] in ("NAN_LOSS", "COLLAPSED"):
         reasons["diverged" if error[0] == "NAN_LOSS" else "collapsed"] = error[1]
-    return verdict(evaluations, spec=spec, **reasons)
+    said = verdict(evaluations, spec=spec, **reasons)
+    return None if ended and said and said.startswith(TOO_EARLY) else said
 
 
 def verdict(
@@ -60,14 +63,14 @@ def verdict(
         return None
     known = [one for one in evaluations if _number(one.get("metric")) is not None]
     if not known:
-        return None if (spec or {}).get("metric") == "none" else "too early to say: not evaluated yet"
+        return None if (spec or {}).get("metric") == "none" else f"{TOO_EARLY}: not evaluated yet"
     diversity = _number(known[-1].get("diversity"))
     if len(known) < MIN_EVALUATIONS:
         times = "once" if len(known) == 1 else "twice"
-        return f"too early to say: evaluated {times}"
+        return f"{TOO_EARLY}: evaluated {times}"
     if diversity is not None and diversity < COLLAPSED:
         if all((_number(one.get("diversity")) or 0.0) < COLLAPSED for one in known):
-            return "too early to say: its images are still almost identical"
+            return f"{TOO_EARLY}: its images are still almost identical"
         return f"collapsed: at epoch {known[-1].get('epoch')} its images are almost identical"
     return _trend(known)
 

@@ -220,9 +220,8 @@ def _verdict(site: Site, job: Job) -> str | None:
         return None
     _, evaluations = curves_of.metrics_of(site, job).read(site.volume, job.id, job.attempt)
     events = ((one.type, one.detail) for one in site.queries.events(job.id))
-    said = of_training(evaluations, events, spec=job.spec, error=(job.error_code, job.error_message))
-    if said and job.state.terminal and said.startswith("too early"):  # it will not say more
-        return None
+    error = (job.error_code, job.error_message)
+    said = of_training(evaluations, events, spec=job.spec, error=error, ended=job.state.terminal)
     return html.cut(said, 300) if said else None
 
 

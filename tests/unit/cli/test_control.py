@@ -64,6 +64,7 @@ def test_retry_makes_a_new_job_with_the_same_spec_and_name(
     assert said.code == 0
     new = queries.get(said.json()[0]["id"])
     assert new.id != old
+    assert f"faces was job {old} (failed); it now refers to job {new.id}" in said.err
     assert (new.retry_of, new.name, new.spec, new.state) == (
         old,
         "faces",

@@ -29,3 +29,32 @@ def test_a_check_says_how_many_images_are_the_same(ganq: "Ganq", tmp_path: Path)
     said = ganq("dataset", "check", tmp_path).out
     assert "left out  3 files with the bytes of another" in said
     assert "copy      3.png of 1.png" in said
+
+
+def test_a_check_of_files_that_are_no_images_says_so(ganq: "Ganq", tmp_path: Path) -> None:
+    (tmp_path / "b.jpg").write_text("hello")
+    said = ganq("dataset", "check", tmp_path)
+    assert (said.code, "no file can be used" in said.err) == (1, True)
+    assert "1 image, 0 usable" in said.out
+    assert "Error" not in said.err
+
+
+def test_images_beside_those_of_a_generation_are_reported_as_ignored(ganq: "Ganq", tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "images"):
+        folder.mkdir(exist_ok=True)
+        for number in range(2):
+            Image.new("RGB", (24, 24), (9, number, 200)).save(folder / f"{number}.png")
+    assert "4 images, 4 usable" in ganq("dataset", "check", tmp_path).out
+
+    (tmp_path / "grids").mkdir()
+    (tmp_path / "manifest.jsonl").touch()
+    said = ganq("dataset", "check", tmp_path).out
+    assert "2 images, 2 usable" in said
+    assert "2 images: the folder is that of a generation, of which only images/ is read" in said
+
+
+def test_fewer_faces_than_before_replace_them_with_a_notice(ganq: "Ganq", tmp_path: Path) -> None:
+    make = ("dataset", "make", tmp_path / "faces", "--size", 16, "--count")
+    assert "replace" not in ganq(*make, 3).err
+    assert "replace the 3 faces that were there" in ganq(*make, 2).err
+    assert "ignored" not in ganq("dataset", "check", tmp_path / "faces").out, "of ATTRIBUTION.txt"

@@ -195,6 +195,7 @@ def test_augment_none_turns_the_recipes_policies_off(ganq: "Ganq", image_folder:
 
 BAD = {
     "an impossible size": (("--size", 50), 2, "images of 50×50 cannot be made", "--size 48 or --size 64"),
+    "a size beyond the largest": (("--size", 4096), 2, "cannot be made", "--size 1024 or --size 1536"),
     "a batch of one": (("--batch", 1), 2, "--batch", None),
     "no epochs": (("--epochs", 0), 2, "--epochs", None),
     "a rate that is no number": (("--lr-g", "nan"), 2, "--lr-g", None),
@@ -370,6 +371,12 @@ def test_the_plan_counts_steps_as_the_tutorial_does() -> None:
     # RECIPES: 62 batches an epoch, 24,800 steps of D, 13 of G an epoch.
     assert (plan["batches_per_epoch"], plan["steps_d"], plan["steps_g"]) == (62, 24_800, 5_200)
     assert plan["images_shown"] == 400 * 62 * 256
+
+
+@pytest.mark.parametrize(("epochs", "save_every", "grids"), [(2, 5, 1), (4, 1, 4), (7, 5, 2), (10, 5, 2)])
+def test_the_plan_counts_the_grid_of_the_last_epoch(epochs: int, save_every: int, grids: int) -> None:
+    spec = TrainSpec.create(data="/x", batch=32, epochs=epochs, save_every=save_every)
+    assert training_plan(spec, 320)["sample_grids"] == grids
 
 
 def test_a_short_job_that_ended_before_its_first_heartbeat_is_one_to_estimate_from(
