@@ -19,6 +19,7 @@ COLOURS = {"ok": "green", "warn": "yellow", "error": "red"}
 ALWAYS_SHOWN = ("home", "volume", "database_url", "redis_url", "data", "user", "queues")
 """Settings that are shown even if they have their defaults."""
 SETTINGS_TIMEOUT_S = 5.0
+SERVER_TIMEOUT_S = 20.0
 MIN_SECRET_LENGTH = 6
 """Shorter passwords are not masked, because they would match parts of words."""
 
@@ -57,12 +58,14 @@ def _check_server(settings: "Settings") -> "Iterable[Finding]":
     """Check that the server of GANQ_API_URL answers and knows the token."""
     from cli.session import open_session
     from jobs.errors import GanqError
-    from worker.doctor.check import as_finding, ok
+    from worker.doctor.check import as_finding, error, ok, within
 
     try:
-        workers = open_session(settings=settings).queries.workers()
+        workers = within(SERVER_TIMEOUT_S, lambda: open_session(settings=settings).queries.workers())
     except GanqError as exc:
         yield as_finding("server", exc)
+    except TimeoutError as exc:
+        yield error("server", f"{settings.api_url}: {exc}", hint="check GANQ_API_URL and the network")
     else:
         shown = output.count(len(workers), "worker")
         yield ok("server", f"{settings.api_url} answers and accepts the token; it has {shown}")

@@ -167,6 +167,8 @@ class Site:
                     self._trouble = timeout_message(root, VOLUME_ANSWER_S)
                 elif not Path(root).is_dir():
                     self._trouble = f"there is no volume at {root}"
+                elif not self.volume.jobs.is_dir() and self.queries.any_begun():
+                    self._trouble = f"there are no jobs at {root}, but the job table has jobs with files"
                 else:
                     self._trouble = None
                 self._asked = time.monotonic()

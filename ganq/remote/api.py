@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PREFIX = "/api/v1"
 TIMEOUT_S = 30.0
+UNAVAILABLE = (502, 503, 504)
+"""Status codes with which a reverse proxy says that the server behind it does not answer."""
 RETRIED_AFTER_S = (0.2, 1.0, 3.0)
 """Pauses before a request that may be repeated is sent again."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -36,7 +38,11 @@ class Api:
     """
 
     def __init__(self, url: str, token: str, timeout_s: float = TIMEOUT_S) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            parts.port  # noqa: B018 - raises ValueError, too
+        except ValueError:
+            parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
             raise ConfigError(
                 f"{url[:200]!r} is not the URL of a server", hint="e.g. https://ganq.lab.example"
@@ -195,6 +201,11 @@ class Api:
             raise error_of(str(found.get("code")), text + _both(found), found.get("hint"), **facts)
         if answer.is_success and (media != "text/html"):
             return
+        if answer.status_code in UNAVAILABLE:
+            raise ServerUnavailableError(
+                f"{self.url} does not answer: HTTP {answer.status_code}",
+                hint="a proxy answers for it: is the server running?",
+            )
         if answer.is_redirect:
             raise ConfigError(
                 f"{self.url} redirects to {answer.headers.get('location', '')[:200]}",

@@ -337,6 +337,6 @@ def _load(net: nn.Module, weights: Mapping[str, Tensor], option: str) -> None:
         what = first[:160] if other in (None, *NETWORKS.values()) else f"they are of {other}"
         raise SpecError(
             f"{option}: the weights do not fit the network: {what}",
-            hint="--size, --nz, --ngf, --ndf, --arch and --norm-d must be those it was trained with; "
-            "for the tutorial's weights: --recipe dcgan or sngan",
+            hint="--size, --nz, --ngf, --ndf, --arch, --norm-d, --full-res-conv, --skips and --antialias "
+            "must be those it was trained with; for the tutorial's weights: --recipe dcgan or sngan",
         ) from exc

@@ -30,9 +30,11 @@ A worker reads few rows of partial indexes whose rows come and go, such as that 
 scan visits all dead entries again until a vacuum (521 blocks after 1,500 jobs, with 2 running); an index scan
 marks those that it meets, and the next one omits them (5 to 17 blocks).
 
-Its statements name their indexes by literals, so that a plan for these parameters is the plan for any. By
-default Postgres plans the larger ones anew each time, a quarter of its time for a claim.
+Most of its statements name their indexes by literals, so that a plan for these parameters is the plan for
+any. By default Postgres plans the larger ones anew each time, a quarter of its time for a claim.
 """
+USUAL_PLANS = "SET LOCAL enable_bitmapscan = on; SET LOCAL plan_cache_mode = auto"
+"""For the statement of a worker of which that is not true."""
 
 
 def postgres_engine(url: str, connections: int | None = None) -> Engine:

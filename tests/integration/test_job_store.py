@@ -31,8 +31,10 @@ from tables import (
 from jobs.errors import JobNotFoundError, LeaseLostError, SpecError, TrainingDivergedError
 from jobs.kinds import SPEC_VERSION
 from jobs.states import JobState
+from storage.db.postgres import USUAL_PLANS
 from storage.db.schema import open_database
 from storage.db.store import Claim, JobStore
+from storage.db.store.waiting import fill_slots
 
 if TYPE_CHECKING:
     from storage.db.engine import Database
@@ -403,6 +405,37 @@ def test_what_a_worker_reads_of_running_jobs_does_not_grow_with_those_that_have_
     assert ran["Shared Hit Blocks"] + ran["Shared Read Blocks"] < 60
     assert each_time == 0, "statements of a worker are planned anew"
     assert once > 1000
+
+
+@pytest.mark.parametrize("backend", ["postgres"], indirect=True)
+def test_what_runs_of_a_large_sweep_is_counted_without_reading_those_that_have_ended(
+    settings: "Settings",
+) -> None:
+    database = open_database(settings, connections=2)
+    insert = (
+        'INSERT INTO job (submit_key, kind, queue, sweep, throttled, "user", priority, spec, spec_version,'
+        " state, created_at) SELECT 'k' || i, 'train', 'default', 's', 0, 'u', 0, '{}'::json, 1,"
+        " CASE WHEN i > 9990 THEN 'running' ELSE 'succeeded' END, 0 FROM generate_series(1, 10000) AS i"
+    )
+    database.write(lambda conn: conn.execute(text(insert)))
+    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+        conn.execute(text("VACUUM ANALYZE job"))
+
+    def count(conn: Any) -> tuple[str, int]:
+        with recorded(database) as seen:
+            assert fill_slots(conn, "s", 10) == 0
+        ((counting, bound),) = [(sent, bound) for sent, bound in seen if "count(*)" in sent]
+        afterwards = conn.exec_driver_sql("SHOW enable_bitmapscan").scalar_one()
+        conn.exec_driver_sql(USUAL_PLANS)
+        asked = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + counting
+        ran = conn.exec_driver_sql(asked, bound).scalar_one()[0]["Plan"]
+        assert USUAL_PLANS in [sent for sent, _ in seen]
+        return afterwards, ran["Shared Hit Blocks"] + ran["Shared Read Blocks"]
+
+    afterwards, blocks = database.write(count)
+    database.dispose()
+    assert afterwards == "off", "the settings of the worker are restored"
+    assert blocks < 60
 
 
 # --- the lease --------------------------------------------------------------------------------

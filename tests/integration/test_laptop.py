@@ -262,8 +262,9 @@ def test_what_needs_the_table_or_a_path_says_so(laptop: Laptop, world: World, tm
     assert "there is no token" in laptop.run("status").stderr
     laptop.env["GANQ_API_TOKEN"] = "ganq_x"
     assert "not a token of ganq" in laptop.run("status").stderr
-    laptop.env["GANQ_API_URL"] = "ftp://x"
-    assert "is not the URL of a server" in laptop.run("status").stderr
+    for url in ("ftp://x", "http://[::1", "http://127.0.0.1:99999"):
+        laptop.env["GANQ_API_URL"] = url
+        assert "is not the URL of a server" in laptop.run("status").stderr
 
 
 def test_a_path_of_the_server_and_an_archive(
@@ -598,11 +599,12 @@ def test_the_first_upload_creates_the_volume_that_no_worker_has_created_yet(
     assert len(blobs(world)) == 70
     world.begin(world.submit("t"), state="succeeded", result={})
     world.volume.root.rename(world.volume.root.with_name("elsewhere"))
+    world.volume.root.mkdir()  # the mount point
     time.sleep(5.1)  # so long an answer of the volume holds
     refused = laptop.run("submit", "train", "--data", image_folder)
     assert refused.returncode != 0
     assert "the job table has jobs with files" in refused.stderr, "it is not mounted"
-    assert not world.volume.root.exists()
+    assert not list(world.volume.root.iterdir())
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
@@ -876,7 +878,9 @@ def test_a_server_that_is_away_or_is_something_else_is_reported(
 
     class Other(http.server.SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(302 if "/jobs/2" in self.path else 200)
+            asked.append(self.path)
+            status = {"2": 302, "3": 502}.get(self.path[-1], 200)
+            self.send_response(status)
             self.send_header("Location", "https://elsewhere.example/")
             self.send_header("Content-Type", "text/html")
             self.end_headers()
@@ -885,6 +889,7 @@ def test_a_server_that_is_away_or_is_something_else_is_reported(
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
+    asked: list[str] = []
     other = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other)
     threading.Thread(target=other.serve_forever, daemon=True).start()
     try:
@@ -893,6 +898,9 @@ def test_a_server_that_is_away_or_is_something_else_is_reported(
                 client.job(1)
             with pytest.raises(ganq.GanqError, match="redirects to https://elsewhere"):
                 client.job(2)
+            with pytest.raises(ServerUnavailableError, match="does not answer: HTTP 502"):
+                client.job(3)
+            assert len([one for one in asked if one.endswith("3")]) == 2, "a proxy's error is not retried"
     finally:
         other.shutdown()
         other.server_close()

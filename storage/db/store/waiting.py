@@ -14,6 +14,7 @@ from sqlalchemy import Connection, func, insert, or_, select, text, update
 
 from jobs.errors import JobNotFoundError, SpecError
 from jobs.states import JobState
+from storage.db.postgres import USUAL_PLANS
 from storage.db.tables import (
     BEGINS,
     CLOCKS,
@@ -151,13 +152,7 @@ def insert_extras(conn: Connection, ids: Sequence[int], extras: Extras, waits: W
 
 def fill_slots(conn: Connection, sweep: str, max_running: int) -> int:
     """Release as many jobs of a sweep with --max-running as its limit allows; return their number."""
-    active = select(func.count()).where(
-        text("sweep IS NOT NULL"),
-        job.c.sweep == sweep,
-        job.c.throttled == 0,
-        or_(job.c.state == JobState.RUNNING, (job.c.state == JobState.QUEUED) & (job.c.held == 0)),
-    )
-    free = max_running - int(conn.execute(active).scalar_one())
+    free = max_running - _active(conn, sweep)
     if free <= 0:
         return 0
     chosen = conn.execute(_NEXT[conn.dialect.name], {"sweep": sweep, "free": free}).scalars().all()
@@ -165,6 +160,25 @@ def fill_slots(conn: Connection, sweep: str, max_running: int) -> int:
         released = {"throttled": 0, "blockers": job.c.blockers - 1, "rung_at": None}
         conn.execute(update(job).where(job.c.id.in_(chosen), text(THROTTLED)).values(released))
     return len(chosen)
+
+
+def _active(conn: Connection, sweep: str) -> int:
+    """Return how many jobs of a sweep run or may run."""
+    active = select(func.count()).where(
+        text("sweep IS NOT NULL"),
+        job.c.sweep == sweep,
+        job.c.throttled == 0,
+        or_(job.c.state == JobState.RUNNING, (job.c.state == JobState.QUEUED) & (job.c.held == 0)),
+    )
+    if conn.dialect.name == "sqlite":
+        return int(conn.execute(active).scalar_one())
+    # Of a large sweep most jobs have ended. A worker's settings (OF_WORKERS) exclude the plan that
+    # intersects indexes, and read all of them; the end of the savepoint restores these settings.
+    with conn.begin_nested() as planning:
+        conn.exec_driver_sql(USUAL_PLANS)
+        found = int(conn.execute(active).scalar_one())
+        planning.rollback()
+    return found
 
 
 def throttle_again(conn: Connection, row: Any) -> None:

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from jobs.errors import DatasetError, SpecError
-from storage.datasets.synthetic import ATTRIBUTION, STYLES, make_faces, styles
+from storage.datasets.names import ATTRIBUTION
+from storage.datasets.synthetic import STYLES, make_faces, styles
 
 
 def load(folder: Path) -> np.ndarray:
