@@ -123,7 +123,7 @@ def continued(session: Session, parent: "Job", given: dict[str, Any]) -> TrainSp
 
     known = session.queries.checkpoints(parent.id)
     if parent.state.terminal and not known:
-        raise without_checkpoint(parent)
+        raise without_checkpoint(session.queries, parent)
     done = known[-1].epoch if parent.state.terminal else parent.spec_field("epochs")
     epochs = given.get("epochs", parent.spec_field("epochs"))
     if epochs <= done:
@@ -177,7 +177,7 @@ def fine_tuned(session: Session, start: "Job", given: dict[str, Any]) -> dict[st
     if start.state.terminal and not session.queries.checkpoints(start.id):
         from storage.db.queries import without_checkpoint
 
-        raise without_checkpoint(start)
+        raise without_checkpoint(session.queries, start)
     # Specs of earlier versions lack these. An import never records the last two; its user gives them.
     unrecorded = {"antialias": False}
     unrecorded |= {} if start.kind == "import" else {"full_res_conv": False, "skips": False}

@@ -553,7 +553,7 @@ class Queries:
         """
         there = self.checkpoints(job_id)
         if not there:
-            raise without_checkpoint(self.get(job_id))
+            raise without_checkpoint(self, self.get(job_id))
         if which == "last":
             return there[-1]
         if which == "best":
@@ -657,8 +657,8 @@ class Queries:
         return self.database.read(ask)
 
 
-def without_checkpoint(one: Job) -> CheckpointNotFoundError:
-    """Return the error of a job that has no checkpoint."""
+def without_checkpoint(queries: Queries, one: Job) -> CheckpointNotFoundError:
+    """Return the error of a job that has no checkpoint; its hint names an older job of its name that has."""
     source = one.spec.get("source")
     if one.kind in ("generate", "evaluate") and isinstance(source, int):
         return CheckpointNotFoundError(
@@ -670,9 +670,12 @@ def without_checkpoint(one: Job) -> CheckpointNotFoundError:
             hint=f"ganq retry {one.id} trains it again",
         )
     if one.state.terminal:
+        older = queries.page(Filter(name=one.name, before_id=one.id), limit=20) if one.name else []
+        named = (each.id for each in older if each.name == one.name and queries.checkpoints(each.id))
+        other = next((f"name job {id}, which has the same name" for id in named), "name another job")
         return CheckpointNotFoundError(
             f"job {one.id} has {ending_text(one.state)} and left no checkpoint",
-            hint=f"ganq retry {one.id} trains it again; or name another job",
+            hint=f"ganq retry {one.id} trains it again; or {other}",
         )
     return CheckpointNotFoundError(
         f"job {one.id} has no checkpoint yet", hint=f"ganq status {one.id} shows how far it is"

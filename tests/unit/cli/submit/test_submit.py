@@ -752,6 +752,18 @@ def test_continue_waits_for_a_training_that_has_not_ended(
     assert queries.needs(2)[0][0] == 1
 
 
+def test_a_model_without_a_checkpoint_names_an_older_one_of_its_name(
+    ganq: "Ganq", store: "JobStore", trained: Callable[..., int]
+) -> None:
+    older = trained(name="heads")
+    retried = ganq("retry", "heads", "--json").json()[0]["id"]
+    store.request_cancel(retried)
+    said = ganq("submit", "generate", "heads", "--count", 4)
+    assert said.code == 3
+    assert f"job {retried} has been cancelled and left no checkpoint" in said.err
+    assert f"name job {older}, which has the same name" in said.err
+
+
 def test_continue_needs_a_checkpoint(ganq: "Ganq", store: "JobStore", image_folder: Path) -> None:
     ganq("submit", "train", "--data", image_folder)
     store.request_cancel(1)
