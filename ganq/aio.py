@@ -102,6 +102,7 @@ class AsyncApi:
         with self.api.unavailable():
             answer = await self.client.request(method, self.api.url + PREFIX + path, **options)
         self.api.require_success(answer)
+        self.api.require_object(answer)
         return answer
 
     async def repeated(self, method: str, path: str, **options: Any) -> "httpx.Response":

@@ -132,6 +132,7 @@ class Api:
         with self.unavailable():
             answer = self.client.request(method, self.url + PREFIX + path, **options)
         self.require_success(answer)
+        self.require_object(answer)
         return answer
 
     @contextmanager
@@ -211,7 +212,25 @@ class Api:
                 f"{self.url} redirects to {answer.headers.get('location', '')[:200]}",
                 hint="set GANQ_API_URL to that server; the token is not sent along",
             )
-        raise ConfigError(
+        raise self._other_server(answer)
+
+    def require_object(self, answer: "httpx.Response") -> None:
+        """
+        Check that the JSON of an answer is an object, as all of this API are.
+
+        Raises:
+            ConfigError: it is not: another server answers.
+        """
+        if answer.headers.get("content-type", "").startswith("application/json"):
+            try:
+                if isinstance(answer.json(), dict):
+                    return
+            except ValueError:
+                pass
+            raise self._other_server(answer)
+
+    def _other_server(self, answer: "httpx.Response") -> ConfigError:
+        return ConfigError(
             f"{self.url} does not answer as the REST API of ganq does (HTTP {answer.status_code})",
             hint="check GANQ_API_URL; servers of ganq 0.2 have no REST API",
         )

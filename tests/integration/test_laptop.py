@@ -882,9 +882,10 @@ def test_a_server_that_is_away_or_is_something_else_is_reported(
             status = {"2": 302, "3": 502}.get(self.path[-1], 200)
             self.send_response(status)
             self.send_header("Location", "https://elsewhere.example/")
-            self.send_header("Content-Type", "text/html")
+            json = {"4": b"[]", "5": b"{"}.get(self.path[-1])
+            self.send_header("Content-Type", "application/json" if json else "text/html")
             self.end_headers()
-            self.wfile.write(b"<html>welcome</html>")
+            self.wfile.write(json or b"<html>welcome</html>")
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
@@ -894,8 +895,9 @@ def test_a_server_that_is_away_or_is_something_else_is_reported(
     threading.Thread(target=other.serve_forever, daemon=True).start()
     try:
         with ganq.connect(f"http://127.0.0.1:{other.server_port}", token="t") as client:
-            with pytest.raises(ganq.GanqError, match="does not answer as the REST API"):
-                client.job(1)
+            for number in (1, 4, 5):  # a page, another JSON, none
+                with pytest.raises(ganq.GanqError, match="does not answer as the REST API"):
+                    client.job(number)
             with pytest.raises(ganq.GanqError, match="redirects to https://elsewhere"):
                 client.job(2)
             with pytest.raises(ServerUnavailableError, match="does not answer: HTTP 502"):
