@@ -82,14 +82,14 @@ class AsyncApi:
     async def get(self, path: str, **params: Any) -> Any:
         """Return the JSON of an address; see ganq.remote.api.Api.get()."""
         given = {name: value for name, value in params.items() if value is not None}
-        return (await self.repeated("GET", path, params=given)).json()
+        return self.api.object_of(await self.repeated("GET", path, params=given))
 
     async def post(self, path: str, body: Mapping[str, Any], *, key: str | None = None) -> Any:
         """Send JSON and return the answer; see ganq.remote.api.Api.post()."""
         if key is None:
-            return (await self.send("POST", path, json=dict(body))).json()
+            return self.api.object_of(await self.send("POST", path, json=dict(body)))
         headers = {"Idempotency-Key": key}
-        return (await self.repeated("POST", path, json=dict(body), headers=headers)).json()
+        return self.api.object_of(await self.repeated("POST", path, json=dict(body), headers=headers))
 
     async def send(self, method: str, path: str, **options: Any) -> "httpx.Response":
         """
@@ -102,7 +102,6 @@ class AsyncApi:
         with self.api.unavailable():
             answer = await self.client.request(method, self.api.url + PREFIX + path, **options)
         self.api.require_success(answer)
-        self.api.require_object(answer)
         return answer
 
     async def repeated(self, method: str, path: str, **options: Any) -> "httpx.Response":

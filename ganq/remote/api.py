@@ -97,7 +97,7 @@ class Api:
             ServerUnavailableError: it does not answer.
         """
         given = {name: value for name, value in params.items() if value is not None}
-        return self.repeated(lambda: self.send("GET", path, params=given)).json()
+        return self.object_of(self.repeated(lambda: self.send("GET", path, params=given)))
 
     def post(self, path: str, body: Mapping[str, Any], *, key: str | None = None) -> Any:
         """
@@ -115,11 +115,11 @@ class Api:
         def once() -> Any:
             return self.send("POST", path, json=dict(body), headers=headers)
 
-        return (self.repeated(once) if key is not None else once()).json()
+        return self.object_of(self.repeated(once) if key is not None else once())
 
     def patch(self, path: str, body: Mapping[str, Any]) -> Any:
         """Change something; see post()."""
-        return self.send("PATCH", path, json=dict(body)).json()
+        return self.object_of(self.send("PATCH", path, json=dict(body)))
 
     def send(self, method: str, path: str, **options: Any) -> "httpx.Response":
         """
@@ -132,7 +132,6 @@ class Api:
         with self.unavailable():
             answer = self.client.request(method, self.url + PREFIX + path, **options)
         self.require_success(answer)
-        self.require_object(answer)
         return answer
 
     @contextmanager
@@ -214,20 +213,20 @@ class Api:
             )
         raise self._other_server(answer)
 
-    def require_object(self, answer: "httpx.Response") -> None:
+    def object_of(self, answer: "httpx.Response") -> dict[str, Any]:
         """
-        Check that the JSON of an answer is an object, as all of this API are.
+        Return the JSON object of an answer; all answers of this API but files are objects.
 
         Raises:
-            ConfigError: it is not: another server answers.
+            ConfigError: it is something else: another server answers.
         """
-        if answer.headers.get("content-type", "").startswith("application/json"):
-            try:
-                if isinstance(answer.json(), dict):
-                    return
-            except ValueError:
-                pass
+        try:
+            found = answer.json()
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
             raise self._other_server(answer)
+        return found
 
     def _other_server(self, answer: "httpx.Response") -> ConfigError:
         return ConfigError(
