@@ -62,13 +62,15 @@ def retry(
     from cli.submit.accept import report_reused_name
     from cli.submit.notify import notices_of
     from ganq.submission.retry import resubmit
+    from jobs.states import JobState
 
     def action(session: Session, job: "Job") -> "Iterable[tuple[Job, str]]":
         waiting = [] if with_waiting else session.queries.ended_with(job.id)
         for again in resubmit(session, job, with_waiting=with_waiting):
             notices_of(again.notices)
             yield again.new, f"submitted as a retry of job {again.old.id}"
-            report_reused_name(session, again.new)
+            if again.old.state is JobState.SUCCEEDED:  # its results were reached by that name
+                report_reused_name(session, again.new)
         if waiting:
             numbers = ", ".join(str(each.id) for each in waiting[:10]) + (", …" if len(waiting) > 10 else "")
             output.notice(

@@ -64,7 +64,7 @@ def test_retry_makes_a_new_job_with_the_same_spec_and_name(
     assert said.code == 0
     new = queries.get(said.json()[0]["id"])
     assert new.id != old
-    assert f"faces was job {old} (failed); it now refers to job {new.id}" in said.err
+    assert "it now refers" not in said.err
     assert (new.retry_of, new.name, new.spec, new.state) == (
         old,
         "faces",
@@ -73,6 +73,11 @@ def test_retry_makes_a_new_job_with_the_same_spec_and_name(
     )
     assert queries.get(old).state is JobState.FAILED
     assert f"job {old}" in ganq("status", new.id).out
+
+
+def test_retry_says_that_a_name_leaves_a_job_with_results(ganq: "Ganq", trained: Callable[..., int]) -> None:
+    old = trained(name="faces")
+    assert f"faces was job {old} (succeeded); it now refers to job {old + 1}" in ganq("retry", old).err
 
 
 def test_a_job_that_has_not_ended_cannot_be_retried(
