@@ -10,7 +10,7 @@ from cli.session import NoJobsYetError, open_session
 from cli.submit import sweep
 from cli.ui import output
 from jobs.errors import JobNotFoundError
-from jobs.specs import EvaluateSpec, GenerateSpec, TrainSpec
+from jobs.specs import NETWORK_OPTIONS, EvaluateSpec, GenerateSpec, TrainSpec
 from jobs.states import JobState
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ ACTIVATION_FACTOR, PENALTY_FACTOR = 1.5, 2.0
 HISTORY = 100
 """Jobs that are searched for similar ones."""
 TRAINING_FIELDS = (
-    *("size", "nz", "ngf", "ndf", "norm_d", "arch", "full_res_conv", "antialias", "skips", "progressive"),
-    *("d_every", "g_every", "r1_gamma", "r2_gamma", "penalty_every", "precision", "cuda_graphs"),
+    *NETWORK_OPTIONS,
+    *("progressive", "d_every", "g_every", "r1_gamma", "r2_gamma", "penalty_every"),
+    *("precision", "cuda_graphs"),
 )
 EVALUATION_FIELDS = ("size", "count", "search", "feature_network")
 RENAMED_KEYS = {
@@ -42,7 +43,7 @@ RENAMED_KEYS = {
     "max_real_images": "real_pictures_at_most",
 }
 """Keys of a plan, and their names in ganq 0.2, which JSON still contains."""
-GENERATION_FIELDS = ("size", "nz", "ngf", "arch", "full_res_conv", "antialias", "skips")
+GENERATION_FIELDS = tuple(name for name in NETWORK_OPTIONS if name not in ("ndf", "norm_d"))
 
 
 def show_plan(

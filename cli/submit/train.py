@@ -45,6 +45,8 @@ HELP = {
     "g_every": "Update the generator on every N-th batch.",
     "arch": "Network architecture: the tutorial's DCGAN, a DCGAN with balanced channels, or a ResNet without "
     "normalisation.",
+    "patch_size": "Side of the patches of pixels that the generator's last layer makes, and the "
+    "discriminator's first reads. Larger ones are faster, and blur; 0: 3 or 2, by the size.",
     "full_res_conv": "End the generator in a convolution at the resolution of the image.",
     "antialias": "Low-pass filter the generator's images, against patterns of dots.",
     "skips": "Skip connections between images of a quarter, half and full size, in both networks.",

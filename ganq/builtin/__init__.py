@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ganq.session import Session
 from jobs.errors import CheckpointCorruptError, JobNotFoundError, NotFoundError
+from jobs.specs import NEW_NETWORK_OPTIONS
 
 if TYPE_CHECKING:
     from storage.db.rows import Job
@@ -42,7 +43,7 @@ class Builtin:
     def networks(self) -> dict[str, Any]:
         """Return the options of a training that has its architecture."""
         arch: dict[str, Any] = json.loads((self.folder / "config.json").read_bytes())["arch"]
-        return {"full_res_conv": False, "antialias": False, "skips": False, **arch}
+        return {**NEW_NETWORK_OPTIONS, **arch}
 
     def imported(self, session: Session) -> "Job":
         """

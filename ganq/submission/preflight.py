@@ -222,7 +222,7 @@ def check_frozen_layers(spec: TrainSpec) -> None:
     Raises:
         SpecError: all layers of a network would be frozen.
     """
-    of_g, of_d = layers(spec.arch, spec.size)
+    of_g, of_d = layers(spec.arch, spec.size, spec.patch_size)
     check_frozen("--freeze-g", spec.freeze_g, of_g)
     check_frozen("--freeze-d", spec.freeze_d, of_d)
 

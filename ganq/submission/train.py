@@ -13,7 +13,7 @@ from jobs.class_checks import other_classes
 from jobs.errors import SpecError
 from jobs.kinds import kind_named
 from jobs.recipes import DEFAULT_RECIPE, RECIPES
-from jobs.specs import TrainSpec, check_same_run, difference
+from jobs.specs import NETWORK_OPTIONS, NEW_NETWORK_OPTIONS, TrainSpec, check_same_run, difference
 from storage.settings import Settings
 from storage.status.units import count
 
@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     from storage.datasets.sources import Listing
     from storage.db.rows import Job
 
-NETWORKS = (
-    *("size", "nz", "ngf", "ndf", "arch", "norm_d", "conditional", "grey"),
-    *("full_res_conv", "antialias", "skips"),
-)
+NETWORKS = (*NETWORK_OPTIONS, "conditional", "grey")
 """Fields that must be equal for the weights of one run to fit another."""
 
 
@@ -178,9 +175,10 @@ def fine_tuned(session: Session, start: "Job", given: dict[str, Any]) -> dict[st
         from storage.db.queries import without_checkpoint
 
         raise without_checkpoint(session.queries, start)
-    # Specs of earlier versions lack these. An import never records the last two; its user gives them.
-    unrecorded = {"antialias": False}
-    unrecorded |= {} if start.kind == "import" else {"full_res_conv": False, "skips": False}
+    # Specs of earlier versions lack these. Their imports could have two of them; the user gives those.
+    unrecorded = dict(NEW_NETWORK_OPTIONS)
+    if start.kind == "import":
+        del unrecorded["full_res_conv"], unrecorded["skips"]
     networks = unrecorded | {name: start.spec[name] for name in NETWORKS if name in start.spec}
     return _with_networks(f"job {start.id}", networks, start.spec.get("recipe"), given) | {
         "init_from": start.id

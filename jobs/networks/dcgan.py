@@ -41,12 +41,21 @@ class Generator(nn.Module):
     No layer has a bias, because BatchNorm would remove it.
     """
 
-    def __init__(self, *, size: int, nz: int, ngf: int, classes: int = 0, **last: Unpack[LastLayers]) -> None:
+    def __init__(
+        self,
+        *,
+        size: int,
+        nz: int,
+        ngf: int,
+        classes: int = 0,
+        patch_size: int = 0,
+        **last: Unpack[LastLayers],
+    ) -> None:
         super().__init__()
         self.GeneClasses = ClassLatents(classes) if classes else None
-        channels = [ngf * factor for factor in widths(size)]
+        channels = [ngf * factor for factor in widths(size, patch_size)]
         layers = doublings(nz + ClassLatents.NUMBERS if classes else nz, channels)
-        layers += last_layers(transposed_head, channels[-1], size, **last)
+        layers += last_layers(transposed_head, channels[-1], size, patch_size=patch_size, **last)
         self.Gene = nn.Sequential(*layers, nn.Tanh())
 
     def forward(self, latents_BZ11: Tensor, labels_B: Tensor | None = None) -> Tensor:
@@ -68,7 +77,7 @@ class Discriminator(nn.Module):
     norm 'none': as 'spectral' without normalisation, for losses with penalties.
     """
 
-    def __init__(self, *, size: int, ndf: int, norm: NormD, classes: int = 0) -> None:
+    def __init__(self, *, size: int, ndf: int, norm: NormD, classes: int = 0, patch_size: int = 0) -> None:
         super().__init__()
         spectral, batch = norm == "spectral", norm == "batch"
 
@@ -76,11 +85,11 @@ class Discriminator(nn.Module):
             layer = nn.Conv2d(into, out, kernel, stride, padding, bias=bias)
             return spectral_norm(layer) if spectral else layer
 
-        factors = widths(size)[::-1]
+        factors = widths(size, patch_size)[::-1]
         layers: list[nn.Module] = []
         channels = 3
         for place, factor in enumerate(factors):
-            kernel, stride, padding = edge_layer(size) if place == 0 else (4, 2, 1)
+            kernel, stride, padding = edge_layer(size, patch_size) if place == 0 else (4, 2, 1)
             layers.append(conv(channels, ndf * factor, kernel, stride, padding, bias=not batch))
             if place > 0:
                 layers.append(nn.BatchNorm2d(ndf * factor) if batch else nn.Identity())
@@ -111,8 +120,9 @@ GENERATORS: dict[Arch, type[Generator | BalancedGenerator | ResNetGenerator]] = 
 }
 
 
-GENERATOR_FIELDS = ("size", "nz", "ngf", "classes", "full_res_conv", "antialias")
-LATER_FIELDS = ("arch", "classes", "grey", "full_res_conv", "antialias", "skips", "grown")
+GENERATOR_FIELDS = ("size", "nz", "ngf", "classes", "patch_size", "full_res_conv", "antialias")
+DISCRIMINATOR_FIELDS = ("size", "ndf", "classes", "patch_size")
+LATER_FIELDS = ("arch", "classes", "grey", "patch_size", "full_res_conv", "antialias", "skips", "grown")
 """Fields of an architecture that ganq 0.1 does not know."""
 
 
@@ -130,6 +140,8 @@ class Architecture:
     """Number of classes of a conditional pair; 0: unconditional."""
     grey: bool = False
     """G's channels are equal: each is the mean of the three."""
+    patch_size: int = 0
+    """As in size_plan(); 0: 3 or 2, by the size."""
     full_res_conv: bool = False
     """G ends in a convolution at the resolution of the image."""
     antialias: bool = False
@@ -140,8 +152,8 @@ class Architecture:
     """Side that a network with skips is trained at, in an early phase of --progressive; 0: `size`."""
 
     def __post_init__(self) -> None:
-        size_plan(self.size)
-        smaller = skip_sides(self.size)[:2] if self.skips else ()
+        size_plan(self.size, self.patch_size)
+        smaller = skip_sides(self.size, self.patch_size)[:2] if self.skips else ()
         if self.grown and self.grown not in smaller:
             raise SpecError(f"no network has these measures: {asdict(self)}")
         known = self.norm_d in get_args(NormD) and self.arch in get_args(Arch)
@@ -166,6 +178,7 @@ class Architecture:
             arch=spec.arch,
             classes=classes,
             grey=spec.grey,
+            patch_size=spec.patch_size,
             full_res_conv=spec.full_res_conv,
             antialias=spec.antialias,
             skips=spec.skips,
@@ -221,19 +234,13 @@ class Architecture:
 
     def build_discriminator(self, seed: int | None = None) -> AnyDiscriminator:
         """Build the discriminator; `seed` as in build_generator()."""
+        given: dict[str, Any] = {name: getattr(self, name) for name in DISCRIMINATOR_FIELDS}
         with _initial_weights(seed):
             if self.skips:
-                return SkipDiscriminator(
-                    self.arch,
-                    size=self.size,
-                    grown=self.side,
-                    ndf=self.ndf,
-                    norm=self.norm_d,
-                    classes=self.classes,
-                )
+                return SkipDiscriminator(self.arch, grown=self.side, norm=self.norm_d, **given)
             if self.arch == "resnet":
-                return ResNetDiscriminator(size=self.size, ndf=self.ndf, classes=self.classes)
-            return Discriminator(size=self.size, ndf=self.ndf, norm=self.norm_d, classes=self.classes)
+                return ResNetDiscriminator(**given)
+            return Discriminator(norm=self.norm_d, **given)
 
 
 def make_grey(net: nn.Module) -> None:

@@ -107,15 +107,14 @@ def residual_stages(into: int, channels: Sequence[int]) -> list[list[nn.Module]]
     return stages
 
 
-def residual_head(channels: int, size: int) -> list[nn.Module]:
+def residual_head(channels: int, patch_size: int) -> list[nn.Module]:
     """Return a sub-pixel convolution that is initialised to nearest-neighbour upsampling."""
-    _, side, _ = edge_layer(size)
-    pixels = nn.Conv2d(channels, 3 * side**2, 3, padding=1)
+    pixels = nn.Conv2d(channels, 3 * patch_size**2, 3, padding=1)
     with torch.no_grad():
         one_pixel = torch.randn(3, channels, 3, 3) * (9 * channels) ** -0.5
-        pixels.weight.copy_(one_pixel.repeat_interleave(side**2, dim=0))
+        pixels.weight.copy_(one_pixel.repeat_interleave(patch_size**2, dim=0))
         nn.init.zeros_(cast(Tensor, pixels.bias))
-    return [pixels, nn.PixelShuffle(side)]
+    return [pixels, nn.PixelShuffle(patch_size)]
 
 
 class ResNetGenerator(nn.Module):
@@ -126,13 +125,23 @@ class ResNetGenerator(nn.Module):
     at infinity.
     """
 
-    def __init__(self, *, size: int, nz: int, ngf: int, classes: int = 0, **last: Unpack[LastLayers]) -> None:
+    def __init__(
+        self,
+        *,
+        size: int,
+        nz: int,
+        ngf: int,
+        classes: int = 0,
+        patch_size: int = 0,
+        **last: Unpack[LastLayers],
+    ) -> None:
         super().__init__()
         self.GeneClasses = ClassLatents(classes) if classes else None
         into = nz + ClassLatents.NUMBERS if classes else nz
-        stages = residual_stages(into, [ngf * factor for factor in widths(size)])
+        channels = [ngf * factor for factor in widths(size, patch_size)]
+        stages = residual_stages(into, channels)
         layers = [layer for stage in stages for layer in stage]
-        layers += last_layers(residual_head, ngf * widths(size)[-1], size, **last)
+        layers += last_layers(residual_head, channels[-1], size, patch_size=patch_size, **last)
         self.Gene = nn.Sequential(*layers)
 
     def forward(self, latents_BZ11: Tensor, labels_B: Tensor | None = None) -> Tensor:
@@ -145,10 +154,10 @@ class ResNetGenerator(nn.Module):
 class ResNetDiscriminator(nn.Module):
     """Map images (B, 3, size, size) in [-1, 1] to logits (B,): the generator, mirrored."""
 
-    def __init__(self, *, size: int, ndf: int, classes: int = 0) -> None:
+    def __init__(self, *, size: int, ndf: int, classes: int = 0, patch_size: int = 0) -> None:
         super().__init__()
-        factors = widths(size)[::-1]
-        _, side, _ = edge_layer(size)
+        factors = widths(size, patch_size)[::-1]
+        _, side, _ = edge_layer(size, patch_size)
         channels = ndf * factors[0]
         layers: list[nn.Module] = [
             nn.PixelUnshuffle(side),

@@ -34,7 +34,7 @@ HEADS: dict[str, Head] = {
 }
 
 
-def levels(size: int, grown: int) -> list[tuple[int, int]]:
+def levels(size: int, grown: int, patch_size: int = 0) -> list[tuple[int, int]]:
     """
     Return (side of the images, index of the features' side in widths()) of each level, smallest first.
 
@@ -44,7 +44,9 @@ def levels(size: int, grown: int) -> list[tuple[int, int]]:
     Returns:
         For 96 and 96: [(24, 1), (48, 2), (96, 3)].
     """
-    return [(side, len(widths(side)) - 1) for side in skip_sides(size) if side <= grown]
+    return [
+        (side, len(widths(side, patch_size)) - 1) for side in skip_sides(size, patch_size) if side <= grown
+    ]
 
 
 class SkipGenerator(nn.Module):
@@ -67,13 +69,16 @@ class SkipGenerator(nn.Module):
         nz: int,
         ngf: int,
         classes: int,
+        patch_size: int = 0,
         **last: Unpack[LastLayers],
     ) -> None:
         super().__init__()
         self.GeneClasses = ClassLatents(classes) if classes else None
         into = nz + ClassLatents.NUMBERS if classes else nz
-        found = levels(size, grown)
-        channels = [ngf * factor for factor in (balanced_widths if arch == "balanced" else widths)(size)]
+        found = levels(size, grown, patch_size)
+        channels = [
+            ngf * factor for factor in (balanced_widths if arch == "balanced" else widths)(size, patch_size)
+        ]
         kept = channels[: found[-1][1] + 1]
         if arch == "resnet":
             stages = residual_stages(into, channels)[: len(kept)]
@@ -84,7 +89,8 @@ class SkipGenerator(nn.Module):
         ends = [sum(map(len, stages[: index + 1])) for _, index in found]
         self.parts = list(pairwise([0, *ends]))
         self.GeneSkips = nn.ModuleList(
-            nn.Sequential(*last_layers(HEADS[arch], channels[index], side, **last)) for side, index in found
+            nn.Sequential(*last_layers(HEADS[arch], channels[index], side, patch_size=patch_size, **last))
+            for side, index in found
         )
         for skip in list(self.GeneSkips)[1:]:
             _zero(skip)
@@ -119,12 +125,14 @@ class SkipDiscriminator(nn.Module):
         norm: as in Discriminator; 'none' for resnet.
     """
 
-    def __init__(self, arch: str, *, size: int, grown: int, ndf: int, norm: str, classes: int) -> None:
+    def __init__(
+        self, arch: str, *, size: int, grown: int, ndf: int, norm: str, classes: int, patch_size: int = 0
+    ) -> None:
         super().__init__()
         self.grown = grown
-        found = levels(size, grown)
-        channels = [ndf * factor for factor in widths(size)]
-        build = _Residual(channels) if arch == "resnet" else _Plain(channels, norm)
+        found = levels(size, grown, patch_size)
+        channels = [ndf * factor for factor in widths(size, patch_size)]
+        build = _Residual(channels, patch_size) if arch == "resnet" else _Plain(channels, norm, patch_size)
         self.DiscrimEdges = nn.ModuleList(build.edge(index, side) for side, index in found)
         self.DiscrimDowns = nn.ModuleList(nn.Sequential(*build.down(index)) for _, index in found[1:])
         for down in self.DiscrimDowns if norm != "spectral" else ():
@@ -152,12 +160,12 @@ class SkipDiscriminator(nn.Module):
 class _Plain:
     """Layers of the tutorial's discriminator."""
 
-    def __init__(self, channels: Sequence[int], norm: str) -> None:
-        self.channels, self.norm = channels, norm
+    def __init__(self, channels: Sequence[int], norm: str, patch_size: int) -> None:
+        self.channels, self.norm, self.patch_size = channels, norm, patch_size
 
     def edge(self, index: int, side: int) -> nn.Module:
         """Return the layer from images of `side` to features."""
-        return self._conv(3, self.channels[index], *edge_layer(side))
+        return self._conv(3, self.channels[index], *edge_layer(side, self.patch_size))
 
     def down(self, index: int) -> list[nn.Module]:
         """Return the layers from the features of a level to those of half the side."""
@@ -185,11 +193,11 @@ class _Plain:
 class _Residual:
     """Layers of ResNetDiscriminator."""
 
-    def __init__(self, channels: Sequence[int]) -> None:
-        self.channels = channels
+    def __init__(self, channels: Sequence[int], patch_size: int) -> None:
+        self.channels, self.patch_size = channels, patch_size
 
     def edge(self, index: int, side: int) -> nn.Module:
-        _, stride, _ = edge_layer(side)
+        _, stride, _ = edge_layer(side, self.patch_size)
         return nn.Sequential(
             nn.PixelUnshuffle(stride), convolution(3 * stride**2, self.channels[index], 3, gain=1)
         )

@@ -12,6 +12,7 @@ Nothing here reads or writes a file: storage/weights/load.py reads, storage/weig
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -19,13 +20,17 @@ from torch import Tensor, nn
 
 from jobs.errors import ForeignFileError, SpecError
 from jobs.networks.dcgan import Arch, Architecture, NormD
+from jobs.networks.heads import FULL_RESOLUTION_CHANNELS
 from jobs.networks.layout import balanced_widths
+from jobs.specs.base import PATCH_SIZES, size_plan
 
 SEQUENTIAL = {"G": "Gene.", "D": "Discrim."}
 NETWORK = {"G": "generator", "D": "discriminator"}
 NETWORKS = {"G": "a generator", "D": "a discriminator"}
 WRAPPERS = ("module.", "_orig_mod.", "models.", "networks.")
 """Prefixes of keys by DataParallel, torch.compile and dictionaries of networks."""
+EDGE_KERNELS = {patch + 2: patch for patch in PATCH_SIZES}
+"""Side of the kernel next to the pixels, and the patch size that it belongs to."""
 WIDEST_CHANNELS = 65_536  # far above any real network, so that a forged shape cannot allocate terabytes
 WANTED = "give weights of the tutorial's networks, saved with torch.save(net.state_dict(), PATH)"
 SHOWN = 4  # names of keys in one message
@@ -156,10 +161,10 @@ def check_colours(tensors: Mapping[str, Tensor], name: str) -> None:
     """
     for which in ("G", "D"):
         layers = _layers(tensors, which)
-        if len(layers) < 2 or layers[0][1].shape[-1] not in (4, 5):
+        if len(layers) < 2 or layers[0][1].shape[-1] not in EDGE_KERNELS:
             continue
         kernel = layers[-1 if which == "G" else 0][1]
-        if kernel.shape[-1] not in (4, 5) or kernel.shape[1] not in (1, 2, 4):
+        if kernel.shape[-1] not in EDGE_KERNELS or kernel.shape[1] not in (1, 2, 4):
             continue
         channels = {1: "one colour channel", 2: "two colour channels", 4: "four colour channels"}
         raise ForeignFileError(
@@ -214,14 +219,17 @@ def infer_architecture(
             hint="the generator comes first: ganq import NETG NETD --name NAME",
         )
     layers = _layers(netg, "G")
-    size = _size(layers, names[0], "G", netg)
+    _check_inferable(netg, layers, names[0])
+    size, patch_size = _sides(layers, names[0], "G", netg)
     nz, ngf = layers[0][1].shape[0], layers[-1][1].shape[0]
     arch: Arch = "dcgan"
     antialias = any(key.endswith(".kernel") for key in netg)
-    if _side_of_balanced(layers):
-        arch, ngf = "balanced", layers[-1][1].shape[1] // balanced_widths(size)[-1]
+    if _patch_of_balanced(layers):
+        arch, ngf = "balanced", layers[-1][1].shape[1] // balanced_widths(size, patch_size)[-1]
+    sides = {"size": size, "patch_size": patch_size}
+    generator = {**sides, "nz": nz, "ngf": ngf, "arch": arch, "antialias": antialias}
     if not netd:
-        return _architecture(names[0], size=size, nz=nz, ngf=ngf, arch=arch, antialias=antialias)
+        return _architecture(names[0], **generator)
 
     if _layers(netd, "G") and not _layers(netd, "D"):
         raise ForeignFileError(
@@ -229,10 +237,15 @@ def infer_architecture(
             hint="the generator comes first: ganq import NETG NETD --name NAME",
         )
     layers = _layers(netd, "D")
-    size_d = _size(layers[::-1], names[1], "D", netd)
+    size_d, patch_d = _sides(layers[::-1], names[1], "D", netd)
     if size_d != size:
         raise ForeignFileError(
             f"{names[0]} makes images of {size}×{size}, {names[1]} judges {size_d}×{size_d}",
+            hint="give two files of the same run, or the generator alone",
+        )
+    if patch_d != patch_size:
+        raise ForeignFileError(
+            f"{names[0]} and {names[1]} are of networks with different patch sizes",
             hint="give two files of the same run, or the generator alone",
         )
     spectral = any(".parametrizations." in key for key in netd)
@@ -240,14 +253,26 @@ def infer_architecture(
     norm_d: NormD = "spectral" if spectral else "batch" if normed else "none"
     return _architecture(
         f"{names[0]} with {names[1]}",
-        size=size,
-        nz=nz,
-        ngf=ngf,
+        **generator,
         ndf=layers[0][1].shape[0],
         norm_d=norm_d,
-        arch=arch,
-        antialias=antialias,
     )
+
+
+def _check_inferable(netg: Mapping[str, Tensor], layers: list[tuple[int, Tensor]], name: str) -> None:
+    """
+    Check that the shapes of a generator's layers tell its architecture.
+
+    Raises:
+        ForeignFileError: it is one of ganq's whose shapes do not.
+    """
+    skips = any(key.startswith("GeneSkips.") for key in netg)
+    if skips or (layers and layers[-1][1].shape == (3, FULL_RESOLUTION_CHANNELS, 3, 3)):
+        raise ForeignFileError(
+            f"{name} holds a generator with --{'skips' if skips else 'full-res-conv'}, "
+            "and its file alone does not tell which networks fit it",
+            hint="import the folder that ganq push writes: its config.json tells",
+        )
 
 
 def _layers(tensors: Mapping[str, Tensor], which: NetworkRole) -> list[tuple[int, Tensor]]:
@@ -276,33 +301,42 @@ def kind_of(tensors: Mapping[str, Tensor]) -> str | None:
     return NETWORKS["D"] if _layers(tensors, "D") else None
 
 
-def _size(
+def _sides(
     layers: list[tuple[int, Tensor]], name: str, which: NetworkRole, tensors: Mapping[str, Tensor]
-) -> int:
-    """Return the side of the images, from the layers between 4×4 and the pixels, pixels last."""
+) -> tuple[int, int]:
+    """
+    Return the side of the images and the patch size, 0 for that which the size has by itself.
+
+    Args:
+        layers: those between 4×4 and the pixels, pixels last.
+    """
     if not layers:
         kind = kind_of(tensors)
         why = f"it is of {kind}" if kind else f"it has no key like {SEQUENTIAL[which]}0.weight"
         raise ForeignFileError(f"{name} does not hold a {NETWORK[which]}: {why}", hint=WANTED)
     kernel = layers[-1][1].shape[-1]
     doublings = len(layers) - 2
-    if which == "G" and (side := _side_of_balanced(layers)) and doublings > 0:
-        return int((12 if side == 3 else 8) * 2**doublings)
-    if kernel not in (4, 5) or doublings < 1:
+    balanced = _patch_of_balanced(layers) if which == "G" else None
+    patch_size = balanced or EDGE_KERNELS.get(kernel)
+    if patch_size is None or doublings < 1:
         raise ForeignFileError(
             f"{name}: {len(layers)} layers that end in a {kernel}×{kernel} kernel at the pixels "
             f"are not the tutorial's {NETWORK[which]}",
             hint="there that kernel is 5×5 (sizes 24, 48, 96 …) or 4×4 (16, 32, 64 …)",
         )
-    return int((12 if kernel == 5 else 8) * 2**doublings)
+    size = 4 * patch_size * 2 ** min(doublings, 20)
+    with suppress(SpecError):
+        if size_plan(size)[1] == patch_size:
+            patch_size = 0
+    return size, patch_size
 
 
-def _side_of_balanced(layers: list[tuple[int, Tensor]]) -> int | None:
-    """Return the upscaling of the last layer of a BalancedGenerator; None for any other network."""
+def _patch_of_balanced(layers: list[tuple[int, Tensor]]) -> int | None:
+    """Return the patch size of a BalancedGenerator; None for any other network."""
     *hidden, last = [tuple(tensor.shape) for _, tensor in layers]
     if last[2] != 3 or any(shape[2] != 4 for shape in hidden):  # a residual one has 1×1 layers between
         return None
-    return {12: 2, 27: 3}.get(last[0])
+    return {3 * patch**2: patch for patch in PATCH_SIZES}.get(last[0])
 
 
 def _architecture(name: str, **measures: Any) -> Architecture:

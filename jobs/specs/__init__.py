@@ -17,11 +17,13 @@ from jobs.specs.base import (
 from jobs.specs.evaluate import MIN_IMAGES, EvaluateSpec
 from jobs.specs.generate import GenerateSpec
 from jobs.specs.imports import ImportSpec
-from jobs.specs.train import Augment, TrainSpec, check_same_run
+from jobs.specs.train import NETWORK_OPTIONS, NEW_NETWORK_OPTIONS, Augment, TrainSpec, check_same_run
 
 __all__ = [
     "FEATURE_NETWORKS",
     "MIN_IMAGES",
+    "NETWORK_OPTIONS",
+    "NEW_NETWORK_OPTIONS",
     "Augment",
     "EvaluateSpec",
     "GenerateSpec",

@@ -71,25 +71,34 @@ CheckpointSelector = Annotated[str, AfterValidator(check_checkpoint)]
 
 DOUBLINGS = range(1, 8)
 """Sides are 8 or 12 times a power of two with these exponents: 16 to 1536 pixels."""
+PATCH_SIZES = (2, 3, 4, 6, 8)
 
 
-def size_plan(size: int) -> tuple[int, bool]:
+def size_plan(size: int, patch_size: int = 0) -> tuple[int, int]:
     """
     Return how the layers reach an image size from 4×4.
 
+    Args:
+        patch_size: side of the square of pixels that one position of the last layer makes; 0: 3 or 2, by
+            the size.
+
     Returns:
-        (doublings k, triple): 3·4·2^k ends in the tutorial's (5, 3, 1) layer, triple is True;
-        4·2^(k+1) ends in a (4, 2, 1) layer, triple is False.
+        (doublings k, patch size p): 4·2^k·p is the size. For 96: (3, 3), as in the tutorial.
 
     Raises:
-        SpecError: the size is neither; the hint names the nearest possible sizes.
+        SpecError: no number of doublings gives the size; the hint names what does.
     """
     for k in DOUBLINGS:
-        if size == 12 * 2**k:
-            return k, True
-        if size == 8 * 2**k:
-            return k, False
+        for patch in (patch_size,) if patch_size else (3, 2):
+            if patch in PATCH_SIZES and size == 4 * patch * 2**k:
+                return k, patch
     possible = sorted(side * 2**k for side in (8, 12) for k in DOUBLINGS)
+    if size in possible:
+        fitting = [patch for patch in PATCH_SIZES if any(size == 4 * patch * 2**k for k in DOUBLINGS)]
+        raise SpecError(
+            f"--patch-size {patch_size} does not fit images of {size}×{size}",
+            hint=f"--patch-size {' or '.join(map(str, fitting))} fits, or omit it",
+        )
     near = sorted(sorted(possible, key=lambda other: abs(other - size))[:2])
     raise SpecError(
         f"images of {size}×{size} cannot be made: the layers double 4×4, or triple it once",
@@ -97,17 +106,20 @@ def size_plan(size: int) -> tuple[int, bool]:
     )
 
 
-def check_quarter(option: str, size: int) -> None:
+def check_quarter(option: str, size: int, patch_size: int = 0) -> None:
     """
     Check that there are networks for a quarter of the side.
 
     Raises:
         SpecError: a quarter is less than the smallest side.
     """
-    if size < 4 * MIN_SIZE:
+    smallest = 8 * (patch_size or 2)
+    if size < 4 * smallest:
+        patches = f" with --patch-size {patch_size}" if patch_size else ""
         raise SpecError(
-            f"{option}: a quarter of --size {size} is less than {MIN_SIZE} pixels, the smallest side",
-            hint=f"--size {4 * MIN_SIZE} or more, or omit {option}",
+            f"{option}: a quarter of --size {size} is less than {smallest} pixels, "
+            f"the smallest side{patches}",
+            hint=f"--size {4 * smallest} or more, or omit {option}",
         )
 
 

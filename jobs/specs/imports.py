@@ -19,5 +19,10 @@ class ImportSpec(Spec):
     arch: Literal["dcgan", "balanced", "resnet"] = "dcgan"
     norm_d: Literal["batch", "spectral", "none"] | None = None
     """None: without a discriminator. Rows of earlier versions have neither of the two fields."""
+    patch_size: int = 0
+    full_res_conv: bool = False
     antialias: bool = False
-    """A low-pass filter follows G's last convolution."""
+    skips: bool = False
+    grey: bool = False
+    conditional: bool = False
+    """These six as in a training. Rows of ganq 0.2 have none of them."""

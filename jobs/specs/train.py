@@ -1,6 +1,7 @@
 """The spec of a training."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -69,6 +70,8 @@ class TrainSpec(Spec):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     arch: Literal["dcgan", "balanced", "resnet"] = "dcgan"
     """'dcgan': the tutorial's networks; 'balanced': with balanced widths of G; 'resnet': after R3GAN."""
+    patch_size: Literal[0, 2, 3, 4, 6, 8] = 0
+    """Side of the squares of pixels that G's last layer makes and D's first reads; 0: 3 or 2, by the size."""
     full_res_conv: bool = False
     """Last layer of G: a convolution at the resolution of the image."""
     antialias: bool = False
@@ -166,16 +169,14 @@ class TrainSpec(Spec):
             chosen.setdefault("ada_target", 0.0)  # the recipe's value needs augmentation
         if chosen.get("progressive") not in (None, (), [], "none"):
             chosen.setdefault("skips", True)
+        size, patch_size = chosen.get("size"), chosen.get("patch_size")
+        with suppress(SpecError):  # one form for equal networks
+            if patch_size and size_plan(size or 96)[1] == patch_size:
+                chosen["patch_size"] = 0
         starts = ("init_from", "init_netg", "init_netd", "continue_from")
         if "ngf" in chosen and not any(start in chosen for start in starts):
             chosen.setdefault("ndf", chosen["ngf"])  # networks of unequal size train badly, or slowly
         return super().create(**{**RECIPES[name].defaults, **chosen})
-
-    @field_validator("size")
-    @classmethod
-    def _reachable(cls, size: int) -> int:
-        size_plan(size)
-        return size
 
     @field_validator("stop_after", mode="before")
     @classmethod
@@ -194,6 +195,7 @@ class TrainSpec(Spec):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        size_plan(self.size, self.patch_size)
         if self.loss == "bce" and self.norm_d != "batch":
             raise SpecError(
                 f"--loss bce reads a sigmoid, and --norm-d {self.norm_d} gives logits",
@@ -253,7 +255,7 @@ class TrainSpec(Spec):
     def _check_growth(self) -> None:
         option = "--progressive" if self.progressive else "--skips"
         if self.skips or self.progressive:
-            check_quarter(option, self.size)
+            check_quarter(option, self.size, self.patch_size)
         if self.skips and (self.freeze_d or self.freeze_g):
             raise SpecError(
                 f"--freeze-{'d' if self.freeze_d else 'g'} counts layers, and with {option} they branch",
@@ -345,7 +347,13 @@ CHANGEABLE_ON_RESUME = frozenset(
 """Options that may differ between a run and its continuation."""
 
 
-NEW_FIELDS = {"full_res_conv": False, "antialias": False, "skips": False, "progressive": [], "fit": "crop"}
+NETWORK_OPTIONS = (
+    *("size", "nz", "ngf", "ndf", "arch", "norm_d"),
+    *("patch_size", "full_res_conv", "antialias", "skips"),
+)
+"""Options of the networks, whose weights fit no others; the number of classes comes from the data set."""
+NEW_NETWORK_OPTIONS = {"patch_size": 0, "full_res_conv": False, "antialias": False, "skips": False}
+NEW_FIELDS = {**NEW_NETWORK_OPTIONS, "progressive": [], "fit": "crop"}
 """Fields that a spec of an earlier version lacks, with what it did, as JSON."""
 
 

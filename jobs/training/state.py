@@ -18,13 +18,11 @@ from jobs.errors import CheckpointCorruptError, SpecError, TrainingDivergedError
 from jobs.networks.dcgan import AnyDiscriminator, AnyGenerator, Architecture
 from jobs.networks.layout import check_frozen
 from jobs.networks.weights import NETWORK, NETWORKS, NetworkRole, kind_of, select
-from jobs.specs import TrainSpec, difference
+from jobs.specs import NETWORK_OPTIONS, TrainSpec, difference
 from jobs.training.augment import Ada
 from jobs.training.ema import Ema
 from jobs.training.schedules import ScheduleValues
 
-ARCHITECTURE_OPTIONS = ("size", "nz", "ngf", "ndf", "norm_d", "arch", "full_res_conv", "antialias", "skips")
-"""Fields of an architecture that are options; the number of classes comes from the data set."""
 D_OPTIONS = ("ndf", "norm_d")
 """Those of the discriminator; they are unknown for an import without one."""
 
@@ -118,7 +116,7 @@ class TrainState:
         has_d = any(key.startswith("D.") for key in snapshot.tensors)
         differ = [
             difference(name, ours[name], theirs[name])
-            for name in ARCHITECTURE_OPTIONS
+            for name in NETWORK_OPTIONS
             if theirs[name] != ours[name] and (has_d or name not in D_OPTIONS)
         ]
         if differ:

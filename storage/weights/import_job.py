@@ -41,7 +41,7 @@ def import_weights(
         DiskFullError, VolumeError: nothing was recorded.
     """
     from jobs.networks.weights import epoch_of_name
-    from jobs.specs import ImportSpec
+    from jobs.specs import NETWORK_OPTIONS, ImportSpec
     from storage.weights.load import load_origin
     from storage.weights.model_folder import load_model
 
@@ -54,7 +54,9 @@ def import_weights(
     spec = ImportSpec.create(
         netg=str(netg),
         netd=str(netd) if netd else None,
-        **{name: arch[name] for name in ("size", "nz", "ngf", "ndf", "arch", "antialias") if name in arch},
+        **{name: arch[name] for name in NETWORK_OPTIONS if name in arch and name != "norm_d"},
+        grey=arch.get("grey", False),
+        conditional=bool(arch.get("classes")),
         norm_d=arch["norm_d"] if any(key.startswith("D.") for key in tensors) else None,
     )
     volume.ensure(Queries(store.database).any_begun)

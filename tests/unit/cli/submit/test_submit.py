@@ -93,6 +93,7 @@ TYPED = {
     "loss": ("--loss", "nonsaturating", "nonsaturating"),
     "norm_d": ("--norm-d", "spectral", "spectral"),
     "arch": ("--arch", "dcgan", "dcgan"),
+    "patch_size": ("--patch-size", "6", 6),
     "full_res_conv": ("--full-res-conv", None, True),
     "antialias": ("--antialias", None, True),
     "skips": ("--skips", None, True),
@@ -699,10 +700,19 @@ def test_init_from_takes_over_the_networks_and_begins_a_new_run(
         (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="none", arch="balanced"), "rpgan"),
         (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="none"), "rpgan"),
         (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="none", arch="balanced", antialias=True), "rpgan"),
+        (Architecture(size=64, nz=6, ngf=4, ndf=8, norm_d="none", arch="balanced", patch_size=4), "rpgan"),
         # rpgan has penalties, with which BatchNorm does not go.
         (Architecture(size=24, nz=6, ngf=4, ndf=8, norm_d="batch", arch="balanced"), "dcgan"),
     ],
-    ids=["the tutorial's", "sngan", "rpgan of 0.2", "rpgan with dcgan", "rpgan", "dcgan with balanced"],
+    ids=[
+        "the tutorial's",
+        "sngan",
+        "rpgan of 0.2",
+        "rpgan with dcgan",
+        "rpgan",
+        "large patches",
+        "dcgan with balanced",
+    ],
 )
 def test_init_from_an_import_asks_for_its_networks_and_for_any_discriminator_where_it_has_none(
     ganq: "Ganq", queries: "Queries", image_folder: Path, tmp_path: Path, networks: Any, recipe: str
@@ -718,8 +728,8 @@ def test_init_from_an_import_asks_for_its_networks_and_for_any_discriminator_whe
     whole = TrainSpec.from_json(queries.get(3).spec)
     assert (whole.recipe, Architecture.of_spec(whole)) == (recipe, networks)
     alone = TrainSpec.from_json(queries.get(4).spec)
-    assert (alone.size, alone.nz, alone.ngf, alone.arch) == (24, 6, 4, networks.arch)
-    assert alone.antialias == networks.antialias
+    assert (alone.size, alone.nz, alone.ngf, alone.arch) == (networks.size, 6, 4, networks.arch)
+    assert (alone.antialias, alone.patch_size) == (networks.antialias, networks.patch_size)
     assert (alone.ndf, alone.recipe) == (64, "rpgan" if networks.arch == "balanced" else "sngan")
     wider = ("submit", "train", "--init-from", "alone", "--data", image_folder, "--batch", 8, "--ndf", 16)
     assert ganq(*wider, "--norm-d", alone.norm_d).code == 0

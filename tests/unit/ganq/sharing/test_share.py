@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jobs.networks.dcgan import Architecture
 from jobs.networks.weights import join
@@ -67,8 +68,10 @@ def train(store: "JobStore", settings: "Settings", running_job_factory: "Callabl
         (Architecture(size=16, nz=8, ngf=4, ndf=4, norm_d="none", arch="resnet"), ()),
         (Architecture(size=24, nz=8, ngf=4, ndf=4, norm_d="spectral", classes=2), ("cats", "dogs")),
         (Architecture(size=16, nz=8, ngf=4, ndf=4, norm_d="none", arch="balanced", grey=True), ()),
+        (Architecture(size=64, nz=8, ngf=4, ndf=4, norm_d="none", skips=True, full_res_conv=True), ()),
+        (Architecture(size=64, nz=8, ngf=4, ndf=4, norm_d="none", patch_size=8, antialias=True), ()),
     ],
-    ids=["dcgan", "resnet", "two classes", "balanced and grey"],
+    ids=["dcgan", "resnet", "two classes", "balanced and grey", "skips and full-res-conv", "patches of 8"],
 )
 def test_a_pushed_folder_is_imported_to_the_same_bytes(
     ganq: "Ganq",
@@ -76,6 +79,7 @@ def test_a_pushed_folder_is_imported_to_the_same_bytes(
     queries: "Queries",
     settings: "Settings",
     tmp_path: Path,
+    image_folder: Path,
     arch: Any,
     classes: Any,
 ) -> None:
@@ -91,6 +95,17 @@ def test_a_pushed_folder_is_imported_to_the_same_bytes(
     ).read_bytes()
     facts = json.loads((again / "state.json").read_text())
     assert (facts["arch"], facts["classes"], facts["epoch"]) == (arch.to_json(), list(classes), 4)
+
+    for number, name in enumerate(classes * 2):
+        (image_folder / name).mkdir(exist_ok=True)
+        Image.new("RGB", (24, 24), (60 * number, 9, 9)).save(image_folder / name / f"{number}.png")
+    for one in image_folder.glob("*.png") if classes else ():
+        one.unlink()
+    tuned = ganq("submit", "train", "--init-from", "again", "--data", image_folder, "--batch", 2, "--json")
+    assert tuned.code == 0, tuned.err
+    spec = TrainSpec.from_json(queries.get(job_id + 2).spec)
+    assert Architecture.of_spec(spec, len(classes)) == arch
+    assert spec.conditional == bool(classes)
 
 
 def test_the_card_says_what_the_table_knows(

@@ -153,16 +153,31 @@ def test_an_antialiased_generator_ends_in_the_filter_and_is_known_from_json(
     assert not any(name.endswith("kernel") for name, _ in net.named_parameters()), "it is not trained"
 
 
-@pytest.mark.parametrize(("size", "period"), [(96, 3), (64, 2)])
-def test_the_filter_keeps_areas_and_removes_dots_at_the_period_of_the_last_layer(
-    size: int, period: int
-) -> None:
-    area_B3HW = torch.full((1, 3, 12, 12), 0.5)
-    assert torch.allclose(LowPass(size)(area_B3HW), area_B3HW)
+@pytest.mark.parametrize("period", [2, 3, 4, 6, 8])
+def test_the_filter_keeps_areas_and_removes_dots_at_the_period_of_the_last_layer(period: int) -> None:
+    area_B3HW = torch.full((1, 3, 24, 24), 0.5)
+    assert torch.allclose(LowPass(period)(area_B3HW), area_B3HW)
     dots_B3HW = area_B3HW.clone()
     dots_B3HW[:, :, ::period, ::period] += 0.2
-    inside_B3HW = LowPass(size)(dots_B3HW)[..., 1:-1, 1:-1]
+    inside_B3HW = LowPass(period)(dots_B3HW)[..., 4:-4, 4:-4]
     assert torch.allclose(inside_B3HW, dots_B3HW.mean().expand_as(inside_B3HW))
+
+
+@pytest.mark.parametrize("kind", ["dcgan", "balanced", "resnet"])
+@pytest.mark.parametrize("skips", [False, True])
+def test_larger_patches_take_layers_and_nothing_else_from_both_networks(kind: Arch, skips: bool) -> None:
+    usual = Architecture(
+        size=192, nz=5, ngf=2, ndf=2, arch=kind, norm_d="none", skips=skips, full_res_conv=True
+    )
+    arch = replace(usual, patch_size=6)
+    assert Architecture.from_json(arch.to_json()) == arch
+    assert "patch_size" not in usual.to_json(), "which ganq 0.2 does not know"
+    images_B3HW = arch.build_generator(0)(torch.randn(2, 5, 1, 1))
+    assert images_B3HW.shape == (2, 3, 192, 192)
+    assert arch.build_discriminator(0)(images_B3HW).shape == (2,)
+    assert [a - b for a, b in zip(layers(kind, 192), layers(kind, 192, 6), strict=True)] == (
+        [2, 2] if kind == "resnet" else [1, 1]
+    )
 
 
 def test_only_networks_with_skips_have_an_early_phase() -> None:

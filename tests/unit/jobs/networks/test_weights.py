@@ -1,6 +1,7 @@
 """Keys and shapes of weights: what is inferred from them, and how a misfit is named."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,6 +38,17 @@ def test_every_size_and_norm_is_inferred_from_its_own_weights(
     arch = Architecture(size=size, nz=7, ngf=2, ndf=3, norm_d=norm, arch=kind, antialias=antialias)
     netg, netd = arch.build_generator().state_dict(), arch.build_discriminator().state_dict()
     assert infer_architecture(network_keys(netg), network_keys(netd)) == arch
+
+
+@pytest.mark.parametrize("kind", ["dcgan", "balanced"])
+@pytest.mark.parametrize(("size", "patch_size"), [(64, 4), (96, 6), (128, 8), (256, 4)])
+def test_the_patch_size_is_inferred_and_must_be_that_of_both(size: int, patch_size: int, kind: Any) -> None:
+    arch = Architecture(size=size, patch_size=patch_size, nz=7, ngf=2, ndf=3, norm_d="none", arch=kind)
+    netg, netd = arch.build_generator().state_dict(), arch.build_discriminator().state_dict()
+    assert infer_architecture(network_keys(netg), network_keys(netd)) == arch
+    other = replace(arch, patch_size=0).build_discriminator().state_dict()
+    with pytest.raises(ForeignFileError, match="different patch sizes"):
+        infer_architecture(network_keys(netg), network_keys(other))
 
 
 @pytest.mark.parametrize(
@@ -126,3 +138,15 @@ def test_the_tutorial_counts_epochs_from_zero() -> None:
     assert epoch_of_name("netg_399.pth") == 400
     assert epoch_of_name("netd_4.safetensors") == 5
     assert epoch_of_name("generator.safetensors") is None
+
+
+@pytest.mark.parametrize("option", ["skips", "full_res_conv"])
+@pytest.mark.parametrize("kind", ["dcgan", "balanced"])
+def test_a_generator_whose_shapes_do_not_tell_its_networks_is_refused_with_the_way_out(
+    option: str, kind: Any
+) -> None:
+    given: Any = {option: True}
+    netg = Architecture(size=96, ngf=2, nz=5, arch=kind, **given).build_generator().state_dict()
+    with pytest.raises(ForeignFileError, match=option.replace("_", "-")) as caught:
+        infer_architecture(network_keys(netg))
+    assert "ganq push" in (caught.value.hint or "")

@@ -37,7 +37,7 @@ def refused(make: Any, *args: Any, **options: Any) -> SpecError:
 @given(st.integers(-10, 5000))
 def test_a_size_is_reached_by_the_layers_or_refused_with_sizes_that_are(size: Any) -> None:
     try:
-        doublings, triple = size_plan(size)
+        doublings, patch_size = size_plan(size)
     except SpecError as exc:
         assert size not in SIZES
         near = [int(part.split()[0]) for part in (exc.hint or "").split("(")[0].split("--size ")[1:]]
@@ -45,14 +45,38 @@ def test_a_size_is_reached_by_the_layers_or_refused_with_sizes_that_are(size: An
         assert all(size_plan(one) for one in near)
     else:
         # 4×4 from the first layer, doubled, and at last tripled or doubled once more.
-        assert 4 * 2**doublings * (3 if triple else 2) == size
+        assert 4 * 2**doublings * patch_size == size
+        assert patch_size in (2, 3)
         assert doublings >= 1
 
 
 def test_the_sizes_people_use_are_there() -> None:
     assert {32, 48, 64, 96, 128, 192, 256, 512} < set(SIZES)
-    assert size_plan(96) == (3, True)
-    assert size_plan(64) == (3, False)
+    assert size_plan(96) == (3, 3)
+    assert size_plan(64) == (3, 2)
+
+
+@given(st.sampled_from(SIZES), st.integers(-1, 10))
+def test_a_patch_size_is_reached_by_the_layers_or_refused_with_those_that_are(
+    size: Any, patch_size: int
+) -> None:
+    try:
+        doublings, patch = size_plan(size, patch_size)
+    except SpecError as exc:
+        named = (exc.hint or "").removeprefix("--patch-size ").removesuffix(" fits, or omit it")
+        fitting = {int(one) for one in named.split(" or ")}
+        assert patch_size not in fitting
+        assert {size_plan(size, one)[1] for one in fitting} == fitting
+    else:
+        assert 4 * 2**doublings * patch == size
+        assert patch == patch_size or patch_size == 0
+
+
+def test_a_patch_size_that_is_the_usual_one_is_the_same_network() -> None:
+    assert TrainSpec.create(data="/p", size=128, patch_size=2).patch_size == 0
+    assert TrainSpec.create(data="/p", patch_size=3).patch_size == 0
+    assert TrainSpec.create(data="/p", size=128, patch_size=4).patch_size == 4
+    assert "--patch-size 3 or 6 fits" in (refused(TrainSpec.create, data="/p", patch_size=4).hint or "")
 
 
 def test_a_size_that_is_near_names_its_two_neighbours() -> None:
