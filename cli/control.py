@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli.session import JOB, LABEL_FILTER, Session, open_session
+from cli.session import LABEL_FILTER, OPEN_JOB, Session, open_session
 from cli.ui import output
 from cli.ui.lazy import examples
 from cli.ui.params import User
@@ -92,7 +92,7 @@ def selection_options(command: F) -> F:
     """Add the options that select jobs by id, name or filter; select_jobs() reads them."""
     for option in reversed(
         (
-            click.argument("jobs", nargs=-1, type=JOB),
+            click.argument("jobs", nargs=-1, type=OPEN_JOB),
             click.option(
                 "--all",
                 "everything",

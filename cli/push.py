@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from cli.session import JOB
+from cli.session import MODEL
 from cli.ui import output
 from cli.ui.lazy import examples
 from cli.ui.params import NonEmptyPath
@@ -19,7 +19,7 @@ from jobs.errors import SpecError
         "ganq push faces --to model/ --checkpoint 400 --image-licence 'own photographs' --force",
     )
 )
-@click.argument("job", type=JOB)
+@click.argument("job", type=MODEL)
 @click.option(
     "--to",
     "target",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.control import NO_MATCH, for_each_job, print_selected
-from cli.session import JOB, LABEL_FILTER, Session, open_session
+from cli.session import ENDED_JOB, LABEL_FILTER, Session, open_session
 from cli.ui import output
 from cli.ui.lazy import examples
 from cli.ui.params import Duration, User
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         "ganq retry --all-failed --since 1d",
     )
 )
-@click.argument("jobs", nargs=-1, type=JOB)
+@click.argument("jobs", nargs=-1, type=ENDED_JOB)
 @click.option("--all-failed", is_flag=True, help="All failed jobs that were not retried yet.")
 @click.option("--since", type=Duration(), help="With --all-failed: submitted within this time, e.g. 1d.")
 @click.option("--user", type=User(), help="With --all-failed: jobs of this user.")

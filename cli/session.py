@@ -1,5 +1,6 @@
 """Settings and job table of a command."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ from click.shell_completion import CompletionItem
 from ganq import opening
 from ganq.session import NoJobsYetError as NoJobsYetError
 from ganq.session import Session as Session
+from jobs.kinds import KINDS
+from jobs.states import TERMINAL, JobState
 from storage.settings import Settings
 
 if TYPE_CHECKING:
@@ -59,9 +62,20 @@ def clean_up_on_sigterm() -> None:
 
 
 class JobReference(click.ParamType[str]):
-    """The id or name of a job, with shell completion."""
+    """
+    The id or name of a job, with shell completion.
+
+    Args:
+        states, kinds: of the jobs that the shell offers, because the command does something with them alone;
+            None: all.
+    """
 
     name = "job"
+
+    def __init__(
+        self, *, states: tuple[JobState, ...] | None = None, kinds: Sequence[str | None] = (None,)
+    ) -> None:
+        self.states, self.kinds = states, kinds
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not str(value).strip():
@@ -75,7 +89,8 @@ class JobReference(click.ParamType[str]):
             from storage.db.queries import Filter
 
             session = open_session()
-            jobs = session.queries.page(Filter(), limit=MAX_COMPLETIONS)
+            wanted = [Filter(states=self.states, kind=kind) for kind in self.kinds]
+            jobs = [job for one in wanted for job in session.queries.page(one, limit=MAX_COMPLETIONS)]
             return _completions(jobs, incomplete)
         return []
 
@@ -88,6 +103,10 @@ def _completions(jobs: "list[Job]", incomplete: str) -> list[CompletionItem]:
 
 
 JOB = JobReference()
+OPEN_JOB = JobReference(states=tuple(state for state in JobState if state not in TERMINAL))
+ENDED_JOB = JobReference(states=tuple(TERMINAL))
+TRAINING = JobReference(kinds=["train"])
+MODEL = JobReference(kinds=[kind.name for kind in KINDS.values() if kind.makes_model])
 
 
 class LabelText(click.ParamType[str]):

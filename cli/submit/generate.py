@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.session import JOB, Session, open_session
+from cli.session import MODEL, Session, open_session
 from cli.submit import plan as plans
 from cli.submit import sweep
 from cli.submit.accept import submit_job, submit_sweep, submit_unresolved
@@ -110,11 +110,11 @@ OPTION_TYPES: dict[str, click.ParamType[Any]] = {
         "ganq submit generate --count 8 --grid-epochs",
     )
 )
-@click.argument("job", type=JOB, required=False)
+@click.argument("job", type=MODEL, required=False)
 @click.option(
     "--from",
     "source",
-    type=JOB,
+    type=MODEL,
     help="The same as JOB.  [default: the newest training or import]",
 )
 @click.option("--now", is_flag=True, help="Do not wait for a running training: use its latest checkpoint.")

@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import click
 
-from cli.session import JOB, open_session
+from cli.session import MODEL, TRAINING, open_session
 from cli.submit import plan as plans
 from cli.submit import sweep
 from cli.submit.accept import submit_job, submit_sweep, submit_unresolved
@@ -181,12 +181,15 @@ class ResolutionSwitches(click.ParamType[tuple[int, ...]]):
     "--user, --submit-key and --sweep.",
 )
 @click.option(
-    "--continue", "source", type=JOB, help="Continue from the last checkpoint of this job, with its options."
+    "--continue",
+    "source",
+    type=TRAINING,
+    help="Continue from the last checkpoint of this job, with its options.",
 )
 @click.option(
     "--init-from",
     "start",
-    type=JOB,
+    type=MODEL,
     help="Fine-tune the best networks of this job, or those that come with ganq (builtin:faces); their "
     "architecture is taken from it.",
 )

@@ -517,6 +517,40 @@ def test_the_shell_completes_ids_and_names(
     assert said.out.strip() == ("plain,faces" if word == "fac" else "")
 
 
+@pytest.mark.parametrize(
+    ("command", "offered"),
+    [
+        ("status", {"1", "2", "3", "images"}),
+        ("cancel", {"2", "3", "images"}),
+        ("pause", {"2", "3", "images"}),
+        ("retry", {"1"}),
+        ("push", {"1", "2"}),
+        ("submit generate", {"1", "2"}),
+        ("submit train --init-from", {"1", "2"}),
+        ("submit train --continue", {"1", "2"}),
+    ],
+)
+def test_the_shell_offers_the_jobs_that_a_command_is_for(
+    ganq: "Ganq",
+    store: "JobStore",
+    job_factory: "Callable[..., Job]",
+    claim: "Claimer",
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    offered: set[str],
+) -> None:
+    job_factory()
+    store.succeed(claim(), {})
+    job_factory()
+    job_factory(kind="generate", name="images")
+    words = f"ganq {command} "
+    monkeypatch.setenv("_GANQ_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+    said = ganq()
+    assert {line.removeprefix("plain,") for line in said.out.split()} == offered
+
+
 def test_completion_without_a_job_table_is_silent_and_makes_none(
     bare_ganq: "Ganq", monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
