@@ -107,7 +107,7 @@ def option_type(field: FieldInfo, name: str) -> Any:
 
 
 def _default_text(spec: type[Spec], name: str, field: FieldInfo) -> str:
-    """Return the default of an option: one value, or one for each recipe."""
+    """Return the default of an option: one value, or one for each recipe, and those at one size."""
     if name == "recipe":  # its help text contains the default
         return ""
     default = spec.of_new.get(name, field.default)
@@ -124,9 +124,17 @@ def _default_text(spec: type[Spec], name: str, field: FieldInfo) -> str:
         values = by_recipe or values
     if not values:
         return ""
+    shown = [f"{value} ({recipe})" for recipe, value in values.items()]
     if len(set(values.values())) == 1:
-        return f"[default: {next(iter(values.values()))}]"
-    return "[default: " + ", ".join(f"{value} ({recipe})" for recipe, value in values.items()) + "]"
+        shown = [next(iter(values.values()))]
+    if spec.kind == "train":
+        shown += [
+            f"{_format_default(at_size[name])} at {size} pixels ({recipe.name})"
+            for recipe in RECIPES.values()
+            for size, at_size in recipe.by_size.items()
+            if name in at_size
+        ]
+    return f"[default: {', '.join(shown)}]"
 
 
 def _format_default(value: Any) -> str:

@@ -70,7 +70,9 @@ def options_of(kind: str, spec: Mapping[str, Any], parent: Mapping[str, Any] | N
             base = {**(parent or {}), **RESET}
             always = ("continue_from",)
         else:
-            base = TrainSpec.create(recipe=spec["recipe"], data="").to_json()
+            # The recipe's defaults at this size; the size itself is told if it is not the usual one.
+            base = TrainSpec.create(recipe=spec["recipe"], data="", size=spec["size"]).to_json()
+            base["size"] = TrainSpec.model_fields["size"].default
             always = ("data", "recipe")
         if spec["init_from"] is not None:
             always += tuple(name for name in NETWORKS if name in spec)

@@ -17,6 +17,12 @@ class Recipe:
     name: str
     summary: str
     defaults: dict[str, Any] = field(default_factory=dict)
+    by_size: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Defaults at one size, over the others."""
+
+    def defaults_at(self, size: Any) -> dict[str, Any]:
+        """Return the defaults at a size, which may be anything: it has not been validated."""
+        return {**self.defaults, **(self.by_size.get(size, {}) if isinstance(size, int) else {})}
 
 
 def _all() -> dict[str, Recipe]:

@@ -169,14 +169,25 @@ class TrainSpec(Spec):
             chosen.setdefault("ada_target", 0.0)  # the recipe's value needs augmentation
         if chosen.get("progressive") not in (None, (), [], "none"):
             chosen.setdefault("skips", True)
-        size, patch_size = chosen.get("size"), chosen.get("patch_size")
-        with suppress(SpecError):  # one form for equal networks
-            if patch_size and size_plan(size or 96)[1] == patch_size:
-                chosen["patch_size"] = 0
+        defaults = RECIPES[name].defaults_at(chosen.get("size"))
         starts = ("init_from", "init_netg", "init_netd", "continue_from")
-        if "ngf" in chosen and not any(start in chosen for start in starts):
+        if any(start in chosen for start in starts):
+            defaults |= NEW_NETWORK_OPTIONS  # the given networks determine them, and files tell none
+        elif "ngf" in chosen:
             chosen.setdefault("ndf", chosen["ngf"])  # networks of unequal size train badly, or slowly
-        return super().create(**{**RECIPES[name].defaults, **chosen})
+        return super().create(**{**defaults, **chosen})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_patch_size(cls, given: Any) -> Any:
+        """Store 0 for the patch size that the size has by itself: equal networks have equal specs."""
+        if not isinstance(given, Mapping):
+            return given
+        size, patch_size = given.get("size", 96), given.get("patch_size")
+        if isinstance(size, int) and patch_size in (2, 3):
+            with suppress(SpecError):
+                return {**given, "patch_size": 0 if size_plan(size)[1] == patch_size else patch_size}
+        return given
 
     @field_validator("stop_after", mode="before")
     @classmethod

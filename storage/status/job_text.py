@@ -374,7 +374,7 @@ def changed_options(job: Job) -> dict[str, str]:
     if kind is not None:
         defaults = {name: field.default for name, field in kind.spec_class().model_fields.items()}
         recipe = RECIPES.get(str(job.spec.get("recipe")))
-        defaults |= recipe.defaults if recipe is not None else {}
+        defaults |= recipe.defaults_at(job.spec.get("size")) if recipe is not None else {}
         defaults.pop("recipe", None)
         if job.spec.get("reader") == kind.spec_class().of_new.get("reader"):
             defaults |= kind.spec_class().of_new  # fields whose defaults are those of stored specs

@@ -32,7 +32,9 @@ TRAINING = {
     "recipe": st.sampled_from([*RECIPES]),
     "epochs": st.integers(1, 10**6),
     "batch": st.integers(2, 60),
-    "size": st.sampled_from([16, 24, 64, 96]),
+    "size": st.sampled_from([16, 24, 64, 96, 256]),
+    "patch_size": st.sampled_from([0, 2, 3, 4]),
+    "antialias": st.booleans(),
     "lr_g": RATES,
     "lr_d": RATES,
     "beta1": st.floats(0, 0.99),
@@ -154,12 +156,13 @@ def test_a_training_that_is_shown_and_submitted_again_has_an_equal_spec(
     assert submitted_as(store_spec(spec), form).spec == spec.to_json()
 
 
+@pytest.mark.parametrize("size", [96, 256])
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_training_of_an_earlier_version_is_shown_with_what_its_recipe_did_then(
-    submitted_as: Any, store: "JobStore", image_folder: Path, recipe: str, form: str
+    submitted_as: Any, store: "JobStore", image_folder: Path, recipe: str, form: str, size: int
 ) -> None:
-    today = TrainSpec.create(data=str(image_folder), recipe=recipe, batch=16).to_json()
+    today = TrainSpec.create(data=str(image_folder), recipe=recipe, batch=16, size=size).to_json()
     then = {name: value for name, value in today.items() if name not in NEW_FIELDS}
     stored = store.submit(
         kind="train", spec=then, spec_version=SPEC_VERSION, submit_key="then", user="tester"

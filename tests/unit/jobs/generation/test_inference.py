@@ -59,10 +59,12 @@ def test_folded_generator_draws_the_same_images(size: int, kind: Any) -> None:
 @pytest.mark.parametrize("kind", [Generator, BalancedGenerator])
 @pytest.mark.parametrize("full_res_conv", [False, True])
 @pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("patch_size", [2, 8])
 def test_a_generator_with_other_last_layers_is_folded_to_the_same_images(
-    kind: Any, full_res_conv: bool, antialias: bool
+    kind: Any, full_res_conv: bool, antialias: bool, patch_size: int
 ) -> None:
-    net = trained_generator(24, partial(kind, full_res_conv=full_res_conv, antialias=antialias))
+    last = {"full_res_conv": full_res_conv, "antialias": antialias, "patch_size": patch_size}
+    net = trained_generator(64, partial(kind, **last))
     latents = torch.randn(8, 6, 1, 1)
     with torch.inference_mode():
         expected, folded = net(latents), for_inference(net, CPU)(latents)

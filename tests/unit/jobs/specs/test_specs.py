@@ -79,6 +79,19 @@ def test_a_patch_size_that_is_the_usual_one_is_the_same_network() -> None:
     assert "--patch-size 3 or 6 fits" in (refused(TrainSpec.create, data="/p", patch_size=4).hint or "")
 
 
+def test_a_recipe_has_its_own_defaults_at_one_size_which_options_and_given_networks_override() -> None:
+    plain = TrainSpec.create(data="/p", recipe="rpgan", size=128)
+    large = TrainSpec.create(data="/p", recipe="rpgan", size=256)
+    differ = {name for name, value in large.to_json().items() if value != plain.to_json()[name]}
+    assert differ == {"size", *RECIPES["rpgan"].by_size[256]}
+    given = TrainSpec.create(data="/p", recipe="rpgan", size=256, patch_size=0, r1_gamma=2)
+    assert (given.patch_size, given.r1_gamma, given.r2_gamma) == (0, 2, large.r2_gamma)
+    weights = TrainSpec.create(data="/p", recipe="rpgan", size=256, init_netg="/old/netg.pth")
+    assert (weights.patch_size, weights.antialias) == (0, False), "any program can have made them"
+    assert weights.r1_gamma == large.r1_gamma
+    assert TrainSpec.create(data="/p", recipe="dcgan", size=256).patch_size == 0
+
+
 def test_a_size_that_is_near_names_its_two_neighbours() -> None:
     error = refused(TrainSpec.create, data="/p", size=100)
     assert (error.hint or "").startswith("--size 96 or --size 128 work")
