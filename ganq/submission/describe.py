@@ -70,7 +70,7 @@ def options_of(kind: str, spec: Mapping[str, Any], parent: Mapping[str, Any] | N
             base = {**(parent or {}), **RESET}
             always = ("continue_from",)
         else:
-            # The recipe's defaults at this size; the size itself is told if it is not the usual one.
+            # The recipe's defaults at this size; the size is printed if it is not the default.
             base = TrainSpec.create(recipe=spec["recipe"], data="", size=spec["size"]).to_json()
             base["size"] = TrainSpec.model_fields["size"].default
             always = ("data", "recipe")

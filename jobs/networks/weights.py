@@ -261,7 +261,7 @@ def infer_architecture(
 
 def _check_inferable(netg: Mapping[str, Tensor], layers: list[tuple[int, Tensor]], name: str) -> None:
     """
-    Check that the shapes of a generator's layers tell its architecture.
+    Check that the shapes of a generator's layers determine its architecture.
 
     Raises:
         ForeignFileError: it is one of ganq's whose shapes do not.
@@ -270,8 +270,8 @@ def _check_inferable(netg: Mapping[str, Tensor], layers: list[tuple[int, Tensor]
     if skips or (layers and layers[-1][1].shape == (3, FULL_RESOLUTION_CHANNELS, 3, 3)):
         raise ForeignFileError(
             f"{name} holds a generator with --{'skips' if skips else 'full-res-conv'}, "
-            "and its file alone does not tell which networks fit it",
-            hint="import the folder that ganq push writes: its config.json tells",
+            "and the file alone does not determine its networks",
+            hint="import the folder that ganq push writes: its config.json describes them",
         )
 
 
