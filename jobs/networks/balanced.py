@@ -24,21 +24,12 @@ from jobs.networks.transposed_conv import doublings
 class BalancedGenerator(nn.Module):
     """Map latents (B, Z, 1, 1) to images (B, 3, size, size) in (-1, 1)."""
 
-    def __init__(
-        self,
-        *,
-        size: int,
-        nz: int,
-        ngf: int,
-        classes: int = 0,
-        patch_size: int = 0,
-        **last: Unpack[LastLayers],
-    ) -> None:
+    def __init__(self, *, size: int, nz: int, ngf: int, classes: int = 0, **last: Unpack[LastLayers]) -> None:
         super().__init__()
         self.GeneClasses = ClassLatents(classes) if classes else None
-        channels = [ngf * factor for factor in balanced_widths(size, patch_size)]
+        channels = [ngf * factor for factor in balanced_widths(size, last.get("patch_size", 0))]
         layers = doublings(nz + ClassLatents.NUMBERS if classes else nz, channels)
-        layers += last_layers(subpixel_head, channels[-1], size, patch_size=patch_size, **last)
+        layers += last_layers(subpixel_head, channels[-1], size, **last)
         self.Gene = nn.Sequential(*layers, nn.Tanh())
 
     def forward(self, latents_BZ11: Tensor, labels_B: Tensor | None = None) -> Tensor:

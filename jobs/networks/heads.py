@@ -22,8 +22,9 @@ Head = Callable[[int, int], list[nn.Module]]
 
 
 class LastLayers(TypedDict, total=False):
-    """Options of every generator's last layers; each is off unless it is given."""
+    """Options of every generator's last layers; each is off, or 0, unless it is given."""
 
+    patch_size: int
     full_res_conv: bool
     antialias: bool
 

@@ -125,23 +125,14 @@ class ResNetGenerator(nn.Module):
     at infinity.
     """
 
-    def __init__(
-        self,
-        *,
-        size: int,
-        nz: int,
-        ngf: int,
-        classes: int = 0,
-        patch_size: int = 0,
-        **last: Unpack[LastLayers],
-    ) -> None:
+    def __init__(self, *, size: int, nz: int, ngf: int, classes: int = 0, **last: Unpack[LastLayers]) -> None:
         super().__init__()
         self.GeneClasses = ClassLatents(classes) if classes else None
         into = nz + ClassLatents.NUMBERS if classes else nz
-        channels = [ngf * factor for factor in widths(size, patch_size)]
+        channels = [ngf * factor for factor in widths(size, last.get("patch_size", 0))]
         stages = residual_stages(into, channels)
         layers = [layer for stage in stages for layer in stage]
-        layers += last_layers(residual_head, channels[-1], size, patch_size=patch_size, **last)
+        layers += last_layers(residual_head, channels[-1], size, **last)
         self.Gene = nn.Sequential(*layers)
 
     def forward(self, latents_BZ11: Tensor, labels_B: Tensor | None = None) -> Tensor:

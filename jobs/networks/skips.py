@@ -69,12 +69,12 @@ class SkipGenerator(nn.Module):
         nz: int,
         ngf: int,
         classes: int,
-        patch_size: int = 0,
         **last: Unpack[LastLayers],
     ) -> None:
         super().__init__()
         self.GeneClasses = ClassLatents(classes) if classes else None
         into = nz + ClassLatents.NUMBERS if classes else nz
+        patch_size = last.get("patch_size", 0)
         found = levels(size, grown, patch_size)
         channels = [
             ngf * factor for factor in (balanced_widths if arch == "balanced" else widths)(size, patch_size)
@@ -89,8 +89,7 @@ class SkipGenerator(nn.Module):
         ends = [sum(map(len, stages[: index + 1])) for _, index in found]
         self.parts = list(pairwise([0, *ends]))
         self.GeneSkips = nn.ModuleList(
-            nn.Sequential(*last_layers(HEADS[arch], channels[index], side, patch_size=patch_size, **last))
-            for side, index in found
+            nn.Sequential(*last_layers(HEADS[arch], channels[index], side, **last)) for side, index in found
         )
         for skip in list(self.GeneSkips)[1:]:
             _zero(skip)
