@@ -29,7 +29,7 @@ from storage.volume.filesystems import NETWORK_FILESYSTEMS as NETWORK_FILESYSTEM
 from storage.volume.filesystems import filesystem_type as filesystem_type
 from storage.volume.filesystems import is_network_filesystem
 
-SCHEMA_REVISION = "0010"
+SCHEMA_REVISION = "0011"
 """Newest migration of this version; it also works on newer schemas that allow it, never on older ones."""
 
 REVISION_AND_INSTALLATION = (

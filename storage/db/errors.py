@@ -76,9 +76,9 @@ def needs_new_connection(exc: DBAPIError) -> bool:
 
 
 def names_unknown_column(exc: DBAPIError) -> bool:
-    """Return whether the statement names a column that does not exist."""
+    """Return whether the statement names a column or a function that does not exist."""
     message = str(exc.orig)
-    return _sqlstate(exc) == "42703" or (
+    return _sqlstate(exc) in ("42703", "42883") or (
         isinstance(exc, OperationalError | ProgrammingError)
         and ("no such column" in message or "has no column" in message)
     )

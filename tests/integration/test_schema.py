@@ -104,7 +104,7 @@ def test_a_table_from_before_the_id_is_called_older_and_one_upgrade_gives_it(emp
     on_event = "" if empty.is_sqlite else " ON event"
     undo_webhooks = [undo.format(on_event=on_event) for undo in UNDO_WEBHOOKS]
     if not empty.is_sqlite:
-        undo_webhooks.append("DROP FUNCTION ganq_deliver")
+        undo_webhooks += [f"DROP FUNCTION ganq_{name}" for name in ("deliver", "claim", "succeed_and_claim")]
     for undo in (
         *undo_webhooks,
         *UNDO_INDEXES,

@@ -3,10 +3,11 @@
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Select, Update, bindparam, func, insert, null, select, text, update
+from sqlalchemy import Connection, Executable, Update, bindparam, func, insert, null, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from jobs.errors import GanqError, LeaseLostError
@@ -14,20 +15,19 @@ from jobs.states import JobState
 from storage.db.backoff import Backoffs
 from storage.db.engine import SCHEMA_REVISION, check_schema
 from storage.db.rows import Job, Lease, WorkerIdentity
-from storage.db.store.finish import FinishMixin, publish
+from storage.db.store.finish import FinishMixin, bit_exact, publish
 from storage.db.store.malformed import close_attempts
 from storage.db.store.scheduling import (
     BEST,
     Candidate,
     Capabilities,
-    QueuePeek,
     candidates,
     mark_served,
     oldest,
     peek,
     release_due_jobs,
 )
-from storage.db.store.transitions import event_of_row, record_event
+from storage.db.store.transitions import fence_values, record_event
 from storage.db.tables import RUNNING, attempt, job, utcnow
 
 log = logging.getLogger("ganq.claiming")
@@ -48,32 +48,32 @@ CLAIM_COLUMNS = {
 }
 IDENTITY_COLUMNS = ("host", "device", "boot_id", "pid", "start_ticks")
 OPEN_ATTEMPT = insert(attempt).values(started_at=utcnow())
-SAME_SCHEMA = text("(SELECT version_num FROM alembic_version) = :revision")
+_CALLER = (
+    ":queues, :kinds, :newest_spec, :revision, :token, :who,"
+    " :by_host, :by_device, :by_boot_id, :by_pid, :by_start_ticks"
+)
+_COLUMNS = ", ".join(f'"{column.name}"' for column in job.c)
+# Functions of the database (migration 0011): one round trip for a plain claim, and for an end with one. A row
+# of NULLs says that it is not plain, and that nothing was done.
+PLAIN_CLAIM = text(f"SELECT {_COLUMNS} FROM ganq_claim({_CALLER})").columns(*job.c)
+PLAIN_TURN = (
+    text(
+        f"SELECT {_COLUMNS} FROM ganq_succeed_and_claim("
+        f":owned_id, :owned_attempt, :owned_token, :result, :bit_exact, :more_s, {_CALLER})"
+    )
+    .bindparams(bindparam("result", type_=job.c.result.type))
+    .columns(*job.c)
+)
 
 
 def _claim_statement(*which: Any) -> Update:
     return update(job).where(*which).values(CLAIM_COLUMNS).returning(job)
 
 
-def _with_records(claim: Update) -> Select[Any]:
-    """Claim a job and insert its attempt and event in one statement, which Postgres executes atomically."""
-    claimed = claim.cte("claimed")
-    columns = select(claimed.c.id, claimed.c.attempt, utcnow(), bindparam("token"), bindparam("who"))
-    identity = (bindparam(f"by_{name}", type_=attempt.c[name].type) for name in IDENTITY_COLUMNS)
-    opened = insert(attempt).from_select(
-        ["job_id", "number", "started_at", "lease_token", "worker", *IDENTITY_COLUMNS],
-        columns.add_columns(*identity),
-    )
-    event = event_of_row(claimed, "claimed", attempt=claimed.c.attempt, worker=bindparam("who"))
-    return select(claimed).add_cte(opened.cte("opened"), event.cte("recorded"))
-
-
-# The compare-and-set of a claim, by dialect and kind of candidate; on Postgres with its records.
-CLAIMS: dict[tuple[str, str], Any] = {
-    key: _claim_statement(job.c.id == best, job.c.state == JobState.QUEUED, SAME_SCHEMA)
-    for key, best in BEST.items()
+# The compare-and-set of a claim, by dialect and kind of candidate.
+CLAIMS = {
+    key: _claim_statement(job.c.id == best, job.c.state == JobState.QUEUED) for key, best in BEST.items()
 }
-CLAIMS |= {key: _with_records(claim) for key, claim in CLAIMS.items() if key[0] == "postgresql"}
 
 
 class ClaimMixin(FinishMixin):
@@ -97,11 +97,10 @@ class ClaimMixin(FinishMixin):
             return self._claim(claim)
 
     def _claim(self, claim: "Claim") -> Lease | None:
-        try:
-            autocommit = not self.database.is_sqlite
-            return self.database.write(partial(claim.take, autocommit=autocommit), autocommit=True)
-        except _NeedsTransactionError:
-            return self.database.write(claim.take)
+        if not self.database.is_sqlite:
+            with suppress(_NotPlainError):
+                return self.database.write(claim.take_plain, autocommit=True)
+        return self.database.write(claim.take)
 
     def succeed_and_claim(
         self, lease: Lease, result: dict[str, Any], claim: "Claim", *, claim_next: bool = True
@@ -124,15 +123,25 @@ class ClaimMixin(FinishMixin):
             LeaseLostError: as succeed() does.
         """
 
+        def call(conn: Connection) -> Lease | None:
+            own = claim.find_own_commit(conn)
+            return own or claim.call(conn, PLAIN_TURN, {**fence_values(lease), **ending, "result": result})
+
         def work(conn: Connection, take: Callable[[Connection], Lease | None]) -> Lease | None:
             publish(conn, lease, result)
-            return take(conn)
+            with suppress(_NotPlainError):
+                return take(conn)
+            return None
 
+        ending = {"bit_exact": bit_exact(result), "more_s": lease.ran_s}
         finish_only = partial(work, take=claim.find_own_commit)
         if not claim_next:
             return self.database.write(finish_only)
         try:
-            return self.database.write(partial(work, take=claim.take_simple), patience_s=FUSED_PATIENCE_S)
+            if not self.database.is_sqlite:
+                with suppress(_NotPlainError):
+                    return self.database.write(call, patience_s=FUSED_PATIENCE_S, autocommit=True)
+            return self.database.write(partial(work, take=claim.take_plain), patience_s=FUSED_PATIENCE_S)
         except LeaseLostError:
             raise
         except Exception as exc:  # even a bug in the claim must not lose a finished job
@@ -151,45 +160,59 @@ class Claim:
         self.token = secrets.token_hex(16)
         self.attempt_values = {"token": self.token, "who": who.name}
         self.attempt_values |= {f"by_{name}": getattr(who, name) for name in IDENTITY_COLUMNS}
-        self.tried = False
+        self.tries = 0
 
-    def take(self, conn: Connection, *, autocommit: bool = False) -> Lease | None:
-        """
-        Claim the best job.
-
-        Args:
-            autocommit: each statement is a transaction of its own.
-        """
+    def take(self, conn: Connection) -> Lease | None:
+        """Claim the best job."""
         seen = peek(conn, self.capabilities)
         check_schema(conn, seen.revision)
         if (own := self.find_own_commit(conn)) is not None:
             return own
-        if autocommit and seen.quotas:
-            raise _NeedsTransactionError
         if seen.delayed and self.backoffs is not None and release_due_jobs(conn, self.backoffs):
             seen = peek(conn, self.capabilities)
-        return self._claim_first(conn, candidates(conn, self.capabilities, seen), seen)
+        return self._claim_first(conn, candidates(conn, self.capabilities, seen))
 
-    def take_simple(self, conn: Connection) -> Lease | None:
-        """Claim the best job if there are no quotas, delayed jobs or jobs that yielded; else claim none."""
+    def take_plain(self, conn: Connection) -> Lease | None:
+        """
+        Claim the best job if there are no quotas, delayed jobs or jobs that yielded.
+
+        Raises:
+            _NotPlainError: there are, or the schema is another; nothing was done.
+        """
         if (own := self.find_own_commit(conn)) is not None:
             return own
+        if conn.dialect.name == "postgresql":
+            return self.call(conn, PLAIN_CLAIM, {})
         seen = peek(conn, self.capabilities)
         if seen.quotas or seen.delayed or seen.yielded or seen.revision != SCHEMA_REVISION:
-            return None
-        return self._claim_first(conn, candidates(conn, self.capabilities, seen), seen)
+            raise _NotPlainError
+        return self._claim_first(conn, candidates(conn, self.capabilities, seen))
+
+    def call(self, conn: Connection, function: Executable, more: dict[str, Any]) -> Lease | None:
+        """
+        Claim the best job by PLAIN_CLAIM or PLAIN_TURN.
+
+        Raises:
+            _NotPlainError: it did nothing.
+        """
+        which = self.capabilities.parameters(queues=list(self.capabilities.queues), revision=SCHEMA_REVISION)
+        row = conn.execute(function, {**which, **self.attempt_values, **more}).first()
+        if row is not None and row.id is None:
+            self.tries -= 1  # this one has committed nothing
+            raise _NotPlainError
+        return None if row is None else self._lease(row)
 
     def find_own_commit(self, conn: Connection) -> Lease | None:
         """Return the job that an earlier try has claimed, if its COMMIT succeeded and the answer was lost."""
-        if not self.tried:
-            self.tried = True
+        self.tries += 1
+        if self.tries == 1:
             return None
         own = conn.execute(select(job).where(text(f"job.{RUNNING}"), job.c.lease_token == self.token)).first()
         return None if own is None else self._lease(own)
 
-    def _claim_first(self, conn: Connection, some: Iterable[Candidate], seen: QueuePeek) -> Lease | None:
+    def _claim_first(self, conn: Connection, some: Iterable[Candidate]) -> Lease | None:
         for candidate in some:
-            row = _claim_row(conn, candidate, {**self.attempt_values, "revision": seen.revision})
+            row = _claim_row(conn, candidate, self.attempt_values)
             if row is not None:
                 if candidate.rotates:
                     mark_served(conn, candidate.user)
@@ -200,16 +223,14 @@ class Claim:
         return Lease(Job.from_row(row), row.attempt, self.token, queues=tuple(self.capabilities.queues))
 
 
-class _NeedsTransactionError(Exception):
-    """There are quotas: claims then run one at a time, each in a transaction."""
+class _NotPlainError(Exception):
+    """A claim, or the end before it, needs more than the plain path does."""
 
 
 def _claim_row(conn: Connection, candidate: Candidate, values: dict[str, Any]) -> Any:
     """Claim a candidate and insert its attempt and event; return None if another worker claims it."""
     claim = CLAIMS[conn.dialect.name, candidate.how]
-    if conn.dialect.name == "postgresql":
-        return conn.execute(claim, candidate.parameters | values).first()
-    claim_values = {name: values[name] for name in ("token", "who", "revision")}
+    claim_values = {name: values[name] for name in ("token", "who")}
     row = conn.execute(claim, candidate.parameters | claim_values).first()
     if row is not None:
         identity = {name: values[f"by_{name}"] for name in IDENTITY_COLUMNS}

@@ -135,12 +135,17 @@ def _retries_exhausted(conn: Connection, row: Any, code: str) -> bool:
     return list(conn.execute(last).scalars()) == [code] * before
 
 
+def bit_exact(result: dict[str, Any]) -> int | None:
+    """Return the column `bit_exact` of a job with this result."""
+    found = result.get("bit_exact")
+    return None if found is None else int(found)
+
+
 def publish(conn: Connection, lease: Lease, result: dict[str, Any]) -> None:
     """Run FinishMixin.succeed() in the caller's transaction."""
-    bit_exact = result.get("bit_exact")
     values = {
         "result": result,
-        "bit_exact": None if bit_exact is None else int(bit_exact),
+        "bit_exact": bit_exact(result),
         "error_code": None,
         "error_message": None,
         "error_hint": None,

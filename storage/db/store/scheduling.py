@@ -10,6 +10,9 @@ The order in which jobs are claimed.
 Users and queues at their quota are skipped. The cost does not grow with the number of queued jobs: the
 partial index ix_job_claimable leads from one user to the next (a loose index scan), and there are only as
 many running jobs as workers.
+
+On Postgres a plain claim (no quotas, delayed or preempted jobs) is the function ganq_claim of migration 0011,
+which has the same order.
 """
 
 from collections import Counter

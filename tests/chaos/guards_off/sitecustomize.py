@@ -45,16 +45,16 @@ def claim_cas(claim: Any) -> None:
     from storage.db.tables import CLOCKS
 
     for dialect in CLOCKS:
-        taking = claim._claim_statement(claim.job.c.id == bindparam("this"))
-        claim.CLAIMS[dialect, "unguarded"] = (
-            claim._with_records(taking) if dialect == "postgresql" else taking
-        )
+        claim.CLAIMS[dialect, "unguarded"] = claim._claim_statement(claim.job.c.id == bindparam("this"))
 
-    def take(self: Any, conn: Any, *, autocommit: bool = False) -> Any:
+    def not_plain(*args: Any) -> None:
+        raise claim._NotPlainError
+
+    def take(self: Any, conn: Any) -> Any:
         seen = claim.peek(conn, self.capabilities)
         claim.check_schema(conn, seen.revision)
         candidate = claim.Candidate("unguarded", {"this": self.chosen or -1}, "", False)
-        return self._claim_first(conn, [candidate], seen)
+        return self._claim_first(conn, [candidate])
 
     def claim_unguarded(self: Any, who: Any, *, kinds: Any, spec_version: int) -> Any:
         one = claim.Claim(who, kinds, spec_version)
@@ -62,7 +62,7 @@ def claim_cas(claim: Any) -> None:
         return self._claim(one)
 
     claim.Claim.take = take
-    claim.Claim.take_simple = _nothing  # the job ends alone, and claim() is asked
+    claim.Claim.take_plain = claim.Claim.call = not_plain  # the job ends alone, and claim() is asked
     claim.ClaimMixin.claim = claim_unguarded
 
 
