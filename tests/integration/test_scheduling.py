@@ -73,6 +73,18 @@ def test_the_user_with_fewer_running_jobs_comes_first(
     assert Counter(claim().job.user for _ in range(4)) == {"ada": 2, "ben": 2}
 
 
+def test_running_jobs_count_before_the_turn_that_a_user_had(
+    job_factory: "Callable[..., Job]", claim: Claimer
+) -> None:
+    """Alone, ada lost no turn; her two jobs run all the same."""
+    for _ in range(2):
+        job_factory(user="ada")
+        claim()
+    for user in ("ada", "ben"):
+        job_factory(user=user)
+    assert claim().job.user == "ben"
+
+
 def test_priority_comes_before_turns(
     store: JobStore, job_factory: "Callable[..., Job]", claim: Claimer
 ) -> None:

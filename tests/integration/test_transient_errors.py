@@ -1,20 +1,32 @@
 """From one job to the next: the end of one and the claim of another in one transaction."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from machine import until
-from sqlalchemy import event, insert, text
-from tables import Claimer, beat_of, event_types, first_answer_lost, open_attempts
+from sqlalchemy import event, insert, select, text
+from tables import (
+    Claimer,
+    beat_of,
+    event_types,
+    first_answer_lost,
+    job_row,
+    open_attempts,
+    set_columns,
+)
 
 from jobs.errors import LeaseLostError
 from jobs.kinds import SPEC_VERSION
 from jobs.states import JobState, Outcome
 from storage.db.queries import Filter
 from storage.db.store import Claim, claim
+from storage.db.store.waiting import Extras
+from storage.db.tables import event as event_table
 from storage.db.tables import quota
 
 if TYPE_CHECKING:
@@ -61,6 +73,32 @@ def test_the_job_has_ended_and_the_next_is_taken(
     assert (open_attempts(database, lease.job_id), open_attempts(database, waiting.id)) == (0, 1)
 
 
+def test_the_end_leaves_what_an_end_leaves(
+    database: "Database",
+    running_job_factory: "Callable[..., Lease]",
+    job_factory: "Callable[..., Job]",
+    end: Any,
+) -> None:
+    """The running time, no wish to preempt, no error of an earlier attempt, and a history in its order."""
+    lease, waiting = running_job_factory(), job_factory()
+    set_columns(database, lease.job_id, preempt_for=waiting.id, yielded_at=1.0, ran_s=100.0, error_code="X")
+    set_columns(database, waiting.id, error_code="CRASHED", started_at=5.0, hb_seq=7)
+    later = time.time() + 3600
+    ahead = [{"job_id": one, "at": later, "type": "held"} for one in (lease.job_id, waiting.id)]
+    database.write(lambda conn: conn.execute(insert(event_table), ahead))
+
+    end(lease)
+
+    ended, begun = job_row(database, lease.job_id), job_row(database, waiting.id)
+    assert 100.0 < ended["ran_s"] < 160.0
+    assert [ended[name] for name in ("preempt_for", "yielded_at", "error_code")] == [None] * 3
+    assert (begun["error_code"], begun["started_at"], begun["hb_seq"]) == (None, 5.0, 8)
+    for one in (lease.job_id, waiting.id):
+        times = select(event_table.c.at).where(event_table.c.job_id == one).order_by(event_table.c.id)
+        found = database.read(lambda conn, times=times: conn.execute(times).scalars().all())
+        assert found == sorted(found), "the clock was set back, and the history goes on"
+
+
 def test_it_takes_one_commit(
     database: "Database",
     running_job_factory: "Callable[..., Lease]",
@@ -88,6 +126,43 @@ def test_a_job_that_waited_for_the_one_that_ended_can_be_the_next(
     lease = running_job_factory()
     child = job_factory(after=[lease.job_id])
     assert end(lease).job_id == child.id
+
+
+def test_a_job_that_waited_for_any_end_can_be_the_next(
+    running_job_factory: "Callable[..., Lease]", job_factory: "Callable[..., Job]", end: Any
+) -> None:
+    lease = running_job_factory()
+    child = job_factory(extras=Extras(after_any=(lease.job_id,)))
+    assert end(lease).job_id == child.id
+
+
+def test_a_sweep_of_which_one_may_run_has_its_next_job_when_one_ends(
+    store: "JobStore", claim: Claimer, end: Any
+) -> None:
+    store.submit_sweep(
+        [{"data": "/pictures"}] * 3,
+        names=[None] * 3,
+        submit_key="key",
+        kind="train",
+        spec_version=SPEC_VERSION,
+        user="tester",
+        extras=Extras(max_running=1),
+    )
+    lease = claim()
+    assert claim.or_none() is None
+    second = end(lease)
+    assert second.job_id == lease.job_id + 1
+    assert end(second).job_id == lease.job_id + 2
+
+
+@pytest.mark.parametrize("backend", ["postgres"], indirect=True)
+def test_a_job_that_another_transaction_has_locked_is_not_waited_for(
+    database: "Database", job_factory: "Callable[..., Job]", running_job_factory: Any, end: Any
+) -> None:
+    lease, locked, free = running_job_factory(), job_factory(), job_factory()
+    with database.engine.begin() as other:
+        other.execute(text("SELECT id FROM job WHERE id = :id FOR UPDATE"), {"id": locked.id})
+        assert end(lease).job_id == free.id
 
 
 def test_where_nothing_waits_the_job_ends_all_the_same(
@@ -175,6 +250,16 @@ def test_a_lost_lease_ends_nothing_and_takes_nothing(
 
     assert queries.get(lease.job_id).result is None
     assert queries.get(waiting.id).state is JobState.QUEUED
+
+
+def test_a_lease_of_the_same_attempt_with_another_token_ends_nothing(
+    running_job_factory: "Callable[..., Lease]", queries: "Queries", end: Any
+) -> None:
+    """As after a restore of the job table: the numbers of attempts begin again."""
+    lease = running_job_factory()
+    with pytest.raises(LeaseLostError):
+        end(replace(lease, token="0" * 32))
+    assert queries.get(lease.job_id).state is JobState.RUNNING
 
 
 def test_where_there_are_limits_the_claim_is_left_to_its_own_transaction(

@@ -77,7 +77,7 @@ BEGIN
             FROM waiting
             LEFT JOIN busy ON busy."user" = waiting.name LEFT JOIN share ON share."user" = waiting.name
             WHERE waiting.name IS NOT NULL
-            ORDER BY coalesce(busy.jobs, 0), coalesce(share.served_at, 0), waiting.name COLLATE "C", (
+            ORDER BY coalesce(busy.jobs, 0), coalesce(share.served_at, 0), waiting.name, (
                 SELECT id FROM job WHERE {CLAIMABLE} AND job.queue = waiting.queue AND priority = level
                 AND "user" = waiting.name ORDER BY position, id LIMIT 1
             )
