@@ -159,7 +159,7 @@ def test_a_sweep_of_which_one_may_run_has_its_next_job_when_one_ends(
 def test_a_job_that_another_transaction_has_locked_is_not_waited_for(
     database: "Database", job_factory: "Callable[..., Job]", running_job_factory: Any, end: Any
 ) -> None:
-    lease, locked, free = running_job_factory(), job_factory(), job_factory()
+    lease, locked, free = running_job_factory(), job_factory(priority=5), job_factory()
     with database.engine.begin() as other:
         other.execute(text("SELECT id FROM job WHERE id = :id FOR UPDATE"), {"id": locked.id})
         assert end(lease).job_id == free.id
