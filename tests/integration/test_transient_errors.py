@@ -4,12 +4,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from machine import until
-from sqlalchemy import event, insert, select, text
+from sqlalchemy import Connection, bindparam, event, insert, select, text
 from tables import (
     Claimer,
     beat_of,
@@ -93,9 +94,13 @@ def test_the_end_leaves_what_an_end_leaves(
     assert 100.0 < ended["ran_s"] < 160.0
     assert [ended[name] for name in ("preempt_for", "yielded_at", "error_code")] == [None] * 3
     assert (begun["error_code"], begun["started_at"], begun["hb_seq"]) == (None, 5.0, 8)
+    times = select(event_table.c.at).where(event_table.c.job_id == bindparam("of")).order_by(event_table.c.id)
+
+    def history(conn: Connection, of: int) -> list[float]:
+        return list(conn.execute(times, {"of": of}).scalars())
+
     for one in (lease.job_id, waiting.id):
-        times = select(event_table.c.at).where(event_table.c.job_id == one).order_by(event_table.c.id)
-        found = database.read(lambda conn, times=times: conn.execute(times).scalars().all())
+        found = database.read(partial(history, of=one))
         assert found == sorted(found), "the clock was set back, and the history goes on"
 
 
