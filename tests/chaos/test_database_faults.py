@@ -28,7 +28,7 @@ from machine import LATER, Ganq, part, until
 from services import Postgres, free_port, postgres_binaries
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
-from tables import Claimer, beat_of, event_types, job_row, open_attempts
+from tables import Claimer, beat_of, event_types, job_row, open_attempts, set_columns
 
 from jobs.errors import ConfigError, DatabaseUnavailableError, DiskFullError
 from jobs.kinds import SPEC_VERSION
@@ -254,9 +254,15 @@ def test_postgres_is_asked_no_oftener_than_must_be(
     asked["end and claim"], lease = trips(pass_on)
     through.succeed(lease, {})
     asked["claim of nothing"], _ = trips(claim)
-    # Of an end without a claim: BEGIN, all that changes, who waited for it, COMMIT.
+    submit(through, "fourth"), submit(through, "fifth")
+    set_columns(through.database, submit(through, "waits for its retry").id, not_before=2e9)
+    claim()  # and observes the delayed job, which is new
+    asked["claim beside a delayed job"], lease = trips(claim)
+    assert lease is not None
+    # Of an end without a claim: BEGIN, all that changes, who waited for it, COMMIT. Beside a delayed job: the
+    # function, which does nothing, and a transaction with the look, the claim, the attempt and the event.
     kept = {"submit": 1, "claim": 1, "beat": 1, "wishes": 1, "end": 4, "end and claim": 1}
-    assert asked == {**kept, "claim of nothing": 1}
+    assert asked == {**kept, "claim of nothing": 1, "claim beside a delayed job": 7}
 
 
 @only_postgres
