@@ -70,7 +70,7 @@ def postgres_engine(url: str, connections: int | None = None) -> Engine:
 
     @event.listens_for(engine, "checkout")
     def _still_there(raw: Any, record: Any, proxy: Any) -> None:
-        # pool_pre_ping of SQLAlchemy pings each time, which is one of seven round trips of a claim.
+        # pool_pre_ping of SQLAlchemy pings each time, which would double the round trips of a claim.
         left_at = record.info.get("left_at")
         if left_at is None or time.monotonic() - left_at < FRESH_S:
             return
