@@ -80,7 +80,7 @@ def test_the_end_leaves_what_an_end_leaves(
     job_factory: "Callable[..., Job]",
     end: Any,
 ) -> None:
-    """The running time, no wish to preempt, no error of an earlier attempt, and a history in its order."""
+    """The running time, no preemption, no error of an earlier attempt, and a history in its order."""
     lease, waiting = running_job_factory(), job_factory()
     set_columns(database, lease.job_id, preempt_for=waiting.id, yielded_at=1.0, ran_s=100.0, error_code="X")
     set_columns(database, waiting.id, error_code="CRASHED", started_at=5.0, hb_seq=7)

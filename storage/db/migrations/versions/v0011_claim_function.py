@@ -3,7 +3,7 @@ On Postgres, the plain claim as a function, and the end of a job with the next c
 
 Additive. What a claim does in five to eight round trips is one. The functions do nothing where a claim is not
 plain, and say so by a row of NULLs; storage/db/store/claim.py then takes it statement by statement, and
-storage/db/store/scheduling.py tells the order. A later version that changes them creates functions of other
+storage/db/store/scheduling.py defines the order. A later version that changes them creates functions of other
 names, because workers of this version go on calling these.
 """
 
