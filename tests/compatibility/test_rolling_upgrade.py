@@ -132,7 +132,7 @@ def test_a_training_moves_from_an_old_worker_to_a_new_one_during_the_upgrade(
     old, new = both.old, both.new
     old("db", "upgrade")
     worker = old.start_worker("old")
-    train = ("submit", "train", *small, "--epochs", "40", "--checkpoint-seconds", "0.5")
+    train = ("submit", "train", *small, "--epochs", "200", "--checkpoint-seconds", "0.5")
     moved, whole = old.json(*train)["id"], old.json(*train)["id"]
     until(lambda: old.json("checkpoints", str(moved)), what="a checkpoint")
     new("db", "upgrade")
