@@ -20,7 +20,7 @@ from sqlalchemy.exc import TimeoutError as NoConnectionFreeError
 from jobs.errors import ConfigError, DatabaseUnavailableError, SchemaMismatchError
 from storage.db.backoff import Backoffs
 from storage.db.errors import MissingTableError as MissingTableError
-from storage.db.errors import explained, is_transient, names_unknown_column, needs_new_connection
+from storage.db.errors import explained, is_transient, names_unknown_name, needs_new_connection
 from storage.db.postgres import SpareConnection, postgres_engine
 from storage.db.sqlite import WAL_RESET_FIXED as WAL_RESET_FIXED
 from storage.db.sqlite import DataVersion, Wal, sqlite_engine
@@ -153,7 +153,7 @@ class Database:
                 pause = min(pause * 2, 2.0)
 
     def _raise_error(self, exc: DBAPIError) -> NoReturn:
-        if names_unknown_column(exc):
+        if names_unknown_name(exc):
             self.require_schema()  # the most likely reason, and a better message
         found = explained(exc, self.url, had_tables=self.had_tables)
         if found is exc:

@@ -75,7 +75,7 @@ def needs_new_connection(exc: DBAPIError) -> bool:
     return _sqlstate(exc) in STALE_SQLSTATES or _sqlite_code(exc) == sqlite3.SQLITE_READONLY
 
 
-def names_unknown_column(exc: DBAPIError) -> bool:
+def names_unknown_name(exc: DBAPIError) -> bool:
     """Return whether the statement names a column or a function that does not exist."""
     message = str(exc.orig)
     return _sqlstate(exc) in ("42703", "42883") or (

@@ -245,7 +245,7 @@ def test_postgres_is_asked_no_oftener_than_must_be(
     asked["submit"], _ = trips(lambda: submit(through, "second"))
     asked["claim"], lease = trips(claim)
     asked["beat"], _ = trips(lambda: through.heartbeat(lease, {"done": 1}))
-    asked["wishes"], _ = trips(lambda: through.stop_requests(lease))
+    asked["stop requests"], _ = trips(lambda: through.stop_requests(lease))
     asked["end"], _ = trips(lambda: through.succeed(lease, {}))
     submit(through, "third")
     next_one = Claim(worker_identity, ("train",), SPEC_VERSION)
@@ -261,7 +261,7 @@ def test_postgres_is_asked_no_oftener_than_must_be(
     assert lease is not None
     # Of an end without a claim: BEGIN, all that changes, who waited for it, COMMIT. Beside a delayed job: the
     # function, which does nothing, and a transaction with the look, the claim, the attempt and the event.
-    kept = {"submit": 1, "claim": 1, "beat": 1, "wishes": 1, "end": 4, "end and claim": 1}
+    kept = {"submit": 1, "claim": 1, "beat": 1, "stop requests": 1, "end": 4, "end and claim": 1}
     assert asked == {**kept, "claim of nothing": 1, "claim beside a delayed job": 7}
 
 

@@ -294,23 +294,28 @@ def test_a_claim_among_20000_jobs_reads_the_partial_index(
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
         conn.execute(text("ANALYZE job"))
 
-    with recorded(database) as seen:
-        lease = claim()
+    with recorded(database) as seen:  # statement by statement, as on Postgres if there are quotas
+        lease = database.write(Claim(claim.worker, ("train",), SPEC_VERSION).take)
 
+    assert lease is not None
     assert lease.job_id > first.id  # of the highest priority
+    looks = [(s, p) for s, p in seen if "FROM job" in s]
+    assert len(looks) == 3, "a look, a count of what runs (if users take turns), and the claim"
     explain = "EXPLAIN QUERY PLAN " if backend == "sqlite" else "EXPLAIN "
+    plans = [explained(database, s, p, explain=explain) for s, p in looks]
+    assert sum("ix_job_claimable" in plan for plan in plans) >= 2
+    for (statement, _), plan in zip(looks, plans, strict=True):
+        if "GROUP BY" in statement:
+            continue  # of the running jobs, by user
+        assert "TEMP B-TREE" not in plan, "the whole queue is sorted at every claim"
+        assert "Sort" not in plan, "the whole queue is sorted at every claim"
+        assert "Seq Scan on job" not in plan, "the whole table is read at every claim"
+        assert "SCAN job" not in plan.replace("SCAN job USING COVERING INDEX ix_job_running", "")
     if backend == "sqlite":
-        looks = [(s, p) for s, p in seen if "FROM job" in s]
-        assert len(looks) == 3, "a look, a count of what runs (if users take turns), and the claim"
-        plans = [explained(database, s, p, explain=explain) for s, p in looks]
-        assert sum("ix_job_claimable" in plan for plan in plans) >= 2
         assert "ix_job_state_id" not in plans[0], "the glance reads all that is queued"
-        for (statement, _), plan in zip(looks, plans, strict=True):
-            if "GROUP BY" in statement:
-                continue  # of the running jobs, by user
-            assert "TEMP B-TREE" not in plan, "the whole queue is sorted at every claim"
-            assert "SCAN job" not in plan.replace("SCAN job USING COVERING INDEX ix_job_running", "")
     else:
+        with recorded(database) as seen:
+            claim()
         pages, scans = cost_of_claim(database, *only(seen))
         assert pages < 50 * 15, "each user's turn reads the index from its beginning"
         assert scans == 0, "the whole table is read at every claim"

@@ -381,3 +381,12 @@ def test_a_volume_without_the_jobs_of_the_table_is_refused_before_anything_is_ma
         with pytest.raises(VolumeError, match="there are no jobs at"):
             begin()
         assert not settings.volume.exists()
+
+
+@pytest.mark.parametrize("backend", ["postgres"], indirect=True)
+def test_a_worker_whose_database_became_an_older_one_says_so(database: Database, claim: "Claimer") -> None:
+    drop = text("DROP FUNCTION ganq_claim, ganq_succeed_and_claim")
+    database.write(lambda conn: conn.execute(drop))
+    pretend(database, "0010")
+    with pytest.raises(SchemaMismatchError, match="older"):
+        claim()
